@@ -1,0 +1,273 @@
+"""Edits: what to do at a site, on which rows, positions and units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import MechintError, did_you_mean
+from .models.sites import Site
+
+MODES = ("replace", "add", "scale", "mask", "readout", "cut")
+
+Value = Tensor | float | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One intervention.
+
+    Args:
+        site: A name of ``model.sites``, such as ``"layers.3.state"``.
+        mode: ``replace`` puts ``value`` there; ``add`` adds it; ``scale`` multiplies by it; ``mask`` gives
+            ``value * x + (1 - value) * fill``. ``readout`` (on ``state`` only) lets C read ``value`` at these
+            positions while the recurrence goes on untouched; the same as ``replace`` at the site ``readout``.
+            ``cut`` removes what ``positions`` read from ``sources``, see below.
+        value: A tensor or number that broadcasts to [rows, positions, units …], or a function of the clean
+            selection of that shape (in token-by-token generation it is called with one position at a time).
+        positions: Positions of the prompt, negative ones from its end; None for all.
+        units: Indices on the axis after position; for a site with two unit axes also (channel, state) pairs.
+            None for all.
+        rows: Rows of the batch; None for all.
+        fill: What ``mask`` puts where its value is 0; broadcasts like ``value``.
+        sources: For ``cut``: the positions whose contribution is removed; none later than a target.
+        decay: For a ``cut`` at ``out``: ``kept`` (the decays still respond to the sources) or ``frozen`` (the
+            decays are those of the layer without the sources, so nothing of them is left).
+
+    Edits of one site are applied in the order given. An edit of ``state`` is carried on by the recurrence; the
+    edits of ``write`` and ``decay`` are too, since the state is computed from them. The three cuts:
+
+    * at ``state``: C at a target reads the state without the decayed writes of the sources (the scan path alone);
+    * at ``conv``: the convolution at a target does without the taps that hold the sources;
+    * at ``out``: the whole mixer output at a target is that of the layer with the sources' ``x`` removed, at the
+      given channels or all: ∂out_i/∂x_j is exactly zero when the decay is frozen.
+    """
+
+    site: str
+    mode: str = "replace"
+    value: Value | None = None
+    positions: Sequence[int] | None = None
+    units: Sequence[int] | Sequence[tuple[int, int]] | None = None
+    rows: Sequence[int] | None = None
+    fill: Tensor | float = 0.0
+    sources: Sequence[int] | None = None
+    decay: str = "kept"
+    length: int | None = None
+    """Positions of the whole run, set when the edit is checked; values that name every position have this many."""
+    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def target(self) -> str:
+        """The site this edit is applied at: ``readout`` edits of ``state`` belong to the site ``readout``."""
+        return self.site.removesuffix("state") + "readout" if self.mode == "readout" else self.site
+
+    @property
+    def is_cut(self) -> bool:
+        return self.mode == "cut"
+
+    def resolved(self, length: int) -> Edit:
+        """The same edit with negative positions counted from ``length``."""
+
+        def absolute(positions: Sequence[int] | None) -> list[int] | None:
+            return None if positions is None else [int(p) + length if p < 0 else int(p) for p in positions]
+
+        values = {name: getattr(self, name) for name in ("site", "mode", "value", "units", "rows", "fill", "decay")}
+        return Edit(**values, positions=absolute(self.positions), sources=absolute(self.sources), length=length)
+
+    def here(self, offset: int, length: int) -> list[int]:
+        """Which of this edit's (resolved) positions lie in ``offset … offset + length - 1``, as absolute numbers."""
+        if self.positions is None:
+            return list(range(offset, offset + length))
+        return [p for p in self.positions if offset <= p < offset + length]
+
+    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        """The edited tensor [batch, position, …]; ``offset`` is the position of its first column.
+
+        Positions outside the tensor are left for the forward that holds them.
+        """
+        if self.positions is None and self.units is None and self.rows is None:
+            whole = self.length is None or (offset == 0 and tensor.shape[1] == self.length)
+            here = None if whole else list(range(offset, offset + tensor.shape[1]))
+            return self._new(tensor, tensor.dim(), here)
+        index, keep = self._index(tensor, offset)
+        if not keep:
+            return tensor
+        selected = tensor[index]
+        asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
+        new = self._new(selected, selected.dim(), keep if len(keep) < asked else None)
+        return tensor.index_put(index, new.to(tensor.dtype))
+
+    def graft(self, base: Tensor, other: Tensor, offset: int = 0) -> Tensor:
+        """``base`` with the selection taken from ``other``; of a cut at ``out``, whose units are channels, whole rows."""
+        where = Edit(self.site, positions=self.positions, rows=self.rows) if self.site.endswith(".out") else self
+        index, keep = where._index(base, offset)
+        return base.index_put(index, other[index]) if keep else base
+
+    def on_share(self) -> Edit:
+        """What this edit of a state does to one part of it: a replaced state holds nothing of the part."""
+        selection = {"positions": self.positions, "units": self.units, "rows": self.rows, "length": self.length}
+        if self.mode == "replace":
+            return Edit(self.site, "scale", 0.0, **selection)  # type: ignore[arg-type]
+        if self.mode == "add":
+            return Edit(self.site, "scale", 1.0, **selection)  # type: ignore[arg-type]
+        return Edit(self.site, "scale", self.value, **selection)  # type: ignore[arg-type]
+
+    def _index(self, tensor: Tensor, offset: int) -> tuple[tuple[Tensor, ...], list[int]]:
+        """Advanced index of the selection [rows, positions, units], and which of our positions it holds."""
+        key = (tuple(tensor.shape[:2]), offset, tensor.device)
+        if key in self._cache:
+            return self._cache[key]  # type: ignore[no-any-return]
+        length = tensor.shape[1]
+        asked = range(self.length or length) if self.positions is None else self.positions
+        every = [int(p) - offset for p in asked]
+        keep = [k for k, p in enumerate(every) if 0 <= p < length]
+        rows = list(range(tensor.shape[0])) if self.rows is None else list(self.rows)
+        as_index = lambda values: torch.as_tensor(values, dtype=torch.long, device=tensor.device)  # noqa: E731
+        row, position = as_index(rows), as_index([every[k] for k in keep])
+        index: tuple[Tensor, ...]
+        if self.units is None:
+            index = (row[:, None], position[None, :])
+        else:
+            units = as_index(list(self.units)).reshape(len(self.units), -1)  # [U, 1] or, for pairs, [U, 2]
+            index = (row[:, None, None], position[None, :, None], *(axis[None, None, :] for axis in units.T))
+        self._cache[key] = (index, keep)
+        return index, keep
+
+    def _new(self, clean: Tensor, dims: int, keep: list[int] | None) -> Tensor:
+        """What stands in the place of the selection ``clean``.
+
+        ``keep``: which of the positions asked for ``clean`` holds, None for all of them.
+        """
+
+        def operand(value: Any) -> Tensor:
+            if callable(value):
+                return value(clean).to(clean)  # type: ignore[no-any-return]
+            value = torch.as_tensor(value, device=clean.device).to(clean.dtype)
+            axis = value.dim() - dims + 1  # of the positions in a value that may lack leading axes
+            if keep is None or axis < 0 or value.shape[axis] == 1:
+                return value
+            return value.index_select(axis, torch.as_tensor(keep, device=value.device))
+
+        value = operand(self.value)
+        if self.mode in ("replace", "readout"):
+            return value.expand(clean.shape)
+        if self.mode == "add":
+            return clean + value
+        if self.mode == "scale":
+            return clean * value
+        return value * clean + (1 - value) * operand(self.fill)
+
+
+def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, length: int) -> list[Edit]:
+    """The edits with absolute positions, after checking each against the model and the prompt.
+
+    Args:
+        sites: ``model.sites``.
+        edits: What the caller asked for.
+        rows: Batch size.
+        length: Positions there will be, generated ones included.
+
+    Raises:
+        MechintError: an unknown site or mode, a position, unit or row that does not exist, a value of a shape
+            that does not fit (the axis is named), a cut without sources or into the past.
+    """
+    return [_checked(sites, edit, rows, length) for edit in edits]
+
+
+def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> Edit:
+    where = f"edit of {edit.site!r}"
+    if edit.site not in sites:
+        raise MechintError(f"no site {edit.site!r} in this model{did_you_mean(edit.site, sites)}; see model.sites")
+    if edit.mode not in MODES:
+        raise MechintError(f"{where}: mode {edit.mode!r} is not one of {', '.join(MODES)}")
+    kind = edit.site.rpartition(".")[2]
+    if edit.mode == "readout" and kind != "state":
+        raise MechintError(f"{where}: mode 'readout' is for the site 'state' alone")
+    site = sites[edit.site]
+    edit = edit.resolved(length)
+    _in_range(where, "position", edit.positions, length)
+    _in_range(where, "row", edit.rows, rows)
+    if edit.units is not None:
+        # the units of a cut at `out` are the channels whose x is removed
+        units = sites[edit.site.removesuffix("out") + "x"] if edit.is_cut and kind == "out" else site
+        _check_units(where, units, edit)
+    if edit.is_cut:
+        _check_cut(where, kind, edit, sites, length)
+    elif callable(edit.value) and edit.mode in ("scale", "mask"):
+        raise MechintError(f"{where}: the value of {edit.mode!r} is a number or tensor; with a function use 'replace'")
+    elif edit.value is None:
+        raise MechintError(f"{where}: mode {edit.mode!r} needs a value")
+    else:
+        _check_shape(where, "value", edit.value, _selection(site, edit, rows, length))
+        if edit.mode == "mask":
+            _check_shape(where, "fill", edit.fill, _selection(site, edit, rows, length))
+    return edit
+
+
+def _in_range(where: str, axis: str, values: Sequence[int] | None, size: int) -> None:
+    if values is None:
+        return
+    if len(values) == 0:
+        raise MechintError(f"{where}: an empty list of {axis}s edits nothing; leave it out to mean all of them")
+    if len(set(values)) != len(values) and axis in ("position", "row"):
+        raise MechintError(f"{where}: {axis} {max(values, key=list(values).count)} is named twice")
+    bad = [value for value in values if not 0 <= value < size]
+    if bad:
+        raise MechintError(f"{where}: {axis} {bad[0]} does not exist; there are {size} (0 to {size - 1})")
+
+
+def _check_units(where: str, site: Site, edit: Edit) -> None:
+    if not edit.units:
+        raise MechintError(f"{where}: an empty list of units edits nothing; leave it out to mean all of them")
+    units = torch.as_tensor(list(edit.units)).reshape(len(edit.units), -1)  # [U, 1] or, for pairs, [U, 2]
+    if units.shape[1] > len(site.units):
+        raise MechintError(f"{where}: units are pairs, but the site has only the axis {site.axes[2]!r}")
+    for axis in range(units.shape[1]):
+        _in_range(where, site.axes[2 + axis], units[:, axis].tolist(), site.units[axis])
+
+
+def _check_cut(where: str, kind: str, edit: Edit, sites: Mapping[str, Site], length: int) -> None:
+    if kind not in ("state", "conv", "out"):
+        raise MechintError(f"{where}: a cut is made at 'state', 'conv' or 'out', not at {kind!r}")
+    if not edit.positions or not edit.sources:
+        raise MechintError(f"{where}: a cut needs positions (the readers) and sources (what they no longer read)")
+    _in_range(where, "source position", edit.sources, length)
+    if min(edit.positions) < min(edit.sources):
+        raise MechintError(f"{where}: position {min(edit.positions)} reads none of the sources: all come after it")
+    if edit.decay not in ("kept", "frozen"):
+        raise MechintError(f"{where}: decay is {edit.decay!r}; it must be 'kept' or 'frozen'")
+    reach = sites[edit.site + "_state"].units[1] if kind == "conv" else length
+    if not any(0 <= i - j <= reach for i in edit.positions for j in edit.sources):
+        raise MechintError(f"{where}: no position is within the {reach + 1} taps of a source; there is nothing to cut")
+
+
+def _selection(site: Site, edit: Edit, rows: int, length: int) -> tuple[tuple[str, int], ...]:
+    """The axes and sizes that the value of an edit must broadcast to."""
+    sizes = [rows if edit.rows is None else len(edit.rows), length if edit.positions is None else len(edit.positions)]
+    if edit.units is None:
+        sizes += site.units
+        axes = site.axes
+    else:
+        pairs = torch.as_tensor(list(edit.units)).dim() == 2
+        sizes += [len(edit.units), *site.units[2 if pairs else 1 :]]
+        axes = (*site.axes[:2], "unit", *site.axes[4 if pairs else 3 :])
+    return tuple(zip(axes, sizes, strict=True))
+
+
+def _check_shape(where: str, what: str, value: Any, selection: tuple[tuple[str, int], ...]) -> None:
+    if callable(value):
+        return
+    shape = tuple(torch.as_tensor(value).shape)
+    expected = ", ".join(f"{axis}={size}" for axis, size in selection)
+    if len(shape) > len(selection):
+        raise MechintError(f"{where}: the {what} has shape {list(shape)}, more axes than the selection [{expected}]")
+    for size, (axis, full) in zip(reversed(shape), reversed(selection), strict=False):
+        if size not in (1, full):
+            raise MechintError(
+                f"{where}: the {what} has shape {list(shape)}, which does not broadcast to [{expected}] "
+                f"at the axis {axis!r} ({size} against {full})"
+            )

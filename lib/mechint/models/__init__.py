@@ -1,0 +1,1 @@
+"""Our forwards, one file per family, and the loading of every checkpoint format."""

@@ -1,0 +1,337 @@
+"""Mamba-1 (Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces"), whole, in one file.
+
+Axes: B batch, L position, D model, E channel, N state, K taps, R rank of Δ, V vocabulary. Every tensor that
+:attr:`Mamba.sites` lists passes through ``at(name, tensor)``, where it can be recorded and edited.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..interventions import Edit
+from ..scan import recurrence, selective_scan
+from .sites import Scope, Site, Tap
+
+RESIDUAL = ("batch", "position", "model")
+CHANNELS = ("batch", "position", "channel")
+STATES = ("batch", "position", "channel", "state")
+SHARED = ("batch", "position", "state")
+
+# (name, axes, configuration fields of the unit sizes), in the order of the forward
+LAYER_SITES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    ("resid_pre", RESIDUAL, ("d_model",)),
+    ("norm", RESIDUAL, ("d_model",)),
+    ("x", CHANNELS, ("d_inner",)),
+    ("z", CHANNELS, ("d_inner",)),
+    ("conv", CHANNELS, ("d_inner",)),
+    ("u", CHANNELS, ("d_inner",)),
+    ("dt", CHANNELS, ("d_inner",)),
+    ("B", SHARED, ("d_state",)),
+    ("C", SHARED, ("d_state",)),
+    ("decay", STATES, ("d_inner", "d_state")),
+    ("write", STATES, ("d_inner", "d_state")),
+    ("state", STATES, ("d_inner", "d_state")),
+    ("readout", STATES, ("d_inner", "d_state")),
+    ("scan_out", CHANNELS, ("d_inner",)),
+    ("y", CHANNELS, ("d_inner",)),
+    ("gate", CHANNELS, ("d_inner",)),
+    ("gated", CHANNELS, ("d_inner",)),
+    ("out", RESIDUAL, ("d_model",)),
+    ("resid_post", RESIDUAL, ("d_model",)),
+]
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """Sizes and switches of a Mamba-1; everything but the switches can be read off the tensors."""
+
+    vocab_size: int
+    d_model: int
+    n_layer: int
+    d_inner: int
+    d_state: int = 16
+    d_conv: int = 4
+    dt_rank: int = 1
+    conv_bias: bool = True
+    proj_bias: bool = False
+    tied: bool = True
+    norm_eps: float = 1e-5
+
+    family = "mamba"
+
+
+@dataclass
+class LayerCache:
+    """What one layer remembers of the positions before."""
+
+    conv: Tensor  # [B, K-1, E], oldest first
+    state: Tensor  # [B, E, N]
+    shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of it [B, E, N]
+    history: Tensor | None = None  # for a cut at `out`: x of all positions so far [B, t, E]
+
+
+@dataclass
+class Cache:
+    """What a model remembers of a prompt, so that a forward can go on behind it."""
+
+    layers: list[LayerCache]
+    position: int = 0
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        r = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * r.to(self.weight.dtype)
+
+
+class Layer(nn.Module):
+    """Norm and mixer; the residual connection is the model's."""
+
+    def __init__(self, c: MambaConfig) -> None:
+        super().__init__()
+        self.c = c
+        self.norm = RMSNorm(c.d_model, c.norm_eps)
+        self.in_proj = nn.Linear(c.d_model, 2 * c.d_inner, bias=c.proj_bias)
+        self.conv1d = nn.Conv1d(c.d_inner, c.d_inner, c.d_conv, groups=c.d_inner, bias=c.conv_bias)
+        self.x_proj = nn.Linear(c.d_inner, c.dt_rank + 2 * c.d_state, bias=False)
+        self.dt_proj = nn.Linear(c.dt_rank, c.d_inner)
+        self.A_log = nn.Parameter(torch.empty(c.d_inner, c.d_state))
+        self.D = nn.Parameter(torch.empty(c.d_inner))
+        self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=c.proj_bias)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published initialisation (section 3.6 and the authors' code)."""
+        c = self.c
+        dt = torch.exp(torch.rand(c.d_inner) * math.log(100) + math.log(1e-3)).clamp(min=1e-4)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt), dt ~ logU[1e-3, 1e-1]
+        nn.init.uniform_(self.dt_proj.weight, -(c.dt_rank**-0.5), c.dt_rank**-0.5)
+        self.A_log.copy_(torch.arange(1, c.d_state + 1).log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+        self.out_proj.weight /= math.sqrt(c.n_layer)
+
+    def forward(self, r: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+        """r [B, L, D] -> mixer output [B, L, D], and the cache behind these positions."""
+        n = at("norm", self.norm(r))  # [B, L, D]
+        x, z = self.in_proj(n).chunk(2, dim=-1)  # [B, L, E] each
+        # contiguous, as an edited tensor is: SiLU's vector and scalar loops differ in the last bit
+        x = at("x", x.contiguous())
+        z = at("z", z.contiguous())
+        gated, new = self.mix(x, z, cache, at)  # [B, L, E]
+        out = self.out_proj(gated)  # [B, L, D]
+        if cuts := at.cuts("out"):
+            new.history = x if cache.history is None else torch.cat([cache.history, x], 1)
+            for cut in cuts:
+                out = self.cut(cut, out, x, z, new.history, at)
+        return at("out", out), new
+
+    def mix(
+        self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, decay_of: Tensor | None = None
+    ) -> tuple[Tensor, LayerCache]:
+        """x, z [B, L, E] -> y ⊙ SiLU(z) [B, L, E]. ``decay_of``: u whose Δ the decays come from, if not our own."""
+        conv, memory = self.convolve(x, cache.conv, at)  # [B, L, E], [B, K-1, E]
+        u = at("u", F.silu(conv))  # [B, L, E]
+        low, B, C = self.x_proj(u).split([self.c.dt_rank, self.c.d_state, self.c.d_state], dim=-1)
+        dt = at("dt", F.softplus(self.dt_proj(low)))  # [B, L, R] -> [B, L, E]
+        B = at("B", B)  # [B, L, N]
+        C = at("C", C)  # [B, L, N]
+        wide = [accumulate(t) for t in (u, dt, B, C)]
+        dt_decay = wide[1] if decay_of is None else accumulate(self.step_size(decay_of, at))
+        scan_out, state, shares = self.scan(*wide, dt_decay, cache, at)  # [B, L, E], [B, E, N]
+        scan_out = at("scan_out", scan_out)
+        y = at("y", (scan_out + accumulate(self.D) * wide[0]).to(x.dtype))
+        gate = at("gate", F.silu(z))  # [B, L, E]
+        return at("gated", y * gate), LayerCache(memory, state, shares)
+
+    def step_size(self, u: Tensor, at: Scope) -> Tensor:
+        """Δ of u [B, L, E], with the edits at ``dt``."""
+        return at("dt", F.softplus(self.dt_proj(self.x_proj(u)[..., : self.c.dt_rank])))
+
+    def convolve(self, x: Tensor, memory: Tensor, at: Scope) -> tuple[Tensor, Tensor]:
+        """Causal depthwise convolution of x [B, L, E] behind memory [B, K-1, E]; the last tap is the current token."""
+        K, L = self.c.d_conv, x.shape[1]
+        if at.edits("conv_state"):
+            windows, memory = self.edited_windows(x, memory, at)
+            conv = torch.cat([self.taps(window) for window in windows], 1)
+        else:
+            whole = torch.cat([memory, x], 1)  # [B, K-1+L, E]
+            conv, memory = self.taps(whole), whole[:, L:]
+            windows = [whole[:, t : t + K] for t in range(L)] if at.cuts("conv") else []
+            if at.wants("conv_state"):
+                at.keep("conv_state", whole.unfold(1, K - 1, 1)[:, 1:])  # [B, L, E, K-1]
+        for cut in at.cuts("conv"):
+            without = []
+            for t, window in enumerate(windows):
+                there = [t + at.offset - (K - 1) + k not in (cut.sources or ()) for k in range(K)]
+                without.append(self.taps(window * window.new_tensor(there)[:, None]))
+            conv = cut.graft(conv, torch.cat(without, 1), at.offset)
+        return at("conv", conv), memory
+
+    def edited_windows(self, x: Tensor, memory: Tensor, at: Scope) -> tuple[list[Tensor], Tensor]:
+        """The K inputs that each position sees, [B, K, E] each, when the memory of some positions is edited."""
+        windows, memories = [], []
+        for t in range(x.shape[1]):
+            windows.append(torch.cat([memory, x[:, t : t + 1]], 1))
+            memory = windows[-1][:, 1:]
+            for edit in at.edits("conv_state"):
+                memory = edit.apply(memory.transpose(1, 2).unsqueeze(1), at.offset + t).squeeze(1).transpose(1, 2)
+            memories.append(memory)
+        at.keep("conv_state", torch.stack(memories, 1).transpose(2, 3))  # [B, L, E, K-1]
+        return windows, memory
+
+    def taps(self, window: Tensor) -> Tensor:
+        """c_t = b + Σ_k w[:, k] ⊙ window_{t+k}, [B, L+K-1, E] -> [B, L, E]. Elementwise: the same bits at any length."""
+        K = self.c.d_conv
+        length = window.shape[1] - (K - 1)
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        conv = window[:, :length] * weight[:, 0] if bias is None else torch.addcmul(bias, window[:, :length], weight[:, 0])
+        for k in range(1, K):
+            conv = torch.addcmul(conv, window[:, k : k + length], weight[:, k])
+        return conv
+
+    def scan(
+        self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, dt_decay: Tensor, cache: LayerCache, at: Scope
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Σ_n C h [B, L, E], the last state [B, E, N], and what each cut's sources have in it."""
+        A = -torch.exp(accumulate(self.A_log))  # [E, N]
+        if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
+            return *selective_scan(u, dt, A, B, C, cache.state), []
+        decay = at("decay", torch.exp(dt_decay.unsqueeze(-1) * A))  # [B, L, E, N]
+        write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
+        edits, cuts = at.edits("state"), at.cuts("state")
+        shares = list(cache.shares) or [torch.zeros_like(cache.state) for _ in cuts]  # [B, E, N] each
+        removed: list[list[Tensor]] = [[] for _ in cuts]
+
+        def on_step(t: int, state: Tensor) -> Tensor:  # [B, E, N]
+            for edit in edits:
+                state = edit.apply(state.unsqueeze(1), at.offset + t).squeeze(1)
+            for k, cut in enumerate(cuts):
+                share = decay[:, t] * shares[k]
+                if at.offset + t in (cut.sources or ()):
+                    share = share + write[:, t]
+                for edit in edits:
+                    share = edit.on_share().apply(share.unsqueeze(1), at.offset + t).squeeze(1)
+                shares[k] = share
+                removed[k].append(share)
+            return state
+
+        states = recurrence(decay, write, cache.state, on_step if edits or cuts else None)
+        read = at.keep("state", states)
+        for cut, share_at in zip(cuts, removed, strict=True):
+            read = cut.graft(read, read - torch.stack(share_at, 1), at.offset)
+        read = at("readout", read)  # [B, L, E, N]
+        return (read * C.unsqueeze(-2)).sum(-1), states[:, -1], shares
+
+    def cut(self, cut: Edit, out: Tensor, x: Tensor, z: Tensor, history: Tensor, at: Scope) -> Tensor:
+        """``out`` [B, L, D] with the targets' rows taken from the layer that never saw x of the sources.
+
+        history: x of every position so far, [B, t, E]. The masked layer starts from position 0 again: the slow,
+        obvious way, which holds in prefill and token by token alike.
+        """
+        present = torch.ones_like(history[:1])  # [1, t, E]
+        channels = list(range(self.c.d_inner)) if cut.units is None else list(cut.units)
+        for source in cut.sources or ():
+            if source < history.shape[1]:
+                present[:, source, channels] = 0
+        z = F.pad(z, (0, 0, history.shape[1] - z.shape[1], 0))
+        empty, inside = self.empty_cache(len(x)), at.editing_only()
+        decay_of = None
+        if cut.decay == "kept":
+            decay_of = inside("u", F.silu(self.convolve(history, empty.conv, inside)[0]))
+        gated, _ = self.mix(history * present, z, empty, inside, decay_of)
+        return cut.graft(out, self.out_proj(gated[:, -x.shape[1] :]), at.offset)
+
+    def empty_cache(self, rows: int) -> LayerCache:
+        c, like = self.c, self.in_proj.weight
+        return LayerCache(
+            like.new_zeros(rows, c.d_conv - 1, c.d_inner),
+            accumulate(like.new_zeros(rows, c.d_inner, c.d_state)),
+        )
+
+
+class Mamba(nn.Module):
+    """A Mamba-1 language model.
+
+    ``model(tokens)`` gives the logits; :func:`mechint.run` and :func:`mechint.generate` read and edit.
+    """
+
+    Config = MambaConfig
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: Any = None
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every site of the forward, in its order."""
+        c = self.config
+        sites = [("embed", RESIDUAL, (c.d_model,))]
+        for layer in range(c.n_layer):
+            sites += [
+                (f"layers.{layer}.{name}", axes, tuple(getattr(c, size) for size in sizes))
+                for name, axes, sizes in LAYER_SITES
+            ]
+            memory = (c.d_inner, c.d_conv - 1)
+            sites.append((f"layers.{layer}.conv_state", (*CHANNELS, "tap"), memory))
+        sites += [
+            ("final_norm", RESIDUAL, (c.d_model,)),
+            ("logits", ("batch", "position", "vocabulary"), (c.vocab_size,)),
+        ]
+        return {name: Site(name, axes, units) for name, axes, units in sites}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [batch, position] -> logits [batch, position, vocabulary]."""
+        return self.trace(tokens, Tap())[0]
+
+    def trace(
+        self, tokens: Tensor, at: Tap, cache: Cache | None = None, logits_at: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """The forward with a tap, behind a cache.
+
+        Args:
+            tokens: [batch, position].
+            at: Records and edits; its offset must be ``cache.position``.
+            cache: From an earlier call on the positions before; None at the start.
+            logits_at: Positions of this call whose logits are wanted, [batch, wanted]; None for all.
+
+        Returns:
+            Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
+        """
+        before = cache.layers if cache else [layer.empty_cache(len(tokens)) for layer in self.layers]
+        r = at("embed", accumulate(self.embedding(tokens)))  # [B, L, D]
+        after = []
+        for i, layer in enumerate(self.layers):
+            here = at.within(f"layers.{i}")
+            r = here("resid_pre", r)
+            out, memory = layer(r, before[i], here)
+            r = here("resid_post", r + out)
+            after.append(memory)
+        if logits_at is not None:
+            r = r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))  # [B, Q, D]
+        n = at("final_norm", self.norm_f(r))
+        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        return at("logits", F.linear(n, head)), Cache(after, at.offset + tokens.shape[1])
+
+
+def accumulate(tensor: Tensor) -> Tensor:
+    """At least float32: the scan and the residual stream are never held in half precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,127 @@
+"""Sites: the named tensors of a forward, and the tap that reads and edits them.
+
+One glossary of axes for every family:
+
+=========== ====== ==================================================
+axis        letter meaning
+=========== ====== ==================================================
+batch       B      prompts
+position    L      tokens of a prompt (i, j, t)
+model       D      width of the residual stream
+channel     E      inner width of a Mamba mixer
+state       N      entries of one channel's recurrent state
+tap         K-1    inputs the convolution remembers, oldest first
+vocabulary  V      next tokens
+=========== ====== ==================================================
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import MechintError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..interventions import Edit
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named tensor. ``axes`` names its dimensions and ``units`` holds the sizes after batch and position."""
+
+    name: str
+    axes: tuple[str, ...]
+    units: tuple[int, ...]
+
+    def __str__(self) -> str:
+        sizes = ["", "", *(f"={size}" for size in self.units)]
+        return f"{self.name} [{', '.join(a + s for a, s in zip(self.axes, sizes, strict=True))}]"
+
+
+def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
+    """The site names that the names or shell patterns (``layers.*.dt``) say, each once, in the forward's order.
+
+    Raises:
+        MechintError: a name or pattern matches no site; the nearest right names are suggested.
+    """
+    wanted = set()
+    for pattern in patterns:
+        found = [pattern] if pattern in sites else fnmatch.filter(sites, pattern)
+        if not found:
+            raise MechintError(f"no site {pattern!r} in this model{did_you_mean(pattern, sites)}; see model.sites")
+        wanted.update(found)
+    return [name for name in sites if name in wanted]
+
+
+class Tap:
+    """What one run records and edits; a forward passes each of its sites through it, one line each.
+
+    ``tap.within("layers.3")`` gives the forward of a layer its own view: ``at("dt", dt)`` is the site
+    ``layers.3.dt``. With nothing asked for, ``at`` returns its argument.
+    """
+
+    def __init__(self, record: Iterable[str] = (), edits: Sequence[Edit] = (), offset: int = 0) -> None:
+        self.record = frozenset(record)
+        self.edits: dict[str, list[Edit]] = {}
+        for edit in edits:
+            self.edits.setdefault(edit.target, []).append(edit)
+        self.offset = offset
+        """Position of the first token of this forward: above 0 when it goes on from a cache."""
+        self.values: dict[str, Tensor] = {}
+
+    def within(self, prefix: str) -> Scope:
+        return Scope(self, prefix + ".")
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        for edit in self.edits.get(name, ()):
+            if not edit.is_cut:  # cuts are made by the forward itself: they need the layer's other tensors
+                tensor = edit.apply(tensor, self.offset)
+        return self.keep(name, tensor)
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        """Records without editing: for a site whose edits the forward has applied itself."""
+        if name in self.record:
+            self.values[name] = tensor
+        return tensor
+
+
+class Scope:
+    """A :class:`Tap` seen from one layer."""
+
+    def __init__(self, tap: Tap, prefix: str) -> None:
+        self.tap, self.prefix = tap, prefix
+        self.active = any(name.startswith(prefix) for name in (*tap.record, *tap.edits))
+
+    @property
+    def offset(self) -> int:
+        return self.tap.offset
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        return self.tap(self.prefix + name, tensor) if self.active else tensor
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        return self.tap.keep(self.prefix + name, tensor) if self.active else tensor
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of these sites is recorded or edited."""
+        return self.active and any(
+            self.prefix + name in self.tap.record or self.prefix + name in self.tap.edits for name in names
+        )
+
+    def edits(self, name: str) -> list[Edit]:
+        """The edits at a site that are not cuts, in the order they were given."""
+        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if not edit.is_cut]
+
+    def cuts(self, name: str) -> list[Edit]:
+        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if edit.is_cut]
+
+    def editing_only(self) -> Scope:
+        """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""
+        tap = Tap((), (), self.tap.offset)
+        tap.edits = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
+        return Scope(tap, self.prefix)

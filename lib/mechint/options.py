@@ -1,0 +1,130 @@
+"""Options: a dataclass field with a sentence of help, a unit and a range, and its command-line flag.
+
+A configuration is a frozen dataclass whose fields are made by :func:`option`. The same field is a flag of the
+runners (``steps`` of the group ``ssm`` is ``--ssm-steps``) and a symbol of a Kconfig menu
+(``KNLP_MECHINT_SSM_STEPS``); ``tests/test_options_and_menus.py`` holds the three together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import MechintError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a menu and a command line need to know of a field beside its name, type and default."""
+
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that carries its help, unit, inclusive range and choices."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, unit, low, high, choices)})
+
+
+def options(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], type, Option]]:
+    """(field, its plain type, its option) of every field of a configuration class."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if isinstance(hint, types.UnionType):
+            raise TypeError(f"{config_class.__name__}.{field.name}: an option has one plain type")
+        yield field, hint, field.metadata["option"]
+
+
+def flag(group: str, field: str) -> str:
+    """``flag('ssm', 'target_sparsity')`` is ``--ssm-target-sparsity``; the empty group adds no prefix."""
+    return "--" + "-".join(part for part in (group, field.replace("_", "-")) if part)
+
+
+def allowed(kind: type, opt: Option) -> str:
+    """The allowed values in words, for help texts and errors."""
+    if opt.choices:
+        return "one of " + ", ".join(opt.choices)
+    if kind is bool:
+        return "y or n"
+    name = {int: "a whole number", float: "a number", str: "a text"}[kind]
+    bounds = []
+    if opt.low is not None:
+        bounds.append(f"at least {opt.low:g}")
+    if opt.high is not None:
+        bounds.append(f"at most {opt.high:g}")
+    return " ".join([name, " and ".join(bounds)]).strip()
+
+
+def check(config: Any, where: str = "") -> None:
+    """Raises :class:`MechintError` for the first field whose value is outside its range or choices."""
+    for field, kind, opt in options(type(config)):
+        value = getattr(config, field.name)
+        bad = (
+            (kind is bool and not isinstance(value, bool))
+            or (kind is int and (not isinstance(value, int) or isinstance(value, bool)))
+            or (kind is float and (not isinstance(value, (int, float)) or isinstance(value, bool)))
+            or (kind is str and not isinstance(value, str))
+            or (bool(opt.choices) and value not in opt.choices)
+            or (opt.low is not None and not value >= opt.low)
+            or (opt.high is not None and not value <= opt.high)
+        )
+        if bad:
+            hint = did_you_mean(value, opt.choices) if isinstance(value, str) else ""
+            prefix = f"{where}: " if where else ""
+            raise MechintError(f"{prefix}{field.name} is {value!r}; it must be {allowed(kind, opt)}{hint}")
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type, group: str = "", title: str = "") -> None:
+    """One flag for each field of ``config_class``; a boolean gets ``--x`` and ``--no-x``."""
+    target = parser.add_argument_group(title or group or "general")
+    for field, kind, opt in options(config_class):
+        text = f"{opt.help} ({allowed(kind, opt)}{', in ' + opt.unit if opt.unit else ''}; default: {field.default})"
+        text = text.replace("%", "%%")
+        name, dest = flag(group, field.name), _dest(group, field.name)
+        if kind is bool:
+            target.add_argument(
+                name, dest=dest, action=argparse.BooleanOptionalAction, default=field.default, help=text
+            )
+        else:
+            metavar = opt.unit.upper().replace(" ", "_") or field.name.upper()
+            target.add_argument(
+                name,
+                dest=dest,
+                type=kind,
+                default=field.default,
+                choices=opt.choices or None,
+                metavar=None if opt.choices else metavar,
+                help=text,
+            )
+
+
+def _dest(group: str, field: str) -> str:
+    return f"{group}_{field}" if group else field
+
+
+def from_flags(namespace: argparse.Namespace, config_class: type[T], group: str = "") -> T:
+    """The checked configuration that the parsed flags say."""
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    values = {field.name: getattr(namespace, _dest(group, field.name)) for field in fields}
+    config = config_class(**values)
+    check(config, where=f"--{group}-…" if group else "command line")
+    return config

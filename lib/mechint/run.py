@@ -1,0 +1,128 @@
+"""Runs: one forward with sites recorded and edits applied, whole or token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import MechintError, did_you_mean
+from .interventions import Edit, check_edits
+from .models.sites import Tap, find_sites
+
+
+@dataclass
+class Run:
+    """What a run gave: ``run.logits``, ``run["layers.0.state"]``, and the cache to go on from."""
+
+    logits: Tensor
+    values: dict[str, Tensor]
+    cache: Any
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self.values:
+            raise MechintError(
+                f"site {site!r} was not recorded in this run{did_you_mean(site, self.values)}; name it in record=[...]"
+            )
+        return self.values[site]
+
+
+@dataclass
+class Generation:
+    """Prompt and generated tokens [batch, position], and the logits of all positions but the last."""
+
+    tokens: Tensor
+    logits: Tensor
+    values: dict[str, Tensor]
+
+
+def run(
+    model: Any,
+    tokens: Tensor,
+    record: Iterable[str] = (),
+    edits: Sequence[Edit] = (),
+    cache: Any = None,
+    logits_at: Tensor | None = None,
+) -> Run:
+    """One forward with sites recorded and edits applied.
+
+    Gradients follow torch's ambient mode: under ``torch.no_grad()`` none are kept, otherwise they flow through
+    every site, edit and edit value.
+
+    Args:
+        model: From :func:`mechint.load`.
+        tokens: Token ids, [batch, position].
+        record: Site names or shell patterns such as ``"layers.*.dt"``.
+        edits: Applied in the order given.
+        cache: ``run(...).cache`` of the positions before; positions of edits then count from the very start.
+        logits_at: Positions whose logits are wanted, [batch, wanted]; None for all.
+
+    Raises:
+        MechintError: tokens, site, edit or cache do not fit the model; see :func:`mechint.interventions.check_edits`.
+    """
+    check_tokens(model, tokens)
+    offset = cache.position if cache is not None else 0
+    edits = check_edits(model.sites, edits, tokens.shape[0], offset + tokens.shape[1])
+    names = find_sites(model.sites, record)
+    if logits_at is not None and any(name in ("final_norm", "logits") for name in (*names, *(e.site for e in edits))):
+        raise MechintError("logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it")
+    tap = Tap(names, edits, offset)
+    logits, cache = model.trace(tokens, tap, cache, logits_at)
+    return Run(logits, tap.values, cache)
+
+
+def generate(
+    model: Any,
+    tokens: Tensor,
+    count: int,
+    record: Iterable[str] = (),
+    edits: Sequence[Edit] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Generation:
+    """Goes on from a prompt, token by token, with the same edits a whole run would have.
+
+    Args:
+        model: From :func:`mechint.load`.
+        tokens: The prompt, [batch, position].
+        count: Tokens to generate.
+        record: As for :func:`run`; the sites of the positions 0 … position + count - 2.
+        edits: As for :func:`run`; negative positions count from the end of the generated text.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
+        seed: Of the draws.
+    """
+    check_tokens(model, tokens)
+    if count < 1:
+        raise MechintError(f"generate: count is {count}; it must be at least 1")
+    names = find_sites(model.sites, record)
+    edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    step, logits, cache = tokens, [], None
+    for _ in range(count):
+        tap = Tap(names, edits, cache.position if cache is not None else 0)
+        latest, cache = model.trace(step, tap, cache)
+        logits.append(latest)
+        for name, value in tap.values.items():
+            parts[name].append(value)
+        if temperature > 0:
+            chances = torch.softmax(latest[:, -1].float() / temperature, -1)
+            step = torch.multinomial(chances, 1, generator=generator)
+        else:
+            step = latest[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, step], 1)
+    return Generation(tokens, torch.cat(logits, 1), {name: torch.cat(values, 1) for name, values in parts.items()})
+
+
+def check_tokens(model: Any, tokens: Tensor) -> None:
+    """Raises :class:`MechintError` unless ``tokens`` is a non-empty [batch, position] of ids that the model has."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.long, torch.int) or tokens.numel() == 0:
+        raise MechintError(
+            f"tokens must be whole numbers of shape [batch, position]; got {tokens.dtype} of shape {list(tokens.shape)}"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise MechintError(f"token id {low if low < 0 else high} is outside the vocabulary of {model.config.vocab_size}")

@@ -1,0 +1,92 @@
+"""The scan without its states: decays, writes and read-outs a chunk at a time, and a backward that recomputes.
+
+The recurrence itself stays sequential, in the same operations as :func:`~mechint.scan.reference.recurrence`, so
+reading or editing a state never changes what is computed beside it, to the bit. Memory of a training step is one
+chunk of states and one state for each chunk boundary, not the states of every position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 8 << 20
+"""Size of one chunk's states. Measured best on two cores from 4 to 16 MiB: above, they fall out of the cache."""
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Σ_n C_t[n] h_t[n] with h_t = exp(Δ_t A) ⊙ h_{t-1} + (Δ_t u_t) ⊗ B_t (Gu & Dao 2023, algorithm 2).
+
+    Args:
+        u, dt: Input and step size, [batch, position, channel].
+        A: Negative decay rates, [channel, state].
+        B, C: Write and read directions, [batch, position, state].
+        initial: State before the first position, [batch, channel, state]; zeros when None.
+
+    Returns:
+        The read-out without the D term, [batch, position, channel], and the last state, [batch, channel, state].
+    """
+    if initial is None:
+        initial = u.new_zeros(u.shape[0], *A.shape)
+    return _Scan.apply(u, dt, A, B, C, initial)  # type: ignore[no-any-return]
+
+
+def _chunks(u: Tensor, states: int) -> list[slice]:
+    per_step = u.shape[0] * u.shape[2] * states * u.element_size()
+    size = max(1, min(u.shape[1], CHUNK_BYTES // max(per_step, 1)))
+    return [slice(start, min(start + size, u.shape[1])) for start in range(0, u.shape[1], size)]
+
+
+def _states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Decays and states of one chunk, time first: [position, batch, channel, state] each."""
+    decay = torch.exp(dt.unsqueeze(-1) * A).transpose(0, 1).contiguous()
+    states = ((dt * u).unsqueeze(-1) * B.unsqueeze(-2)).transpose(0, 1).contiguous()
+    state = initial
+    for t in range(len(states)):
+        state = torch.addcmul(states[t], decay[t], state, out=states[t])
+    return decay, states
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:
+        out, boundaries = torch.empty_like(u), []
+        state = initial.contiguous()
+        for part in _chunks(u, A.shape[1]):
+            boundaries.append(state)
+            _, states = _states(u[:, part], dt[:, part], A, B[:, part], state)
+            state = states[-1].clone()
+            out[:, part] = states.mul_(C[:, part].transpose(0, 1).unsqueeze(-2)).sum(-1).transpose(0, 1)
+        ctx.save_for_backward(u, dt, A, B, C, *boundaries)
+        return out, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> Any:
+        u, dt, A, B, C, *boundaries = ctx.saved_tensors
+        d_u, d_dt, d_B, d_C = (torch.empty_like(x) for x in (u, dt, B, C))
+        d_A, carry = torch.zeros_like(A), grad_last.contiguous()
+        parts = _chunks(u, A.shape[1])
+        for part, initial in zip(reversed(parts), reversed(boundaries), strict=True):
+            u_, dt_, B_, C_, g = (x[:, part].transpose(0, 1) for x in (u, dt, B, C, grad_out))
+            decay, states = _states(u[:, part], dt[:, part], A, B[:, part], initial)
+            d_C[:, part] = (states * g.unsqueeze(-1)).sum(2).transpose(0, 1)
+            d_state = (g.unsqueeze(-1) * C_.unsqueeze(-2)).contiguous()  # ∂/∂h_t, the read-out's share first
+            for t in reversed(range(len(d_state))):
+                d_state[t].add_(carry)
+                carry = decay[t] * d_state[t]
+            into_u = (d_state * B_.unsqueeze(-2)).sum(-1)
+            d_B[:, part] = (d_state * (dt_ * u_).unsqueeze(-1)).sum(2).transpose(0, 1)
+            # ∂/∂(Δ_t A) = ∂/∂h_t ⊙ h_{t-1} ⊙ exp(Δ_t A); the states are shifted in place to h_{t-1}
+            d_exponent = d_state.mul_(decay)
+            d_exponent[1:].mul_(states[:-1])
+            d_exponent[0].mul_(initial)
+            d_A += (d_exponent * dt_.unsqueeze(-1)).sum((0, 1))
+            d_dt[:, part] = ((d_exponent * A).sum(-1) + into_u * u_).transpose(0, 1)
+            d_u[:, part] = (into_u * dt_).transpose(0, 1)
+        return d_u, d_dt, d_A, d_B, d_C, carry

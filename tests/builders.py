@@ -1,0 +1,51 @@
+"""Small random models for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from mechint.models.mamba import Mamba, MambaConfig
+
+VOCABULARY = 24
+
+
+def tiny_mamba(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Mamba:
+    """A Mamba with weights large enough that every path matters."""
+    config = dict(
+        vocab_size=VOCABULARY, d_model=10, n_layer=2, d_inner=14, d_state=5, d_conv=4, dt_rank=3
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Mamba(MambaConfig(**{**config, **sizes}))
+    with torch.no_grad():
+        model.embedding.weight.normal_()
+        for layer in model.layers:
+            layer.norm.weight.uniform_(0.5, 1.5)
+            layer.A_log.copy_(torch.rand_like(layer.A_log) * 2 - 1)
+            layer.D.normal_()
+            layer.dt_proj.bias.uniform_(-2, 0.5)
+            for weight in (layer.in_proj.weight, layer.x_proj.weight, layer.out_proj.weight):
+                weight.mul_(2.0)
+    model.source = "a random model"
+    return model.to(dtype)
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+SIZES = st.fixed_dictionaries(
+    {
+        "d_model": st.integers(2, 12),
+        "d_inner": st.integers(1, 16),
+        "d_state": st.integers(1, 6),
+        "d_conv": st.integers(1, 6),
+        "dt_rank": st.integers(1, 5),
+        "n_layer": st.integers(1, 3),
+        "conv_bias": st.booleans(),
+        "proj_bias": st.booleans(),
+        "tied": st.booleans(),
+    }
+)
