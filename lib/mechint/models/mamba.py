@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..interventions import Edit
-from ..scan import recurrence, selective_scan
+from ..scan import read_out, recurrence, selective_scan
 from .sites import Scope, Site, Tap
 
 RESIDUAL = ("batch", "position", "model")
@@ -233,7 +233,7 @@ class Layer(nn.Module):
         for cut, share_at in zip(cuts, removed, strict=True):
             read = cut.graft(read, read - torch.stack(share_at, 1), at.offset)
         read = at("readout", read)  # [B, L, E, N]
-        return (read * C.unsqueeze(-2)).sum(-1), states[:, -1], shares
+        return read_out(read, C), states[:, -1], shares
 
     def cut(self, cut: Edit, out: Tensor, x: Tensor, z: Tensor, history: Tensor, at: Scope) -> Tensor:
         """``out`` [B, L, D] with the targets' rows taken from the layer that never saw x of the sources.

@@ -1,6 +1,6 @@
 """The selective scan, with one entry point. Back ends are files beside this one."""
 
-from .chunked import selective_scan
+from .chunked import read_out, selective_scan
 from .reference import recurrence
 
-__all__ = ["recurrence", "selective_scan"]
+__all__ = ["read_out", "recurrence", "selective_scan"]

@@ -1,0 +1,68 @@
+"""What an analysis is, and how the runner finds them: every module of this package that holds an ``ANALYSIS``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import MechintError
+
+
+class Analyzer(Protocol):
+    """The protocol of every analysis: made from a model, run on two loaders, saved into a run directory."""
+
+    def run_analysis(self, train_loader: Any, val_loader: Any) -> dict[str, Any]: ...
+
+    def save_results(self) -> list[Path]: ...
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An entry of the registry.
+
+    Attributes:
+        name: Group of its flags (``--ssm-steps``), and its switch (``--ssm``).
+        title: For people.
+        config: Frozen dataclass of its options.
+        analyzer: ``analyzer(model, config, device)``.
+        families: Model families it runs on.
+        refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
+        work: The estimated work in words, for a dry run.
+        default: Whether the runner runs it when no analysis is named.
+    """
+
+    name: str
+    title: str
+    config: type
+    analyzer: Callable[..., Any]
+    families: tuple[str, ...]
+    refuse: Callable[[Any, Any], str | None]
+    work: Callable[[Any], str]
+    default: bool = False
+
+
+@functools.cache
+def analyses() -> dict[str, Analysis]:
+    """Every analysis of the package by its name."""
+    package = importlib.import_module(__package__ or "mechint")
+    found = {}
+    for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg):
+        entry = getattr(importlib.import_module(f"{package.__name__}.{module}"), "ANALYSIS", None)
+        if isinstance(entry, Analysis):
+            found[entry.name] = entry
+    return found
+
+
+def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
+    """Raises :class:`MechintError` for the first analysis that the model's family does not have."""
+    for analysis in chosen:
+        if family not in analysis.families:
+            raise MechintError(
+                f"{where} is a {family} model; the analysis {analysis.name!r} ({analysis.title}) is for "
+                f"{', '.join(analysis.families)}; choose another checkpoint or switch the analysis off"
+            )

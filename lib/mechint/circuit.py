@@ -1,0 +1,249 @@
+"""Circuits of any family: attribution, search under a budget, and evaluation. Analyses say what their units are."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ablation import Ablation
+from .errors import MechintError
+from .gates import GATES, budget_at
+from .progress import Progress
+from .run import run
+from .tasks import Prompts
+from .units import Units
+
+METRICS = {
+    "kl": "KL divergence from the full model's next-token distribution, in nats; 0 is the full model",
+    "logit_diff": "logit of the answer minus logit of the twin's answer",
+    "answer_logprob": "log-probability of the answer, in nats",
+    "loss": "cross-entropy of the answer, in nats",
+}
+
+
+def per_prompt(logits: Tensor, full: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+    """Every metric that the prompts allow, each [prompts]: the mean over a prompt's answers.
+
+    Args:
+        logits: Of the model under test at the answer positions, [prompts, answers, vocabulary].
+        full: Of the full model there, same shape.
+        prompts: With ``answers`` and, for ``logit_diff``, ``wrong``, [prompts, answers] each.
+    """
+    logits, full = logits.float(), full.float()
+    log_probs, reference = torch.log_softmax(logits, -1), torch.log_softmax(full, -1)
+    chosen = log_probs.gather(-1, prompts.answers.unsqueeze(-1)).squeeze(-1)
+    values = {
+        "kl": (reference.exp() * (reference - log_probs)).sum(-1),
+        "answer_logprob": chosen,
+        "loss": -chosen,
+        "accuracy": (logits.argmax(-1) == prompts.answers).float(),
+    }
+    if prompts.wrong is not None:
+        both = torch.stack([prompts.answers, prompts.wrong], -1)
+        answer, wrong = logits.gather(-1, both).unbind(-1)
+        values["logit_diff"] = answer - wrong
+    return {name: value.mean(-1) for name, value in values.items()}
+
+
+class Bench:
+    """A set of prompts to measure masks on, with the full model's logits and the ablation's values kept.
+
+    Args:
+        model: The model under study.
+        units: What masks are over.
+        ablation: What dropped units become.
+        batches: The prompts.
+    """
+
+    def __init__(self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts]) -> None:
+        self.model, self.units, self.batches = model, units, batches
+        with torch.no_grad():
+            self.full = [run(model, batch.tokens, logits_at=batch.positions).logits for batch in batches]
+            self.fills = [ablation.fills(batch) for batch in batches]
+
+    def values(self, index: int, mask: Tensor | None) -> dict[str, Tensor]:
+        """The metrics of one batch under a mask [units], each [prompts]; gradients flow to the mask.
+
+        None is the full model itself.
+        """
+        batch, logits = self.batches[index], self.full[index]
+        if mask is not None:
+            edits = self.units.edits(mask, self.fills[index])
+            logits = run(self.model, batch.tokens, edits=edits, logits_at=batch.positions).logits
+        return per_prompt(logits, self.full[index], batch)
+
+    @torch.no_grad()
+    def measure(self, mask: Tensor | None) -> dict[str, Tensor]:
+        """The metrics of every prompt under a mask [units], each [prompts]; None is the full model itself."""
+        parts = [self.values(index, mask) for index in range(len(self.batches))]
+        return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
+
+    @functools.cached_property
+    def ends(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The metrics of the full model and of the one with every unit dropped."""
+        nothing = torch.zeros(self.units.total, device=self.batches[0].tokens.device)
+        return self.measure(None), self.measure(nothing)
+
+    def faithful(self, mask: Tensor, metric: str) -> float:
+        """Faithfulness of a mask over all prompts, without an interval."""
+        full, empty = (float(end[metric].mean()) for end in self.ends)
+        return float(faithfulness(float(self.measure(mask)[metric].mean()), full, empty))
+
+
+def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
+    """(m(circuit) − m(empty)) / (m(full) − m(empty)): 1 is the full model, 0 the model with every unit dropped."""
+    return (circuit - empty) / (full - empty)
+
+
+def check_effect(full: float, empty: float, metric: str) -> None:
+    """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of it can be told."""
+    if not abs(full - empty) > 1e-6:
+        raise MechintError(
+            f"dropping every unit changes the metric {metric} by {abs(full - empty):.1e} only; there is no effect to "
+            f"explain. Choose another ablation, unit or metric"
+        )
+
+
+def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
+    """Integrated gradients of a metric over the mask, from every unit dropped to the full model, [units].
+
+    score_i = ∫₀¹ ∂m/∂mask_i (all masks = α) dα (Sundararajan et al. 2017, equation 1, with the ablation as its
+    baseline), by the midpoint rule. The scores add up to m(full) − m(empty) as ``points`` grows. Signed so that a
+    unit that helps is positive.
+    """
+    sign = -1.0 if metric in ("kl", "loss") else 1.0
+    total = torch.zeros(bench.units.total, device=next(bench.model.parameters()).device)
+    prompts = sum(len(batch) for batch in bench.batches)
+    with Progress("attribution", points * len(bench.batches)) as progress:
+        for point in range(points):
+            for index, batch in enumerate(bench.batches):
+                mask = torch.full_like(total, (point + 0.5) / points, requires_grad=True)
+                value = bench.values(index, mask)[metric].mean()
+                (gradient,) = torch.autograd.grad(value, mask)
+                total += sign * gradient * (len(batch) / (prompts * points))
+                progress.step()
+    return total
+
+
+class Search:
+    """One learned circuit: gates on every unit, trained under a budget that falls from all units to ``target``.
+
+    Args:
+        bench: The discovery prompts; one batch is used for each step, in a new order each round.
+        metric: What to preserve.
+        scores: Attribution scores [units], where the gates start.
+        gate, steps, lr, seed: As the options of the analysis say.
+        target: Units to keep in the end.
+    """
+
+    def __init__(
+        self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int
+    ) -> None:
+        self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
+        self.gate = GATES[gate]
+        self.logits = start_logits(scores).requires_grad_()
+        self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.masks: dict[int, Tensor] = {}
+        """Circuits of other sizes, kept at the step when the budget passed them."""
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on after a kill."""
+        return {
+            "step": self.step,
+            "logits": self.logits.detach().clone(),
+            "optimiser": copy.deepcopy(self.optimiser.state_dict()),
+            "history": list(self.history),
+            "masks": dict(self.masks),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.history, self.masks = state["step"], list(state["history"]), dict(state["masks"])
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def advance(self) -> float:
+        """One step; returns its loss. Randomness is a function of the seed and the step alone."""
+        total = self.bench.units.total
+        budget = budget_at(self.step, self.steps, total, self.target)
+        index = self._batch()
+        gates = self.gate(self.logits, budget, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step))
+        loss, metric = self._loss(index, gates)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not torch.isfinite(loss):
+            raise MechintError(f"the search's loss is not finite at step {self.step}; lower the learning rate {self.lr:g}")
+        self.optimiser.step()
+        self.history.append(
+            {
+                "step": self.step,
+                "loss": float(loss.detach()),
+                "metric": metric,
+                "budget": budget,
+                "expected_kept": float(gates.detach().sum()),
+                "kept": int((gates.detach() > 0).sum()),
+            }
+        )
+        self.step += 1
+        return float(loss.detach())
+
+    def _batch(self) -> int:
+        """Batches in a fresh order each round, so that every prompt is used before any is used again."""
+        count = len(self.bench.batches)
+        generator = torch.Generator().manual_seed(self.seed * 7919 + self.step // count)
+        return int(torch.randperm(count, generator=generator)[self.step % count])
+
+    def _loss(self, index: int, gates: Tensor) -> tuple[Tensor, float]:
+        """What the gates are trained on: KL itself, or the squared distance to the full model's value of a metric."""
+        values = self.bench.values(index, gates)
+        if self.metric == "kl":
+            loss = values["kl"].mean()
+        else:
+            full = self.bench.values(index, None)
+            loss = (values[self.metric] - full[self.metric]).square().mean()
+        return loss, float(values[self.metric].mean().detach())
+
+    def mask(self, count: int | None = None) -> Tensor:
+        """The exact circuit of the target size, or of another one, as the logits rank the units now."""
+        return self.bench.units.top(self.logits.detach(), count or self.target)
+
+    def run(
+        self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
+    ) -> dict[int, Tensor]:
+        """Trains to the end.
+
+        Args:
+            title: For the progress bar.
+            snapshots: Sizes whose circuit is wanted from the moment when the budget passed them.
+            save: Called after every step.
+
+        Returns:
+            The mask [units] of each snapshot size and of the target.
+        """
+        wanted = sorted(snapshots or [], reverse=True)
+        with Progress(title, self.steps) as progress:
+            progress.skip_to(self.step)
+            while self.step < self.steps:
+                loss = self.advance()
+                budget = self.history[-1]["budget"]
+                for size in wanted:
+                    if size not in self.masks and budget <= size * 1.0001:
+                        self.masks[size] = self.mask(size)
+                progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
+                if save is not None:
+                    save()
+        return {**self.masks, self.target: self.mask()}
+
+
+def start_logits(scores: Tensor) -> Tensor:
+    """Logits in the order of the scores, spread as a standard normal sample: their ranks through its quantiles."""
+    ranks = torch.empty_like(scores)
+    ranks[torch.sort(scores, stable=True).indices] = torch.arange(len(scores), device=scores.device, dtype=scores.dtype)
+    return torch.special.ndtri((ranks + 0.5) / len(scores))

@@ -1,0 +1,341 @@
+"""The study of one circuit, whatever its units: search, evidence and controls, in stages that survive a kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import files
+from .ablation import Ablation
+from .circuit import Bench, Search, attribute, check_effect, faithfulness
+from .errors import MechintError
+from .loader import PromptLoader
+from .models.sites import Tap
+from .progress import Progress
+from .rundir import Stages
+from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
+from .units import UnitKind, Units
+
+CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
+
+Masks = dict[str, Any]
+
+
+class CircuitAnalyzer:
+    """Finds the circuit of a model on a task and measures how much of the model it is.
+
+    Args:
+        model: From :func:`mechint.load`; its weights are frozen.
+        config: Options with the fields of :class:`mechint.ssm_circuit.SSMCircuitConfig`.
+        device: Where to run.
+        kinds: The kinds of unit the family has.
+        seed: Of searches, controls and bootstraps.
+        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
+        key: Fingerprint of what the stages depend on beside the configuration (weights, prompts).
+    """
+
+    name = "circuit"
+    title = "Circuit"
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        device: str | torch.device = "cpu",
+        *,
+        kinds: dict[str, UnitKind],
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.config, self.seed = config, seed
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.units = Units(model, kinds[config.unit])
+        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
+        if config.search == "budget":
+            self.units.top(torch.zeros(self.units.total), config.budget)  # refuses a budget that there is not
+        self.results: dict[str, Any] = {}
+        self.masks: Masks = {}
+        self.history: list[dict[str, Any]] = []
+
+    # ---- the protocol -------------------------------------------------------------------------------------------
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Searches on the prompts of ``train_loader`` and measures on those of ``val_loader``; returns the results."""
+        config = self.config
+        self.check_metric(train_loader)
+        accuracy = self.check_accuracy(val_loader)
+        ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
+        discovery = Bench(self.model, self.units, ablation, train_loader.batches)
+        check_effect(*(float(end[config.metric].mean()) for end in discovery.ends), config.metric)
+
+        scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
+        shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
+        descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
+        size = self.choose_size(discovery, scores, descent["masks"])
+        searches = [self.search(discovery, scores, f"size {size}", self.seed, size)]
+        searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
+        found = [result["masks"][size] for result in searches]
+        on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
+        best = int(np.argmax(on_discovery))
+        sizes = sorted({*shares, size})
+        learned = {s: self.better(discovery, s, [searches[best]["logits"]], [descent["masks"].get(s)]) for s in sizes}
+        learned[size] = found[best]
+        control, control_note = self.random_weights(train_loader, val_loader, size)
+
+        bench = Bench(self.model, self.units, ablation, val_loader.batches)
+        self.results = self.measure(bench, val_loader, scores, found[best], found, learned)
+        if control is not None:
+            self.results["metrics"]["faithfulness_random_weights"] = control
+        self.results["notes"] += [control_note] if control_note else []
+        if accuracy is not None:
+            self.results["metrics"]["accuracy_full"] = accuracy
+        self.results["searches"] = [
+            {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
+             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask)}
+            for k, mask in enumerate(found)
+        ]  # fmt: skip
+        self.keep_masks(found[best], searches[best]["logits"], scores)
+        return self.results
+
+    def save_results(self) -> list[Path]:
+        """Writes ``history.jsonl`` and ``final_masks.pt`` into the run directory; the runner writes the rest."""
+        if self.run_dir is None:
+            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
+        lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in self.history)
+        return [
+            files.write_text(self.run_dir / "history.jsonl", lines),
+            files.write_torch(self.run_dir / "final_masks.pt", self.masks),
+        ]
+
+    # ---- before the work ----------------------------------------------------------------------------------------
+
+    def check_metric(self, loader: PromptLoader) -> None:
+        if self.config.metric == "logit_diff" and not loader.task.has_twins:
+            raise MechintError(
+                f"the metric logit_diff compares with a counterfactual twin's answer, and the task "
+                f"{loader.task.name!r} has no twins; choose kl, answer_logprob or loss"
+            )
+
+    @torch.no_grad()
+    def check_accuracy(self, loader: PromptLoader) -> Number | None:
+        """Accuracy of the full model on the evaluation prompts, None for plain text; refuses a failed task."""
+        if loader.task.name == "text":
+            return None
+        right = []
+        for batch in loader:
+            logits, _ = self.model.trace(batch.tokens, Tap(), logits_at=batch.positions)
+            right.append((logits.argmax(-1) == batch.answers).double().mean(-1).cpu())
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        accuracy = bootstrap.interval(lambda mean: mean, torch.cat(right).numpy())
+        if float(accuracy["value"]) < self.config.min_accuracy:
+            raise MechintError(
+                f"{self.model.source}: the model answers {accuracy['value']:.1%} of the held-out prompts of "
+                f"{loader.task.name!r}, below the {self.config.min_accuracy:.0%} asked for; there is no circuit to "
+                f"explain. Train it longer, choose the task it was trained on, or lower MIN_ACCURACY"
+            )
+        return accuracy
+
+    # ---- the search ---------------------------------------------------------------------------------------------
+
+    def grid(self) -> list[int]:
+        """Sizes the smallest circuit is looked for at: about 20 % apart."""
+        sizes, size = [], float(self.units.total)
+        while size >= 1:
+            sizes.append(max(1, round(size)))
+            size /= 1.2
+        return sorted(set(sizes))
+
+    def search(
+        self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
+        snapshots: list[int] | None = None, weights: str = "trained",
+    ) -> dict[str, Any]:  # fmt: skip
+        """One stage: a search, its circuits by size, its logits, and its history."""
+        config = self.config
+
+        def compute() -> dict[str, Any]:
+            search = Search(bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size)
+            part = self.stages.part(name)
+            if part is not None:
+                search.restore(part)
+            masks = search.run(f"search, {name}", snapshots, lambda: self.stages.save_part(name, search.state))
+            return {"masks": masks, "logits": search.logits.detach().clone(), "history": search.history}
+
+        result = self.stages.get(name, compute)
+        if name not in {entry["search"] for entry in self.history}:
+            self.history += [{"search": name, "weights": weights, **entry} for entry in result["history"]]
+        return result  # type: ignore[no-any-return]
+
+    def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
+        """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.
+
+        By bisection between 1 and the size that the descent, in passing, reached the target at.
+        """
+        if self.config.search == "budget":
+            return int(self.config.budget)
+        metric, target, grid = self.config.metric, self.config.target_faithfulness, self.grid()
+        reached = {size: bench.faithful(descent[size], metric) >= target for size in grid}
+
+        def searched(size: int) -> bool:
+            mask = self.search(bench, scores, f"size {size}", self.seed, size)["masks"][size]
+            return bench.faithful(mask, metric) >= target
+
+        low, high = -1, min(at for at, size in enumerate(grid) if all(reached[larger] for larger in grid[at:]))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if searched(grid[middle]) else (middle, high)
+        return grid[high]
+
+    def better(self, bench: Bench, size: int, rankings: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+        """The circuit of a size that is the most faithful on the discovery prompts, of those at hand."""
+        at_hand = [self.units.top(ranking, size) for ranking in rankings] + [mask for mask in masks if mask is not None]
+        return max(at_hand, key=lambda mask: bench.faithful(mask, self.config.metric))
+
+    def random_weights(
+        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int
+    ) -> tuple[Number | None, str]:
+        """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any."""
+        model = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(self.seed + 104_729)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
+        bench = Bench(model, self.units, ablation, train_loader.batches)
+        try:
+            check_effect(*(float(end[self.config.metric].mean()) for end in bench.ends), self.config.metric)
+        except MechintError:
+            return None, "The control on random weights was not measured: dropping all of its units has no effect."
+        scores = self.stages.get("random weights attribution", lambda: attribute(bench, self.config.metric))
+        result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
+        held_out = Bench(model, self.units, ablation, val_loader.batches)
+        number = self.interval(held_out, val_loader, result["masks"][size])
+        return number, ""
+
+    # ---- the evidence -------------------------------------------------------------------------------------------
+
+    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
+        metric = self.config.metric
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        values = [values[metric].numpy() for values in (bench.measure(mask), *bench.ends)]
+        return bootstrap.interval(faithfulness, *values)
+
+    def measure(
+        self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, found: list[Tensor],
+        learned: dict[int, Tensor],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Every number of the report, on the held-out prompts."""
+        config, units, metric = self.config, self.units, self.config.metric
+        size = int(mask.sum())
+        bootstrap = ClusterBootstrap(loader.templates(), config.bootstrap, self.seed)
+        learned = {**learned, units.total: torch.ones_like(mask)}
+        sizes = sorted(learned)
+        wanted = 1 + (2 + config.random_circuits) * len(sizes)
+        with Progress("evidence", wanted) as progress:
+
+            def at(m: Tensor) -> dict[str, Any]:
+                progress.step()
+                return {name: value.numpy() for name, value in bench.measure(m).items()}
+
+            full, empty = ({name: value.numpy() for name, value in end.items()} for end in bench.ends)
+            without = at(1 - mask)
+            curves = {
+                "learned": [at(learned[s]) for s in sizes],
+                "attribution": [at(units.top(scores, s)) for s in sizes],
+            }
+            random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
+
+        def ratio(values: Any) -> Number:
+            return bootstrap.interval(faithfulness, values, full[metric], empty[metric])
+
+        denominator = bootstrap.interval(lambda f, e: f - e, full[metric], empty[metric])
+        if float(denominator["low"]) <= 0 <= float(denominator["high"]):
+            raise MechintError(
+                f"the effect of dropping every unit on {metric} is {denominator['value']:.3g} "
+                f"[{denominator['low']:.3g}, {denominator['high']:.3g}], which may be nothing; faithfulness is a share "
+                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
+            )
+        chosen = curves["learned"][sizes.index(size)]
+        shares = [s / units.total for s in sizes]
+        stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
+
+        def cpr(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, (c - e[:, None]) / (f - e)[:, None])
+
+        def cmd(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, np.abs(1 - (c - e[:, None]) / (f - e)[:, None]))
+
+        agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
+        completeness = bootstrap.interval(lambda c, f, e: 1 - faithfulness(c, f, e), without[metric], full[metric], empty[metric])
+        metrics: dict[str, Number] = {
+            "units_total": exact(units.total),
+            "units_kept": exact(size),
+            "faithfulness": ratio(chosen[metric]),
+            "completeness": completeness,
+            "complement_faithfulness": ratio(without[metric]),
+            "kl": bootstrap.interval(lambda m: m, chosen["kl"]),
+            "metric_full": bootstrap.interval(lambda m: m, full[metric]),
+            "metric_empty": bootstrap.interval(lambda m: m, empty[metric]),
+            "metric_circuit": bootstrap.interval(lambda m: m, chosen[metric]),
+            "faithfulness_random": random[size],
+            "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
+            "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
+        }
+        if loader.task.name != "text":
+            metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
+        if agreement is not None:
+            metrics["jaccard"] = agreement
+        for name, entry in metrics.items():
+            if name not in ("units_total", "units_kept", "jaccard"):
+                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, metric)
+                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(s for s, _ in units.kind.sites)}
+        return {
+            "metrics": metrics,
+            "unit": config.unit,
+            "unit_meaning": units.kind.meaning,
+            "ablation": config.ablation,
+            "metric": metric,
+            "curve": {
+                "size": sizes,
+                "fraction": shares,
+                **{name: [ratio(values[metric]) for values in curve] for name, curve in curves.items()},
+                "random": [random[s] for s in sizes],
+            },
+            "layers": [
+                {"layer": layer, "total": units.per_layer, "kept": count, "units": names}
+                for layer, (count, names) in enumerate(zip(units.counts(mask), units.names(mask), strict=True))
+            ],
+            "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
+        }
+
+    def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
+        """Faithfulness of random circuits that keep as many units in each layer as ``like``."""
+        counts = self.units.counts(like)
+        generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
+        values = []
+        for _ in range(self.config.random_circuits):
+            mask = self.units.random(counts, generator).to(like.device)
+            values.append(float(faithfulness(at(mask)[self.config.metric].mean(), full.mean(), empty.mean())))
+        return spread(values, "random circuits with as many units in each layer")
+
+    def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
+        """What ``final_masks.pt`` holds, for each layer."""
+        parts = [tensor.detach().cpu().view(self.units.layers, *self.units.shape) for tensor in (logits, mask, scores)]
+        self.masks = {
+            f"layers.{layer}": {
+                "logits": parts[0][layer].clone(),
+                "mask": parts[1][layer].clone(),
+                "importance": parts[2][layer].clone(),
+                "sparsity": 1.0 - float(parts[1][layer].mean()),
+            }
+            for layer in range(self.units.layers)
+        }

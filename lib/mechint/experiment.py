@@ -1,0 +1,337 @@
+"""An experiment: every checkpoint that a pattern names, every analysis that is switched on, one report each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import files
+from .analysis import Analysis, analyses, check_family
+from .discover import find_checkpoints
+from .errors import MechintError
+from .loader import PromptLoader
+from .models.load import load
+from .report import log_wandb, write_comparison, write_report
+from .rundir import check_writable, fingerprint, manifest
+from .run_config import RunConfig
+from .tasks import Task, make_task
+from .tasks.config import TaskConfig
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What to do: the shared options, the task, and the options of each analysis that is switched on.
+
+    Attributes:
+        defconfig: The text of the minimal configuration that repeats the experiment on one checkpoint and analysis,
+            or None when the caller has no such thing (a notebook).
+    """
+
+    run: RunConfig
+    task: TaskConfig
+    configs: dict[str, Any]
+    defconfig: Callable[[RunConfig, dict[str, Any]], str] | None = None
+
+    def chosen(self) -> list[Analysis]:
+        return [analyses()[name] for name in self.configs]
+
+
+def device_of(name: str) -> torch.device:
+    """The device that an option says; ``auto`` takes a GPU when there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MechintError("device cuda is asked for and this machine has no usable GPU; choose auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def run_directories(run: RunConfig, checkpoints: list[str], names: list[str]) -> dict[tuple[str, str], Path]:
+    """Where each (checkpoint, analysis) goes.
+
+    One named checkpoint fills the output directory itself; a glob or a directory of checkpoints gets one directory
+    for each, however many it matches today. Several analyses get one directory each below that.
+    """
+    single = len(checkpoints) == 1 and checkpoints[0] == run.checkpoint
+    labels = {checkpoint: "" if single else Path(checkpoint).stem for checkpoint in checkpoints}
+    if len(set(labels.values())) < len(labels):
+        labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}
+    if len(set(labels.values())) < len(labels):
+        raise MechintError(f"{run.checkpoint}: two of the checkpoints would share a directory; name them apart")
+    base = Path(run.output_dir)
+    return {
+        (checkpoint, name): base / label / (name if len(names) > 1 else "")
+        for checkpoint, label in labels.items()
+        for name in names
+    }
+
+
+def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
+    """Analyses, or draws again, all that the options name; prints where the reports are.
+
+    Raises:
+        MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
+            analysed, after the others were.
+    """
+    run = experiment.run
+    if run.mode == "from_runs":
+        redraw(run, dry_run)
+        return
+    if not experiment.configs:
+        raise MechintError("no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line")
+    for analysis in experiment.chosen():
+        reason = analysis.refuse(experiment.configs[analysis.name], experiment.task)
+        if reason:
+            raise MechintError(f"{analysis.title}: {reason}")
+    checkpoints = find_checkpoints(run.checkpoint)
+    directories = run_directories(run, checkpoints, list(experiment.configs))
+    if dry_run:
+        for (checkpoint, name), directory in directories.items():
+            print(f"would analyse {checkpoint} -> {directory}")
+            print(f"  {analyses()[name].title}: {analyses()[name].work(experiment.configs[name])}")
+        return
+    check_writable(run.output_dir)
+    with files.lock(run.output_dir):
+        if len(checkpoints) > 1:
+            for checkpoint in checkpoints:  # every one is checked before the first is worked on
+                prepare(experiment, checkpoint)
+        failures = []
+        for checkpoint in checkpoints:
+            try:
+                analyse(experiment, checkpoint, directories)
+            except MechintError as error:
+                if len(checkpoints) == 1:
+                    raise
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                failures.append(checkpoint)
+        if len(checkpoints) > 1:
+            compare(experiment, directories, failures)
+    if failures:
+        raise MechintError(
+            f"{len(failures)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(failures)}); "
+            f"the lines above say why"
+        )
+
+
+def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
+    """The loaded model and its task, checked against the analyses."""
+    run = experiment.run
+    model = load(checkpoint, dtype=run.dtype, device=device_of(run.device))
+    check_family(experiment.chosen(), model.config.family, checkpoint)
+    return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
+
+
+def weights_digest(model: Any) -> str:
+    """Hex digest of all weights: the same whatever file format they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> None:
+    """Every analysis of one checkpoint."""
+    run = experiment.run
+    model, task = prepare(experiment, checkpoint)
+    digest = weights_digest(model)
+    device = device_of(run.device)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+    for analysis in experiment.chosen():
+        directory, config = directories[checkpoint, analysis.name], experiment.configs[analysis.name]
+        key = {
+            "analysis": analysis.name,
+            "weights": digest,
+            "config": dataclasses.asdict(config),
+            "task": dataclasses.asdict(experiment.task),
+            "run": {name: getattr(run, name) for name in ("dtype", "batch_size", "seed")},
+        }
+        if finished(directory, key, run.rerun):
+            print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
+            continue
+        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+        start = time.monotonic()
+        analyzer = analysis.analyzer(
+            model, config, device, seed=run.seed, run_dir=directory, key=fingerprint({**key, "threads": torch.get_num_threads()})
+        )
+        for name in ("results.json", "final_masks.pt"):  # of another run: not to be mistaken for this one's
+            with contextlib.suppress(FileNotFoundError):
+                (directory / name).unlink()
+        loaders = [
+            PromptLoader(task, split, count, run.batch_size, run.seed, device)
+            for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
+        ]
+        found = analyzer.run_analysis(*loaders)
+        written = analyzer.save_results()
+        if not run.save_masks:
+            (directory / "final_masks.pt").unlink()
+        results = {
+            "schema": SCHEMA,
+            "analysis": analysis.name,
+            "title": analysis.title,
+            "checkpoint": checkpoint,
+            "status": "complete",
+            "key": key,
+            "model": {
+                "family": model.config.family,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "n_layer": model.config.n_layer,
+                "d_model": model.config.d_model,
+                "sha256": digest,
+            },
+            "task": describe(task, *loaders),
+            "config": dataclasses.asdict(config),
+            **found,
+        }
+        files.write_json(directory / "results.json", results)
+        if experiment.defconfig is not None:
+            one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory))
+            files.write_text(directory / "config", experiment.defconfig(one, {analysis.name: config}))
+        files.write_json(
+            directory / "manifest.json",
+            manifest(
+                device=str(device),
+                dtype=run.dtype,
+                seed=run.seed,
+                configuration=fingerprint(key),
+                weights=digest,
+                prompts=prompts_digest(*loaders),
+                resumed=analyzer.stages.resumed,
+                seconds=round(time.monotonic() - start, 1),
+                peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                files=sorted(path.name for path in written),
+            ),
+        )
+        draw(run, directory)
+        analyzer.stages.clear()
+        summary(results, directory)
+
+
+def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "description": task.description,
+        "discovery_prompts": len(discovery.prompts),
+        "evaluation_prompts": len(evaluation.prompts),
+        "evaluation_templates": len(set(evaluation.templates().tolist())),
+        "answers_per_prompt": int(evaluation.prompts.answers.shape[1]),
+    }
+
+
+def prompts_digest(*loaders: PromptLoader) -> str:
+    digest = hashlib.sha256()
+    for loader in loaders:
+        for tensor in (loader.prompts.tokens, loader.prompts.positions, loader.prompts.answers):
+            digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
+    """Whether ``directory`` holds the finished results of this very request.
+
+    Raises:
+        MechintError: it holds the finished results of another one, which would be lost.
+    """
+    path = directory / "results.json"
+    if rerun or not path.exists():
+        return False
+    old = files.read_json(path).get("key", {})
+    if old == key:
+        return not (directory / ".stages").exists()
+    if (directory / ".stages").exists():
+        return False  # results of a run that did not get to its report: nothing finished is lost
+    flat_old, flat_new = _flat(old), _flat(key)
+    changed = [
+        f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
+        for name in sorted({*flat_old, *flat_new})
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+    raise MechintError(
+        f"{directory} holds the finished results of another request ({'; '.join(changed[:3])}); "
+        f"choose another OUTPUT_DIR, or set RERUN to replace them"
+    )
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat
+
+
+def draw(run: RunConfig, directory: Path) -> None:
+    """The report of one run directory, and its W&B run."""
+    write_report(
+        directory,
+        heatmaps=run.visualize_heatmaps,
+        curves=run.visualize_curves,
+        faithfulness=run.visualize_faithfulness,
+    )
+    if run.visualize_wandb:
+        log_wandb(directory, run.wandb_project, directory.name or "run")
+
+
+def redraw(run: RunConfig, dry_run: bool) -> None:
+    """Reports again from what finished analyses left; masks and numbers are not touched."""
+    top = Path(run.run_dir or run.output_dir)
+    found = sorted(path.parent for path in [*top.glob("results.json"), *top.glob("*/results.json"), *top.glob("*/*/results.json")])
+    if not found:
+        raise MechintError(f"{top} holds no finished analysis (no results.json in it or below it); run one first")
+    for directory in found:
+        print(f"{'would draw' if dry_run else 'drawing'} {directory} again", flush=True)
+    if dry_run:
+        return
+    check_writable(top)
+    with files.lock(top):
+        for directory in found:
+            draw(run, directory)
+            print(f"report: {directory / 'report.html'}")
+        if len(found) > 1:
+            _compare(found, top)
+
+
+def compare(experiment: Experiment, directories: dict[tuple[str, str], Path], failures: list[str]) -> None:
+    """One comparison for each analysis over the checkpoints that could be analysed."""
+    for name in experiment.configs:
+        done = [path for (checkpoint, other), path in directories.items() if other == name and checkpoint not in failures]
+        if len(done) > 1:
+            target = Path(experiment.run.output_dir)
+            _compare(done, target / name if len(experiment.configs) > 1 else target)
+
+
+def _compare(directories: list[Path], target: Path) -> None:
+    for path in write_comparison(list(directories), target):
+        if path.suffix == ".html":
+            print(f"comparison: {path}")
+
+
+def summary(results: dict[str, Any], directory: Path) -> None:
+    """The figures a user wants to see at once."""
+    metrics = results["metrics"]
+
+    def say(name: str, form: str = ".3f") -> str:
+        entry = metrics.get(name)
+        if entry is None:
+            return "not measured"
+        return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+
+    kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
+    print(f"  kept            {kept} of {total} {results['unit']}s ({kept / total:.1%})")
+    for title, name in (
+        ("faithfulness", "faithfulness"),
+        ("random circuits", "faithfulness_random"),
+        ("random weights", "faithfulness_random_weights"),
+        ("completeness", "completeness"),
+        ("stability", "jaccard"),
+    ):
+        print(f"  {title:<16}{say(name)}")
+    print(f"  report: {directory / 'report.html'}", flush=True)

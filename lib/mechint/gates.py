@@ -1,0 +1,75 @@
+"""Gates with a budget: a differentiable choice of exactly so many units.
+
+Each unit has a logit. One shift, common to all, is found so that the expected number of open gates *is* the budget
+of the step; no penalty has to be tuned for it, and no search can end with another number than was asked for. The
+shift's own dependence on the logits is differentiated (implicitly), so units compete: to open one is to close others.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+"""Temperature and stretch of the hard-concrete distribution (Louizos, Welling & Kingma 2018, section 2.2)."""
+
+
+def shift_to(logits: Tensor, budget: float) -> Tensor:
+    """b with Σ σ(logits + b) = budget, differentiable in the logits.
+
+    Args:
+        logits: [units].
+        budget: Expected number of open gates, above 0 and below the number of units.
+    """
+    with torch.no_grad():
+        wide = logits.double()
+        margin = 40.0 + float(wide.abs().max())
+        low, high = -margin, margin
+        for _ in range(60):
+            middle = (low + high) / 2
+            if float(torch.sigmoid(wide + middle).sum()) < budget:
+                low = middle
+            else:
+                high = middle
+        shift = torch.tensor((low + high) / 2, dtype=torch.float64, device=logits.device)
+        open_ = torch.sigmoid(wide + shift)
+        slope = open_ * (1 - open_)
+        slope = (slope / slope.sum()).to(logits.dtype)
+    # value: shift; gradient: -slope, from differentiating Σ σ(logits + b) = budget
+    return shift.to(logits.dtype) - (slope * (logits - logits.detach())).sum()
+
+
+def hard_concrete(logits: Tensor, budget: float, generator: torch.Generator) -> Tensor:
+    """A sample of the gates [units] in [0, 1], exact zeros and ones included; Σ P(gate > 0) is the budget."""
+    if budget >= len(logits):
+        return torch.ones_like(logits) + 0 * logits
+    log_alpha = logits + shift_to(logits, budget) + BETA * math.log(-GAMMA / ZETA)
+    noise = torch.rand(logits.shape, generator=generator, dtype=torch.float32).to(logits).clamp(1e-6, 1 - 1e-6)
+    sample = torch.sigmoid((torch.log(noise) - torch.log1p(-noise) + log_alpha) / BETA)
+    return (sample * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def straight_through(logits: Tensor, budget: float, generator: torch.Generator) -> Tensor:
+    """Exactly round(budget) gates open; the gradient is that of σ(logits + shift) (Bengio et al. 2013)."""
+    if budget >= len(logits):
+        return torch.ones_like(logits) + 0 * logits
+    soft = torch.sigmoid(logits + shift_to(logits, budget))
+    order = torch.sort(logits.detach(), descending=True, stable=True).indices
+    hard = torch.zeros_like(soft).index_fill_(0, order[: max(1, round(budget))], 1.0)
+    return hard + (soft - soft.detach())
+
+
+GATES = {"hard_concrete": hard_concrete, "straight_through": straight_through}
+
+
+def budget_at(step: int, steps: int, total: int, target: int, hold: float = 0.25) -> float:
+    """Budget of a step: from all units down to the target, evenly on a log scale, then held for the last share.
+
+    Even steps on a log scale spend as many steps from 1,000 to 500 units as from 10 to 5; a line would rush through
+    the small sizes, where the choice is made.
+    """
+    moving = max(1, math.floor(steps * (1 - hold)))
+    progress = min(1.0, step / moving)
+    return float(math.exp(math.log(total) + progress * (math.log(target) - math.log(total))))

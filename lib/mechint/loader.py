@@ -1,0 +1,41 @@
+"""Loaders: the prompts of one split of a task, in batches of nearly equal size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .tasks import Prompts, Task
+
+
+class PromptLoader:
+    """Batches of prompts, drawn once; iterating again gives the same batches.
+
+    Args:
+        task: Where the prompts come from.
+        split: ``discovery`` or ``evaluation``; the two share no template.
+        count: Prompts in all.
+        batch_size: The most in one batch. Sizes differ by one at the most, so no batch is a leftover of one prompt.
+        seed: Of the draw.
+        device: Where the batches live.
+    """
+
+    def __init__(
+        self, task: Task, split: str, count: int, batch_size: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task, self.split = task, split
+        self.prompts = task.sample(count, split, seed)
+        parts = torch.arange(len(self.prompts)).tensor_split(-(-len(self.prompts) // batch_size))
+        self.batches = [self.prompts[part].to(device) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Prompts]:
+        return iter(self.batches)
+
+    def templates(self) -> Any:
+        """Cluster of each prompt, for bootstraps, [prompts]."""
+        return self.prompts.template.numpy()

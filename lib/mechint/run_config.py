@@ -1,0 +1,37 @@
+"""Options that every analysis shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import option
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to analyse, where the results go, and what is drawn."""
+
+    mode: str = option(
+        "posttrain",
+        "Analyse checkpoints, or draw and report again what a finished analysis left in its directory",
+        choices=("posttrain", "from_runs"),
+    )
+    checkpoint: str = option(
+        "output/final_model_step*.pt",
+        "A checkpoint file, a glob, a directory of checkpoints, a model directory, or a hub id such as state-spaces/mamba-130m-hf",
+    )
+    run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
+    output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
+    device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+    dtype: str = option(
+        "float32", "Precision of the weights; the scan and the residual stream stay in float32", choices=("float32", "bfloat16", "float16")
+    )
+    batch_size: int = option(64, "Prompts in one forward; less needs less memory", unit="prompts", low=1, high=65536)
+    seed: int = option(0, "Seed of prompts, searches and bootstraps", low=0, high=2**31 - 1)
+    rerun: bool = option(False, "Analyse again what is already finished, in place of skipping it")
+    save_masks: bool = option(True, "Write final_masks.pt")
+    visualize_heatmaps: bool = option(True, "Draw the importance heatmaps")
+    visualize_curves: bool = option(True, "Draw the curves of the search")
+    visualize_faithfulness: bool = option(True, "Draw the faithfulness curve")
+    visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
+    wandb_project: str = option("mechint", "Project that the runs are logged to")

@@ -1,0 +1,132 @@
+"""The run directory: finished stages of a killed run, the manifest, and who may write."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import files
+from .errors import MechintError
+
+
+def fingerprint(value: Any) -> str:
+    """Hex digest of a JSON value: equal configurations have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Stages:
+    """Results of the finished stages of one analysis, so that a killed run goes on where it was.
+
+    Everything in here depends on the fingerprint alone; with another one it is thrown away.
+
+    Args:
+        directory: Where stages live until the analysis is finished; None keeps nothing.
+        key: Fingerprint of all that the stages depend on: configuration, weights, prompts, versions.
+        every: Least seconds between two saves of an unfinished stage.
+    """
+
+    def __init__(self, directory: str | Path | None, key: str = "", every: float = 15.0) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self.every, self.saved = every, time.monotonic()
+        self.resumed: list[str] = []
+        if self.directory is not None:
+            note = self.directory / "fingerprint"
+            if not note.exists() or note.read_text() != key:
+                shutil.rmtree(self.directory, ignore_errors=True)
+                files.write_text(note, key)
+
+    def _path(self, name: str, kind: str) -> Path | None:
+        return None if self.directory is None else self.directory / f"{name}.{kind}.pt"
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of the stage ``name``, from an earlier run or from ``compute()``."""
+        path = self._path(name, "done")
+        if path is not None and path.exists():
+            self.resumed.append(name)
+            return torch.load(path, weights_only=True)
+        result = compute()
+        if path is not None:
+            files.write_torch(path, result)
+            unfinished = self._path(name, "part")
+            if unfinished is not None:
+                unfinished.unlink(missing_ok=True)
+        return result
+
+    def part(self, name: str) -> Any:
+        """The last saved state of an unfinished stage, or None."""
+        path = self._path(name, "part")
+        return torch.load(path, weights_only=True) if path is not None and path.exists() else None
+
+    def save_part(self, name: str, state: Callable[[], Any]) -> None:
+        """Saves the state of an unfinished stage, unless one was saved a moment ago."""
+        path = self._path(name, "part")
+        if path is not None and time.monotonic() - self.saved >= self.every:
+            files.write_torch(path, state())
+            self.saved = time.monotonic()
+
+    def clear(self) -> None:
+        if self.directory is not None:
+            shutil.rmtree(self.directory)
+
+
+def manifest(**facts: Any) -> dict[str, Any]:
+    """What is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
+    import matplotlib
+    import numpy
+    import transformers
+
+    from . import __version__
+
+    return {
+        "mechint": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "transformers": transformers.__version__,
+            "matplotlib": matplotlib.__version__,
+        },
+        "git": git_state(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **facts,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the library's checkout and whether it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent
+    ask = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)  # noqa: E731
+    try:
+        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if commit.returncode or status.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def check_writable(directory: str | Path) -> None:
+    """Raises :class:`MechintError` before any work when results could not be written."""
+    existing = Path(directory).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise MechintError(f"{directory} can't be written to; choose another directory with OUTPUT_DIR")
+    try:
+        files.write_text(Path(directory) / ".writable", "")
+        (Path(directory) / ".writable").unlink()
+    except OSError as error:
+        raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another OUTPUT_DIR") from None

@@ -1,0 +1,102 @@
+"""SSM circuits: the fewest units of a Mamba that still do what the whole model does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .analysis import Analysis
+from .circuit_analysis import CircuitAnalyzer
+from .options import option
+from .tasks.config import TaskConfig
+from .units import SSM_UNITS
+
+
+@dataclass(frozen=True)
+class SSMCircuitConfig:
+    """How the circuit is searched and judged."""
+
+    unit: str = option(
+        "channel",
+        "What is kept or dropped: SSM channels, (channel, state) modes, the paths x z dt B C of a layer, or whole layers",
+        choices=("channel", "mode", "path", "layer"),
+    )
+    ablation: str = option(
+        "mean",
+        "What replaces a dropped unit: its mean by position, another prompt's value, the counterfactual twin's value, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    metric: str = option(
+        "kl",
+        "What the circuit must preserve: KL to the full model, logit difference to the twin's answer, log-probability of the answer, or loss",
+        choices=("kl", "logit_diff", "answer_logprob", "loss"),
+    )
+    search: str = option(
+        "smallest",
+        "Find the smallest circuit that reaches the target faithfulness, or the best one of exactly the budget's size",
+        choices=("smallest", "budget"),
+    )
+    budget: int = option(16, "Units the circuit keeps, exactly, for the search 'budget'", unit="units", low=1, high=10_000_000)
+    target_faithfulness: float = option(
+        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    gate: str = option(
+        "hard_concrete", "Gates of the search: hard-concrete (Louizos et al. 2018) or straight-through", choices=("hard_concrete", "straight_through")
+    )
+    steps: int = option(200, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
+    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
+    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000)
+    seeds: int = option(3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100)
+    random_circuits: int = option(20, "Random circuits of the same size and layers, for the control band", unit="circuits", low=2, high=10_000)
+    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
+    min_accuracy: float = option(
+        0.5, "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text", low=0.0, high=1.0
+    )
+
+
+class SSMCircuitAnalyzer(CircuitAnalyzer):
+    """Circuits of SSM channels, (channel, state) modes, paths or layers of a Mamba."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: SSMCircuitConfig,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        key: str = "",
+    ) -> None:
+        super().__init__(model, config, device, kinds=SSM_UNITS, seed=seed, run_dir=run_dir, key=key)
+
+
+def refuse(config: SSMCircuitConfig, task: TaskConfig) -> str | None:
+    """Why this task can't be analysed so, known before anything is loaded."""
+    if task.name == "text" and (config.ablation == "counterfactual" or config.metric == "logit_diff"):
+        asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
+        return f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl or loss"
+    return None
+
+
+def work(config: SSMCircuitConfig) -> str:
+    searches = config.seeds + 3 + (5 if config.search == "smallest" else 0)
+    return (
+        f"{'about ' if config.search == 'smallest' else ''}{searches} searches of {config.steps} steps, then about "
+        f"{11 * (2 + config.random_circuits) + 3} evaluations on {config.eval_prompts} prompts"
+    )
+
+
+ANALYSIS = Analysis(
+    name="ssm",
+    title="SSM circuit",
+    config=SSMCircuitConfig,
+    analyzer=SSMCircuitAnalyzer,
+    families=("mamba",),
+    refuse=refuse,
+    work=work,
+    default=True,
+)

@@ -1,0 +1,90 @@
+"""Intervals and summaries: what stands behind every number of a report."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+"""Coverage of every interval."""
+
+Number = dict[str, float | int | str]
+"""A reported number: value, low, high, n, and what the interval is an interval of."""
+
+
+def number(value: float, low: float, high: float, n: int, interval: str) -> Number:
+    return {"value": float(value), "low": float(low), "high": float(high), "n": int(n), "interval": interval}
+
+
+def exact(value: int) -> Number:
+    """A count: known without error."""
+    return {"value": int(value), "low": int(value), "high": int(value), "n": 1, "interval": "exact count"}
+
+
+class ClusterBootstrap:
+    """Percentile bootstrap that draws whole clusters (templates) with replacement (Efron & Tibshirani 1993, ch. 8).
+
+    The same draws serve every statistic, so that differences and areas under curves keep their pairing.
+    """
+
+    def __init__(self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> None:
+        _, self.cluster = np.unique(np.asarray(clusters), return_inverse=True)
+        self.n = len(self.cluster)
+        count = int(self.cluster.max()) + 1
+        rng = np.random.default_rng(seed)
+        self.weights = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)  # [draws, C]
+        self.sizes = np.bincount(self.cluster, minlength=count).astype(np.float64)  # [C]
+
+    def means(self, values: Array) -> tuple[Array, Array]:
+        """Means of [n, …] values: over the sample [1, …], and over each draw [draws, …]."""
+        values = np.asarray(values, dtype=np.float64)
+        if len(values) != self.n:
+            raise ValueError(f"{len(values)} values for a bootstrap over {self.n}")
+        sums = np.zeros((len(self.sizes), *values.shape[1:]))
+        np.add.at(sums, self.cluster, values)
+        shape = (-1,) + (1,) * (values.ndim - 1)
+        drawn = np.tensordot(self.weights, sums, 1) / (self.weights @ self.sizes).reshape(shape)
+        return values.mean(0, keepdims=True), drawn
+
+    def interval(self, statistic: Callable[..., Array], *values: Array) -> Number:
+        """The statistic of the means of each of ``values``, with its interval.
+
+        ``statistic`` takes arrays of means whose first axis is the draw and returns one number for each draw.
+        """
+        pairs = [self.means(value) for value in values]
+        point = float(np.asarray(statistic(*(p[0] for p in pairs))).reshape(-1)[0])
+        drawn = np.asarray(statistic(*(p[1] for p in pairs))).reshape(-1)
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
+        return number(point, min(low, point), max(high, point), self.n, "95 % bootstrap over templates")
+
+
+def spread(values: Sequence[float], what: str) -> Number:
+    """Median and the central 95 % of repeated measurements."""
+    low, median, high = np.quantile(np.asarray(values, dtype=np.float64), [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    return number(median, low, high, len(values), f"2.5 to 97.5 % over {what}")
+
+
+def jaccard(a: set[int], b: set[int]) -> float:
+    """Share of the union that both hold; 1 for two empty sets."""
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def stability(sets: Sequence[set[int]]) -> Number | None:
+    """Mean pairwise Jaccard index of repeated searches, with the least and the most alike pair; None for one set."""
+    pairs = [jaccard(a, b) for a, b in itertools.combinations(sets, 2)]
+    if not pairs:
+        return None
+    return number(float(np.mean(pairs)), min(pairs), max(pairs), len(pairs), "least and most alike pair of searches")
+
+
+def area(fractions: Sequence[float], values: Array) -> Array:
+    """Trapezoid area under values [draws, sizes] over fractions [sizes], divided by the range of the fractions."""
+    x = np.asarray(fractions, dtype=np.float64)
+    steps = np.diff(x)
+    middle = (values[:, 1:] + values[:, :-1]) / 2
+    return np.asarray((middle * steps).sum(1) / (x[-1] - x[0]))

@@ -1,0 +1,63 @@
+"""Intervals against theory, and the small measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechint.statistics import ClusterBootstrap, area, exact, jaccard, spread, stability
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """With clusters that share a random effect; a bootstrap over single prompts would cover far too seldom."""
+    rng, covered, naive = np.random.default_rng(0), 0, 0
+    for trial in range(200):
+        clusters = np.repeat(np.arange(40), 5)
+        values = rng.normal(size=40)[clusters] + 0.1 * rng.normal(size=200)
+        interval = ClusterBootstrap(clusters, 400, trial).interval(lambda m: m, values)
+        covered += interval["low"] <= 0 <= interval["high"]
+        single = ClusterBootstrap(np.arange(200), 400, trial).interval(lambda m: m, values)
+        naive += single["low"] <= 0 <= single["high"]
+    assert covered >= 178  # 95 % of 200, less three standard errors
+    assert naive <= 150
+
+
+def test_ratios_use_the_same_draws() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.normal(5, 1, 60)
+    interval = ClusterBootstrap(np.arange(60), 500, 0).interval(lambda x, y: x / y, a, 2 * a)
+    assert interval["low"] == pytest.approx(0.5)
+    assert interval["high"] == pytest.approx(0.5)
+    assert interval["n"] == 60
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.random.default_rng(2).normal(size=30)
+    intervals = [ClusterBootstrap(np.arange(30), 100, seed).interval(lambda m: m, values) for seed in (4, 4, 5)]
+    assert intervals[0] == intervals[1] != intervals[2]
+    with pytest.raises(ValueError, match="29 values for a bootstrap over 30"):
+        ClusterBootstrap(np.arange(30), 100, 0).means(values[:29])
+
+
+@given(st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_jaccard(a: set[int], b: set[int]) -> None:
+    assert jaccard(a, b) == jaccard(b, a)
+    assert jaccard(a, a) == 1.0
+    assert 0 <= jaccard(a, b) <= 1
+    assert (jaccard(a, b) == 1) == (a == b)
+
+
+def test_stability_and_spread() -> None:
+    assert stability([{1, 2}]) is None
+    number = stability([{1, 2}, {1, 2}, {2, 3}])
+    assert number is not None
+    assert (number["low"], number["high"], number["n"]) == (pytest.approx(1 / 3), 1.0, 3)
+    assert number["value"] == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
+    assert spread([1.0, 2.0, 3.0], "runs")["value"] == 2.0
+    assert exact(7)["low"] == exact(7)["high"] == 7
+
+
+def test_area_is_the_trapezoid_rule() -> None:
+    assert area([0.0, 0.5, 1.0], np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])) == pytest.approx([0.75, 1.0])
