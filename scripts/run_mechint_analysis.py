@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     flags = parser().parse_args()
-    configs = {
+    configs: dict[str, Any] = {
         name: from_flags(flags, analysis.config, name)
         for name, analysis in analyses().items()
         if getattr(flags, f"run_{name}")

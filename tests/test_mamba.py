@@ -25,7 +25,9 @@ def test_every_site_equals_the_numpy_recurrence(sizes: dict, batch: int, length:
     assert set(expected) == set(model.sites) == set(run.values)
     for name, value in expected.items():
         assert run[name].shape[2:] == model.sites[name].units
-        np.testing.assert_allclose(run[name].numpy(), value, rtol=0, atol=1e-10 * np.abs(value).max(initial=1), err_msg=name)
+        np.testing.assert_allclose(
+            run[name].numpy(), value, rtol=0, atol=1e-10 * np.abs(value).max(initial=1), err_msg=name
+        )
 
 
 def test_recording_changes_nothing_to_the_bit() -> None:

@@ -28,7 +28,9 @@ def inputs(batch: int, length: int, channels: int, states: int, seed: int, dtype
     )
 
 
-def plain(u: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, h: torch.Tensor) -> Inputs:
+def plain(
+    u: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, h: torch.Tensor
+) -> Inputs:
     states = recurrence(torch.exp(dt[..., None] * A), (dt * u)[..., None] * B[:, :, None], h)
     return (states * C[:, :, None]).sum(-1), states[:, -1]
 

@@ -100,8 +100,9 @@ def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
     return (circuit - empty) / (full - empty)
 
 
-def check_effect(full: float, empty: float, metric: str) -> None:
+def check_effect(ends: tuple[dict[str, Tensor], dict[str, Tensor]], metric: str) -> None:
     """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of it can be told."""
+    full, empty = (float(end[metric].mean()) for end in ends)
     if not abs(full - empty) > 1e-6:
         raise MechintError(
             f"dropping every unit changes the metric {metric} by {abs(full - empty):.1e} only; there is no effect to "
@@ -177,9 +178,11 @@ class Search:
         gates = self.gate(self.logits, budget, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step))
         loss, metric = self._loss(index, gates)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if not torch.isfinite(loss):
-            raise MechintError(f"the search's loss is not finite at step {self.step}; lower the learning rate {self.lr:g}")
+            raise MechintError(
+                f"the search's loss is not finite at step {self.step}; lower the learning rate {self.lr:g}"
+            )
         self.optimiser.step()
         self.history.append(
             {
@@ -187,7 +190,6 @@ class Search:
                 "loss": float(loss.detach()),
                 "metric": metric,
                 "budget": budget,
-                "expected_kept": float(gates.detach().sum()),
                 "kept": int((gates.detach() > 0).sum()),
             }
         )

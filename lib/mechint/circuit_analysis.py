@@ -75,7 +75,7 @@ class CircuitAnalyzer:
         accuracy = self.check_accuracy(val_loader)
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
         discovery = Bench(self.model, self.units, ablation, train_loader.batches)
-        check_effect(*(float(end[config.metric].mean()) for end in discovery.ends), config.metric)
+        check_effect(discovery.ends, config.metric)
 
         scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
@@ -172,7 +172,7 @@ class CircuitAnalyzer:
         result = self.stages.get(name, compute)
         if name not in {entry["search"] for entry in self.history}:
             self.history += [{"search": name, "weights": weights, **entry} for entry in result["history"]]
-        return result  # type: ignore[no-any-return]
+        return result
 
     def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.
@@ -212,7 +212,7 @@ class CircuitAnalyzer:
         ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
         bench = Bench(model, self.units, ablation, train_loader.batches)
         try:
-            check_effect(*(float(end[self.config.metric].mean()) for end in bench.ends), self.config.metric)
+            check_effect(bench.ends, self.config.metric)
         except MechintError:
             return None, "The control on random weights was not measured: dropping all of its units has no effect."
         scores = self.stages.get("random weights attribution", lambda: attribute(bench, self.config.metric))
@@ -275,7 +275,9 @@ class CircuitAnalyzer:
             return area(shares, np.abs(1 - (c - e[:, None]) / (f - e)[:, None]))
 
         agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
-        completeness = bootstrap.interval(lambda c, f, e: 1 - faithfulness(c, f, e), without[metric], full[metric], empty[metric])
+        completeness = bootstrap.interval(
+            lambda c, f, e: 1 - faithfulness(c, f, e), without[metric], full[metric], empty[metric]
+        )
         metrics: dict[str, Number] = {
             "units_total": exact(units.total),
             "units_kept": exact(size),

@@ -19,10 +19,10 @@ from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
 from .errors import MechintError
 from .loader import PromptLoader
-from .models.load import load
+from .models.load import find_device, load
 from .report import log_wandb, write_comparison, write_report
-from .rundir import check_writable, fingerprint, manifest
 from .run_config import RunConfig
+from .rundir import check_writable, fingerprint, manifest
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
 
@@ -45,13 +45,6 @@ class Experiment:
 
     def chosen(self) -> list[Analysis]:
         return [analyses()[name] for name in self.configs]
-
-
-def device_of(name: str) -> torch.device:
-    """The device that an option says; ``auto`` takes a GPU when there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MechintError("device cuda is asked for and this machine has no usable GPU; choose auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def run_directories(run: RunConfig, checkpoints: list[str], names: list[str]) -> dict[tuple[str, str], Path]:
@@ -86,7 +79,9 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
         redraw(run, dry_run)
         return
     if not experiment.configs:
-        raise MechintError("no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line")
+        raise MechintError(
+            "no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line"
+        )
     for analysis in experiment.chosen():
         reason = analysis.refuse(experiment.configs[analysis.name], experiment.task)
         if reason:
@@ -124,7 +119,7 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
 def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
     """The loaded model and its task, checked against the analyses."""
     run = experiment.run
-    model = load(checkpoint, dtype=run.dtype, device=device_of(run.device))
+    model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
     check_family(experiment.chosen(), model.config.family, checkpoint)
     return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
 
@@ -134,7 +129,7 @@ def weights_digest(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -143,7 +138,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
     run = experiment.run
     model, task = prepare(experiment, checkpoint)
     digest = weights_digest(model)
-    device = device_of(run.device)
+    device = find_device(run.device)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
     for analysis in experiment.chosen():
@@ -161,7 +156,12 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
         start = time.monotonic()
         analyzer = analysis.analyzer(
-            model, config, device, seed=run.seed, run_dir=directory, key=fingerprint({**key, "threads": torch.get_num_threads()})
+            model,
+            config,
+            device,
+            seed=run.seed,
+            run_dir=directory,
+            key=fingerprint({**key, "threads": torch.get_num_threads()}),
         )
         for name in ("results.json", "final_masks.pt"):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
@@ -231,7 +231,7 @@ def prompts_digest(*loaders: PromptLoader) -> str:
     digest = hashlib.sha256()
     for loader in loaders:
         for tensor in (loader.prompts.tokens, loader.prompts.positions, loader.prompts.answers):
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -272,7 +272,7 @@ def draw(run: RunConfig, directory: Path) -> None:
     """The report of one run directory, and its W&B run."""
     write_report(
         directory,
-        heatmaps=run.visualize_heatmaps,
+        heatmaps=run.visualize_heatmaps and (directory / "final_masks.pt").exists(),
         curves=run.visualize_curves,
         faithfulness=run.visualize_faithfulness,
     )
@@ -283,7 +283,9 @@ def draw(run: RunConfig, directory: Path) -> None:
 def redraw(run: RunConfig, dry_run: bool) -> None:
     """Reports again from what finished analyses left; masks and numbers are not touched."""
     top = Path(run.run_dir or run.output_dir)
-    found = sorted(path.parent for path in [*top.glob("results.json"), *top.glob("*/results.json"), *top.glob("*/*/results.json")])
+    found = sorted(
+        path.parent for path in [*top.glob("results.json"), *top.glob("*/results.json"), *top.glob("*/*/results.json")]
+    )
     if not found:
         raise MechintError(f"{top} holds no finished analysis (no results.json in it or below it); run one first")
     for directory in found:
@@ -302,7 +304,9 @@ def redraw(run: RunConfig, dry_run: bool) -> None:
 def compare(experiment: Experiment, directories: dict[tuple[str, str], Path], failures: list[str]) -> None:
     """One comparison for each analysis over the checkpoints that could be analysed."""
     for name in experiment.configs:
-        done = [path for (checkpoint, other), path in directories.items() if other == name and checkpoint not in failures]
+        done = [
+            path for (checkpoint, other), path in directories.items() if other == name and checkpoint not in failures
+        ]
         if len(done) > 1:
             target = Path(experiment.run.output_dir)
             _compare(done, target / name if len(experiment.configs) > 1 else target)

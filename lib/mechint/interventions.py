@@ -102,7 +102,7 @@ class Edit:
         return tensor.index_put(index, new.to(tensor.dtype))
 
     def graft(self, base: Tensor, other: Tensor, offset: int = 0) -> Tensor:
-        """``base`` with the selection taken from ``other``; of a cut at ``out``, whose units are channels, whole rows."""
+        """``base`` with the selection taken from ``other``; whole positions for a cut at ``out``."""
         where = Edit(self.site, positions=self.positions, rows=self.rows) if self.site.endswith(".out") else self
         index, keep = where._index(base, offset)
         return base.index_put(index, other[index]) if keep else base
@@ -120,13 +120,13 @@ class Edit:
         """Advanced index of the selection [rows, positions, units], and which of our positions it holds."""
         key = (tuple(tensor.shape[:2]), offset, tensor.device)
         if key in self._cache:
-            return self._cache[key]  # type: ignore[no-any-return]
+            return self._cache[key]
         length = tensor.shape[1]
         asked = range(self.length or length) if self.positions is None else self.positions
         every = [int(p) - offset for p in asked]
         keep = [k for k, p in enumerate(every) if 0 <= p < length]
         rows = list(range(tensor.shape[0])) if self.rows is None else list(self.rows)
-        as_index = lambda values: torch.as_tensor(values, dtype=torch.long, device=tensor.device)  # noqa: E731
+        as_index = lambda values: torch.as_tensor(values, dtype=torch.long, device=tensor.device)
         row, position = as_index(rows), as_index([every[k] for k in keep])
         index: tuple[Tensor, ...]
         if self.units is None:
@@ -145,7 +145,7 @@ class Edit:
 
         def operand(value: Any) -> Tensor:
             if callable(value):
-                return value(clean).to(clean)  # type: ignore[no-any-return]
+                return value(clean).to(clean)
             value = torch.as_tensor(value, device=clean.device).to(clean.dtype)
             axis = value.dim() - dims + 1  # of the positions in a value that may lack leading axes
             if keep is None or axis < 0 or value.shape[axis] == 1:

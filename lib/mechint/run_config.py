@@ -18,13 +18,16 @@ class RunConfig:
     )
     checkpoint: str = option(
         "output/final_model_step*.pt",
-        "A checkpoint file, a glob, a directory of checkpoints, a model directory, or a hub id such as state-spaces/mamba-130m-hf",
+        "A checkpoint file, a glob, a directory of checkpoints, a model directory, or a hub id such as "
+        "state-spaces/mamba-130m-hf",
     )
     run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
     output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
-        "float32", "Precision of the weights; the scan and the residual stream stay in float32", choices=("float32", "bfloat16", "float16")
+        "float32",
+        "Precision of the weights; the scan and the residual stream stay in float32",
+        choices=("float32", "bfloat16", "float16"),
     )
     batch_size: int = option(64, "Prompts in one forward; less needs less memory", unit="prompts", low=1, high=65536)
     seed: int = option(0, "Seed of prompts, searches and bootstraps", low=0, high=2**31 - 1)

@@ -108,7 +108,7 @@ def manifest(**facts: Any) -> dict[str, Any]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the library's checkout and whether it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parent
-    ask = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)  # noqa: E731
+    ask = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
     try:
         commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
     except FileNotFoundError:  # no git on this machine

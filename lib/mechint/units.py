@@ -40,9 +40,13 @@ class UnitKind:
 SSM_UNITS = {
     kind.name: kind
     for kind in (
-        UnitKind("channel", (("u", None), ("gated", None)), "an SSM channel: all it computes, replaced where others read it"),
+        UnitKind(
+            "channel", (("u", None), ("gated", None)), "an SSM channel: all it computes, replaced where others read it"
+        ),
         UnitKind("mode", (("readout", None),), "one (channel, state) entry of the recurrent state, as C reads it"),
-        UnitKind("path", (("x", 0), ("z", 1), ("dt", 2), ("B", 3), ("C", 4)), "a whole path of a layer: x, z, Δ, B or C"),
+        UnitKind(
+            "path", (("x", 0), ("z", 1), ("dt", 2), ("B", 3), ("C", 4)), "a whole path of a layer: x, z, Δ, B or C"
+        ),
         UnitKind("layer", (("out", 0),), "a whole mixer: what it adds to the residual stream"),
     )
 }
@@ -79,7 +83,8 @@ class Units:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
         if not 1 <= count <= self.total:
             raise MechintError(
-                f"a circuit of {count} units is asked for; this model has {self.total} ({self.kind.name}s), so 1 to {self.total}"
+                f"a circuit of {count} units is asked for; this model has {self.total} ({self.kind.name}s); "
+                f"choose a BUDGET from 1 to {self.total}"
             )
         order = torch.sort(scores, descending=True, stable=True).indices[:count]
         return torch.zeros(self.total, device=scores.device).index_fill_(0, order, 1.0)
@@ -97,9 +102,7 @@ class Units:
 
     def names(self, mask: Tensor) -> list[list[Any]]:
         """The kept units of each layer: numbers, [channel, state] pairs, or the names of paths."""
-        return [
-            [self._name(int(unit)) for unit in row.nonzero().flatten()] for row in mask.view(self.layers, -1)
-        ]
+        return [[self._name(int(unit)) for unit in row.nonzero().flatten()] for row in mask.view(self.layers, -1)]
 
     def _name(self, unit: int) -> Any:
         if self.kind.name == "path":

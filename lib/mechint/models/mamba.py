@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,15 @@ class MambaConfig:
     norm_eps: float = 1e-5
 
     family = "mamba"
+
+
+class Selected(NamedTuple):
+    """What the scan is made of, in at least float32."""
+
+    u: Tensor  # [B, L, E]
+    dt: Tensor  # [B, L, E]
+    B: Tensor  # [B, L, N]
+    C: Tensor  # [B, L, N]
 
 
 @dataclass
@@ -148,11 +157,11 @@ class Layer(nn.Module):
         dt = at("dt", F.softplus(self.dt_proj(low)))  # [B, L, R] -> [B, L, E]
         B = at("B", B)  # [B, L, N]
         C = at("C", C)  # [B, L, N]
-        wide = [accumulate(t) for t in (u, dt, B, C)]
-        dt_decay = wide[1] if decay_of is None else accumulate(self.step_size(decay_of, at))
-        scan_out, state, shares = self.scan(*wide, dt_decay, cache, at)  # [B, L, E], [B, E, N]
+        wide = Selected(*(accumulate(tensor) for tensor in (u, dt, B, C)))
+        dt_decay = wide.dt if decay_of is None else accumulate(self.step_size(decay_of, at))
+        scan_out, state, shares = self.scan(wide, dt_decay, cache, at)  # [B, L, E], [B, E, N]
         scan_out = at("scan_out", scan_out)
-        y = at("y", (scan_out + accumulate(self.D) * wide[0]).to(x.dtype))
+        y = at("y", (scan_out + accumulate(self.D) * wide.u).to(x.dtype))
         gate = at("gate", F.silu(z))  # [B, L, E]
         return at("gated", y * gate), LayerCache(memory, state, shares)
 
@@ -193,19 +202,22 @@ class Layer(nn.Module):
         return windows, memory
 
     def taps(self, window: Tensor) -> Tensor:
-        """c_t = b + Σ_k w[:, k] ⊙ window_{t+k}, [B, L+K-1, E] -> [B, L, E]. Elementwise: the same bits at any length."""
+        """c_t = b + Σ_k w[:, k] ⊙ window_{t+k}, [B, L+K-1, E] -> [B, L, E]; elementwise: the same bits at any L."""
         K = self.c.d_conv
         length = window.shape[1] - (K - 1)
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
-        conv = window[:, :length] * weight[:, 0] if bias is None else torch.addcmul(bias, window[:, :length], weight[:, 0])
+        conv = (
+            window[:, :length] * weight[:, 0] if bias is None else torch.addcmul(bias, window[:, :length], weight[:, 0])
+        )
         for k in range(1, K):
             conv = torch.addcmul(conv, window[:, k : k + length], weight[:, k])
         return conv
 
     def scan(
-        self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, dt_decay: Tensor, cache: LayerCache, at: Scope
+        self, selected: Selected, dt_decay: Tensor, cache: LayerCache, at: Scope
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Σ_n C h [B, L, E], the last state [B, E, N], and what each cut's sources have in it."""
+        u, dt, B, C = selected
         A = -torch.exp(accumulate(self.A_log))  # [E, N]
         if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
             return *selective_scan(u, dt, A, B, C, cache.state), []
@@ -242,7 +254,7 @@ class Layer(nn.Module):
         obvious way, which holds in prefill and token by token alike.
         """
         present = torch.ones_like(history[:1])  # [1, t, E]
-        channels = list(range(self.c.d_inner)) if cut.units is None else list(cut.units)
+        channels = torch.arange(self.c.d_inner) if cut.units is None else torch.as_tensor(list(cut.units))
         for source in cut.sources or ():
             if source < history.shape[1]:
                 present[:, source, channels] = 0
@@ -275,7 +287,7 @@ class Mamba(nn.Module):
         self.config = config
         self.tokenizer: Any = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -284,7 +296,7 @@ class Mamba(nn.Module):
     def sites(self) -> dict[str, Site]:
         """Every site of the forward, in its order."""
         c = self.config
-        sites = [("embed", RESIDUAL, (c.d_model,))]
+        sites: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = [("embed", RESIDUAL, (c.d_model,))]
         for layer in range(c.n_layer):
             sites += [
                 (f"layers.{layer}.{name}", axes, tuple(getattr(c, size) for size in sizes))
@@ -316,10 +328,11 @@ class Mamba(nn.Module):
         Returns:
             Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
         """
-        before = cache.layers if cache else [layer.empty_cache(len(tokens)) for layer in self.layers]
+        layers = cast("list[Layer]", list(self.layers))
+        before = cache.layers if cache else [layer.empty_cache(len(tokens)) for layer in layers]
         r = at("embed", accumulate(self.embedding(tokens)))  # [B, L, D]
         after = []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             here = at.within(f"layers.{i}")
             r = here("resid_pre", r)
             out, memory = layer(r, before[i], here)

@@ -1,0 +1,275 @@
+"""Reading files: every checkpoint format becomes named tensors and, where there is one, a configuration.
+
+Nothing here knows a model family, and nothing here runs code that a file brings along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MechintError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The weights of a model directory, the first one there counts."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+MASKS = "final_masks.pt"
+STATE_KEYS = ("model", "model_state_dict", "state_dict")
+CONFIG_KEYS = ("config", "model_args", "args")
+PREFIXES = ("_orig_mod.", "module.")
+"""What torch.compile and DistributedDataParallel put before every name."""
+
+
+@dataclass
+class Checkpoint:
+    """What was in the file or directory ``where``. ``tensors`` may be views of a mapped file: copy to keep."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    where: Path
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        return self.where if self.where.is_dir() else self.where.parent
+
+
+def is_checkpoint_file(path: Path) -> bool:
+    """Whether a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
+    listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # a .bin may be anything
+    return listed and path.name != MASKS and not path.name.endswith(".resume.pt") and path.is_file()
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether a directory holds one model under the usual names."""
+    return any((path / name).is_file() for name in WEIGHTS)
+
+
+def refuse_masks(path: Path) -> None:
+    """Raises where a finished analysis stands in a checkpoint's place."""
+    masks = path / MASKS if path.is_dir() else path
+    if masks.name == MASKS and masks.is_file() and not (path.is_dir() and is_model_directory(path)):
+        raise MechintError(
+            f"{path} is a finished analysis ({MASKS}), not a checkpoint; give the checkpoint it was made from, "
+            f"or draw it again with MODELS={masks.parent} (mode from_runs)"
+        )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a model directory or a single file.
+
+    Raises:
+        MechintError: nothing readable is there, or reading it would run code.
+    """
+    refuse_masks(path)
+    if path.is_dir():
+        if not is_model_directory(path):
+            return read_checkpoint(_only_file(path))
+        config = read_config(path)
+        return Checkpoint(read_weights(path), config, path, dict(config or {}))
+    if path.suffix not in SUFFIXES:
+        raise MechintError(f"{path} is not a checkpoint: its name ends in none of {', '.join(SUFFIXES)}")
+    if re.search(r"-\d{5}-of-\d{5}\.", path.name):
+        raise MechintError(f"{path} is one shard of several; give the directory {path.parent}")
+    if path.suffix == ".safetensors":
+        config = read_config(path.parent)
+        return Checkpoint(clean_names(_read_safetensors(path), path), config, path, dict(config or {}))
+    return _unpack(_read_torch(path), path)
+
+
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """``config.json`` of a model directory, None where there is none."""
+    path = directory / "config.json"
+    return _read_json_dict(path) if path.is_file() else None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of a model directory's weights; all shards when there is an index.
+
+    Raises:
+        MechintError: there are none, the index is unreadable, or a shard is missing.
+    """
+    first = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+    if first is None:
+        raise MechintError(f"{directory} holds no weights; looked for {', '.join(WEIGHTS)}")
+    if first.suffix != ".json":
+        return [first]
+    names = index_files(first)
+    if absent := [name for name in names if not (directory / name).is_file()]:
+        raise MechintError(f"{directory}: {len(absent)} of {len(names)} shards are missing ({absent[0]} …); fetch them")
+    return [directory / name for name in names]
+
+
+def index_files(index: Path) -> list[str]:
+    """The shards that an index names, each once, in order of their names."""
+    shards = _read_json_dict(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise MechintError(f"{index} has no weight_map of tensor names to shards; fetch it again")
+    names = sorted(set(shards.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise MechintError(f"{index} names a shard outside its directory ({outside[0]}); refused")
+    return names
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a model directory, of all shards."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        one = _read_safetensors(path) if path.suffix == ".safetensors" else _unpack(_read_torch(path), path).tensors
+        if twice := sorted(tensors.keys() & one.keys()):
+            raise MechintError(f"{path}: {len(twice)} tensors are in another shard too ({twice[0]} …)")
+        tensors |= one
+    return clean_names(tensors, directory)
+
+
+def clean_names(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The same tensors without the prefixes of wrappers."""
+    clean: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = name
+        while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
+            bare = bare[len(prefix) :]
+        if bare in clean:
+            raise MechintError(f"{where}: the tensor {bare} is there twice, once as {name}")
+        clean[bare] = tensor
+    return clean
+
+
+def _only_file(directory: Path) -> Path:
+    files = sorted(path for path in directory.iterdir() if is_checkpoint_file(path))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise MechintError(
+            f"{directory} holds no checkpoint; looked for {', '.join(WEIGHTS)} or one file *.pt, *.safetensors"
+        )
+    names = ", ".join(path.name for path in files[:4])
+    raise MechintError(
+        f"{directory} holds {len(files)} checkpoints ({names}{' …' if len(files) > 4 else ''}); name one"
+    )
+
+
+def _read_json_dict(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MechintError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} holds a {type(value).__name__} where a JSON object should be; fetch it again")
+    return value
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    def read(name: str) -> Tensor:  # a mapping of its own for each tensor: memory goes as soon as that tensor does
+        with safe_open(str(path), framework="pt") as file:
+            return file.get_tensor(name)
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = list(file.keys())
+        return {name: read(name) for name in names}
+    except SafetensorError as error:
+        raise MechintError(f"{path} is cut short or damaged ({error}); copy or download it again") from None
+
+
+def _read_torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, with ``weights_only=True``; tensors stay in the mapped file where they can."""
+    with open(path, "rb") as file:
+        head = file.read(2)
+    zipped = head == b"PK"
+    if zipped and not zipfile.is_zipfile(path):
+        raise MechintError(
+            f"{path} is cut short or damaged (its table of contents is missing); copy or download it again"
+        )
+    if head[:1] == b"\x80" and head != b"\x80\x02":  # torch.save writes protocol 2; this is another program's pickle
+        raise _refused(path, _foreign_global(path))
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        raise _refused(path, wanted.group(1) if wanted else None if zipped else _foreign_global(path)) from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise MechintError(
+            f"{path} is not a checkpoint, or a damaged one: torch can't read it ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _refused(path: Path, wanted: str | None) -> MechintError:
+    if wanted is None:
+        return MechintError(f"{path} is not a checkpoint: neither a torch.save file of tensors nor safetensors")
+    return MechintError(
+        f"{path} is refused: its pickle calls for {wanted}, which could run code on load; "
+        "save a dict of tensors and plain values (or safetensors) in its place"
+    )
+
+
+def _foreign_global(path: Path) -> str | None:
+    """The first name a pickle would import that is neither torch's nor a plain container."""
+    return next((name for name in _globals(path) if not name.startswith(("torch.", "collections."))), None)
+
+
+def _globals(path: Path) -> Iterator[str]:
+    """The names that a pickle would import, found without running it."""
+    words: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        for opcode, value, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name == "GLOBAL":
+                yield str(value).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL" and len(words) >= 2:
+                yield f"{words[-2]}.{words[-1]}"
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = words[-1] if words else None
+            elif "GET" in opcode.name:
+                words.append(memo.get(int(value or 0)))
+            elif "UNICODE" in opcode.name:
+                words.append(value)
+    except ValueError:  # not a pickle to its end; what was found so far has been said
+        return
+
+
+def _unpack(value: Any, path: Path) -> Checkpoint:
+    """A trainer's dict, or a bare state dict, taken apart."""
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} holds a {type(value).__name__}, not a dict of tensors; it is not a checkpoint")
+    key = next((key for key in STATE_KEYS if isinstance(value.get(key), dict)), None)
+    state = value if key is None else value[key]
+    odd = [str(name) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
+    if not state or odd:
+        inside = f" under {key!r}" if key else f" (it has {', '.join(map(str, list(value)[:6])) or 'nothing'})"
+        what = f"{odd[0]!r} is no tensor" if odd else "nothing is there"
+        raise MechintError(f"{path} holds no model weights{inside}: {what}; it is not a checkpoint of a model")
+    tensors = clean_names({str(name): tensor for name, tensor in state.items()}, path)
+    if key is None:
+        config = read_config(path.parent) if path.name in WEIGHTS else None
+        return Checkpoint(tensors, config, path, dict(config or {}))
+    found = next((value[name] for name in CONFIG_KEYS if isinstance(value.get(name), (dict, argparse.Namespace))), None)
+    config = dict(vars(found) if isinstance(found, argparse.Namespace) else found) if found is not None else None
+    others = {name: item for name, item in value.items() if name not in (*STATE_KEYS, *CONFIG_KEYS) and _is_plain(item)}
+    return Checkpoint(tensors, config, path, {**others, **(config or {})})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, strings and containers of them alone."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,9 @@
+"""Results files to figures, Markdown, HTML and W&B. Reads run directories, never models."""
+
+from __future__ import annotations
+
+from .compare import write_comparison
+from .wandb_log import log_wandb
+from .write import write_report
+
+__all__ = ["log_wandb", "write_comparison", "write_report"]

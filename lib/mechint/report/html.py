@@ -1,0 +1,140 @@
+"""report.html: the whole analysis in one file that opens from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from .hover import hover_curve
+from .page import bullets, card, cards, checks, folded, page, picture, table
+from .results import Results
+from .words import (
+    MEANINGS,
+    amount,
+    caveats,
+    findings,
+    flat,
+    headline,
+    interval,
+    kept_units,
+    metric_rows,
+    number,
+    percent,
+    seed_overlap,
+    units_name,
+)
+
+CARDS = ("faithfulness", "faithfulness_random", "faithfulness_random_weights", "completeness", "jaccard")
+CAPTIONS = {
+    "importance": "Attribution score of every unit, layer by layer, on one scale centred on zero: red units help, blue"
+    " units harm. Marks show the units that the circuit keeps; the bars count them.",
+    "search": "The searches, step by step: gates open at each step against the budget, then what must survive."
+    " Dashed: the same search on random weights. Thin: searches that looked for the size.",
+    "faithfulness": "Faithfulness on held-out prompts over the number of units kept. Bands are 95 % intervals; for"
+    " random circuits, the middle 95 % of the draws. Point at the curve to read its values.",
+}
+
+
+def report_page(results: Results, figures: Mapping[str, Path]) -> str:
+    """``figures`` names the PNG of ``importance``, ``search`` and ``faithfulness``, where drawn."""
+    raw = results.raw
+    body = [
+        f"<h1>{escape(raw['title'])}</h1>",
+        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(_model(results))}</p>',
+        f'<p class="lead">{escape(headline(results))}</p>',
+        cards(_cards(results)),
+        "<h2>Controls</h2>",
+        checks((finding.good, finding.text) for finding in findings(results)),
+        *_figures(results, figures),
+        "<h2>Every number</h2>",
+        table(
+            ("quantity", "value", "interval", "n", "meaning"),
+            [(label, shown, between, n, text) for _, label, shown, between, n, text in metric_rows(results)],
+            numeric=(1, 2, 3),
+        ),
+        "<h2>What was kept</h2>",
+        _layers(results),
+        *_searches(results),
+        "<h2>Caveats</h2>",
+        bullets(caveats(results)),
+        "<h2>How to repeat</h2>",
+        *_repeat(results),
+    ]
+    return page(f"{raw['title']}: {raw['checkpoint']}", body)
+
+
+def _model(results: Results) -> str:
+    model, task = results.raw["model"], results.raw["task"]
+    size = f"{number(model['parameters'])} parameters" if "parameters" in model else ""
+    shape = f"{model.get('n_layer', '?')} layers of width {model.get('d_model', '?')}"
+    return (
+        ", ".join(part for part in (str(model.get("family", "")), size, shape) if part)
+        + f" · {task.get('description') or task.get('name', '')}"
+    )
+
+
+def _cards(results: Results) -> Iterator[str]:
+    yield card(
+        "Units kept",
+        f"{results.kept:,}",
+        f"of {results.total:,} {units_name(results)}, {percent(results.kept / results.total)}",
+    )
+    for name in CARDS:
+        if name in results.metrics:
+            value = results.metrics[name]
+            yield card(MEANINGS[name].label, amount(name, value.value, results), interval(name, value, results))
+
+
+def _figures(results: Results, figures: Mapping[str, Path]) -> Iterator[str]:
+    if figures:
+        yield "<h2>Figures</h2>"
+    if "faithfulness" in figures:
+        yield f"<figure>{hover_curve(results)}<figcaption>{escape(CAPTIONS['faithfulness'])}</figcaption></figure>"
+    if "importance" in figures:
+        yield picture(figures["importance"], CAPTIONS["importance"])
+    if "search" in figures:
+        yield picture(figures["search"], CAPTIONS["search"], narrow=True)
+
+
+def _layers(results: Results) -> str:
+    kind, rows = results.raw["unit"], []
+    for layer in results.layers:
+        short, whole = kept_units(layer, kind, 24), kept_units(layer, kind)
+        units = escape(whole) if short == whole else folded(short, f'<div class="units">{escape(whole)}</div>')
+        cells = (str(layer.layer), f"{layer.kept:,}", f"{layer.total:,}", percent(layer.kept / layer.total))
+        rows.append(
+            "<tr>"
+            + "".join(f"<td class=n>{cell}</td>" for cell in cells)
+            + f'<td style="padding-left:1rem">{units}</td></tr>'
+        )
+    names = "".join(f"<th class=n>{name}</th>" for name in ("layer", "kept", "of", "share"))
+    head = f'<tr>{names}<th style="padding-left:1rem">{escape(units_name(results))} kept</th></tr>'
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _searches(results: Results) -> Iterator[str]:
+    if not results.searches:
+        return
+    yield "<h2>Searches</h2>"
+    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    yield table(("search", "weights", "budget (units)", "faithfulness on the discovery prompts"), rows, numeric=(2, 3))
+    names, matrix = seed_overlap(results)
+    if len(names) > 1:
+        yield "<h3>Overlap of the circuits (Jaccard)</h3>"
+        overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
+        yield table(("", *names), overlaps, numeric=range(1, len(names) + 1))
+
+
+def _repeat(results: Results) -> Iterator[str]:
+    if results.config is not None:
+        yield (
+            "<p>Copy <code>config</code>, which lies beside this file, to <code>.config</code> at the top of the"
+            " repository, then run <code>make olddefconfig &amp;&amp; make mechint</code>. On a CPU the results are the"
+            " same to the byte.</p>"
+        )
+        yield f"<pre>{escape(results.config.strip())}</pre>"
+    yield folded("Options of the analysis", table(("option", "value"), flat(results.raw["config"])))
+    yield folded(
+        "Versions, seeds and data (manifest.json, without times)", table(("entry", "value"), flat(results.manifest))
+    )

@@ -1,0 +1,107 @@
+"""circuit_analysis_report.md: the result, the evidence, how to read it, and how to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .results import Results
+from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
+
+LISTED = 40  # kept units of a layer written out; results.json has them all
+
+
+def markdown(results: Results, figures: Sequence[str]) -> str:
+    """The whole report; ``figures`` are the names of the PNG files beside it."""
+    raw = results.raw
+    parts = [
+        f"# {raw['title']}: {raw['checkpoint']}",
+        headline(results),
+        _subject(results),
+        "## Result",
+        table(
+            ("quantity", "value", "interval", "n", "meaning"),
+            [
+                (f"{label} (`{name}`)", shown, between, n, text)
+                for name, label, shown, between, n, text in metric_rows(results)
+            ],
+        ),
+        "## Controls, and how to read them",
+        "\n".join(f"- {'✓' if finding.good else '✗ **warning:**'} {finding.text}" for finding in findings(results))
+        or "No control was measured.",
+        *_searches(results),
+        "## What was kept",
+        table(
+            ("layer", "kept", "of", "share", units_name(results)),
+            [
+                (
+                    str(layer.layer),
+                    f"{layer.kept:,}",
+                    f"{layer.total:,}",
+                    percent(layer.kept / layer.total),
+                    kept_units(layer, raw["unit"], LISTED),
+                )
+                for layer in results.layers
+            ],
+        ),
+        *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
+        "## Caveats",
+        "\n".join(f"- {text}" for text in caveats(results)),
+        "## How to repeat",
+        *repeat(results),
+        "### Versions and data",
+        table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(results.manifest)]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars and line breaks in cells are escaped."""
+    lines = [list(header), ["---"] * len(header), *(list(row) for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _subject(results: Results) -> str:
+    raw, model, task = results.raw, results.raw["model"], results.raw["task"]
+    size = f"{number(model['parameters'])} parameters, " if "parameters" in model else ""
+    shape = f"{model.get('n_layer', '?')} layers of width {model.get('d_model', '?')}"
+    searched, measured = task.get("discovery_prompts", "?"), task.get("evaluation_prompts", "?")
+    facts = [
+        f"**Model:** {model.get('family', '?')}, {size}{shape} (SHA-256 `{str(model.get('sha256', ''))[:16]}…`).",
+        f"**Task:** {task.get('name', '?')}: {task.get('description', '')}. Searched on {searched} prompts, measured on"
+        f" {measured} others.",
+        f"**Units:** {raw.get('unit_meaning') or units_name(results)}. **Metric:** `{raw['metric']}`."
+        f" **Ablation:** `{raw['ablation']}`.",
+    ]
+    return "  \n".join(facts)
+
+
+def _searches(results: Results) -> list[str]:
+    if not results.searches:
+        return []
+    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    names, matrix = seed_overlap(results)
+    parts = ["### Searches", table(("search", "weights", "budget", "faithfulness on the discovery prompts"), rows)]
+    if len(names) > 1:
+        overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
+        parts += ["Overlap of the circuits (Jaccard):", table(("", *names), overlaps)]
+    return parts
+
+
+def repeat(results: Results) -> list[str]:
+    """Paragraphs that say how to run the analysis again and how to draw it again."""
+    parts = []
+    if results.config is not None:
+        parts += [
+            "Copy `config` (beside this file) to `.config` at the top of the repository, then run"
+            " `make olddefconfig && make mechint`. On a CPU the results are the same to the byte.",
+            "```\n" + results.config.strip("\n") + "\n```",
+        ]
+    parts += [
+        "To draw this report again without running the analysis: `make mechint MODELS=<this directory>`, or"
+        ' `from mechint.report import write_report; write_report("<this directory>")`.',
+        "### Options",
+        table(("option", "value"), [(f"`{key}`", value) for key, value in flat(results.raw["config"])]),
+    ]
+    return parts

@@ -1,0 +1,343 @@
+"""Reads and checks a run directory of a circuit analysis: results.json and the files beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MechintError
+from ..files import read_json
+
+SCHEMA = 1
+REQUIRED_METRICS = ("units_total", "units_kept", "faithfulness")
+REQUIRED = {
+    "analysis": str,
+    "title": str,
+    "checkpoint": str,
+    "status": str,
+    "model": dict,
+    "task": dict,
+    "config": dict,
+    "unit": str,
+    "ablation": str,
+    "metric": str,
+    "metrics": dict,
+    "curve": dict,
+    "layers": list,
+    "searches": list,
+    "notes": list,
+}
+CURVES = ("learned", "attribution", "random")
+PATHS = ("x", "z", "dt", "B", "C")  # the order of a layer's paths in its mask
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured number with its interval, what that is an interval of, and the number of things it was measured on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    interval: str = "95 % interval"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Kept units of one layer: (channel,) or (channel, state) tuples, sorted."""
+
+    layer: int
+    total: int
+    units: tuple[tuple[int, ...], ...]
+
+    @property
+    def kept(self) -> int:
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search of the mask: its weights are ``trained`` or ``random`` (the control)."""
+
+    name: str
+    weights: str
+    budget: int
+    faithfulness: float  # on the discovery prompts, where the search was made
+    units: frozenset[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished circuit analysis, checked. ``raw`` is results.json as read."""
+
+    directory: Path
+    raw: dict[str, Any]
+    metrics: dict[str, Value]
+    sizes: list[int]
+    curves: dict[str, list[Value]]
+    layers: list[Layer]
+    searches: list[Search]
+    manifest: dict[str, Any]
+    config: str | None
+
+    @property
+    def total(self) -> int:
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def circuit(self) -> frozenset[tuple[int, ...]]:
+        """Every kept unit as (layer, channel) or (layer, channel, state)."""
+        return frozenset((layer.layer, *unit) for layer in self.layers for unit in layer.units)
+
+    def of_weights(self, weights: str) -> list[Search]:
+        return [search for search in self.searches if search.weights == weights]
+
+    @property
+    def chosen(self) -> Search | None:
+        """The search that found the circuit; the first one on the trained weights when none matches it exactly."""
+        trained = self.of_weights("trained")
+        return next((search for search in trained if search.units == self.circuit), trained[0] if trained else None)
+
+
+def load_results(run_dir: str | Path) -> Results:
+    """Reads results.json, manifest.json and, where there is one, config.
+
+    Raises:
+        MechintError: a file is missing, is not valid, has another schema, or contradicts itself.
+    """
+    directory = Path(run_dir)
+    path = directory / "results.json"
+    raw = _read_object(path)
+    if raw.get("schema") != SCHEMA:
+        raise MechintError(
+            f"{path} has schema {raw.get('schema')!r} and this version reads schema {SCHEMA}; run the analysis again"
+        )
+    for key, kind in REQUIRED.items():
+        if not isinstance(raw.get(key), kind):
+            raise MechintError(f"{path} has no {key!r} of type {kind.__name__}; run the analysis again")
+    if raw["status"] != "complete":
+        raise MechintError(f"{path} says status {raw['status']!r}, not 'complete'; let the analysis finish first")
+    metrics = {name: _value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
+    for name in REQUIRED_METRICS:
+        if name not in metrics:
+            raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")
+    sizes, curves = _curves(raw["curve"], path)
+    results = Results(
+        directory=directory,
+        raw=raw,
+        metrics=metrics,
+        sizes=sizes,
+        curves=curves,
+        layers=_each(raw["layers"], path, "layers", _layer),
+        searches=_each(raw["searches"], path, "searches", _search),
+        manifest=_read_object(directory / "manifest.json"),
+        config=_optional_text(directory / "config"),
+    )
+    for name, counted in (("units_total", results.total), ("units_kept", results.kept)):
+        if metrics[name].value != counted:
+            raise MechintError(
+                f"{path} contradicts itself: {name} is {metrics[name].value:g} and its layers add up to {counted}"
+            )
+    return results
+
+
+def load_masks(results: Results) -> dict[int, Tensor]:
+    """Importance of every unit by layer, [units] or [channel, state], from final_masks.pt.
+
+    Raises:
+        MechintError: the file is missing, can't be read, or does not hold the circuit of results.json.
+    """
+    path = results.directory / "final_masks.pt"
+    try:
+        masks = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MechintError(
+            f"{path} is missing; run the analysis with save_masks on, or turn the heatmaps off"
+        ) from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        raise MechintError(f"{path} can't be read: {_first_line(error)}; run the analysis again") from None
+    importance = {}
+    for layer in results.layers:
+        entry = masks.get(f"layers.{layer.layer}") if isinstance(masks, dict) else None
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("importance", "mask")):
+            raise MechintError(f"{path} has no importance and mask for layers.{layer.layer}; run the analysis again")
+        scores = entry["importance"].detach().to(torch.float64)
+        kept = {tuple(unit) for unit in entry["mask"].nonzero().tolist()}
+        if scores.numel() != layer.total or kept != set(layer.units):
+            raise MechintError(
+                f"{path} keeps {len(kept)} of {scores.numel()} units in layer {layer.layer}, not the {layer.kept} of"
+                f" {layer.total} that results.json names; the two are from different runs, so run the analysis again"
+            )
+        if not bool(torch.isfinite(scores).all()):
+            raise MechintError(
+                f"{path} has an importance that is not finite in layer {layer.layer}; run the analysis again"
+            )
+        importance[layer.layer] = scores
+    return importance
+
+
+HISTORY_FIELDS = ("step", "loss", "metric", "budget", "kept")
+OPTIONAL_FIELDS = ("temperature",)  # gates without one have none to log
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps of one search: ``weights`` is ``trained`` or ``random``; ``final`` says that its circuit is reported.
+
+    Each step has :data:`HISTORY_FIELDS`, and those of :data:`OPTIONAL_FIELDS` that were logged.
+    """
+
+    name: str
+    weights: str
+    final: bool
+    steps: list[dict[str, float]]
+
+    def column(self, field: str) -> list[float]:
+        return [step[field] for step in self.steps]
+
+
+def load_history(results: Results) -> list[Trace]:
+    """history.jsonl by search, in the order the searches first appear.
+
+    Raises:
+        MechintError: the file is missing or empty, or a line is not valid.
+    """
+    path = results.directory / "history.jsonl"
+    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    traces: dict[str, Trace] = {}
+    known = {search.name: search.weights for search in results.searches}
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            values = {name: float(entry[name]) for name in HISTORY_FIELDS}
+            values |= {name: float(entry[name]) for name in OPTIONAL_FIELDS if name in entry}
+            name = str(entry["search"])
+            weights = str(entry.get("weights", known.get(name, "trained")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise MechintError(
+                f"{path} line {number} is not a step of a search: {error!r}; run the analysis again"
+            ) from None
+        if not all(map(math.isfinite, values.values())):
+            raise MechintError(f"{path} line {number} has a number that is not finite; run the analysis again")
+        traces.setdefault(name, Trace(name, weights, name in known, [])).steps.append(values)
+    if not traces:
+        raise MechintError(f"{path} is empty; run the analysis again")
+    return [_with_its_seed(trace, results, set(traces)) for trace in traces.values()]
+
+
+def _with_its_seed(trace: Trace, results: Results, names: set[str]) -> Trace:
+    """The first seed's search is the last one that looked for the size, and may be logged as that: ``size 16``."""
+    for search in results.searches:
+        if search.name not in names and trace.name == f"size {search.budget}" and trace.weights == search.weights:
+            return replace(trace, name=search.name, final=True)
+    return trace
+
+
+def overlap(one: frozenset[tuple[int, ...]], other: frozenset[tuple[int, ...]]) -> float:
+    """Jaccard index of two sets of units; two empty circuits are the same circuit."""
+    union = len(one | other)
+    return len(one & other) / union if union else 1.0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MechintError(f"{path} is missing; name the directory of a finished analysis") from None
+    except (NotADirectoryError, IsADirectoryError):
+        raise MechintError(f"{path} is not a file; name the directory of a finished analysis") from None
+    except UnicodeDecodeError:
+        raise MechintError(f"{path} is not text; run the analysis again") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    _read_text(path)  # missing or not text: say so in our own words
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} is not a JSON object; run the analysis again")
+    return value
+
+
+def _optional_text(path: Path) -> str | None:
+    return _read_text(path) if path.exists() else None
+
+
+def _value(raw: Any, path: Path, where: str) -> Value:
+    try:
+        value = Value(
+            float(raw["value"]),
+            float(raw["low"]),
+            float(raw["high"]),
+            int(raw["n"]),
+            str(raw.get("interval", "95 % interval")),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise MechintError(f"{path}: {where} must have value, low, high and n; run the analysis again") from None
+    if not all(math.isfinite(number) for number in (value.value, value.low, value.high)):
+        raise MechintError(f"{path}: {where} is not finite; run the analysis again")
+    return value
+
+
+def _curves(raw: dict[str, Any], path: Path) -> tuple[list[int], dict[str, list[Value]]]:
+    """Sizes and the curves that were measured; a curve that is absent was not."""
+    sizes = raw.get("size")
+    if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes) or sizes != sorted(set(sizes)):
+        raise MechintError(f"{path}: curve.size must be a rising list of whole numbers; run the analysis again")
+    curves = {}
+    for name in CURVES:
+        points = raw.get(name) or []
+        if points and len(points) != len(sizes):
+            raise MechintError(
+                f"{path}: curve.{name} has {len(points)} points for {len(sizes)} sizes; run the analysis again"
+            )
+        if points:
+            curves[name] = [_value(point, path, f"curve.{name}[{i}]") for i, point in enumerate(points)]
+    return sizes, curves
+
+
+def _each(raw: list[Any], path: Path, where: str, parse: Any) -> list[Any]:
+    try:
+        return [parse(entry) for entry in raw]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MechintError(f"{path}: an entry of {where} is not valid ({error!r}); run the analysis again") from None
+
+
+def _layer(raw: dict[str, Any]) -> Layer:
+    units = tuple(sorted(_unit(unit) for unit in raw["units"]))
+    if len(set(units)) != int(raw["kept"]):
+        raise ValueError(f"layer {raw['layer']} lists {len(set(units))} units and says it keeps {raw['kept']}")
+    return Layer(int(raw["layer"]), int(raw["total"]), units)
+
+
+def _search(raw: dict[str, Any]) -> Search:
+    """``units`` lists the kept units of layer 0, of layer 1, and so on."""
+    units = frozenset((layer, *_unit(unit)) for layer, kept in enumerate(raw["units"]) for unit in kept)
+    if len(units) != int(raw["budget"]):
+        raise ValueError(f"search {raw['name']} lists {len(units)} units for a budget of {raw['budget']}")
+    return Search(
+        str(raw["name"]), str(raw["weights"]), int(raw["budget"]), float(raw["faithfulness_discovery"]), units
+    )
+
+
+def _unit(raw: int | str | Sequence[int]) -> tuple[int, ...]:
+    """A unit as its indices within a layer: 7 is (7,), [7, 3] is (7, 3), the path "z" is (1,)."""
+    if isinstance(raw, str):
+        return (PATHS.index(raw),)
+    return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

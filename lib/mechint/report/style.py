@@ -1,0 +1,160 @@
+"""One look for every figure: colours, sizes, saving to the byte, and the helpers that analyses share.
+
+Matplotlib is imported when the first figure is drawn and used through its object API on the Agg canvas, so nothing
+here touches pyplot, a display, or the caller's settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import write_bytes
+from .results import Value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 160
+# Okabe and Ito's palette (2008), told apart with any colour vision; yellow is left out, it is faint on white.
+BLUE, GREEN, ORANGE, SKY, PURPLE, RED = "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00"
+CYCLE = (BLUE, ORANGE, GREEN, SKY, RED)  # purple is kept for the control on random weights
+GREY, INK = "#767676", "#1A1A1A"
+DIVERGING = "RdBu_r"
+
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so the bytes do not depend on the machine's fonts
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.titlesize": 12.0,
+    "figure.titleweight": "bold",
+}
+
+
+@contextlib.contextmanager
+def plain_settings() -> Iterator[None]:
+    """Matplotlib's own defaults plus :data:`RC`, whatever the user's matplotlibrc says; put back afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
+
+
+def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> Path:
+    """Draws on a fresh figure of ``size`` (width, height in inches) and writes a PNG without date or version."""
+    with plain_settings():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return write_bytes(path, buffer.getvalue())
+
+
+def panel_letter(axes: Axes, letter: str) -> None:
+    """A bold letter left of the panel's title, as captions refer to it."""
+    axes.annotate(
+        letter,
+        (0, 1),
+        xytext=(-30, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=11,
+        fontweight="bold",
+    )
+
+
+def percent_axis(axes: Axes, which: str = "y") -> None:
+    """Shares between 0 and 1 are labelled as percentages."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter(FuncFormatter(lambda share, _: share_label(share)))
+
+
+def share_label(share: float) -> str:
+    """0.5 is ``50 %``; small shares keep the digits they need."""
+    return f"{100 * share:.4g} %".replace("-", "\N{MINUS SIGN}")
+
+
+def log_count_axis(axes: Axes, low: float, high: float) -> None:
+    """A log x axis of counts from ``low`` to ``high``, with plain numbers at 1, 2, 5 times a power of ten."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.08, high * 1.08)
+    ticks = nice_log_ticks(low, high)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", bottom=False)
+
+
+def nice_log_ticks(low: float, high: float, most: int = 11) -> list[float]:
+    """Multiples 1, 2, 5 of powers of ten within [low, high]; powers alone when those would be more than ``most``."""
+    from math import ceil, floor, log10
+
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**p for p in powers for m in multiples if low * 0.999 <= m * 10.0**p <= high * 1.001]
+        if len(ticks) <= most:
+            return ticks
+    return ticks
+
+
+def band(
+    axes: Axes, x: Sequence[float], points: Sequence[Value], colour: str, label: str, marker: str = "o", line: str = "-"
+) -> None:
+    """A line through the values with its interval shaded."""
+    axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, [p.value for p in points], color=colour, linestyle=line, marker=marker, markersize=3.2, label=label)
+
+
+def dot(
+    axes: Axes, x: float, y: Value, colour: str, label: str, marker: str, size: float = 7.0, hollow: bool = False
+) -> None:
+    """One value with its interval as an error bar."""
+    axes.errorbar(
+        [x],
+        [y.value],
+        yerr=[[max(y.value - y.low, 0.0)], [max(y.high - y.value, 0.0)]],
+        color=colour,
+        ecolor=colour,
+        marker=marker,
+        markersize=size,
+        markerfacecolor="white" if hollow else colour,
+        markeredgecolor=colour if hollow else "white",
+        markeredgewidth=1.4 if hollow else 0.6,
+        linestyle="none",
+        capsize=3,
+        elinewidth=1.3,
+        zorder=6,
+        label=label,
+    )

@@ -1,0 +1,270 @@
+"""What the numbers mean, and how they are written: shared by the Markdown, the page and the comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Any
+
+from .results import PATHS, Layer, Results, Value, overlap
+
+MINUS = "\N{MINUS SIGN}"
+UNITS = {
+    "channel": "SSM channels",
+    "mode": "(channel, state) modes",
+    "path": "paths",
+    "layer": "layers",
+}
+METRICS = {
+    "kl": ("KL to the full model", "nats"),
+    "logit_diff": ("logit difference", "logits"),
+    "answer_logprob": ("log-probability of the answer", "nats"),
+    "loss": ("loss", "nats"),
+}
+ABLATIONS = {
+    "mean": "its mean over prompts, by position",
+    "resample": "its value on another prompt",
+    "counterfactual": "its value on the counterfactual twin",
+    "zero": "zero",
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a metric is called, written (``count``, ``share`` or ``metric``: in the metric's own unit) and read."""
+
+    label: str
+    kind: str
+    sentence: str
+
+
+MEANINGS = {
+    "units_total": Meaning("Units in the model", "count", "Everything that could be kept or dropped."),
+    "units_kept": Meaning("Units kept", "count", "The size of the circuit, counted after the gates are made 0 or 1."),
+    "faithfulness": Meaning(
+        "Faithfulness",
+        "share",
+        "How much of the way from the empty to the full model the circuit alone goes; 100 % is the full model.",
+    ),
+    "completeness": Meaning(
+        "Completeness",
+        "share",
+        "How much of the behaviour is gone when only the circuit is dropped; high: little of the work is elsewhere.",
+    ),
+    "complement_faithfulness": Meaning(
+        "Faithfulness of the complement",
+        "share",
+        "What the model still does with exactly the circuit's units dropped; low means that the circuit is needed.",
+    ),
+    "kl": Meaning(
+        "KL of the circuit", "nats", "Divergence of the circuit's predictions from the full model's; 0 is identical."
+    ),
+    "metric_full": Meaning("Metric, full model", "metric", "The upper anchor of faithfulness: nothing dropped."),
+    "metric_empty": Meaning("Metric, empty circuit", "metric", "The lower anchor of faithfulness: every unit dropped."),
+    "metric_circuit": Meaning("Metric, circuit", "metric", "The metric with only the circuit kept."),
+    "faithfulness_random": Meaning(
+        "Faithfulness, random circuits",
+        "share",
+        "Control: random units, as many in each layer as the circuit has; median and the middle 95 % of the draws.",
+    ),
+    "faithfulness_random_weights": Meaning(
+        "Faithfulness, random weights",
+        "share",
+        "Control: the same search on the model with random weights; what a mask can fit where nothing was learned.",
+    ),
+    "jaccard": Meaning(
+        "Stability (Jaccard)",
+        "share",
+        "Mean overlap of pairs of circuits from different seeds; the interval is the least and the most alike pair.",
+    ),
+    "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
+    "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
+    "accuracy_full": Meaning("Accuracy, full model", "share", "Prompts the full model answers correctly."),
+    "accuracy_circuit": Meaning("Accuracy, circuit", "share", "Prompts the circuit alone answers correctly."),
+}
+
+
+def units_name(results: Results) -> str:
+    return UNITS.get(results.raw["unit"], f"{results.raw['unit']} units")
+
+
+def metric_name(results: Results) -> tuple[str, str]:
+    """(name, physical unit) of the metric the circuit must preserve."""
+    return METRICS.get(results.raw["metric"], (str(results.raw["metric"]), ""))
+
+
+def percent(share: float) -> str:
+    """0.9634 is ``96.3 %``; below 1 % two significant digits, and what is within rounding of nothing is ``0.0 %``."""
+    size = abs(100 * share)
+    if size < 1e-4:
+        return "0.0 %"
+    digits = f"{size:.1f}" if size >= 0.995 else f"{size:.{1 - floor(log10(size))}f}"
+    return f"{MINUS if share < 0 else ''}{digits} %"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Significant digits, with plain zeros and a real minus sign."""
+    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
+    return text.replace("-", MINUS)
+
+
+def amount(name: str, value: float, results: Results) -> str:
+    """A metric's value as it is written: a count, a percentage, or a number with its unit."""
+    meaning = MEANINGS.get(name)
+    if meaning is not None and meaning.kind == "share":
+        return percent(value)
+    unit = {"metric": metric_name(results)[1], "nats": "nats"}.get(meaning.kind if meaning else "", "")
+    return f"{number(value)} {unit}".rstrip()
+
+
+def interval(name: str, value: Value, results: Results) -> str:
+    """``[95.1, 97.2]`` in the value's own unit; a dash for counts, which have none."""
+    if MEANINGS.get(name, Meaning("", "", "")).kind == "count":
+        return "–"
+    low, high = (amount(name, edge, results).split(" ")[0] for edge in (value.low, value.high))
+    return f"[{low}, {high}]"
+
+
+def with_interval(name: str, results: Results) -> str:
+    value = results.metrics[name]
+    return f"{amount(name, value.value, results)} {interval(name, value, results)}"
+
+
+def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
+    """(name, label, value, interval, n, meaning) of every metric that was measured, in reading order."""
+    known = [name for name in MEANINGS if name in results.metrics]
+    others = sorted(set(results.metrics) - set(known))
+    rows = []
+    for name in (*known, *others):
+        meaning, value = MEANINGS.get(name, Meaning(name, "number", "")), results.metrics[name]
+        shown = amount(name, value.value, results)
+        rows.append((name, meaning.label, shown, interval(name, value, results), f"{value.n:,}", meaning.sentence))
+    return rows
+
+
+def headline(results: Results) -> str:
+    """The result in one sentence."""
+    raw, faithfulness = results.raw, results.metrics["faithfulness"]
+    return (
+        f"{results.kept:,} of {results.total:,} {units_name(results)} ({percent(results.kept / results.total)}) reach a"
+        f" faithfulness of {percent(faithfulness.value)} {interval('faithfulness', faithfulness, results)} on"
+        f" {faithfulness.n:,} held-out prompts of {raw['task'].get('name', 'the task')}; every other unit is"
+        f" replaced by {ABLATIONS.get(raw['ablation'], raw['ablation'])}."
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One control, read: it either supports the circuit or warns against it."""
+
+    good: bool
+    text: str
+
+
+def findings(results: Results) -> Iterator[Finding]:
+    """How the controls came out, in plain words, by rules fixed beforehand: intervals that do not meet."""
+    circuit = results.metrics["faithfulness"]
+    random = results.metrics.get("faithfulness_random")
+    if random is not None:
+        good = circuit.low > random.high
+        yield Finding(
+            good,
+            f"Random circuits of the same size reach {with_interval('faithfulness_random', results)}: "
+            + (
+                "the circuit lies above the whole band."
+                if good
+                else "the circuit does NOT lie clearly above this band."
+            ),
+        )
+    weights = results.metrics.get("faithfulness_random_weights")
+    if weights is not None:
+        good = circuit.low > weights.high
+        yield Finding(
+            good,
+            f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
+            + (
+                "the mask can't fit a network that has learned nothing this well."
+                if good
+                else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
+            ),
+        )
+    yield from _necessity_and_stability(results)
+
+
+def _necessity_and_stability(results: Results) -> Iterator[Finding]:
+    rest = results.metrics.get("complement_faithfulness")
+    if rest is not None:
+        good = rest.high < results.metrics["faithfulness"].low
+        yield Finding(
+            good,
+            f"Without the circuit the rest of the model reaches {with_interval('complement_faithfulness', results)}: "
+            + (
+                "the circuit is needed, too."
+                if good
+                else "the rest does the task as well, so the circuit is NOT needed."
+            ),
+        )
+    jaccard = results.metrics.get("jaccard")
+    if jaccard is not None:
+        chance = results.kept / (2 * results.total - results.kept)
+        good = jaccard.low > chance
+        yield Finding(
+            good,
+            f"Circuits from different seeds overlap by {with_interval('jaccard', results)} (Jaccard; by chance about"
+            f" {percent(chance)}): "
+            + ("the search finds related units again." if good else "NOT more than by chance."),
+        )
+
+
+def caveats(results: Results) -> list[str]:
+    """The analysis' own notes, then what holds for every circuit of this kind."""
+    raw = results.raw
+    general = [
+        f"Dropped units are replaced by {ABLATIONS.get(raw['ablation'], raw['ablation'])} ({raw['ablation']} ablation)."
+        " Circuits found with different ablations are not comparable in size.",
+        f"The interval of the faithfulness is a {results.metrics['faithfulness'].interval}. Intervals cover the"
+        " sampling of prompts (of circuits, for the random band), not the choice of task, metric or ablation.",
+    ]
+    if "accuracy_full" not in results.metrics:
+        general.append("The task has no answers to be right or wrong about, so there is no accuracy.")
+    return [*(str(note) for note in raw["notes"]), *general]
+
+
+def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
+    """Names of the searches on the trained weights and the matrix of their Jaccard indices."""
+    trained = results.of_weights("trained")
+    return [s.name for s in trained], [[overlap(a.units, b.units) for b in trained] for a in trained]
+
+
+def unit_label(unit: tuple[int, ...], kind: str) -> str:
+    """7, (7, 3), or the name of a path."""
+    if kind == "path" and len(unit) == 1 and unit[0] < len(PATHS):
+        return PATHS[unit[0]]
+    return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"
+
+
+def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
+    """The kept units of a layer as text; ``most`` of them, and how many more."""
+    if kind == "layer":
+        return "kept" if layer.units else "dropped"
+    shown = [unit_label(unit, kind) for unit in layer.units[:most]]
+    more = layer.kept - len(shown)
+    return ", ".join(shown) + (f" … and {more:,} more" if more else "") if shown else "none"
+
+
+# Words of manifest keys whose values differ between runs of one request (one of them killed and resumed, perhaps):
+# a report is the same bytes each time.
+_PASSING = re.compile(
+    r"(^|[._])(date|resumed|time|times|timestamp|started|finished|created|seconds|elapsed|duration|wall|host|hostname|pid|memory|rss)($|[._])"
+)
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of a JSON value in sorted order, without dates, durations and the like."""
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from flat(value[key], f"{prefix}.{key}" if prefix else str(key))
+    elif not _PASSING.search(prefix) and not re.match(r"\d{4}-\d\d-\d\d[T ]", str(value)):
+        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)

@@ -1,0 +1,53 @@
+"""write_report: every figure and page of one finished run, beside its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import write_text
+from ..progress import Progress
+from .curves import draw_faithfulness, draw_search
+from .html import report_page
+from .importance import draw_importance
+from .markdown import markdown
+from .results import load_results
+
+
+def write_report(
+    run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True, faithfulness: bool = True
+) -> list[Path]:
+    """Writes the figures, circuit_analysis_report.md and report.html of a finished run into its directory.
+
+    The same results give the same bytes, whenever and wherever they are drawn.
+
+    Args:
+        run_dir: Holds results.json, manifest.json, and what the figures below need.
+        heatmaps: Draw ``{analysis}_channel_importance.png``; needs final_masks.pt.
+        curves: Draw sparsity_curves.png; needs history.jsonl.
+        faithfulness: Draw faithfulness_curve.png.
+
+    Returns:
+        The paths written, report.html last.
+
+    Raises:
+        MechintError: a file is missing, invalid, of another schema, or from another run.
+    """
+    results = load_results(run_dir)
+    directory = results.directory
+    plan = [
+        (heatmaps, "importance", f"{results.raw['analysis']}_channel_importance.png", draw_importance),
+        (curves, "search", "sparsity_curves.png", draw_search),
+        (faithfulness, "faithfulness", "faithfulness_curve.png", draw_faithfulness),
+    ]
+    figures = {}
+    with Progress("report", 2 + sum(wanted for wanted, *_ in plan)) as progress:
+        for wanted, name, file, draw in plan:
+            if wanted:
+                figures[name] = draw(results, directory / file)
+                progress.step(file)
+        text = markdown(results, [path.name for path in figures.values()])
+        report = write_text(directory / "circuit_analysis_report.md", text)
+        progress.step(report.name)
+        page = write_text(directory / "report.html", report_page(results, figures))
+        progress.step(page.name)
+    return [*figures.values(), report, page]
