@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.scan import chunked, recurrence, selective_scan
+from mechint import scan
+from mechint.errors import MechintError
+from mechint.scan import chunked, native, recurrence, selective_scan
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -36,26 +41,52 @@ def plain(
 
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))
+BACK_ENDS = [name for name, reason in scan.available().items() if not reason]
+
+
+def with_gradients(function: Any, args: Inputs, weights: Inputs) -> list[torch.Tensor]:
+    leaves = [x.clone().requires_grad_() for x in args]
+    out = function(*leaves)
+    torch.autograd.backward(out, weights)
+    return [*(o.detach() for o in out), *(x.grad for x in leaves if x.grad is not None)]
 
 
 @given(shape=SHAPES, steps=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_values_and_gradients_equal_the_recurrence(shape: tuple[int, ...], steps: int) -> None:
+def test_chunked_values_and_gradients_equal_the_recurrence(shape: tuple[int, ...], steps: int) -> None:
     args = inputs(*shape, torch.float64)  # type: ignore[arg-type]
-    per_step = args[5].numel() * 8
-    saved, chunked.CHUNK_BYTES = chunked.CHUNK_BYTES, steps * per_step
+    saved, chunked.CHUNK_BYTES = chunked.CHUNK_BYTES, steps * args[5].numel() * 8
     try:
-        weights = [torch.randn_like(x) for x in plain(*args)]
-        got = []
-        for function in (selective_scan, plain):
-            leaves = [x.clone().requires_grad_() for x in args]
-            out = function(*leaves)
-            sum((o * w).sum() for o, w in zip(out, weights, strict=True)).backward()  # type: ignore[union-attr]
-            got.append([*(o.detach() for o in out), *(x.grad for x in leaves)])
+        weights = tuple(torch.randn_like(x) for x in plain(*args))
+        got = [with_gradients(function, args, weights) for function in (selective_scan, plain)]
     finally:
         chunked.CHUNK_BYTES = saved
     for ours, reference in zip(*got, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif("native" not in BACK_ENDS, reason="no C compiler")
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(1, 40), st.integers(1, 20), st.integers(0, 99)),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_native_values_and_gradients_equal_the_recurrence_in_float64(shape: tuple[int, ...], threads: int) -> None:
+    """Also with channels that fill no block, more than one chunk, and more threads than blocks."""
+    args = inputs(*shape, torch.float64)  # type: ignore[arg-type]
+    weights = tuple(torch.randn_like(x) for x in plain(*args))
+    before, small = torch.get_num_threads(), native.SMALL
+    torch.set_num_threads(threads)
+    native.SMALL = 0
+    try:
+        with scan.using("native"):
+            ours = with_gradients(selective_scan, tuple(x.float() for x in args), tuple(w.float() for w in weights))
+    finally:
+        torch.set_num_threads(before)
+        native.SMALL = small
+    for got, reference in zip(ours, with_gradients(plain, args, weights), strict=True):
+        error = float((got - reference).abs().max() / reference.abs().max().clamp(min=1e-6))
+        assert error < 2e-5, error
 
 
 def test_gradients_against_finite_differences() -> None:
@@ -66,28 +97,111 @@ def test_gradients_against_finite_differences() -> None:
 @pytest.mark.parametrize("steps", [1, 3, 16])
 def test_chunks_do_not_change_a_bit(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     args = inputs(2, 16, 7, 5, 3, torch.float32)
-    whole = selective_scan(*args)
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", steps * args[5].numel() * 4)
-    for a, b in zip(whole, selective_scan(*args), strict=True):
-        assert torch.equal(a, b)
+    with scan.using("chunked"):
+        whole = selective_scan(*args)
+        monkeypatch.setattr(chunked, "CHUNK_BYTES", steps * args[5].numel() * 4)
+        for a, b in zip(whole, selective_scan(*args), strict=True):
+            assert torch.equal(a, b)
 
 
-def test_float32_stays_close_over_a_long_sequence() -> None:
+@pytest.mark.parametrize("name", BACK_ENDS)
+@pytest.mark.parametrize("shape", [(2, 70, 19, 5), (1, 3, 1, 1), (3, 20, 48, 17)])
+def test_the_pieces_are_the_whole_to_the_bit(name: str, shape: tuple[int, ...]) -> None:
+    """Decays, recurrence and read-outs apart, and a sequence in two pieces, give the scan's own bits."""
+    u, dt, A, B, C, h = inputs(*shape, 3, torch.float32)  # type: ignore[arg-type]
+    with scan.using(name):
+        y, last = selective_scan(u, dt, A, B, C, h)
+        states = recurrence(scan.decays(dt, A), (dt * u)[..., None] * B[:, :, None], h)
+        assert torch.equal(scan.read_out(states, C), y)
+        assert torch.equal(states[:, -1], last)
+        half = shape[1] // 2
+        first, middle = selective_scan(u[:, :half], dt[:, :half], A, B[:, :half], C[:, :half], h)
+        second, end = selective_scan(u[:, half:], dt[:, half:], A, B[:, half:], C[:, half:], middle)
+        assert torch.equal(torch.cat([first, second], 1), y)
+        assert torch.equal(end, last)
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_gradients_of_the_pieces(name: str) -> None:
+    _, dt, A, _, C, _ = inputs(2, 6, 5, 3, 1, torch.float32)
+    states = torch.randn(2, 6, 5, 3)
+    for function, args in ((scan.decays, (dt, A)), (scan.read_out, (states, C))):
+        exact = {
+            scan.decays: lambda dt, A: torch.exp(dt[..., None] * A),
+            scan.read_out: lambda h, C: (h * C[:, :, None]).sum(-1),
+        }[function]
+        weights = (torch.randn_like(exact(*args)),)
+        with scan.using(name):
+            ours = with_gradients(lambda *x, f=function: (f(*x),), args, weights)
+        wide = with_gradients(lambda *x, f=exact: (f(*x),), tuple(a.double() for a in args), (weights[0].double(),))
+        for got, reference in zip(ours, wide, strict=True):
+            torch.testing.assert_close(got, reference.float(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.skipif("native" not in BACK_ENDS, reason="no C compiler")
+def test_the_native_exponential() -> None:
+    """Over its whole range, and beyond it: what is not a number stays so, what overflows is infinite."""
+    x = torch.cat([torch.linspace(-87, 88, 200_001), torch.logspace(-30, 0, 1000).neg()])
+    with scan.using("native"):
+        got = scan.decays(x.view(1, -1, 1), torch.ones(1, 1)).flatten()
+        odd = scan.decays(torch.tensor([[[0.0], [-200.0], [-torch.inf], [torch.nan], [100.0]]]), torch.ones(1, 1))
+    exact = torch.exp(x.double())
+    assert float(((got - exact) / exact).abs().max()) < 2.5e-7
+    assert odd.flatten()[[0, 1, 2, 4]].tolist() == [1.0, 0.0, 0.0, float("inf")]
+    assert odd.flatten()[3].isnan()
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_float32_stays_close_over_a_long_sequence(name: str) -> None:
     args = inputs(1, 2048, 8, 4, 5, torch.float64)
     exact = selective_scan(*args)[0]
-    single = selective_scan(*(x.float() for x in args))[0]
+    with scan.using(name):
+        single = selective_scan(*(x.float() for x in args))[0]
     assert float((single - exact).abs().max() / exact.abs().max()) <= 5e-7
 
 
-def test_very_long_sequences_stay_finite() -> None:
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_very_long_sequences_stay_finite_and_nan_is_not_hidden(name: str) -> None:
     args = [x.float() for x in inputs(1, 32768, 2, 2, 6, torch.float64)]
-    assert all(torch.isfinite(x).all() for x in selective_scan(*args))
+    with scan.using(name):
+        assert all(torch.isfinite(x).all() for x in selective_scan(*args))
+        args[1][0, 5, 1] = torch.nan
+        y, last = selective_scan(*args)
+    assert y[0, 5:, 1].isnan().all()
+    assert last[0, 1].isnan().all()
+    assert torch.isfinite(y[0, :, 0]).all()
 
 
 def test_training_keeps_one_state_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = [x.requires_grad_() for x in inputs(2, 64, 4, 3, 1, torch.float32)]
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 16 * args[5].numel() * 4)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        selective_scan(*args)
-    assert sum(kept) == sum(x.numel() for x in args[:5]) + 4 * args[5].numel()
+    args = [x.requires_grad_() for x in inputs(2, 640, 4, 3, 1, torch.float32)]
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 64 * args[5].numel() * 4)
+    for name in BACK_ENDS:
+        kept: list[int] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x, k=kept: k.append(x.numel()) or x, lambda x: x)
+        with hooks, scan.using(name):
+            selective_scan(*args)
+        assert sum(kept) == sum(x.numel() for x in args[:5]) + 10 * args[5].numel(), name
+
+
+def test_back_ends_are_named_and_a_missing_one_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(MechintError, match="no scan back end 'cuda'"), scan.using("cuda"):
+        pass
+    assert scan.chosen(torch.zeros(1, dtype=torch.float64)) == "chunked"
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(scan, "_told", False)
+    native.library.cache_clear()
+    try:
+        assert scan.chosen() == scan.chosen() == "chunked"
+        assert capsys.readouterr().err.count("plain torch in place of the faster C one") == 1
+        with pytest.raises(MechintError, match="'native' is not on this machine"), scan.using("native"):
+            pass
+        monkeypatch.setenv("CC", "false")
+        native.library.cache_clear()
+        assert "could not compile" in scan.available()["native"]
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()

@@ -16,7 +16,7 @@ from mechint.tasks.facts import Facts, invented
 from mechint.tasks.text import read_text
 
 SYNTHETIC = ("recall", "induction", "selective_copy", "facts")
-CONFIGS = {name: TaskConfig(name=name) for name in (*SYNTHETIC, "text")}
+CONFIGS = {name: TaskConfig(name=name, pairs=4, keys=16, values=16, length=32) for name in (*SYNTHETIC, "text")}
 
 
 def solve_recall(task: Task, prompt: list[int], position: int) -> int:
@@ -242,8 +242,8 @@ def test_the_fingerprint_is_of_the_text(tmp_path: Path) -> None:
     [
         ({"pairs": 17}, "17 pairs need as many keys, there are 16; raise the keys"),
         ({"pairs": 1}, "ordered in only 16 ways"),
-        ({"name": "induction", "keys": 8}, "8 symbols are too few"),
-        ({"name": "induction", "length": 5}, "no room for noise"),
+        ({"name": "induction", "keys": 5}, "5 symbols are too few"),
+        ({"name": "induction", "length": 7}, "no room for noise"),
         ({"name": "selective_copy", "length": 8}, "no room for noise beside 4 tokens"),
         ({"name": "selective_copy", "values": 2}, "make only 16 sequences"),
         ({"name": "text", "text": "/no/such/file"}, "no such file; give a file's path, 'topics' or 'sotu'"),
@@ -254,7 +254,7 @@ def test_the_fingerprint_is_of_the_text(tmp_path: Path) -> None:
 )
 def test_bad_sizes_are_one_line(options: dict[str, object], line: str) -> None:
     with pytest.raises(MechintError) as caught:
-        make_task(TaskConfig(**options))  # type: ignore[arg-type]
+        make_task(TaskConfig(**{"keys": 16, **options}))  # type: ignore[arg-type]
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -253,7 +253,7 @@ def test_gpt2_can_not_be_trained_yet(tmp_path: Path) -> None:
 
 
 def test_dry_run_says_everything_and_writes_nothing(tmp_path: Path, trained: Path) -> None:
-    done = run_script("--dry-run", "--train-output-dir", str(tmp_path / "out"))
+    done = run_script("--dry-run", "--task-keys", "16", "--train-output-dir", str(tmp_path / "out"))
     assert done.returncode == 0 and not (tmp_path / "out").exists()
     for part in ("67520 parameters", "4 pairs of 16 keys", "final_model_stepV0.pt", "status   new"):
         assert part in done.stdout

@@ -68,7 +68,9 @@ def run(
     edits = check_edits(model.sites, edits, tokens.shape[0], offset + tokens.shape[1])
     names = find_sites(model.sites, record)
     if logits_at is not None and any(name in ("final_norm", "logits") for name in (*names, *(e.site for e in edits))):
-        raise MechintError("logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it")
+        raise MechintError(
+            "logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it"
+        )
     tap = Tap(names, edits, offset)
     logits, cache = model.trace(tokens, tap, cache, logits_at)
     return Run(logits, tap.values, cache)
@@ -125,4 +127,6 @@ def check_tokens(model: Any, tokens: Tensor) -> None:
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= model.config.vocab_size:
-        raise MechintError(f"token id {low if low < 0 else high} is outside the vocabulary of {model.config.vocab_size}")
+        raise MechintError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {model.config.vocab_size}"
+        )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..interventions import Edit
-from ..scan import read_out, recurrence, selective_scan
+from ..scan import decays, read_out, recurrence, selective_scan
 from .sites import Scope, Site, Tap
 
 RESIDUAL = ("batch", "position", "model")
@@ -221,7 +221,7 @@ class Layer(nn.Module):
         A = -torch.exp(accumulate(self.A_log))  # [E, N]
         if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
             return *selective_scan(u, dt, A, B, C, cache.state), []
-        decay = at("decay", torch.exp(dt_decay.unsqueeze(-1) * A))  # [B, L, E, N]
+        decay = at("decay", decays(dt_decay, A))  # [B, L, E, N]
         write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
         edits, cuts = at.edits("state"), at.cuts("state")
         shares = list(cache.shares) or [torch.zeros_like(cache.state) for _ in cuts]  # [B, E, N] each

@@ -17,25 +17,6 @@ CHUNK_BYTES = 4 << 20
 """Size of one chunk's states. Above, a chunk falls out of the cache; below, calls cost more than work."""
 
 
-def selective_scan(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Σ_n C_t[n] h_t[n] with h_t = exp(Δ_t A) ⊙ h_{t-1} + (Δ_t u_t) ⊗ B_t (Gu & Dao 2023, algorithm 2).
-
-    Args:
-        u, dt: Input and step size, [batch, position, channel].
-        A: Negative decay rates, [channel, state].
-        B, C: Write and read directions, [batch, position, state].
-        initial: State before the first position, [batch, channel, state]; zeros when None.
-
-    Returns:
-        The read-out without the D term, [batch, position, channel], and the last state, [batch, channel, state].
-    """
-    if initial is None:
-        initial = u.new_zeros(u.shape[0], *A.shape)
-    return _Scan.apply(u, dt, A, B, C, initial)  # type: ignore[no-any-return]
-
-
 def _chunks(u: Tensor, states: int) -> list[slice]:
     per_step = u.shape[0] * u.shape[2] * states * u.element_size()
     size = max(1, min(u.shape[1], CHUNK_BYTES // max(per_step, 1)))
@@ -46,9 +27,9 @@ def _states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, initial: Tensor) -> tup
     """Decays and states of one chunk, time first: [position, batch, channel, state] each; u, dt, B come time first."""
     decay = torch.mul(dt.unsqueeze(-1), A).exp_()
     states = torch.mul((dt * u).unsqueeze(-1), B.unsqueeze(-2))
-    state = initial
+    state, carried = initial, torch.empty_like(initial)
     for t in range(len(states)):
-        state = torch.addcmul(states[t], decay[t], state, out=states[t])
+        state = states[t].add_(torch.mul(decay[t], state, out=carried))
     return decay, states
 
 
@@ -57,7 +38,9 @@ def _time_first(*tensors: Tensor) -> list[Tensor]:
     return [tensor.transpose(0, 1).contiguous() for tensor in tensors]
 
 
-class _Scan(torch.autograd.Function):
+class Scan(torch.autograd.Function):
+    """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:
         out, boundaries = torch.empty_like(u), []

@@ -26,7 +26,7 @@ def recurrence(
     """
     state, states = initial, []
     for t in range(decay.shape[1]):
-        state = torch.addcmul(write[:, t], decay[:, t], state)
+        state = decay[:, t] * state + write[:, t]
         if on_step is not None:
             state = on_step(t, state)
         states.append(state)

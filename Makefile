@@ -1,0 +1,117 @@
+# The build interface: short rules; the logic is in scripts/. `make help` lists the targets.
+
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+Q := $(if $(filter 1 y yes,$(V)),,@)
+FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter 1 y yes,$(DRY_RUN)),--dry-run)
+DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
+
+# Paths and globs reach the shell through the environment, so that no character of them is special there.
+export MODELS
+export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
+ifneq ($(PYTHON),)
+  USED := $(PYTHON)
+else ifneq ($(VIRTUAL_ENV),)
+  ifneq ($(VIRTUAL_ENV),$(CURDIR)/.venv)
+    USED := $(VIRTUAL_ENV)/bin/python
+  endif
+endif
+ifdef USED
+  READY := ready
+  READY_DEV := ready-dev
+else
+  READY := .venv/.ready
+  READY_DEV := .venv/.ready-dev
+endif
+PY := $(or $(USED),.venv/bin/python)
+KCONFIG = "$(PY)" -m scripts.kconfig
+
+.PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
+	listnewconfig allyesconfig allnoconfig check clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+
+all: $(READY)
+	$(Q)$(KCONFIG) run default --models="$$MODELS" $(FLAGS)
+
+train mechint report: $(READY)
+	$(Q)$(KCONFIG) run $@ --models="$$MODELS" $(FLAGS)
+
+menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
+	$(Q)$(KCONFIG) $@
+
+defconfig: $(READY)
+	$(Q)$(KCONFIG) defconfig --models="$$MODELS"
+
+$(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
+	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS"
+
+# A name that is none fails before anything is installed.
+defconfig-%:
+	$(Q)"$(or $(USED),python3)" -m scripts.kconfig.defconfigs '$*'
+
+list-defconfigs:
+	$(Q)"$(or $(USED),python3)" -m scripts.kconfig.defconfigs
+
+check: $(READY_DEV)
+	$(Q)"$(PY)" -m ruff check .
+	$(Q)"$(PY)" -m ruff format --check .
+	$(Q)"$(PY)" -m mypy lib scripts
+	$(Q)"$(PY)" -m pytest -q
+
+.venv/.ready: requirements.txt
+	$(Q)python3 scripts/kconfig/environment.py make .venv $@ $<
+
+.venv/.ready-dev: requirements-dev.txt .venv/.ready
+	$(Q)python3 scripts/kconfig/environment.py make .venv $@ $<
+
+ready:
+	$(Q)"$(PY)" scripts/kconfig/environment.py check requirements.txt
+
+ready-dev:
+	$(Q)"$(PY)" scripts/kconfig/environment.py check requirements.txt requirements-dev.txt
+
+clean:
+	$(Q)find . \( -path ./.venv -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+mrproper: clean
+	$(Q)rm -rf .config .config.old defconfig .venv
+
+define HELP
+Run
+  mechint            train when the configuration trains, then analyse and report
+  train              train only
+  report             draw and report finished analyses again, without a search
+  all                what plain `make` does: train when the configuration trains, else analyse
+
+Configure (.config)
+  defconfig          the default experiment
+  defconfig-NAME     a named experiment
+  list-defconfigs    the names
+  menuconfig         change .config in menus
+  oldconfig          ask for what .config does not set
+  olddefconfig       set what .config does not set to its default
+  savedefconfig      write what differs from the defaults to ./defconfig
+  listnewconfig      list what .config does not set
+  allyesconfig       everything on
+  allnoconfig        everything off
+
+Develop
+  check              lint, format, types and tests
+  clean              remove caches
+  mrproper           clean, and remove .config and .venv; results stay
+  help               this text
+
+Variables
+  MODELS=PATH        what to analyse, on defconfig, defconfig-NAME, mechint or report: a checkpoint, a glob, a directory
+                     of checkpoints, a model directory, a hub id, or a finished analysis to draw again
+  DRY_RUN=1          say what would run, and run nothing
+  V=1                show commands
+  PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made
+endef
+
+help:
+	@:$(info $(HELP))

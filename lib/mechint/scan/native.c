@@ -1,0 +1,164 @@
+/* The selective scan in float32, a block of channels at a time: the block's states stay in registers and cache.
+ *
+ * Arrays are contiguous: u, dt, y [B, L, E]; A [E, N]; Bm, C [B, L, N]; states [.., E, N]. Work is cut into (row,
+ * block of channels) pairs; a call does the pairs first .. last - 1, so that the caller may share them among threads.
+ * Every operation is elementwise over channels and sequential over N and L, and no product is fused with a sum: the
+ * same numbers come out in the same bits whatever the processor, the threads or the pieces of a sequence.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define W 16
+typedef float V __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+
+/* exp to about one unit in the last place: 2^n p(r), p of degree 6 (Cephes' expf). Below e^-87 it is 0 and above e^88
+ * infinite, as a float is soon after; what is not a number stays so. */
+static inline V vexp(V x)
+{
+    const V magic = (V){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const V infinite = (V){0} + __builtin_inff();
+    I keep = ~(x < -87.0f), huge = x > 88.0f;
+    x = (V)((I)x & keep & ~huge);
+    V n = (x * 1.44269504f + magic) - magic;
+    V r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    I power = (__builtin_convertvector(n, I) + 127) << 23;
+    return (V)(((I)(p * (V)power) & keep & ~huge) | ((I)infinite & huge));
+}
+
+static inline V load(const float *from, size_t count)
+{
+    V v = (V){0};
+    memcpy(&v, from, 4 * count);
+    return v;
+}
+
+static inline void store(float *to, V v, size_t count) { memcpy(to, &v, 4 * count); }
+
+/* [E, N] rows of a block -> [N] vectors over its channels, and back. */
+static void gather(V *to, const float *from, size_t N, size_t count)
+{
+    for (size_t n = 0; n < N; n++) {
+        V v = (V){0};
+        for (size_t e = 0; e < count; e++) v[e] = from[e * N + n];
+        to[n] = v;
+    }
+}
+
+static void scatter(float *to, const V *from, size_t N, size_t count)
+{
+    for (size_t n = 0; n < N; n++)
+        for (size_t e = 0; e < count; e++) to[e * N + n] = from[n][e];
+}
+
+/* boundaries, if any: the state before every `chunk`-th position, [B, chunks, E, N]. work: 2 N vectors. */
+void scan_forward(const float *u, const float *dt, const float *A, const float *Bm, const float *C, const float *h0,
+                  float *y, float *last, float *boundaries, size_t L, size_t E, size_t N, size_t chunk,
+                  size_t from_pair, size_t to_pair, V *work)
+{
+    size_t blocks = (E + W - 1) / W, chunks = (L + chunk - 1) / chunk;
+    V *a = work, *h = work + N;
+    for (size_t pair = from_pair; pair < to_pair; pair++) {
+        size_t b = pair / blocks, e = pair % blocks * W, count = E - e < W ? E - e : W;
+        gather(a, A + e * N, N, count);
+        gather(h, h0 + (b * E + e) * N, N, count);
+        for (size_t t = 0; t < L; t++) {
+            if (boundaries && t % chunk == 0)
+                scatter(boundaries + ((b * chunks + t / chunk) * E + e) * N, h, N, count);
+            const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+            V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count), sum = (V){0};
+            for (size_t n = 0; n < N; n++) {
+                V s = vexp(d * a[n]) * h[n];
+                h[n] = s + du * bt[n];
+                sum = sum + h[n] * ct[n];
+            }
+            store(y + (b * L + t) * E + e, sum, count);
+        }
+        scatter(last + (b * E + e) * N, h, N, count);
+    }
+}
+
+/* dB, dC: shares of each block, [blocks, B, L, N]; dA: shares of each row, [B, E, N]. work: (5 + 2 chunk) N vectors. */
+void scan_backward(const float *u, const float *dt, const float *A, const float *Bm, const float *C,
+                   const float *boundaries, const float *dy, const float *dlast, float *du_, float *ddt, float *dA,
+                   float *dB, float *dC, float *dh0, size_t rows, size_t L, size_t E, size_t N, size_t chunk,
+                   size_t from_pair, size_t to_pair, V *work)
+{
+    size_t blocks = (E + W - 1) / W, chunks = (L + chunk - 1) / chunk;
+    V *a = work, *g = a + N, *ga = g + N, *h = ga + N, *spare = h + N, *states = spare + N, *decays = states + chunk * N;
+    for (size_t pair = from_pair; pair < to_pair; pair++) {
+        size_t b = pair / blocks, block = pair % blocks, e = block * W, count = E - e < W ? E - e : W;
+        gather(a, A + e * N, N, count);
+        gather(g, dlast + (b * E + e) * N, N, count);
+        memset(ga, 0, N * sizeof(V));
+        for (size_t c = chunks; c-- > 0;) {
+            size_t start = c * chunk, end = start + chunk < L ? start + chunk : L;
+            gather(h, boundaries + ((b * chunks + c) * E + e) * N, N, count);
+            for (size_t t = start; t < end; t++) {
+                const float *bt = Bm + (b * L + t) * N;
+                V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count);
+                V *before = t == start ? h : states + (t - 1 - start) * N;
+                for (size_t n = 0; n < N; n++) {
+                    V decay = vexp(d * a[n]);
+                    decays[(t - start) * N + n] = decay;
+                    states[(t - start) * N + n] = decay * before[n] + du * bt[n];
+                }
+            }
+            for (size_t t = end; t-- > start;) {
+                const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+                float *dbt = dB + ((block * rows + b) * L + t) * N, *dct = dC + ((block * rows + b) * L + t) * N;
+                V d = load(dt + (b * L + t) * E + e, count), x = load(u + (b * L + t) * E + e, count), du = d * x;
+                V gy = load(dy + (b * L + t) * E + e, count), into = (V){0}, rate = (V){0};
+                V *before = t == start ? h : states + (t - 1 - start) * N;
+                for (size_t n = 0; n < N; n++) {
+                    V gh = g[n] + gy * ct[n], decay = decays[(t - start) * N + n];
+                    V to_c = gy * states[(t - start) * N + n], to_b = gh * du;
+                    float sum_b = 0, sum_c = 0;
+                    for (int k = 0; k < W; k++) sum_b += to_b[k], sum_c += to_c[k];
+                    dbt[n] = sum_b, dct[n] = sum_c;
+                    into = into + gh * bt[n];
+                    V gd = gh * decay, exponent = gd * before[n];
+                    rate = rate + exponent * a[n];
+                    ga[n] = ga[n] + exponent * d;
+                    g[n] = gd;
+                }
+                store(du_ + (b * L + t) * E + e, into * d, count);
+                store(ddt + (b * L + t) * E + e, rate + into * x, count);
+            }
+        }
+        scatter(dA + (b * E + e) * N, ga, N, count);
+        scatter(dh0 + (b * E + e) * N, g, N, count);
+    }
+}
+
+/* exp(dt A), [rows, E, N]; rows first .. last - 1 of a flattened batch and position. */
+void scan_decay(const float *dt, const float *A, float *decay, size_t E, size_t N, size_t from_row, size_t to_row)
+{
+    for (size_t row = from_row; row < to_row; row++)
+        for (size_t e = 0; e < E; e++) {
+            float d = dt[row * E + e], *out = decay + (row * E + e) * N;
+            for (size_t n = 0; n < N; n += W) {
+                size_t count = N - n < W ? N - n : W;
+                store(out + n, vexp(d * load(A + e * N + n, count)), count);
+            }
+        }
+}
+
+/* Σ_n C h, summed in the order of scan_forward: h [rows, E, N], C [rows, N] -> y [rows, E]. */
+void scan_read(const float *h, const float *C, float *y, size_t E, size_t N, size_t from_row, size_t to_row)
+{
+    for (size_t row = from_row; row < to_row; row++)
+        for (size_t e = 0; e < E; e++) {
+            float sum = 0;
+            for (size_t n = 0; n < N; n++) sum = sum + h[(row * E + e) * N + n] * C[row * N + n];
+            y[row * E + e] = sum;
+        }
+}

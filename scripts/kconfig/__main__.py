@@ -1,0 +1,241 @@
+"""The commands behind the Makefile's targets: ``python -m scripts.kconfig COMMAND``.
+
+Every command reads and writes ``.config`` strictly; one that fails prints one line, leaves ``.config`` as it was and
+exits with a status that is not zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from . import loading, mapping, menus, models
+from .defconfigs import DEFAULT, ConfigError, did_you_mean, find, listing
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / ".config"
+START = "run `make defconfig`, `make defconfig-NAME` or `make menuconfig` first"
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    try:
+        return args.command(args) or 0
+    except ConfigError as error:
+        return _say(" ".join(str(error).split()), 2)
+    except OSError as error:
+        return _say(f"{error.strerror or error} ({error.filename or CONFIG})", 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+
+
+def _say(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.kconfig", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (function, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        if name in ("defconfig", "run"):
+            command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
+        if name == "defconfig":
+            command.add_argument("name", nargs="?", default=DEFAULT, help=f"the experiment's name (default: {DEFAULT})")
+        if name == "get":
+            command.add_argument("symbol", help="its name, without CONFIG_")
+        if name == "arguments":
+            command.add_argument("runner", choices=tuple(mapping.RUNNERS))
+        if name == "run":
+            command.add_argument("target", choices=("default", "train", "mechint", "report"))
+            command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
+            command.add_argument("--verbose", action="store_true", help="print the commands")
+    return parser
+
+
+def _current() -> loading.Menu:
+    if not CONFIG.exists():
+        raise ConfigError(f"there is no .config; {START}")
+    menu = loading.load(ROOT, CONFIG)
+    loading.check_together(menu, CONFIG.name)
+    return menu
+
+
+def _save(menu: loading.Menu, why: str) -> None:
+    loading.save(menu, ROOT, CONFIG)
+    print(f"{why}: .config written")
+
+
+def defconfig(args: argparse.Namespace) -> None:
+    file = find(ROOT, args.name)
+    menu = loading.load(ROOT, file)
+    if args.models:
+        print(models.override(menu, args.models, ROOT, args.name))
+    _save(menu, str(file.relative_to(ROOT)))
+
+
+def olddefconfig(args: argparse.Namespace) -> None:
+    _save(_current(), "new symbols at their defaults")
+
+
+def oldconfig(args: argparse.Namespace) -> None:
+    menu = _current()
+    menus.oldconfig(menu)
+    _save(menu, "new symbols as answered")
+
+
+def savedefconfig(args: argparse.Namespace) -> None:
+    text = loading.minimal(_current())
+    loading.write(ROOT / "defconfig", lambda temporary: _fill(temporary, text))
+    print("defconfig written; give it a first comment line and copy it to FAMILY/defconfigs/NAME to keep it")
+
+
+def _fill(path: str, text: str) -> None:
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def listnewconfig(args: argparse.Namespace) -> None:
+    print("\n".join(menus.new_symbols(_current())) or "no new symbols")
+
+
+def allyesconfig(args: argparse.Namespace) -> None:
+    _all(2, "everything yes")
+
+
+def allnoconfig(args: argparse.Namespace) -> None:
+    _all(0, "everything no")
+
+
+def _all(value: int, why: str) -> None:
+    menu = loading.Menu(ROOT)
+    menus.set_all(menu, value)
+    _save(menu, why)
+
+
+def menuconfig(args: argparse.Namespace) -> None:
+    menus.menuconfig(ROOT, CONFIG)
+
+
+def list_defconfigs(args: argparse.Namespace) -> None:
+    print(listing(ROOT))
+
+
+def get(args: argparse.Namespace) -> None:
+    menu = _current()
+    symbol = menu.syms.get(args.symbol)
+    if symbol is None or not symbol.nodes:
+        names = [known.name for known in menu.unique_defined_syms]
+        raise ConfigError(f"{args.symbol} is declared in no menu{did_you_mean(args.symbol, names)}")
+    print(symbol.str_value)
+
+
+def arguments(args: argparse.Namespace) -> None:
+    print(shlex.join(mapping.arguments(_current(), args.runner)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads .config (or the default experiment), applies MODELS=, and runs what the target asks for."""
+    if args.target == "train" and args.models:
+        raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
+    menu = _for_run(args.models, args.dry_run)
+    steps = _steps(menu, args.target)
+    made = menu.syms["KNLP_MECHINT_CHECKPOINT"].str_value
+    if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
+        steps.pop()
+        wanted = ", ".join(switch.name for switch in mapping.analyses(menu) if switch.str_value == "y")
+        print(f"would train first, and then analyse what that leaves in {made}: {wanted}", flush=True)
+    for number, command in enumerate(steps, 1):
+        command += ["--dry-run"] if args.dry_run else []
+        if args.verbose:
+            print("+ " + shlex.join(command), flush=True)
+        if number == len(steps):
+            os.chdir(ROOT)
+            os.execve(command[0], command, _environment())  # the last program answers to signals itself
+        status = _wait(command)
+        if status:
+            return status
+    return 0
+
+
+def _for_run(chosen: str, dry_run: bool) -> loading.Menu:
+    """The configuration to run; what is new in it is written to .config, except by a dry run."""
+    if CONFIG.exists():
+        menu = _current()
+    else:
+        file = find(ROOT, DEFAULT)
+        menu = loading.load(ROOT, file)
+        print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
+    if chosen:
+        print(models.override(menu, chosen, ROOT, ".config" if CONFIG.exists() else DEFAULT), flush=True)
+    if not dry_run and (chosen or not CONFIG.exists()):
+        loading.save(menu, ROOT, CONFIG)
+    return menu
+
+
+def _steps(menu: loading.Menu, target: str) -> list[list[str]]:
+    """The commands of a target, in order."""
+    trains, analyses = (menu.syms[name].str_value == "y" for name in mapping.MASTERS)
+    if target == "default":
+        if not (trains or analyses):
+            raise ConfigError("this configuration neither trains nor analyses; `make menuconfig` turns one on")
+        target = "train" if trains else "mechint"
+    if target == "train" and not trains:
+        raise ConfigError("this configuration does not train (KNLP_TRAIN is off); `make menuconfig` turns it on")
+    if target != "train" and not analyses:
+        raise ConfigError(
+            "this configuration does not analyse (KNLP_MECHINT is off); turn it on with `make menuconfig`, "
+            "or choose an experiment of `make list-defconfigs` that ends in -mechint"
+        )
+    wanted = [mapping.TRAIN] if target == "train" or (target == "mechint" and trains) else []
+    wanted += [mapping.MECHINT] if target != "train" else []
+    steps = [_command(menu, runner) for runner in wanted]
+    if target == "report" and menu.syms["KNLP_MECHINT_MODE_FROM_RUNS"].str_value != "y":
+        steps[-1] += ["--mode=from_runs", f"--run-dir={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value}"]
+    return steps
+
+
+def _command(menu: loading.Menu, runner: str) -> list[str]:
+    return [sys.executable, str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _wait(command: list[str]) -> int:
+    """Runs a command to its end; an interrupt from the keyboard reaches it too, and its status is the answer."""
+    process = subprocess.Popen(command, cwd=ROOT, env=_environment())
+    while True:
+        try:
+            status = process.wait()
+            return status if status >= 0 else 128 - status
+        except KeyboardInterrupt:
+            continue
+
+
+COMMANDS = {
+    "menuconfig": (menuconfig, "change .config in menus"),
+    "oldconfig": (oldconfig, "ask for the symbols that .config does not set"),
+    "olddefconfig": (olddefconfig, "set the symbols that .config does not set to their defaults"),
+    "defconfig": (defconfig, "write .config from a named experiment"),
+    "savedefconfig": (savedefconfig, "write what differs from the defaults to ./defconfig"),
+    "list-defconfigs": (list_defconfigs, "list the named experiments"),
+    "listnewconfig": (listnewconfig, "list the symbols that .config does not set"),
+    "allyesconfig": (allyesconfig, "write .config with everything on"),
+    "allnoconfig": (allnoconfig, "write .config with everything off"),
+    "get": (get, "print one symbol's value"),
+    "arguments": (arguments, "print the arguments that a runner gets"),
+    "run": (run, "run what .config says"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Named experiments: where they are and what they are called. Needs the standard library only.
+
+``python -m scripts.kconfig.defconfigs`` lists them, and with a NAME that is none of them says which is meant; it is
+how a misspelt ``make defconfig-NAME`` fails before anything is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+
+DEFAULT = "mamba-tiny-recall-mechint"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. The message is one line: where, what is wrong, what to do."""
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def find_all(root: Path) -> dict[str, Path]:
+    """Name -> file of every defconfig in ``defconfigs/`` and ``*/defconfigs/``, sorted by name."""
+    files = [*root.glob("defconfigs/*"), *root.glob("*/defconfigs/*")]
+    found: dict[str, Path] = {}
+    for file in sorted(files, key=lambda path: (path.name, path)):
+        if not file.is_file() or file.name.startswith(".") or file.name.endswith("~"):
+            continue
+        if file.name in found:
+            raise ConfigError(f"{found[file.name]} and {file} have the same name; rename one of them")
+        found[file.name] = file
+    return found
+
+
+def find(root: Path, name: str) -> Path:
+    """The file of the defconfig ``name``; an unknown name is a :class:`ConfigError` with the nearest ones."""
+    known = find_all(root)
+    if name not in known:
+        hint = did_you_mean(name, list(known))
+        raise ConfigError(f"no defconfig is called {name!r}{hint}; `make list-defconfigs` lists them")
+    return known[name]
+
+
+def describe(file: Path) -> str:
+    """The first comment line of a defconfig: what it is."""
+    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
+def listing(root: Path) -> str:
+    """One line for each defconfig: its name and what it is, the default marked."""
+    known = find_all(root)
+    width = max(map(len, known), default=0)
+    lines = []
+    for name, file in known.items():
+        mark = " [default]" if name == DEFAULT else ""
+        lines.append(f"{name:<{width}}  {describe(file)}{mark}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        if len(sys.argv) > 1:
+            find(root, sys.argv[1])
+        print(listing(root))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

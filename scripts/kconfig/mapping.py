@@ -1,0 +1,86 @@
+"""The one rule between Kconfig symbols and the runners' flags, in both directions.
+
+``KNLP_MECHINT_SSM_STEPS`` is ``--ssm-steps`` of the analysis runner, ``KNLP_TRAIN_LR`` is ``--train-lr`` of the
+trainer, ``KNLP_TASK_NAME`` (a choice) is ``--task-name`` of both. A symbol that is not visible is not passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import kconfiglib
+
+from .defconfigs import ConfigError
+
+TRAIN, MECHINT = "train", "mechint"
+RUNNERS = {TRAIN: "scripts/train.py", MECHINT: "scripts/run_mechint_analysis.py"}
+
+# Symbol prefix -> (what the flag begins with, the runners that take it).
+PREFIXES = {
+    "KNLP_MECHINT_": ("", (MECHINT,)),
+    "KNLP_TASK_": ("task-", (TRAIN, MECHINT)),
+    "KNLP_TRAIN_": ("train-", (TRAIN,)),
+    "KNLP_MAMBA_": ("mamba-", (TRAIN,)),
+}
+# Names that were documented before there was a rule, and the family, which the trainer alone needs to be told.
+NAMES = {
+    "BATCH_SIZE": ("--batch-size", (MECHINT,)),
+    "WANDB_PROJECT": ("--wandb-project", (MECHINT,)),
+    "KNLP_FAMILY": ("--family", (TRAIN,)),
+}
+# Symbols that reach no runner: they say which runners there are to run, or size a family that has no trainer yet.
+MASTERS = ("KNLP_TRAIN", "KNLP_MECHINT")
+UNMAPPED_PREFIXES = ("KNLP_GPT2_",)
+
+Item = Any  # a kconfiglib.Symbol or kconfiglib.Choice, which have no types
+
+
+def items(menu: kconfiglib.Kconfig) -> Iterator[Item]:
+    """Every symbol that stands for itself and every choice for its members, in the menus' order, each once."""
+    seen = set()
+    for node in menu.node_iter(unique_syms=True):
+        if isinstance(node.item, (kconfiglib.Symbol, kconfiglib.Choice)) and node.item not in seen:
+            seen.add(node.item)
+            if isinstance(node.item, kconfiglib.Choice) or node.item.choice is None:
+                yield node.item
+
+
+def destination(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """(flag, runners) of a symbol or choice; None for those that reach no runner; an unknown kind is an error."""
+    if name in NAMES:
+        return NAMES[name]
+    if name in MASTERS or name.startswith(UNMAPPED_PREFIXES):
+        return None
+    for prefix, (group, runners) in PREFIXES.items():
+        if name.startswith(prefix):
+            return "--" + group + name[len(prefix) :].lower().replace("_", "-"), runners
+    raise ConfigError(f"the menus declare {name}, which reaches no option; name it KNLP_MECHINT_…, or see {__name__}")
+
+
+def member_value(symbol: kconfiglib.Symbol) -> str:
+    """``KNLP_MECHINT_SSM_METRIC_LOGIT_DIFF`` of the choice ``KNLP_MECHINT_SSM_METRIC`` is 'logit_diff'."""
+    return str(symbol.name[len(symbol.choice.name) + 1 :]).lower()
+
+
+def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
+    """The command-line arguments that ``runner`` ('train' or 'mechint') gets from a configuration."""
+    found = []
+    for item in items(menu):
+        target = destination(item.name)
+        if target is None or runner not in target[1] or not item.visibility:
+            continue
+        flag = target[0]
+        if isinstance(item, kconfiglib.Choice):
+            found.append(f"{flag}={member_value(item.selection)}")
+        elif item.orig_type == kconfiglib.BOOL:
+            found.append(flag if item.tri_value else f"--no-{flag[2:]}")
+        else:
+            found.append(f"{flag}={item.str_value}")
+    return found
+
+
+def analyses(menu: kconfiglib.Kconfig) -> list[kconfiglib.Symbol]:
+    """The switch of every analysis: a yes-or-no symbol of the analyses' menus with a menu of its own."""
+    switches = [item for item in items(menu) if isinstance(item, kconfiglib.Symbol) and item.nodes[0].is_menuconfig]
+    return [switch for switch in switches if switch.name not in MASTERS]

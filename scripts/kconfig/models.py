@@ -1,0 +1,115 @@
+"""``MODELS=``: what a path, a glob or a name on the command line means for the configuration.
+
+Looks at names of files only; what is inside them is the loader's business.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import kconfiglib
+
+from .defconfigs import ConfigError
+
+MASKS = "final_masks.pt"
+FINAL = "final_model_step*.pt"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A finished analysis to draw again, or checkpoints to analyse, and why it was taken for that."""
+
+    value: str
+    why: str
+    finished: bool = False
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Sorted as people count: ``step2`` before ``step10``."""
+    return sorted(names, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)])
+
+
+def classify(models: str, root: Path) -> Chosen:
+    """What ``models`` names; relative paths are below ``root``. :class:`ConfigError` when it is nothing usable."""
+    if any(ord(character) < 32 for character in models):
+        raise ConfigError(f"MODELS={models!r} has a control character; give one path, glob or hub id")
+    name = os.path.expanduser(models)
+    path = root / name
+    if path.is_dir():
+        return _directory(os.path.normpath(name), path)
+    if path.exists():
+        return _file(os.path.normpath(name))
+    if glob.has_magic(name):
+        return _glob(name, root)
+    return _absent(models, name, root)
+
+
+def _file(name: str) -> Chosen:
+    if os.path.basename(name) == MASKS:
+        return Chosen(os.path.dirname(name) or ".", "the masks of a finished analysis: visualise only", finished=True)
+    return Chosen(name, "a checkpoint file")
+
+
+def _glob(name: str, root: Path) -> Chosen:
+    found = natural(os.path.relpath(match, root) for match in glob.glob(str(root / name)))
+    if not found:
+        raise ConfigError(f"MODELS={name} matches nothing; name a checkpoint file, a glob that matches or a hub id")
+    return Chosen(name, f"a glob that matches {_listed(found)}")
+
+
+def _directory(name: str, path: Path) -> Chosen:
+    def inside(pattern: str) -> list[str]:
+        return natural(match.name for match in path.glob(pattern))
+
+    if inside(MASKS):
+        return Chosen(name, f"a finished analysis, because it contains {MASKS}: visualise only", finished=True)
+    if inside("config.json"):
+        return Chosen(name, "a model directory, because it contains config.json")
+    if found := inside(FINAL):
+        return Chosen(os.path.join(glob.escape(name), FINAL), f"the final checkpoints of a directory: {_listed(found)}")
+    if found := inside("*.pt"):
+        return Chosen(name, f"a directory of checkpoints: {_listed(found)}")
+    if found := natural(match.parent.name for match in path.glob(f"*/{MASKS}")):
+        why = f"a finished analysis, because {MASKS} is in {_listed(found)} below it: visualise only"
+        return Chosen(name, why, finished=True)
+    raise ConfigError(
+        f"MODELS={name} is a directory with nothing to analyse: no {MASKS}, no config.json and no *.pt; "
+        "name a checkpoint, a directory of checkpoints or of a model, or a finished analysis"
+    )
+
+
+def _absent(models: str, name: str, root: Path) -> Chosen:
+    organisation = name.split("/")[0]
+    if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_SUFFIXES) and not (root / organisation).exists():
+        return Chosen(name, "a hub id, because no such path exists here")
+    raise ConfigError(
+        f"MODELS={models} does not exist; name a checkpoint file, a glob, a directory, "
+        "or a hub id such as state-spaces/mamba-130m-hf"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+
+
+def override(menu: kconfiglib.Kconfig, models: str, root: Path, name: str) -> str:
+    """Puts ``models`` into a loaded configuration and returns the line that says what was chosen, and why.
+
+    The checkpoints are the user's own, so training is turned off. ``name`` is what messages call the configuration.
+    """
+    if menu.syms["KNLP_MECHINT"].str_value != "y":
+        raise ConfigError(f"MODELS= needs a configuration that analyses, and KNLP_MECHINT is off in {name}")
+    chosen = classify(models, root)
+    menu.syms["KNLP_TRAIN"].set_value(0)
+    mode, symbol = ("FROM_RUNS", "RUN_DIR") if chosen.finished else ("POSTTRAIN", "CHECKPOINT")
+    menu.syms[f"KNLP_MECHINT_MODE_{mode}"].set_value(2)
+    menu.syms[f"KNLP_MECHINT_{symbol}"].set_value(chosen.value)
+    return f"MODELS={models}: {chosen.why}; KNLP_MECHINT_{symbol}={chosen.value}"

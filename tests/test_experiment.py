@@ -1,0 +1,263 @@
+"""Whole experiments on tiny checkpoints: bytes, resumption, refusals, and what stays on disk after each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mechint import files
+from mechint.errors import MechintError
+from mechint.experiment import Experiment, run_directories, run_experiment
+from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.run_config import RunConfig
+from mechint.ssm_circuit import SSMCircuitConfig
+from mechint.tasks import TaskConfig
+from tests.builders import tiny_mamba
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
+SSM = SSMCircuitConfig(
+    steps=10, prompts=16, eval_prompts=16, random_circuits=2, bootstrap=100, min_accuracy=0.0, seeds=2,
+    search="budget", budget=6,
+)  # fmt: skip
+
+
+def checkpoint(path: Path, seed: int = 0, **sizes: Any) -> Path:
+    model = tiny_mamba(seed, **sizes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": to_hf_state_dict(model), "config": hf_config(model)}, path)
+    return path
+
+
+def experiment(pattern: Path | str, output: Path, **changes: Any) -> Experiment:
+    run = RunConfig(checkpoint=str(pattern), output_dir=str(output), batch_size=8)
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    run = dataclasses.replace(run, **{key: value for key, value in changes.items() if key in names})
+    ssm = dataclasses.replace(SSM, **{key: value for key, value in changes.items() if key not in names})
+    return Experiment(run, TASK, {"ssm": ssm})
+
+
+def script(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    small = ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
+    small += [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "scripts/run_mechint_analysis.py"), *small, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_twice(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "models/final_model_stepV0.pt")
+    for output in ("one", "two"):
+        run_experiment(experiment(path, tmp_path / output))
+    promised = {
+        "final_masks.pt", "ssm_channel_importance.png", "sparsity_curves.png", "faithfulness_curve.png",
+        "circuit_analysis_report.md", "report.html", "results.json", "manifest.json", "history.jsonl",
+    }  # fmt: skip
+    assert promised <= {item.name for item in (tmp_path / "one").iterdir()}
+    assert not (tmp_path / "one/.stages").exists()
+    for name in promised - {"manifest.json", "report.html"}:  # the page shows the manifest, and that has a date
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    results = json.loads((tmp_path / "one/results.json").read_text())
+    assert results["schema"] == 1
+    assert results["status"] == "complete"
+    assert results["checkpoint"] == str(path)
+    for name, entry in results["metrics"].items():
+        assert {"value", "low", "high", "n"} <= set(entry), name
+        assert entry["low"] <= entry["value"] <= entry["high"], name
+    masks = torch.load(tmp_path / "one/final_masks.pt", weights_only=True)
+    assert set(masks) == {"layers.0", "layers.1"}
+    assert all(set(layer) == {"logits", "mask", "importance", "sparsity"} for layer in masks.values())
+    assert sum(int(layer["mask"].sum()) for layer in masks.values()) == 6
+
+
+def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = checkpoint(tmp_path / "a.pt"), tmp_path / "out"
+    run_experiment(experiment(path, output))
+    before = {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()}
+    capsys.readouterr()
+    run_experiment(experiment(path, output))
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(MechintError, match=r"finished results of another request \(config.budget is 5 and was 6\)"):
+        run_experiment(experiment(path, output, budget=5))
+    checkpoint(tmp_path / "a.pt", seed=1)
+    with pytest.raises(MechintError, match="weights is"):
+        run_experiment(experiment(path, output))
+    assert {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()} == before
+    run_experiment(experiment(path, output, budget=5, rerun=True))
+    assert json.loads((output / "results.json").read_text())["metrics"]["units_kept"]["value"] == 5
+
+
+def test_a_glob_is_analysed_in_natural_order_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (10, 2):
+        checkpoint(tmp_path / f"models/final_model_stepV{step}.pt", seed=step)
+    run_experiment(experiment(tmp_path / "models/final_model_step*.pt", tmp_path / "out"))
+    out = capsys.readouterr().out
+    assert out.index("stepV2.pt: SSM") < out.index("stepV10.pt: SSM")
+    assert (tmp_path / "out/final_model_stepV2/report.html").exists()
+    assert {"comparison.html", "comparison.png", "comparison.md"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_one_bad_checkpoint_of_several_stops_all_before_work(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "models/a.pt")
+    (tmp_path / "models/b.pt").write_bytes(b"not a checkpoint at all")
+    with pytest.raises(MechintError, match=r"b\.pt"):
+        run_experiment(experiment(tmp_path / "models", tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*/results.json"))
+
+
+def test_a_checkpoint_that_fails_its_task_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "models/a.pt")
+    with pytest.raises(MechintError, match="there is no circuit to explain"):
+        run_experiment(experiment(tmp_path / "models/a.pt", tmp_path / "out", min_accuracy=1.0))
+    checkpoint(tmp_path / "models/b.pt", seed=1)
+    with pytest.raises(MechintError, match="2 of 2 checkpoints could not be analysed"):
+        run_experiment(experiment(tmp_path / "models", tmp_path / "out2", min_accuracy=1.0))
+    assert capsys.readouterr().err.count("there is no circuit to explain") == 2
+
+
+def test_drawing_again_leaves_masks_and_numbers_alone(tmp_path: Path) -> None:
+    path, output = checkpoint(tmp_path / "a.pt"), tmp_path / "out"
+    run_experiment(experiment(path, output))
+    before = {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()}
+    for name in ("report.html", "faithfulness_curve.png"):
+        (output / name).unlink()
+    run_experiment(experiment("gone", tmp_path / "elsewhere", mode="from_runs", run_dir=str(output)))
+    assert {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()} == before
+    with pytest.raises(MechintError, match="holds no finished analysis"):
+        run_experiment(experiment("gone", tmp_path, mode="from_runs", run_dir=str(tmp_path / "models")))
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint(tmp_path / "a.pt")
+    run_experiment(experiment(path, tmp_path / "out"), dry_run=True)
+    out = capsys.readouterr().out
+    assert f"would analyse {path}" in out
+    assert "searches of 10 steps" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_are_not_kept_when_they_are_not_wanted(tmp_path: Path) -> None:
+    run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", save_masks=False))
+    assert not (tmp_path / "out/final_masks.pt").exists()
+    assert (tmp_path / "out/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 29}, "circuit of 29 units is asked for; this model has 28"),
+        ({"checkpoint": "nowhere/*.pt"}, "no checkpoint matches"),
+        ({"device": "cuda"}, "no GPU"),
+    ],
+)
+def test_requests_that_cannot_be_met(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    path = checkpoint(tmp_path / "a.pt")
+    with pytest.raises(MechintError, match=message):
+        run_experiment(experiment(path, tmp_path / "out", **changes))
+    assert not list(tmp_path.glob("out/**/*.json"))
+
+
+def test_counterfactuals_are_refused_on_text_and_a_vocabulary_too_small_is_named(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.pt")
+    wanted = experiment(path, tmp_path / "out", ablation="counterfactual")
+    with pytest.raises(MechintError, match="plain text has none"):
+        run_experiment(dataclasses.replace(wanted, task=TaskConfig(name="text", length=16)))
+    with pytest.raises(MechintError, match="vocabulary is 24"):
+        run_experiment(dataclasses.replace(wanted, task=TaskConfig(name="recall", keys=40)))
+    with pytest.raises(MechintError, match="no analysis is switched on"):
+        run_experiment(dataclasses.replace(wanted, configs={}))
+
+
+def test_two_runs_in_one_directory(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.pt")
+    with files.lock(tmp_path / "out"), pytest.raises(MechintError, match="another run is writing to"):
+        run_experiment(experiment(path, tmp_path / "out"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_output_directory(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o555)
+    with pytest.raises(MechintError, match="can't be written to"):
+        run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out"))
+
+
+def test_an_output_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(MechintError, match="can't be written to"):
+        run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out/deeper"))
+
+
+def mounted(kind: str, target: Path) -> bool:
+    options = {"full": ["-t", "tmpfs", "-o", "size=64k"], "read-only": ["-t", "tmpfs", "-o", "ro"]}[kind]
+    target.mkdir()
+    return subprocess.run(["mount", *options, "tmpfs", str(target)], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
+    path, disk = checkpoint(tmp_path / "a.pt"), tmp_path / "disk"
+    if not mounted(kind, disk):
+        pytest.skip("mounting a small file system needs root")
+    try:
+        status, errors = finish(script(f"--checkpoint={path}", f"--output-dir={disk}/out"))
+        assert status == 2
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "Traceback" not in errors
+        assert ("No space left" if kind == "full" else "can't be written to") in last
+        assert not list(disk.rglob("*.tmp"))
+        for item in disk.rglob("*.json"):  # whole or absent
+            json.loads(item.read_text())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_killed_analysis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.pt")
+    wanted = [f"--checkpoint={path}", "--ssm-steps=40"]
+    status, errors = finish(script(*wanted, f"--output-dir={tmp_path}/whole"))
+    assert status == 0, errors
+    killed = script(*wanted, f"--output-dir={tmp_path}/killed")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob(".stages/descent.done.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert not (tmp_path / "killed/results.json").exists()
+    status, errors = finish(script(*wanted, f"--output-dir={tmp_path}/killed"))
+    assert status == 0, errors
+    manifest = json.loads((tmp_path / "killed/manifest.json").read_text())
+    assert "descent" in manifest["resumed"]
+    for name in ("results.json", "final_masks.pt", "history.jsonl", "faithfulness_curve.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_where_results_go() -> None:
+    run = RunConfig(checkpoint="a.pt", output_dir="out")
+    assert run_directories(run, ["a.pt"], ["ssm"]) == {("a.pt", "ssm"): Path("out")}
+    run = dataclasses.replace(run, checkpoint="*/m.pt")
+    assert run_directories(run, ["x/m.pt", "y/m.pt"], ["ssm", "kv"])["y/m.pt", "kv"] == Path("out/y-m/kv")
+    with pytest.raises(MechintError, match="would share a directory"):
+        run_directories(run, ["a/x/m.pt", "b/x/m.pt"], ["ssm"])
