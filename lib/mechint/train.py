@@ -1,0 +1,329 @@
+"""The trainer of small language models: one task, one model, checkpoints that are the same bytes every time.
+
+Everything random is a function of (seed, step), so a killed run goes on to the same bytes, and the files of a
+finished run say exactly how to make them again. Training sees the ``train`` split only; ``discovery`` chooses the
+best checkpoint and the moment to stop; ``evaluation`` is looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import files
+from .errors import MechintError
+from .models.load import find_device, hf_config, to_hf_state_dict
+from .models.mamba import Mamba, MambaConfig
+from .models.sites import Tap
+from .options import check
+from .progress import Progress
+from .tasks import Prompts, Task, TaskConfig, make_task, mix
+from .train_config import MambaArchitecture, TrainConfig
+from .train_files import Paths, inspect, plain
+
+NOT_THE_MODEL = ("output_dir", "device", "save_every")
+"""Training options that say where and how safely, not what: checkpoints made with other values are the same."""
+VOCABULARY_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained."""
+
+    task: Task
+    config: TrainConfig
+    architecture: MambaArchitecture
+    recipe: dict[str, Any]
+    """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
+    paths: Paths
+
+    def model_config(self) -> MambaConfig:
+        a = self.architecture
+        return MambaConfig(
+            vocab_size=-(-self.task.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+            d_model=a.d_model,
+            n_layer=a.n_layer,
+            d_inner=a.expand * a.d_model,
+            d_state=a.d_state,
+            d_conv=a.d_conv,
+            dt_rank=a.dt_rank or math.ceil(a.d_model / 16),
+        )
+
+
+@dataclass
+class State:
+    """A training run between two steps: all that a killed one needs to go on."""
+
+    model: Mamba
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Training losses since the last evaluation."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_val_loss: float = math.inf
+    good: int = 0
+    """Evaluations in a row that reached ``stop_accuracy``."""
+    seconds: float = 0.0
+    """Time spent in earlier, killed runs."""
+
+
+def train(
+    task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str = "mamba"
+) -> Path:
+    """Trains a model, goes on where a killed run was, or finds it trained already.
+
+    Returns:
+        The path of the final checkpoint.
+
+    Raises:
+        MechintError: an option is out of range, the sizes leave no prompts to hold out, the files there are of
+            another recipe, another run is writing there, or the loss is no number.
+    """
+    job = make_job(task_config, train_config, architecture, family)
+    device = find_device(train_config.device)
+    with files.lock(train_config.output_dir):
+        finished, resume = inspect(job.paths, job.recipe)
+        if finished is not None:
+            job.paths.resume.unlink(missing_ok=True)  # left by a run that was killed at its very end
+            print(f"already trained: {job.paths.final} ({score(finished)}); delete it to train again", flush=True)
+            return job.paths.final
+        state = new_state(job, device)
+        if resume is not None:
+            restore(state, resume)
+            print(f"going on from step {state.step} of {train_config.steps} ({job.paths.resume})", flush=True)
+        run_steps(job, state, device)
+        checkpoint = finish(job, state, device)
+    print(f"trained: {job.paths.final} ({score(checkpoint)})", flush=True)
+    return job.paths.final
+
+
+def plan(
+    task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str = "mamba"
+) -> str:
+    """What :func:`train` would do, in a few lines; writes nothing. Raises what it would raise before its first step."""
+    job = make_job(task_config, train_config, architecture, family)
+    find_device(train_config.device)
+    finished, resume = inspect(job.paths, job.recipe)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in Mamba(job.model_config()).parameters())
+    c, a = train_config, architecture
+    status = "new"
+    if finished is not None:
+        status = f"already trained ({score(finished)}), nothing to do"
+    elif resume is not None:
+        status = f"goes on from step {resume['step']}"
+    return "\n".join(
+        [
+            f"train    {family}, {a.n_layer} layers of width {a.d_model}, {parameters} parameters",
+            f"task     {job.task.description}",
+            f"steps    {c.steps} of {c.batch_size} prompts of {job.task.length} tokens "
+            f"({c.steps * c.batch_size * job.task.length} tokens in all)",
+            f"files    {job.paths.final} {job.paths.best} {job.paths.metrics}",
+            f"status   {status}",
+        ]
+    )
+
+
+def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str) -> Job:
+    """Checks every option and builds the task; no file is touched."""
+    if family != "mamba":
+        raise MechintError(
+            f"--family {family}: this version trains mamba only; analyse {family} checkpoints of your own"
+        )
+    check(task_config, where="task")
+    check(train_config, where="train")
+    check(architecture, where=family)
+    task = make_task(task_config)
+    options = {k: v for k, v in dataclasses.asdict(train_config).items() if k not in NOT_THE_MODEL}
+    recipe = {
+        "family": family,
+        "task": dataclasses.asdict(task_config),
+        "train": options,
+        family: dataclasses.asdict(architecture),
+        "data": task.fingerprint,
+    }
+    return Job(task, train_config, architecture, plain(recipe), Paths.of(train_config))
+
+
+def score(checkpoint: dict[str, Any]) -> str:
+    return f"step {checkpoint['iter_num']}, {checkpoint['held_out_accuracy']:.2%} of held-out answers right"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_of(job: Job, state: State) -> dict[str, Any]:
+    """The trainer's checkpoint, in Hugging Face's names. No times: the same recipe makes the same bytes."""
+    return {
+        "model": to_hf_state_dict(state.model),
+        "config": plain({**hf_config(state.model), **job.recipe}),
+        "iter_num": state.step,
+        "best_val_loss": state.best_val_loss,
+    }
+
+
+def save_resume(job: Job, state: State, seconds: float) -> None:
+    files.write_torch(
+        job.paths.resume,
+        {
+            "recipe": job.recipe,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "seconds": seconds,
+            **{name: getattr(state, name) for name in ("step", "losses", "history", "best_val_loss", "good")},
+        },
+    )
+
+
+def restore(state: State, saved: dict[str, Any]) -> None:
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    for name in ("step", "losses", "history", "best_val_loss", "good", "seconds"):
+        setattr(state, name, saved[name])
+
+
+def write_metrics(job: Job, state: State, seconds: float, **more: Any) -> None:
+    files.write_json(
+        job.paths.metrics,
+        {
+            **job.recipe,
+            "step": state.step,
+            "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+            "best_val_loss": state.best_val_loss if state.history else None,
+            "history": state.history,
+            "seconds": round(seconds, 3),
+            **more,
+        },
+    )
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+def new_state(job: Job, device: torch.device) -> State:
+    """The model as it is born, and its optimiser."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(job.config.seed, "weights"))
+        model = Mamba(job.model_config())
+        if job.config.init == "unit":
+            torch.nn.init.normal_(model.embedding.weight)
+            torch.nn.init.constant_(model.norm_f.weight, model.config.d_model**-0.5)
+    model.to(device)
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() > 1 and not name.endswith("A_log") and name != "embedding.weight"
+        (decay if matrix else keep).append(parameter)
+    groups = [{"params": decay, "weight_decay": job.config.weight_decay}, {"params": keep, "weight_decay": 0.0}]
+    return State(model, torch.optim.AdamW(groups, lr=job.config.lr, fused=True))
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Of the step after ``step`` steps."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.lr * factor[config.schedule]
+
+
+def answer_logits(model: Mamba, prompts: Prompts) -> Tensor:
+    """Logits where an answer is due, [n, Q, V]."""
+    return model.trace(prompts.tokens, Tap(), logits_at=prompts.positions)[0]
+
+
+def run_steps(job: Job, state: State, device: torch.device) -> None:
+    """Trains to the end, evaluating and saving on the way."""
+    c, started = job.config, time.monotonic() - state.seconds
+    validation = job.task.sample(c.eval_prompts, "discovery", mix(c.seed, "validation")).to(device)
+    with Progress("training", c.steps) as progress:
+        progress.skip_to(state.step)
+        while state.step < c.steps and state.good < 2:
+            state.losses.append(one_step(job, state, device))
+            state.step += 1
+            if state.step % c.eval_every == 0 or state.step == c.steps:
+                judge(job, state, validation)
+            progress.step(note(state))
+            if state.step % c.save_every == 0 and state.step < c.steps:
+                seconds = time.monotonic() - started
+                write_metrics(job, state, seconds)
+                save_resume(job, state, seconds)
+    state.seconds = time.monotonic() - started
+
+
+def one_step(job: Job, state: State, device: torch.device) -> float:
+    """One step of the optimiser; returns the loss before it."""
+    c = job.config
+    prompts = job.task.sample(c.batch_size, "train", mix(c.seed, "step", state.step)).to(device)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(c, state.step)
+    state.optimizer.zero_grad()
+    loss = F.cross_entropy(answer_logits(state.model, prompts).flatten(0, 1), prompts.answers.flatten())
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip)
+    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+        raise MechintError(
+            f"training: the loss is {loss.item():g} with a gradient of norm {norm.item():g} at step {state.step + 1}; "
+            f"lower --train-lr (now {c.lr:g}), or raise --train-warmup (now {c.warmup})"
+        )
+    state.optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(model: Mamba, prompts: Prompts, batch_size: int) -> tuple[float, float]:
+    """Mean loss in nats, and the share of answers that are right, over all answers of the prompts."""
+    loss = right = 0.0
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        logits = answer_logits(model, batch)
+        loss += F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), reduction="sum").item()
+        right += (logits.argmax(-1) == batch.answers).sum().item()
+    return loss / prompts.answers.numel(), right / prompts.answers.numel()
+
+
+def judge(job: Job, state: State, validation: Prompts) -> None:
+    """Evaluates, and keeps the best model so far."""
+    c = job.config
+    val_loss, accuracy = evaluate(state.model, validation, c.batch_size)
+    state.history.append(
+        {
+            "step": state.step,
+            "loss": sum(state.losses) / len(state.losses),
+            "val_loss": val_loss,
+            "val_accuracy": accuracy,
+            "lr": learning_rate(c, state.step - 1),
+        }
+    )
+    state.losses = []
+    state.good = state.good + 1 if accuracy >= c.stop_accuracy else 0
+    if val_loss < state.best_val_loss:
+        state.best_val_loss = val_loss
+        files.write_torch(job.paths.best, {**checkpoint_of(job, state), "val_accuracy": accuracy})
+
+
+def note(state: State) -> str:
+    """Loss and accuracy for the progress line."""
+    loss = state.losses[-1] if state.losses else state.history[-1]["loss"]
+    accuracy = f", held-out accuracy {state.history[-1]['val_accuracy']:.1%}" if state.history else ""
+    return f"loss {loss:.3f}{accuracy}"
+
+
+def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
+    """Measures the final model on the evaluation split and writes it; the checkpoint is what marks the run finished."""
+    c = job.config
+    held_out = job.task.sample(c.eval_prompts, "evaluation", mix(c.seed, "held out")).to(device)
+    loss, accuracy = evaluate(state.model, held_out, c.batch_size)
+    write_metrics(job, state, state.seconds, held_out_loss=loss, held_out_accuracy=accuracy, finished=True)
+    checkpoint = {**checkpoint_of(job, state), "held_out_loss": loss, "held_out_accuracy": accuracy}
+    files.write_torch(job.paths.final, checkpoint)
+    job.paths.resume.unlink(missing_ok=True)
+    return checkpoint

@@ -1,0 +1,64 @@
+"""Options of the trainer and of the models it can make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import option
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a small language model is trained."""
+
+    steps: int = option(
+        1800, "Optimiser steps, unless training is good enough before", unit="steps", low=1, high=10_000_000
+    )
+    batch_size: int = option(64, "Prompts in one step", unit="prompts", low=1, high=65536)
+    lr: float = option(2e-2, "Peak learning rate of AdamW", low=1e-7, high=1.0)
+    schedule: str = option(
+        "cosine",
+        "Learning rate after the warm-up: falls to 0 along a cosine or a line, or stays",
+        choices=("cosine", "linear", "constant"),
+    )
+    warmup: int = option(50, "Steps over which the learning rate rises from 0", unit="steps", low=0, high=1_000_000)
+    weight_decay: float = option(
+        0.01, "Weight decay of the projections; never of embeddings, A_log, D, biases and norms", low=0.0, high=1.0
+    )
+    grad_clip: float = option(1.0, "Largest norm of the gradient", low=1e-3, high=1000.0)
+    init: str = option(
+        "unit",
+        "Embeddings of unit variance and a final norm of width^-1/2, best for synthetic tasks, or the published 0.02",
+        choices=("unit", "published"),
+    )
+    seed: int = option(0, "Seed of the weights and of the training prompts", low=0, high=2**31 - 1)
+    eval_every: int = option(
+        100, "Steps between held-out evaluations; the best model is kept", unit="steps", low=1, high=1_000_000
+    )
+    eval_prompts: int = option(512, "Held-out prompts of an evaluation", unit="prompts", low=1, high=1_000_000)
+    save_every: int = option(
+        200, "Steps between saved states, from which a killed run goes on", unit="steps", low=1, high=1_000_000
+    )
+    stop_accuracy: float = option(
+        0.999,
+        "Stop once two evaluations in a row reach this held-out accuracy; 1 takes nothing less than perfection",
+        low=0.0,
+        high=1.0,
+    )
+    output_dir: str = option("output", "Directory of the checkpoints")
+    step_name: str = option("V0", "Name of this run among the steps of an ablation study: final_model_step<NAME>.pt")
+    device: str = option("auto", "Where to train; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class MambaArchitecture:
+    """Sizes of a Mamba to train."""
+
+    d_model: int = option(64, "Width of the residual stream", unit="features", low=4, high=8192)
+    n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
+    d_state: int = option(16, "Entries of each channel's recurrent state", unit="entries", low=1, high=1024)
+    d_conv: int = option(4, "Taps of the convolution; 1 is no look back", unit="tokens", low=1, high=16)
+    expand: int = option(2, "Inner width as a multiple of the residual width", unit="times", low=1, high=16)
+    dt_rank: int = option(
+        0, "Rank of the step size's projection; 0 is width / 16, rounded up", unit="features", low=0, high=8192
+    )

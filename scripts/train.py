@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Trains a small language model on a task, or goes on where a killed run was."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
+from mechint.errors import exit_status
+from mechint.options import add_flags, from_flags
+from mechint.tasks.config import TaskConfig
+from mechint.train import plan, train
+from mechint.train_config import MambaArchitecture, TrainConfig
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__)
+    top.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
+    top.add_argument("--family", choices=("mamba", "gpt2"), default="mamba", help="the model family (default: mamba)")
+    add_flags(top, TaskConfig, "task", "task")
+    add_flags(top, TrainConfig, "train", "training")
+    add_flags(top, MambaArchitecture, "mamba", "architecture of a mamba")
+    return top
+
+
+def main() -> None:
+    flags = parser().parse_args()
+    job = (
+        from_flags(flags, TaskConfig, "task"),
+        from_flags(flags, TrainConfig, "train"),
+        from_flags(flags, MambaArchitecture, "mamba"),
+        flags.family,
+    )
+    if flags.dry_run:
+        print(plan(*job))
+    else:
+        train(*job)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
