@@ -51,7 +51,7 @@ class SSMCircuitConfig:
         "Gates of the search: hard-concrete (Louizos et al. 2018) or straight-through",
         choices=("hard_concrete", "straight_through"),
     )
-    steps: int = option(200, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
+    steps: int = option(100, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
     lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define W 16
+#define W 8 /* wider vectors than the processor's are taken apart badly: 16 was 3 times slower on AVX2 */
 typedef float V __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
 
@@ -37,11 +37,20 @@ static inline V vexp(V x)
 static inline V load(const float *from, size_t count)
 {
     V v = (V){0};
-    memcpy(&v, from, 4 * count);
+    if (count == W)
+        memcpy(&v, from, sizeof v);
+    else
+        memcpy(&v, from, 4 * count);
     return v;
 }
 
-static inline void store(float *to, V v, size_t count) { memcpy(to, &v, 4 * count); }
+static inline void store(float *to, V v, size_t count)
+{
+    if (count == W)
+        memcpy(to, &v, sizeof v);
+    else
+        memcpy(to, &v, 4 * count);
+}
 
 /* [E, N] rows of a block -> [N] vectors over its channels, and back. */
 static void gather(V *to, const float *from, size_t N, size_t count)

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
-WIDTH = 16
+WIDTH = 8
 """Channels in a block; the W of native.c."""
 CHUNK = 64
 """Positions between two saved states; a chunk's states and decays for one block stay in the second-level cache."""
