@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import files
+from . import files, scan
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
 from .errors import MechintError
@@ -140,14 +140,14 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
     digest = weights_digest(model)
     device = find_device(run.device)
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     for analysis in experiment.chosen():
         directory, config = directories[checkpoint, analysis.name], experiment.configs[analysis.name]
         key = {
             "analysis": analysis.name,
             "weights": digest,
             "config": dataclasses.asdict(config),
-            "task": dataclasses.asdict(experiment.task),
+            "task": {**dataclasses.asdict(experiment.task), "data": task.fingerprint},
             "run": {name: getattr(run, name) for name in ("dtype", "batch_size", "seed")},
         }
         if finished(directory, key, run.rerun):
@@ -161,7 +161,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             device,
             seed=run.seed,
             run_dir=directory,
-            key=fingerprint({**key, "threads": torch.get_num_threads()}),
+            key=fingerprint({**key, "threads": torch.get_num_threads(), "scan": scan.chosen()}),
         )
         for name in ("results.json", "final_masks.pt"):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):

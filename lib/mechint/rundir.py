@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import files
+from . import files, scan
 from .errors import MechintError
 
 
@@ -82,24 +83,18 @@ class Stages:
 
 def manifest(**facts: Any) -> dict[str, Any]:
     """What is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
-    import matplotlib
-    import numpy
-    import transformers
-
     from . import __version__
 
     return {
         "mechint": __version__,
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "transformers": transformers.__version__,
-            "matplotlib": matplotlib.__version__,
+            **{name: version(name) for name in ("torch", "numpy", "transformers", "matplotlib")},
         },
         "git": git_state(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "scan": scan.chosen(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **facts,
     }

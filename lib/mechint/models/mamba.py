@@ -119,7 +119,8 @@ class Layer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(c.d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=c.proj_bias)
-        self.reset_parameters()
+        if not self.D.is_meta:  # drawing for no memory would import torch's whole compiler, 2 s
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -286,11 +287,14 @@ class Mamba(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Any = None
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(
+            config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model)
+        )
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        if not self.embedding.weight.is_meta:
+            nn.init.normal_(self.embedding.weight, std=0.02)
 
     @functools.cached_property
     def sites(self) -> dict[str, Site]:
