@@ -180,13 +180,16 @@ def findings(results: Results) -> Iterator[Finding]:
         )
     weights = results.metrics.get("faithfulness_random_weights")
     if weights is not None:
-        good = circuit.low > weights.high
+        apart, half = circuit.low > weights.high, weights.value < circuit.value / 2
         yield Finding(
-            good,
+            apart and half,
             f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
             + (
-                "the mask can't fit a network that has learned nothing this well."
-                if good
+                "most of the circuit's faithfulness is owed to what the model has learned."
+                if apart and half
+                else "the circuit is better, but a mask alone fits MOST of that; take the size and the other controls"
+                " as the evidence."
+                if apart
                 else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
             ),
         )
