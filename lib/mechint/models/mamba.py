@@ -85,6 +85,12 @@ class LayerCache:
     shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of it [B, E, N]
     history: Tensor | None = None  # for a cut at `out`: x of all positions so far [B, t, E]
 
+    def repeat(self, times: int) -> LayerCache:
+        """The same memory for that many copies of the batch, one copy after another."""
+        history = None if self.history is None else self.history.repeat(times, 1, 1)
+        shares = [share.repeat(times, 1, 1) for share in self.shares]
+        return LayerCache(self.conv.repeat(times, 1, 1), self.state.repeat(times, 1, 1), shares, history)
+
 
 @dataclass
 class Cache:
@@ -222,9 +228,12 @@ class Layer(nn.Module):
         A = -torch.exp(accumulate(self.A_log))  # [E, N]
         if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
             return *selective_scan(u, dt, A, B, C, cache.state), []
+        edits, cuts = at.edits("state"), at.cuts("state")
+        seen = at.records("state") or at.wants("decay", "write", "readout") or cuts
+        if dt_decay is dt and not seen and all(edit.positions is not None for edit in edits):
+            return *self.scan_in_pieces(selected, A, cache.state, edits, at.offset), []
         decay = at("decay", decays(dt_decay, A))  # [B, L, E, N]
         write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
-        edits, cuts = at.edits("state"), at.cuts("state")
         shares = list(cache.shares) or [torch.zeros_like(cache.state) for _ in cuts]  # [B, E, N] each
         removed: list[list[Tensor]] = [[] for _ in cuts]
 
@@ -247,6 +256,25 @@ class Layer(nn.Module):
             read = cut.graft(read, read - torch.stack(share_at, 1), at.offset)
         read = at("readout", read)  # [B, L, E, N]
         return read_out(read, C), states[:, -1], shares
+
+    def scan_in_pieces(
+        self, selected: Selected, A: Tensor, state: Tensor, edits: list[Edit], offset: int
+    ) -> tuple[Tensor, Tensor]:
+        """The scan, stopped at each position whose state is edited: no other state is ever held."""
+        length, begin, read = selected.u.shape[1], 0, []
+        stops = sorted({p - offset for edit in edits for p in edit.positions or () if 0 <= p - offset < length})
+        for t in stops:
+            u, dt, B, C = (tensor[:, begin : t + 1] for tensor in selected)
+            y, state = selective_scan(u, dt, A, B, C, state)
+            for edit in edits:
+                state = edit.apply(state.unsqueeze(1), offset + t).squeeze(1)
+            read += [y[:, :-1], read_out(state.unsqueeze(1), C[:, -1:])]
+            begin = t + 1
+        if begin < length:
+            u, dt, B, C = (tensor[:, begin:] for tensor in selected)
+            y, state = selective_scan(u, dt, A, B, C, state)
+            read.append(y)
+        return torch.cat(read, 1), state
 
     def cut(self, cut: Edit, out: Tensor, x: Tensor, z: Tensor, history: Tensor, at: Scope) -> Tensor:
         """``out`` [B, L, D] with the targets' rows taken from the layer that never saw x of the sources.
@@ -332,21 +360,38 @@ class Mamba(nn.Module):
         Returns:
             Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
         """
-        layers = cast("list[Layer]", list(self.layers))
-        before = cache.layers if cache else [layer.empty_cache(len(tokens)) for layer in layers]
-        r = at("embed", accumulate(self.embedding(tokens)))  # [B, L, D]
+        before = cache.layers if cache else [self.empty_cache(i, len(tokens)) for i in range(len(self.layers))]
+        r = self.begin(tokens, at)
         after = []
-        for i, layer in enumerate(layers):
-            here = at.within(f"layers.{i}")
-            r = here("resid_pre", r)
-            out, memory = layer(r, before[i], here)
-            r = here("resid_post", r + out)
+        for i in range(len(self.layers)):
+            r, memory = self.block(i, r, before[i], at)
             after.append(memory)
+        return self.finish(r, at, logits_at), Cache(after, at.offset + tokens.shape[1])
+
+    # The parts of a forward, for a sweep that starts in the middle of one.
+
+    def begin(self, tokens: Tensor, at: Tap) -> Tensor:
+        """Token ids [batch, position] -> the residual stream before the first layer [batch, position, model]."""
+        return at("embed", accumulate(self.embedding(tokens)))
+
+    def empty_cache(self, i: int, rows: int) -> LayerCache:
+        """What layer i remembers before the first position."""
+        return cast(Layer, self.layers[i]).empty_cache(rows)
+
+    def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
+        """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+        here = at.within(f"layers.{i}")
+        r = here("resid_pre", r)
+        out, memory = self.layers[i](r, cache, here)
+        return here("resid_post", r + out), memory
+
+    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
+        """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
         if logits_at is not None:
             r = r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))  # [B, Q, D]
         n = at("final_norm", self.norm_f(r))
         head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return at("logits", F.linear(n, head)), Cache(after, at.offset + tokens.shape[1])
+        return at("logits", F.linear(n, head))
 
 
 def accumulate(tensor: Tensor) -> Tensor:

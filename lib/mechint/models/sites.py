@@ -113,6 +113,9 @@ class Scope:
             self.prefix + name in self.tap.record or self.prefix + name in self.tap.edits for name in names
         )
 
+    def records(self, name: str) -> bool:
+        return self.prefix + name in self.tap.record
+
     def edits(self, name: str) -> list[Edit]:
         """The edits at a site that are not cuts, in the order they were given."""
         return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if not edit.is_cut]
