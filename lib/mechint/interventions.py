@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,28 @@ class Edit:
         new = self._new(selected, selected.dim(), keep if len(keep) < asked else None)
         return tensor.index_put(index, new.to(tensor.dtype))
 
+    def changes_nothing(self, tensor: Tensor, offset: int = 0) -> bool:
+        """Whether this edit leaves the tensor as it is.
+
+        A replacement may differ by 64 roundings of the largest entry it meets: the same quantity from a run of
+        another batch or length does (matrix products add in another order). Every other edit must keep each bit.
+        """
+        index, keep = self._index(tensor, offset)
+        if not keep:
+            return True
+        selected = tensor[index]
+        asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
+        new = self._new(selected, selected.dim(), keep if len(keep) < asked else None)
+        new = new.to(tensor.dtype)
+        if self.mode not in ("replace", "readout"):
+            return torch.equal(new, selected)
+        rounding = 64 * torch.finfo(tensor.dtype).eps * selected.abs().amax()
+        return bool((new - selected).abs().amax() <= rounding)
+
+    def on_rows(self, rows: Sequence[int]) -> Edit:
+        """The same edit on other rows, as many of them."""
+        return dataclasses.replace(self, rows=rows)
+
     def graft(self, base: Tensor, other: Tensor, offset: int = 0) -> Tensor:
         """``base`` with the selection taken from ``other``; whole positions for a cut at ``out``."""
         where = Edit(self.site, positions=self.positions, rows=self.rows) if self.site.endswith(".out") else self
@@ -173,9 +196,37 @@ def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, len
 
     Raises:
         MechintError: an unknown site or mode, a position, unit or row that does not exist, a value of a shape
-            that does not fit (the axis is named), a cut without sources or into the past.
+            that does not fit (the axis is named), a cut without sources or into the past, two replacements of the
+            same place.
     """
-    return [_checked(sites, edit, rows, length) for edit in edits]
+    checked = [_checked(sites, edit, rows, length) for edit in edits]
+    _check_contradictions(checked)
+    return checked
+
+
+def _check_contradictions(edits: Sequence[Edit]) -> None:
+    """Of two values for one place the last would win silently."""
+    by_target: dict[str, list[Edit]] = {}
+    for edit in edits:
+        if edit.mode in ("replace", "readout"):
+            for other in by_target.setdefault(edit.target, []):
+                if all(_meet(getattr(edit, axis), getattr(other, axis)) for axis in ("rows", "positions", "units")):
+                    raise MechintError(
+                        f"edit of {edit.site!r}: two edits replace the same place (positions {edit.positions} and "
+                        f"{other.positions}, units {edit.units} and {other.units}); leave one out"
+                    )
+            by_target[edit.target].append(edit)
+
+
+def _meet(some: Sequence[Any] | None, others: Sequence[Any] | None) -> bool:
+    """Whether two selections of an axis share a member; channels share those of their (channel, state) pairs."""
+    if some is None or others is None:
+        return True
+    a, b = list(some), list(others)
+    if isinstance(a[0], (tuple, list)) != isinstance(b[0], (tuple, list)):
+        a, b = ([unit[0] if isinstance(unit, (tuple, list)) else unit for unit in units] for units in (a, b))
+    key = lambda unit: tuple(map(int, unit)) if isinstance(unit, (tuple, list)) else int(unit)
+    return not {key(unit) for unit in a}.isdisjoint(key(unit) for unit in b)
 
 
 def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> Edit:

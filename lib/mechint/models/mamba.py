@@ -310,6 +310,9 @@ class Mamba(nn.Module):
     """
 
     Config = MambaConfig
+    first_sites = ("embed",)  # before the layers
+    carried_sites = ("state", "conv_state")  # an edit of one position is carried on to the next
+    local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
