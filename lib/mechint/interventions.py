@@ -94,13 +94,10 @@ class Edit:
             whole = self.length is None or (offset == 0 and tensor.shape[1] == self.length)
             here = None if whole else list(range(offset, offset + tensor.shape[1]))
             return self._new(tensor, tensor.dim(), here)
-        index, keep = self._index(tensor, offset)
-        if not keep:
+        index, keep, selected = self._select(tensor, offset)
+        if selected is None:
             return tensor
-        selected = tensor[index]
-        asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
-        new = self._new(selected, selected.dim(), keep if len(keep) < asked else None)
-        return tensor.index_put(index, new.to(tensor.dtype))
+        return tensor.index_put(index, self._new(selected, selected.dim(), keep).to(tensor.dtype))
 
     def changes_nothing(self, tensor: Tensor, offset: int = 0) -> bool:
         """Whether this edit leaves the tensor as it is.
@@ -108,12 +105,10 @@ class Edit:
         A replacement may differ by 64 roundings of the largest entry it meets: the same quantity from a run of
         another batch or length does (matrix products add in another order). Every other edit must keep each bit.
         """
-        index, keep = self._index(tensor, offset)
-        if not keep:
+        _, keep, selected = self._select(tensor, offset)
+        if selected is None:
             return True
-        selected = tensor[index]
-        asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
-        new = self._new(selected, selected.dim(), keep if len(keep) < asked else None)
+        new = self._new(selected, selected.dim(), keep)
         new = new.to(tensor.dtype)
         if self.mode not in ("replace", "readout"):
             return torch.equal(new, selected)
@@ -138,6 +133,12 @@ class Edit:
         if self.mode == "add":
             return Edit(self.site, "scale", 1.0, **selection)  # type: ignore[arg-type]
         return Edit(self.site, "scale", self.value, **selection)  # type: ignore[arg-type]
+
+    def _select(self, tensor: Tensor, offset: int) -> tuple[tuple[Tensor, ...], list[int] | None, Tensor | None]:
+        """Index of the selection, which of our positions it holds (None: all), and the selection (None: empty)."""
+        index, keep = self._index(tensor, offset)
+        asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
+        return index, keep if len(keep) < asked else None, tensor[index] if keep else None
 
     def _index(self, tensor: Tensor, offset: int) -> tuple[tuple[Tensor, ...], list[int]]:
         """Advanced index of the selection [rows, positions, units], and which of our positions it holds."""
