@@ -299,3 +299,13 @@ def test_impossible_edits_are_refused_in_one_line(edit: dict, message: str) -> N
     with pytest.raises(MechintError, match=message) as error:
         mechint.run(tiny_mamba(), tokens(2, 6), edits=[Edit(**edit)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("site", "first"),
+    [("layers.1.dt", "layers.1.dt"), ("layers.0.state", "layers.0.scan_out"), ("embed", "embed"), ("logits", "logits")],
+)
+def test_numbers_that_are_not_finite_name_their_place(site: str, first: str) -> None:
+    edit = Edit(site, "add", float("nan"), positions=[2], rows=[1])
+    with pytest.raises(MechintError, match=rf"^{first} is NaN or infinite, first at position 2 \(row 1\)"):
+        mechint.run(tiny_mamba(), tokens(2, 5), edits=[edit])

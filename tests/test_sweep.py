@@ -186,7 +186,7 @@ def test_bad_input() -> None:
         sweep(model, prompts, [])
     with pytest.raises(MechintError, match="two edits replace the same place"):
         sweep(model, prompts, [[Edit("layers.0.u", "replace", 0.0), Edit("layers.0.u", "replace", 1.0, units=[3])]])
-    with pytest.raises(MechintError, match="cell 0 .*NaN"):
+    with pytest.raises(MechintError, match=r"cell 0 .*NaN"):
         sweep(model, prompts, [[Edit("layers.0.u", "replace", float("nan"))]])
     with pytest.raises(MechintError, match="position 6 does not exist"):
         sweep(model, prompts, [[Edit("layers.0.u", "replace", 0.0, positions=[6])]])
@@ -210,7 +210,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model, prompts = tiny_mamba(), tokens(2, 5)
     cells = [[Edit(f"layers.{i}.u", "scale", 0.0, positions=[p])] for i in range(2) for p in range(5)]
     expected = sweep(model, prompts, cells)
-    run, left = Base.run, [7]
+    run, left = Base.run, [4]  # a trial, two batches, and it dies
 
     def dies(self: Base, *arguments: Any) -> torch.Tensor:
         left[0] -= 1
@@ -222,11 +222,11 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, prompts, cells, store=tmp_path)
     kept = len(list(tmp_path.iterdir()))
-    assert 0 < kept < 5
+    assert kept == 2
     calls: list[int] = []
     monkeypatch.setattr(Base, "run", lambda self, *arguments: (calls.append(1), run(self, *arguments))[1])
     assert torch.equal(sweep(model, prompts, cells, store=tmp_path), expected)
-    assert len(calls) == 5 + (5 - kept)  # a trial for each start, and the batches that were missing
+    assert len(calls) == 1 + 3  # the trial, and the batches that were missing
     sweep(model, prompts, cells, store=tmp_path, key="other weights")
     assert len(list(tmp_path.iterdir())) == 10
 

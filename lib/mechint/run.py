@@ -61,7 +61,8 @@ def run(
         logits_at: Positions whose logits are wanted, [batch, wanted]; None for all.
 
     Raises:
-        MechintError: tokens, site, edit or cache do not fit the model; see :func:`mechint.interventions.check_edits`.
+        MechintError: tokens, site, edit or cache do not fit the model; see :func:`mechint.interventions.check_edits`;
+            the logits are not finite (the first site that is not is named).
     """
     check_tokens(model, tokens)
     offset = cache.position if cache is not None else 0
@@ -72,8 +73,33 @@ def run(
             "logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it"
         )
     tap = Tap(names, edits, offset)
+    before = cache
     logits, cache = model.trace(tokens, tap, cache, logits_at)
+    if not torch.isfinite(logits).all():
+        raise MechintError(first_not_finite(model, tokens, edits, before))
     return Run(logits, tap.values, cache)
+
+
+@torch.no_grad()
+def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: Any) -> str:
+    """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""
+    groups: dict[str, list[str]] = {}
+    for name, site in model.sites.items():
+        if len(site.units) == 1:  # not the states: the other sites show them
+            groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    for small in groups.values():
+        tap = Tap(small, edits, cache.position if cache is not None else 0)
+        model.trace(tokens, tap, cache)
+        for name in small:
+            bad = (~torch.isfinite(tap.values[name])).flatten(2).any(-1).nonzero()  # rows, positions
+            if len(bad):
+                position = int(bad[:, 1].min())
+                row = int(bad[bad[:, 1] == position][0, 0])
+                return (
+                    f"{name} is NaN or infinite, first at position {tap.offset + position} (row {row}); nothing before "
+                    "it is, so look at the edits there, or load the weights in a wider precision"
+                )
+    return "the logits are NaN or infinite"
 
 
 def generate(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .errors import MechintError
 from .interventions import Edit
@@ -50,6 +51,11 @@ class Cell:
             return max(wanted) >= min(edit.positions)
 
         return any(seen(edit) for edit in self.edits)
+
+
+def kind_of(cell: Cell) -> tuple[str, ...]:
+    """What its memory depends on."""
+    return tuple(sorted({edit.target.rpartition(".")[2] for edit in cell.edits}))
 
 
 def layer_of(site: str, model: Any) -> int:
@@ -136,6 +142,8 @@ class Base:
     memory_mib: float
     residual: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
+    needs: dict[tuple[str, ...], int] = field(default_factory=dict)
+    highest: dict[tuple[str, ...], Cell] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wanted, layers = set(self.wanted.flatten().tolist()), len(self.model.layers)
@@ -208,8 +216,12 @@ class Base:
         cells = sorted((cell for cell in self.active if cell.position == start), key=lambda cell: cell.layer)
         if not cells:
             return
-        kinds = {tuple(sorted(edit.target.rpartition(".")[2] for edit in cell.edits)): cell for cell in cells}
-        needed = max(peak_bytes(self.run, Batch(start, [cell]), wanted) for cell in kinds.values())
+        for cell in cells:  # the highest cell of a kind is the cheapest trial: the layers are alike
+            self.highest[kind_of(cell)] = cell
+        for kind in {kind_of(cell) for cell in cells} - self.needs.keys():
+            # starts come in ascending order, and a later one needs less
+            self.needs[kind] = peak_bytes(self.run, Batch(start, [self.highest[kind]]), wanted)
+        needed = max(self.needs[kind_of(cell)] for cell in cells)
         room = memory_mib * 2**20 / 2
         if needed > room:
             raise MechintError(
@@ -269,8 +281,9 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (list, tuple)) else [made]:
-            if isinstance(tensor, Tensor):
+        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:  # a view makes nothing
                 self.see(tensor.untyped_storage())
         return made
 
