@@ -31,7 +31,7 @@ PY := $(or $(USED),.venv/bin/python)
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig check bench clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default --models="$$MODELS" $(FLAGS)
@@ -61,6 +61,12 @@ check: $(READY_DEV)
 	$(Q)"$(PY)" -m mypy lib scripts
 	$(Q)"$(PY)" -m pytest -q
 
+bench: .venv-bench/.ready
+	$(Q)PYTHONPATH="$(CURDIR)/lib" .venv-bench/bin/python -m benchmarks $(SECTIONS)
+
+.venv-bench/.ready: requirements-bench.txt requirements.txt
+	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
+
 .venv/.ready: requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv $@ $<
 
@@ -74,11 +80,11 @@ ready-dev:
 	$(Q)"$(PY)" scripts/kconfig/environment.py check requirements.txt requirements-dev.txt
 
 clean:
-	$(Q)find . \( -path ./.venv -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	$(Q)find . \( -path ./.venv -o -path ./.venv-bench -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 mrproper: clean
-	$(Q)rm -rf .config .config.old defconfig .venv
+	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench
 
 define HELP
 Run
@@ -101,8 +107,9 @@ Configure (.config)
 
 Develop
   check              lint, format, types and tests
+  bench              speed beside peers, in .venv-bench; SECTIONS="scan model sweep" chooses
   clean              remove caches
-  mrproper           clean, and remove .config and .venv; results stay
+  mrproper           clean, and remove .config and the environments; results stay
   help               this text
 
 Variables

@@ -261,3 +261,23 @@ def test_where_results_go() -> None:
     assert run_directories(run, ["x/m.pt", "y/m.pt"], ["ssm", "kv"])["y/m.pt", "kv"] == Path("out/y-m/kv")
     with pytest.raises(MechintError, match="would share a directory"):
         run_directories(run, ["a/x/m.pt", "b/x/m.pt"], ["ssm"])
+
+
+def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) -> None:
+    for k in range(3):
+        checkpoint(tmp_path / f"runs/step{k}.pt", k)
+    small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
+    small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    runner = str(ROOT / "scripts/run_mechint_analysis.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, how in (("one", [runner]), ("two", [*torchrun, runner])):
+        places = [f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/{name}"]
+        command = [sys.executable, *how, *small, *places]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("results.json"))
+    assert len(written) == 3
+    for path in written:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import files, scan
+from . import files, scan, workers
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
 from .errors import MechintError
@@ -94,20 +94,24 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
             print(f"  {analyses()[name].title}: {analyses()[name].work(experiment.configs[name])}")
         return
     check_writable(run.output_dir)
-    with files.lock(run.output_dir):
+    workers.join()
+    rank, world = workers.worker()
+    with files.lock(run.output_dir) if rank == 0 else contextlib.nullcontext():
         if len(checkpoints) > 1:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
-        failures = []
-        for checkpoint in checkpoints:
+        failed = []
+        for checkpoint in checkpoints[rank::world]:
             try:
                 analyse(experiment, checkpoint, directories)
             except MechintError as error:
                 if len(checkpoints) == 1:
                     raise
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                failures.append(checkpoint)
-        if len(checkpoints) > 1:
+                failed.append(checkpoint)
+        every = workers.gather_parts({rank: failed})
+        failures = [checkpoint for checkpoint in checkpoints if any(checkpoint in some for some in every.values())]
+        if len(checkpoints) > 1 and rank == 0:
             compare(experiment, directories, failures)
     if failures:
         raise MechintError(
