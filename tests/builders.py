@@ -17,10 +17,13 @@ def tiny_mamba(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) 
     config = dict(
         vocab_size=VOCABULARY, d_model=10, n_layer=2, d_inner=14, d_state=5, d_conv=4, dt_rank=3
     )  # fmt: skip
-    torch.manual_seed(seed)
     model = Mamba(MambaConfig(**{**config, **sizes}))
+    torch.manual_seed(seed)  # here, so that the weights do not depend on what the constructor draws
     with torch.no_grad():
         model.embedding.weight.normal_()
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d)):
+                module.reset_parameters()
         for layer in model.layers:
             layer.norm.weight.uniform_(0.5, 1.5)
             layer.A_log.copy_(torch.rand_like(layer.A_log) * 2 - 1)
