@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -17,6 +18,13 @@ def join() -> None:
         store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         group.init_process_group(backend, store=store, rank=rank, world_size=world)
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """Closes the connections; without it the threads that hold them may abort a process that ends after its peer."""
+    if group.is_initialized():
+        group.destroy_process_group()
 
 
 def worker() -> tuple[int, int]:
