@@ -63,7 +63,6 @@ class MambaConfig:
     proj_bias: bool = False
     tied: bool = True
     norm_eps: float = 1e-5
-
     family = "mamba"
 
 
@@ -318,9 +317,8 @@ class Mamba(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Any = None
-        self.embedding = nn.Embedding(
-            config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model)
-        )
+        sizes = (config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(*sizes, _weight=torch.empty(sizes))
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
