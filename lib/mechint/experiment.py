@@ -165,7 +165,9 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             device,
             seed=run.seed,
             run_dir=directory,
-            key=fingerprint({**key, "threads": torch.get_num_threads(), "scan": scan.chosen()}),
+            key=fingerprint(
+                {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
+            ),
         )
         for name in ("results.json", "final_masks.pt"):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
@@ -204,6 +206,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             directory / "manifest.json",
             manifest(
                 device=str(device),
+                scan=scan.chosen(torch.empty(0, device=device)),
                 dtype=run.dtype,
                 seed=run.seed,
                 configuration=fingerprint(key),

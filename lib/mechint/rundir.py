@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import files, scan
+from . import files
 from .errors import MechintError
 
 
@@ -94,7 +94,6 @@ def manifest(**facts: Any) -> dict[str, Any]:
         "git": git_state(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "scan": scan.chosen(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **facts,
     }

@@ -52,7 +52,8 @@ def check(files: list[str]) -> int:
 def names(file: str) -> list[str]:
     """The packages of a requirements file, each once; their import names are the same."""
     with open(file, encoding="utf-8") as lines:
-        found = (re.match(r"[A-Za-z0-9_]+", line) for line in lines)
+        here = [line for line in lines if 'platform_system == "Linux"' not in line or sys.platform == "linux"]
+        found = (re.match(r"[A-Za-z0-9_]+", line) for line in here)
         return list(dict.fromkeys(match[0] for match in found if match))
 
 

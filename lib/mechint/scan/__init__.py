@@ -4,18 +4,25 @@
 back end  where                                          how
 ========= ============================================== =======================================================
 native    float32 on a CPU, with a C compiler            C, states in registers; compiled once, in a second
+triton    float32 on a CUDA device, with Triton          one kernel, states in registers; agrees to rounding
 chunked   any device and precision                       plain torch, a chunk of states at a time
 ========= ============================================== =======================================================
 
 Within one back end the scan, its decays and its read-outs come from the same operations, so that recording or
-identically editing a state keeps every bit of the logits. Between back ends the last bits differ.
+identically editing a state keeps every bit of the logits. Between back ends the last bits differ. That holds on a CPU;
+on a CUDA device, whose compilers may order a sum in another way for each shape, equality of the last bit is not
+demanded: the scan and its pieces agree to rounding there, whichever the back end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +33,55 @@ from .reference import recurrence
 
 __all__ = ["available", "chosen", "decays", "read_out", "recurrence", "selective_scan", "using"]
 
-BACK_ENDS = ("native", "chunked")
+BACK_ENDS = ("native", "triton", "chunked")
+USUAL = {"cpu": ("native", "faster C"), "cuda": ("triton", "Triton")}
+"""For each type of device: its own back end, and what that one is."""
 _asked: str | None = None
 _told = False
+_told_of_triton = False
 
 
 def available() -> dict[str, str]:
     """Every back end with '' when it can be used, else why not."""
+    return {name: _missing(name) for name in BACK_ENDS}
+
+
+def _missing(name: str) -> str:
+    """Why a back end cannot be used, '' when it can."""
+    if name == "native":
+        try:
+            native.library()
+        except native.Unavailable as reason:
+            return str(reason)
+    return _missing_triton() if name == "triton" else ""
+
+
+@functools.cache
+def _missing_triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no CUDA device"
     try:
-        native.library()
-    except native.Unavailable as reason:
-        return {"native": str(reason), "chunked": ""}
-    return {"native": "", "chunked": ""}
+        _module("triton").check()
+    except Exception as reason:  # also of an import: whatever is wrong with Triton, the chunked scan serves
+        return str(reason)
+    return ""
+
+
+def _module(name: str) -> Any:
+    """A back end's module. That of Triton is imported when first used: it takes a while, and few need it."""
+    if name == "triton":
+        from . import triton_kernel
+
+        return triton_kernel
+    return native if name == "native" else chunked
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU; it reads this variable when it is imported."""
+    asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+    return asked and _module("triton").INTERPRETED
 
 
 @contextlib.contextmanager
@@ -50,7 +94,7 @@ def using(name: str) -> Iterator[None]:
     global _asked
     if name not in BACK_ENDS:
         raise MechintError(f"no scan back end {name!r}; there are {', '.join(BACK_ENDS)}")
-    if reason := available()[name]:
+    if reason := _missing(name):
         raise MechintError(f"the scan back end {name!r} is not on this machine: {reason}; take 'chunked'")
     before, _asked = _asked, name
     try:
@@ -62,18 +106,26 @@ def using(name: str) -> Iterator[None]:
 def chosen(like: Tensor | None = None) -> str:
     """The back end that a tensor like this one is computed by (by default float32 on the CPU).
 
-    The first time the native one is missing, a line on stderr says so.
+    One that was asked for gives way to the chunked one for tensors that it cannot take: the native one takes none but
+    the CPU's, and triton none of those but in Triton's interpreter. The first time that a device's own back end is
+    missing, a line on stderr says so.
     """
-    global _told
-    if like is not None and (like.dtype != torch.float32 or like.device.type != "cpu"):
+    global _told, _told_of_triton
+    device = "cpu" if like is None else like.device.type
+    if device not in USUAL or (like is not None and like.dtype != torch.float32):
         return "chunked"
+    usual, language = USUAL[device]
     if _asked is not None:
-        return _asked
-    reason = available()["native"]
-    if reason and not _told:
-        _told = True
-        print(f"scan: plain torch in place of the faster C one, because {reason}", file=sys.stderr)
-    return "chunked" if reason else "native"
+        takes = _asked == usual or (_asked == "triton" and device == "cpu" and _interpreted())
+        return _asked if takes else "chunked"
+    reason = _missing(usual)
+    if reason and not (_told if usual == "native" else _told_of_triton):
+        if usual == "native":
+            _told = True
+        else:
+            _told_of_triton = True
+        print(f"scan: plain torch in place of the {language} one, because {reason}", file=sys.stderr)
+    return "chunked" if reason else usual
 
 
 def selective_scan(
@@ -92,16 +144,17 @@ def selective_scan(
     """
     if initial is None:
         initial = u.new_zeros(u.shape[0], *A.shape)
-    scan = native.Scan if chosen(u) == "native" else chunked.Scan
-    y, last = scan.apply(u, dt, A, B, C, initial)
+    y, last = _module(chosen(u)).Scan.apply(u, dt, A, B, C, initial)
     return y, last
 
 
 def decays(dt: Tensor, A: Tensor) -> Tensor:
     """exp(Δ A), [batch, position, channel, state], as the scan computes it; arguments as there."""
-    return native.Decay.apply(dt, A) if chosen(dt) == "native" else torch.exp(dt.unsqueeze(-1) * A)
+    name = chosen(dt)
+    return torch.exp(dt.unsqueeze(-1) * A) if name == "chunked" else _module(name).Decay.apply(dt, A)
 
 
 def read_out(states: Tensor, C: Tensor) -> Tensor:
     """Σ_n C h, [batch, position, channel], as the scan computes it: states [batch, position, channel, state]."""
-    return native.ReadOut.apply(states, C) if chosen(states) == "native" else chunked.read_out(states, C)
+    name = chosen(states)
+    return chunked.read_out(states, C) if name == "chunked" else _module(name).ReadOut.apply(states, C)
