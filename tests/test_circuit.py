@@ -76,7 +76,7 @@ def test_a_dropped_channel_is_what_editing_its_sites_by_hand_says() -> None:
 def test_the_mean_ablation_is_the_mean_over_the_discovery_prompts() -> None:
     model = tiny_mamba().requires_grad_(False)
     test, loader = bench(model), loaders()[0]
-    u = mechint.run(model, loader.prompts.tokens, record=["layers.1.u"])["layers.1.u"]
+    u = mechint.run(model, loader.groups[0].tokens, record=["layers.1.u"])["layers.1.u"]
     torch.testing.assert_close(test.fills[0]["layers.1.u"], u.mean(0))
 
 

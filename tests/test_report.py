@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -595,10 +596,14 @@ def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     monkeypatch.setenv("WANDB_MODE", "offline")
     directory = log_wandb(tiny, "a project", "stepV0")
     assert directory.is_relative_to(quiet_wandb / "WANDB_DIR") and directory.name.startswith("offline-run-")
+    records, patience = wandb_records(directory), time.monotonic() + 30  # W&B's own process writes, maybe a bit later
+    while not any(record.WhichOneof("record_type") == "summary" for record in records) and time.monotonic() < patience:
+        time.sleep(0.2)
+        records = wandb_records(directory)
     summary: Json = {}
     history: list[Json] = []
     artifacts = []
-    for record in wandb_records(directory):
+    for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "summary":
             items = record.summary.update

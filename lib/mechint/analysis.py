@@ -33,6 +33,7 @@ class Analysis:
         families: Model families it runs on.
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
+        summary: Lines for the terminal, from the results.
         default: Whether the runner runs it when no analysis is named.
     """
 
@@ -43,6 +44,7 @@ class Analysis:
     families: tuple[str, ...]
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]
+    summary: Callable[[dict[str, Any]], list[str]]
     default: bool = False
 
 

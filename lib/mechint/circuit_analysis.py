@@ -341,3 +341,26 @@ class CircuitAnalyzer:
             }
             for layer in range(self.units.layers)
         }
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    metrics = results["metrics"]
+
+    def say(name: str, form: str = ".3f") -> str:
+        entry = metrics.get(name)
+        if entry is None:
+            return "not measured"
+        return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+
+    kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
+    lines = [f"  kept            {kept} of {total} {results['unit']}s ({kept / total:.1%})"]
+    for title, name in (
+        ("faithfulness", "faithfulness"),
+        ("random circuits", "faithfulness_random"),
+        ("random weights", "faithfulness_random_weights"),
+        ("completeness", "completeness"),
+        ("stability", "jaccard"),
+    ):
+        lines.append(f"  {title:<16}{say(name)}")
+    return lines

@@ -20,7 +20,7 @@ from .discover import find_checkpoints
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .report import log_wandb, write_comparison, write_report
+from .report import kind_of, log_wandb, write_comparison, write_report
 from .run_config import RunConfig
 from .rundir import check_writable, fingerprint, manifest
 from .tasks import Task, make_task
@@ -169,7 +169,11 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
                 {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
             ),
         )
-        for name in ("results.json", "final_masks.pt"):  # of another run: not to be mistaken for this one's
+        for name in (
+            "results.json",
+            "final_masks.pt",
+            "effects.pt",
+        ):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
                 (directory / name).unlink()
         loaders = [
@@ -179,7 +183,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         found = analyzer.run_analysis(*loaders)
         written = analyzer.save_results()
         if not run.save_masks:
-            (directory / "final_masks.pt").unlink()
+            (directory / "final_masks.pt").unlink(missing_ok=True)
         results = {
             "schema": SCHEMA,
             "analysis": analysis.name,
@@ -220,25 +224,26 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         )
         draw(run, directory)
         analyzer.stages.clear()
-        summary(results, directory)
+        print(*analysis.summary(results), f"  report: {directory / 'report.html'}", sep="\n", flush=True)
 
 
 def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
     return {
         "name": task.name,
         "description": task.description,
-        "discovery_prompts": len(discovery.prompts),
-        "evaluation_prompts": len(evaluation.prompts),
+        "discovery_prompts": len(discovery.templates()),
+        "evaluation_prompts": len(evaluation.templates()),
         "evaluation_templates": len(set(evaluation.templates().tolist())),
-        "answers_per_prompt": int(evaluation.prompts.answers.shape[1]),
+        "answers_per_prompt": int(evaluation.groups[0].answers.shape[1]),
     }
 
 
 def prompts_digest(*loaders: PromptLoader) -> str:
     digest = hashlib.sha256()
     for loader in loaders:
-        for tensor in (loader.prompts.tokens, loader.prompts.positions, loader.prompts.answers):
-            digest.update(tensor.contiguous().numpy().data)
+        for prompts in loader.groups:
+            for tensor in (prompts.tokens, prompts.positions, prompts.answers):
+                digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -277,9 +282,10 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def draw(run: RunConfig, directory: Path) -> None:
     """The report of one run directory, and its W&B run."""
+    drawable = kind_of(directory) != "circuit" or (directory / "final_masks.pt").exists()
     write_report(
         directory,
-        heatmaps=run.visualize_heatmaps and (directory / "final_masks.pt").exists(),
+        heatmaps=run.visualize_heatmaps and drawable,
         curves=run.visualize_curves,
         faithfulness=run.visualize_faithfulness,
     )
@@ -320,29 +326,9 @@ def compare(experiment: Experiment, directories: dict[tuple[str, str], Path], fa
 
 
 def _compare(directories: list[Path], target: Path) -> None:
-    for path in write_comparison(list(directories), target):
+    circuits = [directory for directory in directories if kind_of(directory) == "circuit"]
+    if len(circuits) < 2:
+        return
+    for path in write_comparison(circuits, target):
         if path.suffix == ".html":
             print(f"comparison: {path}")
-
-
-def summary(results: dict[str, Any], directory: Path) -> None:
-    """The figures a user wants to see at once."""
-    metrics = results["metrics"]
-
-    def say(name: str, form: str = ".3f") -> str:
-        entry = metrics.get(name)
-        if entry is None:
-            return "not measured"
-        return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
-
-    kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
-    print(f"  kept            {kept} of {total} {results['unit']}s ({kept / total:.1%})")
-    for title, name in (
-        ("faithfulness", "faithfulness"),
-        ("random circuits", "faithfulness_random"),
-        ("random weights", "faithfulness_random_weights"),
-        ("completeness", "completeness"),
-        ("stability", "jaccard"),
-    ):
-        print(f"  {title:<16}{say(name)}")
-    print(f"  report: {directory / 'report.html'}", flush=True)

@@ -1,4 +1,4 @@
-"""Loaders: the prompts of one split of a task, in batches of nearly equal size."""
+"""Loaders: the prompts of one split of a task, in batches of one length and nearly equal size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tasks import Prompts, Task
 
 
 class PromptLoader:
-    """Batches of prompts, drawn once; iterating again gives the same batches.
+    """Batches of prompts of one length, drawn once; iterating again gives the same batches.
 
     Args:
         task: Where the prompts come from.
@@ -26,9 +26,11 @@ class PromptLoader:
         self, task: Task, split: str, count: int, batch_size: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
         self.task, self.split = task, split
-        self.prompts = task.sample(count, split, seed)
-        parts = torch.arange(len(self.prompts)).tensor_split(-(-len(self.prompts) // batch_size))
-        self.batches = [self.prompts[part].to(device) for part in parts]
+        self.groups = task.groups(count, split, seed)
+        self.batches = []
+        for group in self.groups:
+            parts = torch.arange(len(group)).tensor_split(-(-len(group) // batch_size))
+            self.batches += [group[part].to(device) for part in parts]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -37,5 +39,5 @@ class PromptLoader:
         return iter(self.batches)
 
     def templates(self) -> Any:
-        """Cluster of each prompt, for bootstraps, [prompts]."""
-        return self.prompts.template.numpy()
+        """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
+        return torch.cat([group.template for group in self.groups]).numpy()

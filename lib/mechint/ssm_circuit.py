@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .analysis import Analysis
-from .circuit_analysis import CircuitAnalyzer
+from .circuit_analysis import CircuitAnalyzer, summary
 from .options import option
 from .tasks.config import TaskConfig
 from .units import SSM_UNITS
@@ -114,5 +114,6 @@ ANALYSIS = Analysis(
     families=("mamba",),
     refuse=refuse,
     work=work,
+    summary=summary,
     default=True,
 )

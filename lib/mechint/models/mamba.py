@@ -311,14 +311,14 @@ class Mamba(nn.Module):
     Config = MambaConfig
     first_sites = ("embed",)  # before the layers
     carried_sites = ("state", "conv_state")  # an edit of one position is carried on to the next
+    mediators = ("resid_post", "out", "conv", "dt", "B", "C", "write", "state", "readout", "gate")
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.config = config
         self.tokenizer: Any = None
-        sizes = (config.vocab_size, config.d_model)
-        self.embedding = nn.Embedding(*sizes, _weight=torch.empty(sizes))
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from .hover import hover_curve
 from .page import bullets, card, cards, checks, folded, page, picture, table
@@ -59,7 +60,7 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
         "<h2>Caveats</h2>",
         bullets(caveats(results)),
         "<h2>How to repeat</h2>",
-        *_repeat(results),
+        *repeat(results),
     ]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
 
@@ -126,7 +127,7 @@ def _searches(results: Results) -> Iterator[str]:
         yield table(("", *names), overlaps, numeric=range(1, len(names) + 1))
 
 
-def _repeat(results: Results) -> Iterator[str]:
+def repeat(results: Any) -> Iterator[str]:
     if results.config is not None:
         yield (
             "<p>Copy <code>config</code>, which lies beside this file, to <code>.config</code> at the top of the"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .results import Results
 from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
@@ -89,7 +90,7 @@ def _searches(results: Results) -> list[str]:
     return parts
 
 
-def repeat(results: Results) -> list[str]:
+def repeat(results: Any) -> list[str]:
     """Paragraphs that say how to run the analysis again and how to draw it again."""
     parts = []
     if results.config is not None:

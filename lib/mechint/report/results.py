@@ -120,7 +120,7 @@ def load_results(run_dir: str | Path) -> Results:
     """
     directory = Path(run_dir)
     path = directory / "results.json"
-    raw = _read_object(path)
+    raw = read_object(path)
     if raw.get("schema") != SCHEMA:
         raise MechintError(
             f"{path} has schema {raw.get('schema')!r} and this version reads schema {SCHEMA}; run the analysis again"
@@ -130,7 +130,7 @@ def load_results(run_dir: str | Path) -> Results:
             raise MechintError(f"{path} has no {key!r} of type {kind.__name__}; run the analysis again")
     if raw["status"] != "complete":
         raise MechintError(f"{path} says status {raw['status']!r}, not 'complete'; let the analysis finish first")
-    metrics = {name: _value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
+    metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
     for name in REQUIRED_METRICS:
         if name not in metrics:
             raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")
@@ -143,8 +143,8 @@ def load_results(run_dir: str | Path) -> Results:
         curves=curves,
         layers=_each(raw["layers"], path, "layers", _layer),
         searches=_each(raw["searches"], path, "searches", _search),
-        manifest=_read_object(directory / "manifest.json"),
-        config=_optional_text(directory / "config"),
+        manifest=read_object(directory / "manifest.json"),
+        config=optional_text(directory / "config"),
     )
     for name, counted in (("units_total", results.total), ("units_kept", results.kept)):
         if metrics[name].value != counted:
@@ -263,7 +263,7 @@ def _read_text(path: Path) -> str:
         raise MechintError(f"{path} is not text; run the analysis again") from None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     _read_text(path)  # missing or not text: say so in our own words
     value = read_json(path)
     if not isinstance(value, dict):
@@ -271,11 +271,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _optional_text(path: Path) -> str | None:
+def optional_text(path: Path) -> str | None:
     return _read_text(path) if path.exists() else None
 
 
-def _value(raw: Any, path: Path, where: str) -> Value:
+def read_value(raw: Any, path: Path, where: str) -> Value:
     try:
         value = Value(
             float(raw["value"]),
@@ -304,7 +304,7 @@ def _curves(raw: dict[str, Any], path: Path) -> tuple[list[int], dict[str, list[
                 f"{path}: curve.{name} has {len(points)} points for {len(sizes)} sizes; run the analysis again"
             )
         if points:
-            curves[name] = [_value(point, path, f"curve.{name}[{i}]") for i, point in enumerate(points)]
+            curves[name] = [read_value(point, path, f"curve.{name}[{i}]") for i, point in enumerate(points)]
     return sizes, curves
 
 

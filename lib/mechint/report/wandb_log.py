@@ -11,7 +11,9 @@ from typing import Any
 
 from ..errors import MechintError
 from .results import Results, load_history, load_masks, load_results
+from .trace import Trace, load_trace
 from .words import flat
+from .write import kind_of
 
 CONNECT_SECONDS = 30.0
 
@@ -30,7 +32,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
     Raises:
         MechintError: W&B is not installed, refuses the login, or can't be reached; or the run can't be read.
     """
-    results = load_results(run_dir)
+    results = load_trace(run_dir) if kind_of(run_dir) == "trace" else load_results(run_dir)
     try:
         import wandb
     except ImportError:
@@ -38,9 +40,15 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
             "logging to Weights & Biases needs its package; run `pip install wandb`, or turn visualize_wandb off"
         ) from None
     with _started(wandb, results, project, name) as run:
-        _log_history(run, results)
-        run.summary.update(summary(results))
-        _log_tables(wandb, run, results)
+        if isinstance(results, Trace):
+            run.summary.update(metric_values(results))
+            columns = list(results.raw["trace"]["strongest"][0])
+            rows = [[best[name] for name in columns] for best in results.raw["trace"]["strongest"]]
+            run.log({"mechint/tables/strongest": wandb.Table(columns=columns, data=rows)})
+        else:
+            _log_history(run, results)
+            run.summary.update(summary(results))
+            _log_tables(wandb, run, results)
         for path in sorted(results.directory.glob("*.png")):
             run.log({f"mechint/figures/{path.stem}": wandb.Image(str(path))})
         _log_files(wandb, run, results, name)
@@ -49,7 +57,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(wandb: Any, results: Results, project: str, name: str) -> Iterator[Any]:
+def _started(wandb: Any, results: Results | Trace, project: str, name: str) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
     hint = "run `wandb login`, or set WANDB_MODE=offline"
     settings = wandb.Settings(
@@ -86,15 +94,21 @@ def _started(wandb: Any, results: Results, project: str, name: str) -> Iterator[
 
 def summary(results: Results) -> dict[str, float]:
     """Every key that is queried later, as plain numbers."""
-    values: dict[str, float] = {"mechint/sparsity": 1 - results.kept / results.total}
-    for name, value in results.metrics.items():
-        values[f"mechint/{name}"] = value.value
-        if not name.startswith("units_"):
-            values |= {f"mechint/{name}_low": value.low, f"mechint/{name}_high": value.high}
+    values = {"mechint/sparsity": 1 - results.kept / results.total, **metric_values(results)}
     found = results.chosen.name if results.chosen else None
     for trace in load_history(results):
         if trace.name == found:
             values["mechint/loss"] = trace.steps[-1]["loss"]
+    return values
+
+
+def metric_values(results: Results | Trace) -> dict[str, float]:
+    """Every metric with the ends of its interval; counts have none."""
+    values: dict[str, float] = {}
+    for name, value in results.metrics.items():
+        values[f"mechint/{name}"] = value.value
+        if value.interval != "exact count" and not name.startswith("units_"):
+            values |= {f"mechint/{name}_low": value.low, f"mechint/{name}_high": value.high}
     return values
 
 
@@ -138,11 +152,12 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results, name: str) -> None:
-    """The masks and the results as one artifact, to be downloaded and read back."""
-    title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-masks")[:128]
-    artifact = wandb.Artifact(title, type="masks", description=f"{results.raw['title']} of {results.raw['checkpoint']}")
-    for file in ("final_masks.pt", "results.json"):
+def _log_files(wandb: Any, run: Any, results: Results | Trace, name: str) -> None:
+    """The masks, or a trace's effects, and the results as one artifact, to be downloaded and read back."""
+    kind = "effects" if isinstance(results, Trace) else "masks"
+    title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
+    artifact = wandb.Artifact(title, type=kind, description=f"{results.raw['title']} of {results.raw['checkpoint']}")
+    for file in ("final_masks.pt", "effects.pt", "results.json"):
         if (results.directory / file).exists():
             artifact.add_file(str(results.directory / file))
     run.log_artifact(artifact)

@@ -10,13 +10,19 @@ from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
-from .results import load_results
+from .results import load_results, read_object
+from .trace_page import write_trace
+
+
+def kind_of(run_dir: str | Path) -> str:
+    """Which report a finished run gets: ``circuit`` or ``trace``."""
+    return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
 def write_report(
     run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True, faithfulness: bool = True
 ) -> list[Path]:
-    """Writes the figures, circuit_analysis_report.md and report.html of a finished run into its directory.
+    """Writes the figures, the Markdown report and report.html of a finished run into its directory.
 
     The same results give the same bytes, whenever and wherever they are drawn.
 
@@ -32,6 +38,8 @@ def write_report(
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
+    if kind_of(run_dir) == "trace":
+        return write_trace(run_dir, heatmaps=heatmaps, curves=curves)
     results = load_results(run_dir)
     directory = results.directory
     plan = [

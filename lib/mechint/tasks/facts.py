@@ -83,7 +83,9 @@ class Facts(Task):
         tokens, twins = (self.fill(self.phrases[relation, paraphrase], who) for who in (person, stranger))
         answers, wrong = (self.objects[who, relation].unsqueeze(1) for who in (person, stranger))
         positions = torch.full((count, 1), LENGTH - 1)
-        return Prompts(tokens, positions, answers, twins, wrong, fact * len(PARAPHRASES) + paraphrase)
+        name = (self.phrases[relation, paraphrase] == -1).int().argmax(1)  # the first name; the family name follows
+        subject = torch.stack([name, name + 2], 1)
+        return Prompts(tokens, positions, answers, twins, wrong, fact * len(PARAPHRASES) + paraphrase, subject)
 
     def fill(self, phrases: Tensor, person: Tensor) -> Tensor:
         """Phrases [n, L] with the names of the people [n] where they go."""

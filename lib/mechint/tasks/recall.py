@@ -56,5 +56,15 @@ class Recall(Task):
         queries = pairs.gather(1, order.unsqueeze(2).expand(-1, -1, 2))
         return torch.cat([pairs, queries], 1).flatten(1)[:, :-1]
 
+    def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
+        """Seen from the last query: the pair that it asks for, the other pairs, and what was asked before."""
+        tokens, pairs = prompts.tokens, 2 * self.pairs
+        role = torch.full_like(tokens, 4)
+        asked = tokens[:, 0:pairs:2] == tokens[:, -1:]  # [n, P]
+        role[:, 0:pairs:2], role[:, 1:pairs:2] = 2 - 2 * asked.long(), 3 - 2 * asked.long()
+        role[:, -1] = 5
+        names = ("key asked for", "its value", "other keys", "other values", "earlier queries", "query")
+        return names, role
+
     def decode(self, token: int) -> str:
         return f"k{token}" if token < self.keys else f"v{token - self.keys}"

@@ -1,0 +1,135 @@
+"""From the effects of every prompt to the numbers of a trace: means by role of the token, intervals, p-values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, max_t
+from .trace_plan import Panel
+
+
+def role_means(effects: Array, roles: Array, wanted: list[int]) -> Array:
+    """Mean over the tokens of each wanted role: [panel, layer, position, prompt], [prompt, position] -> [prompt, panel,
+    layer, role]; NaN where a prompt has no token of that role."""
+    member = (roles[:, :, None] == np.array(wanted)).astype(np.float64)  # [prompt, position, role]
+    tokens = member.sum(1)  # [prompt, role]
+    sums = np.einsum("klpn,npr->nklr", effects, member)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums / np.where(tokens == 0, np.nan, tokens)[:, None, None, :])
+
+
+def numbers(
+    found: list[dict[str, Tensor]],
+    roles: list[Tensor],
+    names: tuple[str, ...],
+    plan: dict[str, list[Panel]],
+    right: Array,
+    templates: Array,
+    draws: int,
+    seed: int,
+    metrics: dict[str, Number],
+) -> tuple[dict[str, Any], list[str]]:
+    """The section ``trace`` of results.json, and notes; the ends go into ``metrics``.
+
+    Effects are shares of the total effect (clean less corrupted), unless that may be nothing: then they stay in the
+    metric's own units, and a note says so.
+    """
+    bootstrap = ClusterBootstrap(templates[right], draws, seed)
+    ends = {name: np.concatenate([part[name].numpy() for part in found])[right] for name in ("clean", "corrupted")}
+    for name, values in ends.items():
+        metrics[name] = bootstrap.interval(lambda mean: mean, values)
+    total = ends["clean"] - ends["corrupted"]
+    metrics["total_effect"] = bootstrap.interval(lambda mean: mean, total)
+    there = [k for k in range(len(names)) if any(bool((role == k).any()) for role in roles)]
+    names = tuple(names[k] for k in there)
+    notes, shares = [], float(metrics["total_effect"]["low"]) > 0
+    if not shares:
+        notes.append(
+            f"The corruption does not hurt for certain: the total effect is {metrics['total_effect']['value']:.3g} "
+            f"[{metrics['total_effect']['low']:.3g}, {metrics['total_effect']['high']:.3g}]. Effects are therefore not "
+            f"given as shares of it; choose another corruption or more prompts"
+        )
+    directions: dict[str, Any] = {}
+    strongest: list[dict[str, Any]] = []
+    for direction, kinds in plan.items():
+        parts = [
+            role_means(part[direction].numpy(), role.numpy(), there) for part, role in zip(found, roles, strict=True)
+        ]
+        means = np.concatenate(parts)[right]  # [prompt, panel, layer, role]
+        present = ~np.isnan(means)
+        point, low, high = ratio(bootstrap, means, present, total if shares else None)
+        p = max_t(means, templates[right], draws, seed)
+        count = present.sum(0)
+        agreement = correlation(found, direction, right)
+        directions[direction] = {
+            "panels": [
+                {
+                    "name": panel.name,
+                    "kind": panel.kind,
+                    "sever": panel.sever,
+                    "attribution_correlation": agreement[k],
+                    **{
+                        name: table(values[k])
+                        for name, values in (("value", point), ("low", low), ("high", high), ("p", p), ("n", count))
+                    },
+                }
+                for k, panel in enumerate(kinds)
+            ]
+        }
+        for k, panel in enumerate(kinds):
+            size = np.where(np.isnan(point[k]), -np.inf, np.abs(point[k]))
+            layer, role = np.unravel_index(int(size.argmax()), size.shape)
+            at = (k, layer, role)
+            strongest.append(
+                {
+                    "direction": direction, "panel": panel.name, "layer": int(layer), "role": names[role],
+                    "value": float(point[at]), "low": float(low[at]), "high": float(high[at]), "p": float(p[at]),
+                    "n": int(count[at]),
+                }
+            )  # fmt: skip
+    share = {"unit": "share of the total effect" if shares else "metric", "interval": "95 % bootstrap over templates"}
+    return {**share, "roles": list(names), "directions": directions, "strongest": strongest}, notes
+
+
+def ratio(bootstrap: ClusterBootstrap, means: Array, present: Array, total: Array | None) -> tuple[Array, Array, Array]:
+    """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
+
+    ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1; each of
+    the results is [panel, layer, role], NaN where no prompt has the cell.
+    """
+    weight = np.ones(len(means)) if total is None else total
+    upper = bootstrap.means(np.nan_to_num(means))
+    lower = bootstrap.means(present * weight[:, None, None, None])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        point, drawn = (up / down for up, down in zip(upper, lower, strict=True))
+    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
+    edges = np.full((2, *point.shape[1:]), np.nan)
+    filled = np.isfinite(drawn).any(0)
+    edges[:, filled] = np.nanquantile(drawn[:, filled], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    point = np.where(present.any(0), point[0], np.nan)
+    return point, np.fmin(edges[0], point), np.fmax(edges[1], point)
+
+
+def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) -> list[float | None]:
+    """Pearson correlation of attribution patching's estimate with the exact effect, for each panel."""
+    if f"{direction} estimates" not in found[0]:
+        return [None] * len(found[0][direction])
+    pairs = []
+    for part in found:
+        answered = part["right"].numpy()
+        exact, guess = (part[name].numpy()[..., answered] for name in (direction, f"{direction} estimates"))
+        pairs.append((exact.reshape(len(exact), -1), guess.reshape(len(guess), -1)))
+    exact, guess = (np.concatenate(side, 1) for side in zip(*pairs, strict=True))
+    values: list[float | None] = []
+    for a, b in zip(exact, guess, strict=True):
+        defined = np.isfinite(b).all() and a.std() > 0 and b.std() > 0
+        values.append(float(np.corrcoef(a, b)[0, 1]) if defined else None)
+    return values
+
+
+def table(values: Array) -> list[list[float | int | None]]:
+    """[layer, role] as JSON; None for what no prompt has."""
+    return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]

@@ -1,0 +1,299 @@
+"""Causal tracing: the maps against one run per cell, the statistics against brute force, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mechint
+from mechint.causal_trace import CausalTracer, TraceConfig, refuse
+from mechint.errors import MechintError
+from mechint.experiment import Experiment, run_experiment
+from mechint.files import write_json
+from mechint.interchange import Corruption, Interchange, answer_metric, deviation
+from mechint.interventions import Edit
+from mechint.loader import PromptLoader
+from mechint.models.sites import Tap
+from mechint.report import log_wandb, write_report
+from mechint.run_config import RunConfig
+from mechint.statistics import max_t
+from mechint.tasks import Prompts, TaskConfig, make_task
+from mechint.trace_plan import panels
+from mechint.trace_results import ratio, role_means
+from tests.builders import tiny_mamba
+
+TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
+SMALL = TraceConfig(sites="resid_post,state,dt", eval_prompts=12, prompts=8, bootstrap=100, examples=2)
+
+
+def loaders(model: Any, count: int = 12, batch: int = 5) -> list[PromptLoader]:
+    """Prompts whose answers are the model's own, and whose wrong answers are what the twin raises most: it hurts."""
+    task = make_task(TASK)
+    found = [PromptLoader(task, split, count, batch, 0) for split in ("discovery", "evaluation")]
+    for loader in found:
+        for index, prompts in enumerate(loader.batches):
+            assert prompts.twins is not None
+            own, twin = (
+                mechint.run(model, tokens, logits_at=prompts.positions).logits
+                for tokens in (prompts.tokens, prompts.twins)
+            )
+            loader.batches[index] = dataclasses.replace(prompts, answers=own.argmax(-1), wrong=(twin - own).argmax(-1))
+    return found
+
+
+def metric_by_hand(name: str, logits: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+    """[prompt], from the last position's logits [prompt, vocabulary]."""
+    rows = range(len(prompts))
+    answers = torch.stack([logits[i, prompts.answers[i, -1]] for i in rows])
+    if name == "logit_diff":
+        assert prompts.wrong is not None
+        return answers - torch.stack([logits[i, prompts.wrong[i, -1]] for i in rows])
+    chance = torch.stack([logits.softmax(-1)[i, prompts.answers[i, -1]] for i in rows])
+    return chance.log() if name == "answer_logprob" else chance
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "answer_logprob", "answer_prob"])
+@pytest.mark.parametrize("corruption", ["twin", "mean", "noise"])
+def test_every_cell_is_one_run_by_hand(metric: str, corruption: str) -> None:
+    """Both directions, a window of three layers, a severed mixer; in float64."""
+    model = tiny_mamba(2, torch.float64, n_layer=3).requires_grad_(False)
+    config = dataclasses.replace(
+        SMALL, sites="resid_post,state,conv", sever="gate", window=3, corruption=corruption, metric=metric, draws=2
+    )
+    tracer = CausalTracer(model, config)
+    prompts = loaders(model, 4)[1].batches[0]
+    mean = torch.linspace(-1, 1, 10)
+    found = tracer.trace(prompts, mean)
+    pair = Interchange(model, prompts, tracer.corruption(mean), "denoise", metric)
+    (bad, bad_edits), (good, _) = pair.receiver, pair.donor
+    assert torch.equal(good, prompts.tokens.repeat_interleave(pair.draws, 0))
+
+    def last(tokens: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
+        every = dataclasses.replace(prompts)[torch.arange(len(prompts)).repeat_interleave(pair.draws)]
+        value = metric_by_hand(metric, mechint.run(model, tokens, edits=edits).logits[:, -1], every)
+        return value.view(len(prompts), pair.draws).mean(1)
+
+    clean_sites, bad_sites = (
+        mechint.run(model, tokens, ["layers.*"], edits).values for tokens, edits in ((good, []), (bad, bad_edits))
+    )
+    names = [panel.name for panel in panels(model, ["resid_post", "state", "conv"], ["gate"], 3, "denoise")]
+    assert names == ["resid_post", "state", "conv", "resid_post without gate"]
+    for layer, p in itertools.product(range(3), (0, 3, 6)):
+        put = lambda site, values, p=p: Edit(site, "replace", values[site][:, [p]], positions=[p])
+        window = range(max(0, layer - 1), min(3, layer + 2))
+        for k, kinds in enumerate(([layer], window, window)):
+            sites = [f"layers.{i}.{('resid_post', 'state', 'conv')[k]}" for i in kinds]
+            restored = last(bad, [*bad_edits, *(put(site, clean_sites) for site in sites)])
+            lost = last(good, [put(site, bad_sites) for site in sites])
+            expected = restored - last(bad, bad_edits), last(good, []) - lost
+            for direction, value in zip(("denoise", "noise"), expected, strict=True):
+                torch.testing.assert_close(found[direction][k, layer, p], value, rtol=0, atol=1e-10)
+        severed = [put(f"layers.{i}.gate", bad_sites) for i in range(layer + 1, 3)]
+        value = last(bad, [*bad_edits, put(f"layers.{layer}.resid_post", clean_sites), *severed])
+        expected_severed = value - last(bad, bad_edits)
+        torch.testing.assert_close(found["denoise"][3, layer, p], expected_severed, rtol=0, atol=1e-10)
+
+
+def test_pieces_do_not_change_a_trace() -> None:
+    model = tiny_mamba(1, torch.float64).requires_grad_(False)
+    prompts = loaders(model, 6, 6)[1].batches[0]
+    whole = CausalTracer(model, SMALL).trace(prompts, None)
+    tracer = CausalTracer(model, SMALL)
+    tracer.pieces = lambda batch: list(torch.arange(len(batch)).split(1))  # type: ignore[method-assign]
+    for name, value in tracer.trace(prompts, None).items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=1e-10, equal_nan=True)
+
+
+def test_noise_has_the_measured_size_and_only_on_the_subject() -> None:
+    model = tiny_mamba(1).requires_grad_(False)
+    prompts = make_task(TaskConfig(name="facts", facts=24, values=6)).sample(400, "evaluation", 0)
+    model.embedding.weight.requires_grad_(False)
+    big = tiny_mamba(1, vocab_size=128).requires_grad_(False)
+    pair = Interchange(big, prompts, Corruption("noise", 3.0, 3, 0), "denoise", "answer_logprob")
+    value = pair.receiver[1][0].value
+    assert isinstance(value, torch.Tensor)
+    about = prompts.about()
+    assert about is not None and about.sum(1).eq(2).all()
+    about = about.repeat_interleave(3, 0)
+    assert not value[~about].any()
+    assert float(value[about].std()) == pytest.approx(3 * deviation(big), rel=0.02)
+    assert not torch.equal(value[0], value[1])  # the draws of one prompt
+
+
+def test_estimates_add_up_and_are_gradients_times_differences() -> None:
+    model = tiny_mamba(4, torch.float64).requires_grad_(False)
+    prompts = loaders(model, 6, 6)[1].batches[0]
+    pair = Interchange(model, prompts, Corruption("twin"), "noise", "logit_diff")
+    site, moved, values = "layers.0.u", 1e-6, pair.values(pair.receiver, ["layers.0.u"])["layers.0.u"]
+    step = moved * (pair.values(pair.donor, [site])[site] - values)
+    slopes = pair.sweep([[Edit(site, "add", step[:, [p]], positions=[p])] for p in range(7)] + [[]])
+    numeric = (slopes[:-1] - slopes[-1]) / moved
+    torch.testing.assert_close(pair.estimates([site])[site], numeric, rtol=1e-4, atol=1e-6)
+    fine = pair.estimates(["embed"], points=200)["embed"].sum(0)
+    torch.testing.assert_close(fine, pair.corrupted_value - pair.clean, rtol=0, atol=2e-3)
+
+
+def test_roles_of_subjects_and_of_recall() -> None:
+    task = make_task(TaskConfig(name="facts", facts=24, values=6))
+    prompts = task.sample(50, "evaluation", 0)
+    names, roles = task.roles(prompts)
+    for tokens, role in zip(prompts.tokens, roles, strict=True):
+        words = [task.decode(int(token)) for token in tokens]
+        said = [names[r] for r in role]
+        first = next(k for k, word in enumerate(words) if word.endswith("o") and word[0].isupper())
+        assert said[first] == "first subject token" and said[first + 1] == "last subject token"
+        assert said[-1] == "last token" and set(said[:first]) <= {"before"}
+    recall = make_task(TASK)
+    prompts = recall.sample(50, "evaluation", 0)
+    names, roles = recall.roles(prompts)
+    for tokens, role, answer in zip(prompts.tokens, roles, prompts.answers[:, -1], strict=True):
+        said = [names[r] for r in role]
+        assert tokens[said.index("key asked for")] == tokens[-1] and tokens[said.index("its value")] == answer
+        assert said.count("other keys") == said.count("other values") == 1
+
+
+def test_a_subject_of_one_token_and_one_that_ends_the_prompt() -> None:
+    about = torch.tensor([[0, 1, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()
+    from mechint.tasks.base import subject_roles
+
+    roles = subject_roles(about, torch.tensor([3, 4, 4]))
+    assert roles.tolist() == [[0, 3, 4, 5, -1], [0, 1, 2, 3, 5], [0, 0, 0, 1, 5]]
+
+
+def test_role_means_and_shares_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    effects, roles = rng.normal(size=(2, 3, 4, 5)), rng.integers(0, 3, (5, 4))
+    roles[0] = 0  # a prompt without the roles 1 and 2
+    found = role_means(effects, roles, [0, 2])
+    for n, k, layer, r in itertools.product(range(5), range(2), range(3), range(2)):
+        at = roles[n] == (0, 2)[r]
+        expected = effects[k, layer, at, n].mean() if at.any() else np.nan
+        np.testing.assert_allclose(found[n, k, layer, r], expected)
+    from mechint.statistics import ClusterBootstrap
+
+    total = rng.uniform(1, 2, 5)
+    point, low, high = ratio(ClusterBootstrap(range(5), 200, 0), found, ~np.isnan(found), total)
+    there = ~np.isnan(found[:, 1, 2, 1])
+    assert point[1, 2, 1] == pytest.approx(found[there, 1, 2, 1].mean() / total[there].mean())
+    assert ((low <= point) & (point <= high)).all()
+
+
+def test_adjusted_p_values_against_all_sign_flips() -> None:
+    rng = np.random.default_rng(3)
+    values, clusters = rng.normal(size=(8, 3)) + np.array([0, 0.4, 2]), np.arange(8)
+    sums = [np.abs((np.array(signs)[:, None] * values).sum(0)) for signs in itertools.product((1, -1), repeat=8)]
+    scale = np.sqrt((values**2).sum(0))
+    largest = np.array([(total / scale).max() for total in sums])
+    exact = [(largest >= abs(values[:, k].sum()) / scale[k] * (1 - 1e-12)).mean() for k in range(3)]
+    np.testing.assert_allclose(max_t(values, clusters, 40_000, 0), exact, atol=0.01)
+
+
+def test_adjusted_p_values_hold_their_level_and_keep_clusters_together() -> None:
+    rng = np.random.default_rng(0)
+    rejected = [max_t(rng.normal(size=(20, 30)), np.arange(20), 200, k).min() <= 0.05 for k in range(300)]
+    assert np.mean(rejected) < 0.09
+    once = np.concatenate([rng.normal(size=(6, 4)) + 1])
+    assert max_t(np.repeat(once, 50, 0), np.repeat(np.arange(6), 50), 500, 0).min() > 0.01  # six clusters, not 300
+
+
+def test_the_results_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_mamba(1).requires_grad_(False)
+    discovery, evaluation = loaders(model)
+    tracer = CausalTracer(model, SMALL, run_dir=tmp_path, key="a")
+    found = tracer.run_analysis(discovery, evaluation)
+    assert found["metrics"]["prompts_used"]["value"] == 12
+    assert found["trace"]["unit"] == "share of the total effect"
+    panels = found["trace"]["directions"]["denoise"]["panels"]
+    assert [panel["name"] for panel in panels] == ["resid_post", "state", "dt", "resid_post without out"]
+    last = np.array(panels[0]["value"])[-1]
+    role = found["trace"]["roles"].index("query")
+    assert last[role] == pytest.approx(1, abs=1e-4)  # the last residual at the last token is all there is
+    assert not np.delete(last, role).any()
+    assert panels[0]["attribution_correlation"] is not None and panels[3]["attribution_correlation"] is None
+    tracer.save_results()
+    about = {
+        "schema": 1, "analysis": "trace", "title": "Causal tracing", "checkpoint": "<b>x.pt", "status": "complete",
+        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
+        "task": {"name": "recall", "description": "recall"}, "config": dataclasses.asdict(SMALL),
+    }  # fmt: skip
+    write_json(tmp_path / "results.json", {**about, **found})
+    write_json(tmp_path / "manifest.json", {"mechint": "0"})
+    written = write_report(tmp_path)
+    before = {path: path.read_bytes() for path in written}
+    assert {path.name for path in written} >= {"trace_roles_denoise.png", "trace_layers_noise.png", "report.html"}
+    assert {path: path.read_bytes() for path in write_report(tmp_path)} == before
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;x.pt" in page and "<b>x.pt" not in page and 'src="http' not in page
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert log_wandb(tmp_path, "project", "trace").is_dir()
+    (tmp_path / "examples.json").unlink()
+    with pytest.raises(MechintError, match=r"examples\.json"):
+        write_report(tmp_path)
+    broken = {**about, **found, "trace": {**found["trace"], "roles": ["one"]}}
+    write_json(tmp_path / "results.json", broken)
+    with pytest.raises(MechintError, match="not valid"):
+        write_report(tmp_path)
+
+
+def test_a_killed_trace_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_mamba(2).requires_grad_(False)
+    discovery, evaluation = loaders(model)
+    whole = CausalTracer(model, SMALL).run_analysis(discovery, evaluation)
+    first = CausalTracer(model, SMALL, run_dir=tmp_path, key="k")
+    trace, left = first.trace, [2]
+
+    def dies(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return trace(*arguments)
+
+    monkeypatch.setattr(first, "trace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.run_analysis(discovery, evaluation)
+    again = CausalTracer(model, SMALL, run_dir=tmp_path, key="k")
+    assert json.dumps(again.run_analysis(discovery, evaluation)) == json.dumps(whole)
+    assert again.stages.resumed == ["batch 0"]
+
+
+def test_a_corruption_that_does_not_hurt_is_reported() -> None:
+    model = tiny_mamba(2).requires_grad_(False)
+    discovery, evaluation = loaders(model)
+    for k, batch in enumerate(evaluation.batches):
+        evaluation.batches[k] = dataclasses.replace(batch, twins=batch.tokens.clone())
+    found = CausalTracer(model, dataclasses.replace(SMALL, direction="denoise")).run_analysis(discovery, evaluation)
+    assert found["trace"]["unit"] == "metric"
+    assert any("does not hurt" in note for note in found["notes"])
+    assert not np.array(found["trace"]["directions"]["denoise"]["panels"][1]["value"]).any()
+    assert np.array(found["trace"]["directions"]["denoise"]["panels"][1]["p"]).min() == 1
+
+
+def test_refusals(tmp_path: Path) -> None:
+    model = tiny_mamba().requires_grad_(False)
+    with pytest.raises(MechintError, match=r"has no site 'pattern'.*it has resid_pre, norm"):
+        CausalTracer(model, dataclasses.replace(SMALL, sites="pattern"))
+    with pytest.raises(MechintError, match=r"no site 'stat'.*state"):
+        CausalTracer(model, dataclasses.replace(SMALL, sever="stat"))
+    assert "neither subjects nor" in str(refuse(SMALL, TaskConfig(name="text")))
+    assert "no counterfactual twin" in str(refuse(SMALL, TaskConfig(name="prompt")))
+    with pytest.raises(MechintError, match="logit_diff needs counterfactual twins"):
+        answer_metric("logit_diff", torch.zeros(1), None)
+    task = make_task(TASK)
+    plain = [PromptLoader(task, split, 6, 6, 0) for split in ("discovery", "evaluation")]
+    never = tiny_mamba(0, vocab_size=40).requires_grad_(False)
+    for loader in plain:
+        logits, _ = never.trace(loader.batches[0].tokens, Tap())
+        loader.batches[0] = dataclasses.replace(loader.batches[0], answers=logits[:, -1].argmin(-1, keepdim=True))
+    with pytest.raises(MechintError, match="answers none of the 6 prompts"):
+        CausalTracer(never, SMALL).run_analysis(*plain)
+    run = RunConfig(checkpoint=str(tmp_path / "no.pt"), output_dir=str(tmp_path / "out"))
+    with pytest.raises(MechintError, match="plain text has neither"):
+        run_experiment(Experiment(run, TaskConfig(name="text"), {"trace": SMALL}))
