@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ import mechint
 from mechint.models.gpt2 import GPT2
 from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
-from tests.standins import save_hf, save_tokenizer
+from tests.standins import save_hf, save_tokenizer, serve
 from tests.test_bad_checkpoints import refusal
 
+ROOT = Path(__file__).resolve().parents[1]
 State = dict[str, torch.Tensor]
 
 
@@ -160,6 +164,21 @@ def test_what_comes_with_the_model(model: GPT2, tmp_path: Path) -> None:
     assert loaded.metadata["iter_num"] == 7 and loaded.metadata["lr"] == 6e-4
     big = save_tokenizer(save_hf(tiny_gpt2(vocab_size=300), tmp_path / "m"), 300)
     assert mechint.load(big).tokenizer.encode("for name in names:").ids
+
+
+def test_a_model_of_the_hub(model: GPT2, tmp_path: Path) -> None:
+    directory = hf_directory(model, tmp_path)
+    script = (
+        "import mechint; from tests.builders import tokens;"
+        "print(mechint.load('someone/gpt2')(tokens(1, 4)).flatten().tolist())"
+    )
+    with serve({"someone/gpt2": directory}) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
+                       "PYTHONPATH": f"{ROOT / 'lib'}:{ROOT}"}  # fmt: skip
+        environment.pop("HF_HUB_CACHE", None)
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), model(tokens(1, 4)).detach().flatten())
 
 
 def refused(state: State, config: dict[str, Any] | None = None, **options: Any) -> str:
