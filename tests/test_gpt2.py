@@ -15,7 +15,8 @@ from torch import Tensor
 import mechint
 from mechint import Edit
 from mechint.errors import MechintError
-from mechint.models.gpt2 import GPT2, GPT2Config, grown
+from mechint.models.attention import grown
+from mechint.models.gpt2 import GPT2, GPT2Config
 from mechint.sweep import gradients, sweep
 from tests import gpt2_oracle
 from tests.builders import GPT2_SIZES, tiny_gpt2, tokens

@@ -1,8 +1,8 @@
-"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), whole, in one file.
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), in one file: all but the reading
+of attention, which other transformers share.
 
-Axes: B batch, L positions of this forward, S sources (positions so far), D model, H heads, d dimension of a head,
-M neurons, V vocabulary. Every tensor that :attr:`GPT2.sites` lists passes through ``at(name, tensor)``, where it can be
-recorded and edited.
+Axes: B batch, L position, D model, H head, d dimension of a head, M neuron, V vocabulary. Every tensor that
+:attr:`GPT2.sites` lists passes through ``at(name, tensor)``, where it can be recorded and edited.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MechintError
+from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
 from .sites import Scope, Site, Tap
 
-HEADS = ("batch", "position", "head", "dimension")
-SOURCES = ("batch", "position", "head", "source")
-NEURONS = ("batch", "position", "neuron")
-
-# (name, axes, configuration fields of the unit sizes), in the order of the forward; no field: as many as positions
-LAYER_SITES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),
     ("ln_1", RESIDUAL, ("d_model",)),
     ("q", HEADS, ("n_head", "d_head")),
@@ -70,34 +66,6 @@ class GPT2Config:
         return self.d_model // self.n_head
 
 
-@dataclass
-class LayerCache:
-    """Keys and values of the positions before, in pieces [B, ·, H, d], oldest first.
-
-    The caches behind successive positions share their pieces, so that a sweep may hold one for every position.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def behind(self, k: Tensor, v: Tensor) -> LayerCache:
-        """The memory with the keys and values of further positions, [B, L, H, d]."""
-        return LayerCache(grown(self.keys, k), grown(self.values, v))
-
-    def repeat(self, times: int) -> LayerCache:
-        """The same memory for that many copies of the batch, one copy after another."""
-        keys, values = ([piece.repeat(times, 1, 1, 1) for piece in pieces] for pieces in (self.keys, self.values))
-        return LayerCache(keys, values)
-
-
-def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
-    """The pieces and one more; short ones are joined, so that of t positions there are at most log2 t + 1 pieces."""
-    pieces = [*pieces, new]
-    while len(pieces) > 1 and pieces[-1].shape[1] >= pieces[-2].shape[1]:
-        pieces[-2:] = [torch.cat(pieces[-2:], 1)]
-    return pieces
-
-
 class LayerNorm(nn.Module):
     def __init__(self, size: int, eps: float, bias: bool) -> None:
         super().__init__()
@@ -111,8 +79,6 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention, in plain products: a fused kernel rounds otherwise, and reading must not change a bit."""
-
     def __init__(self, c: GPT2Config) -> None:
         super().__init__()
         self.c = c
@@ -127,44 +93,8 @@ class Attention(nn.Module):
         k = at("k", parts[1].contiguous())  # [B, L, H, d]
         v = at("v", parts[-1].contiguous())  # [B, L, H, d], made like k where they are tied
         cache = cache.behind(k, v)
-        keys, values = torch.cat(cache.keys, 1), torch.cat(cache.values, 1)  # [B, S, H, d] each
-        head_out = self.attend(q, keys, values, at)  # [B, L, H, d]
+        head_out = attend(q, cache, at)  # [B, L, H, d]
         return at("attn_out", self.c_proj(head_out.flatten(2))), cache
-
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, at: Scope) -> Tensor:
-        """q [B, L, H, d] on keys and values [B, S, H, d] -> what each head reads, [B, L, H, d]."""
-        L, S = q.shape[1], keys.shape[1]
-        scores = accumulate(q.transpose(1, 2) @ keys.permute(0, 2, 3, 1)) * self.c.d_head**-0.5  # [B, H, L, S]
-        order = torch.arange(S, device=q.device)
-        future = order[None, :] > order[S - L :, None]  # [L, S]
-        if edited := bool(at.edits("scores")):
-            scores = edit_sources("scores", scores, future, at)
-        scores = scores.masked_fill(future, -math.inf)
-        scores = at.keep("scores", scores.transpose(1, 2)).transpose(1, 2)
-        if edited:
-            alone = (scores == -math.inf).all(-1, keepdim=True)  # every source cut: reads nothing, and is no NaN
-            pattern = scores.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
-        else:
-            pattern = scores.softmax(-1)  # [B, H, L, S]
-        if at.wants("pattern"):
-            pattern = edit_sources("pattern", pattern, future, at).masked_fill(future, 0.0)
-            pattern = at.keep("pattern", pattern.transpose(1, 2)).transpose(1, 2)
-            pattern = pattern.masked_fill(future, 0.0)  # once more, so that what is recorded has no gradient there
-        head_out = pattern.to(values.dtype) @ values.transpose(1, 2)  # [B, H, L, d]
-        return at("head_out", head_out.transpose(1, 2).contiguous())
-
-
-def edit_sources(name: str, tensor: Tensor, future: Tensor, at: Scope) -> Tensor:
-    """``tensor`` [B, H, L, S] edited at a site of (head, source) units.
-
-    An edit sees the same in prefill and token by token: a source for every position of the whole run, 0 at those that
-    come after the reader. What it puts there is for the caller to hide.
-    """
-    tensor = tensor.masked_fill(future, 0.0).transpose(1, 2)  # [B, L, H, S]
-    S = tensor.shape[-1]
-    for edit in at.edits(name):
-        tensor = edit.apply(F.pad(tensor, (0, (edit.length or S) - S)), at.offset)[..., :S]
-    return tensor.transpose(1, 2).contiguous()
 
 
 class MLP(nn.Module):
@@ -238,10 +168,7 @@ class GPT2(LanguageModel):
         """Every site of the forward, in its order."""
         c = self.config
         sites = [Site(name, RESIDUAL, (c.d_model,)) for name in self.first_sites]
-        for layer in range(c.n_layer):
-            for name, axes, sizes in LAYER_SITES:
-                units = tuple(getattr(c, size) if size else 0 for size in sizes)
-                sites.append(Site(f"layers.{layer}.{name}", axes, units, -math.inf if name == "scores" else 0.0))
+        sites += [site for i in range(c.n_layer) for site in layer_sites(i, LAYER_SITES, c)]
         return {site.name: site for site in [*sites, *outer_sites(c.d_model, c.vocab_size)]}
 
     def check_length(self, length: int) -> None:
