@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import MechintError, did_you_mean
 from ..progress import Progress
-from . import gpt2_names, names
+from . import gpt2_names, llama_names, names
 from .checkpoints import clean_names, read_checkpoint
 from .exact import check_shapes, listing
 from .gpt2 import GPT2
 from .hub import fetch, is_hub_id
+from .llama import Llama
 from .mamba import Mamba
 from .tokenizer import read_tokenizer
 
@@ -146,6 +147,17 @@ def build_gpt2(
     return model
 
 
+def build_llama(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> Llama:
+    """A Llama of exactly these tensors."""
+    sizes, ours = llama_names.infer_config(state, config, where)
+    with torch.device("meta"):
+        model = Llama(sizes)
+    fill(model, state, ours, where, dtype, device)
+    return model
+
+
 def fill(
     model: nn.Module,
     state: dict[str, Tensor],
@@ -266,6 +278,13 @@ FAMILIES: dict[str, Family] = {
         build_gpt2,
         gpt2_names.to_hf_state_dict,
         gpt2_names.hf_config,
+    ),
+    "llama": Family(
+        "Llama",
+        lambda state: _ending(state, "self_attn.q_proj.weight"),
+        build_llama,
+        llama_names.to_hf_state_dict,
+        llama_names.hf_config,
     ),
 }
 """Asked in this order; the first that recognises the tensors' names builds."""
