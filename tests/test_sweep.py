@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit, MechintError
+from mechint.interventions import CUTS
 from mechint.sweep import gradients, sweep
 from mechint.sweep_plan import Base
 
@@ -53,16 +54,16 @@ def run_in_order(model: Any, prompts: torch.Tensor, edits: list[Edit]) -> torch.
 def edits(draw: Any, model: Any, seed: int) -> Edit:
     """Any edit of any site, on any positions, units and rows, with a value for each of them."""
     name = draw(st.sampled_from(list(model.sites)))
-    site = model.sites[name]
+    site = model.sites[name].of_length(LENGTH)
     positions = draw(st.none() | st.lists(st.integers(0, LENGTH - 1), min_size=1, unique=True))
     rows = draw(st.none() | st.lists(st.integers(0, ROWS - 1), min_size=1, unique=True))
     units = draw(st.none() | st.lists(st.integers(0, site.units[0] - 1), min_size=1, unique=True))
     kind = name.rpartition(".")[2]
-    if kind in ("state", "conv", "out") and draw(st.booleans()):
+    if kind in CUTS and draw(st.booleans()):
         readers = draw(st.lists(st.integers(0, LENGTH - 1), min_size=1, unique=True))
         sources = [draw(st.integers(0, min(readers)))]
         if kind != "conv" or readers[0] == sources[0]:
-            units = None if kind != "state" else units
+            units = None if kind in ("conv", "out") else units
             return Edit(name, "cut", positions=readers, sources=sources, rows=rows, units=units)
     mode = draw(st.sampled_from(["replace", "add", "scale"]))
     shape = [

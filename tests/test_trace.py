@@ -27,7 +27,7 @@ from mechint.statistics import max_t
 from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.trace_plan import panels
 from mechint.trace_results import ratio, role_means
-from tests.builders import tiny_mamba
+from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 SMALL = TraceConfig(sites="resid_post,state,dt", eval_prompts=12, prompts=8, bootstrap=100, examples=2)
@@ -262,6 +262,18 @@ def test_a_killed_trace_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch:
     again = CausalTracer(model, SMALL, run_dir=tmp_path, key="k")
     assert json.dumps(again.run_analysis(discovery, evaluation)) == json.dumps(whole)
     assert again.stages.resumed == ["batch 0"]
+
+
+@pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
+def test_transformers_are_traced(family: Any) -> None:
+    model = family().requires_grad_(False)
+    discovery, evaluation = loaders(model)
+    config = dataclasses.replace(SMALL, sites="usual", direction="denoise", corruption="noise", metric="answer_logprob")
+    found = CausalTracer(model, config).run_analysis(discovery, evaluation)
+    panels = {panel["name"]: panel for panel in found["trace"]["directions"]["denoise"]["panels"]}
+    assert {"pattern", "resid_post without attn_out", "resid_post without mlp_out"} < set(panels)
+    total = 1 if found["trace"]["unit"] != "metric" else found["metrics"]["total_effect"]["value"]
+    assert panels["resid_post"]["value"][-1][-1] == pytest.approx(total, rel=1e-4)
 
 
 def test_a_corruption_that_does_not_hurt_is_reported() -> None:

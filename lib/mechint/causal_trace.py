@@ -38,9 +38,9 @@ class TraceConfig:
         "Kinds of site to trace, separated by commas (resid_post,state,dt …); 'usual' takes those of the family",
     )
     sever: str = option(
-        "out",
-        "Kinds of site that stay corrupted above a restored residual, one map for each, separated by commas; empty for "
-        "none",
+        "usual",
+        "Kinds of site that stay corrupted above a restored residual, one map for each, separated by commas; 'usual' "
+        "takes what the layers add to the residual, empty none",
     )
     window: int = option(
         1, "Layers restored together at sites other than the residual, around each layer", unit="layers", low=1, high=99
@@ -102,7 +102,7 @@ class CausalTracer:
         self.config, self.seed = config, seed
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.kinds = listed(config.sites) if config.sites != "usual" else list(model.mediators)
-        self.severed = listed(config.sever)
+        self.severed = listed(config.sever) if config.sever != "usual" else list(model.mixers)
         for kind in [*self.kinds, *self.severed]:
             if not layer_sites(model, kind):
                 raise MechintError(
@@ -184,7 +184,7 @@ class CausalTracer:
             about = batch.about()
             if about is None:
                 raise MechintError("the corruption 'mean' needs to know what the prompts are about")
-            rows.append(self.model.embedding.weight[batch.tokens[about]].double())
+            rows.append(self.model.embeddings[batch.tokens[about]].double())
         return torch.cat(rows).mean(0)
 
     def corruption(self, mean: Tensor | None) -> Corruption:

@@ -112,7 +112,7 @@ class Interchange:
         about = rows.about()
         if about is None:
             raise MechintError(f"the corruption {corruption.method!r} needs to know what the prompts are about")
-        weight = self.model.embedding.weight
+        weight = self.model.embeddings
         shape = (*rows.tokens.shape, weight.shape[1])
         if corruption.method == "mean":
             assert corruption.mean is not None
@@ -172,4 +172,4 @@ class Interchange:
 
 def deviation(model: Any) -> float:
     """Standard deviation of the entries of the embedding matrix, measured on the loaded model."""
-    return float(model.embedding.weight.detach().double().std())
+    return float(model.embeddings.detach().double().std())

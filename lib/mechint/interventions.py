@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ from .errors import MechintError, did_you_mean
 from .models.sites import Site
 
 MODES = ("replace", "add", "scale", "mask", "readout", "cut")
+CUTS = ("state", "conv", "out", "scores", "pattern")
 
 Value = Tensor | float | Callable[[Tensor], Tensor]
 
@@ -31,8 +34,8 @@ class Edit:
         value: A tensor or number that broadcasts to [rows, positions, units …], or a function of the clean
             selection of that shape (in token-by-token generation it is called with one position at a time).
         positions: Positions of the prompt, negative ones from its end; None for all.
-        units: Indices on the axis after position; for a site with two unit axes also (channel, state) pairs.
-            None for all.
+        units: Indices on the axis after position; for a site with two unit axes also pairs: (channel, state),
+            (head, dimension), (head, source). None for all.
         rows: Rows of the batch; None for all.
         fill: What ``mask`` puts where its value is 0; broadcasts like ``value``.
         sources: For ``cut``: the positions whose contribution is removed; none later than a target.
@@ -40,12 +43,16 @@ class Edit:
             decays are those of the layer without the sources, so nothing of them is left).
 
     Edits of one site are applied in the order given. An edit of ``state`` is carried on by the recurrence; the
-    edits of ``write`` and ``decay`` are too, since the state is computed from them. The three cuts:
+    edits of ``write`` and ``decay`` are too, since the state is computed from them. An edit of ``k`` or ``v`` is seen
+    by every later position. No edit of ``scores`` or ``pattern`` makes a position read what comes after it. The cuts:
 
     * at ``state``: C at a target reads the state without the decayed writes of the sources (the scan path alone);
     * at ``conv``: the convolution at a target does without the taps that hold the sources;
     * at ``out``: the whole mixer output at a target is that of the layer with the sources' ``x`` removed, at the
-      given channels or all: ∂out_i/∂x_j is exactly zero when the decay is frozen.
+      given channels or all: ∂out_i/∂x_j is exactly zero when the decay is frozen;
+    * at ``scores``: attention at a target, of the given heads or all, is shared among the other positions: it is that
+      of a prompt without the sources (a position left with none reads nothing);
+    * at ``pattern``: the sources' attention is lost and the others keep theirs.
     """
 
     site: str
@@ -112,8 +119,9 @@ class Edit:
         new = new.to(tensor.dtype)
         if self.mode not in ("replace", "readout"):
             return torch.equal(new, selected)
-        rounding = 64 * torch.finfo(tensor.dtype).eps * selected.abs().amax()
-        return bool((new - selected).abs().amax() <= rounding)
+        largest = selected.abs().nan_to_num(posinf=0.0).amax()  # a score that was cut is -inf
+        rounding = 64 * torch.finfo(tensor.dtype).eps * largest
+        return bool(((new == selected) | ((new - selected).abs() <= rounding)).all())
 
     def on_rows(self, rows: Sequence[int]) -> Edit:
         """The same edit on other rows, as many of them."""
@@ -239,7 +247,7 @@ def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> E
     kind = edit.site.rpartition(".")[2]
     if edit.mode == "readout" and kind != "state":
         raise MechintError(f"{where}: mode 'readout' is for the site 'state' alone")
-    site = sites[edit.site]
+    site = sites[edit.site].of_length(length)
     edit = edit.resolved(length)
     _in_range(where, "position", edit.positions, length)
     _in_range(where, "row", edit.rows, rows)
@@ -249,6 +257,8 @@ def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> E
         _check_units(where, units, edit)
     if edit.is_cut:
         _check_cut(where, kind, edit, sites, length)
+        if site.has_sources:
+            return _cut_of_attention(site, edit)
     elif callable(edit.value) and edit.mode in ("scale", "mask"):
         raise MechintError(f"{where}: the value of {edit.mode!r} is a number or tensor; with a function use 'replace'")
     elif edit.value is None:
@@ -283,8 +293,11 @@ def _check_units(where: str, site: Site, edit: Edit) -> None:
 
 
 def _check_cut(where: str, kind: str, edit: Edit, sites: Mapping[str, Site], length: int) -> None:
-    if kind not in ("state", "conv", "out"):
-        raise MechintError(f"{where}: a cut is made at 'state', 'conv' or 'out', not at {kind!r}")
+    known = [name for name in CUTS if any(site.endswith("." + name) for site in sites)]
+    if kind not in known:
+        raise MechintError(
+            f"{where}: a cut is made at {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, not at {kind!r}"
+        )
     if not edit.positions or not edit.sources:
         raise MechintError(f"{where}: a cut needs positions (the readers) and sources (what they no longer read)")
     _in_range(where, "source position", edit.sources, length)
@@ -295,6 +308,16 @@ def _check_cut(where: str, kind: str, edit: Edit, sites: Mapping[str, Site], len
     reach = sites[edit.site + "_state"].units[1] if kind == "conv" else length
     if not any(0 <= i - j <= reach for i in edit.positions for j in edit.sources):
         raise MechintError(f"{where}: no position is within the {reach + 1} taps of a source; there is nothing to cut")
+
+
+def _cut_of_attention(site: Site, edit: Edit) -> Edit:
+    """A cut at ``scores`` or ``pattern`` in the words of other modes, of which one place may get several."""
+    heads = torch.arange(site.units[0]) if edit.units is None else torch.as_tensor(list(edit.units))
+    if heads.dim() > 1:
+        raise MechintError(f"edit of {edit.site!r}: the units of a cut are heads here, and sources= has their sources")
+    mode, value = ("add", -math.inf) if site.absent else ("scale", 0.0)
+    units = list(itertools.product(heads.tolist(), edit.sources or ()))
+    return dataclasses.replace(edit, mode=mode, value=value, units=units, sources=None)
 
 
 def _selection(site: Site, edit: Edit, rows: int, length: int) -> tuple[tuple[str, int], ...]:

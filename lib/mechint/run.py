@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import MechintError, did_you_mean
 from .interventions import Edit, check_edits
-from .models.sites import Tap, find_sites
+from .models.sites import Site, Tap, find_sites
 
 
 @dataclass
@@ -85,7 +86,7 @@ def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: A
     """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""
     groups: dict[str, list[str]] = {}
     for name, site in model.sites.items():
-        if len(site.units) == 1:  # not the states: the other sites show them
+        if not {"state", "tap", "source"} & set(site.axes):  # large ones, which the other sites show
             groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for small in groups.values():
         tap = Tap(small, edits, cache.position if cache is not None else 0)
@@ -125,6 +126,7 @@ def generate(
     check_tokens(model, tokens)
     if count < 1:
         raise MechintError(f"generate: count is {count}; it must be at least 1")
+    model.check_length(tokens.shape[1] + count - 1)
     names = find_sites(model.sites, record)
     edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
     generator = torch.Generator(tokens.device).manual_seed(seed)
@@ -142,7 +144,16 @@ def generate(
         else:
             step = latest[:, -1].argmax(-1, keepdim=True)
         tokens = torch.cat([tokens, step], 1)
-    return Generation(tokens, torch.cat(logits, 1), {name: torch.cat(values, 1) for name, values in parts.items()})
+    values = {name: join(model.sites[name], pieces) for name, pieces in parts.items()}
+    return Generation(tokens, torch.cat(logits, 1), values)
+
+
+def join(site: Site, pieces: list[Tensor]) -> Tensor:
+    """What a site had in successive forwards, along the positions; earlier pieces had fewer sources."""
+    if site.has_sources:
+        width = pieces[-1].shape[-1]
+        pieces = [F.pad(piece, (0, width - piece.shape[-1]), value=site.absent) for piece in pieces]
+    return torch.cat(pieces, 1)
 
 
 def check_tokens(model: Any, tokens: Tensor) -> None:

@@ -157,7 +157,8 @@ def gradients(
             model.requires_grad_(False)
             # one leaf at the bottom: everything above it has a gradient and no weight does
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
-            tap.edits["embed"] = [*tap.edits.get("embed", []), Edit("embed", "add", leaf)]
+            for name in model.first_sites:
+                tap.edits[name] = [*tap.edits.get(name, []), Edit(name, "add", leaf)]
             logits, _ = model.trace(tokens, tap, None, logits_at)
         finally:
             for parameter, was in zip(model.parameters(), held, strict=True):

@@ -82,6 +82,7 @@ class RowEdits:
         each = [edit.positions for _, edit in parts]
         known = [set(positions) for positions in each if positions is not None]
         self.positions = sorted(set().union(*known)) if len(known) == len(each) else None
+        self.length = parts[0][1].length
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         there = [(rows, edit) for rows, edit in self.parts if edit.here(offset, tensor.shape[1])]
@@ -122,6 +123,7 @@ class Probe:
         self.parts = parts
         each = [edit.positions for _, edit in parts]
         self.positions = None if None in each else sorted({p for positions in each for p in positions or ()})
+        self.length = parts[0][1].length
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         for cell, edit in self.parts:
@@ -180,16 +182,17 @@ class Base:
         edges = [*sorted({0, *lowest}), tokens.shape[1]]
         joined = {cell.layer for cell in self.plan}
         allowed, held = self.memory_mib * 2**20 / 2, 0
+        counted: set[int] = set()  # memories of several positions may share what they hold
         r = model.begin(tokens, tap)
         for i in range(len(model.layers)):
             if i in joined:
                 self.residual[i] = r
-                held += size(r)
+                held += size(r, counted)
             memory, pieces = model.empty_cache(i, len(tokens)), []
             for start, end in itertools.pairwise(edges):
                 if lowest.get(start, len(model.layers)) <= i:
                     self.memory[i, start] = memory
-                    held += size(memory)
+                    held += size(memory, counted)
                 if held > allowed:
                     raise MechintError(
                         f"sweep: {self.memory_mib:g} MiB are too few: half of them hold the base's memory, which has "
@@ -259,12 +262,15 @@ class Base:
         return torch.where((asked < start).unsqueeze(-1), self.logits.repeat(len(batch.cells), 1, 1), behind)
 
 
-def size(held: Any) -> int:
-    """Bytes that a tensor, or the tensors of a dataclass or list, keep alive."""
+def size(held: Any, counted: set[int]) -> int:
+    """Bytes that a tensor, or the tensors of a dataclass or list, keep alive, without those counted before."""
     if isinstance(held, Tensor):
-        return held.untyped_storage().nbytes()
+        storage = held.untyped_storage()
+        fresh = storage._cdata not in counted
+        counted.add(storage._cdata)
+        return storage.nbytes() if fresh else 0
     parts: Iterable[Any] = held if isinstance(held, (list, tuple)) else getattr(held, "__dict__", {}).values()
-    return sum(size(part) for part in parts)
+    return sum(size(part, counted) for part in parts)
 
 
 def mib(count: float) -> str:

@@ -26,7 +26,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 MASKS = "final_masks.pt"
 STATE_KEYS = ("model", "model_state_dict", "state_dict")
-CONFIG_KEYS = ("config", "model_args", "args")
+CONFIG_KEYS = ("args", "config", "model_args")
+"""Of one thing said twice the last counts: nanoGPT's ``model_args`` are what its model was built from."""
 PREFIXES = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before every name."""
 
@@ -257,11 +258,14 @@ def _unpack(value: Any, path: Path) -> Checkpoint:
         what = f"{odd[0]!r} is no tensor" if odd else "nothing is there"
         raise MechintError(f"{path} holds no model weights{inside}: {what}; it is not a checkpoint of a model")
     tensors = clean_names({str(name): tensor for name, tensor in state.items()}, path)
+    config: dict[str, Any] | None
     if key is None:
         config = read_config(path.parent) if path.name in WEIGHTS else None
         return Checkpoint(tensors, config, path, dict(config or {}))
-    found = next((value[name] for name in CONFIG_KEYS if isinstance(value.get(name), (dict, argparse.Namespace))), None)
-    config = dict(vars(found) if isinstance(found, argparse.Namespace) else found) if found is not None else None
+    found = [value[name] for name in CONFIG_KEYS if isinstance(value.get(name), (dict, argparse.Namespace))]
+    config = {} if found else None
+    for said in found:
+        config = {**(config or {}), **(vars(said) if isinstance(said, argparse.Namespace) else said)}
     others = {name: item for name, item in value.items() if name not in (*STATE_KEYS, *CONFIG_KEYS) and _is_plain(item)}
     return Checkpoint(tensors, config, path, {**others, **(config or {})})
 

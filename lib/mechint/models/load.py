@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import MechintError, did_you_mean
 from ..progress import Progress
+from . import gpt2_names, llama_names, names
 from .checkpoints import clean_names, read_checkpoint
+from .exact import check_shapes, listing
+from .gpt2 import GPT2
 from .hub import fetch, is_hub_id
+from .llama import Llama
 from .mamba import Mamba
-from .names import check_shapes, claims_of, hf_config, infer_config, listing, to_hf_state_dict
 from .tokenizer import read_tokenizer
 
 __all__ = ["FAMILIES", "Family", "from_state_dict", "hf_config", "load", "to_hf_state_dict"]
@@ -28,11 +31,16 @@ Builder = Callable[[dict[str, Tensor], Mapping[str, Any] | None, str, torch.dtyp
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: how its tensors are recognised, and what builds our module; None refuses it by name."""
+    """A model family: how its tensors are recognised, and what builds our module; None refuses it by name.
+
+    The last two give the weights and the configuration of our module as Hugging Face has them.
+    """
 
     title: str
     detects: Callable[[Collection[str]], bool]
     build: Builder | None = None
+    to_hf_state_dict: Callable[[Any], dict[str, Tensor]] | None = None
+    hf_config: Callable[[Any], dict[str, Any]] | None = None
 
 
 def load(
@@ -46,7 +54,7 @@ def load(
 
     Args:
         path_or_name: A Hugging Face or state-spaces model directory or hub id, its weights file alone, or a trainer's
-            ``.pt``.
+            or nanoGPT's ``.pt``.
         dtype: Of the parameters; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
             is felt at every step of the recurrence.
         device: ``"auto"`` takes a GPU when there is one.
@@ -120,20 +128,77 @@ def build(
 def build_mamba(
     state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
 ) -> Mamba:
-    """A Mamba of exactly these tensors; no initial weights are drawn on the way."""
-    sizes, ours = infer_config(state, claims_of(config, where), where)
+    """A Mamba of exactly these tensors."""
+    sizes, ours = names.infer_config(state, names.claims_of(config, where), where)
     with torch.device("meta"):
         model = Mamba(sizes)
-    check_shapes(state, ours, model, where)
-    exact = dtype if dtype == torch.float64 else torch.float32
+    fill(model, state, ours, where, dtype, device, exact=(".A_log", ".D"))
+    return model
+
+
+def build_gpt2(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> GPT2:
+    """A GPT-2 of exactly these tensors."""
+    sizes, ours, turned = gpt2_names.infer_config(state, config, where)
+    with torch.device("meta"):
+        model = GPT2(sizes)
+    fill(model, state, ours, where, dtype, device, turned=turned)
+    return model
+
+
+def build_llama(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> Llama:
+    """A Llama of exactly these tensors."""
+    sizes, ours = llama_names.infer_config(state, config, where)
+    with torch.device("meta"):
+        model = Llama(sizes)
+    fill(model, state, ours, where, dtype, device)
+    return model
+
+
+def fill(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    ours: Mapping[str, str],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    exact: tuple[str, ...] = (),
+    turned: Collection[str] = (),
+) -> None:
+    """Puts the tensors into a model without memory; no initial weights are drawn on the way.
+
+    Args:
+        ours: The model's names -> the file's.
+        exact: Endings of the names that stay at least float32.
+        turned: Names of the model that the file stores transposed.
+    """
+    shapes = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
+    check_shapes(state, {ours[name]: s[::-1] if name in turned else s for name, s in shapes.items()}, where)
     weights = {}
     with Progress(f"loading {where}", len(ours)) as progress:
         for name, theirs in ours.items():
-            kept = exact if name.endswith((".A_log", ".D")) else dtype
-            weights[name] = convert(state.pop(theirs), kept, device, f"{where}: {theirs}")
+            kept = torch.float32 if name.endswith(exact) and dtype != torch.float64 else dtype
+            tensor = state.pop(theirs)
+            weights[name] = convert(tensor.T if name in turned else tensor, kept, device, f"{where}: {theirs}")
             progress.step()
     model.load_state_dict(weights, strict=True, assign=True)
-    return model
+
+
+def to_hf_state_dict(model: Any) -> dict[str, Tensor]:
+    """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
+    write = FAMILIES[model.config.family].to_hf_state_dict
+    assert write is not None
+    return write(model)
+
+
+def hf_config(model: Any) -> dict[str, Any]:
+    """What transformers' configuration takes, and what a ``config.json`` holds."""
+    write = FAMILIES[model.config.family].hf_config
+    assert write is not None
+    return write(model)
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
@@ -199,8 +264,27 @@ def _ending(names: Collection[str], *parts: str) -> bool:
 
 
 FAMILIES: dict[str, Family] = {
-    "mamba2": Family("Mamba-2", lambda names: _ending(names, "A_log") and _ending(names, "dt_bias")),
-    "mamba": Family("Mamba", lambda names: _ending(names, "A_log", "x_proj.weight", "dt_proj.weight"), build_mamba),
-    "gpt2": Family("GPT-2", lambda names: _ending(names, "wte.weight", "attn.c_attn.weight")),
+    "mamba2": Family("Mamba-2", lambda state: _ending(state, "A_log") and _ending(state, "dt_bias")),
+    "mamba": Family(
+        "Mamba",
+        lambda state: _ending(state, "A_log", "x_proj.weight", "dt_proj.weight"),
+        build_mamba,
+        names.to_hf_state_dict,
+        names.hf_config,
+    ),
+    "gpt2": Family(
+        "GPT-2",
+        lambda state: _ending(state, "wte.weight", "attn.c_attn.weight"),
+        build_gpt2,
+        gpt2_names.to_hf_state_dict,
+        gpt2_names.hf_config,
+    ),
+    "llama": Family(
+        "Llama",
+        lambda state: _ending(state, "self_attn.q_proj.weight"),
+        build_llama,
+        llama_names.to_hf_state_dict,
+        llama_names.hf_config,
+    ),
 }
 """Asked in this order; the first that recognises the tensors' names builds."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..interventions import Edit
 from ..scan import decays, read_out, recurrence, selective_scan
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
 from .sites import Scope, Site, Tap
 
-RESIDUAL = ("batch", "position", "model")
 CHANNELS = ("batch", "position", "channel")
 STATES = ("batch", "position", "channel", "state")
 SHARED = ("batch", "position", "state")
@@ -89,14 +89,6 @@ class LayerCache:
         history = None if self.history is None else self.history.repeat(times, 1, 1)
         shares = [share.repeat(times, 1, 1) for share in self.shares]
         return LayerCache(self.conv.repeat(times, 1, 1), self.state.repeat(times, 1, 1), shares, history)
-
-
-@dataclass
-class Cache:
-    """What a model remembers of a prompt, so that a forward can go on behind it."""
-
-    layers: list[LayerCache]
-    position: int = 0
 
 
 class RMSNorm(nn.Module):
@@ -302,16 +294,14 @@ class Layer(nn.Module):
         )
 
 
-class Mamba(nn.Module):
-    """A Mamba-1 language model.
-
-    ``model(tokens)`` gives the logits; :func:`mechint.run` and :func:`mechint.generate` read and edit.
-    """
+class Mamba(LanguageModel):
+    """A Mamba-1 language model."""
 
     Config = MambaConfig
     first_sites = ("embed",)  # before the layers
     carried_sites = ("state", "conv_state")  # an edit of one position is carried on to the next
     mediators = ("resid_post", "out", "conv", "dt", "B", "C", "write", "state", "readout", "gate")
+    mixers = ("out",)
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:
@@ -325,6 +315,10 @@ class Mamba(nn.Module):
         if not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=0.02)
 
+    @property
+    def embeddings(self) -> Tensor:
+        return self.embedding.weight
+
     @functools.cached_property
     def sites(self) -> dict[str, Site]:
         """Every site of the forward, in its order."""
@@ -337,64 +331,21 @@ class Mamba(nn.Module):
             ]
             memory = (c.d_inner, c.d_conv - 1)
             sites.append((f"layers.{layer}.conv_state", (*CHANNELS, "tap"), memory))
-        sites += [
-            ("final_norm", RESIDUAL, (c.d_model,)),
-            ("logits", ("batch", "position", "vocabulary"), (c.vocab_size,)),
-        ]
-        return {name: Site(name, axes, units) for name, axes, units in sites}
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids [batch, position] -> logits [batch, position, vocabulary]."""
-        return self.trace(tokens, Tap())[0]
-
-    def trace(
-        self, tokens: Tensor, at: Tap, cache: Cache | None = None, logits_at: Tensor | None = None
-    ) -> tuple[Tensor, Cache]:
-        """The forward with a tap, behind a cache.
-
-        Args:
-            tokens: [batch, position].
-            at: Records and edits; its offset must be ``cache.position``.
-            cache: From an earlier call on the positions before; None at the start.
-            logits_at: Positions of this call whose logits are wanted, [batch, wanted]; None for all.
-
-        Returns:
-            Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
-        """
-        before = cache.layers if cache else [self.empty_cache(i, len(tokens)) for i in range(len(self.layers))]
-        r = self.begin(tokens, at)
-        after = []
-        for i in range(len(self.layers)):
-            r, memory = self.block(i, r, before[i], at)
-            after.append(memory)
-        return self.finish(r, at, logits_at), Cache(after, at.offset + tokens.shape[1])
-
-    # The parts of a forward, for a sweep that starts in the middle of one.
+        named = [*(Site(*site) for site in sites), *outer_sites(c.d_model, c.vocab_size)]
+        return {site.name: site for site in named}
 
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
-        """Token ids [batch, position] -> the residual stream before the first layer [batch, position, model]."""
         return at("embed", accumulate(self.embedding(tokens)))
 
     def empty_cache(self, i: int, rows: int) -> LayerCache:
-        """What layer i remembers before the first position."""
         return cast(Layer, self.layers[i]).empty_cache(rows)
 
     def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
-        """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
         here = at.within(f"layers.{i}")
         r = here("resid_pre", r)
         out, memory = self.layers[i](r, cache, here)
         return here("resid_post", r + out), memory
 
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
-        """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
-        if logits_at is not None:
-            r = r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))  # [B, Q, D]
-        n = at("final_norm", self.norm_f(r))
         head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return at("logits", F.linear(n, head))
-
-
-def accumulate(tensor: Tensor) -> Tensor:
-    """At least float32: the scan and the residual stream are never held in half precision."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+        return unembed(r, self.norm_f, head, at, logits_at)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import MechintError
+from .exact import check_claims, check_names, commonest, is_tied, read_claims
 from .mamba import Mamba, MambaConfig
 
 
@@ -56,6 +55,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "tied": ("tie_word_embeddings", "tie_embeddings"),
     "norm_eps": ("layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps"),
 }
+KINDS: dict[str, type] = {"conv_bias": bool, "proj_bias": bool, "tied": bool, "norm_eps": float}
 # the size, and the tensor of each layer and its axis that show it
 SHOWN = {
     "d_inner": ("A_log", 0),
@@ -64,12 +64,6 @@ SHOWN = {
     "dt_rank": ("dt_proj.weight", 1),
     "d_model": ("norm.weight", 0),
 }
-
-
-def listing(names: Iterable[str], most: int = 3) -> str:
-    """'4 (a, b, c …)'."""
-    names = list(names)
-    return f"{len(names)} ({', '.join(names[:most])}{' …' if len(names) > most else ''})"
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
@@ -86,18 +80,11 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     inner = dict(inner) if isinstance(inner, Mapping) else {}
     if "bias" in inner:
         inner["use_bias"] = inner["bias"]
-    said: dict[str, Any] = {}
-    for field, names in CLAIMS.items():
-        value = next((place[name] for place in (config, inner) for name in names if place.get(name) is not None), None)
-        if value is None or (field == "dt_rank" and (value == "auto" or value == 0)):
-            continue
-        kind = bool if field in ("conv_bias", "proj_bias", "tied") else float if field == "norm_eps" else int
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise MechintError(
-                f"{where}: the configuration has {names[0]} = {value!r}, which is no {kind.__name__}; correct it"
-            )
-        said[field] = value
-    return said
+    for place in (config, inner):
+        for name in CLAIMS["dt_rank"]:
+            if place.get(name) in ("auto", 0):
+                place[name] = None
+    return read_claims((config, inner), CLAIMS, KINDS, where)
 
 
 def refuse_other_architectures(config: Mapping[str, Any], where: str) -> None:
@@ -147,19 +134,10 @@ def match(state: Mapping[str, Tensor], said: Mapping[str, Any], where: str) -> t
     conv_bias = said.get("conv_bias", any(name.endswith("conv1d.bias") for name in state))
     proj_bias = said.get("proj_bias", any(name.endswith(("in_proj.bias", "out_proj.bias")) for name in state))
     layout = find_layout(state, expected_names(n_layer, True, True, False))
-    head, embedding = state.get("lm_head.weight"), state.get(layout.name("embedding.weight"))
-    if head is None:
-        tied = said.get("tied", True)
-    else:
-        tied = embedding is not None and head.shape == embedding.shape and torch.equal(head, embedding)
+    tied = is_tied(state, layout.name("embedding.weight"), said)
     ours = {name: layout.name(name) for name in expected_names(n_layer, conv_bias, proj_bias, tied)}
-    missing = [name for name in ours.values() if name not in state]
-    left = sorted(state.keys() - set(ours.values()) - ({"lm_head.weight"} if tied else set()))
-    if missing or left:
-        parts = [f"tensors missing: {listing(missing)}"] * bool(missing) + [
-            f"tensors not used: {listing(left)}"
-        ] * bool(left)
-        raise MechintError(f"{where} is not exactly a Mamba of {n_layer} layers; {'; '.join(parts)}")
+    what = f"{where} is not exactly a Mamba of {n_layer} layers"
+    check_names(state, ours.values(), ["lm_head.weight"] if tied else [], what)
     return ours, tied
 
 
@@ -175,20 +153,14 @@ def infer_config(
     sizes: dict[str, int] = {}
     for field, (part, axis) in SHOWN.items():
         tensors = [state[ours[f"layers.{i}.{part}"]] for i in range(n_layer)]
-        votes = Counter(tensor.shape[axis] for tensor in tensors if tensor.dim() > axis)
-        if not votes:
+        size = commonest(tensors, axis)
+        if size is None:
             raise MechintError(
                 f"{where}: {ours[f'layers.0.{part}']} is {list(tensors[0].shape)}, too few axes for a Mamba"
             )
-        sizes[field] = votes.most_common(1)[0][0]
+        sizes[field] = size
     sizes["vocab_size"] = state[ours["embedding.weight"]].shape[0] if state[ours["embedding.weight"]].dim() else 0
-    for field, size in sizes.items():
-        claimed = said.get(field, size)
-        padded = field == "vocab_size" and 0 <= size - claimed < 128  # rows padded to a multiple of up to 128
-        if claimed != size and not padded:
-            raise MechintError(
-                f"{where}: the configuration says {CLAIMS[field][0]} = {claimed}, but the tensors have {size}"
-            )
+    check_claims(said, sizes, CLAIMS, where)
     config = MambaConfig(
         n_layer=n_layer,
         conv_bias="layers.0.conv1d.bias" in ours,
@@ -198,17 +170,6 @@ def infer_config(
         **sizes,
     )
     return config, ours
-
-
-def check_shapes(state: Mapping[str, Tensor], ours: Mapping[str, str], model: Mamba, where: str) -> None:
-    """Raises :class:`MechintError` naming the first tensors whose shape is not the model's parameter's."""
-    wrong = []
-    for name, parameter in model.state_dict().items():
-        found = list(state[ours[name]].shape)
-        if found != list(parameter.shape):
-            wrong.append(f"{ours[name]} is {found} and should be {list(parameter.shape)}")
-    if wrong:
-        raise MechintError(f"{where} has tensors of the wrong shape: {listing(wrong, 2)}")
 
 
 def to_hf_state_dict(model: Mamba) -> dict[str, Tensor]:

@@ -11,6 +11,10 @@ model       D      width of the residual stream
 channel     E      inner width of a Mamba mixer
 state       N      entries of one channel's recurrent state
 tap         K-1    inputs the convolution remembers, oldest first
+head        H      attention heads; of k and v, the heads that have their own
+dimension   d      width of one head
+source      S      positions that attention reads from (j); as many as the run has
+neuron      M      inner width of an MLP
 vocabulary  V      next tokens
 =========== ====== ==================================================
 """
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,14 +36,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """A named tensor. ``axes`` names its dimensions and ``units`` holds the sizes after batch and position."""
+    """A named tensor. ``axes`` names its dimensions and ``units`` holds the sizes after batch and position.
+
+    The size of an axis ``source`` is 0 there: it is the number of positions of the run, see :meth:`of_length`.
+    """
 
     name: str
     axes: tuple[str, ...]
     units: tuple[int, ...]
+    absent: float = 0.0
+    """What stands at the sources that come after the position."""
+
+    @property
+    def has_sources(self) -> bool:
+        return self.axes[-1] == "source"
+
+    def of_length(self, length: int) -> Site:
+        """The same site in a run of that many positions."""
+        return replace(self, units=(*self.units[:-1], length)) if self.has_sources else self
 
     def __str__(self) -> str:
-        sizes = ["", "", *(f"={size}" for size in self.units)]
+        sizes = ["", "", *(f"={size}" if size else "" for size in self.units)]
         return f"{self.name} [{', '.join(a + s for a, s in zip(self.axes, sizes, strict=True))}]"
 
 

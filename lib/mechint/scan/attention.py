@@ -170,7 +170,7 @@ def _rectangles(A: Tensor, queries: Part, keys: Part, between: Tensor | float, a
 @torch.no_grad()
 def attention_map(model: Any, tokens: Tensor, layer: int, reduce: str = "weights", **options: Any) -> Tensor:
     """:func:`hidden_attention` of one layer on tokens [batch, position], with its u, gate and W_out where needed."""
-    from ..models.mamba import accumulate  # the models import this package
+    from ..models.base import accumulate  # the models import this package
     from ..run import run
 
     _check_range("attention_map", "layer", [layer], 0, len(model.layers))

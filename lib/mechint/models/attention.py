@@ -1,0 +1,103 @@
+"""Attention as all transformers here have it: its sites, its memory, and the reading itself.
+
+Axes: B batch, L positions of this forward, S sources (positions so far), H heads, G heads that have keys and values of
+their own, d dimension of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import accumulate
+from .sites import Scope, Site
+
+HEADS = ("batch", "position", "head", "dimension")
+SOURCES = ("batch", "position", "head", "source")
+NEURONS = ("batch", "position", "neuron")
+
+LayerSites = list[tuple[str, tuple[str, ...], tuple[str, ...]]]
+"""(name, axes, configuration fields of the unit sizes), in the order of the forward; no field: as many as positions."""
+
+
+def layer_sites(layer: int, table: LayerSites, config: Any) -> Iterable[Site]:
+    """The sites of one layer."""
+    for name, axes, fields in table:
+        units = tuple(getattr(config, field) if field else 0 for field in fields)
+        yield Site(f"layers.{layer}.{name}", axes, units, -math.inf if name == "scores" else 0.0)
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of the positions before, in pieces [B, ·, G, d], oldest first.
+
+    The caches behind successive positions share their pieces, so that a sweep may hold one for every position.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def behind(self, k: Tensor, v: Tensor) -> LayerCache:
+        """The memory with the keys and values of further positions, [B, L, G, d]."""
+        return LayerCache(grown(self.keys, k), grown(self.values, v))
+
+    def repeat(self, times: int) -> LayerCache:
+        """The same memory for that many copies of the batch, one copy after another."""
+        keys, values = ([piece.repeat(times, 1, 1, 1) for piece in pieces] for pieces in (self.keys, self.values))
+        return LayerCache(keys, values)
+
+
+def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
+    """The pieces and one more; short ones are joined, so that of t positions there are at most log2 t + 1 pieces."""
+    pieces = [*pieces, new]
+    while len(pieces) > 1 and pieces[-1].shape[1] >= pieces[-2].shape[1]:
+        pieces[-2:] = [torch.cat(pieces[-2:], 1)]
+    return pieces
+
+
+def attend(q: Tensor, cache: LayerCache, at: Scope) -> Tensor:
+    """Causal attention of q [B, L, H, d] on a memory that ends with the same positions -> head_out [B, L, H, d].
+
+    In plain products: a fused kernel rounds otherwise, and reading a pattern must not change a bit.
+    """
+    keys, values = torch.cat(cache.keys, 1), torch.cat(cache.values, 1)  # [B, S, G, d] each
+    if (shared := q.shape[2] // keys.shape[2]) > 1:  # heads next to each other read the same keys and values
+        keys, values = keys.repeat_interleave(shared, 2), values.repeat_interleave(shared, 2)  # [B, S, H, d]
+    L, S = q.shape[1], keys.shape[1]
+    scores = accumulate(q.transpose(1, 2) @ keys.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5  # [B, H, L, S]
+    order = torch.arange(S, device=q.device)
+    future = order[None, :] > order[S - L :, None]  # [L, S]
+    if edited := bool(at.edits("scores")):
+        scores = edit_sources("scores", scores, future, at)
+    scores = scores.masked_fill(future, -math.inf)
+    scores = at.keep("scores", scores.transpose(1, 2)).transpose(1, 2)
+    if edited:
+        alone = (scores == -math.inf).all(-1, keepdim=True)  # every source cut: reads nothing, and is no NaN
+        pattern = scores.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
+    else:
+        pattern = scores.softmax(-1)  # [B, H, L, S]
+    if at.wants("pattern"):
+        pattern = edit_sources("pattern", pattern, future, at).masked_fill(future, 0.0)
+        pattern = at.keep("pattern", pattern.transpose(1, 2)).transpose(1, 2)
+        pattern = pattern.masked_fill(future, 0.0)  # once more, so that what is recorded has no gradient there
+    head_out = pattern.to(values.dtype) @ values.transpose(1, 2)  # [B, H, L, d]
+    return at("head_out", head_out.transpose(1, 2).contiguous())
+
+
+def edit_sources(name: str, tensor: Tensor, future: Tensor, at: Scope) -> Tensor:
+    """``tensor`` [B, H, L, S] edited at a site of (head, source) units.
+
+    An edit sees the same in prefill and token by token: a source for every position of the whole run, 0 at those that
+    come after the reader. What it puts there is for the caller to hide.
+    """
+    tensor = tensor.masked_fill(future, 0.0).transpose(1, 2)  # [B, L, H, S]
+    S = tensor.shape[-1]
+    for edit in at.edits(name):
+        tensor = edit.apply(F.pad(tensor, (0, (edit.length or S) - S)), at.offset)[..., :S]
+    return tensor.transpose(1, 2).contiguous()

@@ -1,0 +1,115 @@
+"""What the forwards of all families share: a family's file holds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .sites import Site, Tap
+
+RESIDUAL = ("batch", "position", "model")
+
+
+@dataclass
+class Cache:
+    """What a model remembers of a prompt, so that a forward can go on behind it."""
+
+    layers: list[Any]
+    position: int = 0
+
+
+class LanguageModel(nn.Module):
+    """A language model in parts: a run goes through all of them, a sweep starts in the middle.
+
+    ``model(tokens)`` gives the logits; :func:`mechint.run` and :func:`mechint.generate` read and edit.
+    """
+
+    first_sites: Collection[str] = ()
+    """Sites before the layers."""
+    carried_sites: Collection[str] = ()
+    """Sites of a layer of which later positions read something else than what is recorded there."""
+    local_sites: Collection[str] = ()
+    """Sites of a layer whose edits no later position of the same layer sees."""
+    mediators: Collection[str] = ()
+    """Sites of a layer that are usually traced."""
+    mixers: Collection[str] = ()
+    """Sites of a layer that are added to the residual stream."""
+
+    config: Any
+    layers: nn.ModuleList
+    sites: Any
+    """Every site of the forward by name, in its order: dict[str, Site]."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [batch, position] -> logits [batch, position, vocabulary]."""
+        return self.trace(tokens, Tap())[0]
+
+    def trace(
+        self, tokens: Tensor, at: Tap, cache: Cache | None = None, logits_at: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """The forward with a tap, behind a cache.
+
+        Args:
+            tokens: [batch, position].
+            at: Records and edits; its offset must be ``cache.position``.
+            cache: From an earlier call on the positions before; None at the start.
+            logits_at: Positions of this call whose logits are wanted, [batch, wanted]; None for all.
+
+        Returns:
+            Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
+        """
+        before = cache.layers if cache else [self.empty_cache(i, len(tokens)) for i in range(len(self.layers))]
+        r = self.begin(tokens, at)
+        after = []
+        for i in range(len(self.layers)):
+            r, memory = self.block(i, r, before[i], at)
+            after.append(memory)
+        return self.finish(r, at, logits_at), Cache(after, at.offset + tokens.shape[1])
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The embedding of every token, [vocabulary, model]."""
+        raise NotImplementedError
+
+    def check_length(self, length: int) -> None:
+        """Raises :class:`MechintError` for more positions than the model can have."""
+
+    def begin(self, tokens: Tensor, at: Tap) -> Tensor:
+        """Token ids [batch, position] -> the residual stream before the first layer [batch, position, model]."""
+        raise NotImplementedError
+
+    def empty_cache(self, i: int, rows: int) -> Any:
+        """What layer i remembers before the first position."""
+        raise NotImplementedError
+
+    def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
+        """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+        raise NotImplementedError
+
+    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
+        """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
+        raise NotImplementedError
+
+
+def unembed(r: Tensor, norm: nn.Module, head: Tensor, at: Tap, logits_at: Tensor | None) -> Tensor:
+    """``norm`` and ``head`` [vocabulary, model] on the wanted positions of r, with the last two sites."""
+    if logits_at is not None:
+        r = r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))  # [B, Q, D]
+    return at("logits", F.linear(at("final_norm", norm(r)), head))
+
+
+def outer_sites(d_model: int, vocab_size: int) -> list[Site]:
+    """The sites behind the layers, the same in every family."""
+    return [
+        Site("final_norm", RESIDUAL, (d_model,)),
+        Site("logits", ("batch", "position", "vocabulary"), (vocab_size,)),
+    ]
+
+
+def accumulate(tensor: Tensor) -> Tensor:
+    """At least float32: sums over positions and the residual stream are never held in half precision."""
+    return tensor if tensor.dtype.itemsize > 2 else tensor.float()

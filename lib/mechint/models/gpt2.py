@@ -1,0 +1,203 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), in one file: all but the reading
+of attention, which other transformers share.
+
+Axes: B batch, L position, D model, H head, d dimension of a head, M neuron, V vocabulary. Every tensor that
+:attr:`GPT2.sites` lists passes through ``at(name, tensor)``, where it can be recorded and edited.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import MechintError
+from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
+from .sites import Scope, Site, Tap
+
+LAYER_SITES: LayerSites = [
+    ("resid_pre", RESIDUAL, ("d_model",)),
+    ("ln_1", RESIDUAL, ("d_model",)),
+    ("q", HEADS, ("n_head", "d_head")),
+    ("k", HEADS, ("n_head", "d_head")),
+    ("v", HEADS, ("n_head", "d_head")),
+    ("scores", SOURCES, ("n_head", "")),
+    ("pattern", SOURCES, ("n_head", "")),
+    ("head_out", HEADS, ("n_head", "d_head")),
+    ("attn_out", RESIDUAL, ("d_model",)),
+    ("resid_mid", RESIDUAL, ("d_model",)),
+    ("ln_2", RESIDUAL, ("d_model",)),
+    ("mlp_pre", NEURONS, ("d_mlp",)),
+    ("mlp_post", NEURONS, ("d_mlp",)),
+    ("mlp_out", RESIDUAL, ("d_model",)),
+    ("resid_post", RESIDUAL, ("d_model",)),
+]
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes and switches of a GPT-2; all but the heads and the activation can be read off the tensors."""
+
+    vocab_size: int
+    n_ctx: int
+    """Positions that have an embedding: the longest prompt."""
+    d_model: int
+    n_layer: int
+    n_head: int
+    d_mlp: int
+    activation: str = "gelu_tanh"
+    """``gelu_tanh`` (the published model's approximation) or ``gelu`` (exact)."""
+    bias: bool = True
+    norm_bias: bool = True
+    kv_tied: bool = False
+    """Whether one projection serves as key and as value."""
+    tied: bool = True
+    norm_eps: float = 1e-5
+    family = "gpt2"
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_head
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, size: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.eps = eps
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D], computed in the stream's precision
+        bias = None if self.bias is None else self.bias.to(r.dtype)
+        return F.layer_norm(r, self.weight.shape, self.weight.to(r.dtype), bias, self.eps).to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: GPT2Config) -> None:
+        super().__init__()
+        self.c = c
+        self.c_attn = nn.Linear(c.d_model, (2 if c.kv_tied else 3) * c.d_model, bias=c.bias)
+        self.c_proj = nn.Linear(c.d_model, c.d_model, bias=c.bias)
+
+    def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+        """n [B, L, D] -> attention output [B, L, D], and the cache behind these positions."""
+        parts = self.c_attn(n).unflatten(-1, (-1, self.c.n_head, self.c.d_head)).unbind(2)
+        # contiguous, as an edited tensor is: products of other strides may differ in the last bit
+        q = at("q", parts[0].contiguous())  # [B, L, H, d]
+        k = at("k", parts[1].contiguous())  # [B, L, H, d]
+        v = at("v", parts[-1].contiguous())  # [B, L, H, d], made like k where they are tied
+        cache = cache.behind(k, v)
+        head_out = attend(q, cache, at)  # [B, L, H, d]
+        return at("attn_out", self.c_proj(head_out.flatten(2))), cache
+
+
+class MLP(nn.Module):
+    def __init__(self, c: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(c.d_model, c.d_mlp, bias=c.bias)
+        self.c_proj = nn.Linear(c.d_mlp, c.d_model, bias=c.bias)
+        self.approximate = "tanh" if c.activation == "gelu_tanh" else "none"
+
+    def forward(self, n: Tensor, at: Scope) -> Tensor:  # [B, L, D]
+        pre = at("mlp_pre", self.c_fc(n))  # [B, L, M]
+        post = at("mlp_post", F.gelu(pre, approximate=self.approximate))  # [B, L, M]
+        return at("mlp_out", self.c_proj(post))
+
+
+class Layer(nn.Module):
+    def __init__(self, c: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(c.d_model, c.norm_eps, c.norm_bias)
+        self.attn = Attention(c)
+        self.ln_2 = LayerNorm(c.d_model, c.norm_eps, c.norm_bias)
+        self.mlp = MLP(c)
+
+    def forward(self, r: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+        """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
+        r = at("resid_pre", r)
+        attn_out, cache = self.attn(at("ln_1", self.ln_1(r)), cache, at)
+        r = at("resid_mid", r + attn_out)
+        mlp_out = self.mlp(at("ln_2", self.ln_2(r)), at)
+        return at("resid_post", r + mlp_out), cache
+
+
+class GPT2(LanguageModel):
+    """A GPT-2 language model. ``head_out`` is what each head reads, before the output projection mixes the heads."""
+
+    Config = GPT2Config
+    first_sites = ("embed", "pos_embed")
+    carried_sites = ()  # later positions read the recorded keys and values themselves
+    mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
+    mixers = ("attn_out", "mlp_out")
+    local_sites = (
+        "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
+        "resid_post",
+    )  # fmt: skip
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        if config.d_model % config.n_head:
+            raise MechintError(f"a width of {config.d_model} can't be divided among {config.n_head} heads")
+        self.config = config
+        self.tokenizer: Any = None
+        sizes = (config.vocab_size, config.d_model)
+        self.wte = nn.Embedding(*sizes, _weight=torch.empty(sizes))
+        self.wpe = nn.Embedding(config.n_ctx, config.d_model, _weight=torch.empty(config.n_ctx, config.d_model))
+        self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.d_model, config.norm_eps, config.norm_bias)
+        self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if not self.wte.weight.is_meta:  # drawing for no memory would import torch's whole compiler, 2 s
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published initialisation (section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                deep = name.endswith("c_proj.weight")
+                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.n_layer) if deep else 0.02)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.wte.weight
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every site of the forward, in its order."""
+        c = self.config
+        sites = [Site(name, RESIDUAL, (c.d_model,)) for name in self.first_sites]
+        sites += [site for i in range(c.n_layer) for site in layer_sites(i, LAYER_SITES, c)]
+        return {site.name: site for site in [*sites, *outer_sites(c.d_model, c.vocab_size)]}
+
+    def check_length(self, length: int) -> None:
+        if length > self.config.n_ctx:
+            raise MechintError(
+                f"{length} positions are too many: this model has embeddings for {self.config.n_ctx}; shorten the "
+                "prompt, or generate less"
+            )
+
+    def begin(self, tokens: Tensor, at: Tap) -> Tensor:
+        end = at.offset + tokens.shape[1]
+        self.check_length(end)
+        embed = at("embed", accumulate(self.wte(tokens)))  # [B, L, D]
+        positions = self.wpe(torch.arange(at.offset, end, device=tokens.device))  # [L, D]
+        return embed + at("pos_embed", accumulate(positions).expand_as(embed))
+
+    def empty_cache(self, i: int, rows: int) -> LayerCache:
+        return LayerCache([], [])
+
+    def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
+        r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
+        return r, memory
+
+    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
+        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
+        return unembed(r, self.ln_f, head, at, logits_at)

@@ -1,0 +1,196 @@
+"""Llama (Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models"), in one file: all but the reading
+of attention, which other transformers share.
+
+Axes: B batch, L position, D model, H head, G heads that have keys and values of their own, d dimension of a head,
+M neuron, V vocabulary. Every tensor that :attr:`Llama.sites` lists passes through ``at(name, tensor)``.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import MechintError
+from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
+from .sites import Scope, Site, Tap
+
+LAYER_SITES: LayerSites = [
+    ("resid_pre", RESIDUAL, ("d_model",)),
+    ("ln_1", RESIDUAL, ("d_model",)),
+    ("q", HEADS, ("n_head", "d_head")),
+    ("k", HEADS, ("n_kv_head", "d_head")),
+    ("v", HEADS, ("n_kv_head", "d_head")),
+    ("q_rot", HEADS, ("n_head", "d_head")),
+    ("k_rot", HEADS, ("n_kv_head", "d_head")),
+    ("scores", SOURCES, ("n_head", "")),
+    ("pattern", SOURCES, ("n_head", "")),
+    ("head_out", HEADS, ("n_head", "d_head")),
+    ("attn_out", RESIDUAL, ("d_model",)),
+    ("resid_mid", RESIDUAL, ("d_model",)),
+    ("ln_2", RESIDUAL, ("d_model",)),
+    ("mlp_pre", NEURONS, ("d_mlp",)),
+    ("mlp_up", NEURONS, ("d_mlp",)),
+    ("mlp_post", NEURONS, ("d_mlp",)),
+    ("mlp_out", RESIDUAL, ("d_model",)),
+    ("resid_post", RESIDUAL, ("d_model",)),
+]
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and switches of a Llama; all but the heads and the rotation can be read off the tensors."""
+
+    vocab_size: int
+    d_model: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    d_head: int
+    d_mlp: int
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = True
+    norm_eps: float = 1e-6
+    family = "llama"
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D], computed in the stream's precision
+        r = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * r.to(self.weight.dtype)
+
+
+def rotated(x: Tensor, start: int, theta: float) -> Tensor:
+    """x [B, L, ·, d] turned by its position t (Su et al. 2021): m and m + d/2 are a pair, of angle t · θ^(-2m/d)."""
+    L, d = x.shape[1], x.shape[3]
+    wide = accumulate(x)
+    exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
+    frequencies = theta ** -(torch.arange(0, d, 2, device=x.device).to(exact) / d)  # [d/2]
+    angles = torch.arange(start, start + L, device=x.device).to(exact)[:, None, None] * frequencies  # [L, 1, d/2]
+    cos, sin = angles.cos(), angles.sin()
+    first, second = wide.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: LlamaConfig) -> None:
+        super().__init__()
+        self.c = c
+        self.q_proj = nn.Linear(c.d_model, c.n_head * c.d_head, bias=c.attention_bias)
+        self.k_proj = nn.Linear(c.d_model, c.n_kv_head * c.d_head, bias=c.attention_bias)
+        self.v_proj = nn.Linear(c.d_model, c.n_kv_head * c.d_head, bias=c.attention_bias)
+        self.o_proj = nn.Linear(c.n_head * c.d_head, c.d_model, bias=c.attention_bias)
+
+    def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+        """n [B, L, D] -> attention output [B, L, D], and the cache behind these positions."""
+        size = (-1, self.c.d_head)
+        q = at("q", self.q_proj(n).unflatten(-1, size))  # [B, L, H, d]
+        k = at("k", self.k_proj(n).unflatten(-1, size))  # [B, L, G, d]
+        v = at("v", self.v_proj(n).unflatten(-1, size))  # [B, L, G, d]
+        q = at("q_rot", rotated(q, at.offset, self.c.rope_theta))
+        k = at("k_rot", rotated(k, at.offset, self.c.rope_theta))
+        cache = cache.behind(k, v)
+        head_out = attend(q, cache, at)  # [B, L, H, d]
+        return at("attn_out", self.o_proj(head_out.flatten(2))), cache
+
+
+class MLP(nn.Module):
+    def __init__(self, c: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.d_model, c.d_mlp, bias=c.mlp_bias)
+        self.up_proj = nn.Linear(c.d_model, c.d_mlp, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(c.d_mlp, c.d_model, bias=c.mlp_bias)
+
+    def forward(self, n: Tensor, at: Scope) -> Tensor:  # [B, L, D]
+        pre = at("mlp_pre", self.gate_proj(n))  # [B, L, M]
+        up = at("mlp_up", self.up_proj(n))  # [B, L, M]
+        return at("mlp_out", self.down_proj(at("mlp_post", F.silu(pre) * up)))
+
+
+class Layer(nn.Module):
+    def __init__(self, c: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.d_model, c.norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.d_model, c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, r: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+        """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
+        r = at("resid_pre", r)
+        attn_out, cache = self.self_attn(at("ln_1", self.input_layernorm(r)), cache, at)
+        r = at("resid_mid", r + attn_out)
+        mlp_out = self.mlp(at("ln_2", self.post_attention_layernorm(r)), at)
+        return at("resid_post", r + mlp_out), cache
+
+
+class Llama(LanguageModel):
+    """A Llama language model. ``q`` and ``k`` are before the rotation, ``mlp_pre`` is the gate before its SiLU."""
+
+    Config = LlamaConfig
+    first_sites = ("embed",)
+    mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
+    mixers = ("attn_out", "mlp_out")
+    local_sites = (
+        "q", "q_rot", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_up", "mlp_post",
+        "mlp_out", "resid_post",
+    )  # fmt: skip
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        c = config
+        if c.n_head % c.n_kv_head or c.d_head % 2:
+            raise MechintError(
+                f"{c.n_head} heads of {c.d_head} dimensions over {c.n_kv_head} that have keys: the heads must be a "
+                "multiple, and the dimensions even"
+            )
+        self.config = config
+        self.tokenizer: Any = None
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=torch.empty(c.vocab_size, c.d_model))
+        self.layers: nn.ModuleList = nn.ModuleList(Layer(c) for _ in range(c.n_layer))
+        self.norm = RMSNorm(c.d_model, c.norm_eps)
+        self.lm_head = None if c.tied else nn.Linear(c.d_model, c.vocab_size, bias=False)
+        if not self.norm.weight.is_meta:
+            for name, parameter in self.named_parameters():
+                if parameter.dim() == 2:
+                    nn.init.normal_(parameter, std=0.02)
+                elif name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.embed_tokens.weight
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every site of the forward, in its order."""
+        c = self.config
+        sites = [Site("embed", RESIDUAL, (c.d_model,))]
+        sites += [site for i in range(c.n_layer) for site in layer_sites(i, LAYER_SITES, c)]
+        return {site.name: site for site in [*sites, *outer_sites(c.d_model, c.vocab_size)]}
+
+    def begin(self, tokens: Tensor, at: Tap) -> Tensor:
+        return at("embed", accumulate(self.embed_tokens(tokens)))
+
+    def empty_cache(self, i: int, rows: int) -> LayerCache:
+        return LayerCache([], [])
+
+    def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
+        r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
+        return r, memory
+
+    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
+        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return unembed(r, self.norm, head, at, logits_at)
