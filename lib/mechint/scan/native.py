@@ -1,7 +1,7 @@
 """The scan in C, for float32 on a CPU: compiled once, in about a second, where there is a C compiler.
 
 A plain shared library called through ctypes: no build step, no headers of torch. Measured on two cores against the
-chunked scan in plain torch (benchmarks/scan.py), and chosen for it; where no compiler is found the chunked one serves.
+chunked scan in plain torch (`make bench`), and chosen for it; where no compiler is found the chunked one serves.
 """
 
 from __future__ import annotations
