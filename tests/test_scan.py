@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mechint import scan
 from mechint.errors import MechintError
 from mechint.scan import chunked, native, recurrence, selective_scan
+from mechint.sweep_plan import peak_bytes
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -69,24 +70,29 @@ def test_chunked_values_and_gradients_equal_the_recurrence(shape: tuple[int, ...
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(1, 40), st.integers(1, 20), st.integers(0, 99)),
     threads=st.integers(1, 3),
+    groups=st.integers(1, 6),
 )
 @settings(max_examples=40, deadline=None)
-def test_native_values_and_gradients_equal_the_recurrence_in_float64(shape: tuple[int, ...], threads: int) -> None:
-    """Also with channels that fill no block, more than one chunk, and more threads than blocks.
+def test_native_values_and_gradients_equal_the_recurrence_in_float64(
+    shape: tuple[int, ...], threads: int, groups: int
+) -> None:
+    """Also with channels that fill no block, more than one chunk, more threads than blocks, and fewer.
 
     The error is a share of the sum of the terms' absolute values: no float32 sum of terms that cancel does better.
     """
     args = tuple(x.float() for x in inputs(*shape, torch.float64))  # type: ignore[arg-type]
     weights = tuple(torch.randn(x.shape) for x in plain(*args))
-    before, small = torch.get_num_threads(), native.SMALL
-    torch.set_num_threads(threads)
-    native.SMALL = 0
+    before, small, usual = torch.get_num_threads(), native.SMALL, native.GROUPS
+    native.SMALL, native.GROUPS = 0, groups
     try:
         with scan.using("native"):
+            alone = with_gradients(selective_scan, args, weights)
+            torch.set_num_threads(threads)
             ours = with_gradients(selective_scan, args, weights)
     finally:
         torch.set_num_threads(before)
-        native.SMALL = small
+        native.SMALL, native.GROUPS = small, usual
+    assert all(torch.equal(a, b) for a, b in zip(ours, alone, strict=True))  # whatever the number of threads
     exact = tuple(x.double() for x in args)
     reference = with_gradients(plain, exact, tuple(w.double() for w in weights))
     u, dt, A, *rest = exact
@@ -262,6 +268,33 @@ def test_training_keeps_one_state_for_each_chunk(monkeypatch: pytest.MonkeyPatch
         with hooks, scan.using(name):
             selective_scan(*args)
         assert sum(kept) == sum(x.numel() for x in args[:5]) + 10 * args[5].numel(), name
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_memory_of_a_training_step_does_not_grow_with_the_states(name: str) -> None:
+    """Beside y, ∂y and the gradients, a position costs at most a twentieth of its states: the chunks' boundaries."""
+
+    def step(*args: torch.Tensor) -> Inputs:
+        leaves = [x.requires_grad_() for x in args]
+        return torch.autograd.grad(selective_scan(*leaves)[0].sum(), leaves)
+
+    beside = {}
+    with scan.using(name):
+        for length in (256, 1024):
+            u, dt, A, B, C, _ = (x.float() for x in published(length, 1536, 16, 0))
+            beside[length] = peak_bytes(step, u, dt, A, B, C) - 4 * u.nbytes - 2 * B.nbytes
+    assert beside[1024] - beside[256] <= 0.05 * (1024 - 256) * 1536 * 16 * 4, beside
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_memory_of_streamed_states_does_not_grow_at_all(name: str) -> None:
+    def stream(*args: torch.Tensor) -> None:
+        for _, part in scan.states(*args, chunk=16):
+            del part
+
+    with scan.using(name), torch.no_grad():
+        peaks = {n: peak_bytes(stream, *(x.float() for x in published(n, 64, 16, 0)[:4])) for n in (64, 256, 1024)}
+    assert len(set(peaks.values())) == 1 and peaks[64] <= 24 * 64 * 16 * 4, peaks
 
 
 def test_back_ends_are_named_and_a_missing_one_is_said_once(
