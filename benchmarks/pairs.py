@@ -80,7 +80,8 @@ class Slope:
             turns = [[row.peak_mib for row in rows.values()]]
         else:
             turns = [list(turn) for turn in zip(*(row.seconds for row in rows.values()), strict=False)]
-        return judgement(f"{self.of} grow as {self.size} to the power of", [slope(self.sizes, t) for t in turns], self)
+        grows = "memory grows" if self.of == "memory" else "seconds grow"
+        return judgement(f"{grows} as {self.size} to the power of", [slope(self.sizes, t) for t in turns], self)
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -136,8 +137,9 @@ def measure(question: Question) -> dict[str, Any]:
             start = time.perf_counter()
             work()
             seconds[name].append((time.perf_counter() - start) * question.scale.get(name, 1.0))
-    rows = {
-        name: {
+    rows = [
+        {
+            "name": name,
             "median_s": statistics.median(took),
             "least_s": min(took),
             "most_s": max(took),
@@ -146,7 +148,7 @@ def measure(question: Question) -> dict[str, Any]:
             "extrapolated": question.scale.get(name, 1.0),
         }
         for name, took in seconds.items()
-    }
+    ]
     measured = {name: Measured(took, peak[name]) for name, took in seconds.items()}
     return {
         "section": question.section,

@@ -15,11 +15,11 @@ def table(found: Iterable[Found]) -> list[str]:
     lines = []
     for question in found:
         lines += [f"**{question['title']}**", "", "| | median | least … most | turns | peak |", "|---|---|---|---|---|"]
-        for name, row in question["rows"].items():
+        for row in question["rows"]:
             note = "" if row["extrapolated"] == 1 else f" (extrapolated × {row['extrapolated']:.1f})"
             median, least, most = (number(row[f"{key}_s"]) for key in ("median", "least", "most"))
             peak = f"{row['peak_mib']:.0f} MiB"
-            lines.append(f"| {name}{note} | {median} s | {least} … {most} s | {row['turns']} | {peak} |")
+            lines.append(f"| {row['name']}{note} | {median} s | {least} … {most} s | {row['turns']} | {peak} |")
         lines += [""] if question["targets"] else []
         for t in question["targets"]:
             unit = f" {t['unit']}" if t["unit"] else ""
@@ -61,12 +61,12 @@ def bars(found: list[Found]) -> Any:
         len(found), 1, figsize=(9, 0.3 * sum(heights) + 0.6), squeeze=False, sharex=True,
         height_ratios=heights, layout="constrained",
     )  # fmt: skip
-    every = [row["median_s"] for question in found for row in question["rows"].values()]
+    every = [row["median_s"] for question in found for row in question["rows"]]
     for axes, question in zip(panels[:, 0], found, strict=True):
         rows = question["rows"]
-        names = [name if row["extrapolated"] == 1 else f"{name} (extrapolated)" for name, row in rows.items()]
-        medians = [row["median_s"] for row in rows.values()]
-        drawn = axes.barh(names, medians, color=[OURS if name.startswith("mechint") else OTHERS for name in rows])
+        names = [row["name"] + ("" if row["extrapolated"] == 1 else " (extrapolated)") for row in rows]
+        medians = [row["median_s"] for row in rows]
+        drawn = axes.barh(names, medians, color=[OURS if name.startswith("mechint") else OTHERS for name in names])
         axes.bar_label(drawn, [f" {number(seconds)} s" for seconds in medians], fontsize=8)
         axes.set(xscale="log", xlim=(min(every) / 3, max(every) * 6))
         axes.set_title(question["title"], fontsize=9, loc="left")
@@ -87,8 +87,8 @@ def lines(found: list[Found]) -> Any:
     figure, panels = plt.subplots(deep, 3, figsize=(10, 2.9 * deep), squeeze=False, layout="constrained")
     for axes, question in zip(panels.flat, found, strict=False):
         rows, size = question["rows"], question["curve"]
-        sizes = [float(name.rpartition(" ")[2]) for name in rows]
-        low, middle, high = ([row[f"{key}_s"] for row in rows.values()] for key in ("least", "median", "most"))
+        sizes = [float(row["name"].rpartition(" ")[2]) for row in rows]
+        low, middle, high = ([row[f"{key}_s"] for row in rows] for key in ("least", "median", "most"))
         axes.fill_between(sizes, low, high, color=OURS, alpha=0.2, linewidth=0)
         axes.plot(sizes, middle, "o-", color=OURS)
         axes.set(xscale="log", yscale="log", ylim=(min(low) / 2, max(high) * 2))

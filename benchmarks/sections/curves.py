@@ -52,10 +52,10 @@ def in_positions() -> Iterator[Question]:
             del part
 
     yield curve(f"scan, forward, [1, L, {INNER}, {STATES}]", "L", LENGTHS, forward)
-    # y, its gradient, those of u and Δ, of B and C; the states of all positions would be four times as much
-    given_back = (4 * INNER + 2 * STATES) * longest * 4 / 2**20
-    flat = Limit(f"L {longest}", round(1.2 * given_back), "MiB")
-    title = f"scan, forward and backward, [1, L, {INNER}, {STATES}]; outputs and gradients are {given_back:.0f} MiB"
+    # ∂y and the gradients of u, Δ, B and C; the states of all positions would be 768 MiB
+    gradients = (3 * INNER + 2 * STATES) * longest * 4 / 2**20
+    flat = Limit(f"L {longest}", round(1.25 * gradients), "MiB")
+    title = f"scan, forward and backward, [1, L, {INNER}, {STATES}]; its gradients are {gradients:.0f} MiB"
     yield curve(f"{title} at L {longest}", "L", LENGTHS, training, flat)
     flat_states = Slope("L", [float(n) for n in LENGTHS], 0.01, of="memory")
     yield curve("all states, streamed by 64 positions", "L", LENGTHS, streamed, flat_states)
