@@ -117,6 +117,8 @@ class Question:
     rounds: int = 5
     limit: float = 40.0
     """Seconds after which a candidate gets no further turn; each has one at least."""
+    cold: tuple[str, ...] = ()
+    """Candidates too slow for a warm-up: they have no peak memory, which is measured in it."""
     curve: str = ""
     """For candidates that are one work at growing sizes: what grows."""
 
@@ -128,7 +130,10 @@ class Skipped(Exception):
 def measure(question: Question) -> dict[str, Any]:
     """Seconds (median, least, most, turns) and peak MiB of torch tensors of every candidate, and the targets."""
     seconds: dict[str, list[float]] = {name: [] for name in question.candidates}
-    peak = {name: peak_bytes(work) / 2**20 for name, work in question.candidates.items()}  # warms up, too
+    peak = {
+        name: math.nan if name in question.cold else peak_bytes(work) / 2**20  # warms up, too
+        for name, work in question.candidates.items()
+    }
     for _ in range(question.rounds):
         for name, work in question.candidates.items():
             if sum(seconds[name]) / question.scale.get(name, 1.0) > question.limit:
@@ -144,7 +149,7 @@ def measure(question: Question) -> dict[str, Any]:
             "least_s": min(took),
             "most_s": max(took),
             "turns": len(took),
-            "peak_mib": peak[name],
+            "peak_mib": None if name in question.cold else peak[name],
             "extrapolated": question.scale.get(name, 1.0),
         }
         for name, took in seconds.items()

@@ -18,7 +18,7 @@ def table(found: Iterable[Found]) -> list[str]:
         for row in question["rows"]:
             note = "" if row["extrapolated"] == 1 else f" (extrapolated × {row['extrapolated']:.1f})"
             median, least, most = (number(row[f"{key}_s"]) for key in ("median", "least", "most"))
-            peak = f"{row['peak_mib']:.0f} MiB"
+            peak = "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f} MiB"
             lines.append(f"| {row['name']}{note} | {median} s | {least} … {most} s | {row['turns']} | {peak} |")
         lines += [""] if question["targets"] else []
         for t in question["targets"]:

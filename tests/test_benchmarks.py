@@ -61,12 +61,24 @@ def test_a_slope_is_the_power_of_each_turn() -> None:
 def test_the_table_and_the_pictures(tmp_path: Path) -> None:
     work = lambda: torch.zeros(9)
     questions = [
-        Question("x", "a pair", {"mechint": work, "peer": work}, [Target("peer", "mechint", 1e9)], {"peer": 3.0}, 1),
+        Question(
+            "x",
+            "a pair",
+            {"mechint": work, "peer": work},
+            [Target("peer", "mechint", 1e9)],
+            {"peer": 3.0},
+            1,
+            cold=("peer",),
+        ),
         Question("x", "a curve", {"n 2": work, "n 4": work}, [Slope("n", [2.0, 4.0], 99)], rounds=2, curve="n"),
     ]
     found = [measure(question) for question in questions]
     text = "\n".join(table(found))
-    assert "| peer (extrapolated × 3.0) |" in text and "to be ≥ 1e+09: **MISSED**" in text
+    assert (
+        "| peer (extrapolated × 3.0) |" in text
+        and "| 1 | not measured |" in text
+        and "to be ≥ 1e+09: **MISSED**" in text
+    )
     assert "seconds grow as n to the power of" in text and "to be ≤ 99: **holds**" in text
     assert [path.name for path in draw(found, tmp_path)] == ["bench.png", "curves.png"]
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("bench.png", "curves.png"))

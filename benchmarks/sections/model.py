@@ -76,5 +76,6 @@ def training() -> Question:
         candidates,
         [Target(HF, OURS, 60.0), Target(PEER, OURS, 10.0)],
         rounds=3,
-        limit=20.0,
+        limit=20.0,  # one turn for Hugging Face, whose backward takes a minute or more
+        cold=(HF,),
     )
