@@ -107,7 +107,7 @@ Configure (.config)
 
 Develop
   check              lint, format, types and tests
-  bench              speed beside peers, in .venv-bench; SECTIONS="scan model sweep" chooses
+  bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
   clean              remove caches
   mrproper           clean, and remove .config and the environments; results stay
   help               this text

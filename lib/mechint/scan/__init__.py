@@ -29,9 +29,22 @@ from torch import Tensor
 
 from ..errors import MechintError
 from . import chunked, native
+from .attention import attention_map, hidden_attention, states
+from .checks import CHANNELS, RATES, SHARED, STATE, STATES, check_sizes, widest
 from .reference import recurrence
 
-__all__ = ["available", "chosen", "decays", "read_out", "recurrence", "selective_scan", "using"]
+__all__ = [
+    "attention_map",
+    "available",
+    "chosen",
+    "decays",
+    "hidden_attention",
+    "read_out",
+    "recurrence",
+    "selective_scan",
+    "states",
+    "using",
+]
 
 BACK_ENDS = ("native", "triton", "chunked")
 USUAL = {"cpu": ("native", "faster C"), "cuda": ("triton", "Triton")}
@@ -140,21 +153,32 @@ def selective_scan(
         initial: State before the first position, [batch, channel, state]; zeros when None.
 
     Returns:
-        The read-out without the D term, [batch, position, channel], and the last state, [batch, channel, state].
+        The read-out without the D term, [batch, position, channel], and the last state, [batch, channel, state]; in
+        float32, or in float64 where an argument is: half precision is widened before anything is summed.
+
+    Raises:
+        MechintError: shapes that disagree (the axis is named).
     """
-    if initial is None:
-        initial = u.new_zeros(u.shape[0], *A.shape)
+    shapes = {"u": (u, CHANNELS), "dt": (dt, CHANNELS), "A": (A, RATES), "B": (B, SHARED), "C": (C, SHARED)}
+    check_sizes("selective_scan", {**shapes, "initial": (initial, STATE)}, empty=True)
+    dtype = widest(u, dt, A, B, C, initial)
+    u, dt, A, B, C = (x.to(dtype) for x in (u, dt, A, B, C))
+    initial = u.new_zeros(u.shape[0], *A.shape) if initial is None else initial.to(dtype)
     y, last = _module(chosen(u)).Scan.apply(u, dt, A, B, C, initial)
     return y, last
 
 
 def decays(dt: Tensor, A: Tensor) -> Tensor:
     """exp(Δ A), [batch, position, channel, state], as the scan computes it; arguments as there."""
+    check_sizes("decays", {"dt": (dt, CHANNELS), "A": (A, RATES)}, empty=True)
+    dt, A = (x.to(widest(dt, A)) for x in (dt, A))
     name = chosen(dt)
     return torch.exp(dt.unsqueeze(-1) * A) if name == "chunked" else _module(name).Decay.apply(dt, A)
 
 
 def read_out(states: Tensor, C: Tensor) -> Tensor:
     """Σ_n C h, [batch, position, channel], as the scan computes it: states [batch, position, channel, state]."""
+    check_sizes("read_out", {"states": (states, STATES), "C": (C, SHARED)}, empty=True)
+    states, C = (x.to(widest(states, C)) for x in (states, C))
     name = chosen(states)
     return chunked.read_out(states, C) if name == "chunked" else _module(name).ReadOut.apply(states, C)

@@ -34,16 +34,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import scan
 from ..errors import MechintError, did_you_mean
-from . import selective_scan
+from .checks import CHANNELS, RATES, SHARED, STATE, Shapes, check_range, check_sizes, widest
 
 NEEDS = {"weights": "", "direction": "direction u gate W_out", "energy": "u gate W_out", "channels": "channels"}
 TILE, ENERGY_TILE = 512, 64
 """Sides of a tile. Smaller, exponentials cost more than products; "energy" holds D numbers for each of its pairs."""
 FACTOR_BYTES = 4 << 20  # of a factor of a product, or of the maps apart: above, it falls out of the cache
-Shapes = dict[str, tuple[Tensor | None, tuple[str, ...]]]
 Part = Sequence[Tensor]  # of some positions: Δ [..., i, c], B or C [..., i, N], weights [..., i, c]
-CHANNELS, SHARED = ("batch", "position", "channel"), ("batch", "position", "state")
 
 
 @torch.no_grad()
@@ -81,7 +80,7 @@ def hidden_attention(
     name = "hidden_attention"
     if reduce not in NEEDS:
         raise MechintError(f"{name}: no reduce {reduce!r}{did_you_mean(reduce, NEEDS)}; there are {', '.join(NEEDS)}")
-    shapes: Shapes = {"dt": (dt, CHANNELS), "A": (A, ("channel", "state")), "B": (B, SHARED), "C": (C, SHARED)}
+    shapes: Shapes = {"dt": (dt, CHANNELS), "A": (A, RATES), "B": (B, SHARED), "C": (C, SHARED)}
     shapes |= {"W_out": (W_out, ("model", "channel")), "direction": (direction, ("model",))}
     shapes |= {"u": (u, CHANNELS), "gate": (gate, CHANNELS), "weights": (weights, ("channel",))}
     given = {key for key, (tensor, _) in shapes.items() if tensor is not None} - {"dt", "A", "B", "C"}
@@ -90,10 +89,9 @@ def hidden_attention(
         raise MechintError(f"{name}: reduce={reduce!r} takes {NEEDS[reduce] or 'at most weights'}; got {sorted(given)}")
     if (tile is not None and tile < 1) or (channels is not None and not len(channels)):
         raise MechintError(f"{name}: tile is {tile} and channels are {channels}; at least 1 is needed")
-    _check_sizes(name, shapes)
-    chosen = _check_range(name, "channel", range(len(A)) if channels is None else channels, 0, len(A))
-    dtypes = [x.dtype for x, _ in shapes.values() if x is not None]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    check_sizes(name, shapes)
+    chosen = check_range(name, "channel", range(len(A)) if channels is None else channels, 0, len(A))
+    dtype = widest(*(x for x, _ in shapes.values()))
     if direction is not None and W_out is not None:
         weights = direction.to(dtype) @ W_out.to(dtype)
     share = torch.ones_like(A[:, 0], dtype=dtype) if weights is None else weights.to(dtype)
@@ -173,7 +171,7 @@ def attention_map(model: Any, tokens: Tensor, layer: int, reduce: str = "weights
     from ..models.base import accumulate  # the models import this package
     from ..run import run
 
-    _check_range("attention_map", "layer", [layer], 0, len(model.layers))
+    check_range("attention_map", "layer", [layer], 0, len(model.layers))
     sites = [f"layers.{layer}.{name}" for name in ("dt", "B", "C", "u", "gate")]
     found = run(model, tokens, record=sites, logits_at=tokens.new_zeros(len(tokens), 1).long())
     values = {site.split(".")[2]: found[site] for site in sites} | {"W_out": model.layers[layer].out_proj.weight}
@@ -205,18 +203,19 @@ def states(
     """
     if reduce not in (None, "channel", "state") or chunk < 1:
         raise MechintError(f"states: reduce is {reduce!r} (None, channel, state) and chunk {chunk} (at least 1)")
-    shapes: Shapes = {"u": (u, CHANNELS), "dt": (dt, CHANNELS), "A": (A, ("channel", "state")), "B": (B, SHARED)}
-    _check_sizes("states", {**shapes, "initial": (initial, ("batch", "channel", "state"))})
-    state = u.new_zeros(len(u), *A.shape) if initial is None else initial
+    shapes: Shapes = {"u": (u, CHANNELS), "dt": (dt, CHANNELS), "A": (A, RATES), "B": (B, SHARED)}
+    check_sizes("states", {**shapes, "initial": (initial, STATE)})
+    dtype = widest(u, dt, A, B, initial)
+    state = u.new_zeros(len(u), *A.shape, dtype=dtype) if initial is None else initial.to(dtype)
     length, axis = u.shape[1], {"channel": 1, "state": 2}.get(reduce or "")
 
     def some(wanted: Sequence[int], begin: int, state: Tensor) -> tuple[Tensor, Tensor]:
         """At the wanted positions, from the state before ``begin``; and the last state."""
-        held = u.new_empty(len(u), len(wanted), *(size for k, size in enumerate(A.shape, 1) if k != axis))
+        held = state.new_empty(len(u), len(wanted), *(size for k, size in enumerate(A.shape, 1) if k != axis))
         for t, k in sorted((t, k) for k, t in enumerate(wanted)):
             if t >= begin:  # B in C's place: the read-out is not looked at
                 u_, dt_, B_ = (x[:, begin : t + 1] for x in (u, dt, B))
-                state, begin = selective_scan(u_, dt_, A, B_, B_, state)[1], t + 1
+                state, begin = scan.selective_scan(u_, dt_, A, B_, B_, state)[1], t + 1
             held[:, k] = state if axis is None else state.square().mean(axis)
         return held, state
 
@@ -226,24 +225,5 @@ def states(
             yield first, held
             del held  # the caller's alone
 
-    wanted = _check_range("states", "position", () if positions is None else positions, -length, length)
+    wanted = check_range("states", "position", () if positions is None else positions, -length, length)
     return chunks(state) if positions is None else some(wanted, 0, state)[0]
-
-
-def _check_sizes(name: str, tensors: Shapes) -> None:
-    sizes: dict[str, tuple[int, str]] = {}
-    for key, (tensor, axes) in tensors.items():
-        if tensor is not None and tensor.dim() != len(axes):
-            raise MechintError(f"{name}: {key} must be [{', '.join(axes)}]; got shape {list(tensor.shape)}")
-        for axis, size in zip(axes, () if tensor is None else tensor.shape, strict=False):
-            known, first = sizes.setdefault(axis, (size, key))
-            if size != known or size == 0:
-                other = f"but {known} in {first}" if size else "where at least 1 is needed"
-                raise MechintError(f"{name}: the {axis} axis is {size} in {key} {other}")
-
-
-def _check_range(name: str, what: str, numbers: Sequence[int], low: int, high: int) -> list[int]:
-    for k in numbers:
-        if not low <= k < high:
-            raise MechintError(f"{name}: {what} {k} is outside {low} … {high - 1}")
-    return [k % high for k in numbers]

@@ -95,16 +95,18 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
     }
 }
 
-/* dB, dC: shares of each block, [blocks, B, L, N]; dA: shares of each row, [B, E, N]. work: (5 + 2 chunk) N vectors. */
+/* dB, dC: shares of each group of blocks, [groups, B, L, N], zeros before; dA: shares of each row, [B, E, N].
+ * Work is cut into (row, group) pairs here. work: (5 + 2 chunk) N vectors. */
 void scan_backward(const float *u, const float *dt, const float *A, const float *Bm, const float *C,
                    const float *boundaries, const float *dy, const float *dlast, float *du_, float *ddt, float *dA,
                    float *dB, float *dC, float *dh0, size_t rows, size_t L, size_t E, size_t N, size_t chunk,
-                   size_t from_pair, size_t to_pair, V *work)
+                   size_t groups, size_t from_pair, size_t to_pair, V *work)
 {
     size_t blocks = (E + W - 1) / W, chunks = (L + chunk - 1) / chunk;
     V *a = work, *g = a + N, *ga = g + N, *h = ga + N, *spare = h + N, *states = spare + N, *decays = states + chunk * N;
-    for (size_t pair = from_pair; pair < to_pair; pair++) {
-        size_t b = pair / blocks, block = pair % blocks, e = block * W, count = E - e < W ? E - e : W;
+    size_t pair = from_pair, block = blocks * (pair % groups) / groups; /* walks the blocks of a group, then the next */
+    while (pair < to_pair) {
+        size_t b = pair / groups, group = pair % groups, e = block * W, count = E - e < W ? E - e : W;
         gather(a, A + e * N, N, count);
         gather(g, dlast + (b * E + e) * N, N, count);
         memset(ga, 0, N * sizeof(V));
@@ -123,7 +125,7 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
             }
             for (size_t t = end; t-- > start;) {
                 const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
-                float *dbt = dB + ((block * rows + b) * L + t) * N, *dct = dC + ((block * rows + b) * L + t) * N;
+                float *dbt = dB + ((group * rows + b) * L + t) * N, *dct = dC + ((group * rows + b) * L + t) * N;
                 V d = load(dt + (b * L + t) * E + e, count), x = load(u + (b * L + t) * E + e, count), du = d * x;
                 V gy = load(dy + (b * L + t) * E + e, count), into = (V){0}, rate = (V){0};
                 V *before = t == start ? h : states + (t - 1 - start) * N;
@@ -132,7 +134,7 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
                     V to_c = gy * states[(t - start) * N + n], to_b = gh * du;
                     float sum_b = 0, sum_c = 0;
                     for (int k = 0; k < W; k++) sum_b += to_b[k], sum_c += to_c[k];
-                    dbt[n] = sum_b, dct[n] = sum_c;
+                    dbt[n] += sum_b, dct[n] += sum_c;
                     into = into + gh * bt[n];
                     V gd = gh * decay, exponent = gd * before[n];
                     rate = rate + exponent * a[n];
@@ -145,6 +147,10 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
         }
         scatter(dA + (b * E + e) * N, ga, N, count);
         scatter(dh0 + (b * E + e) * N, g, N, count);
+        if (++block == blocks * (group + 1) / groups) {
+            pair++;
+            block = blocks * (pair % groups) / groups;
+        }
     }
 }
 

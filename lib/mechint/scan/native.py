@@ -1,7 +1,7 @@
 """The scan in C, for float32 on a CPU: compiled once, in about a second, where there is a C compiler.
 
 A plain shared library called through ctypes: no build step, no headers of torch. Measured on two cores against the
-chunked scan in plain torch (benchmarks/scan.py), and chosen for it; where no compiler is found the chunked one serves.
+chunked scan in plain torch (`make bench`), and chosen for it; where no compiler is found the chunked one serves.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ WIDTH = 8
 """Channels in a block; the W of native.c."""
 CHUNK = 64
 """Positions between two saved states; a chunk's states and decays for one block stay in the second-level cache."""
+GROUPS = 16
+"""Shares of ∂B and ∂C, each summed over neighbouring blocks: as many as threads may want, whatever their number is, so
+that the bits do not depend on it. Together they take 2 GROUPS / E of what all states would."""
 SMALL = 1 << 14
 """State updates below which threads cost more than they save."""
 
@@ -143,15 +146,15 @@ class Scan(torch.autograd.Function):
         u, dt, A, B, C, boundaries = ctx.saved_tensors
         grad_y, grad_last = grad_y.contiguous(), grad_last.contiguous()
         rows, length, channels = u.shape
-        states, blocks = A.shape[1], -(-channels // WIDTH)
+        states, groups = A.shape[1], min(GROUPS, -(-channels // WIDTH))
         d_u, d_dt, d_initial = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(grad_last)
         d_A = A.new_empty(rows, channels, states)
-        d_B, d_C = (u.new_empty(blocks, rows, length, states) for _ in range(2))
+        d_B, d_C = (u.new_zeros(groups, rows, length, states) for _ in range(2))
         work = (5 + 2 * CHUNK) * states * WIDTH
         outputs = (d_u, d_dt, d_A, d_B, d_C, d_initial)
-        sizes = (rows, length, channels, states, CHUNK)
+        sizes = (rows, length, channels, states, CHUNK, groups)
         arguments = (u, dt, A, B, C, boundaries, grad_y, grad_last, *outputs, *sizes)
-        _call("scan_backward", rows * blocks, u.numel() * states, work, *arguments)
+        _call("scan_backward", rows * groups, u.numel() * states, work, *arguments)
         return d_u, d_dt, d_A.sum(0), d_B.sum(0), d_C.sum(0), d_initial
 
 
