@@ -2,8 +2,8 @@
  *
  * Arrays are contiguous: u, dt, y [B, L, E]; A [E, N]; Bm, C [B, L, N]; states [.., E, N]. Work is cut into (row,
  * block of channels) pairs; a call does the pairs first .. last - 1, so that the caller may share them among threads.
- * Every operation is elementwise over channels and sequential over N and L, and no product is fused with a sum: the
- * same numbers come out in the same bits whatever the processor, the threads or the pieces of a sequence.
+ * Every operation is elementwise over channels and sequential over N and L, and only fused() fuses a product with a sum:
+ * on one kind of processor the same numbers come out in the same bits whatever the threads or the pieces of a sequence.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -13,25 +13,35 @@
 typedef float V __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
 
-/* exp to about one unit in the last place: 2^n p(r), p of degree 6 (Cephes' expf). Below e^-87 it is 0 and above e^88
- * infinite, as a float is soon after; what is not a number stays so. */
+/* a b + c in one rounding where the processor has that; twice as many operations where it has not. */
+static inline V fused(V a, V b, V c)
+{
+#ifdef __FP_FAST_FMAF
+    for (int k = 0; k < W; k++) c[k] = __builtin_fmaf(a[k], b[k], c[k]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+/* exp to about one unit in the last place: 2^n p(r), p of degree 6 (Cephes' expf). Below e^-88 it is 0 and above e^88.4
+ * infinite, as a float is soon after: the powers of two for n = -127 and 128 are. What is not a number stays so. */
 static inline V vexp(V x)
 {
-    const V magic = (V){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    const V infinite = (V){0} + __builtin_inff();
-    I keep = ~(x < -87.0f), huge = x > 88.0f;
-    x = (V)((I)x & keep & ~huge);
-    V n = (x * 1.44269504f + magic) - magic;
-    V r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    I power = (__builtin_convertvector(n, I) + 127) << 23;
-    return (V)(((I)(p * (V)power) & keep & ~huge) | ((I)infinite & huge));
+    const V magic = (V){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds, and leaves n in the lowest bits */
+    const V low = (V){0} - 88.0f, high = (V){0} + 89.0f, one = (V){0} + 1.0f;
+    for (int k = 0; k < W; k++) x[k] = x[k] < low[k] ? low[k] : x[k];
+    for (int k = 0; k < W; k++) x[k] = x[k] > high[k] ? high[k] : x[k];
+    V t = fused(x, (V){0} + 1.44269504f, magic), n = t - magic;
+    V r = fused(n, (V){0} - 0.693359375f, x);
+    r = fused(n, (V){0} + 2.12194440e-4f, r);
+    V p = fused(r, (V){0} + 1.9875691500e-4f, (V){0} + 1.3981999507e-3f);
+    p = fused(p, r, (V){0} + 8.3334519073e-3f);
+    p = fused(p, r, (V){0} + 4.1665795894e-2f);
+    p = fused(p, r, (V){0} + 1.6666665459e-1f);
+    p = fused(p, r, (V){0} + 5.0000001201e-1f);
+    p = fused(p, r * r, r) + one;
+    return p * (V)(((I)t + 127) << 23);
 }
 
 static inline V load(const float *from, size_t count)
@@ -87,7 +97,7 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
             for (size_t n = 0; n < N; n++) {
                 V s = vexp(d * a[n]) * h[n];
                 h[n] = s + du * bt[n];
-                sum = sum + h[n] * ct[n];
+                sum = fused(h[n], (V){0} + ct[n], sum);
             }
             store(y + (b * L + t) * E + e, sum, count);
         }
@@ -173,7 +183,12 @@ void scan_read(const float *h, const float *C, float *y, size_t E, size_t N, siz
     for (size_t row = from_row; row < to_row; row++)
         for (size_t e = 0; e < E; e++) {
             float sum = 0;
-            for (size_t n = 0; n < N; n++) sum = sum + h[(row * E + e) * N + n] * C[row * N + n];
+            for (size_t n = 0; n < N; n++)
+#ifdef __FP_FAST_FMAF
+                sum = __builtin_fmaf(h[(row * E + e) * N + n], C[row * N + n], sum);
+#else
+                sum = sum + h[(row * E + e) * N + n] * C[row * N + n];
+#endif
             y[row * E + e] = sum;
         }
 }
