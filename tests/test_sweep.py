@@ -90,6 +90,14 @@ def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: 
     assert float((found - expected).abs().max()) <= 1e-10 * scale
 
 
+def test_a_cut_in_the_base_and_an_edit_of_the_same_state() -> None:
+    model, prompts = tiny_mamba(dtype=torch.float64), tokens(2, 6)
+    base = [Edit("layers.0.state", "cut", positions=[3, 5], sources=[1])]
+    cells = [[Edit("layers.0.state", "replace", 0.3, positions=[p])] for p in range(6)]
+    expected = one_by_one(model, prompts, cells, base)
+    assert float((sweep(model, prompts, cells, base=base) - expected).abs().max()) <= 1e-10
+
+
 def full_map(model: Any, donor: Any, length: int) -> list[list[Edit]]:
     """Every site kind at every layer and position, put back to a donor run's."""
     return [

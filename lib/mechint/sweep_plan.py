@@ -123,13 +123,17 @@ class Probe:
         self.parts = parts
         each = [edit.positions for _, edit in parts]
         self.positions = None if None in each else sorted({p for positions in each for p in positions or ()})
-        self.length = parts[0][1].length
+        self.length = parts[0][1].length if parts else None
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         for cell, edit in self.parts:
             if cell.idle and edit.here(offset, tensor.shape[1]):
                 cell.idle = edit.changes_nothing(tensor, offset)
         return tensor
+
+    def on_share(self) -> Probe:
+        """What a cut in the base removes from a state is no place to look at."""
+        return Probe(())
 
 
 @dataclass
