@@ -103,15 +103,27 @@ class Blueprint(ABC):
         return mixer.channel({at: SIGNAL}, {at: says / ON**2}, **options)  # type: ignore[arg-type]
 
 
+TWINS = ("counterfactual",)
+ALWAYS = ("mean", "resample", "counterfactual")
+
+
 def paths(mixer: Mixer, names: str) -> list[Part]:
     return [Part("the path", "path", mixer.layer, (PATHS.index(name),)) for name in names.split()]
 
 
-def channel(mixer: Mixer, meaning: str, e: int, *asked: Asked, tap: int = 0, accuracy: float = 0.0) -> list[Part]:
+def channel(
+    mixer: Mixer,
+    meaning: str,
+    e: int,
+    *asked: Asked,
+    tap: int = 0,
+    accuracy: float = 0.0,
+    blind: tuple[str, ...] = (),
+) -> list[Part]:
     """A channel and the one tap of its convolution that reads."""
     asked = asked or (Asked(),)
     return [
-        Part(meaning, "channel", mixer.layer, (e,), asked, accuracy),
+        Part(meaning, "channel", mixer.layer, (e,), asked, accuracy, blind=blind),
         Part(meaning, "tap", mixer.layer, (e, tap), asked, accuracy),
     ]
 
@@ -166,8 +178,8 @@ class Latch(Blueprint):
         n = mixer.state({marker: 1 / ON}, {query: 1 / ON})
         mixer.rank({marker: 1 / ON}, speakers, math.log(math.expm1(step)) - closed)
         parts = paths(mixer, "x z dt B C")
-        parts += channel(mixer, "opens B and the step behind a marker", marker, tap=1)
-        parts += channel(mixer, "opens C at the query", query)
+        parts += channel(mixer, "opens B and the step behind a marker", marker, tap=1, blind=TWINS)
+        parts += channel(mixer, "opens C at the query", query, blind=TWINS)
         for v, e in enumerate(speakers):
             parts += channel(mixer, f"keeps and says symbol {v}", e, Asked(answer=v))
             parts.append(Part(f"holds symbol {v}", "mode", mixer.layer, (e, n), (Asked(answer=v),)))
@@ -201,7 +213,7 @@ class MostRecent(Blueprint):
         n = mixer.state(seen, {query: 1 / ON})
         mixer.rank(seen, speakers, opened - closed)
         parts = paths(mixer, "x z dt B C")
-        parts += channel(mixer, "opens C at the query", query)
+        parts += channel(mixer, "opens C at the query", query, blind=TWINS)
         for v, e in enumerate(speakers):
             parts += channel(mixer, f"counts and says symbol {v}", e, Asked(answer=v))
             parts.append(Part(f"decaying count of symbol {v}", "mode", mixer.layer, (e, n), (Asked(answer=v),)))
@@ -221,7 +233,7 @@ class Recall(Blueprint):
 
     def __init__(self, config: TaskConfig | None = None) -> None:
         super().__init__()
-        self.task: RecallTask = RecallTask(config or TaskConfig(name="recall", pairs=2, keys=12, values=12))
+        self.task: RecallTask = RecallTask(config or TaskConfig(name="recall", pairs=3, keys=8, values=8))
 
     def needs(self) -> Size:
         keys, values = self.task.keys, self.task.values
@@ -234,8 +246,8 @@ class Recall(Blueprint):
             before = self.reader(mixer, "token", k, tap=1)
             here = self.reader(mixer, "token", k)
             states.append(mixer.state({before: 1 / ON}, {here: 1 / ON}))
-            parts += channel(mixer, f"B: key {k} stood before", before, Asked(token=k), tap=1)
-            parts += channel(mixer, f"C: key {k} is asked", here, Asked(token=k))
+            parts += channel(mixer, f"B: key {k} stood before", before, Asked(token=k), tap=1, blind=TWINS)
+            parts += channel(mixer, f"C: key {k} is asked", here, Asked(token=k), blind=TWINS)
         for v in range(keys, keys + self.task.values):
             e = self.speaker(mixer, v, GAIN, skip=1.0)
             parts += channel(mixer, f"writes and says value {v - keys}", e, Asked(answer=v))
@@ -315,7 +327,8 @@ class SelectiveCopy(Blueprint):
         for i, tokens in enumerate((values, [task.marker])):
             reads, writes = {canvas.at("token", v): SIGNAL for v in tokens}, {canvas.at("count", i): ON**-2}
             counters.append(first.channel(reads, writes))
-            parts += channel(first, f"counts {('carried tokens', 'markers')[i]}", counters[i])
+            what, blind = (("carried tokens", TWINS), ("markers", ALWAYS))[i]
+            parts += channel(first, f"counts {what}", counters[i], blind=blind)
         n = first.state(*(dict.fromkeys(counters, 1 / ON) for _ in range(2)))
         parts += [Part("the count", "mode", first.layer, (e, n)) for e in counters]
         steps = []
@@ -324,7 +337,9 @@ class SelectiveCopy(Blueprint):
             steps.append([second.channel(reads, bias=-self.STEEP * k) for k in slots])
             for k, e in enumerate(steps[i]):
                 chance = by_chance(task.values)  # that the slot read or written instead has the same value
-                parts += channel(second, f"{'BC'[i]}: count above {k}", e, Asked(slot=k), accuracy=chance)
+                parts += channel(
+                    second, f"{'BC'[i]}: count above {k}", e, Asked(slot=k), accuracy=chance, blind=(TWINS, ALWAYS)[i]
+                )
         speakers = [self.speaker(second, v, GAIN) for v in values]
         states = []
         for slot in slots:  # 1 at count slot + 1, 0 at every other whole number: a tent of three ramps

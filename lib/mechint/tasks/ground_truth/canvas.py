@@ -28,7 +28,7 @@ from ...errors import MechintError
 from ...models.mamba import Layer, Mamba, MambaConfig
 from ...models.sites import Tap
 
-PIN = 2.0**14
+PIN = 2.0**15
 SIGNAL = 4.0
 ON = SIGNAL / (1 + math.exp(-SIGNAL))
 """SiLU(SIGNAL)."""
@@ -146,6 +146,7 @@ class Mixer:
         self.states = torch.randperm(size.d_state, generator=random).tolist()
         self.ranks = torch.randperm(size.dt_rank, generator=random).tolist()
         self.used: list[int] = []
+        self.drawn_ranks: list[int] = []
         self.written: list[int] = []
         """Those of the used channels that write into the residual stream."""
 
@@ -196,6 +197,7 @@ class Mixer:
     def rank(self, reads: Mapping[int, float], channels: list[int], weight: float) -> None:
         """Adds ``weight`` times a sum of u of the channels ``reads`` to the Δ (before softplus) of ``channels``."""
         rank = self.ranks.pop()
+        self.drawn_ranks.append(rank)
         self.weights.x_proj.weight[rank, list(reads)] = torch.tensor(list(reads.values()))
         self.weights.dt_proj.weight[channels, rank] = weight
 
@@ -205,7 +207,6 @@ class Mixer:
         E, N, R = size.d_inner, size.d_state, size.dt_rank
         normal = lambda *shape: torch.randn(shape, generator=random)
         idle = torch.tensor(self.channels, dtype=torch.long)
-        templates.copy_inputs(self, idle)
         # Δ, B and C: some rows read every channel, the others are empty; none reaches the circuit
         x_rows, in_circuit = templates.x_scale * normal(R + 2 * N, E) / math.sqrt(E), bool(self.used)
         live = [True] * R + [True] * 2 * N
@@ -222,6 +223,7 @@ class Mixer:
         w.dt_proj.weight[rows] = low[rows]
         dead = [rank for rank in self.ranks if not live[rank]]
         w.dt_proj.weight[:, dead] = low[:, dead]
+        templates.copy_inputs(self, idle)
         # the output: along random unread directions
         silent = torch.tensor(sorted({*self.channels, *self.used} - set(self.written)), dtype=torch.long)
         out = normal(len(self.canvas.unread), len(silent))
@@ -236,14 +238,15 @@ class Templates:
     """Root of the summed squares of an idle row of W_x."""
 
     def __init__(self, canvas: Canvas) -> None:
-        rows: dict[str, list[Tensor]] = {name: [] for name in ("x", "conv", "bias", "dt", "A", "D")}
+        rows: dict[str, list[Tensor]] = {name: [] for name in ("x", "conv", "bias", "dt", "A", "D", "selective")}
         norms = []
         for mixer in canvas.active:
             w, used = mixer.weights, torch.tensor(mixer.used)
+            selective = w.dt_proj.weight.amax(1)
             assert w.conv1d.bias is not None
             for name, tensor in (
                 ("x", w.in_proj.weight), ("conv", w.conv1d.weight[:, 0]), ("bias", w.conv1d.bias),
-                ("dt", w.dt_proj.bias), ("A", w.A_log), ("D", w.D),
+                ("dt", w.dt_proj.bias), ("A", w.A_log), ("D", w.D), ("selective", selective),
             ):  # fmt: skip
                 rows[name].append(tensor[used].clone())
             norms.append(w.out_proj.weight[:, mixer.written].norm(dim=0))
@@ -268,14 +271,19 @@ class Templates:
         x, z = (torch.randn(count, size.d_model, generator=random) for _ in range(2))
         conv = torch.randn(count, size.d_conv, generator=random)
         unit = lambda rows, norm: norm * rows / rows.norm(dim=1, keepdim=True)
+        jitter = lambda: torch.empty(count, 1).uniform_(2 / 3, 4 / 3, generator=random)  # or equal norms would tell
         log_dt = torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1), generator=random)
         pinned = torch.zeros(size.d_model)
         pinned[mixer.canvas.pin] = SIGNAL
-        w.in_proj.weight[idle] = torch.where(decoy, theirs["x"], unit(x, SIGNAL))
-        w.in_proj.weight[E + idle] = torch.where(decoy, pinned, unit(z, SIGNAL))
+        w.in_proj.weight[idle] = jitter() * torch.where(decoy, theirs["x"], unit(x, SIGNAL))
+        w.in_proj.weight[E + idle] = jitter() * torch.where(decoy, pinned, unit(z, SIGNAL))
         w.conv1d.weight[idle, 0] = torch.where(decoy, theirs["conv"], unit(conv, 1.0))
         flat = decoy[:, 0]
         w.conv1d.bias[idle] = torch.where(flat, theirs["bias"], torch.zeros(()))
         w.dt_proj.bias[idle] = torch.where(flat, theirs["dt"], log_dt.exp().expm1().log())  # the published start
         w.A_log[idle] = torch.where(decoy, theirs["A"], torch.arange(1, N + 1).log())
         w.D[idle] = torch.where(flat, theirs["D"], torch.ones(()))
+        # what opens the step of the circuit's channels opens the decoys' too
+        selects = idle[flat & (theirs["selective"] > 0)]
+        rank = mixer.drawn_ranks[0] if mixer.drawn_ranks else 0
+        w.dt_proj.weight[selects, rank] = theirs["selective"][flat & (theirs["selective"] > 0)]

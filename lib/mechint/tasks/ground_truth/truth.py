@@ -99,6 +99,8 @@ class Part:
         accuracy: At most this share of them is right once it is removed. Removed means zero, and for ``decay`` one.
         where: For ``write``: at which positions.
         enough: For ``write``: whether the writes at all other positions of the layer are idle.
+        blind: Ablations that replace a channel by what stood there, so that nothing changes: ``mean`` and ``resample``
+            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins.
     """
 
     meaning: str
@@ -109,6 +111,7 @@ class Part:
     accuracy: float = 0.0
     where: Where | None = None
     enough: bool = True
+    blind: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -173,14 +176,18 @@ class GroundTruth:
             raise MechintError(f"no kind of part {kind!r}{did_you_mean(kind, KINDS)}; take {', '.join(KINDS)}")
         return [(part.layer, part.unit) for part in self.parts if part.kind == kind]
 
-    def mask(self, model: Any, kind: str) -> Tensor:
-        """1 for the units of the circuit and 0 for the idle ones, numbered as :class:`mechint.units.Units` does."""
+    def mask(self, model: Any, kind: str, ablation: str = "zero") -> Tensor:
+        """1 for the units of the circuit and 0 for the idle ones, numbered as :class:`mechint.units.Units` does.
+
+        ``ablation``: Leaves out the channels that it is blind to, which no search with it can find.
+        """
         if kind not in SSM_UNITS:
             raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, SSM_UNITS)}; take {', '.join(SSM_UNITS)}")
         units = Units(model, SSM_UNITS[kind])
         mask = torch.zeros(units.layers, *units.shape)
-        for layer, unit in self.units(kind):
-            mask[(layer, *(unit or (0,)))] = 1.0
+        for part in self.parts:
+            if part.kind == kind and ablation not in part.blind:
+                mask[(part.layer, *(part.unit or (0,)))] = 1.0
         return mask.view(-1)
 
 
@@ -209,7 +216,9 @@ def answers(model: Any, task: Task, count: int = 10_000, batch: int = 500, seed:
     return Answers(float((found > TIE).float().mean()), float(found.min()), count)
 
 
-def verify(model: Any, truth: GroundTruth, task: Task, count: int = 1000, seed: int = 0) -> dict[str, float]:
+def verify(
+    model: Any, truth: GroundTruth, task: Task, count: int = 1000, split: str = "train", seed: int = 0
+) -> dict[str, float]:
     """Holds a declared truth against ablations of the model.
 
     Args:
@@ -217,17 +226,19 @@ def verify(model: Any, truth: GroundTruth, task: Task, count: int = 1000, seed: 
         truth: What is declared.
         task: What the model does.
         count: Prompts that are drawn; those that a part matters for are taken from them.
+        split: Of the prompts. A method that is to find a part must be shown prompts that need it, and the discovery
+            split of a task with few templates may lack them: verified there, such a truth is refused.
         seed: Of the draw.
 
     Returns:
-        For each declared part (by its name) the accuracy without it, and for each kind (``idle channel``) the largest
-        change of a logit when all of its idle units are removed.
+        For each declared part (by its name) the accuracy without it; for each kind (``idle channel, zero``) the
+        largest change of a logit when all of its idle units are removed, and likewise for blind ablations.
 
     Raises:
         MechintError: the model fails the task, a part can be removed and the answers stay right, or idle units
             matter; the first such contradiction is named.
     """
-    prompts = task.sample(count, "train", seed)
+    prompts = task.sample(count, split, seed)
     clean, _ = margins(model, prompts)
     if not bool((clean > TIE).all()) or float(clean.min()) < truth.margin:
         raise MechintError(
@@ -240,8 +251,8 @@ def verify(model: Any, truth: GroundTruth, task: Task, count: int = 1000, seed: 
         rows = affected.any(1).nonzero().flatten()[:ROWS]
         if len(rows) == 0:
             raise MechintError(
-                f"{model.source}: {part.name} is declared to matter for answers of which {count} prompts have none; "
-                "verify with more prompts, or correct the declaration"
+                f"{model.source}: {part.name} is declared to matter for answers of which {count} {split} prompts "
+                "have none; take more prompts, a task with more templates, or correct the declaration"
             )
         some = prompts[rows]
         margin, _ = margins(model, some, part.removal(some))
@@ -252,6 +263,7 @@ def verify(model: Any, truth: GroundTruth, task: Task, count: int = 1000, seed: 
                 f"for are right, and at most {part.accuracy:.1%} may be; the declared truth is wrong"
             )
     few = prompts[:ROWS]
+    found |= {f"{part.name}, {name}": change for part, name, change in blind_changes(model, truth, few)}
     _, reference = margins(model, few)
     for name, edits in idle_removals(model, truth, few):
         _, logits = margins(model, few, edits)
@@ -263,6 +275,34 @@ def verify(model: Any, truth: GroundTruth, task: Task, count: int = 1000, seed: 
                 "wrong"
             )
     return found
+
+
+def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[Part, str, float]]:
+    """For each channel and each ablation that is declared blind to it, how much a logit changes.
+
+    Raises:
+        MechintError: it changes by more than the tolerance.
+    """
+    _, reference = margins(model, prompts)
+    for part in truth.parts:
+        sites = [f"layers.{part.layer}.{site}" for site in ("u", "gated")]
+        for name in part.blind if part.kind == "channel" else ():
+            other = prompts.tokens.roll(1, 0)
+            if name == "counterfactual" and prompts.twins is not None:
+                other = prompts.twins
+            with torch.no_grad():
+                values = run(model, other, record=sites).values
+            taken = {site: value[..., list(part.unit)] for site, value in values.items()}
+            if name == "mean":
+                taken = {site: value.mean(0) for site, value in taken.items()}
+            edits = [Edit(site, "replace", value, units=part.unit) for site, value in taken.items()]
+            change = float((margins(model, prompts, edits)[1] - reference).abs().max())
+            if change > truth.tolerance:
+                raise MechintError(
+                    f"{model.source}: {part.name} is declared the same under {name}, which changes a logit by "
+                    f"{change:.3g}, more than {truth.tolerance:.3g}; the declared truth is wrong"
+                )
+            yield part, name, change
 
 
 def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
