@@ -28,7 +28,7 @@ from ...errors import MechintError
 from ...models.mamba import Layer, Mamba, MambaConfig
 from ...models.sites import Tap
 
-PIN = 2.0**15
+PIN = 2.0**16
 SIGNAL = 4.0
 ON = SIGNAL / (1 + math.exp(-SIGNAL))
 """SiLU(SIGNAL)."""
@@ -114,9 +114,8 @@ class Canvas:
         """Gives everything idle its weights.
 
         Layer by layer: the norm weights of the unread directions, and in an idle layer of all but the pin, are set so
-        that the layer reads each of them as at most 1, whatever the layers before wrote there. Without it idle numbers
-        grow from layer to layer: a mixer is a polynomial of the fifth degree, and this norm does not divide by its
-        input.
+        that the layer reads each of them as at most 1.5, whatever the layers before wrote there. Without it idle
+        numbers grow from layer to layer: a mixer is a polynomial of the fifth degree, and this norm does not divide.
 
         Args:
             tokens: Prompts to take these sizes from, [batch, position].
@@ -127,7 +126,7 @@ class Canvas:
         for mixer in self.mixers:
             w = mixer.weights
             free = self.unread if mixer.used else torch.arange(self.size.d_model) != self.pin
-            w.norm.weight[free] = PIN / r[..., free].abs().amax((0, 1)).clamp(min=1.0)
+            w.norm.weight[free] = 1.5 * PIN / r[..., free].abs().amax((0, 1)).clamp(min=1.0)
             mixer.fill(templates)
             for weight in (w.in_proj.weight, w.x_proj.weight, w.out_proj.weight) if noise else ():
                 std = noise / math.sqrt(weight.shape[1])
@@ -265,8 +264,9 @@ class Templates:
         assert w.conv1d.bias is not None
         pick = torch.randint(len(self.rows["D"]), (count,), generator=random)
         decoy = torch.rand(count, 1, generator=random) < 0.5
-        if not mixer.used:  # states that keep would grow without bound on the dense B of an idle layer
-            decoy &= self.rows["A"][pick][:, :1] > math.log(HOLD) + 1
+        if not mixer.used:  # states that keep, or steps that open wide, grow without bound on dense B and ranks
+            keeps = self.rows["A"][pick][:, :1] < math.log(HOLD) + 1
+            decoy &= ~keeps & (self.rows["selective"][pick].unsqueeze(1) == 0)
         theirs = {name: tensor[pick] for name, tensor in self.rows.items()}
         x, z = (torch.randn(count, size.d_model, generator=random) for _ in range(2))
         conv = torch.randn(count, size.d_conv, generator=random)
@@ -285,5 +285,6 @@ class Templates:
         w.D[idle] = torch.where(flat, theirs["D"], torch.ones(()))
         # what opens the step of the circuit's channels opens the decoys' too
         selects = idle[flat & (theirs["selective"] > 0)]
-        rank = mixer.drawn_ranks[0] if mixer.drawn_ranks else 0
-        w.dt_proj.weight[selects, rank] = theirs["selective"][flat & (theirs["selective"] > 0)]
+        w.dt_proj.weight[selects, mixer.drawn_ranks[0] if mixer.drawn_ranks else 0] = theirs["selective"][
+            flat & (theirs["selective"] > 0)
+        ]

@@ -123,7 +123,7 @@ class Part:
         own = prompts.tokens.gather(1, prompts.positions)  # the tied head says the token itself when nobody speaks
         return torch.stack([asked.of(prompts) for asked in self.asked]).any(0) & (own != prompts.answers)
 
-    def removal(self, prompts: Prompts) -> list[Edit]:
+    def removal(self, model: Any, prompts: Prompts) -> list[Edit]:
         """The edits that remove it."""
         at = f"layers.{self.layer}."
         if self.kind == "channel":
@@ -133,8 +133,9 @@ class Part:
         if self.kind == "decay":
             return [Edit(at + "decay", "replace", 1.0)]
         if self.kind == "tap":
-            channel, back = self.unit
-            return list(cut_taps(at + "conv", [channel], [back], prompts.tokens.shape[1]))
+            taps = torch.zeros(model.config.d_inner, model.config.d_conv)
+            taps[self.unit] = 1
+            return [remove_taps(model, self.layer, taps, prompts)]
         if self.kind == "path":
             return [Edit(at + PATHS[self.unit[0]], "replace", 0.0)]
         if self.kind == "layer":
@@ -148,12 +149,18 @@ def writes_only(layer: int, there: Tensor) -> Edit:
     return Edit(f"layers.{layer}.write", "scale", there.float()[:, :, None, None])
 
 
-def cut_taps(site: str, channels: list[int], backs: list[int], length: int) -> Iterator[Edit]:
-    """Removes taps, counted back from the current token, from the convolution of some channels."""
-    for t in range(length):
-        sources = [t - back for back in backs if back <= t]
-        if sources:
-            yield Edit(site, "cut", positions=[t], sources=sources, units=channels)
+@torch.no_grad()
+def remove_taps(model: Any, layer: int, taps: Tensor, prompts: Prompts) -> Edit:
+    """Takes what some taps contribute out of the convolution of one layer; ``taps`` [E, K] from the current token on.
+
+    The same as cuts at ``conv``, in one edit for all positions; layers before must not be edited.
+    """
+    x = run(model, prompts.tokens, record=[f"layers.{layer}.x"])[f"layers.{layer}.x"]  # [n, L, E]
+    gone = torch.zeros_like(x)
+    weights = model.layers[layer].conv1d.weight[:, 0].flip(1) * taps.to(x)  # [E, K]
+    for back in range(taps.shape[1]):
+        gone[:, back:] += weights[:, back] * x[:, : x.shape[1] - back]
+    return Edit(f"layers.{layer}.conv", "add", -gone)
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,7 @@ def verify(
                 "have none; take more prompts, a task with more templates, or correct the declaration"
             )
         some = prompts[rows]
-        margin, _ = margins(model, some, part.removal(some))
+        margin, _ = margins(model, some, part.removal(model, some))
         found[part.name] = float((margin > TIE)[affected[rows]].float().mean())
         if found[part.name] > part.accuracy:
             raise MechintError(
@@ -316,21 +323,12 @@ def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
             with torch.no_grad():
                 values = run(model, prompts.tokens.roll(1, 0), record=units.sites).values
             yield f"{kind}, resample", units.edits(mask, dict(values))
-    if truth.units("tap"):
-        yield "tap", list(idle_taps(model, truth, prompts.tokens.shape[1]))
+    for layer in range(model.config.n_layer if truth.units("tap") else 0):
+        taps = torch.ones(model.config.d_inner, model.config.d_conv)
+        for e, back in [unit for at, unit in truth.units("tap") if at == layer]:
+            taps[e, back] = 0
+        yield f"tap, layer {layer}", [remove_taps(model, layer, taps, prompts)]
     writes = [part for part in truth.parts if part.kind == "write"]
     for layer in sorted({part.layer for part in writes if part.enough}):
         there = [part.where.of(prompts) for part in writes if part.layer == layer and part.where is not None]
         yield f"write, layer {layer}", [writes_only(layer, torch.stack(there).any(0))]
-
-
-def idle_taps(model: Any, truth: GroundTruth, length: int) -> Iterator[Edit]:
-    """Cuts every tap that is not declared; channels with the same taps go together, since cuts do not add up."""
-    declared = set(truth.units("tap"))
-    taps = range(model.config.d_conv)
-    for layer in range(model.config.n_layer):
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for e in range(model.config.d_inner):
-            groups.setdefault(tuple(k for k in taps if (layer, (e, k)) not in declared), []).append(e)
-        for backs, channels in groups.items():
-            yield from cut_taps(f"layers.{layer}.conv", channels, list(backs), length)
