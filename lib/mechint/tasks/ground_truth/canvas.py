@@ -210,7 +210,7 @@ class Mixer:
         x_rows, in_circuit = templates.x_scale * normal(R + 2 * N, E) / math.sqrt(E), bool(self.used)
         live = [True] * R + [True] * 2 * N
         for k, rank in enumerate(self.ranks):
-            live[rank] = not in_circuit or k % 2 == 0
+            live[rank] = k % 2 == 0 if in_circuit else k > 0 or not templates.selective
         for k, n in enumerate(self.states):  # written and never read, or read and never written
             live[R + n], live[R + N + n] = not in_circuit or k % 2 == 0, not in_circuit or k % 2 == 1
         drawn = (w.x_proj.weight != 0).any(1)
@@ -251,6 +251,7 @@ class Templates:
             norms.append(w.out_proj.weight[:, mixer.written].norm(dim=0))
         self.rows = {name: torch.cat(tensors) for name, tensors in rows.items()}
         self.norms = torch.cat(norms)
+        self.selective = bool((self.rows["selective"] > 0).any())
 
     def out_norms(self, count: int, random: torch.Generator) -> Tensor:
         """Norms of output columns, as the circuit's are, give or take a third, [count]."""
@@ -283,8 +284,8 @@ class Templates:
         w.dt_proj.bias[idle] = torch.where(flat, theirs["dt"], log_dt.exp().expm1().log())  # the published start
         w.A_log[idle] = torch.where(decoy, theirs["A"], torch.arange(1, N + 1).log())
         w.D[idle] = torch.where(flat, theirs["D"], torch.ones(()))
-        # what opens the step of the circuit's channels opens the decoys' too
-        selects = idle[flat & (theirs["selective"] > 0)]
-        w.dt_proj.weight[selects, mixer.drawn_ranks[0] if mixer.drawn_ranks else 0] = theirs["selective"][
-            flat & (theirs["selective"] > 0)
-        ]
+        # what opens the step of the circuit's channels opens the decoys' too; in an idle layer such weights read 0
+        selects = (flat if mixer.used else torch.ones_like(flat)) & (theirs["selective"] > 0)
+        rank = (mixer.drawn_ranks or mixer.ranks)[0]
+        if mixer.drawn_ranks or not mixer.used:
+            w.dt_proj.weight[idle[selects], rank] = theirs["selective"][selects]
