@@ -1,0 +1,334 @@
+"""What a model is known to compute and with what: declared as data, and held against ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import MechintError, did_you_mean
+from ...interventions import Edit
+from ...run import run
+from ...units import PATHS, SSM_UNITS, Units
+from ..base import Prompts, Task
+
+KINDS = ("channel", "mode", "tap", "path", "layer", "write", "decay")
+TIE = 1e-2
+"""An answer counts as right when its logit is above all others by more than this, so that ties are wrong."""
+ROWS = 32
+"""Prompts that one part's removal is tried on: of those that the part matters for."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which answers a part matters for; None is any.
+
+    Attributes:
+        token: The token at the position of the answer.
+        answer: The answer.
+        slot: Which of a prompt's answers, counted from 0.
+    """
+
+    token: int | None = None
+    answer: int | None = None
+    slot: int | None = None
+
+    def of(self, prompts: Prompts) -> Tensor:
+        """[n, Q] bool."""
+        here = prompts.tokens.gather(1, prompts.positions)
+        found = torch.ones_like(prompts.answers, dtype=torch.bool)
+        if self.token is not None:
+            found &= here == self.token
+        if self.answer is not None:
+            found &= prompts.answers == self.answer
+        if self.slot is not None:
+            found &= torch.arange(found.shape[1], device=found.device) == self.slot
+        return found
+
+
+@dataclass(frozen=True)
+class Where:
+    """Positions, as a function of the prompt: those whose token ``back`` positions before is one of ``tokens``.
+
+    Attributes:
+        tokens: None is any.
+        last: Only the last such position of a prompt.
+        pairs: Only where the token is the answer to a question whose token stands before it.
+    """
+
+    tokens: tuple[int, ...] | None = None
+    back: int = 0
+    last: bool = False
+    pairs: bool = False
+
+    def of(self, prompts: Prompts) -> Tensor:
+        """[n, L] bool."""
+        tokens = prompts.tokens
+        before = torch.full_like(tokens, -1)
+        before[:, self.back :] = tokens[:, : tokens.shape[1] - self.back]
+        found = before >= 0
+        if self.tokens is not None:
+            found &= torch.isin(before, torch.tensor(self.tokens, device=tokens.device))
+        if self.pairs:
+            asked = tokens.gather(1, prompts.positions)  # [n, Q]
+            match = (tokens[:, :-1, None] == asked[:, None]) & (tokens[:, 1:, None] == prompts.answers[:, None])
+            found[:, 0] = False
+            found[:, 1:] &= match.any(-1)
+        if self.last:
+            steps = torch.arange(tokens.shape[1], device=tokens.device)
+            found &= steps == torch.where(found, steps, -1).amax(1, keepdim=True)
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that the computation needs, and what removing it does.
+
+    Attributes:
+        meaning: What it does, in words.
+        kind: ``channel`` (what u and the output of one channel carry), ``mode`` (a (channel, state) entry as C reads
+            it), ``tap`` (of a channel's convolution, counted back from the current token), ``path`` (x, z, dt, B or C
+            of a layer), ``layer`` (the mixer's output), ``write`` (into all states of a layer, at some positions) or
+            ``decay`` (of all states of a layer).
+        layer: Number of the layer.
+        unit: (channel,), (channel, state), (channel, taps back), (number in ``PATHS``,), or empty.
+        asked: The answers it matters for: those that any of these says.
+        accuracy: At most this share of them is right once it is removed. Removed means zero, and for ``decay`` one.
+        where: For ``write``: at which positions.
+        enough: For ``write``: whether the writes at all other positions of the layer are idle.
+        blind: Ablations that replace a channel by what stood there, so that nothing changes: ``mean`` and ``resample``
+            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins.
+    """
+
+    meaning: str
+    kind: str
+    layer: int
+    unit: tuple[int, ...] = ()
+    asked: tuple[Asked, ...] = (Asked(),)
+    accuracy: float = 0.0
+    where: Where | None = None
+    enough: bool = True
+    blind: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        unit = f" {PATHS[self.unit[0]]}" if self.kind == "path" else "".join(f" {u}" for u in self.unit)
+        return f"layer {self.layer}, {self.kind}{unit} ({self.meaning})"
+
+    def affects(self, prompts: Prompts) -> Tensor:
+        """The answers it matters for, [n, Q] bool."""
+        own = prompts.tokens.gather(1, prompts.positions)  # the tied head says the token itself when nobody speaks
+        return torch.stack([asked.of(prompts) for asked in self.asked]).any(0) & (own != prompts.answers)
+
+    def removal(self, model: Any, prompts: Prompts) -> list[Edit]:
+        """The edits that remove it."""
+        at = f"layers.{self.layer}."
+        if self.kind == "channel":
+            return [Edit(at + site, "replace", 0.0, units=self.unit) for site in ("u", "gated")]
+        if self.kind == "mode":
+            return [Edit(at + "readout", "replace", 0.0, units=[(self.unit[0], self.unit[1])])]
+        if self.kind == "decay":
+            return [Edit(at + "decay", "replace", 1.0)]
+        if self.kind == "tap":
+            taps = torch.zeros(model.config.d_inner, model.config.d_conv)
+            taps[self.unit] = 1
+            return [remove_taps(model, self.layer, taps, prompts)]
+        if self.kind == "path":
+            return [Edit(at + PATHS[self.unit[0]], "replace", 0.0)]
+        if self.kind == "layer":
+            return [Edit(at + "out", "replace", 0.0)]
+        assert self.where is not None
+        return [writes_only(self.layer, ~self.where.of(prompts))]
+
+
+def writes_only(layer: int, there: Tensor) -> Edit:
+    """Removes the writes into the states of a layer but for those at some positions, ``there`` [n, L]."""
+    return Edit(f"layers.{layer}.write", "scale", there.float()[:, :, None, None])
+
+
+@torch.no_grad()
+def remove_taps(model: Any, layer: int, taps: Tensor, prompts: Prompts) -> Edit:
+    """Takes what some taps contribute out of the convolution of one layer; ``taps`` [E, K] from the current token on.
+
+    The same as cuts at ``conv``, in one edit for all positions; layers before must not be edited.
+    """
+    x = run(model, prompts.tokens, record=[f"layers.{layer}.x"])[f"layers.{layer}.x"]  # [n, L, E]
+    gone = torch.zeros_like(x)
+    weights = model.layers[layer].conv1d.weight[:, 0].flip(1) * taps.to(x)  # [E, K]
+    for back in range(taps.shape[1]):
+        gone[:, back:] += weights[:, back] * x[:, : x.shape[1] - back]
+    return Edit(f"layers.{layer}.conv", "add", -gone)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The parts that carry a computation; of the kinds that are declared, everything else is idle.
+
+    Attributes:
+        parts: What it needs.
+        margin: The logit of every answer is above all others by at least this.
+        tolerance: Removing all idle units of a kind changes no logit of an answer's position by more than this.
+    """
+
+    parts: tuple[Part, ...]
+    margin: float
+    tolerance: float = 1e-3
+
+    def units(self, kind: str) -> list[tuple[int, tuple[int, ...]]]:
+        """(layer, unit) of every declared part of a kind."""
+        if kind not in KINDS:
+            raise MechintError(f"no kind of part {kind!r}{did_you_mean(kind, KINDS)}; take {', '.join(KINDS)}")
+        return [(part.layer, part.unit) for part in self.parts if part.kind == kind]
+
+    def mask(self, model: Any, kind: str, ablation: str = "zero") -> Tensor:
+        """1 for the units of the circuit and 0 for the idle ones, numbered as :class:`mechint.units.Units` does.
+
+        ``ablation``: Leaves out the channels that it is blind to, which no search with it can find.
+        """
+        if kind not in SSM_UNITS:
+            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, SSM_UNITS)}; take {', '.join(SSM_UNITS)}")
+        units = Units(model, SSM_UNITS[kind])
+        mask = torch.zeros(units.layers, *units.shape)
+        for part in self.parts:
+            if part.kind == kind and ablation not in part.blind:
+                mask[(part.layer, *(part.unit or (0,)))] = 1.0
+        return mask.view(-1)
+
+
+class Answers(NamedTuple):
+    """How a model answers prompts."""
+
+    accuracy: float
+    margin: float
+    """The least, over all answers: logit of the answer minus the largest other."""
+    prompts: int
+
+
+@torch.no_grad()
+def margins(model: Any, prompts: Prompts, edits: list[Edit] | None = None) -> tuple[Tensor, Tensor]:
+    """Logit of each answer minus the largest other, [n, Q], and the logits there, [n, Q, V]."""
+    logits = run(model, prompts.tokens, edits=edits or [], logits_at=prompts.positions).logits
+    index = prompts.answers.unsqueeze(-1)
+    others = logits.scatter(-1, index, -torch.inf).amax(-1)
+    return logits.gather(-1, index).squeeze(-1) - others, logits
+
+
+def answers(model: Any, task: Task, count: int = 10_000, batch: int = 500, seed: int = 0) -> Answers:
+    """Accuracy and least margin of a model on ``count`` prompts of the training split, the largest one."""
+    prompts = task.sample(count, "train", seed)
+    found = torch.cat([margins(model, prompts[start : start + batch])[0] for start in range(0, count, batch)])
+    return Answers(float((found > TIE).float().mean()), float(found.min()), count)
+
+
+def verify(
+    model: Any, truth: GroundTruth, task: Task, count: int = 1000, split: str = "train", seed: int = 0
+) -> dict[str, float]:
+    """Holds a declared truth against ablations of the model.
+
+    Args:
+        model: The model that the truth is about.
+        truth: What is declared.
+        task: What the model does.
+        count: Prompts that are drawn; those that a part matters for are taken from them.
+        split: Of the prompts. A method that is to find a part must be shown prompts that need it, and the discovery
+            split of a task with few templates may lack them: verified there, such a truth is refused.
+        seed: Of the draw.
+
+    Returns:
+        For each declared part (by its name) the accuracy without it; for each kind (``idle channel, zero``) the
+        largest change of a logit when all of its idle units are removed, and likewise for blind ablations.
+
+    Raises:
+        MechintError: the model fails the task, a part can be removed and the answers stay right, or idle units
+            matter; the first such contradiction is named.
+    """
+    prompts = task.sample(count, split, seed)
+    clean, _ = margins(model, prompts)
+    if not bool((clean > TIE).all()) or float(clean.min()) < truth.margin:
+        raise MechintError(
+            f"{model.source}: {float((clean > TIE).float().mean()):.1%} of the answers are right, the least margin is "
+            f"{float(clean.min()):.3g}; declared are 100 % and a margin of {truth.margin:.3g}"
+        )
+    found: dict[str, float] = {}
+    for part in truth.parts:
+        affected = part.affects(prompts)
+        rows = affected.any(1).nonzero().flatten()[:ROWS]
+        if len(rows) == 0:
+            raise MechintError(
+                f"{model.source}: {part.name} is declared to matter for answers of which {count} {split} prompts "
+                "have none; take more prompts, a task with more templates, or correct the declaration"
+            )
+        some = prompts[rows]
+        margin, _ = margins(model, some, part.removal(model, some))
+        found[part.name] = float((margin > TIE)[affected[rows]].float().mean())
+        if found[part.name] > part.accuracy:
+            raise MechintError(
+                f"{model.source}: without {part.name} {found[part.name]:.1%} of the answers it is declared to matter "
+                f"for are right, and at most {part.accuracy:.1%} may be; the declared truth is wrong"
+            )
+    few = prompts[:ROWS]
+    found |= {f"{part.name}, {name}": change for part, name, change in blind_changes(model, truth, few)}
+    _, reference = margins(model, few)
+    for name, edits in idle_removals(model, truth, few):
+        _, logits = margins(model, few, edits)
+        found[f"idle {name}"] = float((logits - reference).abs().max())
+        if found[f"idle {name}"] > truth.tolerance:
+            raise MechintError(
+                f"{model.source}: removing what is declared idle ({name}) changes a logit by "
+                f"{found[f'idle {name}']:.3g}, and at most {truth.tolerance:.3g} is declared; the declared truth is "
+                "wrong"
+            )
+    return found
+
+
+def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[Part, str, float]]:
+    """For each channel and each ablation that is declared blind to it, how much a logit changes.
+
+    Raises:
+        MechintError: it changes by more than the tolerance.
+    """
+    _, reference = margins(model, prompts)
+    for part in truth.parts:
+        sites = [f"layers.{part.layer}.{site}" for site in ("u", "gated")]
+        for name in part.blind if part.kind == "channel" else ():
+            other = prompts.tokens.roll(1, 0)
+            if name == "counterfactual" and prompts.twins is not None:
+                other = prompts.twins
+            with torch.no_grad():
+                values = run(model, other, record=sites).values
+            taken = {site: value[..., list(part.unit)] for site, value in values.items()}
+            if name == "mean":
+                taken = {site: value.mean(0) for site, value in taken.items()}
+            edits = [Edit(site, "replace", value, units=part.unit) for site, value in taken.items()]
+            change = float((margins(model, prompts, edits)[1] - reference).abs().max())
+            if change > truth.tolerance:
+                raise MechintError(
+                    f"{model.source}: {part.name} is declared the same under {name}, which changes a logit by "
+                    f"{change:.3g}, more than {truth.tolerance:.3g}; the declared truth is wrong"
+                )
+            yield part, name, change
+
+
+def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
+    """For each declared kind, its name and the edits that remove every unit of it that is not declared."""
+    for kind, unit_kind in SSM_UNITS.items():
+        if not truth.units(kind):
+            continue
+        units, mask = Units(model, unit_kind), truth.mask(model, kind)
+        yield f"{kind}, zero", units.edits(mask, dict.fromkeys(units.sites, 0.0))
+        if kind in ("channel", "layer"):
+            with torch.no_grad():
+                values = run(model, prompts.tokens.roll(1, 0), record=units.sites).values
+            yield f"{kind}, resample", units.edits(mask, dict(values))
+    for layer in range(model.config.n_layer if truth.units("tap") else 0):
+        taps = torch.ones(model.config.d_inner, model.config.d_conv)
+        for e, back in [unit for at, unit in truth.units("tap") if at == layer]:
+            taps[e, back] = 0
+        yield f"tap, layer {layer}", [remove_taps(model, layer, taps, prompts)]
+    writes = [part for part in truth.parts if part.kind == "write"]
+    for layer in sorted({part.layer for part in writes if part.enough}):
+        there = [part.where.of(prompts) for part in writes if part.layer == layer and part.where is not None]
+        yield f"write, layer {layer}", [writes_only(layer, torch.stack(there).any(0))]
