@@ -10,7 +10,8 @@ from .errors import MechintError
 from .interventions import Edit
 from .models.load import load
 from .run import Generation, Run, generate, run
+from .watch import watch
 
 __version__ = "0.1.0"
 
-__all__ = ["Edit", "Generation", "MechintError", "Run", "__version__", "generate", "load", "run"]
+__all__ = ["Edit", "Generation", "MechintError", "Run", "__version__", "generate", "load", "run", "watch"]

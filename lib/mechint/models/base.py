@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +39,8 @@ class LanguageModel(nn.Module):
     """Sites of a layer that are usually traced."""
     mixers: Collection[str] = ()
     """Sites of a layer that are added to the residual stream."""
+    parts: Mapping[str, tuple[str, str]] = {}
+    """Parts of a layer by the name users know, each with the sites of its input and output."""
 
     config: Any
     layers: nn.ModuleList
@@ -69,6 +72,15 @@ class LanguageModel(nn.Module):
             r, memory = self.block(i, r, before[i], at)
             after.append(memory)
         return self.finish(r, at, logits_at), Cache(after, at.offset + tokens.shape[1])
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @property
     def embeddings(self) -> Tensor:

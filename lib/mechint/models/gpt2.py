@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -135,6 +136,9 @@ class GPT2(LanguageModel):
     carried_sites = ()  # later positions read the recorded keys and values themselves
     mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
     mixers = ("attn_out", "mlp_out")
+    parts = MappingProxyType(
+        {"block": ("resid_pre", "resid_post"), "attn": ("ln_1", "attn_out"), "mlp": ("ln_2", "mlp_out")}
+    )
     local_sites = (
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",

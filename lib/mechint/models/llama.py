@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -143,6 +144,9 @@ class Llama(LanguageModel):
     first_sites = ("embed",)
     mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
     mixers = ("attn_out", "mlp_out")
+    parts = MappingProxyType(
+        {"block": ("resid_pre", "resid_post"), "attn": ("ln_1", "attn_out"), "mlp": ("ln_2", "mlp_out")}
+    )
     local_sites = (
         "q", "q_rot", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_up", "mlp_post",
         "mlp_out", "resid_post",

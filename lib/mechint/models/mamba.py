@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -302,6 +303,10 @@ class Mamba(LanguageModel):
     carried_sites = ("state", "conv_state")  # an edit of one position is carried on to the next
     mediators = ("resid_post", "out", "conv", "dt", "B", "C", "write", "state", "readout", "gate")
     mixers = ("out",)
+    parts = MappingProxyType(
+        {"block": ("resid_pre", "resid_post"), "norm": ("resid_pre", "norm"), "mixer": ("norm", "out"),
+         "conv": ("x", "conv"), "scan": ("u", "scan_out")}
+    )  # fmt: skip
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:
