@@ -13,16 +13,19 @@ from mechint.errors import exit_status
 from mechint.options import add_flags, from_flags
 from mechint.tasks.config import TaskConfig
 from mechint.train import plan, train
-from mechint.train_config import MambaArchitecture, TrainConfig
+from mechint.train_config import ARCHITECTURES, TrainConfig
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__)
     top.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
-    top.add_argument("--family", choices=("mamba", "gpt2"), default="mamba", help="the model family (default: mamba)")
+    top.add_argument(
+        "--family", choices=tuple(ARCHITECTURES), default="mamba", help="the model family (default: mamba)"
+    )
     add_flags(top, TaskConfig, "task", "task")
     add_flags(top, TrainConfig, "train", "training")
-    add_flags(top, MambaArchitecture, "mamba", "architecture of a mamba")
+    for family, architecture in ARCHITECTURES.items():
+        add_flags(top, architecture, family, f"architecture of a {family}")
     return top
 
 
@@ -31,8 +34,7 @@ def main() -> None:
     job = (
         from_flags(flags, TaskConfig, "task"),
         from_flags(flags, TrainConfig, "train"),
-        from_flags(flags, MambaArchitecture, "mamba"),
-        flags.family,
+        from_flags(flags, ARCHITECTURES[flags.family], flags.family),
     )
     if flags.dry_run:
         print(plan(*job))

@@ -49,8 +49,8 @@ BAD = {
     "unmet": ("CONFIG_KNLP_MECHINT_SSM_BUDGET=8", ["file:2", "depends on KNLP_MECHINT_SSM_SEARCH_BUDGET (now n)"]),
     "unmet unset": ("CONFIG_KNLP_TRAIN_STEPS=8", ["file:2", "depends on KNLP_TRAIN (now n)"]),
     "unmet, two": (
-        "CONFIG_KNLP_FAMILY_GPT2=y\nCONFIG_KNLP_TRAIN=y",
-        ["file:3", "KNLP_TRAIN=y has no effect", "KNLP_FAMILY_MAMBA (now n)"],
+        "CONFIG_KNLP_FAMILY_GPT2=y\nCONFIG_KNLP_MECHINT_SSM=y",
+        ["file:3", "KNLP_MECHINT_SSM=y has no effect", "KNLP_FAMILY_MAMBA (now n)"],
     ),
     "two members": (
         "CONFIG_KNLP_MECHINT_SSM_METRIC_KL=y\nCONFIG_KNLP_MECHINT_SSM_METRIC_LOSS=y",

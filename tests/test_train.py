@@ -21,11 +21,12 @@ from mechint.errors import MechintError
 from mechint.models.load import load
 from mechint.tasks import TaskConfig, accuracy, make_task
 from mechint.train import learning_rate, plan, train
-from mechint.train_config import MambaArchitecture, TrainConfig
+from mechint.train_config import GPT2Architecture, MambaArchitecture, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = TaskConfig(pairs=2, keys=9, values=4)
 TINY = MambaArchitecture(d_model=16, n_layer=1, d_state=4)
+GPT2 = GPT2Architecture(n_layer=1, n_head=2, n_embd=16)
 QUICK = TrainConfig(steps=24, batch_size=16, warmup=4, eval_every=6, save_every=4, eval_prompts=32)
 
 
@@ -189,7 +190,7 @@ def test_schedules(schedule: str) -> None:
 
 
 def test_what_decays_and_how_models_are_born(tmp_path: Path) -> None:
-    job = trainer.make_job(TASK, quick(tmp_path), TINY, "mamba")
+    job = trainer.make_job(TASK, quick(tmp_path), TINY)
     state = trainer.new_state(job, torch.device("cpu"))
     names = {id(parameter): name for name, parameter in state.model.named_parameters()}
     decayed = {names[id(p)].split(".", 2)[-1] for p in state.optimizer.param_groups[0]["params"]}
@@ -197,8 +198,66 @@ def test_what_decays_and_how_models_are_born(tmp_path: Path) -> None:
     assert decayed == projections | {"conv1d.weight"}
     assert state.model.norm_f.weight.unique().tolist() == [0.25]
     assert 0.8 < float(state.model.embedding.weight.detach().std()) < 1.2
-    published = trainer.make_job(TASK, quick(tmp_path, init="published"), TINY, "mamba")
+    published = trainer.make_job(TASK, quick(tmp_path, init="published"), TINY)
     assert float(trainer.new_state(published, torch.device("cpu")).model.embedding.weight.detach().std()) < 0.03
+
+
+# --- GPT-2 -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_gpt2_learns(tmp_path: Path) -> None:
+    config = quick(tmp_path, steps=200, lr=3e-3, eval_every=50, batch_size=64)
+    train(TaskConfig(name="facts", facts=16, values=4), config, GPT2)
+    metrics = json.loads((tmp_path / "training_metrics_stepV0.json").read_text())
+    assert metrics["held_out_accuracy"] > 0.9 and metrics["family"] == "gpt2" and metrics["gpt2"]["n_embd"] == 16
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kv": "tied"}, {"bias": False}, {"gelu": "exact"}, {"block_size": 99}, {"n_head": 4, "n_layer": 2}],
+    ids=str,
+)
+def test_a_trained_gpt2_loads_again_to_the_same_bits(changes: dict[str, object], tmp_path: Path) -> None:
+    architecture = dataclasses.replace(GPT2, **changes)  # type: ignore[arg-type]
+    config = quick(tmp_path, steps=3)
+    path = train(TASK, config, architecture)
+    job = trainer.make_job(TASK, config, architecture)
+    state = trainer.new_state(job, torch.device("cpu"))
+    for _ in range(3):
+        trainer.one_step(job, state, torch.device("cpu"))
+        state.step += 1
+    model = load(path)
+    assert model.config == job.model
+    tokens = make_task(TASK).sample(4, "evaluation", 0).tokens
+    assert torch.equal(model(tokens), state.model(tokens))
+    again = train(TASK, quick(tmp_path, steps=3, step_name="V1"), architecture)
+    assert torch.load(again)["model"].keys() == torch.load(path)["model"].keys()
+    assert all(torch.equal(a, b) for a, b in zip(load(again).parameters(), model.parameters(), strict=True))
+
+
+def test_what_decays_in_a_gpt2_and_how_it_is_born(tmp_path: Path) -> None:
+    state = trainer.new_state(trainer.make_job(TASK, quick(tmp_path), GPT2), torch.device("cpu"))
+    names = {id(parameter): name for name, parameter in state.model.named_parameters()}
+    decayed = {names[id(p)].split(".", 2)[-1] for p in state.optimizer.param_groups[0]["params"]}
+    assert decayed == {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
+    tokens = make_task(TASK).sample(64, "evaluation", 0).tokens
+    assert 0.5 < float(state.model(tokens).detach().std()) < 2.0  # logits of about unit variance
+    published = trainer.make_job(TASK, quick(tmp_path, init="published"), GPT2)
+    assert float(trainer.new_state(published, torch.device("cpu")).model.embeddings.detach().std()) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"n_head": 3}, "--gpt2-n-embd is 16, which can't be divided among 3 heads"),
+        ({"block_size": 5}, "--gpt2-block-size is 5, and the prompts of 'recall' have"),
+        ({"kv": "shared"}, "it must be one of separate, tied"),
+    ],
+)
+def test_sizes_that_do_not_fit(changes: dict[str, object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=line):
+        train(TASK, quick(tmp_path), dataclasses.replace(GPT2, **changes))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -244,12 +303,6 @@ def test_bad_options_are_one_line(changes: dict[str, object], line: str, tmp_pat
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     with files.lock(tmp_path), pytest.raises(MechintError, match="another run is writing to"):
         train(TASK, quick(tmp_path), TINY)
-
-
-def test_gpt2_can_not_be_trained_yet(tmp_path: Path) -> None:
-    done = run_script("--family", "gpt2", "--train-output-dir", str(tmp_path / "out"))
-    assert done.returncode == 2 and done.stderr.startswith("error: --family gpt2: this version trains mamba only")
-    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_says_everything_and_writes_nothing(tmp_path: Path, trained: Path) -> None:

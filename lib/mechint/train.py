@@ -16,22 +16,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import files
 from .errors import MechintError
+from .models.base import LanguageModel
+from .models.gpt2 import GPT2Config
 from .models.load import find_device, hf_config, to_hf_state_dict
-from .models.mamba import Mamba, MambaConfig
+from .models.mamba import MambaConfig
 from .models.sites import Tap
 from .options import check
 from .progress import Progress
 from .tasks import Prompts, Task, TaskConfig, make_task, mix
-from .train_config import MambaArchitecture, TrainConfig
+from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
+from .train_models import decays, make_model, model_config
 
 NOT_THE_MODEL = ("output_dir", "device", "save_every")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
-VOCABULARY_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -40,29 +42,18 @@ class Job:
 
     task: Task
     config: TrainConfig
-    architecture: MambaArchitecture
+    architecture: Architecture
+    model: MambaConfig | GPT2Config
     recipe: dict[str, Any]
     """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
     paths: Paths
-
-    def model_config(self) -> MambaConfig:
-        a = self.architecture
-        return MambaConfig(
-            vocab_size=-(-self.task.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
-            d_model=a.d_model,
-            n_layer=a.n_layer,
-            d_inner=a.expand * a.d_model,
-            d_state=a.d_state,
-            d_conv=a.d_conv,
-            dt_rank=a.dt_rank or math.ceil(a.d_model / 16),
-        )
 
 
 @dataclass
 class State:
     """A training run between two steps: all that a killed one needs to go on."""
 
-    model: Mamba
+    model: LanguageModel
     optimizer: torch.optim.AdamW
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -75,9 +66,7 @@ class State:
     """Time spent in earlier, killed runs."""
 
 
-def train(
-    task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str = "mamba"
-) -> Path:
+def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture) -> Path:
     """Trains a model, goes on where a killed run was, or finds it trained already.
 
     Returns:
@@ -87,7 +76,7 @@ def train(
         MechintError: an option is out of range, the sizes leave no prompts to hold out, the files there are of
             another recipe, another run is writing there, or the loss is no number.
     """
-    job = make_job(task_config, train_config, architecture, family)
+    job = make_job(task_config, train_config, architecture)
     device = find_device(train_config.device)
     with files.lock(train_config.output_dir):
         finished, resume = inspect(job.paths, job.recipe)
@@ -105,16 +94,14 @@ def train(
     return job.paths.final
 
 
-def plan(
-    task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str = "mamba"
-) -> str:
+def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture) -> str:
     """What :func:`train` would do, in a few lines; writes nothing. Raises what it would raise before its first step."""
-    job = make_job(task_config, train_config, architecture, family)
+    job = make_job(task_config, train_config, architecture)
     find_device(train_config.device)
     finished, resume = inspect(job.paths, job.recipe)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Mamba(job.model_config()).parameters())
-    c, a = train_config, architecture
+        parameters = sum(parameter.numel() for parameter in make_model(job.model).parameters())
+    c = train_config
     status = "new"
     if finished is not None:
         status = f"already trained ({score(finished)}), nothing to do"
@@ -122,7 +109,8 @@ def plan(
         status = f"goes on from step {resume['step']}"
     return "\n".join(
         [
-            f"train    {family}, {a.n_layer} layers of width {a.d_model}, {parameters} parameters",
+            f"train    {architecture.family}, {job.model.n_layer} layers of width {job.model.d_model}, "
+            f"{parameters} parameters",
             f"task     {job.task.description}",
             f"steps    {c.steps} of {c.batch_size} prompts of {job.task.length} tokens "
             f"({c.steps * c.batch_size * job.task.length} tokens in all)",
@@ -132,12 +120,9 @@ def plan(
     )
 
 
-def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: MambaArchitecture, family: str) -> Job:
+def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture) -> Job:
     """Checks every option and builds the task; no file is touched."""
-    if family != "mamba":
-        raise MechintError(
-            f"--family {family}: this version trains mamba only; analyse {family} checkpoints of your own"
-        )
+    family = architecture.family
     check(task_config, where="task")
     check(train_config, where="train")
     check(architecture, where=family)
@@ -150,7 +135,8 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: M
         family: dataclasses.asdict(architecture),
         "data": task.fingerprint,
     }
-    return Job(task, train_config, architecture, plain(recipe), Paths.of(train_config))
+    model = model_config(architecture, task)
+    return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config))
 
 
 def score(checkpoint: dict[str, Any]) -> str:
@@ -212,16 +198,10 @@ def new_state(job: Job, device: torch.device) -> State:
     """The model as it is born, and its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.config.seed, "weights"))
-        model = Mamba(job.model_config())
-        if job.config.init == "unit":
-            torch.nn.init.normal_(model.embedding.weight)
-            torch.nn.init.constant_(model.norm_f.weight, model.config.d_model**-0.5)
+        model = make_model(job.model, job.config.init)
     model.to(device)
-    decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.dim() > 1 and not name.endswith("A_log") and name != "embedding.weight"
-        (decay if matrix else keep).append(parameter)
+    decay = [parameter for name, parameter in model.named_parameters() if decays(name, parameter)]
+    keep = [parameter for name, parameter in model.named_parameters() if not decays(name, parameter)]
     groups = [{"params": decay, "weight_decay": job.config.weight_decay}, {"params": keep, "weight_decay": 0.0}]
     return State(model, torch.optim.AdamW(groups, lr=job.config.lr, fused=True))
 
@@ -235,7 +215,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * factor[config.schedule]
 
 
-def answer_logits(model: Mamba, prompts: Prompts) -> Tensor:
+def answer_logits(model: LanguageModel, prompts: Prompts) -> Tensor:
     """Logits where an answer is due, [n, Q, V]."""
     return model.trace(prompts.tokens, Tap(), logits_at=prompts.positions)[0]
 
@@ -279,7 +259,7 @@ def one_step(job: Job, state: State, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Mamba, prompts: Prompts, batch_size: int) -> tuple[float, float]:
+def evaluate(model: LanguageModel, prompts: Prompts, batch_size: int) -> tuple[float, float]:
     """Mean loss in nats, and the share of answers that are right, over all answers of the prompts."""
     loss = right = 0.0
     for start in range(0, len(prompts), batch_size):

@@ -54,6 +54,8 @@ class TrainConfig:
 class MambaArchitecture:
     """Sizes of a Mamba to train."""
 
+    family = "mamba"
+
     d_model: int = option(64, "Width of the residual stream", unit="features", low=4, high=8192)
     n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
     d_state: int = option(16, "Entries of each channel's recurrent state", unit="entries", low=1, high=1024)
@@ -62,3 +64,36 @@ class MambaArchitecture:
     dt_rank: int = option(
         0, "Rank of the step size's projection; 0 is width / 16, rounded up", unit="features", low=0, high=8192
     )
+
+
+@dataclass(frozen=True)
+class GPT2Architecture:
+    """Sizes and switches of a GPT-2 to train."""
+
+    family = "gpt2"
+
+    n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
+    n_head: int = option(
+        4, "Attention heads of a layer; the width is divided among them", unit="heads", low=1, high=256
+    )
+    n_embd: int = option(64, "Width of the residual stream", unit="features", low=4, high=16384)
+    block_size: int = option(
+        0,
+        "Longest prompt: positions that have an embedding; 0 is what the task needs",
+        unit="tokens",
+        low=0,
+        high=65536,
+    )
+    bias: bool = option(True, "Whether linear layers and norms have biases")
+    kv: str = option(
+        "separate",
+        "Keys and values from a projection each, or tied: K = V from one, head by head",
+        choices=("separate", "tied"),
+    )
+    gelu: str = option(
+        "tanh", "GELU: the published model's tanh approximation, or the exact function", choices=("tanh", "exact")
+    )
+
+
+Architecture = MambaArchitecture | GPT2Architecture
+ARCHITECTURES: dict[str, type[Architecture]] = {"mamba": MambaArchitecture, "gpt2": GPT2Architecture}

@@ -1,7 +1,8 @@
 """The one rule between Kconfig symbols and the runners' flags, in both directions.
 
 ``KNLP_MECHINT_SSM_STEPS`` is ``--ssm-steps`` of the analysis runner, ``KNLP_TRAIN_LR`` is ``--train-lr`` of the
-trainer, ``KNLP_TASK_NAME`` (a choice) is ``--task-name`` of both. A symbol that is not visible is not passed on.
+trainer, ``KNLP_TASK_NAME`` (a choice) is ``--task-name`` of both. A symbol that is not visible is not passed on;
+the switch of an analysis that the family does not have is passed on as off.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PREFIXES = {
     "KNLP_TASK_": ("task-", (TRAIN, MECHINT)),
     "KNLP_TRAIN_": ("train-", (TRAIN,)),
     "KNLP_MAMBA_": ("mamba-", (TRAIN,)),
+    "KNLP_GPT2_": ("gpt2-", (TRAIN,)),
 }
 # Names that were documented before there was a rule, and the family, which the trainer alone needs to be told.
 NAMES = {
@@ -29,9 +31,8 @@ NAMES = {
     "WANDB_PROJECT": ("--wandb-project", (MECHINT,)),
     "KNLP_FAMILY": ("--family", (TRAIN,)),
 }
-# Symbols that reach no runner: they say which runners there are to run, or size a family that has no trainer yet.
+# Symbols that reach no runner: they say which runners there are to run.
 MASTERS = ("KNLP_TRAIN", "KNLP_MECHINT")
-UNMAPPED_PREFIXES = ("KNLP_GPT2_",)
 
 Item = Any  # a kconfiglib.Symbol or kconfiglib.Choice, which have no types
 
@@ -50,7 +51,7 @@ def destination(name: str) -> tuple[str, tuple[str, ...]] | None:
     """(flag, runners) of a symbol or choice; None for those that reach no runner; an unknown kind is an error."""
     if name in NAMES:
         return NAMES[name]
-    if name in MASTERS or name.startswith(UNMAPPED_PREFIXES):
+    if name in MASTERS:
         return None
     for prefix, (group, runners) in PREFIXES.items():
         if name.startswith(prefix):
@@ -66,9 +67,10 @@ def member_value(symbol: kconfiglib.Symbol) -> str:
 def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
     """The command-line arguments that ``runner`` ('train' or 'mechint') gets from a configuration."""
     found = []
+    switches = analyses(menu)
     for item in items(menu):
         target = destination(item.name)
-        if target is None or runner not in target[1] or not item.visibility:
+        if target is None or runner not in target[1] or not (item.visibility or item in switches):
             continue
         flag = target[0]
         if isinstance(item, kconfiglib.Choice):
