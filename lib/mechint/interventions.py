@@ -127,11 +127,19 @@ class Edit:
         """The same edit on other rows, as many of them."""
         return dataclasses.replace(self, rows=rows)
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """The rows of this edit."""
+        return tensor if self.rows is None else tensor[list(self.rows)]
+
     def graft(self, base: Tensor, other: Tensor, offset: int = 0) -> Tensor:
-        """``base`` with the selection taken from ``other``; whole positions for a cut at ``out``."""
+        """``base`` with the selection taken from ``other``, which has this edit's rows alone; whole positions for a
+        cut at ``out``."""
         where = Edit(self.site, positions=self.positions, rows=self.rows) if self.site.endswith(".out") else self
         index, keep = where._index(base, offset)
-        return base.index_put(index, other[index]) if keep else base
+        if not keep:
+            return base
+        row = torch.arange(len(other), device=other.device).view(index[0].shape)
+        return base.index_put(index, other[(row, *index[1:])])
 
     def on_share(self) -> Edit:
         """What this edit of a state does to one part of it: a replaced state holds nothing of the part."""

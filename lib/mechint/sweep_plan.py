@@ -43,10 +43,12 @@ class Cell:
         """Whether any wanted position can see an edit."""
 
         def seen(edit: Edit) -> bool:
-            if edit.positions is None or edit.is_cut:
+            if edit.positions is None:
                 return True
             layer, kind = layer_of(edit.site, model), edit.target.rpartition(".")[2]
-            if layer == len(model.layers) or (layer == len(model.layers) - 1 and kind in model.local_sites):
+            # a cut at the state changes what C reads there, not the state
+            local = kind in model.local_sites or (edit.is_cut and kind == "state")
+            if layer == len(model.layers) or (layer == len(model.layers) - 1 and local):
                 return not wanted.isdisjoint(edit.positions)
             return max(wanted) >= min(edit.positions)
 

@@ -82,7 +82,7 @@ class LayerCache:
 
     conv: Tensor  # [B, K-1, E], oldest first
     state: Tensor  # [B, E, N]
-    shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of it [B, E, N]
+    shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of its rows
     history: Tensor | None = None  # for a cut at `out`: x of all positions so far [B, t, E]
 
     def repeat(self, times: int) -> LayerCache:
@@ -184,7 +184,7 @@ class Layer(nn.Module):
             without = []
             for t, window in enumerate(windows):
                 there = [t + at.offset - (K - 1) + k not in (cut.sources or ()) for k in range(K)]
-                without.append(self.taps(window * window.new_tensor(there)[:, None]))
+                without.append(self.taps(cut.own(window) * window.new_tensor(there)[:, None]))
             conv = cut.graft(conv, torch.cat(without, 1), at.offset)
         return at("conv", conv), memory
 
@@ -226,18 +226,22 @@ class Layer(nn.Module):
             return *self.scan_in_pieces(selected, A, cache.state, edits, at.offset), []
         decay = at("decay", decays(dt_decay, A))  # [B, L, E, N]
         write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
-        shares = list(cache.shares) or [torch.zeros_like(cache.state) for _ in cuts]  # [B, E, N] each
+        shares = list(cache.shares) or [torch.zeros_like(cut.own(cache.state)) for cut in cuts]  # [own rows, E, N]
         removed: list[list[Tensor]] = [[] for _ in cuts]
 
         def on_step(t: int, state: Tensor) -> Tensor:  # [B, E, N]
             for edit in edits:
                 state = edit.apply(state.unsqueeze(1), at.offset + t).squeeze(1)
             for k, cut in enumerate(cuts):
-                share = decay[:, t] * shares[k]
+                share = cut.own(decay[:, t]) * shares[k]
                 if at.offset + t in (cut.sources or ()):
-                    share = share + write[:, t]
-                for edit in edits:
-                    share = edit.on_share().apply(share.unsqueeze(1), at.offset + t).squeeze(1)
+                    share = share + cut.own(write[:, t])
+                if edits:  # they name rows of the whole batch
+                    rows = cut.own(torch.arange(len(state), device=state.device))
+                    whole = torch.zeros_like(state).index_copy(0, rows, share)
+                    for edit in edits:
+                        whole = edit.on_share().apply(whole.unsqueeze(1), at.offset + t).squeeze(1)
+                    share = whole[rows]
                 shares[k] = share
                 removed[k].append(share)
             return state
@@ -245,7 +249,7 @@ class Layer(nn.Module):
         states = recurrence(decay, write, cache.state, on_step if edits or cuts else None)
         read = at.keep("state", states)
         for cut, share_at in zip(cuts, removed, strict=True):
-            read = cut.graft(read, read - torch.stack(share_at, 1), at.offset)
+            read = cut.graft(read, cut.own(read) - torch.stack(share_at, 1), at.offset)
         read = at("readout", read)  # [B, L, E, N]
         return read_out(read, C), states[:, -1], shares
 
@@ -280,12 +284,16 @@ class Layer(nn.Module):
             if source < history.shape[1]:
                 present[:, source, channels] = 0
         z = F.pad(z, (0, 0, history.shape[1] - z.shape[1], 0))
-        empty, inside = self.empty_cache(len(x)), at.editing_only()
-        decay_of = None
+        inside = at.editing_only()
+        apart = not inside.active  # edits inside the layer name rows of the whole batch
+        if apart:
+            history, z = cut.own(history), cut.own(z)
+        empty, decay_of = self.empty_cache(len(z)), None
         if cut.decay == "kept":
             decay_of = inside("u", F.silu(self.convolve(history, empty.conv, inside)[0]))
         gated, _ = self.mix(history * present, z, empty, inside, decay_of)
-        return cut.graft(out, self.out_proj(gated[:, -x.shape[1] :]), at.offset)
+        whole = self.out_proj(gated[:, -x.shape[1] :])
+        return cut.graft(out, whole if apart else cut.own(whole), at.offset)
 
     def empty_cache(self, rows: int) -> LayerCache:
         c, like = self.c, self.in_proj.weight

@@ -143,5 +143,6 @@ class Scope:
     def editing_only(self) -> Scope:
         """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""
         tap = Tap((), (), self.tap.offset)
-        tap.edits = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
+        others = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
+        tap.edits = {name: edits for name, edits in others.items() if edits}
         return Scope(tap, self.prefix)
