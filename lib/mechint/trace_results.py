@@ -81,6 +81,8 @@ def numbers(
         }
         for k, panel in enumerate(kinds):
             size = np.where(np.isnan(point[k]), -np.inf, np.abs(point[k]))
+            if panel.kind == "resid_post" and len(size) > 1:
+                size[-1] = -np.inf  # the last residual at the last token is the whole effect, by definition
             layer, role = np.unravel_index(int(size.argmax()), size.shape)
             at = (k, layer, role)
             strongest.append(
