@@ -38,6 +38,10 @@ class LanguageModel(nn.Module):
     """Sites of a layer that are usually traced."""
     mixers: Collection[str] = ()
     """Sites of a layer that are added to the residual stream."""
+    paths: Collection[str] = ()
+    """Sites of a layer where a cut of the flow between two positions is usually made."""
+    parts: Collection[str] = ()
+    """Sites of a layer whose units are usually patched one by one."""
 
     config: Any
     layers: nn.ModuleList

@@ -135,6 +135,8 @@ class GPT2(LanguageModel):
     carried_sites = ()  # later positions read the recorded keys and values themselves
     mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
     mixers = ("attn_out", "mlp_out")
+    paths = ("scores",)  # as in a prompt without the source (Geva et al. 2023, section 4)
+    parts = ("head_out",)
     local_sites = (
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",

@@ -310,6 +310,8 @@ class Mamba(LanguageModel):
     carried_sites = ("state", "conv_state")  # an edit of one position is carried on to the next
     mediators = ("resid_post", "out", "conv", "dt", "B", "C", "write", "state", "readout", "gate")
     mixers = ("out",)
+    paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
+    parts = ("gated", "state")  # all that a channel computes, and what it remembers alone
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:
