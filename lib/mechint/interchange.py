@@ -172,9 +172,7 @@ class Interchange:
                 total[site] += slopes[site].to(total[site]) / points
         change = {site: total[site].double() * (theirs[site] - ours[site]).double() for site in sites}
         kept = 2 if by_unit else 1
-        return {
-            site: self.by_prompt(value.movedim(kept, 1).flatten(2).sum(-1).T) for site, value in change.items()
-        }
+        return {site: self.by_prompt(value.movedim(kept, 1).flatten(2).sum(-1).T) for site, value in change.items()}
 
 
 def deviation(model: Any) -> float:

@@ -1,4 +1,4 @@
-"""From the effects of every prompt to the numbers of a patching: maps of the flow and effects of units, with evidence."""
+"""From the effects of every prompt to the numbers of a patching: maps of the flow, effects of units, their evidence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .flow_plan import Pair, Path
@@ -30,13 +31,13 @@ class Finished:
     present: list[list[Tensor]]
     """For each batch and path, which prompts have a pair, [pair, prompt]."""
     parts: list[Parts]
-    templates: Array
+    templates: NDArray[np.int64]
     twins: bool
     draws: int
     seed: int
 
     @functools.cached_property
-    def right(self) -> Array:
+    def right(self) -> NDArray[np.bool_]:
         return np.concatenate([part["right"].numpy() for part in self.found])
 
     def joined(self, name: str) -> Array:
@@ -65,7 +66,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
     mean = lambda values: values
     every = ClusterBootstrap(done.templates, done.draws, done.seed)
     metrics = {
-        "accuracy_full": every.interval(mean, done.right),
+        "accuracy_full": every.interval(mean, done.right.astype(np.float64)),
         "prompts_used": exact(int(done.right.sum())),
         "prompts_failed": exact(int((~done.right).sum())),
         "clean": done.bootstrap.interval(mean, done.joined("clean")),

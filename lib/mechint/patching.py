@@ -64,7 +64,7 @@ class PatchConfig:
     )
     max_units: int = option(
         512,
-        "Units of one kind that are measured exactly; of more, those that gradients on the discovery prompts rank first",
+        "Units of one kind that are measured exactly; of more, those that gradients on discovery prompts rank first",
         unit="units",
         low=1,
         high=1_000_000,
@@ -75,9 +75,7 @@ class PatchConfig:
         "probability",
         choices=("logit_diff", "answer_logprob", "answer_prob"),
     )
-    prompts: int = option(
-        64, "Discovery prompts, on which units are screened", unit="prompts", low=2, high=1_000_000
-    )
+    prompts: int = option(64, "Discovery prompts, on which units are screened", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
     memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
@@ -276,12 +274,13 @@ def summary(results: dict[str, Any]) -> list[str]:
     metrics = results["metrics"]
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
     lines = [f"  patched         {used} prompts ({failed} left out: not answered)"]
-    for best in results["strongest"]["flow"]:
+    firsts = lambda found, *names: {tuple(entry[name] for name in names): entry for entry in reversed(found)}.values()
+    for best in reversed(firsts(results["strongest"]["flow"], "path")):
         lines.append(
             f"  cut at {best['path']:<9}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer "
             f"{best['layer']}: {best['reader']} ← {best['source']}"
         )
-    for best in results["strongest"]["units"]:
+    for best in reversed(firsts(results["strongest"]["units"], "kind", "direction")):
         lines.append(
             f"  {best['direction']:<16}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] {best['kind']} "
             f"{best['unit']} of layer {best['layer']}"

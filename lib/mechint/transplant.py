@@ -57,7 +57,9 @@ def transplant_state(
     if bad := [layer for layer in wanted if not 0 <= layer < model.config.n_layer]:
         raise MechintError(f"transplant: layer {bad[0]} does not exist; there are {model.config.n_layer}")
     if len(from_tokens) not in (1, len(to_tokens)):
-        raise MechintError(f"transplant: {len(from_tokens)} donors for {len(to_tokens)} receivers; give one, or as many")
+        raise MechintError(
+            f"transplant: {len(from_tokens)} donors for {len(to_tokens)} receivers; give one, or as many"
+        )
     at = position if from_position is None else from_position
     if not -from_tokens.shape[1] <= at < from_tokens.shape[1]:
         raise MechintError(f"transplant: position {at} does not exist in the donor; it has {from_tokens.shape[1]}")
