@@ -271,9 +271,7 @@ def test_refusals(tmp_path: Path) -> None:
         Patcher(model, dataclasses.replace(SMALL, flow="scores"))
     with pytest.raises(MechintError, match=r"no cut of the flow at 'out'.*it has scores, pattern"):
         Patcher(tiny_gpt2(), dataclasses.replace(SMALL, flow="out"))
-    with pytest.raises(
-        MechintError, match=r"units can be patched named 'gatd'.*did you mean gated.*it has resid_pre"
-    ):
+    with pytest.raises(MechintError, match=r"units can be patched named 'gatd'.*did you mean gated.*it has resid_pre"):
         Patcher(model, dataclasses.replace(SMALL, units="gatd"))
     with pytest.raises(MechintError, match=r"decay is 'slow'; it must be one of kept, frozen"):
         Patcher(model, dataclasses.replace(SMALL, decay="slow"))

@@ -111,7 +111,7 @@ def flow(done: Finished, total: Array | None) -> dict[str, Any]:
         "roles": list(done.names),
         "pairs": [list(pair) for pair in done.pairs],
         "paths": [
-            {"name": path.kind, **{name: table(value[k].astype(float)) for name, value in values.items()}}
+            {"name": path.kind, **{name: table(value[k]) for name, value in values.items()}}
             for k, path in enumerate(done.paths)
         ],
     }

@@ -169,8 +169,13 @@ def strip(place: Axes, kind: dict[str, Any], direction: str) -> None:
         place.plot(
             x[chosen], values[chosen], linestyle="none", marker=".", markersize=4, color=colour, alpha=0.8, zorder=order
         )
+    apart = 0.05 * np.array([kind["layers"], np.ptp(values)])
+    named: list[int] = []
     for k in np.argsort(-np.abs(values), kind="stable")[:NAMED].tolist():
-        if values[k]:
+        # a number on top of another one could not be read
+        free = all(abs(x[k] - x[j]) > apart[0] or abs(values[k] - values[j]) > apart[1] for j in named)
+        if values[k] and free:
+            named.append(k)
             # towards the middle of the panel, so that no number leaves it
             left = x[k] > (kind["layers"] - 1) / 2
             place.annotate(
