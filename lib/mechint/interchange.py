@@ -21,7 +21,7 @@ from .run import run
 from .sweep import gradients, sweep
 from .tasks import Prompts, mix
 
-CORRUPTIONS = ("twin", "noise", "mean")
+CORRUPTIONS = ("twin", "noise", "mean", "none")
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
 
 
@@ -31,7 +31,7 @@ class Corruption:
 
     Args:
         method: ``twin`` runs the counterfactual twin instead; ``noise`` adds normal noise to the embeddings of these
-            tokens; ``mean`` puts the mean embedding there.
+            tokens; ``mean`` puts the mean embedding there; ``none`` leaves the run as it is, for what needs one run.
         scale: Standard deviation of the noise, in standard deviations of the embedding matrix; 3 in Meng et al.
         draws: Noisy runs of each prompt; effects are means over them.
         seed: Of the noise.
@@ -105,6 +105,8 @@ class Interchange:
         """Whether the clean run says the answer, [prompt]."""
 
     def corrupted(self, rows: Prompts, corruption: Corruption) -> tuple[Tensor, list[Edit]]:
+        if corruption.method == "none":
+            return rows.tokens, []
         if corruption.method == "twin":
             if rows.twins is None:
                 raise MechintError("the corruption 'twin' needs counterfactual twins; choose noise or mean")
@@ -146,16 +148,18 @@ class Interchange:
         )
         return self.by_prompt(found)
 
-    def estimates(self, sites: Sequence[str], points: int = 1) -> dict[str, Tensor]:
+    def estimates(self, sites: Sequence[str], points: int = 1, by_unit: bool = False) -> dict[str, Tensor]:
         """Attribution patching (Nanda 2023): gradient · (donor - receiver) for each position of each site.
 
         Args:
             points: 1 takes the gradient at the receiver. More average it over that many midpoints of the straight
                 line of the embeddings from the receiver to the donor (integrated gradients, Sundararajan et al.
                 2017; Hanna et al. 2024), which corrects for saturation.
+            by_unit: Sums over the positions in place of the units.
 
         Returns:
-            The estimated change of the metric by site, [position, prompt].
+            The estimated change of the metric by site, [position, prompt]; [unit, prompt] for ``by_unit``, where
+            units are the entries of the first axis behind the position.
         """
         ours, theirs = (self.values(of, [*sites, "embed"]) for of in (self.receiver, self.donor))
         total = {site: torch.zeros_like(ours[site]) for site in sites}
@@ -167,7 +171,8 @@ class Interchange:
             for site in sites:
                 total[site] += slopes[site].to(total[site]) / points
         change = {site: total[site].double() * (theirs[site] - ours[site]).double() for site in sites}
-        return {site: self.by_prompt(value.flatten(2).sum(-1).T) for site, value in change.items()}
+        kept = 2 if by_unit else 1
+        return {site: self.by_prompt(value.movedim(kept, 1).flatten(2).sum(-1).T) for site, value in change.items()}
 
 
 def deviation(model: Any) -> float:

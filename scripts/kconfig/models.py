@@ -17,6 +17,7 @@ import kconfiglib
 from .defconfigs import ConfigError
 
 MASKS = "final_masks.pt"
+MARKS = (MASKS, "effects.pt")  # one of them is in every finished analysis
 FINAL = "final_model_step*.pt"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
@@ -52,7 +53,7 @@ def classify(models: str, root: Path) -> Chosen:
 
 
 def _file(name: str) -> Chosen:
-    if os.path.basename(name) == MASKS:
+    if os.path.basename(name) in MARKS:
         return Chosen(os.path.dirname(name) or ".", "the masks of a finished analysis: visualise only", finished=True)
     return Chosen(name, "a checkpoint file")
 
@@ -68,17 +69,19 @@ def _directory(name: str, path: Path) -> Chosen:
     def inside(pattern: str) -> list[str]:
         return natural(match.name for match in path.glob(pattern))
 
-    if inside(MASKS):
-        return Chosen(name, f"a finished analysis, because it contains {MASKS}: visualise only", finished=True)
+    for mark in MARKS:
+        if inside(mark):
+            return Chosen(name, f"a finished analysis, because it contains {mark}: visualise only", finished=True)
     if inside("config.json"):
         return Chosen(name, "a model directory, because it contains config.json")
     if found := inside(FINAL):
         return Chosen(os.path.join(glob.escape(name), FINAL), f"the final checkpoints of a directory: {_listed(found)}")
     if found := inside("*.pt"):
         return Chosen(name, f"a directory of checkpoints: {_listed(found)}")
-    if found := natural(match.parent.name for match in path.glob(f"*/{MASKS}")):
-        why = f"a finished analysis, because {MASKS} is in {_listed(found)} below it: visualise only"
-        return Chosen(name, why, finished=True)
+    for mark in MARKS:
+        if found := natural(match.parent.name for match in path.glob(f"*/{mark}")):
+            why = f"a finished analysis, because {mark} is in {_listed(found)} below it: visualise only"
+            return Chosen(name, why, finished=True)
     raise ConfigError(
         f"MODELS={name} is a directory with nothing to analyse: no {MASKS}, no config.json and no *.pt; "
         "name a checkpoint, a directory of checkpoints or of a model, or a finished analysis"

@@ -41,6 +41,10 @@ class LanguageModel(nn.Module):
     """Sites of a layer that are added to the residual stream."""
     parts: Mapping[str, tuple[str, str]] = {}
     """Parts of a layer by the name users know, each with the sites of its input and output."""
+    paths: Collection[str] = ()
+    """Sites of a layer where a cut of the flow between two positions is usually made."""
+    patched: Collection[str] = ()
+    """Sites of a layer whose units are usually patched one by one."""
 
     config: Any
     layers: nn.ModuleList

@@ -139,6 +139,8 @@ class GPT2(LanguageModel):
     parts = MappingProxyType(
         {"block": ("resid_pre", "resid_post"), "attn": ("ln_1", "attn_out"), "mlp": ("ln_2", "mlp_out")}
     )
+    paths = ("scores",)  # as in a prompt without the source (Geva et al. 2023, section 4)
+    patched = ("head_out",)
     local_sites = (
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",

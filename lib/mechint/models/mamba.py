@@ -315,6 +315,8 @@ class Mamba(LanguageModel):
         {"block": ("resid_pre", "resid_post"), "norm": ("resid_pre", "norm"), "mixer": ("norm", "out"),
          "conv": ("x", "conv"), "scan": ("u", "scan_out")}
     )  # fmt: skip
+    paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
+    patched = ("gated", "state")  # all that a channel computes, and what it remembers alone
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
 
     def __init__(self, config: MambaConfig) -> None:

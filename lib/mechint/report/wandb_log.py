@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError
+from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
 from .trace import Trace, load_trace
 from .words import flat
@@ -32,7 +33,8 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
     Raises:
         MechintError: W&B is not installed, refuses the login, or can't be reached; or the run can't be read.
     """
-    results = load_trace(run_dir) if kind_of(run_dir) == "trace" else load_results(run_dir)
+    read: dict[str, Callable[[Any], Results | Trace | Patching]] = {"trace": load_trace, "patch": load_patching}
+    results = read.get(kind_of(run_dir), load_results)(run_dir)
     try:
         import wandb
     except ImportError:
@@ -40,11 +42,11 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
             "logging to Weights & Biases needs its package; run `pip install wandb`, or turn visualize_wandb off"
         ) from None
     with _started(wandb, results, project, name) as run:
-        if isinstance(results, Trace):
+        if not isinstance(results, Results):
             run.summary.update(metric_values(results))
-            columns = list(results.raw["trace"]["strongest"][0])
-            rows = [[best[name] for name in columns] for best in results.raw["trace"]["strongest"]]
-            run.log({"mechint/tables/strongest": wandb.Table(columns=columns, data=rows)})
+            for title, best in strongest(results).items():
+                table = wandb.Table(columns=list(best[0]), data=[list(entry.values()) for entry in best])
+                run.log({f"mechint/tables/{title}": table})
         else:
             _log_history(run, results)
             run.summary.update(summary(results))
@@ -57,7 +59,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(wandb: Any, results: Results | Trace, project: str, name: str) -> Iterator[Any]:
+def _started(wandb: Any, results: Results | Trace | Patching, project: str, name: str) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
     hint = "run `wandb login`, or set WANDB_MODE=offline"
     settings = wandb.Settings(
@@ -102,7 +104,7 @@ def summary(results: Results) -> dict[str, float]:
     return values
 
 
-def metric_values(results: Results | Trace) -> dict[str, float]:
+def metric_values(results: Results | Trace | Patching) -> dict[str, float]:
     """Every metric with the ends of its interval; counts have none."""
     values: dict[str, float] = {}
     for name, value in results.metrics.items():
@@ -110,6 +112,13 @@ def metric_values(results: Results | Trace) -> dict[str, float]:
         if value.interval != "exact count" and not name.startswith("units_"):
             values |= {f"mechint/{name}_low": value.low, f"mechint/{name}_high": value.high}
     return values
+
+
+def strongest(results: Trace | Patching) -> dict[str, list[dict[str, Any]]]:
+    """The tables of what matters most, without empty ones."""
+    if isinstance(results, Trace):
+        return {"strongest": results.raw["trace"]["strongest"]}
+    return {f"strongest_{name}": best for name, best in results.raw["strongest"].items() if best}
 
 
 def _log_history(run: Any, results: Results) -> None:
@@ -152,9 +161,9 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results | Trace, name: str) -> None:
-    """The masks, or a trace's effects, and the results as one artifact, to be downloaded and read back."""
-    kind = "effects" if isinstance(results, Trace) else "masks"
+def _log_files(wandb: Any, run: Any, results: Results | Trace | Patching, name: str) -> None:
+    """The masks, or every prompt's effects, and the results as one artifact, to be downloaded and read back."""
+    kind = "masks" if isinstance(results, Results) else "effects"
     title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
     artifact = wandb.Artifact(title, type=kind, description=f"{results.raw['title']} of {results.raw['checkpoint']}")
     for file in ("final_masks.pt", "effects.pt", "results.json"):

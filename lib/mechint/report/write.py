@@ -10,12 +10,13 @@ from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
+from .patch_page import write_patching
 from .results import load_results, read_object
 from .trace_page import write_trace
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: ``circuit`` or ``trace``."""
+    """Which report a finished run gets: ``circuit``, ``trace`` or ``patch``."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
@@ -40,6 +41,8 @@ def write_report(
     """
     if kind_of(run_dir) == "trace":
         return write_trace(run_dir, heatmaps=heatmaps, curves=curves)
+    if kind_of(run_dir) == "patch":
+        return write_patching(run_dir, heatmaps=heatmaps, curves=curves)
     results = load_results(run_dir)
     directory = results.directory
     plan = [
