@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 from mechint.errors import exit_status
 from mechint.options import add_flags, from_flags
 from mechint.tasks.config import TaskConfig
-from mechint.train import plan, train
 from mechint.train_config import ARCHITECTURES, TrainConfig
+from mechint.train_steps import plan_steps, train_steps
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,9 +37,9 @@ def main() -> None:
         from_flags(flags, ARCHITECTURES[flags.family], flags.family),
     )
     if flags.dry_run:
-        print(plan(*job))
+        print(plan_steps(*job))
     else:
-        train(*job)
+        train_steps(*job)
 
 
 if __name__ == "__main__":

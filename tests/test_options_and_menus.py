@@ -165,3 +165,13 @@ def test_the_options_of_a_run_give_back_its_defconfig(tmp_path: Path) -> None:
     assert menu.syms["KNLP_MECHINT_CHECKPOINT"].str_value == 'a "b" \\ c.pt'
     assert menu.syms["KNLP_MECHINT_SSM"].str_value == "n"
     assert "--rerun" in mapping.arguments(menu, mapping.MECHINT)
+
+
+def test_a_run_of_another_family_gives_back_its_defconfig_too() -> None:
+    file = find_all(ROOT)["gpt2-124m-mechint"]
+    flags = parser(mapping.MECHINT).parse_args(mapping.arguments(load(ROOT, file), mapping.MECHINT))
+    assert flags.run_kv and not flags.run_ssm  # an analysis that the family lacks is off
+    run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
+    lines = file.read_text().splitlines()[1:]
+    text = defconfig_text(run, task, {"kv": from_flags(flags, analyses()["kv"].config, "kv")})
+    assert text.splitlines() == lines

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +17,60 @@ from .errors import MechintError
 from .gates import GATES, budget_at
 from .progress import Progress
 from .run import run
+from .schedules import Temperature
 from .tasks import Prompts
 from .units import Units
 
+
+@dataclass(frozen=True)
+class Metric:
+    """What a circuit must preserve.
+
+    Attributes:
+        meaning: One sentence for reports.
+        column: The value of a prompt whose mean over prompts is the metric.
+        learn: The value that gates are trained on and attributed by, where the column has no gradient of use.
+        read: From the mean to the metric.
+    """
+
+    meaning: str
+    column: str
+    learn: str
+    read: Callable[[Any], Any] = lambda mean: mean
+
+
 METRICS = {
-    "kl": "KL divergence from the full model's next-token distribution, in nats; 0 is the full model",
-    "logit_diff": "logit of the answer minus logit of the twin's answer",
-    "answer_logprob": "log-probability of the answer, in nats",
-    "loss": "cross-entropy of the answer, in nats",
+    "kl": Metric(
+        "KL divergence from the full model's next-token distribution, in nats; 0 is the full model", "kl", "kl"
+    ),
+    "logit_diff": Metric("logit of the answer minus logit of the twin's answer", "logit_diff", "logit_diff"),
+    "answer_logprob": Metric("log-probability of the answer, in nats", "answer_logprob", "answer_logprob"),
+    "loss": Metric("cross-entropy of the answer, in nats", "loss", "loss"),
+    "perplexity": Metric("exp of the mean cross-entropy of the answers", "loss", "loss", np.exp),
+    "accuracy": Metric("share of answers that are right; gates learn from the loss", "accuracy", "loss"),
 }
+
+
+@dataclass(frozen=True)
+class CircuitPlan:
+    """What an analysis of circuits is to do; an analysis whose options have these very names needs none."""
+
+    unit: str
+    ablation: str
+    metric: str
+    search: str
+    """``smallest`` that reaches the target faithfulness, or ``budget``: exactly that many units."""
+    budget: int
+    target_faithfulness: float
+    gate: str
+    steps: int
+    lr: float
+    seeds: int
+    random_circuits: int
+    bootstrap: int
+    min_accuracy: float
+    budgets: str = "exponential"
+    temperature: Temperature | None = None
 
 
 def per_prompt(logits: Tensor, full: Tensor, prompts: Prompts) -> dict[str, Tensor]:
@@ -91,18 +138,19 @@ class Bench:
 
     def faithful(self, mask: Tensor, metric: str) -> float:
         """Faithfulness of a mask over all prompts, without an interval."""
-        full, empty = (float(end[metric].mean()) for end in self.ends)
-        return float(faithfulness(float(self.measure(mask)[metric].mean()), full, empty))
+        values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
+        return float(faithfulness(*map(METRICS[metric].read, values)))
 
 
 def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
     """(m(circuit) − m(empty)) / (m(full) − m(empty)): 1 is the full model, 0 the model with every unit dropped."""
-    return (circuit - empty) / (full - empty)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a bootstrap may draw prompts without an effect
+        return (circuit - empty) / (full - empty)
 
 
 def check_effect(ends: tuple[dict[str, Tensor], dict[str, Tensor]], metric: str) -> None:
     """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of it can be told."""
-    full, empty = (float(end[metric].mean()) for end in ends)
+    full, empty = (float(METRICS[metric].read(float(end[METRICS[metric].column].mean()))) for end in ends)
     if not abs(full - empty) > 1e-6:
         raise MechintError(
             f"dropping every unit changes the metric {metric} by {abs(full - empty):.1e} only; there is no effect to "
@@ -115,16 +163,17 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
 
     score_i = ∫₀¹ ∂m/∂mask_i (all masks = α) dα (Sundararajan et al. 2017, equation 1, with the ablation as its
     baseline), by the midpoint rule. The scores add up to m(full) − m(empty) as ``points`` grows. Signed so that a
-    unit that helps is positive.
+    unit that helps is positive. Of accuracy and perplexity it is the loss that is attributed.
     """
-    sign = -1.0 if metric in ("kl", "loss") else 1.0
+    column = METRICS[metric].learn
+    sign = -1.0 if column in ("kl", "loss") else 1.0
     total = torch.zeros(bench.units.total, device=next(bench.model.parameters()).device)
     prompts = sum(len(batch) for batch in bench.batches)
     with Progress("attribution", points * len(bench.batches)) as progress:
         for point in range(points):
             for index, batch in enumerate(bench.batches):
                 mask = torch.full_like(total, (point + 0.5) / points, requires_grad=True)
-                value = bench.values(index, mask)[metric].mean()
+                value = bench.values(index, mask)[column].mean()
                 (gradient,) = torch.autograd.grad(value, mask)
                 total += sign * gradient * (len(batch) / (prompts * points))
                 progress.step()
@@ -140,13 +189,16 @@ class Search:
         scores: Attribution scores [units], where the gates start.
         gate, steps, lr, seed: As the options of the analysis say.
         target: Units to keep in the end.
+        budgets: How the budget falls, of :data:`mechint.gates.BUDGETS`.
+        temperature: Of the gates over the steps.
     """
 
     def __init__(
-        self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int
-    ) -> None:
+        self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
+        budgets: str = "exponential", temperature: Temperature | None = None,
+    ) -> None:  # fmt: skip
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
-        self.gate = GATES[gate]
+        self.gate, self.budgets, self.temperature = GATES[gate], budgets, temperature
         self.logits = start_logits(scores).requires_grad_()
         self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
         self.step = 0
@@ -173,9 +225,11 @@ class Search:
     def advance(self) -> float:
         """One step; returns its loss. Randomness is a function of the seed and the step alone."""
         total = self.bench.units.total
-        budget = budget_at(self.step, self.steps, total, self.target)
-        index = self._batch()
-        gates = self.gate(self.logits, budget, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step))
+        budget = budget_at(self.step, self.steps, total, self.target, self.budgets)
+        index, warmth = self._batch(), self.temperature.at(self.step, self.steps) if self.temperature else 1.0
+        gates = self.gate(
+            self.logits / warmth, budget, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        )
         loss, metric = self._loss(index, gates)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -191,6 +245,7 @@ class Search:
                 "metric": metric,
                 "budget": budget,
                 "kept": int((gates.detach() > 0).sum()),
+                **({"temperature": warmth} if self.temperature else {}),
             }
         )
         self.step += 1
@@ -204,13 +259,14 @@ class Search:
 
     def _loss(self, index: int, gates: Tensor) -> tuple[Tensor, float]:
         """What the gates are trained on: KL itself, or the squared distance to the full model's value of a metric."""
-        values = self.bench.values(index, gates)
-        if self.metric == "kl":
+        values, column = self.bench.values(index, gates), METRICS[self.metric].learn
+        if column == "kl":
             loss = values["kl"].mean()
         else:
             full = self.bench.values(index, None)
-            loss = (values[self.metric] - full[self.metric]).square().mean()
-        return loss, float(values[self.metric].mean().detach())
+            loss = (values[column] - full[column]).square().mean()
+        metric = float(values[METRICS[self.metric].column].mean().detach())
+        return loss, float(METRICS[self.metric].read(metric))
 
     def mask(self, count: int | None = None) -> Tensor:
         """The exact circuit of the target size, or of another one, as the logits rank the units now."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import files
 from .ablation import Ablation
-from .circuit import Bench, Search, attribute, check_effect, faithfulness
+from .circuit import METRICS, Bench, Search, attribute, check_effect, faithfulness
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
@@ -33,7 +33,7 @@ class CircuitAnalyzer:
 
     Args:
         model: From :func:`mechint.load`; its weights are frozen.
-        config: Options with the fields of :class:`mechint.ssm_circuit.SSMCircuitConfig`.
+        config: A :class:`mechint.circuit.CircuitPlan`, or options with its fields.
         device: Where to run.
         kinds: The kinds of unit the family has.
         seed: Of searches, controls and bootstraps.
@@ -162,7 +162,10 @@ class CircuitAnalyzer:
         config = self.config
 
         def compute() -> dict[str, Any]:
-            search = Search(bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size)
+            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None))
+            search = Search(
+                bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
+            )
             part = self.stages.part(name)
             if part is not None:
                 search.restore(part)
@@ -211,32 +214,55 @@ class CircuitAnalyzer:
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
         ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
         bench = Bench(model, self.units, ablation, train_loader.batches)
+        held_out = Bench(model, self.units, ablation, val_loader.batches)
         try:
             check_effect(bench.ends, self.config.metric)
+            self.check_denominator(held_out, val_loader)
         except MechintError:
-            return None, "The control on random weights was not measured: dropping all of its units has no effect."
+            return (
+                None,
+                "The control on random weights was not measured: dropping all of its units has no clear effect.",
+            )
         scores = self.stages.get("random weights attribution", lambda: attribute(bench, self.config.metric))
         result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
-        held_out = Bench(model, self.units, ablation, val_loader.batches)
         number = self.interval(held_out, val_loader, result["masks"][size])
         return number, ""
 
     # ---- the evidence -------------------------------------------------------------------------------------------
 
     def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
-        metric = self.config.metric
+        column = METRICS[self.config.metric].column
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        values = [values[metric].numpy() for values in (bench.measure(mask), *bench.ends)]
-        return bootstrap.interval(faithfulness, *values)
+        values = [values[column].numpy() for values in (bench.measure(mask), *bench.ends)]
+        return bootstrap.interval(self.share, *values)
+
+    def check_denominator(self, bench: Bench, loader: PromptLoader) -> ClusterBootstrap:
+        """The bootstrap over the prompts of ``loader``; refuses an effect whose interval holds zero."""
+        metric = METRICS[self.config.metric]
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        ends = [end[metric.column].numpy() for end in bench.ends]
+        effect = bootstrap.interval(lambda f, e: metric.read(f) - metric.read(e), *ends)
+        if float(effect["low"]) <= 0 <= float(effect["high"]):
+            raise MechintError(
+                f"the effect of dropping every unit on {self.config.metric} is {effect['value']:.3g} "
+                f"[{effect['low']:.3g}, {effect['high']:.3g}], which may be nothing; faithfulness is a share "
+                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
+            )
+        return bootstrap
+
+    def share(self, circuit: Any, full: Any, empty: Any) -> Any:
+        """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
+        return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
 
     def measure(
         self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, found: list[Tensor],
         learned: dict[int, Tensor],
     ) -> dict[str, Any]:  # fmt: skip
         """Every number of the report, on the held-out prompts."""
-        config, units, metric = self.config, self.units, self.config.metric
+        config, units = self.config, self.units
+        metric, read = METRICS[config.metric].column, METRICS[config.metric].read
         size = int(mask.sum())
-        bootstrap = ClusterBootstrap(loader.templates(), config.bootstrap, self.seed)
+        bootstrap = self.check_denominator(bench, loader)
         learned = {**learned, units.total: torch.ones_like(mask)}
         sizes = sorted(learned)
         wanted = 1 + (2 + config.random_circuits) * len(sizes)
@@ -255,28 +281,21 @@ class CircuitAnalyzer:
             random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
 
         def ratio(values: Any) -> Number:
-            return bootstrap.interval(faithfulness, values, full[metric], empty[metric])
+            return bootstrap.interval(self.share, values, full[metric], empty[metric])
 
-        denominator = bootstrap.interval(lambda f, e: f - e, full[metric], empty[metric])
-        if float(denominator["low"]) <= 0 <= float(denominator["high"]):
-            raise MechintError(
-                f"the effect of dropping every unit on {metric} is {denominator['value']:.3g} "
-                f"[{denominator['low']:.3g}, {denominator['high']:.3g}], which may be nothing; faithfulness is a share "
-                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
-            )
         chosen = curves["learned"][sizes.index(size)]
         shares = [s / units.total for s in sizes]
         stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
 
         def cpr(c: Any, f: Any, e: Any) -> Any:
-            return area(shares, (c - e[:, None]) / (f - e)[:, None])
+            return area(shares, self.share(c, f[:, None], e[:, None]))
 
         def cmd(c: Any, f: Any, e: Any) -> Any:
-            return area(shares, np.abs(1 - (c - e[:, None]) / (f - e)[:, None]))
+            return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
 
         agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
         completeness = bootstrap.interval(
-            lambda c, f, e: 1 - faithfulness(c, f, e), without[metric], full[metric], empty[metric]
+            lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
         )
         metrics: dict[str, Number] = {
             "units_total": exact(units.total),
@@ -285,9 +304,9 @@ class CircuitAnalyzer:
             "completeness": completeness,
             "complement_faithfulness": ratio(without[metric]),
             "kl": bootstrap.interval(lambda m: m, chosen["kl"]),
-            "metric_full": bootstrap.interval(lambda m: m, full[metric]),
-            "metric_empty": bootstrap.interval(lambda m: m, empty[metric]),
-            "metric_circuit": bootstrap.interval(lambda m: m, chosen[metric]),
+            "metric_full": bootstrap.interval(read, full[metric]),
+            "metric_empty": bootstrap.interval(read, empty[metric]),
+            "metric_circuit": bootstrap.interval(read, chosen[metric]),
             "faithfulness_random": random[size],
             "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
             "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
@@ -298,14 +317,19 @@ class CircuitAnalyzer:
             metrics["jaccard"] = agreement
         for name, entry in metrics.items():
             if name not in ("units_total", "units_kept", "jaccard"):
-                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, metric)
-                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(s for s, _ in units.kind.sites)}
+                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
+                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
+        if units.kind.apart:
+            blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
+            for label, count in zip(units.kind.labels, blocks, strict=True):
+                metrics[f"units_kept_{label.lower()}"] = exact(int(count))
         return {
             "metrics": metrics,
             "unit": config.unit,
             "unit_meaning": units.kind.meaning,
+            "units": units.kind.several,
             "ablation": config.ablation,
-            "metric": metric,
+            "metric": config.metric,
             "curve": {
                 "size": sizes,
                 "fraction": shares,
@@ -313,20 +337,21 @@ class CircuitAnalyzer:
                 "random": [random[s] for s in sizes],
             },
             "layers": [
-                {"layer": layer, "total": units.per_layer, "kept": count, "units": names}
-                for layer, (count, names) in enumerate(zip(units.counts(mask), units.names(mask), strict=True))
+                {"layer": layer, "total": units.per_layer, "kept": len(names), "units": names}
+                for layer, names in enumerate(units.names(mask))
             ],
             "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
         }
 
     def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
-        """Faithfulness of random circuits that keep as many units in each layer as ``like``."""
+        """Faithfulness of random circuits that keep as many units in each layer (K and V apart) as ``like``."""
         counts = self.units.counts(like)
         generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
         values = []
         for _ in range(self.config.random_circuits):
             mask = self.units.random(counts, generator).to(like.device)
-            values.append(float(faithfulness(at(mask)[self.config.metric].mean(), full.mean(), empty.mean())))
+            column = METRICS[self.config.metric].column
+            values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
         return spread(values, "random circuits with as many units in each layer")
 
     def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
@@ -354,7 +379,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
 
     kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
-    lines = [f"  kept            {kept} of {total} {results['unit']}s ({kept / total:.1%})"]
+    lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]
     for title, name in (
         ("faithfulness", "faithfulness"),
         ("random circuits", "faithfulness_random"),

@@ -64,12 +64,20 @@ def straight_through(logits: Tensor, budget: float, generator: torch.Generator) 
 GATES = {"hard_concrete": hard_concrete, "straight_through": straight_through}
 
 
-def budget_at(step: int, steps: int, total: int, target: int, hold: float = 0.25) -> float:
-    """Budget of a step: from all units down to the target, evenly on a log scale, then held for the last share.
+BUDGETS = ("exponential", "linear", "cubic")
 
-    Even steps on a log scale spend as many steps from 1,000 to 500 units as from 10 to 5; a line would rush through
-    the small sizes, where the choice is made.
+
+def budget_at(
+    step: int, steps: int, total: int, target: int, schedule: str = "exponential", hold: float = 0.25
+) -> float:
+    """Budget of a step: from all units down to the target, then held for the last share of the steps.
+
+    ``exponential`` goes in even steps on a log scale and spends as many steps from 1,000 to 500 units as from 10 to 5;
+    a line would rush through the small sizes, where the choice is made. ``linear`` and ``cubic`` let the share of
+    dropped units rise as p and p³ of the progress p (Zhu & Gupta 2017 have the cubic's mirror image).
     """
     moving = max(1, math.floor(steps * (1 - hold)))
     progress = min(1.0, step / moving)
-    return float(math.exp(math.log(total) + progress * (math.log(target) - math.log(total))))
+    if schedule == "exponential":
+        return float(math.exp(math.log(total) + progress * (math.log(target) - math.log(total))))
+    return total - (total - target) * progress ** {"linear": 1, "cubic": 3}[schedule]

@@ -58,6 +58,7 @@ class ClusterBootstrap:
         pairs = [self.means(value) for value in values]
         point = float(np.asarray(statistic(*(p[0] for p in pairs))).reshape(-1)[0])
         drawn = np.asarray(statistic(*(p[1] for p in pairs))).reshape(-1)
+        drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
         return number(point, min(low, point), max(high, point), self.n, "95 % bootstrap over templates")

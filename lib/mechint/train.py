@@ -32,7 +32,7 @@ from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
 from .train_models import decays, make_model, model_config
 
-NOT_THE_MODEL = ("output_dir", "device", "save_every")
+NOT_THE_MODEL = ("output_dir", "device", "save_every", "variants")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
 

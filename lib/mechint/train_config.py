@@ -47,6 +47,11 @@ class TrainConfig:
     )
     output_dir: str = option("output", "Directory of the checkpoints")
     step_name: str = option("V0", "Name of this run among the steps of an ablation study: final_model_step<NAME>.pt")
+    variants: str = option(
+        "",
+        "Variants of an ablation study, trained one after another as steps V0, V1, …, separated by commas: baseline, "
+        "or changes to the architecture or the seed such as kv=tied or kv=tied+seed=1; empty trains one model",
+    )
     device: str = option("auto", "Where to train; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
 
 

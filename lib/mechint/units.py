@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,44 +14,105 @@ from .interventions import Edit
 
 
 @dataclass(frozen=True)
+class Block:
+    """Units of a layer that are found at the same sites, where a dropped one is replaced at all of them.
+
+    Attributes:
+        sites: Sites of a layer.
+        axes: How many of a site's unit axes tell the units apart: None for all, 0 when the whole site is one unit,
+            1 at ``head_out`` for whole heads.
+    """
+
+    sites: tuple[str, ...]
+    axes: int | None = None
+
+
+@dataclass(frozen=True)
 class UnitKind:
-    """A kind of unit of one family.
+    """A kind of unit of a family.
 
     Attributes:
         name: As the menus say it.
-        sites: (site of a layer, index of the unit or None): None when the layer's units are the site's own units,
-            a number when the whole site is that one unit.
+        blocks: All units of a layer, block after block; blocks are of one shape.
         meaning: One sentence for reports.
+        labels: Names of the blocks, where there are several.
+        apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
+        plural: What several of them are called, where that is not the name with an s.
     """
 
     name: str
-    sites: tuple[tuple[str, int | None], ...]
+    blocks: tuple[Block, ...]
     meaning: str
+    labels: tuple[str, ...] = ()
+    apart: bool = False
+    plural: str = ""
+
+    @property
+    def several(self) -> str:
+        return self.plural or f"{self.name}s"
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of a layer that are replaced."""
+        return [site for block in self.blocks for site in block.sites]
 
     def shape(self, model: Any) -> tuple[int, ...]:
-        """Units of one layer."""
-        site, index = self.sites[0]
-        if index is not None:
-            return (len(self.sites),)
-        return tuple(model.sites[f"layers.0.{site}"].units)
+        """Units of one layer: of its one block, or [block, …]."""
+        [shape] = {tuple(model.sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
+        return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
+
+
+def kinds(*every: UnitKind) -> dict[str, UnitKind]:
+    return {kind.name: kind for kind in every}
 
 
 # A channel's only ways out of itself are u (into Δ, B and C of every channel) and gated (into the mixer's output), so
 # a dropped channel is replaced at both; what it does in between is then read by nobody.
-SSM_UNITS = {
-    kind.name: kind
-    for kind in (
-        UnitKind(
-            "channel", (("u", None), ("gated", None)), "an SSM channel: all it computes, replaced where others read it"
-        ),
-        UnitKind("mode", (("readout", None),), "one (channel, state) entry of the recurrent state, as C reads it"),
-        UnitKind(
-            "path", (("x", 0), ("z", 1), ("dt", 2), ("B", 3), ("C", 4)), "a whole path of a layer: x, z, Δ, B or C"
-        ),
-        UnitKind("layer", (("out", 0),), "a whole mixer: what it adds to the residual stream"),
-    )
-}
-PATHS = ("x", "z", "dt", "B", "C")
+SSM_UNITS = kinds(
+    UnitKind("channel", (Block(("u", "gated")),), "an SSM channel: all it computes, replaced where others read it"),
+    UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
+    UnitKind(
+        "path",
+        tuple(Block((site,), axes=0) for site in ("x", "z", "dt", "B", "C")),
+        "a whole path of a layer: x, z, Δ, B or C",
+        labels=("x", "z", "dt", "B", "C"),
+    ),
+    UnitKind("layer", (Block(("out",), axes=0),), "a whole mixer: what it adds to the residual stream"),
+)
+
+KV_UNITS = kinds(
+    UnitKind(
+        "kv",
+        (Block(("k",)), Block(("v",))),
+        "a key or value channel: one dimension of one head's keys, or of its values, at every position",
+        labels=("K", "V"),
+        apart=True,
+        plural="K and V channels",
+    ),
+    UnitKind(
+        "k", (Block(("k",)),), "a key channel: one dimension of one head's keys, at every position", plural="K channels"
+    ),
+    UnitKind(
+        "v",
+        (Block(("v",)),),
+        "a value channel: one dimension of one head's values, at every position",
+        plural="V channels",
+    ),
+    UnitKind(
+        "q",
+        (Block(("q",)),),
+        "a query channel: one dimension of one head's queries, at every position",
+        plural="Q channels",
+    ),
+    UnitKind(
+        "head",
+        (Block(("head_out",), axes=1),),
+        "an attention head: what it reads, before heads are mixed",
+        plural="attention heads",
+    ),
+    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons"),
+    UnitKind("layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"),
+)
 
 
 class Units:
@@ -60,9 +122,13 @@ class Units:
         self.kind = kind
         self.layers: int = model.config.n_layer
         self.shape = kind.shape(model)
-        self.per_layer = int(torch.tensor(self.shape).prod())
+        self.per_layer = math.prod(self.shape)
         self.total = self.layers * self.per_layer
-        self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site, _ in kind.sites]
+        self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site in kind.sites]
+        self.width = {site: len(model.sites[f"layers.0.{site}"].units) for site in kind.sites}
+        """Unit axes of each site."""
+        self.rows = self.layers * (len(kind.blocks) if kind.apart else 1)
+        """Groups of units that are counted apart: the layers, or the blocks of each layer."""
 
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
         """Masks at every site of every layer.
@@ -71,40 +137,49 @@ class Units:
             mask: [units], 1 keeps a unit and 0 replaces it.
             fills: What replaces it, for each name of ``self.sites``; broadcasts to [batch, position, unit].
         """
-        mask = mask.view(self.layers, *self.shape)
-        return [
-            Edit(name, "mask", mask[layer] if index is None else mask[layer, index], fill=fills[name])
-            for layer in range(self.layers)
-            for site, index in self.kind.sites
-            for name in [f"layers.{layer}.{site}"]
-        ]
+        several = len(self.kind.blocks) > 1
+        mask = mask.view(self.layers, len(self.kind.blocks), *self.shape[several:])
+        edits = []
+        for layer in range(self.layers):
+            for number, block in enumerate(self.kind.blocks):
+                for site in block.sites:
+                    value, name = mask[layer, number], f"layers.{layer}.{site}"
+                    if block.axes is not None:  # the same for all that a unit holds
+                        value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[site] - block.axes))
+                    edits.append(Edit(name, "mask", value, fill=fills[name]))
+        return edits
 
     def top(self, scores: Tensor, count: int) -> Tensor:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
         if not 1 <= count <= self.total:
             raise MechintError(
-                f"a circuit of {count} units is asked for; this model has {self.total} ({self.kind.name}s); "
+                f"a circuit of {count} units is asked for; this model has {self.total} ({self.kind.several}); "
                 f"choose a BUDGET from 1 to {self.total}"
             )
         order = torch.sort(scores, descending=True, stable=True).indices[:count]
         return torch.zeros(self.total, device=scores.device).index_fill_(0, order, 1.0)
 
     def counts(self, mask: Tensor) -> list[int]:
-        """Units kept in each layer."""
-        return [int(count) for count in mask.view(self.layers, -1).sum(1)]
+        """Units kept in each layer, or in each block of each layer where those are counted apart, [rows]."""
+        return [int(count) for count in mask.view(self.rows, -1).sum(1)]
 
     def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
-        """A random mask [units] that keeps as many units in each layer as ``counts`` says."""
-        rows = torch.zeros(self.layers, self.per_layer)
-        for layer, count in enumerate(counts):
-            rows[layer, torch.randperm(self.per_layer, generator=generator)[:count]] = 1.0
+        """A random mask [units] that keeps as many units in each row as ``counts`` says."""
+        size = self.total // self.rows
+        rows = torch.zeros(self.rows, size)
+        for row, count in enumerate(counts):
+            rows[row, torch.randperm(size, generator=generator)[:count]] = 1.0
         return rows.view(-1)
 
     def names(self, mask: Tensor) -> list[list[Any]]:
-        """The kept units of each layer: numbers, [channel, state] pairs, or the names of paths."""
-        return [[self._name(int(unit)) for unit in row.nonzero().flatten()] for row in mask.view(self.layers, -1)]
+        """The kept units of each layer: numbers, names of paths, or indices such as [channel, state].
 
-    def _name(self, unit: int) -> Any:
-        if self.kind.name == "path":
-            return PATHS[unit]
-        return [unit // self.shape[1], unit % self.shape[1]] if len(self.shape) == 2 else unit
+        A key or value channel is [0 for K or 1 for V, head, dimension].
+        """
+        layers = mask.view(self.layers, *self.shape)
+        return [[self._name(index) for index in layer.nonzero().tolist()] for layer in layers]
+
+    def _name(self, index: list[int]) -> Any:
+        if len(index) > 1:
+            return index
+        return self.kind.labels[index[0]] if self.kind.labels else index[0]

@@ -37,6 +37,7 @@ def defconfig_text(run: Any, task: Any, configs: dict[str, Any], root: Path = RO
 def _minimal(root: Path, values: dict[str, Any]) -> str:
     menu = Menu(root)
     menu.syms["KNLP_MECHINT"].set_value(2)
+    _choose_family(menu, {flag for flag, value in values.items() if value is True})
     for switch in mapping.analyses(menu):
         switch.set_value(0)
     known = {}
@@ -52,6 +53,15 @@ def _minimal(root: Path, values: dict[str, Any]) -> str:
         menu.syms[assignment.name].set_value(_bare(assignment.text))
     apply(menu, [assignment for assignment in assignments if menu.syms[assignment.name].visibility])
     return minimal(menu)
+
+
+def _choose_family(menu: Menu, on: set[str]) -> None:
+    """The first family whose menus show every analysis that is on."""
+    for family in menu.named_choices["KNLP_FAMILY"].syms:
+        family.set_value(2)
+        flags = {(mapping.destination(switch.name) or ("",))[0]: switch for switch in mapping.analyses(menu)}
+        if all(switch.visibility for flag, switch in flags.items() if flag in on):
+            return
 
 
 def _assignment(item: mapping.Item, value: Any) -> Assignment:

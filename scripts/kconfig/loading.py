@@ -234,7 +234,9 @@ def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
     if value.get("KNLP_TRAIN") != "y" or value.get("KNLP_MECHINT_MODE_POSTTRAIN") != "y":
         return
     folder, pattern = value["KNLP_TRAIN_OUTPUT_DIR"], value["KNLP_MECHINT_CHECKPOINT"]
-    made = [os.path.join(folder, f"{kind}_model_step{value['KNLP_TRAIN_STEP_NAME']}.pt") for kind in ("final", "best")]
+    variants = value["KNLP_TRAIN_VARIANTS"]
+    steps = [f"V{i}" for i in range(variants.count(",") + 1)] if variants else [value["KNLP_TRAIN_STEP_NAME"]]
+    made = [os.path.join(folder, f"{kind}_model_step{step}.pt") for kind in ("final", "best") for step in steps]
     if not any(_matches(path, pattern) for path in (folder, *made)):
         raise ConfigError(
             f"{name}: CONFIG_KNLP_MECHINT_CHECKPOINT is {pattern!r}, but training writes {made[0]}; set "

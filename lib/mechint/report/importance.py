@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import style
-from .results import PATHS, Results, load_masks
-from .words import MINUS, metric_name
+from .results import PATHS, Layer, Results, load_masks
+from .words import METRICS, MINUS, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,40 +22,80 @@ COLUMNS = 512  # more cells than this in a row are thinner than two pixels; neig
 CENTRE = 0.38  # of a strip that has a lane for marks below it
 ROOMY = 160  # channels; up to here a (channel, state) cell is large enough to be framed
 WRITTEN = 8  # rows with this many units or fewer have their values written into the cells
+UNIT = {"kv": "K and V channel", "k": "K channel", "v": "V channel", "q": "Q channel", "mlp": "neuron"}
+HEADED = ("kv", "k", "v", "q")  # units that are dimensions of heads, drawn head after head in one row
+
+
+@dataclass(frozen=True)
+class Strips:
+    """The strips of a figure from the top, each with its label, its scores ([units] or [channel, state]), what is kept.
+
+    They are the layers, or the keys and the values of each layer.
+    """
+
+    labels: list[str]
+    scores: list[Tensor]
+    kept: list[Layer]
+    heads: int = 0
+    """Heads that a strip is made of; 0 when it is made of none."""
+
+    @property
+    def states(self) -> int:
+        return max(scores.numel() // len(scores) for scores in self.scores)
+
+    @property
+    def channels(self) -> int:
+        return max(map(len, self.scores))
+
+
+def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
+    """One strip for each layer; keys and values of a layer have one each."""
+    kind, scores = results.raw["unit"], [masks[layer.layer] for layer in results.layers]
+    if kind not in HEADED:
+        return Strips([str(layer.layer) for layer in results.layers], scores, results.layers)
+    sorts = "KV" if kind == "kv" else ""
+    labels, rows, kept = [], [], []
+    for layer, both in zip(results.layers, scores, strict=True):
+        for number, part in enumerate(both if sorts else [both]):
+            dimension = part.shape[1]
+            mine = [unit[-2:] for unit in layer.units if not sorts or unit[0] == number]
+            labels.append(f"{layer.layer} {sorts[number]}" if sorts else str(layer.layer))
+            rows.append(part.flatten())
+            kept.append(Layer(layer.layer, part.numel(), tuple((h * dimension + d,) for h, d in mine)))
+    return Strips(labels, rows, kept, len(part))
 
 
 def draw_importance(results: Results, path: Path) -> Path:
     """Writes the heat strips of all layers; see :func:`figure`."""
-    masks = load_masks(results)
-    layers, states = len(results.layers), _states(masks)
-    row = (1.55 if states > 1 else 0.6) if layers <= 4 else max(0.26, 0.03 * states)
-    width = 6.0 if _channels(masks) <= WRITTEN else 10.0
-    return style.save_figure(
-        path, (width, min(1.9 + row * layers, 22.0)), partial(figure, results=results, masks=masks)
-    )
+    strips = strips_of(results, load_masks(results))
+    row = (1.55 if strips.states > 1 else 0.6) if len(strips.kept) <= 4 else max(0.26, 0.03 * strips.states)
+    width = 6.0 if strips.channels <= WRITTEN else 10.0
+    size = (width, min(1.9 + row * len(strips.kept), 22.0))
+    return style.save_figure(path, size, partial(figure, results=results, strips=strips))
 
 
-def figure(figure: Figure, results: Results, masks: dict[int, Tensor]) -> None:
+def figure(figure: Figure, results: Results, strips: Strips) -> None:
     """Left: one strip per layer, unit index to the right. Right: units kept in each layer."""
-    kind, states = results.raw["unit"], _states(masks)
+    kind, states = results.raw["unit"], strips.states
     height = figure.get_figheight()
     panels: dict[str, Axes] = figure.subplot_mosaic(
         [["heat", "bars"], ["scale", "."]], width_ratios=(7, 1.25), height_ratios=(height - 1.5, 0.14)
     )
     left, right = panels["heat"], panels["bars"]
     right.sharey(left)
-    figure.suptitle(f"{results.raw['title']}: importance of every {kind}")
-    colour = heat_strips(figure, left, [masks[layer.layer] for layer in results.layers], lane=states == 1)
-    for row, layer in enumerate(results.layers):
-        _mark_kept(left, row, layer.units, states, _channels(masks))
-    _left_axes(left, results, masks, kind)
-    name, unit = metric_name(results)
-    gap = "\n" if _channels(masks) <= WRITTEN else " "
-    what = f"importance: attribution of the {name}{gap}({unit} per {kind}; positive helps)"
-    strongest = max(float(scores.abs().max()) for scores in masks.values())
+    named = UNIT.get(kind, kind)
+    figure.suptitle(f"{results.raw['title']}: importance of every {named}")
+    colour = heat_strips(figure, left, strips.scores, lane=states == 1)
+    for row, layer in enumerate(strips.kept):
+        _mark_kept(left, row, layer.units, states, strips.channels)
+    _left_axes(left, strips, kind)
+    name, unit = attributed(results)
+    gap = "\n" if strips.channels <= WRITTEN else " "
+    what = f"importance: attribution of the {name}{gap}({unit} per {named}; positive helps)"
+    strongest = max(float(scores.abs().max()) for scores in strips.scores)
     beyond = "both" if strongest > colour.norm.vmax else "neither"
     figure.colorbar(colour, cax=panels["scale"], orientation="horizontal", extend=beyond, extendfrac=0.02, label=what)
-    kept_bars(right, results, centre=CENTRE if states == 1 else 0.5)
+    kept_bars(right, strips.kept, results, centre=CENTRE if states == 1 else 0.5)
 
 
 def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool) -> Any:
@@ -112,12 +153,17 @@ def strongest_of_neighbours(scores: Tensor, most: int) -> Tensor:
     return blocks.gather(1, blocks.abs().argmax(1, keepdim=True)).squeeze(1)
 
 
-def kept_bars(axes: Axes, results: Results, centre: float) -> None:
-    """Units kept in each layer, as bars with the numbers written out; ``centre`` is where in its row a bar lies."""
-    kept = [layer.kept for layer in results.layers]
+def attributed(results: Results) -> tuple[str, str]:
+    """(name, unit) of what the scores add up to: of accuracy and perplexity the loss, which has a gradient."""
+    return METRICS["loss"] if results.raw["metric"] in ("accuracy", "perplexity") else metric_name(results)
+
+
+def kept_bars(axes: Axes, layers: list[Layer], results: Results, centre: float) -> None:
+    """Units kept in each strip, as bars with the numbers written out; ``centre`` is where in its row a bar lies."""
+    kept = [layer.kept for layer in layers]
     rows = [row + centre for row in range(len(kept))]
     axes.barh(rows, kept, height=0.62, color=style.BLUE)
-    for row, layer in zip(rows, results.layers, strict=True):
+    for row, layer in zip(rows, layers, strict=True):
         text = f" {layer.kept:,} / {layer.total:,}" if len(kept) <= 32 else f" {layer.kept:,}"
         axes.text(layer.kept, row, text, va="center", fontsize=7.5, color=style.INK)
     axes.set(xlim=(0, max(max(kept), 1) * 2.1), xlabel="units kept")
@@ -156,31 +202,27 @@ def _mark_kept(axes: Axes, row: int, units: tuple[tuple[int, ...], ...], states:
     )
 
 
-def _left_axes(axes: Axes, results: Results, masks: dict[int, Tensor], kind: str) -> None:
-    layers, channels, states = len(results.layers), _channels(masks), _states(masks)
-    every = -(-layers // 32)
+def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
+    rows, channels, states = len(strips.kept), strips.channels, strips.states
+    every = -(-rows // 32)
     centre = CENTRE if states == 1 else 0.5
-    axes.set_yticks(
-        [row + centre for row in range(0, layers, every)],
-        [str(results.layers[r].layer) for r in range(0, layers, every)],
-    )
+    axes.set_yticks([row + centre for row in range(0, rows, every)], strips.labels[::every])
     group = -(-channels // COLUMNS)
     shown = f"; each cell is the strongest of {group} neighbours" if group > 1 else ""
     if channels <= WRITTEN:
         axes.set_xticks([] if kind == "layer" else range(channels), PATHS if kind == "path" else None)
     inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else "layer"
-    along = {"path": "path", "layer": "", "mode": f"channel index{shown}"}.get(kind, f"{kind} index{shown}")
+    along = {"path": "path", "layer": "", "mode": f"channel index{shown}"}.get(
+        kind, f"{UNIT.get(kind, kind)} index{shown}"
+    )
+    if strips.heads:
+        size = channels // strips.heads
+        axes.set_xticks([size * (head + 0.5) - 0.5 for head in range(strips.heads)], map(str, range(strips.heads)))
+        axes.vlines([size * head - 0.5 for head in range(1, strips.heads)], 0, rows, color="#999999", linewidth=0.5)
+        along = f"head ({size} dimensions each{shown})"
     axes.set(xlabel=along, ylabel=inside)
     mark = "ticks below a strip" if states == 1 else "squares" if channels <= ROOMY else "dots"
     axes.set_title(f"{mark}: kept by the circuit", fontsize=9, fontweight="normal")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-def _states(masks: dict[int, Tensor]) -> int:
-    return max(scores.numel() // len(scores) for scores in masks.values())
-
-
-def _channels(masks: dict[int, Tensor]) -> int:
-    return max(len(scores) for scores in masks.values())

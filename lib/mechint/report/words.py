@@ -16,12 +16,20 @@ UNITS = {
     "mode": "(channel, state) modes",
     "path": "paths",
     "layer": "layers",
+    "kv": "K and V channels",
+    "k": "K channels",
+    "v": "V channels",
+    "q": "Q channels",
+    "head": "attention heads",
+    "mlp": "MLP neurons",
 }
 METRICS = {
     "kl": ("KL to the full model", "nats"),
     "logit_diff": ("logit difference", "logits"),
     "answer_logprob": ("log-probability of the answer", "nats"),
     "loss": ("loss", "nats"),
+    "perplexity": ("perplexity", ""),
+    "accuracy": ("accuracy", ""),
 }
 ABLATIONS = {
     "mean": "its mean over prompts, by position",
@@ -43,6 +51,8 @@ class Meaning:
 MEANINGS = {
     "units_total": Meaning("Units in the model", "count", "Everything that could be kept or dropped."),
     "units_kept": Meaning("Units kept", "count", "The size of the circuit, counted after the gates are made 0 or 1."),
+    "units_kept_k": Meaning("K channels kept", "count", "Dimensions of heads' keys among them."),
+    "units_kept_v": Meaning("V channels kept", "count", "Dimensions of heads' values among them."),
     "faithfulness": Meaning(
         "Faithfulness",
         "share",
@@ -242,7 +252,10 @@ def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
 
 
 def unit_label(unit: tuple[int, ...], kind: str) -> str:
-    """7, (7, 3), or the name of a path."""
+    """7, (7, 3), the name of a path, or K 2.13: head 2, dimension 13."""
+    if kind in ("kv", "k", "v", "q"):
+        *sort, head, dimension = unit
+        return f"{'KV'[sort[0]] if sort else kind.upper()} {head}.{dimension}"
     if kind == "path" and len(unit) == 1 and unit[0] < len(PATHS):
         return PATHS[unit[0]]
     return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"

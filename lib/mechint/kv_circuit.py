@@ -1,0 +1,190 @@
+"""KV circuits: the fewest key and value channels, heads or neurons of a transformer that still do its work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .analysis import Analysis
+from .circuit import CircuitPlan
+from .circuit_analysis import CircuitAnalyzer
+from .circuit_analysis import summary as circuit_summary
+from .errors import MechintError
+from .loader import PromptLoader
+from .options import option
+from .schedules import Temperature
+from .tasks.config import TaskConfig
+from .units import KV_UNITS, Units
+
+METRIC_NAMES = {"kl_div": "kl"}
+"""Metrics that the options call otherwise than the engine."""
+
+
+@dataclass(frozen=True)
+class KVCircuitConfig:
+    """How the circuit is searched and judged."""
+
+    unit: str = option(
+        "kv",
+        "What is kept or dropped: key and value channels (kv), one sort of channel (k, v, q), whole heads, MLP "
+        "neurons, or layers",
+        choices=("kv", "k", "v", "q", "head", "mlp", "layer"),
+    )
+    ablation: str = option(
+        "mean",
+        "What replaces a dropped unit: its mean by position, its value on another prompt or on the twin, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    target_metric: str = option(
+        "kl_div",
+        "What the circuit must preserve; gates learn accuracy and perplexity from the loss",
+        choices=("kl_div", "loss", "accuracy", "perplexity", "logit_diff"),
+    )
+    search: str = option(
+        "sparsity",
+        "Drop exactly the target sparsity, or find the smallest circuit that reaches the target faithfulness",
+        choices=("sparsity", "smallest"),
+    )
+    target_sparsity: float = option(
+        0.95, "Share of the units that is dropped, to one unit, for the search 'sparsity'", low=0.0, high=0.9999
+    )
+    target_faithfulness: float = option(
+        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    hard_masks: bool = option(
+        False, "Gates exactly open or shut while they learn (straight-through), in place of hard-concrete ones"
+    )
+    steps: int = option(500, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
+    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
+    temp_schedule: str = option(
+        "constant:1.0",
+        "Temperature of the gates over a search: linear:1.0:0.1, exponential:1.0:0.1, cosine:1.0:0.1 or constant:1.0",
+    )
+    sparsity_schedule: str = option(
+        "exponential",
+        "How the sparsity rises: the number of units falls in equal factors, or the sparsity along a line or a cubic",
+        choices=("exponential", "linear", "cubic"),
+    )
+    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(
+        256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
+    )
+    seeds: int = option(
+        3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100
+    )
+    random_circuits: int = option(
+        20,
+        "Random circuits with as many units in each layer, K and V apart, for the control band",
+        unit="circuits",
+        low=2,
+        high=10_000,
+    )
+    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
+    min_accuracy: float = option(
+        0.5,
+        "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text",
+        low=0.0,
+        high=1.0,
+    )
+
+    def plan(self, total: int) -> CircuitPlan:
+        """What the engine is to do with ``total`` units."""
+        return CircuitPlan(
+            unit=self.unit,
+            ablation=self.ablation,
+            metric=METRIC_NAMES.get(self.target_metric, self.target_metric),
+            search="budget" if self.search == "sparsity" else "smallest",
+            budget=kept(self.target_sparsity, total),
+            target_faithfulness=self.target_faithfulness,
+            gate="straight_through" if self.hard_masks else "hard_concrete",
+            steps=self.steps,
+            lr=self.lr,
+            seeds=self.seeds,
+            random_circuits=self.random_circuits,
+            bootstrap=self.bootstrap,
+            min_accuracy=self.min_accuracy,
+            budgets=self.sparsity_schedule,
+            temperature=Temperature.parse(self.temp_schedule),
+        )
+
+
+def kept(sparsity: float, total: int) -> int:
+    """Units left at a sparsity: the nearest number, and never none."""
+    return max(1, round((1 - sparsity) * total))
+
+
+class KVCircuitAnalyzer(CircuitAnalyzer):
+    """Circuits of key and value channels, heads, MLP neurons or layers of a GPT-2 or a Llama."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: KVCircuitConfig,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        key: str = "",
+    ) -> None:
+        plan = config.plan(Units(model, KV_UNITS[config.unit]).total)
+        super().__init__(model, plan, device, kinds=KV_UNITS, seed=seed, run_dir=run_dir, key=key)
+        self.asked = config.target_sparsity if config.search == "sparsity" else None
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        results = super().run_analysis(train_loader, val_loader)
+        metrics = results["metrics"]
+        results["sparsity"] = {
+            "asked": self.asked,
+            "achieved": 1 - metrics["units_kept"]["value"] / metrics["units_total"]["value"],
+        }
+        if getattr(self.model.config, "kv_tied", False) and self.config.unit in ("kv", "k", "v"):
+            results["notes"].append(
+                "Keys and values of this model come from one projection; a channel is still kept or dropped as a key "
+                "and as a value separately, where attention reads it."
+            )
+        return results
+
+
+def refuse(config: KVCircuitConfig, task: TaskConfig) -> str | None:
+    """Why this task can't be analysed so, known before anything is loaded."""
+    try:
+        Temperature.parse(config.temp_schedule)
+    except MechintError as error:
+        return str(error)
+    if task.name == "text" and (config.ablation == "counterfactual" or config.target_metric == "logit_diff"):
+        asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
+        return f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl_div"
+    return None
+
+
+def work(config: KVCircuitConfig) -> str:
+    searches = config.seeds + 3 + (5 if config.search == "smallest" else 0)
+    return (
+        f"{'about ' if config.search == 'smallest' else ''}{searches} searches of {config.steps} steps, then about "
+        f"{11 * (2 + config.random_circuits) + 3} evaluations on {config.eval_prompts} prompts"
+    )
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    lines, metrics, sparsity = circuit_summary(results), results["metrics"], results["sparsity"]
+    asked = "" if sparsity["asked"] is None else f" (asked for: {sparsity['asked']:.2%})"
+    lines.insert(1, f"  sparsity        {sparsity['achieved']:.2%}{asked}")
+    if "units_kept_k" in metrics:
+        lines.insert(1, f"  of them         {metrics['units_kept_k']['value']} K, {metrics['units_kept_v']['value']} V")
+    return lines
+
+
+ANALYSIS = Analysis(
+    name="kv",
+    title="KV circuit",
+    config=KVCircuitConfig,
+    analyzer=KVCircuitAnalyzer,
+    families=("gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+)

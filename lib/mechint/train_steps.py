@@ -1,0 +1,102 @@
+"""Ablation studies: variants of one model, trained one after another as the steps V0, V1, V2 …"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import MechintError, did_you_mean
+from .options import flag, options
+from .tasks import TaskConfig
+from .train import plan, train
+from .train_config import Architecture, TrainConfig
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model of a study."""
+
+    variant: str
+    config: TrainConfig
+    architecture: Architecture
+
+
+def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
+    """The steps that ``config.variants`` names; without any, the one model that the options describe.
+
+    A variant is ``baseline`` (the options as they are) or changes to the architecture or the seed: ``kv=tied``,
+    ``kv=tied+n_head=2``, ``seed=1``.
+
+    Raises:
+        MechintError: a variant does not parse, changes what is not there, or is there twice.
+    """
+    if not config.variants.strip():
+        return [Step("", config, architecture)]
+    name = flag("train", "variants")
+    if config.step_name != TrainConfig.step_name:
+        raise MechintError(f"{flag('train', 'step_name')} names one model; with {name} the steps are V0, V1, …")
+    found: list[Step] = []
+    for number, text in enumerate(config.variants.split(",")):
+        variant = text.strip()
+        changes = {} if variant == BASELINE else dict(change(part, architecture, name) for part in variant.split("+"))
+        seed = changes.pop("seed", config.seed)
+        step = Step(
+            variant,
+            dataclasses.replace(config, variants="", step_name=f"V{number}", seed=seed),
+            dataclasses.replace(architecture, **changes),
+        )
+        for other in found:
+            if (other.architecture, other.config.seed) == (step.architecture, seed):
+                raise MechintError(f"{name}: {other.variant} and {variant} are the same model; remove one of them")
+        found.append(step)
+    return found
+
+
+def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
+    """(field, value) of ``kv=tied``; the range of the value is for the options' own check."""
+    fields = {field.name: kind for field, kind, _ in options(type(architecture))} | {"seed": int}
+    field, equals, value = (part.strip() for part in text.partition("="))
+    known = ", ".join(fields)
+    if not equals or not value:
+        raise MechintError(
+            f"{name}: {text!r} does not parse; a variant is baseline, or FIELD=VALUE with more behind a + "
+            f"(fields: {known})"
+        )
+    if field not in fields:
+        raise MechintError(
+            f"{name}: a {architecture.family} has no {field!r}{did_you_mean(field, fields)}; it has {known}"
+        )
+    if fields[field] is bool:
+        if value not in ("y", "n"):
+            raise MechintError(f"{name}: {text} is not allowed; it must be y or n")
+        return field, value == "y"
+    try:
+        return field, fields[field](value)
+    except ValueError:
+        raise MechintError(f"{name}: {text} is not allowed; {field} is a whole number") from None
+
+
+def train_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> list[Path]:
+    """Trains every step that is not trained yet; all are checked before the first begins."""
+    study = steps(config, architecture)
+    if len(study) > 1:
+        plan_steps(task, config, architecture)
+    paths = []
+    for step in study:
+        if step.variant:
+            print(f"step {step.config.step_name} of {len(study)}: {step.variant}", flush=True)
+        paths.append(train(task, step.config, step.architecture))
+    return paths
+
+
+def plan_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> str:
+    """What :func:`train_steps` would do; raises what it would raise before its first step."""
+    lines = []
+    for step in steps(config, architecture):
+        lines += [f"step     {step.config.step_name}: {step.variant}"] if step.variant else []
+        lines.append(plan(task, step.config, step.architecture))
+    return "\n".join(lines)

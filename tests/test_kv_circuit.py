@@ -1,0 +1,280 @@
+"""Circuits of transformers: units of several sites, and a GPT-2 whose circuit is known because the rest was cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mechint
+from mechint import files
+from mechint.ablation import Ablation
+from mechint.circuit import METRICS, Bench, Search, attribute
+from mechint.errors import MechintError
+from mechint.gates import BUDGETS, budget_at
+from mechint.kv_circuit import KVCircuitAnalyzer, KVCircuitConfig, kept, refuse
+from mechint.loader import PromptLoader
+from mechint.report.importance import strips_of
+from mechint.report.results import Layer, Results
+from mechint.schedules import Temperature
+from mechint.tasks import TaskConfig, make_task
+from mechint.units import KV_UNITS, Units
+from tests.builders import tiny_gpt2, tiny_llama
+
+TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
+KEYS = ((1, 6), (3, 9))  # of the 12 key channels of each layer (3 heads of 4), those that queries meet
+VALUES = ((2, 7, 10), (0, 10))  # of the 12 value channels, those that the output projection reads
+
+
+def known_circuit(seed: int = 1, **sizes: Any) -> Any:
+    """A random GPT-2 that reads no keys but ``KEYS`` (no query meets the others) and no values but ``VALUES``."""
+    model = tiny_gpt2(seed, vocab_size=32, **sizes)
+    with torch.no_grad():
+        for layer, keys, values in zip(model.layers, KEYS, VALUES, strict=True):
+            queries, out = layer.attn.c_attn, layer.attn.c_proj
+            queries.weight[[row for row in range(12) if row not in keys]] = 0
+            queries.bias[[row for row in range(12) if row not in keys]] = 0
+            queries.weight[list(keys)] *= 4  # so that each of them matters
+            out.weight[:, [column for column in range(12) if column not in values]] = 0
+            out.weight[:, list(values)] *= 2
+    return model.requires_grad_(False)
+
+
+def truth() -> torch.Tensor:
+    mask = torch.zeros(2, 2, 12)  # [layer, K or V, channel]
+    for layer in range(2):
+        mask[layer, 0, list(KEYS[layer])] = 1
+        mask[layer, 1, list(VALUES[layer])] = 1
+    return mask.view(-1)
+
+
+def loaders(count: int = 48, batch: int = 16) -> list[PromptLoader]:
+    task = make_task(TASK)
+    return [PromptLoader(task, split, count, batch, 0) for split in ("discovery", "evaluation")]
+
+
+def bench(model: Any, unit: str = "kv", ablation: str = "mean") -> Bench:
+    units, loader = Units(model, KV_UNITS[unit]), loaders()[0]
+    return Bench(model, units, Ablation(model, units, ablation, loader.batches, loader.task.aligned), loader.batches)
+
+
+@pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("unit", list(KV_UNITS))
+@pytest.mark.parametrize("ablation", ["mean", "resample", "counterfactual", "zero"])
+def test_all_units_kept_is_the_model_to_the_bit(family: Any, unit: str, ablation: str) -> None:
+    test = bench(family(vocab_size=32).requires_grad_(False), unit, ablation)
+    ones = torch.ones(test.units.total)
+    for index, batch in enumerate(test.batches):
+        masked = mechint.run(test.model, batch.tokens, edits=test.units.edits(ones, test.fills[index])).logits
+        assert torch.equal(masked, test.model(batch.tokens))
+    assert not test.measure(ones)["kl"].any()
+    assert test.measure(1 - ones)["kl"].mean() > 1e-3
+
+
+def test_numbers_of_units() -> None:
+    gpt2, llama = tiny_gpt2(), tiny_llama()
+    shapes = {name: Units(gpt2, kind).shape for name, kind in KV_UNITS.items()}
+    assert shapes == {
+        "kv": (2, 3, 4), "k": (3, 4), "v": (3, 4), "q": (3, 4), "head": (3,), "mlp": (20,), "layer": (1,),
+    }  # fmt: skip
+    assert Units(llama, KV_UNITS["kv"]).shape == (2, 2, 6)  # the heads that have keys of their own
+    units = Units(gpt2, KV_UNITS["kv"])
+    mask = torch.zeros(2, 2, 3, 4)
+    mask[0, 0, 2, 1] = mask[1, 1, 0, 3] = 1
+    assert units.names(mask.view(-1)) == [[[0, 2, 1]], [[1, 0, 3]]]
+    assert units.counts(mask.view(-1)) == [1, 0, 0, 1]  # K and V of each layer
+    assert units.counts(units.random([3, 0, 12, 1], torch.Generator().manual_seed(0))) == [3, 0, 12, 1]
+
+
+def test_a_dropped_unit_is_what_editing_its_site_by_hand_says() -> None:
+    model = tiny_gpt2(vocab_size=32).requires_grad_(False)
+    for unit, number, site, units in (
+        ("kv", 24 + 7, "layers.1.k", [(1, 3)]),
+        ("kv", 24 + 12 + 7, "layers.1.v", [(1, 3)]),
+        ("head", 3 + 2, "layers.1.head_out", [2]),
+        ("mlp", 20 + 4, "layers.1.mlp_post", [4]),
+    ):
+        test = bench(model, unit, "counterfactual")
+        batch, mask = test.batches[0], torch.ones(test.units.total)
+        mask[number] = 0
+        twin = mechint.run(model, batch.twins, record=[site])[site]
+        index = units[0] if isinstance(units[0], tuple) else (units[0],)
+        value = twin[(..., *index)][..., None] if len(index) == 2 else twin[:, :, [index[0]]]
+        by_hand = mechint.run(model, batch.tokens, edits=[mechint.Edit(site, "replace", value, units=units)]).logits
+        masked = mechint.run(model, batch.tokens, edits=test.units.edits(mask, test.fills[0])).logits
+        assert torch.equal(masked, by_hand), unit
+        assert not torch.equal(masked, model(batch.tokens)), unit
+
+
+def test_the_known_circuit_is_the_circuit() -> None:
+    test, mask = bench(known_circuit()), truth()
+    assert float(test.measure(mask)["kl"].abs().max()) < 1e-6
+    assert test.faithful(1 - mask, "kl") < 1e-6
+    for unit in mask.nonzero().flatten():
+        without = mask.clone()
+        without[unit] = 0
+        assert float(test.measure(without)["kl"].mean()) > 1e-3, int(unit)
+
+
+@pytest.mark.parametrize("gate", ["hard_concrete", "straight_through"])
+@pytest.mark.parametrize("budgets", BUDGETS)
+@pytest.mark.parametrize("temperature", [None, "linear:1.0:0.1"])
+def test_the_search_finds_the_known_circuit(gate: str, budgets: str, temperature: str | None) -> None:
+    test, count = bench(known_circuit()), int(truth().sum())
+    schedule = Temperature.parse(temperature) if temperature else None
+    search = Search(test, "kl", attribute(test, "kl"), gate, 150, 0.1, 0, count, budgets, schedule)
+    search.run("test")
+    assert torch.equal(search.mask(), truth())
+    history = search.history
+    assert history[0]["kept"] == 48 and history[0]["metric"] == 0.0  # step 0 is the model to the bit
+    assert history[-1]["budget"] == pytest.approx(count)
+    assert ("temperature" in history[0]) == (temperature is not None)
+    if temperature:
+        assert (history[0]["temperature"], history[-1]["temperature"]) == (1.0, pytest.approx(0.1))
+
+
+SMALL = KVCircuitConfig(
+    steps=60, prompts=48, eval_prompts=48, random_circuits=4, bootstrap=100, min_accuracy=0.0, target_sparsity=39 / 48
+)
+
+
+def test_the_whole_analysis_on_a_known_circuit(tmp_path: Path) -> None:
+    analyzer = KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, steps=150), run_dir=tmp_path)
+    results = analyzer.run_analysis(*loaders())
+    metrics = results["metrics"]
+    assert metrics["units_total"]["value"] == 48 and metrics["units_kept"]["value"] == 9
+    assert (metrics["units_kept_k"]["value"], metrics["units_kept_v"]["value"]) == (4, 5)
+    assert metrics["faithfulness"]["value"] == pytest.approx(1, abs=1e-4)
+    assert metrics["faithfulness"]["low"] > metrics["faithfulness_random"]["high"]
+    found = {(row["layer"], kind, 4 * head + d) for row in results["layers"] for kind, head, d in row["units"]}
+    assert found == {(i, 0, k) for i in range(2) for k in KEYS[i]} | {(i, 1, v) for i in range(2) for v in VALUES[i]}
+    assert results["sparsity"] == {"asked": 39 / 48, "achieved": 39 / 48}
+    assert {path.name for path in analyzer.save_results()} == {"final_masks.pt", "history.jsonl"}
+    masks = torch.load(tmp_path / "final_masks.pt", weights_only=True)
+    assert masks["layers.0"]["mask"].shape == (2, 3, 4)
+    assert int(sum(entry["mask"].sum() for entry in masks.values())) == 9
+
+
+@pytest.mark.parametrize("search", ["sparsity", "smallest"])
+def test_smallest_and_sparsity(search: str) -> None:
+    config = dataclasses.replace(SMALL, search=search, target_faithfulness=0.99, steps=100, seeds=1)
+    results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    assert results["metrics"]["faithfulness"]["value"] > 0.98
+    assert (results["sparsity"]["asked"] is None) == (search == "smallest")
+    assert 7 <= results["metrics"]["units_kept"]["value"] <= 11
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.95, 0.9999])
+def test_the_achieved_sparsity_is_the_target_to_one_unit(sparsity: float) -> None:
+    config = dataclasses.replace(SMALL, target_sparsity=sparsity, steps=10, seeds=1)
+    results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    count = results["metrics"]["units_kept"]["value"]
+    assert count == kept(sparsity, 48) == max(1, round((1 - sparsity) * 48))
+    assert abs(results["sparsity"]["achieved"] - sparsity) <= 1 / 48
+
+
+@pytest.mark.parametrize("metric", ["kl_div", "loss", "accuracy", "perplexity", "logit_diff"])
+@pytest.mark.parametrize("unit", ["kv", "head"])
+def test_every_metric(metric: str, unit: str) -> None:
+    """With a task the model has an effect on: its own answers, so that dropping units must hurt."""
+    model, (discovery, evaluation) = known_circuit(), loaders()
+    for loader in (discovery, evaluation):
+        for index, batch in enumerate(loader.batches):
+            own = mechint.run(model, batch.tokens, logits_at=batch.positions).logits
+            loader.batches[index] = dataclasses.replace(batch, answers=own.argmax(-1), wrong=own.argmin(-1))
+    config = dataclasses.replace(SMALL, target_metric=metric, unit=unit, seeds=2, target_sparsity=0.3, hard_masks=True)
+    results = KVCircuitAnalyzer(model, config).run_analysis(discovery, evaluation)
+    metrics = results["metrics"]
+    assert metrics["accuracy_full"]["value"] == 1.0
+    assert metrics["faithfulness"]["value"] > (0.9 if unit == "kv" else 0.0)
+    if metric == "perplexity":
+        full = Bench(model, Units(model, KV_UNITS[unit]), Ablation(model, Units(model, KV_UNITS[unit]), "zero",
+                     discovery.batches, True), evaluation.batches).measure(None)  # fmt: skip
+        assert metrics["metric_full"]["value"] == pytest.approx(math.exp(float(full["loss"].mean())))
+        assert METRICS["perplexity"].read(np.zeros(2)).tolist() == [1.0, 1.0]
+    if metric == "accuracy":
+        assert metrics["metric_full"]["value"] == 1.0
+
+
+def test_a_tied_model_says_so() -> None:
+    model = tiny_gpt2(vocab_size=32, kv_tied=True)
+    config = dataclasses.replace(SMALL, steps=10, seeds=1)
+    notes = KVCircuitAnalyzer(model, config).run_analysis(*loaders())["notes"]
+    assert any("come from one projection" in note for note in notes)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_temperatures() -> None:
+    for text, middle in (("linear:1.0:0.1", 0.55), ("cosine:1.0:0.1", 0.55), ("exponential:1.0:0.01", 0.1)):
+        schedule = Temperature.parse(text)
+        assert schedule.at(0, 101) == 1.0 and schedule.at(50, 101) == pytest.approx(middle)
+        assert schedule.at(100, 101) == pytest.approx(float(text.split(":")[2]))
+    assert {Temperature.parse("constant:0.5").at(step, 9) for step in range(9)} == {0.5}
+    assert Temperature.parse(" linear : 2 : 1 ") == Temperature("linear", 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "does not parse"),
+        ("linear", "has 0 temperatures; write FROM:TO"),
+        ("linear:1.0", "has 1 temperatures"),
+        ("linear:1:0.5:0.1", "has 3 temperatures"),
+        ("constant:1:2", "has 2 temperatures"),
+        ("linear:hot:0.1", "does not parse; write"),
+        ("linaer:1.0:0.1", "did you mean linear"),
+        ("linear:1.0:0", "a temperature is from 0.001 to 100"),
+        ("linear:1.0:nan", "a temperature is from"),
+    ],
+)
+def test_a_schedule_that_does_not_parse(text: str, says: str) -> None:
+    config = dataclasses.replace(SMALL, temp_schedule=text)
+    reason = refuse(config, TASK)
+    assert reason is not None and says in reason and "\n" not in reason
+    with pytest.raises(MechintError, match="temperature"):
+        KVCircuitAnalyzer(known_circuit(), config)
+
+
+def test_schedules_of_the_sparsity() -> None:
+    for schedule in BUDGETS:
+        budgets = [budget_at(step, 100, 1000, 10, schedule) for step in range(100)]
+        assert budgets[0] == pytest.approx(1000) and budgets[75:] == pytest.approx([10] * 25)
+        assert budgets == sorted(budgets, reverse=True)
+    assert budget_at(50, 100, 1000, 10, "linear") == pytest.approx(1000 - 990 * 2 / 3)
+    assert budget_at(50, 100, 1000, 10, "cubic") == pytest.approx(1000 - 990 * (2 / 3) ** 3)
+
+
+def test_text_has_no_twins() -> None:
+    text = TaskConfig(name="text")
+    assert "needs counterfactual twins" in str(refuse(dataclasses.replace(SMALL, target_metric="logit_diff"), text))
+    assert "needs counterfactual twins" in str(refuse(dataclasses.replace(SMALL, ablation="counterfactual"), text))
+    assert refuse(SMALL, text) is None
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_have_a_strip_each() -> None:
+    layers = [Layer(0, 24, ((0, 2, 1), (1, 0, 3))), Layer(1, 24, ((1, 2, 3),))]
+    results = Results(Path(), {"unit": "kv"}, {}, [], {}, layers, [], {}, None)
+    scores = torch.arange(24.0).view(2, 3, 4)
+    strips = strips_of(results, {0: scores, 1: scores})
+    assert strips.labels == ["0 K", "0 V", "1 K", "1 V"] and strips.heads == 3
+    assert [layer.units for layer in strips.kept] == [((9,),), ((3,),), (), ((11,),)]
+    assert torch.equal(strips.scores[1], scores[1].flatten()) and strips.states == 1
+
+
+def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        analyzer = KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, steps=10), run_dir=tmp_path / name)
+        analyzer.run_analysis(*loaders())
+        digests.add(tuple(files.sha256(path) for path in analyzer.save_results()))
+    assert len(digests) == 1
