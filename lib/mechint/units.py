@@ -66,6 +66,8 @@ def kinds(*every: UnitKind) -> dict[str, UnitKind]:
     return {kind.name: kind for kind in every}
 
 
+PATHS = ("x", "z", "dt", "B", "C")
+
 # A channel's only ways out of itself are u (into Δ, B and C of every channel) and gated (into the mixer's output), so
 # a dropped channel is replaced at both; what it does in between is then read by nobody.
 SSM_UNITS = kinds(
@@ -73,9 +75,9 @@ SSM_UNITS = kinds(
     UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
     UnitKind(
         "path",
-        tuple(Block((site,), axes=0) for site in ("x", "z", "dt", "B", "C")),
+        tuple(Block((site,), axes=0) for site in PATHS),
         "a whole path of a layer: x, z, Δ, B or C",
-        labels=("x", "z", "dt", "B", "C"),
+        labels=PATHS,
     ),
     UnitKind("layer", (Block(("out",), axes=0),), "a whole mixer: what it adds to the residual stream"),
 )
