@@ -137,7 +137,9 @@ class Search:
     Args:
         bench: The discovery prompts; one batch is used for each step, in a new order each round.
         metric: What to preserve.
-        scores: Attribution scores [units], where the gates start.
+        scores: Attribution scores [units]; the gates start in the order of their sizes. To *preserve* a metric, units
+            that lower it are needed as much as those that raise it; and the KL of partial circuits may exceed that of
+            the empty one, so that units of the circuit have negative scores.
         gate, steps, lr, seed: As the options of the analysis say.
         target: Units to keep in the end.
     """
@@ -147,7 +149,8 @@ class Search:
     ) -> None:
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate = GATES[gate]
-        self.logits = start_logits(scores).requires_grad_()
+        self.start = start_logits(scores.abs())
+        self.logits = self.start.clone().requires_grad_()
         self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -216,10 +219,25 @@ class Search:
         """The exact circuit of the target size, or of another one, as the logits rank the units now."""
         return self.bench.units.top(self.logits.detach(), count or self.target)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Goes back to the order that the search began with, if its circuit is the better one on all prompts.
+
+        A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
+        """
+        if self.cost(self.bench.units.top(self.start, self.target)) < self.cost(self.mask()):
+            self.logits.copy_(self.start)
+
+    def cost(self, mask: Tensor) -> float:
+        """What the gates are trained on, for a mask [units], over all prompts."""
+        batches = self.bench.batches
+        losses = [float(self._loss(index, mask)[0]) * len(batch) for index, batch in enumerate(batches)]
+        return sum(losses) / sum(len(batch) for batch in batches)
+
     def run(
         self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
     ) -> dict[int, Tensor]:
-        """Trains to the end.
+        """Trains to the end, and settles.
 
         Args:
             title: For the progress bar.
@@ -241,6 +259,7 @@ class Search:
                 progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
                 if save is not None:
                     save()
+        self.settle()
         return {**self.masks, self.target: self.mask()}
 
 
