@@ -137,9 +137,10 @@ class Search:
     Args:
         bench: The discovery prompts; one batch is used for each step, in a new order each round.
         metric: What to preserve.
-        scores: Attribution scores [units]; the gates start in the order of their sizes. To *preserve* a metric, units
-            that lower it are needed as much as those that raise it; and the KL of partial circuits may exceed that of
-            the empty one, so that units of the circuit have negative scores.
+        scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whose circuit is
+            the better one. To *preserve* a metric, units that lower it can be needed as much as those that raise it,
+            and where the KL of partial circuits exceeds that of the empty one, units of the circuit have negative
+            scores.
         gate, steps, lr, seed: As the options of the analysis say.
         target: Units to keep in the end.
     """
@@ -149,7 +150,8 @@ class Search:
     ) -> None:
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate = GATES[gate]
-        self.start = start_logits(scores.abs())
+        # of equally good ones the first, which is the signed order
+        self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.start_cost)
         self.logits = self.start.clone().requires_grad_()
         self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
         self.step = 0
@@ -225,9 +227,14 @@ class Search:
 
         A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
         """
-        if self.cost(self.bench.units.top(self.start, self.target)) < self.cost(self.mask()):
+        if self.start_cost(self.start) < self.cost(self.mask()):
             self.logits.copy_(self.start)
 
+    def start_cost(self, logits: Tensor) -> float:
+        """The cost of the circuit of the target size that an order begins with."""
+        return self.cost(self.bench.units.top(logits, self.target))
+
+    @torch.no_grad()
     def cost(self, mask: Tensor) -> float:
         """What the gates are trained on, for a mask [units], over all prompts."""
         batches = self.bench.batches
