@@ -164,8 +164,9 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     """
     truth = random.truth.mask(random.model, "channel", method.ablation)
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps)
-    values = torch.as_tensor(method.scores(random.model, random.task, budget)).view(random.model.config.n_layer, -1)
-    layers = zip(truth.view_as(values), values, strict=True)
+    values = torch.as_tensor(method.scores(random.model, random.task, budget))
+    score_units(truth, values, f"{method.title} on random weights")  # refuses what is no score
+    layers = zip(*(rows.view(random.model.config.n_layer, -1) for rows in (truth, values)), strict=True)
     return fmean(score_units(mask, scores).auroc for mask, scores in layers if mask.any())
 
 
