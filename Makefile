@@ -31,7 +31,7 @@ PY := $(or $(USED),.venv/bin/python)
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check bench clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig check bench ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default --models="$$MODELS" $(FLAGS)
@@ -63,6 +63,9 @@ check: $(READY_DEV)
 
 bench: .venv-bench/.ready
 	$(Q)PYTHONPATH="$(CURDIR)/lib" .venv-bench/bin/python -m benchmarks $(SECTIONS)
+
+ground-truth: $(READY)
+	$(Q)"$(PY)" scripts/ground_truth.py
 
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
@@ -108,6 +111,7 @@ Configure (.config)
 Develop
   check              lint, format, types and tests
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
+  ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md
   clean              remove caches
   mrproper           clean, and remove .config and the environments; results stay
   help               this text

@@ -122,7 +122,7 @@ def test_the_search_finds_the_known_circuit(gate: str, start: str) -> None:
     a gradient. Hard-concrete gates are the default for that reason.)
     """
     test = bench(known_circuit())
-    scores = attribute(test, "kl") if start == "attribution" else -truth()
+    scores = attribute(test, "kl") if start == "attribution" else 1 - truth()
     search = Search(test, "kl", scores, gate, steps=150, lr=0.1, seed=0, target=8)
     search.run("test")
     assert torch.equal(search.mask(), truth())
@@ -130,6 +130,24 @@ def test_the_search_finds_the_known_circuit(gate: str, start: str) -> None:
     assert history[0]["kept"] == 28
     assert history[0]["metric"] == 0.0  # step 0 is the model to the bit
     assert history[-1]["budget"] == pytest.approx(8)
+
+
+def test_the_start_is_the_order_of_sizes_and_a_worse_end_is_given_up() -> None:
+    test, mask = bench(known_circuit()), truth()
+    signs = torch.ones(28)
+    signs[::3] = -1
+    search = Search(test, "kl", mask * signs, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    assert torch.equal(search.mask(), mask)
+    with torch.no_grad():
+        search.logits.copy_(-search.start)  # as if ten steps had led astray
+    search.step = search.steps
+    assert torch.equal(search.run("test")[8], mask)
+    worse = Search(test, "kl", 1 - mask, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    with torch.no_grad():
+        worse.logits.copy_(start_logits(mask))
+    worse.settle()
+    assert torch.equal(worse.mask(), mask)
+    assert worse.cost(mask) == pytest.approx(float(test.measure(mask)["kl"].mean()), abs=1e-6)
 
 
 def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:

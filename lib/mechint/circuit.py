@@ -186,7 +186,10 @@ class Search:
     Args:
         bench: The discovery prompts; one batch is used for each step, in a new order each round.
         metric: What to preserve.
-        scores: Attribution scores [units], where the gates start.
+        scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whose circuit is
+            the better one. To *preserve* a metric, units that lower it can be needed as much as those that raise it,
+            and where the KL of partial circuits exceeds that of the empty one, units of the circuit have negative
+            scores.
         gate, steps, lr, seed: As the options of the analysis say.
         target: Units to keep in the end.
         budgets: How the budget falls, of :data:`mechint.gates.BUDGETS`.
@@ -199,7 +202,9 @@ class Search:
     ) -> None:  # fmt: skip
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate, self.budgets, self.temperature = GATES[gate], budgets, temperature
-        self.logits = start_logits(scores).requires_grad_()
+        # of equally good ones the first, which is the signed order
+        self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.start_cost)
+        self.logits = self.start.clone().requires_grad_()
         self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -272,10 +277,30 @@ class Search:
         """The exact circuit of the target size, or of another one, as the logits rank the units now."""
         return self.bench.units.top(self.logits.detach(), count or self.target)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Goes back to the order that the search began with, if its circuit is the better one on all prompts.
+
+        A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
+        """
+        if self.start_cost(self.start) < self.cost(self.mask()):
+            self.logits.copy_(self.start)
+
+    def start_cost(self, logits: Tensor) -> float:
+        """The cost of the circuit of the target size that an order begins with."""
+        return self.cost(self.bench.units.top(logits, self.target))
+
+    @torch.no_grad()
+    def cost(self, mask: Tensor) -> float:
+        """What the gates are trained on, for a mask [units], over all prompts."""
+        batches = self.bench.batches
+        losses = [float(self._loss(index, mask)[0]) * len(batch) for index, batch in enumerate(batches)]
+        return sum(losses) / sum(len(batch) for batch in batches)
+
     def run(
         self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
     ) -> dict[int, Tensor]:
-        """Trains to the end.
+        """Trains to the end, and settles.
 
         Args:
             title: For the progress bar.
@@ -297,6 +322,7 @@ class Search:
                 progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
                 if save is not None:
                     save()
+        self.settle()
         return {**self.masks, self.target: self.mask()}
 
 

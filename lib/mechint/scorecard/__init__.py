@@ -1,0 +1,13 @@
+"""The scorecard: every method's score on models whose circuit is known, and on random weights, where there is none.
+
+>>> from mechint.scorecard import ScorecardConfig, scorecard
+>>> scorecard(ScorecardConfig(models="recall", seeds=1, output_dir="output/try"))
+
+An outside method is scored beside ours: ``scorecard(config, {"mine": mine})``, where ``mine(model, task)`` gives one
+number for each channel; see :mod:`mechint.tasks.ground_truth.score`.
+"""
+
+from .card import ScorecardConfig, scorecard
+from .methods import METHODS, Method
+
+__all__ = ["METHODS", "Method", "ScorecardConfig", "scorecard"]

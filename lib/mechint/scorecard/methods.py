@@ -1,0 +1,134 @@
+"""The methods on the scorecard: each gives one number for every channel of a model, from the model and its task."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ablation import Ablation
+from ..circuit import Bench, Search, attribute
+from ..interventions import Edit
+from ..loader import PromptLoader
+from ..models.mamba import Mamba
+from ..run import run
+from ..sweep import sweep
+from ..tasks import Task
+from ..tasks.ground_truth import BASELINES
+from ..units import SSM_UNITS, Units
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may use.
+
+    Attributes:
+        size: Units to find: as many as the circuit has.
+        prompts: Discovery prompts of searches and attributions.
+        patch_prompts: Discovery prompts of patching.
+        steps: Optimiser steps of a search.
+    """
+
+    size: int
+    prompts: int
+    patch_prompts: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what it can be asked for.
+
+    Attributes:
+        title: In tables and plots.
+        scores: (model, task, budget) -> one number for each channel, layer by layer.
+        ablation: Channels that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
+    """
+
+    title: str
+    scores: Callable[[Mamba, Task, Budget], Any]
+    ablation: str = "zero"
+
+
+def bench_of(model: Mamba, task: Task, ablation: str, prompts: int) -> Bench:
+    units, loader = Units(model, SSM_UNITS["channel"]), PromptLoader(task, "discovery", prompts, 32, 0)
+    return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
+
+
+def mask_search(model: Mamba, task: Task, budget: Budget, *, ablation: str) -> Tensor:
+    """Logits [units] of the circuit search on KL, with the size given."""
+    bench = bench_of(model, task, ablation, budget.prompts)
+    search = Search(bench, "kl", attribute(bench, "kl"), "hard_concrete", budget.steps, 0.1, 0, budget.size)
+    search.run("mask search")
+    return search.logits.detach()
+
+
+def attribution(model: Mamba, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
+    """Integrated gradients of KL over the mask, [units]; signed so that a unit which lowers it is positive."""
+    scores = attribute(bench_of(model, task, ablation, budget.prompts), "kl")
+    return scores if signed else scores.abs()
+
+
+def interchange(model: Mamba, task: Task, budget: Budget, *, direction: str) -> Tensor:
+    """Mean size of the exact effect of each single channel on the logit difference to the twin's answers, [units].
+
+    ``denoise`` puts the channel's clean value into the run of the twin, ``noise`` the twin's into the clean run; at
+    all positions and at both ways out of a channel, u and gated.
+    """
+    prompts = task.sample(budget.patch_prompts, "discovery", 0)
+    assert prompts.twins is not None and prompts.wrong is not None  # every compiled task has twins
+    pair = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)
+    receiver, donor = pair
+    units = Units(model, SSM_UNITS["channel"])
+    with torch.no_grad():
+        values = run(model, donor, record=units.sites, logits_at=prompts.positions[:, :0]).values
+    cells = [
+        [Edit(site, "replace", values[site][..., [e]], units=[e]) for site in sites]
+        for sites in zip(*[iter(units.sites)] * len(units.kind.sites), strict=True)
+        for e in range(units.per_layer)
+    ]
+    both = torch.stack([prompts.answers, prompts.wrong], -1)  # [n, Q, 2]
+
+    def difference(logits: Tensor) -> Tensor:
+        """[cell, row, Q, V] -> [cell, row, Q]"""
+        right, wrong = logits.gather(-1, both.expand(*logits.shape[:-1], 2)).unbind(-1)
+        return right - wrong
+
+    # an empty cell is the receiver itself, so that channels without an effect are exactly zero
+    found = sweep(
+        model, receiver, [*cells, []], difference, logits_at=prompts.positions, title=f"patching, {direction}"
+    )
+    return (found[:-1] - found[-1]).abs().mean((1, 2))
+
+
+def from_function(function: Callable[[Mamba, Task], Any]) -> Callable[[Mamba, Task, Budget], Any]:
+    """A method that needs no budget."""
+    return lambda model, task, budget: function(model, task)
+
+
+METHODS: dict[str, Method] = {
+    **{
+        f"search_{name}": Method(f"mask search, {name}", functools.partial(mask_search, ablation=name), name)
+        for name in ("mean", "resample", "counterfactual")
+    },
+    **{
+        f"attribution_{name}_{kind}": Method(
+            f"attribution, {name}, {kind}",
+            functools.partial(attribution, ablation=name, signed=kind == "signed"),
+            name,
+        )
+        for name in ("mean", "counterfactual")
+        for kind in ("signed", "size")
+    },
+    **{
+        f"patching_{name}": Method(
+            f"single channels, {name}", functools.partial(interchange, direction=name), "counterfactual"
+        )
+        for name in ("noise", "denoise")
+    },
+    **{name: Method(name.replace("_", " ").replace(" x ", " × "), from_function(f)) for name, f in BASELINES.items()},
+}

@@ -1,0 +1,121 @@
+"""Causal traces on the scorecard: do they point at the declared position, and do they find nothing where nothing is?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..causal_trace import CausalTracer, TraceConfig
+from ..models.mamba import Mamba, MambaConfig
+from ..statistics import max_t
+from ..tasks import Prompts, Task
+from ..tasks.base import generator
+from ..tasks.ground_truth import Compiled
+from ..trace_results import role_means
+
+NEAR = 0.99
+"""A state restored later than it was written restores as much; its first position within 1 % of the most counts."""
+NULL_DRAWS = 199
+"""Sign flips of one trace: p-values are multiples of 1/200."""
+
+
+def tracer(model: Mamba, sites: str) -> CausalTracer:
+    return CausalTracer(model, TraceConfig(sites=sites, sever="", direction="denoise", attribution=False))
+
+
+def positions(compiled: Compiled, count: int) -> dict[str, float]:
+    """Share of prompts whose largest denoising effect, over all layers and positions, is at the declared place.
+
+    Returns:
+        ``write``: of the effects of writes, the largest is at the declared layer and one of its positions;
+        ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared.
+    """
+    declared = [part for part in compiled.truth.parts if part.kind == "write" and part.where is not None]
+    if not declared:
+        return {}
+    prompts = compiled.task.sample(count, "evaluation", 0)
+    assert prompts.wrong is not None  # every compiled task has twins
+    last = dataclasses.replace(
+        prompts, positions=prompts.positions[:, -1:], answers=prompts.answers[:, -1:], wrong=prompts.wrong[:, -1:]
+    )
+    there = torch.zeros(compiled.model.config.n_layer, *prompts.tokens.shape, dtype=torch.bool)
+    for part in declared:
+        assert part.where is not None
+        there[part.layer] |= part.where.of(last)
+    found = tracer(compiled.model, "write,state").trace(last, None)["denoise"]  # [panel, layer, position, prompt]
+    shares = {}
+    for name, effects in zip(("write", "state"), found, strict=True):
+        flat = effects.flatten(0, 1)  # [layer · position, prompt]
+        top = flat.amax(0)
+        first = (flat >= NEAR * top).int().argmax(0) if name == "state" else flat.argmax(0)
+        hit = there.transpose(1, 2).flatten(0, 1).gather(0, first[None])[0]
+        shares[name] = float((hit & (top > 0)).double().mean())
+    return shares
+
+
+def random_model(config: MambaConfig, seed: int) -> Mamba:
+    """A Mamba of the same sizes with random weights, large enough that every path matters."""
+    random = generator("random weights", seed)
+    model = Mamba(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            kind = name.rpartition(".")[0].rpartition(".")[2]
+            parameter.normal_(generator=random)
+            if kind in ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d") and parameter.dim() > 1:
+                parameter.mul_(2 / parameter[0].numel() ** 0.5)
+            elif kind in ("norm", "norm_f"):
+                parameter.mul_(0.1).add_(1)
+            elif kind == "dt_proj":
+                parameter.sub_(1)
+    model.source = "random weights"  # type: ignore[assignment]
+    return model.eval().requires_grad_(False)
+
+
+def null_trials(model: Mamba, task: Task, count: int, trials: int, seed: int) -> list[float]:
+    """The least adjusted p-value of each of several traces whose effects are zero in the mean.
+
+    The corrupted run of each prompt is an unrelated one, from a second draw, and a coin says which of the two answers
+    is called the right one (shuffled labels). Single effects are what they are; their mean is zero whatever the model
+    does. A fair test calls a cell significant at 5 % in at most 5 % of such traces.
+    """
+    least = []
+    for trial in range(trials):
+        prompts = task.sample(count, "train", 2 * (seed * trials + trial))
+        others = task.sample(count, "train", 2 * (seed * trials + trial) + 1)
+        coin = torch.rand(count, generator=generator("labels", task.name, model.source, seed, trial)) < 0.5
+        least.append(float(least_p(model, task, mislabelled(prompts, others, coin), seed).min()))
+    return least
+
+
+def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompts:
+    """Prompts with others as twins; where the coin [n] says so the twin's answer is called right. Last answers only."""
+    ours, theirs = prompts.answers[:, -1:], others.answers[:, -1:]
+    swapped = coin[:, None]
+    return dataclasses.replace(
+        prompts,
+        positions=prompts.positions[:, -1:],
+        twins=others.tokens,
+        answers=torch.where(swapped, theirs, ours),
+        wrong=torch.where(swapped, ours, theirs),
+        template=torch.arange(len(prompts)),  # the coin is of the prompt, and so must be the flips
+    )
+
+
+def least_p(model: Mamba, task: Task, prompts: Prompts, seed: int) -> Any:
+    """Adjusted p-values of all cells of a trace of residual and state, [panel, layer, role]; all prompts count."""
+    effects = tracer(model, "resid_post,state").trace(prompts, None)["denoise"]
+    _, roles = task.roles(prompts)
+    wanted = sorted({int(role) for role in roles.unique()} - {-1})
+    means = role_means(effects.numpy(), roles.numpy(), wanted)  # [prompt, panel, layer, role]
+    return max_t(means, prompts.template.numpy(), NULL_DRAWS, seed)
+
+
+def same_twins(model: Mamba, task: Task, count: int, seed: int) -> float:
+    """The largest effect of any cell when every twin is the prompt itself: zero, or the trace adds something."""
+    prompts = task.sample(count, "evaluation", seed)
+    assert prompts.wrong is not None  # every compiled task has twins
+    same = dataclasses.replace(prompts, twins=prompts.tokens)
+    return float(np.abs(tracer(model, "resid_post,state").trace(same, None)["denoise"].numpy()).max())

@@ -1,0 +1,233 @@
+"""The scorecard: scores that may not fall, statistics by hand, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mechint
+from mechint.errors import MechintError
+from mechint.report.scorecard import mark, verdict
+from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
+from mechint.scorecard.card import by_chance, rate, scored
+from mechint.scorecard.methods import Budget, interchange
+from mechint.scorecard.traces import least_p, mislabelled, null_trials, positions, random_model, same_twins
+from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
+from mechint.units import SSM_UNITS, Units
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 100
+SMALL = ScorecardConfig(
+    models="selective_copy,recall", seeds=1, first_seed=SEED, trace_prompts=16, null_prompts=12, null_trials=2
+)
+PERFECT = (1.0, True)
+FLOORS: dict[str, dict[str, tuple[float, bool]]] = {
+    "selective_copy": {
+        **dict.fromkeys(METHODS, PERFECT),
+        "attribution_mean_signed": (0.41, False),
+        "weight_magnitude": (0.0, False),
+        "activation_magnitude": (0.0, False),
+    },
+    "recall": {
+        **dict.fromkeys(METHODS, PERFECT),
+        "weight_magnitude": (0.0, False),
+        "activation_magnitude": (0.0, False),
+    },
+}
+"""AUROC and exact recovery on seed 100, below which no method may fall; sizes give nothing away and have no floor."""
+
+
+@functools.cache
+def compiled(name: str, seed: int = SEED) -> Compiled:
+    found = BLUEPRINTS[name]().compile(seed=seed)
+    found.model.requires_grad_(False)
+    return found
+
+
+@pytest.mark.parametrize(("name", "method"), [(name, method) for name in FLOORS for method in FLOORS[name]])
+def test_no_score_falls(name: str, method: str) -> None:
+    found = scored(compiled(name), method, METHODS[method], SMALL)
+    auroc, exact = FLOORS[name][method]
+    assert found["auroc"] >= auroc
+    assert found["exact"] >= exact
+
+
+def test_every_method_has_a_floor() -> None:
+    assert all(set(floors) == set(METHODS) for floors in FLOORS.values())
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_traces_point_at_the_declared_positions(name: str) -> None:
+    assert positions(compiled(name), 16) == {"write": 1.0, "state": 1.0}
+
+
+def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
+    monkeypatch.setattr(card, "METHODS", few)
+    results = scorecard(dataclasses.replace(SMALL, models="latch", output_dir=str(tmp_path)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "results.json",
+        "scorecard.md",
+        "scorecard.png",
+    ]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert [row["exact"]["value"] for row in results["card"]] == [1.0, 0.0]
+    assert [row["share"]["value"] for row in results["positions"]] == [1.0, 1.0]
+    assert results["false_positives"]["same_twins_largest_effect"] == 0.0
+    text = (tmp_path / "scorecard.md").read_text()
+    assert all(method.title in text for method in few.values())
+    assert (tmp_path / "scorecard.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    part = {"seed": 0, "random": [], "positions": {}, "null": {"random": [1.0], "compiled": [1.0]}, "same_twins": 0.0}
+    cell = {"method": "one", "auroc": 1.0, "average_precision": 1.0, "exact": True, "units": 1, "total": 2}
+
+    def measure(name: str, *rest: Any) -> dict[str, Any]:
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        random = [{"method": "one", "auroc": 0.5}]
+        return {**part, "model": name, "random": random, "compiled": [{**cell, "seconds": 0.0}]}
+
+    monkeypatch.setattr(card, "measure", measure)
+    monkeypatch.setattr(card, "METHODS", {"one": METHODS["weight_magnitude"]})
+    config = dataclasses.replace(SMALL, output_dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        scorecard(config)
+    assert not (tmp_path / "results.json").exists()
+    scorecard(config)
+    assert calls == ["selective_copy", "recall", "recall"]
+    assert not (tmp_path / ".stages").exists()
+
+
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_the_effect_of_a_channel_is_one_run_by_hand(direction: str) -> None:
+    model, task = compiled("recall").model, compiled("recall").task
+    scores = interchange(model, task, Budget(8, 96, 6, 60), direction=direction)
+    units, prompts = Units(model, SSM_UNITS["channel"]), task.sample(6, "discovery", 0)
+    assert prompts.twins is not None and prompts.wrong is not None
+    ours, theirs = prompts.tokens, prompts.twins
+    if direction == "denoise":
+        ours, theirs = theirs, ours
+    other = mechint.run(model, theirs, record=units.sites).values
+
+    def difference(edits: list[mechint.Edit]) -> torch.Tensor:
+        logits = mechint.run(model, ours, edits=edits, logits_at=prompts.positions).logits
+        return logits.gather(-1, prompts.answers[..., None]) - logits.gather(-1, prompts.wrong[..., None])  # type: ignore[index]
+
+    found = int(scores.argmax())
+    for unit in (found, (found + 1) % units.total):
+        mask = torch.ones(units.total)
+        mask[unit] = 0
+        effect = float((difference(units.edits(mask, dict(other))) - difference([])).abs().mean())
+        assert float(scores[unit]) == pytest.approx(effect, abs=1e-4)
+
+
+# ---- where nothing is to be found --------------------------------------------------------------------------------
+
+
+def test_a_coin_leaves_nothing_and_a_real_effect_is_found() -> None:
+    model, task = compiled("recall").model, compiled("recall").task
+    prompts, others = (task.sample(16, "train", seed) for seed in (0, 1))
+    honest = mislabelled(prompts, others, torch.zeros(16, dtype=torch.bool))
+    assert least_p(model, task, honest, 0).min() <= 0.05
+    coin = torch.arange(16) % 2 == 0
+    swapped = mislabelled(prompts, others, coin)
+    assert torch.equal(swapped.answers[coin], others.answers[:, -1:][coin])
+    assert torch.equal(swapped.wrong[coin], prompts.answers[:, -1:][coin])  # type: ignore[index]
+    assert torch.equal(swapped.answers[~coin], prompts.answers[:, -1:][~coin])
+    assert same_twins(model, task, 4, 0) == 0.0
+
+
+def test_random_weights_are_those_of_their_seed_and_find_nothing() -> None:
+    config, task = compiled("shift").model.config, compiled("shift").task
+    one, again, other = (random_model(config, seed) for seed in (0, 0, 1))
+    tokens = task.sample(4, "train", 0).tokens
+    assert torch.equal(one(tokens), again(tokens))
+    assert not torch.equal(one(tokens), other(tokens))
+    assert float(one(tokens).std()) > 0.1
+    least = null_trials(one, task, 10, 3, 0)
+    assert len(least) == 3 and all(0 < p <= 1 for p in least)
+
+
+# ---- statistics --------------------------------------------------------------------------------------------------
+
+
+def test_wilson_by_hand() -> None:
+    found = rate([True] * 3 + [False] * 17)
+    n, p, z = 20, 0.15, 1.96
+    # the roots of (p - q)^2 = z^2 q (1 - q) / n
+    roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])
+    assert (found["low"], found["high"]) == pytest.approx(sorted(roots))
+    assert (rate([False] * 9)["low"], rate([True] * 9)["high"]) == (0.0, 1.0)
+
+
+def test_the_interval_on_random_weights_is_over_seeds() -> None:
+    parts = [{"seed": seed, "random": [{"method": "m", "auroc": 0.4 + 0.1 * seed}] * 2} for seed in (0, 0, 1, 2)]
+    found = by_chance(parts, "m")
+    assert (found["value"], found["n"]) == (pytest.approx(0.5), 3)
+    assert found["high"] - found["value"] == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert by_chance(parts[:1], "m")["interval"] == "one seed: no interval"
+
+
+def test_marks_and_verdicts() -> None:
+    marks = [mark({"exact": {"value": hits / 5, "n": 5}}) for hits in (0, 3, 5)]
+    assert marks == ["", "(3 of 5)", "●"]
+    shares = [{"value": value, "low": low} for value, low in ((0.05, 0.01), (0.07, 0.03), (0.2, 0.1))]
+    assert [verdict(share, 0.05) for share in shares] == ["yes", "above, within chance", "**no**"]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.zeros(3), r"mine on compiled shift: scores of shape \[3\] for units of shape \[128\]; give one number"),
+        (torch.full((128,), math.nan), "mine on compiled shift: 128 of 128 scores are NaN or infinite; score every"),
+    ],
+)
+def test_a_bad_scorer_is_one_line(
+    scores: torch.Tensor, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "METHODS", {})
+    config = dataclasses.replace(SMALL, models="shift", null_trials=1, output_dir=str(tmp_path))
+    with pytest.raises(MechintError, match=message) as error:
+        scorecard(config, {"mine": lambda model, task: scores})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_bad_options(tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=r"no compiled model 'recal' \(did you mean recall"):
+        scorecard(dataclasses.replace(SMALL, models="recal"))
+    with pytest.raises(MechintError, match="seeds is 0; it must be a whole number at least 1"):
+        scorecard(dataclasses.replace(SMALL, seeds=0))
+    with pytest.raises(MechintError, match="called 'search_mean' already"):
+        scorecard(SMALL, {"search_mean": lambda model, task: 0})
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "ground_truth.py"),
+        "--models",
+        "x",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines() == [
+        "error: no compiled model 'x'; take shift, latch, most_recent, selective_copy, induction, recall"
+    ]
