@@ -107,9 +107,10 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
 def flow(done: Finished, total: Array | None) -> dict[str, Any]:
     """The maps of what is lost; p-values are adjusted for all cells of all of them."""
     values = done.intervals(done.joined("flow"), total)
+    there = sorted({role for pair in done.pairs for role in pair})  # roles that any token has
     return {
-        "roles": list(done.names),
-        "pairs": [list(pair) for pair in done.pairs],
+        "roles": [done.names[role] for role in there],
+        "pairs": [[there.index(role) for role in pair] for pair in done.pairs],
         "paths": [
             {"name": path.kind, **{name: table(value[k]) for name, value in values.items()}}
             for k, path in enumerate(done.paths)
