@@ -577,6 +577,15 @@ def wandb_records(directory: Path) -> list[Any]:
     return records
 
 
+def summary_of(records: list[Any]) -> Json:
+    found: Json = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            items = record.summary.update
+            found |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+    return found
+
+
 @pytest.fixture
 def quiet_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """W&B confined to a directory of the test, with no account."""
@@ -596,19 +605,16 @@ def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     monkeypatch.setenv("WANDB_MODE", "offline")
     directory = log_wandb(tiny, "a project", "stepV0")
     assert directory.is_relative_to(quiet_wandb / "WANDB_DIR") and directory.name.startswith("offline-run-")
-    records, patience = wandb_records(directory), time.monotonic() + 30  # W&B's own process writes, maybe a bit later
-    while not any(record.WhichOneof("record_type") == "summary" for record in records) and time.monotonic() < patience:
+    records, patience = wandb_records(directory), time.monotonic() + 60  # W&B's own process writes, maybe a bit later
+    while "mechint/sparsity" not in summary_of(records) and time.monotonic() < patience:
         time.sleep(0.2)
         records = wandb_records(directory)
-    summary: Json = {}
+    summary = summary_of(records)
     history: list[Json] = []
     artifacts = []
     for record in records:
         kind = record.WhichOneof("record_type")
-        if kind == "summary":
-            items = record.summary.update
-            summary |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-        elif kind == "history":
+        if kind == "history":
             items = record.history.item
             history.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
         elif kind in ("artifact", "request"):
