@@ -21,7 +21,8 @@ from mechint.report.scorecard import mark, verdict
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import by_chance, rate, scored
 from mechint.scorecard.methods import Budget, interchange
-from mechint.scorecard.traces import least_p, mislabelled, null_trials, positions, random_model, same_twins
+from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
+from mechint.statistics import max_t
 from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
 from mechint.units import SSM_UNITS, Units
 
@@ -92,7 +93,14 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
 
 def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    part = {"seed": 0, "random": [], "positions": {}, "null": {"random": [1.0], "compiled": [1.0]}, "same_twins": 0.0}
+    part = {
+        "seed": 0,
+        "random": [],
+        "positions": {},
+        "null": {"random": [1.0], "compiled": [1.0]},
+        "same_twins": 0.0,
+        "seconds": 1.0,
+    }
     cell = {"method": "one", "auroc": 1.0, "average_precision": 1.0, "exact": True, "units": 1, "total": 2}
 
     def measure(name: str, *rest: Any) -> dict[str, Any]:
@@ -139,28 +147,37 @@ def test_the_effect_of_a_channel_is_one_run_by_hand(direction: str) -> None:
 # ---- where nothing is to be found --------------------------------------------------------------------------------
 
 
-def test_a_coin_leaves_nothing_and_a_real_effect_is_found() -> None:
+def test_a_coin_turns_signs_to_the_bit_and_a_real_effect_is_found() -> None:
     model, task = compiled("recall").model, compiled("recall").task
     prompts, others = (task.sample(16, "train", seed) for seed in (0, 1))
     honest = mislabelled(prompts, others, torch.zeros(16, dtype=torch.bool))
-    assert least_p(model, task, honest, 0).min() <= 0.05
+    means = effects(model, task, honest)
+    assert max_t(means, np.arange(16), 199, 0).min() <= 0.05
     coin = torch.arange(16) % 2 == 0
     swapped = mislabelled(prompts, others, coin)
     assert torch.equal(swapped.answers[coin], others.answers[:, -1:][coin])
     assert torch.equal(swapped.wrong[coin], prompts.answers[:, -1:][coin])  # type: ignore[index]
     assert torch.equal(swapped.answers[~coin], prompts.answers[:, -1:][~coin])
+    signs = np.where(coin.numpy(), -1.0, 1.0)[:, None, None, None]
+    np.testing.assert_array_equal(effects(model, task, swapped), means * signs)
     assert same_twins(model, task, 4, 0) == 0.0
 
 
-def test_random_weights_are_those_of_their_seed_and_find_nothing() -> None:
+@pytest.mark.parametrize("weights", ["compiled", "random"])
+def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
+    model = compiled("latch").model if weights == "compiled" else random_model(compiled("latch").model.config, SEED)
+    least = null_trials(model, compiled("latch").task, 16, 300, SEED)
+    assert all(0 < p <= 1 for p in least)
+    assert rate([p <= 0.05 for p in least])["low"] <= 0.05
+
+
+def test_random_weights_are_those_of_their_seed() -> None:
     config, task = compiled("shift").model.config, compiled("shift").task
     one, again, other = (random_model(config, seed) for seed in (0, 0, 1))
     tokens = task.sample(4, "train", 0).tokens
     assert torch.equal(one(tokens), again(tokens))
     assert not torch.equal(one(tokens), other(tokens))
     assert float(one(tokens).std()) > 0.1
-    least = null_trials(one, task, 10, 3, 0)
-    assert len(least) == 3 and all(0 < p <= 1 for p in least)
 
 
 # ---- statistics --------------------------------------------------------------------------------------------------

@@ -58,11 +58,11 @@ def markdown(results: dict[str, Any]) -> str:
                     for row in results["positions"]
                 ],
             ),
-            "Traces in which nothing is to be found: twins are unrelated prompts of a second draw, and a coin says "
-            "which of the two answers is called right. Share of whole traces with any cell significant at "
-            f"{false['level']:.0%}, adjusted by max-t:",
+            "Traces in which nothing is to be found: twins are unrelated prompts of a second draw, and a coin for each "
+            "prompt says which of the two answers is called right. Share of these shuffles in which any cell of the "
+            f"trace is significant at {false['level']:.0%}, adjusted by max-t:",
             table(
-                ("weights", "false positives", "95 % interval", "traces", "at or below the level"),
+                ("weights", "false positives", "95 % interval", "shuffles", "at or below the level"),
                 [
                     (
                         weights,
@@ -78,6 +78,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"{false['same_twins_largest_effect']:g}.",
             "## Every number",
             long_table(results),
+            f"All of it took {sum(part['seconds'] for part in results['parts']) / 60:.0f} minutes.",
         ]
     ) + "\n"  # fmt: skip
 

@@ -50,7 +50,13 @@ class ScorecardConfig:
     patch_prompts: int = option(32, "Discovery prompts of patching", unit="prompts", low=2, high=100_000)
     trace_prompts: int = option(64, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
     null_prompts: int = option(24, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
-    null_trials: int = option(3, "Traces without an effect, for each model and seed", unit="traces", low=1, high=10_000)
+    null_trials: int = option(
+        100,
+        "Shuffles of labels, for each model and seed, of a trace without an effect",
+        unit="shuffles",
+        low=1,
+        high=10_000,
+    )
     output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
 
     @property
@@ -127,6 +133,7 @@ def collect(config: ScorecardConfig, methods: dict[str, Method], stages: Stages)
 
 def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]) -> dict[str, Any]:
     """All numbers of one compiled model, and of random weights of its sizes."""
+    start = time.perf_counter()
     compiled = BLUEPRINTS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
     random = dataclasses.replace(compiled, model=random_model(compiled.model.config, seed))
@@ -134,7 +141,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
         null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
         for model in (random.model, compiled.model)
     ]
-    return {
+    found: dict[str, Any] = {
         "model": name,
         "seed": seed,
         "compiled": [scored(compiled, key, method, config) for key, method in methods.items()],
@@ -143,6 +150,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
         "null": dict(zip(("random", "compiled"), nulls, strict=True)),
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
     }
+    return {**found, "seconds": time.perf_counter() - start}
 
 
 def scored(compiled: Compiled, key: str, method: Method, config: ScorecardConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..causal_trace import CausalTracer, TraceConfig
 from ..models.mamba import Mamba, MambaConfig
 from ..statistics import max_t
 from ..tasks import Prompts, Task
-from ..tasks.base import generator
+from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
 from ..trace_results import role_means
 
@@ -74,20 +74,23 @@ def random_model(config: MambaConfig, seed: int) -> Mamba:
     return model.eval().requires_grad_(False)
 
 
-def null_trials(model: Mamba, task: Task, count: int, trials: int, seed: int) -> list[float]:
-    """The least adjusted p-value of each of several traces whose effects are zero in the mean.
+def null_trials(model: Mamba, task: Task, count: int, coins: int, seed: int) -> list[float]:
+    """The least adjusted p-value of a trace whose effects are zero in the mean, for each of several shuffles of labels.
 
-    The corrupted run of each prompt is an unrelated one, from a second draw, and a coin says which of the two answers
-    is called the right one (shuffled labels). Single effects are what they are; their mean is zero whatever the model
-    does. A fair test calls a cell significant at 5 % in at most 5 % of such traces.
+    The corrupted run of each prompt is an unrelated one, from a second draw, and a coin for each prompt says which of
+    the two answers is called the right one. That turns the sign of the prompt's effects and nothing else, to the bit,
+    so one trace serves all coins; given the trace, whether they find something is independent from coin to coin. A
+    fair test calls a cell significant at 5 % in at most 5 % of them.
     """
-    least = []
-    for trial in range(trials):
-        prompts = task.sample(count, "train", 2 * (seed * trials + trial))
-        others = task.sample(count, "train", 2 * (seed * trials + trial) + 1)
-        coin = torch.rand(count, generator=generator("labels", task.name, model.source, seed, trial)) < 0.5
-        least.append(float(least_p(model, task, mislabelled(prompts, others, coin), seed).min()))
-    return least
+    prompts, others = (task.sample(count, "train", 2 * seed + draw) for draw in (0, 1))
+    means = effects(model, task, mislabelled(prompts, others, torch.zeros(count, dtype=torch.bool)))
+    random = np.random.default_rng(mix("labels", task.name, model.source, seed))
+    signs = random.choice((-1.0, 1.0), (coins, count))[:, :, None, None, None]
+    flips = random.integers(2**31, size=coins)  # flips of one seed would err alike in all coins
+    each = np.arange(count)
+    return [
+        float(max_t(means * sign, each, NULL_DRAWS, int(flip)).min()) for sign, flip in zip(signs, flips, strict=True)
+    ]
 
 
 def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompts:
@@ -100,17 +103,15 @@ def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompt
         twins=others.tokens,
         answers=torch.where(swapped, theirs, ours),
         wrong=torch.where(swapped, ours, theirs),
-        template=torch.arange(len(prompts)),  # the coin is of the prompt, and so must be the flips
     )
 
 
-def least_p(model: Mamba, task: Task, prompts: Prompts, seed: int) -> Any:
-    """Adjusted p-values of all cells of a trace of residual and state, [panel, layer, role]; all prompts count."""
-    effects = tracer(model, "resid_post,state").trace(prompts, None)["denoise"]
+def effects(model: Mamba, task: Task, prompts: Prompts) -> Any:
+    """Effects of a trace of residual and state, [prompt, panel, layer, role]; all prompts count, answered or not."""
+    found = tracer(model, "resid_post,state").trace(prompts, None)["denoise"]
     _, roles = task.roles(prompts)
     wanted = sorted({int(role) for role in roles.unique()} - {-1})
-    means = role_means(effects.numpy(), roles.numpy(), wanted)  # [prompt, panel, layer, role]
-    return max_t(means, prompts.template.numpy(), NULL_DRAWS, seed)
+    return role_means(found.numpy(), roles.numpy(), wanted)
 
 
 def same_twins(model: Mamba, task: Task, count: int, seed: int) -> float:
