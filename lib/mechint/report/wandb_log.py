@@ -80,6 +80,7 @@ def _started(wandb: Any, results: Results | Trace | Patching, project: str, name
             name=name,
             mode=mode,
             config=options,
+            dir=os.environ.get("WANDB_DIR"),  # W&B remembers that of its first run in a process
             job_type=results.raw["analysis"],
             settings=settings,
             reinit="create_new",
