@@ -80,8 +80,9 @@ class CircuitAnalyzer:
         scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
-        size = self.choose_size(discovery, scores, descent["masks"])
-        searches = [self.search(discovery, scores, f"size {size}", self.seed, size)]
+        priced = self.priced(discovery, scores)
+        size = next(iter(priced["masks"])) if priced else self.choose_size(discovery, scores, descent["masks"])
+        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size)]
         searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
@@ -156,13 +157,13 @@ class CircuitAnalyzer:
 
     def search(
         self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
-        snapshots: list[int] | None = None, weights: str = "trained",
+        snapshots: list[int] | None = None, weights: str = "trained", penalty: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: a search, its circuits by size, its logits, and its history."""
         config = self.config
 
         def compute() -> dict[str, Any]:
-            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None))
+            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None), penalty)
             search = Search(
                 bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
             )
@@ -176,6 +177,13 @@ class CircuitAnalyzer:
         if name not in {entry["search"] for entry in self.history}:
             self.history += [{"search": name, "weights": weights, **entry} for entry in result["history"]]
         return result
+
+    def priced(self, bench: Bench, scores: Tensor) -> dict[str, Any] | None:
+        """The search whose penalty chooses the number of units; None where something else does."""
+        if self.config.search != "penalty":
+            return None
+        half = max(1, self.units.total // 2)
+        return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
 
     def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.

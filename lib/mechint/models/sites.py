@@ -90,6 +90,8 @@ class Tap:
         self.offset = offset
         """Position of the first token of this forward: above 0 when it goes on from a cache."""
         self.values: dict[str, Tensor] = {}
+        self.fused = False
+        """Whether attention may be one fused product where nothing inside it is read: other bits, less memory."""
 
     def within(self, prefix: str) -> Scope:
         return Scope(self, prefix + ".")
