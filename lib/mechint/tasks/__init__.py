@@ -16,6 +16,7 @@ from .base import SPLITS, Prompts, Task, accuracy, mix
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
+from .indirect_object import IndirectObject
 from .induction import Induction
 from .recall import Recall
 from .selective_copy import SelectiveCopy
@@ -23,8 +24,13 @@ from .text import Text
 
 __all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
 
-READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {"text": Text, "file": FactFile, "prompt": FactFile}
-"""Tasks that need the model's tokenizer."""
+READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
+    "indirect_object": IndirectObject,
+    "text": Text,
+    "file": FactFile,
+    "prompt": FactFile,
+}
+"""Tasks that take the model's tokenizer; those that can do without get None where there is none."""
 KINDS: dict[str, Callable[[TaskConfig], Task]] = {
     "recall": Recall,
     "induction": Induction,
