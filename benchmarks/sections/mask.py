@@ -19,7 +19,12 @@ from ..pairs import Question, Target
 
 VOCABULARY, WIDTH, LAYERS, HEADS = 50257, 768, 12, 12
 BATCH, LENGTH, FEW = 8, 256, 32
-PLAIN, ALL, SOME, HALF = "all logits, autograd", "mechint", f"mechint, {FEW} positions read", "mechint, bfloat16 autocast"
+PLAIN, ALL, SOME, HALF = (
+    "all logits, autograd",
+    "mechint",
+    f"mechint, {FEW} positions read",
+    "mechint, bfloat16 autocast",
+)
 
 
 def gpt2() -> GPT2:

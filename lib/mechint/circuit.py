@@ -75,6 +75,8 @@ class CircuitPlan:
     temperature: Temperature | None = None
     penalty: float = 0.0
     """What an open gate costs, in units of the metric."""
+    precision: str = "float32"
+    """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
 
 
 KEPT_LOGITS = 1 << 28
@@ -89,10 +91,13 @@ class Bench:
         units: What masks are over.
         ablation: What dropped units become.
         batches: The prompts.
+        half: Whether what gradients are taken of is computed in bfloat16 (torch's autocast); what is measured never is.
     """
 
-    def __init__(self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts]) -> None:
-        self.model, self.units, self.batches = model, units, batches
+    def __init__(
+        self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
+    ) -> None:
+        self.model, self.units, self.batches, self.half = model, units, batches, half
         with torch.no_grad():
             self.fills = [ablation.fills(batch) for batch in batches]
             full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
@@ -110,7 +115,18 @@ class Bench:
         if mask is None:
             return self.answers[index].metrics(None)
         edits = self.units.edits(mask, self.fills[index])
-        return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
+        half = self.half and learn is not None
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
+            return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
+
+    def half_cosine(self, metric: str) -> float:
+        """How far bfloat16 turns the gradient of the mask: its cosine to float32's, on the first batch, half open."""
+        learn, half, slopes = METRICS[metric].learn, self.half, []
+        for self.half in (False, True):
+            mask = torch.full((self.units.total,), 0.5, device=self.batches[0].tokens.device, requires_grad=True)
+            slopes += torch.autograd.grad(self.values(0, mask, learn)[learn].mean(), mask)
+        self.half = half
+        return float(torch.cosine_similarity(*slopes, 0))
 
     @torch.no_grad()
     def measure(self, mask: Tensor | None) -> dict[str, Tensor]:
@@ -128,6 +144,20 @@ class Bench:
         """Faithfulness of a mask over all prompts, without an interval."""
         values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
         return float(faithfulness(*map(METRICS[metric].read, values)))
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Raises :class:`MechintError` where bfloat16 has no arithmetic of its own and would only be slower."""
+    able = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_bfloat16()
+    if not able:
+        raise MechintError(
+            "this processor has no arithmetic for bfloat16 (AMX or AVX-512 BF16), where it is slower than float32; set "
+            "PRECISION to float32"
+        )
+
+
+def cpu_bfloat16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:

@@ -228,6 +228,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
                 "n_layer": model.config.n_layer,
                 "d_model": model.config.d_model,
                 "sha256": digest,
+                **{name: model.metadata[name] for name in ("variant",) if model.metadata.get(name)},
             },
             "task": describe(task, *loaders),
             "config": request(config),

@@ -76,6 +76,12 @@ class KVCircuitConfig(Source):
         "How the sparsity rises: the number of units falls in equal factors, or the sparsity along a line or a cubic",
         choices=("exponential", "linear", "cubic"),
     )
+    precision: str = option(
+        "float32",
+        "Arithmetic of the search; bfloat16 only where the processor has it. All reported numbers are of float32, but for "
+        "the cosine between the gradients of the two, which is reported with them",
+        choices=("float32", "bfloat16"),
+    )
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
         256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
@@ -117,6 +123,7 @@ class KVCircuitConfig(Source):
             budgets=self.sparsity_schedule,
             temperature=Temperature.parse(self.temp_schedule),
             penalty=self.l1_lambda,
+            precision=self.precision,
         )
 
 

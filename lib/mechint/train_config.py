@@ -16,7 +16,11 @@ class TrainConfig:
     )
     batch_size: int = option(64, "Prompts in one forward of a step", unit="prompts", low=1, high=65536)
     grad_accumulation: int = option(
-        1, "Forwards whose gradients make one step: a larger batch in the same memory", unit="forwards", low=1, high=4096
+        1,
+        "Forwards whose gradients make one step: a larger batch in the same memory",
+        unit="forwards",
+        low=1,
+        high=4096,
     )
     precision: str = option(
         "float32",

@@ -119,7 +119,9 @@ def baseline_metrics(baseline: str) -> dict[str, dict[str, Any]]:
     if not baseline:
         return {}
     path = Path(baseline)
-    found = sorted(path.glob("training_metrics_step*.json"), key=lambda p: natural_key(p.name)) if path.is_dir() else [path]
+    found = (
+        sorted(path.glob("training_metrics_step*.json"), key=lambda p: natural_key(p.name)) if path.is_dir() else [path]
+    )
     metrics = {file.stem.removeprefix("training_metrics_"): read_object(file) for file in found}
     unfinished = [name for name, values in metrics.items() if "held_out_loss" not in values]
     if not metrics or unfinished:
@@ -133,7 +135,9 @@ def against(known: dict[str, dict[str, Any]], ours: list[dict[str, Any]], names:
     first, reference = next(iter(known.items()))
     lines = [f"{'held-out loss':<28}{'nats':>9}{'accuracy':>10}{'against ' + first:>20}"]
     rows = [(f"baseline {name}", values) for name, values in known.items()]
-    rows += [(f"step{name} {values.get('variant', '')}".strip(), values) for name, values in zip(names, ours, strict=True)]
+    rows += [
+        (f"step{name} {values.get('variant', '')}".strip(), values) for name, values in zip(names, ours, strict=True)
+    ]
     for name, values in rows:
         change = values["held_out_loss"] - reference["held_out_loss"]
         lines.append(f"{name:<28}{values['held_out_loss']:>9.4f}{values['held_out_accuracy']:>10.1%}{change:>+20.4f}")

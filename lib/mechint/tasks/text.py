@@ -48,7 +48,9 @@ class Text(Task):
             largest = 255 if tokenizer is None else int(self.tokens.max(initial=0))
         known = tokenizer.get_vocab_size() if tokenizer is not None and stored else math.inf
         if largest >= known:
-            raise self.refuse(f"{config.text} has token {largest}, and the tokenizer {known}", "take the one it was made with")
+            raise self.refuse(
+                f"{config.text} has token {largest}, and the tokenizer {known}", "take the one it was made with"
+            )
         self.bytes = token_bytes(tokenizer) if tokenizer is not None else None if stored else torch.ones(256)
         self.block = WINDOWS_IN_BLOCK * (self.length + 1)
         self.blocks = len(self.tokens) // self.block
@@ -84,7 +86,6 @@ class Text(Task):
             return f"token {token}"
         return repr(chr(token)) if token < 128 else f"byte {token}"
 
-
     def bytes_of(self, answers: Tensor) -> Tensor | None:
         return None if self.bytes is None else self.bytes.to(answers.device)[answers]
 
@@ -114,7 +115,9 @@ def read_tokens(path: Path) -> tuple[Any, int, str]:
         MechintError: there is no such file, or it does not hold whole tokens.
     """
     if not path.is_file():
-        raise MechintError(f"text {path}: no such file; a .bin holds tokens as nanoGPT writes them (train.bin, val.bin)")
+        raise MechintError(
+            f"text {path}: no such file; a .bin holds tokens as nanoGPT writes them (train.bin, val.bin)"
+        )
     size = path.stat().st_size
     if size == 0 or size % 2:
         raise MechintError(f"text {path}: {size} bytes are no uint16 tokens; write it again with nanoGPT's prepare.py")
