@@ -85,7 +85,7 @@ def questions() -> Iterator[Question]:
         targets.append(Target(PLAIN, HALF, 4.0))
     yield Question(
         "mask",
-        f"one step of a KV mask, GPT-2 124M's shape, {BATCH} x {LENGTH} tokens, {units.total} gates, KL to the full model",
+        f"one step of a KV mask, GPT-2 124M's shape, {BATCH} x {LENGTH} tokens, {units.total} gates, KL",
         candidates,
         targets,
         rounds=3,

@@ -80,7 +80,7 @@ class CircuitPlan:
 
 
 KEPT_LOGITS = 1 << 28
-"""Bytes of the full model's logits that are kept; more are made again, a few positions at a time, when they are needed."""
+"""Bytes of the full model's logits that are kept; more are made again, a few positions at a time."""
 
 
 class Bench:
@@ -121,12 +121,12 @@ class Bench:
 
     def half_cosine(self, metric: str) -> float:
         """How far bfloat16 turns the gradient of the mask: its cosine to float32's, on the first batch, half open."""
-        learn, half, slopes = METRICS[metric].learn, self.half, []
+        learn, half, slopes = METRICS[metric].learn, self.half, list[Tensor]()
         for self.half in (False, True):
             mask = torch.full((self.units.total,), 0.5, device=self.batches[0].tokens.device, requires_grad=True)
             slopes += torch.autograd.grad(self.values(0, mask, learn)[learn].mean(), mask)
         self.half = half
-        return float(torch.cosine_similarity(*slopes, 0))
+        return float(torch.cosine_similarity(slopes[0], slopes[1], 0))
 
     @torch.no_grad()
     def measure(self, mask: Tensor | None) -> dict[str, Tensor]:

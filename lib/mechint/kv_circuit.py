@@ -78,8 +78,8 @@ class KVCircuitConfig(Source):
     )
     precision: str = option(
         "float32",
-        "Arithmetic of the search; bfloat16 only where the processor has it. All reported numbers are of float32, but for "
-        "the cosine between the gradients of the two, which is reported with them",
+        "Arithmetic of the search; bfloat16 only where the processor has it. What is reported is measured in float32, "
+        "with the cosine between the gradients of the two",
         choices=("float32", "bfloat16"),
     )
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)

@@ -72,7 +72,8 @@ def attend(q: Tensor, cache: LayerCache, at: Scope) -> Tensor:
         keys, values = keys.repeat_interleave(shared, 2), values.repeat_interleave(shared, 2)  # [B, S, H, d]
     L, S = q.shape[1], keys.shape[1]
     if at.tap.fused and L == S and not at.wants("scores", "pattern"):
-        head_out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, keys, values)), is_causal=True)
+        q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
+        head_out = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
         return at("head_out", head_out.transpose(1, 2).contiguous())
     scores = accumulate(q.transpose(1, 2) @ keys.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5  # [B, H, L, S]
     order = torch.arange(S, device=q.device)

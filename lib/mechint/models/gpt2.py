@@ -2,7 +2,8 @@
 of attention, which other transformers share.
 
 Axes: B batch, L position, D model, H head, G heads that have keys and values of their own (all, or one where K = V is
-tied globally), d dimension of a head, M neuron, V vocabulary. Every tensor that :attr:`GPT2.sites` lists passes through ``at(name, tensor)``, where it can be recorded and edited.
+tied globally), d dimension of a head, M neuron, V vocabulary. Every tensor that :attr:`GPT2.sites` lists passes through
+``at(name, tensor)``, where it can be recorded and edited.
 """
 
 from __future__ import annotations

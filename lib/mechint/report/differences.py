@@ -1,4 +1,4 @@
-"""Whether variants of a study differ by more than seeds do: permutation tests between them, adjusted for their number."""
+"""Whether variants of a study differ by more than seeds do: permutation tests, adjusted for their number."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ PIECE = 1 << 18
 class Text(Task):
     """Windows of a text. Template: the block, a contiguous run of tokens that belongs to one split.
 
-    Without a tokenizer a token is a byte. A file of tokens stays on disk, where windows are read from. Every eighth block is for discovery, and the ones half-way between these
-    are for evaluation; no window crosses the end of its block.
+    Without a tokenizer a token is a byte. A file of tokens stays on disk, where windows are read from. Every eighth
+    block is for discovery, and the ones half-way between these are for evaluation; no window crosses the end of its
+    block.
     """
 
     name = "text"
