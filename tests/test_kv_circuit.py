@@ -272,7 +272,7 @@ def test_keys_and_values_have_a_strip_each() -> None:
     assert torch.equal(strips.scores[1], scores[1].flatten()) and strips.states == 1
 
 
-# --- a price in place of a budget --------------------------------------------------------------------------------------
+# --- a price in place of a budget -----------------------------------------------------------------------------------
 
 
 def test_the_penalty_chooses_the_number_of_units() -> None:

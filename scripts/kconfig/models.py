@@ -142,9 +142,8 @@ def label(models: str) -> str:
 def compare_with(menu: kconfiglib.Kconfig, baseline: str, root: Path, name: str) -> str:
     """Puts ``BASELINE=`` into a loaded configuration: a finished analysis, or a training run, to compare with."""
     path = root / os.path.expanduser(baseline)
-    if path.is_dir() and any(
-        path.glob(f"{below}{mark}") for below in ("", *(f"{b}/" for b in BELOW)) for mark in MARKS
-    ):
+    places = [f"{below}{mark}" for below in ("", *(f"{below}/" for below in BELOW)) for mark in MARKS]
+    if path.is_dir() and any(found for place in places for found in path.glob(place)):
         kind, needs, what = "KNLP_MECHINT_BASELINE", "KNLP_MECHINT_MODE_POSTTRAIN", "a finished analysis"
     elif (path.is_file() and path.suffix == ".json") or (path.is_dir() and any(path.glob(METRICS))):
         kind, needs, what = "KNLP_TRAIN_BASELINE", "KNLP_TRAIN", "a training run"
