@@ -95,5 +95,7 @@ def budget_at(
 
 def ramp_at(step: int, steps: int, total: int, schedule: str) -> float:
     """How much of a penalty holds at a step, 0 … 1: it rises as the sparsity of a budget does that falls to one."""
+    if step == 0:
+        return 0.0  # exactly, so that the first step is the model's
     total = max(2, total)
     return (total - budget_at(step, steps, total, 1, schedule)) / (total - 1)
