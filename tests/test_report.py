@@ -579,7 +579,7 @@ def test_variants_are_named_and_held_against_training_seeds(tmp_path: Path) -> N
     assert (best["one"], best["other"], best["counts"]) == ("baseline", "kv=tied", [4, 4])
     assert best["p"] == pytest.approx(2 / 70) and best["adjusted"] >= best["p"]
     text = (tmp_path / "out/comparison.md").read_text()
-    assert "All keep the same share" in text and "smallest share" not in text.split("\n\n")[1]
+    assert "To one unit, all keep the same share" in text and "smallest share" not in text.split("\n\n")[1]
     assert "stepV5 (kv=tied+seed=1)" in text and "Held against models of a variant" in text
 
 

@@ -127,7 +127,8 @@ def _rows(runs: list[Results], names: list[str]) -> tuple[list[str], list[list[s
         cells = [name, f"{run.kept:,} of {run.total:,}", percent(run.kept / run.total)]
         for metric in shown:
             value = run.metrics.get(metric)
-            cells.append("–" if value is None else f"{amount(metric, value.value, run)} {interval(metric, value, run)}")
+            shown_as = "–" if value is None else f"{amount(metric, value.value, run)} {interval(metric, value, run)}"
+            cells.append(shown_as.removesuffix(" –"))  # a count has no interval
         rows.append(cells)
     return header, rows
 
@@ -140,7 +141,7 @@ def _paragraphs(runs: list[Results], names: list[str]) -> Iterator[str]:
     shares = [run.kept / run.total for run in runs]
     first = f"{len(runs)} checkpoints, the {runs[0].raw['title']} of each. "
     if max(shares) - min(shares) < max(1 / run.total for run in runs):
-        yield f"{first}All keep the same share, {percent(shares[0])} of their {units_name(runs[0])}."
+        yield f"{first}To one unit, all keep the same share of their {units_name(runs[0])}: {percent(shares[0])}."
         return
     least = shares.index(min(shares))
     yield (
