@@ -308,4 +308,6 @@ def test_a_baseline_is_compared_with_one_checkpoint(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out/second/comparison.json").read_text())
     assert [Path(run["checkpoint"]).name for run in found["runs"]] == ["a.pt", "b.pt"]
     with pytest.raises(MechintError, match="holds no finished analysis"):
-        run_experiment(dataclasses.replace(second, run=dataclasses.replace(second.run, baseline=str(tmp_path / "none"))))
+        run_experiment(
+            dataclasses.replace(second, run=dataclasses.replace(second.run, baseline=str(tmp_path / "none")))
+        )
