@@ -113,8 +113,8 @@ def infer_config(
     if wide not in kinds:
         raise MechintError(
             f"{where}: {ours['layers.0.attn.c_attn.weight']} is {list(wide)}; with a width of {d_model} it should have "
-            f"{3 * d_model} outputs (queries, keys, values), or {2 * d_model} (queries, and keys that are the values), or "
-            f"the width and one head more (queries, and one head that is key and value of all)"
+            f"{3 * d_model} outputs (queries, keys, values), or {2 * d_model} (queries, and keys that are the values), "
+            f"or the width and one head more (queries, and one head that is key and value of all)"
         )
     projections, turned = kinds[wide]
     sizes = {
