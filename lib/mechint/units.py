@@ -151,6 +151,14 @@ class Units:
                     edits.append(Edit(name, "mask", value, fill=fills[name]))
         return edits
 
+    def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
+        """The edits that replace one unit, by its number, and keep all others."""
+        sample = next(iter(fills.values()))
+        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
+        mask[unit] = 0.0
+        layer = f"layers.{unit // self.per_layer}."
+        return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
+
     def top(self, scores: Tensor, count: int) -> Tensor:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
         if not 1 <= count <= self.total:
