@@ -188,13 +188,17 @@ class SparseAutoencoder(nn.Module):
         where = None if dead is None else dead.nonzero().squeeze(1)
         if where is None or len(where) == 0:
             return {}
+        return {"aux": self.revive(pre[:, where], error, where)}
+
+    def revive(self, pre: Tensor, error: Tensor, where: Tensor) -> Tensor:
+        """The term of :meth:`auxiliary` from the pre-activations [batch, dead] of the dead latents alone."""
         k = max(1, self.config.d_in // 2)
-        f = torch.relu(pre[:, where])
+        f = torch.relu(pre)
         if len(where) > k:
             values, at = f.topk(k, dim=-1, sorted=False)
             f = torch.zeros_like(f).scatter(-1, at, values)
         short = f @ self.W_dec[where] - error.detach()
-        return {"aux": AUX_WEIGHT * min(1.0, len(where) / k) * short.square().sum(-1).mean()}
+        return AUX_WEIGHT * min(1.0, len(where) / k) * short.square().sum(-1).mean()
 
     @torch.no_grad()
     def initialise(self, center: Tensor, random: torch.Generator) -> None:
