@@ -119,7 +119,19 @@ def load(directory: str | Path) -> SparseAutoencoder:
         tensors = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise MechintError(f"{directory / WEIGHTS} can't be read ({error}); copy it again") from None
+    if raw.get("rescale_acts_by_decoder_norm") and "W_dec" in tensors:
+        tensors = with_unit_rows(tensors)
     return from_tensors(config_of(raw, directory), tensors, str(directory / WEIGHTS))
+
+
+def with_unit_rows(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same dictionary with decoder rows of norm 1, for files that say ``rescale_acts_by_decoder_norm``.
+
+    There a latent's activation is the pre-activation times the norm of its row.
+    """
+    norms = tensors["W_dec"].norm(dim=1)
+    grown = {name: tensor * norms if name in ("W_enc", "b_enc") else tensor for name, tensor in tensors.items()}
+    return {**grown, "W_dec": tensors["W_dec"] / norms.clamp_min(1e-30)[:, None]}
 
 
 def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
@@ -138,7 +150,7 @@ def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
             raise MechintError(f"{where / CONFIG} reshapes activations ({raw['reshape_activations']!r}); not supported")
         if ours is not None:
             known = {field.name for field in dataclasses.fields(SAEConfig)}
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items() if k in known}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items() if k in known}
             return SAEConfig(**values)
         return SAEConfig(
             architecture=architecture,
