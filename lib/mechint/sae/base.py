@@ -42,10 +42,11 @@ class SAEConfig:
         context_size: Tokens of a context.
         prepend_bos: Whether a context began with the beginning-of-sequence token.
         dataset: Text that the activations come from.
-        seed: Of the initialisation and of the order of the activations.
+        seed: Of the initialisation.
         scale: Training inputs were activations times this; 1.0 when they were not scaled. Weights on disk are for raw
             activations.
         tokens: Activations seen in training.
+        baseline: ``frozen_decoder`` or ``frozen_encoder`` for a control whose directions stayed as they were drawn.
         trained_as: Architecture in training, where inference has another: batch_topk and matryoshka are saved as
             jumprelu.
     """
@@ -68,6 +69,7 @@ class SAEConfig:
     seed: int = 0
     scale: float = 1.0
     tokens: int = 0
+    baseline: str = ""
     trained_as: str = ""
 
 
@@ -212,7 +214,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         """Rows of W_dec back to norm 1."""
-        self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

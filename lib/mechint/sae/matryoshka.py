@@ -41,4 +41,4 @@ class Matryoshka(BatchTopK):
             errors.append((x - reconstruction).square().sum(-1).mean())
         terms = {"mse": torch.stack(errors).mean(), **self.auxiliary(pre, x - reconstruction, step.dead)}
         fired = (f > 0).sum(0)
-        return Loss(terms, fired, fired.sum() / len(x), {"threshold": least})
+        return Loss(terms, fired, fired.sum() / len(x), {"threshold": least, "mse": errors[-1].detach()})

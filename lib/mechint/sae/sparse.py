@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def _call(name: str, pieces: int, work: int, scratch: int, *arguments: Tensor | 
     share(one, pieces, torch.get_num_threads() if work >= SMALL else 1)
 
 
-def chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Any:
+def chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Pre-activations of some rows at a time, in one buffer: (first row, [rows, d_sae])."""
     width = W_enc.shape[1]
     rows = min(len(x), max(MIN_ROWS, CHUNK_FLOATS // width))
@@ -112,7 +113,7 @@ def batch_codes(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, guess: float) -
     if guess < 0:
         pre = torch.relu(torch.addmm(b_enc, x[:MIN_ROWS], W_enc))
         guess = float(pre.flatten().topk(min(pre.numel(), k * len(pre)), sorted=False).values.min())
-    world = workers.worker()[1]
+    world = workers.team()[1]
     while True:
         guess = guess * MARGIN if guess > 1e-6 else 0.0
         found = codes_above(x, W_enc, b_enc, guess)
@@ -135,15 +136,15 @@ def padded(values: Tensor, count: int) -> Tensor:
 def codes_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float) -> Codes:
     """Every latent above a threshold ≥ 0."""
     width, limit = W_enc.shape[1], torch.tensor(threshold)
-    counts, ats, values = [], [], []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for _, pre in chunks(x, W_enc, b_enc):
         count = torch.empty(len(pre), dtype=torch.int32)
         _call("sparse_count", len(pre), pre.numel(), 0, pre, limit, count, width)
         start = torch.cat([torch.zeros(1, dtype=torch.long), count.cumsum(0)])
         value, at = torch.empty(int(start[-1])), torch.empty(int(start[-1]), dtype=torch.int32)
         _call("sparse_above", len(pre), pre.numel(), 2 * BLOCK, pre, limit, start, value, at, width)
-        counts, ats, values = [*counts, count], [*ats, at], [*values, value]
-    return codes(torch.cat(counts), torch.cat(ats), torch.cat(values))
+        parts.append((count, at, value))
+    return codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def codes(count: Tensor, at: Tensor, values: Tensor) -> Codes:
