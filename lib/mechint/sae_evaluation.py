@@ -164,7 +164,7 @@ def evaluate_all(
     for dictionary in dictionaries.values():
         check_fit(dictionary, model, site)
     windows = [as_windows(batch) for batch in batches]
-    documents = _documents(windows)
+    documents = documents_of(windows)
     moments = _moments(model, windows, site, baselines, title)
     first = _Pass(dictionaries, model, windows, site, moments.mean, title).run()
     bootstrap = ClusterBootstrap(documents, draws, seed, over="documents")
@@ -193,7 +193,8 @@ def evaluate(sae: Any, model: Any, batches: Sequence[Windows | Tensor], site: st
 # ---- the passes over the text -----------------------------------------------------------------------------------
 
 
-def _documents(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
+def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
+    """The document of each row of the text, [row]; refuses text that no interval can be drawn from."""
     if not windows:
         raise MechintError("there is no text to evaluate on; give at least two documents")
     rows, found = 0, []

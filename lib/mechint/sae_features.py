@@ -7,6 +7,7 @@ activations on the tokens of the windows that were chosen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import MechintError
-from .files import write_json
+from .files import write_text
 from .partial import up_to
 from .progress import Progress
 from .sae_evaluation import CODES_AT_ONCE, Windows, as_windows, check_fit
@@ -155,7 +156,7 @@ def read_features(
 
 def save_features(found: dict[str, Any], path: str | Path) -> Path:
     """Writes what :func:`read_features` found, whole or not at all."""
-    return write_json(path, found)
+    return write_text(path, json.dumps(found, allow_nan=False, separators=(",", ":")) + "\n")
 
 
 def _short(value: float) -> float:
