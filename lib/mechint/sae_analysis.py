@@ -124,7 +124,7 @@ class SAEAnalyzer(StagedAnalyzer):
             self.train(train_loader)
         else:
             self.trained = self.given
-        windows = [self.window(batch) for batch in val_loader]
+        windows = [self.window(batch, val_loader.task.name) for batch in val_loader]
         found: dict[str, dict[str, Any]] = {}
         for site in self.sites:
             found |= self.stages.get(f"evaluation {site}", functools.partial(self.evaluate, site, windows))
@@ -202,11 +202,14 @@ class SAEAnalyzer(StagedAnalyzer):
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
-    def window(self, prompts: Any) -> Windows:
+    def window(self, prompts: Any, task_name: str) -> Windows:
         """A batch of held-out prompts, without the tokens that are excluded."""
         kinds = special_kinds(prompts.tokens, self.model.tokenizer)
         left_out = torch.tensor(excluded(self.config.exclude), dtype=torch.uint8, device=kinds.device)
-        return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template)
+        answers = None
+        if task_name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
+            answers = torch.full_like(prompts.tokens, -1).scatter(1, prompts.positions, prompts.answers)
+        return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template, answers)
 
     def evaluate(self, site: str, windows: list[Windows]) -> dict[str, dict[str, Any]]:
         here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if c.site == site}
@@ -222,7 +225,9 @@ class SAEAnalyzer(StagedAnalyzer):
     ) -> dict[str, Any]:
         """Features, causal checks and labels of one dictionary; features/{name}.json is written at once."""
         dictionary, task = self.trained[name].to(self.device), train_loader.task
-        contexts, held_out = ([self.window(batch) for batch in loader] for loader in (train_loader, val_loader))
+        contexts, held_out = (
+            [self.window(batch, task.name) for batch in loader] for loader in (train_loader, val_loader)
+        )
         told = read_dictionary(
             dictionary, self.model, site, name, contexts, held_out, task, checked=self.config.causal,
             density=torch.as_tensor(found[name]["density"]["share"]), draws=self.config.bootstrap, seed=self.seed,

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import MechintError
-from .partial import behind, log_probs, pieces, up_to
+from .partial import behind, log_probs, losses_of, pieces, up_to
 from .progress import Progress
 from .sae_evaluation import SEQUENTIAL, Windows, as_windows, check_fit, documents_of, splice
 from .statistics import ClusterBootstrap, Number
@@ -139,30 +138,30 @@ def _measure(
         for window in windows:
             keep = window.kept()
             x, before = up_to(model, window.tokens, site)
-            counted = keep[:, :-1] & keep[:, 1:]
+            targets = window.targets()
+            counted = targets >= 0
             clean = behind(model, window.tokens, before, site)
             for i, j in asked:
                 change = Change(sae, j, mode, amounts.get(i, 0.0))
                 new = change if site.rpartition(".")[2] in SEQUENTIAL else change(x)
                 r = behind(model, window.tokens, before, site, [splice(site, new, keep)])
                 # a control is looked at where it acts itself; steering acts everywhere
-                active = change.amounts(x)[:, :-1] > 0 if mode == "ablate" else torch.ones_like(counted)
-                found[i, j].append(_sums(model, window.tokens, clean, r, counted, active & counted, raises.get(i, ())))
+                active = change.amounts(x) > 0 if mode == "ablate" else torch.ones_like(counted)
+                found[i, j].append(_sums(model, targets, clean, r, counted, active & counted, raises.get(i, ())))
                 progress.step()
     return {pair: {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
             for pair, parts in found.items()}  # fmt: skip
 
 
 def _sums(
-    model: Any, tokens: Tensor, clean: Tensor, changed: Tensor, counted: Tensor, active: Tensor, raised: Sequence[int]
+    model: Any, targets: Tensor, clean: Tensor, changed: Tensor, counted: Tensor, active: Tensor, raised: Sequence[int]
 ) -> dict[str, Tensor]:
     """Sums over the positions of each row."""
     parts: dict[str, list[Tensor]] = {"rise": [], "kl": [], "logits": []}
-    for piece in pieces(model, len(tokens), tokens.shape[1] - 1):
-        target = tokens[:, piece.start + 1 : piece.stop + 1]
+    for piece in pieces(model, *targets.shape):
+        target = targets[:, piece]
         own, new = (log_probs(model, r, piece) for r in (clean, changed))
-        nll = lambda scores, target=target: F.nll_loss(scores.transpose(1, 2), target, reduction="none")
-        parts["rise"].append((nll(new) - nll(own)).double())
+        parts["rise"].append((losses_of(new, target) - losses_of(own, target)).double())
         parts["kl"].append((own.exp() * (own - new)).sum(-1).double())
         if len(raised):
             centred = [scores[..., list(raised)].mean(-1) - scores.mean(-1) for scores in (own, new)]

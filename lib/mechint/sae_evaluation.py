@@ -68,11 +68,22 @@ class Windows:
         keep: [row, position] bool: False at BOS, document boundaries and padding, whose activations count nowhere and
             are not replaced. None keeps all.
         document: [row] the document of each row, what intervals draw from; None takes each row of the corpus as one.
+        answers: [row, position] the token that should follow, −1 where the task asks nothing: losses and KL are taken
+            there alone. None takes the next token wherever it and the position are kept.
     """
 
     tokens: Tensor
     keep: Tensor | None = None
     document: Tensor | None = None
+    answers: Tensor | None = None
+
+    def targets(self) -> Tensor:
+        """What should follow each position, [row, position]; −1 where no loss is taken."""
+        if self.answers is not None:
+            return self.answers
+        keep, none = self.kept(), torch.full_like(self.tokens[:, :1], -1)
+        follows = self.tokens[:, 1:].where(keep[:, :-1] & keep[:, 1:], none)  # what follows a kept token, and is one
+        return torch.cat([follows, none], 1)
 
     def kept(self) -> Tensor:
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.keep is None else self.keep
@@ -261,8 +272,9 @@ class _Pass:
             behind(self.model, tokens, before, self.site, edits)
             for edits in ([], *([splice(self.site, value, keep)] for value in new))
         )
-        losses, divergences = compare(self.model, tokens, clean, changed)
-        counted = (keep[:, :-1] & keep[:, 1:]).double()  # what follows a kept token, and is one
+        targets = window.targets()
+        losses, divergences = compare(self.model, targets, clean, changed)
+        counted = (targets >= 0).double()
         by_row = lambda values: (values.double() * counted).sum(-1).cpu()
         self.keep(self.own, tokens=keep.sum(1).double().cpu(), predicted=counted.sum(1).cpu(),
                   variance=_by_row(centred, rows, len(tokens)), ce=by_row(losses[0]), ce_zero=by_row(losses[1]),
