@@ -176,4 +176,11 @@ def test_hookpoints_are_those_of_the_base_model(tmp_path: Path) -> None:
     made.config = replace(made.config, model_family="mamba", site="layers.3.out", layer=3)
     assert sae.save_sparsify(made, tmp_path) == tmp_path / "layers.3.mixer"
     assert sae.load_sparsify(tmp_path / "layers.3.mixer").config.site == "layers.3.mixer"
+    for family, site, layer, module in (
+        ("mamba", "layers.0.resid_pre", 0, "embeddings"), ("mamba", "layers.2.resid_pre", 2, "layers.1"),
+        ("gpt2", "layers.0.resid_pre", 0, "drop"), ("gpt2", "layers.2.resid_pre", 2, "h.1"),
+        ("llama", "layers.2.resid_post", 2, "layers.2"), ("gpt2", "layers.1.q", 1, "layers.1.q"),
+    ):  # fmt: skip
+        config = replace(made.config, model_family=family, site=site, layer=layer)
+        assert sae.sparsify.hookpoint(config) == module
     assert SAEConfig("topk", 4, 8, k=2).site == "" and (tmp_path / "layers.3.mixer" / "cfg.json").is_file()

@@ -29,6 +29,7 @@ from .sae import SAEConfig, SparseAutoencoder
 from .sae.registry import BY_COUNT
 from .sae_evaluation import Windows, evaluate_all
 from .sae_plan import grid, listed, sites_of, unknown_architecture, warnings
+from .sae_reading import best_at, labels_of, read_dictionary
 from .sae_stability import stability
 from .sae_training import Trained, Training, train_grid
 from .statistics import exact
@@ -82,6 +83,10 @@ class SAEAnalysisConfig:
     eval_prompts: int = option(
         256, "Held-out contexts for every reported number", unit="prompts", low=2, high=1_000_000
     )
+    read: int = option(
+        1, "Dictionaries of each site whose features are read: those that lose the model least", low=0, high=1000
+    )
+    causal: int = option(8, "Features of each that are ablated one by one", unit="features", low=0, high=100_000)
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
 
 
@@ -124,6 +129,13 @@ class SAEAnalyzer(StagedAnalyzer):
         for site in self.sites:
             found |= self.stages.get(f"evaluation {site}", functools.partial(self.evaluate, site, windows))
         self.results = self.report(found)
+        self.results["sae"]["read"] = [
+            self.stages.get(
+                f"reading {name}", functools.partial(self.read, name, site, found, train_loader, val_loader)
+            )
+            for site in self.sites
+            for name in best_at(self.results["sae"]["members"], site, self.config.read)
+        ]
         return self.results
 
     def save_results(self) -> list[Path]:
@@ -202,6 +214,22 @@ class SAEAnalyzer(StagedAnalyzer):
             here, self.model, windows, site, baselines=self.config.controls, draws=self.config.bootstrap,
             seed=self.seed, title=f"evaluating {site}",
         )  # fmt: skip
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def read(
+        self, name: str, site: str, found: dict[str, Any], train_loader: PromptLoader, val_loader: PromptLoader
+    ) -> dict[str, Any]:
+        """Features, causal checks and labels of one dictionary; features/{name}.json is written at once."""
+        dictionary, task = self.trained[name].to(self.device), train_loader.task
+        contexts, held_out = ([self.window(batch) for batch in loader] for loader in (train_loader, val_loader))
+        told = read_dictionary(
+            dictionary, self.model, site, name, contexts, held_out, task, checked=self.config.causal,
+            density=torch.as_tensor(found[name]["density"]["share"]), draws=self.config.bootstrap, seed=self.seed,
+            directory=None if self.run_dir is None else self.run_dir / "features",
+        )  # fmt: skip
+        batches = (list(train_loader), list(val_loader))
+        return {**told, "labels": labels_of(dictionary, self.model, site, *batches, task, self.seed)}
 
     def report(self, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         members = [self.entry(name, found[name]) for name in self.members]

@@ -118,7 +118,7 @@ _CONTROLS = """
 _STYLE = """
 body { max-width: 92rem; }
 #tools { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: 1rem 0 .7rem; }
-#tools input[type=search] { width: 22rem; } #tools input, #tools select { font: inherit; }
+#tools input[type=search] { width: 27rem; } #tools input, #tools select { font: inherit; }
 #both { display: grid; grid-template-columns: minmax(20rem, 26rem) 1fr; gap: 1.4rem; align-items: start; }
 @media (max-width: 60rem) { #both { grid-template-columns: 1fr; } }
 #list { height: 44rem; max-height: 82vh; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px;
@@ -186,8 +186,8 @@ _SCRIPT = """
       row.style.top = k * HIGH + "px"; row.dataset.k = k; row.setAttribute("role", "option");
       const head = make("div");
       head.append(make("b", "", "#" + f[0]), make("span", "n", pct(f[1]) + " · max " + num(f[2])));
-      const seen = [...new Set(f[5].map(w => visible(peakToken(w)).trim() || "␠"))].slice(0, 4).join("  ");
-      const lifts = f[7].slice(0, 3).map(p => visible(D.t[p[0]]).trim() || "␠").join("  ");
+      const seen = [...new Set(f[5].map(w => visible(peakToken(w)).trim() || "[ ]"))].slice(0, 4).join("  ");
+      const lifts = f[7].slice(0, 3).map(p => visible(D.t[p[0]]).trim() || "[ ]").join("  ");
       row.append(head, make("div", "peek", (seen || "never active") + (lifts ? "  →  " + lifts : "")));
       rows.push(row); }
     high.replaceChildren(...rows); };

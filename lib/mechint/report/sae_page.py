@@ -117,6 +117,58 @@ def stability_rows(grid: Grid) -> list[tuple[str, ...]]:
 STABILITY = ("dictionaries", "pairs of seeds", "cosine, best matching", "largest cosine", "share above 0.9")
 
 
+CAUSAL = ("dictionary", "feature", "active tokens", "rise of loss there (nats)", "p", "KL there (nats)", "p")
+
+
+def causal_rows(grid: Grid) -> list[tuple[str, ...]]:
+    """Features ablated one by one; p is the share of random features of like density with as large an effect."""
+    found: list[tuple[str, ...]] = []
+    for entry in grid.raw["sae"].get("read", ()):
+        for feature in entry["features"]:
+            cells = [str(entry["name"]), str(feature["id"]), f"{feature['active']:,}"]
+            for name in ("loss_active", "kl_active"):
+                effect = feature["metrics"].get(name)
+                cells.append("–" if effect is None else _number(effect))
+                control = feature["control"].get(name)
+                cells.append("–" if control is None else f"{control['p']:.2g}")
+            found.append(tuple(cells))
+    return found
+
+
+def _number(raw: dict[str, Any]) -> str:
+    return f"{number(raw['value'], 3)} [{number(raw['low'], 3)}, {number(raw['high'], 3)}]"
+
+
+LABELS = ("dictionary", "answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")
+
+
+def label_rows(grid: Grid) -> list[tuple[str, ...]]:
+    """The feature that tells each answer best, chosen on other prompts than it is measured on."""
+    found: list[tuple[str, ...]] = []
+    for entry in grid.raw["sae"].get("read", ()):
+        for told in (entry.get("labels") or {}).get("classes", ()):
+            best = told["features"][0]
+            found.append((str(entry["name"]), str(told["name"]), str(best["id"]), _number(best["auroc"]),
+                          f"{best['q']:.2g}", f"{told['shuffled']['high']:.3f}", str(told["significant"])))  # fmt: skip
+    return found
+
+
+def sections(grid: Grid) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Title, explanation, header and rows of every table that has any."""
+    peers = ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
+    every = [
+        ("CE recovered (mean) beside baselines", "PCA and neurons with as many numbers on a token.", peers,
+         baseline_rows(grid)),
+        ("Stability across seeds", "Cosines of decoder directions of living latents, beside random directions.",
+         STABILITY, stability_rows(grid)),
+        ("Features ablated", "Random features, not chosen for their effect; p against others of like density.", CAUSAL,
+         causal_rows(grid)),
+        ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others.",
+         LABELS, label_rows(grid)),
+    ]  # fmt: skip
+    return [section for section in every if section[3]]
+
+
 def findings(grid: Grid) -> list[tuple[bool, str]]:
     best = _best(grid)
     found = [
@@ -163,6 +215,11 @@ def caveats(grid: Grid) -> list[str]:
     return [
         *grid.raw.get("notes", ()),
         *dict.fromkeys(own),
+        *(
+            entry["labels"]["note"]
+            for entry in grid.raw["sae"].get("read", ())
+            if (entry.get("labels") or {}).get("note")
+        ),
         "CE recovered divides by the loss of an ablation: where the model does almost as well without the site, a small"
         " loss is a large share. Compare the rise of CE and KL too.",
         "A dead latent here is one that fired on no evaluated token; a rare one looks the same on a short text.",
@@ -190,13 +247,8 @@ def markdown(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
         "## Dictionaries (95 % intervals over documents)",
         markdown_table(HEADER, rows(grid)),
     ]
-    if peers := baseline_rows(grid):
-        parts += [
-            "## CE recovered (mean) beside baselines with as many numbers",
-            markdown_table(_peers_header(), peers),
-        ]
-    if stable := stability_rows(grid):
-        parts += ["## Stability across seeds", markdown_table(STABILITY, stable)]
+    for title, text, header, lines in sections(grid):
+        parts += [f"## {title}", text, markdown_table(header, lines)]
     if pages:
         parts += ["## Features", "\n".join(f"- [{path.stem}](features/{path.name})" for path in pages)]
     return "\n\n".join([
@@ -210,10 +262,6 @@ def markdown(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
         "### Versions and data",
         markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(grid.manifest)]),
     ]) + "\n"  # fmt: skip
-
-
-def _peers_header() -> tuple[str, ...]:
-    return ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
 
 
 def html(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
@@ -239,11 +287,12 @@ def html(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
         "<h2>Figures</h2>" if figures else "",
         *(picture(path, caption) for path, caption in figures.items()),
     ]
-    if peers := baseline_rows(grid):
-        body += ["<h2>CE recovered (mean) beside baselines with as many numbers on a token</h2>",
-                 table(_peers_header(), peers, numeric=range(1, 6))]  # fmt: skip
-    if stable := stability_rows(grid):
-        body += ["<h2>Stability across seeds</h2>", table(STABILITY, stable, numeric=range(1, 5))]
+    for title, text, header, lines in sections(grid):
+        body += [
+            f"<h2>{title}</h2>",
+            f'<p class="soft">{text}</p>',
+            table(header, lines, numeric=range(1, len(header))),
+        ]
     if pages:
         links = (f'<li><a href="features/{escape(path.name)}">{escape(path.stem)}</a></li>' for path in pages)
         body += ["<h2>Features</h2>", f"<ul>{''.join(links)}</ul>"]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +13,6 @@ from ..errors import MechintError
 from ..files import read_json
 from .base import SAEConfig, SparseAutoencoder
 from .files import from_tensors
-
-
-@contextlib.contextmanager
-def whole_directory(directory: Path, marker: str) -> Iterator[Path]:
-    """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.
-
-    Raises:
-        MechintError: ``directory`` holds files but no ``marker``: it is something else.
-    """
-    if directory.exists() and any(directory.iterdir()) and not (directory / marker).is_file():
-        raise MechintError(f"{directory} holds files that are no dictionary; choose another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain(tensor: Tensor) -> Tensor:

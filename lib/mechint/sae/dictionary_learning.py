@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError, did_you_mean
+from ..files import whole_directory
 from .base import SAEConfig, SparseAutoencoder
-from .convert import biases, configuration, plain, rebuild, take, whole_directory
+from .convert import biases, configuration, plain, rebuild, take
 from .files import hook_name
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -67,7 +68,7 @@ def save_dictionary_learning(sae: SparseAutoencoder, directory: str | Path) -> P
     }  # fmt: skip
     if c.architecture == "topk":
         trainer["k"] = c.k
-    with whole_directory(Path(directory), CONFIG) as temporary:
+    with whole_directory(Path(directory), CONFIG, "dictionary") as temporary:
         config = {"trainer": trainer, "buffer": {"ctx_len": c.context_size, "d_submodule": c.d_in}}
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
         torch.save(tensors, temporary / WEIGHTS)

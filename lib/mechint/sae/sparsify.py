@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import MechintError
+from ..files import whole_directory
 from .base import SAEConfig, SparseAutoencoder
-from .convert import biases, configuration, plain, rebuild, take, whole_directory
+from .convert import biases, configuration, plain, rebuild, take
 from .files import hook_name
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -22,7 +23,10 @@ NAMES = {"encoder.weight.T": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec",
 
 def hookpoint(config: SAEConfig) -> str:
     """The library's name of the site: the module's path within Hugging Face's base model."""
-    return hook_name(config).removeprefix("backbone.").removeprefix("transformer.") or "sae"
+    name = hook_name(config)
+    for base in ("backbone.", "transformer.", "model."):
+        name = name.removeprefix(base)
+    return name or "sae"
 
 
 def save_sparsify(sae: SparseAutoencoder, directory: str | Path) -> Path:
@@ -49,7 +53,7 @@ def save_sparsify(sae: SparseAutoencoder, directory: str | Path) -> Path:
         "num_latents": c.d_sae, "k": c.k, "multi_topk": False, "skip_connection": False, "transcode": False,
         "d_in": c.d_in,
     }  # fmt: skip
-    with whole_directory(where, CONFIG) as temporary:
+    with whole_directory(where, CONFIG, "dictionary") as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         save_file(tensors, temporary / WEIGHTS)
     return where
