@@ -174,13 +174,13 @@ class SparseAutoencoder(nn.Module):
         """The training loss on a batch x [batch, d_in] of scaled activations."""
         raise NotImplementedError
 
-    def auxiliary(self, pre: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
+    def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
         """The loss that revives dead latents: the d_in / 2 most active of them are to explain the error.
 
         Weight 1/32, less while there are fewer dead latents than that (Gao et al. 2024, appendix A.2).
 
         Args:
-            pre: Pre-activations, [batch, d_sae].
+            x: Scaled activations, [batch, d_in].
             error: x − x̂, [batch, d_in]; no gradient flows into it.
             dead: [d_sae] bool, or None.
 
@@ -190,17 +190,13 @@ class SparseAutoencoder(nn.Module):
         where = None if dead is None else dead.nonzero().squeeze(1)
         if where is None or len(where) == 0:
             return {}
-        return {"aux": self.revive(pre[:, where], error, where)}
-
-    def revive(self, pre: Tensor, error: Tensor, where: Tensor) -> Tensor:
-        """The term of :meth:`auxiliary` from the pre-activations [batch, dead] of the dead latents alone."""
         k = max(1, self.config.d_in // 2)
-        f = torch.relu(pre)
+        f = torch.relu((x - self.b_dec) @ self.W_enc.t()[where].t() + self.b_enc[where])  # [batch, dead]
         if len(where) > k:
             values, at = f.topk(k, dim=-1, sorted=False)
             f = torch.zeros_like(f).scatter(-1, at, values)
         short = f @ self.W_dec[where] - error.detach()
-        return AUX_WEIGHT * min(1.0, len(where) / k) * short.square().sum(-1).mean()
+        return {"aux": AUX_WEIGHT * min(1.0, len(where) / k) * short.square().sum(-1).mean()}
 
     @torch.no_grad()
     def initialise(self, center: Tensor, random: torch.Generator) -> None:

@@ -53,7 +53,7 @@ class BatchTopK(TopK):
         reconstruction = self.decode(f)
         terms = {
             "mse": squared_error(x, reconstruction),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x), {"threshold": least})

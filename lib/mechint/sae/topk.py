@@ -37,7 +37,7 @@ class TopK(SparseAutoencoder):
         reconstruction = self.decode(f)
         terms = {
             "mse": squared_error(x, reconstruction),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x))
@@ -48,11 +48,10 @@ class TopK(SparseAutoencoder):
         centred = (x - self.b_dec).detach().contiguous()
         found, seen = self.find(centred)
         reconstruction = sparse.Reconstruct.apply(centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, found)
-        terms = {"mse": squared_error(x, reconstruction)}
-        if step.dead is not None and bool(step.dead.any()):
-            dead = step.dead.nonzero().squeeze(1)
-            pre = (x - self.b_dec) @ self.W_enc.t()[dead].t() + self.b_enc[dead]
-            terms["aux"] = self.revive(pre, x - reconstruction, dead)
+        terms = {
+            "mse": squared_error(x, reconstruction),
+            **self.auxiliary(x, x - reconstruction, step.dead),
+        }
         fired = torch.bincount(found.at, minlength=self.config.d_sae)
         return Loss(terms, fired, fired.sum() / len(x), seen)
 
