@@ -364,6 +364,13 @@ def _result(
         for key in ("ce_recovered_zero", "ce_recovered_mean", "reconstruction_bias")
         if key not in metrics
     ]
+    own = float(metrics["ce"]["value"])
+    notes += [
+        f"Replacing {site} by {what} does not certainly raise the loss ({float(loss['low']):.3g} to "
+        f"{float(loss['high']):.3g} nats, {own:.3g} without), so the CE recovered against it means little."
+        for what, loss in (("zero", metrics["ce_zero"]), ("its mean", metrics["ce_mean"]))
+        if float(loss["low"]) <= own
+    ]
     if hasattr(dictionary, "W_dec") and len(fired) > 1:
         metrics["decoder_cosine"] = spread(largest_cosine(dictionary.W_dec).tolist(), "latents")
     counts, _ = np.histogram(np.log10(share[fired > 0]).clip(BINS[0], BINS[-1]), BINS)

@@ -175,6 +175,7 @@ def findings(grid: Grid) -> list[tuple[bool, str]]:
         (True, f"{best.name} loses the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
                f"{number(best.metrics['l0'].value, 3)}.")
     ]  # fmt: skip
+    found += [(False, note) for note in dict.fromkeys(n for m in grid.members for n in m.raw.get("notes", ()))]
     for member in grid.trained:
         mine = member.metrics.get("ce_recovered_mean")
         rivals = [
@@ -211,10 +212,8 @@ def _best(grid: Grid) -> Member:
 
 
 def caveats(grid: Grid) -> list[str]:
-    own = [note for member in grid.members for note in member.raw.get("notes", ())]
     return [
         *grid.raw.get("notes", ()),
-        *dict.fromkeys(own),
         *(
             entry["labels"]["note"]
             for entry in grid.raw["sae"].get("read", ())
