@@ -17,33 +17,16 @@ import torch
 
 from mechint.errors import MechintError
 from mechint.sae import SAEConfig, sparse
-from mechint.sae_stability import planted
+from mechint.sae_planted import SITE, Planted, PlantedConfig, planted_scores
 from mechint.sae_training import Moments, Training, geometric_median, pace, train_grid
 
 ROOT = Path(__file__).resolve().parents[1]
-SITE = "planted"
 
 
-class Planted:
-    """Sums of a few of many known directions, each with a strength from 0.5 to 1.5."""
-
-    count: int | None = None
-    fingerprint = "planted"
-
-    def __init__(self, d_in: int = 16, features: int = 32, active: float = 2.0, rows: int = 2048) -> None:
-        random = torch.Generator().manual_seed(0)
-        self.directions = torch.nn.functional.normalize(torch.randn(features, d_in, generator=random), dim=-1)
-        self.share, self.rows = active / features, rows
-        self.sites, self.widths = [SITE], {SITE: d_in}
-
-    def features(self, i: int) -> torch.Tensor:
-        random = torch.Generator().manual_seed(100 + i)
-        shape = (self.rows, len(self.directions))
-        on = torch.rand(shape, generator=random) < self.share
-        return on * (torch.rand(shape, generator=random) + 0.5)
-
-    def pool(self, i: int) -> dict[str, torch.Tensor]:
-        return {SITE: 7.0 * self.features(i) @ self.directions}
+def source() -> Planted:
+    made = Planted(PlantedConfig(d_in=16, features=32, active=2.0))
+    made.rows = 2048
+    return made
 
 
 def grid(d_sae: int = 48, **others: Any) -> dict[str, SAEConfig]:
@@ -68,7 +51,7 @@ def weights(done: Any) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_grid_goes_on_to_the_same_bits() -> None:
-    whole = train_grid(grid(), Planted(), TRAINING)
+    whole = train_grid(grid(), source(), TRAINING)
     saved: list[Any] = []
 
     def save(state: Callable[[], Any]) -> None:
@@ -78,10 +61,10 @@ def test_a_killed_grid_goes_on_to_the_same_bits() -> None:
             torch.save(found, buffer)  # as a stage would
             saved.append(buffer.getvalue())
 
-    train_grid(grid(), Planted(), TRAINING, save=save)
+    train_grid(grid(), source(), TRAINING, save=save)
     for state in saved:
         held = torch.load(io.BytesIO(state), weights_only=True)
-        again = train_grid(grid(), Planted(), TRAINING, saved=held)
+        again = train_grid(grid(), source(), TRAINING, saved=held)
         for name, tensor in weights(whole).items():
             assert torch.equal(tensor, weights(again)[name]), name
         assert [m.history for m in again] == [m.history for m in whole]
@@ -89,17 +72,17 @@ def test_a_killed_grid_goes_on_to_the_same_bits() -> None:
 
 
 def test_members_of_a_grid_are_what_they_are_alone() -> None:
-    whole = weights(train_grid(grid(), Planted(), TRAINING))
+    whole = weights(train_grid(grid(), source(), TRAINING))
     for name, config in grid().items():
-        for key, tensor in weights(train_grid({name: config}, Planted(), TRAINING)).items():
+        for key, tensor in weights(train_grid({name: config}, source(), TRAINING)).items():
             assert torch.equal(tensor, whole[key])
 
 
 def test_a_frozen_decoder_is_random_and_rows_have_norm_1() -> None:
-    done = {member.name: member.sae for member in train_grid(grid(), Planted(), TRAINING)}
+    done = {member.name: member.sae for member in train_grid(grid(), source(), TRAINING)}
     for made in done.values():
         torch.testing.assert_close(made.W_dec.norm(dim=1), torch.ones(48))
-    other = {m.name: m.sae for m in train_grid(grid(), Planted(), dataclasses.replace(TRAINING, tokens=256))}
+    other = {m.name: m.sae for m in train_grid(grid(), source(), dataclasses.replace(TRAINING, tokens=256))}
     assert torch.equal(done["frozen"].W_dec, other["frozen"].W_dec)
     assert not torch.equal(done["topk"].W_dec, other["topk"].W_dec)
 
@@ -111,12 +94,12 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     code = (
         "import sys, torch\n"
-        "from tests.test_sae_training import Planted, SHORT, grid, weights\n"
+        "from tests.test_sae_training import SHORT, grid, source, weights\n"
         "from mechint import workers\n"
         "from mechint.sae_training import train_grid\n"
         "workers.join()\n"
         "with workers.together():\n"
-        "    done = train_grid(grid(), Planted(), SHORT)\n"
+        "    done = train_grid(grid(), source(), SHORT)\n"
         "torch.save(weights(done), sys.argv[1])\n"
     )
     environment = {
@@ -130,7 +113,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [process.wait(timeout=240) for process in running] == [0, 0]
-    alone = weights(train_grid(grid(), Planted(), SHORT))
+    alone = weights(train_grid(grid(), source(), SHORT))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, tensor in alone.items():
         assert torch.equal(first[name], second[name]), name
@@ -138,19 +121,20 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 def test_planted_directions_are_found_and_random_ones_are_not() -> None:
-    source = Planted()
-    configs = {k: v for k, v in grid(32).items() if k in ("topk", "frozen")}
-    done = train_grid(configs, source, Training(tokens=600 * 512, batch=512, lr=5e-3, dead_after=20_000))
-    cosine = {m.name: planted(source.directions, m.sae.W_dec)["best_cosine"]["value"] for m in done}
-    assert cosine["topk"] > 0.95 > 0.85 > cosine["frozen"]
+    config = PlantedConfig(d_in=16, features=32, active=2.0, tokens=700 * 512, batch=512, lr=6e-3)
+    scores = planted_scores(config, ("batch_topk",))
+    found, frozen = scores["batch_topk"], scores["topk, frozen decoder"]
+    assert found["mean_cosine"] > 0.95 > 0.8 > frozen["mean_cosine"]
+    assert found["f1"] > 0.85 > 0.7 > frozen["f1"]
+    assert found["best_cosine"]["n"] == 32
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
 def test_sparse_and_dense_training_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     configs = {name: config for name, config in grid().items() if name in ("topk", "batch")}
-    ours = weights(train_grid(configs, Planted(), SHORT))
+    ours = weights(train_grid(configs, source(), SHORT))
     monkeypatch.setattr(sparse, "usable", lambda x: False)
-    for name, tensor in weights(train_grid(configs, Planted(), SHORT)).items():
+    for name, tensor in weights(train_grid(configs, source(), SHORT)).items():
         torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-4)
 
 
@@ -179,8 +163,8 @@ def test_the_pace_rises_stays_and_falls_in_the_last_fifth() -> None:
 
 def test_bad_requests_are_one_line() -> None:
     with pytest.raises(MechintError, match="takes activations of width 17, but planted has width 16"):
-        train_grid({"x": SAEConfig("topk", 17, 20, k=2, site=SITE)}, Planted(), TRAINING)
+        train_grid({"x": SAEConfig("topk", 17, 20, k=2, site=SITE)}, source(), TRAINING)
     with pytest.raises(MechintError, match="no activations of 'layers"):
-        train_grid({"x": SAEConfig("topk", 16, 20, k=2, site="layers.0.out")}, Planted(), TRAINING)
+        train_grid({"x": SAEConfig("topk", 16, 20, k=2, site="layers.0.out")}, source(), TRAINING)
     with pytest.raises(MechintError, match="lower its learning rate"):
-        train_grid(grid(), Planted(), dataclasses.replace(TRAINING, lr=1e30))
+        train_grid(grid(), source(), dataclasses.replace(TRAINING, lr=1e30))
