@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import sae
+from mechint import files, sae
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
+from mechint.report.sae import load_grid
+from mechint.report.wandb_log import _log_grid
 from mechint.sae_analysis import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer, refuse
 from mechint.tasks import TaskConfig, make_task
 
@@ -147,3 +149,36 @@ def test_what_can_be_refused_without_a_model_is() -> None:
     assert "raise tokens" in str(refuse(replace(CONFIG, batch=10**6), TASK))
     assert "too little text" in str(refuse(CONFIG, TaskConfig(name="prompt")))
     assert refuse(CONFIG, TASK) is None
+
+
+class Logged:
+    """What W&B is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, float] = {}
+
+    def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    class Table:
+        def __init__(self, columns: list[str], data: list[list[Any]]) -> None:
+            self.columns, self.data = columns, data
+
+
+def test_curves_and_the_table_go_to_wandb(done: SAEAnalyzer) -> None:
+    done.save_results()
+    facts = {"schema": 1, "status": "complete", "analysis": "sae", "title": "x", "checkpoint": "x", "config": {}}
+    model = {"family": "mamba", "parameters": 1, "n_layer": 2, "d_model": 10}
+    task = {"name": "recall", "description": "x"}
+    files.write_json(done.directory / "results.json", {**done.results, **facts, "model": model, "task": task})
+    files.write_json(done.directory / "manifest.json", {})
+    run = Logged()
+    _log_grid(Logged, run, load_grid(done.directory))
+    name = "layers.1.resid_post-topk-k3-x2-s0"
+    curve = [row[f"mechint/variance_explained/{name}"] for row in run.rows[:-1]]
+    assert curve == [point["variance_explained"] for point in done.history[name]]
+    assert len(run.rows[-1]["mechint/tables/dictionaries"].data) == 8
+    assert 0 < run.summary[f"mechint/variance_explained/{name}"] <= 1
