@@ -17,8 +17,8 @@ from .base import Loss, SAEConfig, Step, squared_error
 from .jumprelu import JumpReLU
 from .topk import TopK
 
-MOMENTUM = 0.99
-"""Of the moving average of the threshold."""
+MOMENTUM = 0.95
+"""Of the moving average of the threshold: a batch's is precise, and a long memory would lag behind a short training."""
 
 
 class BatchTopK(TopK):
