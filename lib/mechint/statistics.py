@@ -32,7 +32,10 @@ class ClusterBootstrap:
     The same draws serve every statistic, so that differences and areas under curves keep their pairing.
     """
 
-    def __init__(self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> None:
+    def __init__(
+        self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int, over: str = "templates"
+    ) -> None:
+        self.over = over
         _, self.cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.n = len(self.cluster)
         count = int(self.cluster.max()) + 1
@@ -62,7 +65,7 @@ class ClusterBootstrap:
         drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
-        return number(point, min(low, point), max(high, point), self.n, "95 % bootstrap over templates")
+        return number(point, min(low, point), max(high, point), self.n, f"95 % bootstrap over {self.over}")
 
 
 def spread(values: Sequence[float], what: str) -> Number:
@@ -90,6 +93,16 @@ def area(fractions: Sequence[float], values: Array) -> Array:
     steps = np.diff(x)
     middle = (values[:, 1:] + values[:, :-1]) / 2
     return np.asarray((middle * steps).sum(1) / (x[-1] - x[0]))
+
+
+def benjamini_hochberg(p: Array) -> Array:
+    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
+    flat = np.asarray(p, dtype=np.float64).reshape(-1)
+    order = np.argsort(flat)[::-1]
+    scaled = flat[order] * len(flat) / np.arange(len(flat), 0, -1)
+    found = np.empty_like(flat)
+    found[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
+    return found.reshape(np.shape(p))
 
 
 def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:

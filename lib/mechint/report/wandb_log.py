@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import MechintError
 from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
+from .sae import Grid, load_grid
 from .trace import Trace, load_trace
 from .words import flat
 from .write import kind_of
@@ -33,7 +35,9 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
     Raises:
         MechintError: W&B is not installed, refuses the login, or can't be reached; or the run can't be read.
     """
-    read: dict[str, Callable[[Any], Results | Trace | Patching]] = {"trace": load_trace, "patch": load_patching}
+    read: dict[str, Callable[[Any], Results | Trace | Patching | Grid]] = {
+        "trace": load_trace, "patch": load_patching, "sae": load_grid,
+    }  # fmt: skip
     results = read.get(kind_of(run_dir), load_results)(run_dir)
     try:
         import wandb
@@ -42,7 +46,9 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
             "logging to Weights & Biases needs its package; run `pip install wandb`, or turn visualize_wandb off"
         ) from None
     with _started(wandb, results, project, name) as run:
-        if not isinstance(results, Results):
+        if isinstance(results, Grid):
+            _log_grid(wandb, run, results)
+        elif not isinstance(results, Results):
             run.summary.update(metric_values(results))
             for title, best in strongest(results).items():
                 table = wandb.Table(columns=list(best[0]), data=[list(entry.values()) for entry in best])
@@ -59,7 +65,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(wandb: Any, results: Results | Trace | Patching, project: str, name: str) -> Iterator[Any]:
+def _started(wandb: Any, results: Results | Trace | Patching | Grid, project: str, name: str) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
     hint = "run `wandb login`, or set WANDB_MODE=offline"
     settings = wandb.Settings(
@@ -122,6 +128,33 @@ def strongest(results: Trace | Patching) -> dict[str, list[dict[str, Any]]]:
     return {f"strongest_{name}": best for name, best in results.raw["strongest"].items() if best}
 
 
+def _log_grid(wandb: Any, run: Any, grid: Grid) -> None:
+    """Training curves of all dictionaries against one axis of activations, and what each is worth."""
+    run.define_metric("mechint/tokens", hidden=True)
+    run.define_metric("mechint/*", step_metric="mechint/tokens")
+    by_tokens: dict[int, dict[str, float]] = {}
+    history = grid.directory / "history.jsonl"
+    for line in history.read_text().splitlines() if history.exists() else ():
+        entry = json.loads(line)
+        name, tokens = entry.pop("member"), int(entry.pop("tokens"))
+        entry.pop("step")
+        by_tokens.setdefault(tokens, {}).update({f"mechint/{field}/{name}": value for field, value in entry.items()})
+    for tokens, row in sorted(by_tokens.items()):
+        run.log({"mechint/tokens": tokens, **row})
+    metrics = list(grid.members[0].metrics)
+    columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))]
+    data = []
+    for member in grid.members:
+        cells: list[Any] = [member.raw["name"], member.raw["d_sae"]]
+        for name in metrics:
+            value = member.metrics.get(name)
+            cells += [None] * 3 if value is None else [value.value, value.low, value.high]
+            if value is not None:
+                run.summary.update({f"mechint/{name}/{member.raw['name']}": value.value})
+        data.append(cells)
+    run.log({"mechint/tables/dictionaries": wandb.Table(columns=columns, data=data)})
+
+
 def _log_history(run: Any, results: Results) -> None:
     """All searches against one step axis, so that W&B draws them into the same panels."""
     run.define_metric("mechint/step", hidden=True)
@@ -162,7 +195,7 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results | Trace | Patching, name: str) -> None:
+def _log_files(wandb: Any, run: Any, results: Results | Trace | Patching | Grid, name: str) -> None:
     """The masks, or every prompt's effects, and the results as one artifact, to be downloaded and read back."""
     kind = "masks" if isinstance(results, Results) else "effects"
     title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
