@@ -31,7 +31,10 @@ class ClusterBootstrap:
     The same draws serve every statistic, so that differences and areas under curves keep their pairing.
     """
 
-    def __init__(self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> None:
+    def __init__(
+        self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int, over: str = "templates"
+    ) -> None:
+        self.over = over
         _, self.cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.n = len(self.cluster)
         count = int(self.cluster.max()) + 1
@@ -61,7 +64,7 @@ class ClusterBootstrap:
         drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
-        return number(point, min(low, point), max(high, point), self.n, "95 % bootstrap over templates")
+        return number(point, min(low, point), max(high, point), self.n, f"95 % bootstrap over {self.over}")
 
 
 def spread(values: Sequence[float], what: str) -> Number:

@@ -42,3 +42,32 @@ def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
     every: list[dict[int, Any]] = [{} for _ in range(world)]
     group.all_gather_object(every, parts)
     return {k: part for some in every for k, part in some.items()}
+
+
+def mean_over(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a scalar over all processes; the gradient is that of this process' own."""
+    _, world = worker()
+    if world == 1:
+        return value
+    every = value.detach().clone()
+    group.all_reduce(every)
+    return value + (every / world - value.detach())
+
+
+def sum_over(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if worker()[1] > 1:
+        group.all_reduce(value)
+    return value
+
+
+def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The (count · processes)-th largest of the values of all processes, a scalar."""
+    _, world = worker()
+    count = min(count * world, values.numel() * world)
+    mine = values.flatten().topk(min(count, values.numel()), sorted=False).values
+    if world > 1:
+        every = [torch.empty_like(mine) for _ in range(world)]
+        group.all_gather(every, mine)
+        mine = torch.cat(every)
+    return mine.topk(count, sorted=False).values.min()
