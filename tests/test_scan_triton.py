@@ -210,7 +210,7 @@ def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(kernels(), "Scan", SimpleNamespace(apply=fail))
     scan._missing_triton.cache_clear()
     try:
-        assert scan.available()["triton"] == "its kernel does not run (no C compiler)"
+        assert scan.available()["triton"] == "its kernel fails (no C compiler)"
         assert scan.chosen(torch.zeros(1, device=DEVICE)) != "triton"
     finally:
         scan._missing_triton.cache_clear()

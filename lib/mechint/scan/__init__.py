@@ -77,8 +77,9 @@ def _missing_triton() -> str:
         return "no CUDA device"
     try:
         _module("triton").check()
-    except Exception as reason:  # also of an import: whatever is wrong with Triton, the chunked scan serves
-        return str(reason)
+    except Exception as error:  # of many kinds, an import's too: whatever is wrong with Triton, chunked can do the work
+        lines = str(error).strip().splitlines()
+        return f"its kernel fails ({lines[0] if lines else type(error).__name__})"
     return ""
 
 
