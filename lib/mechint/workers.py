@@ -71,3 +71,36 @@ def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
         group.all_gather(every, mine)
         mine = torch.cat(every)
     return mine.topk(count, sorted=False).values.min()
+
+
+def hand_out(value: torch.Tensor | None, owner: int) -> torch.Tensor:
+    """A tensor that only the process ``owner`` has, in all of them."""
+    rank, world = worker()
+    if world == 1:
+        assert value is not None
+        return value
+    about = [(value.shape, value.dtype) if value is not None else None]
+    group.broadcast_object_list(about, src=owner)
+    assert about[0] is not None
+    shape, dtype = about[0]
+    device = torch.device("cuda") if group.get_backend() == "nccl" else torch.device("cpu")
+    whole = (
+        value.contiguous() if rank == owner and value is not None else torch.empty(shape, dtype=dtype, device=device)
+    )
+    group.broadcast(whole, src=owner)
+    return whole
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, in all of them."""
+    if worker()[1] == 1:
+        return value
+    held = [value]
+    group.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if worker()[1] > 1:
+        group.barrier()
