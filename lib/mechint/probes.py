@@ -59,7 +59,8 @@ class Probe:
         score: Accuracy (classes) or R² (quantities) on held-out templates.
         shuffled: Mean score of the same probe on shuffled labels, and the central 95 % of them.
         selectivity: Score less the mean of the shuffled ones, with the score's interval.
-        p: Share of shuffled labels that score as well, never below 1 / (shuffles + 1).
+        p: Of "what it says has nothing to do with the label": share of permutations of the held-out labels, among
+            templates, that score as well; never below 1 / (draws + 1).
         strength: Chosen penalty, as ``path`` counts it.
         path: For each strength its score across the folds and how many units it uses.
         weights: [class, unit], of the activations as they are.
@@ -127,7 +128,7 @@ def probe(
         selectivity=number(
             value - mean, float(score["low"]) - mean, float(score["high"]) - mean, len(test), str(score["interval"])
         ),
-        p=(1 + sum(other >= value for other in null)) / (1 + shuffles),
+        p=fit.permutation_p(test, weights, offset, draws, seed),
         strength=best["strength"],
         path=path,
         weights=weights,
@@ -197,14 +198,22 @@ class Fit:
 
     def parts(self, data: Labelled, weights: Array, offset: Array) -> list[Array]:
         """The values of each prompt whose means :meth:`statistic` takes."""
-        said = data.X @ weights.T + offset
+        return self.judged(data.X @ weights.T + offset, data.y)
+
+    def judged(self, said: Array, y: NDArray[Any]) -> list[Array]:
         if self.numeric:
-            y = data.y.astype(np.float64)
+            y = y.astype(np.float64)
             return [(said[:, 0] - y) ** 2, (y - y.mean()) ** 2]
-        return [(self.names[said.argmax(1)] == data.y).astype(np.float64)]
+        return [(self.names[said.argmax(1)] == y).astype(np.float64)]
 
     def statistic(self, *means: Any) -> Any:
         return 1 - means[0] / means[1] if self.numeric else means[0]
+
+    def permutation_p(self, data: Labelled, weights: Array, offset: Array, draws: int, seed: int) -> float:
+        rng, said = np.random.default_rng(seed + 1), data.X @ weights.T + offset
+        score = lambda y: float(self.statistic(*(np.mean(p) for p in self.judged(said, y))))
+        real = score(data.y)
+        return (1 + sum(score(shuffled(data, rng)) >= real for _ in range(draws))) / (1 + draws)
 
     def cross_validated(self, data: Labelled, strengths: list[float], seed: int) -> list[dict[str, float]]:
         """The regularisation path: score across folds that no template crosses, and units used, of each strength."""

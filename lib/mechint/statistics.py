@@ -119,3 +119,26 @@ def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int
     # a flip that is the sample itself, or its mirror image, must count as being as large
     above = (largest[:, None] >= observed * (1 - 1e-12)).sum(0)
     return np.asarray(((1 + above) / (1 + draws)).reshape(np.shape(values)[1:]))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for looking at all of them, whatever their dependence (Holm 1979)."""
+    order = np.argsort(np.asarray(p, dtype=np.float64), kind="stable")
+    adjusted, worst = [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - rank) * float(p[index])))
+        adjusted[int(index)] = worst
+    return adjusted
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
+
+    def ranks(values: Sequence[float]) -> Array:
+        _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+    x, y = ranks(a), ranks(b)
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         if name in ("defconfig", "run"):
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
+            command.add_argument("--skip-steps", default="", help="what SKIP_STEPS= says: steps a study leaves out")
         if name == "defconfig":
             command.add_argument("name", nargs="?", default=DEFAULT, help=f"the experiment's name (default: {DEFAULT})")
         if name == "get":
@@ -79,6 +80,8 @@ def defconfig(args: argparse.Namespace) -> None:
     menu = loading.load(ROOT, file)
     if args.models:
         print(models.override(menu, args.models, ROOT, args.name))
+    if args.skip_steps:
+        print(models.skip(menu, args.skip_steps, args.name))
     _save(menu, str(file.relative_to(ROOT)))
 
 
@@ -145,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     """Loads .config (or the default experiment), applies MODELS=, and runs what the target asks for."""
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
-    menu = _for_run(args.models, args.dry_run)
+    menu = _for_run(args.models, args.skip_steps, args.dry_run)
     steps = _steps(menu, args.target)
     made = menu.syms["KNLP_MECHINT_CHECKPOINT"].str_value
     if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
@@ -165,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _for_run(chosen: str, dry_run: bool) -> loading.Menu:
+def _for_run(chosen: str, skip: str, dry_run: bool) -> loading.Menu:
     """The configuration to run; what is new in it is written to .config, except by a dry run."""
     if CONFIG.exists():
         menu = _current()
@@ -175,7 +178,9 @@ def _for_run(chosen: str, dry_run: bool) -> loading.Menu:
         print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
     if chosen:
         print(models.override(menu, chosen, ROOT, ".config" if CONFIG.exists() else DEFAULT), flush=True)
-    if not dry_run and (chosen or not CONFIG.exists()):
+    if skip:
+        print(models.skip(menu, skip, ".config" if CONFIG.exists() else DEFAULT), flush=True)
+    if not dry_run and (chosen or skip or not CONFIG.exists()):
         loading.save(menu, ROOT, CONFIG)
     return menu
 

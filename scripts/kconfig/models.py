@@ -17,7 +17,7 @@ import kconfiglib
 from .defconfigs import ConfigError
 
 MASKS = "final_masks.pt"
-MARKS = (MASKS, "effects.pt")  # one of them is in every finished analysis
+MARKS = (MASKS, "effects.pt", "claims.json")  # one of them is in every finished analysis
 FINAL = "final_model_step*.pt"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
@@ -116,3 +116,11 @@ def override(menu: kconfiglib.Kconfig, models: str, root: Path, name: str) -> st
     menu.syms[f"KNLP_MECHINT_MODE_{mode}"].set_value(2)
     menu.syms[f"KNLP_MECHINT_{symbol}"].set_value(chosen.value)
     return f"MODELS={models}: {chosen.why}; KNLP_MECHINT_{symbol}={chosen.value}"
+
+
+def skip(menu: kconfiglib.Kconfig, steps: str, name: str) -> str:
+    """Puts the steps that a study leaves out into a loaded configuration, and returns the line that says so."""
+    if menu.syms["KNLP_MECHINT_STUDY"].str_value != "y":
+        raise ConfigError(f"SKIP_STEPS= needs a configuration with a study, and KNLP_MECHINT_STUDY is off in {name}")
+    menu.syms["KNLP_MECHINT_STUDY_SKIP_STEPS"].set_value(steps)
+    return f"SKIP_STEPS={steps}: KNLP_MECHINT_STUDY_SKIP_STEPS={steps}"

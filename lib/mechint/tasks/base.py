@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError, did_you_mean
+from .config import TaskConfig
 
 SPLITS = ("train", "discovery", "evaluation")
 SHARES = 8
@@ -86,6 +87,8 @@ class Task(ABC):
     """Whether a position means the same in every prompt, so that means are taken position by position."""
     description: str
     """One sentence for reports."""
+    config: TaskConfig | None = None
+    """The options it was made from, where :func:`mechint.tasks.make_task` made it."""
     fingerprint: str = ""
     """Hash of data that the options only point to, such as a text file; empty when the options say everything."""
 
@@ -121,6 +124,13 @@ class Task(ABC):
         if about is None:
             raise self.refuse("no subject and no counterfactual twins say what a prompt is about", "take another task")
         return ROLES, subject_roles(about, prompts.positions[:, -1])
+
+    def labels(self, prompts: Prompts) -> dict[str, Tensor]:
+        """What can be said of each prompt at its last answer, for probes: whole numbers that name classes, [n] each.
+
+        Taken from the prompt alone, never from what a model makes of it.
+        """
+        return {"answer": prompts.answers[:, -1]}
 
     @abstractmethod
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
