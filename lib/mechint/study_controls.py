@@ -165,7 +165,7 @@ def effect_of(held: Held, candidate: Candidate, boot: ClusterBootstrap) -> Any:
 def controls(context: Context) -> Found:
     """Random units, prompts whose tokens are shuffled, and the same study on shuffled weights."""
     c, held = context.config, context.held
-    rows = []
+    rows: list[Found] = []
     boot = ClusterBootstrap(held.prompts.template.cpu().numpy(), c.bootstrap, context.seed)
     moved_tokens = shuffled_tokens(context)
     for candidate in context.tested:
@@ -187,10 +187,8 @@ def controls(context: Context) -> Found:
                 "shuffled_tokens": boot.interval(lambda mean: mean, (change * scale).numpy()),
             }
         )
-    report: Found = {"candidates": rows, "random_weights": None}
-    if c.random_weights:
-        report["random_weights"] = random_weights(context)
-    largest = max(row["random_units"]["high"] for row in rows)
+    report: Found = {"candidates": rows, "random_weights": random_weights(context) if c.random_weights else None}
+    largest = max(float(row["random_units"]["high"]) for row in rows)
     said = f"Random units of the same number: at most {largest:.2f} of the effect in 97.5 % of the draws."
     if report["random_weights"]:
         said += f" Shuffled weights: {report['random_weights']['said']}"

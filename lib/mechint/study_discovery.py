@@ -92,11 +92,15 @@ class Kept:
         return {self.sites[0]: self.rows}
 
 
-def dictionary(rows: Tensor, site: str, width: float, k: int, steps: int, seed: int) -> SparseAutoencoder:
-    """A TopK dictionary of activations [row, unit]."""
+def dictionary(
+    rows: Tensor, site: str, width: float, k: int, steps: int, seed: int, penalty: float = 0.0
+) -> SparseAutoencoder:
+    """A dictionary of activations [row, unit]: TopK, or with an L1 penalty where that is above 0."""
     d_in = int(rows.shape[1])
     d_sae = max(2, round(width * d_in))
     config = SAEConfig("topk", d_in, d_sae, k=min(k, d_sae), site=site, seed=seed)
+    if penalty > 0:
+        config = SAEConfig("relu", d_in, d_sae, penalty=penalty, site=site, seed=seed)
     batch = min(1024, len(rows))
     training = Training(tokens=steps * batch, batch=batch, dead_after=10 * len(rows), seed=seed)
     return train_grid({"study": config}, Kept(site, rows), training, title=f"dictionary of {site}")[0].sae

@@ -32,7 +32,7 @@ from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
 from .train_models import decays, make_model, model_config
 
-NOT_THE_MODEL = ("output_dir", "device", "save_every", "variants")
+NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
 
@@ -232,6 +232,8 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
             if state.step % c.eval_every == 0 or state.step == c.steps:
                 judge(job, state, validation)
             progress.step(note(state))
+            if c.keep_every and state.step % c.keep_every == 0:
+                files.write_torch(job.paths.trajectory / f"step{state.step:06}.pt", checkpoint_of(job, state))
             if state.step % c.save_every == 0 and state.step < c.steps:
                 seconds = time.monotonic() - started
                 write_metrics(job, state, seconds)

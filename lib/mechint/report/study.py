@@ -31,7 +31,7 @@ def whisker(axes: Axes, y: float, value: Found, colour: str, marker: str = "o", 
 
 
 def rows_axis(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [short(name, 46) for name in names])
+    axes.set_yticks(range(len(names)), [short(name, 60) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 
@@ -45,7 +45,7 @@ def claims_figure(figure: Figure, found: Found) -> None:
         whisker(axes, y, claim["effect"], VERDICT[claim["verdict"]])
         for control in claim["controls"].values():
             axes.plot([control["high"]], [y], marker="|", markersize=11, color=style.INK, linestyle="none")
-    rows_axis(axes, [claim["claim"] for claim in made])
+    rows_axis(axes, [claim.get("candidate", claim["claim"]) for claim in made])
     for verdict, colour in VERDICT.items():
         axes.plot([], [], marker="o", color=colour, label=verdict)
     axes.plot([], [], marker="|", markersize=9, color=style.INK, linestyle="none", label="upper end of a control")
@@ -129,9 +129,7 @@ def necessity_figure(figure: Figure, found: Found) -> None:
         line = "-" if row["test"] == "necessity" else "--"
         right.plot([0, *row["doses"]], [0, *(d["value"] for d in row["dose"])], color=colour, linestyle=line,
                    marker="o", markersize=3)  # fmt: skip
-    right.set(
-        title="Dose-response (dashed: sufficiency)", xlabel="share of the candidate's part moved", ylabel="effect"
-    )
+    right.set(title="Dose (dashed: sufficiency)", xlabel="share of the candidate's part moved", ylabel="effect")
 
 
 def robustness_figure(figure: Figure, found: Found) -> None:
