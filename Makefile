@@ -32,7 +32,7 @@ PY := $(or $(USED),.venv/bin/python)
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check bench ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig check bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default --models="$$MODELS" --skip-steps="$$SKIP_STEPS" $(FLAGS)
@@ -68,6 +68,20 @@ bench: .venv-bench/.ready
 ground-truth: $(READY)
 	$(Q)"$(PY)" scripts/ground_truth.py
 
+# Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
+PEERS := saelens dictionary_learning sparsify
+interchange: $(READY) $(PEERS:%=interchange-%)
+interchange-%: .venv-peer-%/.ready $(READY)
+	$(Q)rm -rf "output/interchange/$*"
+	$(Q)PYTHONPATH="$(CURDIR)/lib" "$(PY)" -m tests.golden.sae.ours $* "output/interchange/$*"
+	$(Q).venv-peer-$*/bin/python tests/golden/sae/peers.py judge $* "output/interchange/$*"
+
+# nnsight asks for torchvision, whose builds fit one build of torch alone; no dictionary needs it.
+.venv-peer-%/.ready: tests/golden/sae/requirements-%.txt
+	$(Q)python3 scripts/kconfig/environment.py make "$(@D)" "$@" "$<"
+	$(Q)"$(@D)/bin/python" -m pip uninstall -q -y torchvision 2>/dev/null
+.PRECIOUS: .venv-peer-%/.ready
+
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
 
@@ -84,11 +98,11 @@ ready-dev:
 	$(Q)"$(PY)" scripts/kconfig/environment.py check requirements.txt requirements-dev.txt
 
 clean:
-	$(Q)find . \( -path ./.venv -o -path ./.venv-bench -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	$(Q)find . \( -path ./.venv -o -path './.venv-*' -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 mrproper: clean
-	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench
+	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench .venv-peer-*
 
 define HELP
 Run
@@ -112,6 +126,7 @@ Configure (.config)
 Develop
   check              lint, format, types and tests
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
+  interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
   ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md
   clean              remove caches
   mrproper           clean, and remove .config and the environments; results stay

@@ -143,6 +143,18 @@ def test_every_number_is_that_of_a_plain_loop(seed: int, rows: list[int], length
     assert np.allclose(found["density"]["share"], share)
 
 
+def test_losses_are_taken_where_the_task_asks() -> None:
+    """Of one answer in each row, which no later token repeats, and at the last position, too."""
+    model, site, text = tiny_mamba(dtype=torch.float64).requires_grad_(False), "layers.0.out", tokens(4, 6)
+    answers = torch.full_like(text, -1)
+    answers[:, 5], answers[1, 2] = torch.tensor([3, 1, 4, 1]), 9
+    found = evaluate(identity(10), model, [Windows(text, answers=answers)], site, draws=DRAWS, baselines=False)
+    scores = model(text).log_softmax(-1)
+    asked = [(0, 5, 3), (1, 5, 1), (2, 5, 4), (3, 5, 1), (1, 2, 9)]
+    assert value(found, "ce") == pytest.approx(-np.mean([float(scores[row, t, token]) for row, t, token in asked]))
+    assert found["tokens"] == 24
+
+
 def test_intervals_draw_documents() -> None:
     model, site = tiny_mamba(), "layers.0.out"
     text = tokens(8, 6)

@@ -214,6 +214,9 @@ def test_sae_analysis_of_arrays() -> None:
     assert found["probe"]["score"]["value"] > 0.8 and found["n"] == 120
     with pytest.raises(MechintError, match="function of the activations"):
         mechint.run_sae_analysis(X, (X @ torch.randn(10, generator=g)).double(), {"num_epochs": 10})
+    sides = X[X[:, 4].abs() > 0.1]
+    with pytest.raises(MechintError, match="function of the probed activations"):
+        mechint.run_sae_analysis(X, labels, {"num_epochs": 10}, shuffled=(sides, (sides[:, 4] > 0).long()))
     with pytest.raises(MechintError, match="no option 'latents'"):
         mechint.run_sae_analysis(X, labels, {"latents": 3})
     with pytest.raises(MechintError, match="give as many of each"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..pairs import Question
 
-SECTIONS = ("scan", "model", "cache", "sweep", "attention", "temporal", "curves", "gpu")
+SECTIONS = ("scan", "model", "cache", "sweep", "attention", "temporal", "curves", "sae", "gpu")
 
 
 def questions(section: str) -> Iterator[Question]:

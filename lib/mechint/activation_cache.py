@@ -102,7 +102,7 @@ def fill_cache(source: Streamed, directory: str | Path, pools: int | None = None
         raise MechintError("these contexts have no end; say how many pools to cache")
     if dtype not in DTYPES:
         raise MechintError(f"activations can't be stored as {dtype!r}; take {', '.join(DTYPES)}")
-    rank, _ = workers.worker()
+    rank, _ = workers.team()
     with files.lock(directory) if rank == 0 else contextlib.nullcontext():
         manifest = read_manifest(directory) if rank == 0 else None
         if manifest is None:

@@ -136,7 +136,7 @@ class Streamed:
 
     def pool(self, i: int) -> dict[str, Tensor]:
         """Processes take turns at the batches and hand one another their rows."""
-        rank, world = workers.worker()
+        rank, world = workers.team()
         parts: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         for j in range(i * self.pool_batches, (i + 1) * self.pool_batches):
             if self.contexts.batches is not None and j >= self.contexts.batches:

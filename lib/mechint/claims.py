@@ -64,7 +64,7 @@ def of_candidates(found: dict[str, Found], config: Any, task: str) -> list[Found
     rows = found.get("necessity", {}).get("tests", [])
     control = {row["candidate"]: row for row in found.get("controls", {}).get("candidates", [])}
     about = {row["name"]: row for row in found.get("candidates", {}).get("candidates", [])}
-    made = []
+    made, least = [], f"at least {config.min_effect:.0%}"
     for name in dict.fromkeys(row["candidate"] for row in rows):
         pair = {row["test"]: row for row in rows if row["candidate"] == name}
         weaker = min(pair.values(), key=lambda row: row["effect"]["value"])
@@ -76,7 +76,7 @@ def of_candidates(found: dict[str, Found], config: Any, task: str) -> list[Found
         made.append(
             {
                 "kind": "circuit",
-                "claim": f"{name} ({where['rank']} of {where['site']}) carries the answer of {task}",
+                "claim": f"{name}, rank {where['rank']} at {where['site']}, carries {least} of the answer of {task}",
                 "candidate": name,
                 "layer": where["layer"],
                 "site": where["site"],

@@ -80,7 +80,7 @@ class TaskContexts:
     Positions behind a prompt's last answer are padding.
     """
 
-    batches = None
+    batches: int | None = None
 
     def __init__(self, task: Task, split: str, rows: int, seed: int, tokenizer: Any = None) -> None:
         self.task, self.split, self.rows, self.seed, self.tokenizer = task, split, rows, seed, tokenizer

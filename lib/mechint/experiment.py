@@ -22,7 +22,7 @@ from .loader import PromptLoader
 from .models.load import find_device, load
 from .report import kind_of, log_wandb, write_comparison, write_report
 from .run_config import RunConfig
-from .rundir import check_writable, fingerprint, manifest
+from .rundir import check_writable, fingerprint, manifest, weights_digest
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
 
@@ -126,15 +126,6 @@ def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
     model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
     check_family(experiment.chosen(), model.config.family, checkpoint)
     return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
-
-
-def weights_digest(model: Any) -> str:
-    """Hex digest of all weights: the same whatever file format they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> None:

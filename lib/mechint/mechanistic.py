@@ -25,7 +25,7 @@ from . import files
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .probes import Labelled, derived, probe, split_by_group
+from .probes import Labelled, derived, probe, refuse_derived, split_by_group
 from .report import log_wandb, write_report
 from .rundir import check_writable, fingerprint, manifest
 from .statistics import ClusterBootstrap
@@ -229,7 +229,11 @@ class MambaMechanisticAnalyzer:
 
 
 def run_sae_analysis(
-    activations: Tensor, task_labels: Any, config: dict[str, Any] | None = None, groups: Any = None
+    activations: Tensor,
+    task_labels: Any,
+    config: dict[str, Any] | None = None,
+    groups: Any = None,
+    shuffled: tuple[Tensor, Any] | None = None,
 ) -> Found:
     """A dictionary of activations, and which of its latents go with the labels on rows it was not trained on.
 
@@ -239,6 +243,8 @@ def run_sae_analysis(
         config: ``latent_dim_ratio`` (latents for each unit), ``sparsity_weight`` (of an L1 penalty; 0 takes TopK),
             ``active`` (of TopK), ``num_epochs``, ``seed``, ``draws``.
         groups: The template of each row; None where all rows are independent.
+        shuffled: Activations of prompts whose tokens were shuffled, and the labels given for them: if these can be
+            told without an error, they were made of activations, and are refused.
 
     Returns:
         ``variance_explained`` and ``l0`` on held-out rows with intervals; ``latents``: the strongest correlations with
@@ -259,6 +265,8 @@ def run_sae_analysis(
             f"run_sae_analysis: {len(X)} rows, {len(y)} labels and {len(rows)} groups; give as many of each"
         )
     train, test = split_by_group(Labelled(X.numpy(), y, rows), 0.6, c["seed"])
+    if shuffled is not None:
+        refuse_derived(shuffled[0].detach().double().cpu().flatten(1).numpy(), shuffled[1])
     if reason := derived(train, test):
         raise MechintError(f"the labels are a function of the activations ({reason}); take labels from the task")
     steps = max(10, c["num_epochs"] * max(1, len(train) // 1024))

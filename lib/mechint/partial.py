@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import MechintError
@@ -81,27 +80,30 @@ def log_probs(model: Any, r: Tensor, piece: slice) -> Tensor:
     return torch.log_softmax(logits if logits.dtype.itemsize > 2 else logits.float(), -1)
 
 
-def compare(model: Any, tokens: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def losses_of(scores: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of targets [batch, position] under log-probabilities; of any token where it is −1."""
+    return -scores.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+
+
+def compare(model: Any, targets: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Loss and divergence of changed forwards beside the clean one.
 
     Args:
-        tokens: [batch, position].
+        targets: What should follow each position, [batch, position]; −1 where nothing is asked.
         clean: The residual stream behind the last layer [batch, position, model].
         changed: Others of the same shape.
 
     Returns:
-        Cross-entropy of the next token in nats, of the clean forward and then of each changed one,
-        [1 + changed, batch, position - 1]; and KL(clean ‖ changed) in nats, [changed, batch, position - 1].
+        Cross-entropy of the targets in nats, of the clean forward and then of each changed one,
+        [1 + changed, batch, position]; and KL(clean ‖ changed) in nats, [changed, batch, position].
     """
     losses, divergences = [], []
-    for piece in pieces(model, len(tokens), tokens.shape[1] - 1):
-        target = tokens[:, piece.start + 1 : piece.stop + 1]
-        reference = log_probs(model, clean, piece)
-        nll = lambda scores, target=target: F.nll_loss(scores.transpose(1, 2), target, reduction="none")
-        ce, kl = [nll(reference)], []
+    for piece in pieces(model, *targets.shape):
+        reference, target = log_probs(model, clean, piece), targets[:, piece]
+        ce, kl = [losses_of(reference, target)], []
         for r in changed:
             scores = log_probs(model, r, piece)
-            ce.append(nll(scores))
+            ce.append(losses_of(scores, target))
             kl.append((reference.exp() * (reference - scores)).sum(-1))
         losses.append(torch.stack(ce))
         divergences.append(torch.stack(kl) if kl else reference.new_zeros(0, *target.shape))

@@ -9,7 +9,7 @@ labels (Hewitt & Liang 2019). A probe proposes: only an intervention says that t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,17 +363,14 @@ def derived(train: Labelled, test: Labelled) -> str:
     return ""
 
 
-def refuse_derived(label: Callable[[Array], NDArray[Any]] | None, shuffled_X: Array, y: Sequence[Any]) -> None:
+def refuse_derived(shuffled_X: Array, y: Sequence[Any]) -> None:
     """The decisive test, where prompts with shuffled tokens were run too: what a task asks has no meaning there, so a
     label that the activations of these still give back exactly was made of activations.
 
     Args:
-        label: How labels were made, if that is known to take activations; refused as it is.
         shuffled_X: Activations of prompts whose tokens were shuffled, [prompt, unit].
         y: The labels given for them, [prompt].
     """
-    if label is not None:
-        raise MechintError("labels made of activations are not labels of the task; take them from the prompts")
     half = len(shuffled_X) // 2
     values, groups = np.asarray(y), np.arange(len(shuffled_X))
     data = Labelled(np.asarray(shuffled_X, dtype=np.float64), values, groups)

@@ -68,11 +68,22 @@ class Windows:
         keep: [row, position] bool: False at BOS, document boundaries and padding, whose activations count nowhere and
             are not replaced. None keeps all.
         document: [row] the document of each row, what intervals draw from; None takes each row of the corpus as one.
+        answers: [row, position] the token that should follow, −1 where the task asks nothing: losses and KL are taken
+            there alone. None takes the next token wherever it and the position are kept.
     """
 
     tokens: Tensor
     keep: Tensor | None = None
     document: Tensor | None = None
+    answers: Tensor | None = None
+
+    def targets(self) -> Tensor:
+        """What should follow each position, [row, position]; −1 where no loss is taken."""
+        if self.answers is not None:
+            return self.answers
+        keep, none = self.kept(), torch.full_like(self.tokens[:, :1], -1)
+        follows = self.tokens[:, 1:].where(keep[:, :-1] & keep[:, 1:], none)  # what follows a kept token, and is one
+        return torch.cat([follows, none], 1)
 
     def kept(self) -> Tensor:
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.keep is None else self.keep
@@ -164,7 +175,7 @@ def evaluate_all(
     for dictionary in dictionaries.values():
         check_fit(dictionary, model, site)
     windows = [as_windows(batch) for batch in batches]
-    documents = _documents(windows)
+    documents = documents_of(windows)
     moments = _moments(model, windows, site, baselines, title)
     first = _Pass(dictionaries, model, windows, site, moments.mean, title).run()
     bootstrap = ClusterBootstrap(documents, draws, seed, over="documents")
@@ -193,7 +204,8 @@ def evaluate(sae: Any, model: Any, batches: Sequence[Windows | Tensor], site: st
 # ---- the passes over the text -----------------------------------------------------------------------------------
 
 
-def _documents(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
+def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
+    """The document of each row of the text, [row]; refuses text that no interval can be drawn from."""
     if not windows:
         raise MechintError("there is no text to evaluate on; give at least two documents")
     rows, found = 0, []
@@ -260,8 +272,9 @@ class _Pass:
             behind(self.model, tokens, before, self.site, edits)
             for edits in ([], *([splice(self.site, value, keep)] for value in new))
         )
-        losses, divergences = compare(self.model, tokens, clean, changed)
-        counted = (keep[:, :-1] & keep[:, 1:]).double()  # what follows a kept token, and is one
+        targets = window.targets()
+        losses, divergences = compare(self.model, targets, clean, changed)
+        counted = (targets >= 0).double()
         by_row = lambda values: (values.double() * counted).sum(-1).cpu()
         self.keep(self.own, tokens=keep.sum(1).double().cpu(), predicted=counted.sum(1).cpu(),
                   variance=_by_row(centred, rows, len(tokens)), ce=by_row(losses[0]), ce_zero=by_row(losses[1]),
@@ -350,6 +363,13 @@ def _result(
         f"{key} was not measured: {MEANING[key]} has no denominator on this text."
         for key in ("ce_recovered_zero", "ce_recovered_mean", "reconstruction_bias")
         if key not in metrics
+    ]
+    own = float(metrics["ce"]["value"])
+    notes += [
+        f"Replacing {site} by {what} does not certainly raise the loss ({float(loss['low']):.3g} to "
+        f"{float(loss['high']):.3g} nats, {own:.3g} without), so the CE recovered against it means little."
+        for what, loss in (("zero", metrics["ce_zero"]), ("its mean", metrics["ce_mean"]))
+        if float(loss["low"]) <= own
     ]
     if hasattr(dictionary, "W_dec") and len(fired) > 1:
         metrics["decoder_cosine"] = spread(largest_cosine(dictionary.W_dec).tolist(), "latents")

@@ -20,13 +20,16 @@ from . import workers
 from .activations import Batches, Pools
 from .errors import MechintError
 from .progress import Progress
-from .sae import SAEConfig, SparseAutoencoder, Step, make
+from .sae import Loss, SAEConfig, SparseAutoencoder, Step, make
 from .tasks import mix
 
 SAMPLE = 4096
 """Activations that the geometric median is taken of."""
 CURVE = 200
 """Points of a training curve, about."""
+
+FROZEN = {"frozen_decoder": "W_dec", "frozen_encoder": "W_enc"}
+"""Baselines, and what is not trained in them."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def train_grid(
     Raises:
         MechintError: a width does not fit its site, there is less than a batch, or a loss is no number.
     """
-    _, world = workers.worker()
+    _, world = workers.team()
     if training.batch % world:
         raise MechintError(f"a batch of {training.batch} can't be shared by {world} processes; choose a multiple")
     check_sites(configs, pools)
@@ -195,13 +198,18 @@ def train_grid(
 
 
 def unpack(saved: dict[str, Any], device: torch.device | str) -> dict[str, Moments]:
-    return {site: Moments(scale, center.to(device), variance) for site, (scale, center, variance) in saved["moments"].items()}
+    return {
+        site: Moments(scale, center.to(device), variance)
+        for site, (scale, center, variance) in saved["moments"].items()
+    }
 
 
 def check_sites(configs: dict[str, SAEConfig], pools: Pools) -> None:
     for name, config in configs.items():
         if config.site not in pools.widths:
-            raise MechintError(f"dictionary {name}: no activations of {config.site!r}; there are {', '.join(pools.sites)}")
+            raise MechintError(
+                f"dictionary {name}: no activations of {config.site!r}; there are {', '.join(pools.sites)}"
+            )
         if pools.widths[config.site] != config.d_in:
             raise MechintError(
                 f"dictionary {name} takes activations of width {config.d_in}, but {config.site} has width "
@@ -215,10 +223,13 @@ def make_member(
     sae = make(replace(config, scale=moments.scale))
     sae.initialise(moments.center.cpu(), torch.Generator().manual_seed(mix(config.seed, "dictionary", config.site)))
     sae.to(device).train()
+    if config.baseline:
+        getattr(sae, FROZEN[config.baseline]).requires_grad_(False)
+    learned = [parameter for parameter in sae.parameters() if parameter.requires_grad]
     return Member(
         name,
         sae,
-        torch.optim.Adam(sae.parameters(), lr=peak_lr(training, config), fused=True),
+        torch.optim.Adam(learned, lr=peak_lr(training, config), fused=True),
         torch.zeros(config.d_sae, dtype=torch.long, device=device),
     )
 
@@ -236,7 +247,7 @@ def pace(training: Training, step: int) -> float:
 
 def share(rows: Tensor) -> Tensor:
     """This process' part of a batch."""
-    rank, world = workers.worker()
+    rank, world = workers.team()
     return rows[rank * (len(rows) // world) : (rank + 1) * (len(rows) // world)]
 
 
@@ -255,7 +266,7 @@ def one_step(
         loss = sae.loss(x, Step(warmth, dead if bool(dead.any()) else None))
         total = loss.total
     total.backward()
-    _, world = workers.worker()
+    _, world = workers.team()
     for parameter in sae.parameters():
         if world > 1 and parameter.grad is not None:
             parameter.grad.copy_(workers.sum_over(parameter.grad.contiguous()) / world)
@@ -272,23 +283,22 @@ def one_step(
     member.silent += training.batch
     member.silent[workers.sum_over(loss.fired) > 0] = 0
     if step % max(1, training.steps // CURVE) == 0 or step + 1 == training.steps:
-        member.history.append(point(member, loss.terms, loss.l0, moments[site], training, step))
+        member.history.append(point(member, loss, moments[site], training, step))
     latest = member.history[-1]
     return f"{member.name}: explained {latest['variance_explained']:.1%}, L0 {latest['l0']:.1f}"
 
 
-def point(
-    member: Member, terms: dict[str, Tensor], l0: Tensor, moments: Moments, training: Training, step: int
-) -> dict[str, float]:
+def point(member: Member, loss: Loss, moments: Moments, training: Training, step: int) -> dict[str, float]:
     """A point of the training curve, of this batch."""
-    means = {name: float(workers.mean_over(term.detach())) for name, term in terms.items()}
+    means = {name: float(workers.mean_over(term.detach())) for name, term in loss.terms.items()}
+    error = float(workers.mean_over(loss.seen.get("mse", loss.terms["mse"]).detach()))
     return {
         "step": step + 1,
         "tokens": (step + 1) * training.batch,
         **means,
         "loss": sum(means.values()),
-        "l0": float(workers.mean_over(l0.detach().float())),
-        "variance_explained": 1 - means["mse"] / moments.variance,
+        "l0": float(workers.mean_over(loss.l0.detach().float())),
+        "variance_explained": 1 - error / moments.variance,
         "dead": float((member.silent >= training.dead_after).float().mean()),
         "lr": member.optimizer.param_groups[0]["lr"],
     }

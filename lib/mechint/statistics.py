@@ -94,6 +94,16 @@ def area(fractions: Sequence[float], values: Array) -> Array:
     return np.asarray((middle * steps).sum(1) / (x[-1] - x[0]))
 
 
+def benjamini_hochberg(p: Array) -> Array:
+    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
+    flat = np.asarray(p, dtype=np.float64).reshape(-1)
+    order = np.argsort(flat)[::-1]
+    scaled = flat[order] * len(flat) / np.arange(len(flat), 0, -1)
+    found = np.empty_like(flat)
+    found[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
+    return found.reshape(np.shape(p))
+
+
 def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:
     """p-values of "the mean is zero" for every cell, adjusted for looking at all of them.
 

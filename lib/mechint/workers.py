@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +36,28 @@ def worker() -> tuple[int, int]:
     return 0, 1
 
 
+_together = False
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within this context all processes work on one thing, and the functions below have them share it.
+
+    Outside, each works on something of its own, so those functions do not wait for the others.
+    """
+    global _together
+    before, _together = _together, True
+    try:
+        yield
+    finally:
+        _together = before
+
+
+def team() -> tuple[int, int]:
+    """:func:`worker` within :func:`together`; (0, 1) outside."""
+    return worker() if _together else (0, 1)
+
+
 def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
     """The parts of all processes, in all of them."""
     _, world = worker()
@@ -46,7 +70,7 @@ def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
 
 def mean_over(value: torch.Tensor) -> torch.Tensor:
     """The mean of a scalar over all processes; the gradient is that of this process' own."""
-    _, world = worker()
+    _, world = team()
     if world == 1:
         return value
     every = value.detach().clone()
@@ -56,14 +80,14 @@ def mean_over(value: torch.Tensor) -> torch.Tensor:
 
 def sum_over(value: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes, in place."""
-    if worker()[1] > 1:
+    if team()[1] > 1:
         group.all_reduce(value)
     return value
 
 
 def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
     """The (count · processes)-th largest of the values of all processes, a scalar."""
-    _, world = worker()
+    _, world = team()
     count = min(count * world, values.numel() * world)
     mine = values.flatten().topk(min(count, values.numel()), sorted=False).values
     if world > 1:
@@ -75,7 +99,7 @@ def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def hand_out(value: torch.Tensor | None, owner: int) -> torch.Tensor:
     """A tensor that only the process ``owner`` has, in all of them."""
-    rank, world = worker()
+    rank, world = team()
     if world == 1:
         assert value is not None
         return value
@@ -93,7 +117,7 @@ def hand_out(value: torch.Tensor | None, owner: int) -> torch.Tensor:
 
 def from_first(value: Any) -> Any:
     """What the first process has, in all of them."""
-    if worker()[1] == 1:
+    if team()[1] == 1:
         return value
     held = [value]
     group.broadcast_object_list(held, src=0)
@@ -102,5 +126,5 @@ def from_first(value: Any) -> Any:
 
 def barrier() -> None:
     """Waits for all processes."""
-    if worker()[1] > 1:
+    if team()[1] > 1:
         group.barrier()

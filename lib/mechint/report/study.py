@@ -65,7 +65,7 @@ def activations_figure(figure: Figure, found: Found) -> None:
     style.percent_axis(left)
     left.legend()
     right.set(title="Norm by position", xlabel="position", ylabel="mean norm")
-    right.set_ylim(bottom=0)
+    right.set_yscale("log")
 
 
 def sae_figure(figure: Figure, found: Found) -> None:

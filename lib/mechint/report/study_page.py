@@ -108,7 +108,7 @@ def html(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
     body.append(
         f'<p class="lead">{escape(raw["claims"]["said"].capitalize())} {escape(raw["task"]["description"])}.</p>'
     )
-    items = [card(verdict, str(count), "claims") for verdict, count in verdicts.items()]
+    items = [card(name, str(verdicts[name]), "claims") for name in ("supported", "refuted", "underpowered")]
     if "accuracy" in setup:
         value = setup["accuracy"]
         items.append(

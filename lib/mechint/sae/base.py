@@ -42,10 +42,11 @@ class SAEConfig:
         context_size: Tokens of a context.
         prepend_bos: Whether a context began with the beginning-of-sequence token.
         dataset: Text that the activations come from.
-        seed: Of the initialisation and of the order of the activations.
+        seed: Of the initialisation.
         scale: Training inputs were activations times this; 1.0 when they were not scaled. Weights on disk are for raw
             activations.
         tokens: Activations seen in training.
+        baseline: ``frozen_decoder`` or ``frozen_encoder`` for a control whose directions stayed as they were drawn.
         trained_as: Architecture in training, where inference has another: batch_topk and matryoshka are saved as
             jumprelu.
     """
@@ -68,6 +69,7 @@ class SAEConfig:
     seed: int = 0
     scale: float = 1.0
     tokens: int = 0
+    baseline: str = ""
     trained_as: str = ""
 
 
@@ -172,13 +174,13 @@ class SparseAutoencoder(nn.Module):
         """The training loss on a batch x [batch, d_in] of scaled activations."""
         raise NotImplementedError
 
-    def auxiliary(self, pre: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
+    def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
         """The loss that revives dead latents: the d_in / 2 most active of them are to explain the error.
 
         Weight 1/32, less while there are fewer dead latents than that (Gao et al. 2024, appendix A.2).
 
         Args:
-            pre: Pre-activations, [batch, d_sae].
+            x: Scaled activations, [batch, d_in].
             error: x − x̂, [batch, d_in]; no gradient flows into it.
             dead: [d_sae] bool, or None.
 
@@ -189,7 +191,7 @@ class SparseAutoencoder(nn.Module):
         if where is None or len(where) == 0:
             return {}
         k = max(1, self.config.d_in // 2)
-        f = torch.relu(pre[:, where])
+        f = torch.relu((x - self.b_dec) @ self.W_enc.t()[where].t() + self.b_enc[where])  # [batch, dead]
         if len(where) > k:
             values, at = f.topk(k, dim=-1, sorted=False)
             f = torch.zeros_like(f).scatter(-1, at, values)
@@ -208,7 +210,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         """Rows of W_dec back to norm 1."""
-        self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

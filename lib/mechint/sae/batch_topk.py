@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import workers
+from . import sparse
 from .base import Loss, SAEConfig, Step, squared_error
 from .jumprelu import JumpReLU
 from .topk import TopK
@@ -39,13 +40,20 @@ class BatchTopK(TopK):
         least = workers.kth_largest(positive.detach(), self.config.k * len(pre))
         return positive * (positive >= least), least
 
+    def find(self, centred: Tensor) -> tuple[sparse.Codes, dict[str, Tensor]]:
+        guess = float(self.threshold)
+        found, least = sparse.batch_codes(centred, self.W_enc, self.b_enc, self.config.k, guess)
+        return found, {"threshold": least}
+
     def loss(self, x: Tensor, step: Step) -> Loss:
+        if sparse.usable(x):
+            return self.sparse_loss(x, step)
         pre = self.pre_activations(x)
         f, least = self.select(pre)
         reconstruction = self.decode(f)
         terms = {
             "mse": squared_error(x, reconstruction),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x), {"threshold": least})

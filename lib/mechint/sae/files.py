@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import MechintError
-from ..files import read_json
+from ..files import read_json, whole_directory
 from .base import SAEConfig, SparseAutoencoder
 from .registry import ARCHITECTURES, make
 
@@ -26,19 +23,32 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.0.0"
 """Release whose layout this is; SAELens refuses to read newer keys without one."""
 HF_MODULES = {
-    ("mamba", "resid_pre"): "backbone.layers.{layer}",
     ("mamba", "resid_post"): "backbone.layers.{layer}",
     ("mamba", "out"): "backbone.layers.{layer}.mixer",
+    ("mamba", "embed"): "backbone.embeddings",
     ("gpt2", "resid_post"): "transformer.h.{layer}",
     ("gpt2", "attn_out"): "transformer.h.{layer}.attn",
     ("gpt2", "mlp_out"): "transformer.h.{layer}.mlp",
+    ("gpt2", "embed"): "transformer.wte",
+    ("llama", "resid_post"): "model.layers.{layer}",
+    ("llama", "attn_out"): "model.layers.{layer}.self_attn",
+    ("llama", "mlp_out"): "model.layers.{layer}.mlp",
+    ("llama", "embed"): "model.embed_tokens",
 }
+BEFORE_LAYERS = {"mamba": "backbone.embeddings", "gpt2": "transformer.drop", "llama": "model.embed_tokens"}
 
 
 def hook_name(config: SAEConfig) -> str:
-    """Hugging Face's module whose output the site is, or the site's own name where no module has it."""
-    kind = config.site.rpartition(".")[2]
-    return HF_MODULES.get((config.model_family, kind), config.site).format(layer=config.layer)
+    """Hugging Face's module whose output the site is, or the site's own name where no module has it.
+
+    What a layer reads is the output of the layer before it.
+    """
+    family, kind, layer = config.model_family, config.site.rpartition(".")[2], config.layer
+    if kind == "resid_pre" and family in BEFORE_LAYERS:
+        if layer == 0:
+            return BEFORE_LAYERS[family]
+        kind, layer = "resid_post", layer - 1
+    return HF_MODULES.get((family, kind), config.site).format(layer=layer)
 
 
 def save(sae: SparseAutoencoder, directory: str | Path) -> Path:
@@ -52,27 +62,13 @@ def save(sae: SparseAutoencoder, directory: str | Path) -> Path:
         OSError: the disk is full or read-only; nothing is left behind.
     """
     directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()) and not (directory / CONFIG).is_file():
-        raise MechintError(f"{directory} holds files that are no dictionary; choose another directory")
     sae = sae.inference()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        tensors = {
-            there: getattr(sae, here).detach().to("cpu", torch.float32).contiguous()
-            for here, there in sae.tensors.items()
-        }
+    tensors = {
+        there: getattr(sae, here).detach().to("cpu", torch.float32).contiguous() for here, there in sae.tensors.items()
+    }
+    with whole_directory(directory, CONFIG, "dictionary") as temporary:
         (temporary / CONFIG).write_text(json.dumps(cfg(sae), indent=2, sort_keys=True, allow_nan=False) + "\n")
         save_file(tensors, temporary / WEIGHTS)
-        temporary.chmod(0o755)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
@@ -119,7 +115,19 @@ def load(directory: str | Path) -> SparseAutoencoder:
         tensors = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise MechintError(f"{directory / WEIGHTS} can't be read ({error}); copy it again") from None
+    if raw.get("rescale_acts_by_decoder_norm") and "W_dec" in tensors:
+        tensors = with_unit_rows(tensors)
     return from_tensors(config_of(raw, directory), tensors, str(directory / WEIGHTS))
+
+
+def with_unit_rows(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same dictionary with decoder rows of norm 1, for files that say ``rescale_acts_by_decoder_norm``.
+
+    There a latent's activation is the pre-activation times the norm of its row.
+    """
+    norms = tensors["W_dec"].norm(dim=1)
+    grown = {name: tensor * norms if name in ("W_enc", "b_enc") else tensor for name, tensor in tensors.items()}
+    return {**grown, "W_dec": tensors["W_dec"] / norms.clamp_min(1e-30)[:, None]}
 
 
 def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
@@ -138,7 +146,7 @@ def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
             raise MechintError(f"{where / CONFIG} reshapes activations ({raw['reshape_activations']!r}); not supported")
         if ours is not None:
             known = {field.name for field in dataclasses.fields(SAEConfig)}
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items() if k in known}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items() if k in known}
             return SAEConfig(**values)
         return SAEConfig(
             architecture=architecture,

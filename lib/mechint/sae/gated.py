@@ -42,7 +42,7 @@ class Gated(SparseAutoencoder):
             "mse": squared_error(x, reconstruction),
             "l1": self.config.penalty * step.warmth * gate.sum(-1).mean(),
             "gate": squared_error(x, gate @ self.W_dec.detach() + self.b_dec.detach()),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x))

@@ -4,49 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import workers
+from . import dense
 from .base import Loss, SAEConfig, SparseAutoencoder, Step, squared_error
 
 BANDWIDTH = 0.1
-"""Width of the kernel around a threshold, in units of an input coordinate's root mean square (1 after scaling).
+"""Width ε of the rectangle around a threshold θ in which its gradient is estimated (their equations 11 and 12):
+of f it is −θ/ε, of the number of active latents −1/ε. In units of an input
+coordinate's root mean square (1 after scaling).
 
 Theirs is 0.001 with E‖x‖² = 1, that is 0.001 √d here; 0.1 is that of d = 10⁴ and learns faster at small d."""
 FIRST_THRESHOLD = 0.1
-
-
-class Jump(torch.autograd.Function):
-    """pre · H(pre − θ); the gradient of θ is −θ/ε times a rectangle around the threshold (their equation 11)."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
-        return pre * (pre > threshold)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < BANDWIDTH / 2
-        return grads[0] * (pre > threshold), (-(threshold / BANDWIDTH) * near * grads[0]).sum(0)
-
-
-class Heaviside(torch.autograd.Function):
-    """H(pre − θ); the gradient of θ is −1/ε times a rectangle around the threshold (their equation 12)."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
-        return (pre > threshold).to(pre.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < BANDWIDTH / 2
-        return torch.zeros_like(pre), (-(1 / BANDWIDTH) * near * grads[0]).sum(0)
 
 
 class JumpReLU(SparseAutoencoder):
@@ -66,15 +39,16 @@ class JumpReLU(SparseAutoencoder):
 
     def loss(self, x: Tensor, step: Step) -> Loss:
         c = self.config
-        pre = self.pre_activations(x)
-        threshold = self.threshold.clamp_min(0)
-        f = Jump.apply(torch.relu(pre), threshold)
-        reconstruction = self.decode(f)
-        l0 = Heaviside.apply(pre, threshold).sum(-1).mean()
+        self.check_input(x)
+        centred = (x - self.b_dec).detach()
+        reconstruction, _, active, f = dense.Reconstruct.apply(
+            centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold.clamp_min(0), BANDWIDTH
+        )
+        l0 = active / len(x)
         distance = c.d_in * (workers.mean_over(l0) / c.k - 1).square() if c.k else l0
         terms = {
             "mse": squared_error(x, reconstruction),
             "l0": c.penalty * step.warmth * distance,
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
-        return Loss(terms, (f > 0).sum(0), l0.detach())
+        return Loss(terms, torch.count_nonzero(f, 0), l0.detach())

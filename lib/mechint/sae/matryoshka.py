@@ -39,6 +39,6 @@ class Matryoshka(BatchTopK):
         for low, high in itertools.pairwise((0, *self.groups)):
             reconstruction = reconstruction + f[:, low:high] @ self.W_dec[low:high]
             errors.append((x - reconstruction).square().sum(-1).mean())
-        terms = {"mse": torch.stack(errors).mean(), **self.auxiliary(pre, x - reconstruction, step.dead)}
+        terms = {"mse": torch.stack(errors).mean(), **self.auxiliary(x, x - reconstruction, step.dead)}
         fired = (f > 0).sum(0)
-        return Loss(terms, fired, fired.sum() / len(x), {"threshold": least})
+        return Loss(terms, fired, fired.sum() / len(x), {"threshold": least, "mse": errors[-1].detach()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import dense
 from .base import Loss, SparseAutoencoder, Step, squared_error
 
 
@@ -17,13 +18,15 @@ class ReLU(SparseAutoencoder):
         return torch.relu(pre)
 
     def loss(self, x: Tensor, step: Step) -> Loss:
-        pre = self.pre_activations(x)
-        f = torch.relu(pre)
-        reconstruction = self.decode(f)
+        self.check_input(x)
+        centred = (x - self.b_dec).detach()
+        reconstruction, total, _, f = dense.Reconstruct.apply(
+            centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, None, 0.0
+        )
         terms = {
             "mse": squared_error(x, reconstruction),
-            "l1": self.config.penalty * step.warmth * f.sum(-1).mean(),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            "l1": self.config.penalty * step.warmth * total / len(x),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
-        fired = (f > 0).sum(0)
+        fired = torch.count_nonzero(f, 0)
         return Loss(terms, fired, fired.sum() / len(x))

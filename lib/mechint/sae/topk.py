@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError
+from . import sparse
 from .base import Loss, SAEConfig, SparseAutoencoder, Step, squared_error
 
 
@@ -29,15 +30,34 @@ class TopK(SparseAutoencoder):
         return top(pre, self.config.k)
 
     def loss(self, x: Tensor, step: Step) -> Loss:
+        if sparse.usable(x):
+            return self.sparse_loss(x, step)
         pre = self.pre_activations(x)
         f = self.activate(pre)
         reconstruction = self.decode(f)
         terms = {
             "mse": squared_error(x, reconstruction),
-            **self.auxiliary(pre, x - reconstruction, step.dead),
+            **self.auxiliary(x, x - reconstruction, step.dead),
         }
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x))
+
+    def sparse_loss(self, x: Tensor, step: Step) -> Loss:
+        """:meth:`loss`, touching only the active latents."""
+        self.check_input(x)
+        centred = (x - self.b_dec).detach().contiguous()
+        found, seen = self.find(centred)
+        reconstruction = sparse.Reconstruct.apply(centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, found)
+        terms = {
+            "mse": squared_error(x, reconstruction),
+            **self.auxiliary(x, x - reconstruction, step.dead),
+        }
+        fired = torch.bincount(found.at, minlength=self.config.d_sae)
+        return Loss(terms, fired, fired.sum() / len(x), seen)
+
+    def find(self, centred: Tensor) -> tuple[sparse.Codes, dict[str, Tensor]]:
+        """The active latents of x − b_dec [batch, d_in], and what is seen on the way."""
+        return sparse.top_codes(centred, self.W_enc, self.b_enc, self.config.k), {}
 
     def extra_config(self) -> dict[str, Any]:
         return {"k": self.config.k, "rescale_acts_by_decoder_norm": False}
