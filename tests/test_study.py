@@ -70,7 +70,7 @@ def test_every_step_reports_and_every_number_has_its_interval(finished: Any) -> 
 
 
 def test_on_random_weights_no_claim_of_a_circuit_is_supported(known: Any) -> None:
-    config = dataclasses.replace(QUICK, skip_steps="3 4 7 8 9 10 11")
+    config = dataclasses.replace(QUICK, skip_steps="3 7 8 9 10 11", random_weights=True)
     for seed in range(2):
         _, results = study(shuffled_weights(known.model, seed), known.task, config)
         assert results["claims"]["verdicts"]["supported"] == 0
@@ -148,6 +148,14 @@ def claim(value: float, low: float, high: float, p: float = 0.001, control: floa
         "kind": "circuit", "effect": effect, "least": 0.2, "p_holm": p, "resolution": 0.005,
         "controls": {"random": {"value": control, "low": control, "high": control}},
     }  # fmt: skip
+
+
+def test_reading_is_claimed_only_beside_random_weights() -> None:
+    made = {**claim(0.5, 0.4, 0.6), "kind": "probe"}
+    assert judge(made, 4, QUICK, "") == ("underpowered", "the control on random weights was not measured (step 13)")
+    for high, verdict in ((0.1, "supported"), (0.7, "refuted")):
+        made["controls"]["random weights"] = {"value": high, "low": high, "high": high}
+        assert judge(made, 4, QUICK, "")[0] == verdict
 
 
 def test_verdicts_follow_from_numbers() -> None:

@@ -18,6 +18,7 @@ from .necessity import ALPHA
 from .statistics import Number, holm
 
 Found = dict[str, Any]
+RANDOM = "random weights"
 VERDICTS = ("supported", "refuted", "underpowered")
 
 
@@ -102,10 +103,15 @@ def of_candidates(found: dict[str, Found], config: Any, task: str) -> list[Found
 def of_probes(found: dict[str, Found], config: Any, task: str) -> list[Found]:
     """One claim for each label: where it is read best. Reading is no use: it says nothing of what the model needs."""
     rows = found.get("probes", {}).get("probes", [])
+    untrained = (found.get("controls", {}).get("random_weights") or {}).get("probes", [])
     made = []
     for label in dict.fromkeys(row["label"] for row in rows):
         mine = [row for row in rows if row["label"] == label]
         best = max(mine, key=lambda row: row["selectivity"]["value"])
+        controls = {"shuffled labels": scaled(best["shuffled"], best)}
+        for row in untrained:
+            if row["label"] == label:
+                controls[RANDOM] = row["selectivity"]
         made.append(
             {
                 "kind": "probe",
@@ -118,8 +124,11 @@ def of_probes(found: dict[str, Found], config: Any, task: str) -> list[Found]:
                 "least": 0.05,
                 "p": min(1.0, len(mine) * best["p"]),  # the best of several was chosen
                 "resolution": len(mine) / (config.bootstrap + 1),
-                "controls": {"shuffled labels": scaled(best["shuffled"], best)},
-                "refuted_by": "held-out templates on which the probe scores no better than on shuffled labels",
+                "controls": controls,
+                "refuted_by": (
+                    "held-out templates on which the probe scores no better than on shuffled labels, or a model with "
+                    "random weights in which it reads as much"
+                ),
             }
         )
     return made
@@ -141,6 +150,8 @@ def judge(claim: Found, tests: int, config: Any, not_done: str) -> tuple[str, st
         return "refuted", f"the effect is at most {effect['high']:.2f}, and {least:.2f} was asked for"
     if beaten and effect["high"] <= max(claim["controls"][name]["high"] for name in beaten):
         return "refuted", f"a control is as large: {', '.join(beaten)}"
+    if claim["kind"] == "probe" and RANDOM not in claim["controls"]:
+        return "underpowered", "the control on random weights was not measured (step 13)"
     if claim["p_holm"] <= ALPHA and effect["low"] > 0 and effect["value"] >= least and not beaten:
         return "supported", f"p = {claim['p_holm']:.3g} after Holm over {tests} claims"
     if tests * claim["resolution"] > ALPHA:

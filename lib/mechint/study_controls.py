@@ -15,8 +15,10 @@ from .errors import MechintError
 from .interchange import Corruption, Interchange
 from .loader import PromptLoader
 from .necessity import Held, deltas, moved, necessity
+from .probes import probe
 from .statistics import ClusterBootstrap, jaccard, number, rank_correlation, spread
 from .study_context import Context, Found
+from .study_discovery import collected, labelled
 from .subspaces import Traffic, answered, linear_cka, shuffled_weights, traffic
 from .tasks import make_task
 from .tasks.base import generator
@@ -230,6 +232,7 @@ def random_weights(context: Context) -> Found:
     for layer, site in context.sites.items():
         proposals += [*of_mask(found[site], layer, kept[layer], c.rank), *of_clusters(found[site], layer, c.rank)]
     report: Found = {"accuracy": float(right.mean()), "n": len(right), "candidate": None, "tests": []}
+    report["probes"] = probes_of(context, model)
     try:
         held = Held.of(model, context.val.batches, sites, c.metric)
     except MechintError as reason:
@@ -244,6 +247,28 @@ def random_weights(context: Context) -> Found:
     return report | {
         "candidate": best.name, "tests": rows, "said": f"the best candidate has p = {worst:.2f} on answered prompts."
     }  # fmt: skip
+
+
+def best_probes(rows: list[Found]) -> list[Found]:
+    """The most selective probe of each label."""
+    labels = dict.fromkeys(row["label"] for row in rows)
+    return [max((r for r in rows if r["label"] == label), key=lambda r: r["selectivity"]["value"]) for label in labels]
+
+
+def probes_of(context: Context, model: Any) -> list[Found]:
+    """The best probe of each label, fitted anew on another model's activations: what needs no training to be read."""
+    rows = best_probes(context.found.get("probes", {}).get("report", {}).get("probes", []))
+    if not rows:
+        return []
+    train, test = (collected(context, loader, model) for loader in (context.train, context.val))
+    found = []
+    for row in rows:
+        a, b = (labelled(context, loader, values[row["site"]], row["label"])
+                for loader, values in ((context.train, train), (context.val, test)))  # fmt: skip
+        c = context.config
+        made = probe(a, b, row["method"], row["label"], shuffles=c.shuffles, draws=c.bootstrap, seed=context.seed)
+        found.append({"label": row["label"], "site": row["site"], "selectivity": made.selectivity, "n": len(b)})
+    return found
 
 
 def scale(context: Context) -> Found:

@@ -136,12 +136,12 @@ def sae(context: Context) -> Found:
     return {"report": {"layers": layers, "said": said}, "keep": {"proposals": [plain(p) for p in proposals]}}
 
 
-def collected(context: Context, loader: PromptLoader) -> dict[str, Tensor]:
-    """The sites on the prompts of a loader, [prompt, position, unit]."""
+def collected(context: Context, loader: PromptLoader, model: Any = None) -> dict[str, Tensor]:
+    """The sites on the prompts of a loader, [prompt, position, unit], in the studied model or another one."""
     parts: dict[str, list[Tensor]] = {site: [] for site in context.sites.values()}
     with torch.no_grad():
         for batch in loader:
-            found = run(context.model, batch.tokens, list(parts), logits_at=batch.positions[:, :0])
+            found = run(model or context.model, batch.tokens, list(parts), logits_at=batch.positions[:, :0])
             for site, values in parts.items():
                 values.append(found[site].flatten(2).double().cpu())
     return {site: torch.cat(values) for site, values in parts.items()}
