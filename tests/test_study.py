@@ -15,6 +15,7 @@ from mechint import study_discovery
 from mechint.claims import VERDICTS, claims, judge, needed_prompts
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
+from mechint.report import write_report
 from mechint.study import WORK, Study, of_layer
 from mechint.study_config import ALWAYS, STEPS, StudyConfig, chosen_layers, skipped
 from mechint.subspaces import shuffled_weights
@@ -106,6 +107,31 @@ def test_the_documented_files_are_there(finished: Any) -> None:
     assert layer["tests"] and of_layer(results["steps"]["necessity"], 99)["tests"] == []
     held = torch.load(made.directory / "activations.pt", weights_only=True)
     assert held["layers.0.gated"].shape[0] == QUICK.prompts
+
+
+def test_the_report_shows_every_step_and_does_without_claims(finished: Any, tmp_path: Path) -> None:
+    _, results = finished
+    whole = {
+        "schema": 1, "analysis": "study", "status": "complete", "checkpoint": "a/model.pt", "config": {},
+        "model": {"parameters": 1}, "task": {"name": "shift", "description": "Shift"}, **results,
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    names = {path.name for path in write_report(tmp_path)}
+    done = {name for name, entry in results["steps"].items() if entry["status"] == "done"} - {"setup", "scale"}
+    assert names == {f"study_{name}.png" for name in (*done, "claims")} | {"study_report.md", "report.html"}
+    page = (tmp_path / "report.html").read_text()
+    assert "It would be refuted by" in page and "Nothing to say" in page and "supported" in page
+    before = (tmp_path / "study_claims.png").read_bytes()
+    write_report(tmp_path)
+    assert (tmp_path / "study_claims.png").read_bytes() == before
+    nothing = {name: {"status": "nothing", "said": "Nothing to say: a test."} for name in results["steps"]}
+    none = {"claims": [], "verdicts": dict.fromkeys(VERDICTS, 0), "said": "No claim: a test.", "tests": 0}
+    (tmp_path / "results.json").write_text(json.dumps({**whole, "steps": nothing, "claims": none}))
+    assert {path.name for path in write_report(tmp_path)} == {"study_report.md", "report.html"}
+    (tmp_path / "results.json").write_text(json.dumps({**whole, "schema": 99}))
+    with pytest.raises(MechintError, match="not a finished study"):
+        write_report(tmp_path)
 
 
 def test_steps_can_be_left_out_and_the_study_goes_on(known: Any, capsys: Any) -> None:
