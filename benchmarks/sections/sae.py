@@ -28,10 +28,12 @@ Step = Callable[[], Any]
 
 def questions() -> Iterator[Question]:
     try:
-        import dictionary_learning  # noqa: F401
-        import sae_lens  # noqa: F401
-    except ImportError as error:
-        raise Skipped(f"{error.name} is not installed") from None
+        import dictionary_learning.trainers  # noqa: F401
+        import sae_lens.training.sae_trainer  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # a torchvision of another build than torch's breaks both
+        raise Skipped(
+            f"a peer can't be imported ({str(error).splitlines()[0]}); uninstall torchvision if it names it"
+        ) from None
     x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
     for ratio in (8, 32):
         latents = ratio * WIDTH

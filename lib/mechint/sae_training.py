@@ -278,7 +278,8 @@ def one_step(
             f"{peak_lr(training, sae.config):g})"
         )
     member.optimizer.step()
-    sae.normalise()
+    if sae.W_dec.requires_grad:
+        sae.normalise()
     sae.observe(loss)
     member.silent += training.batch
     member.silent[workers.sum_over(loss.fired) > 0] = 0

@@ -86,10 +86,11 @@ def sum_over(value: torch.Tensor) -> torch.Tensor:
 
 
 def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The (count · processes)-th largest of the values of all processes, a scalar."""
+    """The (count · processes)-th largest of the values ≥ 0 of all processes, a scalar; 0 where there are fewer."""
     _, world = team()
-    count = min(count * world, values.numel() * world)
+    count *= world
     mine = values.flatten().topk(min(count, values.numel()), sorted=False).values
+    mine = torch.cat([mine, mine.new_zeros(count - len(mine))])
     if world > 1:
         every = [torch.empty_like(mine) for _ in range(world)]
         group.all_gather(every, mine)

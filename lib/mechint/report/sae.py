@@ -189,8 +189,9 @@ def _heat(axes: Axes, values: np.ndarray[Any, Any], look: Shown) -> Any:
     if look.middle is not None:
         reach = max(abs(high - look.middle), abs(low - look.middle)) or 1.0
         low, high = look.middle - reach, look.middle + reach
-    elif high - low < 1e-9:  # one number: a scale of its own would make noise look like a difference
-        low, high = low - 0.5, high + 0.5
+    elif high - low < (least := 0.01 if look.share else 0.01 * abs(high)):  # or noise would look like a difference
+        middle, reach = (low + high) / 2, max(least, 1e-9) / 2
+        low, high = middle - reach, middle + reach
     image = axes.imshow(values, cmap=look.scale, vmin=low, vmax=high, aspect="auto")
     axes.patch.set_facecolor("#DDDDDD")
     for (row, column), value in np.ndenumerate(values):

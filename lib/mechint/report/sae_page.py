@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def write_sae(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True
 def _said(value: Value | None, share: bool = False) -> str:
     if value is None:
         return "–"
-    show = percent if share else number
+    show = percent if share else partial(number, digits=3)
     low, high = (show(edge).split(" ")[0] for edge in (value.low, value.high))
     return show(value.value) if value.low == value.high else f"{show(value.value)} [{low}, {high}]"
 

@@ -112,7 +112,8 @@ def batch_codes(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, guess: float) -
     """
     if guess < 0:
         pre = torch.relu(torch.addmm(b_enc, x[:MIN_ROWS], W_enc))
-        guess = float(pre.flatten().topk(min(pre.numel(), k * len(pre)), sorted=False).values.min())
+        least = pre.flatten().topk(min(pre.numel(), k * len(pre)), sorted=False).values.min()
+        guess = float(workers.mean_over(least))
     world = workers.team()[1]
     while True:
         guess = guess * MARGIN if guess > 1e-6 else 0.0
@@ -121,16 +122,10 @@ def batch_codes(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, guess: float) -
         if enough or guess == 0:
             break
         guess /= 2
-    least = workers.kth_largest(padded(found.values, k * len(x)), k * len(x))
+    least = workers.kth_largest(found.values, k * len(x))
     keep = found.values >= least
     count = torch.bincount(found.rows[keep], minlength=len(x))
     return codes(count, found.at[keep], found.values[keep]), least
-
-
-def padded(values: Tensor, count: int) -> Tensor:
-    """At least ``count`` values: zeros stand for latents that are not active."""
-    short = count - len(values)
-    return torch.cat([values, values.new_zeros(short)]) if short > 0 else values
 
 
 def codes_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float) -> Codes:
