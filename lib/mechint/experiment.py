@@ -195,6 +195,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             "results.json",
             "final_masks.pt",
             "effects.pt",
+            "claims.json",
         ):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
                 (directory / name).unlink()

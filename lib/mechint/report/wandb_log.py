@@ -14,11 +14,13 @@ from ..errors import MechintError
 from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
 from .sae import Grid, load_grid
+from .study_page import StudyResults, load_study
 from .trace import Trace, load_trace
 from .words import flat
 from .write import kind_of
 
 CONNECT_SECONDS = 30.0
+Read = Trace | Patching | StudyResults
 
 
 def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
@@ -35,8 +37,8 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
     Raises:
         MechintError: W&B is not installed, refuses the login, or can't be reached; or the run can't be read.
     """
-    read: dict[str, Callable[[Any], Results | Trace | Patching | Grid]] = {
-        "trace": load_trace, "patch": load_patching, "sae": load_grid,
+    read: dict[str, Callable[[Any], Results | Read | Grid]] = {
+        "trace": load_trace, "patch": load_patching, "sae": load_grid, "study": load_study,
     }  # fmt: skip
     results = read.get(kind_of(run_dir), load_results)(run_dir)
     try:
@@ -65,7 +67,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(wandb: Any, results: Results | Trace | Patching | Grid, project: str, name: str) -> Iterator[Any]:
+def _started(wandb: Any, results: Results | Read | Grid, project: str, name: str) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
     hint = "run `wandb login`, or set WANDB_MODE=offline"
     settings = wandb.Settings(
@@ -111,7 +113,7 @@ def summary(results: Results) -> dict[str, float]:
     return values
 
 
-def metric_values(results: Results | Trace | Patching) -> dict[str, float]:
+def metric_values(results: Results | Read) -> dict[str, float]:
     """Every metric with the ends of its interval; counts have none."""
     values: dict[str, float] = {}
     for name, value in results.metrics.items():
@@ -121,10 +123,15 @@ def metric_values(results: Results | Trace | Patching) -> dict[str, float]:
     return values
 
 
-def strongest(results: Trace | Patching) -> dict[str, list[dict[str, Any]]]:
+def strongest(results: Read) -> dict[str, list[dict[str, Any]]]:
     """The tables of what matters most, without empty ones."""
     if isinstance(results, Trace):
         return {"strongest": results.raw["trace"]["strongest"]}
+    if isinstance(results, StudyResults):
+        names = ("verdict", "claim", "why", "p_holm")
+        rows = [{n: claim[n] for n in names} | {"effect": claim["effect"]["value"]}
+                for claim in results.raw["claims"]["claims"]]  # fmt: skip
+        return {"claims": rows} if rows else {}
     return {f"strongest_{name}": best for name, best in results.raw["strongest"].items() if best}
 
 
@@ -195,12 +202,12 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results | Trace | Patching | Grid, name: str) -> None:
+def _log_files(wandb: Any, run: Any, results: Results | Read | Grid, name: str) -> None:
     """The masks, or every prompt's effects, and the results as one artifact, to be downloaded and read back."""
     kind = "masks" if isinstance(results, Results) else "effects"
     title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
     artifact = wandb.Artifact(title, type=kind, description=f"{results.raw['title']} of {results.raw['checkpoint']}")
-    for file in ("final_masks.pt", "effects.pt", "results.json"):
+    for file in ("final_masks.pt", "effects.pt", "claims.json", "results.json"):
         if (results.directory / file).exists():
             artifact.add_file(str(results.directory / file))
     run.log_artifact(artifact)

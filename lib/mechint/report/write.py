@@ -13,11 +13,12 @@ from .markdown import markdown
 from .patch_page import write_patching
 from .results import load_results, read_object
 from .sae_page import write_sae
+from .study_page import write_study
 from .trace_page import write_trace
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: ``circuit``, ``trace``, ``patch`` or ``sae``."""
+    """Which report a finished run gets: ``circuit``, ``trace``, ``patch``, ``sae`` or ``study``."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
@@ -46,6 +47,8 @@ def write_report(
         return write_patching(run_dir, heatmaps=heatmaps, curves=curves)
     if kind_of(run_dir) == "sae":
         return write_sae(run_dir, heatmaps=heatmaps, curves=curves)
+    if kind_of(run_dir) == "study":
+        return write_study(run_dir)
     results = load_results(run_dir)
     directory = results.directory
     plan = [
