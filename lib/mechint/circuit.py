@@ -18,7 +18,7 @@ from .gates import GATES, budget_at
 from .progress import Progress
 from .run import run
 from .schedules import Temperature
-from .tasks import Prompts
+from .tasks import Prompts, pooled
 from .units import Units
 
 
@@ -83,17 +83,15 @@ def per_prompt(logits: Tensor, full: Tensor, prompts: Prompts) -> dict[str, Tens
     """
     logits, full = logits.float(), full.float()
     log_probs, reference = torch.log_softmax(logits, -1), torch.log_softmax(full, -1)
-    chosen = log_probs.gather(-1, prompts.answers.unsqueeze(-1)).squeeze(-1)
+    chosen = pooled(log_probs, prompts.good())
     values = {
         "kl": (reference.exp() * (reference - log_probs)).sum(-1),
         "answer_logprob": chosen,
         "loss": -chosen,
-        "accuracy": (logits.argmax(-1) == prompts.answers).float(),
+        "accuracy": prompts.right(logits).float(),
     }
-    if prompts.wrong is not None:
-        both = torch.stack([prompts.answers, prompts.wrong], -1)
-        answer, wrong = logits.gather(-1, both).unbind(-1)
-        values["logit_diff"] = answer - wrong
+    if (bad := prompts.bad()) is not None:
+        values["logit_diff"] = pooled(logits, prompts.good()) - pooled(logits, bad)
     return {name: value.mean(-1) for name, value in values.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import MechintError, did_you_mean
 from ..options import check
-from .base import SPLITS, Prompts, Task, accuracy, mix
+from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
@@ -20,7 +20,7 @@ from .recall import Recall
 from .selective_copy import SelectiveCopy
 from .text import Text
 
-__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
+__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix", "pooled"]
 
 READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
     "indirect_object": IndirectObject,
