@@ -14,6 +14,7 @@ from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
+from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
 from .induction import Induction
 from .recall import Recall
@@ -24,6 +25,7 @@ __all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make
 
 READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
     "indirect_object": IndirectObject,
+    "greater_than": GreaterThan,
     "text": Text,
     "file": FactFile,
     "prompt": FactFile,

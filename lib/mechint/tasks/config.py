@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..options import option
 
-TASKS = ("recall", "induction", "selective_copy", "facts", "indirect_object", "text", "file", "prompt")
+TASKS = ("recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than", "text", "file", "prompt")
 
 
 @dataclass(frozen=True)
