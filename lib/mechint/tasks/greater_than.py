@@ -47,8 +47,8 @@ class GreaterThan(Task):
         self.length = self.table.shape[1]
         self.vocab_size = 1 + max(int(self.years.max()), self.words.vocab_size - 1)
         self.description = (
-            f"Greater than: an event of {len(self.nouns)} begins in one of {len(self.starts)} years, and any later year "
-            f"of the century is right"
+            f"Greater than: an event of {len(self.nouns)} begins in one of {len(self.starts)} years, and any later "
+            "year of the century is right"
         )
 
     def years_of(self, tokenizer: Any, years: list[str]) -> Tensor:
