@@ -120,7 +120,9 @@ class CausalTracer(StagedAnalyzer):
             "prompts_used": exact(int(right.sum())),
             "prompts_failed": exact(int((~right).sum())),
         }
-        trace, notes = numbers(found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics)
+        trace, notes, kept = numbers(
+            found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics
+        )
         if (few := len(set(templates[right].tolist()))) < 8:
             notes.append(
                 f"Only {few} different subjects or templates were traced: the intervals and p-values say little about "
@@ -131,9 +133,15 @@ class CausalTracer(StagedAnalyzer):
                 f"{metrics['prompts_failed']['value']} of {len(right)} prompts were left out: the model does not "
                 f"answer them, so there is nothing to trace"
             )
-        self.effects = {
-            f"{direction}.{k}": part[direction].float() for k, part in enumerate(found) for direction in self.directions
-        } | {f"right.{k}": part["right"] for k, part in enumerate(found)}
+        self.effects = (
+            {
+                f"{direction}.{k}": part[direction].float()
+                for k, part in enumerate(found)
+                for direction in self.directions
+            }
+            | {f"right.{k}": part["right"] for k, part in enumerate(found)}
+            | kept
+        )
         self.examples = self.show(val_loader, found, roles, plan)
         self.results = {
             "report": "trace",
