@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechint.statistics import ClusterBootstrap, area, exact, jaccard, spread, stability
+from mechint.statistics import ClusterBootstrap, area, exact, holm, jaccard, permutation_test, spread, stability
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -61,3 +61,18 @@ def test_stability_and_spread() -> None:
 
 def test_area_is_the_trapezoid_rule() -> None:
     assert area([0.0, 0.5, 1.0], np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])) == pytest.approx([0.75, 1.0])
+
+
+def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:
+    assert permutation_test([1, 2, 3, 4], [5, 6, 7, 8]) == (pytest.approx(2 / 70), pytest.approx(2 / 70))
+    assert permutation_test([1.0, 1.0], [1.0, 1.0])[0] == 1.0
+    p, least = permutation_test([0, 1, 2], [0.5, 1.5, 2.5])
+    assert p > 0.5 and least == pytest.approx(0.1)
+    rng = np.random.default_rng(0)
+    false = [permutation_test(rng.normal(size=4), rng.normal(size=4))[0] <= 0.05 for _ in range(300)]
+    assert np.mean(false) < 0.09
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]

@@ -14,12 +14,12 @@ from torch import Tensor
 from . import files
 from .ablation import Ablation
 from .analysis import StagedAnalyzer
-from .circuit import METRICS, Bench, Search, attribute, check_effect, faithfulness
+from .circuit import METRICS, Bench, Search, attribute, check_bfloat16, check_effect, faithfulness
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
+from .statistics import ClusterBootstrap, Number, area, exact, number, spread, stability
 from .units import UnitKind, Units
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -52,6 +52,9 @@ class CircuitAnalyzer(StagedAnalyzer):
         **others: Any,
     ) -> None:
         super().__init__(model, config, device, **others)
+        self.half = getattr(config, "precision", "float32") == "bfloat16"
+        if self.half:
+            check_bfloat16(torch.device(device))
         self.units = Units(model, kinds[config.unit])
         if config.search == "budget":
             self.units.top(torch.zeros(self.units.total), config.budget)  # refuses a budget that there is not
@@ -66,14 +69,15 @@ class CircuitAnalyzer(StagedAnalyzer):
         self.check_metric(train_loader)
         accuracy = self.check_accuracy(val_loader)
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
-        discovery = Bench(self.model, self.units, ablation, train_loader.batches)
+        discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
 
         scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
-        size = self.choose_size(discovery, scores, descent["masks"])
-        searches = [self.search(discovery, scores, f"size {size}", self.seed, size)]
+        priced = self.priced(discovery, scores)
+        size = next(iter(priced["masks"])) if priced else self.choose_size(discovery, scores, descent["masks"])
+        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size)]
         searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
@@ -90,6 +94,9 @@ class CircuitAnalyzer(StagedAnalyzer):
         self.results["notes"] += [control_note] if control_note else []
         if accuracy is not None:
             self.results["metrics"]["accuracy_full"] = accuracy
+        if self.half:
+            cosine = discovery.half_cosine(config.metric)
+            self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
             {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
              "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask)}
@@ -146,13 +153,13 @@ class CircuitAnalyzer(StagedAnalyzer):
 
     def search(
         self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
-        snapshots: list[int] | None = None, weights: str = "trained",
+        snapshots: list[int] | None = None, weights: str = "trained", penalty: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: a search, its circuits by size, its logits, and its history."""
         config = self.config
 
         def compute() -> dict[str, Any]:
-            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None))
+            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None), penalty)
             search = Search(
                 bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
             )
@@ -166,6 +173,13 @@ class CircuitAnalyzer(StagedAnalyzer):
         if name not in {entry["search"] for entry in self.history}:
             self.history += [{"search": name, "weights": weights, **entry} for entry in result["history"]]
         return result
+
+    def priced(self, bench: Bench, scores: Tensor) -> dict[str, Any] | None:
+        """The search whose penalty chooses the number of units; None where something else does."""
+        if self.config.search != "penalty":
+            return None
+        half = max(1, self.units.total // 2)
+        return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
 
     def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.
@@ -203,7 +217,7 @@ class CircuitAnalyzer(StagedAnalyzer):
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
         ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
-        bench = Bench(model, self.units, ablation, train_loader.batches)
+        bench = Bench(model, self.units, ablation, train_loader.batches, self.half)
         held_out = Bench(model, self.units, ablation, val_loader.batches)
         try:
             check_effect(bench.ends, self.config.metric)
@@ -301,6 +315,9 @@ class CircuitAnalyzer(StagedAnalyzer):
             "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
             "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
         }
+        if (size := loader.bytes()) is not None:
+            for name, nats in (("full", full["loss"]), ("circuit", chosen["loss"])):
+                metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, size)
         if loader.task.name != "text":
             metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
         if agreement is not None:
@@ -308,6 +325,7 @@ class CircuitAnalyzer(StagedAnalyzer):
         for name, entry in metrics.items():
             if name not in ("units_total", "units_kept", "jaccard"):
                 own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
+                own = "loss" if name.startswith("bits_per_byte") else own
                 entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
         if units.kind.apart:
             blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))

@@ -6,9 +6,11 @@ A new task is a class like those beside this file and a line in :data:`KINDS` an
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError, did_you_mean
+from ..models.tokenizer import read_tokenizer
 from ..options import check
 from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
 from .config import TASKS, TaskConfig
@@ -53,6 +55,8 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
     check(config, where="task")
     if config.name not in TASKS:
         raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, TASKS)}; take {', '.join(TASKS)}")
+    if config.tokenizer:
+        tokenizer = named_tokenizer(config.tokenizer)
     reader = READERS.get(config.name)
     task = reader(config, tokenizer) if reader else KINDS[config.name](config)
     if vocab_size is not None and task.vocab_size > vocab_size:
@@ -61,3 +65,12 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
             "choose the task and sizes that the model was trained on"
         )
     return task
+
+
+def named_tokenizer(name: str) -> Any:
+    """The tokenizer of the option ``tokenizer``: a tokenizer.json, or the directory that has it."""
+    path = Path(name).expanduser()
+    tokenizer = read_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None or not (path.is_dir() or path.name == "tokenizer.json"):
+        raise MechintError(f"tokenizer {name}: there is no tokenizer.json; name the file, or the directory that has it")
+    return tokenizer
