@@ -20,7 +20,7 @@ from .discover import find_checkpoints
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .report import kind_of, log_wandb, write_comparison, write_report
+from .report import kind_of, log_wandb, write_comparison, write_report, write_trace_comparison
 from .run_config import RunConfig, elsewhere, own, request
 from .rundir import check_writable, fingerprint, manifest, weights_digest
 from .tasks import Task, make_task
@@ -360,9 +360,12 @@ def compare(
 
 
 def _compare(directories: list[Path], target: Path) -> None:
-    circuits = [directory for directory in directories if kind_of(directory) == "circuit"]
-    if len(circuits) < 2:
-        return
-    for path in write_comparison(circuits, target):
-        if path.suffix == ".html":
-            print(f"comparison: {path}")
+    for kind, write in (("circuit", write_comparison), ("trace", write_trace_comparison)):
+        alike = [directory for directory in directories if kind_of(directory) == kind]
+        if len(alike) < 2:
+            continue
+        for path in write(alike, target if len(alike) == len(directories) else target / kind):
+            if path.suffix == ".html":
+                print(f"comparison: {path}")
+    if sum(kind_of(directory) == "patch" for directory in directories) > 1:
+        print("no comparison is written of several patchings; each has its own report")
