@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mechint import sae
 from mechint.errors import MechintError
-from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, files, make, sparse
+from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, batch_topk, files, make, sparse
 from mechint.sae.jumprelu import BANDWIDTH
 from mechint.sae.matryoshka import nested
 
@@ -98,6 +98,25 @@ def test_batch_topk_keeps_k_on_average_and_its_threshold_follows() -> None:
     used = made.inference()
     assert used.config.architecture == "jumprelu" and used.config.trained_as == "batch_topk"
     assert float((used.encode(inputs(4000, 12, 7)) > 0).sum(1).float().mean()) == pytest.approx(3, abs=0.3)
+
+
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 200), k=st.integers(1, 40), chunk=st.integers(1, 500), seed=st.integers(0, 99))
+def test_calibration_gives_k_active_latents_on_average(
+    architecture: str, rows: int, k: int, chunk: int, seed: int
+) -> None:
+    """Whatever the moving average was; where fewer than k are positive, all of these."""
+    made, x = small(architecture, k=k, seed=seed), inputs(rows, 12, seed)
+    made.threshold.fill_(5.0)
+    before, batch_topk.CHUNK = batch_topk.CHUNK, chunk
+    try:
+        made.calibrate(x)
+    finally:
+        batch_topk.CHUNK = before
+    positive = int((made.pre_activations(x) > 0).sum())
+    active = int((made.inference().encode(x) > 0).sum())
+    assert abs(active - min(k * rows, positive)) <= 1  # products of other sizes may round the edge differently
 
 
 def test_matryoshka_is_the_mean_error_of_its_prefixes(dense: None) -> None:

@@ -78,6 +78,21 @@ def test_members_of_a_grid_are_what_they_are_alone() -> None:
             assert torch.equal(tensor, whole[key])
 
 
+@pytest.mark.parametrize("lr", [3e-3, 1e-1])
+def test_l0_at_inference_is_k_though_weights_moved_to_the_last_step(lr: float) -> None:
+    """A moving average of thresholds lags behind; what is saved must be as sparse as was asked for."""
+    training = dataclasses.replace(TRAINING, lr=lr, decay=0.0)
+    for member in train_grid({n: c for n, c in grid().items() if n in ("batch", "nested")}, source(), training):
+        x = torch.cat([source().pool(70 + i)[SITE] for i in range(8)])
+        assert float((member.sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(2, rel=0.05)
+
+
+def test_a_short_training_revives_latents_and_a_long_one_waits_as_the_field_does() -> None:
+    assert Training(10**9, 4096).patience == 10_000_000
+    assert Training(1_000_000, 512).patience == 50_000 and Training(600, 512).patience == 512
+    assert Training(1_000_000, 512, dead_after=7).patience == 7
+
+
 def test_a_frozen_decoder_is_random_and_rows_have_norm_1() -> None:
     done = {member.name: member.sae for member in train_grid(grid(), source(), TRAINING)}
     for made in done.values():
