@@ -141,8 +141,13 @@ class Jump(torch.autograd.Function):
         return by_f * (pre > threshold), -(near * (threshold * by_f * (pre > 0) + by_step)).sum(0)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu"])
-def test_the_lean_dense_step_equals_plain_autograd(architecture: str) -> None:
+def test_the_lean_dense_step_equals_plain_autograd(
+    architecture: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(sparse, "usable", lambda x: False)
     made, x = learned(architecture), inputs(200, 12)
     made.zero_grad()
     found = made.loss(x, Step(warmth=0.5))
@@ -219,6 +224,22 @@ def test_the_sparse_step_equals_the_dense_one(
         torch.set_num_threads(before)
     for ours, oracle in zip(*found, strict=True):
         torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-4 * (1 + float(oracle.abs().max())))
+
+
+@pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 40), width=st.integers(1, 150), half=st.floats(1e-3, 3.0), seed=st.integers(0, 999))
+def test_jumprelu_in_two_passes_is_jumprelu(rows: int, width: int, half: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    pre, threshold = torch.randn(rows, width, generator=random), torch.rand(width, generator=random) - 0.3
+    pre[0, 0], pre[-1, -1] = threshold[0], float("nan")  # on the edge, and what must not vanish
+    near = ((pre - threshold).abs() < half).view(-1).nonzero().squeeze(1)
+    expected = torch.where((pre > threshold) & (pre > 0) | pre.isnan(), pre, 0.0)
+    f = pre.clone()
+    at, values = sparse.jump(f, threshold, half)
+    assert torch.equal(at, near) and torch.equal(values, pre.view(-1)[near])
+    torch.testing.assert_close(f, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(sparse.fired(f), torch.count_nonzero(expected, 0))
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
