@@ -136,12 +136,13 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 def test_planted_directions_are_found_and_random_ones_are_not() -> None:
-    config = PlantedConfig(d_in=16, features=32, active=2.0, tokens=700 * 512, batch=512, lr=6e-3)
-    scores = planted_scores(config, ("gated",))
-    found, frozen = scores["gated"], scores["topk, frozen decoder"]
-    assert found["mean_cosine"] > 0.9 > 0.75 > frozen["mean_cosine"]
-    assert found["f1"] > frozen["f1"] + 0.2
-    assert found["best_cosine"]["n"] == 32
+    """Measured with seeds 0, 1 and 2: cosine 0.962 to 0.976 and F1 0.919 to 0.942; frozen 0.31 and 0.31 to 0.32."""
+    config = PlantedConfig(d_in=64, features=96, active=2.0, tokens=600 * 256, batch=256, lr=6e-3)
+    scores = planted_scores(config, ("jumprelu",))
+    found, frozen = scores["jumprelu"], scores["topk, frozen decoder"]
+    assert found["mean_cosine"] > 0.94 and found["f1"] > 0.89
+    assert frozen["mean_cosine"] < 0.4 and frozen["f1"] < 0.4
+    assert found["best_cosine"]["n"] == 96
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")

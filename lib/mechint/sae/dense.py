@@ -22,8 +22,8 @@ class Reconstruct(torch.autograd.Function):
     [d_sae], its gradients are the kernel estimates of :mod:`mechint.sae.jumprelu`.
 
     Returns:
-        Reconstruction [batch, d_in], Σ f (a scalar; 0 with a threshold), Σ H (a scalar), and in how many rows each latent
-        is active, [d_sae] (without a gradient).
+        Reconstruction [batch, d_in], Σ f (a scalar; 0 with a threshold), Σ H (a scalar), and in how many rows each
+        latent is active, [d_sae] (without a gradient).
     """
 
     @staticmethod
