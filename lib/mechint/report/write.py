@@ -12,11 +12,15 @@ from .importance import draw_importance
 from .markdown import markdown
 from .patch_page import write_patching
 from .results import load_results, read_object
+from .sparsity import write_sparsity
 from .trace_page import write_trace
+
+STUDIES = {"trace": write_trace, "patch": write_patching, "sparsity": write_sparsity}
+"""Reports of other kinds than a circuit's, by ``report`` in results.json."""
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: ``circuit``, ``trace`` or ``patch``."""
+    """Which report a finished run gets: ``circuit``, or one of :data:`STUDIES`."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
@@ -39,10 +43,8 @@ def write_report(
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
-    if kind_of(run_dir) == "trace":
-        return write_trace(run_dir, heatmaps=heatmaps, curves=curves)
-    if kind_of(run_dir) == "patch":
-        return write_patching(run_dir, heatmaps=heatmaps, curves=curves)
+    if (kind := kind_of(run_dir)) in STUDIES:
+        return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
     results = load_results(run_dir)
     directory = results.directory
     plan = [
