@@ -10,12 +10,13 @@ from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
+from .neuron import write_neurons
 from .patch_page import write_patching
 from .results import load_results, read_object
 from .sparsity import write_sparsity
 from .trace_page import write_trace
 
-STUDIES = {"trace": write_trace, "patch": write_patching, "sparsity": write_sparsity}
+STUDIES = {"trace": write_trace, "patch": write_patching, "sparsity": write_sparsity, "neuron": write_neurons}
 """Reports of other kinds than a circuit's, by ``report`` in results.json."""
 
 
