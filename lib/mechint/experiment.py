@@ -20,7 +20,7 @@ from .discover import find_checkpoints
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .report import kind_of, log_wandb, write_comparison, write_report
+from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .run_config import RunConfig
 from .rundir import check_writable, fingerprint, manifest
 from .tasks import Task, make_task
@@ -326,9 +326,9 @@ def compare(experiment: Experiment, directories: dict[tuple[str, str], Path], fa
 
 
 def _compare(directories: list[Path], target: Path) -> None:
-    circuits = [directory for directory in directories if kind_of(directory) == "circuit"]
-    if len(circuits) < 2:
-        return
-    for path in write_comparison(circuits, target):
-        if path.suffix == ".html":
-            print(f"comparison: {path}")
+    kinds = {kind: [path for path in directories if kind_of(path) == kind] for kind in COMPARISONS}
+    several = {kind: paths for kind, paths in kinds.items() if len(paths) > 1}
+    for kind, paths in several.items():
+        for path in COMPARISONS[kind](paths, target / kind if len(several) > 1 else target):
+            if path.suffix == ".html":
+                print(f"comparison: {path}")

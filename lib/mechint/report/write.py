@@ -6,23 +6,35 @@ from pathlib import Path
 
 from ..files import write_text
 from ..progress import Progress
+from .compare import write_comparison
 from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
+from .model_comparison import write_model_comparison, write_profile
 from .neuron import write_neurons
 from .patch_page import write_patching
 from .results import load_results, read_object
 from .sparsity import write_sparsity
 from .trace_page import write_trace
 
-STUDIES = {"trace": write_trace, "patch": write_patching, "sparsity": write_sparsity, "neuron": write_neurons}
+STUDIES = {
+    "trace": write_trace,
+    "patch": write_patching,
+    "sparsity": write_sparsity,
+    "neuron": write_neurons,
+    "compare": write_profile,
+}
 """Reports of other kinds than a circuit's, by ``report`` in results.json."""
 
 
 def kind_of(run_dir: str | Path) -> str:
     """Which report a finished run gets: ``circuit``, or one of :data:`STUDIES`."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
+
+
+COMPARISONS = {"circuit": write_comparison, "compare": write_model_comparison}
+"""Pages of several finished runs of a kind, in a directory above them."""
 
 
 def write_report(
