@@ -111,9 +111,17 @@ class Profiler(Study):
             "cka": cka,
             "sparsity": sparse,
             "memory": [{"length": n, "bytes": memory_bytes(model, n)} for n in self.lengths],
-            "notes": [] if self.times or not config.measure else ["No length could be measured"],
+            "notes": self.notes(task),
         }
         return self.results
+
+    def notes(self, task: Task) -> list[str]:
+        notes = (
+            [] if self.times or not self.config.measure else ["None of the lengths fits this model: nothing was timed"]
+        )
+        if task.name != "text" and getattr(task, "tokenizer", None) is None:
+            notes.append("The tokens of this task are symbols of its own; each counts as one byte")
+        return notes
 
     def costs(self, length: int) -> dict[str, float]:
         count = parameters(self.model, self.config.active)
@@ -266,12 +274,11 @@ def label(model: Any) -> str:
 def training(model: Any) -> dict[str, Any]:
     """What the checkpoint says of its training: seed, steps, and a hash of task, data and budget, where it says so."""
     metadata = getattr(model, "metadata", None) or {}
-    config = metadata.get("config") or {}
-    train = config.get("train") if isinstance(config, dict) else None
+    train = metadata.get("train")
     if not isinstance(train, dict):
         return {}
     budget = {k: v for k, v in train.items() if k not in ("seed", "step_name")}
-    said = [config.get("task"), config.get("data"), budget]
+    said = [metadata.get("task"), metadata.get("data"), budget]
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
     return {"seed": train.get("seed"), "steps": metadata.get("iter_num"), "budget": digest}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -104,6 +105,7 @@ def t_tail(t: float, freedom: int) -> float:
     return min(1.0, max(0.0, 1.0 - inside))
 
 
+@functools.cache
 def t_quantile(freedom: int) -> float:
     """The t outside of which 1 - :data:`LEVEL` lies, by halving."""
     low, high = 0.0, 1e3

@@ -27,7 +27,7 @@ def profile_figure(target: Figure, raw: dict[str, Any]) -> None:
         points = [Value(*(entry[key] for key in ("value", "low", "high", "n"))) for entry in entries]
         style.band(place, range(len(points)), points, style.BLUE, name)
         layer_axis(place, len(points))
-        place.set_title(text, fontsize=9)
+        place.set_title(text, fontsize=8)
     place = axes[-1]
     for colour, site in zip(style.CYCLE, dict.fromkeys(cell["site"] for cell in raw["sparsity"]), strict=False):
         cells = [cell for cell in raw["sparsity"] if cell["site"] == site]
@@ -80,6 +80,8 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     for place, (name, text) in zip(axes[3:], CURVES.items(), strict=False):
         lines(place, found, colours, lambda study, name=name: [e["value"] for e in study.raw["curves"][name]])
         place.set_title(text, fontsize=9)
+        if name == "stream_norm":
+            place.set_yscale("log")
     for place, role in zip(axes[10:], ("read", "added"), strict=True):
         lines(place, found, colours, lambda study, role=role: by_role(study, role))
         place.set_title(f"Gini, {ROLES[role]}", fontsize=9)
