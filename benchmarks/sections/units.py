@@ -47,7 +47,6 @@ def questions() -> Iterator[Question]:
             limit=400.0,
             cold=(OURS, LOOP),
         )
-    del ours
     one = model(1)
     prompt = torch.randint(0, VOCABULARY, (1, 256))
     yield Question(
