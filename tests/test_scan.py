@@ -305,7 +305,7 @@ def test_back_ends_are_named_and_a_missing_one_is_said_once(
     assert scan.chosen(torch.zeros(1, dtype=torch.float64)) == "chunked"
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(scan, "_told", False)
+    monkeypatch.setattr(scan.choice, "_told", False)
     native.library.cache_clear()
     try:
         assert scan.chosen() == scan.chosen() == "chunked"

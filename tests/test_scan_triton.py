@@ -208,12 +208,12 @@ def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("no C compiler\nmore")
 
     monkeypatch.setattr(kernels(), "Scan", SimpleNamespace(apply=fail))
-    scan._missing_triton.cache_clear()
+    scan.choice._missing_triton.cache_clear()
     try:
-        assert scan.available()["triton"] == "its kernel does not run (no C compiler)"
+        assert scan.available()["triton"] == "its kernel fails (no C compiler)"
         assert scan.chosen(torch.zeros(1, device=DEVICE)) != "triton"
     finally:
-        scan._missing_triton.cache_clear()
+        scan.choice._missing_triton.cache_clear()
 
 
 @pytest.mark.skipif(INSIDE, reason="Triton's compiler is not its interpreter")
@@ -258,8 +258,8 @@ def test_without_a_device_a_line_says_so_once(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for find, reason in ((importlib.util.find_spec, "no CUDA device"), (lambda _: None, "triton is not installed")):
         monkeypatch.setattr(importlib.util, "find_spec", find)
-        monkeypatch.setattr(scan, "_told_of_triton", False)
-        scan._missing_triton.cache_clear()
+        monkeypatch.setattr(scan.choice, "_told_of_triton", False)
+        scan.choice._missing_triton.cache_clear()
         try:
             assert scan.available()["triton"] == reason
             assert scan.chosen(on_device) == scan.chosen(on_device) == "chunked"
@@ -268,7 +268,7 @@ def test_without_a_device_a_line_says_so_once(
             with pytest.raises(MechintError, match=f"'triton' is not on this machine: {reason}"), scan.using("triton"):
                 pass
         finally:
-            scan._missing_triton.cache_clear()
+            scan.choice._missing_triton.cache_clear()
 
 
 @pytest.mark.skipif(INSIDE, reason="told once, outside")

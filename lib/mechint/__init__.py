@@ -1,4 +1,4 @@
-"""Mechanistic interpretability of Mamba and GPT-2: every internal tensor can be read, replaced, differentiated through.
+"""Mechanistic interpretability of Mamba and transformers: each internal tensor can be read, replaced, differentiated.
 
 >>> import mechint
 >>> model = mechint.load("output/final_model_stepV0.pt")

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from .errors import MechintError
+from .rundir import Stages
 
 
 class Analyzer(Protocol):
@@ -19,6 +22,46 @@ class Analyzer(Protocol):
     def run_analysis(self, train_loader: Any, val_loader: Any) -> dict[str, Any]: ...
 
     def save_results(self) -> list[Path]: ...
+
+
+class StagedAnalyzer:
+    """What analyzers share: a frozen model, a seed, and a run directory in which finished stages survive a kill.
+
+    Args:
+        model: From :func:`mechint.load`; its weights are frozen.
+        config: The options.
+        device: Where to run.
+        seed: Of everything drawn at random.
+        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
+        key: Fingerprint of what the stages depend on beside the configuration (weights, prompts).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.config, self.seed = config, seed
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
+        self.results: dict[str, Any] = {}
+
+    @property
+    def directory(self) -> Path:
+        """The run directory.
+
+        Raises:
+            MechintError: there is none.
+        """
+        if self.run_dir is None:
+            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
+        return self.run_dir
 
 
 @dataclass(frozen=True)

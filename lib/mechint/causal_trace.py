@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from . import files
-from .analysis import Analysis
+from .analysis import Analysis, StagedAnalyzer
 from .errors import MechintError, did_you_mean
 from .interchange import Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
-from .rundir import Stages
 from .statistics import ClusterBootstrap, Number, exact
 from .tasks import Prompts
 from .tasks.config import TaskConfig
@@ -76,31 +75,11 @@ class TraceConfig:
     memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
-class CausalTracer:
-    """Traces the prompts of a task that the model answers; see :class:`TraceConfig`.
+class CausalTracer(StagedAnalyzer):
+    """Traces the prompts of a task that the model answers; see :class:`TraceConfig`."""
 
-    Args:
-        model: From :func:`mechint.load`; its weights are frozen.
-        config: The options.
-        device: Where to run.
-        seed: Of noise, bootstraps and permutations.
-        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
-        key: Fingerprint of what the stages depend on.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        config: TraceConfig,
-        device: str | torch.device = "cpu",
-        *,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
-    ) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.config, self.seed = config, seed
-        self.run_dir = None if run_dir is None else Path(run_dir)
+    def __init__(self, model: Any, config: TraceConfig, device: str | torch.device = "cpu", **others: Any) -> None:
+        super().__init__(model, config, device, **others)
         self.kinds = listed(config.sites) if config.sites != "usual" else list(model.mediators)
         self.severed = listed(config.sever) if config.sever != "usual" else list(model.mixers)
         for kind in [*self.kinds, *self.severed]:
@@ -110,8 +89,6 @@ class CausalTracer:
                     f"{did_you_mean(kind, kinds_of(model))}; it has {', '.join(kinds_of(model))}"
                 )
         self.directions = ("denoise", "noise") if config.direction == "both" else (config.direction,)
-        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
-        self.results: dict[str, Any] = {}
         self.effects: dict[str, Tensor] = {}
         self.examples: list[dict[str, Any]] = []
 
@@ -167,11 +144,9 @@ class CausalTracer:
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (every effect of every prompt) and ``examples.json`` into the run directory."""
-        if self.run_dir is None:
-            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
         return [
-            files.write_torch(self.run_dir / "effects.pt", self.effects),
-            files.write_json(self.run_dir / "examples.json", self.examples),
+            files.write_torch(self.directory / "effects.pt", self.effects),
+            files.write_json(self.directory / "examples.json", self.examples),
         ]
 
     # ---- the work -----------------------------------------------------------------------------------------------

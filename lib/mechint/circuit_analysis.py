@@ -13,12 +13,12 @@ from torch import Tensor
 
 from . import files
 from .ablation import Ablation
+from .analysis import StagedAnalyzer
 from .circuit import METRICS, Bench, Search, attribute, check_effect, faithfulness
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .rundir import Stages
 from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
 from .units import UnitKind, Units
 
@@ -28,7 +28,7 @@ CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Masks = dict[str, Any]
 
 
-class CircuitAnalyzer:
+class CircuitAnalyzer(StagedAnalyzer):
     """Finds the circuit of a model on a task and measures how much of the model it is.
 
     Args:
@@ -36,9 +36,7 @@ class CircuitAnalyzer:
         config: A :class:`mechint.circuit.CircuitPlan`, or options with its fields.
         device: Where to run.
         kinds: The kinds of unit the family has.
-        seed: Of searches, controls and bootstraps.
-        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
-        key: Fingerprint of what the stages depend on beside the configuration (weights, prompts).
+        others: As in :class:`StagedAnalyzer`; the seed is that of searches, controls and bootstraps.
     """
 
     name = "circuit"
@@ -51,18 +49,12 @@ class CircuitAnalyzer:
         device: str | torch.device = "cpu",
         *,
         kinds: dict[str, UnitKind],
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
+        **others: Any,
     ) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.config, self.seed = config, seed
-        self.run_dir = None if run_dir is None else Path(run_dir)
+        super().__init__(model, config, device, **others)
         self.units = Units(model, kinds[config.unit])
-        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
         if config.search == "budget":
             self.units.top(torch.zeros(self.units.total), config.budget)  # refuses a budget that there is not
-        self.results: dict[str, Any] = {}
         self.masks: Masks = {}
         self.history: list[dict[str, Any]] = []
 
@@ -108,12 +100,10 @@ class CircuitAnalyzer:
 
     def save_results(self) -> list[Path]:
         """Writes ``history.jsonl`` and ``final_masks.pt`` into the run directory; the runner writes the rest."""
-        if self.run_dir is None:
-            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in self.history)
         return [
-            files.write_text(self.run_dir / "history.jsonl", lines),
-            files.write_torch(self.run_dir / "final_masks.pt", self.masks),
+            files.write_text(self.directory / "history.jsonl", lines),
+            files.write_torch(self.directory / "final_masks.pt", self.masks),
         ]
 
     # ---- before the work ----------------------------------------------------------------------------------------

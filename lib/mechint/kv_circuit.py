@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,13 +123,10 @@ class KVCircuitAnalyzer(CircuitAnalyzer):
         model: Any,
         config: KVCircuitConfig,
         device: str | torch.device = "cpu",
-        *,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
+        **others: Any,
     ) -> None:
         plan = config.plan(Units(model, KV_UNITS[config.unit]).total)
-        super().__init__(model, plan, device, kinds=KV_UNITS, seed=seed, run_dir=run_dir, key=key)
+        super().__init__(model, plan, device, kinds=KV_UNITS, **others)
         self.asked = config.target_sparsity if config.search == "sparsity" else None
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:

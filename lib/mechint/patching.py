@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import files, options
-from .analysis import Analysis
+from .analysis import Analysis, StagedAnalyzer
 from .causal_trace import listed
 from .errors import MechintError, did_you_mean
 from .flow_plan import Pair, path_kinds, paths, role_pairs
@@ -29,7 +29,6 @@ from .interchange import Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
 from .patch_results import Finished, numbers
-from .rundir import Stages
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .unit_plan import Parts, part_kinds, screened
@@ -81,40 +80,18 @@ class PatchConfig:
     memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
-class Patcher:
-    """Patches the prompts of a task that the model answers; see :class:`PatchConfig`.
+class Patcher(StagedAnalyzer):
+    """Patches the prompts of a task that the model answers; see :class:`PatchConfig`."""
 
-    Args:
-        model: From :func:`mechint.load`; its weights are frozen.
-        config: The options.
-        device: Where to run.
-        seed: Of bootstraps and permutations.
-        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
-        key: Fingerprint of what the stages depend on.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        config: PatchConfig,
-        device: str | torch.device = "cpu",
-        *,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
-    ) -> None:
+    def __init__(self, model: Any, config: PatchConfig, device: str | torch.device = "cpu", **others: Any) -> None:
         options.check(config, "patching")
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.config, self.seed = config, seed
-        self.run_dir = None if run_dir is None else Path(run_dir)
+        super().__init__(model, config, device, **others)
         kinds = self.kinds(config.flow, model.paths, path_kinds(model), "cut of the flow at")
         self.paths = paths(model, kinds, config.window)
         kinds = self.kinds(config.units, model.patched, part_kinds(model), "site whose units can be patched named")
         self.parts = [Parts.of(model, kind) for kind in kinds]
         if not self.paths and not self.parts:
             raise MechintError("patching: neither a flow nor units are asked for; leave one of them at 'usual'")
-        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
-        self.results: dict[str, Any] = {}
         self.effects: dict[str, Tensor] = {}
 
     def kinds(self, said: str, usual: Any, known: list[str], what: str) -> list[str]:
@@ -177,9 +154,7 @@ class Patcher:
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (every effect of every prompt) into the run directory."""
-        if self.run_dir is None:
-            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
-        return [files.write_torch(self.run_dir / "effects.pt", self.effects)]
+        return [files.write_torch(self.directory / "effects.pt", self.effects)]
 
     # ---- the work -----------------------------------------------------------------------------------------------
 

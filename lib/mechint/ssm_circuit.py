@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,12 +79,9 @@ class SSMCircuitAnalyzer(CircuitAnalyzer):
         model: Any,
         config: SSMCircuitConfig,
         device: str | torch.device = "cpu",
-        *,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
+        **others: Any,
     ) -> None:
-        super().__init__(model, config, device, kinds=SSM_UNITS, seed=seed, run_dir=run_dir, key=key)
+        super().__init__(model, config, device, kinds=SSM_UNITS, **others)
 
 
 def refuse(config: SSMCircuitConfig, task: TaskConfig) -> str | None:

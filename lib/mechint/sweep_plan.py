@@ -251,6 +251,7 @@ class Base:
             active = [cell for cell in batch.cells if cell.layer <= i]
             joining = sum(cell.layer == i for cell in active)
             here = RowTap([[*self.edits, *cell.edits] for cell in active], rows, start)
+            here.goes_on = False
             if joining:
                 if i == 0:  # the embedding's edits belong to the first layer
                     fresh = model.begin(self.tokens[:, start:].repeat(joining, 1), here)

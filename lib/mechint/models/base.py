@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class Cache:
     position: int = 0
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """A language model in parts: a run goes through all of them, a sweep starts in the middle.
 
     ``model(tokens)`` gives the logits; :func:`mechint.run` and :func:`mechint.generate` read and edit.
@@ -87,28 +88,28 @@ class LanguageModel(nn.Module):
         return next(self.parameters()).device
 
     @property
+    @abstractmethod
     def embeddings(self) -> Tensor:
         """The embedding of every token, [vocabulary, model]."""
-        raise NotImplementedError
 
     def check_length(self, length: int) -> None:
         """Raises :class:`MechintError` for more positions than the model can have."""
 
+    @abstractmethod
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
         """Token ids [batch, position] -> the residual stream before the first layer [batch, position, model]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def empty_cache(self, i: int, rows: int) -> Any:
         """What layer i remembers before the first position."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
         """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
-        raise NotImplementedError
 
 
 def unembed(r: Tensor, norm: nn.Module, head: Tensor, at: Tap, logits_at: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import scan
 from ..interventions import Edit
-from ..scan import decays, read_out, recurrence, selective_scan
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
 from .sites import Scope, Site, Tap
 
@@ -47,6 +47,9 @@ LAYER_SITES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("out", RESIDUAL, ("d_model",)),
     ("resid_post", RESIDUAL, ("d_model",)),
 ]
+INSIDE = ("x", "z", "conv", "conv_state", "u", "dt", "B", "C", "decay", "write", "state", "readout", "scan_out", "y",
+          "gate")  # fmt: skip
+"""Sites between the projections of a mixer."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,23 @@ class LayerCache:
     shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of its rows
     history: Tensor | None = None  # for a cut at `out`: x of all positions so far [B, t, E]
 
+    copies: int = 1
+    """How many copies of the batch this memory is for, one after another; all remember the same."""
+
     def repeat(self, times: int) -> LayerCache:
-        """The same memory for that many copies of the batch, one copy after another."""
-        history = None if self.history is None else self.history.repeat(times, 1, 1)
-        shares = [share.repeat(times, 1, 1) for share in self.shares]
-        return LayerCache(self.conv.repeat(times, 1, 1), self.state.repeat(times, 1, 1), shares, history)
+        """The same memory for that many copies of the batch."""
+        return replace(self, copies=self.copies * times)
+
+    def whole(self) -> LayerCache:
+        """With the rows of every copy written out."""
+        if self.copies == 1:
+            return self
+
+        def each(tensor: Tensor) -> Tensor:
+            return tensor.repeat(self.copies, 1, 1)
+
+        history = None if self.history is None else each(self.history)
+        return LayerCache(each(self.conv), each(self.state), [each(share) for share in self.shares], history)
 
 
 class RMSNorm(nn.Module):
@@ -135,25 +150,48 @@ class Layer(nn.Module):
         """r [B, L, D] -> mixer output [B, L, D], and the cache behind these positions."""
         n = at("norm", self.norm(r))  # [B, L, D]
         x, z = self.in_proj(n).chunk(2, dim=-1)  # [B, L, E] each
-        # contiguous, as an edited tensor is: SiLU's vector and scalar loops differ in the last bit
-        x = at("x", x.contiguous())
-        z = at("z", z.contiguous())
-        gated, new = self.mix(x, z, cache, at)  # [B, L, E]
-        out = self.out_proj(gated)  # [B, L, D]
-        if cuts := at.cuts("out"):
+        cuts = at.cuts("out")
+        if not cuts and not at.wants(*INSIDE) and self.without_gradients(x) and scan.one_pass(x):
+            inner, new = self.mix_in_one_pass(x, z, cache, at)  # [B, L, E]
+        else:
+            cache = cache.whole()
+            # contiguous, as an edited tensor is: the vector and scalar loops of an operation differ in the last bit
+            x = at("x", x.contiguous())
+            z = at("z", z.contiguous())
+            inner, new = self.mix(x, z, cache, at)  # [B, L, E]
+        out = self.out_proj(at("gated", inner))  # [B, L, D]
+        if cuts:
             new.history = x if cache.history is None else torch.cat([cache.history, x], 1)
             for cut in cuts:
                 out = self.cut(cut, out, x, z, new.history, at)
         return at("out", out), new
 
+    def without_gradients(self, x: Tensor) -> bool:
+        return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def mix_in_one_pass(self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, Any]:
+        """:meth:`mix` to the bit, where nobody looks inside; no memory where nothing goes on."""
+        u = scan.convolved(x, cache.conv, self.conv1d.weight[:, 0], self.conv1d.bias)  # [B, L, E]
+        low, B, C = self.x_proj(u).split([self.c.dt_rank, self.c.d_state, self.c.d_state], dim=-1)
+        A = -torch.exp(self.A_log)  # [E, N]
+        inner, state = scan.gated(u, self.dt_proj(low), A, B, C, self.D, z, cache.state, at.goes_on)
+        if state is None:
+            return inner, None
+        past = x[:, max(x.shape[1] - self.c.d_conv + 1, 0) :]
+        kept = cache.whole().conv[:, past.shape[1] :]
+        return inner, LayerCache(torch.cat([kept, past], 1), state)
+
     def mix(
         self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, decay_of: Tensor | None = None
     ) -> tuple[Tensor, LayerCache]:
-        """x, z [B, L, E] -> y ⊙ SiLU(z) [B, L, E]. ``decay_of``: u whose Δ the decays come from, if not our own."""
+        """x, z [B, L, E] -> y ⊙ SiLU(z) [B, L, E], not yet passed through its site.
+
+        ``decay_of``: u whose Δ the decays come from, if not our own.
+        """
         conv, memory = self.convolve(x, cache.conv, at)  # [B, L, E], [B, K-1, E]
-        u = at("u", F.silu(conv))  # [B, L, E]
+        u = at("u", scan.silu(conv))  # [B, L, E]
         low, B, C = self.x_proj(u).split([self.c.dt_rank, self.c.d_state, self.c.d_state], dim=-1)
-        dt = at("dt", F.softplus(self.dt_proj(low)))  # [B, L, R] -> [B, L, E]
+        dt = at("dt", scan.softplus(self.dt_proj(low)))  # [B, L, R] -> [B, L, E]
         B = at("B", B)  # [B, L, N]
         C = at("C", C)  # [B, L, N]
         wide = Selected(*(accumulate(tensor) for tensor in (u, dt, B, C)))
@@ -161,12 +199,12 @@ class Layer(nn.Module):
         scan_out, state, shares = self.scan(wide, dt_decay, cache, at)  # [B, L, E], [B, E, N]
         scan_out = at("scan_out", scan_out)
         y = at("y", (scan_out + accumulate(self.D) * wide.u).to(x.dtype))
-        gate = at("gate", F.silu(z))  # [B, L, E]
-        return at("gated", y * gate), LayerCache(memory, state, shares)
+        gate = at("gate", scan.silu(z))  # [B, L, E]
+        return y * gate, LayerCache(memory, state, shares)
 
     def step_size(self, u: Tensor, at: Scope) -> Tensor:
         """Δ of u [B, L, E], with the edits at ``dt``."""
-        return at("dt", F.softplus(self.dt_proj(self.x_proj(u)[..., : self.c.dt_rank])))
+        return at("dt", scan.softplus(self.dt_proj(self.x_proj(u)[..., : self.c.dt_rank])))
 
     def convolve(self, x: Tensor, memory: Tensor, at: Scope) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution of x [B, L, E] behind memory [B, K-1, E]; the last tap is the current token."""
@@ -201,16 +239,9 @@ class Layer(nn.Module):
         return windows, memory
 
     def taps(self, window: Tensor) -> Tensor:
-        """c_t = b + Σ_k w[:, k] ⊙ window_{t+k}, [B, L+K-1, E] -> [B, L, E]; elementwise: the same bits at any L."""
-        K = self.c.d_conv
-        length = window.shape[1] - (K - 1)
-        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
-        conv = (
-            window[:, :length] * weight[:, 0] if bias is None else torch.addcmul(bias, window[:, :length], weight[:, 0])
-        )
-        for k in range(1, K):
-            conv = torch.addcmul(conv, window[:, k : k + length], weight[:, k])
-        return conv
+        """The convolution of every K neighbours, [B, L+K-1, E] -> [B, L, E]."""
+        past = self.c.d_conv - 1
+        return scan.convolve(window[:, past:], window[:, :past], self.conv1d.weight[:, 0], self.conv1d.bias)
 
     def scan(
         self, selected: Selected, dt_decay: Tensor, cache: LayerCache, at: Scope
@@ -219,12 +250,12 @@ class Layer(nn.Module):
         u, dt, B, C = selected
         A = -torch.exp(accumulate(self.A_log))  # [E, N]
         if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
-            return *selective_scan(u, dt, A, B, C, cache.state), []
+            return *scan.selective_scan(u, dt, A, B, C, cache.state), []
         edits, cuts = at.edits("state"), at.cuts("state")
         seen = at.records("state") or at.wants("decay", "write", "readout") or cuts
         if dt_decay is dt and not seen and all(edit.positions is not None for edit in edits):
             return *self.scan_in_pieces(selected, A, cache.state, edits, at.offset), []
-        decay = at("decay", decays(dt_decay, A))  # [B, L, E, N]
+        decay = at("decay", scan.decays(dt_decay, A))  # [B, L, E, N]
         write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
         shares = list(cache.shares) or [torch.zeros_like(cut.own(cache.state)) for cut in cuts]  # [own rows, E, N]
         removed: list[list[Tensor]] = [[] for _ in cuts]
@@ -246,12 +277,12 @@ class Layer(nn.Module):
                 removed[k].append(share)
             return state
 
-        states = recurrence(decay, write, cache.state, on_step if edits or cuts else None)
+        states = scan.recurrence(decay, write, cache.state, on_step if edits or cuts else None)
         read = at.keep("state", states)
         for cut, share_at in zip(cuts, removed, strict=True):
             read = cut.graft(read, cut.own(read) - torch.stack(share_at, 1), at.offset)
         read = at("readout", read)  # [B, L, E, N]
-        return read_out(read, C), states[:, -1], shares
+        return scan.read_out(read, C), states[:, -1], shares
 
     def scan_in_pieces(
         self, selected: Selected, A: Tensor, state: Tensor, edits: list[Edit], offset: int
@@ -261,14 +292,14 @@ class Layer(nn.Module):
         stops = sorted({p - offset for edit in edits for p in edit.positions or () if 0 <= p - offset < length})
         for t in stops:
             u, dt, B, C = (tensor[:, begin : t + 1] for tensor in selected)
-            y, state = selective_scan(u, dt, A, B, C, state)
+            y, state = scan.selective_scan(u, dt, A, B, C, state)
             for edit in edits:
                 state = edit.apply(state.unsqueeze(1), offset + t).squeeze(1)
-            read += [y[:, :-1], read_out(state.unsqueeze(1), C[:, -1:])]
+            read += [y[:, :-1], scan.read_out(state.unsqueeze(1), C[:, -1:])]
             begin = t + 1
         if begin < length:
             u, dt, B, C = (tensor[:, begin:] for tensor in selected)
-            y, state = selective_scan(u, dt, A, B, C, state)
+            y, state = scan.selective_scan(u, dt, A, B, C, state)
             read.append(y)
         return torch.cat(read, 1), state
 
@@ -290,9 +321,9 @@ class Layer(nn.Module):
             history, z = cut.own(history), cut.own(z)
         empty, decay_of = self.empty_cache(len(z)), None
         if cut.decay == "kept":
-            decay_of = inside("u", F.silu(self.convolve(history, empty.conv, inside)[0]))
-        gated, _ = self.mix(history * present, z, empty, inside, decay_of)
-        whole = self.out_proj(gated[:, -x.shape[1] :])
+            decay_of = inside("u", scan.silu(self.convolve(history, empty.conv, inside)[0]))
+        inner, _ = self.mix(history * present, z, empty, inside, decay_of)
+        whole = self.out_proj(inside("gated", inner)[:, -x.shape[1] :])
         return cut.graft(out, whole if apart else cut.own(whole), at.offset)
 
     def empty_cache(self, rows: int) -> LayerCache:

@@ -89,6 +89,8 @@ class Tap:
             self.edits.setdefault(edit.target, []).append(edit)
         self.offset = offset
         """Position of the first token of this forward: above 0 when it goes on from a cache."""
+        self.goes_on = True
+        """Whether anything will go on from behind this forward: if not, layers need not keep their memory."""
         self.values: dict[str, Tensor] = {}
 
     def within(self, prefix: str) -> Scope:
@@ -117,6 +119,10 @@ class Scope:
     @property
     def offset(self) -> int:
         return self.tap.offset
+
+    @property
+    def goes_on(self) -> bool:
+        return self.tap.goes_on
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         return self.tap(self.prefix + name, tensor) if self.active else tensor

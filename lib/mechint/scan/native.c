@@ -78,30 +78,107 @@ static void scatter(float *to, const V *from, size_t N, size_t count)
         for (size_t e = 0; e < count; e++) to[e * N + n] = from[n][e];
 }
 
-/* boundaries, if any: the state before every `chunk`-th position, [B, chunks, E, N]. work: 2 N vectors. */
+/* x σ(x) */
+static inline V vsilu(V x)
+{
+    return x / (vexp(-x) + 1.0f);
+}
+
+/* log(1 + e^x) = max(x, 0) + 2 artanh(s), s = y / (2 + y) with y = e^-|x|: no cancellation, so that a small step size
+ * keeps its digits. s is at most 1/3; seven terms of the series leave 2e-8. */
+static inline V vsoftplus(V x)
+{
+    V above = (V)((I)x & (I)(x > (V){0})), y = vexp((V)((I)x | INT32_MIN)), s = y / (y + 2.0f), q = s * s;
+    V p = fused((V){0} + 1.0f / 13, q, (V){0} + 1.0f / 11);
+    p = fused(p, q, (V){0} + 1.0f / 9);
+    p = fused(p, q, (V){0} + 1.0f / 7);
+    p = fused(p, q, (V){0} + 1.0f / 5);
+    p = fused(p, q, (V){0} + 1.0f / 3);
+    return above + fused(p * q, s, s) * 2.0f;
+}
+
+/* boundaries, if any: the state before every `chunk`-th position, [B, chunks, E, N]; last, if any: the last state.
+ * A is [N, E] here, and row b starts from h0's row b % rows. With z, whose positions are `stride` apart, dt is what Δ is
+ * the softplus of, and the output is (Σ C h + D u) SiLU(z). A tile's softplus and gate are loops of their own: inside
+ * the recurrence they would wait for one another. work: 2 N vectors. */
+#define TILE 16
 void scan_forward(const float *u, const float *dt, const float *A, const float *Bm, const float *C, const float *h0,
-                  float *y, float *last, float *boundaries, size_t L, size_t E, size_t N, size_t chunk,
-                  size_t from_pair, size_t to_pair, V *work)
+                  const float *D, const float *z, float *y, float *last, float *boundaries, size_t stride, size_t rows,
+                  size_t L, size_t E, size_t N, size_t chunk, size_t from_pair, size_t to_pair, V *work)
 {
     size_t blocks = (E + W - 1) / W, chunks = (L + chunk - 1) / chunk;
     V *a = work, *h = work + N;
     for (size_t pair = from_pair; pair < to_pair; pair++) {
         size_t b = pair / blocks, e = pair % blocks * W, count = E - e < W ? E - e : W;
-        gather(a, A + e * N, N, count);
-        gather(h, h0 + (b * E + e) * N, N, count);
-        for (size_t t = 0; t < L; t++) {
-            if (boundaries && t % chunk == 0)
-                scatter(boundaries + ((b * chunks + t / chunk) * E + e) * N, h, N, count);
-            const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
-            V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count), sum = (V){0};
-            for (size_t n = 0; n < N; n++) {
-                V s = vexp(d * a[n]) * h[n];
-                h[n] = s + du * bt[n];
-                sum = fused(h[n], (V){0} + ct[n], sum);
+        for (size_t n = 0; n < N; n++) a[n] = load(A + n * E + e, count);
+        gather(h, h0 + (b % rows * E + e) * N, N, count);
+        for (size_t start = 0; start < L; start += TILE) {
+            size_t end = start + TILE < L ? start + TILE : L;
+            V d[TILE], sums[TILE];
+            for (size_t t = start; t < end; t++) d[t - start] = load(dt + (b * L + t) * E + e, count);
+            for (size_t t = start; z && t < end; t++) d[t - start] = vsoftplus(d[t - start]);
+            for (size_t t = start; t < end; t++) {
+                if (boundaries && t % chunk == 0)
+                    scatter(boundaries + ((b * chunks + t / chunk) * E + e) * N, h, N, count);
+                const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+                V step = d[t - start], du = step * load(u + (b * L + t) * E + e, count), sum = (V){0};
+                for (size_t n = 0; n < N; n++) {
+                    V s = vexp(step * a[n]) * h[n];
+                    h[n] = s + du * bt[n];
+                    sum = fused(h[n], (V){0} + ct[n], sum);
+                }
+                sums[t - start] = sum;
             }
-            store(y + (b * L + t) * E + e, sum, count);
+            for (size_t t = start; t < end; t++) {
+                size_t here = (b * L + t) * E + e;
+                V sum = sums[t - start];
+                if (z) {
+                    V skip = load(D + e, count) * load(u + here, count);
+                    sum = (sum + skip) * vsilu(load(z + (b * L + t) * stride + e, count));
+                }
+                store(y + here, sum, count);
+            }
         }
-        scatter(last + (b * E + e) * N, h, N, count);
+        if (last) scatter(last + (b * E + e) * N, h, N, count);
+    }
+}
+
+/* Causal depthwise convolution, [B, L, E], of positions first .. last - 1 of a flattened batch and position; weight
+ * [K, E]; bias [E] or none. x's rows and positions, and the rows of memory [rows, K - 1, E], are so many floats apart;
+ * row b's memory is row b % rows. */
+void mix_conv(const float *x, const float *memory, const float *weight, const float *bias, float *out,
+              size_t row_stride, size_t stride, size_t memory_stride, size_t rows, size_t L, size_t E, size_t K,
+              size_t silu, size_t first, size_t last)
+{
+    for (size_t i = first; i < last; i++) {
+        size_t b = i / L, t = i % L;
+        const float *from[K]; /* the inputs of the K taps */
+        for (size_t k = 0; k < K; k++)
+            from[k] = t + k < K - 1 ? memory + b % rows * memory_stride + (t + k) * E
+                                    : x + b * row_stride + (t + k - (K - 1)) * stride;
+        for (size_t e = 0; e < E; e += W) {
+            size_t count = E - e < W ? E - e : W;
+            V c = bias ? load(bias + e, count) : (V){0};
+            for (size_t k = 0; k < K; k++) c = c + load(weight + k * E + e, count) * load(from[k] + e, count);
+            store(out + i * E + e, silu ? vsilu(c) : c, count);
+        }
+    }
+}
+
+/* Elementwise, of so many floats: blocks first .. last - 1 of W. */
+void mix_silu(const float *x, float *out, size_t size, size_t first, size_t last)
+{
+    for (size_t i = first * W; i < last * W && i < size; i += W) {
+        size_t count = size - i < W ? size - i : W;
+        store(out + i, vsilu(load(x + i, count)), count);
+    }
+}
+
+void mix_softplus(const float *x, float *out, size_t size, size_t first, size_t last)
+{
+    for (size_t i = first * W; i < last * W && i < size; i += W) {
+        size_t count = size - i < W ? size - i : W;
+        store(out + i, vsoftplus(load(x + i, count)), count);
     }
 }
 

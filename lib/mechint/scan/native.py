@@ -120,22 +120,40 @@ def _call(name: str, pieces: int, updates: int, work: int, *arguments: Tensor | 
     _share(one, pieces, updates)
 
 
+def forward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    y: Tensor,
+    last: Tensor | None,
+    boundaries: Tensor | None,
+) -> None:
+    """scan_forward of native.c; all but A and z are contiguous."""
+    (rows, length, channels), states = u.shape, A.shape[1]
+    apart = 0 if z is None else z.stride(1)
+    sizes = (apart, len(initial), length, channels, states, CHUNK)
+    arguments = (u, dt, A.t().contiguous(), B, C, initial, D, z, y, last, boundaries, *sizes)
+    _call("scan_forward", rows * -(-channels // WIDTH), u.numel() * states, 2 * states * WIDTH, *arguments)
+
+
 class Scan(torch.autograd.Function):
     """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:
-        u, dt, A, B, C, initial = (x.contiguous() for x in (u, dt, A, B, C, initial))
+        u, dt, B, C, initial = (x.contiguous() for x in (u, dt, B, C, initial))
         rows, length, channels = u.shape
         states = A.shape[1]
         y, last = torch.empty_like(u), torch.empty_like(initial)
         boundaries = None
         if any(ctx.needs_input_grad):
             boundaries = u.new_empty(rows, -(-length // CHUNK), channels, states)
-        pairs = rows * -(-channels // WIDTH)
-        sizes = (length, channels, states, CHUNK)
-        arguments = (u, dt, A, B, C, initial, y, last, boundaries, *sizes)
-        _call("scan_forward", pairs, u.numel() * states, 2 * states * WIDTH, *arguments)
+        forward(u, dt, A, B, C, initial, None, None, y, last, boundaries)
         if boundaries is not None:
             ctx.save_for_backward(u, dt, A, B, C, boundaries)
         return y, last
@@ -156,6 +174,23 @@ class Scan(torch.autograd.Function):
         arguments = (u, dt, A, B, C, boundaries, grad_y, grad_last, *outputs, *sizes)
         _call("scan_backward", rows * groups, u.numel() * states, work, *arguments)
         return d_u, d_dt, d_A.sum(0), d_B.sum(0), d_C.sum(0), d_initial
+
+
+def elementwise(name: str, x: Tensor) -> Tensor:
+    """mix_silu or mix_softplus of native.c, of any shape."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _call(name, -(-x.numel() // WIDTH), x.numel(), 0, x, out, x.numel())
+    return out
+
+
+def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, silu: bool) -> None:
+    """mix_conv of native.c: x's and memory's channels are neighbours, and so are memory's positions."""
+    rows, length, channels = x.shape
+    taps = len(weight)
+    strides = (x.stride(0), x.stride(1), memory.stride(0), len(memory))
+    arguments = (x, memory, weight, bias, out, *strides, length, channels, taps, int(silu))
+    _call("mix_conv", rows * length, x.numel() * taps, 0, *arguments)
 
 
 class Decay(torch.autograd.Function):

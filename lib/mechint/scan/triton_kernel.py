@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import MechintError
-from . import chunked
+from . import chunked, native
 
 CHUNK = 64
 """Positions between two saved states. Memory of a backward: L / CHUNK states saved and CHUNK states of scratch."""
@@ -45,7 +45,7 @@ def check() -> None:
     A missing compiler, an old device or wrong numbers show here, before the kernel serves anyone.
 
     Raises:
-        Unavailable: it did not run, or not to the same numbers.
+        Unavailable: it ran, but not to the same numbers. What Triton raises when it can't run is of many kinds.
     """
     device = "cpu" if INTERPRETED else "cuda"
     g = torch.Generator().manual_seed(0)
@@ -53,18 +53,14 @@ def check() -> None:
     u, dt, A, B, C, h = (torch.randn(shape, generator=g).to(device) for shape in shapes)
     given = (u, dt.exp(), -A.exp(), B, C, h)
     found = []
-    try:
-        for scan in (Scan.apply, chunked.Scan.apply):
-            with torch.enable_grad():
-                leaves = [x.clone().requires_grad_() for x in given]
-                ends = scan(*leaves)
-                found.append([*ends, *torch.autograd.grad(sum(end.square().sum() for end in ends), leaves)])
-    except Exception as error:  # Triton's are of many kinds, and none of them may stop a run that chunked can do
-        lines = str(error).strip().splitlines()
-        raise Unavailable(f"its kernel does not run ({lines[0] if lines else type(error).__name__})") from error
+    for scan in (Scan.apply, chunked.Scan.apply):
+        with torch.enable_grad():
+            leaves = [x.clone().requires_grad_() for x in given]
+            ends = scan(*leaves)
+            found.append([*ends, *torch.autograd.grad(sum(end.square().sum() for end in ends), leaves)])
     for ours, plain in zip(*found, strict=True):
         if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max())):
-            raise Unavailable("its kernel gives other numbers than plain torch on this device")
+            raise Unavailable("it gives other numbers than plain torch on this device")
 
 
 @triton.jit
@@ -243,8 +239,8 @@ class Scan(torch.autograd.Function):
         return d_u, d_dt, d_A.sum(0), d_B.sum(0), d_C.sum(0), d_initial
 
 
-class Decay(torch.autograd.Function):
-    """exp(Δ A): Δ [batch, position, channel], A [channel, state] -> [batch, position, channel, state]."""
+class Decay(native.Decay):
+    """As there, gradients included, with the exponential of these kernels."""
 
     @staticmethod
     def forward(ctx: Any, dt: Tensor, A: Tensor) -> Tensor:
@@ -254,16 +250,9 @@ class Decay(torch.autograd.Function):
         ctx.save_for_backward(dt, A, decay)
         return decay
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        dt, A, decay = ctx.saved_tensors
-        exponent = grad * decay
-        return (exponent * A).sum(-1), (exponent * dt.unsqueeze(-1)).sum((0, 1))
 
-
-class ReadOut(torch.autograd.Function):
-    """Σ_n C h: states [batch, position, channel, state], C [batch, position, state] -> [batch, position, channel]."""
+class ReadOut(native.ReadOut):
+    """As there, gradients included, with the sum of these kernels."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, C: Tensor) -> Tensor:
@@ -272,12 +261,6 @@ class ReadOut(torch.autograd.Function):
         _launch(_reads, states.shape[0] * states.shape[1], *states.shape[2:], states, C, y, *states.shape[2:])
         ctx.save_for_backward(states, C)
         return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        states, C = ctx.saved_tensors
-        return grad.unsqueeze(-1) * C.unsqueeze(-2), torch.matmul(grad.unsqueeze(-2), states).squeeze(-2)
 
 
 @torch.no_grad()

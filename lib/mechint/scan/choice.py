@@ -1,0 +1,112 @@
+"""Which back end computes a tensor: those there are on this machine, and the one that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MechintError
+from . import chunked, native
+
+BACK_ENDS = ("native", "triton", "chunked")
+USUAL = {"cpu": ("native", "faster C"), "cuda": ("triton", "Triton")}
+"""For each type of device: its own back end, and what that one is."""
+_asked: str | None = None
+_told = False
+_told_of_triton = False
+
+
+def available() -> dict[str, str]:
+    """Every back end with '' when it can be used, else why not."""
+    return {name: _missing(name) for name in BACK_ENDS}
+
+
+def _missing(name: str) -> str:
+    """Why a back end cannot be used, '' when it can."""
+    if name == "native":
+        try:
+            native.library()
+        except native.Unavailable as reason:
+            return str(reason)
+    return _missing_triton() if name == "triton" else ""
+
+
+@functools.cache
+def _missing_triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no CUDA device"
+    try:
+        module("triton").check()
+    except Exception as error:  # of many kinds, an import's too: whatever is wrong with Triton, chunked can do the work
+        lines = str(error).strip().splitlines()
+        return f"its kernel fails ({lines[0] if lines else type(error).__name__})"
+    return ""
+
+
+def module(name: str) -> Any:
+    """A back end's module. That of Triton is imported when first used: it takes a while, and few need it."""
+    if name == "triton":
+        from . import triton_kernel
+
+        return triton_kernel
+    return native if name == "native" else chunked
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU; it reads this variable when it is imported."""
+    asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+    return asked and module("triton").INTERPRETED
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Within this context the back end is ``name``.
+
+    Raises:
+        MechintError: there is no such back end, or not on this machine.
+    """
+    global _asked
+    if name not in BACK_ENDS:
+        raise MechintError(f"no scan back end {name!r}; there are {', '.join(BACK_ENDS)}")
+    if reason := _missing(name):
+        raise MechintError(f"the scan back end {name!r} is not on this machine: {reason}; take 'chunked'")
+    before, _asked = _asked, name
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def chosen(like: Tensor | None = None) -> str:
+    """The back end that a tensor like this one is computed by (by default float32 on the CPU).
+
+    One that was asked for gives way to the chunked one for tensors that it cannot take: the native one takes none but
+    the CPU's, and triton none of those but in Triton's interpreter. The first time that a device's own back end is
+    missing, a line on stderr says so.
+    """
+    global _told, _told_of_triton
+    device = "cpu" if like is None else like.device.type
+    if device not in USUAL or (like is not None and like.dtype != torch.float32):
+        return "chunked"
+    usual, language = USUAL[device]
+    if _asked is not None:
+        takes = _asked == usual or (_asked == "triton" and device == "cpu" and _interpreted())
+        return _asked if takes else "chunked"
+    reason = _missing(usual)
+    if reason and not (_told if usual == "native" else _told_of_triton):
+        if usual == "native":
+            _told = True
+        else:
+            _told_of_triton = True
+        print(f"scan: plain torch in place of the {language} one, because {reason}", file=sys.stderr)
+    return "chunked" if reason else usual

@@ -1,0 +1,142 @@
+"""What stands around the scan in a mixer: its elementwise parts, and all of them in one pass where nothing is asked.
+
+A forward at which no site inside a mixer is recorded or edited spends as long on temporaries as on the scan. In float32
+on a CPU the convolution with its SiLU is then one pass (:func:`convolved`), and so is the scan with the softplus before
+it and the skip and the gate behind it (:func:`gated`). Step by step come the same operations on the same numbers, hence
+the same bits. Elsewhere the steps are torch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import native
+from .choice import chosen
+
+
+def silu(x: Tensor) -> Tensor:
+    """x σ(x)."""
+    return _SiLU.apply(x) if chosen(x) == "native" else F.silu(x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x)."""
+    return _Softplus.apply(x) if chosen(x) == "native" else F.softplus(x)
+
+
+def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """c_t = b + Σ_k w[:, k] ⊙ x_{t-K+1+k}: causal and depthwise, in a fixed order: the same bits at any L.
+
+    Args:
+        x: [batch, position, channel].
+        memory: The K - 1 inputs before, oldest first, [batch, K - 1, channel].
+        weight: [channel, K]; the last tap is the current position's.
+        bias: [channel], or None.
+
+    Returns:
+        [batch, position, channel].
+    """
+    if chosen(x) == "native":
+        return _Convolution.apply(x, memory, weight, bias)
+    whole, K = torch.cat([memory, x], 1), weight.shape[1]
+    conv = whole[:, : x.shape[1]] * weight[:, 0] if bias is None else bias + whole[:, : x.shape[1]] * weight[:, 0]
+    for k in range(1, K):
+        conv = torch.addcmul(conv, whole[:, k : k + x.shape[1]], weight[:, k])
+    return conv
+
+
+def one_pass(x: Tensor) -> bool:
+    """Whether :func:`convolved` and :func:`gated` can take tensors like this one."""
+    return chosen(x) == "native"
+
+
+def convolved(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """SiLU of :func:`convolve` in one pass, without gradients; a shorter memory serves the batch in turn."""
+    return _convolve(x, memory, weight, bias, True)
+
+
+def gated(
+    u: Tensor, low: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, initial: Tensor, go_on: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(scan(u, softplus(low), A, B, C) + D ⊙ u) ⊙ SiLU(z) in one pass, without gradients.
+
+    Args:
+        u, low: Input of the scan, and what the step size is the softplus of, [batch, position, channel].
+        A, B, C: As in :func:`mechint.scan.selective_scan`.
+        D: [channel].
+        z: [batch, position, channel]; may be half of a wider tensor.
+        initial: [rows, channel, state]; fewer rows than the batch has serve it in turn.
+        go_on: Whether the last state is wanted.
+
+    Returns:
+        [batch, position, channel], and the last state [batch, channel, state] or None.
+    """
+    u, low, B, C, D, initial = (x.contiguous() for x in (u, low, B, C, D, initial))
+    z = _spaced(z)
+    y = torch.empty_like(u)
+    last = u.new_empty(len(u), *A.shape) if go_on else None
+    native.forward(u, low, A, B, C, initial, D, z, y, last, None)
+    return y, last
+
+
+def _spaced(x: Tensor) -> Tensor:
+    """x whose rows are a whole number of equally spaced positions: of a slice of channels as it is, else a copy."""
+    fits = x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if fits else x.contiguous()
+
+
+def _convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
+    x = x if x.stride(2) == 1 else x.contiguous()
+    memory = memory if memory.stride(2) == 1 and memory.stride(1) == memory.shape[2] else memory.contiguous()
+    out = x.new_empty(x.shape)
+    native.convolve(x, memory, weight.t().contiguous(), bias, out, activate)
+    return out
+
+
+class _SiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return native.elementwise("mix_silu", x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return native.elementwise("mix_softplus", x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0].sigmoid()
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, memory, weight)
+        ctx.biased = bias is not None
+        return _convolve(x, memory, weight, bias, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, memory, weight = ctx.saved_tensors
+        past, L, K = memory.shape[1], x.shape[1], weight.shape[1]
+        whole = torch.cat([memory, x], 1)
+        d_whole = torch.zeros_like(whole)
+        for k in range(K):
+            d_whole[:, k : k + L] += grad * weight[:, k]
+        d_weight = torch.stack([(grad * whole[:, k : k + L]).sum((0, 1)) for k in range(K)], 1)
+        return d_whole[:, past:], d_whole[:, :past], d_weight, grad.sum((0, 1)) if ctx.biased else None
