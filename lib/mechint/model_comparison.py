@@ -163,8 +163,7 @@ class Profiler(Study):
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` and what was timed, ``efficiency_measured.json``."""
         written = super().save_results()
-        assert self.run_dir is not None
-        return [*written, files.write_json(self.run_dir / MEASURED, {"schema": 1, "measured": self.times})]
+        return [*written, files.write_json(self.directory / MEASURED, {"schema": 1, "measured": self.times})]
 
 
 CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_entropy")

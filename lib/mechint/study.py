@@ -10,52 +10,28 @@ import torch
 from torch import Tensor
 
 from . import files, options
+from .analysis import StagedAnalyzer
 from .causal_trace import listed
 from .errors import MechintError, did_you_mean
 from .run import run
-from .rundir import Stages
 from .tasks import Prompts
 
 NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "readout")  # more than one number for a unit
 
 
-class Study:
-    """The frame of an analysis: a frozen model, checked options, stages that survive a kill.
-
-    Args:
-        model: From :func:`mechint.load`; its weights are frozen.
-        config: The options.
-        device: Where to run.
-        seed: Of bootstraps and controls.
-        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
-        key: Fingerprint of what the stages depend on.
-    """
+class Study(StagedAnalyzer):
+    """An analyzer of units, sparsity or whole models: checked options, and the numbers of every prompt to keep."""
 
     name = ""
 
-    def __init__(
-        self,
-        model: Any,
-        config: Any,
-        device: str | torch.device = "cpu",
-        *,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        key: str = "",
-    ) -> None:
+    def __init__(self, model: Any, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
         options.check(config, self.name)
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.config, self.seed = config, seed
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
-        self.results: dict[str, Any] = {}
+        super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""
-        if self.run_dir is None:
-            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
-        return [files.write_torch(self.run_dir / "effects.pt", self.tensors)]
+        return [files.write_torch(self.directory / "effects.pt", self.tensors)]
 
 
 def layer_list(said: str, layers: int, where: str) -> list[int]:
