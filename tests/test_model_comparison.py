@@ -174,11 +174,11 @@ def test_a_planted_difference_is_found_and_no_other() -> None:
 
 def test_without_a_difference_few_of_many_comparisons_find_one() -> None:
     found = 0
-    for trial in range(40):
+    for trial in range(25):
         studies = [profile(10 * trial + seed, family) for family in ("mamba", "gpt2") for seed in range(3)]
         rows, _ = differences(*groups(studies), None)
         found += any(row["p"] is not None and row["p_adjusted"] <= 0.05 for row in rows)
-    assert found <= 6  # at most 2 are expected; 7 or more would come once in two hundred
+    assert found <= 4  # 1 is expected at most; 5 or more would come once in a hundred
 
 
 def test_groups_of_other_seeds_or_budgets_are_not_paired() -> None:
@@ -212,8 +212,6 @@ def test_other_tokenizers_are_compared_per_byte_alone(tmp_path: Path) -> None:
     written = write_model_comparison(dirs, tmp_path / "out")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert written[-1].name == "comparison.html" and "different tokenizers" in page and "nats per token" not in page
-    before = {path.name: path.read_bytes() for path in written}
-    assert {path.name: path.read_bytes() for path in write_model_comparison(dirs, tmp_path / "out")} == before
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert len(data["runs"]) == 4 and len(data["pairs"]) == 1
     with pytest.raises(MechintError, match="at least two"):

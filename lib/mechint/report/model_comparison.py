@@ -68,7 +68,8 @@ def sections(study: Study) -> list[Section]:
         Section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
         Section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
                 range(1, 1 + len(layers)), len(layers) > 6),
-        Section("Memory of a prompt", "State and convolution inputs, or keys and values.", ("tokens", "bytes"), memory,
+        Section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
+                                      "length.", ("tokens", "bytes"), memory,
                 (0, 1)),
     ]  # fmt: skip
     if timed:
@@ -135,6 +136,12 @@ def remarks(found: list[Group]) -> list[str]:
         notes.append(
             "The checkpoints do not say that they saw the same data for the same number of steps: differences may be "
             "those of training."
+        )
+    if steps := sorted({str(s) for group in found for _, s in group.budgets if s is not None}):
+        notes.append(
+            f"The models had {' or '.join(steps)} steps of training: what differs is so after that budget, and "
+            f"may not be "
+            "after a longer one."
         )
     counts = {group.label: group.studies[0].raw["metrics"]["parameters"]["value"] for group in found}
     if len(counts) > 1 and max(counts.values()) > 1.1 * min(counts.values()):
