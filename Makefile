@@ -9,7 +9,7 @@ FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter 1 y yes,$(DRY_RUN)
 DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
 
 # Paths and globs reach the shell through the environment, so that no character of them is special there.
-export MODELS
+export MODELS BASELINE
 export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
@@ -34,19 +34,19 @@ KCONFIG = "$(PY)" -m scripts.kconfig
 	listnewconfig allyesconfig allnoconfig check bench ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
-	$(Q)$(KCONFIG) run default --models="$$MODELS" $(FLAGS)
+	$(Q)$(KCONFIG) run default --models="$$MODELS" --baseline="$$BASELINE" $(FLAGS)
 
 train mechint report: $(READY)
-	$(Q)$(KCONFIG) run $@ --models="$$MODELS" $(FLAGS)
+	$(Q)$(KCONFIG) run $@ --models="$$MODELS" --baseline="$$BASELINE" $(FLAGS)
 
 menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
 	$(Q)$(KCONFIG) $@
 
 defconfig: $(READY)
-	$(Q)$(KCONFIG) defconfig --models="$$MODELS"
+	$(Q)$(KCONFIG) defconfig --models="$$MODELS" --baseline="$$BASELINE"
 
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
-	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS"
+	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS" --baseline="$$BASELINE"
 
 # A name that is none fails before anything is installed.
 defconfig-%:
@@ -119,6 +119,7 @@ Develop
 Variables
   MODELS=PATH        what to analyse, on defconfig, defconfig-NAME, mechint or report: a checkpoint, a glob, a directory
                      of checkpoints, a model directory, a hub id, or a finished analysis to draw again
+  BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
   DRY_RUN=1          say what would run, and run nothing
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made

@@ -17,9 +17,10 @@ import torch
 
 from mechint import files
 from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_directories, run_experiment
+from mechint.experiment import Experiment, apart, run_directories, run_experiment
+from mechint.kv_circuit import KVCircuitConfig
 from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.run_config import RunConfig
+from mechint.run_config import RunConfig, elsewhere, request
 from mechint.ssm_circuit import SSMCircuitConfig
 from mechint.tasks import TaskConfig
 from tests.builders import tiny_mamba
@@ -281,3 +282,32 @@ def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) ->
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_an_analysis_with_models_of_its_own_is_an_experiment_of_its_own(tmp_path: Path) -> None:
+    wanted = experiment("shared.pt", tmp_path / "out")
+    both = dataclasses.replace(wanted, configs={**wanted.configs, "kv": KVCircuitConfig(checkpoint="own.pt")})
+    parts = apart(both)
+    assert [(part.run.checkpoint, list(part.configs), part.several) for part in parts] == [
+        ("shared.pt", ["ssm"], True), ("own.pt", ["kv"], True),
+    ]  # fmt: skip
+    shared = dataclasses.replace(both, configs={**wanted.configs, "kv": KVCircuitConfig()})
+    assert [list(part.configs) for part in apart(shared)] == [["ssm", "kv"]]
+    drawn = apart(dataclasses.replace(both, configs={"kv": KVCircuitConfig(mode="from_runs", run_dir="done")}))
+    assert [(part.run.mode, part.run.run_dir) for part in drawn] == [("from_runs", "done")]
+    assert "checkpoint" not in request(KVCircuitConfig(checkpoint="own.pt")) and "steps" in request(KVCircuitConfig())
+    assert elsewhere(KVCircuitConfig(checkpoint="own.pt")) == KVCircuitConfig()
+
+
+def test_a_baseline_is_compared_with_one_checkpoint(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        checkpoint(tmp_path / f"{name}.pt", seed=ord(name))
+    run_experiment(experiment(tmp_path / "a.pt", tmp_path / "out", label="first"))
+    second = experiment(tmp_path / "b.pt", tmp_path / "out", label="second", baseline=str(tmp_path / "out/first"))
+    run_experiment(second)
+    found = json.loads((tmp_path / "out/second/comparison.json").read_text())
+    assert [Path(run["checkpoint"]).name for run in found["runs"]] == ["a.pt", "b.pt"]
+    with pytest.raises(MechintError, match="holds no finished analysis"):
+        run_experiment(
+            dataclasses.replace(second, run=dataclasses.replace(second.run, baseline=str(tmp_path / "none")))
+        )

@@ -12,17 +12,18 @@ import pytest
 import torch
 
 import mechint
-from mechint import files
+from mechint import answers, circuit, files
 from mechint.ablation import Ablation
 from mechint.circuit import METRICS, Bench, Search, attribute
 from mechint.errors import MechintError
 from mechint.gates import BUDGETS, budget_at
 from mechint.kv_circuit import KVCircuitAnalyzer, KVCircuitConfig, kept, refuse
 from mechint.loader import PromptLoader
+from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.report.importance import strips_of
 from mechint.report.results import Layer, Results
 from mechint.schedules import Temperature
-from mechint.tasks import TaskConfig, make_task
+from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.units import KV_UNITS, Units
 from tests.builders import tiny_gpt2, tiny_llama
 
@@ -269,6 +270,108 @@ def test_keys_and_values_have_a_strip_each() -> None:
     assert strips.labels == ["0 K", "0 V", "1 K", "1 V"] and strips.heads == 3
     assert [layer.units for layer in strips.kept] == [((9,),), ((3,),), (), ((11,),)]
     assert torch.equal(strips.scores[1], scores[1].flatten()) and strips.states == 1
+
+
+# --- a price in place of a budget -----------------------------------------------------------------------------------
+
+
+def test_the_penalty_chooses_the_number_of_units() -> None:
+    """Free gates keep all, dear ones next to nothing, and in between the circuit that is known."""
+    found = []
+    for price in (0.0, 3e-3, 10.0):
+        config = dataclasses.replace(SMALL, search="penalty", l1_lambda=price, steps=120, seeds=1)
+        results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+        assert results["sparsity"]["asked"] is None
+        found.append(results)
+    kept_units = [results["metrics"]["units_kept"]["value"] for results in found]
+    assert kept_units[0] == 48 and kept_units[2] <= 2
+    assert kept_units[1] < 30 and found[1]["metrics"]["faithfulness"]["value"] > 0.95
+    names = {(row["layer"], kind, 4 * head + d) for row in found[1]["layers"] for kind, head, d in row["units"]}
+    known = {(i, 0, k) for i in range(2) for k in KEYS[i]} | {(i, 1, v) for i in range(2) for v in VALUES[i]}
+    assert len(names & known) >= 8
+
+
+def test_step_0_of_a_priced_search_is_the_model_to_the_bit() -> None:
+    test = bench(known_circuit())
+    search = Search(test, "kl", attribute(test, "kl"), "straight_through", 20, 0.1, 0, 24, penalty=0.01)
+    search.advance()
+    assert search.history[0]["kept"] == 48 and search.history[0]["metric"] == 0.0 == search.history[0]["loss"]
+
+
+# --- answers read in parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn", ["kl", "loss", "answer_logprob", "logit_diff"])
+@pytest.mark.parametrize("kept_logits", [True, False])
+def test_answers_in_parts_are_what_autograd_makes_of_all_logits(
+    learn: str, kept_logits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "PART", 4 * 32 * 3)  # three positions at a time
+    torch.manual_seed(0)
+    head, full = torch.randn(32, 12), torch.randn(5, 2, 12)
+    right, wrong = torch.randint(0, 32, (2, 5, 2))
+    prompts = Prompts(right, right, right, right, wrong, right[:, 0])
+    read = (full + 0.5 * torch.randn(5, 2, 12)).requires_grad_()
+    test = answers.Answers(prompts, full, head)
+    if kept_logits:
+        test.keep_logits()
+    found = test.metrics(read, learn)
+    logs, reference = (torch.log_softmax(x @ head.T, -1) for x in (read, full))
+    logits = read @ head.T
+    pick = lambda x, of: x.gather(-1, of.unsqueeze(-1)).squeeze(-1)
+    wanted = {
+        "kl": (reference.exp() * (reference - logs)).sum(-1),
+        "answer_logprob": pick(logs, right),
+        "loss": -pick(logs, right),
+        "accuracy": (logits.argmax(-1) == right).float(),
+        "logit_diff": pick(logits, right) - pick(logits, wrong),
+    }
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value.mean(-1), atol=1e-5), name
+    weights = torch.randn(5)
+    (slope,) = torch.autograd.grad((found[learn] * weights).sum(), read)
+    (oracle,) = torch.autograd.grad((wanted[learn].mean(-1) * weights).sum(), read)
+    assert torch.allclose(slope, oracle, atol=1e-5)
+    assert not test.metrics(full)["kl"].any() and not test.metrics(None)["kl"].any()
+
+
+def test_the_gradient_of_a_mask_is_that_of_all_logits() -> None:
+    test = bench(tiny_gpt2(vocab_size=32).requires_grad_(False))
+    mask = torch.rand(test.units.total, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    batch = test.batches[0]
+    edits = test.units.edits(mask, test.fills[0])
+    logs = mechint.run(test.model, batch.tokens, edits=edits, logits_at=batch.positions).logits.log_softmax(-1)
+    full = mechint.run(test.model, batch.tokens, logits_at=batch.positions).logits.log_softmax(-1)
+    (oracle,) = torch.autograd.grad((full.exp() * (full - logs)).sum(-1).mean(), mask)
+    (slope,) = torch.autograd.grad(test.values(0, mask, "kl")["kl"].mean(), mask)
+    assert torch.allclose(slope, oracle, atol=1e-5) and float(oracle.abs().max()) > 1e-3
+
+
+def test_bfloat16_is_refused_where_it_would_be_slower_and_says_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(SMALL, precision="bfloat16", steps=10, seeds=1)
+    monkeypatch.setattr(circuit, "cpu_bfloat16", lambda: False)
+    with pytest.raises(MechintError, match="no arithmetic for bfloat16"):
+        KVCircuitAnalyzer(known_circuit(), config)
+    monkeypatch.setattr(circuit, "cpu_bfloat16", lambda: True)
+    metrics = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())["metrics"]
+    assert 0.9 < metrics["cosine_bfloat16"]["value"] < 1.0
+    assert metrics["metric_full"]["value"] == 0.0  # measured in float32
+
+
+def test_tied_globally_is_tied_with_every_head_alike() -> None:
+    one = tiny_gpt2(vocab_size=32, kv_tied=True, kv_global=True).requires_grad_(False)
+    each = tiny_gpt2(vocab_size=32, kv_tied=True).requires_grad_(False)
+    state = one.state_dict()
+    for name, tensor in state.items():
+        if "c_attn" in name:  # 12 queries, and 4 dimensions of the head that all three share
+            state[name] = torch.cat([tensor[:12], *[tensor[12:]] * 3])
+    each.load_state_dict(state)
+    tokens = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(one(tokens), each(tokens), atol=1e-5)
+    assert Units(one, KV_UNITS["kv"]).shape == (2, 1, 4)
+    again = from_state_dict(to_hf_state_dict(one), hf_config(one), "it")
+    assert again.config == one.config and torch.equal(again(tokens), one(tokens))
 
 
 def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:

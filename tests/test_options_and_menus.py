@@ -107,7 +107,9 @@ def test_the_switch_of_every_analysis_has_its_default(menu: Menu) -> None:
     switches = {mapping.destination(item.name)[0]: item for item in mapping.analyses(menu)}  # type: ignore[index]
     assert set(switches) == SWITCHES
     for name, analysis in analyses().items():
-        assert (default_of(switches[f"--{name}"]) == "y") == analysis.default
+        shown = default_of(switches[f"--{name}"]) == "y"
+        # where the documented choice KNLP_MECHINT_KV_POSTTRAIN is all that is asked for, the menu has it on already
+        assert shown == (analysis.default or name == "kv")
 
 
 def test_every_symbol_has_a_help_text(menu: Menu) -> None:

@@ -554,6 +554,43 @@ def test_runs_that_can_not_be_compared_are_refused(tmp_path: Path) -> None:
     assert run_names([Path("/x/a/ssm"), Path("/x/b/ssm")]) == ["a/ssm", "b/ssm"]
 
 
+def study(tmp_path: Path, variants: list[str]) -> list[Path]:
+    runs = []
+    for number, variant in enumerate(variants):
+        run = build_run(tmp_path / f"stepV{number}", seed=number)
+        raw = json.loads((run / "results.json").read_text())
+        edit(
+            run,
+            model={**raw["model"], "variant": variant},
+            metrics__faithfulness=value(0.5 + 0.4 * ("tied" in variant)),
+        )
+        runs.append(run)
+    return runs
+
+
+def test_variants_are_named_and_held_against_training_seeds(tmp_path: Path) -> None:
+    seeds = ["baseline", "seed=1", "seed=2", "seed=3"]
+    runs = study(tmp_path, [*seeds, *(f"kv=tied+{s}" if "=" in s else "kv=tied" for s in seeds)])
+    write_comparison(runs, tmp_path / "out")
+    found = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert found["noise"]["kind"] == "training" and found["runs"][5]["variant"] == "kv=tied+seed=1"
+    by_name = {entry["quantity"]: entry for entry in found["differences"]}
+    best = by_name["faithfulness"]
+    assert (best["one"], best["other"], best["counts"]) == ("baseline", "kv=tied", [4, 4])
+    assert best["p"] == pytest.approx(2 / 70) and best["adjusted"] >= best["p"]
+    text = (tmp_path / "out/comparison.md").read_text()
+    assert "To one unit, all keep the same share" in text and "smallest share" not in text.split("\n\n")[1]
+    assert "stepV5 (kv=tied+seed=1)" in text and "Held against models of a variant" in text
+
+
+def test_without_training_seeds_the_noise_is_that_of_the_search(tmp_path: Path) -> None:
+    write_comparison(study(tmp_path, ["baseline", "kv=tied"]), tmp_path / "out")
+    found = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert found["noise"]["kind"] == "search" and "nothing of another training" in found["noise"]["meaning"]
+    assert all(entry["least"] >= 0.1 for entry in found["differences"])
+    assert "With so few seeds none could" in (tmp_path / "out/comparison.html").read_text()
+
+
 # ---- W&B --------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from mechint.statistics import (
     exact,
     holm,
     jaccard,
+    permutation_test,
     spread,
     stability,
     student,
@@ -95,6 +96,16 @@ def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
         student([1.0], "seeds")
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == [] and holm([0.7, 0.9]) == [1.0, 1.0]
+def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:
+    assert permutation_test([1, 2, 3, 4], [5, 6, 7, 8]) == (pytest.approx(2 / 70), pytest.approx(2 / 70))
+    assert permutation_test([1.0, 1.0], [1.0, 1.0])[0] == 1.0
+    p, least = permutation_test([0, 1, 2], [0.5, 1.5, 2.5])
+    assert p > 0.5 and least == pytest.approx(0.1)
+    rng = np.random.default_rng(0)
+    false = [permutation_test(rng.normal(size=4), rng.normal(size=4))[0] <= 0.05 for _ in range(300)]
+    assert np.mean(false) < 0.09
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]

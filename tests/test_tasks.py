@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint.errors import MechintError
-from mechint.tasks import SPLITS, Prompts, Task, TaskConfig, accuracy, make_task, mix
+from mechint.tasks import SPLITS, Prompts, Task, TaskConfig, accuracy, indirect_object, make_task, mix, sentences
 from mechint.tasks.facts import Facts, invented
 from mechint.tasks.text import read_text
 
-SYNTHETIC = ("recall", "induction", "selective_copy", "facts")
+SYNTHETIC = ("recall", "induction", "selective_copy", "facts", "indirect_object")
 CONFIGS = {name: TaskConfig(name=name, pairs=4, keys=16, values=16, length=32) for name in (*SYNTHETIC, "text")}
 
 
@@ -38,6 +39,13 @@ def solve_induction(task: Task, prompt: list[int], position: int) -> int:
     return prompt[before[0] + 1]
 
 
+def solve_indirect_object(task: Task, prompt: list[int], position: int) -> int:
+    """The name that is said once: the only capitalised word that is, but for the first of the sentence."""
+    names = [token for token in prompt[1 : position + 1] if task.decode(token)[0].isupper()]
+    [once] = [name for name in names if names.count(name) == 1]
+    return once
+
+
 def solver_of_facts(task: Task) -> Callable[[Task, list[int], int], int]:
     """A table learnt from training prompts alone, by the names and the verb's first letters of meaning."""
     assert isinstance(task, Facts)
@@ -53,7 +61,12 @@ def solver_of_facts(task: Task) -> Callable[[Task, list[int], int], int]:
 
 
 def solver(task: Task) -> Callable[[Task, list[int], int], int]:
-    simple = {"recall": solve_recall, "selective_copy": solve_copy, "induction": solve_induction}
+    simple = {
+        "recall": solve_recall,
+        "selective_copy": solve_copy,
+        "induction": solve_induction,
+        "indirect_object": solve_indirect_object,
+    }
     return simple.get(task.name) or solver_of_facts(task)
 
 
@@ -232,6 +245,81 @@ def test_the_fingerprint_is_of_the_text(tmp_path: Path) -> None:
         path.write_text(letter * 5000)
         prints.append(make_task(TaskConfig(name="text", text=str(path), length=8)).fingerprint)
     assert prints[0] != prints[1] and make_task(CONFIGS["recall"]).fingerprint == ""
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def word_tokenizer(leave_out: str = "") -> Any:
+    """A byte-pair tokenizer whose tokens are the words of the tasks of sentences, with their spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = [w for frame in indirect_object.FRAMES for w in frame.split() if w not in indirect_object.SLOTS]
+    words += [*indirect_object.NAMES, *indirect_object.PLACES, *indirect_object.OBJECTS]
+    kept = [word for word in dict.fromkeys(words) if word not in leave_out.split()]
+    kept = [word if word in sentences.GLUED else "\u0120" + word for word in kept]
+    kept += [first for frame in indirect_object.FRAMES if (first := frame.split()[0]) not in leave_out.split()]
+    letters = [chr(c) for c in range(33, 127)] + ["\u0120"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*letters, *kept]))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def test_sentences_are_in_the_models_tokens() -> None:
+    tokenizer = word_tokenizer(leave_out="Mary Today drink")
+    task = make_task(CONFIGS["indirect_object"], tokenizer)
+    prompts = task.sample(300, "evaluation", 0)
+    assert prompts.twins is not None and prompts.wrong is not None
+    for row in (*prompts.tokens, *prompts.twins):  # text and tokens are one thing said twice
+        text = "".join(tokenizer.id_to_token(int(token)) for token in row).replace("\u0120", " ")
+        assert tokenizer.encode(text).ids == row.tolist() and not {"Mary", "Today", "drink"} & set(text.split())
+    plain = make_task(CONFIGS["indirect_object"])
+    assert " in 8 sentences" in plain.description and " in 7 sentences" in task.description
+    assert task.length == plain.length and task.vocab_size <= tokenizer.get_vocab_size()
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        (" ".join(indirect_object.NAMES[11:]), "only 11 of its 58 names are single tokens of the model's tokenizer"),
+        ("the", "none of its sentences consists of single tokens"),
+        (" ".join([*indirect_object.PLACES[4:], *indirect_object.OBJECTS[4:], "and When"]), "none of its sentences"),
+        (" ".join(indirect_object.PLACES[3:]), "only 3 of its 12 places"),
+        (
+            " ".join([*indirect_object.PLACES[4:], *indirect_object.OBJECTS[4:], "walked worked met got came stayed"]),
+            "only 32 of its sentences",
+        ),
+    ],
+)
+def test_a_tokenizer_without_the_words_is_refused(missing: str, line: str) -> None:
+    with pytest.raises(MechintError) as caught:
+        make_task(CONFIGS["indirect_object"], word_tokenizer(leave_out=missing))
+    assert line in str(caught.value) and "KNLP_TASK_NAME_FILE" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_joins_words_is_refused() -> None:
+    tokenizer = word_tokenizer()
+    join = lambda text: text.replace(" went to", " wentto")
+
+    class Joins:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            return tokenizer.encode(join(text), add_special_tokens=add_special_tokens)
+
+    with pytest.raises(MechintError, match="the model's tokenizer joins words of 'When Mary and John went to"):
+        make_task(CONFIGS["indirect_object"], Joins())
+
+
+def test_roles_of_indirect_objects() -> None:
+    task = make_task(CONFIGS["indirect_object"])
+    prompts = task.sample(100, "train", 0)
+    names, role = task.roles(prompts)
+    for row, said, twin in zip(role.tolist(), prompts.tokens.tolist(), prompts.twins.tolist(), strict=True):  # type: ignore[union-attr]
+        by_role = {name: [token for token, r in zip(said, row, strict=True) if names[r] == name] for name in names}
+        [answer], [wrong], [again] = (by_role[n] for n in ("indirect object", "subject", "subject again"))
+        assert answer != wrong == again and row[-1] == 5
+        assert [i for i in range(len(said)) if said[i] != twin[i]] == [row.index(4)]  # the twin differs there alone
+        assert all(row[i] == 3 for i in range(row.index(4) + 1, len(row) - 1))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

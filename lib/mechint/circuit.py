@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .ablation import Ablation
+from .answers import Answers
 from .errors import MechintError
-from .gates import GATES, budget_at
+from .gates import GATES, budget_at, ramp_at
 from .progress import Progress
-from .run import run
+from .run import read_by_head
 from .schedules import Temperature
 from .tasks import Prompts
 from .units import Units
@@ -59,7 +60,8 @@ class CircuitPlan:
     ablation: str
     metric: str
     search: str
-    """``smallest`` that reaches the target faithfulness, or ``budget``: exactly that many units."""
+    """``smallest`` that reaches the target faithfulness, ``budget``: exactly that many units, or ``penalty``: all that
+    are worth :attr:`penalty`."""
     budget: int
     target_faithfulness: float
     gate: str
@@ -71,58 +73,60 @@ class CircuitPlan:
     min_accuracy: float
     budgets: str = "exponential"
     temperature: Temperature | None = None
+    penalty: float = 0.0
+    """What an open gate costs, in units of the metric."""
+    precision: str = "float32"
+    """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
 
 
-def per_prompt(logits: Tensor, full: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-    """Every metric that the prompts allow, each [prompts]: the mean over a prompt's answers.
-
-    Args:
-        logits: Of the model under test at the answer positions, [prompts, answers, vocabulary].
-        full: Of the full model there, same shape.
-        prompts: With ``answers`` and, for ``logit_diff``, ``wrong``, [prompts, answers] each.
-    """
-    logits, full = logits.float(), full.float()
-    log_probs, reference = torch.log_softmax(logits, -1), torch.log_softmax(full, -1)
-    chosen = log_probs.gather(-1, prompts.answers.unsqueeze(-1)).squeeze(-1)
-    values = {
-        "kl": (reference.exp() * (reference - log_probs)).sum(-1),
-        "answer_logprob": chosen,
-        "loss": -chosen,
-        "accuracy": (logits.argmax(-1) == prompts.answers).float(),
-    }
-    if prompts.wrong is not None:
-        both = torch.stack([prompts.answers, prompts.wrong], -1)
-        answer, wrong = logits.gather(-1, both).unbind(-1)
-        values["logit_diff"] = answer - wrong
-    return {name: value.mean(-1) for name, value in values.items()}
+KEPT_LOGITS = 1 << 28
+"""Bytes of the full model's logits that are kept; more are made again, a few positions at a time."""
 
 
 class Bench:
-    """A set of prompts to measure masks on, with the full model's logits and the ablation's values kept.
+    """A set of prompts to measure masks on, with the full model's predictions and the ablation's values kept.
 
     Args:
         model: The model under study.
         units: What masks are over.
         ablation: What dropped units become.
         batches: The prompts.
+        half: Whether what gradients are taken of is computed in bfloat16 (torch's autocast); what is measured never is.
     """
 
-    def __init__(self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts]) -> None:
-        self.model, self.units, self.batches = model, units, batches
+    def __init__(
+        self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
+    ) -> None:
+        self.model, self.units, self.batches, self.half = model, units, batches, half
         with torch.no_grad():
-            self.full = [run(model, batch.tokens, logits_at=batch.positions).logits for batch in batches]
             self.fills = [ablation.fills(batch) for batch in batches]
+            full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
+        self.answers = [Answers(batch, read, model.ending[1]) for batch, read in zip(batches, full, strict=True)]
+        if sum(answers.size for answers in self.answers) <= KEPT_LOGITS:
+            for answers in self.answers:
+                answers.keep_logits()
 
-    def values(self, index: int, mask: Tensor | None) -> dict[str, Tensor]:
-        """The metrics of one batch under a mask [units], each [prompts]; gradients flow to the mask.
+    def values(self, index: int, mask: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
+        """The metrics of one batch under a mask [units], each [prompts]; None is the full model itself.
 
-        None is the full model itself.
+        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.answers.LEARNT`.
         """
-        batch, logits = self.batches[index], self.full[index]
-        if mask is not None:
-            edits = self.units.edits(mask, self.fills[index])
-            logits = run(self.model, batch.tokens, edits=edits, logits_at=batch.positions).logits
-        return per_prompt(logits, self.full[index], batch)
+        batch = self.batches[index]
+        if mask is None:
+            return self.answers[index].metrics(None)
+        edits = self.units.edits(mask, self.fills[index])
+        half = self.half and learn is not None
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
+            return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
+
+    def half_cosine(self, metric: str) -> float:
+        """How far bfloat16 turns the gradient of the mask: its cosine to float32's, on the first batch, half open."""
+        learn, half, slopes = METRICS[metric].learn, self.half, list[Tensor]()
+        for self.half in (False, True):
+            mask = torch.full((self.units.total,), 0.5, device=self.batches[0].tokens.device, requires_grad=True)
+            slopes += torch.autograd.grad(self.values(0, mask, learn)[learn].mean(), mask)
+        self.half = half
+        return float(torch.cosine_similarity(slopes[0], slopes[1], 0))
 
     @torch.no_grad()
     def measure(self, mask: Tensor | None) -> dict[str, Tensor]:
@@ -140,6 +144,20 @@ class Bench:
         """Faithfulness of a mask over all prompts, without an interval."""
         values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
         return float(faithfulness(*map(METRICS[metric].read, values)))
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Raises :class:`MechintError` where bfloat16 has no arithmetic of its own and would only be slower."""
+    able = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_bfloat16()
+    if not able:
+        raise MechintError(
+            "this processor has no arithmetic for bfloat16 (AMX or AVX-512 BF16), where it is slower than float32; set "
+            "PRECISION to float32"
+        )
+
+
+def cpu_bfloat16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
@@ -173,7 +191,7 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
         for point in range(points):
             for index, batch in enumerate(bench.batches):
                 mask = torch.full_like(total, (point + 0.5) / points, requires_grad=True)
-                value = bench.values(index, mask)[column].mean()
+                value = bench.values(index, mask, column)[column].mean()
                 (gradient,) = torch.autograd.grad(value, mask)
                 total += sign * gradient * (len(batch) / (prompts * points))
                 progress.step()
@@ -194,16 +212,21 @@ class Search:
         target: Units to keep in the end.
         budgets: How the budget falls, of :data:`mechint.gates.BUDGETS`.
         temperature: Of the gates over the steps.
+        penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
+            (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``budgets`` says. The circuit is then the
+            units whose gates end up open, and ``target`` only the size at which the start is chosen.
     """
 
     def __init__(
         self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
-        budgets: str = "exponential", temperature: Temperature | None = None,
+        budgets: str = "exponential", temperature: Temperature | None = None, penalty: float | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
-        self.gate, self.budgets, self.temperature = GATES[gate], budgets, temperature
+        self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
         # of equally good ones the first, which is the signed order
         self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.start_cost)
+        if penalty is not None:  # almost all open, in the same order
+            self.start = MOSTLY_OPEN + 0.25 * self.start
         self.logits = self.start.clone().requires_grad_()
         self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
         self.step = 0
@@ -229,13 +252,13 @@ class Search:
 
     def advance(self) -> float:
         """One step; returns its loss. Randomness is a function of the seed and the step alone."""
-        total = self.bench.units.total
-        budget = budget_at(self.step, self.steps, total, self.target, self.budgets)
         index, warmth = self._batch(), self.temperature.at(self.step, self.steps) if self.temperature else 1.0
+        wanted, price, budget = self._pressure(self.logits / warmth)
         gates = self.gate(
-            self.logits / warmth, budget, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+            self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         )
         loss, metric = self._loss(index, gates)
+        loss = loss + price
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if not torch.isfinite(loss):
@@ -256,6 +279,19 @@ class Search:
         self.step += 1
         return float(loss.detach())
 
+    def _pressure(self, logits: Tensor) -> tuple[float | None, Tensor | float, float]:
+        """What makes the circuit small at this step: a budget, or a price to add; and how many gates are expected open.
+
+        Without a penalty yet, all are open: step 0 is the model to the bit.
+        """
+        total = self.bench.units.total
+        if self.penalty is None:
+            budget = budget_at(self.step, self.steps, total, self.target, self.budgets)
+            return budget, 0.0, budget
+        ramp = ramp_at(self.step, self.steps, total, self.budgets)
+        expected = torch.sigmoid(logits).sum()
+        return total if ramp == 0 else None, self.penalty * ramp * expected, float(expected.detach())
+
     def _batch(self) -> int:
         """Batches in a fresh order each round, so that every prompt is used before any is used again."""
         count = len(self.bench.batches)
@@ -264,7 +300,8 @@ class Search:
 
     def _loss(self, index: int, gates: Tensor) -> tuple[Tensor, float]:
         """What the gates are trained on: KL itself, or the squared distance to the full model's value of a metric."""
-        values, column = self.bench.values(index, gates), METRICS[self.metric].learn
+        column = METRICS[self.metric].learn
+        values = self.bench.values(index, gates, column if gates.requires_grad else None)
         if column == "kl":
             loss = values["kl"].mean()
         else:
@@ -322,8 +359,14 @@ class Search:
                 progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
                 if save is not None:
                     save()
+        if self.penalty is not None:
+            self.target = max(1, int((self.logits.detach() > 0).sum()))
         self.settle()
         return {**self.masks, self.target: self.mask()}
+
+
+MOSTLY_OPEN = 3.0
+"""Where logits of gates without a budget begin: σ(3) = 0.95."""
 
 
 def start_logits(scores: Tensor) -> Tensor:

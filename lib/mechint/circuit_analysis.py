@@ -13,14 +13,12 @@ from torch import Tensor
 
 from . import files
 from .ablation import Ablation
-from .analysis import StagedAnalyzer
-from .circuit import METRICS, Bench, Search, attribute, check_effect, faithfulness
+from .circuit import Bench, Search, attribute, check_bfloat16, check_effect
+from .circuit_evidence import CircuitEvidence
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
-from .progress import Progress
-from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
-from .units import UnitKind, Units
+from .statistics import ClusterBootstrap, Number, number
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
@@ -28,31 +26,22 @@ CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Masks = dict[str, Any]
 
 
-class CircuitAnalyzer(StagedAnalyzer):
+class CircuitAnalyzer(CircuitEvidence):
     """Finds the circuit of a model on a task and measures how much of the model it is.
 
     Args:
-        model: From :func:`mechint.load`; its weights are frozen.
-        config: A :class:`mechint.circuit.CircuitPlan`, or options with its fields.
-        device: Where to run.
-        kinds: The kinds of unit the family has.
-        others: As in :class:`StagedAnalyzer`; the seed is that of searches, controls and bootstraps.
+        arguments: As in :class:`CircuitEvidence`; the seed is that of searches, controls and bootstraps.
     """
 
     name = "circuit"
     title = "Circuit"
 
-    def __init__(
-        self,
-        model: Any,
-        config: Any,
-        device: str | torch.device = "cpu",
-        *,
-        kinds: dict[str, UnitKind],
-        **others: Any,
-    ) -> None:
-        super().__init__(model, config, device, **others)
-        self.units = Units(model, kinds[config.unit])
+    def __init__(self, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        config = self.config
+        self.half = getattr(config, "precision", "float32") == "bfloat16"
+        if self.half:
+            check_bfloat16(self.model.device)
         if config.search == "budget":
             self.units.top(torch.zeros(self.units.total), config.budget)  # refuses a budget that there is not
         self.masks: Masks = {}
@@ -66,14 +55,15 @@ class CircuitAnalyzer(StagedAnalyzer):
         self.check_metric(train_loader)
         accuracy = self.check_accuracy(val_loader)
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
-        discovery = Bench(self.model, self.units, ablation, train_loader.batches)
+        discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
 
         scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
-        size = self.choose_size(discovery, scores, descent["masks"])
-        searches = [self.search(discovery, scores, f"size {size}", self.seed, size)]
+        priced = self.priced(discovery, scores)
+        size = next(iter(priced["masks"])) if priced else self.choose_size(discovery, scores, descent["masks"])
+        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size)]
         searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
@@ -90,6 +80,9 @@ class CircuitAnalyzer(StagedAnalyzer):
         self.results["notes"] += [control_note] if control_note else []
         if accuracy is not None:
             self.results["metrics"]["accuracy_full"] = accuracy
+        if self.half:
+            cosine = discovery.half_cosine(config.metric)
+            self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
             {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
              "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask)}
@@ -146,13 +139,13 @@ class CircuitAnalyzer(StagedAnalyzer):
 
     def search(
         self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
-        snapshots: list[int] | None = None, weights: str = "trained",
+        snapshots: list[int] | None = None, weights: str = "trained", penalty: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: a search, its circuits by size, its logits, and its history."""
         config = self.config
 
         def compute() -> dict[str, Any]:
-            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None))
+            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None), penalty)
             search = Search(
                 bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
             )
@@ -166,6 +159,13 @@ class CircuitAnalyzer(StagedAnalyzer):
         if name not in {entry["search"] for entry in self.history}:
             self.history += [{"search": name, "weights": weights, **entry} for entry in result["history"]]
         return result
+
+    def priced(self, bench: Bench, scores: Tensor) -> dict[str, Any] | None:
+        """The search whose penalty chooses the number of units; None where something else does."""
+        if self.config.search != "penalty":
+            return None
+        half = max(1, self.units.total // 2)
+        return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
 
     def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.
@@ -203,7 +203,7 @@ class CircuitAnalyzer(StagedAnalyzer):
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
         ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
-        bench = Bench(model, self.units, ablation, train_loader.batches)
+        bench = Bench(model, self.units, ablation, train_loader.batches, self.half)
         held_out = Bench(model, self.units, ablation, val_loader.batches)
         try:
             check_effect(bench.ends, self.config.metric)
@@ -217,132 +217,6 @@ class CircuitAnalyzer(StagedAnalyzer):
         result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
         number = self.interval(held_out, val_loader, result["masks"][size])
         return number, ""
-
-    # ---- the evidence -------------------------------------------------------------------------------------------
-
-    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
-        column = METRICS[self.config.metric].column
-        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        values = [values[column].numpy() for values in (bench.measure(mask), *bench.ends)]
-        return bootstrap.interval(self.share, *values)
-
-    def check_denominator(self, bench: Bench, loader: PromptLoader) -> ClusterBootstrap:
-        """The bootstrap over the prompts of ``loader``; refuses an effect whose interval holds zero."""
-        metric = METRICS[self.config.metric]
-        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        ends = [end[metric.column].numpy() for end in bench.ends]
-        effect = bootstrap.interval(lambda f, e: metric.read(f) - metric.read(e), *ends)
-        if float(effect["low"]) <= 0 <= float(effect["high"]):
-            raise MechintError(
-                f"the effect of dropping every unit on {self.config.metric} is {effect['value']:.3g} "
-                f"[{effect['low']:.3g}, {effect['high']:.3g}], which may be nothing; faithfulness is a share "
-                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
-            )
-        return bootstrap
-
-    def share(self, circuit: Any, full: Any, empty: Any) -> Any:
-        """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
-        return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
-
-    def measure(
-        self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, found: list[Tensor],
-        learned: dict[int, Tensor],
-    ) -> dict[str, Any]:  # fmt: skip
-        """Every number of the report, on the held-out prompts."""
-        config, units = self.config, self.units
-        metric, read = METRICS[config.metric].column, METRICS[config.metric].read
-        size = int(mask.sum())
-        bootstrap = self.check_denominator(bench, loader)
-        learned = {**learned, units.total: torch.ones_like(mask)}
-        sizes = sorted(learned)
-        wanted = 1 + (2 + config.random_circuits) * len(sizes)
-        with Progress("evidence", wanted) as progress:
-
-            def at(m: Tensor) -> dict[str, Any]:
-                progress.step()
-                return {name: value.numpy() for name, value in bench.measure(m).items()}
-
-            full, empty = ({name: value.numpy() for name, value in end.items()} for end in bench.ends)
-            without = at(1 - mask)
-            curves = {
-                "learned": [at(learned[s]) for s in sizes],
-                "attribution": [at(units.top(scores, s)) for s in sizes],
-            }
-            random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
-
-        def ratio(values: Any) -> Number:
-            return bootstrap.interval(self.share, values, full[metric], empty[metric])
-
-        chosen = curves["learned"][sizes.index(size)]
-        shares = [s / units.total for s in sizes]
-        stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
-
-        def cpr(c: Any, f: Any, e: Any) -> Any:
-            return area(shares, self.share(c, f[:, None], e[:, None]))
-
-        def cmd(c: Any, f: Any, e: Any) -> Any:
-            return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
-
-        agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
-        completeness = bootstrap.interval(
-            lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
-        )
-        metrics: dict[str, Number] = {
-            "units_total": exact(units.total),
-            "units_kept": exact(size),
-            "faithfulness": ratio(chosen[metric]),
-            "completeness": completeness,
-            "complement_faithfulness": ratio(without[metric]),
-            "kl": bootstrap.interval(lambda m: m, chosen["kl"]),
-            "metric_full": bootstrap.interval(read, full[metric]),
-            "metric_empty": bootstrap.interval(read, empty[metric]),
-            "metric_circuit": bootstrap.interval(read, chosen[metric]),
-            "faithfulness_random": random[size],
-            "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
-            "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
-        }
-        if loader.task.name != "text":
-            metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
-        if agreement is not None:
-            metrics["jaccard"] = agreement
-        for name, entry in metrics.items():
-            if name not in ("units_total", "units_kept", "jaccard"):
-                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
-                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
-        if units.kind.apart:
-            blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
-            for label, count in zip(units.kind.labels, blocks, strict=True):
-                metrics[f"units_kept_{label.lower()}"] = exact(int(count))
-        return {
-            "metrics": metrics,
-            "unit": config.unit,
-            "unit_meaning": units.kind.meaning,
-            "units": units.kind.several,
-            "ablation": config.ablation,
-            "metric": config.metric,
-            "curve": {
-                "size": sizes,
-                "fraction": shares,
-                **{name: [ratio(values[metric]) for values in curve] for name, curve in curves.items()},
-                "random": [random[s] for s in sizes],
-            },
-            "layers": [
-                {"layer": layer, "total": units.per_layer, "kept": len(names), "units": names}
-                for layer, names in enumerate(units.names(mask))
-            ],
-            "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
-        }
-
-    def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
-        """Faithfulness of random circuits that keep as many units in each layer (K and V apart) as ``like``."""
-        counts = self.units.counts(like)
-        generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
-        values = []
-        for _ in range(self.config.random_circuits):
-            mask = self.units.random(counts, generator).to(like.device)
-            column = METRICS[self.config.metric].column
-            values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
-        return spread(values, "random circuits with as many units in each layer")
 
     def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
         """What ``final_masks.pt`` holds, for each layer."""

@@ -21,7 +21,7 @@ from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
 from .report import COMPARISONS, kind_of, log_wandb, write_report
-from .run_config import RunConfig
+from .run_config import RunConfig, elsewhere, own, request
 from .rundir import check_writable, fingerprint, manifest
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
@@ -42,29 +42,48 @@ class Experiment:
     task: TaskConfig
     configs: dict[str, Any]
     defconfig: Callable[[RunConfig, dict[str, Any]], str] | None = None
+    several: bool = False
+    """Whether it is a part of one with further analyses."""
 
     def chosen(self) -> list[Analysis]:
         return [analyses()[name] for name in self.configs]
 
 
-def run_directories(run: RunConfig, checkpoints: list[str], names: list[str]) -> dict[tuple[str, str], Path]:
+def run_directories(
+    run: RunConfig, checkpoints: list[str], names: list[str], several: bool = False
+) -> dict[tuple[str, str], Path]:
     """Where each (checkpoint, analysis) goes.
 
     One named checkpoint fills the output directory itself; a glob or a directory of checkpoints gets one directory
     for each, however many it matches today. Several analyses get one directory each below that.
     """
+    several = several or len(names) > 1
     single = len(checkpoints) == 1 and checkpoints[0] == run.checkpoint
     labels = {checkpoint: "" if single else Path(checkpoint).stem for checkpoint in checkpoints}
     if len(set(labels.values())) < len(labels):
         labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}
     if len(set(labels.values())) < len(labels):
         raise MechintError(f"{run.checkpoint}: two of the checkpoints would share a directory; name them apart")
-    base = Path(run.output_dir)
+    base = folder(run)
     return {
-        (checkpoint, name): base / label / (name if len(names) > 1 else "")
+        (checkpoint, name): base / label / (name if several else "")
         for checkpoint, label in labels.items()
         for name in names
     }
+
+
+def folder(run: RunConfig) -> Path:
+    """Where the results of these checkpoints go."""
+    return Path(run.output_dir) / run.label
+
+
+def apart(experiment: Experiment) -> list[Experiment]:
+    """The experiment, split where analyses have models of their own."""
+    places: dict[RunConfig, dict[str, Any]] = {}
+    for name, config in experiment.configs.items():
+        places.setdefault(own(experiment.run, config), {})[name] = config
+    several = len(experiment.configs) > 1
+    return [dataclasses.replace(experiment, run=run, configs=c, several=several) for run, c in places.items()]
 
 
 def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
@@ -74,29 +93,41 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
         MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
             analysed, after the others were.
     """
+    if experiment.run.mode != "from_runs" and not experiment.configs:
+        raise MechintError(
+            "no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line"
+        )
+    for part in apart(experiment) or [experiment]:
+        run_part(part, dry_run)
+
+
+def run_part(experiment: Experiment, dry_run: bool) -> None:
+    """The analyses whose models are in one place.
+
+    Raises:
+        MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
+            analysed, after the others were.
+    """
     run = experiment.run
     if run.mode == "from_runs":
         redraw(run, dry_run)
         return
-    if not experiment.configs:
-        raise MechintError(
-            "no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line"
-        )
     for analysis in experiment.chosen():
         reason = analysis.refuse(experiment.configs[analysis.name], experiment.task)
         if reason:
             raise MechintError(f"{analysis.title}: {reason}")
     checkpoints = find_checkpoints(run.checkpoint)
-    directories = run_directories(run, checkpoints, list(experiment.configs))
+    directories = run_directories(run, checkpoints, list(experiment.configs), experiment.several)
+    known = finished_below(run.baseline, "BASELINE") if run.baseline else []
     if dry_run:
         for (checkpoint, name), directory in directories.items():
             print(f"would analyse {checkpoint} -> {directory}")
             print(f"  {analyses()[name].title}: {analyses()[name].work(experiment.configs[name])}")
         return
-    check_writable(run.output_dir)
+    check_writable(folder(run))
     workers.join()
     rank, world = workers.worker()
-    with files.lock(run.output_dir) if rank == 0 else contextlib.nullcontext():
+    with files.lock(folder(run)) if rank == 0 else contextlib.nullcontext():
         if len(checkpoints) > 1:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
@@ -111,8 +142,8 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
                 failed.append(checkpoint)
         every = workers.gather_parts({rank: failed})
         failures = [checkpoint for checkpoint in checkpoints if any(checkpoint in some for some in every.values())]
-        if len(checkpoints) > 1 and rank == 0:
-            compare(experiment, directories, failures)
+        if len(checkpoints) + len(known) > 1 and rank == 0:
+            compare(experiment, directories, failures, known)
     if failures:
         raise MechintError(
             f"{len(failures)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(failures)}); "
@@ -150,7 +181,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         key = {
             "analysis": analysis.name,
             "weights": digest,
-            "config": dataclasses.asdict(config),
+            "config": request(config),
             "task": {**dataclasses.asdict(experiment.task), "data": task.fingerprint},
             "run": {name: getattr(run, name) for name in ("dtype", "batch_size", "seed")},
         }
@@ -197,15 +228,16 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
                 "n_layer": model.config.n_layer,
                 "d_model": model.config.d_model,
                 "sha256": digest,
+                **{name: model.metadata[name] for name in ("variant",) if model.metadata.get(name)},
             },
             "task": describe(task, *loaders),
-            "config": dataclasses.asdict(config),
+            "config": request(config),
             **found,
         }
         files.write_json(directory / "results.json", results)
         if experiment.defconfig is not None:
-            one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory))
-            files.write_text(directory / "config", experiment.defconfig(one, {analysis.name: config}))
+            one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
+            files.write_text(directory / "config", experiment.defconfig(one, {analysis.name: elsewhere(config)}))
         files.write_json(
             directory / "manifest.json",
             manifest(
@@ -295,12 +327,8 @@ def draw(run: RunConfig, directory: Path) -> None:
 
 def redraw(run: RunConfig, dry_run: bool) -> None:
     """Reports again from what finished analyses left; masks and numbers are not touched."""
-    top = Path(run.run_dir or run.output_dir)
-    found = sorted(
-        path.parent for path in [*top.glob("results.json"), *top.glob("*/results.json"), *top.glob("*/*/results.json")]
-    )
-    if not found:
-        raise MechintError(f"{top} holds no finished analysis (no results.json in it or below it); run one first")
+    top = Path(run.run_dir or folder(run))
+    found = finished_below(top, "RUN_DIR")
     for directory in found:
         print(f"{'would draw' if dry_run else 'drawing'} {directory} again", flush=True)
     if dry_run:
@@ -314,15 +342,29 @@ def redraw(run: RunConfig, dry_run: bool) -> None:
             _compare(found, top)
 
 
-def compare(experiment: Experiment, directories: dict[tuple[str, str], Path], failures: list[str]) -> None:
-    """One comparison for each analysis over the checkpoints that could be analysed."""
+def finished_below(top: str | Path, option: str) -> list[Path]:
+    """The finished analyses in a directory and below it: by label, checkpoint and analysis."""
+    found = sorted(path.parent for depth in range(4) for path in Path(top).glob("*/" * depth + "results.json"))
+    if not found:
+        raise MechintError(
+            f"{top} holds no finished analysis (no results.json in it or below it); run one first, or name another "
+            f"with {option}"
+        )
+    return found
+
+
+def compare(
+    experiment: Experiment, directories: dict[tuple[str, str], Path], failures: list[str], known: list[Path]
+) -> None:
+    """One comparison for each analysis over the checkpoints that could be analysed, behind those known before."""
     for name in experiment.configs:
-        done = [
-            path for (checkpoint, other), path in directories.items() if other == name and checkpoint not in failures
-        ]
+        done = [path for path in known if files.read_json(path / "results.json").get("analysis") == name]
+        for (checkpoint, other), path in directories.items():
+            if other == name and checkpoint not in failures and path.resolve() not in map(Path.resolve, done):
+                done.append(path)
         if len(done) > 1:
-            target = Path(experiment.run.output_dir)
-            _compare(done, target / name if len(experiment.configs) > 1 else target)
+            target = folder(experiment.run)
+            _compare(done, target / name if experiment.several or len(experiment.configs) > 1 else target)
 
 
 def _compare(directories: list[Path], target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Gates with a budget: a differentiable choice of exactly so many units.
+"""Gates with a budget: a differentiable choice of exactly so many units; or with a price, and then of as many as pay.
 
 Each unit has a logit. One shift, common to all, is found so that the expected number of open gates *is* the budget
 of the step; no penalty has to be tuned for it, and no search can end with another number than was asked for. The
@@ -41,18 +41,28 @@ def shift_to(logits: Tensor, budget: float) -> Tensor:
     return shift.to(logits.dtype) - (slope * (logits - logits.detach())).sum()
 
 
-def hard_concrete(logits: Tensor, budget: float, generator: torch.Generator) -> Tensor:
-    """A sample of the gates [units] in [0, 1], exact zeros and ones included; Σ P(gate > 0) is the budget."""
-    if budget >= len(logits):
+def hard_concrete(logits: Tensor, budget: float | None, generator: torch.Generator) -> Tensor:
+    """A sample of the gates [units] in [0, 1], exact zeros and ones included; Σ P(gate > 0) is the budget.
+
+    Without a budget P(gate > 0) = σ(logit): as many are open as their logits say.
+    """
+    if budget is not None and budget >= len(logits):
         return torch.ones_like(logits) + 0 * logits
-    log_alpha = logits + shift_to(logits, budget) + BETA * math.log(-GAMMA / ZETA)
+    shift = 0.0 if budget is None else shift_to(logits, budget)
+    log_alpha = logits + shift + BETA * math.log(-GAMMA / ZETA)
     noise = torch.rand(logits.shape, generator=generator, dtype=torch.float32).to(logits).clamp(1e-6, 1 - 1e-6)
     sample = torch.sigmoid((torch.log(noise) - torch.log1p(-noise) + log_alpha) / BETA)
     return (sample * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
-def straight_through(logits: Tensor, budget: float, generator: torch.Generator) -> Tensor:
-    """Exactly round(budget) gates open; the gradient is that of σ(logits + shift) (Bengio et al. 2013)."""
+def straight_through(logits: Tensor, budget: float | None, generator: torch.Generator) -> Tensor:
+    """Exactly round(budget) gates open; the gradient is that of σ(logits + shift) (Bengio et al. 2013).
+
+    Without a budget those with a positive logit are open.
+    """
+    if budget is None:
+        soft = torch.sigmoid(logits)
+        return (logits > 0).to(soft) + (soft - soft.detach())
     if budget >= len(logits):
         return torch.ones_like(logits) + 0 * logits
     soft = torch.sigmoid(logits + shift_to(logits, budget))
@@ -81,3 +91,11 @@ def budget_at(
     if schedule == "exponential":
         return float(math.exp(math.log(total) + progress * (math.log(target) - math.log(total))))
     return total - (total - target) * progress ** {"linear": 1, "cubic": 3}[schedule]
+
+
+def ramp_at(step: int, steps: int, total: int, schedule: str) -> float:
+    """How much of a penalty holds at a step, 0 … 1: it rises as the sparsity of a budget does that falls to one."""
+    if step == 0:
+        return 0.0  # exactly, so that the first step is the model's
+    total = max(2, total)
+    return (total - budget_at(step, steps, total, 1, schedule)) / (total - 1)

@@ -14,6 +14,7 @@ from .circuit_analysis import summary as circuit_summary
 from .errors import MechintError
 from .loader import PromptLoader
 from .options import option
+from .run_config import Source
 from .schedules import Temperature
 from .tasks.config import TaskConfig
 from .units import KV_UNITS, Units
@@ -23,7 +24,7 @@ METRIC_NAMES = {"kl_div": "kl"}
 
 
 @dataclass(frozen=True)
-class KVCircuitConfig:
+class KVCircuitConfig(Source):
     """How the circuit is searched and judged."""
 
     unit: str = option(
@@ -44,14 +45,22 @@ class KVCircuitConfig:
     )
     search: str = option(
         "sparsity",
-        "Drop exactly the target sparsity, or find the smallest circuit that reaches the target faithfulness",
-        choices=("sparsity", "smallest"),
+        "Drop exactly the target sparsity, find the smallest circuit that reaches the target faithfulness, or keep "
+        "every unit that is worth its penalty",
+        choices=("sparsity", "smallest", "penalty"),
     )
     target_sparsity: float = option(
         0.95, "Share of the units that is dropped, to one unit, for the search 'sparsity'", low=0.0, high=0.9999
     )
     target_faithfulness: float = option(
         0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    l1_lambda: float = option(
+        1e-3,
+        "For the search 'penalty', what an open gate costs in units of the metric: the L1 norm of the gates times this "
+        "is added to the loss, and a unit stays that is worth more",
+        low=0.0,
+        high=1000.0,
     )
     hard_masks: bool = option(
         False, "Gates exactly open or shut while they learn (straight-through), in place of hard-concrete ones"
@@ -66,6 +75,12 @@ class KVCircuitConfig:
         "exponential",
         "How the sparsity rises: the number of units falls in equal factors, or the sparsity along a line or a cubic",
         choices=("exponential", "linear", "cubic"),
+    )
+    precision: str = option(
+        "float32",
+        "Arithmetic of the search; bfloat16 only where the processor has it. What is reported is measured in float32, "
+        "with the cosine between the gradients of the two",
+        choices=("float32", "bfloat16"),
     )
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
@@ -95,7 +110,7 @@ class KVCircuitConfig:
             unit=self.unit,
             ablation=self.ablation,
             metric=METRIC_NAMES.get(self.target_metric, self.target_metric),
-            search="budget" if self.search == "sparsity" else "smallest",
+            search="budget" if self.search == "sparsity" else self.search,
             budget=kept(self.target_sparsity, total),
             target_faithfulness=self.target_faithfulness,
             gate="straight_through" if self.hard_masks else "hard_concrete",
@@ -107,6 +122,8 @@ class KVCircuitConfig:
             min_accuracy=self.min_accuracy,
             budgets=self.sparsity_schedule,
             temperature=Temperature.parse(self.temp_schedule),
+            penalty=self.l1_lambda,
+            precision=self.precision,
         )
 
 

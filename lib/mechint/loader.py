@@ -38,6 +38,13 @@ class PromptLoader:
     def __iter__(self) -> Iterator[Prompts]:
         return iter(self.batches)
 
+    def bytes(self) -> Any:
+        """Bytes of text behind an answer, on average of each prompt, [prompts]; None where answers are no text."""
+        sizes = [self.task.bytes_of(group.answers) for group in self.groups]
+        if any(size is None for size in sizes):
+            return None
+        return torch.cat([size.double().mean(-1) for size in sizes if size is not None]).numpy()
+
     def templates(self) -> Any:
         """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
         return torch.cat([group.template for group in self.groups]).numpy()

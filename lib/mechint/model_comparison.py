@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..py import per_prompt
 from . import files
 from .analysis import Analysis
 from .attention_units import attention_maps, normalised
 from .causal_trace import listed
-from .circuit import per_prompt
 from .efficiency import flops, measure, memory_bytes, parameters, token_bytes
 from .errors import MechintError
 from .interventions import Edit

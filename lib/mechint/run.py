@@ -81,6 +81,20 @@ def run(
     return Run(logits, tap.values, cache)
 
 
+def read_by_head(model: Any, tokens: Tensor, edits: Sequence[Edit], logits_at: Tensor) -> Tensor:
+    """What the head makes logits of under edits, [batch, wanted, model]: a run without the vocabulary.
+
+    Raises:
+        MechintError: as for :func:`run`.
+    """
+    check_tokens(model, tokens)
+    edits = check_edits(model.sites, edits, *tokens.shape)
+    read = model.read_by_head(tokens, Tap((), edits), logits_at)
+    if not torch.isfinite(read).all():
+        raise MechintError(first_not_finite(model, tokens, edits, None))
+    return read
+
+
 @torch.no_grad()
 def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: Any) -> str:
     """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""

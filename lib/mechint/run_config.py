@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from .options import option
 
@@ -23,6 +24,8 @@ class RunConfig:
     )
     run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
     output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
+    label: str = option("", "Directory below the results' for the checkpoints that MODELS= chose; empty for none")
+    baseline: str = option("", "Finished analysis, or several in a directory, that the results are compared with")
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
         "float32",
@@ -38,3 +41,33 @@ class RunConfig:
     visualize_faithfulness: bool = option(True, "Draw the faithfulness curve")
     visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
     wandb_project: str = option("mechint", "Project that the runs are logged to")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one analysis gets its models, for those that may have their own: the base of their options."""
+
+    mode: str = option(
+        "posttrain",
+        "Analyse checkpoints, or draw and report again what this analysis left in its directory",
+        choices=("posttrain", "from_runs"),
+    )
+    checkpoint: str = option("", "Checkpoints of this analysis: a file, glob or directory; empty takes those of all")
+    run_dir: str = option("", "Finished analysis directory to draw again; empty takes that of all")
+
+
+def own(run: RunConfig, config: Any) -> RunConfig:
+    """The shared options with what an analysis says of its models."""
+    said = {field.name: getattr(config, field.name) for field in fields(Source)} if isinstance(config, Source) else {}
+    return replace(run, **{name: value for name, value in said.items() if value not in ("", "posttrain")})
+
+
+def request(config: Any) -> dict[str, Any]:
+    """What an analysis is to do, as plain values: its options without where its models are."""
+    where = {field.name for field in fields(Source)} if isinstance(config, Source) else set()
+    return {name: value for name, value in asdict(config).items() if name not in where}
+
+
+def elsewhere(config: Any) -> Any:
+    """The options of an analysis with its models where those of all are."""
+    return replace(config, **asdict(Source())) if isinstance(config, Source) else config

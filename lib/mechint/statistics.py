@@ -131,16 +131,6 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
     return number(mean, mean - half, mean + half, len(x), f"95 % by Student's t over {what}"), p
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for all of them (Holm 1979): the chance of any false one at p ≤ α is at most α."""
-    order = np.argsort(np.asarray(p), kind="stable")
-    adjusted, largest = [0.0] * len(p), 0.0
-    for rank, k in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[k]))
-        adjusted[k] = largest
-    return adjusted
-
-
 def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:
     """p-values of "the mean is zero" for every cell, adjusted for looking at all of them.
 
@@ -166,3 +156,35 @@ def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int
     # a flip that is the sample itself, or its mirror image, must count as being as large
     above = (largest[:, None] >= observed * (1 - 1e-12)).sum(0)
     return np.asarray(((1 + above) / (1 + draws)).reshape(np.shape(values)[1:]))
+
+
+def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000, seed: int = 0) -> tuple[float, float]:
+    """Two-sided p-value of "the two have one mean", from shuffling who belongs to which (Fisher 1935).
+
+    All shuffles are tried where there are at most ``most``; otherwise that many are drawn.
+
+    Returns:
+        The p-value, and the smallest that so many values can have.
+    """
+    both = np.asarray([*a, *b], dtype=np.float64)
+    size, count = len(a), math.comb(len(both), len(a))
+    observed = abs(np.mean(a) - np.mean(b))
+    if count <= most:
+        chosen = np.array(list(itertools.combinations(range(len(both)), size)))
+    else:
+        rng = np.random.default_rng(seed)
+        chosen = np.array([np.arange(size), *(rng.permutation(len(both))[:size] for _ in range(most - 1))])
+    sums = both[chosen].sum(1)
+    apart = np.abs(sums / size - (both.sum() - sums) / (len(both) - size))
+    mirrored = 2 if size == len(b) else 1  # of equal sizes, who is who exchanged is as far apart
+    return float(np.mean(apart >= observed * (1 - 1e-9) - 1e-12)), mirrored / len(chosen)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, so that the chance of any false one is at most α (Holm 1979)."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted

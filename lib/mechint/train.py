@@ -32,7 +32,7 @@ from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
 from .train_models import decays, make_model, model_config
 
-NOT_THE_MODEL = ("output_dir", "device", "save_every", "variants")
+NOT_THE_MODEL = ("output_dir", "device", "save_every", "variants", "baseline")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
 
@@ -47,6 +47,8 @@ class Job:
     recipe: dict[str, Any]
     """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
     paths: Paths
+    variant: str = ""
+    """What the study calls it."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ class State:
     """Time spent in earlier, killed runs."""
 
 
-def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture) -> Path:
+def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture, variant: str = "") -> Path:
     """Trains a model, goes on where a killed run was, or finds it trained already.
 
     Returns:
@@ -76,7 +78,7 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
         MechintError: an option is out of range, the sizes leave no prompts to hold out, the files there are of
             another recipe, another run is writing there, or the loss is no number.
     """
-    job = make_job(task_config, train_config, architecture)
+    job = dataclasses.replace(make_job(task_config, train_config, architecture), variant=variant)
     device = find_device(train_config.device)
     with files.lock(train_config.output_dir):
         finished, resume = inspect(job.paths, job.recipe)
@@ -112,8 +114,8 @@ def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Archi
             f"train    {architecture.family}, {job.model.n_layer} layers of width {job.model.d_model}, "
             f"{parameters} parameters",
             f"task     {job.task.description}",
-            f"steps    {c.steps} of {c.batch_size} prompts of {job.task.length} tokens "
-            f"({c.steps * c.batch_size * job.task.length} tokens in all)",
+            f"steps    {c.steps} of {c.batch_size * c.grad_accumulation} prompts of {job.task.length} tokens "
+            f"({c.steps * c.batch_size * c.grad_accumulation * job.task.length} tokens in all)",
             f"files    {job.paths.final} {job.paths.best} {job.paths.metrics}",
             f"status   {status}",
         ]
@@ -153,6 +155,7 @@ def checkpoint_of(job: Job, state: State) -> dict[str, Any]:
         "config": plain({**hf_config(state.model), **job.recipe}),
         "iter_num": state.step,
         "best_val_loss": state.best_val_loss,
+        **({"variant": job.variant} if job.variant else {}),
     }
 
 
@@ -242,12 +245,19 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
 def one_step(job: Job, state: State, device: torch.device) -> float:
     """One step of the optimiser; returns the loss before it."""
     c = job.config
-    prompts = job.task.sample(c.batch_size, "train", mix(c.seed, "step", state.step)).to(device)
+    count = c.batch_size * c.grad_accumulation
+    prompts = job.task.sample(count, "train", mix(c.seed, "step", state.step)).to(device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(c, state.step)
     state.optimizer.zero_grad()
-    loss = F.cross_entropy(answer_logits(state.model, prompts).flatten(0, 1), prompts.answers.flatten())
-    loss.backward()
+    loss = torch.zeros((), device=device)
+    for start in range(0, count, c.batch_size):
+        batch = prompts[start : start + c.batch_size]
+        with torch.autocast(device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
+            logits = answer_logits(state.model, batch)
+        part = F.cross_entropy(logits.float().flatten(0, 1), batch.answers.flatten()) / c.grad_accumulation
+        part.backward()
+        loss += part.detach()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip)
     if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
         raise MechintError(
@@ -270,6 +280,12 @@ def evaluate(model: LanguageModel, prompts: Prompts, batch_size: int) -> tuple[f
     return loss / prompts.answers.numel(), right / prompts.answers.numel()
 
 
+def bits_per_byte(prefix: str, task: Task, prompts: Prompts, loss: float) -> dict[str, float]:
+    """The loss in bits for each byte of text, whatever its tokens; nothing where answers are no text."""
+    size = task.bytes_of(prompts.answers)
+    return {} if size is None else {f"{prefix}bits_per_byte": loss * size.numel() / math.log(2) / float(size.sum())}
+
+
 def judge(job: Job, state: State, validation: Prompts) -> None:
     """Evaluates, and keeps the best model so far."""
     c = job.config
@@ -281,6 +297,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
             "val_loss": val_loss,
             "val_accuracy": accuracy,
             "lr": learning_rate(c, state.step - 1),
+            **bits_per_byte("val_", job.task, validation, val_loss),
         }
     )
     state.losses = []
@@ -302,8 +319,13 @@ def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
     c = job.config
     held_out = job.task.sample(c.eval_prompts, "evaluation", mix(c.seed, "held out")).to(device)
     loss, accuracy = evaluate(state.model, held_out, c.batch_size)
-    write_metrics(job, state, state.seconds, held_out_loss=loss, held_out_accuracy=accuracy, finished=True)
-    checkpoint = {**checkpoint_of(job, state), "held_out_loss": loss, "held_out_accuracy": accuracy}
+    measured = {
+        "held_out_loss": loss,
+        "held_out_accuracy": accuracy,
+        **bits_per_byte("held_out_", job.task, held_out, loss),
+    }
+    write_metrics(job, state, state.seconds, **measured, variant=job.variant, finished=True)
+    checkpoint = {**checkpoint_of(job, state), **measured}
     files.write_torch(job.paths.final, checkpoint)
     job.paths.resume.unlink(missing_ok=True)
     return checkpoint

@@ -14,7 +14,19 @@ class TrainConfig:
     steps: int = option(
         1800, "Optimiser steps, unless training is good enough before", unit="steps", low=1, high=10_000_000
     )
-    batch_size: int = option(64, "Prompts in one step", unit="prompts", low=1, high=65536)
+    batch_size: int = option(64, "Prompts in one forward of a step", unit="prompts", low=1, high=65536)
+    grad_accumulation: int = option(
+        1,
+        "Forwards whose gradients make one step: a larger batch in the same memory",
+        unit="forwards",
+        low=1,
+        high=4096,
+    )
+    precision: str = option(
+        "float32",
+        "Arithmetic of the forward: float32, or bfloat16 where torch's autocast has it, with float32 weights and sums",
+        choices=("float32", "bfloat16"),
+    )
     lr: float = option(2e-2, "Peak learning rate of AdamW", low=1e-7, high=1.0)
     schedule: str = option(
         "cosine",
@@ -53,6 +65,9 @@ class TrainConfig:
         "or changes to the family, its architecture or the seed such as kv=tied+seed=1 or family=gpt2; empty "
         "trains one "
         "model",
+    )
+    baseline: str = option(
+        "", "Finished training run to compare with: its directory, or one of its training_metrics_step*.json"
     )
     device: str = option("auto", "Where to train; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
 
@@ -94,8 +109,9 @@ class GPT2Architecture:
     bias: bool = option(True, "Whether linear layers and norms have biases")
     kv: str = option(
         "separate",
-        "Keys and values from a projection each, or tied: K = V from one, head by head",
-        choices=("separate", "tied"),
+        "Keys and values from a projection each; tied: K = V from one, head by head; or global: K = V from one head's "
+        "projection, for all heads",
+        choices=("separate", "tied", "global"),
     )
     gelu: str = option(
         "tanh", "GELU: the published model's tanh approximation, or the exact function", choices=("tanh", "exact")

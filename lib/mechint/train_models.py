@@ -57,7 +57,8 @@ def model_config(a: Architecture, task: Task) -> MambaConfig | GPT2Config:
         activation="gelu_tanh" if a.gelu == "tanh" else "gelu",
         bias=a.bias,
         norm_bias=a.bias,
-        kv_tied=a.kv == "tied",
+        kv_tied=a.kv != "separate",
+        kv_global=a.kv == "global",
     )
 
 

@@ -7,13 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .discover import natural_key
 from .errors import MechintError, did_you_mean
+from .files import read_json
 from .options import flag, options
 from .tasks import TaskConfig
 from .train import plan, train
 from .train_config import ARCHITECTURES, Architecture, TrainConfig
+from .train_files import Paths
 
 BASELINE = "baseline"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The metrics of one step."""
+    if not path.is_file():
+        raise MechintError(f"{flag('train', 'baseline')}: {path} does not exist; name a finished training run")
+    value = read_json(path)
+    if not isinstance(value, dict) or "task" not in value:
+        raise MechintError(f"{path} holds no training metrics; name a training_metrics_step*.json")
+    return value
 
 
 @dataclass(frozen=True)
@@ -98,12 +111,52 @@ def train_steps(task: TaskConfig, config: TrainConfig, architecture: Architectur
     study = steps(config, architecture)
     if len(study) > 1:
         plan_steps(task, config, architecture)
+    known = baseline_metrics(config.baseline)
     paths = []
     for step in study:
         if step.variant:
             print(f"step {step.config.step_name} of {len(study)}: {step.variant}", flush=True)
-        paths.append(train(task, step.config, step.architecture))
+        paths.append(train(task, step.config, step.architecture, step.variant))
+    if known:
+        ours = [read_object(Paths.of(step.config).metrics) for step in study]
+        print(against(known, ours, [step.config.step_name for step in study]), flush=True)
     return paths
+
+
+def baseline_metrics(baseline: str) -> dict[str, dict[str, Any]]:
+    """The metrics of a finished training run by the names of its steps.
+
+    Raises:
+        MechintError: there are none, or it has not finished.
+    """
+    if not baseline:
+        return {}
+    path = Path(baseline)
+    found = (
+        sorted(path.glob("training_metrics_step*.json"), key=lambda p: natural_key(p.name)) if path.is_dir() else [path]
+    )
+    metrics = {file.stem.removeprefix("training_metrics_"): read_object(file) for file in found}
+    unfinished = [name for name, values in metrics.items() if "held_out_loss" not in values]
+    if not metrics or unfinished:
+        what = f"{unfinished[0]} has not finished" if unfinished else "it holds no training_metrics_step*.json"
+        raise MechintError(f"{flag('train', 'baseline')} {baseline}: {what}; name the directory of a finished run")
+    return metrics
+
+
+def against(known: dict[str, dict[str, Any]], ours: list[dict[str, Any]], names: list[str]) -> str:
+    """Held-out losses beside those of the first step of the baseline, as lines of a table."""
+    first, reference = next(iter(known.items()))
+    lines = [f"{'held-out loss':<28}{'nats':>9}{'accuracy':>10}{'against ' + first:>20}"]
+    rows = [(f"baseline {name}", values) for name, values in known.items()]
+    rows += [
+        (f"step{name} {values.get('variant', '')}".strip(), values) for name, values in zip(names, ours, strict=True)
+    ]
+    for name, values in rows:
+        change = values["held_out_loss"] - reference["held_out_loss"]
+        lines.append(f"{name:<28}{values['held_out_loss']:>9.4f}{values['held_out_accuracy']:>10.1%}{change:>+20.4f}")
+    if any(values["task"] != reference["task"] or values["data"] != reference["data"] for _, values in rows):
+        lines.append("the runs were trained on different tasks or texts: their losses are NOT comparable")
+    return "\n".join(lines)
 
 
 def plan_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> str:

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         if name in ("defconfig", "run"):
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
+            command.add_argument("--baseline", default="", help="what BASELINE= says: a finished run")
         if name == "defconfig":
             command.add_argument("name", nargs="?", default=DEFAULT, help=f"the experiment's name (default: {DEFAULT})")
         if name == "get":
@@ -77,9 +78,16 @@ def _save(menu: loading.Menu, why: str) -> None:
 def defconfig(args: argparse.Namespace) -> None:
     file = find(ROOT, args.name)
     menu = loading.load(ROOT, file)
-    if args.models:
-        print(models.override(menu, args.models, ROOT, args.name))
+    _override(menu, args, args.name)
     _save(menu, str(file.relative_to(ROOT)))
+
+
+def _override(menu: loading.Menu, args: argparse.Namespace, name: str) -> None:
+    """What MODELS= and BASELINE= say, put into the configuration and printed."""
+    if args.models:
+        print(models.override(menu, args.models, ROOT, name), flush=True)
+    if args.baseline:
+        print(models.compare_with(menu, args.baseline, ROOT, name), flush=True)
 
 
 def olddefconfig(args: argparse.Namespace) -> None:
@@ -145,9 +153,9 @@ def run(args: argparse.Namespace) -> int:
     """Loads .config (or the default experiment), applies MODELS=, and runs what the target asks for."""
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
-    menu = _for_run(args.models, args.dry_run)
+    menu = _for_run(args)
     steps = _steps(menu, args.target)
-    made = menu.syms["KNLP_MECHINT_CHECKPOINT"].str_value
+    made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
     if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
         steps.pop()
         wanted = ", ".join(switch.name for switch in mapping.analyses(menu) if switch.str_value == "y")
@@ -165,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _for_run(chosen: str, dry_run: bool) -> loading.Menu:
+def _for_run(args: argparse.Namespace) -> loading.Menu:
     """The configuration to run; what is new in it is written to .config, except by a dry run."""
     if CONFIG.exists():
         menu = _current()
@@ -173,9 +181,8 @@ def _for_run(chosen: str, dry_run: bool) -> loading.Menu:
         file = find(ROOT, DEFAULT)
         menu = loading.load(ROOT, file)
         print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
-    if chosen:
-        print(models.override(menu, chosen, ROOT, ".config" if CONFIG.exists() else DEFAULT), flush=True)
-    if not dry_run and (chosen or not CONFIG.exists()):
+    _override(menu, args, ".config" if CONFIG.exists() else DEFAULT)
+    if not args.dry_run and (args.models or args.baseline or not CONFIG.exists()):
         loading.save(menu, ROOT, CONFIG)
     return menu
 

@@ -66,7 +66,7 @@ def _choose_family(menu: Menu, on: set[str]) -> None:
 
 def _assignment(item: mapping.Item, value: Any) -> Assignment:
     if isinstance(item, kconfiglib.Choice):
-        return Assignment("options", f"{item.name}_{str(value).upper()}", "y")
+        return Assignment("options", mapping.member(item, str(value)), "y")
     if item.orig_type == kconfiglib.BOOL:
         return Assignment("options", item.name, "y" if value else "n")
     if item.orig_type == kconfiglib.STRING:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import kconfiglib
 
+from . import mapping
 from .defconfigs import ConfigError, did_you_mean
 
 HEADER = "# Written by make; `make menuconfig` changes it, `make savedefconfig` shows what differs from the defaults.\n"
@@ -233,15 +234,19 @@ def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
     value = {symbol.name: symbol.str_value for symbol in menu.unique_defined_syms}
     if value.get("KNLP_TRAIN") != "y" or value.get("KNLP_MECHINT_MODE_POSTTRAIN") != "y":
         return
-    folder, pattern = value["KNLP_TRAIN_OUTPUT_DIR"], value["KNLP_MECHINT_CHECKPOINT"]
+    folder = value["KNLP_TRAIN_OUTPUT_DIR"]
     variants = value["KNLP_TRAIN_VARIANTS"]
     steps = [f"V{i}" for i in range(variants.count(",") + 1)] if variants else [value["KNLP_TRAIN_STEP_NAME"]]
     made = [os.path.join(folder, f"{kind}_model_step{step}.pt") for kind in ("final", "best") for step in steps]
-    if not any(_matches(path, pattern) for path in (folder, *made)):
-        raise ConfigError(
-            f"{name}: CONFIG_KNLP_MECHINT_CHECKPOINT is {pattern!r}, but training writes {made[0]}; set "
-            f'CONFIG_KNLP_MECHINT_CHECKPOINT="{folder}/final_model_step*.pt", or turn off KNLP_TRAIN'
-        )
+    for symbol in (f"{place}_CHECKPOINT" for place in mapping.sources(menu)):
+        pattern = value[symbol]
+        if (pattern or symbol == "KNLP_MECHINT_CHECKPOINT") and not any(
+            _matches(path, pattern) for path in (folder, *made)
+        ):
+            raise ConfigError(
+                f"{name}: CONFIG_{symbol} is {pattern!r}, but training writes {made[0]}; set "
+                f'CONFIG_{symbol}="{folder}/final_model_step*.pt", or turn off KNLP_TRAIN'
+            )
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -60,8 +60,19 @@ def destination(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def member_value(symbol: kconfiglib.Symbol) -> str:
-    """``KNLP_MECHINT_SSM_METRIC_LOGIT_DIFF`` of the choice ``KNLP_MECHINT_SSM_METRIC`` is 'logit_diff'."""
-    return str(symbol.name[len(symbol.choice.name) + 1 :]).lower()
+    """``KNLP_MECHINT_SSM_METRIC_LOGIT_DIFF`` of the choice ``KNLP_MECHINT_SSM_METRIC`` is 'logit_diff'.
+
+    Members that were documented without the choice's last word keep their names: ``KNLP_MECHINT_KV_FROM_RUNS`` of
+    ``KNLP_MECHINT_KV_MODE`` is 'from_runs'.
+    """
+    choice = str(symbol.choice.name)
+    stem = choice if symbol.name.startswith(choice + "_") else choice.rpartition("_")[0]
+    return str(symbol.name[len(stem) + 1 :]).lower()
+
+
+def member(choice: kconfiglib.Choice, value: str) -> str:
+    """The name of the member that stands for an option's value."""
+    return next(str(symbol.name) for symbol in choice.syms if member_value(symbol) == value)
 
 
 def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
@@ -86,3 +97,9 @@ def analyses(menu: kconfiglib.Kconfig) -> list[kconfiglib.Symbol]:
     """The switch of every analysis: a yes-or-no symbol of the analyses' menus with a menu of its own."""
     switches = [item for item in items(menu) if isinstance(item, kconfiglib.Symbol) and item.nodes[0].is_menuconfig]
     return [switch for switch in switches if switch.name not in MASTERS]
+
+
+def sources(menu: kconfiglib.Kconfig) -> list[str]:
+    """What the symbols begin with that say where models are: those of all, and of the analyses that have their own."""
+    own = [switch.name for switch in analyses(menu) if switch.str_value == "y"]
+    return ["KNLP_MECHINT", *(name for name in own if f"{name}_CHECKPOINT" in menu.syms)]

@@ -1,4 +1,4 @@
-"""``MODELS=``: what a path, a glob or a name on the command line means for the configuration.
+"""``MODELS=`` and ``BASELINE=``: what a path, a glob or a name on the command line means for the configuration.
 
 Looks at names of files only; what is inside them is the loader's business.
 """
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import kconfiglib
 
+from . import mapping
 from .defconfigs import ConfigError
 
 MASKS = "final_masks.pt"
 MARKS = (MASKS, "effects.pt")  # one of them is in every finished analysis
 FINAL = "final_model_step*.pt"
+METRICS = "training_metrics_step*.json"
+BELOW = ("*", "*/*", "*/*/*")  # label, checkpoint, analysis
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
@@ -79,7 +82,7 @@ def _directory(name: str, path: Path) -> Chosen:
     if found := inside("*.pt"):
         return Chosen(name, f"a directory of checkpoints: {_listed(found)}")
     for mark in MARKS:
-        if found := natural(match.parent.name for match in path.glob(f"*/{mark}")):
+        if found := natural(os.path.relpath(match.parent, path) for b in BELOW for match in path.glob(f"{b}/{mark}")):
             why = f"a finished analysis, because {mark} is in {_listed(found)} below it: visualise only"
             return Chosen(name, why, finished=True)
     raise ConfigError(
@@ -111,8 +114,45 @@ def override(menu: kconfiglib.Kconfig, models: str, root: Path, name: str) -> st
     if menu.syms["KNLP_MECHINT"].str_value != "y":
         raise ConfigError(f"MODELS= needs a configuration that analyses, and KNLP_MECHINT is off in {name}")
     chosen = classify(models, root)
+    places = mapping.sources(menu)
+    before = {os.path.normpath(menu.syms[f"{place}_CHECKPOINT"].str_value) for place in places}
     menu.syms["KNLP_TRAIN"].set_value(0)
     mode, symbol = ("FROM_RUNS", "RUN_DIR") if chosen.finished else ("POSTTRAIN", "CHECKPOINT")
     menu.syms[f"KNLP_MECHINT_MODE_{mode}"].set_value(2)
-    menu.syms[f"KNLP_MECHINT_{symbol}"].set_value(chosen.value)
-    return f"MODELS={models}: {chosen.why}; KNLP_MECHINT_{symbol}={chosen.value}"
+    for place in places:
+        menu.syms[f"{place}_{symbol}"].set_value(chosen.value)
+    for own in places[1:]:
+        menu.syms[f"{own}_{mode}"].set_value(2)
+    if not chosen.finished and os.path.normpath(chosen.value) not in before:
+        menu.syms["KNLP_MECHINT_LABEL"].set_value(label(models))
+    return f"MODELS={models}: {chosen.why}; {places[-1]}_{symbol}={chosen.value}"
+
+
+def label(models: str) -> str:
+    """A directory's name for what ``models`` names, so that the results of different models lie apart."""
+    fixed = models
+    while glob.has_magic(fixed):
+        fixed = os.path.dirname(fixed)
+    folder, name = os.path.split(os.path.normpath(fixed))
+    if name.endswith(_FILE_SUFFIXES):
+        name = "-".join(filter(None, [os.path.basename(folder), os.path.splitext(name)[0]]))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
+
+
+def compare_with(menu: kconfiglib.Kconfig, baseline: str, root: Path, name: str) -> str:
+    """Puts ``BASELINE=`` into a loaded configuration: a finished analysis, or a training run, to compare with."""
+    path = root / os.path.expanduser(baseline)
+    places = [f"{below}{mark}" for below in ("", *(f"{below}/" for below in BELOW)) for mark in MARKS]
+    if path.is_dir() and any(found for place in places for found in path.glob(place)):
+        kind, needs, what = "KNLP_MECHINT_BASELINE", "KNLP_MECHINT_MODE_POSTTRAIN", "a finished analysis"
+    elif (path.is_file() and path.suffix == ".json") or (path.is_dir() and any(path.glob(METRICS))):
+        kind, needs, what = "KNLP_TRAIN_BASELINE", "KNLP_TRAIN", "a training run"
+    else:
+        raise ConfigError(
+            f"BASELINE={baseline} is no run to compare with; name a finished analysis (a directory with {MASKS} in it "
+            f"or below it), or the directory of a training run (with {METRICS})"
+        )
+    if menu.syms[needs].str_value != "y":
+        raise ConfigError(f"BASELINE={baseline} is {what}, and {needs} is off in {name}")
+    menu.syms[kind].set_value(os.path.normpath(os.path.expanduser(baseline)))
+    return f"BASELINE={baseline}: {what} to compare with; {kind}={menu.syms[kind].str_value}"

@@ -64,12 +64,17 @@ def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
 def attend(q: Tensor, cache: LayerCache, at: Scope) -> Tensor:
     """Causal attention of q [B, L, H, d] on a memory that ends with the same positions -> head_out [B, L, H, d].
 
-    In plain products: a fused kernel rounds otherwise, and reading a pattern must not change a bit.
+    In plain products: a fused kernel rounds otherwise, and reading a pattern must not change a bit. Where the run says
+    that nothing inside is read, as a search of circuits does, the kernel saves the memory of every pattern.
     """
     keys, values = torch.cat(cache.keys, 1), torch.cat(cache.values, 1)  # [B, S, G, d] each
     if (shared := q.shape[2] // keys.shape[2]) > 1:  # heads next to each other read the same keys and values
         keys, values = keys.repeat_interleave(shared, 2), values.repeat_interleave(shared, 2)  # [B, S, H, d]
     L, S = q.shape[1], keys.shape[1]
+    if at.tap.fused and L == S and not at.wants("scores", "pattern"):
+        q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
+        head_out = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        return at("head_out", head_out.transpose(1, 2).contiguous())
     scores = accumulate(q.transpose(1, 2) @ keys.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5  # [B, H, L, S]
     order = torch.arange(S, device=q.device)
     future = order[None, :] > order[S - L :, None]  # [L, S]

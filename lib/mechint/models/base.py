@@ -70,13 +70,26 @@ class LanguageModel(nn.Module, ABC):
         Returns:
             Logits [batch, position or wanted, vocabulary], and the cache behind these positions.
         """
+        r, cache = self.through(tokens, at, cache)
+        return self.finish(r, at, logits_at), cache
+
+    def through(self, tokens: Tensor, at: Tap, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """The residual stream behind the last layer [batch, position, model], and the cache."""
         before = cache.layers if cache else [self.empty_cache(i, len(tokens)) for i in range(len(self.layers))]
         r = self.begin(tokens, at)
         after = []
         for i in range(len(self.layers)):
             r, memory = self.block(i, r, before[i], at)
             after.append(memory)
-        return self.finish(r, at, logits_at), Cache(after, at.offset + tokens.shape[1])
+        return r, Cache(after, at.offset + tokens.shape[1])
+
+    def read_by_head(self, tokens: Tensor, at: Tap, logits_at: Tensor) -> Tensor:
+        """What the head makes logits of: the final norm at the wanted positions, [batch, wanted, model].
+
+        Attention is fused where nothing inside it is read, so the last bits may differ from those of :meth:`trace`.
+        """
+        at.fused = True
+        return at("final_norm", self.ending[0](wanted(self.through(tokens, at)[0], logits_at)))
 
     @property
     def num_layers(self) -> int:
@@ -107,16 +120,20 @@ class LanguageModel(nn.Module, ABC):
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
 
-    @abstractmethod
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
         """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
+        norm, head = self.ending
+        return at("logits", F.linear(at("final_norm", norm(wanted(r, logits_at))), head))
+
+    @property
+    @abstractmethod
+    def ending(self) -> tuple[nn.Module, Tensor]:
+        """The final norm and the head [vocabulary, model]."""
 
 
-def unembed(r: Tensor, norm: nn.Module, head: Tensor, at: Tap, logits_at: Tensor | None) -> Tensor:
-    """``norm`` and ``head`` [vocabulary, model] on the wanted positions of r, with the last two sites."""
-    if logits_at is not None:
-        r = r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))  # [B, Q, D]
-    return at("logits", F.linear(at("final_norm", norm(r)), head))
+def wanted(r: Tensor, logits_at: Tensor | None) -> Tensor:
+    """The positions [batch, wanted] of r [batch, position, model] whose logits are wanted; None for all."""
+    return r if logits_at is None else r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))
 
 
 def outer_sites(d_model: int, vocab_size: int) -> list[Site]:

@@ -1,8 +1,9 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), in one file: all but the reading
 of attention, which other transformers share.
 
-Axes: B batch, L position, D model, H head, d dimension of a head, M neuron, V vocabulary. Every tensor that
-:attr:`GPT2.sites` lists passes through ``at(name, tensor)``, where it can be recorded and edited.
+Axes: B batch, L position, D model, H head, G heads that have keys and values of their own (all, or one where K = V is
+tied globally), d dimension of a head, M neuron, V vocabulary. Every tensor that :attr:`GPT2.sites` lists passes through
+``at(name, tensor)``, where it can be recorded and edited.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 
 from ..errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
-from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .sites import Scope, Site, Tap
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),
     ("ln_1", RESIDUAL, ("d_model",)),
     ("q", HEADS, ("n_head", "d_head")),
-    ("k", HEADS, ("n_head", "d_head")),
-    ("v", HEADS, ("n_head", "d_head")),
+    ("k", HEADS, ("n_kv_head", "d_head")),
+    ("v", HEADS, ("n_kv_head", "d_head")),
     ("scores", SOURCES, ("n_head", "")),
     ("pattern", SOURCES, ("n_head", "")),
     ("head_out", HEADS, ("n_head", "d_head")),
@@ -58,6 +59,8 @@ class GPT2Config:
     norm_bias: bool = True
     kv_tied: bool = False
     """Whether one projection serves as key and as value."""
+    kv_global: bool = False
+    """Whether that one projection is the key and the value of all heads, in place of one for each."""
     tied: bool = True
     norm_eps: float = 1e-5
     family = "gpt2"
@@ -65,6 +68,11 @@ class GPT2Config:
     @property
     def d_head(self) -> int:
         return self.d_model // self.n_head
+
+    @property
+    def n_kv_head(self) -> int:
+        """Heads that have keys and values of their own."""
+        return 1 if self.kv_global else self.n_head
 
 
 class LayerNorm(nn.Module):
@@ -83,16 +91,17 @@ class Attention(nn.Module):
     def __init__(self, c: GPT2Config) -> None:
         super().__init__()
         self.c = c
-        self.c_attn = nn.Linear(c.d_model, (2 if c.kv_tied else 3) * c.d_model, bias=c.bias)
+        self.sizes = [c.d_model, *[c.n_kv_head * c.d_head] * (1 if c.kv_tied else 2)]
+        self.c_attn = nn.Linear(c.d_model, sum(self.sizes), bias=c.bias)
         self.c_proj = nn.Linear(c.d_model, c.d_model, bias=c.bias)
 
     def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
         """n [B, L, D] -> attention output [B, L, D], and the cache behind these positions."""
-        parts = self.c_attn(n).unflatten(-1, (-1, self.c.n_head, self.c.d_head)).unbind(2)
+        parts = [part.unflatten(-1, (-1, self.c.d_head)) for part in self.c_attn(n).split(self.sizes, -1)]
         # contiguous, as an edited tensor is: products of other strides may differ in the last bit
         q = at("q", parts[0].contiguous())  # [B, L, H, d]
-        k = at("k", parts[1].contiguous())  # [B, L, H, d]
-        v = at("v", parts[-1].contiguous())  # [B, L, H, d], made like k where they are tied
+        k = at("k", parts[1].contiguous())  # [B, L, G, d]
+        v = at("v", parts[-1].contiguous())  # [B, L, G, d], made like k where they are tied
         cache = cache.behind(k, v)
         head_out = attend(q, cache, at)  # [B, L, H, d]
         return at("attn_out", self.c_proj(head_out.flatten(2))), cache
@@ -150,6 +159,8 @@ class GPT2(LanguageModel):
         super().__init__()
         if config.d_model % config.n_head:
             raise MechintError(f"a width of {config.d_model} can't be divided among {config.n_head} heads")
+        if config.kv_global and not config.kv_tied:
+            raise MechintError("keys and values of all heads are one projection only where keys are values (kv_tied)")
         self.config = config
         self.tokenizer: Any = None
         sizes = (config.vocab_size, config.d_model)
@@ -204,6 +215,6 @@ class GPT2(LanguageModel):
         r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
         return r, memory
 
-    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
-        head = self.wte.weight if self.lm_head is None else self.lm_head.weight
-        return unembed(r, self.ln_f, head, at, logits_at)
+    @property
+    def ending(self) -> tuple[nn.Module, Tensor]:
+        return self.ln_f, self.wte.weight if self.lm_head is None else self.lm_head.weight

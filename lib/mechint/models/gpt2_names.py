@@ -108,10 +108,13 @@ def infer_config(
     vocab_size, d_model = (size([state[ours["wte.weight"]]], axis) for axis in (0, 1))
     wide = (size(part("attn.c_attn.weight"), 0), size(part("attn.c_attn.weight"), 1))
     kinds = {(k * d_model, d_model): (k, False) for k in (2, 3)} | {(d_model, k * d_model): (k, True) for k in (2, 3)}
+    if (n_head := said.get("n_head", 0)) > 1:  # queries, and one head of keys that are the values of all heads
+        kinds |= {(d_model + d_model // n_head, d_model): (1, False), (d_model, d_model + d_model // n_head): (1, True)}
     if wide not in kinds:
         raise MechintError(
             f"{where}: {ours['layers.0.attn.c_attn.weight']} is {list(wide)}; with a width of {d_model} it should have "
-            f"{3 * d_model} outputs (queries, keys, values) or {2 * d_model} (queries, and keys that are the values)"
+            f"{3 * d_model} outputs (queries, keys, values), or {2 * d_model} (queries, and keys that are the values), "
+            f"or the width and one head more (queries, and one head that is key and value of all)"
         )
     projections, turned = kinds[wide]
     sizes = {
@@ -129,7 +132,8 @@ def infer_config(
         activation=said.get("activation", "gelu_tanh" if turned else "gelu"),
         bias="layers.0.attn.c_attn.bias" in ours,
         norm_bias="ln_f.bias" in ours,
-        kv_tied=projections == 2,
+        kv_tied=projections < 3,
+        kv_global=projections == 1,
         tied=tied,
         norm_eps=float(said.get("norm_eps", 1e-5)),
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
-from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .sites import Scope, Site, Tap
 
 LAYER_SITES: LayerSites = [
@@ -197,6 +197,6 @@ class Llama(LanguageModel):
         r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
         return r, memory
 
-    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
-        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return unembed(r, self.norm, head, at, logits_at)
+    @property
+    def ending(self) -> tuple[nn.Module, Tensor]:
+        return self.norm, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight

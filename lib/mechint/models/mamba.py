@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import scan
 from ..interventions import Edit
-from .base import RESIDUAL, LanguageModel, accumulate, outer_sites, unembed
+from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .sites import Scope, Site, Tap
 
 CHANNELS = ("batch", "position", "channel")
@@ -392,6 +392,6 @@ class Mamba(LanguageModel):
         out, memory = self.layers[i](r, cache, here)
         return here("resid_post", r + out), memory
 
-    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
-        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return unembed(r, self.norm_f, head, at, logits_at)
+    @property
+    def ending(self) -> tuple[nn.Module, Tensor]:
+        return self.norm_f, self.embedding.weight if self.lm_head is None else self.lm_head.weight

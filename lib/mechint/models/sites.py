@@ -92,6 +92,8 @@ class Tap:
         self.goes_on = True
         """Whether anything will go on from behind this forward: if not, layers need not keep their memory."""
         self.values: dict[str, Tensor] = {}
+        self.fused = False
+        """Whether attention may be one fused product where nothing inside it is read: other bits, less memory."""
 
     def within(self, prefix: str) -> Scope:
         return Scope(self, prefix + ".")

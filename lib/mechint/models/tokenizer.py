@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import MechintError
 
 
-def read_tokenizer(directory: Path, vocab_size: int) -> Any:
+def read_tokenizer(directory: Path, vocab_size: int | None = None) -> Any:
     """The ``tokenizers.Tokenizer`` of ``tokenizer.json``, without padding and truncation; None where there is none.
 
     Raises:
@@ -26,7 +26,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if last >= vocab_size:
+    if vocab_size is not None and last >= vocab_size:
         raise MechintError(
             f"{path} has token ids up to {last}, but the model's vocabulary is {vocab_size}: another model's tokenizer?"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MechintError
 from ..files import write_json, write_text
 from . import markdown, style
+from .differences import NOISE, Difference, differences, sentence
+from .differences import rows as difference_rows
 from .page import bullets, page, picture
 from .page import table as html_table
 from .results import Results, load_results, overlap
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = {
+    "units_kept_k": "K kept",
+    "units_kept_v": "V kept",
     "faithfulness": "faithfulness",
     "completeness": "completeness",
     "faithfulness_random": "random circuits",
@@ -51,13 +56,18 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
             f"runs of different analyses ({', '.join(kinds)}) can't be compared; compare each kind by itself"
         )
     output, names = Path(output_dir), run_names([run.directory for run in runs])
+    names = [
+        f"{name} ({said})" if (said := run.raw["model"].get("variant")) else name
+        for name, run in zip(names, runs, strict=True)
+    ]
     matrix, reason = circuit_overlap(runs)
-    written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason))]
+    tests = differences(runs, names)
+    written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason, tests))]
     drawing = partial(comparison_figure, runs=runs, names=names, matrix=matrix)
     plot = style.save_figure(output / "comparison.png", (10.0, max(6.4, 2.6 + 0.5 * len(runs))), drawing)
-    body = [*_paragraphs(runs, names), _notes(runs, reason)]
-    written += [plot, write_text(output / "comparison.md", _markdown(runs, names, matrix, body, plot))]
-    return [*written, write_text(output / "comparison.html", _html(runs, names, matrix, body, plot))]
+    body = [*_paragraphs(runs, names), sentence(*tests), _notes(runs, reason)]
+    written += [plot, write_text(output / "comparison.md", _markdown(runs, names, matrix, body, plot, tests))]
+    return [*written, write_text(output / "comparison.html", _html(runs, names, matrix, body, plot, tests))]
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
@@ -79,7 +89,12 @@ def circuit_overlap(runs: Sequence[Results]) -> tuple[list[list[float]] | None, 
     return [[overlap(a.circuit, b.circuit) for b in runs] for a in runs], ""
 
 
-def _data(runs: list[Results], names: list[str], output: Path, matrix: Any, reason: str) -> dict[str, Any]:
+Tests = tuple[str, list[Difference]]
+
+
+def _data(
+    runs: list[Results], names: list[str], output: Path, matrix: Any, reason: str, tests: Tests
+) -> dict[str, Any]:
     return {
         "schema": 1,
         "analysis": runs[0].raw["analysis"],
@@ -88,12 +103,15 @@ def _data(runs: list[Results], names: list[str], output: Path, matrix: Any, reas
                 "name": name,
                 "directory": Path(os.path.relpath(run.directory, output)).as_posix(),
                 "checkpoint": run.raw["checkpoint"],
+                "variant": run.raw["model"].get("variant", ""),
                 **{key: run.raw[key] for key in ("unit", "ablation", "metric", "metrics", "curve")},
             }
             for name, run in zip(names, runs, strict=True)
         ],
         "jaccard": matrix,
         "jaccard_note": reason,
+        "noise": {"kind": tests[0], "meaning": NOISE[tests[0]]},
+        "differences": [dataclasses.asdict(difference) for difference in tests[1]],
     }
 
 
@@ -109,7 +127,8 @@ def _rows(runs: list[Results], names: list[str]) -> tuple[list[str], list[list[s
         cells = [name, f"{run.kept:,} of {run.total:,}", percent(run.kept / run.total)]
         for metric in shown:
             value = run.metrics.get(metric)
-            cells.append("–" if value is None else f"{amount(metric, value.value, run)} {interval(metric, value, run)}")
+            shown_as = "–" if value is None else f"{amount(metric, value.value, run)} {interval(metric, value, run)}"
+            cells.append(shown_as.removesuffix(" –"))  # a count has no interval
         rows.append(cells)
     return header, rows
 
@@ -119,10 +138,15 @@ def _overlap_rows(names: list[str], matrix: list[list[float]]) -> tuple[list[str
 
 
 def _paragraphs(runs: list[Results], names: list[str]) -> Iterator[str]:
-    least = min(range(len(runs)), key=lambda i: runs[i].kept / runs[i].total)
+    shares = [run.kept / run.total for run in runs]
+    first = f"{len(runs)} checkpoints, the {runs[0].raw['title']} of each. "
+    if max(shares) - min(shares) < max(1 / run.total for run in runs):
+        yield f"{first}To one unit, all keep the same share of their {units_name(runs[0])}: {percent(shares[0])}."
+        return
+    least = shares.index(min(shares))
     yield (
-        f"{len(runs)} checkpoints, the {runs[0].raw['title']} of each. The smallest share of units is kept in"
-        f" {names[least]}: {percent(runs[least].kept / runs[least].total)} of its {units_name(runs[least])}."
+        f"{first}The smallest share of units is kept in {names[least]}: {percent(shares[least])} of its"
+        f" {units_name(runs[least])}."
     )
 
 
@@ -137,8 +161,10 @@ def _notes(runs: list[Results], reason: str) -> str:
     return " ".join(notes)
 
 
-def _markdown(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path) -> str:
+def _markdown(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests) -> str:
     parts = [f"# {runs[0].raw['title']}: comparison", *filter(None, body), markdown.table(*_rows(runs, names))]
+    if tests[1]:
+        parts += ["Differences beside the noise of seeds:", markdown.table(*difference_rows(tests[1]))]
     if matrix is not None:
         parts += ["Overlap of the circuits (Jaccard):", markdown.table(*_overlap_rows(names, matrix))]
     checkpoints = markdown.table(
@@ -147,7 +173,7 @@ def _markdown(runs: list[Results], names: list[str], matrix: Any, body: list[str
     return "\n\n".join([*parts, f"![{plot.name}]({plot.name})", checkpoints]) + "\n"
 
 
-def _html(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path) -> str:
+def _html(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests) -> str:
     title = f"{runs[0].raw['title']}: comparison"
     header, rows = _rows(runs, names)
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(body[0])}</p>']
@@ -158,6 +184,9 @@ def _html(runs: list[Results], names: list[str], matrix: Any, body: list[str], p
         " the overlap of the circuits, where their units are the same."
     )
     parts.append(picture(plot, caption))
+    if tests[1]:
+        header, rows = difference_rows(tests[1])
+        parts += ["<h2>Differences beside the noise of seeds</h2>", html_table(header, rows, numeric=range(3, 7))]
     if matrix is not None:
         header, rows = _overlap_rows(names, matrix)
         parts += ["<h2>Overlap of the circuits (Jaccard)</h2>", html_table(header, rows, numeric=range(1, len(header)))]

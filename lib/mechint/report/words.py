@@ -91,6 +91,15 @@ MEANINGS = {
     ),
     "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
     "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
+    "bits_per_byte_full": Meaning(
+        "Bits per byte, full model", "number", "Loss in bits for each byte of the text's answers, whatever its tokens."
+    ),
+    "bits_per_byte_circuit": Meaning("Bits per byte, circuit", "number", "The same with only the circuit kept."),
+    "cosine_bfloat16": Meaning(
+        "Cosine of bfloat16",
+        "number",
+        "Between the mask's gradient in bfloat16, which the search used, and in float32.",
+    ),
     "accuracy_full": Meaning("Accuracy, full model", "share", "Prompts the full model answers correctly."),
     "accuracy_circuit": Meaning("Accuracy, circuit", "share", "Prompts the circuit alone answers correctly."),
 }

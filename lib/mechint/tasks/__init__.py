@@ -6,14 +6,17 @@ A new task is a class like those beside this file and a line in :data:`KINDS` an
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError, did_you_mean
+from ..models.tokenizer import read_tokenizer
 from ..options import check
 from .base import SPLITS, Prompts, Task, accuracy, mix
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
+from .indirect_object import IndirectObject
 from .induction import Induction
 from .recall import Recall
 from .selective_copy import SelectiveCopy
@@ -21,8 +24,13 @@ from .text import Text
 
 __all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
 
-READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {"text": Text, "file": FactFile, "prompt": FactFile}
-"""Tasks that need the model's tokenizer."""
+READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
+    "indirect_object": IndirectObject,
+    "text": Text,
+    "file": FactFile,
+    "prompt": FactFile,
+}
+"""Tasks that take the model's tokenizer; those that can do without get None where there is none."""
 KINDS: dict[str, Callable[[TaskConfig], Task]] = {
     "recall": Recall,
     "induction": Induction,
@@ -45,6 +53,8 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
     check(config, where="task")
     if config.name not in TASKS:
         raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, TASKS)}; take {', '.join(TASKS)}")
+    if config.tokenizer:
+        tokenizer = named_tokenizer(config.tokenizer)
     reader = READERS.get(config.name)
     task = reader(config, tokenizer) if reader else KINDS[config.name](config)
     if vocab_size is not None and task.vocab_size > vocab_size:
@@ -53,3 +63,12 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
             "choose the task and sizes that the model was trained on"
         )
     return task
+
+
+def named_tokenizer(name: str) -> Any:
+    """The tokenizer of the option ``tokenizer``: a tokenizer.json, or the directory that has it."""
+    path = Path(name).expanduser()
+    tokenizer = read_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None or not (path.is_dir() or path.name == "tokenizer.json"):
+        raise MechintError(f"tokenizer {name}: there is no tokenizer.json; name the file, or the directory that has it")
+    return tokenizer

@@ -122,6 +122,10 @@ class Task(ABC):
             raise self.refuse("no subject and no counterfactual twins say what a prompt is about", "take another task")
         return ROLES, subject_roles(about, prompts.positions[:, -1])
 
+    def bytes_of(self, answers: Tensor) -> Tensor | None:
+        """Bytes of text that each answer stands for, of the same shape; None where answers are no text."""
+        return None
+
     @abstractmethod
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
         """The task's part of :meth:`sample`."""

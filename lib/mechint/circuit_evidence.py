@@ -1,0 +1,168 @@
+"""The evidence for one circuit: every number of its report, on held-out prompts, each with its control or interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .analysis import StagedAnalyzer
+from .circuit import METRICS, Bench, faithfulness
+from .errors import MechintError
+from .loader import PromptLoader
+from .progress import Progress
+from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
+from .units import UnitKind, Units
+
+
+class CircuitEvidence(StagedAnalyzer):
+    """Measures masks of the units of a model.
+
+    Args:
+        model, config, device: As in :class:`StagedAnalyzer`; the configuration is a
+            :class:`mechint.circuit.CircuitPlan`, or options with its fields.
+        kinds: The kinds of unit the family has.
+        others: As in :class:`StagedAnalyzer`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        device: str | torch.device = "cpu",
+        *,
+        kinds: dict[str, UnitKind],
+        **others: Any,
+    ) -> None:
+        super().__init__(model, config, device, **others)
+        self.units = Units(model, kinds[config.unit])
+
+    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
+        column = METRICS[self.config.metric].column
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        values = [values[column].numpy() for values in (bench.measure(mask), *bench.ends)]
+        return bootstrap.interval(self.share, *values)
+
+    def check_denominator(self, bench: Bench, loader: PromptLoader) -> ClusterBootstrap:
+        """The bootstrap over the prompts of ``loader``; refuses an effect whose interval holds zero."""
+        metric = METRICS[self.config.metric]
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        ends = [end[metric.column].numpy() for end in bench.ends]
+        effect = bootstrap.interval(lambda f, e: metric.read(f) - metric.read(e), *ends)
+        if float(effect["low"]) <= 0 <= float(effect["high"]):
+            raise MechintError(
+                f"the effect of dropping every unit on {self.config.metric} is {effect['value']:.3g} "
+                f"[{effect['low']:.3g}, {effect['high']:.3g}], which may be nothing; faithfulness is a share "
+                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
+            )
+        return bootstrap
+
+    def share(self, circuit: Any, full: Any, empty: Any) -> Any:
+        """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
+        return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
+
+    def measure(
+        self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, found: list[Tensor],
+        learned: dict[int, Tensor],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Every number of the report, on the held-out prompts."""
+        config, units = self.config, self.units
+        metric, read = METRICS[config.metric].column, METRICS[config.metric].read
+        size = int(mask.sum())
+        bootstrap = self.check_denominator(bench, loader)
+        learned = {**learned, units.total: torch.ones_like(mask)}
+        sizes = sorted(learned)
+        wanted = 1 + (2 + config.random_circuits) * len(sizes)
+        with Progress("evidence", wanted) as progress:
+
+            def at(m: Tensor) -> dict[str, Any]:
+                progress.step()
+                return {name: value.numpy() for name, value in bench.measure(m).items()}
+
+            full, empty = ({name: value.numpy() for name, value in end.items()} for end in bench.ends)
+            without = at(1 - mask)
+            curves = {
+                "learned": [at(learned[s]) for s in sizes],
+                "attribution": [at(units.top(scores, s)) for s in sizes],
+            }
+            random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
+
+        def ratio(values: Any) -> Number:
+            return bootstrap.interval(self.share, values, full[metric], empty[metric])
+
+        chosen = curves["learned"][sizes.index(size)]
+        shares = [s / units.total for s in sizes]
+        stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
+
+        def cpr(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, self.share(c, f[:, None], e[:, None]))
+
+        def cmd(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
+
+        agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
+        completeness = bootstrap.interval(
+            lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
+        )
+        metrics: dict[str, Number] = {
+            "units_total": exact(units.total),
+            "units_kept": exact(size),
+            "faithfulness": ratio(chosen[metric]),
+            "completeness": completeness,
+            "complement_faithfulness": ratio(without[metric]),
+            "kl": bootstrap.interval(lambda m: m, chosen["kl"]),
+            "metric_full": bootstrap.interval(read, full[metric]),
+            "metric_empty": bootstrap.interval(read, empty[metric]),
+            "metric_circuit": bootstrap.interval(read, chosen[metric]),
+            "faithfulness_random": random[size],
+            "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
+            "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
+        }
+        if (size := loader.bytes()) is not None:
+            for name, nats in (("full", full["loss"]), ("circuit", chosen["loss"])):
+                metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, size)
+        if loader.task.name != "text":
+            metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
+        if agreement is not None:
+            metrics["jaccard"] = agreement
+        for name, entry in metrics.items():
+            if name not in ("units_total", "units_kept", "jaccard"):
+                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
+                own = "loss" if name.startswith("bits_per_byte") else own
+                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
+        if units.kind.apart:
+            blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
+            for label, count in zip(units.kind.labels, blocks, strict=True):
+                metrics[f"units_kept_{label.lower()}"] = exact(int(count))
+        return {
+            "metrics": metrics,
+            "unit": config.unit,
+            "unit_meaning": units.kind.meaning,
+            "units": units.kind.several,
+            "ablation": config.ablation,
+            "metric": config.metric,
+            "curve": {
+                "size": sizes,
+                "fraction": shares,
+                **{name: [ratio(values[metric]) for values in curve] for name, curve in curves.items()},
+                "random": [random[s] for s in sizes],
+            },
+            "layers": [
+                {"layer": layer, "total": units.per_layer, "kept": len(names), "units": names}
+                for layer, names in enumerate(units.names(mask))
+            ],
+            "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
+        }
+
+    def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
+        """Faithfulness of random circuits that keep as many units in each layer (K and V apart) as ``like``."""
+        counts = self.units.counts(like)
+        generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
+        values = []
+        for _ in range(self.config.random_circuits):
+            mask = self.units.random(counts, generator).to(like.device)
+            column = METRICS[self.config.metric].column
+            values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
+        return spread(values, "random circuits with as many units in each layer")
