@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..py import per_prompt
 from . import files
 from .analysis import Analysis
 from .attention_units import attention_maps, normalised
@@ -180,15 +179,15 @@ def measured(model: Any, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
     """
     with torch.no_grad():
         logits = run(model, batch.tokens, logits_at=batch.positions).logits
-    found = {name: value.double().cpu() for name, value in per_prompt(logits, logits, batch).items()}
+    right = (logits.argmax(-1) == batch.answers).double().mean(-1)
     cells = [[Edit(f"layers.{i}.{site}", "replace", 0.0) for site in model.mixers] for i in range(model.num_layers)]
     swept = effects.sweep(batch, [*cells, []], "layers removed")
     estimates = effects.estimates(batch, effects.fills(batch))
     unequal = [gini(estimates[group.site].T, None) for group in effects.groups]  # type: ignore[arg-type]
     distance, spread = attention_reach(model, batch)
     return {
-        "loss": found["loss"],
-        "accuracy": found["accuracy"],
+        "loss": -answer_values("answer_logprob", batch)(logits).double().cpu(),
+        "accuracy": right.cpu(),
         "layer_effect": (swept[-1] - swept[:-1]).T.contiguous(),
         "unit_effect_gini": torch.stack(unequal, 1),
         "attention_distance": distance,
