@@ -22,9 +22,9 @@ from mechint.loader import PromptLoader
 from mechint.model_comparison import CompareConfig, Profiler, lengths, per_byte
 from mechint.neurons import NeuronConfig
 from mechint.report import write_report
+from mechint.report.measured_page import Study
 from mechint.report.model_comparison import write_model_comparison
 from mechint.report.model_differences import comparable, compare, differences, groups, quantities
-from mechint.report.study_page import Study
 from mechint.run_config import RunConfig
 from mechint.sparsity import SparsityConfig
 from mechint.statistics import number

@@ -15,6 +15,7 @@ from torch import Tensor
 import mechint
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
+from mechint.measuring import layer_list
 from mechint.sparsity import (
     FALLING,
     MEASURES,
@@ -27,7 +28,6 @@ from mechint.sparsity import (
     spearman,
 )
 from mechint.statistics import ClusterBootstrap
-from mechint.study import layer_list
 from mechint.tasks import TaskConfig, make_task
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 

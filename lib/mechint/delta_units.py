@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .interventions import Edit
-from .study import values_of
+from .measuring import values_of
 from .sweep import gradients, sweep
 from .tasks import Prompts
 from .unit_effects import answer_values

@@ -28,11 +28,11 @@ from .errors import MechintError
 from .interventions import Edit
 from .layer_dynamics import dynamics, stream_numbers
 from .loader import PromptLoader
+from .measuring import Study
 from .options import option
 from .run import run
 from .sparsity import SCALE_FREE, SparsityAnalyzer, SparsityConfig, gini
 from .statistics import ClusterBootstrap, Number, exact
-from .study import Study
 from .sweep import gradients
 from .tasks import Prompts, Task
 from .tasks.config import TaskConfig

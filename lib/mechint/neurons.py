@@ -24,10 +24,10 @@ from .cross_layer import layer_effects, unit_effects
 from .delta_units import delta_units, mean_step
 from .errors import MechintError, did_you_mean
 from .loader import PromptLoader
+from .measuring import Study, layer_list, unit_sites, values_of
 from .neuron_curves import curves
 from .neuron_results import Found, numbers
 from .options import option
-from .study import Study, layer_list, unit_sites, values_of
 from .tasks import Prompts, mix
 from .tasks.config import TaskConfig
 from .unit_effects import Effects, Group, main_site, unit_kind, usual

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from .analysis import Analysis
 from .loader import PromptLoader
+from .measuring import Study, layer_list, unit_sites, values_of
 from .options import option
 from .progress import Progress
 from .statistics import Array, ClusterBootstrap, Number, exact
-from .study import Study, layer_list, unit_sites, values_of
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 

@@ -13,11 +13,11 @@ from ..errors import MechintError
 from ..files import read_json, write_json, write_text
 from . import markdown, style
 from .compare import run_names
+from .measured_page import Content, Section, Study, between, figure, load_study, write_study
 from .model_differences import ALPHA, CURVES, EXACT, Group, comparable, every_pair, groups
 from .model_figures import cka_figure, comparison_figure, differences_figure, profile_figure
 from .page import bullets, card, cards, checks, page, picture
 from .page import table as html_table
-from .study_page import Content, Section, Study, between, figure, load_study, write_study
 from .words import number, percent
 
 TIMES = "efficiency_measured.json"

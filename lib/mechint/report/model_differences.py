@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import MechintError
 from ..statistics import holm, number, student, t_quantile, t_tail
-from .study_page import Study
+from .measured_page import Study
 
 EXACT = (
     "parameters",

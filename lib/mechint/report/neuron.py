@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from . import patch
+from .measured_page import Content, Section, Study, between, figure, load_study, write_study
 from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure
 from .patch import DIRECTIONS, Patching
 from .patch_page import UNITS, screen_rows, unit_rows
-from .study_page import Content, Section, Study, between, figure, load_study, write_study
 from .words import number, percent
 
 RANKINGS = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import style
+from .measured_page import Content, Section, between, figure, load_study, write_study
 from .results import Value
-from .study_page import Content, Section, between, figure, load_study, write_study
 from .words import number
 
 if TYPE_CHECKING:
