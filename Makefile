@@ -9,7 +9,7 @@ FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter 1 y yes,$(DRY_RUN)
 DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
 
 # Paths and globs reach the shell through the environment, so that no character of them is special there.
-export MODELS BASELINE
+export MODELS BASELINE SKIP_STEPS
 export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
@@ -31,22 +31,22 @@ PY := $(or $(USED),.venv/bin/python)
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check bench ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig check bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
-	$(Q)$(KCONFIG) run default --models="$$MODELS" --baseline="$$BASELINE" $(FLAGS)
+	$(Q)$(KCONFIG) run default --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" $(FLAGS)
 
 train mechint report: $(READY)
-	$(Q)$(KCONFIG) run $@ --models="$$MODELS" --baseline="$$BASELINE" $(FLAGS)
+	$(Q)$(KCONFIG) run $@ --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" $(FLAGS)
 
 menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
 	$(Q)$(KCONFIG) $@
 
 defconfig: $(READY)
-	$(Q)$(KCONFIG) defconfig --models="$$MODELS" --baseline="$$BASELINE"
+	$(Q)$(KCONFIG) defconfig --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS"
 
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
-	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS" --baseline="$$BASELINE"
+	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS"
 
 # A name that is none fails before anything is installed.
 defconfig-%:
@@ -67,6 +67,20 @@ bench: .venv-bench/.ready
 ground-truth: $(READY)
 	$(Q)"$(PY)" scripts/ground_truth.py
 
+# Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
+PEERS := saelens dictionary_learning sparsify
+interchange: $(READY) $(PEERS:%=interchange-%)
+interchange-%: .venv-peer-%/.ready $(READY)
+	$(Q)rm -rf "output/interchange/$*"
+	$(Q)PYTHONPATH="$(CURDIR)/lib" "$(PY)" -m tests.golden.sae.ours $* "output/interchange/$*"
+	$(Q).venv-peer-$*/bin/python tests/golden/sae/peers.py judge $* "output/interchange/$*"
+
+# nnsight asks for torchvision, whose builds fit one build of torch alone; no dictionary needs it.
+.venv-peer-%/.ready: tests/golden/sae/requirements-%.txt
+	$(Q)python3 scripts/kconfig/environment.py make "$(@D)" "$@" "$<"
+	$(Q)"$(@D)/bin/python" -m pip uninstall -q -y torchvision 2>/dev/null
+.PRECIOUS: .venv-peer-%/.ready
+
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
 
@@ -83,11 +97,11 @@ ready-dev:
 	$(Q)"$(PY)" scripts/kconfig/environment.py check requirements.txt requirements-dev.txt
 
 clean:
-	$(Q)find . \( -path ./.venv -o -path ./.venv-bench -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	$(Q)find . \( -path ./.venv -o -path './.venv-*' -o -path ./output -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 mrproper: clean
-	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench
+	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench .venv-peer-*
 
 define HELP
 Run
@@ -111,6 +125,7 @@ Configure (.config)
 Develop
   check              lint, format, types and tests
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
+  interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
   ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md
   clean              remove caches
   mrproper           clean, and remove .config and the environments; results stay
@@ -120,6 +135,7 @@ Variables
   MODELS=PATH        what to analyse, on defconfig, defconfig-NAME, mechint or report: a checkpoint, a glob, a directory
                      of checkpoints, a model directory, a hub id, or a finished analysis to draw again
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
+  SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   DRY_RUN=1          say what would run, and run nothing
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made

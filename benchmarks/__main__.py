@@ -67,7 +67,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "scan": scan.chosen(),
-        **{name: version(name) for name in ("torch", "transformers", "mambapy")},
+        **{name: version(name) for name in ("torch", "transformers", "mambapy", "sae-lens", "dictionary-learning")},
     }
 
 

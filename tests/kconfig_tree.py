@@ -50,6 +50,7 @@ class Tree:
             "MFLAGS",
             "MAKELEVEL",
             "MODELS",
+            "SKIP_STEPS",
             "V",
             "DRY_RUN",
             "VIRTUAL_ENV",

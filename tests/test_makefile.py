@@ -105,6 +105,18 @@ def test_commands_are_shown_when_asked_for(tree: Tree) -> None:
     assert "--checkpoint=state-spaces/mamba-130m-hf" in tree.make("mechint", "V=1").stdout
 
 
+def test_skip_steps_reaches_a_study_and_persists(tree: Tree) -> None:
+    tree.make("defconfig-mamba-tiny-study")
+    result = tree.make("mechint", "SKIP_STEPS=8 9 10")
+    assert "SKIP_STEPS=8 9 10: KNLP_MECHINT_STUDY_SKIP_STEPS=8 9 10" in result.stdout
+    tree.make("mechint")
+    said = [argument for call in tree.calls() for argument in call if argument.startswith("--study-skip-steps")]
+    assert said == ["--study-skip-steps=8 9 10"] * 2
+    tree.make("defconfig-mamba-tiny-recall-mechint")
+    result = tree.make("mechint", "SKIP_STEPS=8")
+    assert result.returncode and "KNLP_MECHINT_STUDY is off in .config" in result.stderr and not tree.calls()
+
+
 def test_models_persists_in_both_spellings(tree: Tree) -> None:
     tree.put("runs/final_model_stepV10.pt", "runs/final_model_stepV2.pt", "done/final_masks.pt")
     result = tree.make("defconfig-mamba-tiny-recall-mechint", "MODELS=runs")

@@ -64,6 +64,16 @@ def test_training_learns(tmp_path: Path) -> None:
     assert metrics["held_out_accuracy"] > 0.9 and metrics["finished"] is True
 
 
+def test_checkpoints_on_the_way_stay_and_change_nothing(tmp_path: Path, trained: Path) -> None:
+    train(TASK, quick(tmp_path, keep_every=8), TINY)
+    kept = sorted(path.name for path in (tmp_path / "trajectory_stepV0").iterdir())
+    assert kept == ["step000000.pt", "step000008.pt", "step000016.pt", "step000024.pt"]
+    final = load(str(tmp_path / "final_model_stepV0.pt")).state_dict()
+    last = load(str(tmp_path / "trajectory_stepV0" / kept[-1])).state_dict()
+    assert all(torch.equal(final[name], last[name]) for name in final)
+    assert files.sha256(tmp_path / "final_model_stepV0.pt") == files.sha256(trained / "final_model_stepV0.pt")
+
+
 def test_the_files_are_what_was_promised(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()} - {".lock"}
     assert names == {"final_model_stepV0.pt", "best_model_stepV0.pt", "training_metrics_stepV0.json"}

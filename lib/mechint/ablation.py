@@ -45,7 +45,7 @@ class Ablation:
         sums: dict[str, Tensor] = {}
         count = 0
         for batch in reference:
-            values = run(self.model, batch.tokens, record=self.units.sites, logits_at=batch.positions[:, :0]).values
+            values = self._values(batch.tokens, batch.positions)
             for name, value in values.items():
                 total = value.double().sum(0) if by_position else value.double().sum((0, 1), keepdim=True)[0]
                 sums[name] = sums.get(name, torch.zeros_like(total)) + total
@@ -69,4 +69,8 @@ class Ablation:
         else:
             assert prompts.twins is not None  # checked for the reference batches of the same task
             other = prompts.twins
-        return dict(run(self.model, other, record=self.units.sites, logits_at=prompts.positions[:, :0]).values)
+        return self._values(other, prompts.positions)
+
+    def _values(self, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        found = run(self.model, tokens, record=self.units.sites, logits_at=positions[:, :0]).values
+        return self.units.read(dict(found))

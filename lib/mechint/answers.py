@@ -17,6 +17,8 @@ from .tasks import Prompts
 
 PART = 1 << 25
 """Bytes of one part of the logits."""
+NAMES = ("kl", "answer_logprob", "accuracy", "logit_diff")
+"""What a reading gives, in its order; the last only for answers that have a wrong one beside them."""
 LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
 """Metrics that have a gradient."""
 
@@ -50,6 +52,18 @@ class Answers:
     def logits_of(self, read: Tensor) -> Tensor:
         return F.linear(read, self.head).float()
 
+    def of_logits(self, logits: Tensor, metric: str) -> Tensor:
+        """One metric of logits [..., n, Q, V] that are there already, [..., n]: the mean over a prompt's answers."""
+        n, queries = self.shape
+        kept = torch.cat(self.logits) if self.logits is not None else self.logits_of(self.full)
+        right, wrong = self.answers.unsqueeze(-1), None if self.wrong is None else self.wrong.unsqueeze(-1)
+        sign, name = (-1.0, "answer_logprob") if metric == "loss" else (1.0, metric)
+        found = [
+            dict(zip(NAMES, compare(cell, kept, right, wrong)[0], strict=False))[name].view(n, queries).mean(-1)
+            for cell in logits.float().reshape(-1, n * queries, logits.shape[-1])
+        ]
+        return sign * torch.stack(found).view(*logits.shape[:-3], n)
+
     def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
         """Every metric that the prompts allow, each [n]: the mean over a prompt's answers.
 
@@ -58,10 +72,9 @@ class Answers:
             learn: The metric, of :data:`LEARNT`, that gradients come from; the others have none.
         """
         flat = self.full if read is None else read.flatten(0, 1)
-        names = ("kl", "answer_logprob", "accuracy", *(["logit_diff"] if self.wrong is not None else []))
         # of the log-probability and the loss, one is the other's negative
         source = "answer_logprob" if learn == "loss" else learn
-        found = dict(zip(names, Reading.apply(flat, self, source), strict=False))
+        found = dict(zip(NAMES, Reading.apply(flat, self, source), strict=False))
         found["loss"] = -found["answer_logprob"]
         return {name: value.view(self.shape).mean(-1) for name, value in found.items()}
 
@@ -80,7 +93,7 @@ class Reading(torch.autograd.Function):
             if slope is not None and up is not None:
                 slope[at] = (up.to(answers.head.dtype) @ answers.head).to(slope.dtype)
         found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        names = ("kl", "answer_logprob", "accuracy", "logit_diff")[: len(found)]
+        names = NAMES[: len(found)]
         ctx.learnt = names.index(learn) if slope is not None else None
         ctx.mark_non_differentiable(*(value for name, value in zip(names, found, strict=True) if name != learn))
         if slope is not None:
@@ -100,20 +113,27 @@ def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str
     logits = answers.logits_of(read)  # [m, V]
     kept = answers.logits[number] if answers.logits is not None else answers.logits_of(answers.full[at])
     right = answers.answers[at].unsqueeze(-1)
-    accuracy = (logits.argmax(-1, keepdim=True) == right).float().squeeze(-1)
-    difference = []
-    if answers.wrong is not None:
-        wrong = answers.wrong[at].unsqueeze(-1)
-        difference = [(logits.gather(-1, right) - logits.gather(-1, wrong)).squeeze(-1)]
-    logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
-    chances = reference.exp()
-    kl = (chances * (reference - logs)).sum(-1)
+    wrong = None if answers.wrong is None else answers.wrong[at].unsqueeze(-1)
+    values, logs, chances = compare(logits, kept, right, wrong)
     up: Tensor | None = None
     if learn == "kl":
         up = logs.exp() - chances
     elif learn == "answer_logprob":
-        up = (-logs.exp()).scatter_add_(-1, right, torch.ones_like(accuracy).unsqueeze(-1))
+        up = (-logs.exp()).scatter_add_(-1, right, torch.ones_like(right, dtype=logs.dtype))
     elif learn == "logit_diff":
-        one = torch.ones_like(accuracy).unsqueeze(-1)
+        one = torch.ones_like(right, dtype=logs.dtype)
+        assert wrong is not None
         up = torch.zeros_like(logs).scatter_add_(-1, right, one).scatter_add_(-1, wrong, -one)
-    return kl, logs.gather(-1, right).squeeze(-1), accuracy, *difference, up
+    return *values, up
+
+
+def compare(
+    logits: Tensor, kept: Tensor, right: Tensor, wrong: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """:data:`NAMES` of logits [m, V] beside the full model's, [m] each; log-probabilities; the full model's chances."""
+    accuracy = (logits.argmax(-1, keepdim=True) == right).float().squeeze(-1)
+    difference = [] if wrong is None else [(logits.gather(-1, right) - logits.gather(-1, wrong)).squeeze(-1)]
+    logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
+    chances = reference.exp()
+    kl = (chances * (reference - logs)).sum(-1)
+    return (kl, logs.gather(-1, right).squeeze(-1), accuracy, *difference), logs, chances

@@ -69,6 +69,7 @@ class CircuitPlan:
     lr: float
     seeds: int
     random_circuits: int
+    removed_units: int
     bootstrap: int
     min_accuracy: float
     budgets: str = "exponential"

@@ -12,8 +12,9 @@ from .analysis import StagedAnalyzer
 from .circuit import METRICS, Bench, faithfulness
 from .errors import MechintError
 from .loader import PromptLoader
+from .minimality import removed, share_needed
 from .progress import Progress
-from .statistics import ClusterBootstrap, Number, area, exact, spread, stability
+from .statistics import ClusterBootstrap, Number, area, exact, max_t, spread, stability
 from .units import UnitKind, Units
 
 
@@ -102,6 +103,7 @@ class CircuitEvidence(StagedAnalyzer):
         def cmd(c: Any, f: Any, e: Any) -> Any:
             return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
 
+        tried = self.leave_one_out(bench, loader, mask, bootstrap)
         agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
         completeness = bootstrap.interval(
             lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
@@ -120,11 +122,13 @@ class CircuitEvidence(StagedAnalyzer):
             "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
             "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
         }
-        if (size := loader.bytes()) is not None:
+        if (spelt := loader.bytes()) is not None:
             for name, nats in (("full", full["loss"]), ("circuit", chosen["loss"])):
-                metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, size)
+                metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, spelt)
         if loader.task.name != "text":
             metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
+        if tried:
+            metrics["minimality"] = share_needed(tried, size, config.bootstrap, self.seed)
         if agreement is not None:
             metrics["jaccard"] = agreement
         for name, entry in metrics.items():
@@ -153,6 +157,7 @@ class CircuitEvidence(StagedAnalyzer):
                 {"layer": layer, "total": units.per_layer, "kept": len(names), "units": names}
                 for layer, names in enumerate(units.names(mask))
             ],
+            "leave_one_out": tried,
             "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
         }
 
@@ -166,3 +171,33 @@ class CircuitEvidence(StagedAnalyzer):
             column = METRICS[self.config.metric].column
             values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
         return spread(values, "random circuits with as many units in each layer")
+
+    def leave_one_out(
+        self, bench: Bench, loader: PromptLoader, mask: Tensor, bootstrap: ClusterBootstrap
+    ) -> list[dict[str, Any]]:
+        """What the circuit loses without each of its units, or each of as many as the options say, drawn at random.
+
+        Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "no effect on the
+        metric", adjusted for all the units tried. The worst loss comes first.
+        """
+        config, units = self.config, self.units
+        kept = mask.nonzero().flatten().tolist()
+        if not config.removed_units:
+            return []
+        order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: config.removed_units]
+        numbers = sorted(kept[k] for k in order)
+        column = METRICS[config.metric].column
+        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
+        without = removed(bench, mask, numbers, column).numpy()  # [prompts, units]
+        p_values = max_t(circuit[:, None] - without, loader.templates(), config.bootstrap, self.seed)
+
+        def drop(c: Any, w: Any, f: Any, e: Any) -> Any:
+            return self.share(c, f, e) - self.share(w, f, e)
+
+        found = []
+        for k, unit in enumerate(numbers):
+            only = torch.zeros_like(mask).index_fill_(0, torch.tensor([unit], device=mask.device), 1.0)
+            ((layer, name),) = [(i, names[0]) for i, names in enumerate(units.names(only)) if names]
+            lost = bootstrap.interval(drop, circuit, without[:, k], full, empty)
+            found.append({"layer": layer, "unit": name, "drop": lost, "p": float(p_values[k])})
+        return sorted(found, key=lambda entry: -float(entry["drop"]["value"]))

@@ -22,7 +22,7 @@ from .loader import PromptLoader
 from .models.load import find_device, load
 from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .run_config import RunConfig, elsewhere, own, request
-from .rundir import check_writable, fingerprint, manifest
+from .rundir import check_writable, fingerprint, manifest, weights_digest
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
 
@@ -159,15 +159,6 @@ def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
     return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
 
 
-def weights_digest(model: Any) -> str:
-    """Hex digest of all weights: the same whatever file format they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> None:
     """Every analysis of one checkpoint."""
     run = experiment.run
@@ -204,6 +195,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             "results.json",
             "final_masks.pt",
             "effects.pt",
+            "claims.json",
         ):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
                 (directory / name).unlink()

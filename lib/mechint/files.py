@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,30 @@ def write_torch(path: str | Path, value: Any) -> Path:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
+    """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.
+
+    Raises:
+        MechintError: ``directory`` holds files but not the file ``marker``: it is no ``what``.
+    """
+    if directory.exists() and any(directory.iterdir()) and not (directory / marker).is_file():
+        raise MechintError(f"{directory} holds files that are no {what}; choose another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256(path: str | Path) -> str:

@@ -61,7 +61,7 @@ class Edit:
     positions: Sequence[int] | None = None
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None
     rows: Sequence[int] | None = None
-    fill: Tensor | float = 0.0
+    fill: Value = 0.0
     sources: Sequence[int] | None = None
     decay: str = "kept"
     length: int | None = None

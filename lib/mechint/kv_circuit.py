@@ -96,6 +96,14 @@ class KVCircuitConfig(Source):
         low=2,
         high=10_000,
     )
+    removed_units: int = option(
+        64,
+        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
+        "random; 0 for none",
+        unit="units",
+        low=0,
+        high=1_000_000,
+    )
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
     min_accuracy: float = option(
         0.5,
@@ -118,6 +126,7 @@ class KVCircuitConfig(Source):
             lr=self.lr,
             seeds=self.seeds,
             random_circuits=self.random_circuits,
+            removed_units=self.removed_units,
             bootstrap=self.bootstrap,
             min_accuracy=self.min_accuracy,
             budgets=self.sparsity_schedule,

@@ -62,6 +62,14 @@ class SSMCircuitConfig:
     random_circuits: int = option(
         20, "Random circuits of the same size and layers, for the control band", unit="circuits", low=2, high=10_000
     )
+    removed_units: int = option(
+        64,
+        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
+        "random; 0 for none",
+        unit="units",
+        low=0,
+        high=1_000_000,
+    )
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
     min_accuracy: float = option(
         0.5,

@@ -33,7 +33,10 @@ class ClusterBootstrap:
     The same draws serve every statistic, so that differences and areas under curves keep their pairing.
     """
 
-    def __init__(self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> None:
+    def __init__(
+        self, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int, over: str = "templates"
+    ) -> None:
+        self.over = over
         _, self.cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.n = len(self.cluster)
         count = int(self.cluster.max()) + 1
@@ -63,7 +66,7 @@ class ClusterBootstrap:
         drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
-        return number(point, min(low, point), max(high, point), self.n, "95 % bootstrap over templates")
+        return number(point, min(low, point), max(high, point), self.n, f"95 % bootstrap over {self.over}")
 
 
 def spread(values: Sequence[float], what: str) -> Number:
@@ -131,6 +134,16 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
     return number(mean, mean - half, mean + half, len(x), f"95 % by Student's t over {what}"), p
 
 
+def benjamini_hochberg(p: Array) -> Array:
+    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
+    flat = np.asarray(p, dtype=np.float64).reshape(-1)
+    order = np.argsort(flat)[::-1]
+    scaled = flat[order] * len(flat) / np.arange(len(flat), 0, -1)
+    found = np.empty_like(flat)
+    found[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
+    return found.reshape(np.shape(p))
+
+
 def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:
     """p-values of "the mean is zero" for every cell, adjusted for looking at all of them.
 
@@ -188,3 +201,16 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
+
+    def ranks(values: Sequence[float]) -> Array:
+        _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+    x, y = ranks(a), ranks(b)
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])

@@ -32,7 +32,7 @@ from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
 from .train_models import decays, make_model, model_config
 
-NOT_THE_MODEL = ("output_dir", "device", "save_every", "variants", "baseline")
+NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
 
@@ -227,6 +227,8 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
     """Trains to the end, evaluating and saving on the way."""
     c, started = job.config, time.monotonic() - state.seconds
     validation = job.task.sample(c.eval_prompts, "discovery", mix(c.seed, "validation")).to(device)
+    if state.step == 0:
+        keep(job, state)
     with Progress("training", c.steps) as progress:
         progress.skip_to(state.step)
         while state.step < c.steps and state.good < 2:
@@ -235,11 +237,18 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
             if state.step % c.eval_every == 0 or state.step == c.steps:
                 judge(job, state, validation)
             progress.step(note(state))
+            keep(job, state)
             if state.step % c.save_every == 0 and state.step < c.steps:
                 seconds = time.monotonic() - started
                 write_metrics(job, state, seconds)
                 save_resume(job, state, seconds)
     state.seconds = time.monotonic() - started
+
+
+def keep(job: Job, state: State) -> None:
+    """A checkpoint that stays, where this step is to leave one."""
+    if job.config.keep_every and state.step % job.config.keep_every == 0:
+        files.write_torch(job.paths.trajectory / f"step{state.step:06}.pt", checkpoint_of(job, state))
 
 
 def one_step(job: Job, state: State, device: torch.device) -> float:

@@ -51,6 +51,13 @@ class TrainConfig:
     save_every: int = option(
         200, "Steps between saved states, from which a killed run goes on", unit="steps", low=1, high=1_000_000
     )
+    keep_every: int = option(
+        0,
+        "Steps between checkpoints that stay, in trajectory_step<NAME>/, for a study of the training run; 0 for none",
+        unit="steps",
+        low=0,
+        high=1_000_000,
+    )
     stop_accuracy: float = option(
         0.999,
         "Stop once two evaluations in a row reach this held-out accuracy; 1 takes nothing less than perfection",

@@ -23,6 +23,8 @@ class Paths:
     metrics: Path
     resume: Path
     """What a killed run goes on from; not a checkpoint, and gone when training ends."""
+    trajectory: Path
+    """Directory of the checkpoints on the way, where they are kept."""
 
     @staticmethod
     def of(config: TrainConfig) -> Paths:
@@ -34,6 +36,7 @@ class Paths:
             directory / f"best_model_step{name}.pt",
             directory / f"training_metrics_step{name}.json",
             directory / f"step{name}.resume.pt",
+            directory / f"trajectory_step{name}",
         )
 
 

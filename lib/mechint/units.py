@@ -132,6 +132,10 @@ class Units:
         self.rows = self.layers * (len(kind.blocks) if kind.apart else 1)
         """Groups of units that are counted apart: the layers, or the blocks of each layer."""
 
+    def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What ablations average and exchange, for each site: here its own values."""
+        return values
+
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
         """Masks at every site of every layer.
 
@@ -151,6 +155,14 @@ class Units:
                     edits.append(Edit(name, "mask", value, fill=fills[name]))
         return edits
 
+    def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
+        """The edits that replace one unit, by its number, and keep all others."""
+        sample = next(iter(fills.values()))
+        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
+        mask[unit] = 0.0
+        layer = f"layers.{unit // self.per_layer}."
+        return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
+
     def top(self, scores: Tensor, count: int) -> Tensor:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
         if not 1 <= count <= self.total:
@@ -168,10 +180,7 @@ class Units:
     def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
         """A random mask [units] that keeps as many units in each row as ``counts`` says."""
         size = self.total // self.rows
-        rows = torch.zeros(self.rows, size)
-        for row, count in enumerate(counts):
-            rows[row, torch.randperm(size, generator=generator)[:count]] = 1.0
-        return rows.view(-1)
+        return torch.cat([random_row(size, count, generator) for count in counts])
 
     def names(self, mask: Tensor) -> list[list[Any]]:
         """The kept units of each layer: numbers, names of paths, or indices such as [channel, state].
@@ -185,3 +194,8 @@ class Units:
         if len(index) > 1:
             return index
         return self.kind.labels[index[0]] if self.kind.labels else index[0]
+
+
+def random_row(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """A mask [size] with ``count`` ones in random places."""
+    return torch.zeros(size).index_fill_(0, torch.randperm(size, generator=generator)[:count], 1.0)

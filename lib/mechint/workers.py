@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +36,28 @@ def worker() -> tuple[int, int]:
     return 0, 1
 
 
+_together = False
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within this context all processes work on one thing, and the functions below have them share it.
+
+    Outside, each works on something of its own, so those functions do not wait for the others.
+    """
+    global _together
+    before, _together = _together, True
+    try:
+        yield
+    finally:
+        _together = before
+
+
+def team() -> tuple[int, int]:
+    """:func:`worker` within :func:`together`; (0, 1) outside."""
+    return worker() if _together else (0, 1)
+
+
 def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
     """The parts of all processes, in all of them."""
     _, world = worker()
@@ -42,3 +66,66 @@ def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
     every: list[dict[int, Any]] = [{} for _ in range(world)]
     group.all_gather_object(every, parts)
     return {k: part for some in every for k, part in some.items()}
+
+
+def mean_over(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a scalar over all processes; the gradient is that of this process' own."""
+    _, world = team()
+    if world == 1:
+        return value
+    every = value.detach().clone()
+    group.all_reduce(every)
+    return value + (every / world - value.detach())
+
+
+def sum_over(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if team()[1] > 1:
+        group.all_reduce(value)
+    return value
+
+
+def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The (count · processes)-th largest of the values ≥ 0 of all processes, a scalar; 0 where there are fewer."""
+    _, world = team()
+    count *= world
+    mine = values.flatten().topk(min(count, values.numel()), sorted=False).values
+    mine = torch.cat([mine, mine.new_zeros(count - len(mine))])
+    if world > 1:
+        every = [torch.empty_like(mine) for _ in range(world)]
+        group.all_gather(every, mine)
+        mine = torch.cat(every)
+    return mine.topk(count, sorted=False).values.min()
+
+
+def hand_out(value: torch.Tensor | None, owner: int) -> torch.Tensor:
+    """A tensor that only the process ``owner`` has, in all of them."""
+    rank, world = team()
+    if world == 1:
+        assert value is not None
+        return value
+    about = [(value.shape, value.dtype) if value is not None else None]
+    group.broadcast_object_list(about, src=owner)
+    assert about[0] is not None
+    shape, dtype = about[0]
+    device = torch.device("cuda") if group.get_backend() == "nccl" else torch.device("cpu")
+    whole = (
+        value.contiguous() if rank == owner and value is not None else torch.empty(shape, dtype=dtype, device=device)
+    )
+    group.broadcast(whole, src=owner)
+    return whole
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, in all of them."""
+    if team()[1] == 1:
+        return value
+    held = [value]
+    group.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if team()[1] > 1:
+        group.barrier()

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("defconfig", "run"):
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
             command.add_argument("--baseline", default="", help="what BASELINE= says: a finished run")
+            command.add_argument("--skip-steps", default="", help="what SKIP_STEPS= says: steps a study leaves out")
         if name == "defconfig":
             command.add_argument("name", nargs="?", default=DEFAULT, help=f"the experiment's name (default: {DEFAULT})")
         if name == "get":
@@ -83,11 +84,13 @@ def defconfig(args: argparse.Namespace) -> None:
 
 
 def _override(menu: loading.Menu, args: argparse.Namespace, name: str) -> None:
-    """What MODELS= and BASELINE= say, put into the configuration and printed."""
+    """What MODELS=, BASELINE= and SKIP_STEPS= say, put into the configuration and printed."""
     if args.models:
         print(models.override(menu, args.models, ROOT, name), flush=True)
     if args.baseline:
         print(models.compare_with(menu, args.baseline, ROOT, name), flush=True)
+    if args.skip_steps:
+        print(models.skip(menu, args.skip_steps, name), flush=True)
 
 
 def olddefconfig(args: argparse.Namespace) -> None:
@@ -182,7 +185,7 @@ def _for_run(args: argparse.Namespace) -> loading.Menu:
         menu = loading.load(ROOT, file)
         print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
     _override(menu, args, ".config" if CONFIG.exists() else DEFAULT)
-    if not args.dry_run and (args.models or args.baseline or not CONFIG.exists()):
+    if not args.dry_run and (args.models or args.baseline or args.skip_steps or not CONFIG.exists()):
         loading.save(menu, ROOT, CONFIG)
     return menu
 

@@ -16,6 +16,8 @@ import subprocess
 import sys
 
 OLDEST = (3, 10)
+IMPORTED = {"scikit-learn": "sklearn"}
+"""Import names of packages that are called otherwise."""
 
 
 def main() -> int:
@@ -50,11 +52,11 @@ def check(files: list[str]) -> int:
 
 
 def names(file: str) -> list[str]:
-    """The packages of a requirements file, each once; their import names are the same."""
+    """The packages of a requirements file by the names they are imported by, each once."""
     with open(file, encoding="utf-8") as lines:
         here = [line for line in lines if 'platform_system == "Linux"' not in line or sys.platform == "linux"]
-        found = (re.match(r"[A-Za-z0-9_]+", line) for line in here)
-        return list(dict.fromkeys(match[0] for match in found if match))
+        found = (re.match(r"[A-Za-z0-9_-]+", line) for line in here)
+        return list(dict.fromkeys(IMPORTED.get(match[0], match[0]) for match in found if match))
 
 
 def make(venv: str, stamp: str, requirements: str) -> int:

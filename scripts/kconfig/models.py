@@ -18,7 +18,7 @@ from . import mapping
 from .defconfigs import ConfigError
 
 MASKS = "final_masks.pt"
-MARKS = (MASKS, "effects.pt")  # one of them is in every finished analysis
+MARKS = (MASKS, "effects.pt", "claims.json")  # one of them is in every finished analysis
 FINAL = "final_model_step*.pt"
 METRICS = "training_metrics_step*.json"
 BELOW = ("*", "*/*", "*/*/*")  # label, checkpoint, analysis
@@ -156,3 +156,11 @@ def compare_with(menu: kconfiglib.Kconfig, baseline: str, root: Path, name: str)
         raise ConfigError(f"BASELINE={baseline} is {what}, and {needs} is off in {name}")
     menu.syms[kind].set_value(os.path.normpath(os.path.expanduser(baseline)))
     return f"BASELINE={baseline}: {what} to compare with; {kind}={menu.syms[kind].str_value}"
+
+
+def skip(menu: kconfiglib.Kconfig, steps: str, name: str) -> str:
+    """Puts the steps that a study leaves out into a loaded configuration, and returns the line that says so."""
+    if menu.syms["KNLP_MECHINT_STUDY"].str_value != "y":
+        raise ConfigError(f"SKIP_STEPS= needs a configuration with a study, and KNLP_MECHINT_STUDY is off in {name}")
+    menu.syms["KNLP_MECHINT_STUDY_SKIP_STEPS"].set_value(steps)
+    return f"SKIP_STEPS={steps}: KNLP_MECHINT_STUDY_SKIP_STEPS={steps}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from typing import Any
 from ..errors import MechintError
 from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
+from .sae import Grid, load_grid
+from .study_page import StudyResults, load_study
 from .trace import Trace, load_trace
 from .words import flat
 from .write import kind_of
 
 CONNECT_SECONDS = 30.0
+Read = Trace | Patching | StudyResults
 
 
 def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
@@ -33,7 +37,9 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
     Raises:
         MechintError: W&B is not installed, refuses the login, or can't be reached; or the run can't be read.
     """
-    read: dict[str, Callable[[Any], Results | Trace | Patching]] = {"trace": load_trace, "patch": load_patching}
+    read: dict[str, Callable[[Any], Results | Read | Grid]] = {
+        "trace": load_trace, "patch": load_patching, "sae": load_grid, "study": load_study,
+    }  # fmt: skip
     results = read.get(kind_of(run_dir), load_results)(run_dir)
     try:
         import wandb
@@ -42,7 +48,9 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
             "logging to Weights & Biases needs its package; run `pip install wandb`, or turn visualize_wandb off"
         ) from None
     with _started(wandb, results, project, name) as run:
-        if not isinstance(results, Results):
+        if isinstance(results, Grid):
+            _log_grid(wandb, run, results)
+        elif not isinstance(results, Results):
             run.summary.update(metric_values(results))
             for title, best in strongest(results).items():
                 table = wandb.Table(columns=list(best[0]), data=[list(entry.values()) for entry in best])
@@ -59,7 +67,7 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(wandb: Any, results: Results | Trace | Patching, project: str, name: str) -> Iterator[Any]:
+def _started(wandb: Any, results: Results | Read | Grid, project: str, name: str) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
     hint = "run `wandb login`, or set WANDB_MODE=offline"
     settings = wandb.Settings(
@@ -105,7 +113,7 @@ def summary(results: Results) -> dict[str, float]:
     return values
 
 
-def metric_values(results: Results | Trace | Patching) -> dict[str, float]:
+def metric_values(results: Results | Read) -> dict[str, float]:
     """Every metric with the ends of its interval; counts have none."""
     values: dict[str, float] = {}
     for name, value in results.metrics.items():
@@ -115,11 +123,43 @@ def metric_values(results: Results | Trace | Patching) -> dict[str, float]:
     return values
 
 
-def strongest(results: Trace | Patching) -> dict[str, list[dict[str, Any]]]:
+def strongest(results: Read) -> dict[str, list[dict[str, Any]]]:
     """The tables of what matters most, without empty ones."""
     if isinstance(results, Trace):
         return {"strongest": results.raw["trace"]["strongest"]}
+    if isinstance(results, StudyResults):
+        names = ("verdict", "claim", "why", "p_holm")
+        rows = [{n: claim[n] for n in names} | {"effect": claim["effect"]["value"]}
+                for claim in results.raw["claims"]["claims"]]  # fmt: skip
+        return {"claims": rows} if rows else {}
     return {f"strongest_{name}": best for name, best in results.raw["strongest"].items() if best}
+
+
+def _log_grid(wandb: Any, run: Any, grid: Grid) -> None:
+    """Training curves of all dictionaries against one axis of activations, and what each is worth."""
+    run.define_metric("mechint/tokens", hidden=True)
+    run.define_metric("mechint/*", step_metric="mechint/tokens")
+    by_tokens: dict[int, dict[str, float]] = {}
+    history = grid.directory / "history.jsonl"
+    for line in history.read_text().splitlines() if history.exists() else ():
+        entry = json.loads(line)
+        name, tokens = entry.pop("member"), int(entry.pop("tokens"))
+        entry.pop("step")
+        by_tokens.setdefault(tokens, {}).update({f"mechint/{field}/{name}": value for field, value in entry.items()})
+    for tokens, row in sorted(by_tokens.items()):
+        run.log({"mechint/tokens": tokens, **row})
+    metrics = list(grid.members[0].metrics)
+    columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))]
+    data = []
+    for member in grid.members:
+        cells: list[Any] = [member.raw["name"], member.raw["d_sae"]]
+        for name in metrics:
+            value = member.metrics.get(name)
+            cells += [None] * 3 if value is None else [value.value, value.low, value.high]
+            if value is not None:
+                run.summary.update({f"mechint/{name}/{member.raw['name']}": value.value})
+        data.append(cells)
+    run.log({"mechint/tables/dictionaries": wandb.Table(columns=columns, data=data)})
 
 
 def _log_history(run: Any, results: Results) -> None:
@@ -162,12 +202,12 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results | Trace | Patching, name: str) -> None:
+def _log_files(wandb: Any, run: Any, results: Results | Read | Grid, name: str) -> None:
     """The masks, or every prompt's effects, and the results as one artifact, to be downloaded and read back."""
     kind = "masks" if isinstance(results, Results) else "effects"
     title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
     artifact = wandb.Artifact(title, type=kind, description=f"{results.raw['title']} of {results.raw['checkpoint']}")
-    for file in ("final_masks.pt", "effects.pt", "results.json"):
+    for file in ("final_masks.pt", "effects.pt", "claims.json", "results.json"):
         if (results.directory / file).exists():
             artifact.add_file(str(results.directory / file))
     run.log_artifact(artifact)

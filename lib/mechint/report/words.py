@@ -68,6 +68,12 @@ MEANINGS = {
         "share",
         "What the model still does with exactly the circuit's units dropped; low means that the circuit is needed.",
     ),
+    "minimality": Meaning(
+        "Minimality",
+        "share",
+        "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (p ≤ 0.05, "
+        "adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
+    ),
     "kl": Meaning(
         "KL of the circuit", "nats", "Divergence of the circuit's predictions from the full model's; 0 is identical."
     ),

@@ -15,12 +15,15 @@ from .model_comparison import write_model_comparison, write_profile
 from .neuron import write_neurons
 from .patch_page import write_patching
 from .results import load_results, read_object
+from .sae_page import write_sae
 from .sparsity import write_sparsity
+from .study_page import write_study
 from .trace_page import write_trace
 
 STUDIES = {
     "trace": write_trace,
     "patch": write_patching,
+    "sae": write_sae,
     "sparsity": write_sparsity,
     "neuron": write_neurons,
     "compare": write_profile,
@@ -29,7 +32,7 @@ STUDIES = {
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: ``circuit``, or one of :data:`STUDIES`."""
+    """Which report a finished run gets: ``circuit``, ``study``, or one of :data:`STUDIES`."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
@@ -58,6 +61,8 @@ def write_report(
     """
     if (kind := kind_of(run_dir)) in STUDIES:
         return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
+    if kind == "study":
+        return write_study(run_dir)
     results = load_results(run_dir)
     directory = results.directory
     plan = [

@@ -6,18 +6,7 @@ chunked scan in plain torch (`make bench`), and chosen for it; where no compiler
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
-import itertools
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..compiled import Unavailable, compile_library, pointers, share
+
+__all__ = ["Decay", "ReadOut", "Scan", "Unavailable", "library"]
+
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
 WIDTH = 8
 """Channels in a block; the W of native.c."""
 CHUNK = 64
@@ -38,10 +30,6 @@ SMALL = 1 << 14
 """State updates below which threads cost more than they save."""
 
 
-class Unavailable(Exception):
-    """Why there is no native scan on this machine."""
-
-
 @functools.cache
 def library() -> Any:
     """The compiled library, from the cache or from a compiler.
@@ -49,75 +37,18 @@ def library() -> Any:
     Raises:
         Unavailable: no compiler, or it could not compile or write.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
-    if not compiler[0]:
-        raise Unavailable("no C compiler was found")
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(source + repr((compiler, FLAGS, processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechint"
-    path = folder / f"scan-{key}.so"
-    try:
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                built = Path(temporary) / "scan.so"
-                done = subprocess.run(
-                    [*compiler, *FLAGS, "-o", str(built), str(SOURCE)], capture_output=True, text=True
-                )
-                if done.returncode:
-                    lines = done.stderr.strip().splitlines()
-                    raise Unavailable(f"{compiler[0]} could not compile it ({lines[0] if lines else 'no message'})")
-                built.rename(path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise Unavailable(str(error)) from None
-
-
-def processor() -> str:
-    """What the library is compiled for: a home directory may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "scan")
-
-
-def _share(call: Callable[..., None], pieces: int, updates: int) -> None:
-    """``call(first, last)`` over all pieces, shared among torch's number of threads; ctypes lets them run at once."""
-    threads = min(torch.get_num_threads(), pieces) if updates >= SMALL else 1
-    if threads == 1:
-        call(0, pieces)
-        return
-    edges = [pieces * k // threads for k in range(threads + 1)]
-    waiting = [_pool(threads).submit(call, *edge) for edge in itertools.pairwise(edges)]
-    for done in waiting:
-        done.result()
-
-
-def _pointers(*arguments: Tensor | int | None) -> list[Any]:
-    found: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            found.append(ctypes.c_void_p(argument.data_ptr()))
-        else:
-            found.append(ctypes.c_void_p(None) if argument is None else ctypes.c_size_t(argument))
-    return found
+    return compile_library(SOURCE)
 
 
 def _call(name: str, pieces: int, updates: int, work: int, *arguments: Tensor | int | None) -> None:
     """Calls a function of native.c on all its pieces; ``work`` floats of scratch for each thread, 0 for none."""
-    function, pointers = getattr(library(), name), _pointers(*arguments)
+    function, fixed = getattr(library(), name), pointers(*arguments)
 
     def one(first: int, last: int) -> None:
         scratch = torch.empty(work)
-        function(*pointers, *_pointers(first, last, *([scratch] if work else [])))
+        function(*fixed, *pointers(first, last, *([scratch] if work else [])))
 
-    _share(one, pieces, updates)
+    share(one, pieces, torch.get_num_threads() if updates >= SMALL else 1)
 
 
 def forward(

@@ -21,6 +21,7 @@ from .induction import Induction
 from .recall import Recall
 from .selective_copy import SelectiveCopy
 from .text import Text
+from .toys import Brackets, Counters, LongCopy
 
 __all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
 
@@ -36,6 +37,9 @@ KINDS: dict[str, Callable[[TaskConfig], Task]] = {
     "induction": Induction,
     "selective_copy": SelectiveCopy,
     "facts": Facts,
+    "counters": Counters,
+    "brackets": Brackets,
+    "long_copy": LongCopy,
 }
 
 
@@ -57,6 +61,7 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
         tokenizer = named_tokenizer(config.tokenizer)
     reader = READERS.get(config.name)
     task = reader(config, tokenizer) if reader else KINDS[config.name](config)
+    task.config = config
     if vocab_size is not None and task.vocab_size > vocab_size:
         raise MechintError(
             f"task {task.name} has {task.vocab_size} different tokens but the model's vocabulary is {vocab_size}; "

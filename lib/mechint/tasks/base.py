@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError, did_you_mean
+from .config import TaskConfig
 
 SPLITS = ("train", "discovery", "evaluation")
 SHARES = 8
@@ -86,6 +87,8 @@ class Task(ABC):
     """Whether a position means the same in every prompt, so that means are taken position by position."""
     description: str
     """One sentence for reports."""
+    config: TaskConfig | None = None
+    """The options it was made from, where :func:`mechint.tasks.make_task` made it."""
     fingerprint: str = ""
     """Hash of data that the options only point to, such as a text file; empty when the options say everything."""
 
@@ -125,6 +128,13 @@ class Task(ABC):
     def bytes_of(self, answers: Tensor) -> Tensor | None:
         """Bytes of text that each answer stands for, of the same shape; None where answers are no text."""
         return None
+
+    def labels(self, prompts: Prompts) -> dict[str, Tensor]:
+        """What can be said of each prompt at its last answer, for probes: whole numbers that name classes, [n] each.
+
+        Taken from the prompt alone, never from what a model makes of it.
+        """
+        return {"answer": prompts.answers[:, -1]}
 
     @abstractmethod
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:

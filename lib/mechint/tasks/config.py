@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from ..options import option
 
-TASKS = ("recall", "induction", "selective_copy", "facts", "indirect_object", "text", "file", "prompt")
+TASKS = (
+    "recall", "induction", "selective_copy", "facts", "indirect_object", "counters", "brackets", "long_copy", "text",
+    "file", "prompt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,18 +20,24 @@ class TaskConfig:
         "recall", "What the prompts ask for; 'text' is plain text with every next token as its answer", choices=TASKS
     )
     pairs: int = option(
-        4, "Key-value pairs of a recall prompt, or tokens to carry in selective copy", unit="pairs", low=1, high=256
+        4,
+        "Key-value pairs of a recall prompt, tokens to carry in selective copy, or the deepest nesting of brackets",
+        unit="pairs",
+        low=1,
+        high=256,
     )
-    keys: int = option(8, "Different keys of recall, or symbols of induction", unit="tokens", low=2, high=4096)
+    keys: int = option(
+        8, "Different keys of recall, symbols of induction, or kinds of bracket", unit="tokens", low=2, high=4096
+    )
     values: int = option(
         16,
-        "Different values of recall, symbols of selective copy, or objects of facts",
+        "Different values of recall or long-range copy, symbols of selective copy, objects of facts, or counts",
         unit="tokens",
         low=2,
         high=4096,
     )
     length: int = option(
-        32, "Length of a prompt of induction, selective copy or text", unit="tokens", low=4, high=65536
+        32, "Length of a prompt of a task that has no length of its own", unit="tokens", low=4, high=65536
     )
     facts: int = option(
         200, "Facts of the synthetic corpus, each in several paraphrases", unit="facts", low=8, high=100000

@@ -66,5 +66,11 @@ class Recall(Task):
         names = ("key asked for", "its value", "other keys", "other values", "earlier queries", "query")
         return names, role
 
+    def labels(self, prompts: Prompts) -> dict[str, Tensor]:
+        """The answer, the key that is asked for, and which of the pairs has it."""
+        query = prompts.tokens[:, -1]
+        place = (prompts.tokens[:, 0 : 2 * self.pairs : 2] == query[:, None]).int().argmax(1)
+        return {**super().labels(prompts), "key": query, "place": place}
+
     def decode(self, token: int) -> str:
         return f"k{token}" if token < self.keys else f"v{token - self.keys}"

@@ -1,0 +1,92 @@
+"""Small C libraries, compiled when they are first used and called through ctypes: no build step, no torch headers."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
+
+
+class Unavailable(Exception):
+    """Why there is no compiled code on this machine."""
+
+
+def compile_library(source: Path) -> Any:
+    """The compiled library of a C file, from the cache or from a compiler.
+
+    Raises:
+        Unavailable: no compiler, or it could not compile or write.
+    """
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+    if not compiler[0]:
+        raise Unavailable("no C compiler was found")
+    key = hashlib.sha256(source.read_bytes() + repr((compiler, FLAGS, processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechint"
+    path = folder / f"{source.parent.name}-{key}.so"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                built = Path(temporary) / "built.so"
+                done = subprocess.run(
+                    [*compiler, *FLAGS, "-o", str(built), str(source)], capture_output=True, text=True
+                )
+                if done.returncode:
+                    lines = done.stderr.strip().splitlines()
+                    raise Unavailable(f"{compiler[0]} could not compile it ({lines[0] if lines else 'no message'})")
+                built.rename(path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(str(error)) from None
+
+
+def processor() -> str:
+    """What the library is compiled for: a home directory may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "compiled")
+
+
+def share(call: Callable[..., None], pieces: int, threads: int) -> None:
+    """``call(first, last)`` over all pieces, shared among threads; ctypes lets them run at once."""
+    threads = min(threads, pieces)
+    if threads <= 1:
+        call(0, pieces)
+        return
+    edges = [pieces * k // threads for k in range(threads + 1)]
+    waiting = [_pool(threads).submit(call, *edge) for edge in itertools.pairwise(edges)]
+    for done in waiting:
+        done.result()
+
+
+def pointers(*arguments: Tensor | int | None) -> list[Any]:
+    """C arguments: the data of a tensor, a size, or NULL."""
+    found: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(ctypes.c_void_p(argument.data_ptr()))
+        else:
+            found.append(ctypes.c_void_p(None) if argument is None else ctypes.c_size_t(argument))
+    return found

@@ -1,0 +1,102 @@
+"""SAE latents as units of a circuit, with each reconstruction's error as a unit of its own.
+
+At a site with a dictionary, x = decode(f) + error. A mask over [latents…, error] keeps or replaces each of them:
+x ← x + decode(f′) − decode(f) + error′ − error (Marks et al. 2024, "Sparse Feature Circuits"). A mask of ones leaves x
+as it is to the bit, and one without the error unit says what the features alone explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import MechintError
+from .interventions import Edit
+from .models.sites import find_sites
+from .sae_evaluation import SEQUENTIAL, check_fit
+from .units import UnitKind, Units, random_row
+
+KIND = UnitKind(
+    "latent", (), "a latent of a sparse autoencoder, and at each site the error of the reconstruction", plural="latents"
+)
+
+
+class FeatureUnits(Units):
+    """All latents of some dictionaries of one model, site after site, each with its error last.
+
+    Args:
+        model: From :func:`mechint.load`.
+        dictionaries: For each site, a finished dictionary in raw activation units.
+
+    Raises:
+        MechintError: no dictionary, a site that there is not, one of another width, or two dictionaries of one site.
+    """
+
+    def __init__(self, model: Any, dictionaries: Mapping[str, Any]) -> None:
+        if not dictionaries:
+            raise MechintError("a circuit of features needs a dictionary; name at least one")
+        self.kind = KIND
+        named = {}
+        for pattern, sae in dictionaries.items():
+            check_fit(sae, model, pattern)
+            [site] = find_sites(model.sites, [pattern])
+            if site.rpartition(".")[2] in SEQUENTIAL:
+                raise MechintError(f"{site}: a circuit's ablations are values of the clean run, and a state has none")
+            named[site] = sae
+        self.dictionaries = {site: named[site] for site in model.sites if site in named}
+        self.sites = list(self.dictionaries)
+        self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
+        self.total, self.rows = sum(self.sizes), len(self.sites)
+        self.layers = len(self.sites)
+
+    def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, d_sae + d_in]."""
+        return {site: self.code(site, x) for site, x in values.items()}
+
+    def code(self, site: str, x: Tensor) -> Tensor:
+        sae, flat = self.dictionaries[site], x.flatten(2)
+        f = sae.encode(flat)
+        return torch.cat([f, flat - sae.decode(f)], -1)
+
+    def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
+        """Replacements at every site.
+
+        Args:
+            mask: [units], 1 keeps a unit and 0 replaces it.
+            fills: What replaces it, for each site: a number, or latents and error as :meth:`read` gives them.
+        """
+        return [
+            Edit(site, "replace", self._change(site, part, fills[site]))
+            for site, part in zip(self.sites, mask.split(self.sizes), strict=True)
+        ]
+
+    def _change(self, site: str, mask: Tensor, fill: Any) -> Any:
+        sae = self.dictionaries[site]
+        d_sae, d_in = int(sae.config.d_sae), int(sae.config.d_in)
+        wide = torch.cat([mask[:-1], mask[-1:].expand(d_in)])  # the error is one unit of d_in numbers
+
+        def change(x: Tensor) -> Tensor:
+            code = self.code(site, x)
+            # where a unit is kept the difference is exactly zero, and decoding it too
+            moved = (1 - wide).to(code) * (torch.as_tensor(fill, device=x.device).to(code) - code)
+            back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:]
+            return x + back.to(x).view(x.shape)
+
+        return change
+
+    def counts(self, mask: Tensor) -> list[int]:
+        return [int(part.sum()) for part in mask.split(self.sizes)]
+
+    def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
+        return torch.cat([random_row(size, count, generator) for size, count in zip(self.sizes, counts, strict=True)])
+
+    def names(self, mask: Tensor) -> list[list[Any]]:
+        """The kept latents of each site by number, and ``"error"``."""
+        found = []
+        for part in mask.split(self.sizes):
+            latents: list[Any] = part[:-1].nonzero()[:, 0].tolist()
+            found.append(latents + ["error"] * int(part[-1]))
+        return found

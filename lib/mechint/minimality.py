@@ -1,0 +1,62 @@
+"""Does a circuit need each of its units? Every one of them is removed alone, in one sweep over the circuit."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .circuit import Bench
+from .statistics import ClusterBootstrap, Number, exact
+from .sweep import sweep
+
+SIGNIFICANT = 0.05
+
+
+@torch.no_grad()
+def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mib: float = 1024.0) -> Tensor:
+    """A metric of the circuit without each of these units in turn.
+
+    The circuit's own edits are the base of the sweep and a cell drops one unit more, so layers below a unit are those
+    of the circuit and are not computed again.
+
+    Args:
+        bench: Prompts, and what dropped units become.
+        mask: The circuit, [units] of 0 and 1.
+        units: Numbers of units.
+        metric: Of :func:`mechint.answers.Answers.of_logits`.
+        memory_mib: What the sweep may hold.
+
+    Returns:
+        [prompts, len(units)], float64 on the CPU.
+    """
+    parts = []
+    for batch, fills, answers in zip(bench.batches, bench.fills, bench.answers, strict=True):
+        found = sweep(
+            bench.model,
+            batch.tokens,
+            [bench.units.dropping(unit, fills) for unit in units],
+            functools.partial(answers.of_logits, metric=metric),
+            base=bench.units.edits(mask, fills),
+            logits_at=batch.positions,
+            memory_mib=memory_mib,
+            title="units removed",
+        )
+        parts.append(found.T.double())
+    return torch.cat(parts)
+
+
+def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) -> Number:
+    """The share of the units tried whose removal certainly costs faithfulness: minimality.
+
+    Known exactly when every unit of the circuit was tried; else with an interval over the units drawn.
+    """
+    needed = np.array([entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0 for entry in tried], dtype=np.float64)
+    if len(tried) == size:
+        share = float(needed.mean())
+        return exact(0) | {"value": share, "low": share, "high": share, "n": size, "interval": "every unit was tried"}
+    found = ClusterBootstrap(np.arange(len(needed)), draws, seed).interval(lambda mean: mean, needed)
+    return found | {"interval": "95 % bootstrap over the units tried"}

@@ -1,0 +1,151 @@
+"""The report of a study: claims first, then every step with its figure and its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..errors import MechintError
+from ..files import write_text
+from ..progress import Progress
+from .html import repeat as repeat_html
+from .markdown import repeat as repeat_markdown
+from .markdown import table as markdown_table
+from .page import bullets, card, cards, folded, page, picture, table
+from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .study import draw_study
+
+Found = dict[str, Any]
+TITLES = {
+    "setup": "1 · Setup", "activations": "2 · Activations", "sae": "3 · Sparse autoencoders", "probes": "4 · Probes",
+    "candidates": "5 · Candidate circuits", "necessity": "6 · Necessity and sufficiency",
+    "robustness": "7 · Robustness and granularity", "temporal": "8 · Temporal causality", "dynamics": "9 · Dynamics",
+    "reproducibility": "10 · Reproducibility", "transfer": "11 · Transfer to other tasks", "controls": "13 · Controls",
+    "scale": "14 · Checkpoints and cost",
+}  # fmt: skip
+HEADER = ("verdict", "claim", "effect", "95 % interval", "n", "p (all claims)", "why")
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """results.json of a finished study, and what lies beside it."""
+
+    directory: Path
+    raw: Found
+    metrics: dict[str, Value]
+    manifest: dict[str, Any]
+    config: str | None
+
+
+def load_study(run_dir: str | Path) -> StudyResults:
+    """Reads a finished study.
+
+    Raises:
+        MechintError: a file is missing, or is not that of a finished study.
+    """
+    directory = Path(run_dir)
+    path = directory / "results.json"
+    raw = read_object(path)
+    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != "study":
+        raise MechintError(f"{path} is not a finished study of schema {SCHEMA}; run the analysis again")
+    metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
+    manifest = read_object(directory / "manifest.json")
+    return StudyResults(directory, raw, metrics, manifest, optional_text(directory / "config"))
+
+
+def write_study(run_dir: str | Path) -> list[Path]:
+    """Writes the figures, study_report.md and report.html of a finished study into its directory."""
+    found = load_study(run_dir)
+    with Progress("report", 3) as progress:
+        figures = draw_study(found.raw, found.directory)
+        progress.step("figures")
+        text = write_text(found.directory / "study_report.md", markdown(found, figures))
+        progress.step(text.name)
+        report = write_text(found.directory / "report.html", html(found, figures))
+        progress.step(report.name)
+    return [*(file for file, _ in figures.values()), text, report]
+
+
+def claim_rows(raw: Found) -> list[tuple[str, ...]]:
+    return [
+        (
+            claim["verdict"], claim["claim"], f"{claim['effect']['value']:.2f}",
+            f"{claim['effect']['low']:.2f} to {claim['effect']['high']:.2f}", str(claim["effect"]["n"]),
+            f"{claim['p_holm']:.2g}", claim["why"],
+        )
+        for claim in raw["claims"]["claims"]
+    ]  # fmt: skip
+
+
+def evidence(claim: Found) -> list[str]:
+    """What stands behind one claim, and what would refute it."""
+    lines = [
+        f"{name}: {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}], {value['interval']}"
+        for name, value in claim["controls"].items()
+    ]
+    effects = [
+        f"{name}: {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        for name, value in claim.get("effects", {}).items()
+    ]
+    return [
+        *([f"Effects ({claim['metric']}, ablation {claim['ablation']}): {'; '.join(effects)}"] if effects else []),
+        *(f"Control, {line}" for line in lines),
+        f"It would be refuted by {claim['refuted_by']}.",
+    ]
+
+
+def title_of(raw: Found) -> str:
+    return f"Study of {Path(raw['checkpoint']).name or raw['checkpoint']} on {raw['task']['name']}"
+
+
+def html(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
+    raw = found.raw
+    verdicts = raw["claims"]["verdicts"]
+    setup = raw["steps"]["setup"]
+    body = [f"<h1>{escape(title_of(raw))}</h1>"]
+    body.append(
+        f'<p class="lead">{escape(raw["claims"]["said"].capitalize())} {escape(raw["task"]["description"])}.</p>'
+    )
+    items = [card(name, str(verdicts[name]), "claims") for name in ("supported", "refuted", "underpowered")]
+    if "accuracy" in setup:
+        value = setup["accuracy"]
+        items.append(
+            card("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}")
+        )
+    body.append(cards(items))
+    body.append("<h2>15 · Claims</h2>")
+    if raw["claims"]["claims"]:
+        body.append(table(HEADER, claim_rows(raw), numeric=(2, 3, 4, 5)))
+        body.append(picture(*figures["claims"]))
+        for claim in raw["claims"]["claims"]:
+            body.append(folded(f"{claim['verdict']}: {claim['claim']}", bullets(evidence(claim))))
+    else:
+        body.append(f"<p>{escape(raw['claims']['said'])}</p>")
+    for name, title in TITLES.items():
+        entry = raw["steps"].get(name)
+        if entry is None:
+            continue
+        body += [f"<h2>{escape(title)}</h2>", f"<p>{escape(entry['said'])}</p>"]
+        if name in figures:
+            body.append(picture(*figures[name]))
+        if entry.get("notes"):
+            body.append(folded("What could not be measured", bullets(entry["notes"])))
+    body += ["<h2>Again</h2>", *repeat_html(found)]
+    return page(title_of(raw), body)
+
+
+def markdown(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
+    raw = found.raw
+    lines = [f"# {title_of(raw)}", "", raw["claims"]["said"].capitalize(), "", "## Claims", ""]
+    if raw["claims"]["claims"]:
+        lines += [markdown_table(HEADER, claim_rows(raw)), ""]
+        for claim in raw["claims"]["claims"]:
+            lines += [f"**{claim['verdict']}**: {claim['claim']}", "", *(f"- {line}" for line in evidence(claim)), ""]
+    for name, title in TITLES.items():
+        if name in raw["steps"]:
+            lines += [f"## {title}", "", raw["steps"][name]["said"], ""]
+            lines += [f"![{figures[name][1]}]({figures[name][0].name})", ""] if name in figures else []
+            lines += [f"- {note}" for note in raw["steps"][name].get("notes", ())]
+    return "\n".join([*lines, "## Again", "", "\n\n".join(repeat_markdown(found))]).rstrip() + "\n"

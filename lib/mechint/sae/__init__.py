@@ -1,0 +1,26 @@
+"""Sparse autoencoders: dictionaries of features, one file for each architecture.
+
+>>> from mechint import sae
+>>> dictionary = sae.load("mechint_analysis_sae/topk-k32-x8-s0-layers.0.out")
+>>> f = dictionary.encode(run["layers.0.out"])  # [batch, position, d_sae], in the units of the activations
+"""
+
+from __future__ import annotations
+
+from .base import Loss, SAEConfig, SparseAutoencoder, Step
+from .batch_topk import BatchTopK
+from .dictionary_learning import load_dictionary_learning, save_dictionary_learning
+from .files import load, save
+from .gated import Gated
+from .jumprelu import JumpReLU
+from .matryoshka import Matryoshka
+from .registry import ARCHITECTURES, make
+from .relu import ReLU
+from .sparsify import load_sparsify, save_sparsify
+from .topk import TopK
+
+__all__ = [
+    "ARCHITECTURES", "BatchTopK", "Gated", "JumpReLU", "Loss", "Matryoshka", "ReLU", "SAEConfig",
+    "SparseAutoencoder", "Step", "TopK", "load", "load_dictionary_learning", "load_sparsify", "make", "save",
+    "save_dictionary_learning", "save_sparsify",
+]  # fmt: skip

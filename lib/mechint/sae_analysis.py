@@ -1,0 +1,360 @@
+"""Dictionaries of features: a grid of sparse autoencoders at the sites of a model, trained, evaluated and saved.
+
+After Bricken et al. 2023 ("Towards Monosemanticity"), for state-space models as for transformers: every sparsity at
+every width, all from one pass over the activations, and each judged by what the model loses when it reads the
+reconstruction.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import files, sae
+from .activation_cache import fill_cache
+from .activations import Pools, Streamed
+from .analysis import Analysis, StagedAnalyzer
+from .contexts import TaskContexts, excluded, special_kinds
+from .errors import MechintError
+from .loader import PromptLoader
+from .options import option
+from .rundir import weights_digest
+from .sae import SAEConfig, SparseAutoencoder
+from .sae.registry import BY_COUNT
+from .sae_evaluation import Windows, evaluate_all
+from .sae_plan import grid, listed, sites_of, unknown_architecture, warnings
+from .sae_reading import best_at, labels_of, read_dictionary
+from .sae_stability import stability
+from .sae_training import Trained, Training, train_grid
+from .statistics import exact
+from .tasks.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class SAEAnalysisConfig:
+    """Which dictionaries, how they are trained, and what they are judged on."""
+
+    sites: str = option(
+        "resid_post", "Kinds of site, separated by commas: resid_post, out, conv, y, state, write, mlp_out and so on"
+    )
+    layers: str = option("all", "Layers, separated by commas, or all")
+    architectures: str = option(
+        "batch_topk", "Separated by commas: relu, topk, batch_topk, jumprelu, gated, matryoshka"
+    )
+    sparsity: str = option(
+        "8,16,32",
+        "Active latents of topk, batch_topk, matryoshka and jumprelu, separated by commas; below 1 a share of all",
+    )
+    penalty: str = option("2,4,8", "Weights of the penalty of relu and gated, separated by commas")
+    ratio: str = option(
+        "4", "Latents as multiples of the site's width, separated by commas; the documented 0.3 is poor"
+    )
+    seeds: int = option(1, "Dictionaries that differ in their initialisation alone", unit="seeds", low=1, high=100)
+    controls: bool = option(True, "Also train each with a frozen random decoder, and measure PCA and neurons")
+    tokens: int = option(1_000_000, "Activations to train on", unit="activations", low=1, high=10**9)
+    epochs: int = option(1, "Passes over these activations, in another order each time", low=1, high=1000)
+    batch: int = option(2048, "Activations of a step", unit="activations", low=1, high=1_000_000)
+    lr: float = option(
+        0.0, "Peak learning rate of Adam; 0 takes 2e-4 times the root of 16384 / latents", low=0.0, high=1.0
+    )
+    dead_after: int = option(
+        10_000_000,
+        "Activations after which a silent latent is dead, and revived",
+        unit="activations",
+        low=1,
+        high=10**9,
+    )
+    precision: str = option(
+        "float32",
+        "Of matrix products in training: float32, or bfloat16 with weights and sums in float32, for GPUs",
+        choices=("float32", "bfloat16"),
+    )
+    buffer: int = option(65536, "Activations that are shuffled together", unit="activations", low=1, high=10**8)
+    cache: str = option("", "Directory to keep the activations in, for further grids; empty streams them")
+    exclude: str = option("bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, by commas")
+    dictionaries: str = option("", "Directory of dictionaries to evaluate, in place of training")
+    prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(
+        256, "Held-out contexts for every reported number", unit="prompts", low=2, high=1_000_000
+    )
+    read: int = option(
+        1, "Dictionaries of each site whose features are read: those that lose the model least", low=0, high=1000
+    )
+    causal: int = option(8, "Features of each that are ablated one by one", unit="features", low=0, high=100_000)
+    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
+
+
+class SAEAnalyzer(StagedAnalyzer):
+    """Trains the grid on contexts of the task's training split and judges it on held-out ones."""
+
+    def __init__(
+        self, model: Any, config: SAEAnalysisConfig, device: str | torch.device = "cpu", **others: Any
+    ) -> None:
+        super().__init__(model, config, device, **others)
+        self.device = torch.device(device)
+        self.sites = sites_of(model, config.sites, config.layers)
+        excluded(config.exclude)
+        self.given = None if not config.dictionaries else load_all(config.dictionaries)
+        if self.given is None:
+            self.members = self.plan({})
+        else:
+            self.members = {name: dictionary.config for name, dictionary in self.given.items()}
+            self.sites = [site for site in model.sites if site in {c.site for c in self.members.values()}]
+            for name, member in self.members.items():
+                if member.site not in model.sites:
+                    raise MechintError(f"dictionary {name} is of site {member.site!r}, which this model does not have")
+        self.notes = warnings(self.members)
+        for note in self.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        self.trained: dict[str, SparseAutoencoder] = {}
+        self.history: dict[str, list[dict[str, float]]] = {}
+
+    def plan(self, about: dict[str, Any]) -> dict[str, SAEConfig]:
+        return grid(self.model, [self.model.sites[name] for name in self.sites], self.config, about)
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
+        if self.given is None:
+            self.train(train_loader)
+        else:
+            self.trained = self.given
+        windows = [self.window(batch, val_loader.task.name) for batch in val_loader]
+        found: dict[str, dict[str, Any]] = {}
+        for site in self.sites:
+            found |= self.stages.get(f"evaluation {site}", functools.partial(self.evaluate, site, windows))
+        self.results = self.report(found)
+        self.results["sae"]["read"] = [
+            self.stages.get(
+                f"reading {name}", functools.partial(self.read, name, site, found, train_loader, val_loader)
+            )
+            for site in self.sites
+            for name in best_at(self.results["sae"]["members"], site, self.config.read)
+        ]
+        return self.results
+
+    def save_results(self) -> list[Path]:
+        """Writes ``history.jsonl``, a training curve's point in a line; the dictionaries are saved already."""
+        lines = [json.dumps({"member": name, **point}) for name, points in self.history.items() for point in points]
+        written = [files.write_text(self.directory / "history.jsonl", "".join(line + "\n" for line in lines))]
+        if self.given is not None:
+            for name, dictionary in self.trained.items():
+                sae.save(dictionary, self.directory / "dictionaries" / name)
+        return written + sorted((self.directory / "dictionaries").iterdir())
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def contexts(self, loader: PromptLoader) -> TaskContexts:
+        rows = max(len(batch) for batch in loader)
+        return TaskContexts(loader.task, "train", rows, self.seed, self.model.tokenizer)
+
+    def pools(self, loader: PromptLoader) -> Pools:
+        """The activations to train on: as many pools as hold the tokens that were asked for."""
+        c, contexts = self.config, self.contexts(loader)
+        per_batch = contexts.rows * contexts.length
+        pool_batches = max(1, min(c.buffer, c.tokens) // per_batch)
+        streamed = Streamed(
+            self.model, self.sites, contexts, pool_batches, "all", c.exclude, weights_digest(self.model)
+        )
+        count = -(-c.tokens // (per_batch * pool_batches))
+        if c.cache:
+            return fill_cache(streamed, c.cache, count)
+        streamed.count = count if c.epochs > 1 else None
+        return streamed
+
+    def train(self, loader: PromptLoader) -> None:
+        """Trains the whole grid, goes on where a killed run was, or takes what it left finished."""
+        history = self.stages.get("training", lambda: self.train_now(loader))
+        self.history = history
+        if self.run_dir is not None:
+            self.trained = {name: sae.load(self.run_dir / "dictionaries" / name) for name in self.members}
+
+    def train_now(self, loader: PromptLoader) -> dict[str, list[dict[str, float]]]:
+        c = self.config
+        about = {
+            "model_name": str(getattr(self.model, "source", "")),
+            "model_family": self.model.config.family,
+            "flatten": "all",
+            "context_size": loader.task.length,
+            "dataset": loader.task.description,
+        }
+        training = Training(
+            tokens=c.tokens * c.epochs, batch=c.batch, lr=c.lr, dead_after=c.dead_after,
+            bfloat16=c.precision == "bfloat16", seed=self.seed,
+        )  # fmt: skip
+        done = train_grid(
+            self.plan(about), self.pools(loader), training, self.device, self.stages.part("training"),
+            lambda state: self.stages.save_part("training", state),
+        )  # fmt: skip
+        for member in done:
+            self.keep(member)
+        return {member.name: member.history for member in done}
+
+    def keep(self, member: Trained) -> None:
+        self.trained[member.name] = member.sae
+        if self.run_dir is not None:
+            sae.save(member.sae, self.run_dir / "dictionaries" / member.name)
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def window(self, prompts: Any, task_name: str) -> Windows:
+        """A batch of held-out prompts, without the tokens that are excluded."""
+        kinds = special_kinds(prompts.tokens, self.model.tokenizer)
+        left_out = torch.tensor(excluded(self.config.exclude), dtype=torch.uint8, device=kinds.device)
+        answers = None
+        if task_name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
+            answers = torch.full_like(prompts.tokens, -1).scatter(1, prompts.positions, prompts.answers)
+        return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template, answers)
+
+    def evaluate(self, site: str, windows: list[Windows]) -> dict[str, dict[str, Any]]:
+        here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if c.site == site}
+        return evaluate_all(
+            here, self.model, windows, site, baselines=self.config.controls, draws=self.config.bootstrap,
+            seed=self.seed, title=f"evaluating {site}",
+        )  # fmt: skip
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def read(
+        self, name: str, site: str, found: dict[str, Any], train_loader: PromptLoader, val_loader: PromptLoader
+    ) -> dict[str, Any]:
+        """Features, causal checks and labels of one dictionary; features/{name}.json is written at once."""
+        dictionary, task = self.trained[name].to(self.device), train_loader.task
+        contexts, held_out = (
+            [self.window(batch, task.name) for batch in loader] for loader in (train_loader, val_loader)
+        )
+        told = read_dictionary(
+            dictionary, self.model, site, name, contexts, held_out, task, checked=self.config.causal,
+            density=torch.as_tensor(found[name]["density"]["share"]), draws=self.config.bootstrap, seed=self.seed,
+            directory=None if self.run_dir is None else self.run_dir / "features",
+        )  # fmt: skip
+        batches = (list(train_loader), list(val_loader))
+        return {**told, "labels": labels_of(dictionary, self.model, site, *batches, task, self.seed)}
+
+    def report(self, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        members = [self.entry(name, found[name]) for name in self.members]
+        seen = {name: points[-1]["tokens"] for name, points in self.history.items() if points}
+        notes = list(self.notes)
+        if seen and max(seen.values()) < self.config.dead_after:
+            notes.append(
+                f"Training saw {max(seen.values()):,.0f} activations, fewer than the {self.config.dead_after:,} after "
+                f"which a silent latent is called dead: none was revived"
+            )
+        return {
+            "report": "sae",
+            "unit": "dictionary",
+            "metric": "next-token cross-entropy",
+            "ablation": "zero and mean activation",
+            "metrics": {
+                "dictionaries": exact(len(members)),
+                **best_numbers(members),
+            },
+            "sae": {
+                "members": members,
+                "stability": self.stability(found),
+                "training": [
+                    {"name": name, "tokens": int(tokens), "dead_after": self.config.dead_after}
+                    for name, tokens in seen.items()
+                ],
+            },
+            "notes": notes,
+        }
+
+    def entry(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
+        c = self.members[name]
+        trained_as = c.trained_as or c.architecture
+        by_count = trained_as in BY_COUNT
+        evaluated = {key: value for key, value in found.items() if key != "density"}
+        return {
+            "name": name,
+            "architecture": trained_as,
+            "site": c.site,
+            "layer": c.layer,
+            "d_in": c.d_in,
+            "d_sae": c.d_sae,
+            "seed": c.seed,
+            "sparsity": {"name": "k" if by_count else "penalty", "value": float(c.k if by_count else c.penalty)},
+            "baseline": c.baseline or None,
+            "directory": f"dictionaries/{name}",
+            **evaluated,
+            "density": {key: value for key, value in found["density"].items() if key != "share"},
+        }
+
+    def stability(self, found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Agreement of the dictionaries that differ in their seed alone."""
+        groups: dict[str, list[str]] = {}
+        for name, c in self.members.items():
+            if not c.baseline:
+                groups.setdefault(name.rpartition("-s")[0], []).append(name)
+        entries = []
+        for of, names in groups.items():
+            if len(names) > 1:
+                alive = [torch.as_tensor(found[name]["density"]["share"]) > 0 for name in names]
+                agreed = stability([self.trained[name] for name in names], alive)
+                entries.append({"of": of, "members": names, **agreed})
+        return entries
+
+
+def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the trained dictionary that loses the model least."""
+    real = [member for member in members if not member["baseline"]]
+    best = min(real, key=lambda member: member["metrics"]["ce_increase"]["value"])
+    return {f"best_{name}": best["metrics"][name] for name in ("ce_increase", "variance_explained", "l0")}
+
+
+def load_all(directory: str) -> dict[str, SparseAutoencoder]:
+    """Every dictionary in a directory, or the one it is."""
+    top = Path(directory)
+    top = top / "dictionaries" if (top / "dictionaries").is_dir() else top
+    if (top / "cfg.json").is_file():
+        return {top.name: sae.load(top)}
+    found = {path.parent.name: sae.load(path.parent) for path in sorted(top.glob("*/cfg.json"))}
+    if not found:
+        raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
+    return found
+
+
+def refuse(config: SAEAnalysisConfig, task: TaskConfig) -> str | None:
+    if task.name == "prompt":
+        return "one prompt is too little text for dictionaries; choose text, facts or another task"
+    if config.batch > config.tokens and not config.dictionaries:
+        return f"a step takes {config.batch} activations and there are {config.tokens}; raise tokens or lower batch"
+    return unknown_architecture(config.architectures)
+
+
+def work(config: SAEAnalysisConfig) -> str:
+    if config.dictionaries:
+        return f"evaluate the dictionaries in {config.dictionaries} on {config.eval_prompts} contexts"
+    kinds = listed(config.architectures)
+    many = sum(len(listed(config.sparsity if kind in BY_COUNT else config.penalty)) for kind in kinds)
+    many *= len(listed(config.ratio)) * (config.seeds + config.controls)
+    return f"{many} dictionaries for each site and layer, from one pass over {config.tokens:,} activations"
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """One line for each dictionary."""
+    lines = [f"  {'dictionary':<44} {'L0':>6} {'explained':>9} {'CE recovered':>12} {'KL':>7} {'dead':>5}"]
+    for member in results["sae"]["members"]:
+        m = {name: entry["value"] for name, entry in member["metrics"].items()}
+        lines.append(
+            f"  {member['name']:<44} {m['l0']:6.1f} {m['variance_explained']:9.1%} {m['ce_recovered_zero']:12.1%} "
+            f"{m['kl']:7.4f} {m['dead']:5.0%}"
+        )
+    return lines
+
+
+ANALYSIS = Analysis(
+    name="sae",
+    title="Sparse autoencoders",
+    config=SAEAnalysisConfig,
+    analyzer=SAEAnalyzer,
+    families=("mamba", "gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+)

@@ -1,0 +1,109 @@
+"""Reading the best dictionaries of a grid: features, causal checks of some of them, and features against labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import files
+from .errors import MechintError
+from .partial import up_to
+from .sae_causal import causal_effects
+from .sae_evaluation import Windows
+from .sae_features import read_features, save_features
+from .sae_labels import label_scores
+from .tasks import Prompts
+
+RAISED = 3
+"""Tokens of a feature's attribution whose logits the causal check looks at."""
+
+
+def best_at(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list[str]:
+    """The dictionaries of a site that lose the model least, of those trained whole; by name."""
+    here = [member for member in members if member["site"] == site and not member["baseline"]]
+    here.sort(key=lambda member: (member["metrics"]["ce_increase"]["value"], member["name"]))
+    return [str(member["name"]) for member in here[:count]]
+
+
+def read_dictionary(
+    sae: Any, model: Any, site: str, name: str, contexts: Sequence[Windows], held_out: Sequence[Windows], task: Any, *,
+    density: Tensor, checked: int, controls: int = 16, draws: int = 1000, seed: int = 0, directory: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Reads one dictionary and writes ``{name}.json`` and ``{name}.causal.json`` into ``directory``.
+
+    Args:
+        sae: In raw activation units.
+        model: From :func:`mechint.load`.
+        site: Where it reads.
+        name: Of the dictionary.
+        contexts: Text that features are read in.
+        held_out: Text that the causal checks are made on.
+        task: Spells the tokens.
+        density: Share of tokens on which each latent is active, [d_sae].
+        checked: Features whose causal effect is measured: random ones of those active on a token in a thousand.
+        controls, draws, seed: Of the causal checks.
+        directory: None writes nothing.
+
+    Returns:
+        What :func:`mechint.sae_causal.causal_effects` found, with the dictionary's name.
+    """
+    found = read_features(sae, model, contexts, site, task.decode)
+    common = (density >= 1e-3).nonzero()[:, 0]
+    order = torch.randperm(len(common), generator=torch.Generator().manual_seed(seed))
+    chosen = sorted(common[order[:checked]].tolist())
+    effects: dict[str, Any] = {"site": site, "mode": "ablate", "features": []}
+    if chosen:
+        told = {feature["id"]: feature for feature in found["features"]}
+        raises = {i: [token for token, _ in told[i].get("raises", ())[:RAISED]] for i in chosen}
+        effects = causal_effects(
+            sae,
+            model,
+            held_out,
+            site,
+            chosen,
+            raises=raises,
+            density=density,
+            controls=controls,
+            draws=draws,
+            seed=seed,
+        )
+    if directory is not None:
+        save_features(found, directory / f"{name}.json")
+        files.write_text(directory / f"{name}.causal.json", json.dumps(effects, sort_keys=True, allow_nan=False) + "\n")
+    return {"name": name, **effects}
+
+
+def labels_of(
+    sae: Any, model: Any, site: str, discovery: Sequence[Prompts], evaluation: Sequence[Prompts], task: Any,
+    seed: int = 0,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Which latents, where the answer is given, tell which answer it is; None for plain text, which has no labels.
+
+    Features are chosen on the prompts of one split and measured on those of another; see
+    :func:`mechint.sae_labels.label_scores`.
+    """
+    if task.name == "text":
+        return None
+    (f, y), (g, z) = (_at_answers(sae, model, site, batches) for batches in (discovery, evaluation))
+    names = {int(token): task.decode(int(token)) for token in y.unique()}
+    try:
+        return label_scores(f, y, g, z, best=5, seed=seed, names=names)
+    except MechintError as error:  # no answer is common enough, which the report says
+        return {"classes": [], "note": str(error)}
+
+
+@torch.no_grad()
+def _at_answers(sae: Any, model: Any, site: str, batches: Sequence[Prompts]) -> tuple[Tensor, Tensor]:
+    """Latents at the positions of the answers [answer, latent], and the answers [answer]."""
+    found, answers = [], []
+    for batch in batches:
+        x = up_to(model, batch.tokens, site)[0].flatten(2)
+        at = x.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        found.append(sae.encode(at.flatten(0, 1)).cpu())
+        answers.append(batch.answers.flatten().cpu())
+    return torch.cat(found), torch.cat(answers)

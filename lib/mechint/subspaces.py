@@ -1,0 +1,170 @@
+"""Subspaces of a site, and what passes through them: prompts beside their twins, with the metric's gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import MechintError, did_you_mean
+from .interchange import Corruption, Interchange
+from .interventions import Edit
+from .loader import PromptLoader
+from .models.sites import Tap
+from .sweep import gradients
+from .tasks import Prompts
+
+USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
+"""The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
+POINTS = 5
+"""Of the path from twin to prompt that gradients are averaged over."""
+
+
+def study_site(model: Any, layer: int, kind: str = "usual") -> str:
+    """The name of a layer's site.
+
+    Raises:
+        MechintError: there is no such layer, or no such site in it.
+    """
+    if not 0 <= layer < model.num_layers:
+        raise MechintError(
+            f"layer {layer} does not exist; {getattr(model, 'source', 'the model')} has {model.num_layers} "
+            f"(0 to {model.num_layers - 1})"
+        )
+    kind = USUAL[model.config.family] if kind == "usual" else kind
+    name = f"layers.{layer}.{kind}"
+    if name not in model.sites or model.sites[name].has_sources:
+        known = [n.partition("layers.0.")[2] for n in model.sites if n.startswith("layers.0.")]
+        raise MechintError(
+            f"a {model.config.family} model has no site {kind!r} with units of its own{did_you_mean(kind, known)}"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a site carries on prompts and on their twins.
+
+    Attributes:
+        clean, twin: [prompt, position, unit], units of all axes in one.
+        slope: Gradient of the metric, averaged over the path of the embeddings from twin to prompt.
+        effect: Metric of the prompt less that of the twin, [prompt].
+        right: Whether the model answers, [prompt].
+    """
+
+    site: str
+    clean: Tensor
+    twin: Tensor
+    slope: Tensor
+    effect: Tensor
+    right: Tensor
+
+    @property
+    def change(self) -> Tensor:
+        return self.clean - self.twin
+
+    def share(self, basis: Tensor) -> float:
+        """Share of the effect that passes through a subspace, to first order: Σ ⟨slope V, change V⟩ / Σ effect."""
+        through = ((self.slope @ basis) * (self.change @ basis)).sum()
+        return float(through / self.effect.sum())
+
+    def by_unit(self) -> Tensor:
+        """The same of every unit alone, [unit]; their sum is the whole site's."""
+        return (self.slope * self.change).sum((0, 1)) / self.effect.sum()
+
+
+def traffic(model: Any, batches: Sequence[Prompts], sites: Sequence[str], metric: str = "logit_diff") -> list[Traffic]:
+    """What each site carries, in float64 on the CPU; batches of one length are put together.
+
+    Raises:
+        MechintError: prompts without twins; prompts of several lengths; no difference that could be explained.
+    """
+    parts: list[dict[str, Tensor]] = []
+    ends: list[tuple[Tensor, Tensor]] = []
+    if len({batch.tokens.shape[1] for batch in batches}) > 1:
+        raise MechintError("a study needs prompts of one length; choose a task whose prompts share theirs")
+    for batch in batches:
+        pair = Interchange(model, batch, Corruption("twin"), "noise", metric)
+        clean, twin = (pair.values(of, [*sites, "embed"]) for of in (pair.receiver, pair.donor))
+        slope = {site: torch.zeros_like(clean[site]) for site in sites}
+        for k in range(POINTS):
+            start = twin["embed"] + (k + 0.5) / POINTS * (clean["embed"] - twin["embed"])
+            _, found = gradients(
+                model, batch.tokens, sites, pair.metric, [Edit("embed", "replace", start)], pair.logits_at
+            )
+            for site in sites:
+                slope[site] += found[site] / POINTS
+        parts.append({f"{name} {site}": value[site].flatten(2).double().cpu() for site in sites
+                      for name, value in (("clean", clean), ("twin", twin), ("slope", slope))})  # fmt: skip
+        ends.append((pair.clean - pair.corrupted_value, pair.right))
+    effect, right = (torch.cat([end[k] for end in ends]) for k in range(2))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return [
+        Traffic(site, whole[f"clean {site}"], whole[f"twin {site}"], whole[f"slope {site}"], effect, right)
+        for site in sites
+    ]
+
+
+def orthonormal(vectors: Tensor, most: int | None = None) -> Tensor:
+    """An orthonormal basis [unit, k] of what the rows [vector, unit] span, the strongest directions first.
+
+    Args:
+        most: Largest k.
+    """
+    _, s, V = torch.linalg.svd(vectors.double(), full_matrices=False)
+    k = int((s > 1e-9 * s.max().clamp(min=1e-300)).sum())
+    return V[: k if most is None else min(k, most)].T.contiguous()
+
+
+def unit_basis(units: Sequence[int], width: int) -> Tensor:
+    """The subspace of whole units, [unit, k]."""
+    return torch.eye(width, dtype=torch.float64)[:, list(units)]
+
+
+def random_basis(width: int, rank: int, generator: torch.Generator, within: Tensor | None = None) -> Tensor:
+    """A subspace of that rank, uniformly at random, [unit, rank]; of ``within`` [unit, k] where that is given."""
+    size = width if within is None else within.shape[1]
+    Q, R = torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))
+    Q = Q * R.diagonal().sign()  # without this, QR's own choice of signs is not uniform
+    return Q if within is None else within @ Q
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """‖AᵀB‖² / min(rank): 1 when the smaller subspace lies in the larger one, 0 when they are orthogonal."""
+    return float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
+
+
+def linear_cka(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Linear centred kernel alignment (Kornblith et al. 2019, equation 4) of [row, unit] and [row, other unit]."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    cross = np.linalg.norm(a.T @ b) ** 2
+    return float(cross / max(float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b)), 1e-300))
+
+
+def shuffled_weights(model: Any, seed: int) -> Any:
+    """A copy of the model with the entries of every weight tensor in another order: the control on random weights."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return other
+
+
+def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
+    """Whether the model says each prompt's last answer, and whether it says the answer of another prompt in its place:
+    what chance would give; [prompt] each."""
+    right, chance = [], []
+    with torch.no_grad():
+        for batch in loader:
+            logits, _ = model.trace(batch.tokens, Tap(), logits_at=batch.positions[:, -1:])
+            said, answer = logits[:, 0].argmax(-1), batch.answers[:, -1]
+            right.append((said == answer).double().cpu())
+            chance.append((said == answer.roll(1)).double().cpu())
+    return torch.cat(right), torch.cat(chance)

@@ -1,0 +1,24 @@
+#!/usr/bin/env python3
+"""Trains every architecture of dictionary on activations with known directions, and scores what they find."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
+from mechint.errors import exit_status
+from mechint.options import add_flags, from_flags
+from mechint.sae_planted import PlantedConfig, planted_scores, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_flags(parser, PlantedConfig)
+    print(*table(planted_scores(from_flags(parser.parse_args(), PlantedConfig))), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

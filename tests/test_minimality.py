@@ -1,0 +1,63 @@
+"""Removing the units of a circuit one at a time, on a model whose circuit is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from mechint.minimality import removed
+from mechint.ssm_circuit import SSMCircuitAnalyzer
+from mechint.units import SSM_UNITS
+from tests.builders import tiny_mamba
+
+from .test_circuit import KEPT, SMALL, bench, known_circuit, loaders
+
+
+@pytest.mark.parametrize("unit", ["channel", "path", "layer", "mode"])
+@pytest.mark.parametrize("metric", ["kl", "loss", "accuracy", "logit_diff"])
+def test_a_sweep_over_the_circuit_equals_one_measurement_for_each_unit(unit: str, metric: str) -> None:
+    test = bench(tiny_mamba(dtype=torch.float64).requires_grad_(False), unit, "counterfactual")
+    mask = (torch.rand(test.units.total, generator=torch.Generator().manual_seed(3)) < 0.7).double()
+    units = mask.nonzero().flatten().tolist()[:7]
+    got = removed(test, mask, units, metric)
+    for k, number in enumerate(units):
+        without = mask.clone()
+        without[number] = 0
+        torch.testing.assert_close(got[:, k], test.measure(without)[metric], rtol=0, atol=1e-6)  # metrics are float32
+
+
+def test_it_tells_passengers_from_units_that_are_needed() -> None:
+    needed = {(layer, channel) for layer, kept in enumerate(KEPT) for channel in kept}
+    config = dataclasses.replace(SMALL, search="budget", budget=12, steps=40, seeds=1, bootstrap=1000)
+    results = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    tried, number = results["leave_one_out"], results["metrics"]["minimality"]
+    assert len(tried) == 12 and number["interval"] == "every unit was tried"
+    assert {(entry["layer"], entry["unit"]) for entry in tried[:8]} == needed  # the worst losses come first
+    idle = [entry for entry in tried if (entry["layer"], entry["unit"]) not in needed]
+    assert len(idle) == 4 and all(entry["drop"]["value"] == 0 and entry["p"] == 1 for entry in idle)
+    hurts = [entry for entry in tried if entry["p"] <= 0.05 and entry["drop"]["value"] > 0]
+    assert number["value"] == len(hurts) / 12 and len(hurts) >= 4
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(0, 0), (3, 3)])
+def test_as_many_units_are_tried_as_are_asked_for(asked: int, tried: int) -> None:
+    config = dataclasses.replace(SMALL, search="budget", budget=9, steps=5, seeds=1, removed_units=asked)
+    results = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    assert len(results["leave_one_out"]) == tried
+    assert ("minimality" in results["metrics"]) == bool(tried)
+    if tried:
+        assert results["metrics"]["minimality"]["interval"] == "95 % bootstrap over the units tried"
+
+
+@pytest.mark.parametrize("unit", list(SSM_UNITS))
+def test_the_edits_of_one_dropped_unit_are_those_of_its_mask(unit: str) -> None:
+    test = bench(tiny_mamba().requires_grad_(False), unit)
+    number = test.units.total - 1
+    mask = torch.ones(test.units.total)
+    mask[number] = 0
+    dropping = test.units.dropping(number, test.fills[0])
+    every = test.units.edits(mask, test.fills[0])
+    assert 0 < len(dropping) < len(every)
+    assert {edit.site for edit in dropping} <= {edit.site for edit in every}

@@ -1,0 +1,166 @@
+"""The report of a grid and the page of a dictionary: every number from results.json, bad files refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechint import MechintError
+from mechint.report import write_report
+from mechint.report.dictionary_page import write_dictionary_page
+from mechint.report.sae import METRICS, load_grid, table_of
+from mechint.sae_evaluation import BINS
+
+
+def number(value: float, half: float = 0.01) -> dict[str, Any]:
+    return {
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "n": 64,
+        "interval": "95 % bootstrap over documents",
+    }
+
+
+def member(k: int, width: int, seed: int = 0, baseline: str | None = None, kind: str = "topk") -> dict[str, Any]:
+    good = 1 - 0.6 / k**0.6 - (0.15 if baseline else 0) + 0.03 * (width / 2048)
+    metrics = {
+        "variance_explained": number(good - 0.1), "ce_recovered_mean": number(good),
+        "ce_recovered_zero": number(good + 0.02), "l0": number(k, 0.0), "kl": number((1 - good) * 0.8),
+        "dead": number(width / 20_000, 0.0), "mse": number(1.2 - good), "norm_ratio": number(0.8 + 0.1 * good),
+        "decoder_cosine": number(0.4), "ce": number(1.5), "ce_increase": number(1 - good),
+    }  # fmt: skip
+    peers = {
+        name: {"latents": 64, "active": k, "metrics": {"l0": number(k, 0), "ce_recovered_mean": number(good - less)}}
+        for name, less in (("pca_rank", 0.3), ("pca_top", 0.2), ("neurons", 0.4))
+    }
+    counts = [0] * (len(BINS) - 1)
+    for step in range(10):
+        counts[12 + step] = width // 40 + step * k
+    return {
+        "name": f"{kind}-k{k}-{width}-s{seed}{'-' + baseline if baseline else ''}", "architecture": kind,
+        "site": "layers.0.out", "layer": 0, "d_in": 64, "d_sae": width, "seed": seed, "baseline": baseline,
+        "sparsity": {"name": "k", "value": float(k)}, "directory": "dictionaries/x", "metrics": metrics,
+        "baselines": peers,
+        "density": {"log10_edges": BINS.tolist(), "latents": counts, "never": 3}, "tokens": 24_000, "documents": 256,
+        "notes": [],
+    }  # fmt: skip
+
+
+def results() -> dict[str, Any]:
+    members = [member(k, width, seed) for k in (4, 12, 32, 64) for width in (256, 512, 1024, 2048) for seed in (0, 1)]
+    members += [member(k, 512, 0, "frozen_decoder") for k in (12, 64)]
+    agreed = {name: number(0.6) for name in ("largest", "shared", "matched")}
+    random = {name: number(0.2) for name in agreed}
+    stable = {"of": "topk-k12-512", "members": ["a", "b"], "pairs": 1, "same_above": 0.9, **agreed, "random": random}
+    return {
+        "schema": 1, "status": "complete", "report": "sae", "analysis": "sae", "title": "Sparse autoencoders",
+        "checkpoint": "model.pt", "model": {"family": "mamba", "parameters": 1000}, 
+        "task": {"name": "text", "description": "a text"},
+        "metrics": {}, "notes": ["a note of the run"], "config": {"seeds": 2},
+        "sae": {"members": members, "stability": [stable]},
+    }  # fmt: skip
+
+
+def features() -> dict[str, Any]:
+    window = {"row": 3, "from": 0, "to": 3, "peak": 1, "acts": [[0, 0.5], [1, 2.0]]}
+    told = [
+        {"id": i, "density": 0.1 * i, "max": 2.0, "mean": 1.0, "histogram": [3, 1], "top": [window] * bool(i),
+         "samples": [{**window, "interval": [1.0, 2.0]}] * bool(i), "raises": [[5, 1.5]], "lowers": [[6, -2.0]],
+         "neighbours": [[1 - min(i, 1), 0.25]]} for i in range(3)
+    ]  # fmt: skip
+    return {
+        "schema": 1, "site": "layers.0.out", "architecture": "topk", "d_in": 64, "d_sae": 3, "tokens": 100,
+        "windows": 9,
+        "vocabulary": {"5": "<b>", "6": "</script>", "7": "x"},
+        "rows": {"3": [5, 6, 7]},
+        "logits": "direct path", "features": told,
+    }  # fmt: skip
+
+
+def write_run(directory: Path, raw: dict[str, Any]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(json.dumps(raw))
+    (directory / "manifest.json").write_text(json.dumps({"version": "0.1.0"}))
+    return directory
+
+
+def test_the_report_has_every_dictionary_and_the_same_bytes_twice(tmp_path: Path) -> None:
+    raw = results()
+    run = write_run(tmp_path / "run", raw)
+    (run / "features").mkdir()
+    (run / "features" / "one.json").write_text(json.dumps(features()))
+    written = write_report(run)
+    names = [path.name for path in written]
+    stem = "layers.0.out_topk.png"
+    assert names == [
+        f"sae_curves_{stem}",
+        f"sae_heatmaps_{stem}",
+        f"sae_densities_{stem}",
+        "one.html",
+        "sae_report.md",
+        "report.html",
+    ]
+    text = (run / "sae_report.md").read_text()
+    for entry in raw["sae"]["members"]:
+        assert entry["name"] in text
+    assert "a note of the run" in text and "[one](features/one.html)" in text and "0.60 (random 0.20)" in text
+    assert "frozen decoder" in text
+    before = {path.name: path.read_bytes() for path in written}
+    assert {path.name: path.read_bytes() for path in write_report(run)} == before
+
+
+def test_means_over_seeds_and_holes(tmp_path: Path) -> None:
+    raw = results()
+    raw["sae"]["members"] = [member(4, 256, 0), member(4, 256, 1), member(8, 512, 0)]
+    raw["sae"]["members"][1]["metrics"]["kl"] = number(1.0)
+    grid = load_grid(write_run(tmp_path, raw))
+    sparsities, widths, values = table_of(grid.trained, "kl")
+    assert (sparsities, widths) == ([4, 8], [256, 512])
+    assert values[0, 0] == pytest.approx((grid.members[0].metrics["kl"].value + 1) / 2)
+    assert str(values[0, 1]) == "nan" and set(METRICS) > {"kl"}
+
+
+def test_warnings_name_what_is_worse(tmp_path: Path) -> None:
+    raw = results()
+    raw["sae"]["members"] = [member(4, 256), member(4, 512)]
+    raw["sae"]["members"][1]["metrics"]["ce_recovered_mean"] = number(0.1)
+    write_report(write_run(tmp_path, raw), heatmaps=False, curves=False)
+    text = (tmp_path / "sae_report.md").read_text()
+    assert "topk-k4-512-s0 recovers less than topk-k4-256-s0, which has fewer latents" in text
+    assert re.search(r"warning:\*\* topk-k4-512-s0 recovers .*no more than PCA", text)
+
+
+@pytest.mark.parametrize("broken", ["schema", "metrics", "sparsity", "density", "members", "value"])
+def test_broken_results_are_refused(tmp_path: Path, broken: str) -> None:
+    raw = results()
+    first = raw["sae"]["members"][0]
+    if broken == "schema":
+        raw["schema"] = 99
+    elif broken == "members":
+        raw["sae"]["members"] = []
+    elif broken == "value":
+        first["metrics"]["kl"]["value"] = "much"
+    else:
+        del first[broken]
+    with pytest.raises(MechintError, match=r"results\.json"):
+        write_report(write_run(tmp_path, raw))
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_the_page_of_a_dictionary_is_closed_and_holds_its_data(tmp_path: Path) -> None:
+    causal = {"mode": "ablate", "features": [{"id": 1, "metrics": {"kl_active": number(0.3)},
+                                              "control": {"kl_active": {"values": [0.1], "p": 0.5}}}]}  # fmt: skip
+    path = write_dictionary_page(features(), tmp_path / "page.html", title="a <title>", causal=causal)
+    text = path.read_text()
+    assert text.count("</script>") == 1 and "a &lt;title&gt;" in text and "default-src 'none'" in text
+    data = json.loads(re.search(r"const D = (.*?), HIGH = ", text).group(1))  # type: ignore[union-attr]
+    assert data["t"] == ["<b>", "</script>", "x"] and [f[0] for f in data["f"]] == [0, 1, 2]
+    assert data["f"][1][10] == [["kl_active", 0.3, 0.29, 0.31, 0.5]] and data["f"][2][5][0][:4] == [3, 0, 3, 1]
+    (tmp_path / "old.json").write_text("{}")
+    with pytest.raises(MechintError, match="no features of schema 1"):
+        write_dictionary_page(tmp_path / "old.json", tmp_path / "other.html")
