@@ -51,6 +51,25 @@ def test_a_fact_and_its_twin(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_whole_answers_are_read_on_token_by_token(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    long = {**TWIN, "answer": "city of Rome"}
+    path.write_text("\n".join(map(json.dumps, (TWIN, long))))
+    found = make_task(TaskConfig(name="file", file=str(path), answers="whole"), tokenizer())
+    assert found.whole and "all are asked for" in found.description and found.length == 7
+    assert [group.tokens.shape[1] for group in found.groups(9, "evaluation", 0)] == [6, 7]
+    grown = found.prompts(found.facts[1:])
+    words = [found.tokenizer.id_to_token(int(token)) for token in grown.tokens[0]]
+    twins = [found.tokenizer.id_to_token(int(token)) for token in grown.twins[0]]
+    assert words[5:] == twins[5:] == ["Ġcity", "Ġof"] and twins[1:3] == ["ĠTaj", "ĠMahal"]
+    assert [found.tokenizer.id_to_token(int(token)) for token in grown.answers[0]] == ["Ġcity", "Ġof", "ĠRome"]
+    assert grown.positions.tolist() == [[4, 5, 6]] and grown.wrong is None
+    names, role = found.roles(grown)
+    assert [names[k] for k in role[0].tolist()][4:] == ["last token", "answer so far", "answer so far"]
+    first = make_task(TaskConfig(name="file", file=str(path)), tokenizer())
+    assert not first.whole and all(g.answers.shape[1] == 1 for g in first.groups(9, "evaluation", 0))
+
+
 def test_the_layout_of_known_1000_and_groups_by_length(tmp_path: Path) -> None:
     cities = [f"{'The ' * (1 + k % 3)}Colosseum" for k in range(24)]
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint.errors import MechintError
-from mechint.tasks import SPLITS, Prompts, Task, TaskConfig, accuracy, indirect_object, make_task, mix, sentences
+from mechint.tasks import (
+    SPLITS,
+    Prompts,
+    Task,
+    TaskConfig,
+    accuracy,
+    greater_than,
+    indirect_object,
+    make_task,
+    mix,
+    pooled,
+    sentences,
+)
 from mechint.tasks.facts import Facts, invented
 from mechint.tasks.text import read_text
 
-SYNTHETIC = ("recall", "induction", "selective_copy", "facts", "indirect_object")
+SYNTHETIC = ("recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than")
 CONFIGS = {name: TaskConfig(name=name, pairs=4, keys=16, values=16, length=32) for name in (*SYNTHETIC, "text")}
 
 
@@ -70,7 +83,21 @@ def solver(task: Task) -> Callable[[Task, list[int], int], int]:
     return simple.get(task.name) or solver_of_facts(task)
 
 
+def assert_later_years(task: Task, prompts: Prompts) -> None:
+    """Every year above the first one that is read is right, and all others are what it is compared with."""
+    assert prompts.twins is not None and prompts.wrong is not None
+    years = {task.decode(token): token for token in range(task.vocab_size) if task.decode(token).isdigit()}
+    for k, (tokens, twin) in enumerate(zip(prompts.tokens.tolist(), prompts.twins.tolist(), strict=True)):
+        start, early = (next(int(t) for t in map(task.decode, row[7:]) if t.isdigit()) for row in (tokens, twin))
+        right = {years[f"{year:02d}"] for year in range(start + 1, 100)}
+        assert set(prompts.good()[k, 0].tolist()) - {-1} == right and int(prompts.answers[k]) in right
+        assert set(prompts.bad()[k, 0].tolist()) - {-1} == {years[f"{y:02d}"] for y in range(start + 1)}  # type: ignore[index]
+        assert early == 1 < int(task.decode(int(prompts.wrong[k]))) <= start
+
+
 def assert_solved(task: Task, prompts: Prompts) -> None:
+    if task.name == "greater_than":
+        return assert_later_years(task, prompts)
     solve = solver(task)
     assert prompts.twins is not None and prompts.wrong is not None
     for tokens, answers in ((prompts.tokens, prompts.answers), (prompts.twins, prompts.wrong)):
@@ -296,6 +323,45 @@ def test_a_tokenizer_without_the_words_is_refused(missing: str, line: str) -> No
     with pytest.raises(MechintError) as caught:
         make_task(CONFIGS["indirect_object"], word_tokenizer(leave_out=missing))
     assert line in str(caught.value) and "KNLP_TASK_NAME_FILE" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_years_in_the_models_tokens() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    def tokenizer(*years: str) -> Any:
+        words = [w for w in greater_than.FRAME.split() if w not in greater_than.SLOTS][1:]
+        words += [*greater_than.NOUNS, *greater_than.CENTURIES]
+        digits = [str(digit) for digit in range(10)]
+        known = ["The", "\u0120", *digits, *(f"\u0120{word}" for word in words), *years]
+        found = Tokenizer(models.BPE({w: k for k, w in enumerate(dict.fromkeys(known))}, [], ignore_merges=True))
+        by_two = pre_tokenizers.Split(Regex(r" ?[0-9]{2}"), "isolated")
+        found.pre_tokenizer = pre_tokenizers.Sequence([by_two, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        return found
+
+    from tokenizers import Regex
+
+    two = [f"{year:02d}" for year in range(100)]
+    task = make_task(CONFIGS["greater_than"], tokenizer(*two))
+    prompts = task.sample(50, "evaluation", 0)
+    for row in prompts.tokens.tolist():
+        text = "".join(task.words.tokenizer.id_to_token(t) for t in row).replace("\u0120", " ")  # type: ignore[attr-defined]
+        assert task.words.tokenizer.encode(text).ids == row  # type: ignore[attr-defined]
+    with pytest.raises(MechintError, match="no single tokens for two-digit years"):
+        make_task(CONFIGS["greater_than"], tokenizer())
+
+
+def test_any_of_several_right_answers_counts() -> None:
+    logits = torch.zeros(2, 1, 6)
+    logits[0, 0, 2], logits[1, 0, 4] = 3.0, 3.0
+    prompts = Prompts(
+        torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long), torch.tensor([[1], [1]]), None, None,
+        torch.arange(2), accepted=torch.tensor([[[1, 2, -1]], [[1, 2, 3]]]),
+    )  # fmt: skip
+    assert prompts.right(logits).tolist() == [[True], [False]]
+    expected = [[float(torch.tensor([0.0, 3.0]).logsumexp(0))], [float(torch.zeros(3).logsumexp(0))]]
+    torch.testing.assert_close(pooled(logits, prompts.good()), torch.tensor(expected))
+    one = dataclasses.replace(prompts, accepted=None)
+    assert torch.equal(pooled(logits, one.good()), logits[:, :, 1])
 
 
 def test_a_tokenizer_that_joins_words_is_refused() -> None:

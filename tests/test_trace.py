@@ -101,14 +101,53 @@ def test_every_cell_is_one_run_by_hand(metric: str, corruption: str) -> None:
         torch.testing.assert_close(found["denoise"][3, layer, p], expected_severed, rtol=0, atol=1e-10)
 
 
-def test_pieces_do_not_change_a_trace() -> None:
+@pytest.mark.parametrize("corruption", ["twin", "noise"])
+def test_pieces_do_not_change_a_trace(corruption: str) -> None:
     model = tiny_mamba(1, torch.float64).requires_grad_(False)
     prompts = loaders(model, 6, 6)[1].batches[0]
-    whole = CausalTracer(model, SMALL).trace(prompts, None)
-    tracer = CausalTracer(model, SMALL)
+    config = dataclasses.replace(SMALL, corruption=corruption, draws=2, metric="answer_logprob")
+    whole = CausalTracer(model, config).trace(prompts, None)
+    tracer = CausalTracer(model, config)
     tracer.pieces = lambda batch: list(torch.arange(len(batch)).split(1))  # type: ignore[method-assign]
     for name, value in tracer.trace(prompts, None).items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", ["answer_logprob", "answer_prob"])
+@pytest.mark.parametrize("corruption", ["twin", "noise"])
+def test_an_answer_of_several_tokens_against_one_forward_for_each(metric: str, corruption: str) -> None:
+    """The sequence's log-probability: the sum over its tokens, each from a run that ends before it."""
+    model = tiny_mamba(3, torch.float64).requires_grad_(False)
+    prompts = make_task(TASK).sample(3, "evaluation", 0)
+    length, many = prompts.tokens.shape[1], 3
+    answers = torch.randint(24, (3, many), generator=torch.Generator().manual_seed(0))
+    grown, twins = (torch.cat([part, answers[:, :-1]], 1) for part in (prompts.tokens, prompts.twins))  # type: ignore[list-item]
+    positions = torch.arange(length - 1, length + many - 1).expand(3, -1)
+    asked = dataclasses.replace(
+        prompts, tokens=grown, twins=twins, answers=answers, positions=positions, wrong=None,
+        subject=torch.tensor([[1, 3]] * 3),
+    )  # fmt: skip
+    pair = Interchange(model, asked, Corruption(corruption, draws=2), "denoise", metric, whole=True)
+    (tokens, edits), draws = pair.receiver, pair.draws
+
+    def by_hand(tokens: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
+        total = torch.zeros(3 * draws, dtype=torch.float64)
+        for k in range(many):
+            end = length + k
+            cut = [dataclasses.replace(e, value=e.value[:, :end] if e.positions is None else e.value) for e in edits]  # type: ignore[index]
+            logits = mechint.run(model, tokens[:, :end], edits=cut).logits[:, -1]
+            total += torch.stack([logits[i].log_softmax(-1)[answers[i // draws, k]] for i in range(3 * draws)])
+        return (total if metric == "answer_logprob" else total.exp()).view(3, draws).mean(1)
+
+    every = grown.repeat_interleave(draws, 0)
+    torch.testing.assert_close(pair.clean, by_hand(every, []), rtol=0, atol=1e-10)
+    torch.testing.assert_close(pair.corrupted_value, by_hand(tokens, edits), rtol=0, atol=1e-10)
+    clean = mechint.run(model, every, ["layers.0.state"])["layers.0.state"]
+    cells = [[Edit("layers.0.state", "replace", clean[:, [p]], positions=[p])] for p in (2, length - 1)]
+    for value, cell in zip(pair.sweep(cells), cells, strict=True):
+        torch.testing.assert_close(value, by_hand(tokens, [*edits, *cell]), rtol=0, atol=1e-10)
+    says = mechint.run(model, grown).logits.argmax(-1).gather(1, positions)
+    assert pair.right.tolist() == (says == answers).all(1).tolist()
 
 
 def test_noise_has_the_measured_size_and_only_on_the_subject() -> None:
@@ -296,8 +335,21 @@ def test_refusals(tmp_path: Path) -> None:
         CausalTracer(model, dataclasses.replace(SMALL, sever="stat"))
     assert "neither subjects nor" in str(refuse(SMALL, TaskConfig(name="text")))
     assert "no counterfactual twin" in str(refuse(SMALL, TaskConfig(name="prompt")))
+    prompts = loaders(model, 4)[1].batches[0]
     with pytest.raises(MechintError, match="logit_diff needs counterfactual twins"):
-        answer_metric("logit_diff", torch.zeros(1), None)
+        answer_metric("logit_diff", dataclasses.replace(prompts, wrong=None))
+    with pytest.raises(MechintError, match=r"no metric 'logit_dif' .did you mean logit_diff"):
+        answer_metric("logit_dif", prompts)
+    for arguments, line in (
+        ((Corruption("noisy"), "denoise", "logit_diff"), r"no corruption 'noisy' .did you mean noise.*; take twin"),
+        ((Corruption(), "denoising", "logit_diff"), "no direction 'denoising'"),
+        ((Corruption(), "denoise", "answer"), "no metric 'answer'"),
+    ):
+        with pytest.raises(MechintError, match=line):
+            Interchange(model, prompts, *arguments)
+    whole = TaskConfig(name="file", answers="whole")
+    assert "one answer token" in str(refuse(SMALL, whole))
+    assert refuse(dataclasses.replace(SMALL, metric="answer_logprob"), whole) is None
     task = make_task(TASK)
     plain = [PromptLoader(task, split, 6, 6, 0) for split in ("discovery", "evaluation")]
     never = tiny_mamba(0, vocab_size=40).requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tasks import Prompts
+from .tasks import Prompts, pooled
 
 PART = 1 << 25
 """Bytes of one part of the logits."""
@@ -34,8 +34,9 @@ class Answers:
 
     def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
         self.shape = prompts.answers.shape
-        self.answers = prompts.answers.flatten()
-        self.wrong = None if prompts.wrong is None else prompts.wrong.flatten()
+        bad = prompts.bad()
+        self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is no id
+        self.wrong = None if bad is None else bad.flatten(0, 1)
         self.full, self.head = full.detach().flatten(0, 1), head.detach()
         self.rows = max(1, PART // (4 * len(head)))
         self.logits: list[Tensor] | None = None
@@ -56,10 +57,11 @@ class Answers:
         """One metric of logits [..., n, Q, V] that are there already, [..., n]: the mean over a prompt's answers."""
         n, queries = self.shape
         kept = torch.cat(self.logits) if self.logits is not None else self.logits_of(self.full)
-        right, wrong = self.answers.unsqueeze(-1), None if self.wrong is None else self.wrong.unsqueeze(-1)
         sign, name = (-1.0, "answer_logprob") if metric == "loss" else (1.0, metric)
         found = [
-            dict(zip(NAMES, compare(cell, kept, right, wrong)[0], strict=False))[name].view(n, queries).mean(-1)
+            dict(zip(NAMES, compare(cell, kept, self.answers, self.wrong)[0], strict=False))[name]
+            .view(n, queries)
+            .mean(-1)
             for cell in logits.float().reshape(-1, n * queries, logits.shape[-1])
         ]
         return sign * torch.stack(found).view(*logits.shape[:-3], n)
@@ -112,28 +114,37 @@ def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str
     """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
     logits = answers.logits_of(read)  # [m, V]
     kept = answers.logits[number] if answers.logits is not None else answers.logits_of(answers.full[at])
-    right = answers.answers[at].unsqueeze(-1)
-    wrong = None if answers.wrong is None else answers.wrong[at].unsqueeze(-1)
+    right, wrong = answers.answers[at], None if answers.wrong is None else answers.wrong[at]
     values, logs, chances = compare(logits, kept, right, wrong)
     up: Tensor | None = None
     if learn == "kl":
         up = logs.exp() - chances
     elif learn == "answer_logprob":
-        up = (-logs.exp()).scatter_add_(-1, right, torch.ones_like(right, dtype=logs.dtype))
+        up = (-logs.exp()).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
     elif learn == "logit_diff":
-        one = torch.ones_like(right, dtype=logs.dtype)
         assert wrong is not None
-        up = torch.zeros_like(logs).scatter_add_(-1, right, one).scatter_add_(-1, wrong, -one)
+        up = torch.zeros_like(logs).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
+        up.scatter_add_(-1, wrong.clamp(min=0), -shares(logs, wrong))
     return *values, up
 
 
 def compare(
     logits: Tensor, kept: Tensor, right: Tensor, wrong: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """:data:`NAMES` of logits [m, V] beside the full model's, [m] each; log-probabilities; the full model's chances."""
-    accuracy = (logits.argmax(-1, keepdim=True) == right).float().squeeze(-1)
-    difference = [] if wrong is None else [(logits.gather(-1, right) - logits.gather(-1, wrong)).squeeze(-1)]
+    """:data:`NAMES` of logits [m, V] beside the full model's, [m] each; log-probabilities; the full model's chances.
+
+    ``right`` and ``wrong`` are ids [m, A], -1 where there are fewer.
+    """
+    accuracy = (logits.argmax(-1, keepdim=True) == right).any(-1).float()
+    difference = [] if wrong is None else [pooled(logits, right) - pooled(logits, wrong)]
     logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
     chances = reference.exp()
     kl = (chances * (reference - logs)).sum(-1)
-    return (kl, logs.gather(-1, right).squeeze(-1), accuracy, *difference), logs, chances
+    return (kl, pooled(logs, right), accuracy, *difference), logs, chances
+
+
+def shares(logits: Tensor, ids: Tensor) -> Tensor:
+    """The gradient of :func:`mechint.tasks.pooled` at the ids, [m, A]: 1 where there is one."""
+    if ids.shape[-1] == 1:
+        return torch.ones_like(logits[:, :1])
+    return logits.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).softmax(-1)

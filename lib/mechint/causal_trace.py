@@ -18,9 +18,10 @@ from torch import Tensor
 from . import files
 from .analysis import Analysis, StagedAnalyzer
 from .errors import MechintError, did_you_mean
-from .interchange import Corruption, Interchange
+from .interchange import CORRUPTIONS, METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
+from .run import run
 from .statistics import ClusterBootstrap, Number, exact
 from .tasks import Prompts
 from .tasks.config import TaskConfig
@@ -54,7 +55,7 @@ class TraceConfig:
         "twin",
         "What corrupts the subject's tokens: the counterfactual twin's tokens, noise on their embeddings, or the mean "
         "embedding",
-        choices=("twin", "noise", "mean"),
+        choices=CORRUPTIONS,
     )
     noise_scale: float = option(
         3.0, "Noise, in standard deviations of the embedding matrix", unit="deviations", low=0.01, high=1000.0
@@ -63,7 +64,7 @@ class TraceConfig:
     metric: str = option(
         "logit_diff",
         "What is restored: the logit difference to the twin's answer, the answer's log-probability or its probability",
-        choices=("logit_diff", "answer_logprob", "answer_prob"),
+        choices=METRICS,
     )
     attribution: bool = option(True, "Also estimate every effect by gradients, and report how well that agrees")
     prompts: int = option(
@@ -89,16 +90,19 @@ class CausalTracer(StagedAnalyzer):
                     f"{did_you_mean(kind, kinds_of(model))}; it has {', '.join(kinds_of(model))}"
                 )
         self.directions = ("denoise", "noise") if config.direction == "both" else (config.direction,)
+        self.whole = False
+        """Whether a prompt's answers are measured as one; the task says so."""
         self.effects: dict[str, Tensor] = {}
         self.examples: list[dict[str, Any]] = []
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Traces the prompts of ``val_loader``; returns the results."""
         task = val_loader.task
+        self.whole = task.whole
         names, _ = task.roles(val_loader.groups[0])
         mean = self.mean_embedding(train_loader) if self.config.corruption == "mean" else None
         found = [
-            self.stages.get(f"batch {k}", functools.partial(self.trace, batch, mean))
+            self.stages.get(f"batch {k}", functools.partial(self.trace_answered, batch, mean))
             for k, batch in enumerate(val_loader)
         ]
         roles = [task.roles(batch)[1].cpu() for batch in val_loader]
@@ -116,7 +120,9 @@ class CausalTracer(StagedAnalyzer):
             "prompts_used": exact(int(right.sum())),
             "prompts_failed": exact(int((~right).sum())),
         }
-        trace, notes = numbers(found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics)
+        trace, notes, kept = numbers(
+            found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics
+        )
         if (few := len(set(templates[right].tolist()))) < 8:
             notes.append(
                 f"Only {few} different subjects or templates were traced: the intervals and p-values say little about "
@@ -127,9 +133,15 @@ class CausalTracer(StagedAnalyzer):
                 f"{metrics['prompts_failed']['value']} of {len(right)} prompts were left out: the model does not "
                 f"answer them, so there is nothing to trace"
             )
-        self.effects = {
-            f"{direction}.{k}": part[direction].float() for k, part in enumerate(found) for direction in self.directions
-        } | {f"right.{k}": part["right"] for k, part in enumerate(found)}
+        self.effects = (
+            {
+                f"{direction}.{k}": part[direction].float()
+                for k, part in enumerate(found)
+                for direction in self.directions
+            }
+            | {f"right.{k}": part["right"] for k, part in enumerate(found)}
+            | kept
+        )
         self.examples = self.show(val_loader, found, roles, plan)
         self.results = {
             "report": "trace",
@@ -166,6 +178,25 @@ class CausalTracer(StagedAnalyzer):
         c = self.config
         return Corruption(c.corruption, c.noise_scale, c.draws, self.seed, mean)
 
+    def trace_answered(self, batch: Prompts, mean: Tensor | None) -> dict[str, Tensor]:
+        """:meth:`trace` of the prompts that the model answers; NaN for the others, which cost no sweep."""
+        asked = batch if self.whole else batch.last()
+        with torch.no_grad():
+            logits = run(self.model, asked.tokens, logits_at=asked.positions).logits
+        right = asked.right(logits).all(-1)
+        rows, size = right.nonzero().flatten(), len(batch)
+        found = {name: torch.full((size,), torch.nan, dtype=torch.float64) for name in ("clean", "corrupted")}
+        for direction in self.directions:
+            count = len(panels(self.model, self.kinds, self.severed, self.config.window, direction))
+            shape = (count, self.model.config.n_layer, batch.tokens.shape[1], size)
+            for name in (direction, f"{direction} estimates"):
+                found[name] = torch.full(shape, torch.nan, dtype=torch.float64)
+        if len(rows):
+            part = self.trace(batch[rows], mean)
+            for name, values in found.items():
+                values[..., rows.cpu()] = part[name]
+        return {**found, "right": right.cpu()}
+
     def trace(self, batch: Prompts, mean: Tensor | None) -> dict[str, Tensor]:
         """Effects of one batch: for each direction [panel, layer, position, prompt]; the ends; the estimates."""
         parts = [self.trace_rows(batch[rows], mean) for rows in self.pieces(batch)]
@@ -187,7 +218,7 @@ class CausalTracer(StagedAnalyzer):
         found: dict[str, Tensor] = {}
         length = prompts.tokens.shape[1]
         for direction in self.directions:
-            pair = Interchange(self.model, prompts, self.corruption(mean), direction, self.config.metric)
+            pair = Interchange(self.model, prompts, self.corruption(mean), direction, self.config.metric, self.whole)
             found |= {"clean": pair.clean, "corrupted": pair.corrupted_value, "right": pair.right}
             maps, estimates = [], []
             for panel in panels(self.model, self.kinds, self.severed, self.config.window, direction):
@@ -215,6 +246,7 @@ class CausalTracer(StagedAnalyzer):
         """The first answered prompts, with their tokens and their own maps."""
         shown: list[dict[str, Any]] = []
         for batch, part, role in zip(loader, found, roles, strict=True):
+            asked = batch if self.whole else batch.last()
             for row in part["right"].nonzero().flatten().tolist():
                 if len(shown) == self.config.examples:
                     return shown
@@ -231,7 +263,7 @@ class CausalTracer(StagedAnalyzer):
                     {
                         "tokens": [decode(int(token)) for token in batch.tokens[row, : last + 1]],
                         "roles": role[row, : last + 1].tolist(),
-                        "answer": decode(int(batch.answers[row, -1])),
+                        "answer": "".join(map(decode, asked.answers[row].tolist())),
                         "clean": float(part["clean"][row]),
                         "corrupted": float(part["corrupted"][row]),
                         "maps": maps,
@@ -251,8 +283,15 @@ def kinds_of(model: Any) -> list[str]:
 def refuse(config: TraceConfig, task: TaskConfig) -> str | None:
     if task.name == "prompt" and (config.corruption == "twin" or config.metric == "logit_diff"):
         return "one prompt has no counterfactual twin; choose the corruption noise and the metric answer_logprob"
+    return unfit(task, config.metric)
+
+
+def unfit(task: TaskConfig, metric: str) -> str | None:
+    """Why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
     if task.name == "text":
         return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
+    if task.name in ("file", "prompt") and task.answers == "whole" and metric == "logit_diff":
+        return "the logit difference is of one answer token; choose answer_logprob or the first token of the answers"
     return None
 
 

@@ -102,10 +102,10 @@ class CircuitAnalyzer(CircuitEvidence):
     # ---- before the work ----------------------------------------------------------------------------------------
 
     def check_metric(self, loader: PromptLoader) -> None:
-        if self.config.metric == "logit_diff" and not loader.task.has_twins:
+        if self.config.metric == "logit_diff" and any(batch.bad() is None for batch in loader):
             raise MechintError(
                 f"the metric logit_diff compares with a counterfactual twin's answer, and the task "
-                f"{loader.task.name!r} has no twins; choose kl, answer_logprob or loss"
+                f"{loader.task.name!r} has none of one token; choose kl, answer_logprob or loss"
             )
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class CircuitAnalyzer(CircuitEvidence):
         right = []
         for batch in loader:
             logits, _ = self.model.trace(batch.tokens, Tap(), logits_at=batch.positions)
-            right.append((logits.argmax(-1) == batch.answers).double().mean(-1).cpu())
+            right.append(batch.right(logits).double().mean(-1).cpu())
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
         accuracy = bootstrap.interval(lambda mean: mean, torch.cat(right).numpy())
         if float(accuracy["value"]) < self.config.min_accuracy:

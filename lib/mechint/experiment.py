@@ -360,9 +360,12 @@ def compare(
 
 
 def _compare(directories: list[Path], target: Path) -> None:
-    kinds = {kind: [path for path in directories if kind_of(path) == kind] for kind in COMPARISONS}
-    several = {kind: paths for kind, paths in kinds.items() if len(paths) > 1}
-    for kind, paths in several.items():
-        for path in COMPARISONS[kind](paths, target / kind if len(several) > 1 else target):
+    for kind, write in COMPARISONS.items():
+        alike = [directory for directory in directories if kind_of(directory) == kind]
+        if len(alike) < 2:
+            continue
+        for path in write(alike, target if len(alike) == len(directories) else target / kind):
             if path.suffix == ".html":
                 print(f"comparison: {path}")
+    if sum(kind_of(directory) == "patch" for directory in directories) > 1:
+        print("no comparison is written of several patchings; each has its own report")

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import MechintError
+from .errors import MechintError, did_you_mean
 from .interventions import Edit
 from .run import run
 from .sweep import gradients, sweep
-from .tasks import Prompts, mix
+from .tasks import Prompts, mix, pooled
 
-CORRUPTIONS = ("twin", "noise", "mean", "none")
+CORRUPTIONS = ("twin", "noise", "mean")
+"""What an analysis can be asked for; ``none`` beside these is for what needs one run."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
+DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,40 @@ class Corruption:
     mean: Tensor | None = None
 
 
-def answer_metric(name: str, answers: Tensor, wrong: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The metric of logits [..., row, 1, vocabulary] as [..., row].
+def known(value: str, allowed: Sequence[str], what: str) -> None:
+    if value not in allowed:
+        raise MechintError(f"no {what} {value!r}{did_you_mean(value, allowed)}; take {', '.join(allowed)}")
+
+
+def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    """The metric of logits [..., n, Q, vocabulary] at the answers of ``prompts``, as [..., n].
 
     Args:
-        name: ``logit_diff`` (answer less the twin's answer, in logits), ``answer_logprob`` (in nats) or
-            ``answer_prob``.
-        answers, wrong: Token ids, [row].
-    """
-    if name == "logit_diff" and wrong is None:
-        raise MechintError("the metric logit_diff needs counterfactual twins; choose answer_logprob or answer_prob")
+        name: ``logit_diff`` (the answer's logit less the twin's answer's), ``answer_logprob`` (in nats) or
+            ``answer_prob``. Several answers of a prompt are tokens of one: log-probabilities add up, by the chain
+            rule. Where a task accepts several ids for one answer it is any of them.
+        prompts: With the answers to measure.
 
-    def of(logits: Tensor, tokens: Tensor) -> Tensor:
-        return logits.gather(-1, tokens.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    Raises:
+        MechintError: there is no such metric, or no wrong answer to compare with.
+    """
+    known(name, METRICS, "metric")
+    good, bad = prompts.good(), prompts.bad()
+    if name == "logit_diff":
+        if bad is None:
+            raise MechintError(
+                "the metric logit_diff needs counterfactual twins with one answer token; choose answer_logprob or "
+                "answer_prob"
+            )
+        if prompts.answers.shape[1] > 1:
+            raise MechintError("the metric logit_diff is of one answer token; choose answer_logprob or answer_prob")
 
     def metric(logits: Tensor) -> Tensor:
-        last = logits[..., 0, :] if logits.dtype == torch.float64 else logits[..., 0, :].float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if name == "logit_diff":
-            assert wrong is not None
-            return of(last, answers) - of(last, wrong)
-        log_probability = of(last, answers) - last.logsumexp(-1)
+            assert bad is not None
+            return (pooled(logits, good) - pooled(logits, bad)).squeeze(-1)
+        log_probability = (pooled(logits, good) - logits.logsumexp(-1)).sum(-1)
         return log_probability if name == "answer_logprob" else log_probability.exp()
 
     return metric
@@ -73,35 +89,47 @@ def answer_metric(name: str, answers: Tensor, wrong: Tensor | None) -> Callable[
 class Interchange:
     """Prompts of one length, each with its clean and its corrupted run; the last answer of each is what is measured.
 
+    Where a task's answers are the tokens of one answer (``whole``), all of them are: the metric is that of the whole
+    answer, each token read on from the right ones before it.
+
     Args:
         model: From :func:`mechint.load`.
         prompts: With a subject or twins.
         corruption: How the corrupted run differs.
         direction: ``denoise`` or ``noise``: which of the two receives parts of the other.
         metric: One of :data:`METRICS`.
+        whole: Measure all answers of a prompt as one.
+
+    Raises:
+        MechintError: the prompts lack what is asked for, or one of the names is unknown.
 
     Attributes:
         rows: Prompts × draws; a prompt's draws lie side by side.
         receiver, donor: (tokens [row, L], edits) of the run that is edited, and of the one its values come from.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, corruption: Corruption, direction: str, metric: str) -> None:
+    def __init__(
+        self, model: Any, prompts: Prompts, corruption: Corruption, direction: str, metric: str, whole: bool = False
+    ) -> None:
+        known(corruption.method, (*CORRUPTIONS, "none"), "corruption")
+        known(direction, DIRECTIONS, "direction")
+        if not whole:
+            prompts = prompts.last()
         self.model, self.prompts = model, prompts
         self.draws = corruption.draws if corruption.method == "noise" else 1
         every = torch.arange(len(prompts), device=prompts.tokens.device).repeat_interleave(self.draws)
         rows = prompts[every]
-        self.rows, self.logits_at = len(rows), rows.positions[:, -1:]
+        self.rows, self.logits_at = len(rows), rows.positions
+        self.metric = answer_metric(metric, rows)
         clean: tuple[Tensor, list[Edit]] = (rows.tokens, [])
         corrupted = self.corrupted(rows, corruption)
         self.receiver, self.donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-        wrong = None if rows.wrong is None else rows.wrong[:, -1]
-        self.metric = answer_metric(metric, rows.answers[:, -1], wrong)
         with torch.no_grad():
             logits = [run(model, tokens, (), edits, logits_at=self.logits_at).logits for tokens, edits in
                       (clean, corrupted)]  # fmt: skip
         self.clean, self.corrupted_value = (self.by_prompt(self.metric(found)) for found in logits)
         """The metric of the two runs, [prompt]."""
-        self.right = self.by_prompt((logits[0][:, 0].argmax(-1) == rows.answers[:, -1]).double()) == 1
+        self.right = self.by_prompt(rows.right(logits[0]).all(-1).double()) == 1
         """Whether the clean run says the answer, [prompt]."""
 
     def corrupted(self, rows: Prompts, corruption: Corruption) -> tuple[Tensor, list[Edit]]:
@@ -115,15 +143,21 @@ class Interchange:
         if about is None:
             raise MechintError(f"the corruption {corruption.method!r} needs to know what the prompts are about")
         weight = self.model.embeddings
-        shape = (*rows.tokens.shape, weight.shape[1])
         if corruption.method == "mean":
             assert corruption.mean is not None
             value = torch.where(about[..., None], corruption.mean.to(weight), weight[rows.tokens])
             return rows.tokens, [Edit("embed", "replace", value)]
-        seed = mix(corruption.seed, *rows.tokens[0].tolist())
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        value = noise.to(weight) * (corruption.scale * deviation(self.model)) * about[..., None]
+        value = self.noise(corruption.seed, weight.shape[1]).to(weight)
+        value = value * (corruption.scale * deviation(self.model)) * about[..., None]
         return rows.tokens, [Edit("embed", "add", value)]
+
+    def noise(self, seed: int, width: int) -> Tensor:
+        """Standard normal noise [row, L, width]. A prompt's own tokens decide it, not the prompts beside it."""
+        found = []
+        for tokens in self.prompts.tokens.tolist():
+            random = torch.Generator().manual_seed(mix(seed, *tokens))
+            found.append(torch.randn(self.draws, len(tokens), width, generator=random, dtype=torch.float64))
+        return torch.cat(found)
 
     def by_prompt(self, values: Tensor) -> Tensor:
         """Means over the draws of each prompt, [..., row] -> [..., prompt], on the CPU in float64."""

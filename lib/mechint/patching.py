@@ -22,10 +22,10 @@ from torch import Tensor
 
 from . import files, options
 from .analysis import Analysis, StagedAnalyzer
-from .causal_trace import listed
+from .causal_trace import listed, unfit
 from .errors import MechintError, did_you_mean
 from .flow_plan import Pair, path_kinds, paths, role_pairs
-from .interchange import Corruption, Interchange
+from .interchange import METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
 from .patch_results import Finished, numbers
@@ -72,7 +72,7 @@ class PatchConfig:
         "logit_diff",
         "What is lost or restored: the logit difference to the twin's answer, the answer's log-probability or its "
         "probability",
-        choices=("logit_diff", "answer_logprob", "answer_prob"),
+        choices=METRICS,
     )
     prompts: int = option(64, "Discovery prompts, on which units are screened", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
@@ -92,6 +92,8 @@ class Patcher(StagedAnalyzer):
         self.parts = [Parts.of(model, kind) for kind in kinds]
         if not self.paths and not self.parts:
             raise MechintError("patching: neither a flow nor units are asked for; leave one of them at 'usual'")
+        self.whole = False
+        """Whether a prompt's answers are measured as one; the task says so."""
         self.effects: dict[str, Tensor] = {}
 
     def kinds(self, said: str, usual: Any, known: list[str], what: str) -> list[str]:
@@ -107,6 +109,7 @@ class Patcher(StagedAnalyzer):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Patches the prompts of ``val_loader``; returns the results."""
         task = val_loader.task
+        self.whole = task.whole
         if self.parts and any(batch.twins is None for batch in [*train_loader, *val_loader]):
             raise MechintError(
                 f"patching: the prompts of {task.name!r} have no counterfactual twins to take units' values from; give "
@@ -180,7 +183,7 @@ class Patcher(StagedAnalyzer):
 
     def pair(self, prompts: Prompts, direction: str) -> Interchange:
         method = "none" if prompts.twins is None else "twin"
-        return Interchange(self.model, prompts, Corruption(method), direction, self.config.metric)
+        return Interchange(self.model, prompts, Corruption(method), direction, self.config.metric, self.whole)
 
     def pieces(self, batch: Prompts) -> list[Tensor]:
         """Rows of a batch that go together: the values of one kind of unit in all layers are held for all of them."""
@@ -228,13 +231,11 @@ class Patcher(StagedAnalyzer):
 
 
 def refuse(config: PatchConfig, task: TaskConfig) -> str | None:
-    if task.name == "text":
-        return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
     if task.name == "prompt" and config.metric == "logit_diff":
         return "one prompt has no counterfactual twin; choose the metric answer_logprob"
     if task.name == "prompt" and config.units.strip():
         return "one prompt has no counterfactual twin to take units' values from; leave the kinds of units empty"
-    return None
+    return unfit(task, config.metric)
 
 
 def work(config: PatchConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .statistics import LEVEL, Array, ClusterBootstrap, Number, max_t
@@ -31,8 +32,11 @@ def numbers(
     draws: int,
     seed: int,
     metrics: dict[str, Number],
-) -> tuple[dict[str, Any], list[str]]:
-    """The section ``trace`` of results.json, and notes; the ends go into ``metrics``.
+) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
+    """The section ``trace`` of results.json, notes, and what comparisons need; the ends go into ``metrics``.
+
+    The last holds ``answered`` and ``templates`` of all prompts and, of the answered ones, ``total`` and for each
+    direction ``means.…`` [prompt, panel, layer, role].
 
     Effects are shares of the total effect (clean less corrupted), unless that may be nothing: then they stay in the
     metric's own units, and a note says so.
@@ -52,6 +56,7 @@ def numbers(
             f"[{metrics['total_effect']['low']:.3g}, {metrics['total_effect']['high']:.3g}]. Effects are therefore not "
             f"given as shares of it; choose another corruption or more prompts"
         )
+    kept = {"answered": right, "templates": templates, "total": total}
     directions: dict[str, Any] = {}
     strongest: list[dict[str, Any]] = []
     for direction, kinds in plan.items():
@@ -59,6 +64,7 @@ def numbers(
             role_means(part[direction].numpy(), role.numpy(), there) for part, role in zip(found, roles, strict=True)
         ]
         means = np.concatenate(parts)[right]  # [prompt, panel, layer, role]
+        kept[f"means.{direction}"] = means
         present = ~np.isnan(means)
         point, low, high = ratio(bootstrap, means, present, total if shares else None)
         p = max_t(means, templates[right], draws, seed)
@@ -93,7 +99,8 @@ def numbers(
                 }
             )  # fmt: skip
     share = {"unit": "share of the total effect" if shares else "metric", "interval": "95 % bootstrap over templates"}
-    return {**share, "roles": list(names), "directions": directions, "strongest": strongest}, notes
+    section = {**share, "roles": list(names), "directions": directions, "strongest": strongest}
+    return section, notes, {name: torch.from_numpy(value) for name, value in kept.items()}
 
 
 def ratio(bootstrap: ClusterBootstrap, means: Array, present: Array, total: Array | None) -> tuple[Array, Array, Array]:

@@ -285,7 +285,7 @@ def evaluate(model: LanguageModel, prompts: Prompts, batch_size: int) -> tuple[f
         batch = prompts[start : start + batch_size]
         logits = answer_logits(model, batch)
         loss += F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), reduction="sum").item()
-        right += (logits.argmax(-1) == batch.answers).sum().item()
+        right += batch.right(logits).sum().item()
     return loss / prompts.answers.numel(), right / prompts.answers.numel()
 
 

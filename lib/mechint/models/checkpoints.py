@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError
+from .gguf_file import read_gguf
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The weights of a model directory, the first one there counts."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
 MASKS = "final_masks.pt"
 STATE_KEYS = ("model", "model_state_dict", "state_dict")
 CONFIG_KEYS = ("args", "config", "model_args")
@@ -86,6 +87,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         config = read_config(path.parent)
         return Checkpoint(clean_names(_read_safetensors(path), path), config, path, dict(config or {}))
+    if path.suffix == ".gguf":
+        tensors, config = read_gguf(path)
+        return Checkpoint(clean_names(tensors, path), config, path, dict(config))
     return _unpack(_read_torch(path), path)
 
 
@@ -153,7 +157,7 @@ def _only_file(directory: Path) -> Path:
         return files[0]
     if not files:
         raise MechintError(
-            f"{directory} holds no checkpoint; looked for {', '.join(WEIGHTS)} or one file *.pt, *.safetensors"
+            f"{directory} holds no checkpoint; looked for {', '.join(WEIGHTS)} or one file *.pt, *.safetensors, *.gguf"
         )
     names = ", ".join(path.name for path in files[:4])
     raise MechintError(

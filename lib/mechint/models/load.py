@@ -53,8 +53,8 @@ def load(
     """Loads a checkpoint as our module, in eval mode.
 
     Args:
-        path_or_name: A Hugging Face or state-spaces model directory or hub id, its weights file alone, or a trainer's
-            or nanoGPT's ``.pt``.
+        path_or_name: A Hugging Face or state-spaces model directory or hub id, its weights file alone, a trainer's or
+            nanoGPT's ``.pt``, or a ``.gguf``, whose quantised weights are made whole again.
         dtype: Of the parameters; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
             is felt at every step of the recurrence.
         device: ``"auto"`` takes a GPU when there is one.
@@ -72,7 +72,7 @@ def load(
     checkpoint = read_checkpoint(path)
     where = str(checkpoint.where if Path(path_or_name).expanduser().exists() else path_or_name)
     model: Any = build(checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family)
-    model.tokenizer = read_tokenizer(checkpoint.directory, model.config.vocab_size)
+    model.tokenizer = read_tokenizer(checkpoint.where, model.config.vocab_size)
     model.source = str(path_or_name)
     model.metadata = checkpoint.metadata
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
     """``figures`` names the PNG of ``importance``, ``search`` and ``faithfulness``, where drawn."""
     raw = results.raw
     body = [
-        f"<h1>{escape(raw['title'])}</h1>",
-        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(_model(results))}</p>',
+        *heading(raw),
         f'<p class="lead">{escape(headline(results))}</p>',
         cards(_cards(results)),
         "<h2>Controls</h2>",
@@ -57,22 +56,28 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
         "<h2>What was kept</h2>",
         _layers(results),
         *_searches(results),
-        "<h2>Caveats</h2>",
-        bullets(caveats(results)),
-        "<h2>How to repeat</h2>",
-        *repeat(results),
+        *ending(results, caveats(results)),
     ]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
 
 
-def _model(results: Results) -> str:
-    model, task = results.raw["model"], results.raw["task"]
+def heading(raw: Mapping[str, Any]) -> Iterator[str]:
+    """The title of a report, and what it is about."""
+    model, task = raw["model"], raw["task"]
     size = f"{number(model['parameters'])} parameters" if "parameters" in model else ""
     shape = f"{model.get('n_layer', '?')} layers of width {model.get('d_model', '?')}"
-    return (
-        ", ".join(part for part in (str(model.get("family", "")), size, shape) if part)
-        + f" · {task.get('description') or task.get('name', '')}"
-    )
+    said = ", ".join(part for part in (str(model.get("family", "")), size, shape) if part)
+    about = f"{said} · {task.get('description') or task.get('name', '')}"
+    yield f"<h1>{escape(raw['title'])}</h1>"
+    yield f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(about)}</p>'
+
+
+def ending(results: Any, caveats: Iterable[str]) -> Iterator[str]:
+    """What every report ends with: caveats, and how to repeat it."""
+    yield "<h2>Caveats</h2>"
+    yield bullets(caveats)
+    yield "<h2>How to repeat</h2>"
+    yield from repeat(results)
 
 
 def _cards(results: Results) -> Iterator[str]:

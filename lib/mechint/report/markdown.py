@@ -27,8 +27,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
             ],
         ),
         "## Controls, and how to read them",
-        "\n".join(f"- {'✓' if finding.good else '✗ **warning:**'} {finding.text}" for finding in findings(results))
-        or "No control was measured.",
+        evidence((finding.good, finding.text) for finding in findings(results)) or "No control was measured.",
         *_searches(results),
         "## What was kept",
         table(
@@ -45,12 +44,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
             ],
         ),
         *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
-        "## Caveats",
-        "\n".join(f"- {text}" for text in caveats(results)),
-        "## How to repeat",
-        *repeat(results),
-        "### Versions and data",
-        table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(results.manifest)]),
+        *ending(results, caveats(results)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -88,6 +82,23 @@ def _searches(results: Results) -> list[str]:
         overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
         parts += ["Overlap of the circuits (Jaccard):", table(("", *names), overlaps)]
     return parts
+
+
+def evidence(found: Iterable[tuple[bool, str]]) -> str:
+    """A list whose entries carry a tick, or a warning."""
+    return "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in found)
+
+
+def ending(results: Any, caveats: Iterable[str]) -> list[str]:
+    """The paragraphs that every report ends with: caveats, how to repeat it, versions and data."""
+    return [
+        "## Caveats",
+        "\n".join(f"- {text}" for text in caveats),
+        "## How to repeat",
+        *repeat(results),
+        "### Versions and data",
+        table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(results.manifest)]),
+    ]
 
 
 def repeat(results: Any) -> list[str]:

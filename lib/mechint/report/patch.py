@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MechintError
 from . import style
-from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .finished import FinishedRun, read_finished, valid
 from .trace import ALPHA, Grid, grid, heat
 
 if TYPE_CHECKING:
@@ -33,14 +32,8 @@ NAMED = 3  # units of a panel that are named in it
 
 
 @dataclass(frozen=True)
-class Patching:
-    """results.json of an activation patching, and what lies beside it."""
-
-    directory: Path
-    raw: dict[str, Any]
-    metrics: dict[str, Value]
-    manifest: dict[str, Any]
-    config: str | None
+class Patching(FinishedRun):
+    """A finished activation patching."""
 
     @property
     def unit(self) -> str:
@@ -66,27 +59,18 @@ def load_patching(run_dir: str | Path) -> Patching:
     Raises:
         MechintError: a file is missing, is not valid, or has another schema.
     """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != "patch":
-        raise MechintError(f"{path} is not a finished patching of schema {SCHEMA}; run the analysis again")
-    try:
-        metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
-        manifest = read_object(directory / "manifest.json")
-        found = Patching(directory, raw, metrics, manifest, optional_text(directory / "config"))
+    found = Patching(**vars(read_finished(run_dir, "patch")))
+    with valid(found.directory / "results.json"):
         for entry in found.paths:
             shapes = {grid(entry, name).shape for name in ("value", "low", "high", "p", "n")}
-            if len(shapes) > 1 or next(iter(shapes))[1] != len(raw["flow"]["pairs"]):
+            if len(shapes) > 1 or next(iter(shapes))[1] != len(found.raw["flow"]["pairs"]):
                 raise ValueError(f"flow at {entry['name']}")
         for entry in found.kinds:
             lists = [entry[name][key] for name in DIRECTIONS for key in ("value", "low", "high", "p", "n", "estimate")]
             if {len(values) for values in (*lists, entry["layer"])} != {len(entry["unit"])}:
                 raise ValueError(f"units of {entry['name']}")
-        for row in (*raw["strongest"]["flow"], *raw["strongest"]["units"]):
+        for row in (*found.raw["strongest"]["flow"], *found.raw["strongest"]["units"]):
             float(row["value"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MechintError(f"{path} is not valid ({error!r}); run the analysis again") from None
     return found
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ..files import write_text
 from ..progress import Progress
-from .html import repeat as repeat_html
-from .markdown import repeat as repeat_markdown
+from .html import ending, heading
+from .markdown import ending as markdown_ending
+from .markdown import evidence
 from .markdown import table as markdown_table
-from .page import bullets, card, cards, checks, page, picture, table
+from .page import card, cards, checks, page, picture, table
 from .patch import (
     ALPHA,
     DIRECTIONS,
@@ -26,7 +27,7 @@ from .patch import (
     ranked,
 )
 from .trace_page import with_interval
-from .words import flat, number
+from .words import number
 
 LISTED = 25  # units of a kind in the tables; results.json has all that were measured
 FLOWS = ("cut at", "layer", "reader", "read token", "lost", "interval", "n", "p (all cells)")
@@ -164,7 +165,7 @@ def markdown(patching: Patching, figures: list[Path]) -> str:
         f"# {raw['title']}: {raw['checkpoint']}",
         markdown_table(("", ""), facts(patching)),
         "## Evidence",
-        "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in findings(patching)),
+        evidence(findings(patching)),
     ]
     if patching.paths:
         parts += [f"## Flow between tokens: the largest losses ({patching.unit})"]
@@ -179,12 +180,7 @@ def markdown(patching: Patching, figures: list[Path]) -> str:
     parts += [
         "## Figures",
         "\n\n".join(f"![{path.name}]({path.name})" for path in figures) or "None were drawn.",
-        "## Caveats",
-        "\n".join(f"- {text}" for text in caveats(patching)),
-        "## How to repeat",
-        *repeat_markdown(patching),
-        "### Versions and data",
-        markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(patching.manifest)]),
+        *markdown_ending(patching, caveats(patching)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -192,10 +188,7 @@ def markdown(patching: Patching, figures: list[Path]) -> str:
 def html(patching: Patching, figures: dict[Path, str]) -> str:
     raw = patching.raw
     body = [
-        f"<h1>{escape(raw['title'])}</h1>",
-        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(raw["model"]["family"])}, '
-        f"{number(raw['model']['parameters'])} parameters, {raw['model']['n_layer']} layers · "
-        f"{escape(raw['task'].get('description', ''))}</p>",
+        *heading(raw),
         cards(list(top_cards(patching))),
         "<h2>Evidence</h2>",
         checks(findings(patching)),
@@ -217,10 +210,7 @@ def html(patching: Patching, figures: dict[Path, str]) -> str:
     body += [
         "<h2>Figures</h2>" if figures else "",
         *(picture(path, caption) for path, caption in figures.items()),
-        "<h2>Caveats</h2>",
-        bullets(caveats(patching)),
-        "<h2>How to repeat</h2>",
-        *repeat_html(patching),
+        *ending(patching, caveats(patching)),
     ]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
 

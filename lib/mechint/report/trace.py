@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import MechintError
 from ..files import read_json
 from . import style
-from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .finished import FinishedRun, read_finished, valid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,14 +29,9 @@ Grid = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """results.json of a causal trace, and what lies beside it."""
+class Trace(FinishedRun):
+    """A finished causal trace."""
 
-    directory: Path
-    raw: dict[str, Any]
-    metrics: dict[str, Value]
-    manifest: dict[str, Any]
-    config: str | None
     examples: list[dict[str, Any]]
 
     @property
@@ -61,26 +56,21 @@ def load_trace(run_dir: str | Path) -> Trace:
     Raises:
         MechintError: a file is missing, is not valid, or has another schema.
     """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != "trace":
-        raise MechintError(f"{path} is not a finished trace of schema {SCHEMA}; run the analysis again")
-    try:
-        metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
-        roles = len(raw["trace"]["roles"])
-        for direction, entry in raw["trace"]["directions"].items():
+    found = read_finished(run_dir, "trace")
+    with valid(found.directory / "results.json"):
+        roles = len(found.raw["trace"]["roles"])
+        for direction, entry in found.raw["trace"]["directions"].items():
             for panel in entry["panels"]:
                 shapes = {grid(panel, name).shape for name in ("value", "low", "high", "p", "n")}
                 if len(shapes) > 1 or next(iter(shapes))[1] != roles:
                     raise ValueError(f"{direction} {panel['name']}")
-        examples = read_json(directory / "examples.json")
-    except (KeyError, TypeError, ValueError) as error:
-        raise MechintError(f"{path} is not valid ({error!r}); run the analysis again") from None
-    except FileNotFoundError:
-        raise MechintError(f"{directory / 'examples.json'} is missing; run the analysis again") from None
-    manifest = read_object(directory / "manifest.json")
-    return Trace(directory, raw, metrics, manifest, optional_text(directory / "config"), examples)
+    try:
+        examples = read_json(found.directory / "examples.json")
+    except (FileNotFoundError, ValueError) as error:
+        raise MechintError(
+            f"{found.directory / 'examples.json'} can't be read ({error}); run the analysis again"
+        ) from None
+    return Trace(**vars(found), examples=examples)
 
 
 def grid(panel: dict[str, Any], name: str) -> Grid:

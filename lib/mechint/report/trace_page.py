@@ -10,13 +10,14 @@ from typing import Any
 
 from ..files import write_text
 from ..progress import Progress
-from .html import repeat as repeat_html
-from .markdown import repeat as repeat_markdown
+from .html import ending, heading
+from .markdown import ending as markdown_ending
+from .markdown import evidence
 from .markdown import table as markdown_table
-from .page import bullets, card, cards, checks, folded, page, picture, table
+from .page import card, cards, checks, folded, page, picture, table
 from .results import Value
 from .trace import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
-from .words import flat, number
+from .words import number
 
 STRONGEST = ("direction", "site", "layer", "token", "effect", "interval", "n", "p (all cells)")
 CAPTIONS = {
@@ -121,19 +122,14 @@ def markdown(trace: Trace, figures: list[Path]) -> str:
         f"# {raw['title']}: {raw['checkpoint']}",
         markdown_table(("", ""), facts(trace)),
         "## Evidence",
-        "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in findings(trace)),
+        evidence(findings(trace)),
         f"## Strongest cell of every map ({trace.unit})",
         markdown_table(STRONGEST, strongest(trace)),
         "## Figures",
         "\n\n".join(f"![{path.name}]({path.name})" for path in figures) or "None were drawn.",
         "## Attribution patching against the exact effects (Pearson correlation)",
         markdown_table(("direction", "site", "correlation"), agreement(trace)),
-        "## Caveats",
-        "\n".join(f"- {text}" for text in caveats(trace)),
-        "## How to repeat",
-        *repeat_markdown(trace),
-        "### Versions and data",
-        markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(trace.manifest)]),
+        *markdown_ending(trace, caveats(trace)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -154,10 +150,7 @@ def html(trace: Trace, figures: dict[tuple[str, str], Path]) -> str:
     best = max(raw["trace"]["strongest"], key=lambda entry: abs(entry["value"]))
     where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
     body = [
-        f"<h1>{escape(raw['title'])}</h1>",
-        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(raw["model"]["family"])}, '
-        f"{number(raw['model']['parameters'])} parameters, {raw['model']['n_layer']} layers · "
-        f"{escape(raw['task'].get('description', ''))}</p>",
+        *heading(raw),
         cards(
             [
                 card("Prompts traced", f"{used:.0f}", f"{metrics['prompts_failed'].value:.0f} not answered, left out"),
@@ -174,10 +167,7 @@ def html(trace: Trace, figures: dict[tuple[str, str], Path]) -> str:
         "<h2>Figures</h2>" if figures else "",
         *(picture(path, CAPTIONS[kind].format(title=TITLES[d])) for (kind, d), path in figures.items()),
         *_agreement(trace),
-        "<h2>Caveats</h2>",
-        bullets(caveats(trace)),
-        "<h2>How to repeat</h2>",
-        *repeat_html(trace),
+        *ending(trace, caveats(trace)),
     ]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..files import write_text
 from ..progress import Progress
 from .compare import write_comparison
+from .compare_traces import write_trace_comparison
 from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
@@ -36,7 +37,11 @@ def kind_of(run_dir: str | Path) -> str:
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
 
 
-COMPARISONS = {"circuit": write_comparison, "compare": write_model_comparison}
+COMPARISONS = {
+    "circuit": write_comparison,
+    "trace": write_trace_comparison,
+    "compare": write_model_comparison,
+}
 """Pages of several finished runs of a kind, in a directory above them."""
 
 

@@ -38,9 +38,7 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
         return {}
     prompts = compiled.task.sample(count, "evaluation", 0)
     assert prompts.wrong is not None  # every compiled task has twins
-    last = dataclasses.replace(
-        prompts, positions=prompts.positions[:, -1:], answers=prompts.answers[:, -1:], wrong=prompts.wrong[:, -1:]
-    )
+    last = prompts.last()
     there = torch.zeros(compiled.model.config.n_layer, *prompts.tokens.shape, dtype=torch.bool)
     for part in declared:
         assert part.where is not None

@@ -12,10 +12,11 @@ from typing import Any
 from ..errors import MechintError, did_you_mean
 from ..models.tokenizer import read_tokenizer
 from ..options import check
-from .base import SPLITS, Prompts, Task, accuracy, mix
+from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
+from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
 from .induction import Induction
 from .recall import Recall
@@ -23,10 +24,11 @@ from .selective_copy import SelectiveCopy
 from .text import Text
 from .toys import Brackets, Counters, LongCopy
 
-__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix"]
+__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix", "pooled"]
 
 READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
     "indirect_object": IndirectObject,
+    "greater_than": GreaterThan,
     "text": Text,
     "file": FactFile,
     "prompt": FactFile,

@@ -12,6 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class Prompts:
     wrong: Tensor | None  # [n, Q] the twins' answers
     template: Tensor  # [n] the cluster of each prompt, for bootstraps
     subject: Tensor | None = None  # [n, 2] first position of what the prompt is about, and the position after its last
+    accepted: Tensor | None = None  # [n, Q, A] all ids that are right, where several are; -1 fills up
+    rejected: Tensor | None = None  # [n, Q, A] the ids that they are compared with; -1 fills up
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,6 +55,26 @@ class Prompts:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return Prompts(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
 
+    def last(self) -> Prompts:
+        """The same prompts asked for their last answer alone."""
+        names = ("positions", "answers", "wrong", "accepted", "rejected")
+        some: dict[str, Any] = {name: value[:, -1:] for name in names if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **some)
+
+    def good(self) -> Tensor:
+        """The ids that count as right, [n, Q, A]; -1 is none."""
+        return self.answers.unsqueeze(-1) if self.accepted is None else self.accepted
+
+    def bad(self) -> Tensor | None:
+        """The ids that the logit difference compares with, [n, Q, A]: the twins' answers unless the task says so."""
+        if self.rejected is not None:
+            return self.rejected
+        return None if self.wrong is None else self.wrong.unsqueeze(-1)
+
+    def right(self, logits: Tensor) -> Tensor:
+        """Which answers the logits [..., n, Q, V] give, [..., n, Q] bool."""
+        return (logits.argmax(-1).unsqueeze(-1) == self.good()).any(-1)
+
     def about(self) -> Tensor | None:
         """Which tokens a prompt is about, [n, L] bool: its subject, or where its twin differs; None without both."""
         if self.subject is not None:
@@ -60,20 +83,32 @@ class Prompts:
         return None if self.twins is None else self.tokens != self.twins
 
 
-ROLES = ("before", "first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
+ROLES = (
+    "before",
+    "first subject token",
+    "middle subject tokens",
+    "last subject token",
+    "further tokens",
+    "last token",
+    "answer so far",
+)
 
 
-def subject_roles(about: Tensor, last: Tensor) -> Tensor:
+def subject_roles(about: Tensor, last: Tensor, end_of_answer: Tensor | None = None) -> Tensor:
     """The role in :data:`ROLES` of each token, [n, L], from which of them the prompt is about [n, L] and its end [n].
 
-    A subject of one token is a last subject token; the last token of the prompt is that, whatever else it is.
+    A subject of one token is a last subject token; the last token of the prompt is that, whatever else it is. Tokens
+    behind it are -1, but for those of an answer that is read on to a position [n].
     """
     length = about.shape[1]
     at = torch.arange(length, device=about.device).expand_as(about)
     first, end = about.int().argmax(1, keepdim=True), length - 1 - about.flip(1).int().argmax(1, keepdim=True)
     role = torch.full_like(at, 2).where(at < end, 4).where(at >= first, 0)
     role = role.where(at != first, 1).where(at != end, 3).where(at != last[:, None], 5)
-    return role.where(at <= last[:, None], -1)
+    behind = torch.full_like(at, -1)
+    if end_of_answer is not None:
+        behind = behind.where(at > end_of_answer[:, None], 6)
+    return role.where(at <= last[:, None], behind)
 
 
 class Task(ABC):
@@ -85,6 +120,8 @@ class Task(ABC):
     has_twins: bool
     aligned: bool = True
     """Whether a position means the same in every prompt, so that means are taken position by position."""
+    whole: bool = False
+    """Whether a prompt's answers are the tokens of one answer, each read on from those before it."""
     description: str
     """One sentence for reports."""
     config: TaskConfig | None = None
@@ -123,6 +160,8 @@ class Task(ABC):
         about = prompts.about()
         if about is None:
             raise self.refuse("no subject and no counterfactual twins say what a prompt is about", "take another task")
+        if self.whole:
+            return ROLES, subject_roles(about, prompts.positions[:, 0], prompts.positions[:, -1])
         return ROLES, subject_roles(about, prompts.positions[:, -1])
 
     def bytes_of(self, answers: Tensor) -> Tensor | None:
@@ -151,6 +190,13 @@ class Task(ABC):
 def accuracy(logits: Tensor, answers: Tensor) -> float:
     """Share of answers [n, Q] that are the largest of the logits [n, Q, V] at their positions, from 0 to 1."""
     return float((logits.argmax(-1) == answers).float().mean())
+
+
+def pooled(logits: Tensor, ids: Tensor) -> Tensor:
+    """log Σ exp of the logits [..., n, Q, V] at ids [n, Q, A], [..., n, Q]; of one id its logit. -1 is no id."""
+    shape = (*logits.shape[:-1], ids.shape[-1])
+    found = logits.gather(-1, ids.clamp(min=0).expand(shape))
+    return found.squeeze(-1) if ids.shape[-1] == 1 else found.masked_fill(ids < 0, -torch.inf).logsumexp(-1)
 
 
 def mix(*labels: object) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ..options import option
 
 TASKS = (
-    "recall", "induction", "selective_copy", "facts", "indirect_object", "counters", "brackets", "long_copy", "text",
-    "file", "prompt",
+    "recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than", "counters", "brackets",
+    "long_copy", "text", "file", "prompt",
 )  # fmt: skip
 
 
@@ -54,6 +54,12 @@ class TaskConfig:
     prompt: str = option("", "One prompt, for the task 'prompt'")
     subject: str = option("", "What that prompt is about, as it stands there")
     answer: str = option("", "What should follow that prompt")
+    answers: str = option(
+        "first",
+        "Of an answer of several tokens, in a file or a prompt: ask for the first, or for the whole of it, each token "
+        "read on from those before it",
+        choices=("first", "whole"),
+    )
     seed: int = option(
         0, "Seed of what is fixed in a task, such as its facts; prompts have their own", low=0, high=2**31 - 1
     )

@@ -18,12 +18,12 @@ HINT = "a line is an object with prompt, subject, answer, and maybe twin_prompt,
 
 @dataclass(frozen=True)
 class Fact:
-    """One line: token ids, where the subject is, the first token of each answer, and the twin's where there is one."""
+    """One line: token ids, where the subject is, the answer's tokens, and the twin's first where there is a twin."""
 
     where: str
     tokens: list[int]
     subject: tuple[int, int]
-    answer: int
+    answer: list[int]
     twin: list[int] | None
     wrong: int | None
     cluster: int
@@ -35,7 +35,8 @@ class FactFile(Task):
     ``{"prompt": "The Eiffel Tower is in the city of", "subject": "Eiffel Tower", "answer": "Paris", "twin_prompt":
     "The Taj Mahal is in the city of", "twin_answer": "Agra"}``. A file in the layout of ROME's known_1000.json (an
     array of objects with ``prompt``, ``subject``, ``attribute``) is read as it is. Prompts may differ in length, twins
-    of one prompt may not. Of an answer of several tokens the first is asked for. Lines with one subject stay in one
+    of one prompt may not. Of an answer of several tokens the first is asked for, or (``answers`` whole) all: the prompt
+    then goes on with all of the answer but its last token, and so does the twin. Lines with one subject stay in one
     half, discovery or evaluation.
     """
 
@@ -43,7 +44,7 @@ class FactFile(Task):
     aligned = False
 
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
-        self.name = config.name
+        self.name, self.whole = config.name, config.answers == "whole"
         if tokenizer is None:
             raise self.refuse("the model has no tokenizer to read text with", "put its tokenizer.json beside it")
         self.tokenizer = tokenizer
@@ -56,12 +57,13 @@ class FactFile(Task):
             lines = self.read(config.file)
         self.facts = [self.parse(where, line) for where, line in lines]
         self.has_twins = all(fact.twin is not None for fact in self.facts)
-        self.length = max(len(fact.tokens) for fact in self.facts)
-        self.vocab_size = 1 + max(max(*fact.tokens, fact.answer, *(fact.twin or [0])) for fact in self.facts)
-        several = sum(len(self.encode(self.spaced(line["prompt"], answer_of(line))).ids) > 1 for _, line in lines)
+        self.length = max(len(fact.tokens) + len(fact.answer) - 1 for fact in self.facts)
+        self.vocab_size = 1 + max(max(*fact.tokens, *fact.answer, *(fact.twin or [0])) for fact in self.facts)
+        several = sum(len(self.tokens_of(line["prompt"], answer_of(line))) > 1 for _, line in lines)
         what = f"{len(lines)} prompts of {Path(config.file).name}" if config.name == "file" else repr(config.prompt)
+        asked = "all are asked for, each read on from the ones before" if self.whole else "the first is asked for"
         self.description = f"Text: {what}" + (
-            f"; of {several} answers that are several tokens the first is asked for" if several else ""
+            f"; of {several} answers that are several tokens {asked}" if several else ""
         )
 
     def read(self, file: str) -> list[tuple[str, dict[str, Any]]]:
@@ -121,12 +123,12 @@ class FactFile(Task):
                 )
             if not isinstance(line.get("twin_answer"), str) or not line["twin_answer"]:
                 raise self.refuse(f"{where} has a twin_prompt and no twin_answer", HINT)
-            wrong = self.first(line["twin_prompt"], line["twin_answer"])
-        answer = self.first(line["prompt"], answer_of(line))
-        if wrong == answer:
+            wrong = self.tokens_of(line["twin_prompt"], line["twin_answer"])[0]
+        answer = self.tokens_of(line["prompt"], answer_of(line))
+        if wrong == answer[0]:
             raise self.refuse(f"{where}: prompt and twin have answers of the same first token", "choose another twin")
         cluster = mix(line["subject"])
-        return Fact(where, prompt.ids, (at[0], at[-1] + 1), answer, twin, wrong, cluster)
+        return Fact(where, prompt.ids, (at[0], at[-1] + 1), answer if self.whole else answer[:1], twin, wrong, cluster)
 
     def encode(self, text: str) -> Any:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -135,8 +137,9 @@ class FactFile(Task):
         """The answer as it follows the prompt: behind a space, unless one of them has it."""
         return answer if prompt.endswith((" ", "\n")) or answer.startswith((" ", "\n")) else " " + answer
 
-    def first(self, prompt: str, answer: str) -> int:
-        return int(self.encode(self.spaced(prompt, answer)).ids[0])
+    def tokens_of(self, prompt: str, answer: str) -> list[int]:
+        """The tokens of an answer as it follows the prompt."""
+        return [int(token) for token in self.encode(self.spaced(prompt, answer)).ids]
 
     def groups(self, count: int, split: str, seed: int) -> list[Prompts]:
         """``count`` lines of a half (all when there are fewer), shortest first; one prompt serves as both halves."""
@@ -148,21 +151,24 @@ class FactFile(Task):
         if not half:
             raise self.refuse(f"no prompt falls into the {split} half", "add more subjects")
         order = torch.randperm(len(half), generator=generator(self.fingerprint, split, seed))[:count]
-        by_length: dict[int, list[Fact]] = {}
+        by_length: dict[tuple[int, int], list[Fact]] = {}
         for k in sorted(order.tolist()):
-            by_length.setdefault(len(half[k].tokens), []).append(half[k])
+            by_length.setdefault((len(half[k].tokens), len(half[k].answer)), []).append(half[k])
         return [self.prompts(facts) for _, facts in sorted(by_length.items())]
 
     def prompts(self, facts: list[Fact]) -> Prompts:
-        column = lambda values: torch.tensor(values).unsqueeze(1)
-        tokens = torch.tensor([fact.tokens for fact in facts])
+        """Facts whose prompts have one length, and whose answers have."""
+        tokens = torch.tensor([fact.tokens + fact.answer[:-1] for fact in facts])
+        answers = torch.tensor([fact.answer for fact in facts])  # [n, Q]
         twins, wrong = None, None
         if self.has_twins:
-            twins, wrong = torch.tensor([fact.twin for fact in facts]), column([fact.wrong for fact in facts])
-        positions = torch.full((len(facts), 1), tokens.shape[1] - 1)
+            twins = torch.tensor([(fact.twin or []) + fact.answer[:-1] for fact in facts])
+            if not self.whole:  # behind the first token the twins' answers have nothing to be compared with
+                wrong = torch.tensor([fact.wrong for fact in facts]).unsqueeze(1)
+        positions = torch.arange(tokens.shape[1] - answers.shape[1], tokens.shape[1]).expand(len(facts), -1)
         template = torch.tensor([fact.cluster for fact in facts])
         subject = torch.tensor([fact.subject for fact in facts])
-        return Prompts(tokens, positions, column([fact.answer for fact in facts]), twins, wrong, template, subject)
+        return Prompts(tokens, positions, answers, twins, wrong, template, subject)
 
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
         groups = self.groups(count, split, 0)

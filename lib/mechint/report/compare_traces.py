@@ -1,0 +1,257 @@
+"""Causal traces of several checkpoints side by side: their averaged maps, and differences paired over the prompts."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import MechintError
+from ..files import write_json, write_text
+from ..statistics import LEVEL, ClusterBootstrap
+from . import markdown, style
+from .compare import run_names
+from .finished import valid
+from .page import bullets, page, picture
+from .page import table as html_table
+from .trace import TITLES, Grid, Trace, grid, heat, layer_axis, load_trace
+from .words import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWS, SHOWN = 1000, 3
+DIFFERENCES = ("run", "less", "direction", "site", "layer", "token", "difference", "interval", "n")
+STRONGEST = ("run", "direction", "site", "layer", "token", "effect", "interval", "n")
+PAIRED = (
+    "Differences are of shares of the total effect, over the prompts that both models answer, with intervals from one"
+    " bootstrap of their templates. The largest of each map are shown: they are chosen by size, so their intervals are"
+    " too narrow for that choice."
+)
+
+
+def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+    """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison.md and comparison.html.
+
+    Args:
+        run_dirs: At least two directories of finished traces.
+        output_dir: Where the comparison goes.
+
+    Raises:
+        MechintError: fewer than two traces, or one that can't be read.
+    """
+    traces = [load_trace(run_dir) for run_dir in run_dirs]
+    if len(traces) < 2:
+        raise MechintError(f"a comparison needs at least two finished traces; got {len(traces)}")
+    output, names = Path(output_dir), run_names([trace.directory for trace in traces])
+    found: list[dict[str, Any]] = []
+    notes = []
+    for trace, name in zip(traces[1:], names[1:], strict=True):
+        reason = incomparable(traces[0], trace)
+        if reason:
+            notes.append(f"{name} and {names[0]}: {reason}.")
+            continue
+        found += [{"run": name, "less": names[0], **entry} for entry in differences(traces[0], trace)]
+    runs = [
+        {"name": name, "checkpoint": trace.raw["checkpoint"], "strongest": trace.raw["trace"]["strongest"]}
+        for name, trace in zip(names, traces, strict=True)
+    ]
+    written = [
+        write_json(output / "comparison.json", {"schema": 1, "runs": runs, "differences": found, "notes": notes})
+    ]
+    plots = []
+    for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
+        widest = max(len(trace.panels(direction)) for trace in traces)
+        size = (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces))
+        drawing = partial(maps_figure, traces=traces, names=names, direction=direction)
+        plots.append(style.save_figure(output / f"comparison_maps_{direction}.png", size, drawing))
+        drawing = partial(layers_figure, traces=traces, names=names, direction=direction)
+        size = (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4))
+        plots.append(style.save_figure(output / f"comparison_layers_{direction}.png", size, drawing))
+    rows = strongest_rows(traces, names), difference_rows(found)
+    written += [*plots, write_text(output / "comparison.md", to_markdown(traces, rows, notes, plots))]
+    return [*written, write_text(output / "comparison.html", to_html(traces, rows, notes, plots))]
+
+
+def incomparable(one: Trace, other: Trace) -> str:
+    """Why the maps of two traces can't be subtracted; '' when they can."""
+    shape = lambda trace: [
+        [(panel["name"], len(panel["value"])) for panel in trace.panels(direction)] for direction in trace.directions
+    ]
+    for what, of in (
+        ("other prompts", lambda trace: trace.manifest.get("prompts")),
+        ("another metric, corruption or window", lambda trace: [
+            trace.raw["config"].get(key) for key in ("metric", "corruption", "window", "noise_scale")]),
+        ("another unit of effects", lambda trace: trace.unit),
+        ("other directions, kinds of site, layers or roles", lambda trace: (trace.directions, shape(trace),
+                                                                            trace.roles)),
+    ):  # fmt: skip
+        if of(one) != of(other):
+            return f"{what}, so no differences are given"
+    return ""
+
+
+def read_effects(trace: Trace) -> dict[str, Any]:
+    path = trace.directory / "effects.pt"
+    try:
+        found = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise MechintError(f"{path} can't be read ({type(error).__name__}); run the analysis again") from None
+    with valid(path):
+        return {
+            name: found[name].numpy()
+            for name in ("answered", "templates", "total", *map("means.{}".format, trace.directions))
+        }
+
+
+def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
+    """The largest differences, other less one, of every map of every direction."""
+    first, second = read_effects(one), read_effects(other)
+    both = first["answered"] & second["answered"]
+    if not both.any():
+        return []
+    bootstrap = ClusterBootstrap(first["templates"][both], DRAWS, 0)
+    found = []
+    for direction in one.directions:
+        drawn, point = [], []
+        for part in (first, second):
+            kept = both[part["answered"]]
+            means, total = part[f"means.{direction}"][kept], part["total"][kept]
+            there = ~np.isnan(means)
+            weight = total if "share" in one.unit else np.ones(len(total))
+            upper = bootstrap.means(np.nan_to_num(means))
+            lower = bootstrap.means(there * weight[:, None, None, None])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                point.append((upper[0] / lower[0])[0])
+                drawn.append(upper[1] / lower[1])
+        change, spread = point[1] - point[0], drawn[1] - drawn[0]
+        count = (~np.isnan(first[f"means.{direction}"][both[first["answered"]]])).sum(0)
+        for k, panel in enumerate(one.panels(direction)):
+            size = np.where(np.isfinite(change[k]), np.abs(change[k]), -1)
+            for at in np.argsort(-size, axis=None, kind="stable")[:SHOWN].tolist():
+                layer, role = divmod(at, size.shape[1])
+                if size[layer, role] < 0:
+                    continue
+                values = spread[:, k, layer, role]
+                low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+                value = float(change[k, layer, role])
+                found.append(
+                    {
+                        "direction": direction, "panel": panel["name"], "layer": layer, "role": one.roles[role],
+                        "value": value, "low": min(float(low), value), "high": max(float(high), value),
+                        "n": int(count[k, layer, role]),
+                    }
+                )  # fmt: skip
+    return found
+
+
+def cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    between = f"{number(entry['low'])} to {number(entry['high'])}"
+    where = (entry["direction"], entry["panel"], str(entry["layer"]), entry["role"])
+    return (*where, number(entry["value"]), between, str(entry["n"]))
+
+
+def strongest_rows(traces: list[Trace], names: list[str]) -> list[tuple[str, ...]]:
+    return [
+        (name, *cells(best))
+        for name, trace in zip(names, traces, strict=True)
+        for best in trace.raw["trace"]["strongest"]
+    ]
+
+
+def difference_rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(entry["run"], entry["less"], *cells(entry)) for entry in found]
+
+
+def to_markdown(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path]) -> str:
+    parts = [f"# {traces[0].raw['title']}: comparison of {len(traces)} checkpoints"]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += ["## Strongest cell of every map", markdown.table(STRONGEST, rows[0])]
+    if rows[1]:
+        parts += ["## Largest differences", PAIRED, markdown.table(DIFFERENCES, rows[1])]
+    return "\n\n".join([*parts, *(f"![{plot.name}]({plot.name})" for plot in plots)]) + "\n"
+
+
+def to_html(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path]) -> str:
+    title = f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints"
+    body = [f"<h1>{escape(title)}</h1>", *([bullets(notes)] if notes else [])]
+    body += ["<h2>Strongest cell of every map</h2>", html_table(STRONGEST, rows[0], numeric=(3, 5, 6, 7))]
+    if rows[1]:
+        body += ["<h2>Largest differences</h2>", f"<p>{PAIRED}</p>"]
+        body += [html_table(DIFFERENCES, rows[1], numeric=(4, 6, 7, 8))]
+    captions = {
+        "maps": "Mean effect by token role and layer; a row for each checkpoint, a column for each kind of site.",
+        "layers": "Mean effect by layer at the role where any checkpoint's effect is largest, with 95 % intervals.",
+    }
+    return page(title, [*body, *(picture(plot, captions[plot.stem.split("_")[1]]) for plot in plots)])
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def kinds_of(traces: list[Trace], direction: str) -> list[str]:
+    """Names of the maps of any trace, each once."""
+    return list(dict.fromkeys(panel["name"] for trace in traces for panel in trace.panels(direction)))
+
+
+def maps_figure(figure: Figure, traces: list[Trace], names: list[str], direction: str) -> None:
+    kinds = kinds_of(traces, direction)
+    axes = figure.subplots(len(traces), len(kinds), squeeze=False)
+    every = [grid(panel, "value") for trace in traces for panel in trace.panels(direction)]
+    limit = max(float(np.nanmax(np.abs(values))) for values in every) or 1.0
+    image: Any = None
+    for row, trace, name in zip(axes, traces, names, strict=True):
+        panels = {panel["name"]: panel for panel in trace.panels(direction)}
+        for column, (place, kind) in enumerate(zip(row, kinds, strict=True)):
+            if kind not in panels:
+                place.set_visible(False)
+                continue
+            image = heat(place, grid(panels[kind], "value").T, limit)
+            layer_axis(place, len(panels[kind]["value"]))
+            place.set_yticks(range(len(trace.roles)), trace.roles if column == 0 else [])
+            place.set_title(kind, fontsize=8)
+        row[0].set_ylabel(name, fontweight="bold")
+    figure.suptitle(f"Causal traces, {TITLES[direction]}")
+    label = f"effect ({traces[0].unit})"
+    figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)
+
+
+def layers_figure(figure: Figure, traces: list[Trace], names: list[str], direction: str) -> None:
+    kinds = kinds_of(traces, direction)
+    columns = min(4, len(kinds))
+    axes = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharey=True).ravel()
+    colours = (*style.CYCLE, style.PURPLE)
+    for place in axes[len(kinds) :]:
+        place.set_visible(False)
+    for place, kind in zip(axes, kinds, strict=False):
+        best, role = -math.inf, ""
+        found: list[dict[str, Grid] | None] = []
+        for trace in traces:
+            panel = next((panel for panel in trace.panels(direction) if panel["name"] == kind), None)
+            found.append(None if panel is None else {name: grid(panel, name) for name in ("value", "low", "high")})
+            if panel is not None:
+                # the last residual at the last token is the whole effect by definition, whatever the model
+                sizes = np.nan_to_num(np.abs(found[-1]["value"][:-1] if kind == "resid_post" else found[-1]["value"]))  # type: ignore[index]
+                if sizes.size and sizes.max() > best:
+                    best, role = float(sizes.max()), trace.roles[int(sizes.max(0).argmax())]
+        for k, (trace, name, grids) in enumerate(zip(traces, names, found, strict=True)):
+            if grids is None or role not in trace.roles:
+                continue
+            values, low, high = (grids[key][:, trace.roles.index(role)] for key in ("value", "low", "high"))
+            at, colour = np.arange(len(values)), colours[k % len(colours)]
+            place.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            place.plot(at, values, color=colour, marker="o", markersize=2.5, linewidth=1.2, label=name)
+            layer_axis(place, len(values))
+        place.axhline(0, color=style.GREY, linewidth=0.8)
+        place.set_title(f"{kind}\nat {role}", fontsize=8)
+    axes[0].set_ylabel("effect")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.suptitle(f"Effect by layer ({traces[0].unit}), {TITLES[direction]}")

@@ -1,0 +1,55 @@
+"""What the reports of all finished runs that are no circuits share: the header, and how what is wrong is said."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import MechintError
+from .results import SCHEMA, Value, optional_text, read_object, read_value
+
+KINDS = {"trace": "trace", "patch": "patching"}
+"""The entry ``report`` of results.json -> what such a run is called."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """results.json of a finished run, and what lies beside it."""
+
+    directory: Path
+    raw: dict[str, Any]
+    metrics: dict[str, Value]
+    manifest: dict[str, Any]
+    config: str | None
+
+
+def read_finished(run_dir: str | Path, kind: str) -> FinishedRun:
+    """Reads what every finished run has.
+
+    Args:
+        kind: One of :data:`KINDS`.
+
+    Raises:
+        MechintError: a file is missing, is not valid, or is of another kind or schema.
+    """
+    directory = Path(run_dir)
+    path = directory / "results.json"
+    raw = read_object(path)
+    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != kind:
+        raise MechintError(f"{path} is not a finished {KINDS[kind]} of schema {SCHEMA}; run the analysis again")
+    with valid(path):
+        metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
+    manifest = read_object(directory / "manifest.json")
+    return FinishedRun(directory, raw, metrics, manifest, optional_text(directory / "config"))
+
+
+@contextlib.contextmanager
+def valid(path: Path) -> Iterator[None]:
+    """What looking into results.json stumbles over becomes one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise MechintError(f"{path} is not valid ({error!r}); run the analysis again") from None
