@@ -127,7 +127,8 @@ def nice_log_ticks(low: float, high: float, most: int = 11) -> list[float]:
         if len(ticks) <= most:
             break
     if len(ticks) < 3:
-        return [m * 10.0**p for p in powers for m in (1, 2, 3, 4, 6, 8) if low * 0.999 <= m * 10.0**p <= high * 1.001]
+        finer = [m * 10.0**p for p in powers for m in ((1, 1.5, 2, 3, 4, 6, 8) if p > 0 else (1, 2, 3, 4, 6, 8))]
+        return [tick for tick in finer if low * 0.999 <= tick <= high * 1.001]
     return ticks
 
 
