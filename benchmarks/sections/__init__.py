@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..pairs import Question
 
-SECTIONS = ("scan", "model", "gpt2", "cache", "sweep", "attention", "mask", "temporal", "curves", "sae", "gpu")
+SECTIONS = ("scan", "model", "gpt2", "cache", "sweep", "trace", "attention", "mask", "temporal", "curves", "sae", "gpu")
 
 
 def questions(section: str) -> Iterator[Question]:
