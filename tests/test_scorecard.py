@@ -32,15 +32,25 @@ SMALL = ScorecardConfig(
     models="selective_copy,recall", seeds=1, first_seed=SEED, trace_prompts=16, null_prompts=12, null_trials=2
 )
 PERFECT = (1.0, True)
+NO_CIRCUITS = ("delta_do_mean", "delta_variance", "delta_output_variance")
+"""Rankings that say nothing of circuits, as their scores show."""
 FLOORS: dict[str, dict[str, tuple[float, bool]]] = {
     "selective_copy": {
         **dict.fromkeys(METHODS, PERFECT),
         "attribution_mean_signed": (0.41, False),
+        "delta_gradient": (0.93, False),
+        "causal_necessary": (0.85, False),
+        "causal_sufficient": (0.85, False),
+        **dict.fromkeys(NO_CIRCUITS, (0.0, False)),
         "weight_magnitude": (0.0, False),
         "activation_magnitude": (0.0, False),
     },
     "recall": {
         **dict.fromkeys(METHODS, PERFECT),
+        "delta_gradient": (0.64, False),
+        "causal_necessary": (0.66, False),
+        "causal_sufficient": (0.66, False),
+        **dict.fromkeys(NO_CIRCUITS, (0.0, False)),
         "weight_magnitude": (0.0, False),
         "activation_magnitude": (0.0, False),
     },
@@ -196,7 +206,7 @@ def test_the_interval_on_random_weights_is_over_seeds() -> None:
     parts = [{"seed": seed, "random": [{"method": "m", "auroc": 0.4 + 0.1 * seed}] * 2} for seed in (0, 0, 1, 2)]
     found = by_chance(parts, "m")
     assert (found["value"], found["n"]) == (pytest.approx(0.5), 3)
-    assert found["high"] - found["value"] == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert found["high"] - found["value"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert by_chance(parts[:1], "m")["interval"] == "one seed: no interval"
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechint.statistics import ClusterBootstrap, area, exact, holm, jaccard, permutation_test, spread, stability
+from mechint.statistics import (
+    ClusterBootstrap,
+    area,
+    exact,
+    holm,
+    jaccard,
+    permutation_test,
+    spread,
+    stability,
+    student,
+    t_quantile,
+    t_tail,
+)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -61,6 +75,25 @@ def test_stability_and_spread() -> None:
 
 def test_area_is_the_trapezoid_rule() -> None:
     assert area([0.0, 0.5, 1.0], np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])) == pytest.approx([0.75, 1.0])
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    """Quantiles as printed in any table, tails in closed form for 1 and 2 degrees of freedom."""
+    for freedom, quantile in ((1, 12.7062), (2, 4.30265), (3, 3.18245), (9, 2.26216), (30, 2.04227), (1000, 1.96234)):
+        assert t_quantile(freedom) == pytest.approx(quantile, abs=1e-4)
+    for t in (0.0, 0.3, 2.0, 40.0):
+        assert t_tail(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), abs=1e-8)
+        assert t_tail(-t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-8)
+
+
+def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    held = [n["low"] <= 5 <= n["high"] for n in (student(random.normal(5, 2, 3), "seeds")[0] for _ in range(600))]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.03)
+    found, p = student([1.0, 1.0, 1.0], "seeds")
+    assert (found["low"], found["high"], p) == (1.0, 1.0, 0.0)
+    with pytest.raises(ValueError, match="at least two"):
+        student([1.0], "seeds")
 
 
 def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:

@@ -36,6 +36,11 @@ def test_variants() -> None:
     ]
     assert [step.config.seed for step in found] == [0, 0, 3]
     assert steps(study("d_conv=1"), MambaArchitecture())[0].architecture == MambaArchitecture(d_conv=1)
+    twins = steps(study("baseline,family=mamba+seed=2,family=mamba+d_conv=1,family=gpt2"), GPT2)
+    assert [step.architecture for step in twins] == [
+        GPT2, MambaArchitecture(), MambaArchitecture(d_conv=1), GPT2Architecture()
+    ]  # fmt: skip
+    assert [step.config.seed for step in twins] == [0, 2, 0, 0]
     [alone] = steps(study(""), GPT2)
     assert alone.config == study("") and alone.architecture == GPT2
 
@@ -67,6 +72,8 @@ def test_a_study_trains_one_after_another(tmp_path: Path, capsys: pytest.Capture
         ("baseline,n_head=3", "can't be divided among 3 heads"),
         ("baseline,kv=separate", "baseline and kv=separate are the same model"),
         ("baseline,seed=-1", "seed is -1"),
+        ("baseline,family=mambo", "no family 'mambo' (did you mean mamba?)"),
+        ("baseline,family=mamba+n_head=2", "a mamba has no 'n_head'"),
     ],
 )
 def test_mistakes_are_found_before_the_first_step(variants: str, says: str, tmp_path: Path) -> None:

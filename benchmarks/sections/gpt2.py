@@ -161,7 +161,7 @@ def patching(theirs: Any, ours: Any, lens: Any) -> Question:
             handle.remove()
 
     def utility() -> Any:
-        return lens_patching.get_act_patch_resid_pre(lens, corrupted, cache, lambda logits: metric(logits[:, -1:]))
+        return lens_patching.get_act_patch_resid_pre(lens, corrupted, cache, lambda logits: metric(logits[:, -1:])[0])
 
     return Question(
         "gpt2",

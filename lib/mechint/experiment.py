@@ -20,7 +20,7 @@ from .discover import find_checkpoints
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .report import kind_of, log_wandb, write_comparison, write_report, write_trace_comparison
+from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .run_config import RunConfig, elsewhere, own, request
 from .rundir import check_writable, fingerprint, manifest, weights_digest
 from .tasks import Task, make_task
@@ -360,7 +360,7 @@ def compare(
 
 
 def _compare(directories: list[Path], target: Path) -> None:
-    for kind, write in (("circuit", write_comparison), ("trace", write_trace_comparison)):
+    for kind, write in COMPARISONS.items():
         alike = [directory for directory in directories if kind_of(directory) == kind]
         if len(alike) < 2:
             continue

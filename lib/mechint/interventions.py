@@ -186,7 +186,7 @@ class Edit:
         def operand(value: Any) -> Tensor:
             if callable(value):
                 return value(clean).to(clean)
-            value = torch.as_tensor(value, device=clean.device).to(clean.dtype)
+            value = torch.as_tensor(value, dtype=clean.dtype, device=clean.device)
             axis = value.dim() - dims + 1  # of the positions in a value that may lack leading axes
             if keep is None or axis < 0 or value.shape[axis] == 1:
                 return value

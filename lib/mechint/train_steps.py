@@ -13,7 +13,7 @@ from .files import read_json
 from .options import flag, options
 from .tasks import TaskConfig
 from .train import plan, train
-from .train_config import Architecture, TrainConfig
+from .train_config import ARCHITECTURES, Architecture, TrainConfig
 from .train_files import Paths
 
 BASELINE = "baseline"
@@ -42,7 +42,8 @@ def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
     """The steps that ``config.variants`` names; without any, the one model that the options describe.
 
     A variant is ``baseline`` (the options as they are) or changes to the architecture or the seed: ``kv=tied``,
-    ``kv=tied+n_head=2``, ``seed=1``.
+    ``kv=tied+n_head=2``, ``seed=1``. ``family=gpt2`` begins from that family's default architecture: a twin that is
+    trained on the same prompts for as many steps.
 
     Raises:
         MechintError: a variant does not parse, changes what is not there, or is there twice.
@@ -55,18 +56,30 @@ def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
     found: list[Step] = []
     for number, text in enumerate(config.variants.split(",")):
         variant = text.strip()
-        changes = {} if variant == BASELINE else dict(change(part, architecture, name) for part in variant.split("+"))
+        parts = [] if variant == BASELINE else variant.split("+")
+        base = next((twin(part, name) for part in parts if part.strip().startswith("family=")), architecture)
+        changes = dict(change(part, base, name) for part in parts if not part.strip().startswith("family="))
         seed = changes.pop("seed", config.seed)
         step = Step(
             variant,
             dataclasses.replace(config, variants="", step_name=f"V{number}", seed=seed),
-            dataclasses.replace(architecture, **changes),
+            dataclasses.replace(base, **changes),
         )
         for other in found:
             if (other.architecture, other.config.seed) == (step.architecture, seed):
                 raise MechintError(f"{name}: {other.variant} and {variant} are the same model; remove one of them")
         found.append(step)
     return found
+
+
+def twin(text: str, name: str) -> Architecture:
+    """The default architecture of the family that ``family=gpt2`` names."""
+    family = text.partition("=")[2].strip()
+    if family not in ARCHITECTURES:
+        raise MechintError(
+            f"{name}: no family {family!r}{did_you_mean(family, ARCHITECTURES)}; there are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[family]()
 
 
 def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
@@ -77,7 +90,7 @@ def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
     if not equals or not value:
         raise MechintError(
             f"{name}: {text!r} does not parse; a variant is baseline, or FIELD=VALUE with more behind a + "
-            f"(fields: {known})"
+            f"(fields: {known}, family)"
         )
     if field not in fields:
         raise MechintError(

@@ -5,6 +5,6 @@ from __future__ import annotations
 from .compare import write_comparison
 from .compare_traces import write_trace_comparison
 from .wandb_log import log_wandb
-from .write import kind_of, write_report
+from .write import COMPARISONS, kind_of, write_report
 
-__all__ = ["kind_of", "log_wandb", "write_comparison", "write_report", "write_trace_comparison"]
+__all__ = ["COMPARISONS", "kind_of", "log_wandb", "write_comparison", "write_report", "write_trace_comparison"]

@@ -6,20 +6,43 @@ from pathlib import Path
 
 from ..files import write_text
 from ..progress import Progress
+from .compare import write_comparison
+from .compare_traces import write_trace_comparison
 from .curves import draw_faithfulness, draw_search
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
+from .model_comparison import write_model_comparison, write_profile
+from .neuron import write_neurons
 from .patch_page import write_patching
 from .results import load_results, read_object
 from .sae_page import write_sae
+from .sparsity import write_sparsity
 from .study_page import write_study
 from .trace_page import write_trace
 
+STUDIES = {
+    "trace": write_trace,
+    "patch": write_patching,
+    "sae": write_sae,
+    "sparsity": write_sparsity,
+    "neuron": write_neurons,
+    "compare": write_profile,
+}
+"""Reports of other kinds than a circuit's, by ``report`` in results.json."""
+
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: ``circuit``, ``trace``, ``patch``, ``sae`` or ``study``."""
+    """Which report a finished run gets: ``circuit``, ``study``, or one of :data:`STUDIES`."""
     return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
+
+
+COMPARISONS = {
+    "circuit": write_comparison,
+    "trace": write_trace_comparison,
+    "compare": write_model_comparison,
+}
+"""Pages of several finished runs of a kind, in a directory above them."""
 
 
 def write_report(
@@ -41,13 +64,9 @@ def write_report(
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
-    if kind_of(run_dir) == "trace":
-        return write_trace(run_dir, heatmaps=heatmaps, curves=curves)
-    if kind_of(run_dir) == "patch":
-        return write_patching(run_dir, heatmaps=heatmaps, curves=curves)
-    if kind_of(run_dir) == "sae":
-        return write_sae(run_dir, heatmaps=heatmaps, curves=curves)
-    if kind_of(run_dir) == "study":
+    if (kind := kind_of(run_dir)) in STUDIES:
+        return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
+    if kind == "study":
         return write_study(run_dir)
     results = load_results(run_dir)
     directory = results.directory

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..options import check, option
 from ..progress import Progress
 from ..report.scorecard import draw, markdown
 from ..rundir import Stages, check_writable, fingerprint, manifest
-from ..statistics import Number, number
+from ..statistics import Number, number, student
 from ..tasks import Task
 from ..tasks.ground_truth import BLUEPRINTS, Compiled, score_units
 from .methods import METHODS, Budget, Method, from_function
@@ -30,8 +30,6 @@ LEVEL = 0.05
 """Nominal level of the false-positive side."""
 SAME_TWINS = 16
 """Prompts that are traced against themselves."""
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantiles of Student's t with n - 1 degrees of freedom; above 10 the normal one is close enough (1.96)."""
 
 Outside = Callable[[Mamba, Task], Any]
 
@@ -236,8 +234,7 @@ def by_chance(parts: list[dict[str, Any]], key: str) -> Number:
     means = [fmean(values) for values in seeds.values()]
     if len(means) < 2:
         return number(means[0], 0.0, 1.0, 1, "one seed: no interval")
-    half = T95.get(len(means), 1.96) * stdev(means) / math.sqrt(len(means))
-    return number(fmean(means), fmean(means) - half, fmean(means) + half, len(means), "95 % by Student's t over seeds")
+    return student(means, "seeds")[0]
 
 
 def rate(hits: Sequence[bool]) -> Number:

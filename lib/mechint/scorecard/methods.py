@@ -20,6 +20,7 @@ from ..sweep import sweep
 from ..tasks import Task
 from ..tasks.ground_truth import BASELINES
 from ..units import SSM_UNITS, Units
+from .units import causal_ranking, delta_ranking
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,21 @@ METHODS: dict[str, Method] = {
             f"single channels, {name}", functools.partial(interchange, direction=name), "counterfactual"
         )
         for name in ("noise", "denoise")
+    },
+    **{
+        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name))
+        for name, title in (
+            ("gradient", "Δ, gradient"),
+            ("do_mean", "Δ held at its mean"),
+            ("variance", "variance of Δ"),
+            ("output_variance", "variance of output"),
+        )
+    },
+    **{
+        f"causal_{name}": Method(
+            f"single channels, mean, {name}", functools.partial(causal_ranking, direction=name), "mean"
+        )
+        for name in ("necessary", "sufficient")
     },
     **{name: Method(name.replace("_", " ").replace(" x ", " × "), from_function(f)) for name, f in BASELINES.items()},
 }

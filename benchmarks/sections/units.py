@@ -1,0 +1,58 @@
+"""Single units of one layer, all ablated; and the exact decomposition of a block into its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import mechint
+from mechint import Edit
+from mechint.decomposition import decompose
+from mechint.sweep import sweep
+
+from ..pairs import Limit, Question, Target
+from ..shapes import INNER, LAYERS, LOOP, OURS, VOCABULARY, last, model
+
+SOME = 12
+"""Units that the loop is timed on."""
+
+
+@torch.no_grad()
+def questions() -> Iterator[Question]:
+    ours = model(LAYERS)
+    tokens = torch.randint(0, VOCABULARY, (8, 32))
+    at = last(tokens)
+    for layer in (LAYERS - 1, LAYERS // 2):
+        site = f"layers.{layer}.gated"
+        cells = [[Edit(site, "replace", 0.0, units=[e])] for e in range(INNER)]
+
+        def metric(logits: Tensor) -> Tensor:
+            return logits[..., -1, :].log_softmax(-1)[..., 7]
+
+        def loop(cells: list[list[Edit]] = cells) -> list[Tensor]:
+            return [metric(mechint.run(ours, tokens, edits=cell).logits) for cell in cells[:: INNER // SOME]]
+
+        yield Question(
+            "units",
+            f"mamba-130m, every channel of layer {layer} ablated alone: {INNER} cells of 8 prompts of 32 tokens",
+            {
+                OURS: lambda cells=cells: sweep(ours, tokens, cells, metric, logits_at=at, memory_mib=2048),
+                LOOP: loop,
+            },
+            [Target(LOOP, OURS, 20.0)],
+            scale={LOOP: INNER / len(cells[:: INNER // SOME])},
+            rounds=2,
+            limit=400.0,
+            cold=(OURS, LOOP),
+        )
+    one = model(1)
+    prompt = torch.randint(0, VOCABULARY, (1, 256))
+    yield Question(
+        "units",
+        "mamba-130m, exact decomposition of one layer, 256 tokens",
+        {OURS: lambda: decompose(one, prompt, 0)},
+        [Limit(OURS, 2048.0, "MiB")],
+        rounds=2,
+    )

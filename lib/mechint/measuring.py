@@ -1,0 +1,86 @@
+"""What analyses of units, sparsity and comparisons share: their frame, their layers and sites, their means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import files, options
+from .analysis import StagedAnalyzer
+from .causal_trace import listed
+from .errors import MechintError, did_you_mean
+from .run import run
+from .tasks import Prompts
+
+NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "readout")  # more than one number for a unit
+
+
+class Study(StagedAnalyzer):
+    """An analyzer of units, sparsity or whole models: checked options, and the numbers of every prompt to keep."""
+
+    name = ""
+
+    def __init__(self, model: Any, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
+        options.check(config, self.name)
+        super().__init__(model, config, device, **others)
+        self.tensors: dict[str, Tensor] = {}
+
+    def save_results(self) -> list[Path]:
+        """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""
+        return [files.write_torch(self.directory / "effects.pt", self.tensors)]
+
+
+def layer_list(said: str, layers: int, where: str) -> list[int]:
+    """The layers that an option names: ``all``, or numbers separated by commas.
+
+    Raises:
+        MechintError: something that is no number, a hole between commas, or no such layer.
+    """
+    if said.strip() == "all":
+        return list(range(layers))
+    found = []
+    for part in said.split(","):
+        if not part.strip().isdigit():
+            raise MechintError(
+                f"{where}: layers are {said!r}, and {part!r} is no layer; give all, or numbers such as 0,2"
+            )
+        if int(part) >= layers:
+            raise MechintError(f"{where}: no layer {int(part)}; this model has {layers} (0 to {layers - 1})")
+        found.append(int(part))
+    return sorted(set(found))
+
+
+def unit_sites(model: Any, said: str, usual: Iterable[str], where: str) -> list[str]:
+    """Kinds of site whose last axes number the units of a layer, as an option names them.
+
+    Raises:
+        MechintError: the family has no such site, or one with several numbers for each unit.
+    """
+    names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
+    known = [name for name in names if name not in NO_UNITS]
+    kinds = list(usual) if said.strip() == "usual" else list(dict.fromkeys(listed(said)))
+    for kind in kinds:
+        if kind not in known:
+            raise MechintError(
+                f"{where}: a {model.config.family} model has no site {kind!r} with one number for each unit"
+                f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
+            )
+    if not kinds:
+        raise MechintError(f"{where}: no site is named; leave it at 'usual', or choose from {', '.join(known)}")
+    return kinds
+
+
+@torch.no_grad()
+def values_of(model: Any, prompts: Prompts, sites: Iterable[str]) -> dict[str, Tensor]:
+    """The sites of a run, each [prompt, position, unit]: heads and their dimensions are one axis of units."""
+    found = run(model, prompts.tokens, sites, logits_at=prompts.positions[:, :0]).values
+    return {name: value.flatten(2) for name, value in found.items()}
+
+
+def width(model: Any, site: str) -> int:
+    """Units of a site: heads times their dimensions."""
+    return int(torch.tensor(model.sites[site].units).prod())

@@ -1,0 +1,229 @@
+"""From what was measured of every prompt to the numbers of a study of units."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attention_units import CONTROL
+from .circuit import faithfulness
+from .delta_units import RANKINGS
+from .neuron_curves import SHARES, areas
+from .patch_results import Finished, strongest, units
+from .sparsity import spearman
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number
+from .unit_plan import Parts
+
+EDGES = 24
+"""Strongest effects of a unit on a unit of a later layer in the results."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of all batches (the last axis of everything is the prompt), and what it was measured on."""
+
+    batches: list[dict[str, Tensor]]
+    parts: list[Parts]
+    layers: list[int]
+    deltas: list[str]
+    orders: dict[str, Tensor]
+    top: dict[int, list[int]]
+    main: str
+    family: str
+    templates: NDArray[np.int64]
+    draws: int
+    seed: int
+    top_k: int
+    random: int
+    depth: int
+
+    @functools.cached_property
+    def bootstrap(self) -> ClusterBootstrap:
+        return ClusterBootstrap(self.templates, self.draws, self.seed)
+
+    def of(self, name: str) -> Array:
+        """An entry of all batches with the prompt first, [prompt, …]."""
+        return np.moveaxis(np.concatenate([batch[name].numpy() for batch in self.batches], -1), -1, 0)
+
+    def has(self, name: str) -> bool:
+        return name in self.batches[0]
+
+
+def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
+    """The sections of results.json."""
+    finished = Finished(
+        found=done.batches, names=(), pairs=[], paths=[], present=[], parts=done.parts, templates=done.templates,
+        twins=False, draws=done.draws, seed=done.seed,
+    )  # fmt: skip
+    single = units(finished, None)
+    metrics: dict[str, Number] = {
+        "prompts_used": exact(done.bootstrap.n),
+        "clean": done.bootstrap.interval(lambda mean: mean, done.of("clean")),
+        "units_measured": exact(sum(len(parts.chosen) for parts in done.parts)),
+    }
+    notes: list[str] = []
+    whole = circuit_numbers(done, circuits, metrics, notes)
+    if (few := len(set(done.templates.tolist()))) < 8:
+        notes.append(f"Only {few} different templates were measured: the intervals say little about other prompts")
+    return {
+        "scale": "metric",
+        "flow": None,
+        "metrics": metrics,
+        "units": single,
+        "strongest": strongest({"flow": None, "units": single})["units"],
+        "circuit": {"site": done.main, "layers": done.layers, "per_layer": done.top_k, "units": list(done.top.values()),
+                    **whole},
+        "delta": [delta(done, site) for site in done.deltas],
+        "attention": [entry for layer in done.layers for entry in attention(done, layer)] if done.orders else [],
+        "across": across(done),
+        "notes": notes,
+    }  # fmt: skip
+
+
+def circuit_numbers(
+    done: Found, circuits: dict[str, Any], metrics: dict[str, Number], notes: list[str]
+) -> dict[str, Any]:
+    """Faithfulness and completeness of the top-k units, and random circuits of as many."""
+    full, empty, top, without = (np.array(circuits[name]) for name in ("full", "empty", "top", "without"))
+    effect = done.bootstrap.interval(lambda mean: mean, full - empty)
+    metrics["effect_of_all_units"] = effect
+    if float(effect["low"]) <= 0 <= float(effect["high"]):
+        notes.append(
+            f"Ablating all units at {done.main} changes the metric by {effect['value']:.3g} [{effect['low']:.3g}, "
+            f"{effect['high']:.3g}], which may be nothing: there is no share of it to report"
+        )
+        return {"random": []}
+    metrics["faithfulness_top_k"] = done.bootstrap.interval(faithfulness, top, full, empty)
+    metrics["completeness_top_k"] = done.bootstrap.interval(
+        lambda c, f, e: 1 - faithfulness(c, f, e), without, full, empty
+    )
+    random = [float(faithfulness(np.mean(values), full.mean(), empty.mean())) for values in circuits["random"]]
+    low, middle, high = np.quantile(random, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    metrics["faithfulness_random"] = number(middle, low, high, len(random), "2.5 to 97.5 % over random circuits")
+    return {"random": random}
+
+
+def ends(drawn: Array) -> tuple[Array, Array]:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def intervals(point: Array, drawn: Array) -> dict[str, list[float]]:
+    """Columns of a table of units: point estimates [unit] and bootstrap draws [draw, unit]."""
+    low, high = ends(drawn)
+    return {
+        "value": point.tolist(),
+        "low": np.minimum(low, point).tolist(),
+        "high": np.maximum(high, point).tolist(),
+    }
+
+
+def delta(done: Found, site: str) -> dict[str, Any]:
+    """The four rankings of one layer's channels, with intervals, their correlations and the overlap of their top-k."""
+    found: dict[str, Any] = {}
+    for name in ("gradient", "do_mean"):
+        point, drawn = done.bootstrap.means(done.of(f"{site} {name}"))
+        found[name] = intervals(point[0], drawn)
+    for name, prefix in (("variance", site), ("output_variance", f"{site} output")):
+        (first, firsts), (second, seconds) = (
+            done.bootstrap.means(done.of(f"{prefix} {p}")) for p in ("mean", "square")
+        )
+        found[name] = intervals(second[0] - first[0] ** 2, seconds - firsts**2)
+    size = {name: np.abs(found[name]["value"]) for name in RANKINGS}
+    top = {name: set(np.argsort(-value, kind="stable")[: done.top_k].tolist()) for name, value in size.items()}
+    return {
+        "layer": int(site.split(".")[1]),
+        "site": "dt",
+        "n": done.bootstrap.n,
+        "rankings": found,
+        "top": {name: np.argsort(-value, kind="stable")[: done.top_k].tolist() for name, value in size.items()},
+        "spearman": [[spearman(size[a], size[b]) for b in RANKINGS] for a in RANKINGS],
+        "jaccard": [[jaccard(top[a], top[b]) for b in RANKINGS] for a in RANKINGS],
+    }
+
+
+def attention(done: Found, layer: int) -> list[dict[str, Any]]:
+    """The deletion curves of one layer's rankings, and how far their areas are above the controls'."""
+    site = f"layers.{layer}.{done.main}"
+    mean = lambda values: values
+    area = {name: done_areas(done, name) for name in done.orders if name.startswith(f"{site} ")}
+    random = np.mean([area[f"{site} random {k}"] for k in range(done.random)], 0)
+    control = area[f"{site} {CONTROL}"]
+    entries = []
+    for name, values in area.items():
+        method = name.removeprefix(f"{site} ")
+        if method.startswith("random"):
+            continue
+        entries.append(
+            {
+                "layer": layer,
+                "site": done.main,
+                "method": method,
+                "top": done.orders[name][: done.top_k].tolist(),
+                "area": done.bootstrap.interval(mean, values),
+                "over_random": done.bootstrap.interval(mean, values - random),
+                "over_gradient_x_input": done.bootstrap.interval(mean, values - control),
+                **curve_of(done, [name]),
+            }
+        )
+    every = [f"{site} random {k}" for k in range(done.random)]
+    spread = done.bootstrap.interval(mean, random)
+    nothing = done.bootstrap.interval(mean, np.zeros_like(random))
+    entries.append(
+        {"layer": layer, "site": done.main, "method": "random", "top": [], "area": spread, "over_random": nothing,
+         "over_gradient_x_input": done.bootstrap.interval(mean, random - control), **curve_of(done, every)}
+    )  # fmt: skip
+    return entries
+
+
+def done_areas(done: Found, name: str) -> Array:
+    """The area between the curves of a ranking, of each prompt."""
+    return areas(torch.from_numpy(np.ascontiguousarray(np.moveaxis(done.of(f"curve {name}"), 0, -1)))).numpy()
+
+
+def curve_of(done: Found, names: list[str]) -> dict[str, Any]:
+    """Both curves, means over rankings where there are several."""
+    values = np.mean([done.of(f"curve {name}") for name in names], 0)  # [prompt, 2, share]
+    found: dict[str, Any] = {"shares": list(SHARES)}
+    for k, name in enumerate(("morf", "lerf")):
+        found[name] = [done.bootstrap.interval(lambda mean: mean, values[:, k, s]) for s in range(len(SHARES))]
+    return found
+
+
+def across(done: Found) -> dict[str, Any] | None:
+    """Effects of layers on layers and of units on units, means over prompts with intervals."""
+    if not done.has("layers"):
+        return None
+    point, drawn = done.bootstrap.means(done.of("layers"))  # [1, i, j]
+    low, high = ends(drawn)
+    pairs, edges = [], []
+    for i in done.layers:
+        for j in (later for later in done.layers if later > i and done.has(f"across {i} {later} patched")):
+            patched, linear = (done.of(f"across {i} {j} {way}") for way in ("patched", "linear"))  # [prompt, e, f]
+            value, draws = done.bootstrap.means(patched)
+            below, above = ends(draws)
+            estimate = linear.mean(0)
+            pairs.append(
+                {"source": i, "target": j, "n": done.bootstrap.n,
+                 "spearman": spearman(value[0].ravel(), estimate.ravel()),
+                 "patched": done.bootstrap.interval(lambda mean: mean, patched.mean((1, 2))),
+                 "linear": done.bootstrap.interval(lambda mean: mean, linear.mean((1, 2)))}
+            )  # fmt: skip
+            for e, f in np.ndindex(*value[0].shape):
+                edges.append(
+                    {"source": i, "source_unit": done.top[i][e], "target": j, "target_unit": done.top[j][f],
+                     "value": float(value[0, e, f]), "low": float(below[e, f]), "high": float(above[e, f]),
+                     "linear": float(estimate[e, f]), "n": done.bootstrap.n}
+                )  # fmt: skip
+    return {
+        "site": done.main,
+        "layers": {"value": point[0].tolist(), "low": low.tolist(), "high": high.tolist(), "n": done.bootstrap.n},
+        "pairs": pairs,
+        "edges": sorted(edges, key=lambda edge: -edge["value"])[:EDGES],
+    }
