@@ -20,6 +20,7 @@ from mechint.interventions import Edit
 from mechint.loader import PromptLoader
 from mechint.patching import ANALYSIS, PatchConfig, Patcher, refuse
 from mechint.report import log_wandb, write_report
+from mechint.role_values import RoleValues
 from mechint.run_config import RunConfig
 from mechint.statistics import max_t
 from mechint.tasks import Prompts, TaskConfig, make_task
@@ -120,6 +121,95 @@ def test_every_unit_is_one_run_by_hand(family: Any, units: str, metric: str) -> 
                 for name, value in (("necessary", lost), ("sufficient", back)):
                     got = float(found[f"{name} {parts.kind}"][number, row])
                     assert got == pytest.approx(value, rel=0, abs=1e-10), (name, site, unit)
+
+
+@pytest.mark.parametrize(
+    ("family", "units"), [(tiny_mamba, "gated,state,B"), (tiny_gpt2, "head_out,mlp_post"), (tiny_llama, "usual")]
+)
+def test_means_are_those_of_the_role_and_every_unit_is_one_run_by_hand(family: Any, units: str) -> None:
+    """Prompts without twins, in float64; means and both runs by one plain run a prompt."""
+    model = family(3, torch.float64).requires_grad_(False)
+    task, evaluation = make_task(PAIRS_TASK), dataclasses.replace(three_pairs(model, 3), twins=None)
+    discovery = PromptLoader(task, "discovery", 5, 3, 0)
+    config = dataclasses.replace(SMALL, flow="", units=units, values="mean")
+    patcher = Patcher(model, config)
+    sites = [site for parts in patcher.parts for site in parts.sites]
+    patcher.usual = RoleValues(model, sites, discovery)
+    roles = task.roles(three_pairs(model, 3))[1]
+    assert (roles[:, None] != roles).any()
+    found = patcher.patch(evaluation, roles, [])
+    kept: dict[tuple[str, int], list[torch.Tensor]] = {}
+    for batch in discovery:
+        for row, tokens_of in zip(task.roles(batch)[1].tolist(), batch.tokens, strict=True):
+            values = mechint.run(model, tokens_of[None], sites).values
+            for site in sites:
+                for p, role in enumerate(row):
+                    kept.setdefault((site, role), []).append(values[site][0, p])
+    usual = {key: torch.stack(rows).mean(0) for key, rows in kept.items()}
+
+    def metric(row: int, edits: list[Edit]) -> float:
+        one = evaluation[torch.tensor([row])]
+        logits = mechint.run(model, one.tokens, edits=edits).logits[:, -1]
+        return float(metric_by_hand("logit_diff", logits, one))
+
+    for parts in patcher.parts:
+        for row in range(3):
+            means = {s: torch.stack([usual[s, role] for role in roles[row].tolist()])[None] for s in parts.sites}
+            own = mechint.run(model, evaluation.tokens[[row]], parts.sites).values
+            every = [Edit(site, "replace", value) for site, value in means.items()]
+            clean, none = metric(row, []), metric(row, every)
+            assert float(found[f"all {parts.kind}"][row]) == pytest.approx(clean - none, rel=0, abs=1e-10)
+            for number in range(parts.total):
+                site, unit = parts.sites[number // parts.per_layer], number % parts.per_layer
+                lost = clean - metric(row, [Edit(site, "replace", means[site][:, :, [unit]], units=[unit])])
+                mixed = means[site].clone()
+                mixed[:, :, unit] = own[site][:, :, unit]
+                swap = [Edit(site, "replace", mixed) if edit.site == site else edit for edit in every]
+                back = metric(row, swap) - none
+                for name, value in (("necessary", lost), ("sufficient", back)):
+                    got = float(found[f"{name} {parts.kind}"][number, row])
+                    assert got == pytest.approx(value, rel=0, abs=1e-10), (name, site, unit)
+        assert found[f"necessary {parts.kind}"].abs().max() > 1e-6 < found[f"sufficient {parts.kind}"].abs().max()
+
+
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_estimates_are_the_slopes_towards_the_means(direction: str) -> None:
+    model = tiny_mamba(4, torch.float64).requires_grad_(False)
+    task, prompts = make_task(PAIRS_TASK), three_pairs(model, 4)
+    patcher = Patcher(model, dataclasses.replace(SMALL, values="mean"))
+    sites = [site for parts in patcher.parts for site in parts.sites]
+    patcher.usual = RoleValues(model, sites, PromptLoader(task, "discovery", 5, 3, 0))
+    for parts in patcher.parts:
+        pair = patcher.pair(prompts, direction, parts, task.roles(prompts)[1])
+        cells = parts.cells(pair)
+        own = pair.values(pair.receiver, sorted({edits[0].site for edits in cells}))
+        steps = [
+            [dataclasses.replace(edit, value=own[edit.site][..., edit.units] * (1 - 1e-6) + edit.value * 1e-6)]
+            for [edit] in cells
+        ]
+        values = pair.sweep([*steps, []])
+        torch.testing.assert_close(parts.estimates(pair, 1), (values[:-1] - values[-1]) / 1e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_means_need_no_twins_and_their_results_say_what_they_are(tmp_path: Path) -> None:
+    model = tiny_mamba(1).requires_grad_(False)
+    config = dataclasses.replace(SMALL, values="mean", flow="out", units="gated", max_units=9)
+    sets = loaders(model)
+    found = finished(tmp_path, model, config, sets)
+    assert found["scale"] == "metric" and "total_effect" not in found["metrics"]
+    assert "mean over the discovery prompts' tokens of the same role" in found["ablation"]
+    every = found["metrics"]["all_gated"]
+    assert every["n"] == found["metrics"]["prompts_used"]["value"] and every["low"] <= every["value"] <= every["high"]
+    write_report(tmp_path)
+    text = (tmp_path / "patch_report.md").read_text()
+    assert "clean less all of gated at their means" in text and "twin" not in text.lower()
+    with pytest.raises(MechintError, match=r"pattern has an entry for each token of its prompt"):
+        gpt2 = tiny_gpt2().requires_grad_(False)
+        Patcher(gpt2, dataclasses.replace(config, flow="", units="pattern")).run_analysis(*loaders(gpt2))
+    usual = RoleValues(model, ["layers.0.gated"], sets[0])
+    usual.there[2] = False
+    with pytest.raises(MechintError, match="no discovery prompt has a token of the role"):
+        usual.of(torch.tensor([[0, 2]]), ["layers.0.gated"])
 
 
 def test_estimates_are_the_slopes_towards_the_twin() -> None:

@@ -342,6 +342,8 @@ def test_refusals(tmp_path: Path) -> None:
         answer_metric("logit_dif", prompts)
     for arguments, line in (
         ((Corruption("noisy"), "denoise", "logit_diff"), r"no corruption 'noisy' .did you mean noise.*; take twin"),
+        ((Corruption("mean"), "denoise", "logit_diff"), r"'mean' needs the mean embedding of the subjects; give mean="),
+        ((Corruption("values"), "denoise", "logit_diff"), r"'values' needs the values of at least one site"),
         ((Corruption(), "denoising", "logit_diff"), "no direction 'denoising'"),
         ((Corruption(), "denoise", "answer"), "no metric 'answer'"),
     ):

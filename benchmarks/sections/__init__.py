@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 from ..pairs import Question
 
-SECTIONS = ("scan", "model", "gpt2", "cache", "sweep", "units", "attention", "mask", "temporal", "curves", "sae", "gpu")
+SECTIONS = (
+    "scan", "model", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "temporal", "curves", "sae",
+    "gpu",
+)  # fmt: skip
 
 
 def questions(section: str) -> Iterator[Question]:

@@ -8,7 +8,7 @@ The two directions of causal mediation (Vig et al. 2020; Meng et al. 2022; Zhang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from .sweep import gradients, sweep
 from .tasks import Prompts, mix, pooled
 
 CORRUPTIONS = ("twin", "noise", "mean")
-"""What an analysis can be asked for; ``none`` beside these is for what needs one run."""
+"""What an analysis can be asked for; ``values`` and ``none`` beside these are for those that need no other prompt."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
 DIRECTIONS = ("denoise", "noise")
 
@@ -33,11 +33,13 @@ class Corruption:
 
     Args:
         method: ``twin`` runs the counterfactual twin instead; ``noise`` adds normal noise to the embeddings of these
-            tokens; ``mean`` puts the mean embedding there; ``none`` leaves the run as it is, for what needs one run.
+            tokens; ``mean`` puts the mean embedding there; ``values`` puts given values at given sites; ``none`` leaves
+            the run as it is, for what needs one run.
         scale: Standard deviation of the noise, in standard deviations of the embedding matrix; 3 in Meng et al.
         draws: Noisy runs of each prompt; effects are means over them.
         seed: Of the noise.
         mean: Mean embedding, [model]; for ``mean``.
+        values: By site, what stands there in every layer at once, [row, position, unit …]; for ``values``.
     """
 
     method: str = "twin"
@@ -45,6 +47,7 @@ class Corruption:
     draws: int = 1
     seed: int = 0
     mean: Tensor | None = None
+    values: Mapping[str, Tensor] | None = None
 
 
 def known(value: str, allowed: Sequence[str], what: str) -> None:
@@ -111,7 +114,7 @@ class Interchange:
     def __init__(
         self, model: Any, prompts: Prompts, corruption: Corruption, direction: str, metric: str, whole: bool = False
     ) -> None:
-        known(corruption.method, (*CORRUPTIONS, "none"), "corruption")
+        known(corruption.method, (*CORRUPTIONS, "values", "none"), "corruption")
         known(direction, DIRECTIONS, "direction")
         if not whole:
             prompts = prompts.last()
@@ -139,12 +142,22 @@ class Interchange:
             if rows.twins is None:
                 raise MechintError("the corruption 'twin' needs counterfactual twins; choose noise or mean")
             return rows.twins, []
+        if corruption.method == "values":
+            if not corruption.values:
+                raise MechintError(
+                    "the corruption 'values' needs the values of at least one site; give values={site: …}"
+                )
+            return rows.tokens, [Edit(site, "replace", value) for site, value in corruption.values.items()]
         about = rows.about()
         if about is None:
             raise MechintError(f"the corruption {corruption.method!r} needs to know what the prompts are about")
         weight = self.model.embeddings
         if corruption.method == "mean":
-            assert corruption.mean is not None
+            if corruption.mean is None or corruption.mean.shape != weight.shape[1:]:
+                raise MechintError(
+                    f"the corruption 'mean' needs the mean embedding of the subjects; give mean=, a tensor of "
+                    f"[{weight.shape[1]}]"
+                )
             value = torch.where(about[..., None], corruption.mean.to(weight), weight[rows.tokens])
             return rows.tokens, [Edit("embed", "replace", value)]
         value = self.noise(corruption.seed, weight.shape[1]).to(weight)
@@ -188,7 +201,8 @@ class Interchange:
         Args:
             points: 1 takes the gradient at the receiver. More average it over that many midpoints of the straight
                 line of the embeddings from the receiver to the donor (integrated gradients, Sundararajan et al.
-                2017; Hanna et al. 2024), which corrects for saturation.
+                2017; Hanna et al. 2024), which corrects for saturation. Where both have the same embeddings they are
+                all the same gradient.
             by_unit: Sums over the positions in place of the units.
 
         Returns:
@@ -197,11 +211,11 @@ class Interchange:
         """
         ours, theirs = (self.values(of, [*sites, "embed"]) for of in (self.receiver, self.donor))
         total = {site: torch.zeros_like(ours[site]) for site in sites}
-        tokens = self.receiver[0]
+        tokens, base = self.receiver[0], [edit for edit in self.receiver[1] if edit.site != "embed"]
         for k in range(points):
             share = 0.0 if points == 1 else (k + 0.5) / points
             start = Edit("embed", "replace", ours["embed"] + share * (theirs["embed"] - ours["embed"]))
-            _, slopes = gradients(self.model, tokens, sites, self.metric, [start], self.logits_at)
+            _, slopes = gradients(self.model, tokens, sites, self.metric, [*base, start], self.logits_at)
             for site in sites:
                 total[site] += slopes[site].to(total[site]) / points
         change = {site: total[site].double() * (theirs[site] - ours[site]).double() for site in sites}

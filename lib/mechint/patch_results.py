@@ -33,6 +33,8 @@ class Finished:
     parts: list[Parts]
     templates: NDArray[np.int64]
     twins: bool
+    means: bool
+    """Whether units were given means in place of the twin's values."""
     draws: int
     seed: int
 
@@ -60,8 +62,8 @@ class Finished:
 def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str]]:
     """The sections of results.json, its metrics and its notes.
 
-    Effects are shares of the total effect (clean less twin), unless there are no twins or they may change nothing:
-    then they stay in the metric's own units.
+    Effects are shares of the total effect (clean less twin), unless there are no twins, they are not asked for or they
+    may change nothing: then they stay in the metric's own units.
     """
     mean = lambda values: values
     every = ClusterBootstrap(done.templates, done.draws, done.seed)
@@ -85,6 +87,14 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
                 f"{found['high']:.3g}]. Effects are therefore not given as shares of it; choose other twins or more "
                 f"prompts"
             )
+    if done.means:
+        for parts in done.parts:
+            metrics[f"all_{parts.kind}"] = done.bootstrap.interval(mean, done.joined(f"all {parts.kind}"))
+        notes.append(
+            "Units were given their means over the discovery prompts' tokens of the same role. Necessary: one unit has"
+            " its means, the others are as they are. Sufficient: one unit is as it is in the run without, while all"
+            " units of its kind in all layers have their means; clean less that run is all_… in the metrics"
+        )
     if (few := len(set(done.templates[done.right].tolist()))) < 8:
         notes.append(
             f"Only {few} different subjects or templates were patched: the intervals and p-values say little about "

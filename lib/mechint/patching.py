@@ -5,7 +5,9 @@ Two questions, each answered by exact interventions on the prompts that the mode
 * flow: what is lost when, in one layer, the tokens of one role no longer read those of another (attention knock-out,
   Geva et al. 2023, section 4; for a Mamba the scan, the convolution, or both, see :class:`mechint.Edit`);
 * units: what is lost with one unit's values from the counterfactual twin (necessary), and what comes back with the
-  clean ones in the twin's run (sufficient), screened by gradients where there are too many (Nanda 2023).
+  clean ones in the twin's run (sufficient), screened by gradients where there are too many (Nanda 2023). In place of
+  the twin there may be means over other prompts: one unit's mean in the clean run, and one unit's own values in the
+  run in which all units of that kind, in all layers, have their means.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from .interchange import METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
 from .patch_results import Finished, numbers
+from .role_values import RoleValues
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .unit_plan import Parts, part_kinds, screened
 
 DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
-POINTS = 5
-"""Midpoints of an estimate's integral; attribution patching proper takes one end."""
+VALUES = ("twin", "mean")
+POINTS = {"twin": 5, "mean": 1}
+"""Midpoints of an estimate's integral; attribution patching proper takes one end, as means have no embeddings."""
+SAID = {"twin": "the twin's values", "mean": "the mean over the discovery prompts' tokens of the same role"}
 ROUNDING = 64
 """Differences within so many roundings of the metric are none: runs of another batch add in another order."""
 
@@ -61,6 +66,12 @@ class PatchConfig:
         "Kinds of site whose units are patched one by one, separated by commas (gated, state, head_out, mlp_post …); "
         "'usual' takes those of the family, empty none",
     )
+    values: str = option(
+        "twin",
+        "What a unit is given: its values in the counterfactual twin, or its mean over the discovery prompts' tokens "
+        "of the same role",
+        choices=VALUES,
+    )
     max_units: int = option(
         512,
         "Units of one kind that are measured exactly; of more, those that gradients on discovery prompts rank first",
@@ -74,7 +85,13 @@ class PatchConfig:
         "probability",
         choices=METRICS,
     )
-    prompts: int = option(64, "Discovery prompts, on which units are screened", unit="prompts", low=2, high=1_000_000)
+    prompts: int = option(
+        64,
+        "Discovery prompts, on which units are screened and of which means are",
+        unit="prompts",
+        low=2,
+        high=1_000_000,
+    )
     eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
     memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
@@ -95,6 +112,8 @@ class Patcher(StagedAnalyzer):
         self.whole = False
         """Whether a prompt's answers are measured as one; the task says so."""
         self.effects: dict[str, Tensor] = {}
+        self.usual: RoleValues | None = None
+        """The means that units are given, where it is not the twin's values."""
 
     def kinds(self, said: str, usual: Any, known: list[str], what: str) -> list[str]:
         kinds = list(usual) if said == "usual" else list(dict.fromkeys(listed(said)))
@@ -110,10 +129,13 @@ class Patcher(StagedAnalyzer):
         """Patches the prompts of ``val_loader``; returns the results."""
         task = val_loader.task
         self.whole = task.whole
-        if self.parts and any(batch.twins is None for batch in [*train_loader, *val_loader]):
+        twins = self.config.values == "twin" and all(batch.twins is not None for batch in [*train_loader, *val_loader])
+        if self.parts and self.config.values == "mean":
+            self.usual = RoleValues(self.model, [site for parts in self.parts for site in parts.sites], train_loader)
+        elif self.parts and not twins:
             raise MechintError(
                 f"patching: the prompts of {task.name!r} have no counterfactual twins to take units' values from; give "
-                f"them twins, or leave the kinds of units empty"
+                f"them twins, take means (values mean), or leave the kinds of units empty"
             )
         named = [task.roles(batch) for batch in val_loader]
         roles = [role.cpu() for _, role in named]
@@ -131,7 +153,8 @@ class Patcher(StagedAnalyzer):
             present=[[path.present(role, pairs) for path in self.paths] for role in roles],
             parts=self.parts,
             templates=val_loader.templates(),
-            twins=all(batch.twins is not None for batch in val_loader),
+            twins=twins,
+            means=self.usual is not None,
             draws=self.config.bootstrap,
             seed=self.seed,
         )
@@ -148,7 +171,7 @@ class Patcher(StagedAnalyzer):
             "report": "patch",
             "unit": "flow between token roles, and single units",
             "metric": self.config.metric,
-            "ablation": "cut, and the twin's values",
+            "ablation": f"cut, and {SAID[self.config.values]}",
             "metrics": metrics,
             **sections,
             "notes": notes,
@@ -174,16 +197,22 @@ class Patcher(StagedAnalyzer):
         """The larger of a unit's two estimated effects, over the answered prompts, [unit]."""
         sums, answered = torch.zeros(2, parts.total, dtype=torch.float64), 0
         for batch in loader:
+            roles = loader.task.roles(batch)[1]
             for rows in self.pieces(batch):
                 for k, direction in enumerate(DIRECTIONS.values()):
-                    pair = self.pair(batch[rows], direction)
-                    sums[k] += parts.estimates(pair, POINTS)[:, pair.right].sum(1)
+                    pair = self.pair(batch[rows], direction, parts, roles[rows])
+                    sums[k] += parts.estimates(pair, POINTS[self.config.values])[:, pair.right].sum(1)
                 answered += int(pair.right.sum())
         return (sums / max(answered, 1)).abs().amax(0)
 
-    def pair(self, prompts: Prompts, direction: str) -> Interchange:
-        method = "none" if prompts.twins is None else "twin"
-        return Interchange(self.model, prompts, Corruption(method), direction, self.config.metric, self.whole)
+    def pair(
+        self, prompts: Prompts, direction: str, parts: Parts | None = None, roles: Tensor | None = None
+    ) -> Interchange:
+        """The two runs of the flow, or of one kind of unit: means are of its own kind alone."""
+        corruption = Corruption("none" if prompts.twins is None or self.config.values == "mean" else "twin")
+        if self.usual is not None and parts is not None and roles is not None:
+            corruption = Corruption("values", values=self.usual.of(roles, parts.sites))
+        return Interchange(self.model, prompts, corruption, direction, self.config.metric, self.whole)
 
     def pieces(self, batch: Prompts) -> list[Tensor]:
         """Rows of a batch that go together: the values of one kind of unit in all layers are held for all of them."""
@@ -216,9 +245,13 @@ class Patcher(StagedAnalyzer):
             pair = pair if direction == "noise" else self.pair(prompts, direction)
             sign = -1.0 if direction == "noise" else 1.0
             for parts in self.parts:
+                if self.usual is not None:
+                    pair = self.pair(prompts, direction, parts, roles)
+                    found[f"all {parts.kind}"] = pair.clean - pair.corrupted_value
                 effect = self.sweep(pair, parts.cells(pair), f"{name} {parts.kind}")
                 found[f"{name} {parts.kind}"] = sign * effect
-                found[f"{name} {parts.kind} estimates"] = (sign * parts.estimates(pair, POINTS))[list(parts.chosen)]
+                estimates = sign * parts.estimates(pair, POINTS[self.config.values])
+                found[f"{name} {parts.kind} estimates"] = estimates[list(parts.chosen)]
         return found
 
     def sweep(self, pair: Interchange, cells: list[Any], title: str) -> Tensor:
@@ -234,7 +267,10 @@ def refuse(config: PatchConfig, task: TaskConfig) -> str | None:
     if task.name == "prompt" and config.metric == "logit_diff":
         return "one prompt has no counterfactual twin; choose the metric answer_logprob"
     if task.name == "prompt" and config.units.strip():
-        return "one prompt has no counterfactual twin to take units' values from; leave the kinds of units empty"
+        return (
+            "one prompt has neither a counterfactual twin nor other prompts to take units' values from; leave the "
+            "kinds of units empty"
+        )
     return unfit(task, config.metric)
 
 

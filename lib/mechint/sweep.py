@@ -155,9 +155,10 @@ def gradients(
         held = [parameter.requires_grad for parameter in model.parameters()]
         try:
             model.requires_grad_(False)
-            # one leaf at the bottom: everything above it has a gradient and no weight does
+            # a leaf at the bottom: everything above it has a gradient and no weight does; what is replaced gets it anew
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
-            for name in model.first_sites:
+            replaced = {name for name, edits in tap.edits.items() if any(edit.mode == "replace" for edit in edits)}
+            for name in {*model.first_sites, *replaced} - shifts.keys():
                 tap.edits[name] = [*tap.edits.get(name, []), Edit(name, "add", leaf)]
             logits, _ = model.trace(tokens, tap, None, logits_at)
         finally:

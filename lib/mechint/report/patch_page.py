@@ -109,6 +109,11 @@ def facts(patching: Patching) -> list[tuple[str, str]]:
         ("task", f"{raw['task']['name']}: {raw['task'].get('description', '')}"),
         ("metric", raw["metric"]),
         *((name.replace("_", " "), with_interval(metrics[name])) for name in names if name in metrics),
+        *(
+            (f"clean less all of {kind['name']} at their means", with_interval(metrics[f"all_{kind['name']}"]))
+            for kind in patching.kinds
+            if f"all_{kind['name']}" in metrics
+        ),
         ("prompts patched", f"{metrics['prompts_used'].value:.0f}"),
         ("prompts left out (not answered)", f"{metrics['prompts_failed'].value:.0f}"),
     ]

@@ -1,0 +1,118 @@
+"""The command line of the analyses: every option a flag, and one prompt at a time in a few words."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .analysis import analyses
+from .discover import find_checkpoints
+from .errors import MechintError
+from .experiment import Experiment, run_experiment
+from .models.load import load
+from .options import add_flags, from_flags
+from .run_config import RunConfig
+from .tasks.config import TaskConfig
+
+Text = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
+ONE_PROMPT: dict[str, Any] = {
+    "task_name": "prompt",
+    "run_trace": True,
+    "trace_corruption": "noise",
+    "trace_metric": "answer_logprob",
+    "patch_metric": "answer_logprob",
+    "patch_units": "",
+}
+"""Defaults beside ``--prompt``: one prompt has no twin."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m mechint",
+        description="Runs the analyses that are switched on over every checkpoint that a pattern names.",
+    )
+    top.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
+    one.add_argument("--prompt", metavar="TEXT", help="the prompt")
+    one.add_argument("--subject", metavar="TEXT", help="what it is about, as it stands there")
+    one.add_argument("--answer", metavar="TEXT", help="what should follow; default: what the model says")
+    add_flags(top, RunConfig)
+    add_flags(top, TaskConfig, "task")
+    for analysis in analyses().values():
+        top.add_argument(
+            f"--{analysis.name}",
+            action=argparse.BooleanOptionalAction,
+            default=analysis.default,
+            dest=f"run_{analysis.name}",
+            help=f"run the analysis: {analysis.title}",
+        )
+        add_flags(top, analysis.config, analysis.name, analysis.title)
+    return top
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept."""
+    top = parser()
+    flags = top.parse_args(arguments)
+    if flags.prompt is None:
+        if flags.subject is not None or flags.answer is not None:
+            top.error("--subject and --answer are of one prompt; give --prompt too")
+        return flags
+    slug = re.sub(r"\W+", "-", flags.prompt.lower()).strip("-")[:60].strip("-")
+    top.set_defaults(**ONE_PROMPT, output_dir=str(Path(RunConfig.output_dir) / (slug or "prompt")))
+    top.set_defaults(**{f"run_{analysis.name}": False for analysis in analyses().values() if analysis.default})
+    top.set_defaults(**{f"task_{name}": getattr(flags, name) or "" for name in ("prompt", "subject", "answer")})
+    return top.parse_args(arguments)
+
+
+def main(defconfig: Text | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Runs what the command line says.
+
+    Args:
+        defconfig: Gives the text of the configuration that repeats a run, for callers that have such a thing.
+        arguments: In place of the process's own.
+    """
+    flags = parse(arguments)
+    run = from_flags(flags, RunConfig)
+    if flags.task_name == "prompt" and flags.task_prompt and not flags.task_answer and not flags.dry_run:
+        flags.task_answer = own_answer(run, flags.task_prompt)
+    task = from_flags(flags, TaskConfig, "task")
+    configs: dict[str, Any] = {
+        name: from_flags(flags, analysis.config, name)
+        for name, analysis in analyses().items()
+        if getattr(flags, f"run_{name}")
+    }
+    text = None if defconfig is None else lambda run, configs: defconfig(run, task, configs)
+    run_experiment(Experiment(run, task, configs, text), flags.dry_run)
+
+
+@torch.no_grad()
+def own_answer(run: RunConfig, prompt: str) -> str:
+    """The token that the model says next, as text; printed, since everything below is about it.
+
+    Raises:
+        MechintError: several checkpoints could say different things, or the model has no tokenizer.
+    """
+    checkpoints = find_checkpoints(run.checkpoint)
+    if len(checkpoints) > 1:
+        raise MechintError(
+            f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; name the answer "
+            f"with --answer"
+        )
+    model = load(checkpoints[0], dtype=run.dtype, device=run.device)
+    if model.tokenizer is None:
+        raise MechintError(f"{checkpoints[0]} has no tokenizer to read text with; put its tokenizer.json beside it")
+    ids = model.tokenizer.encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise MechintError("the prompt has no tokens; write one")
+    token = int(model(torch.tensor([ids], device=model.device))[0, -1].argmax())
+    answer = str(model.tokenizer.decode([token]))
+    if not answer.startswith(" "):  # an answer follows a space, as everywhere: it would be another token
+        raise MechintError(f"the model goes on with {answer!r}, which begins no word; name the answer with --answer")
+    print(f"the model's own answer: {answer!r}", flush=True)
+    return answer
