@@ -643,7 +643,8 @@ def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     directory = log_wandb(tiny, "a project", "stepV0")
     assert directory.is_relative_to(quiet_wandb / "WANDB_DIR") and directory.name.startswith("offline-run-")
     records, patience = wandb_records(directory), time.monotonic() + 60  # W&B's own process writes, maybe a bit later
-    while "mechint/sparsity" not in summary_of(records) and time.monotonic() < patience:
+    whole = lambda: "mechint/sparsity" in summary_of(records) and "final_masks.pt" in str(records)
+    while not whole() and time.monotonic() < patience:
         time.sleep(0.2)
         records = wandb_records(directory)
     summary = summary_of(records)

@@ -245,7 +245,7 @@ WORKER = """
     from pathlib import Path
     from mechint import Edit
     from mechint.sweep import sweep
-    from mechint.workers import join
+    from mechint.workers import join, together
     from tests.builders import tiny_mamba, tokens
 
     torch.set_num_threads(1)
@@ -255,7 +255,8 @@ WORKER = """
         (place / "died").touch()
         os.kill(os.getpid(), 9)
     cells = [[Edit(f"layers.{i}.u", "scale", 0.0, positions=[p])] for i in range(2) for p in range(5)]
-    found = sweep(tiny_mamba(), tokens(2, 5), cells, store=place / "store")
+    with together():
+        found = sweep(tiny_mamba(), tokens(2, 5), cells, store=place / "store")
     torch.save(found, place / f"found-{os.environ.get('RANK', 'alone')}.pt")
 """
 

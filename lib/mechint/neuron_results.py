@@ -59,7 +59,7 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
     """The sections of results.json."""
     finished = Finished(
         found=done.batches, names=(), pairs=[], paths=[], present=[], parts=done.parts, templates=done.templates,
-        twins=False, draws=done.draws, seed=done.seed,
+        twins=False, means=False, draws=done.draws, seed=done.seed,
     )  # fmt: skip
     single = units(finished, None)
     metrics: dict[str, Number] = {

@@ -29,7 +29,7 @@ from .progress import Progress
 from .run import check_tokens
 from .rundir import fingerprint
 from .sweep_plan import Base, Cell
-from .workers import gather_parts, worker
+from .workers import gather_parts, team
 
 Metric = Callable[[Tensor], Tensor]
 
@@ -65,8 +65,8 @@ def sweep(
         title: Of the progress line.
 
     Returns:
-        [cell, row, …], on the CPU, in the order of ``cells``. In a process group (torchrun) each process does its
-        share of the batches and all of them return everything.
+        [cell, row, …], on the CPU, in the order of ``cells``. Within :func:`mechint.workers.together`
+        each process of a group (torchrun) does its share of the batches and all of them return everything.
 
     Raises:
         MechintError: an edit that does not fit the model or contradicts another of its cell; a budget too small
@@ -87,7 +87,7 @@ def sweep(
     check_finite(answer, "the base run")
     result = answer.repeat(len(plan), *[1] * (answer.dim() - 1))
     batches = [batch for start in unedited.starts for batch in unedited.batches(start, memory_mib, wanted)]
-    rank, world = worker()
+    rank, world = team()
     directory = None if store is None else Path(store)
     plan_key = fingerprint([key, tokens.tolist(), wanted.tolist(), [[c.number for c in b.cells] for b in batches]])
     parts: dict[int, Tensor] = {}
@@ -106,7 +106,7 @@ def sweep(
                     file.parent.mkdir(parents=True, exist_ok=True)
                     files.write_torch(file, parts[k])
             progress.step(count=len(batch.cells))
-    for k, part in gather_parts(parts).items():
+    for k, part in (gather_parts(parts) if world > 1 else parts).items():
         result[[cell.number for cell in batches[k].cells]] = part
     return result
 
