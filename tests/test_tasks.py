@@ -431,7 +431,7 @@ def test_the_speeches_are_read_without_importing_their_package(tmp_path: Path, m
 
 
 def test_a_text_that_is_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "noise.bin"
+    path = tmp_path / "noise.txt"
     path.write_bytes(b"fine so far \xff\xfe")
     with pytest.raises(MechintError, match="byte 12 is not UTF-8"):
         make_task(TaskConfig(name="text", text=str(path)))
