@@ -75,7 +75,7 @@ interchange-%: .venv-peer-%/.ready $(READY)
 	$(Q)PYTHONPATH="$(CURDIR)/lib" "$(PY)" -m tests.golden.sae.ours $* "output/interchange/$*"
 	$(Q).venv-peer-$*/bin/python tests/golden/sae/peers.py judge $* "output/interchange/$*"
 
-# nnsight asks for torchvision, whose builds fit one build of torch alone; no dictionary needs it.
+# nnsight, which the peers need, asks for torchvision, whose builds fit one build of torch alone; no dictionary needs it.
 .venv-peer-%/.ready: tests/golden/sae/requirements-%.txt
 	$(Q)python3 scripts/kconfig/environment.py make "$(@D)" "$@" "$<"
 	$(Q)"$(@D)/bin/python" -m pip uninstall -q -y torchvision 2>/dev/null
@@ -83,6 +83,7 @@ interchange-%: .venv-peer-%/.ready $(READY)
 
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
+	$(Q).venv-bench/bin/python -m pip uninstall -q -y torchvision 2>/dev/null
 
 .venv/.ready: requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv $@ $<

@@ -700,3 +700,4 @@ def test_ticks_of_log_axes_are_round_and_few() -> None:
     assert style.nice_log_ticks(1, 256) == [1, 2, 5, 10, 20, 50, 100, 200]
     assert len(style.nice_log_ticks(1, 10_000_000)) <= 11
     assert style.nice_log_ticks(0.3, 100, most=9)[0] == 0.5
+    assert style.nice_log_ticks(3.9, 16) == [4, 6, 8, 10, 15]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mechint import sae
 from mechint.errors import MechintError
-from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, files, make, sparse
+from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, batch_topk, files, make, sparse
 from mechint.sae.jumprelu import BANDWIDTH
 from mechint.sae.matryoshka import nested
 
@@ -100,6 +100,25 @@ def test_batch_topk_keeps_k_on_average_and_its_threshold_follows() -> None:
     assert float((used.encode(inputs(4000, 12, 7)) > 0).sum(1).float().mean()) == pytest.approx(3, abs=0.3)
 
 
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 200), k=st.integers(1, 40), chunk=st.integers(1, 500), seed=st.integers(0, 99))
+def test_calibration_gives_k_active_latents_on_average(
+    architecture: str, rows: int, k: int, chunk: int, seed: int
+) -> None:
+    """Whatever the moving average was; where fewer than k are positive, all of these."""
+    made, x = small(architecture, k=k, seed=seed), inputs(rows, 12, seed)
+    made.threshold.fill_(5.0)
+    before, batch_topk.CHUNK = batch_topk.CHUNK, chunk
+    try:
+        made.calibrate(x)
+    finally:
+        batch_topk.CHUNK = before
+    positive = int((made.pre_activations(x) > 0).sum())
+    active = int((made.inference().encode(x) > 0).sum())
+    assert abs(active - min(k * rows, positive)) <= 1  # products of other sizes may round the edge differently
+
+
 def test_matryoshka_is_the_mean_error_of_its_prefixes(dense: None) -> None:
     made, x = small("matryoshka", k=6), inputs(64, 12)
     f, _ = made.select(made.pre_activations(x))
@@ -122,8 +141,13 @@ class Jump(torch.autograd.Function):
         return by_f * (pre > threshold), -(near * (threshold * by_f * (pre > 0) + by_step)).sum(0)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu"])
-def test_the_lean_dense_step_equals_plain_autograd(architecture: str) -> None:
+def test_the_lean_dense_step_equals_plain_autograd(
+    architecture: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(sparse, "usable", lambda x: False)
     made, x = learned(architecture), inputs(200, 12)
     made.zero_grad()
     found = made.loss(x, Step(warmth=0.5))
@@ -200,6 +224,22 @@ def test_the_sparse_step_equals_the_dense_one(
         torch.set_num_threads(before)
     for ours, oracle in zip(*found, strict=True):
         torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-4 * (1 + float(oracle.abs().max())))
+
+
+@pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 40), width=st.integers(1, 150), half=st.floats(1e-3, 3.0), seed=st.integers(0, 999))
+def test_jumprelu_in_two_passes_is_jumprelu(rows: int, width: int, half: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    pre, threshold = torch.randn(rows, width, generator=random), torch.rand(width, generator=random) - 0.3
+    pre[0, 0], pre[-1, -1] = threshold[0], float("nan")  # on the edge, and what must not vanish
+    near = ((pre - threshold).abs() < half).view(-1).nonzero().squeeze(1)
+    expected = torch.where((pre > threshold) & (pre > 0) | pre.isnan(), pre, 0.0)
+    f = pre.clone()
+    at, values = sparse.jump(f, threshold, half)
+    assert torch.equal(at, near) and torch.equal(values, pre.view(-1)[near])
+    torch.testing.assert_close(f, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(sparse.fired(f), torch.count_nonzero(expected, 0))
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mechint import MechintError
-from mechint.report import write_report
+from mechint.report import dictionary_page, write_report
 from mechint.report.dictionary_page import write_dictionary_page
 from mechint.report.sae import METRICS, load_grid, table_of
 from mechint.sae_evaluation import BINS
@@ -112,6 +112,15 @@ def test_the_report_has_every_dictionary_and_the_same_bytes_twice(tmp_path: Path
     assert "frozen decoder" in text
     before = {path.name: path.read_bytes() for path in written}
     assert {path.name: path.read_bytes() for path in write_report(run)} == before
+
+
+def test_characters_are_shown_without_their_quotes_and_other_tokens_as_they_are() -> None:
+    shown = "the 'n\\" + '"\n\x17'
+    names = {ord(c): repr(c) for c in shown} | {200: "byte 200"}
+    expected = {ord(c): c for c in shown if c != "\x17"} | {200: "⟨200⟩", 0x17: "⟨23⟩"}
+    assert dictionary_page._legible(names) == expected
+    words = {1: "'s'", 2: " the"}
+    assert dictionary_page._legible(words) == words
 
 
 def test_means_over_seeds_and_holes(tmp_path: Path) -> None:

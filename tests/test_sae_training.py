@@ -78,6 +78,21 @@ def test_members_of_a_grid_are_what_they_are_alone() -> None:
             assert torch.equal(tensor, whole[key])
 
 
+@pytest.mark.parametrize("lr", [3e-3, 1e-1])
+def test_l0_at_inference_is_k_though_weights_moved_to_the_last_step(lr: float) -> None:
+    """A moving average of thresholds lags behind; what is saved must be as sparse as was asked for."""
+    training = dataclasses.replace(TRAINING, lr=lr, decay=0.0)
+    for member in train_grid({n: c for n, c in grid().items() if n in ("batch", "nested")}, source(), training):
+        x = torch.cat([source().pool(70 + i)[SITE] for i in range(8)])
+        assert float((member.sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(2, rel=0.05)
+
+
+def test_a_short_training_revives_latents_and_a_long_one_waits_as_the_field_does() -> None:
+    assert Training(10**9, 4096).patience == 10_000_000
+    assert Training(1_000_000, 512).patience == 50_000 and Training(600, 512).patience == 512
+    assert Training(1_000_000, 512, dead_after=7).patience == 7
+
+
 def test_a_frozen_decoder_is_random_and_rows_have_norm_1() -> None:
     done = {member.name: member.sae for member in train_grid(grid(), source(), TRAINING)}
     for made in done.values():
@@ -121,12 +136,13 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 def test_planted_directions_are_found_and_random_ones_are_not() -> None:
-    config = PlantedConfig(d_in=16, features=32, active=2.0, tokens=700 * 512, batch=512, lr=6e-3)
-    scores = planted_scores(config, ("gated",))
-    found, frozen = scores["gated"], scores["topk, frozen decoder"]
-    assert found["mean_cosine"] > 0.9 > 0.75 > frozen["mean_cosine"]
-    assert found["f1"] > frozen["f1"] + 0.2
-    assert found["best_cosine"]["n"] == 32
+    """Measured with seeds 0, 1 and 2: cosine 0.962 to 0.976 and F1 0.919 to 0.942; frozen 0.31 and 0.31 to 0.32."""
+    config = PlantedConfig(d_in=64, features=96, active=2.0, tokens=600 * 256, batch=256, lr=6e-3)
+    scores = planted_scores(config, ("jumprelu",))
+    found, frozen = scores["jumprelu"], scores["topk, frozen decoder"]
+    assert found["mean_cosine"] > 0.94 and found["f1"] > 0.89
+    assert frozen["mean_cosine"] < 0.4 and frozen["f1"] < 0.4
+    assert found["best_cosine"]["n"] == 96
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")

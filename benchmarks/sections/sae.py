@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mechint.sae import SAEConfig
-from mechint.sae_training import Moments, Training, make_member, one_step
+from mechint.sae_training import LONG, Moments, Training, make_member, one_step
 
 from ..pairs import Question, Skipped, Target
 from ..shapes import OURS, WIDTH
@@ -30,9 +30,9 @@ def questions() -> Iterator[Question]:
     try:
         import dictionary_learning.trainers  # noqa: F401
         import sae_lens.training.sae_trainer  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # a torchvision of another build than torch's breaks both
+    except (ImportError, RuntimeError) as error:  # what they import may be built for another torch
         raise Skipped(
-            f"a peer can't be imported ({str(error).splitlines()[0]}); uninstall torchvision if it names it"
+            f"a peer can't be imported ({str(error).splitlines()[0]}); remove .venv-bench, so that it is made again"
         ) from None
     x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
     for ratio in (8, 32):
@@ -65,7 +65,7 @@ def question(kind: str, latents: int, x: Tensor) -> Question:
 
 def ours(kind: str, latents: int, x: Tensor) -> Step:
     config = SAEConfig(kind, WIDTH, latents, k=0 if kind == "relu" else ACTIVE, penalty=5.0, site="x")
-    training = Training(BATCH * STEPS, BATCH)
+    training = Training(BATCH * STEPS, BATCH, dead_after=LONG)
     moments = Moments(1.0, torch.zeros(WIDTH), float(WIDTH))
     member = make_member(kind, config, moments, training, "cpu")
     count = iter(range(1, 10**6))

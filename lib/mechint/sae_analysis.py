@@ -64,10 +64,10 @@ class SAEAnalysisConfig:
         0.0, "Peak learning rate of Adam; 0 takes 2e-4 times the root of 16384 / latents", low=0.0, high=1.0
     )
     dead_after: int = option(
-        10_000_000,
-        "Activations after which a silent latent is dead, and revived",
+        0,
+        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a 20th of the training",
         unit="activations",
-        low=1,
+        low=0,
         high=10**9,
     )
     precision: str = option(
@@ -174,8 +174,15 @@ class SAEAnalyzer(StagedAnalyzer):
         if self.run_dir is not None:
             self.trained = {name: sae.load(self.run_dir / "dictionaries" / name) for name in self.members}
 
-    def train_now(self, loader: PromptLoader) -> dict[str, list[dict[str, float]]]:
+    @property
+    def training(self) -> Training:
         c = self.config
+        return Training(
+            tokens=c.tokens * c.epochs, batch=c.batch, lr=c.lr, dead_after=c.dead_after,
+            bfloat16=c.precision == "bfloat16", seed=self.seed,
+        )  # fmt: skip
+
+    def train_now(self, loader: PromptLoader) -> dict[str, list[dict[str, float]]]:
         about = {
             "model_name": str(getattr(self.model, "source", "")),
             "model_family": self.model.config.family,
@@ -183,12 +190,8 @@ class SAEAnalyzer(StagedAnalyzer):
             "context_size": loader.task.length,
             "dataset": loader.task.description,
         }
-        training = Training(
-            tokens=c.tokens * c.epochs, batch=c.batch, lr=c.lr, dead_after=c.dead_after,
-            bfloat16=c.precision == "bfloat16", seed=self.seed,
-        )  # fmt: skip
         done = train_grid(
-            self.plan(about), self.pools(loader), training, self.device, self.stages.part("training"),
+            self.plan(about), self.pools(loader), self.training, self.device, self.stages.part("training"),
             lambda state: self.stages.save_part("training", state),
         )  # fmt: skip
         for member in done:
@@ -240,9 +243,9 @@ class SAEAnalyzer(StagedAnalyzer):
         members = [self.entry(name, found[name]) for name in self.members]
         seen = {name: points[-1]["tokens"] for name, points in self.history.items() if points}
         notes = list(self.notes)
-        if seen and max(seen.values()) < self.config.dead_after:
+        if seen and max(seen.values()) < self.training.patience:
             notes.append(
-                f"Training saw {max(seen.values()):,.0f} activations, fewer than the {self.config.dead_after:,} after "
+                f"Training saw {max(seen.values()):,.0f} activations, fewer than the {self.training.patience:,} after "
                 f"which a silent latent is called dead: none was revived"
             )
         return {
@@ -258,7 +261,7 @@ class SAEAnalyzer(StagedAnalyzer):
                 "members": members,
                 "stability": self.stability(found),
                 "training": [
-                    {"name": name, "tokens": int(tokens), "dead_after": self.config.dead_after}
+                    {"name": name, "tokens": int(tokens), "dead_after": self.training.patience}
                     for name, tokens in seen.items()
                 ],
             },

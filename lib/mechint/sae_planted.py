@@ -25,14 +25,14 @@ SITE = "planted"
 class PlantedConfig:
     """The data, and how long dictionaries are trained on it."""
 
-    d_in: int = option(32, "Width of the activations", unit="dimensions", low=2, high=4096)
-    features: int = option(64, "Directions that are planted", unit="directions", low=2, high=65536)
+    d_in: int = option(128, "Width of the activations", unit="dimensions", low=2, high=4096)
+    features: int = option(256, "Directions that are planted", unit="directions", low=2, high=65536)
     active: float = option(3.0, "Directions in an activation, on average", low=0.1, high=1000.0)
     ratio: float = option(1.0, "Latents as a multiple of the directions", low=0.1, high=100.0)
-    tokens: int = option(4_000_000, "Activations to train on", unit="activations", low=1, high=10**9)
-    batch: int = option(1024, "Activations of a step", unit="activations", low=1, high=1_000_000)
+    tokens: int = option(1_000_000, "Activations to train on", unit="activations", low=1, high=10**9)
+    batch: int = option(512, "Activations of a step", unit="activations", low=1, high=1_000_000)
     lr: float = option(0.003, "Peak learning rate", low=1e-6, high=1.0)
-    penalty: float = option(3.0, "Weight of the penalty of relu and gated", low=0.0, high=1000.0)
+    penalty: float = option(6.0, "Weight of the penalty of relu and gated", low=0.0, high=1000.0)
     seed: int = option(0, "Seed of the directions and of the dictionaries", low=0, high=2**31 - 1)
 
 
@@ -96,9 +96,7 @@ def planted_scores(
         for name in architectures
     }
     configs["topk, frozen decoder"] = SAEConfig("topk", k=k, baseline="frozen_decoder", **shape)
-    training = Training(
-        c.tokens, c.batch, lr=c.lr, dead_after=min(10_000_000, max(c.batch, c.tokens // 20)), seed=c.seed
-    )
+    training = Training(c.tokens, c.batch, lr=c.lr, seed=c.seed)
     return {member.name: score(member.sae, source) for member in train_grid(configs, source, training)}
 
 

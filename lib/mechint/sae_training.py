@@ -25,6 +25,10 @@ from .tasks import mix
 
 SAMPLE = 4096
 """Activations that the geometric median is taken of."""
+CALIBRATION = 32768
+"""Activations, at least, that follow training and set thresholds for inference."""
+LONG = 10_000_000
+"""Activations after which the field calls a silent latent dead (Gao et al. 2024)."""
 CURVE = 200
 """Points of a training curve, about."""
 
@@ -44,7 +48,8 @@ class Training:
         decay: Share of the steps, at the end, over which it falls to 0.
         penalty_warmup: Share of the steps over which penalties rise.
         clip: Largest norm of a gradient.
-        dead_after: Activations after which a latent that has been silent is called dead.
+        dead_after: Activations after which a latent that has been silent is called dead; 0 takes the 10 million of the
+            field, or a twentieth of the training where that is less: a short run would otherwise revive none.
         bfloat16: Whether matrix products are in bfloat16 (mixed precision: weights and sums stay in float32).
         seed: Of the order of the activations.
     """
@@ -56,13 +61,18 @@ class Training:
     decay: float = 0.2
     penalty_warmup: float = 0.1
     clip: float = 1.0
-    dead_after: int = 10_000_000
+    dead_after: int = 0
     bfloat16: bool = False
     seed: int = 0
 
     @property
     def steps(self) -> int:
         return max(1, self.tokens // self.batch)
+
+    @property
+    def patience(self) -> int:
+        """Activations after which a silent latent is dead."""
+        return self.dead_after or max(self.batch, min(LONG, self.tokens // 20))
 
 
 @dataclass
@@ -194,7 +204,19 @@ def train_grid(
             progress.step(notes[step % len(notes)])
             if step < training.steps:
                 save(state)
+    calibrate(members, batches, moments)
     return [finish(member, moments, training) for member in members]
+
+
+def calibrate(members: list[Member], batches: Batches, moments: dict[str, Moments]) -> None:
+    """Sets thresholds on the activations that would be trained on next: of a stream, none that training saw."""
+    count = -(-CALIBRATION // batches.size)
+    parts = [{site: share(rows) for site, rows in batches.next().items() if site in moments} for _ in range(count)]
+    for site, moment in moments.items():
+        x = torch.cat([part[site] for part in parts]) * moment.scale
+        for member in members:
+            if member.sae.config.site == site:
+                member.sae.calibrate(x)
 
 
 def unpack(saved: dict[str, Any], device: torch.device | str) -> dict[str, Moments]:
@@ -257,7 +279,7 @@ def one_step(
     """One step of one member; returns a note for the progress line."""
     sae, site = member.sae, member.sae.config.site
     x = batch[site]
-    dead = member.silent >= training.dead_after
+    dead = member.silent >= training.patience
     warmth = min(1.0, (step + 1) / max(1, round(training.penalty_warmup * training.steps)))
     for group in member.optimizer.param_groups:
         group["lr"] = peak_lr(training, sae.config) * pace(training, step)
@@ -300,7 +322,7 @@ def point(member: Member, loss: Loss, moments: Moments, training: Training, step
         "loss": sum(means.values()),
         "l0": float(workers.mean_over(loss.l0.detach().float())),
         "variance_explained": 1 - error / moments.variance,
-        "dead": float((member.silent >= training.dead_after).float().mean()),
+        "dead": float((member.silent >= training.patience).float().mean()),
         "lr": member.optimizer.param_groups[0]["lr"],
     }
 

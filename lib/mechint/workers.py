@@ -85,10 +85,10 @@ def sum_over(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def kth_largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The (count · processes)-th largest of the values ≥ 0 of all processes, a scalar; 0 where there are fewer."""
+def kth_largest(values: torch.Tensor, count: int, beyond: int = 0) -> torch.Tensor:
+    """The (count · processes + beyond)-th largest of the values ≥ 0 of all processes, or 0 where there are fewer."""
     _, world = team()
-    count *= world
+    count = count * world + beyond
     mine = values.flatten().topk(min(count, values.numel()), sorted=False).values
     mine = torch.cat([mine, mine.new_zeros(count - len(mine))])
     if world > 1:

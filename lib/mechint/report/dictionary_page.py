@@ -6,7 +6,9 @@ in the page. Reads what :func:`mechint.sae_features.save_features` wrote.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,24 @@ def dictionary_page(raw: dict[str, Any], title: str = "", causal: dict[str, Any]
     return page(heading, body)
 
 
+_BYTE = re.compile(r"""byte \d+|(['"])(?:\\(?:x[0-9a-f]{2}|.)|(?!\1)[^\\])\1""")
+
+
+def _legible(texts: dict[int, str]) -> dict[int, str]:
+    """Where all tokens are quoted characters and bytes, the characters alone: side by side they make words again."""
+    if not all(_BYTE.fullmatch(text) for text in texts.values()):
+        return texts
+    plain = {}
+    for token, text in texts.items():
+        character = "" if text.startswith("byte") else ast.literal_eval(text)
+        shown = bool(character) and (character.isprintable() or character in "\n\t\r")
+        plain[token] = character if shown else f"⟨{token}⟩"
+    return plain
+
+
 def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, Any]:
     """The same data in fewer characters: lists in place of objects, tokens by their place in one list."""
-    texts = {int(token): text for token, text in raw["vocabulary"].items()}
+    texts = _legible({int(token): text for token, text in raw["vocabulary"].items()})
     place = {token: at for at, token in enumerate(texts)}
     window = lambda w: [w["row"], w["from"], w["to"], w["peak"], w["acts"], w.get("interval", 0)]
     pairs = lambda some: [[place[token], value] for token, value in some]

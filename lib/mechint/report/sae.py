@@ -213,7 +213,7 @@ def draw_curves(grid: Grid, group: tuple[str, str], path: Path) -> Path:
 
 def curves(figure: Figure, grid: Grid, group: tuple[str, str]) -> None:
     panels = figure.subplots(1, 2, sharex=True)
-    figure.suptitle(f"{group[1]} dictionaries at {group[0]}: what the model keeps with the reconstruction in place")
+    figure.suptitle(f"{group[1]} dictionaries at {group[0]}: loss with the reconstruction in place")
     members = grid.of(group)
     for axes, ablation, letter in zip(panels, ("mean", "zero"), "ab", strict=True):
         metric = f"ce_recovered_{ablation}"

@@ -118,14 +118,17 @@ def log_count_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def nice_log_ticks(low: float, high: float, most: int = 11) -> list[float]:
-    """Multiples 1, 2, 5 of powers of ten within [low, high]; powers alone when those would be more than ``most``."""
+    """Multiples 1, 2, 5 of powers of ten within [low, high]: at most ``most``, and more where those are not three."""
     from math import ceil, floor, log10
 
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     for multiples in ((1, 2, 5), (1, 3), (1,)):
         ticks = [m * 10.0**p for p in powers for m in multiples if low * 0.999 <= m * 10.0**p <= high * 1.001]
         if len(ticks) <= most:
-            return ticks
+            break
+    if len(ticks) < 3:
+        finer = [m * 10.0**p for p in powers for m in ((1, 1.5, 2, 3, 4, 6, 8) if p > 0 else (1, 2, 3, 4, 6, 8))]
+        return [tick for tick in finer if low * 0.999 <= tick <= high * 1.001]
     return ticks
 
 

@@ -224,6 +224,10 @@ class SparseAutoencoder(nn.Module):
         """Keeps what a step saw, for inference; most architectures need nothing."""
 
     @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Sets what inference needs from scaled activations x [n, d_in] after the last step; most need nothing."""
+
+    @torch.no_grad()
     def fold(self, scale: float) -> SparseAutoencoder:
         """A dictionary for raw activations a from one trained on a · scale: encodings and reconstruction are divided.
 

@@ -1,7 +1,8 @@
 """BatchTopK: the k · batch largest latents of a whole batch (Bussmann et al. 2024).
 
 Inputs may have more or fewer than k active latents. At inference a batch must not matter, so a threshold takes its
-place: the moving average of the smallest activation that a batch kept.
+place. During training it is the moving average of the smallest activation that a batch kept. That average lags behind
+weights that still move, so after the last step the threshold is set once more, where k latents are active on average.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .base import Loss, SAEConfig, Step, squared_error
 from .jumprelu import JumpReLU
 from .topk import TopK
 
+CHUNK = 1 << 24
+"""Pre-activations that calibration holds at a time."""
 MOMENTUM = 0.95
 """Of the moving average of the threshold: a batch's is precise, and a long memory would lag behind a short training."""
 
@@ -62,6 +65,17 @@ class BatchTopK(TopK):
     def observe(self, loss: Loss) -> None:
         least = loss.seen["threshold"]
         self.threshold.copy_(torch.where(self.threshold < 0, least, self.threshold.lerp(least, 1 - MOMENTUM)))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """The threshold above which k latents of an activation are active on average, over all processes' x."""
+        kept = x.new_zeros(0)
+        for rows in x.split(max(1, CHUNK // self.config.d_sae)):
+            above = torch.relu(self.pre_activations(rows)).flatten()
+            kept = torch.cat([kept, above[above > 0]])
+            kept = kept.topk(min(len(kept), self.config.k * len(x) * workers.team()[1] + 1), sorted=False).values
+        # activations must exceed the threshold, so it is the first that is not to be active
+        self.threshold.copy_(workers.kth_largest(kept, self.config.k * len(x), beyond=1))
 
     @torch.no_grad()
     def inference(self) -> JumpReLU:

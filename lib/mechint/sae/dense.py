@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import sparse
+
 
 class Reconstruct(torch.autograd.Function):
     """f W_dec + b_dec for f = ReLU(x W_enc + b_enc) where it exceeds a threshold, Σ f, and the number of active ones.
@@ -20,7 +22,8 @@ class Reconstruct(torch.autograd.Function):
     [d_sae], its gradients are the kernel estimates of :mod:`mechint.sae.jumprelu`.
 
     Returns:
-        Reconstruction [batch, d_in], Σ f (a scalar), Σ H (a scalar), f [batch, d_sae] (without a gradient).
+        Reconstruction [batch, d_in], Σ f (a scalar; 0 with a threshold), Σ H (a scalar), and in how many rows each
+        latent is active, [d_sae] (without a gradient).
     """
 
     @staticmethod
@@ -29,34 +32,36 @@ class Reconstruct(torch.autograd.Function):
         bandwidth: float,
     ) -> Any:  # fmt: skip
         f = torch.addmm(b_enc, x, W_enc)  # [batch, d_sae]
-        near, at, pre = None, None, None
+        at, pre = None, None
         if threshold is None:
             torch.relu_(f)
+        elif sparse.usable(f):
+            at, pre = sparse.jump(f, threshold.detach().contiguous(), bandwidth / 2)
         else:
-            near = ((f - threshold).abs_() < bandwidth / 2).nonzero()  # [near, 2]: few
-            at = near[:, 0] * f.shape[1] + near[:, 1]
+            at = ((f - threshold).abs_() < bandwidth / 2).view(-1).nonzero().squeeze(1)  # [near]: few
             pre = f.view(-1)[at]
             torch.relu_(f).mul_(f > threshold)
-        ctx.save_for_backward(x, W_enc, W_dec, f, threshold, near, at, pre)
+        ctx.save_for_backward(x, W_enc, W_dec, f, threshold, at, pre)
         ctx.bandwidth = bandwidth
-        ctx.mark_non_differentiable(f)
+        fired = sparse.fired(f)
+        ctx.mark_non_differentiable(fired)
         total = f.sum() if threshold is None else f.new_zeros(())
-        active = f.new_zeros(()) if threshold is None else torch.count_nonzero(f).to(f.dtype)
-        return torch.addmm(b_dec, f, W_dec), total, active, f
+        return torch.addmm(b_dec, f, W_dec), total, fired.sum().to(f.dtype), fired
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, by_total: Tensor, by_active: Tensor, _: Tensor) -> Any:
-        x, W_enc, W_dec, f, threshold, near, at, pre = ctx.saved_tensors
+        x, W_enc, W_dec, f, threshold, at, pre = ctx.saved_tensors
         d_f = grad @ W_dec.t()  # [batch, d_sae]
         d_threshold = None
         if threshold is None:
             d_f += by_total
         else:
-            edge = threshold[near[:, 1]]
+            latent = at % f.shape[1]
+            edge = threshold[latent]
             through = torch.where(pre > 0, d_f.view(-1)[at] * edge, 0.0)
             slope = -(through + by_active) / ctx.bandwidth
-            d_threshold = torch.zeros_like(threshold).index_add_(0, near[:, 1], slope)
+            d_threshold = torch.zeros_like(threshold).index_add_(0, latent, slope)
         torch.ops.aten.threshold_backward.grad_input(d_f, f, 0, grad_input=d_f)
         d_bias = d_f.sum(0)
         d_enc = d_f.t() @ x  # [d_sae, d_in]

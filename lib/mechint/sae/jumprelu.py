@@ -41,7 +41,7 @@ class JumpReLU(SparseAutoencoder):
         c = self.config
         self.check_input(x)
         centred = (x - self.b_dec).detach()
-        reconstruction, _, active, f = dense.Reconstruct.apply(
+        reconstruction, _, active, fired = dense.Reconstruct.apply(
             centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold.clamp_min(0), BANDWIDTH
         )
         l0 = active / len(x)
@@ -51,4 +51,4 @@ class JumpReLU(SparseAutoencoder):
             "l0": c.penalty * step.warmth * distance,
             **self.auxiliary(x, x - reconstruction, step.dead),
         }
-        return Loss(terms, torch.count_nonzero(f, 0), l0.detach())
+        return Loss(terms, fired, l0.detach())

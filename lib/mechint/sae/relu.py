@@ -20,7 +20,7 @@ class ReLU(SparseAutoencoder):
     def loss(self, x: Tensor, step: Step) -> Loss:
         self.check_input(x)
         centred = (x - self.b_dec).detach()
-        reconstruction, total, _, f = dense.Reconstruct.apply(
+        reconstruction, total, _, fired = dense.Reconstruct.apply(
             centred, self.W_enc, self.b_enc, self.W_dec, self.b_dec, None, 0.0
         )
         terms = {
@@ -28,5 +28,4 @@ class ReLU(SparseAutoencoder):
             "l1": self.config.penalty * step.warmth * total / len(x),
             **self.auxiliary(x, x - reconstruction, step.dead),
         }
-        fired = torch.count_nonzero(f, 0)
         return Loss(terms, fired, fired.sum() / len(x))

@@ -223,3 +223,57 @@ void sparse_order(const int32_t *at, int64_t *start, int64_t *order, size_t n, s
     for (size_t j = latents; j > 0; j--) start[j] = start[j - 1];
     start[0] = 0;
 }
+
+/* How many entries of each row lie within half of their column's threshold. */
+void jump_count(const float *pre, const float *threshold, const float *half, int32_t *count, size_t width, size_t first,
+                size_t last)
+{
+    const V h = (V){0} + *half;
+    for (size_t b = first; b < last; b++) {
+        const float *row = pre + b * width;
+        I sum = {0};
+        size_t i = 0;
+        int32_t total = 0;
+        for (; i + W <= width; i += W) {
+            V d = load(row + i) - load(threshold + i);
+            sum -= (d < h) & (d > -h);
+        }
+        for (; i < width; i++) total += row[i] - threshold[i] < *half && row[i] - threshold[i] > -*half;
+        for (int k = 0; k < W; k++) total += sum[k];
+        count[b] = total;
+    }
+}
+
+/* Those entries, from start[b] on: their places in pre and their values; then every entry that is not above both 0 and
+ * its threshold becomes 0; a NaN stays, so that training stops at it. */
+void jump_apply(float *pre, const float *threshold, const float *half, const int64_t *start, int64_t *at, float *values,
+                size_t width, size_t first, size_t last)
+{
+    for (size_t b = first; b < last; b++) {
+        float *row = pre + b * width;
+        int64_t to = start[b];
+        for (size_t i = 0; i < width; i += 4 * W) {
+            size_t end = i + 4 * W < width ? i + 4 * W : width;
+            int any = 0;
+            for (size_t j = i; j < end; j++) {
+                float d = row[j] - threshold[j];
+                any |= (d < *half) & (d > -*half);
+            }
+            if (any)
+                for (size_t j = i; j < end; j++)
+                    if (row[j] - threshold[j] < *half && row[j] - threshold[j] > -*half) {
+                        at[to] = (int64_t)(b * width + j);
+                        values[to++] = row[j];
+                    }
+            for (size_t j = i; j < end; j++) row[j] = (row[j] <= threshold[j]) | (row[j] <= 0) ? 0.0f : row[j];
+        }
+    }
+}
+
+/* In how many rows each column first .. last - 1 is not zero. */
+void column_count(const float *f, int64_t *count, size_t rows, size_t width, size_t first, size_t last)
+{
+    memset(count + first, 0, 8 * (last - first));
+    for (size_t b = 0; b < rows; b++)
+        for (size_t j = first; j < last; j++) count[j] += f[b * width + j] != 0;
+}

@@ -142,6 +142,32 @@ def codes_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float) -> Co
     return codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@torch.no_grad()
+def jump(pre: Tensor, threshold: Tensor, half: float) -> tuple[Tensor, Tensor]:
+    """Pre-activations [batch, d_sae] become JumpReLU's activations, in place, in two passes.
+
+    Returns:
+        Places in ``pre``, flattened, and pre-activations of the entries within ``half`` of their thresholds.
+    """
+    width, limit = pre.shape[1], torch.tensor(half)
+    count = torch.empty(len(pre), dtype=torch.int32)
+    _call("jump_count", len(pre), pre.numel(), 0, pre, threshold, limit, count, width)
+    start = torch.cat([torch.zeros(1, dtype=torch.long), count.cumsum(0)])
+    at, values = torch.empty(int(start[-1]), dtype=torch.long), torch.empty(int(start[-1]))
+    _call("jump_apply", len(pre), pre.numel(), 0, pre, threshold, limit, start, at, values, width)
+    return at, values
+
+
+@torch.no_grad()
+def fired(f: Tensor) -> Tensor:
+    """In how many rows of f [batch, d_sae] each latent is active, [d_sae]."""
+    if not usable(f):
+        return torch.count_nonzero(f, 0)
+    count = torch.empty(f.shape[1], dtype=torch.long)
+    _call("column_count", f.shape[1], f.numel(), 0, f.contiguous(), count, len(f), f.shape[1])
+    return count
+
+
 def codes(count: Tensor, at: Tensor, values: Tensor) -> Codes:
     start = torch.cat([torch.zeros(1, dtype=torch.long), count.long().cumsum(0)])
     return Codes(start, at.contiguous(), values.contiguous(), torch.repeat_interleave(count.long()))
