@@ -61,8 +61,11 @@ check: $(READY_DEV)
 	$(Q)"$(PY)" -m mypy lib scripts
 	$(Q)"$(PY)" -m pytest -q
 
-bench: .venv-bench/.ready
-	$(Q)PYTHONPATH="$(CURDIR)/lib" .venv-bench/bin/python -m benchmarks $(SECTIONS)
+# SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
+SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
+bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,$(SECTIONS)),.venv-bench-sae/.ready)
+	$(if $(filter-out sae,$(SECTIONS)),$(Q).venv-bench/bin/python -m benchmarks $(filter-out sae,$(SECTIONS)))
+	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
 
 ground-truth: $(READY)
 	$(Q)"$(PY)" scripts/ground_truth.py
@@ -83,7 +86,10 @@ interchange-%: .venv-peer-%/.ready $(READY)
 
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
-	$(Q).venv-bench/bin/python -m pip uninstall -q -y torchvision 2>/dev/null
+
+.venv-bench-sae/.ready: requirements-bench-sae.txt requirements.txt
+	$(Q)python3 scripts/kconfig/environment.py make .venv-bench-sae $@ $<
+	$(Q).venv-bench-sae/bin/python -m pip uninstall -q -y torchvision 2>/dev/null
 
 .venv/.ready: requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv $@ $<
@@ -102,7 +108,7 @@ clean:
 	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 mrproper: clean
-	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench .venv-peer-*
+	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench .venv-bench-sae .venv-peer-*
 
 define HELP
 Run

@@ -88,3 +88,9 @@ def test_the_table_and_the_pictures(tmp_path: Path) -> None:
 def test_every_section_has_its_file() -> None:
     there = {path.stem for path in (Path(sections.__file__).parent).glob("[a-z]*.py")}
     assert there == set(SECTIONS)
+
+
+def test_make_bench_runs_every_section() -> None:
+    lines = (Path(__file__).parents[1] / "Makefile").read_text().splitlines()
+    (listed,) = [line.split(":=")[1].split() for line in lines if line.startswith("SECTIONS :=")]
+    assert sorted(listed) == sorted(SECTIONS)

@@ -177,4 +177,5 @@ def patching(theirs: Any, ours: Any, lens: Any) -> Question:
         [Target(HOOKS, OURS, 10.0), Target(LENS, OURS, 25.0)],
         {HOOKS: len(cells) / len(some), LOOP: len(cells) / len(some)},
         rounds=3,
+        cold=(LENS,),
     )
