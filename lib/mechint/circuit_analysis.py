@@ -249,6 +249,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         ("random circuits", "faithfulness_random"),
         ("random weights", "faithfulness_random_weights"),
         ("completeness", "completeness"),
+        ("minimality", "minimality"),
         ("stability", "jaccard"),
     ):
         lines.append(f"  {title:<16}{say(name)}")
