@@ -59,7 +59,7 @@ check: $(READY_DEV)
 	$(Q)"$(PY)" -m ruff check .
 	$(Q)"$(PY)" -m ruff format --check .
 	$(Q)"$(PY)" -m mypy lib scripts
-	$(Q)"$(PY)" -m pytest -q
+	$(Q)OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
 SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
