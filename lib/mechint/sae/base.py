@@ -6,6 +6,7 @@ x̂ = f W_dec + b_dec with f = activation((x − b_dec) W_enc + b_enc), f ≥ 0 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -107,7 +108,7 @@ class Loss:
         return torch.stack(list(self.terms.values())).sum()
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(nn.Module, ABC):
     """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in].
 
     In training, inputs are scaled so that E‖x‖² = d_in; :meth:`fold` brings the weights back to raw activations. Rows
@@ -154,9 +155,9 @@ class SparseAutoencoder(nn.Module):
             x = x - self.b_dec
         return x @ self.W_enc + self.b_enc
 
+    @abstractmethod
     def activate(self, pre: Tensor) -> Tensor:
         """The activation function at inference: [..., d_sae] -> [..., d_sae], ≥ 0."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
         """Activations x [..., d_in] -> latents f [..., d_sae]."""
@@ -170,9 +171,9 @@ class SparseAutoencoder(nn.Module):
         """The reconstruction x̂ of x [..., d_in]."""
         return self.decode(self.encode(x))
 
+    @abstractmethod
     def loss(self, x: Tensor, step: Step) -> Loss:
         """The training loss on a batch x [batch, d_in] of scaled activations."""
-        raise NotImplementedError
 
     def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
         """The loss that revives dead latents: the d_in / 2 most active of them are to explain the error.

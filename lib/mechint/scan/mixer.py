@@ -21,12 +21,12 @@ from .choice import chosen
 
 def silu(x: Tensor) -> Tensor:
     """x σ(x)."""
-    return _SiLU.apply(x) if chosen(x) == "native" else F.silu(x)
+    return _Elementwise.apply(x, "silu") if chosen(x) == "native" else F.silu(x)
 
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x)."""
-    return _Softplus.apply(x) if chosen(x) == "native" else F.softplus(x)
+    return _Elementwise.apply(x, "softplus") if chosen(x) == "native" else F.softplus(x)
 
 
 def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,28 +98,20 @@ def _convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, ac
     return out
 
 
-class _SiLU(torch.autograd.Function):
+class _Elementwise(torch.autograd.Function):
+    """``silu`` or ``softplus``, by name."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
         ctx.save_for_backward(x)
-        return native.elementwise("mix_silu", x)
+        ctx.name = name
+        return native.elementwise(f"mix_{name}", x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
-
-
-class _Softplus(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return native.elementwise("mix_softplus", x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * ctx.saved_tensors[0].sigmoid()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return (torch.ops.aten.silu_backward(grad, x) if ctx.name == "silu" else grad * x.sigmoid()), None
 
 
 class _Convolution(torch.autograd.Function):
