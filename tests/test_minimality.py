@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from mechint import Edit, MechintError
 from mechint.minimality import removed
 from mechint.ssm_circuit import SSMCircuitAnalyzer
+from mechint.sweep import sweep
 from mechint.units import SSM_UNITS
-from tests.builders import tiny_mamba
+from tests.builders import tiny_mamba, tokens
 
 from .test_circuit import KEPT, SMALL, bench, known_circuit, loaders
 
@@ -61,3 +63,15 @@ def test_the_edits_of_one_dropped_unit_are_those_of_its_mask(unit: str) -> None:
     every = test.units.edits(mask, test.fills[0])
     assert 0 < len(dropping) < len(every)
     assert {edit.site for edit in dropping} <= {edit.site for edit in every}
+
+
+def test_a_sweep_by_the_head_makes_no_logits() -> None:
+    """The same numbers as one of logits, and an edit of what is never made is refused."""
+    model, ids = tiny_mamba(dtype=torch.float64).requires_grad_(False), tokens(2, 5)
+    cells = [[Edit("layers.0.u", "scale", 0.0)], [Edit("final_norm", "scale", 0.5, positions=[3])], []]
+    at = torch.tensor([[3, 4], [0, 3]])
+    logits, reads = (sweep(model, ids, cells, logits_at=at, by_head=by_head) for by_head in (False, True))
+    assert reads.shape[-1] == model.config.d_model
+    torch.testing.assert_close(reads @ model.ending[1].T, logits, rtol=0, atol=1e-10)
+    with pytest.raises(MechintError, match="an edit of logits in a sweep that makes none"):
+        sweep(model, ids, [[Edit("logits", "scale", 2.0)]], by_head=True)

@@ -53,19 +53,6 @@ class Answers:
     def logits_of(self, read: Tensor) -> Tensor:
         return F.linear(read, self.head).float()
 
-    def of_logits(self, logits: Tensor, metric: str) -> Tensor:
-        """One metric of logits [..., n, Q, V] that are there already, [..., n]: the mean over a prompt's answers."""
-        n, queries = self.shape
-        kept = torch.cat(self.logits) if self.logits is not None else self.logits_of(self.full)
-        sign, name = (-1.0, "answer_logprob") if metric == "loss" else (1.0, metric)
-        found = [
-            dict(zip(NAMES, compare(cell, kept, self.answers, self.wrong)[0], strict=False))[name]
-            .view(n, queries)
-            .mean(-1)
-            for cell in logits.float().reshape(-1, n * queries, logits.shape[-1])
-        ]
-        return sign * torch.stack(found).view(*logits.shape[:-3], n)
-
     def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
         """Every metric that the prompts allow, each [n]: the mean over a prompt's answers.
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .answers import Answers
 from .circuit import Bench
 from .statistics import ClusterBootstrap, Number, exact
 from .sweep import sweep
@@ -27,7 +28,7 @@ def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mi
         bench: Prompts, and what dropped units become.
         mask: The circuit, [units] of 0 and 1.
         units: Numbers of units.
-        metric: Of :func:`mechint.answers.Answers.of_logits`.
+        metric: Of :meth:`mechint.answers.Answers.metrics`.
         memory_mib: What the sweep may hold.
 
     Returns:
@@ -39,14 +40,20 @@ def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mi
             bench.model,
             batch.tokens,
             [bench.units.dropping(unit, fills) for unit in units],
-            functools.partial(answers.of_logits, metric=metric),
+            functools.partial(read, answers, metric),
             base=bench.units.edits(mask, fills),
             logits_at=batch.positions,
             memory_mib=memory_mib,
             title="units removed",
+            by_head=True,
         )
         parts.append(found.T.double())
     return torch.cat(parts)
+
+
+def read(answers: Answers, metric: str, cells: Tensor) -> Tensor:
+    """A metric of what the head reads in each cell, [cell, prompt, answer, model] -> [cell, prompt]."""
+    return torch.stack([answers.metrics(cell)[metric] for cell in cells])
 
 
 def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) -> Number:

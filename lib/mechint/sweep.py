@@ -47,6 +47,7 @@ def sweep(
     store: str | Path | None = None,
     key: str = "",
     title: str = "sweep",
+    by_head: bool = False,
 ) -> Tensor:
     """The metric of every cell on every prompt: the same numbers as one :func:`mechint.run` for each cell.
 
@@ -63,6 +64,8 @@ def sweep(
         store: Directory that keeps finished batches, so that a killed sweep goes on. Not removed at the end.
         key: What the stored numbers depend on besides the tokens and the plan: weights, values, metric.
         title: Of the progress line.
+        by_head: The metric gets what the head reads, [cell, row, wanted position, model], and makes logits itself, a
+            few at a time: those of many positions and a large vocabulary would not fit.
 
     Returns:
         [cell, row, …], on the CPU, in the order of ``cells``. Within :func:`mechint.workers.together`
@@ -78,11 +81,13 @@ def sweep(
     rows, length = tokens.shape
     base = check_edits(model.sites, base, rows, length)
     plan = [Cell.of(k, check_edits(model.sites, edits, rows, length), model) for k, edits in enumerate(cells)]
+    if by_head and any(edit.site == "logits" for edits in (base, *(cell.edits for cell in plan)) for edit in edits):
+        raise MechintError("sweep: an edit of logits in a sweep that makes none; leave by_head out")
     metric = metric or (lambda logits: logits)
     wanted = logits_at if logits_at is not None else torch.arange(length).expand(rows, -1)
     wanted = wanted.to(tokens.device)
 
-    unedited = Base(model, tokens, base, plan, wanted, memory_mib)
+    unedited = Base(model, tokens, base, plan, wanted, memory_mib, by_head)
     answer = metric(unedited.logits.unsqueeze(0)).cpu()  # [1, row, …]
     check_finite(answer, "the base run")
     result = answer.repeat(len(plan), *[1] * (answer.dim() - 1))

@@ -148,6 +148,8 @@ class Base:
     plan: list[Cell]
     wanted: Tensor
     memory_mib: float
+    by_head: bool = False
+    """Whether what the head reads stands in for the logits."""
     residual: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     needs: dict[tuple[str, ...], int] = field(default_factory=dict)
@@ -215,8 +217,8 @@ class Base:
 
     def finish(self, r: Tensor, tap: Tap, wanted: Tensor) -> Tensor:
         """Logits at the wanted positions; all of them first if the sites behind the layers are edited."""
-        if any(name in tap.edits for name in ("final_norm", "logits")):
-            logits = self.model.finish(r, tap)
+        if self.by_head or any(name in tap.edits for name in ("final_norm", "logits")):
+            logits = tap("final_norm", self.model.ending[0](r)) if self.by_head else self.model.finish(r, tap)
             return logits.gather(1, wanted.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         return self.model.finish(r, tap, wanted)
 
