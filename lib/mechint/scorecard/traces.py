@@ -15,8 +15,8 @@ from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
-from ..units import SCORED_UNITS
 from ..trace_results import role_means
+from ..units import SCORED_UNITS
 from .methods import unit_effects
 
 NEAR = 0.99

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import Prompts, draw_in_split
 from .blueprints import ALWAYS, GAIN, TWINS, Blueprint, channel, paths
-from .canvas import ON, SHUT, SIGNAL, Canvas, Mixer, Size
+from .canvas import ON, SHUT, SIGNAL, Canvas, Size
 from .prompts import SymbolTask, query_places
 from .truth import Asked, Part, Where
 
