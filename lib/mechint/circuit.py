@@ -146,6 +146,10 @@ class Bench:
         values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
         return float(faithfulness(*map(METRICS[metric].read, values)))
 
+    def likeness(self, mask: Tensor, metric: str) -> float:
+        """How close the faithfulness of a mask is to 1, at most 0: a circuit that overshoots the model is not it."""
+        return -abs(1 - self.faithful(mask, metric))
+
 
 def check_bfloat16(device: torch.device) -> None:
     """Raises :class:`MechintError` where bfloat16 has no arithmetic of its own and would only be slower."""

@@ -67,14 +67,16 @@ class CircuitAnalyzer(CircuitEvidence):
         searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
-        best = int(np.argmax(on_discovery))
+        best = int(np.argmin([abs(1 - share) for share in on_discovery]))
         sizes = sorted({*shares, size})
         learned = {s: self.better(discovery, s, [searches[best]["logits"]], [descent["masks"].get(s)]) for s in sizes}
         learned[size] = found[best]
+        order, ranking = self.ranking(discovery, scores, size)
         control, control_note = self.random_weights(train_loader, val_loader, size)
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
-        self.results = self.measure(bench, val_loader, scores, found[best], found, learned)
+        self.results = self.measure(bench, val_loader, ranking, found[best], found, learned)
+        self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
         self.results["notes"] += [control_note] if control_note else []
@@ -190,7 +192,18 @@ class CircuitAnalyzer(CircuitEvidence):
     def better(self, bench: Bench, size: int, rankings: list[Tensor], masks: list[Tensor | None]) -> Tensor:
         """The circuit of a size that is the most faithful on the discovery prompts, of those at hand."""
         at_hand = [self.units.top(ranking, size) for ranking in rankings] + [mask for mask in masks if mask is not None]
-        return max(at_hand, key=lambda mask: bench.faithful(mask, self.config.metric))
+        return max(at_hand, key=lambda mask: bench.likeness(mask, self.config.metric))
+
+    def ranking(self, bench: Bench, scores: Tensor, size: int) -> tuple[str, Tensor]:
+        """How attribution ranks the units, for its curve: ``signed`` or by ``size``, and the scores of that order.
+
+        The one whose circuit of this size is the better on the discovery prompts, as the searches choose their start:
+        a learned mask is to be held against the better of both. Of equally good ones it is the signed order.
+        """
+        orders = {"signed": scores, "size": scores.abs()}
+        tops = {name: self.units.top(each, size) for name, each in orders.items()}
+        best = max(tops, key=lambda name: bench.likeness(tops[name], self.config.metric))
+        return best, orders[best]
 
     def random_weights(
         self, train_loader: PromptLoader, val_loader: PromptLoader, size: int

@@ -9,6 +9,7 @@ from typing import Any
 
 from .hover import hover_curve
 from .page import bullets, card, cards, checks, folded, page, picture, table
+from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
 from .words import (
     MEANINGS,
@@ -55,6 +56,7 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
         ),
         "<h2>What was kept</h2>",
         _layers(results),
+        *_removed(results),
         *_searches(results),
         *ending(results, caveats(results)),
     ]
@@ -117,6 +119,13 @@ def _layers(results: Results) -> str:
     names = "".join(f"<th class=n>{name}</th>" for name in ("layer", "kept", "of", "share"))
     head = f'<tr>{names}<th style="padding-left:1rem">{escape(units_name(results))} kept</th></tr>'
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _removed(results: Results) -> Iterator[str]:
+    if results.removed:
+        yield f"<h2>{TITLE}</h2>"
+        yield f"<p>{escape(removed_sentence(results))}</p>"
+        yield table(HEADER, removed_rows(results), numeric=(0, 2, 3, 4))
 
 
 def _searches(results: Results) -> Iterator[str]:

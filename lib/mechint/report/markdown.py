@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
 from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
 
@@ -43,6 +44,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
                 for layer in results.layers
             ],
         ),
+        *_removed(results),
         *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
         *ending(results, caveats(results)),
     ]
@@ -82,6 +84,12 @@ def _searches(results: Results) -> list[str]:
         overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
         parts += ["Overlap of the circuits (Jaccard):", table(("", *names), overlaps)]
     return parts
+
+
+def _removed(results: Results) -> list[str]:
+    if not results.removed:
+        return []
+    return [f"## {TITLE}", removed_sentence(results), table(HEADER, removed_rows(results))]
 
 
 def evidence(found: Iterable[tuple[bool, str]]) -> str:
