@@ -89,7 +89,7 @@ def test_a_model_of_another_shape_is_refused_and_both_are_named(
 
 def test_another_family_a_missing_file_and_masks_of_another_run_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", known_circuit(), "layer", torch.tensor([1.0, 0.0]))
-    with pytest.raises(MechintError, match="of a gpt2, and .* is a mamba"):  # which has layers, too
+    with pytest.raises(MechintError, match=r"of a gpt2, and .* is a mamba"):  # which has layers, too
         load_circuit(run, tiny_mamba())
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps(results | {"unit": "kv"}))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import MechintError
 from .interventions import Edit
 from .report.results import load_results, read_masks
-from .units import KV_UNITS, SSM_UNITS, UnitKind, Units
+from .units import FAMILY_UNITS, UnitKind, Units, unit_kinds
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def load_circuit(run_dir: str | Path, model: Any) -> Circuit:
     """
     directory = Path(run_dir).parent if Path(run_dir).name == "final_masks.pt" else Path(run_dir)
     results, path = load_results(directory), directory / "final_masks.pt"
-    known: dict[str, UnitKind] = SSM_UNITS if model.config.family == "mamba" else KV_UNITS
-    kind = known.get(results.raw["unit"])
-    theirs = results.raw["model"].get("family")
-    if kind is None or (theirs == "mamba") != (model.config.family == "mamba"):
+    kind, theirs = unit_kinds(model).get(results.raw["unit"]), results.raw["model"].get("family")
+    if kind is None or FAMILY_UNITS.get(str(theirs)) is not unit_kinds(model):
         raise MechintError(
             f"{path} is a circuit of the unit {results.raw['unit']!r} of a {theirs}, and {model.source} is a "
             f"{model.config.family}; name a circuit of this family"
