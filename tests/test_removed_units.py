@@ -39,7 +39,7 @@ def test_the_worst_ten_and_the_count_of_the_rest(tmp_path: Path) -> None:
     results = load_results(a_run(tmp_path / "run", [*hurts, *idle]))
     sentence, rows = removed_sentence(results), removed_rows(results)
     assert "15 of the 48 units, at random," in sentence and "The 10 that cost most" in sentence
-    assert "removal of 12 certainly costs" in sentence and "that of 3 does not: passengers" in sentence
+    assert "removal of 12 certainly costs" in sentence and "3 are not surely needed: passengers" in sentence
     assert len(rows) == 10 and rows[0] == ("1", "V 0.3", "90.0 %", "[89.0, 91.0]", "0.06")
     assert [row[2] for row in rows[1:]] == [f"{k}.0 %" for k in range(12, 3, -1)]
     text, page = markdown(results, []), report_page(results, {})

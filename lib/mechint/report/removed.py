@@ -21,10 +21,13 @@ def removed_sentence(results: Results) -> str:
     tried = len(results.removed)
     hurts = sum(map(needed, results.removed))
     every = f"All {tried:,} units" if tried == results.kept else f"{tried:,} of the {results.kept:,} units, at random,"
-    idle = "" if hurts == tried else ": passengers, or units that stand in for one another"
+    idle = (
+        f" {tried - hurts:,} are not surely needed: passengers, units that stand in for one another, or losses too"
+        " small for this many prompts."
+    )
     return (
         f"{every} were removed from the circuit one at a time. The removal of {hurts:,} certainly costs faithfulness"
-        f" (p ≤ {ALPHA}, adjusted for all that were tried); that of {tried - hurts:,} does not{idle}."
+        f" (p ≤ {ALPHA}, adjusted for all that were tried).{idle if hurts < tried else ''}"
         + (f" The {WORST} that cost most:" if tried > WORST else "")
     )
 
