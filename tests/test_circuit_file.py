@@ -116,3 +116,15 @@ def test_the_attribution_curve_is_that_of_the_better_order() -> None:
         name, ranking = analyzer.ranking(test, scores, 9)
         assert name == order
         assert torch.equal(test.units.top(ranking, 9), truth())
+
+
+def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of faithfulness 1.5 and 0.9 the second is closer to the model, which is 1."""
+    from tests.test_kv_circuit import bench
+
+    test, analyzer = bench(known_circuit()), KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL))
+    low, high = truth(), analyzer.units.top(-truth(), 9)
+    monkeypatch.setattr(test, "faithful", lambda mask, metric: 1.5 if torch.equal(mask, high) else 0.9)
+    assert torch.equal(analyzer.by_size(test, [9], -truth(), {9: low})[9], low)
+    assert torch.equal(analyzer.by_size(test, [9], truth(), {9: high})[9], low)
+    assert torch.equal(analyzer.by_size(test, [9], -truth(), {})[9], high)

@@ -18,6 +18,7 @@ from .circuit_evidence import CircuitEvidence
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
+from .progress import Progress
 from .statistics import ClusterBootstrap, Number, number
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -69,7 +70,7 @@ class CircuitAnalyzer(CircuitEvidence):
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
         best = int(np.argmin([abs(1 - share) for share in on_discovery]))
         sizes = sorted({*shares, size})
-        learned = {s: self.better(discovery, s, [searches[best]["logits"]], [descent["masks"].get(s)]) for s in sizes}
+        learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
         learned[size] = found[best]
         order, ranking = self.ranking(discovery, scores, size)
         control, control_note = self.random_weights(train_loader, val_loader, size)
@@ -189,10 +190,16 @@ class CircuitAnalyzer(CircuitEvidence):
             low, high = (low, middle) if searched(grid[middle]) else (middle, high)
         return grid[high]
 
-    def better(self, bench: Bench, size: int, rankings: list[Tensor], masks: list[Tensor | None]) -> Tensor:
-        """The circuit of a size that is the most faithful on the discovery prompts, of those at hand."""
-        at_hand = [self.units.top(ranking, size) for ranking in rankings] + [mask for mask in masks if mask is not None]
-        return max(at_hand, key=lambda mask: bench.likeness(mask, self.config.metric))
+    def by_size(self, bench: Bench, sizes: list[int], logits: Tensor, passed: dict[int, Tensor]) -> dict[int, Tensor]:
+        """A circuit of each size: the top of the logits or, where it is closer to the model on the discovery prompts,
+        the one that the descent had as it passed that size."""
+        found = {}
+        with Progress("circuits by size", len(sizes)) as progress:
+            for size in sizes:
+                at_hand = [self.units.top(logits, size), *([passed[size]] if size in passed else [])]
+                found[size] = max(at_hand, key=lambda mask: bench.likeness(mask, self.config.metric))
+                progress.step()
+        return found
 
     def ranking(self, bench: Bench, scores: Tensor, size: int) -> tuple[str, Tensor]:
         """How attribution ranks the units, for its curve: ``signed`` or by ``size``, and the scores of that order.
