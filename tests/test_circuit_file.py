@@ -128,3 +128,14 @@ def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: 
     assert torch.equal(analyzer.by_size(test, [9], -truth(), {9: low})[9], low)
     assert torch.equal(analyzer.by_size(test, [9], truth(), {9: high})[9], low)
     assert torch.equal(analyzer.by_size(test, [9], -truth(), {})[9], high)
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_searches_that_found_nothing_say_nothing_of_stability(back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechint.circuit.Search.settle", lambda self: back)
+    config = dataclasses.replace(SMALL, steps=10, seeds=2, random_circuits=2, removed_units=0)
+    results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    assert ("jaccard" in results["metrics"]) != back
+    assert any(note.startswith("2 of 2 searches ended with a worse circuit") for note in results["notes"]) == back
+    assert any("Stability was not measured" in note for note in results["notes"]) == back
+    assert [search["went_back"] for search in results["searches"]] == [back, back]

@@ -76,7 +76,15 @@ class CircuitAnalyzer(CircuitEvidence):
         control, control_note = self.random_weights(train_loader, val_loader, size)
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
-        self.results = self.measure(bench, val_loader, ranking, found[best], found, learned)
+        moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
+        self.results = self.measure(bench, val_loader, ranking, found[best], moved, learned)
+        if len(moved) < len(found):
+            self.results["notes"].append(
+                f"{len(found) - len(moved)} of {len(found)} searches ended with a worse circuit on the discovery "
+                "prompts than the attribution's order, which they begin with, and went back to that one. They are left "
+                "out of the stability: nothing in it depends on the seed. More STEPS, or another LR, may find a better "
+                "circuit."
+            )
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
@@ -88,7 +96,8 @@ class CircuitAnalyzer(CircuitEvidence):
             self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
             {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
-             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask)}
+             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask),
+             "went_back": searches[k]["went_back"]}
             for k, mask in enumerate(found)
         ]  # fmt: skip
         self.keep_masks(found[best], searches[best]["logits"], scores)
@@ -156,7 +165,8 @@ class CircuitAnalyzer(CircuitEvidence):
             if part is not None:
                 search.restore(part)
             masks = search.run(f"search, {name}", snapshots, lambda: self.stages.save_part(name, search.state))
-            return {"masks": masks, "logits": search.logits.detach().clone(), "history": search.history}
+            logits = search.logits.detach().clone()
+            return {"masks": masks, "logits": logits, "history": search.history, "went_back": search.went_back}
 
         result = self.stages.get(name, compute)
         if name not in {entry["search"] for entry in self.history}:

@@ -74,7 +74,7 @@ class CircuitEvidence(StagedAnalyzer):
             bench, loader: Those prompts.
             ranking: Scores whose order is the attribution curve's, [units].
             mask: The circuit.
-            found: The circuits of all seeds.
+            found: The circuits of all seeds whose search has moved from where it began, for the stability.
             learned: Circuits by size.
         """
         config, units = self.config, self.units
@@ -166,7 +166,9 @@ class CircuitEvidence(StagedAnalyzer):
                 for layer, names in enumerate(units.names(mask))
             ],
             "leave_one_out": tried,
-            "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
+            "notes": []
+            if agreement is not None
+            else ["Stability was not measured: it needs at least two searches of different seeds."],
         }
 
     def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:

@@ -23,6 +23,7 @@ from .words import (
     metric_rows,
     number,
     percent,
+    search_name,
     seed_overlap,
     units_name,
 )
@@ -132,7 +133,7 @@ def _searches(results: Results) -> Iterator[str]:
     if not results.searches:
         return
     yield "<h2>Searches</h2>"
-    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    rows = [(search_name(s), s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
     yield table(("search", "weights", "budget (units)", "faithfulness on the discovery prompts"), rows, numeric=(2, 3))
     names, matrix = seed_overlap(results)
     if len(names) > 1:

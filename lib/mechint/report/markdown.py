@@ -7,7 +7,19 @@ from typing import Any
 
 from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
-from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
+from .words import (
+    caveats,
+    findings,
+    flat,
+    headline,
+    kept_units,
+    metric_rows,
+    number,
+    percent,
+    search_name,
+    seed_overlap,
+    units_name,
+)
 
 LISTED = 40  # kept units of a layer written out; results.json has them all
 
@@ -77,7 +89,7 @@ def _subject(results: Results) -> str:
 def _searches(results: Results) -> list[str]:
     if not results.searches:
         return []
-    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    rows = [(search_name(s), s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
     names, matrix = seed_overlap(results)
     parts = ["### Searches", table(("search", "weights", "budget", "faithfulness on the discovery prompts"), rows)]
     if len(names) > 1:

@@ -74,6 +74,7 @@ class Search:
     budget: int
     faithfulness: float  # on the discovery prompts, where the search was made
     units: frozenset[tuple[int, ...]]
+    went_back: bool = False  # to the attribution's order, having found nothing better
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,12 @@ def _search(raw: dict[str, Any]) -> Search:
     if len(units) != int(raw["budget"]):
         raise ValueError(f"search {raw['name']} lists {len(units)} units for a budget of {raw['budget']}")
     return Search(
-        str(raw["name"]), str(raw["weights"]), int(raw["budget"]), float(raw["faithfulness_discovery"]), units
+        str(raw["name"]),
+        str(raw["weights"]),
+        int(raw["budget"]),
+        float(raw["faithfulness_discovery"]),
+        units,
+        bool(raw.get("went_back", False)),
     )
 
 

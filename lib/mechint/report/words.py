@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from .results import PATHS, Layer, Results, Value, overlap
+from .results import PATHS, Layer, Results, Search, Value, overlap
 
 MINUS = "\N{MINUS SIGN}"
 UNITS = {
@@ -268,6 +268,10 @@ def caveats(results: Results) -> list[str]:
     if "accuracy_full" not in results.metrics:
         general.append("The task has no answers to be right or wrong about, so there is no accuracy.")
     return [*(str(note) for note in raw["notes"]), *general]
+
+
+def search_name(search: Search) -> str:
+    return search.name + (" (went back to the attribution's order)" if search.went_back else "")
 
 
 def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
