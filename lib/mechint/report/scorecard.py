@@ -37,8 +37,8 @@ def units_section(results: dict[str, Any]) -> list[str]:
         "blind to.",
         short_table(results),
         "How faithful the circuits of all sizes are that each method's scores give (CMD of Mueller et al. 2025: area "
-        "between faithfulness and 1, the smaller the better); the last row is the declared circuit itself, its units in "
-        "the order of their numbers.",
+        "between faithfulness and 1, the smaller the better); the last row is the declared circuit itself, its units "
+        "in the order of their numbers.",
         areas_table(results),
     ]
 
