@@ -206,7 +206,7 @@ EDGE_METHODS: dict[str, EdgeMethod] = {
 def score_edges(
     compiled: Compiled, count: int, others: int, seed: int, methods: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """For each method (all of them, or those named) that has anything to say of this model: AUROC, average precision and exact recovery.
+    """AUROC, average precision and exact recovery of each method, or of those named, that is asked of this model.
 
     Of flows these are means over ``count`` prompts whose answer has one way only, and of the edges that any of these
     needs and ``others`` drawn at random from all the rest; of links they are of all pairs of channels.
