@@ -117,6 +117,11 @@ KV_UNITS = kinds(
 )
 
 
+def kinds_of(model: Any) -> dict[str, UnitKind]:
+    """The kinds of unit that a model has, by name."""
+    return SSM_UNITS if model.config.family == "mamba" else KV_UNITS
+
+
 class Units:
     """All units of one kind in one model, numbered layer by layer."""
 

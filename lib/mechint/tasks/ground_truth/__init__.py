@@ -5,7 +5,8 @@
 >>> verify(compiled.model, compiled.truth, compiled.task)
 """
 
-from .blueprints import BLUEPRINTS, Blueprint, Compiled
+from .blueprint import Blueprint, Compiled
+from .blueprints import BLUEPRINTS
 from .canvas import Size
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify

@@ -23,7 +23,7 @@ from ...errors import MechintError
 from ...models.mamba import Layer, Mamba
 from ...models.sites import Tap
 from ..base import Prompts, Task
-from .blueprints import Compiled
+from .blueprint import Compiled
 
 Method = Callable[[Mamba, Task], Any]
 
