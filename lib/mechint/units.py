@@ -117,9 +117,14 @@ KV_UNITS = kinds(
 )
 
 
-def kinds_of(model: Any) -> dict[str, UnitKind]:
-    """The kinds of unit that a model has, by name."""
-    return SSM_UNITS if model.config.family == "mamba" else KV_UNITS
+FAMILY_UNITS = {"mamba": SSM_UNITS, "gpt2": KV_UNITS, "llama": KV_UNITS}
+SCORED_UNITS = {"mamba": "channel", "gpt2": "kv", "llama": "kv"}
+"""The kind of unit that methods are asked to rank on models whose circuit is known."""
+
+
+def unit_kinds(model: Any) -> dict[str, UnitKind]:
+    """The kinds of unit of a model's family, by name."""
+    return FAMILY_UNITS[model.config.family]
 
 
 class Units:

@@ -1,4 +1,6 @@
-"""Models whose circuits are known: Mambas with weights written by hand, their prompts, their truth, and scores on it.
+"""Models whose circuits are known: Mambas and GPT-2s with weights written by hand or trained to have a circuit.
+
+With their prompts, their truth, and scores on it.
 
 >>> from mechint.tasks.ground_truth import BLUEPRINTS, verify
 >>> compiled = BLUEPRINTS["recall"]().compile(seed=0)
@@ -8,16 +10,20 @@
 from .blueprint import Blueprint, Compiled
 from .blueprints import BLUEPRINTS
 from .canvas import Size
+from .gpt2_blueprints import GPT2_BLUEPRINTS
+from .gpt2_canvas import GPT2Size
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
 
 __all__ = [
     "BASELINES",
     "BLUEPRINTS",
+    "GPT2_BLUEPRINTS",
     "Answers",
     "Asked",
     "Blueprint",
     "Compiled",
+    "GPT2Size",
     "GroundTruth",
     "Part",
     "Score",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from ...errors import MechintError
+from ...units import SCORED_UNITS
 from ..base import Task
 from .truth import GroundTruth, Part, answers
 
@@ -21,11 +22,22 @@ ALWAYS = ("mean", "resample", "counterfactual")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model, what it does, and what is true of it."""
+    """A model, what it does, and what is true of it.
+
+    Attributes:
+        model: Of any family.
+        task: What it does.
+        truth: What carries it.
+    """
 
     model: Any
     task: Task
     truth: GroundTruth
+
+    @property
+    def unit(self) -> str:
+        """The kind of unit that methods are asked to score."""
+        return SCORED_UNITS[self.model.config.family]
 
 
 class Sizes:
@@ -56,6 +68,7 @@ class Blueprint(ABC):
     Attributes:
         active: The layers it has.
         margin: The logit of every answer is above all others by at least this.
+        tolerance: Removing all that is idle changes no logit of an answer by more than this.
         codes: Residual directions that it writes between, groups and their sizes.
         without_layer: Share of answers that are right without one of its layers, at most.
         idle: Kinds of unit that it has none of, where the model has some.
@@ -64,6 +77,7 @@ class Blueprint(ABC):
     name: ClassVar[str]
     active: ClassVar[int] = 1
     margin: float = GAIN - 1.1
+    tolerance: float = 1e-3
     without_layer: float = 0.0
     idle: ClassVar[tuple[str, ...]] = ()
     task: Task
@@ -112,7 +126,7 @@ class Blueprint(ABC):
         rest = [layer for layer in canvas.layers if layer not in said]
         parts += [Part("the layer", "layer", layer, accuracy=self.without_layer) for layer in rest]
         if not noise:
-            return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin, idle=self.idle))
+            return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin, self.tolerance, self.idle))
         left = answers(model, self.task, 256).margin
         if left < self.margin / 2:
             raise MechintError(

@@ -6,8 +6,8 @@ How the parts of a GPT-2 that resist exactness are dealt with:
   written, and all that is written, embeddings too, adds up to zero over the directions: what is drawn is *balanced* in
   directions that nothing of the circuit reads (``unread``). The mean is then 0 and the standard deviation ``PIN`` to a
   relative ``junk² / 2 PIN²``, so with norm weights of ``PIN`` the norm is the identity.
-* Attention: keys and queries are one-hot codes times ``√(score · √d)``, so a match has the score that is asked for, others
-  have 0; two scores that differ by 20 share attention 1 : 2e-9.
+* Attention: keys and queries are one-hot codes times ``√(score · √d)``, so a match has the score that is asked for,
+  others have 0; two scores that differ by 20 share attention 1 : 2e-9.
 * GELU: neurons are x or 0 to the bit where x is outside ±6.
 
 What is idle is so by who reads it, which its own size does not show: idle heads and neurons read like others, but write
@@ -28,7 +28,8 @@ from ...models.gpt2 import GPT2, GPT2Config, Layer
 from ...models.sites import Tap
 from .blueprint import Sizes
 
-PIN = 2.0**10
+PIN = 2.0**11
+"""Above it float32's mean of the pins is off by more, below it what idle units write is felt in the deviation."""
 STEEP = 20.0
 """Slope of drawn neurons: half a step away from where they open they are exactly open, or shut."""
 

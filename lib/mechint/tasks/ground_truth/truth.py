@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import MechintError, did_you_mean
 from ...interventions import Edit
 from ...run import run
-from ...units import PATHS, Units, kinds_of
+from ...units import PATHS, Units, unit_kinds
 from ..base import Prompts, Task
 
 KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")
@@ -156,7 +156,7 @@ class Part:
         if self.kind in POSITIONS:
             assert self.where is not None
             return [only_at(self, ~self.where.of(prompts))]
-        units = Units(model, kinds_of(model)[self.kind])
+        units = Units(model, unit_kinds(model)[self.kind])
         return units.dropping(self.number(units), dict.fromkeys(units.sites, 0.0))
 
     def number(self, units: Units) -> int:
@@ -217,10 +217,10 @@ class GroundTruth:
 
         ``ablation``: Leaves out the units that it is blind to, which no search with it can find.
         """
-        kinds = kinds_of(model)
-        if kind not in kinds:
-            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, kinds)}; take {', '.join(kinds)}")
-        units = Units(model, kinds[kind])
+        known = unit_kinds(model)
+        if kind not in known:
+            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
+        units = Units(model, known[kind])
         mask = torch.zeros(units.total)
         for part in self.parts:
             if part.kind == kind and ablation not in part.blind:
@@ -325,7 +325,7 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
     taken: dict[tuple[str, str], dict[str, Any]] = {}
     for part in truth.parts:
         for name in part.blind:
-            units = Units(model, kinds_of(model)[part.kind])
+            units = Units(model, unit_kinds(model)[part.kind])
             if (part.kind, name) not in taken:
                 other = donors[name]
                 assert other is not None  # every task that is compiled has twins
@@ -344,7 +344,7 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
 
 def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
     """For each declared kind, its name and the edits that remove every unit of it that is not declared."""
-    for kind, unit_kind in kinds_of(model).items():
+    for kind, unit_kind in unit_kinds(model).items():
         if kind not in truth.idle and all(part.kind != kind for part in truth.parts):
             continue
         units, mask = Units(model, unit_kind), truth.mask(model, kind)
