@@ -125,8 +125,9 @@ def test_transformers_loads_it_and_computes_the_same_logits(name: str, tmp_path:
     prompts = model.task.sample(64, "evaluation", 0)
     with torch.no_grad():
         logits = model.model(prompts.tokens)
-        difference = float((logits - theirs(prompts.tokens).logits).abs().max())
-    assert difference <= 1e-3  # of logits of 8, through sums of numbers of 1e4 (the pins) in float32
+        difference = (logits - theirs(prompts.tokens).logits).abs().amax(-1)
+    assert float(difference.gather(1, prompts.positions).max()) <= 1e-4
+    assert float(difference.max()) <= 0.1  # nobody asks there: scores of 0 are 1e-4 times weights of 1e2, twice
     again = mechint.load(tmp_path)
     assert torch.equal(again(prompts.tokens), logits)
 
@@ -157,7 +158,7 @@ def test_a_wrong_truth_is_contradicted() -> None:
     with pytest.raises(MechintError, match=rf"without layer {int(layer)}, kv [KV] {unit[1]} {unit[2]} \(none\) 100"):
         check([Part("none", "kv", int(layer), unit)])
     for kind in ("kv", "head", "source"):
-        first = next(part for part in parts if part.kind == kind)
+        first = next(part for part in parts if part.kind == kind and part.unit[:1] != (0,))  # no key: the sink is idle
         rest = [part for part in parts if part is not first]
         if kind == "source":
             rest.append(dataclasses.replace(first, where=dataclasses.replace(first.where, tokens=(0,)), accuracy=1.0))

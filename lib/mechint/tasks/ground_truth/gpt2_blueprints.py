@@ -313,7 +313,8 @@ class SelectiveCopy(GPT2Blueprint):
             shut = STEEP * (task.carried + 1)
             reads = {at("count"): STEEP, **dict.fromkeys(carried, shut)}
             n = second.neuron(reads, -STEEP * self.share(k) - shut, {at("ramp", k): 1 / STEEP})
-            parts.append(Part(f"count above {k}", "mlp", second.layer, (n,), (Asked(slot=k),), chance))
+            # without it the sink is read, where the first carried token may stand
+            parts.append(Part(f"count above {k}", "mlp", second.layer, (n,), (Asked(slot=k),), 0.6))
         head = third.head()
         for k in slots:  # 1 at count k + 1, 0 at every other: a tent of three ramps
             up, down = (1 / (self.share(k + i + 1) - self.share(k + i)) for i in range(2))

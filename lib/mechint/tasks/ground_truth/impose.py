@@ -245,7 +245,7 @@ class MambaRecall(Imposed):
     """A Mamba of two layers: a few channels of the first say what stood before, a few of the second what follows it."""
 
     name = "siit_mamba_recall"
-    recipe = Recipe(steps=1500)
+    recipe = Recipe(steps=1200)
     carriers = (8, 20)
     """Channels of each layer that carry something."""
 
@@ -281,7 +281,7 @@ class GPT2Recall(Imposed):
     """A GPT-2 of two layers: one head of the first says what stood before, one of the second what follows it."""
 
     name = "siit_gpt2_recall"
-    recipe = Recipe(steps=1500)
+    recipe = Recipe(steps=500)
 
     def new_model(self) -> Any:
         from ...train_models import make_model
