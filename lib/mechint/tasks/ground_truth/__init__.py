@@ -8,10 +8,9 @@ With their prompts, their truth, and scores on it.
 """
 
 from .blueprint import Blueprint, Compiled
-from .blueprints import BLUEPRINTS
 from .canvas import Size
-from .gpt2_blueprints import GPT2_BLUEPRINTS
 from .gpt2_canvas import GPT2Size
+from .registry import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, MODELS
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
 
@@ -19,6 +18,8 @@ __all__ = [
     "BASELINES",
     "BLUEPRINTS",
     "GPT2_BLUEPRINTS",
+    "IMPOSED",
+    "MODELS",
     "Answers",
     "Asked",
     "Blueprint",

@@ -288,6 +288,3 @@ class SelectiveCopy(MambaBlueprint):
                 asked = (Asked(slot=slot, answer=v),)
                 parts.append(Part(f"slot {slot} has value {v}", "mode", second.layer, (e, n), asked))
         return [*parts, Part("the carried tokens", "write", second.layer, where=Where(tuple(values)))]
-
-
-BLUEPRINTS = {kind.name: kind for kind in (Shift, Latch, MostRecent, SelectiveCopy, Induction, Recall)}

@@ -349,6 +349,3 @@ class SelectiveCopy(GPT2Blueprint):
             *value(head, "counts carried tokens", out, accuracy=chance, blind=TWINS),
             *whole(head, "counts", chance),
         ]
-
-
-GPT2_BLUEPRINTS = {kind.name: kind for kind in (Shift, Latch, MostRecent, SelectiveCopy, Induction, Recall)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -317,6 +317,3 @@ class GPT2Recall(Imposed):
                     unit = (block, head % c.n_head, e)
                     parts.append(Part(alignment.variables[layer].meaning, "kv", layer, unit, blind=blind[block]))
         return parts
-
-
-IMPOSED: dict[str, Callable[[], Imposed]] = {kind.name: kind for kind in (MambaRecall, GPT2Recall)}

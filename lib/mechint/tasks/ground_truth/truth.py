@@ -34,6 +34,7 @@ class Asked:
         first: Where the token at the position of the answer first stands in the prompt.
         last: A token, and where it last stands in the prompt.
         begins: Tokens of which one begins the prompt.
+        above: The tokens up to the position of the answer, added up, are more than this.
     """
 
     token: int | None = None
@@ -42,6 +43,7 @@ class Asked:
     first: int | None = None
     last: tuple[int, int] | None = None
     begins: tuple[int, ...] | None = None
+    above: int | None = None
 
     def of(self, prompts: Prompts) -> Tensor:
         """[n, Q] bool."""
@@ -61,6 +63,8 @@ class Asked:
             found &= (prompts.tokens[:, place + 1 :] != token).all(1, keepdim=True)
         if self.begins is not None:
             found &= torch.isin(prompts.tokens[:, :1], torch.tensor(self.begins, device=found.device))
+        if self.above is not None:
+            found &= prompts.tokens.cumsum(1).gather(1, prompts.positions) > self.above
         return found
 
 
