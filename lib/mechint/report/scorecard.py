@@ -25,11 +25,12 @@ def markdown(results: dict[str, Any]) -> str:
     seeds, false = results["config"]["seeds"], results["false_positives"]
     return "\n\n".join(
         [
-            "# Scorecard: methods on Mambas whose circuit is known",
-            f"Each compiled model has {seeds} seeds, from {results['config']['first_seed']} on: the circuit stands "
-            "elsewhere in each. AUROC of the channels of the circuit among all, mean over seeds [least … most]; "
+            "# Scorecard: methods on models whose circuit is known",
+            f"Each model has {seeds} seeds, from {results['config']['first_seed']} on: the circuit stands elsewhere in "
+            "each. AUROC of the units of the circuit among all (channels of a Mamba, key and value channels of a "
+            "GPT-2), mean over seeds [least … most]; "
             "`●` is the circuit to the unit on every seed, else the number of seeds is said. A method is not asked for "
-            "channels that its ablation is blind to.",
+            "units that its ablation is blind to.",
             short_table(results),
             "## Random weights",
             "AUROC of the same methods on random weights of the same sizes, against the same masks, within "
@@ -87,10 +88,7 @@ def short_table(results: dict[str, Any]) -> str:
     cells, models = by_place(results), list(results["models"])
     return table(
         ("method", *models),
-        [
-            (title, *(f"{cells[key, model]['auroc']['value']:.3f} {mark(cells[key, model])}" for model in models))
-            for key, title in results["methods"].items()
-        ],
+        [(title, *(label(cells.get((key, model))) for model in models)) for key, title in results["methods"].items()],
     )
 
 
@@ -112,6 +110,11 @@ def long_table(results: dict[str, Any]) -> str:
             for row in results["card"]
         ],
     )
+
+
+def label(row: dict[str, Any] | None) -> str:
+    """AUROC and exact recovery; a dash where the method is not of the model's family."""
+    return f"{row['auroc']['value']:.3f} {mark(row)}" if row else "–"
 
 
 def mark(row: dict[str, Any]) -> str:
@@ -150,15 +153,14 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 def heat_map(figure: Figure, axes: Axes, results: dict[str, Any]) -> None:
     cells, models, methods = by_place(results), list(results["models"]), results["methods"]
-    values = [[cells[key, model]["auroc"]["value"] for model in models] for key in methods]
+    value = lambda row: row["auroc"]["value"] if row else float("nan")
+    values = [[value(cells.get((key, model))) for model in models] for key in methods]
     image = axes.imshow(values, cmap=SCALE, vmin=0.5, vmax=1.0, aspect="auto")
     for i, key in enumerate(methods):
         for j, model in enumerate(models):
-            row = cells[key, model]
-            label = f"{row['auroc']['value']:.3f} {mark(row)}".replace("(", "").replace(")", "")
-            label = label.replace(" of ", "/").strip()
-            colour = INK if values[i][j] > 0.78 else "white"
-            axes.text(j, i, label, ha="center", va="center", fontsize=7.5, color=colour)
+            text = label(cells.get((key, model))).replace("(", "").replace(")", "").replace(" of ", "/").strip()
+            colour = "white" if values[i][j] <= 0.78 else INK
+            axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_xticks(range(len(models)), [model.replace("_", "\n") for model in models])
     axes.set_yticks(range(len(methods)), list(methods.values()))
     axes.tick_params(length=0)

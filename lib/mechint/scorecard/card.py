@@ -21,7 +21,7 @@ from ..report.scorecard import draw, markdown
 from ..rundir import Stages, check_writable, fingerprint, manifest
 from ..statistics import Number, number, student
 from ..tasks import Task
-from ..tasks.ground_truth import BLUEPRINTS, Compiled, score_units
+from ..tasks.ground_truth import MODELS, Compiled, score_units
 from .methods import METHODS, Budget, Method, from_function
 from .traces import NULL_DRAWS, null_trials, positions, random_model, same_twins
 
@@ -37,10 +37,8 @@ Outside = Callable[[Any, Task], Any]
 class ScorecardConfig:
     """What is scored, and what the methods may use."""
 
-    models: str = option("all", f"Compiled models, separated by commas, or all: {', '.join(BLUEPRINTS)}")
-    seeds: int = option(
-        5, "Compiled models of each kind, with the circuit in other places", unit="seeds", low=1, high=99
-    )
+    models: str = option("all", f"Models, compiled or trained, separated by commas, or all: {', '.join(MODELS)}")
+    seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
     steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
     prompts: int = option(96, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
@@ -58,7 +56,7 @@ class ScorecardConfig:
 
     @property
     def names(self) -> list[str]:
-        return list(BLUEPRINTS) if self.models == "all" else [name.strip() for name in self.models.split(",")]
+        return list(MODELS) if self.models == "all" else [name.strip() for name in self.models.split(",")]
 
 
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
@@ -75,10 +73,8 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     """
     check(config)
     for name in config.names:
-        if name not in BLUEPRINTS:
-            raise MechintError(
-                f"no compiled model {name!r}{did_you_mean(name, BLUEPRINTS)}; take {', '.join(BLUEPRINTS)}"
-            )
+        if name not in MODELS:
+            raise MechintError(f"no model {name!r}{did_you_mean(name, MODELS)}; take {', '.join(MODELS)}")
     taken = set(outside or {}) & set(METHODS)
     if taken:
         raise MechintError(f"a method is called {min(taken)!r} already; give yours another name")
@@ -92,7 +88,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             "schema": 1,
             "config": dataclasses.asdict(config),
             "methods": {name: method.title for name, method in methods.items()},
-            "models": {name: BLUEPRINTS[name]().task.description for name in config.names},
+            "models": {name: MODELS[name]().task.description for name in config.names},
             **summarise(parts, methods),
             "parts": parts,
             "manifest": manifest(),
@@ -129,9 +125,9 @@ def collect(config: ScorecardConfig, methods: dict[str, Method], stages: Stages)
 
 
 def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]) -> dict[str, Any]:
-    """All numbers of one compiled model, and of random weights of its sizes."""
+    """All numbers of one model, and of random weights of its sizes."""
     start = time.perf_counter()
-    compiled = BLUEPRINTS[name]().compile(seed=seed)
+    compiled = MODELS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
     random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))
     fitting = {key: method for key, method in methods.items() if method.fits(compiled.model)}
