@@ -15,10 +15,15 @@ import mechint
 from mechint import files
 from mechint.errors import MechintError
 from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.scorecard import METHODS, ScorecardConfig
+from mechint.scorecard.card import scored
+from mechint.scorecard.traces import positions
 from mechint.tasks import TaskConfig
 from mechint.tasks.ground_truth import (
     BASELINES,
     GPT2_BLUEPRINTS,
+    IMPOSED,
+    MODELS,
     Asked,
     Compiled,
     GPT2Size,
@@ -179,8 +184,8 @@ def test_which_answers_a_part_matters_for() -> None:
     task = Induction().task
     prompts = task.sample(100, "train", 0)
     found = Asked(first=5).of(prompts)
-    for row, positions, hits in zip(prompts.tokens.tolist(), prompts.positions.tolist(), found.tolist(), strict=True):
-        assert [row.index(row[position]) == 5 for position in positions] == hits
+    for row, asked, hits in zip(prompts.tokens.tolist(), prompts.positions.tolist(), found.tolist(), strict=True):
+        assert [row.index(row[position]) == 5 for position in asked] == hits
     assert Asked(begins=(3, 4)).of(prompts)[:, 0].tolist() == [row[0] in (3, 4) for row in prompts.tokens.tolist()]
 
 
@@ -190,3 +195,28 @@ def test_size_gives_nothing_away(name: str) -> None:
     scores = {title: score_method(model, method) for title, method in BASELINES.items()}
     assert not scores["weight_magnitude"].exact
     assert not scores["activation_magnitude"].exact
+
+
+METHODS_THAT_FIND_IT = (
+    "search_mean", "attribution_mean_size", "attribution_counterfactual_size", "patching_noise", "causal_necessary",
+    "causal_sufficient",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS_THAT_FIND_IT)
+def test_methods_find_the_circuit_to_the_unit(method: str) -> None:
+    model = compiled("gpt2_recall", seed=100)
+    model.model.requires_grad_(False)
+    found = scored(model, method, METHODS[method], ScorecardConfig())
+    assert (found["auroc"], found["exact"]) == (1.0, True)
+
+
+def test_traces_point_at_the_values_that_are_read() -> None:
+    assert positions(compiled("gpt2_induction", seed=100), 16) == {"v": 1.0}
+
+
+def test_names_of_several_models() -> None:
+    names = lambda models: dataclasses.replace(ScorecardConfig(), models=models).names
+    assert names("gpt2") == NAMES
+    assert names("recall, trained,recall") == ["recall", *IMPOSED]
+    assert names("all") == list(MODELS) == [*names("mamba"), *names("gpt2"), *names("trained")]

@@ -21,7 +21,7 @@ from ..report.scorecard import draw, markdown
 from ..rundir import Stages, check_writable, fingerprint, manifest
 from ..statistics import Number, number, student
 from ..tasks import Task
-from ..tasks.ground_truth import MODELS, Compiled, score_units
+from ..tasks.ground_truth import GROUPS, MODELS, Compiled, score_units
 from .methods import METHODS, Budget, Method, from_function
 from .traces import NULL_DRAWS, null_trials, positions, random_model, same_twins
 
@@ -37,7 +37,11 @@ Outside = Callable[[Any, Task], Any]
 class ScorecardConfig:
     """What is scored, and what the methods may use."""
 
-    models: str = option("all", f"Models, compiled or trained, separated by commas, or all: {', '.join(MODELS)}")
+    models: str = option(
+        "all",
+        "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
+        f"circuit (1 to 3 minutes each, once): {', '.join([*GROUPS, *MODELS])}",
+    )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
     steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
@@ -56,7 +60,9 @@ class ScorecardConfig:
 
     @property
     def names(self) -> list[str]:
-        return list(MODELS) if self.models == "all" else [name.strip() for name in self.models.split(",")]
+        """The models, each once."""
+        said = [name.strip() for name in self.models.split(",")]
+        return list(dict.fromkeys(model for name in said for model in GROUPS.get(name, (name,))))
 
 
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ With their prompts, their truth, and scores on it.
 from .blueprint import Blueprint, Compiled
 from .canvas import Size
 from .gpt2_canvas import GPT2Size
-from .registry import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, MODELS
+from .registry import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
 
@@ -18,6 +18,7 @@ __all__ = [
     "BASELINES",
     "BLUEPRINTS",
     "GPT2_BLUEPRINTS",
+    "GROUPS",
     "IMPOSED",
     "MODELS",
     "Answers",

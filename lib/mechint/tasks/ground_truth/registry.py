@@ -22,3 +22,10 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
 IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (MambaRecall, GPT2Recall)}
 """Trained models."""
 MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
+GROUPS: dict[str, dict[str, Any]] = {
+    "all": {**MODELS},
+    "mamba": {**BLUEPRINTS},
+    "gpt2": {**GPT2_BLUEPRINTS},
+    "trained": {**IMPOSED},
+}
+"""Names for several of them."""
