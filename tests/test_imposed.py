@@ -110,7 +110,7 @@ def test_a_model_that_has_the_circuit_passes_and_loses_nothing() -> None:
     assert len([what for what in found if what.startswith("idle")]) == 4
     assert max(share for what, share in found.items() if what.startswith("without")) <= 0.5
     for step in range(len(alignment.variables)):
-        parts = losses(compiled.model, compiled.task, alignment, 64, 3, step)  # type: ignore[arg-type]
+        parts = losses(compiled.model, compiled.task, alignment, Recipe(steps=1), 3, step)  # type: ignore[arg-type]
         assert all(float(part) < 0.02 for part in parts)
 
 

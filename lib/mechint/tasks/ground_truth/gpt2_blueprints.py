@@ -308,19 +308,18 @@ class SelectiveCopy(GPT2Blueprint):
         carried = {at("token", v): 1.0 for v in range(task.values)}
         parts = self.both(first, carried)
         parts += self.count(second, carried)
-        chance = by_chance(task.values)  # that the slot that is read instead has the same value
         for k in slots:
             shut = STEEP * (task.carried + 1)
             reads = {at("count"): STEEP, **dict.fromkeys(carried, shut)}
             n = second.neuron(reads, -STEEP * self.share(k) - shut, {at("ramp", k): 1 / STEEP})
-            # without it the sink is read, where the first carried token may stand
+            # without it the sink is read, where the first carried token may stand: so for its key
             parts.append(Part(f"count above {k}", "mlp", second.layer, (n,), (Asked(slot=k),), 0.6))
         head = third.head()
         for k in slots:  # 1 at count k + 1, 0 at every other: a tent of three ramps
             up, down = (1 / (self.share(k + i + 1) - self.share(k + i)) for i in range(2))
             tent = {at("ramp", k + i): w for i, w in enumerate((up, -up - down, down)) if k + i < task.carried}
             e = head.match({at("slot", k): 1.0}, tent, 2 * MATCH)
-            parts += match(head, f"slot {k}", e, Asked(slot=k), accuracy=chance, blind=TWINS)
+            parts += match(head, f"slot {k}", e, Asked(slot=k), accuracy=0.6, blind=TWINS)
         self.sink(head, 1.0, at("place", 0), MATCH)
         for v in range(task.values):
             parts += self.speak(head, v, f"says value {v}", Asked(answer=v))

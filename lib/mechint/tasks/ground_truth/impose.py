@@ -3,7 +3,7 @@
 The loss is the sum of three cross-entropies: of the answers; of what the causal model says when units that carry a
 variable come from another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when a
 random half of all other units come from another prompt (strictness). Since an idle unit could also hold what is the
-same on every prompt, every other step puts zeros into all of them instead.
+same on every prompt, every other step puts zeros into all of them instead, where the recipe says so.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Recipe:
         lr: Largest learning rate of AdamW; it rises over ``warmup`` steps and falls along a cosine.
         warmup: Steps.
         interchange, strictness: Weights of the second and third part of the loss; the first has 1.
+        zero: Whether idle units must also be idle when they are zero: every other step makes all of them so, and
+            otherwise takes all of them from the other prompt.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class Recipe:
     warmup: int = 50
     interchange: float = 1.0
     strictness: float = 1.0
+    zero: bool = True
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
@@ -130,7 +133,7 @@ class Imposed:
             for step in range(recipe.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step)
-                parts = losses(model, self.task, alignment, recipe.batch, mix(seed, step), step)
+                parts = losses(model, self.task, alignment, recipe, mix(seed, step), step)
                 loss = parts[0] + recipe.interchange * parts[1] + recipe.strictness * parts[2]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -143,9 +146,9 @@ class Imposed:
         return model.eval()
 
 
-def losses(model: Any, task: Recall, alignment: Alignment, batch: int, seed: int, step: int) -> list[Tensor]:
+def losses(model: Any, task: Recall, alignment: Alignment, recipe: Recipe, seed: int, step: int) -> list[Tensor]:
     """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats."""
-    prompts = task.sample(batch, "train", seed)
+    prompts = task.sample(recipe.batch, "train", seed)
     source = sources(task, prompts, seed)
     there = values_of(model, source.tokens, alignment.sites(model))
     variable = alignment.variables[step % len(alignment.variables)]
@@ -154,7 +157,7 @@ def losses(model: Any, task: Recall, alignment: Alignment, batch: int, seed: int
     if step % 2:
         idle = alignment.idle_edits(model, there, random)
     else:
-        idle = alignment.idle_edits(model, dict.fromkeys(there, 0.0))
+        idle = alignment.idle_edits(model, dict.fromkeys(there, 0.0) if recipe.zero else there)
     return [
         cross_entropy(model, prompts, [], prompts.answers),
         cross_entropy(model, prompts, variable.edits(model, there), said, defined),
@@ -204,6 +207,8 @@ def check(model: Any, alignment: Alignment, imposed: Imposed, seed: int, count: 
                     f"most {CHANCE:.0%} may be; the circuit was not imposed"
                 )
     for name, fills in ablations(model, prompts, there).items():
+        if name == "zero" and not imposed.recipe.zero:
+            continue
         share = right(model, prompts, alignment.idle_edits(model, fills))
         found[f"idle, {name}"] = share
         if abs(share - found["answers"]) > imposed.tolerance:
@@ -253,14 +258,14 @@ class MambaRecall(Imposed):
     """
 
     name = "siit_mamba_recall"
-    recipe = Recipe(steps=800)
-    carriers = (8, 20)
+    recipe = Recipe(steps=900)
+    carriers = (12, 32)
     """Channels of each layer that carry something."""
 
     def new_model(self) -> Any:
         from ...train_models import make_model
 
-        return make_model(MambaConfig(self.task.vocab_size, 32, 2, 64, 16, 4, 4), "unit")
+        return make_model(MambaConfig(self.task.vocab_size, 32, 2, 96, 16, 4, 4), "unit")
 
     @torch.no_grad()
     def constrain(self, model: Any) -> None:
