@@ -135,7 +135,8 @@ NEEDED: dict[str, Callable[[Task, Prompts, list[int]], Flows]] = {
 
 def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
     """The prompts whose last answer has one way only: where two lead to it by chance, no edge of either is needed."""
-    last, name, task = prompts.last(), compiled.task.name, compiled.task
+    last, name = prompts.last(), compiled.task.name
+    task: Any = compiled.task
     tokens, answer = last.tokens, last.answers
     ways = torch.ones(len(last), dtype=torch.long)
     if name == "latch":  # both marked symbols
