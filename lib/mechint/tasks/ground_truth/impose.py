@@ -37,7 +37,7 @@ from .causal import INPUTS, Alignment, Variable, sources, values_of
 from .truth import GroundTruth, Part
 
 FOLDER = Path("output/ground_truth/imposed")
-CHANCE = 0.6
+CHANCE = 0.75
 """Without the units of a variable at most this share of the answers is right."""
 
 
