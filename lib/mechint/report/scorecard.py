@@ -32,8 +32,9 @@ def units_section(results: dict[str, Any]) -> list[str]:
     return [
         "# Scorecard: methods on models whose circuit is known",
         f"Each compiled model has {config['seeds']} seeds, from {config['first_seed']} on: the circuit stands "
-        "elsewhere in each. AUROC of the units of the circuit among all, mean over seeds; `●` is the circuit to the unit on "
-        "every seed, else the number of seeds is said. A method is not asked for units that its ablation is blind to.",
+        "elsewhere in each. AUROC of the units of the circuit among all, mean over seeds; `●` is the circuit to the "
+        "unit on every seed, else the number of seeds is said. A method is not asked for units that its ablation is "
+        "blind to.",
         short_table(results),
         "How faithful the circuits of all sizes are that each method's scores give (CMD of Mueller et al. 2025: area "
         "between faithfulness and 1, the smaller the better); the last row is the declared circuit itself.",

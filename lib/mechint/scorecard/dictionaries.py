@@ -22,7 +22,7 @@ FRESH = 10**6
 
 
 class PlantedPools:
-    """Activations of the sites of one planted model, whole prompts at a time; see :class:`mechint.activations.Pools`."""
+    """Activations of the sites of one planted model, whole prompts at a time (:class:`mechint.activations.Pools`)."""
 
     count: int | None = None
     prompts = 512
@@ -40,6 +40,7 @@ class PlantedPools:
         return {site: self.source.read(site, tokens).flatten(0, 1) for site in SITES}
 
 
+@torch.no_grad()
 def recovery(sae: SparseAutoencoder, x: Tensor, directions: Tensor, strengths: Tensor) -> dict[str, float]:
     """How well a dictionary has known features.
 
@@ -65,7 +66,7 @@ def recovery(sae: SparseAutoencoder, x: Tensor, directions: Tensor, strengths: T
     }
 
 
-def score_dictionaries(seed: int, tokens: int) -> list[dict[str, Any]]:
+def score_dictionaries(seed: int, tokens: int, sites: tuple[str, ...] = SITES) -> list[dict[str, Any]]:
     """Each architecture at each site, a frozen random decoder, and each dictionary against another model's features.
 
     The last is what is found where nothing is to be found: the same number of directions in the same space, and
@@ -75,7 +76,7 @@ def score_dictionaries(seed: int, tokens: int) -> list[dict[str, Any]]:
     pools, other = PlantedPools(source), PlantedPools(stranger)
     fresh, strange = pools.tokens(FRESH), other.tokens(FRESH)
     rows = []
-    for site in SITES:
+    for site in sites:
         strengths = source.strengths(site, fresh).flatten(0, 1)
         k = max(1, round(float((strengths > 0).sum(1).float().mean())))
         configs = members(site, pools.widths[site], len(source.directions[site]), k, seed)

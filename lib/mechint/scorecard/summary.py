@@ -19,13 +19,13 @@ SCORES = ("auroc", "average_precision", "cpr", "cmd", "seconds", "peak_mib")
 
 
 def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], methods: dict[str, Method]) -> dict[str, Any]:
-    """Numbers over seeds: the card, random weights, positions, edges, probes, dictionaries, and what must be nothing."""
+    """Numbers over seeds: units, random weights, positions, edges, probes, dictionaries, and what must be nothing."""
     models = list(dict.fromkeys(part["model"] for part in parts))
     of = {model: [part for part in parts if part["model"] == model] for model in models}
     return {
         "card": [row for model in models for row in rows(of[model], methods)],
         "best": [
-            {"model": model} | {name: least_and_most([part["best"][name] for part in of[model]]) for name in ("cpr", "cmd")}
+            {"model": model, **{name: least_and_most([p["best"][name] for p in of[model]]) for name in ("cpr", "cmd")}}
             for model in models
         ],
         "random": [{"method": key, "auroc": by_chance(parts, key)} for key in methods if tried(parts, key)],

@@ -198,7 +198,7 @@ def draw_model(
     """
     flag, fill, unread = 2 * s.dims, 2 * s.dims + 1, slice(2 * s.dims + 2, 2 * s.dims + 10)
     width, E = 2 * s.dims + 10, s.dims + 2 + s.idle
-    sizes = {"d_model": width, "n_layer": 1, "d_inner": E, "d_state": 2, "dt_rank": 1}
+    sizes: dict[str, Any] = {"d_model": width, "n_layer": 1, "d_inner": E, "d_state": 2, "dt_rank": 1}
     config = MambaConfig(vocab_size=task.vocab_size, tied=False, proj_bias=True, **sizes)
     model = Mamba(config).requires_grad_(False).eval()
     for parameter in model.parameters():
