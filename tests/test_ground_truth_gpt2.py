@@ -131,7 +131,7 @@ def test_transformers_loads_it_and_computes_the_same_logits(name: str, tmp_path:
     with torch.no_grad():
         logits = model.model(prompts.tokens)
         difference = (logits - theirs(prompts.tokens).logits).abs().amax(-1)
-    assert float(difference.gather(1, prompts.positions).max()) <= 1e-4
+    assert float(difference.gather(1, prompts.positions).max()) <= 5e-4  # of 8: the pins leave 1e-4 behind the norm
     assert float(difference.max()) <= 0.1  # nobody asks there: scores of 0 are 1e-4 times weights of 1e2, twice
     again = mechint.load(tmp_path)
     assert torch.equal(again(prompts.tokens), logits)
