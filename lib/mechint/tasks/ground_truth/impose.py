@@ -3,7 +3,7 @@
 The loss is the sum of three cross-entropies: of the answers; of what the causal model says when units that carry a
 variable come from another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when a
 random half of all other units come from another prompt (strictness). Since an idle unit could also hold what is the
-same on every prompt, every other step puts zeros into all of them instead, where the recipe says so.
+same on every prompt, every other step puts zeros into all of them instead.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from ...errors import MechintError
 from ...interventions import Edit
 from ...models.gpt2 import GPT2Config
 from ...models.load import hf_config, load, to_hf_state_dict
-from ...models.mamba import MambaConfig
 from ...progress import Progress
 from ...run import run
 from ...rundir import fingerprint
-from ...units import Units, unit_kinds
 from ..base import Prompts, generator, mix
 from ..config import TaskConfig
 from ..recall import Recall
@@ -51,8 +49,6 @@ class Recipe:
         lr: Largest learning rate of AdamW; it rises over ``warmup`` steps and falls along a cosine.
         warmup: Steps.
         interchange, strictness: Weights of the second and third part of the loss; the first has 1.
-        zero: Whether idle units must also be idle when they are zero: every other step makes all of them so, and
-            otherwise takes all of them from the other prompt.
     """
 
     steps: int
@@ -61,7 +57,6 @@ class Recipe:
     warmup: int = 50
     interchange: float = 1.0
     strictness: float = 1.0
-    zero: bool = True
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
@@ -88,9 +83,6 @@ class Imposed:
     def new_model(self) -> Any:
         """An untrained model, drawn from torch's global generator."""
         raise NotImplementedError
-
-    def constrain(self, model: Any) -> None:
-        """Sets weights that must not be learned, before and behind every step."""
 
     def align(self, model: Any, seed: int) -> Alignment:
         """Which units are to carry what."""
@@ -122,7 +114,6 @@ class Imposed:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(seed, "weights"))
             model = self.new_model()
-        self.constrain(model)
         model.source = f"{self.name}, seed {seed}"
         alignment, recipe = self.align(model, seed), self.recipe
         decay = [p for p in model.parameters() if p.dim() > 1]
@@ -141,7 +132,6 @@ class Imposed:
                 if not math.isfinite(float(norm)):
                     raise MechintError(f"{self.name}: the gradient is not finite at step {step}; lower its lr")
                 optimizer.step()
-                self.constrain(model)
                 progress.step("losses " + " ".join(f"{float(part.detach()):.3f}" for part in parts))
         return model.eval()
 
@@ -157,7 +147,7 @@ def losses(model: Any, task: Recall, alignment: Alignment, recipe: Recipe, seed:
     if step % 2:
         idle = alignment.idle_edits(model, there, random)
     else:
-        idle = alignment.idle_edits(model, dict.fromkeys(there, 0.0) if recipe.zero else there)
+        idle = alignment.idle_edits(model, dict.fromkeys(there, 0.0))
     return [
         cross_entropy(model, prompts, [], prompts.answers),
         cross_entropy(model, prompts, variable.edits(model, there), said, defined),
@@ -207,8 +197,6 @@ def check(model: Any, alignment: Alignment, imposed: Imposed, seed: int, count: 
                     f"most {CHANCE:.0%} may be; the circuit was not imposed"
                 )
     for name, fills in ablations(model, prompts, there).items():
-        if name == "zero" and not imposed.recipe.zero:
-            continue
         share = right(model, prompts, alignment.idle_edits(model, fills))
         found[f"idle, {name}"] = share
         if abs(share - found["answers"]) > imposed.tolerance:
@@ -248,50 +236,7 @@ def right(
     return float((hits if defined is None else hits[defined]).double().mean())
 
 
-# ---- the two models ---------------------------------------------------------------------------------------------
-
-
-class MambaRecall(Imposed):
-    """A Mamba of two layers: a few channels of the first say what stood before, a few of the second what follows it.
-
-    The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
-    """
-
-    name = "siit_mamba_recall"
-    recipe = Recipe(steps=900)
-    carriers = (12, 32)
-    """Channels of each layer that carry something."""
-
-    def new_model(self) -> Any:
-        from ...train_models import make_model
-
-        return make_model(MambaConfig(self.task.vocab_size, 32, 2, 96, 16, 4, 4), "unit")
-
-    @torch.no_grad()
-    def constrain(self, model: Any) -> None:
-        model.layers[1].conv1d.weight[..., :-1] = 0.0
-
-    def align(self, model: Any, seed: int) -> Alignment:
-        units = Units(model, unit_kinds(model)["channel"])
-        chosen = []
-        for layer, count in enumerate(self.carriers):
-            some = torch.randperm(units.per_layer, generator=generator("carriers", seed, layer))[:count]
-            chosen.append(tuple(sorted((layer * units.per_layer + some).tolist())))
-        return Alignment(
-            (
-                Variable("what stood before", "channel", chosen[0], ("before",)),
-                Variable("what is said", "channel", chosen[1], INPUTS),
-            ),
-            ("channel",),
-        )
-
-    def declare(self, model: Any, alignment: Alignment) -> list[Part]:
-        E = model.config.d_inner
-        return [
-            Part(variable.meaning, "channel", unit // E, (unit % E,), blind=TWINS if k == 0 else ())
-            for k, variable in enumerate(alignment.variables)
-            for unit in variable.units
-        ]
+# ---- the model ---------------------------------------------------------------------------------------------------
 
 
 class GPT2Recall(Imposed):
