@@ -84,6 +84,12 @@ def test_traces_point_at_the_declared_positions(name: str) -> None:
     assert positions(compiled(name), 16) == {"write": 1.0, "state": 1.0}
 
 
+def test_positions_are_not_asked_for_where_twins_have_the_same_there() -> None:
+    assert positions(compiled("count"), 8) == {}  # ticks differ, the marker's write does not
+    assert positions(compiled("modular_sum"), 8) == {"write": 1.0, "state": 1.0}
+    assert positions(compiled("shift"), 8) == {}  # no state at all
+
+
 def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
     monkeypatch.setattr(card, "METHODS", few)

@@ -133,4 +133,6 @@ def rate(hits: Sequence[bool]) -> Number:
     share = sum(hits) / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return number(share, min(share, middle - half), max(share, middle + half), n, "95 % by Wilson's score")
+    return number(
+        share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), n, "95 % by Wilson's score"
+    )

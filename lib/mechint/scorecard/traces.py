@@ -10,6 +10,7 @@ import torch
 
 from ..causal_trace import CausalTracer, TraceConfig
 from ..models.mamba import Mamba
+from ..run import run
 from ..statistics import max_t
 from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
@@ -40,6 +41,10 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     Returns:
         ``write``, or ``v`` of a transformer: of the effects there, the largest is at a declared layer and position;
         ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared.
+        ``write``: of the effects of writes, the largest is at the declared layer and one of its positions;
+        ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
+        or what is declared is the same on both twins (a marker's write, where ticks alone differ): there is nothing
+        to restore.
     """
     declared = [part for part in compiled.truth.parts if part.kind in POSITIONS and part.where is not None]
     if not declared:
@@ -53,6 +58,9 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
         there[part.layer] |= part.where.of(last)
     sites = ("write", "state") if isinstance(compiled.model, Mamba) else ("v",)
     found = tracer(compiled.model, ",".join(sites)).trace(last, None)["denoise"]  # [panel, layer, position, prompt]
+    if not differs(compiled.model, last, there):
+        return {}
+    found = tracer(compiled.model, "write,state").trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
     for name, effects in zip(sites, found, strict=True):
         flat = effects.flatten(0, 1)  # [layer · position, prompt]
@@ -61,6 +69,18 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
         hit = there.transpose(1, 2).flatten(0, 1).gather(0, first[None])[0]
         shares[name] = float((hit & (top > 0)).double().mean())
     return shares
+
+
+@torch.no_grad()
+def differs(model: Any, prompts: Prompts, there: torch.Tensor) -> bool:
+    """Whether any write at declared places [layer, n, L] is another one on the prompt's twin."""
+    layers = [layer for layer in range(len(there)) if there[layer].any()]
+    sites = [f"layers.{layer}.write" for layer in layers]
+    assert prompts.twins is not None  # every compiled task has twins
+    nowhere = prompts.positions[:, :0]
+    ours, theirs = (run(model, tokens, sites, logits_at=nowhere).values for tokens in (prompts.tokens, prompts.twins))
+    moved = [(ours[s] != theirs[s])[there[k]].any() for s, k in zip(sites, layers, strict=True)]
+    return bool(torch.stack(moved).any())
 
 
 def random_model(like: Any, seed: int) -> Any:
