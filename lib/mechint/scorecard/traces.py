@@ -40,8 +40,6 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
 
     Returns:
         ``write``, or ``v`` of a transformer: of the effects there, the largest is at a declared layer and position;
-        ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared.
-        ``write``: of the effects of writes, the largest is at the declared layer and one of its positions;
         ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
         or what is declared is the same on both twins (a marker's write, where ticks alone differ): there is nothing
         to restore.
@@ -56,11 +54,10 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     for part in declared:
         assert part.where is not None
         there[part.layer] |= part.where.of(last)
+    if isinstance(compiled.model, Mamba) and not differs(compiled.model, last, there):
+        return {}
     sites = ("write", "state") if isinstance(compiled.model, Mamba) else ("v",)
     found = tracer(compiled.model, ",".join(sites)).trace(last, None)["denoise"]  # [panel, layer, position, prompt]
-    if not differs(compiled.model, last, there):
-        return {}
-    found = tracer(compiled.model, "write,state").trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
     for name, effects in zip(sites, found, strict=True):
         flat = effects.flatten(0, 1)  # [layer · position, prompt]
