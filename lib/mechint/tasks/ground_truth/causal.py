@@ -72,8 +72,8 @@ class Variable:
 
     def expected(self, prompts: Prompts, source: Prompts) -> tuple[Tensor, Tensor]:
         """The answers [n, Q] when these units come from the source, and which of them the causal model defines."""
-        chosen = (source.tokens if name in self.inputs else prompts.tokens for name in INPUTS)
-        return lookup(*chosen, prompts.positions)
+        before, values, query = (source.tokens if name in self.inputs else prompts.tokens for name in INPUTS)
+        return lookup(before, values, query, prompts.positions)
 
     def edits(self, model: Any, fills: dict[str, Any]) -> list[Edit]:
         """Puts other values, by site, in the place of these units."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 from ..config import TaskConfig
 from ..induction import Induction as InductionTask
@@ -32,7 +33,7 @@ STEP = 10.0
 class GPT2Blueprint(Blueprint):
     """A circuit that can be drawn on a GPT-2: one head in each layer that it has."""
 
-    idle = ("mlp",)
+    idle: ClassVar[tuple[str, ...]] = ("mlp",)
     margin = GAIN - 1.1
     tolerance = 4e-3  # what float32's LayerNorm leaves of what stands in directions that nobody reads
 
