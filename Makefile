@@ -68,7 +68,7 @@ bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,
 	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
 
 ground-truth: $(READY)
-	$(Q)"$(PY)" scripts/ground_truth.py
+	$(Q)"$(PY)" scripts/ground_truth.py $(SCORE)
 
 # Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
 PEERS := saelens dictionary_learning sparsify
@@ -143,6 +143,7 @@ Variables
                      of checkpoints, a model directory, a hub id, or a finished analysis to draw again
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
+  SCORE="--models gpt2 --seeds 2"   what ground-truth scores; --help of scripts/ground_truth.py lists all
   DRY_RUN=1          say what would run, and run nothing
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made

@@ -225,8 +225,8 @@ def test_unknown_kinds() -> None:
     model = compiled("shift")
     with pytest.raises(MechintError, match=r"no kind of unit 'chanel' \(did you mean channel"):
         model.truth.mask(model.model, "chanel")
-    with pytest.raises(MechintError, match="no kind of part 'head'"):
-        model.truth.units("head")
+    with pytest.raises(MechintError, match="no kind of part 'neuron'"):
+        model.truth.units("neuron")
 
 
 def test_masks_are_numbered_as_units_are() -> None:

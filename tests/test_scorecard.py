@@ -24,7 +24,7 @@ from mechint.scorecard.methods import Budget, interchange
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
 from mechint.statistics import max_t
-from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
+from mechint.tasks.ground_truth import BLUEPRINTS, MODELS, Compiled
 from mechint.units import SSM_UNITS, Units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,7 +258,7 @@ def test_a_bad_scorer_is_one_line(
 
 
 def test_bad_options(tmp_path: Path) -> None:
-    with pytest.raises(MechintError, match=r"no compiled model 'recal' \(did you mean recall"):
+    with pytest.raises(MechintError, match=r"no model 'recal' \(did you mean recall"):
         scorecard(dataclasses.replace(SMALL, models="recal"))
     with pytest.raises(MechintError, match="seeds is 0; it must be a whole number at least 1"):
         scorecard(dataclasses.replace(SMALL, seeds=0))
@@ -274,4 +274,4 @@ def test_bad_options(tmp_path: Path) -> None:
     ]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert failed.stderr.splitlines() == [f"error: no compiled model 'x'; take {', '.join(BLUEPRINTS)}"]
+    assert failed.stderr.splitlines() == [f"error: no model 'x'; take {', '.join(MODELS)}"]

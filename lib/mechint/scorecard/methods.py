@@ -158,7 +158,7 @@ METHODS: dict[str, Method] = {
     },
     **{
         f"causal_{name}": Method(
-            f"single channels, mean, {name}", functools.partial(causal_ranking, direction=name), "mean", MAMBA
+            f"single units, mean, {name}", functools.partial(causal_ranking, direction=name), "mean"
         )
         for name in ("necessary", "sufficient")
     },

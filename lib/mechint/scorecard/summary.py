@@ -32,7 +32,7 @@ def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], method
         "positions": [
             {"model": model, "site": site, "share": least_and_most(shares)}
             for model in models
-            for site in ("write", "state")
+            for site in ("write", "state", "v")
             if (shares := [p["positions"][site] for p in of[model] if site in p["positions"]])
         ],
         "edges": [row for model in models for row in of_kind(of[model], "edges", list(EDGE_METHODS))],

@@ -16,6 +16,7 @@ from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
+from ..tasks.ground_truth.truth import POSITIONS
 from ..trace_results import role_means
 from ..units import SCORED_UNITS
 from .methods import unit_effects
@@ -38,12 +39,12 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     """Share of prompts whose largest denoising effect, over all layers and positions, is at the declared place.
 
     Returns:
-        ``write``: of the effects of writes, the largest is at the declared layer and one of its positions;
+        ``write``, or ``v`` of a transformer: of the effects there, the largest is at a declared layer and position;
         ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
         or what is declared is the same on both twins (a marker's write, where ticks alone differ): there is nothing
         to restore.
     """
-    declared = [part for part in compiled.truth.parts if part.kind == "write" and part.where is not None]
+    declared = [part for part in compiled.truth.parts if part.kind in POSITIONS and part.where is not None]
     if not declared:
         return {}
     prompts = compiled.task.sample(count, "evaluation", 0)
@@ -53,11 +54,12 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     for part in declared:
         assert part.where is not None
         there[part.layer] |= part.where.of(last)
-    if not differs(compiled.model, last, there):
+    if isinstance(compiled.model, Mamba) and not differs(compiled.model, last, there):
         return {}
-    found = tracer(compiled.model, "write,state").trace(last, None)["denoise"]  # [panel, layer, position, prompt]
+    sites = ("write", "state") if isinstance(compiled.model, Mamba) else ("v",)
+    found = tracer(compiled.model, ",".join(sites)).trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
-    for name, effects in zip(("write", "state"), found, strict=True):
+    for name, effects in zip(sites, found, strict=True):
         flat = effects.flatten(0, 1)  # [layer · position, prompt]
         top = flat.amax(0)
         first = (flat >= NEAR * top).int().argmax(0) if name == "state" else flat.argmax(0)

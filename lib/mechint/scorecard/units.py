@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ablation import Ablation
 from ..delta_units import delta_units, mean_step, rankings
 from ..models.mamba import Mamba
-from ..tasks import Task
-from ..unit_effects import Effects
+from ..sweep import sweep
+from ..tasks import Prompts, Task
+from ..unit_effects import Effects, answer_values
+from ..units import Units, unit_kinds
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,11 +33,36 @@ def delta_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Ten
     return torch.cat([rankings(found, f"layers.{layer}.dt")[ranking].abs() for layer in layers])
 
 
-def causal_ranking(model: Mamba, task: Task, budget: Any, *, direction: str) -> Tensor:
-    """Mean size of the effect on the logit difference of each channel ablated, or kept, alone at ``gated``, [units]."""
+def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str) -> Tensor:
+    """Mean size of the effect on the logit difference of each unit ablated, or kept, alone, [units].
+
+    Of a Mamba's channels at ``gated``; of key and value channels among those of their layer, K and V apart.
+    """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
+    if not isinstance(model, Mamba):
+        return alone(model, prompts, task.aligned, budget.unit, direction)
     layers = list(range(model.config.n_layer))
     effects = Effects(model, ["gated"], layers, "mean", [prompts], task.aligned, "logit_diff")
     fills = effects.fills(prompts)
     measure: Callable[..., Tensor] = getattr(effects, direction)
     return torch.cat([measure(prompts, group, fills[group.site]).abs().mean(1) for group in effects.groups])
+
+
+def alone(model: Any, prompts: Prompts, aligned: bool, unit: str, direction: str) -> Tensor:
+    """The same of any kind of unit, where a group is a block of a layer: ``necessary`` or ``sufficient``, [units]."""
+    units = Units(model, unit_kinds(model)[unit])
+    fills = Ablation(model, units, "mean", [prompts], aligned).fills(prompts)
+    value_of = answer_values("logit_diff", prompts)
+    measure = lambda cells: sweep(model, prompts.tokens, cells, value_of, logits_at=prompts.positions).double()
+    if direction == "necessary":
+        found = measure([*(units.dropping(e, fills) for e in range(units.total)), []])
+        return (found[-1] - found[:-1]).abs().mean(1)
+    effects = []
+    size = units.per_layer // len(units.kind.blocks)
+    for group in range(units.total // size):
+        mask = torch.ones(units.total)
+        mask[group * size : (group + 1) * size] = 0.0
+        kept = torch.eye(units.total)[group * size : (group + 1) * size]
+        found = measure([units.edits(each, fills) for each in [*(mask + kept), mask]])
+        effects.append((found[:-1] - found[-1]).abs().mean(1))
+    return torch.cat(effects)

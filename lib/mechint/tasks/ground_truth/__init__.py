@@ -1,23 +1,31 @@
-"""Models whose circuits are known: Mambas with weights written by hand, their prompts, their truth, and scores on it.
+"""Models whose circuits are known: Mambas and GPT-2s with weights written by hand or trained to have a circuit.
+
+With their prompts, their truth, and scores on it.
 
 >>> from mechint.tasks.ground_truth import BLUEPRINTS, verify
 >>> compiled = BLUEPRINTS["recall"]().compile(seed=0)
 >>> verify(compiled.model, compiled.truth, compiled.task)
 """
 
-from .blueprints import Blueprint, Compiled
+from .blueprint import Blueprint, Compiled
 from .canvas import Size
-from .registry import BLUEPRINTS
+from .gpt2_canvas import GPT2Size
+from .registry import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
 
 __all__ = [
     "BASELINES",
     "BLUEPRINTS",
+    "GPT2_BLUEPRINTS",
+    "GROUPS",
+    "IMPOSED",
+    "MODELS",
     "Answers",
     "Asked",
     "Blueprint",
     "Compiled",
+    "GPT2Size",
     "GroundTruth",
     "Part",
     "Score",

@@ -1,105 +1,37 @@
-"""The compiled models: for each, its least size, how it is drawn, and what is true of it."""
+"""The compiled Mambas: for each, its least size, how it is drawn, and what is true of it."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import abstractmethod
 
-from ...errors import MechintError
-from ...units import PATHS, SCORED_UNITS
-from ..base import Task
+from ...units import PATHS
 from ..config import TaskConfig
 from ..induction import Induction as InductionTask
 from ..recall import Recall as RecallTask
 from ..selective_copy import SelectiveCopy as SelectiveCopyTask
+from .blueprint import ALWAYS, GAIN, TWINS, Blueprint, by_chance
 from .canvas import ON, SHUT, SIGNAL, Canvas, Mixer, Size
 from .prompts import Latch as LatchTask
 from .prompts import MostRecent as MostRecentTask
 from .prompts import Shift as ShiftTask
-from .truth import Asked, GroundTruth, Part, Where, answers
-
-GAIN = 12.0
-"""Logit that one answer is written with; the token that stands there has 1 and all others have 0."""
+from .truth import Asked, Part, Where
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A model, what it does, and what is true of it.
-
-    Attributes:
-        model: Of any family.
-        task: What it does.
-        truth: What carries it.
-    """
-
-    model: Any
-    task: Task
-    truth: GroundTruth
-
-    @property
-    def unit(self) -> str:
-        """The kind of unit that methods are asked to score."""
-        return SCORED_UNITS[self.model.config.family]
-
-
-class Blueprint(ABC):
-    """A circuit that can be drawn. ``active``: the layers it has; ``codes``: residual directions it writes between."""
-
-    name: ClassVar[str]
-    active: ClassVar[int] = 1
-    margin: float = GAIN - 1.1
-    task: Task
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
+class MambaBlueprint(Blueprint):
+    """A circuit that can be drawn on a Mamba."""
 
     @abstractmethod
     def needs(self) -> Size:
         """The least size but for d_model and n_layer, which follow from the codes and ``active``."""
-
-    @abstractmethod
-    def draw(self, canvas: Canvas) -> list[Part]:
-        """Draws the circuit and declares it."""
 
     def least(self) -> Size:
         """The smallest model that holds the circuit, with one residual direction left for idle channels to write."""
         needs, directions = self.needs(), 2 + self.task.vocab_size + sum(self.codes.values())
         return Size(directions, needs.d_inner, needs.d_state, self.active, needs.d_conv, needs.dt_rank)
 
-    def compile(self, size: Size | None = None, *, noise: float = 0.0, seed: int = 0) -> Compiled:
-        """The model, its task and its truth.
-
-        Args:
-            size: Of the model; what the circuit does not need is idle. None takes ``least().comfortable()``.
-            noise: Weights are drawn exactly; this much Gaussian noise comes on top of W_in, W_x and W_out, as the
-                standard deviation of what it does to a projection of inputs of size 1. With it idle units are only
-                nearly idle: removing them may take half the margin.
-            seed: Of places, idle weights and noise.
-
-        Raises:
-            MechintError: the size is too small for the circuit (the least one is said), or the noise takes more than
-                half of the margin.
-        """
-        least = self.least()
-        size = size or least.comfortable()
-        size.check(least, f"compiled {self.name} ({self.task.description})")
-        canvas = Canvas(size, self.task.vocab_size, self.codes, self.active, seed)
-        parts = self.draw(canvas)
-        canvas.fill(self.task.sample(32, "train", seed).tokens, noise)
-        model = canvas.model
-        model.source = f"compiled {self.name}"  # type: ignore[assignment]
-        parts += [Part("the layer", "layer", mixer.layer) for mixer in canvas.active]
-        if not noise:
-            return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin))
-        left = answers(model, self.task, 256).margin
-        if left < self.margin / 2:
-            raise MechintError(
-                f"compiled {self.name}: noise of {noise:g} leaves a margin of {left:.3g} of {self.margin:.3g}, less "
-                "than half; add less"
-            )
-        return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin / 2, self.margin / 2))
+    def canvas(self, size: Size, seed: int) -> Canvas:
+        return Canvas(size, self.task.vocab_size, self.codes, self.active, seed)
 
     # ---- what several circuits draw ----
 
@@ -111,10 +43,6 @@ class Blueprint(ABC):
         """A channel that reads a token and says it: ``says`` for each 1 of y / ON."""
         at = mixer.canvas.at("token", token)
         return mixer.channel({at: SIGNAL}, {at: says / ON**2}, **options)  # type: ignore[arg-type]
-
-
-TWINS = ("counterfactual",)
-ALWAYS = ("mean", "resample", "counterfactual")
 
 
 def paths(mixer: Mixer, names: str) -> list[Part]:
@@ -138,12 +66,7 @@ def channel(
     ]
 
 
-def by_chance(symbols: int) -> float:
-    """How often two of so many symbols are the same, at most, in the few prompts that a removal is tried on."""
-    return 1 / symbols + 0.25
-
-
-class Shift(Blueprint):
+class Shift(MambaBlueprint):
     """The token ``by`` positions back, through one tap of the convolution and D; no state."""
 
     name = "shift"
@@ -164,7 +87,7 @@ class Shift(Blueprint):
         return parts
 
 
-class Latch(Blueprint):
+class Latch(MambaBlueprint):
     """The symbol behind the last marker: Δ and B open at it, write the symbol and clear the state; C opens at the end.
 
     Δ is 1.5e-8 elsewhere, so the state neither decays nor is written to.
@@ -199,7 +122,7 @@ class Latch(Blueprint):
         return [*parts, Part("behind the last marker", "write", mixer.layer, where=where)]
 
 
-class MostRecent(Blueprint):
+class MostRecent(MambaBlueprint):
     """The last symbol among noise: each symbol seen makes the states decay by exp(-2), noise does not (Δ).
 
     A symbol's state is a decaying count of it; the last one's is at least 1, all others' are at most 0.157.
@@ -234,7 +157,7 @@ class MostRecent(Blueprint):
         return [*parts, Part("the last symbol", "write", mixer.layer, accuracy=chance, where=where, enough=False)]
 
 
-class Recall(Blueprint):
+class Recall(MambaBlueprint):
     """Associative recall in one layer: the states are a table of values (channels) by keys (states).
 
     At a value, B is the key before it (a tap back) and the value's channel writes; at a key, C is that key.
@@ -268,7 +191,7 @@ class Recall(Blueprint):
         return [*parts, Part("the values of asked keys", "write", mixer.layer, where=Where(pairs=True))]
 
 
-class Induction(Blueprint):
+class Induction(MambaBlueprint):
     """Induction in two layers: the first writes which token stood before, the second keeps a table of what follows it.
 
     In the second, B is the token before, as the first wrote it, each symbol's channel writes, and C is the token here.
@@ -308,7 +231,7 @@ class Induction(Blueprint):
         return [*parts, Part("what follows asked tokens", "write", second.layer, where=Where(pairs=True))]
 
 
-class SelectiveCopy(Blueprint):
+class SelectiveCopy(MambaBlueprint):
     """Selective copy in two layers: the first counts, the second has a table of values (channels) by slots (states).
 
     The first counts carried tokens and markers. In the second, channels SiLU(STEEP·(count − k)), as good as

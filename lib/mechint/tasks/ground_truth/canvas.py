@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from ...errors import MechintError
 from ...models.mamba import Layer, Mamba, MambaConfig
 from ...models.sites import Tap
+from .blueprint import Sizes
 
 PIN = 2.0**16
 SIGNAL = 4.0
@@ -39,7 +39,7 @@ SHUT = math.log1p(math.exp(-18))
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Sizes):
     """Sizes of a Mamba, all of them in total; what the circuit does not need is idle."""
 
     d_model: int = 64
@@ -55,13 +55,6 @@ class Size:
         """This size with that many idle units of each kind more."""
         more = zip(asdict(self).items(), (directions, channels, states, layers, taps, ranks), strict=True)
         return Size(**{name: size + extra for (name, size), extra in more})
-
-    def check(self, least: Size, title: str) -> None:
-        """Raises :class:`MechintError`, which names every size that is below the least, and that."""
-        mine, wanted = asdict(self), asdict(least)
-        small = [f"{name} {wanted[name]} (it has {mine[name]})" for name in mine if mine[name] < wanted[name]]
-        if small:
-            raise MechintError(f"{title}: the model is too small; it needs at least {', '.join(small)}")
 
     def comfortable(self) -> Size:
         """This least size with about as much idle: twice the channels, more directions and states, one layer more."""
@@ -96,6 +89,7 @@ class Canvas:
         places = torch.randperm(size.n_layer, generator=self.random)[:active].sort().values.tolist()
         self.mixers = [Mixer(self, layer) for layer in range(size.n_layer)]
         self.active = [self.mixers[place] for place in places]
+        self.layers = places
         token = [self.names["token", v] for v in range(tokens)]
         embedding = self.model.embedding.weight
         embedding[:, self.unread] = torch.randn(tokens, len(self.unread), generator=self.random)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..base import Prompts, draw_in_split
-from .blueprints import ALWAYS, GAIN, TWINS, Blueprint, channel, paths
+from .blueprint import ALWAYS, GAIN, TWINS
+from .blueprints import MambaBlueprint, channel, paths
 from .canvas import ON, SHUT, SIGNAL, Canvas, Size
 from .prompts import SymbolTask, query_places
 from .truth import Asked, Part, Where
@@ -59,7 +60,7 @@ class CountTask(SymbolTask):
         return Prompts(prompt(count), query, count, prompt(other), other, template)
 
 
-class Count(Blueprint):
+class Count(MambaBlueprint):
     """The number of ticks since the last marker, as the decay of what the marker wrote.
 
     In the first layer a marker writes 1 and clears what was there, each tick lets it decay by ``RATIO``, and everything
@@ -167,7 +168,7 @@ class SumTask(SymbolTask):
         return Prompts(symbols, positions, answers, twins, wrong, template)
 
 
-class ModularSum(Blueprint):
+class ModularSum(MambaBlueprint):
     """The running sum modulo a small number: the first layer adds up, the second decodes.
 
     A channel for each number keeps count of it, in a state that does not decay; together they write the sum, and one

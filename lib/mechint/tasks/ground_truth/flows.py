@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import MechintError, did_you_mean
 from ..base import Prompts, Task
-from .blueprints import Compiled
+from .blueprint import Compiled
 from .truth import Where
 
 Flows = dict[tuple[int, str], Tensor]

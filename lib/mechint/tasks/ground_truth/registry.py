@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from .blueprints import Blueprint, Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
-from .counting import Count, ModularSum
+from collections.abc import Callable
+from typing import Any
 
-BLUEPRINTS: dict[str, type[Blueprint]] = {
+from . import gpt2_blueprints as gpt2
+from .blueprints import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
+from .counting import Count, ModularSum
+from .impose import GPT2Recall, Imposed
+
+BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind for kind in (Shift, Latch, MostRecent, Count, ModularSum, SelectiveCopy, Induction, Recall)
 }
+"""Compiled Mambas."""
+GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
+    kind.name: kind
+    for kind in (gpt2.Shift, gpt2.Latch, gpt2.MostRecent, gpt2.SelectiveCopy, gpt2.Induction, gpt2.Recall)
+}
+"""Compiled GPT-2s, which do the same."""
+IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall,)}
+"""Trained models."""
+MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
+GROUPS: dict[str, dict[str, Any]] = {
+    "all": {**MODELS},
+    "mamba": {**BLUEPRINTS},
+    "gpt2": {**GPT2_BLUEPRINTS},
+    "trained": {**IMPOSED},
+}
+"""Names for several of them."""

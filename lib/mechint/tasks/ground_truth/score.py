@@ -25,7 +25,7 @@ from ...models.mamba import Layer
 from ...sweep import gradients
 from ...units import SCORED_UNITS, Units, unit_kinds
 from ..base import Task
-from .blueprints import Compiled
+from .blueprint import Compiled
 
 Method = Callable[[Any, Task], Any]
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import MechintError, did_you_mean
 from ...interventions import Edit
 from ...run import run
-from ...units import PATHS, SSM_UNITS, Units, unit_kinds
+from ...units import PATHS, Units, unit_kinds
 from ..base import Prompts, Task
 
-KINDS = ("channel", "mode", "tap", "path", "layer", "write", "decay")
+KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")
 TIE = 1e-2
 """An answer counts as right when its logit is above all others by more than this, so that ties are wrong."""
 ROWS = 32
@@ -30,12 +31,18 @@ class Asked:
         token: The token at the position of the answer.
         answer: The answer.
         slot: Which of a prompt's answers, counted from 0.
+        first: Where the token at the position of the answer first stands in the prompt.
+        last: A token, and where it last stands in the prompt.
+        begins: Tokens of which one begins the prompt.
         above: The tokens up to the position of the answer, added up, are more than this.
     """
 
     token: int | None = None
     answer: int | None = None
     slot: int | None = None
+    first: int | None = None
+    last: tuple[int, int] | None = None
+    begins: tuple[int, ...] | None = None
     above: int | None = None
 
     def of(self, prompts: Prompts) -> Tensor:
@@ -48,6 +55,14 @@ class Asked:
             found &= prompts.answers == self.answer
         if self.slot is not None:
             found &= torch.arange(found.shape[1], device=found.device) == self.slot
+        if self.first is not None:
+            found &= (prompts.tokens[:, None] == here[:, :, None]).int().argmax(-1) == self.first
+        if self.last is not None:
+            token, place = self.last
+            found &= (prompts.tokens[:, place] == token).unsqueeze(1)
+            found &= (prompts.tokens[:, place + 1 :] != token).all(1, keepdim=True)
+        if self.begins is not None:
+            found &= torch.isin(prompts.tokens[:, :1], torch.tensor(self.begins, device=found.device))
         if self.above is not None:
             found &= prompts.tokens.cumsum(1).gather(1, prompts.positions) > self.above
         return found
@@ -93,17 +108,20 @@ class Part:
 
     Attributes:
         meaning: What it does, in words.
-        kind: ``channel`` (what u and the output of one channel carry), ``mode`` (a (channel, state) entry as C reads
-            it), ``tap`` (of a channel's convolution, counted back from the current token), ``path`` (x, z, dt, B or C
-            of a layer), ``layer`` (the mixer's output), ``write`` (into all states of a layer, at some positions) or
-            ``decay`` (of all states of a layer).
+        kind: A unit of :mod:`mechint.units`: of a Mamba a ``channel`` (what u and the output of one channel carry), a
+            ``mode`` (a (channel, state) entry as C reads it) or a ``path`` (x, z, dt, B or C of a layer); of a
+            transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of both a
+            ``layer``. Or else ``tap`` (of a channel's convolution, counted back from the current token), ``write``
+            (into all states of a layer, at some positions), ``decay`` (of all states of a layer), or ``source`` (the
+            values that a head reads, at some positions).
         layer: Number of the layer.
-        unit: (channel,), (channel, state), (channel, taps back), (number in ``PATHS``,), or empty.
+        unit: (channel,), (channel, state), (channel, taps back), (number in ``PATHS``,), (0 for K or 1 for V, head,
+            dimension), (head, dimension), (head,), (neuron,), or empty.
         asked: The answers it matters for: those that any of these says.
         accuracy: At most this share of them is right once it is removed. Removed means zero, and for ``decay`` one.
-        where: For ``write``: at which positions.
-        enough: For ``write``: whether the writes at all other positions of the layer are idle.
-        blind: Ablations that replace a channel by what stood there, so that nothing changes: ``mean`` and ``resample``
+        where: For ``write`` and ``source``: at which positions.
+        enough: For these two: whether all other positions are idle there.
+        blind: Ablations that replace a unit by what stood there, so that nothing changes: ``mean`` and ``resample``
             where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins.
     """
 
@@ -119,7 +137,11 @@ class Part:
 
     @property
     def name(self) -> str:
-        unit = f" {PATHS[self.unit[0]]}" if self.kind == "path" else "".join(f" {u}" for u in self.unit)
+        unit = "".join(f" {u}" for u in self.unit)
+        if self.kind == "path":
+            unit = f" {PATHS[self.unit[0]]}"
+        elif self.kind == "kv":
+            unit = f" {'KV'[self.unit[0]]} {self.unit[1]} {self.unit[2]}"
         return f"layer {self.layer}, {self.kind}{unit} ({self.meaning})"
 
     def affects(self, prompts: Prompts) -> Tensor:
@@ -129,28 +151,33 @@ class Part:
 
     def removal(self, model: Any, prompts: Prompts) -> list[Edit]:
         """The edits that remove it."""
-        at = f"layers.{self.layer}."
-        if self.kind == "channel":
-            return [Edit(at + site, "replace", 0.0, units=self.unit) for site in ("u", "gated")]
-        if self.kind == "mode":
-            return [Edit(at + "readout", "replace", 0.0, units=[(self.unit[0], self.unit[1])])]
         if self.kind == "decay":
-            return [Edit(at + "decay", "replace", 1.0)]
+            return [Edit(f"layers.{self.layer}.decay", "replace", 1.0)]
         if self.kind == "tap":
             taps = torch.zeros(model.config.d_inner, model.config.d_conv)
             taps[self.unit] = 1
             return [remove_taps(model, self.layer, taps, prompts)]
-        if self.kind == "path":
-            return [Edit(at + PATHS[self.unit[0]], "replace", 0.0)]
-        if self.kind == "layer":
-            return [Edit(at + "out", "replace", 0.0)]
-        assert self.where is not None
-        return [writes_only(self.layer, ~self.where.of(prompts))]
+        if self.kind in POSITIONS:
+            assert self.where is not None
+            return [only_at(self, ~self.where.of(prompts))]
+        units = Units(model, unit_kinds(model)[self.kind])
+        return units.dropping(self.number(units), dict.fromkeys(units.sites, 0.0))
+
+    def number(self, units: Units) -> int:
+        """Which of the units of its kind it is."""
+        return int(np.ravel_multi_index((self.layer, *(self.unit or (0,))), (units.layers, *units.shape)))
 
 
-def writes_only(layer: int, there: Tensor) -> Edit:
-    """Removes the writes into the states of a layer but for those at some positions, ``there`` [n, L]."""
-    return Edit(f"layers.{layer}.write", "scale", there.float()[:, :, None, None])
+POSITIONS = ("write", "source")
+"""Kinds of part that are some positions of a layer."""
+
+
+def only_at(part: Part, there: Tensor) -> Edit:
+    """Removes all writes into the states of a layer, or all that a head reads, but for some positions [n, L]."""
+    value = there.float()[:, :, None, None]
+    if part.kind == "write":
+        return Edit(f"layers.{part.layer}.write", "scale", value)
+    return Edit(f"layers.{part.layer}.v", "scale", value, units=part.unit)
 
 
 @torch.no_grad()
@@ -175,11 +202,13 @@ class GroundTruth:
         parts: What it needs.
         margin: The logit of every answer is above all others by at least this.
         tolerance: Removing all idle units of a kind changes no logit of an answer's position by more than this.
+        idle: Kinds of which no unit is declared and all are idle.
     """
 
     parts: tuple[Part, ...]
     margin: float
     tolerance: float = 1e-3
+    idle: tuple[str, ...] = ()
 
     def units(self, kind: str) -> list[tuple[int, tuple[int, ...]]]:
         """(layer, unit) of every declared part of a kind."""
@@ -190,17 +219,17 @@ class GroundTruth:
     def mask(self, model: Any, kind: str, ablation: str = "zero") -> Tensor:
         """1 for the units of the circuit and 0 for the idle ones, numbered as :class:`mechint.units.Units` does.
 
-        ``ablation``: Leaves out the channels that it is blind to, which no search with it can find.
+        ``ablation``: Leaves out the units that it is blind to, which no search with it can find.
         """
         known = unit_kinds(model)
         if kind not in known:
             raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
         units = Units(model, known[kind])
-        mask = torch.zeros(units.layers, *units.shape)
+        mask = torch.zeros(units.total)
         for part in self.parts:
             if part.kind == kind and ablation not in part.blind:
-                mask[(part.layer, *(part.unit or (0,)))] = 1.0
-        return mask.view(-1)
+                mask[part.number(units)] = 1.0
+        return mask
 
 
 class Answers(NamedTuple):
@@ -290,24 +319,24 @@ def verify(
 
 
 def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[Part, str, float]]:
-    """For each channel and each ablation that is declared blind to it, how much a logit changes.
+    """For each unit and each ablation that is declared blind to it, how much a logit changes.
 
     Raises:
         MechintError: it changes by more than the tolerance.
     """
     _, reference = margins(model, prompts)
+    donors = {"mean": prompts.tokens.roll(1, 0), "resample": prompts.tokens.roll(1, 0), "counterfactual": prompts.twins}
+    taken: dict[tuple[str, str], dict[str, Any]] = {}
     for part in truth.parts:
-        sites = [f"layers.{part.layer}.{site}" for site in ("u", "gated")]
-        for name in part.blind if part.kind == "channel" else ():
-            other = prompts.tokens.roll(1, 0)
-            if name == "counterfactual" and prompts.twins is not None:
-                other = prompts.twins
-            with torch.no_grad():
-                values = run(model, other, record=sites).values
-            taken = {site: value[..., list(part.unit)] for site, value in values.items()}
-            if name == "mean":
-                taken = {site: value.mean(0) for site, value in taken.items()}
-            edits = [Edit(site, "replace", value, units=part.unit) for site, value in taken.items()]
+        for name in part.blind:
+            units = Units(model, unit_kinds(model)[part.kind])
+            if (part.kind, name) not in taken:
+                other = donors[name]
+                assert other is not None  # every task that is compiled has twins
+                with torch.no_grad():
+                    values = run(model, other, record=units.sites).values
+                taken[part.kind, name] = {s: v.mean(0) if name == "mean" else v for s, v in values.items()}
+            edits = units.dropping(part.number(units), taken[part.kind, name])
             change = float((margins(model, prompts, edits)[1] - reference).abs().max())
             if change > truth.tolerance:
                 raise MechintError(
@@ -319,12 +348,12 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
 
 def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
     """For each declared kind, its name and the edits that remove every unit of it that is not declared."""
-    for kind, unit_kind in SSM_UNITS.items():
-        if not truth.units(kind):
+    for kind, unit_kind in unit_kinds(model).items():
+        if kind not in truth.idle and all(part.kind != kind for part in truth.parts):
             continue
         units, mask = Units(model, unit_kind), truth.mask(model, kind)
         yield f"{kind}, zero", units.edits(mask, dict.fromkeys(units.sites, 0.0))
-        if kind in ("channel", "layer"):
+        if kind not in ("mode", "path"):
             with torch.no_grad():
                 values = run(model, prompts.tokens.roll(1, 0), record=units.sites).values
             yield f"{kind}, resample", units.edits(mask, dict(values))
@@ -333,7 +362,10 @@ def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
         for e, back in [unit for at, unit in truth.units("tap") if at == layer]:
             taps[e, back] = 0
         yield f"tap, layer {layer}", [remove_taps(model, layer, taps, prompts)]
-    writes = [part for part in truth.parts if part.kind == "write"]
-    for layer in sorted({part.layer for part in writes if part.enough}):
-        there = [part.where.of(prompts) for part in writes if part.layer == layer and part.where is not None]
-        yield f"write, layer {layer}", [writes_only(layer, torch.stack(there).any(0))]
+    by_place: dict[tuple[str, int, tuple[int, ...]], list[Part]] = {}
+    for part in truth.parts:
+        if part.kind in POSITIONS and part.enough:
+            by_place.setdefault((part.kind, part.layer, part.unit), []).append(part)
+    for (kind, layer, _), parts in by_place.items():
+        there = [part.where.of(prompts) for part in parts if part.where is not None]
+        yield f"{kind}, layer {layer}", [only_at(parts[0], torch.stack(there).any(0))]
