@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .markdown import table
 from .style import BLUE, GREY, INK, RED, save_figure
 
@@ -87,11 +89,13 @@ def short_table(results: dict[str, Any]) -> str:
     cells, models = by_place(results), list(results["models"])
     return table(
         ("method", *models),
-        [
-            (title, *(f"{cells[key, model]['auroc']['value']:.3f} {mark(cells[key, model])}" for model in models))
-            for key, title in results["methods"].items()
-        ],
+        [(title, *(said(cells.get((key, model))) for model in models)) for key, title in results["methods"].items()],
     )
+
+
+def said(row: dict[str, Any] | None) -> str:
+    """AUROC and exact recovery; a dash where the method is not asked."""
+    return "–" if row is None else f"{row['auroc']['value']:.3f} {mark(row)}".strip()
 
 
 def long_table(results: dict[str, Any]) -> str:
@@ -150,14 +154,15 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 def heat_map(figure: Figure, axes: Axes, results: dict[str, Any]) -> None:
     cells, models, methods = by_place(results), list(results["models"]), results["methods"]
-    values = [[cells[key, model]["auroc"]["value"] for model in models] for key in methods]
+    values = [
+        [cells[key, model]["auroc"]["value"] if (key, model) in cells else np.nan for model in models]
+        for key in methods
+    ]
     image = axes.imshow(values, cmap=SCALE, vmin=0.5, vmax=1.0, aspect="auto")
     for i, key in enumerate(methods):
         for j, model in enumerate(models):
-            row = cells[key, model]
-            label = f"{row['auroc']['value']:.3f} {mark(row)}".replace("(", "").replace(")", "")
-            label = label.replace(" of ", "/").strip()
-            colour = INK if values[i][j] > 0.78 else "white"
+            label = said(cells.get((key, model))).replace("(", "").replace(")", "").replace(" of ", "/")
+            colour = "white" if values[i][j] <= 0.78 else INK
             axes.text(j, i, label, ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_xticks(range(len(models)), [model.replace("_", "\n") for model in models])
     axes.set_yticks(range(len(methods)), list(methods.values()))

@@ -135,6 +135,11 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     compiled = BLUEPRINTS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
     random = dataclasses.replace(compiled, model=random_model(compiled.model.config, seed))
+    asked = {
+        key: method
+        for key, method in methods.items()
+        if compiled.truth.mask(compiled.model, "channel", method.ablation).any()
+    }
     nulls = [
         null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
         for model in (random.model, compiled.model)
@@ -142,8 +147,8 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
-        "compiled": [scored(compiled, key, method, config) for key, method in methods.items()],
-        "random": [{"method": key, "auroc": within_layers(random, method, config)} for key, method in methods.items()],
+        "compiled": [scored(compiled, key, method, config) for key, method in asked.items()],
+        "random": [{"method": key, "auroc": within_layers(random, method, config)} for key, method in asked.items()],
         "positions": positions(compiled, config.trace_prompts),
         "null": dict(zip(("random", "compiled"), nulls, strict=True)),
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
@@ -206,6 +211,8 @@ def summarise(parts: list[dict[str, Any]], methods: dict[str, Method]) -> dict[s
 def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
     for key in methods:
         found = [cell for part in parts for cell in part["compiled"] if cell["method"] == key]
+        if not found:
+            continue  # it was not asked of this model
         yield {
             "model": parts[0]["model"],
             "method": key,

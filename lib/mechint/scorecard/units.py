@@ -15,18 +15,26 @@ from ..unit_effects import Effects
 
 
 def delta_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Tensor:
-    """A ranking of :mod:`mechint.delta_units` on the logit difference, its size for each channel, [units]."""
+    """A ranking of :mod:`mechint.delta_units` on the logit difference, its size for each channel, [units].
+
+    It is judged by the channels whose step carries the answers, not by the whole circuit: what only feeds B or C has
+    a step that nobody reads.
+    """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
     layers = list(range(model.config.n_layer))
     found = delta_units(model, prompts, mean_step(model, [prompts], layers), "logit_diff")
     return torch.cat([rankings(found, f"layers.{layer}.dt")[ranking].abs() for layer in layers])
 
 
-def causal_ranking(model: Mamba, task: Task, budget: Any, *, direction: str) -> Tensor:
-    """Mean size of the effect on the logit difference of each channel ablated, or kept, alone at ``gated``, [units]."""
+def causal_ranking(model: Mamba, task: Task, budget: Any, *, direction: str, site: str) -> Tensor:
+    """Mean size of the effect on the logit difference of each channel ablated, or kept, alone at a site, [units].
+
+    At ``u`` for what is necessary: a channel that only feeds Δ, B or C has no effect at ``gated``. At ``gated`` for
+    what is sufficient: with every other ``u`` ablated nothing is written at all.
+    """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
     layers = list(range(model.config.n_layer))
-    effects = Effects(model, ["gated"], layers, "mean", [prompts], task.aligned, "logit_diff")
+    effects = Effects(model, [site], layers, "mean", [prompts], task.aligned, "logit_diff")
     fills = effects.fills(prompts)
     measure: Callable[..., Tensor] = getattr(effects, direction)
     return torch.cat([measure(prompts, group, fills[group.site]).abs().mean(1) for group in effects.groups])

@@ -16,6 +16,8 @@ from ...units import PATHS, SSM_UNITS, Units
 from ..base import Prompts, Task
 
 KINDS = ("channel", "mode", "tap", "path", "layer", "write", "decay")
+STEPS = ("step_zero", "step_mean")
+"""Ablations of the step Δ of a channel alone."""
 TIE = 1e-2
 """An answer counts as right when its logit is above all others by more than this, so that ties are wrong."""
 ROWS = 32
@@ -100,7 +102,9 @@ class Part:
         where: For ``write``: at which positions.
         enough: For ``write``: whether the writes at all other positions of the layer are idle.
         blind: Ablations that replace a channel by what stood there, so that nothing changes: ``mean`` and ``resample``
-            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins.
+            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins;
+            and those of its step Δ alone: ``step_zero`` where none of its states is read, ``step_mean`` (over prompts
+            and tokens) also where its step is constant.
     """
 
     meaning: str
@@ -294,15 +298,7 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
     for part in truth.parts:
         sites = [f"layers.{part.layer}.{site}" for site in ("u", "gated")]
         for name in part.blind if part.kind == "channel" else ():
-            other = prompts.tokens.roll(1, 0)
-            if name == "counterfactual" and prompts.twins is not None:
-                other = prompts.twins
-            with torch.no_grad():
-                values = run(model, other, record=sites).values
-            taken = {site: value[..., list(part.unit)] for site, value in values.items()}
-            if name == "mean":
-                taken = {site: value.mean(0) for site, value in taken.items()}
-            edits = [Edit(site, "replace", value, units=part.unit) for site, value in taken.items()]
+            edits = taken_away(model, part, name, prompts, sites)
             change = float((margins(model, prompts, edits)[1] - reference).abs().max())
             if change > truth.tolerance:
                 raise MechintError(
@@ -310,6 +306,24 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
                     f"{change:.3g}, more than {truth.tolerance:.3g}; the declared truth is wrong"
                 )
             yield part, name, change
+
+
+def taken_away(model: Any, part: Part, ablation: str, prompts: Prompts, sites: list[str]) -> list[Edit]:
+    """A channel, or its step alone, under an ablation that is not zero."""
+    other = prompts.tokens.roll(1, 0)
+    if ablation == "counterfactual" and prompts.twins is not None:
+        other = prompts.twins
+    if ablation in STEPS:
+        other, sites = prompts.tokens, [f"layers.{part.layer}.dt"]
+    with torch.no_grad():
+        values = run(model, other, record=sites).values
+    taken = {site: value[..., list(part.unit)] for site, value in values.items()}
+    if ablation in ("mean", "step_mean"):
+        over = (0, 1) if ablation == "step_mean" else (0,)
+        taken = {site: value.mean(over) for site, value in taken.items()}
+    if ablation == "step_zero":
+        taken = {site: torch.zeros_like(value) for site, value in taken.items()}
+    return [Edit(site, "replace", value, units=part.unit) for site, value in taken.items()]
 
 
 def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
