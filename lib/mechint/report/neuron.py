@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from . import patch
+from .control import control_figure, control_findings, control_sections
 from .measured_page import Content, Section, Study, between, figure, load_study, write_study
-from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure
+from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure, tokens_figure
 from .patch import DIRECTIONS, Patching
 from .patch_page import UNITS, screen_rows, unit_rows
 from .words import number, percent
@@ -20,6 +21,7 @@ RANKINGS = {
     "output_variance": "variance of output",
 }
 ALPHA = 0.05
+ACTIVE = ("mean_activation", "diversity")
 
 
 def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
@@ -49,6 +51,14 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 (9.4, 0.8 + 3.0 * len(raw["delta"])), delta_figure, raw["delta"],
             )
         )  # fmt: skip
+        plan.append(
+            figure(
+                "neuron_map_tokens.png", "The channels whose step matters most (by gradients on other prompts), "
+                "token by token, counted from the last: the step, the exact gradient, and what is lost when that token's step "
+                "alone is the channel's mean. Means over prompts.",
+                (10.4, 0.8 + 2.6 * len(raw["delta"])), tokens_figure, raw["delta"],
+            )
+        )  # fmt: skip
     if raw["attention"]:
         plan.append(
             figure(
@@ -76,6 +86,7 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                     raw["across"], narrow=True,
                 )
             )  # fmt: skip
+    plan += control_figure("neuron_control.png", raw["control"])
     content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
     return write_study(study, content, "neuron_report.md", heatmaps, curves)
 
@@ -134,7 +145,7 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
             (ahead["low"] > 0, f"{entry['method']}, layer {entry['layer']}: {between(ahead)} over random rankings; "
              f"{verdict} gradient × input ({between(control)}).")
         )  # fmt: skip
-    return found
+    return found + control_findings(raw["control"])
 
 
 def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
@@ -173,15 +184,17 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
     if raw["attention"]:
         rows = [
             (str(e["layer"]), e["method"], between(e["area"]), between(e["over_random"]),
-             between(e["over_gradient_x_input"]), ", ".join(map(str, e["top"])))
+             between(e["over_gradient_x_input"]), *(between(e[k]) if e[k] else "–" for k in ACTIVE),
+             ", ".join(map(str, e["top"])))
             for e in raw["attention"]
         ]  # fmt: skip
         found.append(
             Section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
                     f"{raw['metric']}; "
-                    "ranked on discovery prompts, measured on others.",
-                    ("layer", "method", "area", "over random", "over gradient × input", "top units"), rows,
-                    (0, 2, 3, 4))
+                    "ranked on discovery prompts, measured on others. Of the top units: the mean size of an activation "
+                    "and diversity, 1 less the mean size of the correlation of two of them over tokens.",
+                    ("layer", "method", "area", "over random", "over gradient × input", "mean activation", "diversity",
+                     "top units"), rows, (0, 2, 3, 4, 5, 6))
         )  # fmt: skip
     if raw["across"]:
         rows = [
@@ -208,7 +221,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             Section("Strongest edges", "layer.unit, in standard deviations of the target.",
                     ("from", "to", "by patching", "by gradient"), edges, (2, 3), True)
         )  # fmt: skip
-    return found
+    return found + control_sections(raw["control"])
 
 
 def caveats(raw: dict[str, Any]) -> list[str]:
