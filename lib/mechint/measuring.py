@@ -13,6 +13,7 @@ from . import files, options
 from .analysis import StagedAnalyzer
 from .causal_trace import listed
 from .errors import MechintError, did_you_mean
+from .loader import PromptLoader
 from .run import run
 from .tasks import Prompts
 
@@ -28,6 +29,10 @@ class Study(StagedAnalyzer):
         options.check(config, self.name)
         super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
+        raise NotImplementedError
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""

@@ -54,8 +54,8 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
         plan.append(
             figure(
                 "neuron_map_tokens.png", "The channels whose step matters most (by gradients on other prompts), "
-                "token by token, counted from the last: the step, the exact gradient, and what is lost when that token's step "
-                "alone is the channel's mean. Means over prompts.",
+                "token by token, counted from the last: the step, the exact gradient, and what is lost when that "
+                "token's step alone is the channel's mean. Means over prompts.",
                 (10.4, 0.8 + 2.6 * len(raw["delta"])), tokens_figure, raw["delta"],
             )
         )  # fmt: skip

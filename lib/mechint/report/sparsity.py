@@ -148,8 +148,8 @@ def profile_figure(
                 for row in (control["quantities"] if control else ())
                 if (row["quantity"], row["site"]) == (measure, site) and row["shuffled"]
             ]
-            x, values = [row["layer"] for row in random], [row["shuffled"]["value"] for row in random]
-            place.plot(x, values, ":", color=colour, marker="x", markersize=3.5, linewidth=1.1)
+            x, theirs = [row["layer"] for row in random], [row["shuffled"]["value"] for row in random]
+            place.plot(x, theirs, ":", color=colour, marker="x", markersize=3.5, linewidth=1.1)
         place.set_title(NAMES[measure])
         place.set_xlabel("layer")
         layers = sorted({c["layer"] for c in cells})

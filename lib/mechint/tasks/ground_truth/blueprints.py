@@ -339,9 +339,8 @@ class SelectiveCopy(Blueprint):
             steps.append([second.channel(reads, bias=-self.STEEP * k) for k in slots])
             for k, e in enumerate(steps[i]):
                 chance = by_chance(task.values)  # that the slot read or written instead has the same value
-                blind = (TWINS, ALWAYS)[i] + NO_STEP
-                meaning = f"{'BC'[i]}: count above {k}"
-                parts += channel(second, meaning, e, Asked(slot=k), accuracy=chance, blind=blind)
+                meaning, without = f"{'BC'[i]}: count above {k}", (TWINS, ALWAYS)[i] + NO_STEP
+                parts += channel(second, meaning, e, Asked(slot=k), accuracy=chance, blind=without)
         speakers = [self.speaker(second, v, GAIN) for v in values]
         states = []
         for slot in slots:  # 1 at count slot + 1, 0 at every other whole number: a tent of three ramps
