@@ -260,7 +260,7 @@ def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:
         "sparsity": SparsityConfig(prompts=4, eval_prompts=8, bootstrap=100, controls=1),
     }
     run_experiment(Experiment(run, TASK, configs))
-    for kind, figures in (("neuron", 8), ("sparsity", 2)):
+    for kind, figures in (("neuron", 9), ("sparsity", 2)):
         directory = tmp_path / "out" / "final_model_stepV0" / kind
         page = (directory / "report.html").read_bytes()
         assert write_report(directory, heatmaps=False, curves=False)[-1].read_bytes() == page

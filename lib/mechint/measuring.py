@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class Study(StagedAnalyzer):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
         raise NotImplementedError
+
+    def control_config(self) -> Any:
+        """The options of the same study on shuffled weights."""
+        return dataclasses.replace(self.config, controls=0)
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""

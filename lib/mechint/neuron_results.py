@@ -19,6 +19,7 @@ from .patch_results import NAMES, Finished, strongest, units
 from .shuffled import Quantities, quantity
 from .sparsity import gini, spearman
 from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number
+from .token_terms import TERMS
 from .unit_plan import Parts
 
 EDGES = 24
@@ -86,6 +87,7 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
                     **whole},
         "delta": [delta(done, site) for site in done.deltas],
         "attention": [entry for layer in done.layers for entry in attention(done, layer)] if done.orders else [],
+        "tokens": shared_out(done),
         "across": across(done),
         "notes": notes,
     }  # fmt: skip
@@ -268,6 +270,29 @@ def curve_of(done: Found, names: list[str]) -> dict[str, Any]:
     for k, name in enumerate(("morf", "lerf")):
         found[name] = [done.bootstrap.interval(lambda mean: mean, values[:, k, s]) for s in range(len(SHARES))]
     return found
+
+
+def shared_out(done: Found) -> dict[str, Any] | None:
+    """What the last answer's logit and every block's output at its position come from; None where it is not asked."""
+    if not done.has("relevance"):
+        return None
+    point, drawn = done.bootstrap.means(done.of("relevance"))  # [1, layer, token]
+    mean = lambda values: done.bootstrap.interval(lambda m: m, values)
+    bias, blocks = done.of("relevance bias"), []
+    for layer in (n for n in done.layers if done.has(f"sources {n}")):
+        sources, draws = done.bootstrap.means(done.of(f"sources {layer}"))
+        terms = done.of(f"terms {layer}")
+        blocks.append(
+            {"layer": layer, "sources": intervals(sources[0], draws), "missed": float(done.of(f"missed {layer}").max()),
+             "n": done.bootstrap.n, **{name: mean(terms[:, k]) for k, name in enumerate(TERMS)}}
+        )  # fmt: skip
+    return {
+        "tokens": list(range(-point.shape[2], 0)),
+        "relevance": intervals(point[0], drawn) | {"n": done.bootstrap.n},
+        "bias": [mean(bias[:, layer]) for layer in range(bias.shape[1])],
+        "missed": float(done.of("relevance error").max()),
+        "blocks": blocks,
+    }
 
 
 def across(done: Found) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from .options import option
 from .shuffled import control, told_apart
 from .tasks import Prompts, mix
 from .tasks.config import TaskConfig
+from .token_terms import token_terms
 from .unit_effects import Effects, Group, main_site, unit_kind, usual
 from .unit_plan import Parts, screened
 from .units import Units
@@ -70,6 +71,7 @@ class NeuronConfig:
     attention_methods: str = option(
         "attention_weighted,gradient_guided,rollout", "Methods of that ranking, separated by commas"
     )
+    tokens: bool = option(True, "Share each block's output and the answer's logit out among the tokens, exactly")
     cross_layer: bool = option(True, "Measure what units and layers do to those of later layers")
     random: int = option(10, "Random circuits and rankings to compare with", unit="draws", low=2, high=1000)
     controls: int = option(
@@ -193,6 +195,15 @@ class NeuronAnalyzer(Study):
         return self.config.cross_layer and self.model.num_layers > 1
 
     @property
+    def shares_out(self) -> bool:
+        """Half precision rounds more than what is shared out."""
+        return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
+
+    def control_config(self) -> NeuronConfig:
+        """What is taken apart token by token is compared with nothing."""
+        return dataclasses.replace(super().control_config(), tokens=False)
+
+    @property
     def has_steps(self) -> bool:
         return self.config.delta and self.model.config.family == "mamba"
 
@@ -232,6 +243,8 @@ class NeuronAnalyzer(Study):
             found |= token_steps(
                 self.model, batch, deltas, self.steps, self.length, self.config.metric, self.config.memory_mib
             )
+        if self.shares_out:
+            found |= token_terms(self.model, batch, self.layers, self.length, self.config.memory_mib)
         if orders:
             found |= curves(self.effects, batch, self.groups(), orders, fills)
             named = {name: order[: self.config.top_k] for name, order in orders.items() if " random " not in name}

@@ -8,7 +8,6 @@ shuffled ones, and the two differ when they are apart.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +40,7 @@ def control(
     """
     if not study.config.controls:
         return None
-    config = dataclasses.replace(study.config, controls=0)
+    config = study.control_config()
 
     def one(k: int) -> Quantities | str:
         model = shuffled_weights(study.model, mix(study.seed, "shuffled weights", k))

@@ -9,7 +9,7 @@ from typing import Any
 from . import patch
 from .control import control_figure, control_findings, control_sections
 from .measured_page import Content, Section, Study, between, figure, load_study, write_study
-from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure, tokens_figure
+from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure, shared_figure, tokens_figure
 from .patch import DIRECTIONS, Patching
 from .patch_page import UNITS, screen_rows, unit_rows
 from .words import number, percent
@@ -57,6 +57,15 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 "token by token, counted from the last: the step, the exact gradient, and what is lost when that "
                 "token's step alone is the channel's mean. Means over prompts.",
                 (10.4, 0.8 + 2.6 * len(raw["delta"])), tokens_figure, raw["delta"],
+            )
+        )  # fmt: skip
+    if raw["tokens"]:
+        plan.append(
+            figure(
+                "neuron_map_shared.png", "Left: relevance of every token for the logit of the last answer, before each "
+                "layer. "
+                "Right: size of what each token brings into a block's output at the answer's position. Means over "
+                "prompts; tokens are counted from the last.", (10.4, 3.6), shared_figure, raw["tokens"],
             )
         )  # fmt: skip
     if raw["attention"]:
@@ -181,6 +190,8 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
                     "the top ones.",
                     ("layer", "one", "other", "Spearman", "Jaccard of the top"), rows, (0, 3, 4))
         )  # fmt: skip
+    if raw["tokens"]:
+        found.append(shared_section(raw["tokens"]))
     if raw["attention"]:
         rows = [
             (str(e["layer"]), e["method"], between(e["area"]), between(e["over_random"]),
@@ -222,6 +233,26 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
                     ("from", "to", "by patching", "by gradient"), edges, (2, 3), True)
         )  # fmt: skip
     return found + control_sections(raw["control"])
+
+
+def shared_section(found: dict[str, Any]) -> Section:
+    """The terms of every block, and what the sums of terms and of relevance miss."""
+    rows = []
+    for block in found["blocks"]:
+        *others, own = block["sources"]["value"]
+        rows.append(
+            (str(block["layer"]), number(own, 3), number(max(others, default=0.0), 3),
+             *(between(block[name]) for name in ("skip", "bias", "residual")), f"{block['missed']:.1e}")
+        )  # fmt: skip
+    said = (
+        "Sizes of the exact terms of each block's output where the last answer is read: what the last token brings, "
+        "the most that an earlier one does, D u, biases, and the stream. Their sum misses the output by the last "
+        f"column, of its largest entry; relevance misses the logit by {found['missed']:.1e} of its size at any layer."
+    )
+    return Section(
+        "Token by token", said,
+        ("layer", "last token", "largest other", "D u", "biases", "residual", "missed"), rows, range(7),
+    )  # fmt: skip
 
 
 def caveats(raw: dict[str, Any]) -> list[str]:
