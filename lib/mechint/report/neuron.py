@@ -8,7 +8,7 @@ from typing import Any
 
 from . import patch
 from .control import control_figure, control_findings, control_sections
-from .measured_page import Content, Section, Study, between, figure, load_study, write_study
+from .measured_page import Content, Figure, Section, Study, between, figure, load_study, write_study
 from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure, shared_figure, tokens_figure
 from .patch import DIRECTIONS, Patching
 from .patch_page import UNITS, screen_rows, unit_rows
@@ -29,8 +29,15 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
     study = load_study(run_dir, "neuron")
     raw = study.raw
     shown = as_patching(study)
-    layers, kinds = len({entry["layer"] for entry in raw["attention"]}) or 1, len(raw["units"])
-    plan = [
+    plan = [*unit_figures(raw, shown), *step_figures(raw), *curve_figures(raw), *layer_figures(raw)]
+    plan += control_figure("neuron_control.png", raw["control"])
+    content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
+    return write_study(study, content, "neuron_report.md", heatmaps, curves)
+
+
+def unit_figures(raw: dict[str, Any], shown: Patching) -> list[Figure]:
+    kinds = len(raw["units"])
+    return [
         figure(
             "neuron_units.png", "Effect of every measured unit, layer by layer: lost when it alone is ablated "
             "(necessary), "
@@ -42,6 +49,11 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
             (1.2 + 3.4 * min(3, kinds), 5.4), partial(patch.ranking_figure, patching=largest(shown)),
         ),
     ]  # fmt: skip
+
+
+def step_figures(raw: dict[str, Any]) -> list[Figure]:
+    """Of Δ, and of what tokens bring."""
+    plan = []
     if raw["delta"]:
         plan.append(
             figure(
@@ -68,6 +80,12 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 "prompts; tokens are counted from the last.", (10.4, 3.6), shared_figure, raw["tokens"],
             )
         )  # fmt: skip
+    return plan
+
+
+def curve_figures(raw: dict[str, Any]) -> list[Figure]:
+    layers = len({entry["layer"] for entry in raw["attention"]})
+    plan = []
     if raw["attention"]:
         plan.append(
             figure(
@@ -77,6 +95,12 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 "rankings.", (9.4, 0.8 + 3.2 * layers), curves_figure, raw["attention"], raw["metric"],
             )
         )  # fmt: skip
+    return plan
+
+
+def layer_figures(raw: dict[str, Any]) -> list[Figure]:
+    """Of what layers and their units do to later ones."""
+    plan = []
     if raw["across"]:
         plan.append(
             figure(
@@ -95,9 +119,7 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                     raw["across"], narrow=True,
                 )
             )  # fmt: skip
-    plan += control_figure("neuron_control.png", raw["control"])
-    content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
-    return write_study(study, content, "neuron_report.md", heatmaps, curves)
+    return plan
 
 
 def as_patching(study: Study) -> Patching:
