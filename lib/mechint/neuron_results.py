@@ -66,6 +66,7 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     single = units(finished, None)
     for entry in single:
+        entry["axis"] = {"model": "entry"}.get(entry["axis"], entry["axis"])  # of the residual stream
         for direction in NAMES:
             entry[direction]["profile"] = profile(done, f"{direction} {entry['name']}")
     metrics: dict[str, Number] = {

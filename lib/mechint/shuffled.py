@@ -92,4 +92,5 @@ def told_apart(found: dict[str, Any] | None) -> list[str]:
         return []
     known = [row for row in found["quantities"] if row["differs"] is not None]
     apart = sum(row["differs"] for row in known)
-    return [f"  {apart} of {len(known)} quantities differ from those of {found['models']} models with shuffled weights"]
+    models = "model" if found["models"] == 1 else f"{found['models']} models"
+    return [f"  {apart} of {len(known)} quantities differ from those of the {models} with shuffled weights"]

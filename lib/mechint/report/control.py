@@ -31,7 +31,8 @@ def control_findings(control: dict[str, Any] | None) -> list[tuple[bool, str]]:
         return [(False, "Nothing was measured on shuffled weights: what a model without training would show is open.")]
     known = [row for row in control["quantities"] if row["differs"] is not None]
     apart, alike = ([row for row in known if row["differs"] is wanted] for wanted in (True, False))
-    models = f"{control['models']} models with the same weights, shuffled"
+    models = "a model" if control["models"] == 1 else f"{control['models']} models"
+    models += " with the same weights, shuffled"
     found = [(bool(apart), f"{len(apart)} of {len(known)} quantities differ from those of {models} (intervals apart).")]
     if alike:
         named = [f"{row['quantity']} ({place(row)})" if place(row) else row["quantity"] for row in alike[:NAMED]]
@@ -55,7 +56,7 @@ def control_sections(control: dict[str, Any] | None) -> list[Section]:
         for row in control["quantities"]
     ]
     said = (
-        f"The same quantities of {control['models']} models with the entries of every weight tensor shuffled: their "
+        f"Beside the same quantities with the entries of every weight tensor shuffled ({control['models']} of them): their "
         "mean, from the least to the most of all their intervals. Two differ when the intervals are apart; – is what "
         "shuffled weights do not have."
     )

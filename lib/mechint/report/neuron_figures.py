@@ -70,7 +70,8 @@ def shared_figure(target: Figure, found: dict[str, Any]) -> None:
     for spot, (title, rows, layers) in zip(axes, maps, strict=True):
         values = np.array(rows)
         image = heat(spot, values, float(np.abs(values).max()) or 1.0)
-        ticks = range(len(found["tokens"]) - 1, -1, -(-len(found["tokens"]) // 8))
+        every = -(-len(found["tokens"]) // 8)
+        ticks = range(len(found["tokens"]) - 1, -1, -every)  # the last token is one of them
         spot.set_xticks(list(ticks), [str(found["tokens"][t]) for t in ticks])
         some = range(0, len(layers), -(-len(layers) // 12))
         spot.set_yticks(list(some), [str(layers[k]) for k in some])
