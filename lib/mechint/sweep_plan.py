@@ -27,7 +27,8 @@ class Cell:
     number: int
     edits: list[Edit]
     layer: int
-    """First edited layer; the number of layers for edits behind them all."""
+    """The layer it runs from: behind the first edited residual, or the first edited; the number of layers for edits
+    behind them all."""
     position: int
     idle: bool = True
     """Whether every edit has been seen to put there what was there already."""
@@ -41,7 +42,7 @@ class Cell:
 
     @staticmethod
     def of(number: int, edits: list[Edit], model: Any) -> Cell:
-        layers = [layer_of(edit.site, model) for edit in edits]
+        layers = [starts_at(edit, model) for edit in edits]
         # a cut reads its sources' positions again, so it needs all of them
         starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
         return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
@@ -72,13 +73,18 @@ def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
     """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
     if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
         return None  # differences of half precision lose what is left of it
-    here = [edit for edit in cell.edits if layer_of(edit.site, model) == cell.layer]
+    here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
     kind = here[0].target.rpartition(".")[2]
     if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:
         return None
     own = [name for name in model.sites if name.startswith(f"layers.{cell.layer}.")]
     behind = own[own.index(here[0].site) + 1 :]
     return None if any(edit.target in behind for edit in base) else here[0]
+
+
+def starts_at(edit: Edit, model: Any) -> int:
+    """The first layer that an edit needs run: behind a residual that it edits."""
+    return layer_of(edit.site, model) + edit.target.endswith(".resid_post")
 
 
 def layer_of(site: str, model: Any) -> int:
@@ -255,9 +261,9 @@ class Base:
         return edit.plus(r, added, start)
 
     def walk(self, tap: Tap, lowest: dict[int, int]) -> Tensor:
-        """The base, layer by layer, in pieces that end where cells start."""
+        """The base, layer by layer, and what each remembers where cells start."""
         tokens, model = self.tokens, self.model
-        edges = [*sorted({0, *lowest}), tokens.shape[1]]
+        starts = sorted({0, *lowest})
         joined = {cell.joins for cell in self.plan}
         allowed, held = self.memory_mib * 2**20 / 2, 0
         counted: set[int] = set()  # memories of several positions may share what they hold
@@ -266,8 +272,8 @@ class Base:
             if i in joined:
                 self.residual[i] = r
                 held += size(r, counted)
-            memory, pieces = model.empty_cache(i, len(tokens)), []
-            for start, end in itertools.pairwise(edges):
+            r, memories = model.block_from_start(i, r, starts, tap)
+            for start, memory in zip(starts, memories, strict=True):
                 if lowest.get(start, len(model.layers)) <= i:
                     self.memory[i, start] = memory
                     held += size(memory, counted)
@@ -277,12 +283,7 @@ class Base:
                         f"come to {mib(held)} MiB for {len(tokens)} rows at layer {i}; give more, sweep fewer rows at "
                         "a time, or start cells at fewer positions"
                     )
-                tap.offset = start
-                piece, memory = model.block(i, r[:, start:end], memory, tap)
-                pieces.append(piece)
-            r = torch.cat(pieces, 1)
             held += sum(size(k.pieces, counted) for name, k in self.kept.items() if layer_of(name, model) == i)
-        tap.offset = 0
         self.residual[len(model.layers)] = r
         return self.finish(r, tap, self.wanted)
 
@@ -331,6 +332,9 @@ class Base:
                 else:
                     clean = self.residual[i][:, start:]
                     fresh = torch.cat([clean if cell.late is None else self.behind(cell, start) for cell in joining])
+                if i > 0:  # the residual behind the layer below is the first edited
+                    edits = [cell.edits for cell in joining]
+                    fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
                 r = fresh if r is None else torch.cat([r, fresh])
             assert r is not None
             if i < layers:

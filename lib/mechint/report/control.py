@@ -56,7 +56,7 @@ def control_sections(control: dict[str, Any] | None) -> list[Section]:
         for row in control["quantities"]
     ]
     said = (
-        f"Beside the same quantities with the entries of every weight tensor shuffled ({control['models']} of them): their "
+        f"Beside the same quantities with every weight tensor's entries shuffled ({control['models']} of them): their "
         "mean, from the least to the most of all their intervals. Two differ when the intervals are apart; – is what "
         "shuffled weights do not have."
     )
