@@ -256,11 +256,11 @@ def test_twins_are_trained_analysed_and_compared(tmp_path: Path) -> None:
 def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:
     run = trained(tmp_path, "baseline")
     configs = {
-        "neuron": NeuronConfig(prompts=4, eval_prompts=8, bootstrap=100, random=2, top_k=3, sites="gated"),
-        "sparsity": SparsityConfig(prompts=4, eval_prompts=8, bootstrap=100),
+        "neuron": NeuronConfig(prompts=4, eval_prompts=8, bootstrap=100, random=2, top_k=3, sites="gated", controls=1),
+        "sparsity": SparsityConfig(prompts=4, eval_prompts=8, bootstrap=100, controls=1),
     }
     run_experiment(Experiment(run, TASK, configs))
-    for kind, figures in (("neuron", 6), ("sparsity", 2)):
+    for kind, figures in (("neuron", 9), ("sparsity", 2)):
         directory = tmp_path / "out" / "final_model_stepV0" / kind
         page = (directory / "report.html").read_bytes()
         assert write_report(directory, heatmaps=False, curves=False)[-1].read_bytes() == page

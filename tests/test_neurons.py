@@ -24,7 +24,7 @@ from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.test_circuit import KEPT, known_circuit
 from tests.test_trace import TASK, loaders
 
-SMALL = NeuronConfig(prompts=8, eval_prompts=8, bootstrap=100, random=2, top_k=4)
+SMALL = NeuronConfig(prompts=8, eval_prompts=8, bootstrap=100, random=2, top_k=4, controls=0, tokens=False)
 
 
 def prompts(model: Any, count: int = 3, answers: int = 2) -> Prompts:

@@ -34,25 +34,21 @@ SMALL = ScorecardConfig(
     null_prompts=12, null_trials=2, sae_tokens=0,
 )  # fmt: skip
 PERFECT = (1.0, True)
-NO_CIRCUITS = ("delta_do_mean", "delta_variance", "delta_output_variance")
-"""Rankings that say nothing of circuits, as their scores show."""
+NOT_ASKED = ("delta_do_mean", "delta_variance")
+"""Of models whose steps are constant."""
 FLOORS: dict[str, dict[str, tuple[float, bool]]] = {
     "selective_copy": {
         **dict.fromkeys(METHODS, PERFECT),
         "attribution_mean_signed": (0.41, False),
-        "delta_gradient": (0.93, False),
-        "causal_necessary": (0.85, False),
+        "delta_output_variance": (0.0, False),
         "causal_sufficient": (0.85, False),
-        **dict.fromkeys(NO_CIRCUITS, (0.0, False)),
         "weight_magnitude": (0.0, False),
         "activation_magnitude": (0.0, False),
     },
     "recall": {
         **dict.fromkeys(METHODS, PERFECT),
-        "delta_gradient": (0.64, False),
-        "causal_necessary": (0.66, False),
+        "delta_output_variance": (0.0, False),
         "causal_sufficient": (0.66, False),
-        **dict.fromkeys(NO_CIRCUITS, (0.0, False)),
         "weight_magnitude": (0.0, False),
         "activation_magnitude": (0.0, False),
     },
@@ -67,7 +63,9 @@ def compiled(name: str, seed: int = SEED) -> Compiled:
     return found
 
 
-@pytest.mark.parametrize(("name", "method"), [(name, method) for name in FLOORS for method in FLOORS[name]])
+@pytest.mark.parametrize(
+    ("name", "method"), [(name, method) for name in FLOORS for method in FLOORS[name] if method not in NOT_ASKED]
+)
 def test_no_score_falls(name: str, method: str) -> None:
     found = scored(compiled(name), method, METHODS[method], SMALL)
     auroc, exact = FLOORS[name][method]

@@ -32,7 +32,7 @@ from mechint.tasks import TaskConfig, make_task
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=3, keys=8, values=8)
-SMALL = SparsityConfig(prompts=10, eval_prompts=12, bootstrap=100)
+SMALL = SparsityConfig(prompts=10, eval_prompts=12, bootstrap=100, controls=0)
 
 
 def loaders(count: int = 12) -> tuple[PromptLoader, PromptLoader]:

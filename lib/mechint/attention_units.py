@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .measuring import values_of
 from .models.base import accumulate
 from .scan import hidden_attention
 from .sweep import gradients
@@ -87,3 +88,18 @@ def attention_maps(
 def normalised(weights: Tensor) -> Tensor:
     """Rows divided by their sums; a row of zeros stays one."""
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def moments(model: Any, prompts: Prompts, units: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moments over a prompt's tokens of the activations of chosen units, by ``{site} {method}``.
+
+    Returns:
+        ``size …``, ``mean …`` (of |a| and a) [unit, prompt] and ``product …`` (of every two) [unit, unit, prompt].
+    """
+    values = values_of(model, prompts, list(dict.fromkeys(name.split(" ")[0] for name in units)))
+    found: dict[str, Tensor] = {}
+    for name, chosen in units.items():
+        a = values[name.split(" ")[0]][..., chosen.to(prompts.tokens.device)].double().cpu()  # [prompt, position, unit]
+        found[f"size {name}"], found[f"mean {name}"] = a.abs().mean(1).T, a.mean(1).T
+        found[f"product {name}"] = torch.einsum("bte,btf->efb", a, a) / a.shape[1]
+    return found

@@ -11,6 +11,8 @@ do_mean         m - m(do Δ_t[e] := its mean over discovery prompts and tokens, 
 variance        variance of Δ_t[e] over tokens and prompts
 output_variance variance of ``gated`` over tokens and prompts: the documented ranking
 =============== ======================================================================================
+
+And of single tokens, for chosen channels: |∂m/∂Δ_t[e]|, m less m with Δ_t[e] alone held at that mean, and Δ_t[e].
 """
 
 from __future__ import annotations
@@ -69,6 +71,55 @@ def delta_units(
         for name, tensor in ((site, values[site]), (f"{site} output", values[outputs[site]])):
             wide = tensor.double().cpu()
             found[f"{name} mean"], found[f"{name} square"] = wide.mean(1), wide.square().mean(1)
+    return found
+
+
+def step_gradients(model: Any, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
+    """``{site} gradient``: Σ over tokens of |∂m/∂Δ|, [channel, prompt]."""
+    sites = [f"layers.{layer}.dt" for layer in layers]
+    _, slopes = gradients(
+        model, prompts.tokens, sites, answer_values(metric, prompts), logits_at=prompts.positions
+    )  # fmt: skip
+    return {f"{site} gradient": slopes[site].double().abs().sum(1).T.cpu() for site in sites}
+
+
+def channels_of(scores: Tensor, count: int) -> list[int]:
+    """The channels with the largest mean score, from [channel, prompt]."""
+    return torch.sort(scores.mean(1), descending=True, stable=True).indices[:count].tolist()
+
+
+def token_steps(
+    model: Any,
+    prompts: Prompts,
+    means: dict[str, Tensor],
+    channels: dict[str, list[int]],
+    length: int,
+    metric: str,
+    memory_mib: float = 1024,
+) -> dict[str, Tensor]:
+    """What the step of single tokens does, for chosen channels of each site and the last ``length`` tokens.
+
+    Returns:
+        ``{site} token gradient``, ``{site} token do_mean`` and ``{site} token step`` [channel, token, prompt].
+    """
+    value_of = answer_values(metric, prompts)
+    values, slopes = gradients(model, prompts.tokens, list(channels), value_of, logits_at=prompts.positions)
+    first = prompts.tokens.shape[1] - length
+    found: dict[str, Tensor] = {}
+    for site, chosen in channels.items():
+        mean = means[site].to(values[site])
+        cells = [
+            [Edit(site, "replace", mean[e], positions=[t], units=[e])]
+            for e in chosen
+            for t in range(first, first + length)
+        ]
+        ran = sweep(
+            model, prompts.tokens, [*cells, []], value_of, logits_at=prompts.positions, memory_mib=memory_mib,
+            title=f"one token's Δ at {site}",
+        ).double()  # fmt: skip
+        found[f"{site} token do_mean"] = (ran[-1] - ran[:-1]).unflatten(0, (len(chosen), length))
+        for name, tensor in (("gradient", slopes[site].abs()), ("step", values[site])):
+            found[f"{site} token {name}"] = tensor[:, first:, chosen].double().cpu().permute(2, 1, 0)
     return found
 
 

@@ -106,6 +106,23 @@ class Edit:
             return tensor
         return tensor.index_put(index, self._new(selected, selected.dim(), keep).to(tensor.dtype))
 
+    def change(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        """What this edit adds to its selection, [row, position, unit …]; some of its positions must be there."""
+        index, keep = self._index(tensor, offset)
+        selected = tensor[index]
+        return self._new(selected, selected.dim(), self._kept(tensor, keep)).to(tensor.dtype) - selected
+
+    def selection(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        """The rows, positions and units of this edit, [row, position, unit …]."""
+        return tensor[self._index(tensor, offset)[0]]
+
+    def plus(self, tensor: Tensor, added: Tensor, offset: int = 0) -> Tensor:
+        """The tensor with ``added`` [row, position, …] on the rows and positions of this edit, all units."""
+        if self.positions is None and self.rows is None:
+            return tensor + added
+        index, _ = Edit(self.site, positions=self.positions, rows=self.rows, length=self.length)._index(tensor, offset)
+        return tensor.index_put(index, added, accumulate=True)
+
     def changes_nothing(self, tensor: Tensor, offset: int = 0) -> bool:
         """Whether this edit leaves the tensor as it is.
 
@@ -153,8 +170,12 @@ class Edit:
     def _select(self, tensor: Tensor, offset: int) -> tuple[tuple[Tensor, ...], list[int] | None, Tensor | None]:
         """Index of the selection, which of our positions it holds (None: all), and the selection (None: empty)."""
         index, keep = self._index(tensor, offset)
+        return index, self._kept(tensor, keep), tensor[index] if keep else None
+
+    def _kept(self, tensor: Tensor, keep: list[int]) -> list[int] | None:
+        """Which of our positions the tensor holds; None for all."""
         asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
-        return index, keep if len(keep) < asked else None, tensor[index] if keep else None
+        return keep if len(keep) < asked else None
 
     def _index(self, tensor: Tensor, offset: int) -> tuple[tuple[Tensor, ...], list[int]]:
         """Advanced index of the selection [rows, positions, units], and which of our positions it holds."""

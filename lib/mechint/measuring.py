@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from . import files, options
 from .analysis import StagedAnalyzer
 from .causal_trace import listed
 from .errors import MechintError, did_you_mean
+from .loader import PromptLoader
 from .run import run
 from .tasks import Prompts
 
@@ -28,6 +30,14 @@ class Study(StagedAnalyzer):
         options.check(config, self.name)
         super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
+        raise NotImplementedError
+
+    def control_config(self) -> Any:
+        """The options of the same study on shuffled weights."""
+        return dataclasses.replace(self.config, controls=0)
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""

@@ -109,7 +109,9 @@ class Profiler(Study):
             "curves": curves,
             "cka": cka,
             "sparsity": sparse,
-            "memory": [{"length": n, "bytes": memory_bytes(model, n)} for n in self.lengths],
+            "memory": [
+                {"length": n, "bytes": memory_bytes(model, n) if n <= self.most else None} for n in self.lengths
+            ],
             "notes": self.notes(task),
         }
         return self.results
@@ -142,7 +144,7 @@ class Profiler(Study):
 
     def sparsity(self, discovery: PromptLoader, evaluation: PromptLoader) -> list[dict[str, Any]]:
         """The scale-free measures at the matched sites of all layers."""
-        config = SparsityConfig(epsilon=self.config.epsilon, bootstrap=self.config.bootstrap)
+        config = SparsityConfig(epsilon=self.config.epsilon, bootstrap=self.config.bootstrap, controls=0)
         cells = SparsityAnalyzer(self.model, config, self.model.device, seed=self.seed).run_analysis(
             discovery, evaluation
         )
@@ -155,9 +157,13 @@ class Profiler(Study):
     def measured(self) -> list[Any]:
         if not self.config.measure:
             return []
-        most = getattr(self.model.config, "n_ctx", None) or max(self.lengths) + 1
-        possible = [n for n in self.lengths if n < most]
+        possible = [n for n in self.lengths if n < self.most]
         return measure(self.model, possible) if possible else []
+
+    @property
+    def most(self) -> int:
+        """The longest prompt that the model can have, or more than any that is asked for."""
+        return getattr(self.model.config, "n_ctx", None) or max(self.lengths) + 1
 
     def save_results(self) -> list[Path]:
         """Writes ``effects.pt`` and what was timed, ``efficiency_measured.json``."""

@@ -22,6 +22,9 @@ OUTPUTS = "analysis_outputs"
 SPARSE_LAYERS = 3
 """Sparsity is that of the first layers, as it was documented."""
 
+CONTROLS = 1
+"""Models with shuffled weights, measured as the model is."""
+
 
 @dataclass(frozen=True)
 class NeuronCommand:
@@ -63,14 +66,14 @@ def analyse(command: NeuronCommand, outputs: str | Path = OUTPUTS) -> CommandRes
     shares: dict[str, Any] = {"prompts": half, "eval_prompts": command.text_limit - half}
     neuron = NeuronConfig(
         layers=str(command.layer), top_k=command.top_k, attention=command.enable_attention,
-        attention_methods=",".join(command.attention_methods), **shares,
+        attention_methods=",".join(command.attention_methods), controls=CONTROLS, **shares,
     )  # fmt: skip
     task = TaskConfig(name="text", text=command.text, length=command.length)
     found = CommandResults()
     several = len(names) > 1
     for name, model in zip(names, command.model, strict=True):
         directory = Path(outputs) / (name if several else "")
-        sparsity = SparsityConfig(layers=first_layers(model, command.layer), **shares)
+        sparsity = SparsityConfig(layers=first_layers(model, command.layer), controls=CONTROLS, **shares)
         configs = {"neuron": neuron, "sparsity": sparsity, "compare": CompareConfig(**shares)}
         run = RunConfig(checkpoint=model, output_dir=str(directory), rerun=True, batch_size=16)
         run_experiment(Experiment(run, task, configs))
@@ -116,13 +119,31 @@ def key_metrics(entry: dict[str, Any]) -> dict[str, Any]:
     metrics, neuron = entry["compare"]["metrics"], entry["neuron"]
     total, active = metrics["parameters"]["value"], metrics["parameters_active"]["value"]
     variances = [layer["rankings"]["output_variance"]["value"] for layer in neuron["delta"]]
+    read = [cell for cell in entry["sparsity"]["cells"] if cell["role"] == "read"]
     return {
         "total_parameters": total,
         "active_parameters": active,
         "efficiency_ratio": active / total,
+        "active_neurons": [
+            {
+                "layer": c["layer"],
+                "site": c["site"],
+                "neurons": c["units"],
+                "threshold": entry["sparsity"]["fixed_threshold"],
+                "above_threshold": c["units"] * (1 - c["measures"]["below_fixed"]["value"]),
+                "above_share_of_rms": c["units"] * (1 - c["measures"]["below_rms"]["value"]),
+            }
+            for c in read
+        ],
         "activation_variance": [sum(values) / len(values) for values in variances],
         "attention_neurons": [
-            {"method": e["method"], "neurons_analyzed": len(e["top"]), "area": e["area"]}
+            {
+                "method": e["method"],
+                "neurons_analyzed": len(e["top"]),
+                "mean_activation": e["mean_activation"],
+                "neuron_diversity": e["diversity"],
+                "area": e["area"],
+            }
             for e in neuron["attention"]
             if e["top"]
         ],

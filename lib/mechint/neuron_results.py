@@ -15,9 +15,11 @@ from .attention_units import CONTROL
 from .circuit import faithfulness
 from .delta_units import RANKINGS
 from .neuron_curves import SHARES, areas
-from .patch_results import Finished, strongest, units
-from .sparsity import spearman
+from .patch_results import NAMES, Finished, strongest, units
+from .shuffled import Quantities, quantity
+from .sparsity import gini, spearman
 from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number
+from .token_terms import TERMS
 from .unit_plan import Parts
 
 EDGES = 24
@@ -42,6 +44,7 @@ class Found:
     top_k: int
     random: int
     depth: int
+    steps: dict[str, list[int]]
 
     @functools.cached_property
     def bootstrap(self) -> ClusterBootstrap:
@@ -62,6 +65,10 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
         twins=False, means=False, draws=done.draws, seed=done.seed,
     )  # fmt: skip
     single = units(finished, None)
+    for entry in single:
+        entry["axis"] = {"model": "entry"}.get(entry["axis"], entry["axis"])  # of the residual stream
+        for direction in NAMES:
+            entry[direction]["profile"] = profile(done, f"{direction} {entry['name']}")
     metrics: dict[str, Number] = {
         "prompts_used": exact(done.bootstrap.n),
         "clean": done.bootstrap.interval(lambda mean: mean, done.of("clean")),
@@ -81,6 +88,7 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
                     **whole},
         "delta": [delta(done, site) for site in done.deltas],
         "attention": [entry for layer in done.layers for entry in attention(done, layer)] if done.orders else [],
+        "tokens": shared_out(done),
         "across": across(done),
         "notes": notes,
     }  # fmt: skip
@@ -142,10 +150,76 @@ def delta(done: Found, site: str) -> dict[str, Any]:
         "site": "dt",
         "n": done.bootstrap.n,
         "rankings": found,
+        "profile": {name: profile(done, f"{site} {name}") for name in ("gradient", "do_mean")},
+        "tokens": tokens(done, site),
         "top": {name: np.argsort(-value, kind="stable")[: done.top_k].tolist() for name, value in size.items()},
         "spearman": [[spearman(size[a], size[b]) for b in RANKINGS] for a in RANKINGS],
         "jaccard": [[jaccard(top[a], top[b]) for b in RANKINGS] for a in RANKINGS],
     }
+
+
+def tokens(done: Found, site: str) -> dict[str, Any]:
+    """What the step of single tokens does, [channel, token] each; tokens are counted from the last, which is -1."""
+    found: dict[str, Any] = {"channels": done.steps[site]}
+    for name in ("gradient", "do_mean", "step"):
+        point, drawn = done.bootstrap.means(done.of(f"{site} token {name}"))
+        found[name] = intervals(point[0], drawn)
+    found["tokens"] = list(range(-len(found["step"]["value"][0]), 0))
+    return found
+
+
+def profile(done: Found, name: str) -> dict[str, Number]:
+    """Of the units' effects [unit, prompt]: their mean size, and the Gini index of the units' mean sizes."""
+    size = np.abs(done.of(name))
+    return {
+        "size": done.bootstrap.interval(lambda mean: mean, size.mean(1)),
+        "gini": done.bootstrap.interval(unequal, size),
+    }
+
+
+def unequal(sizes: Array) -> Array:
+    """The Gini index over the last axis."""
+    return np.asarray(gini(torch.from_numpy(np.ascontiguousarray(sizes)), None))  # type: ignore[arg-type]
+
+
+def diversity(done: Found, name: str) -> Number | None:
+    """1 less the mean size of the correlation over tokens of every two of a ranking's top units; None of one unit."""
+    means, products = done.of(f"mean {name}"), done.of(f"product {name}")
+    k = means.shape[1]
+    if k < 2:
+        return None
+    upper = np.triu_indices(k, 1)
+
+    def apart(mean: Array, product: Array) -> Array:
+        covariance = product - mean[:, :, None] * mean[:, None, :]
+        scale = np.sqrt(np.maximum(np.einsum("dee->de", covariance), 0))
+        both = scale[:, :, None] * scale[:, None, :]
+        correlation = np.divide(covariance, both, out=np.zeros_like(covariance), where=both > 0)
+        return np.asarray(1 - np.abs(correlation[:, upper[0], upper[1]]).mean(1))
+
+    return done.bootstrap.interval(apart, means, products)
+
+
+def quantities(results: dict[str, Any]) -> Quantities:
+    """What is compared with shuffled weights: how large and how unequal effects are, and what rankings are worth."""
+    metrics, main = results["metrics"], results["circuit"]["site"]
+    found = [quantity(results["metric"], metrics["clean"])]
+    for name in ("effect_of_all_units", "faithfulness_top_k", "completeness_top_k"):
+        if name in metrics:
+            found.append(quantity(name, metrics[name], main))
+    for kind in results["units"]:
+        for direction in NAMES:
+            for name, value in kind[direction]["profile"].items():
+                found.append(quantity(f"{name} of effects, {direction}", value, kind["name"]))
+    for entry in results["delta"]:
+        for ranking, name in (("gradient", "gini"), ("do_mean", "size"), ("do_mean", "gini")):
+            found.append(quantity(f"{name} of {ranking}", entry["profile"][ranking][name], "dt", entry["layer"]))
+    for entry in results["attention"]:
+        if entry["method"] != "random":
+            found.append(quantity(f"{entry['method']} over random", entry["over_random"], main, entry["layer"]))
+    for pair in results["across"]["pairs"] if results["across"] else ():
+        found.append(quantity(f"effect on layer {pair['target']}", pair["patched"], main, pair["source"]))
+    return found
 
 
 def attention(done: Found, layer: int) -> list[dict[str, Any]]:
@@ -166,6 +240,8 @@ def attention(done: Found, layer: int) -> list[dict[str, Any]]:
                 "site": done.main,
                 "method": method,
                 "top": done.orders[name][: done.top_k].tolist(),
+                "mean_activation": done.bootstrap.interval(mean, done.of(f"size {name}").mean(1)),
+                "diversity": diversity(done, name),
                 "area": done.bootstrap.interval(mean, values),
                 "over_random": done.bootstrap.interval(mean, values - random),
                 "over_gradient_x_input": done.bootstrap.interval(mean, values - control),
@@ -176,7 +252,8 @@ def attention(done: Found, layer: int) -> list[dict[str, Any]]:
     spread = done.bootstrap.interval(mean, random)
     nothing = done.bootstrap.interval(mean, np.zeros_like(random))
     entries.append(
-        {"layer": layer, "site": done.main, "method": "random", "top": [], "area": spread, "over_random": nothing,
+        {"layer": layer, "site": done.main, "method": "random", "top": [], "mean_activation": None,
+         "diversity": None, "area": spread, "over_random": nothing,
          "over_gradient_x_input": done.bootstrap.interval(mean, random - control), **curve_of(done, every)}
     )  # fmt: skip
     return entries
@@ -194,6 +271,29 @@ def curve_of(done: Found, names: list[str]) -> dict[str, Any]:
     for k, name in enumerate(("morf", "lerf")):
         found[name] = [done.bootstrap.interval(lambda mean: mean, values[:, k, s]) for s in range(len(SHARES))]
     return found
+
+
+def shared_out(done: Found) -> dict[str, Any] | None:
+    """What the last answer's logit and every block's output at its position come from; None where it is not asked."""
+    if not done.has("relevance"):
+        return None
+    point, drawn = done.bootstrap.means(done.of("relevance"))  # [1, layer, token]
+    mean = lambda values: done.bootstrap.interval(lambda m: m, values)
+    bias, blocks = done.of("relevance bias"), []
+    for layer in (n for n in done.layers if done.has(f"sources {n}")):
+        sources, draws = done.bootstrap.means(done.of(f"sources {layer}"))
+        terms = done.of(f"terms {layer}")
+        blocks.append(
+            {"layer": layer, "sources": intervals(sources[0], draws), "missed": float(done.of(f"missed {layer}").max()),
+             "n": done.bootstrap.n, **{name: mean(terms[:, k]) for k, name in enumerate(TERMS)}}
+        )  # fmt: skip
+    return {
+        "tokens": list(range(-point.shape[2], 0)),
+        "relevance": intervals(point[0], drawn) | {"n": done.bootstrap.n},
+        "bias": [mean(bias[:, layer]) for layer in range(bias.shape[1])],
+        "missed": float(done.of("relevance error").max()),
+        "blocks": blocks,
+    }
 
 
 def across(done: Found) -> dict[str, Any] | None:

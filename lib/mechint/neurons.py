@@ -17,19 +17,21 @@ from torch import Tensor
 
 from .ablation import Ablation
 from .analysis import Analysis
-from .attention_units import METHODS, attention_units
+from .attention_units import METHODS, attention_units, moments
 from .causal_trace import listed
 from .circuit import Bench
 from .cross_layer import layer_effects, unit_effects
-from .delta_units import delta_units, mean_step
+from .delta_units import channels_of, delta_units, mean_step, step_gradients, token_steps
 from .errors import MechintError, did_you_mean
 from .loader import PromptLoader
 from .measuring import Study, layer_list, unit_sites, values_of
 from .neuron_curves import curves
-from .neuron_results import Found, numbers
+from .neuron_results import Found, numbers, quantities
 from .options import option
+from .shuffled import control, told_apart
 from .tasks import Prompts, mix
 from .tasks.config import TaskConfig
+from .token_terms import token_terms
 from .unit_effects import Effects, Group, main_site, unit_kind, usual
 from .unit_plan import Parts, screened
 from .units import Units
@@ -69,8 +71,12 @@ class NeuronConfig:
     attention_methods: str = option(
         "attention_weighted,gradient_guided,rollout", "Methods of that ranking, separated by commas"
     )
+    tokens: bool = option(True, "Share each block's output and the answer's logit out among the tokens, exactly")
     cross_layer: bool = option(True, "Measure what units and layers do to those of later layers")
     random: int = option(10, "Random circuits and rankings to compare with", unit="draws", low=2, high=1000)
+    controls: int = option(
+        2, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
+    )
     prompts: int = option(64, "Discovery prompts, for means and rankings", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
@@ -107,11 +113,11 @@ class NeuronAnalyzer(Study):
         discovery = [self.stages.get(f"rank {k}", functools.partial(self.rank, b)) for k, b in enumerate(train_loader)]
         ranks = joined(discovery)
         parts = [self.choose(kind, ranks) for kind in self.kinds]
-        deltas = {}
-        if config.delta and self.model.config.family == "mamba":
-            deltas = mean_step(self.model, train_loader.batches, self.layers)
+        deltas = mean_step(self.model, train_loader.batches, self.layers) if self.has_steps else {}
         orders = self.orders(ranks)
         top = self.top(ranks)
+        self.steps = {site: channels_of(ranks[f"{site} gradient"], config.top_k) for site in deltas}
+        self.length = min(batch.tokens.shape[1] for batch in val_loader)
         scale = self.deviations(train_loader.batches)
         found = [
             self.stages.get(f"batch {k}", functools.partial(self.measure, batch, parts, deltas, orders, top, scale))
@@ -121,7 +127,7 @@ class NeuronAnalyzer(Study):
         done = Found(
             batches=found, parts=parts, layers=self.layers, deltas=list(deltas), orders=orders, top=top, main=self.main,
             family=self.model.config.family, templates=val_loader.templates(), draws=config.bootstrap, seed=self.seed,
-            top_k=config.top_k, random=config.random, depth=self.model.num_layers,
+            top_k=config.top_k, random=config.random, depth=self.model.num_layers, steps=self.steps,
         )  # fmt: skip
         self.results = {
             "report": "neuron",
@@ -130,6 +136,7 @@ class NeuronAnalyzer(Study):
             "ablation": config.ablation,
             **numbers(done, self.circuits(train_loader, val_loader, ranks)),
         }
+        self.results["control"] = control(self, train_loader, val_loader, quantities)
         return self.results
 
     # ---- discovery: what is to be measured ------------------------------------------------------------------------
@@ -140,6 +147,8 @@ class NeuronAnalyzer(Study):
         if self.methods:
             scores = attention_units(self.model, batch, self.layers, self.config.metric)
             found |= {name: score.T for name, score in scores.items()}
+        if self.has_steps:
+            found |= step_gradients(self.model, batch, self.layers, self.config.metric)
         return found
 
     def choose(self, kind: str, ranks: dict[str, Tensor]) -> Parts:
@@ -185,6 +194,19 @@ class NeuronAnalyzer(Study):
     def crosses(self) -> bool:
         return self.config.cross_layer and self.model.num_layers > 1
 
+    @property
+    def shares_out(self) -> bool:
+        """Half precision rounds more than what is shared out."""
+        return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
+
+    def control_config(self) -> NeuronConfig:
+        """What is taken apart token by token is compared with nothing."""
+        return dataclasses.replace(super().control_config(), tokens=False)
+
+    @property
+    def has_steps(self) -> bool:
+        return self.config.delta and self.model.config.family == "mamba"
+
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def measure(
@@ -218,8 +240,15 @@ class NeuronAnalyzer(Study):
             found |= {
                 name: value if name.endswith(("gradient", "do_mean")) else value.T for name, value in delta.items()
             }
+            found |= token_steps(
+                self.model, batch, deltas, self.steps, self.length, self.config.metric, self.config.memory_mib
+            )
+        if self.shares_out:
+            found |= token_terms(self.model, batch, self.layers, self.length, self.config.memory_mib)
         if orders:
             found |= curves(self.effects, batch, self.groups(), orders, fills)
+            named = {name: order[: self.config.top_k] for name, order in orders.items() if " random " not in name}
+            found |= moments(self.model, batch, named)
         if self.crosses:
             found |= self.across(batch, top, scale, fills)
         return found
@@ -303,7 +332,8 @@ def refuse(config: NeuronConfig, task: TaskConfig) -> str | None:
 def work(config: NeuronConfig) -> str:
     return (
         f"two sweeps of at most {config.max_units} units of each kind of site on {config.eval_prompts} prompts, one of "
-        f"Δ, and deletion curves of {config.random + 5} rankings for each layer"
+        f"Δ, and deletion curves of {config.random + 5} rankings for each layer; the same on {config.controls} models "
+        "with shuffled weights"
     )
 
 
@@ -327,7 +357,7 @@ def summary(results: dict[str, Any]) -> list[str]:
             f"  {entry['method']:<19}area {entry['area']['value']:.3g} [{entry['area']['low']:.3g}, "
             f"{entry['area']['high']:.3g}] over random {entry['over_random']['value']:.3g}, layer {entry['layer']}"
         )
-    return lines
+    return [*lines, *told_apart(results["control"])]
 
 
 ANALYSIS = Analysis(

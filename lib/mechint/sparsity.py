@@ -37,6 +37,7 @@ from .loader import PromptLoader
 from .measuring import Study, layer_list, unit_sites, values_of
 from .options import option
 from .progress import Progress
+from .shuffled import Quantities, control, quantity, told_apart
 from .statistics import Array, ClusterBootstrap, Number, exact
 from .tasks import Prompts
 from .tasks.config import TaskConfig
@@ -72,6 +73,9 @@ class SparsityConfig:
         64, "Discovery prompts, for RMS and the optimal threshold", unit="prompts", low=2, high=1_000_000
     )
     eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
+    controls: int = option(
+        3, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
+    )
     bootstrap: int = option(1000, "Bootstrap draws", unit="draws", low=100, high=100_000)
 
 
@@ -179,6 +183,7 @@ class SparsityAnalyzer(Study):
             "disagreements": disagreements(entries),
             "notes": [],
         }
+        self.results["control"] = control(self, train_loader, val_loader, quantities)
         return self.results
 
     def scales(self, loader: PromptLoader, names: list[str]) -> dict[str, Scale]:
@@ -203,6 +208,15 @@ class SparsityAnalyzer(Study):
             )
             for name in names
         }
+
+
+def quantities(results: dict[str, Any]) -> Quantities:
+    """What is compared with shuffled weights: every measure of every layer and site."""
+    return [
+        quantity(name, value, cell["site"], cell["layer"])
+        for cell in results["cells"]
+        for name, value in cell["measures"].items()
+    ]
 
 
 def measured(model: Any, prompts: Prompts, scales: dict[str, Scale]) -> dict[str, Tensor]:
@@ -310,7 +324,10 @@ def refuse(config: SparsityConfig, task: TaskConfig) -> str | None:
 
 
 def work(config: SparsityConfig) -> str:
-    return f"one forward of {config.prompts + config.eval_prompts} prompts, and {config.bootstrap} draws for each site"
+    return (
+        f"one forward of {config.prompts + config.eval_prompts} prompts, {config.bootstrap} draws for each site; the "
+        f"same on {config.controls} models with shuffled weights"
+    )
 
 
 def summary(results: dict[str, Any]) -> list[str]:
@@ -321,7 +338,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         if entry["layer"] == last:
             said = ", ".join(f"{name} {entry['measures'][name]['value']:.3f}" for name in SCALE_FREE)
             lines.append(f"  {entry['site']:<15} layer {last}: {said}")
-    return lines
+    return [*lines, *told_apart(results["control"])]
 
 
 ANALYSIS = Analysis(

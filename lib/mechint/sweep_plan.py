@@ -32,10 +32,17 @@ class Cell:
     position: int
     idle: bool = True
     """Whether every edit has been seen to put there what was there already."""
+    late: Edit | None = None
+    """The only edit of that layer, where it is at a late site: what it adds to the stream behind it is all it does."""
+
+    @property
+    def joins(self) -> int:
+        """The first layer that has to be run."""
+        return self.layer if self.late is None else self.layer + 1
 
     @staticmethod
     def of(number: int, edits: list[Edit], model: Any) -> Cell:
-        layers = [layer_of(edit.site, model) + edit.target.endswith(".resid_post") for edit in edits]
+        layers = [starts_at(edit, model) for edit in edits]
         # a cut reads its sources' positions again, so it needs all of them
         starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
         return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
@@ -58,7 +65,26 @@ class Cell:
 
 def kind_of(cell: Cell) -> tuple[str, ...]:
     """What its memory depends on."""
-    return tuple(sorted({edit.target.rpartition(".")[2] for edit in cell.edits}))
+    late = () if cell.late is None else ("late",)
+    return (*sorted({edit.target.rpartition(".")[2] for edit in cell.edits}), *late)
+
+
+def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
+    """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
+    if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
+        return None  # differences of half precision lose what is left of it
+    here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
+    kind = here[0].target.rpartition(".")[2]
+    if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:
+        return None
+    own = [name for name in model.sites if name.startswith(f"layers.{cell.layer}.")]
+    behind = own[own.index(here[0].site) + 1 :]
+    return None if any(edit.target in behind for edit in base) else here[0]
+
+
+def starts_at(edit: Edit, model: Any) -> int:
+    """The first layer that an edit needs run: behind a residual that it edits."""
+    return layer_of(edit.site, model) + edit.target.endswith(".resid_post")
 
 
 def layer_of(site: str, model: Any) -> int:
@@ -139,6 +165,30 @@ class Probe:
         return Probe(())
 
 
+class Keeper:
+    """Keeps what stands at a site of the base run, piece by piece; changes nothing."""
+
+    is_cut = False
+    positions: list[int] | None = None
+    length: int | None = None
+
+    def __init__(self) -> None:
+        self.pieces: list[Tensor] = []
+
+    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        self.pieces.append(tensor)
+        return tensor
+
+    def on_share(self) -> Probe:
+        return Probe(())
+
+    @property
+    def value(self) -> Tensor:
+        if len(self.pieces) > 1:
+            self.pieces = [torch.cat(self.pieces, 1)]
+        return self.pieces[0]
+
+
 @dataclass
 class Base:
     """One run of the base, kept where cells start: residuals by layer, and each layer's memory by position."""
@@ -155,6 +205,8 @@ class Base:
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     needs: dict[tuple[str, ...], int] = field(default_factory=dict)
     highest: dict[tuple[str, ...], Cell] = field(default_factory=dict)
+    kept: dict[str, Keeper] = field(default_factory=dict)
+    """What stands at the late sites that cells edit."""
 
     def __post_init__(self) -> None:
         wanted, layers = set(self.wanted.flatten().tolist()), len(self.model.layers)
@@ -171,12 +223,18 @@ class Base:
                     at_site.setdefault(edit.target, []).append((cell, edit))
         for site, parts in at_site.items():
             tap.edits.setdefault(site, []).append(Probe(parts))  # type: ignore[arg-type]
+        for cell in active:
+            cell.late = late_edit(cell, self.edits, self.model)
+            for site in () if cell.late is None else self.late_sites(cell.late):
+                if site not in self.kept:
+                    self.kept[site] = Keeper()
+                    tap.edits.setdefault(site, []).append(self.kept[site])  # type: ignore[arg-type]
         self.starts = sorted({cell.position for cell in active})
         cuts = any(edit.is_cut for edit in self.edits)
         if cuts:  # a cut in the base needs its sources in every run
             self.starts = [0] if active else []
         lowest = {
-            start: min((cell.layer for cell in active if cuts or cell.position == start), default=layers)
+            start: min((cell.joins for cell in active if cuts or cell.position == start), default=layers)
             for start in self.starts
         }
         self.logits = self.walk(tap, lowest)
@@ -185,11 +243,28 @@ class Base:
         for cell in self.active:
             cell.position = 0 if cuts else cell.position
 
+    def late_sites(self, edit: Edit) -> list[str]:
+        """The site of a late edit, and the one that it is multiplied by."""
+        layer, _, kind = edit.target.rpartition(".")
+        other = self.model.late_sites[kind][0]
+        return [edit.target, f"{layer}.{other}"] if other else [edit.target]
+
+    def behind(self, cell: Cell, start: int) -> Tensor:
+        """The residual stream behind the first layer of a late cell, from a position on, [row, position, model]."""
+        r, edit = self.residual[cell.joins][:, start:], cell.late
+        assert edit is not None
+        site, *others = self.late_sites(edit)
+        change = edit.change(self.kept[site].value[:, start:], start)  # [row, position, unit]
+        for other in others:
+            change = change * edit.selection(self.kept[other].value[:, start:], start)
+        added = self.model.into_stream(cell.layer, site.rpartition(".")[2], change, edit.units)
+        return edit.plus(r, added, start)
+
     def walk(self, tap: Tap, lowest: dict[int, int]) -> Tensor:
         """The base, layer by layer, and what each remembers where cells start."""
         tokens, model = self.tokens, self.model
         starts = sorted({0, *lowest})
-        joined = {cell.layer for cell in self.plan}
+        joined = {cell.joins for cell in self.plan}
         allowed, held = self.memory_mib * 2**20 / 2, 0
         counted: set[int] = set()  # memories of several positions may share what they hold
         r = model.begin(tokens, tap)
@@ -208,6 +283,7 @@ class Base:
                         f"come to {mib(held)} MiB for {len(tokens)} rows at layer {i}; give more, sweep fewer rows at "
                         "a time, or start cells at fewer positions"
                     )
+            held += sum(size(k.pieces, counted) for name, k in self.kept.items() if layer_of(name, model) == i)
         self.residual[len(model.layers)] = r
         return self.finish(r, tap, self.wanted)
 
@@ -220,7 +296,7 @@ class Base:
 
     def batches(self, start: int, memory_mib: float, wanted: Tensor) -> Iterator[Batch]:
         """The cells that start here, in batches that fit the budget."""
-        cells = sorted((cell for cell in self.active if cell.position == start), key=lambda cell: cell.layer)
+        cells = sorted((cell for cell in self.active if cell.position == start), key=lambda cell: cell.joins)
         if not cells:
             return
         for cell in cells:  # the highest cell of a kind is the cheapest trial: the layers are alike
@@ -244,20 +320,21 @@ class Base:
         """The logits of a batch of cells, [cell · row, wanted, vocabulary]; cells in the batch's order."""
         model, start, rows = self.model, batch.start, len(self.tokens)
         layers, r = len(model.layers), None
-        first = batch.cells[0].layer
+        first = batch.cells[0].joins
         for i in range(first, layers + 1):
-            active = [cell for cell in batch.cells if cell.layer <= i]
-            joining = sum(cell.layer == i for cell in active)
+            active = [cell for cell in batch.cells if cell.joins <= i]
+            joining = [cell for cell in active if cell.joins == i]
             here = RowTap([[*self.edits, *cell.edits] for cell in active], rows, start)
             here.goes_on = False
             if joining:
                 if i == 0:  # the embedding's edits belong to the first layer
-                    fresh = model.begin(self.tokens[:, start:].repeat(joining, 1), here)
+                    fresh = model.begin(self.tokens[:, start:].repeat(len(joining), 1), here)
                 else:
-                    fresh = self.residual[i][:, start:].repeat(joining, 1, 1)
+                    clean = self.residual[i][:, start:]
+                    fresh = torch.cat([clean if cell.late is None else self.behind(cell, start) for cell in joining])
                 if i > 0:  # the residual behind the layer below is the first edited
-                    cells = [cell.edits for cell in active if cell.layer == i]
-                    fresh = RowTap(cells, rows, start)(f"layers.{i - 1}.resid_post", fresh)
+                    edits = [cell.edits for cell in joining]
+                    fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
                 r = fresh if r is None else torch.cat([r, fresh])
             assert r is not None
             if i < layers:

@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ class LanguageModel(nn.Module, ABC):
     """Sites of a layer of which later positions read something else than what is recorded there."""
     local_sites: Collection[str] = ()
     """Sites of a layer whose edits no later position of the same layer sees."""
+    late_sites: Mapping[str, tuple[str, str]] = {}
+    """Sites of a layer that are read by a linear map into the residual stream alone: a site that they are multiplied by
+    before it, and the map's module; empty where there is none."""
     mediators: Collection[str] = ()
     """Sites of a layer that are usually traced."""
     mixers: Collection[str] = ()
@@ -120,6 +123,23 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+
+    def into_stream(self, i: int, kind: str, change: Tensor, units: Sequence[int] | None) -> Tensor:
+        """What a change of a late site (times the other site) adds to the residual stream behind layer i.
+
+        Args:
+            change: At some units or all of them, [..., unit].
+
+        Returns:
+            [..., model].
+        """
+        if module := self.late_sites[kind][1]:
+            weight = cast(nn.Linear, self.layers[i].get_submodule(module)).weight  # [model, unit]
+            return F.linear(change, weight if units is None else weight[:, list(units)])
+        if units is None:
+            return change
+        where = torch.as_tensor(list(units), device=change.device)
+        return change.new_zeros(*change.shape[:-1], self.config.d_model).index_add_(-1, where, change)
 
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         """:meth:`block` on all positions, and its memory of the positions before each start (ascending, 0 first).

@@ -155,6 +155,7 @@ class GPT2(LanguageModel):
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",
     )  # fmt: skip
+    late_sites = MappingProxyType({"mlp_post": ("", "mlp.c_proj"), "mlp_out": ("", "")})
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

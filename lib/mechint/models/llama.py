@@ -154,6 +154,7 @@ class Llama(LanguageModel):
         "q", "q_rot", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_up", "mlp_post",
         "mlp_out", "resid_post",
     )  # fmt: skip
+    late_sites = MappingProxyType({"mlp_post": ("", "mlp.down_proj"), "mlp_out": ("", "")})
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -344,6 +344,9 @@ class Mamba(LanguageModel):
     paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
     patched = ("gated", "state")  # all that a channel computes, and what it remembers alone
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
+    late_sites = MappingProxyType(
+        {"y": ("gate", "out_proj"), "gate": ("y", "out_proj"), "gated": ("", "out_proj"), "out": ("", "")}
+    )
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def sections(study: Study) -> list[Section]:
     rows = [(COUNTS[name], number(raw["metrics"][name]["value"])) for name in EXACT]
     layers = range(len(raw["curves"]["update"]))
     curve = [(text, *(between(raw["curves"][name][i]) for i in layers)) for name, text in CURVES.items()]
-    memory = [(number(entry["length"]), number(entry["bytes"])) for entry in raw["memory"]]
+    memory = [(number(entry["length"]), said(entry["bytes"])) for entry in raw["memory"]]
     timed = [
         (number(t["length"]), f"{t['seconds'][0] * 1e3:.3g}", f"{t['next_token_seconds'][0] * 1e3:.3g}",
          f"{t['peak_bytes'] / 2**20:.3g}")
@@ -77,6 +77,11 @@ def sections(study: Study) -> list[Section]:
         header = ("tokens", "forward (ms)", "one token more (ms)", "peak of a forward (MiB)")
         found.append(Section("Measured", text, header, timed, range(4)))
     return found
+
+
+def said(count: int | None) -> str:
+    """A number, or a dash for a length that the model cannot have."""
+    return "–" if count is None else number(count)
 
 
 def times(study: Study) -> list[dict[str, Any]]:
@@ -190,7 +195,7 @@ def costs_table(found: list[Group]) -> Table:
     for k, entry in enumerate(found[0].studies[0].raw["memory"]):
         cells = [g.studies[0].raw["memory"][k] for g in found]
         if len({cell["length"] for cell in cells}) == 1:
-            rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(number(c["bytes"]) for c in cells)))
+            rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(said(c["bytes"]) for c in cells)))
     return "Costs", "Counted; means over seeds where weights count.", ("", *(g.label for g in found)), rows
 
 

@@ -65,7 +65,7 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     colours = dict(zip((group.label for group in found), style.CYCLE * 9, strict=False))
     loss_panel(axes[0], found, colours)
     for group in found:
-        memory = group.studies[0].raw["memory"]
+        memory = [m for m in group.studies[0].raw["memory"] if m["bytes"] is not None]
         axes[1].plot(
             [m["length"] for m in memory], [m["bytes"] for m in memory], color=colours[group.label], marker="."
         )

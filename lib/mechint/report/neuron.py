@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from . import patch
-from .measured_page import Content, Section, Study, between, figure, load_study, write_study
-from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure
+from .control import control_figure, control_findings, control_sections
+from .measured_page import Content, Figure, Section, Study, between, figure, load_study, write_study
+from .neuron_figures import across_figure, curves_figure, delta_figure, graph_figure, shared_figure, tokens_figure
 from .patch import DIRECTIONS, Patching
 from .patch_page import UNITS, screen_rows, unit_rows
 from .words import number, percent
@@ -20,6 +21,7 @@ RANKINGS = {
     "output_variance": "variance of output",
 }
 ALPHA = 0.05
+ACTIVE = ("mean_activation", "diversity")
 
 
 def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
@@ -27,8 +29,15 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
     study = load_study(run_dir, "neuron")
     raw = study.raw
     shown = as_patching(study)
-    layers, kinds = len({entry["layer"] for entry in raw["attention"]}) or 1, len(raw["units"])
-    plan = [
+    plan = [*unit_figures(raw, shown), *step_figures(raw), *curve_figures(raw), *layer_figures(raw)]
+    plan += control_figure("neuron_control.png", raw["control"])
+    content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
+    return write_study(study, content, "neuron_report.md", heatmaps, curves)
+
+
+def unit_figures(raw: dict[str, Any], shown: Patching) -> list[Figure]:
+    kinds = len(raw["units"])
+    return [
         figure(
             "neuron_units.png", "Effect of every measured unit, layer by layer: lost when it alone is ablated "
             "(necessary), "
@@ -40,6 +49,11 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
             (1.2 + 3.4 * min(3, kinds), 5.4), partial(patch.ranking_figure, patching=largest(shown)),
         ),
     ]  # fmt: skip
+
+
+def step_figures(raw: dict[str, Any]) -> list[Figure]:
+    """Of Δ, and of what tokens bring."""
+    plan = []
     if raw["delta"]:
         plan.append(
             figure(
@@ -49,6 +63,29 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 (9.4, 0.8 + 3.0 * len(raw["delta"])), delta_figure, raw["delta"],
             )
         )  # fmt: skip
+        plan.append(
+            figure(
+                "neuron_map_tokens.png", "The channels whose step matters most (by gradients on other prompts), "
+                "token by token, counted from the last: the step, the exact gradient, and what is lost when that "
+                "token's step alone is the channel's mean. Means over prompts.",
+                (10.4, 0.8 + 2.6 * len(raw["delta"])), tokens_figure, raw["delta"],
+            )
+        )  # fmt: skip
+    if raw["tokens"]:
+        plan.append(
+            figure(
+                "neuron_map_shared.png", "Left: relevance of every token for the logit of the last answer, before each "
+                "layer. "
+                "Right: size of what each token brings into a block's output at the answer's position. Means over "
+                "prompts; tokens are counted from the last.", (10.4, 3.6), shared_figure, raw["tokens"],
+            )
+        )  # fmt: skip
+    return plan
+
+
+def curve_figures(raw: dict[str, Any]) -> list[Figure]:
+    layers = len({entry["layer"] for entry in raw["attention"]})
+    plan = []
     if raw["attention"]:
         plan.append(
             figure(
@@ -58,6 +95,12 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                 "rankings.", (9.4, 0.8 + 3.2 * layers), curves_figure, raw["attention"], raw["metric"],
             )
         )  # fmt: skip
+    return plan
+
+
+def layer_figures(raw: dict[str, Any]) -> list[Figure]:
+    """Of what layers and their units do to later ones."""
+    plan = []
     if raw["across"]:
         plan.append(
             figure(
@@ -76,8 +119,7 @@ def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
                     raw["across"], narrow=True,
                 )
             )  # fmt: skip
-    content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
-    return write_study(study, content, "neuron_report.md", heatmaps, curves)
+    return plan
 
 
 def as_patching(study: Study) -> Patching:
@@ -134,7 +176,7 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
             (ahead["low"] > 0, f"{entry['method']}, layer {entry['layer']}: {between(ahead)} over random rankings; "
              f"{verdict} gradient × input ({between(control)}).")
         )  # fmt: skip
-    return found
+    return found + control_findings(raw["control"])
 
 
 def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
@@ -170,18 +212,22 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
                     "the top ones.",
                     ("layer", "one", "other", "Spearman", "Jaccard of the top"), rows, (0, 3, 4))
         )  # fmt: skip
+    if raw["tokens"]:
+        found.append(shared_section(raw["tokens"]))
     if raw["attention"]:
         rows = [
             (str(e["layer"]), e["method"], between(e["area"]), between(e["over_random"]),
-             between(e["over_gradient_x_input"]), ", ".join(map(str, e["top"])))
+             between(e["over_gradient_x_input"]), *(between(e[k]) if e[k] else "–" for k in ACTIVE),
+             ", ".join(map(str, e["top"])))
             for e in raw["attention"]
         ]  # fmt: skip
         found.append(
             Section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
                     f"{raw['metric']}; "
-                    "ranked on discovery prompts, measured on others.",
-                    ("layer", "method", "area", "over random", "over gradient × input", "top units"), rows,
-                    (0, 2, 3, 4))
+                    "ranked on discovery prompts, measured on others. Of the top units: the mean size of an activation "
+                    "and diversity, 1 less the mean size of the correlation of two of them over tokens.",
+                    ("layer", "method", "area", "over random", "over gradient × input", "mean activation", "diversity",
+                     "top units"), rows, (0, 2, 3, 4, 5, 6))
         )  # fmt: skip
     if raw["across"]:
         rows = [
@@ -208,7 +254,27 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             Section("Strongest edges", "layer.unit, in standard deviations of the target.",
                     ("from", "to", "by patching", "by gradient"), edges, (2, 3), True)
         )  # fmt: skip
-    return found
+    return found + control_sections(raw["control"])
+
+
+def shared_section(found: dict[str, Any]) -> Section:
+    """The terms of every block, and what the sums of terms and of relevance miss."""
+    rows = []
+    for block in found["blocks"]:
+        *others, own = block["sources"]["value"]
+        rows.append(
+            (str(block["layer"]), number(own, 3), number(max(others, default=0.0), 3),
+             *(between(block[name]) for name in ("skip", "bias", "residual")), f"{block['missed']:.1e}")
+        )  # fmt: skip
+    said = (
+        "Sizes of the exact terms of each block's output where the last answer is read: what the last token brings, "
+        "the most that an earlier one does, D u, biases, and the stream. Their sum misses the output by the last "
+        f"column, of its largest entry; relevance misses the logit by {found['missed']:.1e} of its size at any layer."
+    )
+    return Section(
+        "Token by token", said,
+        ("layer", "last token", "largest other", "D u", "biases", "residual", "missed"), rows, range(7),
+    )  # fmt: skip
 
 
 def caveats(raw: dict[str, Any]) -> list[str]:

@@ -40,6 +40,48 @@ def delta_figure(target: Figure, layers: list[dict[str, Any]]) -> None:
     target.suptitle("Step size Δ: sensitivity, intervention, and the documented ranking")
 
 
+def tokens_figure(target: Figure, layers: list[dict[str, Any]]) -> None:
+    axes = target.subplots(len(layers), 3, squeeze=False)
+    panels = (("step", "Δ"), ("gradient", "|∂m/∂Δ|"), ("do_mean", "lost with Δ at its mean"))
+    for row, entry in zip(axes, layers, strict=True):
+        found = entry["tokens"]
+        for spot, (name, label) in zip(row, panels, strict=True):
+            values = np.array(found[name]["value"])
+            image = heat(spot, values, float(np.abs(values).max()) or 1.0)
+            every = -(-len(found["tokens"]) // 8)
+            ticks = range(len(found["tokens"]) - 1, -1, -every)  # the last token is one of them
+            spot.set_xticks(list(ticks), [str(found["tokens"][t]) for t in ticks])
+            some = range(0, len(values), -(-len(values) // 10))
+            spot.set_yticks(list(some), [str(found["channels"][k]) for k in some])
+            spot.set_xlabel("token, from the last")
+            spot.set_title(f"layer {entry['layer']}: {label}")
+            target.colorbar(image, ax=spot)
+        row[0].set_ylabel("channel")
+    target.suptitle("Step size Δ, token by token")
+
+
+def shared_figure(target: Figure, found: dict[str, Any]) -> None:
+    """Relevance by layer and token; beside it what each token brings into every block's output."""
+    maps = [("relevance for the answer's logit", found["relevance"]["value"], list(range(len(found["bias"]))))]
+    if found["blocks"]:
+        rows = [block["sources"]["value"] for block in found["blocks"]]
+        maps.append(("‖what a token brings into the block‖", rows, [block["layer"] for block in found["blocks"]]))
+    axes = target.subplots(1, len(maps), squeeze=False)[0]
+    for spot, (title, rows, layers) in zip(axes, maps, strict=True):
+        values = np.array(rows)
+        image = heat(spot, values, float(np.abs(values).max()) or 1.0)
+        every = -(-len(found["tokens"]) // 8)
+        ticks = range(len(found["tokens"]) - 1, -1, -every)  # the last token is one of them
+        spot.set_xticks(list(ticks), [str(found["tokens"][t]) for t in ticks])
+        some = range(0, len(layers), -(-len(layers) // 12))
+        spot.set_yticks(list(some), [str(layers[k]) for k in some])
+        spot.set_xlabel("token, from the last")
+        spot.set_ylabel("layer (behind the last: the stream it leaves)" if title.startswith("rel") else "layer")
+        spot.set_title(title)
+        target.colorbar(image, ax=spot)
+    target.suptitle("Where the last answer comes from")
+
+
 def curves_figure(target: Figure, entries: list[dict[str, Any]], metric: str) -> None:
     layers = list(dict.fromkeys(entry["layer"] for entry in entries))
     axes = target.subplots(len(layers), 2, squeeze=False, width_ratios=(1.5, 1))

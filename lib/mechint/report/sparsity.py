@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import style
+from .control import control_findings, control_sections
 from .measured_page import Content, Section, between, figure, load_study, write_study
 from .results import Value
 from .words import number
@@ -32,11 +33,13 @@ def write_sparsity(run_dir: str | Path, *, heatmaps: bool = True, curves: bool =
         figure(
             "sparsity_profile.png",
             "Scale-free measures by layer at matched sites, with 95 % intervals over prompts; arrows point to sparser. "
-            "Last panel: variance of units over tokens at percentiles of the units, as multiples of their mean.",
+            "Dotted: models with the same weights, shuffled. Last panel: variance of units over tokens at percentiles "
+            "of the units, as multiples of their mean.",
             (11.0, 6.4),
             profile_figure,
             cells,
             sites,
+            raw["control"],
         ),
         figure(
             "sparsity_map_agreement.png",
@@ -74,7 +77,7 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
         )  # fmt: skip
     apart = [entry for entry in raw["disagreements"] if set(entry["measures"]) <= set(SCALE_FREE)]
     said = f"{len(apart)} of 10 pairs of scale-free measures order some two sites oppositely, with intervals apart."
-    return [*found, (not apart, said)]
+    return [*found, (not apart, said), *control_findings(raw["control"])]
 
 
 def sections(raw: dict[str, Any]) -> list[Section]:
@@ -117,6 +120,7 @@ def sections(raw: dict[str, Any]) -> list[Section]:
             "and the clearest pair: the one that is sparser by the first measure, and by the second.",
             ("first measure", "second measure", "pairs", "sparser by the first", "sparser by the second"), odd, (2,),
         ),
+        *control_sections(raw["control"]),
     ]  # fmt: skip
 
 
@@ -130,13 +134,22 @@ def caveats(raw: dict[str, Any]) -> list[str]:
     ]
 
 
-def profile_figure(target: Figure, cells: list[dict[str, Any]], sites: list[str]) -> None:
+def profile_figure(
+    target: Figure, cells: list[dict[str, Any]], sites: list[str], control: dict[str, Any] | None
+) -> None:
     axes = target.subplots(2, 3).flatten()
     for place, measure in zip(axes, SCALE_FREE, strict=False):
         for colour, site in zip(style.CYCLE * 9, sites, strict=False):
             own = [c for c in cells if c["site"] == site]
             points = [Value(**{k: c["measures"][measure][k] for k in ("value", "low", "high", "n")}) for c in own]
             style.band(place, [c["layer"] for c in own], points, colour, site)
+            random = [
+                row
+                for row in (control["quantities"] if control else ())
+                if (row["quantity"], row["site"]) == (measure, site) and row["shuffled"]
+            ]
+            x, theirs = [row["layer"] for row in random], [row["shuffled"]["value"] for row in random]
+            place.plot(x, theirs, ":", color=colour, marker="x", markersize=3.5, linewidth=1.1)
         place.set_title(NAMES[measure])
         place.set_xlabel("layer")
         layers = sorted({c["layer"] for c in cells})

@@ -173,7 +173,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     start = time.perf_counter()
     compiled = MODELS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
-    fitting = {key: method for key, method in methods.items() if method.fits(compiled.model)}
+    fitting = {key: method for key, method in methods.items() if is_asked(method, compiled)}
     curves = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
     nulls: dict[str, Any] = {}
     found: dict[str, Any] = {
@@ -198,6 +198,12 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
             {"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()
         ]
     return {**found, "null": nulls, "seconds": time.perf_counter() - start}
+
+
+def is_asked(method: Method, compiled: Compiled) -> bool:
+    """Whether a method is for this family, and its ablation leaves anything of the circuit to be found."""
+    fits = method.fits(compiled.model)
+    return fits and bool(compiled.truth.mask(compiled.model, compiled.unit, method.ablation).any())
 
 
 def in_turn(name: str, seed: int, config: ScorecardConfig) -> bool:

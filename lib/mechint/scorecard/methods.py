@@ -48,6 +48,7 @@ class Method:
         title: In tables and plots.
         scores: (model, task, budget) -> one number for each unit, layer by layer.
         ablation: Units that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
+            Where no unit is left, the method is not asked.
         families: Those it can be asked of; empty for all.
     """
 
@@ -148,19 +149,19 @@ METHODS: dict[str, Method] = {
         for name in ("noise", "denoise")
     },
     **{
-        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name), families=MAMBA)
-        for name, title in (
-            ("gradient", "Δ, gradient"),
-            ("do_mean", "Δ held at its mean"),
-            ("variance", "variance of Δ"),
-            ("output_variance", "variance of output"),
+        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name), ablation, MAMBA)
+        for name, title, ablation in (
+            ("gradient", "Δ, gradient", "step_zero"),
+            ("do_mean", "Δ held at its mean", "step_mean"),
+            ("variance", "variance of Δ", "step_mean"),
+            ("output_variance", "variance of output", "step_zero"),
         )
     },
     **{
         f"causal_{name}": Method(
-            f"single units, mean, {name}", functools.partial(causal_ranking, direction=name), "mean"
+            f"single units, mean, {name}", functools.partial(causal_ranking, direction=name, site=site), "mean"
         )
-        for name in ("necessary", "sufficient")
+        for name, site in (("necessary", "u"), ("sufficient", "gated"))
     },
     **{name: Method(name.replace("_", " ").replace(" x ", " × "), from_function(f)) for name, f in BASELINES.items()},
 }

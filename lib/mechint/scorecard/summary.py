@@ -68,7 +68,7 @@ def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[di
     for key in methods:
         found = [cell for part in parts for cell in part["compiled"] if cell["method"] == key]
         if not found:
-            continue  # not of this family
+            continue  # it was not asked of this model
         yield {
             "model": parts[0]["model"],
             "method": key,

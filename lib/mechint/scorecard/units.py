@@ -27,22 +27,28 @@ def steps(model: Mamba, task: Task, count: int) -> dict[str, Tensor]:
 
 
 def delta_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Tensor:
-    """A ranking of :mod:`mechint.delta_units` on the logit difference, its size for each channel, [units]."""
+    """A ranking of :mod:`mechint.delta_units` on the logit difference, its size for each channel, [units].
+
+    It is judged by the channels whose step carries the answers, not by the whole circuit: what only feeds B or C has
+    a step that nobody reads.
+    """
     found = steps(model, task, budget.patch_prompts)
     layers = range(model.config.n_layer)
     return torch.cat([rankings(found, f"layers.{layer}.dt")[ranking].abs() for layer in layers])
 
 
-def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str) -> Tensor:
+def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str, site: str) -> Tensor:
     """Mean size of the effect on the logit difference of each unit ablated, or kept, alone, [units].
 
-    Of a Mamba's channels at ``gated``; of key and value channels among those of their layer, K and V apart.
+    Of a Mamba's channels at the site: at ``u`` for what is necessary, since a channel that only feeds Δ, B or C has no
+    effect at ``gated``; at ``gated`` for what is sufficient, since with every other ``u`` ablated nothing is written at
+    all. Of a transformer's key and value channels among those of their layer, K and V apart.
     """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
     if not isinstance(model, Mamba):
         return alone(model, prompts, task.aligned, budget.unit, direction)
     layers = list(range(model.config.n_layer))
-    effects = Effects(model, ["gated"], layers, "mean", [prompts], task.aligned, "logit_diff")
+    effects = Effects(model, [site], layers, "mean", [prompts], task.aligned, "logit_diff")
     fills = effects.fills(prompts)
     measure: Callable[..., Tensor] = getattr(effects, direction)
     return torch.cat([measure(prompts, group, fills[group.site]).abs().mean(1) for group in effects.groups])

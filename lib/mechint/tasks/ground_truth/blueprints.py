@@ -45,6 +45,10 @@ class MambaBlueprint(Blueprint):
         return mixer.channel({at: SIGNAL}, {at: says / ON**2}, **options)  # type: ignore[arg-type]
 
 
+NO_STEP = ("step_zero", "step_mean")  # no state of the channel is read
+CONSTANT = ("step_mean",)  # its step is the same at every token
+
+
 def paths(mixer: Mixer, names: str) -> list[Part]:
     return [Part("the path", "path", mixer.layer, (PATHS.index(name),)) for name in names.split()]
 
@@ -83,7 +87,7 @@ class Shift(MambaBlueprint):
         parts = paths(mixer, "x z")
         for v in range(self.task.symbols):
             e = self.speaker(mixer, v, GAIN, tap=by, skip=1.0)
-            parts += channel(mixer, f"says symbol {v}", e, Asked(answer=v), tap=by)
+            parts += channel(mixer, f"says symbol {v}", e, Asked(answer=v), tap=by, blind=NO_STEP)
         return parts
 
 
@@ -111,8 +115,8 @@ class Latch(MambaBlueprint):
         n = mixer.state({marker: 1 / ON}, {query: 1 / ON})
         mixer.rank({marker: 1 / ON}, speakers, math.log(math.expm1(step)) - closed)
         parts = paths(mixer, "x z dt B C")
-        parts += channel(mixer, "opens B and the step behind a marker", marker, tap=1, blind=TWINS)
-        parts += channel(mixer, "opens C at the query", query, blind=TWINS)
+        parts += channel(mixer, "opens B and the step behind a marker", marker, tap=1, blind=TWINS + NO_STEP)
+        parts += channel(mixer, "opens C at the query", query, blind=TWINS + NO_STEP)
         for v, e in enumerate(speakers):
             parts += channel(mixer, f"keeps and says symbol {v}", e, Asked(answer=v))
             parts.append(Part(f"holds symbol {v}", "mode", mixer.layer, (e, n), (Asked(answer=v),)))
@@ -147,7 +151,7 @@ class MostRecent(MambaBlueprint):
         n = mixer.state(seen, {query: 1 / ON})
         mixer.rank(seen, speakers, opened - closed)
         parts = paths(mixer, "x z dt B C")
-        parts += channel(mixer, "opens C at the query", query, blind=TWINS)
+        parts += channel(mixer, "opens C at the query", query, blind=TWINS + NO_STEP)
         for v, e in enumerate(speakers):
             parts += channel(mixer, f"counts and says symbol {v}", e, Asked(answer=v))
             parts.append(Part(f"decaying count of symbol {v}", "mode", mixer.layer, (e, n), (Asked(answer=v),)))
@@ -180,11 +184,11 @@ class Recall(MambaBlueprint):
             before = self.reader(mixer, "token", k, tap=1)
             here = self.reader(mixer, "token", k)
             states.append(mixer.state({before: 1 / ON}, {here: 1 / ON}))
-            parts += channel(mixer, f"B: key {k} stood before", before, Asked(token=k), tap=1, blind=TWINS)
-            parts += channel(mixer, f"C: key {k} is asked", here, Asked(token=k), blind=TWINS)
+            parts += channel(mixer, f"B: key {k} stood before", before, Asked(token=k), tap=1, blind=TWINS + NO_STEP)
+            parts += channel(mixer, f"C: key {k} is asked", here, Asked(token=k), blind=TWINS + NO_STEP)
         for v in range(keys, keys + self.task.values):
             e = self.speaker(mixer, v, GAIN, skip=1.0)
-            parts += channel(mixer, f"writes and says value {v - keys}", e, Asked(answer=v))
+            parts += channel(mixer, f"writes and says value {v - keys}", e, Asked(answer=v), blind=CONSTANT)
             for k, n in enumerate(states):
                 asked = (Asked(token=k, answer=v),)
                 parts.append(Part(f"key {k} has value {v - keys}", "mode", mixer.layer, (e, n), asked))
@@ -216,18 +220,17 @@ class Induction(MambaBlueprint):
         for p in symbols:
             reads, writes = {canvas.at("token", p): SIGNAL}, {canvas.at("before", p): ON**-2}
             e = first.channel(reads, writes, tap=1, skip=1.0)
-            parts += channel(first, f"writes that symbol {p} stood before", e, Asked(token=p), tap=1)
+            parts += channel(first, f"writes that symbol {p} stood before", e, Asked(token=p), tap=1, blind=NO_STEP)
             before = self.reader(second, "before", p)
-            parts += channel(second, f"B: symbol {p} stood before", before, Asked(token=p))
+            parts += channel(second, f"B: symbol {p} stood before", before, Asked(token=p), blind=NO_STEP)
             states.append(second.state({before: 1 / ON}, {speakers[p]: 1 / ON}))
         for v, e in enumerate(speakers):
-            parts += channel(
-                second, f"writes and says symbol {v}, and C: it is asked", e, Asked(answer=v), Asked(token=v)
-            )
+            asked = Asked(answer=v), Asked(token=v)
+            parts += channel(second, f"writes and says symbol {v}, and C: it is asked", e, *asked, blind=CONSTANT)
             for p, n in enumerate(states):
                 if p != v:  # no symbol of a segment follows itself
-                    asked = (Asked(token=p, answer=v),)
-                    parts.append(Part(f"{v} follows {p}", "mode", second.layer, (e, n), asked))
+                    follows = (Asked(token=p, answer=v),)
+                    parts.append(Part(f"{v} follows {p}", "mode", second.layer, (e, n), follows))
         return [*parts, Part("what follows asked tokens", "write", second.layer, where=Where(pairs=True))]
 
 
@@ -262,7 +265,7 @@ class SelectiveCopy(MambaBlueprint):
             reads, writes = {canvas.at("token", v): SIGNAL for v in tokens}, {canvas.at("count", i): ON**-2}
             counters.append(first.channel(reads, writes))
             what, blind = (("carried tokens", TWINS), ("markers", ALWAYS))[i]
-            parts += channel(first, f"counts {what}", counters[i], blind=blind)
+            parts += channel(first, f"counts {what}", counters[i], blind=blind + CONSTANT)
         n = first.state(*(dict.fromkeys(counters, 1 / ON) for _ in range(2)))
         parts += [Part("the count", "mode", first.layer, (e, n)) for e in counters]
         steps = []
@@ -271,9 +274,8 @@ class SelectiveCopy(MambaBlueprint):
             steps.append([second.channel(reads, bias=-self.STEEP * k) for k in slots])
             for k, e in enumerate(steps[i]):
                 chance = by_chance(task.values)  # that the slot read or written instead has the same value
-                parts += channel(
-                    second, f"{'BC'[i]}: count above {k}", e, Asked(slot=k), accuracy=chance, blind=(TWINS, ALWAYS)[i]
-                )
+                meaning, without = f"{'BC'[i]}: count above {k}", (TWINS, ALWAYS)[i] + NO_STEP
+                parts += channel(second, meaning, e, Asked(slot=k), accuracy=chance, blind=without)
         speakers = [self.speaker(second, v, GAIN) for v in values]
         states = []
         for slot in slots:  # 1 at count slot + 1, 0 at every other whole number: a tent of three ramps
@@ -283,7 +285,7 @@ class SelectiveCopy(MambaBlueprint):
             ]
             states.append(second.state(*tents))
         for v, e in enumerate(speakers):
-            parts += channel(second, f"writes and says value {v}", e, Asked(answer=v))
+            parts += channel(second, f"writes and says value {v}", e, Asked(answer=v), blind=CONSTANT)
             for slot, n in enumerate(states):
                 asked = (Asked(slot=slot, answer=v),)
                 parts.append(Part(f"slot {slot} has value {v}", "mode", second.layer, (e, n), asked))

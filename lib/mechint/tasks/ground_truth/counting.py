@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import Prompts, draw_in_split
 from .blueprint import ALWAYS, GAIN, TWINS
-from .blueprints import MambaBlueprint, channel, paths
+from .blueprints import CONSTANT, NO_STEP, MambaBlueprint, channel, paths
 from .canvas import ON, SHUT, SIGNAL, Canvas, Size
 from .prompts import SymbolTask, query_places
 from .truth import Asked, Part, Where
@@ -95,8 +95,8 @@ class Count(MambaBlueprint):
         parts = [*paths(first, "x z dt B C"), *paths(second, "x z")]
         counted = [Asked(answer=v) for v in range(1, task.symbols)]
         parts += channel(first, "a marker begins the count, which is its decay", keeper)
-        parts += channel(first, "a tick opens the step", tick, *counted)
-        parts += channel(first, "opens C at the query", query, blind=TWINS)
+        parts += channel(first, "a tick opens the step", tick, *counted, blind=NO_STEP)
+        parts += channel(first, "opens C at the query", query, blind=TWINS + NO_STEP)
         parts.append(Part("the level", "mode", first.layer, (keeper, n)))
         levels = [self.RATIO**v for v in range(task.symbols + 1)]
         knots = levels[1:]  # ramp v is open where the count is at most v
@@ -106,7 +106,7 @@ class Count(MambaBlueprint):
             e = second.channel({level: scale}, writes, bias=-scale * knot, skip=1.0)
             least = v if v == task.symbols - 1 else 0  # without it those below say v + 1, where there is such an answer
             wrong = [Asked(answer=w) for w in range(least, v + 1)]
-            parts += channel(second, f"the count is at most {v}", e, *wrong)
+            parts += channel(second, f"the count is at most {v}", e, *wrong, blind=NO_STEP)
         parts.append(Part("ticks decay it, markers clear it", "decay", first.layer, asked=tuple(counted)))
         where = Where((task.marker,), last=True)
         return [*parts, Part("the last marker", "write", first.layer, where=where)]
@@ -194,14 +194,15 @@ class ModularSum(MambaBlueprint):
         at, not_0 = canvas.at("sum"), tuple(Asked(answer=a) for a in range(1, modulus))
         parts += [dataclasses.replace(part, asked=not_0) for part in paths(first, "dt B C")]  # the sum is 0
         one = first.channel({canvas.pin: SIGNAL}, {at: ON**-2}, skip=1.0, step=SHUT)
-        parts += channel(first, "adds 1", one, blind=ALWAYS)
+        parts += channel(first, "adds 1", one, blind=ALWAYS + NO_STEP)
         counters = [
             first.channel({canvas.at("token", v): SIGNAL}, {at: v / ON**2} if v else None) for v in range(modulus)
         ]
         n = first.state({e: 1 / ON for e in counters[1:]}, dict.fromkeys(counters, 1 / ON))
         for v, e in enumerate(counters):
             said = [dataclasses.replace(asked, token=v) for asked in not_0]  # no C here: the sum reads as 0
-            parts += channel(first, f"counts {v}" if v else "opens C at a 0", e, *said)
+            meaning, without = (f"counts {v}", CONSTANT) if v else ("opens C at a 0", NO_STEP)
+            parts += channel(first, meaning, e, *said, blind=without)
             if v:
                 often = (Asked(token=v),)  # right again where the number stood so often that it makes no difference
                 parts.append(Part(f"how often {v}", "mode", first.layer, (e, n), often, 1 / modulus + 0.25))
@@ -214,6 +215,7 @@ class ModularSum(MambaBlueprint):
             e = second.channel({at: STEEP}, writes, bias=-STEEP * k, skip=1.0)
             # without it larger sums say the remainder of k - 1, and where there is none such nothing says 0
             wrong = [Asked(answer=a, above=k - 1) for a in range(modulus) if a != (k - 1) % modulus]
-            parts += channel(second, f"the sum is at least {k}", e, *(wrong if k else [Asked(answer=0)]))
+            asked = wrong if k else [Asked(answer=0)]
+            parts += channel(second, f"the sum is at least {k}", e, *asked, blind=NO_STEP)
         where = Where(tuple(range(1, modulus)))
         return [*parts, Part("the numbers", "write", first.layer, asked=not_0, where=where)]

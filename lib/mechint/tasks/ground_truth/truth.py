@@ -17,6 +17,8 @@ from ...units import PATHS, Units, unit_kinds
 from ..base import Prompts, Task
 
 KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")
+STEPS = ("step_zero", "step_mean")
+"""Ablations of the step Δ of a channel alone."""
 TIE = 1e-2
 """An answer counts as right when its logit is above all others by more than this, so that ties are wrong."""
 ROWS = 32
@@ -122,7 +124,9 @@ class Part:
         where: For ``write`` and ``source``: at which positions.
         enough: For these two: whether all other positions are idle there.
         blind: Ablations that replace a unit by what stood there, so that nothing changes: ``mean`` and ``resample``
-            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins.
+            where it is the same on all prompts, position by position, ``counterfactual`` where it is on both twins;
+            and those of a channel's step Δ alone: ``step_zero`` where none of its states is read, ``step_mean`` (over
+            prompts and tokens) also where its step is constant.
     """
 
     meaning: str
@@ -329,14 +333,17 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
     taken: dict[tuple[str, str], dict[str, Any]] = {}
     for part in truth.parts:
         for name in part.blind:
-            units = Units(model, unit_kinds(model)[part.kind])
-            if (part.kind, name) not in taken:
-                other = donors[name]
-                assert other is not None  # every task that is compiled has twins
-                with torch.no_grad():
-                    values = run(model, other, record=units.sites).values
-                taken[part.kind, name] = {s: v.mean(0) if name == "mean" else v for s, v in values.items()}
-            edits = units.dropping(part.number(units), taken[part.kind, name])
+            if name in STEPS:
+                edits = [step_taken(model, part, name, prompts)]
+            else:
+                units = Units(model, unit_kinds(model)[part.kind])
+                if (part.kind, name) not in taken:
+                    other = donors[name]
+                    assert other is not None  # every task that is compiled has twins
+                    with torch.no_grad():
+                        values = run(model, other, record=units.sites).values
+                    taken[part.kind, name] = {s: v.mean(0) if name == "mean" else v for s, v in values.items()}
+                edits = units.dropping(part.number(units), taken[part.kind, name])
             change = float((margins(model, prompts, edits)[1] - reference).abs().max())
             if change > truth.tolerance:
                 raise MechintError(
@@ -344,6 +351,15 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
                     f"{change:.3g}, more than {truth.tolerance:.3g}; the declared truth is wrong"
                 )
             yield part, name, change
+
+
+def step_taken(model: Any, part: Part, ablation: str, prompts: Prompts) -> Edit:
+    """A channel's step Δ alone, held at zero or at its mean over prompts and tokens."""
+    site, value = f"layers.{part.layer}.dt", torch.zeros(len(part.unit))
+    if ablation == "step_mean":
+        with torch.no_grad():
+            value = run(model, prompts.tokens, record=[site])[site][..., list(part.unit)].mean((0, 1))
+    return Edit(site, "replace", value, units=part.unit)
 
 
 def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:

@@ -1,0 +1,111 @@
+"""How a report shows the control on random weights: what differs from shuffled weights, what does not, a figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import style
+from .measured_page import Figure, Section, between, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+NAMED = 6
+"""Quantities that a finding names."""
+COLUMNS = 3
+MOST = 15
+"""Panels of the figure."""
+
+
+def place(row: dict[str, Any]) -> str:
+    """``gated, layer 3``, as far as the quantity has them."""
+    layer = None if row["layer"] is None else f"layer {row['layer']}"
+    return ", ".join(part for part in (row["site"], layer) if part)
+
+
+def control_findings(control: dict[str, Any] | None) -> list[tuple[bool, str]]:
+    if control is None:
+        return [(False, "Nothing was measured on shuffled weights: what a model without training would show is open.")]
+    known = [row for row in control["quantities"] if row["differs"] is not None]
+    apart, alike = ([row for row in known if row["differs"] is wanted] for wanted in (True, False))
+    models = "a model" if control["models"] == 1 else f"{control['models']} models"
+    models += " with the same weights, shuffled"
+    found = [(bool(apart), f"{len(apart)} of {len(known)} quantities differ from those of {models} (intervals apart).")]
+    if alike:
+        named = [f"{row['quantity']} ({place(row)})" if place(row) else row["quantity"] for row in alike[:NAMED]]
+        more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+        found.append((False, f"Not told apart from shuffled weights: {'; '.join(named)}{more}."))
+    return found + [(False, f"A shuffled model could not be measured: {reason}") for reason in control["failed"]]
+
+
+def control_sections(control: dict[str, Any] | None) -> list[Section]:
+    if control is None:
+        return []
+    verdict = {True: "yes", False: "no", None: "–"}
+    rows = [
+        (
+            row["quantity"],
+            place(row),
+            between(row["trained"]),
+            "–" if row["shuffled"] is None else between(row["shuffled"]),
+            verdict[row["differs"]],
+        )
+        for row in control["quantities"]
+    ]
+    said = (
+        f"Beside the same quantities with every weight tensor's entries shuffled ({control['models']} of them): their "
+        "mean, from the least to the most of all their intervals. Two differ when the intervals are apart; – is what "
+        "shuffled weights do not have."
+    )
+    return [
+        Section("Random weights", said, ("quantity", "where", "trained", "shuffled", "differs"), rows, (2, 3), True)
+    ]
+
+
+def control_figure(name: str, control: dict[str, Any] | None) -> list[Figure]:
+    """A panel for each quantity, with the trained model's intervals beside the shuffled ones'."""
+    if control is None:
+        return []
+    panels = list(dict.fromkeys(row["quantity"] for row in control["quantities"]))[:MOST]
+    caption = (
+        "Every quantity of the trained model (blue) beside the same of models with shuffled weights (purple, from the "
+        "least to the most of their 95 % intervals). What is not apart says nothing of the training."
+    )
+    lines = -(-len(panels) // COLUMNS)
+    return [figure(name, caption, (11.0, 0.9 + 2.3 * lines), draw, control["quantities"], panels)]
+
+
+def draw(target: Canvas, rows: list[dict[str, Any]], panels: list[str]) -> None:
+    lines = -(-len(panels) // COLUMNS)
+    axes = target.subplots(lines, COLUMNS, squeeze=False).flatten()
+    for spot, name in zip(axes, panels, strict=False):
+        own = [row for row in rows if row["quantity"] == name]
+        for key, colour, shift in (("trained", style.BLUE, -0.12), ("shuffled", style.PURPLE, 0.12)):
+            there = [(k, row[key]) for k, row in enumerate(own) if row[key] is not None]
+            errors(spot, [k + shift for k, _ in there], [value for _, value in there], colour, key)
+        step = -(-len(own) // 12)
+        spot.set_xticks(range(0, len(own), step), [short(row) for row in own[::step]])
+        spot.set_xlim(-0.6, len(own) - 0.4)
+        spot.set_title(name.replace("_", " ").replace(" x ", " × "))
+        spot.grid(axis="x", visible=False)
+    for spot in axes[len(panels) :]:
+        spot.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    target.legend(handles, labels, loc="outside lower center", ncols=2)
+    target.suptitle("Trained and shuffled weights")
+
+
+def short(row: dict[str, Any]) -> str:
+    """Where, in a tick: the layer where there is one, else the site."""
+    return (row["site"] or "all") if row["layer"] is None else f"layer {row['layer']}"
+
+
+def errors(spot: Axes, x: list[float], numbers: list[dict[str, Any]], colour: str, label: str) -> None:
+    value, low, high = (np.array([n[key] for n in numbers]) for key in ("value", "low", "high"))
+    spot.errorbar(
+        x, value, yerr=[value - low, high - value], fmt="o", color=colour, markersize=3.5, capsize=2, elinewidth=1.1,
+        label=label,
+    )  # fmt: skip
