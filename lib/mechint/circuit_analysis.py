@@ -18,7 +18,7 @@ from .circuit_evidence import CircuitEvidence
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
-from .statistics import ClusterBootstrap, Number, number
+from .statistics import ClusterBootstrap, Number, number, said
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
@@ -118,7 +118,7 @@ class CircuitAnalyzer(CircuitEvidence):
             logits, _ = self.model.trace(batch.tokens, Tap(), logits_at=batch.positions)
             right.append(batch.right(logits).double().mean(-1).cpu())
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        accuracy = bootstrap.interval(lambda mean: mean, torch.cat(right).numpy())
+        accuracy = bootstrap.share(torch.cat(right).numpy())
         if float(accuracy["value"]) < self.config.min_accuracy:
             raise MechintError(
                 f"{self.model.source}: the model answers {accuracy['value']:.1%} of the held-out prompts of "
@@ -240,7 +240,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         entry = metrics.get(name)
         if entry is None:
             return "not measured"
-        return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+        return said(entry, form)
 
     kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
     lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]

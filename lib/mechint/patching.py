@@ -32,6 +32,8 @@ from .loader import PromptLoader
 from .options import option
 from .patch_results import Finished, numbers
 from .role_values import RoleValues
+from .run_config import OwnTask
+from .statistics import said
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .unit_plan import Parts, part_kinds, screened
@@ -46,7 +48,7 @@ ROUNDING = 64
 
 
 @dataclass(frozen=True)
-class PatchConfig:
+class PatchConfig(OwnTask):
     """What is cut, what is exchanged, and how the effect is measured."""
 
     flow: str = option(
@@ -289,13 +291,12 @@ def summary(results: dict[str, Any]) -> list[str]:
     firsts = lambda found, *names: {tuple(entry[name] for name in names): entry for entry in reversed(found)}.values()
     for best in reversed(firsts(results["strongest"]["flow"], "path")):
         lines.append(
-            f"  cut at {best['path']:<9}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer "
-            f"{best['layer']}: {best['reader']} ← {best['source']}"
+            f"  cut at {best['path']:<9}{said(best, '.2f')} at layer {best['layer']}: "
+            f"{best['reader']} ← {best['source']}"
         )
     for best in reversed(firsts(results["strongest"]["units"], "kind", "direction")):
         lines.append(
-            f"  {best['direction']:<16}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] {best['kind']} "
-            f"{best['unit']} of layer {best['layer']}"
+            f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}"
         )
     return lines
 
@@ -309,4 +310,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    lone=True,
 )
