@@ -131,5 +131,6 @@ def question(title: str, theirs: Any, ours: Any, bound: float) -> Question:
         {OURS: ours_whole, HOOKS: torch.no_grad()(theirs_some)},
         [Target(HOOKS, OURS, bound)],
         {HOOKS: cells / len(some)},
-        rounds=3,
+        rounds=2,
+        cold=(OURS, HOOKS),  # a map of minutes: a warm-up would cost another
     )
