@@ -1,4 +1,4 @@
-"""The state is where recall is kept: wiped, it is gone; restored, it is back; the residual alone does not bring it back."""
+"""The state is where recall is kept: wiped, it is gone; restored, it is back; the residual does not bring it back."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_wiping_and_restoring_the_state_of_a_model_that_recalls(seed: int) -> No
         return float((said == prompts.answers[:, -1]).double().mean())
 
     def restored(kind: str) -> list[Edit]:
-        sites = [f"layers.{i}.{kind}" for i in layers]
-        return [Edit(site, "replace", clean[site][:, length - 2 : length - 1], positions=[length - 2]) for site in sites]
+        values = {f"layers.{i}.{kind}": clean[f"layers.{i}.{kind}"][:, length - 2 : length - 1] for i in layers}
+        return [Edit(site, "replace", value, positions=[length - 2]) for site, value in values.items()]
 
     wipe = [Edit(f"layers.{i}.state", "replace", 0.0, positions=[length - 3]) for i in layers]
     wiped = recalled(wipe)
