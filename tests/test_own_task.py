@@ -81,18 +81,23 @@ def test_circuit_dictionary_and_trace_of_the_130m_experiment_in_one_go(
     command_line.main(defconfig_text, [*mapping.arguments(alone, mapping.MECHINT)])
     assert "Causal tracing is finished" in capsys.readouterr().out
 
-    # another prompt is another trace, and the same circuit
-    with pytest.raises(MechintError, match=r"1 of the analyses of .* could not be made \(Causal tracing\)"):
+    # another answer is another trace, and the same circuit
+    with pytest.raises(MechintError, match=r"finished results of another request .*task\.answer is ' the'"):
         run(checkpoint, tmp_path, "--task-answer= the")
-    said = capsys.readouterr()
-    assert said.out.count("is finished") == 2
-    assert "task.answer is ' the'" in said.err and results(tmp_path, "trace") == trace
+    run(checkpoint, tmp_path, "--task-answer= the", "--no-trace")
+    assert capsys.readouterr().out.count("is finished") == 2 and results(tmp_path, "trace") == trace
 
 
 def test_a_trace_that_fails_leaves_the_circuit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(MechintError, match=r"1 of the analyses .* \(Causal tracing\); the others are finished"):
         run(checkpoint, tmp_path, "--no-sae", f"--task-answer={'the' if says(checkpoint) != ' the' else 'a'}")
     assert results(tmp_path, "ssm")["status"] == "complete" and not (tmp_path / "trace/results.json").exists()
+
+
+def test_a_request_that_cannot_be_met_stops_all(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match="has no site 'nothing'"):
+        run(checkpoint, tmp_path, "--no-sae", "--trace-sites=nothing")
+    assert not list(tmp_path.glob("*/results.json"))
 
 
 def test_a_task_that_does_not_fit_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:

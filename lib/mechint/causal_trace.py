@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import files
 from .analysis import Analysis, StagedAnalyzer
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, NotAnswered, did_you_mean
 from .interchange import CORRUPTIONS, METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
@@ -111,7 +111,7 @@ class CausalTracer(StagedAnalyzer):
         templates = val_loader.templates()
         accuracy = ClusterBootstrap(templates, self.config.bootstrap, self.seed).share(right)
         if not right.any():
-            raise MechintError(
+            raise NotAnswered(
                 f"the model answers none of the {len(right)} prompts of {task.name!r} right, so there is nothing to "
                 f"trace; choose the task it was trained on, or train it longer"
             )

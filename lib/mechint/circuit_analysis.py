@@ -15,7 +15,7 @@ from . import files
 from .ablation import Ablation
 from .circuit import Bench, Search, attribute, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
-from .errors import MechintError
+from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .statistics import ClusterBootstrap, Number, number, said
@@ -120,7 +120,7 @@ class CircuitAnalyzer(CircuitEvidence):
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
         accuracy = bootstrap.share(torch.cat(right).numpy())
         if float(accuracy["value"]) < self.config.min_accuracy:
-            raise MechintError(
+            raise NotAnswered(
                 f"{self.model.source}: the model answers {accuracy['value']:.1%} of the held-out prompts of "
                 f"{loader.task.name!r}, below the {self.config.min_accuracy:.0%} asked for; there is no circuit to "
                 f"explain. Train it longer, choose the task it was trained on, or lower MIN_ACCURACY"

@@ -17,7 +17,7 @@ import torch
 from . import files, scan, workers
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
-from .errors import MechintError
+from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.load import find_device, load
 from .report import COMPARISONS, kind_of, log_wandb, write_report
@@ -181,13 +181,13 @@ def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, dict[str, Tas
 
 
 def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> list[str]:
-    """Every analysis of one checkpoint; what one of several can't do does not keep it from the others.
+    """Every analysis of one checkpoint; where it does not answer what one of several asks, the others are made.
 
     Returns:
         The names of those that could not be made; standard error says why.
 
     Raises:
-        MechintError: the checkpoint can't be loaded or asked, or its only analysis could not be made.
+        MechintError: something is wrong with the request, or the checkpoint does not answer its only analysis.
     """
     model, tasks = prepare(experiment, checkpoint)
     digest = weights_digest(model)
@@ -197,7 +197,7 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
     for name in experiment.configs:
         try:
             analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest)
-        except MechintError as error:
+        except NotAnswered as error:
             if len(experiment.configs) == 1:
                 raise
             print(f"error: {analyses()[name].title}: {error}", file=sys.stderr, flush=True)

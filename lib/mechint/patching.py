@@ -25,7 +25,7 @@ from torch import Tensor
 from . import files, options
 from .analysis import Analysis, StagedAnalyzer
 from .causal_trace import listed, unfit
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, NotAnswered, did_you_mean
 from .flow_plan import Pair, path_kinds, paths, role_pairs
 from .interchange import METRICS, Corruption, Interchange
 from .loader import PromptLoader
@@ -161,7 +161,7 @@ class Patcher(StagedAnalyzer):
             seed=self.seed,
         )
         if not done.right.any():
-            raise MechintError(
+            raise NotAnswered(
                 f"the model answers none of the {len(done.right)} prompts of {task.name!r} right, so there is nothing "
                 f"to patch; choose the task it was trained on, or train it longer"
             )
