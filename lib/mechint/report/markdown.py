@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
-from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
+from .words import (
+    caveats,
+    findings,
+    flat,
+    headline,
+    kept_units,
+    metric_rows,
+    number,
+    percent,
+    search_name,
+    seed_overlap,
+    units_name,
+)
 
 LISTED = 40  # kept units of a layer written out; results.json has them all
 
@@ -43,6 +56,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
                 for layer in results.layers
             ],
         ),
+        *_removed(results),
         *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
         *ending(results, caveats(results)),
     ]
@@ -75,13 +89,19 @@ def _subject(results: Results) -> str:
 def _searches(results: Results) -> list[str]:
     if not results.searches:
         return []
-    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    rows = [(search_name(s), s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
     names, matrix = seed_overlap(results)
     parts = ["### Searches", table(("search", "weights", "budget", "faithfulness on the discovery prompts"), rows)]
     if len(names) > 1:
         overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
         parts += ["Overlap of the circuits (Jaccard):", table(("", *names), overlaps)]
     return parts
+
+
+def _removed(results: Results) -> list[str]:
+    if not results.removed:
+        return []
+    return [f"## {TITLE}", removed_sentence(results), table(HEADER, removed_rows(results))]
 
 
 def evidence(found: Iterable[tuple[bool, str]]) -> str:
