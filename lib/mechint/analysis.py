@@ -78,6 +78,7 @@ class Analysis:
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
         default: Whether the runner runs it when no analysis is named.
+        lone: Whether it has something to say of prompts of one template, whose numbers have no intervals.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Analysis:
     work: Callable[[Any], str]
     summary: Callable[[dict[str, Any]], list[str]]
     default: bool = False
+    lone: bool = False
 
 
 @functools.cache

@@ -17,20 +17,21 @@ from torch import Tensor
 
 from . import files
 from .analysis import Analysis, StagedAnalyzer
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, NotAnswered, did_you_mean
 from .interchange import CORRUPTIONS, METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
 from .run import run
-from .statistics import ClusterBootstrap, Number, exact
+from .run_config import OwnTask
+from .statistics import ClusterBootstrap, Number, exact, said
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .trace_plan import Panel, layer_sites, panels
-from .trace_results import numbers
+from .trace_results import few_notes, numbers
 
 
 @dataclass(frozen=True)
-class TraceConfig:
+class TraceConfig(OwnTask):
     """What is restored, in which run, and how the effect is measured."""
 
     sites: str = option(
@@ -108,9 +109,9 @@ class CausalTracer(StagedAnalyzer):
         roles = [task.roles(batch)[1].cpu() for batch in val_loader]
         right = torch.cat([part["right"] for part in found]).numpy()
         templates = val_loader.templates()
-        accuracy = ClusterBootstrap(templates, self.config.bootstrap, self.seed).interval(lambda mean: mean, right)
+        accuracy = ClusterBootstrap(templates, self.config.bootstrap, self.seed).share(right)
         if not right.any():
-            raise MechintError(
+            raise NotAnswered(
                 f"the model answers none of the {len(right)} prompts of {task.name!r} right, so there is nothing to "
                 f"trace; choose the task it was trained on, or train it longer"
             )
@@ -123,11 +124,7 @@ class CausalTracer(StagedAnalyzer):
         trace, notes, kept = numbers(
             found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics
         )
-        if (few := len(set(templates[right].tolist()))) < 8:
-            notes.append(
-                f"Only {few} different subjects or templates were traced: the intervals and p-values say little about "
-                f"other prompts"
-            )
+        notes += few_notes(templates[right], "traced")
         if metrics["prompts_failed"]["value"]:
             notes.append(
                 f"{metrics['prompts_failed']['value']} of {len(right)} prompts were left out: the model does not "
@@ -305,15 +302,10 @@ def summary(results: dict[str, Any]) -> list[str]:
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
     total = metrics["total_effect"]
     lines.append(f"  traced          {used} prompts ({failed} left out: not answered)")
-    lines.append(
-        f"  total effect    {total['value']:.3f} [{total['low']:.3f}, {total['high']:.3f}] {results['metric']}"
-    )
+    lines.append(f"  total effect    {said(total)} {results['metric']}")
     for best in results["trace"]["strongest"]:
         where = f"{best['direction']} {best['panel']}"
-        lines.append(
-            f"  {where:<30} {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {best['layer']}, "
-            f"{best['role']}"
-        )
+        lines.append(f"  {where:<30} {said(best, '.2f')} at layer {best['layer']}, {best['role']}")
     return lines
 
 
@@ -326,4 +318,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    lone=True,
 )

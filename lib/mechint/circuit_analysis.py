@@ -15,11 +15,11 @@ from . import files
 from .ablation import Ablation
 from .circuit import Bench, Search, attribute, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
-from .errors import MechintError
+from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .statistics import ClusterBootstrap, Number, number
+from .statistics import ClusterBootstrap, Number, number, said
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
@@ -130,9 +130,9 @@ class CircuitAnalyzer(CircuitEvidence):
             logits, _ = self.model.trace(batch.tokens, Tap(), logits_at=batch.positions)
             right.append(batch.right(logits).double().mean(-1).cpu())
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        accuracy = bootstrap.interval(lambda mean: mean, torch.cat(right).numpy())
+        accuracy = bootstrap.share(torch.cat(right).numpy())
         if float(accuracy["value"]) < self.config.min_accuracy:
-            raise MechintError(
+            raise NotAnswered(
                 f"{self.model.source}: the model answers {accuracy['value']:.1%} of the held-out prompts of "
                 f"{loader.task.name!r}, below the {self.config.min_accuracy:.0%} asked for; there is no circuit to "
                 f"explain. Train it longer, choose the task it was trained on, or lower MIN_ACCURACY"
@@ -270,7 +270,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         entry = metrics.get(name)
         if entry is None:
             return "not measured"
-        return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+        return said(entry, form)
 
     kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
     lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]

@@ -134,7 +134,7 @@ class CircuitEvidence(StagedAnalyzer):
             for name, nats in (("full", full["loss"]), ("circuit", chosen["loss"])):
                 metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, spelt)
         if loader.task.name != "text":
-            metrics["accuracy_circuit"] = bootstrap.interval(lambda m: m, chosen["accuracy"])
+            metrics["accuracy_circuit"] = bootstrap.share(chosen["accuracy"])
         if tried:
             metrics["minimality"] = share_needed(tried, size, config.bootstrap, self.seed)
         if agreement is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ import torch
 from .analysis import analyses
 from .discover import find_checkpoints
 from .errors import MechintError
-from .experiment import Experiment, run_experiment
+from .experiment import DefconfigText, Experiment, run_experiment
 from .models.load import load
 from .options import add_flags, from_flags
-from .run_config import RunConfig
+from .run_config import RunConfig, asked
 from .tasks.config import TaskConfig
 
-Text = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
 ONE_PROMPT: dict[str, Any] = {
     "task_name": "prompt",
     "run_trace": True,
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return top.parse_args(arguments)
 
 
-def main(defconfig: Text | None = None, arguments: Sequence[str] | None = None) -> None:
+def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None = None) -> None:
     """Runs what the command line says.
 
     Args:
@@ -78,17 +78,16 @@ def main(defconfig: Text | None = None, arguments: Sequence[str] | None = None) 
         arguments: In place of the process's own.
     """
     flags = parse(arguments)
-    run = from_flags(flags, RunConfig)
-    if flags.task_name == "prompt" and flags.task_prompt and not flags.task_answer and not flags.dry_run:
-        flags.task_answer = own_answer(run, flags.task_prompt)
-    task = from_flags(flags, TaskConfig, "task")
+    run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
     configs: dict[str, Any] = {
         name: from_flags(flags, analysis.config, name)
         for name, analysis in analyses().items()
         if getattr(flags, f"run_{name}")
     }
-    text = None if defconfig is None else lambda run, configs: defconfig(run, task, configs)
-    run_experiment(Experiment(run, task, configs, text), flags.dry_run)
+    prompted = any(asked(task, config).name == "prompt" for config in configs.values())
+    if prompted and task.prompt and not task.answer and not flags.dry_run:
+        task = dataclasses.replace(task, answer=own_answer(run, task.prompt))
+    run_experiment(Experiment(run, task, configs, defconfig), flags.dry_run)
 
 
 @torch.no_grad()

@@ -15,6 +15,10 @@ class MechintError(Exception):
     """
 
 
+class NotAnswered(MechintError):
+    """The model does not answer what it is asked: nothing is wrong with the request, so others of it are still met."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

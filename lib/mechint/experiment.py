@@ -17,16 +17,17 @@ import torch
 from . import files, scan, workers
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
-from .errors import MechintError
+from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.load import find_device, load
 from .report import COMPARISONS, kind_of, log_wandb, write_report
-from .run_config import RunConfig, elsewhere, own, request
-from .rundir import check_writable, fingerprint, manifest, weights_digest
+from .run_config import RunConfig, asked, elsewhere, own, request
+from .rundir import check_writable, fingerprint, finished, manifest, weights_digest
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
 
 SCHEMA = 1
+DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,16 @@ class Experiment:
     run: RunConfig
     task: TaskConfig
     configs: dict[str, Any]
-    defconfig: Callable[[RunConfig, dict[str, Any]], str] | None = None
+    defconfig: DefconfigText | None = None
     several: bool = False
     """Whether it is a part of one with further analyses."""
 
     def chosen(self) -> list[Analysis]:
         return [analyses()[name] for name in self.configs]
+
+    def asked(self, name: str) -> TaskConfig:
+        """The task of one analysis."""
+        return asked(self.task, self.configs[name])
 
 
 def run_directories(
@@ -113,7 +118,7 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
         redraw(run, dry_run)
         return
     for analysis in experiment.chosen():
-        reason = analysis.refuse(experiment.configs[analysis.name], experiment.task)
+        reason = analysis.refuse(experiment.configs[analysis.name], experiment.asked(analysis.name))
         if reason:
             raise MechintError(f"{analysis.title}: {reason}")
     checkpoints = find_checkpoints(run.checkpoint)
@@ -131,124 +136,160 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
         if len(checkpoints) > 1:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
-        failed = []
+        failed: list[tuple[str, str]] = []
         for checkpoint in checkpoints[rank::world]:
             try:
-                analyse(experiment, checkpoint, directories)
+                lost = analyse(experiment, checkpoint, directories)
             except MechintError as error:
                 if len(checkpoints) == 1:
                     raise
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                failed.append(checkpoint)
+                lost = list(experiment.configs)
+            failed += [(checkpoint, name) for name in lost]
         every = workers.gather_parts({rank: failed})
-        failures = [checkpoint for checkpoint in checkpoints if any(checkpoint in some for some in every.values())]
+        failures = [key for key in directories if any(key in some for some in every.values())]
         if len(checkpoints) + len(known) > 1 and rank == 0:
             compare(experiment, directories, failures, known)
     if failures:
-        raise MechintError(
-            f"{len(failures)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(failures)}); "
-            f"the lines above say why"
+        raise MechintError(lost_ones(checkpoints, failures))
+
+
+def lost_ones(checkpoints: list[str], failures: list[tuple[str, str]]) -> str:
+    """What could not be made, of several checkpoints or of several analyses of one."""
+    if len(checkpoints) > 1:
+        lost = list(dict.fromkeys(checkpoint for checkpoint, _ in failures))
+        what = f"{len(lost)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(lost)})"
+    else:
+        names = ", ".join(analyses()[name].title for _, name in failures)
+        what = (
+            f"{len(failures)} of the analyses of {checkpoints[0]} could not be made ({names}); the others are finished"
         )
+    return f"{what}; the lines above say why"
 
 
-def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
-    """The loaded model and its task, checked against the analyses."""
+def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, dict[str, Task]]:
+    """The loaded model and the task of each analysis, checked against them."""
     run = experiment.run
     model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
     check_family(experiment.chosen(), model.config.family, checkpoint)
-    return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
+    wanted = {name: experiment.asked(name) for name in experiment.configs}
+    made = {
+        task: make_task(task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
+        for task in dict.fromkeys(wanted.values())
+    }
+    return model, {name: made[task] for name, task in wanted.items()}
 
 
-def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> None:
-    """Every analysis of one checkpoint."""
-    run = experiment.run
-    model, task = prepare(experiment, checkpoint)
+def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> list[str]:
+    """Every analysis of one checkpoint; where it does not answer what one of several asks, the others are made.
+
+    Returns:
+        The names of those that could not be made; standard error says why.
+
+    Raises:
+        MechintError: something is wrong with the request, or the checkpoint does not answer its only analysis.
+    """
+    model, tasks = prepare(experiment, checkpoint)
     digest = weights_digest(model)
-    device = find_device(run.device)
-    if device.type == "cpu":
+    if find_device(experiment.run.device).type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
-    for analysis in experiment.chosen():
-        directory, config = directories[checkpoint, analysis.name], experiment.configs[analysis.name]
-        key = {
-            "analysis": analysis.name,
-            "weights": digest,
-            "config": request(config),
-            "task": {**dataclasses.asdict(experiment.task), "data": task.fingerprint},
-            "run": {name: getattr(run, name) for name in ("dtype", "batch_size", "seed")},
-        }
-        if finished(directory, key, run.rerun):
-            print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
-            continue
-        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
-        start = time.monotonic()
-        analyzer = analysis.analyzer(
-            model,
-            config,
-            device,
+    failed = []
+    for name in experiment.configs:
+        try:
+            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest)
+        except NotAnswered as error:
+            if len(experiment.configs) == 1:
+                raise
+            print(f"error: {analyses()[name].title}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+    return failed
+
+
+def analyse_one(
+    experiment: Experiment, name: str, checkpoint: str, directory: Path, model: Any, task: Task, digest: str
+) -> None:
+    """One analysis of one checkpoint, unless it is finished."""
+    run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
+    device, asks = find_device(run.device), experiment.asked(name)
+    key = {
+        "analysis": name,
+        "weights": digest,
+        "config": request(config),
+        "task": {**dataclasses.asdict(asks), "data": task.fingerprint},
+        "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
+    }
+    if finished(directory, key, run.rerun):
+        print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
+        return
+    print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+    start = time.monotonic()
+    analyzer = analysis.analyzer(
+        model,
+        config,
+        device,
+        seed=run.seed,
+        run_dir=directory,
+        key=fingerprint(
+            {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
+        ),
+    )
+    for old in ("results.json", "final_masks.pt", "effects.pt", "claims.json"):  # of another run, not this one's
+        (directory / old).unlink(missing_ok=True)
+    loaders = [
+        PromptLoader(task, split, count, run.batch_size, run.seed, device)
+        for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
+    ]
+    if not analysis.lone and len(set(loaders[1].templates().tolist())) < 2:
+        raise MechintError(
+            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have one template (or subject): "
+            f"no number would have an interval; give prompts of several"
+        )
+    found = analyzer.run_analysis(*loaders)
+    written = analyzer.save_results()
+    if not run.save_masks:
+        (directory / "final_masks.pt").unlink(missing_ok=True)
+    results = {
+        "schema": SCHEMA,
+        "analysis": name,
+        "title": analysis.title,
+        "checkpoint": checkpoint,
+        "status": "complete",
+        "key": key,
+        "model": {
+            "family": model.config.family,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "n_layer": model.config.n_layer,
+            "d_model": model.config.d_model,
+            "sha256": digest,
+            **{said: model.metadata[said] for said in ("variant",) if model.metadata.get(said)},
+        },
+        "task": describe(task, *loaders),
+        "config": request(config),
+        **found,
+    }
+    files.write_json(directory / "results.json", results)
+    if experiment.defconfig is not None:
+        one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
+        files.write_text(directory / "config", experiment.defconfig(one, asks, {name: elsewhere(config)}))
+    files.write_json(
+        directory / "manifest.json",
+        manifest(
+            device=str(device),
+            scan=scan.chosen(torch.empty(0, device=device)),
+            dtype=run.dtype,
             seed=run.seed,
-            run_dir=directory,
-            key=fingerprint(
-                {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
-            ),
-        )
-        for name in (
-            "results.json",
-            "final_masks.pt",
-            "effects.pt",
-            "claims.json",
-        ):  # of another run: not to be mistaken for this one's
-            with contextlib.suppress(FileNotFoundError):
-                (directory / name).unlink()
-        loaders = [
-            PromptLoader(task, split, count, run.batch_size, run.seed, device)
-            for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
-        ]
-        found = analyzer.run_analysis(*loaders)
-        written = analyzer.save_results()
-        if not run.save_masks:
-            (directory / "final_masks.pt").unlink(missing_ok=True)
-        results = {
-            "schema": SCHEMA,
-            "analysis": analysis.name,
-            "title": analysis.title,
-            "checkpoint": checkpoint,
-            "status": "complete",
-            "key": key,
-            "model": {
-                "family": model.config.family,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "n_layer": model.config.n_layer,
-                "d_model": model.config.d_model,
-                "sha256": digest,
-                **{name: model.metadata[name] for name in ("variant",) if model.metadata.get(name)},
-            },
-            "task": describe(task, *loaders),
-            "config": request(config),
-            **found,
-        }
-        files.write_json(directory / "results.json", results)
-        if experiment.defconfig is not None:
-            one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
-            files.write_text(directory / "config", experiment.defconfig(one, {analysis.name: elsewhere(config)}))
-        files.write_json(
-            directory / "manifest.json",
-            manifest(
-                device=str(device),
-                scan=scan.chosen(torch.empty(0, device=device)),
-                dtype=run.dtype,
-                seed=run.seed,
-                configuration=fingerprint(key),
-                weights=digest,
-                prompts=prompts_digest(*loaders),
-                resumed=analyzer.stages.resumed,
-                seconds=round(time.monotonic() - start, 1),
-                peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                files=sorted(path.name for path in written),
-            ),
-        )
-        draw(run, directory)
-        analyzer.stages.clear()
-        print(*analysis.summary(results), f"  report: {directory / 'report.html'}", sep="\n", flush=True)
+            configuration=fingerprint(key),
+            weights=digest,
+            prompts=prompts_digest(*loaders),
+            resumed=analyzer.stages.resumed,
+            seconds=round(time.monotonic() - start, 1),
+            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            files=sorted(path.name for path in written),
+        ),
+    )
+    draw(run, directory)
+    analyzer.stages.clear()
+    print(*analysis.summary(results), f"  report: {directory / 'report.html'}", sep="\n", flush=True)
 
 
 def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
@@ -269,39 +310,6 @@ def prompts_digest(*loaders: PromptLoader) -> str:
             for tensor in (prompts.tokens, prompts.positions, prompts.answers):
                 digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
-    """Whether ``directory`` holds the finished results of this very request.
-
-    Raises:
-        MechintError: it holds the finished results of another one, which would be lost.
-    """
-    path = directory / "results.json"
-    if rerun or not path.exists():
-        return False
-    old = files.read_json(path).get("key", {})
-    if old == key:
-        return not (directory / ".stages").exists()
-    if (directory / ".stages").exists():
-        return False  # results of a run that did not get to its report: nothing finished is lost
-    flat_old, flat_new = _flat(old), _flat(key)
-    changed = [
-        f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
-        for name in sorted({*flat_old, *flat_new})
-        if flat_old.get(name) != flat_new.get(name)
-    ]
-    raise MechintError(
-        f"{directory} holds the finished results of another request ({'; '.join(changed[:3])}); "
-        f"choose another OUTPUT_DIR, or set RERUN to replace them"
-    )
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
-    return flat
 
 
 def draw(run: RunConfig, directory: Path) -> None:
@@ -346,13 +354,16 @@ def finished_below(top: str | Path, option: str) -> list[Path]:
 
 
 def compare(
-    experiment: Experiment, directories: dict[tuple[str, str], Path], failures: list[str], known: list[Path]
+    experiment: Experiment,
+    directories: dict[tuple[str, str], Path],
+    failures: list[tuple[str, str]],
+    known: list[Path],
 ) -> None:
     """One comparison for each analysis over the checkpoints that could be analysed, behind those known before."""
     for name in experiment.configs:
         done = [path for path in known if files.read_json(path / "results.json").get("analysis") == name]
         for (checkpoint, other), path in directories.items():
-            if other == name and checkpoint not in failures and path.resolve() not in map(Path.resolve, done):
+            if other == name and (checkpoint, name) not in failures and path.resolve() not in map(Path.resolve, done):
                 done.append(path)
         if len(done) > 1:
             target = folder(experiment.run)

@@ -65,5 +65,4 @@ def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) 
     if len(tried) == size:
         share = float(needed.mean())
         return exact(0) | {"value": share, "low": share, "high": share, "n": size, "interval": "every unit was tried"}
-    found = ClusterBootstrap(np.arange(len(needed)), draws, seed).interval(lambda mean: mean, needed)
-    return found | {"interval": "95 % bootstrap over the units tried"}
+    return ClusterBootstrap(np.arange(len(needed)), draws, seed, over="tried units").share(needed)

@@ -94,7 +94,7 @@ class Profiler(Study):
             "metrics": {
                 "prompts_used": exact(bootstrap.n),
                 "loss": loss,
-                "accuracy": mean(found["accuracy"].numpy()),
+                "accuracy": bootstrap.share(found["accuracy"].numpy()),
                 "bits_per_byte": bits,
                 **{name: exact(int(value)) for name, value in costs.items()},
                 "gain_per_mflop": scaled(

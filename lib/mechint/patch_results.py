@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .flow_plan import Pair, Path
-from .statistics import Array, ClusterBootstrap, Number, exact, max_t
-from .trace_results import ratio, table
+from .statistics import Array, ClusterBootstrap, Number, certain, exact, said
+from .trace_results import adjusted, few_notes, ratio, table
 from .unit_plan import Parts
 
 NAMES = ("necessary", "sufficient")
@@ -55,7 +55,7 @@ class Finished:
         """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""
         there = ~np.isnan(means)
         value, low, high = ratio(self.bootstrap, means, there, total)
-        p = max_t(means, self.templates[self.right], self.draws, self.seed)
+        p = adjusted(means, self.bootstrap, self.draws, self.seed)
         return {"value": value, "low": low, "high": high, "p": p, "n": there.sum(0)}
 
 
@@ -68,7 +68,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
     mean = lambda values: values
     every = ClusterBootstrap(done.templates, done.draws, done.seed)
     metrics = {
-        "accuracy_full": every.interval(mean, done.right.astype(np.float64)),
+        "accuracy_full": every.share(done.right.astype(np.float64)),
         "prompts_used": exact(int(done.right.sum())),
         "prompts_failed": exact(int((~done.right).sum())),
         "clean": done.bootstrap.interval(mean, done.joined("clean")),
@@ -79,13 +79,12 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
         difference = done.joined("clean") - done.joined("corrupted")
         metrics["corrupted"] = done.bootstrap.interval(mean, done.joined("corrupted"))
         metrics["total_effect"] = found = done.bootstrap.interval(mean, difference)
-        if float(found["low"]) > 0:
+        if certain(found):
             total = difference
         else:
             notes.append(
-                f"The twins do not hurt for certain: the total effect is {found['value']:.3g} [{found['low']:.3g}, "
-                f"{found['high']:.3g}]. Effects are therefore not given as shares of it; choose other twins or more "
-                f"prompts"
+                f"The twins do not hurt for certain: the total effect is {said(found, '.3g')}. Effects are "
+                f"therefore not given as shares of it; choose other twins or more prompts"
             )
     if done.means:
         for parts in done.parts:
@@ -95,11 +94,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
             " its means, the others are as they are. Sufficient: one unit is as it is in the run without, while all"
             " units of its kind in all layers have their means; clean less that run is all_… in the metrics"
         )
-    if (few := len(set(done.templates[done.right].tolist()))) < 8:
-        notes.append(
-            f"Only {few} different subjects or templates were patched: the intervals and p-values say little about "
-            f"other prompts"
-        )
+    notes += few_notes(done.templates[done.right], "patched")
     if failed := metrics["prompts_failed"]["value"]:
         notes.append(
             f"{failed} of {len(done.right)} prompts were left out: the model does not answer them, so there is nothing "
@@ -150,7 +145,7 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
             here = slice(edges[k], edges[k + 1])
             guess = done.joined(f"{name} {parts.kind} estimates").mean(0)
             actual = means[:, here].mean(0)
-            entry[name] = {key: value[here].tolist() for key, value in values.items()}
+            entry[name] = {key: table(value[None, here])[0] for key, value in values.items()}
             entry[name]["estimate"] = (guess / (1.0 if total is None else total.mean())).tolist()
             defined = len(actual) > 1 and actual.std() > 0 and guess.std() > 0
             entry["correlation"][name] = float(np.corrcoef(actual, guess)[0, 1]) if defined else None

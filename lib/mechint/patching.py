@@ -25,13 +25,15 @@ from torch import Tensor
 from . import files, options
 from .analysis import Analysis, StagedAnalyzer
 from .causal_trace import listed, unfit
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, NotAnswered, did_you_mean
 from .flow_plan import Pair, path_kinds, paths, role_pairs
 from .interchange import METRICS, Corruption, Interchange
 from .loader import PromptLoader
 from .options import option
 from .patch_results import Finished, numbers
 from .role_values import RoleValues
+from .run_config import OwnTask
+from .statistics import said
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .unit_plan import Parts, part_kinds, screened
@@ -46,7 +48,7 @@ ROUNDING = 64
 
 
 @dataclass(frozen=True)
-class PatchConfig:
+class PatchConfig(OwnTask):
     """What is cut, what is exchanged, and how the effect is measured."""
 
     flow: str = option(
@@ -159,7 +161,7 @@ class Patcher(StagedAnalyzer):
             seed=self.seed,
         )
         if not done.right.any():
-            raise MechintError(
+            raise NotAnswered(
                 f"the model answers none of the {len(done.right)} prompts of {task.name!r} right, so there is nothing "
                 f"to patch; choose the task it was trained on, or train it longer"
             )
@@ -289,13 +291,12 @@ def summary(results: dict[str, Any]) -> list[str]:
     firsts = lambda found, *names: {tuple(entry[name] for name in names): entry for entry in reversed(found)}.values()
     for best in reversed(firsts(results["strongest"]["flow"], "path")):
         lines.append(
-            f"  cut at {best['path']:<9}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer "
-            f"{best['layer']}: {best['reader']} ← {best['source']}"
+            f"  cut at {best['path']:<9}{said(best, '.2f')} at layer {best['layer']}: "
+            f"{best['reader']} ← {best['source']}"
         )
     for best in reversed(firsts(results["strongest"]["units"], "kind", "direction")):
         lines.append(
-            f"  {best['direction']:<16}{best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] {best['kind']} "
-            f"{best['unit']} of layer {best['layer']}"
+            f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}"
         )
     return lines
 
@@ -309,4 +310,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    lone=True,
 )

@@ -108,7 +108,8 @@ def probe(
     best = max(path, key=lambda point: (point["score"], point["strength"]))  # of equals the sparsest
     weights, offset = fit.solve(train, best["strength"])
     parts = fit.parts(test, weights, offset)
-    score = ClusterBootstrap(test.groups, draws, seed).interval(fit.statistic, *parts)
+    bootstrap = ClusterBootstrap(test.groups, draws, seed)
+    score = bootstrap.interval(fit.statistic, *parts) if fit.numeric else bootstrap.share(*parts)
     rng = np.random.default_rng(seed)
     null = []
     for _ in range(shuffles):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .options import option
+from .tasks.config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,46 @@ class Source:
     run_dir: str = option("", "Finished analysis directory to draw again; empty takes that of all")
 
 
+@dataclass(frozen=True)
+class OwnTask:
+    """What one analysis asks, for those that may ask something else than all: the base of their options."""
+
+    task: str = option(
+        "same",
+        "What this analysis asks the model: the task of all, or another one in words, for a model with a tokenizer; "
+        "its file, or its prompt, subject and answer, are those of the task's options",
+        choices=("same", "indirect_object", "greater_than", "file", "prompt"),
+    )
+
+
+TEXTS = {"file": ("file", "answers"), "prompt": ("prompt", "subject", "answer", "answers")}
+"""Options of a task that mean nothing to others."""
+
+
 def own(run: RunConfig, config: Any) -> RunConfig:
     """The shared options with what an analysis says of its models."""
     said = {field.name: getattr(config, field.name) for field in fields(Source)} if isinstance(config, Source) else {}
     return replace(run, **{name: value for name, value in said.items() if value not in ("", "posttrain")})
 
 
-def request(config: Any) -> dict[str, Any]:
-    """What an analysis is to do, as plain values: its options without where its models are."""
-    where = {field.name for field in fields(Source)} if isinstance(config, Source) else set()
-    return {name: value for name, value in asdict(config).items() if name not in where}
+def asked(task: TaskConfig, config: Any) -> TaskConfig:
+    """The task of an analysis, its own or that of all; options of other tasks are at their defaults, since they change
+    nothing."""
+    name = config.task if isinstance(config, OwnTask) and config.task != "same" else task.name
+    idle = {option for texts in TEXTS.values() for option in texts} - {*TEXTS.get(name, ())}
+    return replace(task, name=name, **{option: getattr(TaskConfig, option) for option in idle})
 
 
 def elsewhere(config: Any) -> Any:
-    """The options of an analysis with its models where those of all are."""
-    return replace(config, **asdict(Source())) if isinstance(config, Source) else config
+    """The options of an analysis with its models where those of all are, asking what all are asked."""
+    return replace(config, **shared(config))
+
+
+def request(config: Any) -> dict[str, Any]:
+    """What an analysis is to do, as plain values: its options without where its models are and what they are asked."""
+    return {name: value for name, value in asdict(config).items() if name not in shared(config)}
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """What an analysis may say in place of the options of all, with the values that leave it to them."""
+    return {k: v for base in (Source, OwnTask) if isinstance(config, base) for k, v in asdict(base()).items()}

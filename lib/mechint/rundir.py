@@ -133,3 +133,36 @@ def check_writable(directory: str | Path) -> None:
         (Path(directory) / ".writable").unlink()
     except OSError as error:
         raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another OUTPUT_DIR") from None
+
+
+def finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
+    """Whether ``directory`` holds the finished results of this very request.
+
+    Raises:
+        MechintError: it holds the finished results of another one, which would be lost.
+    """
+    path = directory / "results.json"
+    if rerun or not path.exists():
+        return False
+    old = files.read_json(path).get("key", {})
+    if old == key:
+        return not (directory / ".stages").exists()
+    if (directory / ".stages").exists():
+        return False  # results of a run that did not get to its report: nothing finished is lost
+    flat_old, flat_new = _flat(old), _flat(key)
+    changed = [
+        f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
+        for name in sorted({*flat_old, *flat_new})
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+    raise MechintError(
+        f"{directory} holds the finished results of another request ({'; '.join(changed[:3])}); "
+        f"choose another OUTPUT_DIR, or set RERUN to replace them"
+    )
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +15,35 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 """Coverage of every interval."""
 
-Number = dict[str, float | int | str]
-"""A reported number: value, low, high, n, and what the interval is an interval of."""
+Number = dict[str, Any]
+"""A reported number: value, low, high, n, and what the interval is an interval of; low and high may be None."""
 
 
 def number(value: float, low: float, high: float, n: int, interval: str) -> Number:
     return {"value": float(value), "low": float(low), "high": float(high), "n": int(n), "interval": interval}
 
 
+def alone(value: float, n: int, of: str) -> Number:
+    """A number of one thing: it has no interval."""
+    return {"value": float(value), "low": None, "high": None, "n": int(n), "interval": f"one {of}: no interval"}
+
+
 def exact(value: int) -> Number:
     """A count: known without error."""
     return {"value": int(value), "low": int(value), "high": int(value), "n": 1, "interval": "exact count"}
+
+
+def certain(found: Number) -> bool:
+    """Whether a number is above zero: by its interval, or as it stands where it is of one thing alone."""
+    return float(found["value"] if found["low"] is None else found["low"]) > 0
+
+
+def said(found: Number, form: str = ".3f") -> str:
+    """``0.912 [0.874, 0.950]``, or why there is no interval; for terminals and notes."""
+    value = f"{found['value']:{form}}"
+    if found["low"] is None:
+        return f"{value} ({found.get('interval', 'no interval')})"
+    return f"{value} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 class ClusterBootstrap:
@@ -43,6 +62,9 @@ class ClusterBootstrap:
         rng = np.random.default_rng(seed)
         self.weights = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)  # [draws, C]
         self.sizes = np.bincount(self.cluster, minlength=count).astype(np.float64)  # [C]
+        lone = "prompt" if self.n == 1 and over == "templates" else over.removesuffix("s")
+        self.single = lone if count == 1 else ""
+        """What there is one of, so that nothing has an interval; empty where there are more."""
 
     def means(self, values: Array) -> tuple[Array, Array]:
         """Means of [n, …] values: over the sample [1, …], and over each draw [draws, …]."""
@@ -55,6 +77,10 @@ class ClusterBootstrap:
         drawn = np.tensordot(self.weights, sums, 1) / (self.weights @ self.sizes).reshape(shape)
         return values.mean(0, keepdims=True), drawn
 
+    def having(self, present: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """In how many clusters something is there: [n, …] -> […]."""
+        return np.stack([present[self.cluster == c].any(0) for c in range(len(self.sizes))]).sum(0)
+
     def interval(self, statistic: Callable[..., Array], *values: Array) -> Number:
         """The statistic of the means of each of ``values``, with its interval.
 
@@ -62,11 +88,26 @@ class ClusterBootstrap:
         """
         pairs = [self.means(value) for value in values]
         point = float(np.asarray(statistic(*(p[0] for p in pairs))).reshape(-1)[0])
+        if self.single:
+            return alone(point, self.n, self.single)
         drawn = np.asarray(statistic(*(p[1] for p in pairs))).reshape(-1)
         drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
         return number(point, min(low, point), max(high, point), self.n, f"95 % bootstrap over {self.over}")
+
+    def share(self, values: Array) -> Number:
+        """The mean of values from 0 to 1, such as whether answers are right, with its interval.
+
+        Where all are 0, or all 1, so is every draw, and the interval is the exact one of Clopper & Pearson (1934) for
+        as many independent trials as there are clusters: those of one cluster may all have said the same.
+        """
+        mean = float(np.mean(values))
+        if self.single or mean not in (0.0, 1.0):
+            return self.interval(lambda means: means, values)
+        far = ((1 - LEVEL) / 2) ** (1 / len(self.sizes))
+        low, high = (far, 1.0) if mean else (0.0, 1 - far)
+        return number(mean, low, high, self.n, f"95 % exact (Clopper & Pearson) over {self.over}")
 
 
 def spread(values: Sequence[float], what: str) -> Number:

@@ -308,7 +308,7 @@ def moment(context: Context, path: str, other: Any) -> Found:
     return {
         "checkpoint": path,
         "step": int(step[-1]) if step else None,
-        "accuracy": boot.interval(lambda mean: mean, right.numpy()),
+        "accuracy": boot.share(right.numpy()),
         "effect": total,
         "carried": carried,
         "present": float(carried["low"]) > 0

@@ -27,7 +27,7 @@ def setup(context: Context) -> Found:
     """Whether the model does the task at all."""
     right, chance = answered(context.val, context.model)
     boot = ClusterBootstrap(context.val.templates(), context.config.bootstrap, context.seed)
-    accuracy, other = (boot.interval(lambda mean: mean, values.numpy()) for values in (right, chance))
+    accuracy, other = boot.share(right.numpy()), boot.interval(lambda mean: mean, chance.numpy())
     said = (
         f"The model answers {accuracy['value']:.0%} of {accuracy['n']} held-out prompts; chance: {other['value']:.0%}."
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .statistics import LEVEL, Array, ClusterBootstrap, Number, max_t
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, certain, max_t, said
 from .trace_plan import Panel
 
 
@@ -49,14 +50,14 @@ def numbers(
     metrics["total_effect"] = bootstrap.interval(lambda mean: mean, total)
     there = [k for k in range(len(names)) if any(bool((role == k).any()) for role in roles)]
     names = tuple(names[k] for k in there)
-    notes, shares = [], float(metrics["total_effect"]["low"]) > 0
+    notes, shares = [], certain(metrics["total_effect"])
     if not shares:
         notes.append(
-            f"The corruption does not hurt for certain: the total effect is {metrics['total_effect']['value']:.3g} "
-            f"[{metrics['total_effect']['low']:.3g}, {metrics['total_effect']['high']:.3g}]. Effects are therefore not "
-            f"given as shares of it; choose another corruption or more prompts"
+            f"The corruption does not hurt for certain: the total effect is {said(metrics['total_effect'], '.3g')}. "
+            f"Effects are therefore not given as shares of it; choose another corruption or more prompts"
         )
     kept = {"answered": right, "templates": templates, "total": total}
+    interval = f"one {bootstrap.single}: no interval" if bootstrap.single else "95 % bootstrap over templates"
     directions: dict[str, Any] = {}
     strongest: list[dict[str, Any]] = []
     for direction, kinds in plan.items():
@@ -67,7 +68,7 @@ def numbers(
         kept[f"means.{direction}"] = means
         present = ~np.isnan(means)
         point, low, high = ratio(bootstrap, means, present, total if shares else None)
-        p = max_t(means, templates[right], draws, seed)
+        p = adjusted(means, bootstrap, draws, seed)
         count = present.sum(0)
         agreement = correlation(found, direction, right)
         directions[direction] = {
@@ -94,20 +95,23 @@ def numbers(
             strongest.append(
                 {
                     "direction": direction, "panel": panel.name, "layer": int(layer), "role": names[role],
-                    "value": float(point[at]), "low": float(low[at]), "high": float(high[at]), "p": float(p[at]),
+                    "value": plain(point[at]), "low": plain(low[at]), "high": plain(high[at]), "p": plain(p[at]),
                     "n": int(count[at]),
                 }
             )  # fmt: skip
-    share = {"unit": "share of the total effect" if shares else "metric", "interval": "95 % bootstrap over templates"}
+    share = {"unit": "share of the total effect" if shares else "metric", "interval": interval}
     section = {**share, "roles": list(names), "directions": directions, "strongest": strongest}
     return section, notes, {name: torch.from_numpy(value) for name, value in kept.items()}
 
 
-def ratio(bootstrap: ClusterBootstrap, means: Array, present: Array, total: Array | None) -> tuple[Array, Array, Array]:
+def ratio(
+    bootstrap: ClusterBootstrap, means: Array, present: NDArray[np.bool_], total: Array | None
+) -> tuple[Array, Array, Array]:
     """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
 
     ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1; each of
-    the results is [panel, layer, role], NaN where no prompt has the cell.
+    the results is [panel, layer, role], NaN where no prompt has the cell, and edges
+    are where the prompts of one cluster alone do.
     """
     weight = np.ones(len(means)) if total is None else total
     upper = bootstrap.means(np.nan_to_num(means))
@@ -116,10 +120,31 @@ def ratio(bootstrap: ClusterBootstrap, means: Array, present: Array, total: Arra
         point, drawn = (up / down for up, down in zip(upper, lower, strict=True))
     drawn = np.where(np.isfinite(drawn), drawn, np.nan)
     edges = np.full((2, *point.shape[1:]), np.nan)
-    filled = np.isfinite(drawn).any(0)
-    edges[:, filled] = np.nanquantile(drawn[:, filled], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    several = (bootstrap.having(present) > 1) & np.isfinite(drawn).any(0)
+    edges[:, several] = np.nanquantile(drawn[:, several], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     point = np.where(present.any(0), point[0], np.nan)
-    return point, np.fmin(edges[0], point), np.fmax(edges[1], point)
+    return point, np.minimum(edges[0], point), np.maximum(edges[1], point)
+
+
+def adjusted(means: Array, bootstrap: ClusterBootstrap, draws: int, seed: int) -> Array:
+    """:func:`max_t`, with NaN for what one cluster alone has: it can be tested as little as it has an interval."""
+    several = bootstrap.having(~np.isnan(means)) > 1
+    return np.where(several, max_t(means, bootstrap.cluster, draws, seed), np.nan)
+
+
+def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
+    """What so few subjects or templates can't say."""
+    few = len(set(templates.tolist()))
+    if len(templates) == 1:
+        return [f"One prompt was {done}: no interval and no p-value, and nothing about other prompts"]
+    if few == 1:
+        return [f"Prompts of one subject or template were {done}: no interval and no p-value"]
+    if few < 8:
+        return [
+            f"Only {few} different subjects or templates were {done}: the intervals and p-values say little about "
+            f"other prompts"
+        ]
+    return []
 
 
 def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) -> list[float | None]:
@@ -140,5 +165,10 @@ def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) ->
 
 
 def table(values: Array) -> list[list[float | int | None]]:
-    """[layer, role] as JSON; None for what no prompt has."""
+    """[layer, role] as JSON; None for what no prompt has, and for intervals and p-values of what one alone has."""
     return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON has it."""
+    return None if np.isnan(value) else float(value)

@@ -22,7 +22,7 @@ from .finished import valid
 from .page import bullets, page, picture
 from .page import table as html_table
 from .trace import TITLES, Grid, Trace, grid, heat, layer_axis, load_trace
-from .words import number
+from .words import between, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +132,8 @@ def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
                 point.append((upper[0] / lower[0])[0])
                 drawn.append(upper[1] / lower[1])
         change, spread = point[1] - point[0], drawn[1] - drawn[0]
-        count = (~np.isnan(first[f"means.{direction}"][both[first["answered"]]])).sum(0)
+        there = ~np.isnan(first[f"means.{direction}"][both[first["answered"]]])
+        count, alone = there.sum(0), bootstrap.having(there) < 2
         for k, panel in enumerate(one.panels(direction)):
             size = np.where(np.isfinite(change[k]), np.abs(change[k]), -1)
             for at in np.argsort(-size, axis=None, kind="stable")[:SHOWN].tolist():
@@ -140,12 +141,13 @@ def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
                 if size[layer, role] < 0:
                     continue
                 values = spread[:, k, layer, role]
-                low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
                 value = float(change[k, layer, role])
+                low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+                edges = (None, None) if alone[k, layer, role] else (min(float(low), value), max(float(high), value))
                 found.append(
                     {
                         "direction": direction, "panel": panel["name"], "layer": layer, "role": one.roles[role],
-                        "value": value, "low": min(float(low), value), "high": max(float(high), value),
+                        "value": value, "low": edges[0], "high": edges[1],
                         "n": int(count[k, layer, role]),
                     }
                 )  # fmt: skip
@@ -153,9 +155,8 @@ def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
 
 
 def cells(entry: dict[str, Any]) -> tuple[str, ...]:
-    between = f"{number(entry['low'])} to {number(entry['high'])}"
     where = (entry["direction"], entry["panel"], str(entry["layer"]), entry["role"])
-    return (*where, number(entry["value"]), between, str(entry["n"]))
+    return (*where, number(entry["value"]), between(entry["low"], entry["high"]), str(entry["n"]))
 
 
 def strongest_rows(traces: list[Trace], names: list[str]) -> list[tuple[str, ...]]:

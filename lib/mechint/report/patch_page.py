@@ -27,7 +27,7 @@ from .patch import (
     ranked,
 )
 from .trace_page import with_interval
-from .words import number
+from .words import between, chance, number
 
 LISTED = 25  # units of a kind in the tables; results.json has all that were measured
 FLOWS = ("cut at", "layer", "reader", "read token", "lost", "interval", "n", "p (all cells)")
@@ -72,7 +72,7 @@ def flow_rows(patching: Patching) -> list[tuple[str, ...]]:
     return [
         (
             best["path"], str(best["layer"]), best["reader"], best["source"], number(best["value"]),
-            f"{number(best['low'])} to {number(best['high'])}", str(best["n"]), f"{best['p']:.2g}",
+            between(best["low"], best["high"]), str(best["n"]), chance(best["p"]),
         )
         for best in patching.raw["strongest"]["flow"]
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def unit_rows(patching: Patching) -> list[tuple[str, ...]]:
             cells: list[str] = []
             for name in DIRECTIONS:
                 value, low, high, p = (kind[name][key][k] for key in ("value", "low", "high", "p"))
-                cells += [number(value), f"{number(low)} to {number(high)}", f"{p:.2g}"]
+                cells += [number(value), between(low, high), chance(p)]
             count = str(kind[DIRECTIONS[0]]["n"][k])
             rows.append((kind["name"], str(kind["layer"][k]), str(kind["unit"][k]), *cells, count))
     return rows
@@ -122,9 +122,11 @@ def facts(patching: Patching) -> list[tuple[str, str]]:
 def findings(patching: Patching) -> list[tuple[bool, str]]:
     found = []
     if total := patching.metrics.get("total_effect"):
-        hurts = total.low > 0
+        hurts = (total.value if total.alone else total.low) > 0
         said = f"{with_interval(total)} {patching.raw['metric']}"
         found.append((hurts, f"The twin {'takes away' if hurts else 'does not certainly take away'} {said}."))
+    if patching.metrics["clean"].alone:
+        return [*found, (False, f"{patching.metrics['clean'].interval}, so nothing below can be tested.".capitalize())]
     test = "sign-flip test of whole templates, adjusted for all of them"
     if patching.paths:
         p = [value for path in patching.paths for row in path["p"] for value in row if value is not None]
@@ -133,7 +135,7 @@ def findings(patching: Patching) -> list[tuple[bool, str]]:
         found.append((sure > 0, f"Flow: {sure} of {n} cells matter (p ≤ {ALPHA:g}, {test})."))
     for kind in patching.kinds:
         for name in DIRECTIONS:
-            sure = sum(p <= ALPHA for p in kind[name]["p"])
+            sure = sum(p is not None and p <= ALPHA for p in kind[name]["p"])
             many = len(kind["unit"])
             text = f"{kind['name']}: {sure} of {many} units are {name} on their own (p ≤ {ALPHA:g}, {test})."
             found.append((sure > 0, text))
@@ -263,7 +265,9 @@ def maps(patching: Patching) -> Iterator[str]:
                         row.append(f'<td class="none" title="{escape(where)}no prompt has such a pair"></td>')
                         continue
                     low, high, p, n = (grids[name][layer][i, j] for name in ("low", "high", "p", "n"))
-                    said = f"{where}{value:.3g} [{low:.3g}, {high:.3g}], n {n:.0f}, p {p:.2g}"
+                    said = f"{where}{value:.3g} " + (
+                        f"n {n:.0f}, no interval" if low != low else f"[{low:.3g}, {high:.3g}], n {n:.0f}, p {p:.2g}"
+                    )
                     row.append(f'<td style="background:{colour(value / limit)}" title="{escape(said)}"></td>')
                 cells.append(f"<tr>{''.join(row)}</tr>")
             head = "".join(f"<th><span>{escape(role)}</span></th>" for role in roles)

@@ -43,13 +43,21 @@ PATHS = ("x", "z", "dt", "B", "C")  # the order of a layer's paths in its mask
 
 @dataclass(frozen=True)
 class Value:
-    """A measured number with its interval, what that is an interval of, and the number of things it was measured on."""
+    """A measured number with its interval, what that is an interval of, and the number of things it was measured on.
+
+    ``low`` and ``high`` are NaN where there is no interval, and ``interval`` says why.
+    """
 
     value: float
     low: float
     high: float
     n: int
     interval: str = "95 % interval"
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no interval."""
+        return math.isnan(self.low)
 
 
 @dataclass(frozen=True)
@@ -306,14 +314,14 @@ def read_value(raw: Any, path: Path, where: str) -> Value:
     try:
         value = Value(
             float(raw["value"]),
-            float(raw["low"]),
-            float(raw["high"]),
+            math.nan if raw["low"] is None else float(raw["low"]),
+            math.nan if raw["high"] is None else float(raw["high"]),
             int(raw["n"]),
             str(raw.get("interval", "95 % interval")),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise MechintError(f"{path}: {where} must have value, low, high and n; run the analysis again") from None
-    if not all(math.isfinite(number) for number in (value.value, value.low, value.high)):
+    if not math.isfinite(value.value) or math.isinf(value.low) or math.isinf(value.high):
         raise MechintError(f"{path}: {where} is not finite; run the analysis again")
     return value
 

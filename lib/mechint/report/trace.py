@@ -44,7 +44,8 @@ class Trace(FinishedRun):
 
     @property
     def unit(self) -> str:
-        return str(self.raw["trace"]["unit"])
+        scale = str(self.raw["trace"]["unit"])
+        return scale if scale != "metric" else str(self.raw["metric"]).replace("_", " ")
 
     def panels(self, direction: str) -> list[dict[str, Any]]:
         return list(self.raw["trace"]["directions"][direction]["panels"])
@@ -99,7 +100,7 @@ def roles_figure(figure: Figure, trace: Trace, direction: str, columns: int) -> 
         image = heat(place, grid(panel, "value").T, limit)
         sure = np.argwhere((grid(panel, "p").T <= ALPHA) & (grid(panel, "n").T > 0))
         place.plot(sure[:, 1], sure[:, 0], linestyle="none", marker=".", markersize=3.5, color=style.INK)
-        place.set_title(panel["name"])
+        place.set_title(broken(panel["name"]))
         if k % columns == 0:
             place.set_yticks(range(len(trace.roles)), trace.roles)
         if k + columns >= len(kinds):
@@ -107,8 +108,14 @@ def roles_figure(figure: Figure, trace: Trace, direction: str, columns: int) -> 
     for k in range(len(kinds), rows * columns):
         axes[k // columns][k % columns].set_visible(False)
     figure.suptitle(f"Causal trace, {TITLES[direction]}")
-    label = f"effect ({trace.unit}); dots: p ≤ {ALPHA:g}, adjusted for all cells"
+    tested = "no p-values" if trace.metrics["total_effect"].alone else f"dots: p ≤ {ALPHA:g}, adjusted for all cells"
+    label = f"effect ({trace.unit}); {tested}"
     figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)
+
+
+def broken(name: str) -> str:
+    """A map's name in lines that narrow maps have room for."""
+    return name.replace(" without ", "\nwithout ")
 
 
 def heat(axes: Axes, values: Grid, limit: float) -> Any:
@@ -154,7 +161,7 @@ def layers_figure(figure: Figure, trace: Trace, direction: str) -> None:
             at, colour = np.arange(len(values)), colours[r % len(colours)]
             place.fill_between(at, low[:, r], high[:, r], color=colour, alpha=0.18, linewidth=0)
             place.plot(at, values[:, r], color=colour, marker="o", markersize=2.5, linewidth=1.2, label=role)
-        place.set_title(panel["name"])
+        place.set_title(broken(panel["name"]))
         if k % columns == 0:
             place.set_ylabel("effect")
         if k + columns >= len(kinds):
@@ -163,7 +170,9 @@ def layers_figure(figure: Figure, trace: Trace, direction: str) -> None:
         axes[k // columns][k % columns].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
-    figure.suptitle(f"Effect by layer ({trace.unit}), {TITLES[direction]}")
+    total = trace.metrics["total_effect"]
+    title = f"Effect by layer ({trace.unit}), {TITLES[direction]}"
+    figure.suptitle(f"{title}\n{total.interval}" if total.alone else title)
 
 
 def draw_example(trace: Trace, direction: str, path: Path) -> Path:
@@ -185,10 +194,10 @@ def example_figure(figure: Figure, example: dict[str, Any], direction: str, trac
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     limit = max(abs(value) for layers in maps.values() for row in layers for value in row) or 1.0
     image: Any = None
-    for k, (name, values) in enumerate(maps.items()):
-        place = axes[k // columns][k % columns]
+    for k, panel in enumerate(trace.panels(direction)):
+        place, values = axes[k // columns][k % columns], maps[panel["name"]]
         image = heat(place, np.array(values, dtype=np.float64).T, limit)
-        place.set_title(name)
+        place.set_title(broken(panel["name"]))
         if k % columns == 0:
             place.set_yticks(range(len(example["tokens"])), example["tokens"])
         if k + columns >= len(maps):

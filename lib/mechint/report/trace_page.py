@@ -17,7 +17,7 @@ from .markdown import table as markdown_table
 from .page import card, cards, checks, folded, page, picture, table
 from .results import Value
 from .trace import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
-from .words import number
+from .words import between, chance, number
 
 STRONGEST = ("direction", "site", "layer", "token", "effect", "interval", "n", "p (all cells)")
 CAPTIONS = {
@@ -62,7 +62,7 @@ def strongest(trace: Trace) -> list[tuple[str, ...]]:
     return [
         (
             best["direction"], best["panel"], str(best["layer"]), best["role"], number(best["value"]),
-            f"{number(best['low'])} to {number(best['high'])}", str(best["n"]), f"{best['p']:.2g}",
+            between(best["low"], best["high"]), str(best["n"]), chance(best["p"]),
         )
         for best in trace.raw["trace"]["strongest"]
     ]  # fmt: skip
@@ -79,6 +79,8 @@ def agreement(trace: Trace) -> list[tuple[str, ...]]:
 
 
 def with_interval(value: Value) -> str:
+    if value.alone:
+        return f"{number(value.value)} ({value.interval})"
     return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
 
 
@@ -100,8 +102,11 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
 
 def findings(trace: Trace) -> list[tuple[bool, str]]:
     total = trace.metrics["total_effect"]
-    hurts = total.low > 0
     said = f"{with_interval(total)} {trace.raw['metric']}"
+    if total.alone:
+        what = "The corruption" if total.value > 0 else "The corruption does not hurt: it"
+        return [(total.value > 0, f"{what} takes away {said}. No effect below can be tested.")]
+    hurts = total.low > 0
     found = [(hurts, f"The corruption {'takes away' if hurts else 'does not certainly take away'} {said}.")]
     for direction in trace.directions:
         sure = sum(p is not None and p <= 0.05 for panel in trace.panels(direction) for row in panel["p"] for p in row)
@@ -135,10 +140,12 @@ def markdown(trace: Trace, figures: list[Path]) -> str:
 
 
 def caveats(trace: Trace) -> list[str]:
+    chosen = "The strongest cell of a map is chosen by its size"
     return [
         *trace.raw["notes"],
-        "The strongest cell of a map is chosen by its size, so its own interval is too narrow for that choice; the"
-        " p-value accounts for it.",
+        f"{chosen}: on another prompt it may be elsewhere."
+        if trace.metrics["total_effect"].alone
+        else f"{chosen}, so its own interval is too narrow for that choice; the p-value accounts for it.",
         "An effect says that a site carries what differs between the two runs of a prompt, not that nothing else does:"
         " backup paths can make each of two sites look unneeded.",
     ]
@@ -165,11 +172,18 @@ def html(trace: Trace, figures: dict[tuple[str, str], Path]) -> str:
         "<h2>Every cell</h2>",
         maps(trace),
         "<h2>Figures</h2>" if figures else "",
-        *(picture(path, CAPTIONS[kind].format(title=TITLES[d])) for (kind, d), path in figures.items()),
+        *(picture(path, caption(trace, kind).format(title=TITLES[d])) for (kind, d), path in figures.items()),
         *_agreement(trace),
         *ending(trace, caveats(trace)),
     ]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
+
+
+def caption(trace: Trace, kind: str) -> str:
+    """What a figure shows; of one prompt there is neither a mean nor an interval."""
+    if not trace.metrics["total_effect"].alone:
+        return CAPTIONS[kind]
+    return CAPTIONS[kind].replace("Mean effect", "Effect").replace("with 95 % intervals over templates", "no interval")
 
 
 def _agreement(trace: Trace) -> Iterator[str]:
@@ -185,6 +199,7 @@ def maps(trace: Trace) -> str:
     views: list[dict[str, Any]] = []
     roles = range(len(trace.roles))
     for direction in trace.directions:
+        names = [panel["name"] for panel in trace.panels(direction)]
         kinds = [
             {
                 "name": panel["name"],
@@ -193,13 +208,14 @@ def maps(trace: Trace) -> str:
             }
             for panel in trace.panels(direction)
         ]
-        views.append({"prompt": "mean over all prompts", "direction": direction, "rows": trace.roles, "maps": kinds})
+        mean = "by role" if trace.metrics["total_effect"].alone else "mean over all prompts"
+        views.append({"prompt": mean, "direction": direction, "rows": trace.roles, "maps": kinds})
         for k, example in enumerate(trace.examples):
             title = f"{k + 1}: {' '.join(example['tokens'])} → {example['answer']}"
-            kinds = [{"name": name, "values": values} for name, values in example["maps"][direction].items()]
+            kinds = [{"name": name, "values": example["maps"][direction][name]} for name in names]
             views.append({"prompt": title, "direction": direction, "rows": example["tokens"], "maps": kinds})
     data = json.dumps(views, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    unit = f"mean map: {trace.unit}; single prompts: {trace.raw['metric']}"
+    unit = f"map by role: {trace.unit}; single prompts: {trace.raw['metric']}"
     return (
         f"<style>{_STYLE}</style>"
         '<p><label>Prompt <select id="trace-prompt"></select></label> '
@@ -214,7 +230,9 @@ def _more(panel: dict[str, Any], layer: int, role: int) -> str:
     if not panel["n"][layer][role]:
         return "no prompt has such a token"
     low, high = panel["low"][layer][role], panel["high"][layer][role]
-    return f"[{low:.3g}, {high:.3g}], n {panel['n'][layer][role]}, p {panel['p'][layer][role]:.2g}"
+    return "".join(("no interval" if low is None else f"[{low:.3g}, {high:.3g}]", f", n {panel['n'][layer][role]}")) + (
+        "" if panel["p"][layer][role] is None else f", p {panel['p'][layer][role]:.2g}"
+    )
 
 
 _STYLE = """

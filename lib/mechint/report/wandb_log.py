@@ -118,7 +118,7 @@ def metric_values(results: Results | Read) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, value in results.metrics.items():
         values[f"mechint/{name}"] = value.value
-        if value.interval != "exact count" and not name.startswith("units_"):
+        if value.interval != "exact count" and not name.startswith("units_") and not value.alone:
             values |= {f"mechint/{name}_low": value.low, f"mechint/{name}_high": value.high}
     return values
 

@@ -145,6 +145,16 @@ def number(value: float, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
+def between(low: float | None, high: float | None) -> str:
+    """The interval of a table's row; None where there is none."""
+    return "none" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def chance(p: float | None) -> str:
+    """A p-value; a dash where nothing was tested."""
+    return "–" if p is None else f"{p:.2g}"
+
+
 def amount(name: str, value: float, results: Results) -> str:
     """A metric's value as it is written: a count, a percentage, or a number with its unit."""
     meaning = MEANINGS.get(name)
@@ -158,6 +168,8 @@ def interval(name: str, value: Value, results: Results) -> str:
     """``[95.1, 97.2]`` in the value's own unit; a dash for counts, which have none."""
     if MEANINGS.get(name, Meaning("", "", "")).kind == "count":
         return "–"
+    if value.alone:
+        return f"({value.interval})"
     low, high = (amount(name, edge, results).split(" ")[0] for edge in (value.low, value.high))
     return f"[{low}, {high}]"
 

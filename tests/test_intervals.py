@@ -1,0 +1,118 @@
+"""Where there is no interval, and where a bootstrap would give one of no width."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mechint import command_line
+from mechint.errors import MechintError
+from mechint.probes import Labelled, probe
+from mechint.statistics import ClusterBootstrap, certain, said
+from mechint.trace_results import adjusted, ratio
+from tests.test_own_task import PROMPT, checkpoint, says
+
+__all__ = ["checkpoint"]  # a fixture
+ONE = ["--subject=Eiffel Tower", "--device=cpu", "--trace-draws=2", "--trace-bootstrap=100", "--patch-bootstrap=100"]
+
+
+def test_shares_of_all_right_cover_the_truth_as_often_as_they_say() -> None:
+    rng, covered, naive = np.random.default_rng(0), 0, 0
+    for trial in range(300):
+        right = (rng.random(20) < 0.96).astype(float)  # all 20 are right in 44 % of the samples
+        bootstrap = ClusterBootstrap(np.arange(20), 200, trial)
+        ours, old = bootstrap.share(right), bootstrap.interval(lambda mean: mean, right)
+        covered += ours["low"] <= 0.96 <= ours["high"]
+        naive += old["low"] <= 0.96 <= old["high"]
+    assert covered >= 285 and naive < 200
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_exact_interval_is_of_as_many_trials_as_there_are_clusters(value: float) -> None:
+    """At its inner edge, that many trials all come out so in one sample of 40."""
+    found = ClusterBootstrap(np.repeat(np.arange(4), 10), 100, 0).share(np.full(40, value))
+    inner = found["low"] if value else 1 - found["high"]
+    assert inner**4 == pytest.approx(0.025) and (found["value"], found["n"]) == (value, 40)
+    assert found["high" if value else "low"] == value and "exact" in found["interval"]
+
+
+def test_a_share_of_both_is_the_bootstrap_s() -> None:
+    right = np.array([1.0, 0, 1, 1, 0.5, 1])
+    bootstrap = ClusterBootstrap(np.arange(6), 100, 0)
+    assert bootstrap.share(right) == bootstrap.interval(lambda mean: mean, right)
+
+
+@pytest.mark.parametrize(("n", "why"), [(1, "one prompt: no interval"), (3, "one template: no interval")])
+def test_one_cluster_has_no_interval(n: int, why: str) -> None:
+    bootstrap = ClusterBootstrap([7] * n, 100, 0)
+    for found in (bootstrap.share(np.ones(n)), bootstrap.interval(lambda a, b: a / b, np.ones(n), np.ones(n))):
+        assert (found["value"], found["low"], found["high"], found["n"], found["interval"]) == (1, None, None, n, why)
+        assert certain(found) and said(found, ".1f") == f"1.0 ({why})"
+    assert not certain(bootstrap.share(np.zeros(n)))
+    assert not certain({"value": 1.0, "low": -0.1, "high": 2.0})
+
+
+def test_a_cell_of_one_cluster_has_neither_interval_nor_p_value() -> None:
+    means = np.random.default_rng(0).normal(1, 0.1, (6, 1, 2, 2))
+    means[1:, :, 0, 1] = np.nan  # one prompt alone has it
+    means[3:, :, 1, 1] = np.nan  # three prompts of one subject have it
+    means[:, :, 1, 0] = np.nan  # nobody has it
+    bootstrap = ClusterBootstrap([0, 0, 0, 1, 2, 3], 200, 0)
+    point, low, high = ratio(bootstrap, means, ~np.isnan(means), np.ones(6))
+    p = adjusted(means, bootstrap, 200, 0)
+    assert point[0, 0, 1] == pytest.approx(means[0, 0, 0, 1]) and point[0, 1, 1] == pytest.approx(
+        means[:3, 0, 1, 1].mean()
+    )
+    for one in (low, high, p):
+        assert np.isnan(one)[0].tolist() == [[False, True], [True, True]]
+    assert low[0, 0, 0] < point[0, 0, 0] < high[0, 0, 0]
+
+
+def test_a_probe_that_is_always_right_is_not_certain() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    X = np.concatenate([(y * 8.0 - 4)[:, None] + 0.2 * rng.normal(size=(60, 1)), rng.normal(size=(60, 5))], 1)
+    train, test = (Labelled(X[at], y[at], np.arange(60)[at]) for at in (np.arange(40), np.arange(40, 60)))
+    found = probe(train, test, "logistic", shuffles=9, draws=100)
+    assert found.score["value"] == found.score["high"] == 1.0 and found.score["low"] == pytest.approx(0.025**0.05)
+    assert found.selectivity["low"] < found.selectivity["value"]
+
+
+def test_one_prompt_has_no_interval_anywhere(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        shutil.copytree(checkpoint, tmp_path / "models" / name)
+    answer = f"--answer={says(checkpoint)}"
+    where = [f"--checkpoint={tmp_path}/models", f"--output-dir={tmp_path}/out", "--trace-sites=resid_post",
+             "--trace-sever=", "--trace-direction=denoise", "--patch-flow=out", "--no-visualize-heatmaps"]  # fmt: skip
+    command_line.main(None, [f"--prompt={PROMPT}", answer, *ONE, *where, "--patch"])
+    told = capsys.readouterr().out
+    assert "(one prompt: no interval) answer_logprob" in told and "nan" not in told.lower()
+    for name in ("trace", "patch"):
+        found = json.loads((tmp_path / "out/a" / name / "results.json").read_text())
+        assert {entry["n"] for entry in found["metrics"].values()} == {1}
+        for key, entry in found["metrics"].items():
+            alone = (entry["low"], entry["high"], entry["interval"]) == (None, None, "one prompt: no interval")
+            assert alone == (key not in ("prompts_used", "prompts_failed")), key
+        section = found["trace"]["directions"]["denoise"]["panels"] if name == "trace" else found["flow"]["paths"]
+        for panel in section:
+            assert {value for key in ("low", "high", "p") for row in panel[key] for value in row} == {None}
+        assert any("no interval and no p-value" in note for note in found["notes"])
+        for page in ("report.html", f"{name}_report.md"):
+            text = re.sub('base64,[^"]*', "", (tmp_path / "out/a" / name / page).read_text())
+            assert "ne prompt: no interval" in text and "nan" not in text.lower().replace("finan", "")
+    differences = json.loads((tmp_path / "out/trace/comparison.json").read_text())["differences"]
+    assert differences and {entry[edge] for entry in differences for edge in ("low", "high")} == {None}
+
+
+def test_an_analysis_that_lives_by_intervals_refuses_one_prompt(checkpoint: Path, tmp_path: Path) -> None:
+    where = [f"--checkpoint={checkpoint}", f"--output-dir={tmp_path}"]
+    with pytest.raises(MechintError, match="no number would have an interval; give prompts of several"):
+        command_line.main(None, [f"--prompt={PROMPT}", *ONE[:2], *where, "--no-trace", "--ssm"])
+    assert not list(tmp_path.rglob("*.json"))
