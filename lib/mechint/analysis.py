@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,8 @@ class Analysis:
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
+        lacks: Says, before any work, what the other analyses of the experiment, by their names, do not give it; None
+            when nothing is missing.
         default: Whether the runner runs it when no analysis is named.
     """
 
@@ -88,6 +90,7 @@ class Analysis:
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]
     summary: Callable[[dict[str, Any]], list[str]]
+    lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
     default: bool = False
 
 

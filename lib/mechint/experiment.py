@@ -113,7 +113,8 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
         redraw(run, dry_run)
         return
     for analysis in experiment.chosen():
-        reason = analysis.refuse(experiment.configs[analysis.name], experiment.task)
+        config = experiment.configs[analysis.name]
+        reason = analysis.refuse(config, experiment.task) or analysis.lacks(config, experiment.configs)
         if reason:
             raise MechintError(f"{analysis.title}: {reason}")
     checkpoints = find_checkpoints(run.checkpoint)

@@ -53,11 +53,24 @@ class Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """Kept units of one layer: (channel,) or (channel, state) tuples, sorted."""
+    """Kept units of one layer: (channel,) or (channel, state) tuples, sorted.
+
+    Of latents it is those of a site, and the last unit is the error of its dictionary.
+    """
 
     layer: int
     total: int
     units: tuple[tuple[int, ...], ...]
+    site: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.site or str(self.layer)
+
+    @property
+    def key(self) -> str:
+        """Its entry of final_masks.pt."""
+        return self.site or f"layers.{self.layer}"
 
     @property
     def kept(self) -> int:
@@ -135,14 +148,15 @@ def load_results(run_dir: str | Path) -> Results:
         if name not in metrics:
             raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")
     sizes, curves = _curves(raw["curve"], path)
+    layers = _each(raw["layers"], path, "layers", _layer)
     results = Results(
         directory=directory,
         raw=raw,
         metrics=metrics,
         sizes=sizes,
         curves=curves,
-        layers=_each(raw["layers"], path, "layers", _layer),
-        searches=_each(raw["searches"], path, "searches", _search),
+        layers=layers,
+        searches=_each(raw["searches"], path, "searches", lambda search: _search(search, layers)),
         manifest=read_object(directory / "manifest.json"),
         config=optional_text(directory / "config"),
     )
@@ -171,9 +185,9 @@ def load_masks(results: Results) -> dict[int, Tensor]:
         raise MechintError(f"{path} can't be read: {_first_line(error)}; run the analysis again") from None
     importance = {}
     for layer in results.layers:
-        entry = masks.get(f"layers.{layer.layer}") if isinstance(masks, dict) else None
+        entry = masks.get(layer.key) if isinstance(masks, dict) else None
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("importance", "mask")):
-            raise MechintError(f"{path} has no importance and mask for layers.{layer.layer}; run the analysis again")
+            raise MechintError(f"{path} has no importance and mask for {layer.key}; run the analysis again")
         scores = entry["importance"].detach().to(torch.float64)
         kept = {tuple(unit) for unit in entry["mask"].nonzero().tolist()}
         if scores.numel() != layer.total or kept != set(layer.units):
@@ -316,15 +330,19 @@ def _each(raw: list[Any], path: Path, where: str, parse: Any) -> list[Any]:
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
-    units = tuple(sorted(_unit(unit) for unit in raw["units"]))
+    units = tuple(sorted(_unit(unit, int(raw["total"])) for unit in raw["units"]))
     if len(set(units)) != int(raw["kept"]):
         raise ValueError(f"layer {raw['layer']} lists {len(set(units))} units and says it keeps {raw['kept']}")
-    return Layer(int(raw["layer"]), int(raw["total"]), units)
+    return Layer(int(raw["layer"]), int(raw["total"]), units, str(raw.get("site", "")))
 
 
-def _search(raw: dict[str, Any]) -> Search:
+def _search(raw: dict[str, Any], layers: list[Layer]) -> Search:
     """``units`` lists the kept units of layer 0, of layer 1, and so on."""
-    units = frozenset((layer, *_unit(unit)) for layer, kept in enumerate(raw["units"]) for unit in kept)
+    units = frozenset(
+        (layer.layer, *_unit(unit, layer.total))
+        for layer, kept in zip(layers, raw["units"], strict=True)
+        for unit in kept
+    )
     if len(units) != int(raw["budget"]):
         raise ValueError(f"search {raw['name']} lists {len(units)} units for a budget of {raw['budget']}")
     return Search(
@@ -332,8 +350,10 @@ def _search(raw: dict[str, Any]) -> Search:
     )
 
 
-def _unit(raw: int | str | Sequence[int]) -> tuple[int, ...]:
-    """A unit as its indices within a layer: 7 is (7,), [7, 3] is (7, 3), the path "z" is (1,)."""
+def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
+    """A unit as its indices in a layer of ``total``: 7 is (7,), [7, 3] (7, 3), the path "z" (1,), an error the last."""
+    if raw == "error":
+        return (total - 1,)
     if isinstance(raw, str):
         return (PATHS.index(raw),)
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)

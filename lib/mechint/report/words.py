@@ -22,6 +22,7 @@ UNITS = {
     "q": "Q channels",
     "head": "attention heads",
     "mlp": "MLP neurons",
+    "latent": "latents and errors",
 }
 METRICS = {
     "kl": ("KL to the full model", "nats"),
@@ -89,6 +90,21 @@ MEANINGS = {
         "Faithfulness, random weights",
         "share",
         "Control: the same search on the model with random weights; what a mask can fit where nothing was learned.",
+    ),
+    "faithfulness_latents": Meaning(
+        "Faithfulness, its latents alone",
+        "share",
+        "The circuit without the errors it keeps: what its features explain.",
+    ),
+    "faithfulness_errors": Meaning(
+        "Faithfulness, its errors alone",
+        "share",
+        "The errors that the circuit keeps and no latent: what it owes to what the dictionaries do not explain.",
+    ),
+    "faithfulness_all_latents": Meaning(
+        "Faithfulness, every latent",
+        "share",
+        "All latents and no error: the most that features of these dictionaries can explain.",
     ),
     "jaccard": Meaning(
         "Stability (Jaccard)",
@@ -222,6 +238,14 @@ def findings(results: Results) -> Iterator[Finding]:
 
 
 def _necessity_and_stability(results: Results) -> Iterator[Finding]:
+    errors = results.metrics.get("faithfulness_errors")
+    if errors is not None:
+        good = errors.value < results.metrics["faithfulness"].value / 2
+        yield Finding(
+            good,
+            f"The dictionaries' errors that it keeps reach {with_interval('faithfulness_errors', results)} by "
+            "themselves: " + ("most of it is owed to latents." if good else "MOST of it is no feature's work."),
+        )
     rest = results.metrics.get("complement_faithfulness")
     if rest is not None:
         good = rest.high < results.metrics["faithfulness"].low
@@ -280,7 +304,8 @@ def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
     """The kept units of a layer as text; ``most`` of them, and how many more."""
     if kind == "layer":
         return "kept" if layer.units else "dropped"
-    shown = [unit_label(unit, kind) for unit in layer.units[:most]]
+    error = (layer.total - 1,) if kind == "latent" else None
+    shown = ["error" if unit == error else unit_label(unit, kind) for unit in layer.units[:most]]
     more = layer.kept - len(shown)
     return ", ".join(shown) + (f" … and {more:,} more" if more else "") if shown else "none"
 
