@@ -133,9 +133,10 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
         failed = []
-        for checkpoint in checkpoints[rank::world]:
+        shared = world > 1 and len(checkpoints) == 1
+        for checkpoint in checkpoints if shared else checkpoints[rank::world]:
             try:
-                analyse(experiment, checkpoint, directories)
+                analyse(experiment, checkpoint, directories, shared)
             except MechintError as error:
                 if len(checkpoints) == 1:
                     raise
@@ -160,16 +161,26 @@ def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, Task]:
     return model, make_task(experiment.task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
 
 
-def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> None:
-    """Every analysis of one checkpoint."""
-    run = experiment.run
+def analyse(
+    experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path], shared: bool = False
+) -> None:
+    """Every analysis of one checkpoint.
+
+    Args:
+        shared: All processes are at it: the first one analyses, and the others assist where an analysis has work to
+            share.
+    """
+    run, helper = experiment.run, shared and workers.worker()[0] > 0
     model, task = prepare(experiment, checkpoint)
     digest = weights_digest(model)
     device = find_device(run.device)
     if device.type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     for analysis in experiment.chosen():
+        if helper and not analysis.shares:
+            continue
         directory, config = directories[checkpoint, analysis.name], experiment.configs[analysis.name]
+        apart = shared and analysis.shares
         key = {
             "analysis": analysis.name,
             "weights": digest,
@@ -177,21 +188,37 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
             "task": {**dataclasses.asdict(experiment.task), "data": task.fingerprint},
             "run": {name: getattr(run, name) for name in ("dtype", "batch_size", "seed")},
         }
-        if finished(directory, key, run.rerun):
+        with workers.together() if apart else contextlib.nullcontext():
+            done = workers.from_first(None if helper else finished(directory, key, run.rerun))
+        if done and not helper:
             print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
+        if done:
             continue
-        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+        if not helper:
+            print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+            if shared and not apart:
+                print(
+                    f"note: {analysis.title} of one checkpoint is the work of one process; the others wait", flush=True
+                )
         start = time.monotonic()
         analyzer = analysis.analyzer(
             model,
             config,
             device,
             seed=run.seed,
-            run_dir=directory,
+            run_dir=None if helper else directory,
             key=fingerprint(
                 {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
             ),
         )
+        analyzer.shared = apart
+        loaders = [
+            PromptLoader(task, split, count, run.batch_size, run.seed, device)
+            for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
+        ]
+        if helper:
+            analyzer.assist(*loaders)
+            continue
         for name in (
             "results.json",
             "final_masks.pt",
@@ -200,10 +227,6 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         ):  # of another run: not to be mistaken for this one's
             with contextlib.suppress(FileNotFoundError):
                 (directory / name).unlink()
-        loaders = [
-            PromptLoader(task, split, count, run.batch_size, run.seed, device)
-            for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
-        ]
         found = analyzer.run_analysis(*loaders)
         written = analyzer.save_results()
         if not run.save_masks:

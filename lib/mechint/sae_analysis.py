@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import files, sae
+from . import files, sae, workers
 from .activation_cache import fill_cache
 from .activations import Pools, Streamed
 from .analysis import Analysis, StagedAnalyzer
@@ -121,7 +121,7 @@ class SAEAnalyzer(StagedAnalyzer):
                     raise MechintError(f"dictionary {name} is of site {member.site!r}, which this model does not have")
                 check_fit(self.given[name], model, member.site)
         self.notes = warnings(self.members)
-        for note in self.notes:
+        for note in self.notes if self.run_dir is not None or workers.worker()[0] == 0 else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
         self.trained: dict[str, SparseAutoencoder] = {}
         self.history: dict[str, list[dict[str, float]]] = {}
@@ -132,7 +132,8 @@ class SAEAnalyzer(StagedAnalyzer):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
         if self.given is None:
-            self.train(train_loader)
+            with self.together():
+                self.train(train_loader)
         else:
             self.trained = self.given
         windows = self.windows(val_loader)
@@ -148,6 +149,12 @@ class SAEAnalyzer(StagedAnalyzer):
             for name in best_at(self.results["sae"]["members"], site, self.config.read)
         ]
         return self.results
+
+    def assist(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Trains along: each process takes its part of every batch."""
+        if self.given is None:
+            with self.together():
+                self.train(train_loader)
 
     def save_results(self) -> list[Path]:
         """Writes ``history.jsonl``, a training curve's point in a line; the dictionaries are saved already."""
@@ -182,8 +189,9 @@ class SAEAnalyzer(StagedAnalyzer):
 
     def train(self, loader: PromptLoader) -> None:
         """Trains the whole grid, goes on where a killed run was, or takes what it left finished."""
-        history = self.stages.get("training", lambda: self.train_now(loader))
-        self.history = history
+        if workers.from_first(self.stages.has("training")) and workers.team()[0]:
+            return  # another process has it all
+        self.history = self.stages.get("training", lambda: self.train_now(loader))
         if self.run_dir is not None:
             self.trained = {name: sae.load(self.run_dir / "dictionaries" / name) for name in self.members}
 
@@ -204,7 +212,8 @@ class SAEAnalyzer(StagedAnalyzer):
             "dataset": loader.task.description,
         }
         done = train_grid(
-            self.plan(about), self.pools(loader), self.training, self.device, self.stages.part("training"),
+            self.plan(about), self.pools(loader), self.training, self.device,
+            workers.from_first(self.stages.part("training")),
             lambda state: self.stages.save_part("training", state),
         )  # fmt: skip
         for member in done:
@@ -361,4 +370,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    shares=True,
 )

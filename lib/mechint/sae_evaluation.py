@@ -99,18 +99,18 @@ def code_chunks(width: int, tokens: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def splice(site: str, new: Callable[[Tensor], Tensor] | Tensor, keep: Tensor | None = None) -> Edit:
+def splice(site: str, new: Callable[[Tensor], Tensor] | Tensor, keep: Tensor | None = None, axes: int = 1) -> Edit:
     """The edit that puts something else in a site's place at the kept positions.
 
     Args:
         site: Its name.
         new: A tensor of the site's shape [row, position, unit, …], or a function of what stands there.
         keep: [row, position] bool; None replaces at every position.
+        axes: Unit axes of the site.
     """
     if keep is None or bool(keep.all()):
         return Edit(site, "replace", new)
-    extra = new.dim() - 2 if isinstance(new, Tensor) else 0
-    return Edit(site, "mask", (~keep).float().reshape(*keep.shape, *[1] * max(extra, 1)), fill=new)
+    return Edit(site, "mask", (~keep).float().reshape(*keep.shape, *[1] * axes), fill=new)
 
 
 def reconstruction(dictionary: Dictionary, x: Tensor, rule: str = "") -> Tensor:
@@ -267,7 +267,7 @@ class _Pass:
                 new.append(back(flat.masked_scatter(where, found.to(flat))))
         clean, *changed = (
             behind(self.model, tokens, before, self.site, edits)
-            for edits in ([], *([splice(self.site, value, keep)] for value in new))
+            for edits in ([], *([splice(self.site, value, keep, x.dim() - 2)] for value in new))
         )
         targets = window.targets()
         losses, divergences = compare(self.model, targets, clean, changed)

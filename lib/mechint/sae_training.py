@@ -172,7 +172,7 @@ def train_grid(
     Raises:
         MechintError: a width does not fit its site, there is less than a batch, or a loss is no number.
     """
-    _, world = workers.team()
+    rank, world = workers.team()
     if training.batch % world:
         raise MechintError(f"a batch of {training.batch} can't be shared by {world} processes; choose a multiple")
     check_sites(configs, pools)
@@ -195,7 +195,8 @@ def train_grid(
             "members": {member.name: member.state() for member in members},
         }
 
-    with Progress(f"{title}: {len(members)} dictionaries", training.steps) as progress:
+    quiet = math.inf if rank else 2.0  # one process tells of the progress of all
+    with Progress(f"{title}: {len(members)} dictionaries", training.steps, quiet) as progress:
         progress.skip_to(step)
         while step < training.steps:
             batch = {site: share(rows) * moments[site].scale for site, rows in batches.next().items() if site in sites}
