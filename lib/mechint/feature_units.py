@@ -22,7 +22,10 @@ from .sae_evaluation import SEQUENTIAL
 from .units import Block, UnitKind, Units, random_row
 
 KIND = UnitKind(
-    "latent", (), "a latent of a sparse autoencoder, and at each site the error of the reconstruction", plural="latents"
+    "latent",
+    (),
+    "a latent of a sparse autoencoder, and at each site the error of the reconstruction",
+    plural="latents and errors",
 )
 
 

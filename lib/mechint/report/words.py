@@ -238,13 +238,13 @@ def findings(results: Results) -> Iterator[Finding]:
 
 
 def _necessity_and_stability(results: Results) -> Iterator[Finding]:
-    errors = results.metrics.get("faithfulness_errors")
-    if errors is not None:
-        good = errors.value < results.metrics["faithfulness"].value / 2
+    latents = results.metrics.get("faithfulness_latents")
+    if latents is not None:
+        good = latents.value > results.metrics["faithfulness"].value / 2
         yield Finding(
             good,
-            f"The dictionaries' errors that it keeps reach {with_interval('faithfulness_errors', results)} by "
-            "themselves: " + ("most of it is owed to latents." if good else "MOST of it is no feature's work."),
+            f"Without the errors that it keeps it reaches {with_interval('faithfulness_latents', results)}"
+            ": " + ("most of it is the work of latents." if good else "MOST of it is no feature's work."),
         )
     rest = results.metrics.get("complement_faithfulness")
     if rest is not None:
