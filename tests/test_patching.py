@@ -14,18 +14,15 @@ import torch
 import mechint
 from mechint.errors import MechintError
 from mechint.experiment import Experiment, run_experiment
-from mechint.files import write_json
 from mechint.flow_plan import paths, role_pairs
 from mechint.interventions import Edit
 from mechint.loader import PromptLoader
-from mechint.patching import ANALYSIS, PatchConfig, Patcher, refuse
-from mechint.report import log_wandb, write_report
+from mechint.patching import PatchConfig, Patcher, refuse
 from mechint.role_values import RoleValues
 from mechint.run_config import RunConfig
 from mechint.statistics import max_t
 from mechint.tasks import Prompts, TaskConfig, make_task
-from mechint.transplant import transplant_state
-from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.test_circuit import KEPT, known_circuit
 from tests.test_trace import TASK, loaders, metric_by_hand
 
@@ -191,27 +188,6 @@ def test_estimates_are_the_slopes_towards_the_means(direction: str) -> None:
         torch.testing.assert_close(parts.estimates(pair, 1), (values[:-1] - values[-1]) / 1e-6, rtol=1e-4, atol=1e-5)
 
 
-def test_means_need_no_twins_and_their_results_say_what_they_are(tmp_path: Path) -> None:
-    model = tiny_mamba(1).requires_grad_(False)
-    config = dataclasses.replace(SMALL, values="mean", flow="out", units="gated", max_units=9)
-    sets = loaders(model)
-    found = finished(tmp_path, model, config, sets)
-    assert found["scale"] == "metric" and "total_effect" not in found["metrics"]
-    assert "mean over the discovery prompts' tokens of the same role" in found["ablation"]
-    every = found["metrics"]["all_gated"]
-    assert every["n"] == found["metrics"]["prompts_used"]["value"] and every["low"] <= every["value"] <= every["high"]
-    write_report(tmp_path)
-    text = (tmp_path / "patch_report.md").read_text()
-    assert "clean less all of gated at their means" in text and "twin" not in text.lower()
-    with pytest.raises(MechintError, match=r"pattern has an entry for each token of its prompt"):
-        gpt2 = tiny_gpt2().requires_grad_(False)
-        Patcher(gpt2, dataclasses.replace(config, flow="", units="pattern")).run_analysis(*loaders(gpt2))
-    usual = RoleValues(model, ["layers.0.gated"], sets[0])
-    usual.there[2] = False
-    with pytest.raises(MechintError, match="no discovery prompt has a token of the role"):
-        usual.of(torch.tensor([[0, 2]]), ["layers.0.gated"])
-
-
 def test_estimates_are_the_slopes_towards_the_twin() -> None:
     """At a small step every unit's estimate is its effect; the state's estimate is that of what C reads."""
     model = tiny_mamba(4, torch.float64).requires_grad_(False)
@@ -322,39 +298,6 @@ def test_prompts_without_twins_have_a_flow_in_the_metric_and_no_units() -> None:
         Patcher(model, dataclasses.replace(config, metric="logit_diff")).run_analysis(*sets)
 
 
-def test_a_transplanted_memory_makes_the_donor_s_continuation() -> None:
-    model = tiny_mamba(5, torch.float64)
-    donor, receiver, suffix = tokens(3, 6, 1), tokens(3, 6, 2), tokens(3, 5, 3)
-    both = [torch.cat([prefix, suffix], 1) for prefix in (donor, receiver)]
-    expected = model(both[0])[:, 6:]
-    got = transplant_state(model, both[0], both[1], position=5)
-    torch.testing.assert_close(got[:, 6:], expected, rtol=0, atol=1e-12)
-    assert torch.equal(got[:, :5], model(both[1])[:, :5])
-    # the donor may be of another length, and a part of its memory is not enough
-    got = transplant_state(model, donor[:, :4], both[1], position=5, from_position=-1)
-    torch.testing.assert_close(got[:, 6:], model(torch.cat([donor[:, :4], suffix], 1))[:, 4:], rtol=0, atol=1e-12)
-    for part in ({"layers": [0]}, {"memory": ["state"]}, {"memory": ["conv_state"]}):
-        assert (transplant_state(model, both[0], both[1], position=5, **part)[:, 6:] - expected).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"layers": [2]}, "layer 2 does not exist; there are 2"),
-        ({"memory": ["readout"]}, "keeps no memory 'readout'"),
-        ({"from_position": 9}, "position 9 does not exist in the donor"),
-        ({"position": 9}, "position 9 does not exist"),
-    ],
-)
-def test_transplants_that_make_no_sense(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(MechintError, match=message):
-        transplant_state(tiny_mamba(), tokens(2, 5), tokens(2, 5), **{"position": 3, **options})
-    with pytest.raises(MechintError, match="a gpt2 model keeps no memory 'state'"):
-        transplant_state(tiny_gpt2(), tokens(2, 5), tokens(2, 5), position=3)
-    with pytest.raises(MechintError, match="3 donors for 2 receivers"):
-        transplant_state(tiny_mamba(), tokens(3, 5), tokens(2, 5), position=3)
-
-
 def test_refusals(tmp_path: Path) -> None:
     model = tiny_mamba().requires_grad_(False)
     with pytest.raises(MechintError, match=r"no cut of the flow at 'scores'.*it has state, conv, out"):
@@ -427,53 +370,3 @@ def test_only_pairs_that_exist_are_cut() -> None:
     assert out.groups(roles, (1, 0)) == {((1,), (0,)): [0]}  # nothing after a reader, and not the second prompt
     assert conv.groups(torch.tensor([[0, 1, 1, 1, 2]]), (2, 0)) == {}  # four back, beyond the taps
     assert out.present(roles, [(1, 0), (2, 1)]).tolist() == [[True, False], [True, True]]
-
-
-def finished(directory: Path, model: Any, config: PatchConfig, sets: list[PromptLoader]) -> dict[str, Any]:
-    """A run directory as the runner leaves it."""
-    patcher = Patcher(model, config, run_dir=directory, key="a")
-    found = patcher.run_analysis(*sets)
-    patcher.save_results()
-    about = {
-        "schema": 1, "analysis": "patch", "title": "Activation patching", "checkpoint": "<b>x.pt",
-        "status": "complete", "task": {"name": "recall", "description": "recall"},
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-        "config": dataclasses.asdict(config),
-    }  # fmt: skip
-    write_json(directory / "results.json", {**about, **found})
-    write_json(directory / "manifest.json", {"mechint": "0"})
-    return {**about, **found}
-
-
-@pytest.mark.parametrize("family", [tiny_mamba, tiny_gpt2])
-def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any) -> None:
-    model = family(1).requires_grad_(False)
-    raw = finished(tmp_path, model, SMALL, loaders(model))
-    assert len(ANALYSIS.summary(raw)) == 1 + len(model.paths) + 2 * len(model.patched)
-    written = write_report(tmp_path)
-    before = {path: path.read_bytes() for path in written}
-    flows = {f"patch_flow_{kind}.png" for kind in model.paths}
-    assert {path.name for path in written} == flows | {
-        "patch_units.png", "patch_ranking.png", "patch_report.md", "report.html",
-    }  # fmt: skip
-    assert {path: path.read_bytes() for path in write_report(tmp_path)} == before
-    page = (tmp_path / "report.html").read_text()
-    assert "&lt;b&gt;x.pt" in page and "<b>x.pt" not in page and 'src="http' not in page
-    assert "query ← key asked for" in page and "no prompt has such a pair" in page
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    assert log_wandb(tmp_path, "project", "patch").is_dir()
-    for broken in (
-        {"flow": {**raw["flow"], "roles": raw["flow"]["roles"], "pairs": [[0, 0]]}},
-        {"scale": None, "units": [{}]},
-    ):
-        write_json(tmp_path / "results.json", {**raw, **broken})
-        with pytest.raises(MechintError, match="not valid"):
-            write_report(tmp_path)
-
-
-def test_a_report_of_one_part_alone(tmp_path: Path) -> None:
-    model = tiny_mamba(1).requires_grad_(False)
-    for name, change in (("flow", {"units": ""}), ("units", {"flow": ""})):
-        finished(tmp_path / name, model, dataclasses.replace(SMALL, **change), loaders(model))
-        assert write_report(tmp_path / name)[-1].name == "report.html"

@@ -175,15 +175,15 @@ def test_a_coin_turns_signs_to_the_bit_and_a_real_effect_is_found() -> None:
 
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
-    model = compiled("latch").model if weights == "compiled" else random_model(compiled("latch").model.config, SEED)
+    model = compiled("latch").model if weights == "compiled" else random_model(compiled("latch").model, SEED)
     least = null_trials(model, compiled("latch").task, 16, 300, SEED)
     assert all(0 < p <= 1 for p in least)
     assert rate([p <= 0.05 for p in least])["low"] <= 0.05
 
 
 def test_random_weights_are_those_of_their_seed() -> None:
-    config, task = compiled("shift").model.config, compiled("shift").task
-    one, again, other = (random_model(config, seed) for seed in (0, 0, 1))
+    like, task = compiled("shift").model, compiled("shift").task
+    one, again, other = (random_model(like, seed) for seed in (0, 0, 1))
     tokens = task.sample(4, "train", 0).tokens
     assert torch.equal(one(tokens), again(tokens))
     assert not torch.equal(one(tokens), other(tokens))

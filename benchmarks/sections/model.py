@@ -21,12 +21,12 @@ def questions() -> Iterator[Question]:
     yield training()
 
 
-def products(model: Any, batch: int, length: int) -> None:
-    """The matrix products of a forward and nothing else."""
+def products(model: Any, batch: int, length: int, last_only: bool = False) -> None:
+    """The matrix products of a forward and nothing else; logits of last positions only, if so."""
     n, x, u = torch.ones(batch, length, WIDTH), torch.ones(batch, length, INNER), torch.ones(batch, length, RANK)
     for layer in model.layers:
         layer.in_proj(n), layer.x_proj(x), layer.dt_proj(u), layer.out_proj(x)
-    F.linear(n, model.embedding.weight)
+    F.linear(n[:, -1:] if last_only else n, model.embedding.weight)
 
 
 def forwards() -> Iterator[Question]:
@@ -65,10 +65,16 @@ def training() -> Question:
     def peer_logits() -> Tensor:  # it has no vocabulary of its own
         return F.linear(ours.norm_f(peer(ours.embedding(tokens))[:, -1:]), ours.embedding.weight)
 
+    def floor() -> None:
+        """What any of them needs: the products, and each again for its input's and its weight's gradient."""
+        for _ in range(3):
+            products(ours, rows, length, last_only=True)
+
     candidates: dict[str, Any] = {
         OURS: lambda: step([ours], lambda: ours.trace(tokens, Tap(), None, last(tokens))[0]),
         PEER: lambda: step([peer, ours.embedding, ours.norm_f], peer_logits),
         HF: lambda: step([theirs], lambda: theirs(tokens, use_cache=False, logits_to_keep=1).logits),
+        FLOOR: floor,
     }
     return Question(
         "model",

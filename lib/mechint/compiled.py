@@ -64,21 +64,50 @@ def processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """The OpenMP that torch has loaded, or None: its threads wait by spinning, and others would compete with them."""
+    try:
+        process = ctypes.CDLL(None)
+        return process if process.GOMP_parallel and process.omp_get_thread_num and process.omp_get_num_threads else None
+    except (AttributeError, OSError, TypeError):  # no such function; TypeError: no such handle on Windows
+        return None
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "compiled")
 
 
 def share(call: Callable[..., None], pieces: int, threads: int) -> None:
-    """``call(first, last)`` over all pieces, shared among threads; ctypes lets them run at once."""
+    """``call(first, last)`` over all pieces, shared among torch's own threads or ours; ctypes lets them run at once."""
     threads = min(threads, pieces)
     if threads <= 1:
         call(0, pieces)
         return
     edges = [pieces * k // threads for k in range(threads + 1)]
-    waiting = [_pool(threads).submit(call, *edge) for edge in itertools.pairwise(edges)]
-    for done in waiting:
-        done.result()
+    parts = list(itertools.pairwise(edges))
+    openmp = _openmp()
+    if openmp is None:
+        waiting = [_pool(threads).submit(call, *part) for part in parts]
+        for done in waiting:
+            done.result()
+        return
+    failed: list[BaseException] = []
+
+    def body(_: int | None) -> None:
+        try:  # OpenMP may give fewer threads than asked for
+            for part in parts[openmp.omp_get_thread_num() :: openmp.omp_get_num_threads()]:
+                call(*part)
+        except BaseException as error:
+            failed.append(error)  # nothing can be raised through C
+
+    openmp.GOMP_parallel(BODY(body), None, threads, 0)
+    if failed:
+        raise failed[0]
 
 
 def pointers(*arguments: Tensor | int | None) -> list[Any]:

@@ -90,9 +90,14 @@ def _spaced(x: Tensor) -> Tensor:
     return x if fits else x.contiguous()
 
 
+def _neighbours(x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with neighbouring channels, and the memory with neighbouring positions."""
+    fits = memory.stride(2) == 1 and memory.stride(1) == memory.shape[2]
+    return x if x.stride(2) == 1 else x.contiguous(), memory if fits else memory.contiguous()
+
+
 def _convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
-    x = x if x.stride(2) == 1 else x.contiguous()
-    memory = memory if memory.stride(2) == 1 and memory.stride(1) == memory.shape[2] else memory.contiguous()
+    x, memory = _neighbours(x, memory)
     out = x.new_empty(x.shape)
     native.convolve(x, memory, weight.t().contiguous(), bias, out, activate)
     return out
@@ -125,10 +130,6 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, memory, weight = ctx.saved_tensors
-        past, L, K = memory.shape[1], x.shape[1], weight.shape[1]
-        whole = torch.cat([memory, x], 1)
-        d_whole = torch.zeros_like(whole)
-        for k in range(K):
-            d_whole[:, k : k + L] += grad * weight[:, k]
-        d_weight = torch.stack([(grad * whole[:, k : k + L]).sum((0, 1)) for k in range(K)], 1)
-        return d_whole[:, past:], d_whole[:, :past], d_weight, grad.sum((0, 1)) if ctx.biased else None
+        x, memory = _neighbours(x, memory)
+        d_x, d_memory, d_weight, d_bias = native.convolve_back(grad.contiguous(), x, memory, weight.t().contiguous())
+        return d_x, d_memory, d_weight.t(), d_bias if ctx.biased else None

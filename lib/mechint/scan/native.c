@@ -8,6 +8,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #define W 8 /* wider vectors than the processor's are taken apart badly: 16 was 3 times slower on AVX2 */
 typedef float V __attribute__((vector_size(4 * W)));
@@ -24,24 +27,66 @@ static inline V fused(V a, V b, V c)
 #endif
 }
 
-/* exp to about one unit in the last place: 2^n p(r), p of degree 6 (Cephes' expf). Below e^-88 it is 0 and above e^88.4
- * infinite, as a float is soon after: the powers of two for n = -127 and 128 are. What is not a number stays so. */
+/* The greater and the lesser; x where x is not a number. */
+static inline V greater(V bound, V x)
+{
+#ifdef __AVX__
+    return (V)_mm256_max_ps((__m256)bound, (__m256)x);
+#else
+    for (int k = 0; k < W; k++) x[k] = bound[k] > x[k] ? bound[k] : x[k];
+    return x;
+#endif
+}
+
+static inline V lesser(V bound, V x)
+{
+#ifdef __AVX__
+    return (V)_mm256_min_ps((__m256)bound, (__m256)x);
+#else
+    for (int k = 0; k < W; k++) x[k] = bound[k] < x[k] ? bound[k] : x[k];
+    return x;
+#endif
+}
+
+static inline V broadcast(float x)
+{
+    V v;
+    for (int k = 0; k < W; k++) v[k] = x;
+    return v;
+}
+
+#define LOG2E 1.44269504f
+/* 1.5 * 2^23: adding it rounds to a whole number, and leaves that in the lowest bits; 127 is the exponent's offset. */
+#define MAGIC (12582912.0f + 127.0f)
+
+/* 2^n 2^r, n = t - MAGIC and |r| <= 1/2: a minimax polynomial of degree 6, 2e-8. */
+static inline V power_of(V t, V r)
+{
+    V p = fused(broadcast(1.535336196e-4f), r, broadcast(1.339887385e-3f));
+    p = fused(p, r, broadcast(9.618436918e-3f));
+    p = fused(p, r, broadcast(5.550332367e-2f));
+    p = fused(p, r, broadcast(2.402264774e-1f));
+    p = fused(p, r, broadcast(6.931471825e-1f));
+    p = fused(p, r, broadcast(1.0f));
+    return p * (V)((I)t << 23);
+}
+
+/* 2^x to about one unit in the last place. Below 2^-127 it is 0 and above 2^127.5 infinite, as a float is soon after:
+ * the powers of two for n = -127 and 128 are. What is not a number stays so. */
+static inline V power(V x)
+{
+    x = lesser(broadcast(128.0f), greater(broadcast(-127.0f), x));
+    V t = x + MAGIC;
+    return power_of(t, x - (t - MAGIC));
+}
+
+/* e^x to about one unit in the last place, also where x is large: its product with log2(e) is not rounded. */
 static inline V vexp(V x)
 {
-    const V magic = (V){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds, and leaves n in the lowest bits */
-    const V low = (V){0} - 88.0f, high = (V){0} + 89.0f, one = (V){0} + 1.0f;
-    for (int k = 0; k < W; k++) x[k] = x[k] < low[k] ? low[k] : x[k];
-    for (int k = 0; k < W; k++) x[k] = x[k] > high[k] ? high[k] : x[k];
-    V t = fused(x, (V){0} + 1.44269504f, magic), n = t - magic;
-    V r = fused(n, (V){0} - 0.693359375f, x);
-    r = fused(n, (V){0} + 2.12194440e-4f, r);
-    V p = fused(r, (V){0} + 1.9875691500e-4f, (V){0} + 1.3981999507e-3f);
-    p = fused(p, r, (V){0} + 8.3334519073e-3f);
-    p = fused(p, r, (V){0} + 4.1665795894e-2f);
-    p = fused(p, r, (V){0} + 1.6666665459e-1f);
-    p = fused(p, r, (V){0} + 5.0000001201e-1f);
-    p = fused(p, r * r, r) + one;
-    return p * (V)(((I)t + 127) << 23);
+    x = lesser(broadcast(89.0f), greater(broadcast(-88.0f), x));
+    V t = fused(x, broadcast(LOG2E), broadcast(MAGIC)), n = t - MAGIC;
+    V r = fused(n, broadcast(-0.693359375f), x); /* exact: ln 2 in two parts */
+    return power_of(t, fused(n, broadcast(2.12194440e-4f), r) * LOG2E);
 }
 
 static inline V load(const float *from, size_t count)
@@ -110,7 +155,7 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
     V *a = work, *h = work + N;
     for (size_t pair = from_pair; pair < to_pair; pair++) {
         size_t b = pair / blocks, e = pair % blocks * W, count = E - e < W ? E - e : W;
-        for (size_t n = 0; n < N; n++) a[n] = load(A + n * E + e, count);
+        for (size_t n = 0; n < N; n++) a[n] = load(A + n * E + e, count) * LOG2E;
         gather(h, h0 + (b % rows * E + e) * N, N, count);
         for (size_t start = 0; start < L; start += TILE) {
             size_t end = start + TILE < L ? start + TILE : L;
@@ -123,9 +168,9 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
                 const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
                 V step = d[t - start], du = step * load(u + (b * L + t) * E + e, count), sum = (V){0};
                 for (size_t n = 0; n < N; n++) {
-                    V s = vexp(step * a[n]) * h[n];
+                    V s = power(step * a[n]) * h[n];
                     h[n] = s + du * bt[n];
-                    sum = fused(h[n], (V){0} + ct[n], sum);
+                    sum = fused(h[n], broadcast(ct[n]), sum);
                 }
                 sums[t - start] = sum;
             }
@@ -182,61 +227,98 @@ void mix_softplus(const float *x, float *out, size_t size, size_t first, size_t 
     }
 }
 
-/* dB, dC: shares of each group of blocks, [groups, B, L, N], zeros before; dA: shares of each row, [B, E, N].
- * Work is cut into (row, group) pairs here. work: (5 + 2 chunk) N vectors. */
+/* Gradients of mix_conv without SiLU: dx [rows, L, E], dmemory [rows, K - 1, E], dweight [K, E], dbias [E]; blocks
+ * first .. last - 1 of channels. Sums over positions are taken `chunk` at a time, then over the chunks. work: 3 K. */
+void mix_conv_back(const float *grad, const float *x, const float *memory, const float *weight, float *dx,
+                   float *dmemory, float *dweight, float *dbias, size_t row_stride, size_t stride, size_t memory_stride,
+                   size_t rows, size_t L, size_t E, size_t K, size_t chunk, size_t first, size_t last, V *work)
+{
+    V *w = work, *part = w + K, *whole = part + K;
+    for (size_t e = first * W; e < last * W && e < E; e += W) {
+        size_t count = E - e < W ? E - e : W, past = K - 1;
+        V all = (V){0};
+        for (size_t k = 0; k < K; k++) w[k] = load(weight + k * E + e, count), part[k] = whole[k] = (V){0};
+        for (size_t b = 0; b < rows; b++) {
+            V bias = (V){0};
+            for (size_t i = 0; i < past + L; i++) { /* inputs, those of the memory first; tap k's output is i - k */
+                V in = load(i < past ? memory + b * memory_stride + i * E + e
+                                     : x + b * row_stride + (i - past) * stride + e, count), d = (V){0};
+                for (size_t k = i < L ? 0 : i - L + 1; k < K && k <= i; k++) {
+                    V g = load(grad + (b * L + i - k) * E + e, count);
+                    d = fused(w[k], g, d);
+                    part[k] = fused(g, in, part[k]);
+                }
+                if (i < L) bias = bias + load(grad + (b * L + i) * E + e, count);
+                store(i < past ? dmemory + (b * past + i) * E + e : dx + (b * L + i - past) * E + e, d, count);
+                if ((i + 1) % chunk == 0 || i + 1 == past + L)
+                    for (size_t k = 0; k < K; k++) whole[k] = whole[k] + part[k], part[k] = (V){0};
+            }
+            all = all + bias;
+        }
+        for (size_t k = 0; k < K; k++) store(dweight + k * E + e, whole[k], count);
+        store(dbias + e, all, count);
+    }
+}
+
+/* dB, dC: shares of each group of blocks, [groups, B, L, N]; dA: shares of each row, [B, E, N]; dh0 [B, E, N]: both keep
+ * what goes on from chunk to chunk. Work is cut into (row, group) pairs, whose blocks go through a chunk one after the
+ * other: their sums over channels wait until its end. work: (5 + 4 chunk) N vectors. */
 void scan_backward(const float *u, const float *dt, const float *A, const float *Bm, const float *C,
                    const float *boundaries, const float *dy, const float *dlast, float *du_, float *ddt, float *dA,
                    float *dB, float *dC, float *dh0, size_t rows, size_t L, size_t E, size_t N, size_t chunk,
                    size_t groups, size_t from_pair, size_t to_pair, V *work)
 {
     size_t blocks = (E + W - 1) / W, chunks = (L + chunk - 1) / chunk;
-    V *a = work, *g = a + N, *ga = g + N, *h = ga + N, *spare = h + N, *states = spare + N, *decays = states + chunk * N;
-    size_t pair = from_pair, block = blocks * (pair % groups) / groups; /* walks the blocks of a group, then the next */
-    while (pair < to_pair) {
-        size_t b = pair / groups, group = pair % groups, e = block * W, count = E - e < W ? E - e : W;
-        gather(a, A + e * N, N, count);
-        gather(g, dlast + (b * E + e) * N, N, count);
-        memset(ga, 0, N * sizeof(V));
+    V *a = work, *g = a + N, *ga = g + N, *h = ga + N, *rates = h + N, *states = rates + N;
+    V *decays = states + chunk * N, *to_b = decays + chunk * N, *to_c = to_b + chunk * N;
+    for (size_t pair = from_pair; pair < to_pair; pair++) {
+        size_t b = pair / groups, group = pair % groups;
         for (size_t c = chunks; c-- > 0;) {
             size_t start = c * chunk, end = start + chunk < L ? start + chunk : L;
-            gather(h, boundaries + ((b * chunks + c) * E + e) * N, N, count);
-            for (size_t t = start; t < end; t++) {
-                const float *bt = Bm + (b * L + t) * N;
-                V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count);
-                V *before = t == start ? h : states + (t - 1 - start) * N;
-                for (size_t n = 0; n < N; n++) {
-                    V decay = vexp(d * a[n]);
-                    decays[(t - start) * N + n] = decay;
-                    states[(t - start) * N + n] = decay * before[n] + du * bt[n];
+            memset(to_b, 0, 2 * chunk * N * sizeof(V));
+            for (size_t block = blocks * group / groups; block < blocks * (group + 1) / groups; block++) {
+                size_t e = block * W, count = E - e < W ? E - e : W, own = (b * E + e) * N;
+                gather(a, A + e * N, N, count);
+                for (size_t n = 0; n < N; n++) rates[n] = a[n] * LOG2E, ga[n] = (V){0};
+                gather(g, (c + 1 == chunks ? dlast : dh0) + own, N, count);
+                if (c + 1 < chunks) gather(ga, dA + own, N, count);
+                gather(h, boundaries + ((b * chunks + c) * E + e) * N, N, count);
+                for (size_t t = start; t < end; t++) {
+                    const float *bt = Bm + (b * L + t) * N;
+                    V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count);
+                    V *before = t == start ? h : states + (t - 1 - start) * N;
+                    for (size_t n = 0; n < N; n++) {
+                        V decay = power(d * rates[n]);
+                        decays[(t - start) * N + n] = decay;
+                        states[(t - start) * N + n] = decay * before[n] + du * bt[n];
+                    }
                 }
-            }
-            for (size_t t = end; t-- > start;) {
-                const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
-                float *dbt = dB + ((group * rows + b) * L + t) * N, *dct = dC + ((group * rows + b) * L + t) * N;
-                V d = load(dt + (b * L + t) * E + e, count), x = load(u + (b * L + t) * E + e, count), du = d * x;
-                V gy = load(dy + (b * L + t) * E + e, count), into = (V){0}, rate = (V){0};
-                V *before = t == start ? h : states + (t - 1 - start) * N;
-                for (size_t n = 0; n < N; n++) {
-                    V gh = g[n] + gy * ct[n], decay = decays[(t - start) * N + n];
-                    V to_c = gy * states[(t - start) * N + n], to_b = gh * du;
-                    float sum_b = 0, sum_c = 0;
-                    for (int k = 0; k < W; k++) sum_b += to_b[k], sum_c += to_c[k];
-                    dbt[n] += sum_b, dct[n] += sum_c;
-                    into = into + gh * bt[n];
-                    V gd = gh * decay, exponent = gd * before[n];
-                    rate = rate + exponent * a[n];
-                    ga[n] = ga[n] + exponent * d;
-                    g[n] = gd;
+                for (size_t t = end; t-- > start;) {
+                    const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+                    size_t here = (b * L + t) * E + e, row = (t - start) * N;
+                    V d = load(dt + here, count), x = load(u + here, count), du = d * x;
+                    V gy = load(dy + here, count), into = (V){0}, rate = (V){0};
+                    V *before = t == start ? h : states + row - N;
+                    for (size_t n = 0; n < N; n++) {
+                        V gh = fused(gy, broadcast(ct[n]), g[n]), gd = gh * decays[row + n], exponent = gd * before[n];
+                        to_c[row + n] = fused(gy, states[row + n], to_c[row + n]);
+                        to_b[row + n] = fused(gh, du, to_b[row + n]);
+                        into = fused(gh, broadcast(bt[n]), into);
+                        rate = fused(exponent, a[n], rate);
+                        ga[n] = fused(exponent, d, ga[n]);
+                        g[n] = gd;
+                    }
+                    store(du_ + here, into * d, count);
+                    store(ddt + here, fused(into, x, rate), count);
                 }
-                store(du_ + (b * L + t) * E + e, into * d, count);
-                store(ddt + (b * L + t) * E + e, rate + into * x, count);
+                scatter(dA + own, ga, N, count);
+                scatter(dh0 + own, g, N, count);
             }
-        }
-        scatter(dA + (b * E + e) * N, ga, N, count);
-        scatter(dh0 + (b * E + e) * N, g, N, count);
-        if (++block == blocks * (group + 1) / groups) {
-            pair++;
-            block = blocks * (pair % groups) / groups;
+            for (size_t i = 0; i < (end - start) * N; i++) {
+                size_t at = ((group * rows + b) * L + start) * N + i;
+                dB[at] = dC[at] = 0;
+                for (int k = 0; k < W; k++) dB[at] += to_b[i][k], dC[at] += to_c[i][k];
+            }
         }
     }
 }
@@ -249,7 +331,7 @@ void scan_decay(const float *dt, const float *A, float *decay, size_t E, size_t 
             float d = dt[row * E + e], *out = decay + (row * E + e) * N;
             for (size_t n = 0; n < N; n += W) {
                 size_t count = N - n < W ? N - n : W;
-                store(out + n, vexp(d * load(A + e * N + n, count)), count);
+                store(out + n, power(d * (load(A + e * N + n, count) * LOG2E)), count);
             }
         }
 }

@@ -98,8 +98,8 @@ class Scan(torch.autograd.Function):
         states, groups = A.shape[1], min(GROUPS, -(-channels // WIDTH))
         d_u, d_dt, d_initial = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(grad_last)
         d_A = A.new_empty(rows, channels, states)
-        d_B, d_C = (u.new_zeros(groups, rows, length, states) for _ in range(2))
-        work = (5 + 2 * CHUNK) * states * WIDTH
+        d_B, d_C = (u.new_empty(groups, rows, length, states) for _ in range(2))
+        work = (5 + 4 * CHUNK) * states * WIDTH
         outputs = (d_u, d_dt, d_A, d_B, d_C, d_initial)
         sizes = (rows, length, channels, states, CHUNK, groups)
         arguments = (u, dt, A, B, C, boundaries, grad_y, grad_last, *outputs, *sizes)
@@ -122,6 +122,17 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, out
     strides = (x.stride(0), x.stride(1), memory.stride(0), len(memory))
     arguments = (x, memory, weight, bias, out, *strides, length, channels, taps, int(silu))
     _call("mix_conv", rows * length, x.numel() * taps, 0, *arguments)
+
+
+def convolve_back(grad: Tensor, x: Tensor, memory: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """mix_conv_back of native.c: gradients of x, memory, weight [K, channel] and bias; x and memory as above."""
+    rows, length, channels = x.shape
+    taps = len(weight)
+    found = (x.new_empty(x.shape), x.new_empty(memory.shape), torch.empty_like(weight), x.new_empty(channels))
+    sizes = (x.stride(0), x.stride(1), memory.stride(0), rows, length, channels, taps, CHUNK)
+    arguments = (grad, x, memory, weight, *found, *sizes)
+    _call("mix_conv_back", -(-channels // WIDTH), x.numel() * taps, 3 * taps * WIDTH, *arguments)
+    return found
 
 
 class Decay(torch.autograd.Function):

@@ -15,7 +15,6 @@ import torch
 
 from .. import files
 from ..errors import MechintError, did_you_mean
-from ..models.mamba import Mamba
 from ..options import check, option
 from ..progress import Progress
 from ..report.scorecard import draw, markdown
@@ -31,7 +30,7 @@ LEVEL = 0.05
 SAME_TWINS = 16
 """Prompts that are traced against themselves."""
 
-Outside = Callable[[Mamba, Task], Any]
+Outside = Callable[[Any, Task], Any]
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
 
     Args:
         config: The options.
-        outside: More methods by name, ``(model, task) -> one number for each channel``.
+        outside: More methods by name, ``(model, task) -> one number for each unit``.
 
     Raises:
-        MechintError: an unknown model, or a method whose scores are not one finite number for each channel.
+        MechintError: an unknown model, or a method whose scores are not one finite number for each unit.
     """
     check(config)
     for name in config.names:
@@ -134,7 +133,8 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     start = time.perf_counter()
     compiled = BLUEPRINTS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
-    random = dataclasses.replace(compiled, model=random_model(compiled.model.config, seed))
+    random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))
+    fitting = {key: method for key, method in methods.items() if method.fits(compiled.model)}
     nulls = [
         null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
         for model in (random.model, compiled.model)
@@ -142,8 +142,8 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
-        "compiled": [scored(compiled, key, method, config) for key, method in methods.items()],
-        "random": [{"method": key, "auroc": within_layers(random, method, config)} for key, method in methods.items()],
+        "compiled": [scored(compiled, key, method, config) for key, method in fitting.items()],
+        "random": [{"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()],
         "positions": positions(compiled, config.trace_prompts),
         "null": dict(zip(("random", "compiled"), nulls, strict=True)),
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
@@ -153,8 +153,8 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
 
 def scored(compiled: Compiled, key: str, method: Method, config: ScorecardConfig) -> dict[str, Any]:
     """The score of one method on one model, against the mask that is declared."""
-    truth = compiled.truth.mask(compiled.model, "channel", method.ablation)
-    budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps)
+    truth = compiled.truth.mask(compiled.model, compiled.unit, method.ablation)
+    budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, compiled.unit)
     start = time.perf_counter()
     values = method.scores(compiled.model, compiled.task, budget)
     seconds = time.perf_counter() - start
@@ -168,8 +168,8 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     Layer by layer, since channels of early layers differ from those of late ones on any weights; which channel of a
     layer is declared is a matter of the seed alone, so 0.5 is expected whatever the method.
     """
-    truth = random.truth.mask(random.model, "channel", method.ablation)
-    budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps)
+    truth = random.truth.mask(random.model, random.unit, method.ablation)
+    budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, random.unit)
     values = torch.as_tensor(method.scores(random.model, random.task, budget))
     score_units(truth, values, f"{method.title} on random weights")  # refuses what is no score
     layers = zip(*(rows.view(random.model.config.n_layer, -1) for rows in (truth, values)), strict=True)
@@ -206,6 +206,8 @@ def summarise(parts: list[dict[str, Any]], methods: dict[str, Method]) -> dict[s
 def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
     for key in methods:
         found = [cell for part in parts for cell in part["compiled"] if cell["method"] == key]
+        if not found:
+            continue  # not of this family
         yield {
             "model": parts[0]["model"],
             "method": key,

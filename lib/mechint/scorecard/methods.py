@@ -1,4 +1,4 @@
-"""The methods on the scorecard: each gives one number for every channel of a model, from the model and its task."""
+"""The methods on the scorecard: each gives one number for every unit of a model, from the model and its task."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ..ablation import Ablation
 from ..circuit import Bench, Search, attribute
-from ..interventions import Edit
 from ..loader import PromptLoader
-from ..models.mamba import Mamba
 from ..run import run
 from ..sweep import sweep
 from ..tasks import Task
 from ..tasks.ground_truth import BASELINES
-from ..units import SSM_UNITS, Units
+from ..units import Units, unit_kinds
 from .units import causal_ranking, delta_ranking
 
 
@@ -32,12 +30,14 @@ class Budget:
         prompts: Discovery prompts of searches and attributions.
         patch_prompts: Discovery prompts of patching.
         steps: Optimiser steps of a search.
+        unit: The kind of unit that is scored.
     """
 
     size: int
     prompts: int
     patch_prompts: int
     steps: int
+    unit: str = "channel"
 
 
 @dataclass(frozen=True)
@@ -46,52 +46,54 @@ class Method:
 
     Attributes:
         title: In tables and plots.
-        scores: (model, task, budget) -> one number for each channel, layer by layer.
-        ablation: Channels that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
+        scores: (model, task, budget) -> one number for each unit, layer by layer.
+        ablation: Units that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
+        families: Those it can be asked of; empty for all.
     """
 
     title: str
-    scores: Callable[[Mamba, Task, Budget], Any]
+    scores: Callable[[Any, Task, Budget], Any]
     ablation: str = "zero"
+    families: tuple[str, ...] = ()
+
+    def fits(self, model: Any) -> bool:
+        return not self.families or model.config.family in self.families
 
 
-def bench_of(model: Mamba, task: Task, ablation: str, prompts: int) -> Bench:
-    units, loader = Units(model, SSM_UNITS["channel"]), PromptLoader(task, "discovery", prompts, 32, 0)
+def bench_of(model: Any, task: Task, ablation: str, budget: Budget) -> Bench:
+    units = Units(model, unit_kinds(model)[budget.unit])
+    loader = PromptLoader(task, "discovery", budget.prompts, 32, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
 
 
-def mask_search(model: Mamba, task: Task, budget: Budget, *, ablation: str) -> Tensor:
+def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Tensor:
     """Logits [units] of the circuit search on KL, with the size given."""
-    bench = bench_of(model, task, ablation, budget.prompts)
+    bench = bench_of(model, task, ablation, budget)
     search = Search(bench, "kl", attribute(bench, "kl"), "hard_concrete", budget.steps, 0.1, 0, budget.size)
     search.run("mask search")
     return search.logits.detach()
 
 
-def attribution(model: Mamba, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
+def attribution(model: Any, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
     """Integrated gradients of KL over the mask, [units]; signed so that a unit which lowers it is positive."""
-    scores = attribute(bench_of(model, task, ablation, budget.prompts), "kl")
+    scores = attribute(bench_of(model, task, ablation, budget), "kl")
     return scores if signed else scores.abs()
 
 
-def interchange(model: Mamba, task: Task, budget: Budget, *, direction: str) -> Tensor:
-    """Mean size of the exact effect of each single channel on the logit difference to the twin's answers, [units].
+def interchange(model: Any, task: Task, budget: Budget, *, direction: str) -> Tensor:
+    """Mean size of the exact effect of each single unit on the logit difference to the twin's answers, [units].
 
-    ``denoise`` puts the channel's clean value into the run of the twin, ``noise`` the twin's into the clean run; at
-    all positions and at both ways out of a channel, u and gated.
+    ``denoise`` puts the unit's clean value into the run of the twin, ``noise`` the twin's into the clean run; at
+    all positions and wherever others read it (a channel's u and gated).
     """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
     assert prompts.twins is not None and prompts.wrong is not None  # every compiled task has twins
     pair = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)
     receiver, donor = pair
-    units = Units(model, SSM_UNITS["channel"])
+    units = Units(model, unit_kinds(model)[budget.unit])
     with torch.no_grad():
         values = run(model, donor, record=units.sites, logits_at=prompts.positions[:, :0]).values
-    cells = [
-        [Edit(site, "replace", values[site][..., [e]], units=[e]) for site in sites]
-        for sites in zip(*[iter(units.sites)] * len(units.kind.sites), strict=True)
-        for e in range(units.per_layer)
-    ]
+    cells = [units.dropping(unit, dict(values)) for unit in range(units.total)]
     both = torch.stack([prompts.answers, prompts.wrong], -1)  # [n, Q, 2]
 
     def difference(logits: Tensor) -> Tensor:
@@ -106,11 +108,12 @@ def interchange(model: Mamba, task: Task, budget: Budget, *, direction: str) -> 
     return (found[:-1] - found[-1]).abs().mean((1, 2))
 
 
-def from_function(function: Callable[[Mamba, Task], Any]) -> Callable[[Mamba, Task, Budget], Any]:
+def from_function(function: Callable[[Any, Task], Any]) -> Callable[[Any, Task, Budget], Any]:
     """A method that needs no budget."""
     return lambda model, task, budget: function(model, task)
 
 
+MAMBA = ("mamba",)
 METHODS: dict[str, Method] = {
     **{
         f"search_{name}": Method(f"mask search, {name}", functools.partial(mask_search, ablation=name), name)
@@ -127,12 +130,12 @@ METHODS: dict[str, Method] = {
     },
     **{
         f"patching_{name}": Method(
-            f"single channels, {name}", functools.partial(interchange, direction=name), "counterfactual"
+            f"single units, {name}", functools.partial(interchange, direction=name), "counterfactual"
         )
         for name in ("noise", "denoise")
     },
     **{
-        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name))
+        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name), families=MAMBA)
         for name, title in (
             ("gradient", "Δ, gradient"),
             ("do_mean", "Δ held at its mean"),
@@ -142,7 +145,7 @@ METHODS: dict[str, Method] = {
     },
     **{
         f"causal_{name}": Method(
-            f"single channels, mean, {name}", functools.partial(causal_ranking, direction=name), "mean"
+            f"single channels, mean, {name}", functools.partial(causal_ranking, direction=name), "mean", MAMBA
         )
         for name in ("necessary", "sufficient")
     },

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..causal_trace import CausalTracer, TraceConfig
-from ..models.mamba import Mamba, MambaConfig
+from ..models.mamba import Mamba
 from ..statistics import max_t
+from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
@@ -22,7 +23,11 @@ NULL_DRAWS = 199
 """Sign flips of one trace: p-values are multiples of 1/200."""
 
 
-def tracer(model: Mamba, sites: str) -> CausalTracer:
+MEMORY = {"mamba": "resid_post,state", "gpt2": "resid_post,v", "llama": "resid_post,v"}
+"""Sites of a trace that must find nothing: the stream, and what later tokens read."""
+
+
+def tracer(model: Any, sites: str) -> CausalTracer:
     return CausalTracer(model, TraceConfig(sites=sites, sever="", direction="denoise", attribution=False))
 
 
@@ -54,10 +59,17 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     return shares
 
 
-def random_model(config: MambaConfig, seed: int) -> Mamba:
-    """A Mamba of the same sizes with random weights, large enough that every path matters."""
+def random_model(like: Any, seed: int) -> Any:
+    """A model of the same sizes with random weights.
+
+    Of a Mamba drawn large enough that every path matters; of a transformer its own weights, each tensor shuffled.
+    """
+    if not isinstance(like, Mamba):
+        model = shuffled_weights(like, seed)
+        model.source = "random weights"
+        return model.eval().requires_grad_(False)
     random = generator("random weights", seed)
-    model = Mamba(config)
+    model = Mamba(like.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             kind = name.rpartition(".")[0].rpartition(".")[2]
@@ -72,7 +84,7 @@ def random_model(config: MambaConfig, seed: int) -> Mamba:
     return model.eval().requires_grad_(False)
 
 
-def null_trials(model: Mamba, task: Task, count: int, coins: int, seed: int) -> list[float]:
+def null_trials(model: Any, task: Task, count: int, coins: int, seed: int) -> list[float]:
     """The least adjusted p-value of a trace whose effects are zero in the mean, for each of several shuffles of labels.
 
     The corrupted run of each prompt is an unrelated one, from a second draw, and a coin for each prompt says which of
@@ -104,17 +116,17 @@ def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompt
     )
 
 
-def effects(model: Mamba, task: Task, prompts: Prompts) -> Any:
-    """Effects of a trace of residual and state, [prompt, panel, layer, role]; all prompts count, answered or not."""
-    found = tracer(model, "resid_post,state").trace(prompts, None)["denoise"]
+def effects(model: Any, task: Task, prompts: Prompts) -> Any:
+    """Effects of a trace of residual and memory, [prompt, panel, layer, role]; all prompts count, answered or not."""
+    found = tracer(model, MEMORY[model.config.family]).trace(prompts, None)["denoise"]
     _, roles = task.roles(prompts)
     wanted = sorted({int(role) for role in roles.unique()} - {-1})
     return role_means(found.numpy(), roles.numpy(), wanted)
 
 
-def same_twins(model: Mamba, task: Task, count: int, seed: int) -> float:
+def same_twins(model: Any, task: Task, count: int, seed: int) -> float:
     """The largest effect of any cell when every twin is the prompt itself: zero, or the trace adds something."""
     prompts = task.sample(count, "evaluation", seed)
     assert prompts.wrong is not None  # every compiled task has twins
     same = dataclasses.replace(prompts, twins=prompts.tokens)
-    return float(np.abs(tracer(model, "resid_post,state").trace(same, None)["denoise"].numpy()).max())
+    return float(np.abs(tracer(model, MEMORY[model.config.family]).trace(same, None)["denoise"].numpy()).max())

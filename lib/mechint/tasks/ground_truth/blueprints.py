@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...errors import MechintError
-from ...models.mamba import Mamba
-from ...units import PATHS
+from ...units import PATHS, SCORED_UNITS
 from ..base import Task
 from ..config import TaskConfig
 from ..induction import Induction as InductionTask
@@ -27,11 +26,22 @@ GAIN = 12.0
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model, what it does, and what is true of it."""
+    """A model, what it does, and what is true of it.
 
-    model: Mamba
+    Attributes:
+        model: Of any family.
+        task: What it does.
+        truth: What carries it.
+    """
+
+    model: Any
     task: Task
     truth: GroundTruth
+
+    @property
+    def unit(self) -> str:
+        """The kind of unit that methods are asked to score."""
+        return SCORED_UNITS[self.model.config.family]
 
 
 class Blueprint(ABC):

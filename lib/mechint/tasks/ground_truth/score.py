@@ -1,9 +1,10 @@
 """Scores of any method on models whose circuit is known, and three baselines.
 
-A *method* is a function ``(model, task) -> scores``: the model is a :class:`mechint.models.mamba.Mamba`, the task gives
-prompts (``task.sample(count, "discovery", seed)``: tokens, answer positions, answers, twins), and the scores are one
-number for each unit, in the order of :class:`mechint.units.Units`: for channels, those of layer 0, then of layer 1, and
-so on; the higher the more it belongs to the circuit. A method never sees the truth:
+A *method* is a function ``(model, task) -> scores``: the model is one of ours, the task gives prompts
+(``task.sample(count, "discovery", seed)``: tokens, answer positions, answers, twins), and the scores are one number for
+each unit, in the order of :class:`mechint.units.Units`: for the channels of a Mamba, those of layer 0, then of layer 1,
+and so on; the higher the more it belongs to the circuit. Which kind of unit a family is asked for says
+:data:`mechint.units.SCORED_UNITS`. A method never sees the truth:
 
 >>> from mechint.tasks.ground_truth import BLUEPRINTS
 >>> from mechint.tasks.ground_truth.score import score_method, weight_magnitude
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from ...errors import MechintError
-from ...models.mamba import Layer, Mamba
-from ...models.sites import Tap
-from ..base import Prompts, Task
+from ...models.mamba import Layer
+from ...sweep import gradients
+from ...units import SCORED_UNITS, Units, unit_kinds
+from ..base import Task
 from .blueprints import Compiled
 
-Method = Callable[[Mamba, Task], Any]
+Method = Callable[[Any, Task], Any]
 
 PROMPTS = 64
 """Discovery prompts that the baselines look at."""
@@ -50,19 +52,19 @@ class Score:
     total: int
 
 
-def score_method(compiled: Compiled, method: Method, unit: str = "channel") -> Score:
+def score_method(compiled: Compiled, method: Method, unit: str | None = None) -> Score:
     """The score of a method on a compiled model.
 
     Args:
         compiled: From a blueprint.
         method: A function of the model and the task; see the top of this file.
-        unit: What it scores: ``channel``, ``mode``, ``path`` or ``layer``.
+        unit: What it scores, a key of :func:`mechint.units.unit_kinds`; None is that of its family.
 
     Raises:
         MechintError: the scores are not one finite number for each unit.
     """
     name = getattr(method, "__name__", repr(method))
-    truth = compiled.truth.mask(compiled.model, unit)
+    truth = compiled.truth.mask(compiled.model, unit or compiled.unit)
     return score_units(truth, method(compiled.model, compiled.task), f"{name} on {compiled.model.source}")
 
 
@@ -96,37 +98,34 @@ def score_units(truth: Any, scores: Any, where: str = "scores") -> Score:
     return Score(auroc, float((hits * precision).sum() / units), exact, units, total)
 
 
-# ---- baselines, of channels -------------------------------------------------------------------------------------
+# ---- baselines ---------------------------------------------------------------------------------------------------
 
 
-def layers(model: Mamba) -> list[Layer]:
-    return [layer for layer in model.layers if isinstance(layer, Layer)]
+def weight_magnitude(model: Any, task: Task) -> Tensor:
+    """Root of the summed squares of all weights that are a unit's own.
 
-
-def weight_magnitude(model: Mamba, task: Task) -> Tensor:
-    """Root of the summed squares of all weights that are a channel's own in the projections and the convolution."""
-    E = model.config.d_inner
+    Of a Mamba's channel those in the projections and the convolution, of a key or value channel its row of ``c_attn``.
+    """
     scores = []
-    for layer in layers(model):
-        rows = [*layer.in_proj.weight.split(E), layer.conv1d.weight[:, 0], layer.dt_proj.weight]
-        rows += [layer.x_proj.weight.T, layer.out_proj.weight.T]
+    for layer in model.layers:
+        if isinstance(layer, Layer):
+            rows = [*layer.in_proj.weight.split(layer.c.d_inner), layer.conv1d.weight[:, 0], layer.dt_proj.weight]
+            rows += [layer.x_proj.weight.T, layer.out_proj.weight.T]
+        else:
+            parts = layer.attn.c_attn.weight.split(layer.attn.sizes)
+            rows = [torch.cat([parts[1], parts[-1]])]  # the same twice where keys are values
         scores.append(torch.cat(rows, 1).norm(dim=1))
     return torch.cat(scores)
 
 
-def activation_magnitude(model: Mamba, task: Task) -> Tensor:
-    """Mean size of what a channel gives others to read: |u| + |gated|."""
-    _, values = readings(model, task.sample(PROMPTS, "discovery", 0))
-    return torch.cat([sum_over(value.abs() for value in pair) for pair in values])
+def activation_magnitude(model: Any, task: Task) -> Tensor:
+    """Mean size of what a unit gives others to read, over prompts and tokens: of a channel |u| + |gated|."""
+    return by_unit(model, task, lambda value, slope: value)
 
 
-def gradient_x_activation(model: Mamba, task: Task) -> Tensor:
-    """Mean size of ∂(log-probability of the answers)/∂u · u + the same of gated (Simonyan et al. 2013)."""
-    logprob, values = readings(model, task.sample(PROMPTS, "discovery", 0))
-    flat = [value for pair in values for value in pair]
-    gradients = torch.autograd.grad(logprob, flat)
-    products = [(value * gradient).abs() for value, gradient in zip(flat, gradients, strict=True)]
-    return torch.cat([sum_over(pair) for pair in zip(products[::2], products[1::2], strict=True)])
+def gradient_x_activation(model: Any, task: Task) -> Tensor:
+    """Mean size of ∂(log-probability of the answers)/∂a · a of the same (Simonyan et al. 2013)."""
+    return by_unit(model, task, lambda value, slope: value * slope)
 
 
 BASELINES: dict[str, Method] = {
@@ -134,22 +133,20 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def sum_over(parts: Any) -> Tensor:
-    """Means over batch and position of tensors [batch, position, unit], added up, [unit]."""
-    return torch.stack([part.detach().mean((0, 1)) for part in parts]).sum(0)
+def by_unit(model: Any, task: Task, what: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The mean size of something of the values and the gradients at a unit's sites, summed over those, [unit]."""
+    prompts = task.sample(PROMPTS, "discovery", 0)
+    kind = unit_kinds(model)[SCORED_UNITS[model.config.family]]
+    units = Units(model, kind)
 
+    def logprob(logits: Tensor) -> Tensor:
+        return torch.log_softmax(logits, -1).gather(-1, prompts.answers.unsqueeze(-1))
 
-def readings(model: Mamba, prompts: Prompts) -> tuple[Tensor, list[list[Tensor]]]:
-    """Log-probability of the answers (a sum), and for each layer u and gated [batch, position, channel] with graph."""
-    names = [[f"layers.{i}.{site}" for site in ("u", "gated")] for i in range(model.config.n_layer)]
-    tap = Tap([name for pair in names for name in pair])
-    with torch.enable_grad():
-        # a graph without parameters that need gradients begins at the embeddings
-        embedding = model.embedding.weight.requires_grad
-        model.embedding.weight.requires_grad_(True)
-        try:
-            logits, _ = model.trace(prompts.tokens, tap, logits_at=prompts.positions)
-        finally:
-            model.embedding.weight.requires_grad_(embedding)
-        logprob = torch.log_softmax(logits, -1).gather(-1, prompts.answers.unsqueeze(-1)).sum()
-    return logprob, [[tap.values[name] for name in pair] for pair in names]
+    values, slopes = gradients(model, prompts.tokens, units.sites, logprob, logits_at=prompts.positions)
+    found = []
+    for layer in range(units.layers):
+        for block in kind.blocks:
+            names = [f"layers.{layer}.{site}" for site in block.sites]
+            sizes = [what(values[name], slopes[name]).abs().mean((0, 1)).flatten() for name in names]
+            found.append(torch.stack(sizes).sum(0))
+    return torch.cat(found)

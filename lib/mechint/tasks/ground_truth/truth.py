@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import MechintError, did_you_mean
 from ...interventions import Edit
 from ...run import run
-from ...units import PATHS, SSM_UNITS, Units
+from ...units import PATHS, SSM_UNITS, Units, unit_kinds
 from ..base import Prompts, Task
 
 KINDS = ("channel", "mode", "tap", "path", "layer", "write", "decay")
@@ -188,9 +188,10 @@ class GroundTruth:
 
         ``ablation``: Leaves out the channels that it is blind to, which no search with it can find.
         """
-        if kind not in SSM_UNITS:
-            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, SSM_UNITS)}; take {', '.join(SSM_UNITS)}")
-        units = Units(model, SSM_UNITS[kind])
+        known = unit_kinds(model)
+        if kind not in known:
+            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
+        units = Units(model, known[kind])
         mask = torch.zeros(units.layers, *units.shape)
         for part in self.parts:
             if part.kind == kind and ablation not in part.blind:
