@@ -75,7 +75,7 @@ class SAEAnalysisConfig:
     )
     dead_after: int = option(
         0,
-        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a 20th of the training",
+        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a fifth of the training",
         unit="activations",
         low=0,
         high=10**9,
