@@ -158,7 +158,8 @@ def run(args: argparse.Namespace) -> int:
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
     menu = _for_run(args)
-    steps = _steps(menu, args.target, processes(args.processes))
+    count = processes(args.processes)
+    steps = _steps(menu, args.target, 1 if args.dry_run else count)  # what would run is said once
     made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
     if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
         steps.pop()
