@@ -27,14 +27,15 @@ class Cell:
     number: int
     edits: list[Edit]
     layer: int
-    """First edited layer; the number of layers for edits behind them all."""
+    """The layer it runs from: behind the first edited residual, or the first edited; the number of layers for edits
+    behind them all."""
     position: int
     idle: bool = True
     """Whether every edit has been seen to put there what was there already."""
 
     @staticmethod
     def of(number: int, edits: list[Edit], model: Any) -> Cell:
-        layers = [layer_of(edit.site, model) for edit in edits]
+        layers = [layer_of(edit.site, model) + edit.target.endswith(".resid_post") for edit in edits]
         # a cut reads its sources' positions again, so it needs all of them
         starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
         return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
@@ -185,9 +186,9 @@ class Base:
             cell.position = 0 if cuts else cell.position
 
     def walk(self, tap: Tap, lowest: dict[int, int]) -> Tensor:
-        """The base, layer by layer, in pieces that end where cells start."""
+        """The base, layer by layer, and what each remembers where cells start."""
         tokens, model = self.tokens, self.model
-        edges = [*sorted({0, *lowest}), tokens.shape[1]]
+        starts = sorted({0, *lowest})
         joined = {cell.layer for cell in self.plan}
         allowed, held = self.memory_mib * 2**20 / 2, 0
         counted: set[int] = set()  # memories of several positions may share what they hold
@@ -196,8 +197,8 @@ class Base:
             if i in joined:
                 self.residual[i] = r
                 held += size(r, counted)
-            memory, pieces = model.empty_cache(i, len(tokens)), []
-            for start, end in itertools.pairwise(edges):
+            r, memories = model.block_from_start(i, r, starts, tap)
+            for start, memory in zip(starts, memories, strict=True):
                 if lowest.get(start, len(model.layers)) <= i:
                     self.memory[i, start] = memory
                     held += size(memory, counted)
@@ -207,11 +208,6 @@ class Base:
                         f"come to {mib(held)} MiB for {len(tokens)} rows at layer {i}; give more, sweep fewer rows at "
                         "a time, or start cells at fewer positions"
                     )
-                tap.offset = start
-                piece, memory = model.block(i, r[:, start:end], memory, tap)
-                pieces.append(piece)
-            r = torch.cat(pieces, 1)
-        tap.offset = 0
         self.residual[len(model.layers)] = r
         return self.finish(r, tap, self.wanted)
 
@@ -259,6 +255,9 @@ class Base:
                     fresh = model.begin(self.tokens[:, start:].repeat(joining, 1), here)
                 else:
                     fresh = self.residual[i][:, start:].repeat(joining, 1, 1)
+                if i > 0:  # the residual behind the layer below is the first edited
+                    cells = [cell.edits for cell in active if cell.layer == i]
+                    fresh = RowTap(cells, rows, start)(f"layers.{i - 1}.resid_post", fresh)
                 r = fresh if r is None else torch.cat([r, fresh])
             assert r is not None
             if i < layers:

@@ -47,6 +47,11 @@ class LayerCache:
         """The memory with the keys and values of further positions, [B, L, G, d]."""
         return LayerCache(grown(self.keys, k), grown(self.values, v))
 
+    def before(self, position: int) -> LayerCache:
+        """The memory of the positions before this one; it holds no copies of them."""
+        keys, values = (torch.cat(pieces, 1)[:, :position] for pieces in (self.keys, self.values))
+        return LayerCache([keys], [values]) if position else LayerCache([], [])
+
     def repeat(self, times: int) -> LayerCache:
         """The same memory for that many copies of the batch, one copy after another."""
         keys, values = ([piece.repeat(times, 1, 1, 1) for piece in pieces] for pieces in (self.keys, self.values))

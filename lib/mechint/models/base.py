@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,20 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+
+    def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
+        """:meth:`block` on all positions, and its memory of the positions before each start (ascending, 0 first).
+
+        Here in pieces; a family that can keep its memory in passing has matrix products of whole prompts.
+        """
+        memory, pieces, memories = self.empty_cache(i, len(r)), [], []
+        for start, end in itertools.pairwise([*starts, r.shape[1]]):
+            memories.append(memory)
+            at.offset = start
+            piece, memory = self.block(i, r[:, start:end], memory, at)
+            pieces.append(piece)
+        at.offset = 0
+        return torch.cat(pieces, 1), memories
 
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
         """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""

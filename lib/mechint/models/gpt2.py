@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -214,6 +215,10 @@ class GPT2(LanguageModel):
     def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
         r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
         return r, memory
+
+    def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
+        r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)
+        return r, [memory.before(start) for start in starts]
 
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:

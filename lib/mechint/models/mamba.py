@@ -7,7 +7,9 @@ Axes: B batch, L position, D model, E channel, N state, K taps, R rank of Δ, V 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -19,37 +21,8 @@ from torch import Tensor, nn
 from .. import scan
 from ..interventions import Edit
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
+from .mamba_sites import CHANNELS, INSIDE, LAYER_SITES
 from .sites import Scope, Site, Tap
-
-CHANNELS = ("batch", "position", "channel")
-STATES = ("batch", "position", "channel", "state")
-SHARED = ("batch", "position", "state")
-
-# (name, axes, configuration fields of the unit sizes), in the order of the forward
-LAYER_SITES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
-    ("resid_pre", RESIDUAL, ("d_model",)),
-    ("norm", RESIDUAL, ("d_model",)),
-    ("x", CHANNELS, ("d_inner",)),
-    ("z", CHANNELS, ("d_inner",)),
-    ("conv", CHANNELS, ("d_inner",)),
-    ("u", CHANNELS, ("d_inner",)),
-    ("dt", CHANNELS, ("d_inner",)),
-    ("B", SHARED, ("d_state",)),
-    ("C", SHARED, ("d_state",)),
-    ("decay", STATES, ("d_inner", "d_state")),
-    ("write", STATES, ("d_inner", "d_state")),
-    ("state", STATES, ("d_inner", "d_state")),
-    ("readout", STATES, ("d_inner", "d_state")),
-    ("scan_out", CHANNELS, ("d_inner",)),
-    ("y", CHANNELS, ("d_inner",)),
-    ("gate", CHANNELS, ("d_inner",)),
-    ("gated", CHANNELS, ("d_inner",)),
-    ("out", RESIDUAL, ("d_model",)),
-    ("resid_post", RESIDUAL, ("d_model",)),
-]
-INSIDE = ("x", "z", "conv", "conv_state", "u", "dt", "B", "C", "decay", "write", "state", "readout", "scan_out", "y",
-          "gate")  # fmt: skip
-"""Sites between the projections of a mixer."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +124,8 @@ class Layer(nn.Module):
         n = at("norm", self.norm(r))  # [B, L, D]
         x, z = self.in_proj(n).chunk(2, dim=-1)  # [B, L, E] each
         cuts = at.cuts("out")
-        if not cuts and not at.wants(*INSIDE) and self.without_gradients(x) and scan.one_pass(x):
-            inner, new = self.mix_in_one_pass(x, z, cache, at)  # [B, L, E]
+        if self.in_one_pass(x, at):
+            inner, [new] = self.mix_in_one_pass(x, z, cache, at)  # [B, L, E]
         else:
             cache = cache.whole()
             # contiguous, as an edited tensor is: the vector and scalar loops of an operation differ in the last bit
@@ -166,20 +139,42 @@ class Layer(nn.Module):
                 out = self.cut(cut, out, x, z, new.history, at)
         return at("out", out), new
 
-    def without_gradients(self, x: Tensor) -> bool:
+    def in_one_pass(self, x: Tensor, at: Scope) -> bool:
+        """Whether :meth:`mix_in_one_pass` does for inputs like x."""
+        if at.cuts("out") or at.wants(*INSIDE) or not scan.one_pass(x):
+            return False
         return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
-    def mix_in_one_pass(self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, Any]:
-        """:meth:`mix` to the bit, where nobody looks inside; no memory where nothing goes on."""
+    def mix_in_one_pass(
+        self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, starts: Sequence[int] = (0,)
+    ) -> tuple[Tensor, list[Any]]:
+        """:meth:`mix` to the bit, where nobody looks inside, and the memory behind the piece that begins at each start.
+
+        No memory where nothing goes on.
+        """
         u = scan.convolved(x, cache.conv, self.conv1d.weight[:, 0], self.conv1d.bias)  # [B, L, E]
         low, B, C = self.x_proj(u).split([self.c.dt_rank, self.c.d_state, self.c.d_state], dim=-1)
-        A = -torch.exp(self.A_log)  # [E, N]
-        inner, state = scan.gated(u, self.dt_proj(low), A, B, C, self.D, z, cache.state, at.goes_on)
-        if state is None:
-            return inner, None
-        past = x[:, max(x.shape[1] - self.c.d_conv + 1, 0) :]
-        kept = cache.whole().conv[:, past.shape[1] :]
-        return inner, LayerCache(torch.cat([kept, past], 1), state)
+        wide, A = (u, self.dt_proj(low), B, C, z), -torch.exp(self.A_log)  # A [E, N]
+        inner: list[Tensor] = []
+        memories: list[Any] = []
+        state: Any = cache.state
+        for begin, end in itertools.pairwise([*starts, x.shape[1]]):
+            u, dt, B, C, z = (tensor[:, begin:end] for tensor in wide)
+            piece, state = scan.gated(u, dt, A, B, C, self.D, z, state, at.goes_on)
+            inner.append(piece)
+            past = x[:, max(end - self.c.d_conv + 1, 0) : end]
+            if state is None:
+                return piece, [None]  # nothing goes on, so there was one piece
+            kept = cache.whole().conv[:, past.shape[1] :]
+            memories.append(LayerCache(torch.cat([kept, past], 1), state))
+        return torch.cat(inner, 1) if len(inner) > 1 else inner[0], memories
+
+    def from_start(self, r: Tensor, starts: Sequence[int], at: Scope) -> tuple[Tensor, list[LayerCache]]:
+        """:meth:`forward` in one pass from position 0, and the memory of the positions before each start."""
+        x, z = self.in_proj(at("norm", self.norm(r))).chunk(2, dim=-1)
+        empty = self.empty_cache(len(r))
+        inner, memories = self.mix_in_one_pass(x, z, empty, at, starts)
+        return at("out", self.out_proj(at("gated", inner))), [empty, *memories[:-1]]
 
     def mix(
         self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, decay_of: Tensor | None = None
@@ -391,6 +386,14 @@ class Mamba(LanguageModel):
         r = here("resid_pre", r)
         out, memory = self.layers[i](r, cache, here)
         return here("resid_post", r + out), memory
+
+    def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
+        here, layer = at.within(f"layers.{i}"), cast(Layer, self.layers[i])
+        if not layer.in_one_pass(r.to(layer.in_proj.weight.dtype), here):
+            return super().block_from_start(i, r, starts, at)
+        r = here("resid_pre", r)
+        out, memories = layer.from_start(r, starts, here)
+        return here("resid_post", r + out), memories
 
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:
