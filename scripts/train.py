@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_flags(top, TaskConfig, "task", "task")
     add_flags(top, TrainConfig, "train", "training")
+    # as it was documented before there were groups of flags
+    top.add_argument("--output-dir", dest="train_output_dir", default=argparse.SUPPRESS, help="--train-output-dir")
     for family, architecture in ARCHITECTURES.items():
         add_flags(top, architecture, family, f"architecture of a {family}")
     return top

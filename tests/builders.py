@@ -89,8 +89,10 @@ SIZES = st.fixed_dictionaries(
     }
 )
 
+KV = ({}, {"kv_tied": True}, {"kv_tied": True, "kv_global": True})  # apart, tied per head, tied globally
 GPT2_SIZES = st.fixed_dictionaries(
     {
+        "kv": st.sampled_from(KV),
         "n_head": st.sampled_from([1, 2, 3]),
         "d_model": st.sampled_from([6, 12, 18]),
         "d_mlp": st.integers(1, 16),
@@ -98,11 +100,10 @@ GPT2_SIZES = st.fixed_dictionaries(
         "activation": st.sampled_from(["gelu", "gelu_tanh"]),
         "bias": st.booleans(),
         "norm_bias": st.booleans(),
-        "kv_tied": st.booleans(),
         "tied": st.booleans(),
         "norm_eps": st.sampled_from([1e-5, 1e-3]),
     }
-)
+).map(lambda sizes: {name: size for name, size in sizes.items() if name != "kv"} | sizes["kv"])
 
 LLAMA_SIZES = st.fixed_dictionaries(
     {

@@ -31,26 +31,27 @@ def forward(model: Any, tokens: Any) -> dict[str, Any]:
 
     B, L = tokens.shape
     H, D = c.n_head, c.d_model
-    d = D // H
+    d, shared = D // H, H // c.n_kv_head
+    own = c.n_kv_head * d
     sites: dict[str, Any] = {"embed": w["wte.weight"][tokens], "pos_embed": np.stack([w["wpe.weight"][:L]] * B)}
     r = sites["embed"] + sites["pos_embed"]
     for i in range(c.n_layer):
         p = f"layers.{i}."
         got: dict[str, Any] = {"resid_pre": r, "ln_1": norm(p + "ln_1", r)}
         mixed = linear(p + "attn.c_attn", got["ln_1"])
-        got["q"], got["k"] = (mixed[..., part * D : (part + 1) * D].reshape(B, L, H, d) for part in (0, 1))
-        got["v"] = got["k"] if c.kv_tied else mixed[..., 2 * D :].reshape(B, L, H, d)
+        got["q"], got["k"] = mixed[..., :D].reshape(B, L, H, d), mixed[..., D : D + own].reshape(B, L, -1, d)
+        got["v"] = got["k"] if c.kv_tied else mixed[..., D + own :].reshape(B, L, -1, d)
         got["scores"], got["pattern"] = np.full((B, L, H, L), -np.inf), np.zeros((B, L, H, L))
         got["head_out"] = np.zeros((B, L, H, d))
         for b in range(B):
             for t in range(L):
                 for h in range(H):
                     for j in range(t + 1):
-                        got["scores"][b, t, h, j] = got["q"][b, t, h] @ got["k"][b, j, h] / math.sqrt(d)
+                        got["scores"][b, t, h, j] = got["q"][b, t, h] @ got["k"][b, j, h // shared] / math.sqrt(d)
                     weights = np.exp(got["scores"][b, t, h] - got["scores"][b, t, h].max())
                     got["pattern"][b, t, h] = weights / weights.sum()
                     for j in range(t + 1):
-                        got["head_out"][b, t, h] += got["pattern"][b, t, h, j] * got["v"][b, j, h]
+                        got["head_out"][b, t, h] += got["pattern"][b, t, h, j] * got["v"][b, j, h // shared]
         got["attn_out"] = linear(p + "attn.c_proj", got["head_out"].reshape(B, L, D))
         got["resid_mid"] = r + got["attn_out"]
         got["ln_2"] = norm(p + "ln_2", got["resid_mid"])

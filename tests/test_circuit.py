@@ -141,11 +141,11 @@ def test_the_start_is_the_order_of_sizes_and_a_worse_end_is_given_up() -> None:
     with torch.no_grad():
         search.logits.copy_(-search.start)  # as if ten steps had led astray
     search.step = search.steps
-    assert torch.equal(search.run("test")[8], mask)
+    assert torch.equal(search.run("test")[8], mask) and search.went_back
     worse = Search(test, "kl", 1 - mask, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
     with torch.no_grad():
         worse.logits.copy_(start_logits(mask))
-    worse.settle()
+    assert not worse.settle()
     assert torch.equal(worse.mask(), mask)
     assert worse.cost(mask) == pytest.approx(float(test.measure(mask)["kl"].mean()), abs=1e-6)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError, find_all
 from scripts.kconfig.loading import Menu, load
@@ -120,6 +121,27 @@ def test_the_documented_command_lines(tree: Tree) -> None:
         [call] = tree.calls()
         assert wanted <= set(call), models
     assert "CONFIG_KNLP_MECHINT_KV_FROM_RUNS=y" in tree.config
+
+
+def test_models_of_the_ablation_study(tree: Tree) -> None:
+    """The documented overrides of an experiment whose own checkpoints are a glob."""
+    name = "defconfig-gpt2-kv-tying-w7900-ablation-mechint"
+    tree.put("other_output/final_model_stepV0.pt", "custom.pt", "mechint_analysis_kv/final_masks.pt")
+    for models, wanted in {
+        "": {"--kv-checkpoint=./output/final_model_step*.pt", "--output-dir=mechint_analysis_kv_w7900"},
+        "mechint_analysis_kv": {"--kv-mode=from_runs", "--kv-run-dir=mechint_analysis_kv"},
+        "./other_output": {"--kv-checkpoint=other_output/final_model_step*.pt", "--label=other_output"},
+        "./custom.pt": {"--kv-checkpoint=custom.pt", "--label=custom"},
+    }.items():
+        assert tree.make(name, *([f"MODELS={models}"] if models else [])).returncode == 0
+        assert tree.make("mechint").returncode == 0
+        [call] = tree.calls()
+        assert {*wanted, "--wandb-project=gpt2-mechint-kv-circuits"} <= set(call), models
+
+
+@pytest.mark.parametrize("arguments", [["--output-dir=here"], ["--train-output-dir", "here"], []])
+def test_the_trainers_output_directory(arguments: list[str]) -> None:
+    assert train.parser().parse_args(arguments).train_output_dir == ("here" if arguments else "output")
 
 
 def test_baseline_names_a_run_to_compare_with_and_persists(tree: Tree) -> None:

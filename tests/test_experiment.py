@@ -258,6 +258,11 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 def test_where_results_go() -> None:
     run = RunConfig(checkpoint="a.pt", output_dir="out")
     assert run_directories(run, ["a.pt"], ["ssm"]) == {("a.pt", "ssm"): Path("out")}
+    for written in ("./a.pt", "a.pt", ".//a.pt"):  # as a reader would name the one checkpoint there is
+        named = dataclasses.replace(run, checkpoint=written)
+        assert run_directories(named, [str(Path(written))], ["kv"])["a.pt", "kv"] == Path("out")
+    whole = dataclasses.replace(run, checkpoint="./runs")
+    assert run_directories(whole, ["runs/a.pt"], ["kv"])["runs/a.pt", "kv"] == Path("out/a")
     run = dataclasses.replace(run, checkpoint="*/m.pt")
     assert run_directories(run, ["x/m.pt", "y/m.pt"], ["ssm", "kv"])["y/m.pt", "kv"] == Path("out/y-m/kv")
     with pytest.raises(MechintError, match="would share a directory"):

@@ -81,7 +81,8 @@ def test_numbers_of_units() -> None:
     gpt2, llama = tiny_gpt2(), tiny_llama()
     shapes = {name: Units(gpt2, kind).shape for name, kind in KV_UNITS.items()}
     assert shapes == {
-        "kv": (2, 3, 4), "k": (3, 4), "v": (3, 4), "q": (3, 4), "head": (3,), "mlp": (20,), "layer": (1,),
+        "kv": (2, 3, 4), "k": (3, 4), "v": (3, 4), "q": (3, 4), "o": (3, 4), "head": (3,), "mlp": (20,),
+        "layer": (1,),
     }  # fmt: skip
     assert Units(llama, KV_UNITS["kv"]).shape == (2, 2, 6)  # the heads that have keys of their own
     units = Units(gpt2, KV_UNITS["kv"])

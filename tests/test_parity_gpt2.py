@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mechint.models.gpt2 import GPT2
 from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
+from tests.builders import KV, tiny_gpt2, tokens
 from tests.test_parity_hf import gradients
 
 transformers = pytest.importorskip("transformers")
@@ -74,6 +75,40 @@ def compare(theirs: Any, dtype: torch.dtype, length: int = 11) -> tuple[float, f
 @given(sizes=SHAPES, seed=st.integers(0, 99))
 def test_random_shapes_give_the_same_logits_and_gradients(dtype: torch.dtype, sizes: dict[str, Any], seed: int) -> None:
     compare(hf_model(seed, **sizes), dtype)
+
+
+@pytest.mark.parametrize("tied", KV[1:], ids=["per head", "globally"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tied_variant_is_their_model_with_the_projection_repeated(tied: dict[str, Any], dtype: torch.dtype) -> None:
+    """Theirs has keys and values for every head; with the same weights in all of them it is the variant.
+
+    The gradient of a shared weight is the sum of those of its copies.
+    """
+    tolerance, ours, plain = TOLERANCE[dtype], tiny_gpt2(4, dtype, **tied), tiny_gpt2(4, dtype)
+    heads, d = ours.config.n_head, ours.config.d_head
+    copies = heads // ours.config.n_kv_head
+    whole = {}
+    for name, tensor in ours.state_dict().items():
+        if ".c_attn." in name:
+            q, shared = tensor[: heads * d], tensor[heads * d :].unflatten(0, (-1, d)).repeat_interleave(copies, 0)
+            tensor = torch.cat([q, shared.flatten(0, 1), shared.flatten(0, 1)])
+        whole[name] = tensor
+    plain.load_state_dict(whole)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**hf_config(plain))).eval().to(dtype)
+    theirs.load_state_dict({**theirs.state_dict(), **to_hf_state_dict(plain)})
+    ids = tokens(2, 11)
+    expected, logits = theirs(ids).logits, ours(ids)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=dtype) / 11
+    wanted, found = gradients(theirs, expected, weights), gradients(ours, logits, weights)
+    renamed = from_state_dict(wanted, theirs.config.to_dict(), "gradients", dtype=dtype)
+    for name, gradient in renamed.named_parameters():
+        correct = gradient.data
+        if ".c_attn." in name:
+            q, *copied = correct.split(heads * d)
+            correct = torch.cat([q, sum(copied).unflatten(0, (-1, copies, d)).sum(1).flatten(0, 1)])  # type: ignore[union-attr]
+        assert (found[name] - correct).abs().max() <= tolerance * max(1, correct.abs().max()), name
 
 
 def test_the_comparison_can_fail() -> None:

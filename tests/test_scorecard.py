@@ -19,8 +19,9 @@ import mechint
 from mechint.errors import MechintError
 from mechint.report.scorecard import mark, verdict
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
-from mechint.scorecard.card import by_chance, rate, scored
+from mechint.scorecard.card import in_turn, scored
 from mechint.scorecard.methods import Budget, interchange
+from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
 from mechint.statistics import max_t
 from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
@@ -29,8 +30,9 @@ from mechint.units import SSM_UNITS, Units
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 100
 SMALL = ScorecardConfig(
-    models="selective_copy,recall", seeds=1, first_seed=SEED, trace_prompts=16, null_prompts=12, null_trials=2
-)
+    models="selective_copy,recall", seeds=1, first_seed=SEED, prompts=96, patch_prompts=32, trace_prompts=16,
+    null_prompts=12, null_trials=2, sae_tokens=0,
+)  # fmt: skip
 PERFECT = (1.0, True)
 NO_CIRCUITS = ("delta_do_mean", "delta_variance", "delta_output_variance")
 """Rankings that say nothing of circuits, as their scores show."""
@@ -82,6 +84,12 @@ def test_traces_point_at_the_declared_positions(name: str) -> None:
     assert positions(compiled(name), 16) == {"write": 1.0, "state": 1.0}
 
 
+def test_positions_are_not_asked_for_where_twins_have_the_same_there() -> None:
+    assert positions(compiled("count"), 8) == {}  # ticks differ, the marker's write does not
+    assert positions(compiled("modular_sum"), 8) == {"write": 1.0, "state": 1.0}
+    assert positions(compiled("shift"), 8) == {}  # no state at all
+
+
 def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
     monkeypatch.setattr(card, "METHODS", few)
@@ -96,6 +104,9 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
     assert [row["exact"]["value"] for row in results["card"]] == [1.0, 0.0]
     assert [row["share"]["value"] for row in results["positions"]] == [1.0, 1.0]
     assert results["false_positives"]["same_twins_largest_effect"] == 0.0
+    assert set(results["false_positives"]) > {"trace random", "units random", "trace compiled", "probes shuffled"}
+    best = results["best"][0]
+    assert best["cmd"]["value"] <= min(row["cmd"]["value"] for row in results["card"]) + 1e-9
     text = (tmp_path / "scorecard.md").read_text()
     assert all(method.title in text for method in few.values())
     assert (tmp_path / "scorecard.png").read_bytes()[:4] == b"\x89PNG"
@@ -104,14 +115,13 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
 def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     part = {
-        "seed": 0,
-        "random": [],
-        "positions": {},
-        "null": {"random": [1.0], "compiled": [1.0]},
-        "same_twins": 0.0,
-        "seconds": 1.0,
-    }
-    cell = {"method": "one", "auroc": 1.0, "average_precision": 1.0, "exact": True, "units": 1, "total": 2}
+        "seed": 0, "random": [], "positions": {}, "null": {"random": {"trace": [1.0]}}, "same_twins": 0.0,
+        "seconds": 1.0, "edges": [], "probes": [], "best": {"cpr": 1.0, "cmd": 0.0},
+    }  # fmt: skip
+    cell = {
+        "method": "one", "auroc": 1.0, "average_precision": 1.0, "exact": True, "units": 1, "total": 2, "cpr": 1.0,
+        "cmd": 0.0, "peak_mib": None,
+    }  # fmt: skip
 
     def measure(name: str, *rest: Any) -> dict[str, Any]:
         calls.append(name)
@@ -176,9 +186,11 @@ def test_a_coin_turns_signs_to_the_bit_and_a_real_effect_is_found() -> None:
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
     model = compiled("latch").model if weights == "compiled" else random_model(compiled("latch").model, SEED)
-    least = null_trials(model, compiled("latch").task, 16, 300, SEED)
-    assert all(0 < p <= 1 for p in least)
-    assert rate([p <= 0.05 for p in least])["low"] <= 0.05
+    found = null_trials(model, compiled("latch").task, 16, 300, SEED)
+    assert set(found) == {"trace", "units"}
+    for least in found.values():
+        assert all(0 < p <= 1 for p in least)
+        assert rate([p <= 0.05 for p in least])["low"] <= 0.05
 
 
 def test_random_weights_are_those_of_their_seed() -> None:
@@ -208,6 +220,13 @@ def test_the_interval_on_random_weights_is_over_seeds() -> None:
     assert (found["value"], found["n"]) == (pytest.approx(0.5), 3)
     assert found["high"] - found["value"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert by_chance(parts[:1], "m")["interval"] == "one seed: no interval"
+
+
+def test_every_model_has_its_turn_with_random_weights() -> None:
+    config = ScorecardConfig(models="shift,latch,recall", seeds=3, random_models=1)
+    turns = [[name for name in config.names if in_turn(name, 100 + k, config)] for k in range(4)]
+    assert turns == [["shift"], ["latch"], ["recall"], ["shift"]]
+    assert all(in_turn(name, 100, dataclasses.replace(config, random_models=9)) for name in config.names)
 
 
 def test_marks_and_verdicts() -> None:
@@ -255,6 +274,4 @@ def test_bad_options(tmp_path: Path) -> None:
     ]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert failed.stderr.splitlines() == [
-        "error: no compiled model 'x'; take shift, latch, most_recent, selective_copy, induction, recall"
-    ]
+    assert failed.stderr.splitlines() == [f"error: no compiled model 'x'; take {', '.join(BLUEPRINTS)}"]

@@ -146,6 +146,10 @@ class Bench:
         values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
         return float(faithfulness(*map(METRICS[metric].read, values)))
 
+    def likeness(self, mask: Tensor, metric: str) -> float:
+        """How close the faithfulness of a mask is to 1, at most 0: a circuit that overshoots the model is not it."""
+        return -abs(1 - self.faithful(mask, metric))
+
 
 def check_bfloat16(device: torch.device) -> None:
     """Raises :class:`MechintError` where bfloat16 has no arithmetic of its own and would only be slower."""
@@ -234,6 +238,8 @@ class Search:
         self.history: list[dict[str, float]] = []
         self.masks: dict[int, Tensor] = {}
         """Circuits of other sizes, kept at the step when the budget passed them."""
+        self.went_back = False
+        """Whether the search ended with nothing better than the order it began with."""
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after a kill."""
@@ -316,13 +322,18 @@ class Search:
         return self.bench.units.top(self.logits.detach(), count or self.target)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Goes back to the order that the search began with, if its circuit is the better one on all prompts.
 
         A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
+
+        Returns:
+            Whether it went back.
         """
-        if self.start_cost(self.start) < self.cost(self.mask()):
+        back = self.start_cost(self.start) < self.cost(self.mask())
+        if back:
             self.logits.copy_(self.start)
+        return back
 
     def start_cost(self, logits: Tensor) -> float:
         """The cost of the circuit of the target size that an order begins with."""
@@ -362,7 +373,7 @@ class Search:
                     save()
         if self.penalty is not None:
             self.target = max(1, int((self.logits.detach() > 0).sum()))
-        self.settle()
+        self.went_back = self.settle()
         return {**self.masks, self.target: self.mask()}
 
 

@@ -18,6 +18,7 @@ from .circuit_evidence import CircuitEvidence
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.sites import Tap
+from .progress import Progress
 from .statistics import ClusterBootstrap, Number, number
 from .units import Units
 
@@ -68,14 +69,24 @@ class CircuitAnalyzer(CircuitEvidence):
         searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
-        best = int(np.argmax(on_discovery))
+        best = int(np.argmin([abs(1 - share) for share in on_discovery]))
         sizes = sorted({*shares, size})
-        learned = {s: self.better(discovery, s, [searches[best]["logits"]], [descent["masks"].get(s)]) for s in sizes}
+        learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
         learned[size] = found[best]
+        order, ranking = self.ranking(discovery, scores, size)
         control, control_note = self.random_weights(train_loader, val_loader, size)
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
-        self.results = self.measure(bench, val_loader, scores, found[best], found, learned)
+        moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
+        self.results = self.measure(bench, val_loader, ranking, found[best], moved, learned)
+        if len(moved) < len(found):
+            self.results["notes"].append(
+                f"{len(found) - len(moved)} of {len(found)} searches ended with a worse circuit on the discovery "
+                "prompts than the attribution's order, which they begin with, and went back to that one. They are left "
+                "out of the stability: nothing in it depends on the seed. More STEPS, or another LR, may find a better "
+                "circuit."
+            )
+        self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
         self.results["notes"] += [control_note] if control_note else []
@@ -86,7 +97,8 @@ class CircuitAnalyzer(CircuitEvidence):
             self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
             {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
-             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask)}
+             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask),
+             "went_back": searches[k]["went_back"]}
             for k, mask in enumerate(found)
         ]  # fmt: skip
         self.keep_masks(found[best], searches[best]["logits"], scores)
@@ -154,7 +166,8 @@ class CircuitAnalyzer(CircuitEvidence):
             if part is not None:
                 search.restore(part)
             masks = search.run(f"search, {name}", snapshots, lambda: self.stages.save_part(name, search.state))
-            return {"masks": masks, "logits": search.logits.detach().clone(), "history": search.history}
+            logits = search.logits.detach().clone()
+            return {"masks": masks, "logits": logits, "history": search.history, "went_back": search.went_back}
 
         result = self.stages.get(name, compute)
         if name not in {entry["search"] for entry in self.history}:
@@ -188,10 +201,27 @@ class CircuitAnalyzer(CircuitEvidence):
             low, high = (low, middle) if searched(grid[middle]) else (middle, high)
         return grid[high]
 
-    def better(self, bench: Bench, size: int, rankings: list[Tensor], masks: list[Tensor | None]) -> Tensor:
-        """The circuit of a size that is the most faithful on the discovery prompts, of those at hand."""
-        at_hand = [self.units.top(ranking, size) for ranking in rankings] + [mask for mask in masks if mask is not None]
-        return max(at_hand, key=lambda mask: bench.faithful(mask, self.config.metric))
+    def by_size(self, bench: Bench, sizes: list[int], logits: Tensor, passed: dict[int, Tensor]) -> dict[int, Tensor]:
+        """A circuit of each size: the top of the logits or, where it is closer to the model on the discovery prompts,
+        the one that the descent had as it passed that size."""
+        found = {}
+        with Progress("circuits by size", len(sizes)) as progress:
+            for size in sizes:
+                at_hand = [self.units.top(logits, size), *([passed[size]] if size in passed else [])]
+                found[size] = max(at_hand, key=lambda mask: bench.likeness(mask, self.config.metric))
+                progress.step()
+        return found
+
+    def ranking(self, bench: Bench, scores: Tensor, size: int) -> tuple[str, Tensor]:
+        """How attribution ranks the units, for its curve: ``signed`` or by ``size``, and the scores of that order.
+
+        The one whose circuit of this size is the better on the discovery prompts, as the searches choose their start:
+        a learned mask is to be held against the better of both. Of equally good ones it is the signed order.
+        """
+        orders = {"signed": scores, "size": scores.abs()}
+        tops = {name: self.units.top(each, size) for name, each in orders.items()}
+        best = max(tops, key=lambda name: bench.likeness(tops[name], self.config.metric))
+        return best, orders[best]
 
     def random_weights(
         self, train_loader: PromptLoader, val_loader: PromptLoader, size: int

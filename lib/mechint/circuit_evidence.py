@@ -65,10 +65,18 @@ class CircuitEvidence(StagedAnalyzer):
         return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
 
     def measure(
-        self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, found: list[Tensor],
+        self, bench: Bench, loader: PromptLoader, ranking: Tensor, mask: Tensor, found: list[Tensor],
         learned: dict[int, Tensor],
     ) -> dict[str, Any]:  # fmt: skip
-        """Every number of the report, on the held-out prompts."""
+        """Every number of the report, on the held-out prompts.
+
+        Args:
+            bench, loader: Those prompts.
+            ranking: Scores whose order is the attribution curve's, [units].
+            mask: The circuit.
+            found: The circuits of all seeds whose search has moved from where it began, for the stability.
+            learned: Circuits by size.
+        """
         config, units = self.config, self.units
         metric, read = METRICS[config.metric].column, METRICS[config.metric].read
         size = int(mask.sum())
@@ -86,7 +94,7 @@ class CircuitEvidence(StagedAnalyzer):
             without = at(1 - mask)
             curves = {
                 "learned": [at(learned[s]) for s in sizes],
-                "attribution": [at(units.top(scores, s)) for s in sizes],
+                "attribution": [at(units.top(ranking, s)) for s in sizes],
             }
             random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
 
@@ -160,7 +168,9 @@ class CircuitEvidence(StagedAnalyzer):
                 )
             ],
             "leave_one_out": tried,
-            "notes": [] if agreement is not None else ["Stability was not measured: it needs at least two seeds."],
+            "notes": []
+            if agreement is not None
+            else ["Stability was not measured: it needs at least two searches of different seeds."],
         }
 
     def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:

@@ -33,6 +33,7 @@ def unit_effects(
     units: dict[int, list[int]],
     fills: dict[str, Any],
     scale: dict[str, Tensor],
+    seen: str = "",
 ) -> dict[str, Tensor]:
     """Effects of the chosen units of every layer on those of every later one.
 
@@ -41,13 +42,17 @@ def unit_effects(
         units: Chosen units of each layer.
         fills: What replaces them, by site.
         scale: σ of all units, [unit] by site.
+        seen: Site where the later units are looked at; that of the units unless said otherwise. What a Mamba's channel
+            writes (``gated``) reaches ``u`` of a later one by the residual stream alone.
 
     Returns:
         ``{i} {j} patched`` and ``{i} {j} linear`` [prompt, e, f] for i < j.
     """
     site = lambda layer: f"layers.{layer}.{kind}"
+    there = lambda layer: f"layers.{layer}.{seen or kind}"
     layers = sorted(units)
-    clean = run(model, prompts.tokens, [site(j) for j in layers], logits_at=prompts.positions[:, :0]).values
+    names = list(dict.fromkeys([*map(site, layers), *map(there, layers)]))
+    clean = run(model, prompts.tokens, names, logits_at=prompts.positions[:, :0]).values
     found: dict[str, Tensor] = {}
     for i in layers[:-1]:
         later = [j for j in layers if j > i]
@@ -56,18 +61,20 @@ def unit_effects(
         )
         rows: dict[str, list[Tensor]] = {f"{i} {j} {way}": [] for j in later for way in ("patched", "linear")}
         for e in units[i]:
-            sites = [site(j) for j in later]
+            sites = [there(j) for j in later]
             own = change[..., e : e + 1]
             whole, up, down = (
                 recorded(model, prompts, [Edit(site(i), "add", share * own, units=[e])], sites)
                 for share in (1.0, STEP, -STEP)
             )
             for j in later:
-                seen = units[j]
-                by = scale[site(j)][seen].clamp(min=torch.finfo(torch.float32).tiny)
-                size = lambda tensor, by=by, seen=seen: (tensor[..., seen].double().cpu() / by).square().mean(1).sqrt()
-                rows[f"{i} {j} patched"].append(size(whole[site(j)] - clean[site(j)]))
-                rows[f"{i} {j} linear"].append(size((up[site(j)] - down[site(j)]) / (2 * STEP)))
+                those = units[j]
+                by = scale[there(j)][those].clamp(min=torch.finfo(torch.float32).tiny)
+                size = lambda tensor, by=by, those=those: (
+                    (tensor[..., those].double().cpu() / by).square().mean(1).sqrt()
+                )
+                rows[f"{i} {j} patched"].append(size(whole[there(j)] - clean[there(j)]))
+                rows[f"{i} {j} linear"].append(size((up[there(j)] - down[there(j)]) / (2 * STEP)))
         found |= {name: torch.stack(parts, 1) for name, parts in rows.items()}
     return found
 

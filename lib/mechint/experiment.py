@@ -58,7 +58,7 @@ def run_directories(
     for each, however many it matches today. Several analyses get one directory each below that.
     """
     several = several or len(names) > 1
-    single = len(checkpoints) == 1 and checkpoints[0] == run.checkpoint
+    single = checkpoints == [str(Path(run.checkpoint).expanduser())]  # ./m.pt is m.pt
     labels = {checkpoint: "" if single else Path(checkpoint).stem for checkpoint in checkpoints}
     if len(set(labels.values())) < len(labels):
         labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}

@@ -29,9 +29,9 @@ class KVCircuitConfig(Source):
 
     unit: str = option(
         "kv",
-        "What is kept or dropped: key and value channels (kv), one sort of channel (k, v, q), whole heads, MLP "
-        "neurons, or layers",
-        choices=("kv", "k", "v", "q", "head", "mlp", "layer"),
+        "What is kept or dropped: key and value channels (kv), one sort of channel (k, v, q, o), whole heads, "
+        "MLP neurons, or layers",
+        choices=("kv", "k", "v", "q", "o", "head", "mlp", "layer"),
     )
     ablation: str = option(
         "mean",

@@ -107,6 +107,12 @@ KV_UNITS = kinds(
         plural="Q channels",
     ),
     UnitKind(
+        "o",
+        (Block(("head_out",)),),
+        "an output channel: one dimension of what one head has read, before heads are mixed",
+        plural="O channels",
+    ),
+    UnitKind(
         "head",
         (Block(("head_out",), axes=1),),
         "an attention head: what it reads, before heads are mixed",

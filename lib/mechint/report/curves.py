@@ -10,7 +10,7 @@ import numpy as np
 
 from . import style
 from .results import Results, Trace, Value, load_history
-from .words import metric_name, number, percent, units_name
+from .words import curve_name, metric_name, number, percent, units_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,9 +107,9 @@ def draw_faithfulness(results: Results, path: Path) -> Path:
 
 
 CURVE_LOOKS = {
-    "learned": ("learned mask", style.BLUE, "o", "-"),
-    "attribution": ("attribution ranking", style.ORANGE, "s", "-"),
-    "random": ("random circuits", style.GREY, "", "--"),
+    "learned": (style.BLUE, "o", "-"),
+    "attribution": (style.ORANGE, "s", "-"),
+    "random": (style.GREY, "", "--"),
 }
 
 
@@ -120,8 +120,9 @@ def faithfulness_figure(figure: Figure, results: Results) -> None:
     at = [i for i, size in enumerate(results.sizes) if size > 0]  # a log axis has no room for the empty circuit
     sizes = [results.sizes[i] for i in at]
     for name, points in results.curves.items():
-        label, colour, marker, line = CURVE_LOOKS[name]
-        style.band(axes, sizes, [points[i] for i in at], colour, label + areas(results, name), marker, line)
+        colour, marker, line = CURVE_LOOKS[name]
+        label = curve_name(results, name) + areas(results, name)
+        style.band(axes, sizes, [points[i] for i in at], colour, label, marker, line)
     shown = [points[i] for points in results.curves.values() for i in at]
     shown += _controls(axes, results)
     target = target_faithfulness(results)

@@ -47,7 +47,7 @@ def feature_rows(results: Results) -> list[tuple[str, ...]]:
     """The latents of the circuit that were read, with attribution and removal where those were measured."""
     read = read_files(results)
     scores = load_masks(results) if read and (results.directory / "final_masks.pt").is_file() else {}
-    drops = {(e["layer"], e["unit"]): e["drop"] for e in results.raw.get("leave_one_out", ())}
+    drops = {(entry.layer, *entry.unit): entry.drop for entry in results.removed}
     rows = []
     for layer in results.layers:
         raw = read.get(layer.site, {"features": ()})
@@ -56,8 +56,8 @@ def feature_rows(results: Results) -> list[tuple[str, ...]]:
             drop = drops.get((layer.layer, feature["id"]))
             cells = (
                 layer.label, str(feature["id"]), "–" if score is None else number(score, 3),
-                "–" if drop is None else f"{percent(drop['value'])} [{percent(drop['low']).split(' ')[0]}, "
-                f"{percent(drop['high']).split(' ')[0]}]",
+                "–" if drop is None else f"{percent(drop.value)} [{percent(drop.low).split(' ')[0]}, "
+                f"{percent(drop.high).split(' ')[0]}]",
                 ", ".join(token for token, _ in raised(raw, feature)) or "–", context(raw, feature),
             )  # fmt: skip
             rows.append((-abs(score or 0.0), cells))

@@ -9,14 +9,14 @@ from math import log
 from .curves import FLOOR, target_faithfulness
 from .results import Results, Value
 from .style import nice_log_ticks, share_label
-from .words import percent, units_name
+from .words import curve_name, percent, units_name
 
 WIDTH, HEIGHT = 900, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 16, 46
 LOOKS = {
-    "learned": ("learned mask", "--blue", ""),
-    "attribution": ("attribution ranking", "--orange", ""),
-    "random": ("random circuits", "--grey", "6 4"),
+    "learned": ("--blue", ""),
+    "attribution": ("--orange", ""),
+    "random": ("--grey", "6 4"),
 }
 
 
@@ -46,7 +46,7 @@ def hover_curve(results: Results) -> str:
     plot = _Plot(results)
     parts = [*_frame(plot, results)]
     for name, points in results.curves.items():
-        parts += _curve(plot, [points[i] for i in plot.at], *LOOKS[name][1:])
+        parts += _curve(plot, [points[i] for i in plot.at], *LOOKS[name])
     parts += _marks(plot, results)
     parts.append(f'<line id="hover-guide" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>')
     rows = []
@@ -54,7 +54,8 @@ def hover_curve(results: Results) -> str:
         size = results.sizes[i]
         lines = [f"{size:,} {units_name(results)} ({percent(size / results.total)})"]
         for name, curve in results.curves.items():
-            lines.append(f"{LOOKS[name][0]}: {percent(curve[i].value)} [{_edge(curve[i].low)}, {_edge(curve[i].high)}]")
+            edges = f"[{_edge(curve[i].low)}, {_edge(curve[i].high)}]"
+            lines.append(f"{curve_name(results, name)}: {percent(curve[i].value)} {edges}")
         rows.append({"x": plot.x(plot.sizes[place]), "lines": lines})
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     label = f"Faithfulness over the number of {units_name(results)} kept"
@@ -131,7 +132,7 @@ def _marks(plot: _Plot, results: Results) -> list[str]:
 
 
 def _legend(results: Results) -> str:
-    items = [(LOOKS[name][0], LOOKS[name][1]) for name in results.curves]
+    items = [(curve_name(results, name), LOOKS[name][0]) for name in results.curves]
     circuit = results.metrics["faithfulness"]
     items.append((f"◆ the circuit: {results.kept:,} units, {percent(circuit.value)}", "--red"))
     weights = results.metrics.get("faithfulness_random_weights")

@@ -10,6 +10,7 @@ from typing import Any
 from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows, page_paths
 from .hover import hover_curve
 from .page import bullets, card, cards, checks, folded, page, picture, table
+from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
 from .words import (
     MEANINGS,
@@ -23,6 +24,7 @@ from .words import (
     metric_rows,
     number,
     percent,
+    search_name,
     seed_overlap,
     units_name,
 )
@@ -57,6 +59,7 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
         "<h2>What was kept</h2>",
         _layers(results),
         *_features(results),
+        *_removed(results),
         *_searches(results),
         *ending(results, caveats(results)),
     ]
@@ -133,11 +136,18 @@ def _features(results: Results) -> Iterator[str]:
         yield f"<ul>{''.join(links)}</ul>"
 
 
+def _removed(results: Results) -> Iterator[str]:
+    if results.removed:
+        yield f"<h2>{TITLE}</h2>"
+        yield f"<p>{escape(removed_sentence(results))}</p>"
+        yield table(HEADER, removed_rows(results), numeric=(0, 2, 3, 4))
+
+
 def _searches(results: Results) -> Iterator[str]:
     if not results.searches:
         return
     yield "<h2>Searches</h2>"
-    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    rows = [(search_name(s), s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
     yield table(("search", "weights", "budget (units)", "faithfulness on the discovery prompts"), rows, numeric=(2, 3))
     names, matrix = seed_overlap(results)
     if len(names) > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import style
 from .results import PATHS, Layer, Results, load_masks
-from .words import METRICS, MINUS, metric_name
+from .words import HEADED, METRICS, MINUS, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +22,8 @@ COLUMNS = 512  # more cells than this in a row are thinner than two pixels; neig
 CENTRE = 0.38  # of a strip that has a lane for marks below it
 ROOMY = 160  # channels; up to here a (channel, state) cell is large enough to be framed
 WRITTEN = 8  # rows with this many units or fewer have their values written into the cells
-UNIT = {"kv": "K and V channel", "k": "K channel", "v": "V channel", "q": "Q channel", "mlp": "neuron"}
-HEADED = ("kv", "k", "v", "q")  # units that are dimensions of heads, drawn head after head in one row
+UNIT = {"kv": "K and V channel", "k": "K channel", "v": "V channel", "q": "Q channel", "o": "O channel",
+        "mlp": "neuron"}  # fmt: skip
 
 
 @dataclass(frozen=True)

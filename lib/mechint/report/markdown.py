@@ -6,8 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows
+from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
-from .words import caveats, findings, flat, headline, kept_units, metric_rows, number, percent, seed_overlap, units_name
+from .words import (
+    caveats,
+    findings,
+    flat,
+    headline,
+    kept_units,
+    metric_rows,
+    number,
+    percent,
+    search_name,
+    seed_overlap,
+    units_name,
+)
 
 LISTED = 40  # kept units of a layer written out; results.json has them all
 
@@ -51,6 +64,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
             ],
         ),
         *_features(results),
+        *_removed(results),
         *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
         *ending(results, caveats(results)),
     ]
@@ -88,13 +102,19 @@ def _features(results: Results) -> list[str]:
 def _searches(results: Results) -> list[str]:
     if not results.searches:
         return []
-    rows = [(s.name, s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
+    rows = [(search_name(s), s.weights, f"{s.budget:,}", percent(s.faithfulness)) for s in results.searches]
     names, matrix = seed_overlap(results)
     parts = ["### Searches", table(("search", "weights", "budget", "faithfulness on the discovery prompts"), rows)]
     if len(names) > 1:
         overlaps = [(name, *(percent(cell) for cell in row)) for name, row in zip(names, matrix, strict=True)]
         parts += ["Overlap of the circuits (Jaccard):", table(("", *names), overlaps)]
     return parts
+
+
+def _removed(results: Results) -> list[str]:
+    if not results.removed:
+        return []
+    return [f"## {TITLE}", removed_sentence(results), table(HEADER, removed_rows(results))]
 
 
 def evidence(found: Iterable[tuple[bool, str]]) -> str:

@@ -7,7 +7,8 @@ import math
 import pickle
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """Kept units of one layer: (channel,) or (channel, state) tuples, sorted.
-
-    Of latents it is those of a site, and the last unit is the error of its dictionary.
-    """
+    """Kept units of one layer, (channel,) or (channel, state), sorted; or latents of a site, its error the last."""
 
     layer: int
     total: int
@@ -86,6 +84,17 @@ class Search:
     budget: int
     faithfulness: float  # on the discovery prompts, where the search was made
     units: frozenset[tuple[int, ...]]
+    went_back: bool = False  # to the attribution's order, having found nothing better
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What the circuit loses without one of its units: the drop in faithfulness, and p, adjusted, of none."""
+
+    layer: int
+    unit: tuple[int, ...]
+    drop: Value
+    p: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Results:
     searches: list[Search]
     manifest: dict[str, Any]
     config: str | None
+    removed: list[Removed] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -159,6 +169,7 @@ def load_results(run_dir: str | Path) -> Results:
         searches=_each(raw["searches"], path, "searches", lambda search: _search(search, layers)),
         manifest=read_object(directory / "manifest.json"),
         config=optional_text(directory / "config"),
+        removed=_each(raw.get("leave_one_out", []), path, "leave_one_out", partial(_removed, path=path, layers=layers)),
     )
     for name, counted in (("units_total", results.total), ("units_kept", results.kept)):
         if metrics[name].value != counted:
@@ -175,18 +186,11 @@ def load_masks(results: Results) -> dict[int, Tensor]:
         MechintError: the file is missing, can't be read, or does not hold the circuit of results.json.
     """
     path = results.directory / "final_masks.pt"
-    try:
-        masks = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MechintError(
-            f"{path} is missing; run the analysis with save_masks on, or turn the heatmaps off"
-        ) from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        raise MechintError(f"{path} can't be read: {_first_line(error)}; run the analysis again") from None
+    masks = read_masks(path)
     importance = {}
     for layer in results.layers:
-        entry = masks.get(layer.key) if isinstance(masks, dict) else None
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("importance", "mask")):
+        entry = masks.get(layer.key)
+        if entry is None:
             raise MechintError(f"{path} has no importance and mask for {layer.key}; run the analysis again")
         scores = entry["importance"].detach().to(torch.float64)
         kept = {tuple(unit) for unit in entry["mask"].nonzero().tolist()}
@@ -201,6 +205,26 @@ def load_masks(results: Results) -> dict[int, Tensor]:
             )
         importance[layer.layer] = scores
     return importance
+
+
+def read_masks(path: Path) -> dict[str, dict[str, Any]]:
+    """final_masks.pt as it was written: for each layer its logits, mask and importance, and its sparsity.
+
+    Raises:
+        MechintError: the file is missing, can't be read, would run code, or is not of this form.
+    """
+    try:
+        masks = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MechintError(
+            f"{path} is missing; run the analysis with save_masks on, or turn the heatmaps off"
+        ) from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        raise MechintError(f"{path} can't be read: {_first_line(error)}; run the analysis again") from None
+    for name, entry in masks.items() if isinstance(masks, dict) else [("layers.0", None)]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("importance", "mask")):
+            raise MechintError(f"{path} has no importance and mask for {name}; run the analysis again")
+    return dict(masks)
 
 
 HISTORY_FIELDS = ("step", "loss", "metric", "budget", "kept")
@@ -336,6 +360,12 @@ def _layer(raw: dict[str, Any]) -> Layer:
     return Layer(int(raw["layer"]), int(raw["total"]), units, str(raw.get("site", "")))
 
 
+def _removed(raw: dict[str, Any], path: Path, layers: list[Layer]) -> Removed:
+    drop = read_value(raw["drop"], path, f"leave_one_out, layer {raw['layer']}")
+    [total] = [layer.total for layer in layers if layer.layer == int(raw["layer"])]
+    return Removed(int(raw["layer"]), _unit(raw["unit"], total), drop, float(raw["p"]))
+
+
 def _search(raw: dict[str, Any], layers: list[Layer]) -> Search:
     """``units`` lists the kept units of layer 0, of layer 1, and so on."""
     units = frozenset(
@@ -346,7 +376,12 @@ def _search(raw: dict[str, Any], layers: list[Layer]) -> Search:
     if len(units) != int(raw["budget"]):
         raise ValueError(f"search {raw['name']} lists {len(units)} units for a budget of {raw['budget']}")
     return Search(
-        str(raw["name"]), str(raw["weights"]), int(raw["budget"]), float(raw["faithfulness_discovery"]), units
+        str(raw["name"]),
+        str(raw["weights"]),
+        int(raw["budget"]),
+        float(raw["faithfulness_discovery"]),
+        units,
+        bool(raw.get("went_back", False)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from .results import PATHS, Layer, Results, Value, overlap
+from .results import PATHS, Layer, Results, Search, Value, overlap
 
 MINUS = "\N{MINUS SIGN}"
 UNITS = {
@@ -20,10 +20,13 @@ UNITS = {
     "k": "K channels",
     "v": "V channels",
     "q": "Q channels",
+    "o": "O channels",
     "head": "attention heads",
     "mlp": "MLP neurons",
     "latent": "latents and errors",
 }
+HEADED = ("kv", "k", "v", "q", "o")
+"""Units that are dimensions of heads."""
 METRICS = {
     "kl": ("KL to the full model", "nats"),
     "logit_diff": ("logit difference", "logits"),
@@ -129,6 +132,13 @@ MEANINGS = {
 
 def units_name(results: Results) -> str:
     return UNITS.get(results.raw["unit"], f"{results.raw['unit']} units")
+
+
+def curve_name(results: Results, curve: str) -> str:
+    """A faithfulness curve in words; attribution has two orders, and the better one is drawn."""
+    by_size = curve == "attribution" and results.raw["curve"].get("attribution_order") == "size"
+    names = {"learned": "learned mask", "attribution": "attribution ranking", "random": "random circuits"}
+    return names[curve] + (" by size" if by_size else "")
 
 
 def metric_name(results: Results) -> tuple[str, str]:
@@ -284,6 +294,10 @@ def caveats(results: Results) -> list[str]:
     return [*(str(note) for note in raw["notes"]), *general]
 
 
+def search_name(search: Search) -> str:
+    return search.name + (" (went back to the attribution's order)" if search.went_back else "")
+
+
 def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
     """Names of the searches on the trained weights and the matrix of their Jaccard indices."""
     trained = results.of_weights("trained")
@@ -292,7 +306,7 @@ def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
 
 def unit_label(unit: tuple[int, ...], kind: str) -> str:
     """7, (7, 3), the name of a path, or K 2.13: head 2, dimension 13."""
-    if kind in ("kv", "k", "v", "q"):
+    if kind in HEADED:
         *sort, head, dimension = unit
         return f"{'KV'[sort[0]] if sort else kind.upper()} {head}.{dimension}"
     if kind == "path" and len(unit) == 1 and unit[0] < len(PATHS):
@@ -300,12 +314,16 @@ def unit_label(unit: tuple[int, ...], kind: str) -> str:
     return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"
 
 
+def unit_in(layer: Layer, unit: tuple[int, ...], kind: str) -> str:
+    """:func:`unit_label`, and of latents the error for the last one."""
+    return "error" if kind == "latent" and unit == (layer.total - 1,) else unit_label(unit, kind)
+
+
 def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
     """The kept units of a layer as text; ``most`` of them, and how many more."""
     if kind == "layer":
         return "kept" if layer.units else "dropped"
-    error = (layer.total - 1,) if kind == "latent" else None
-    shown = ["error" if unit == error else unit_label(unit, kind) for unit in layer.units[:most]]
+    shown = [unit_in(layer, unit, kind) for unit in layer.units[:most]]
     more = layer.kept - len(shown)
     return ", ".join(shown) + (f" … and {more:,} more" if more else "") if shown else "none"
 

@@ -1,11 +1,11 @@
-"""Fills the scorecard: every method × compiled model × seed, and the same on random weights; one stage per model."""
+"""Fills the scorecard: every method × model × seed, and the same where nothing is to be found; one stage per model."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,14 +19,18 @@ from ..options import check, option
 from ..progress import Progress
 from ..report.scorecard import draw, markdown
 from ..rundir import Stages, check_writable, fingerprint, manifest
-from ..statistics import Number, number, student
 from ..tasks import Task
 from ..tasks.ground_truth import BLUEPRINTS, Compiled, score_units
+from ..tasks.ground_truth.flows import NEEDED
+from .cost import cost
+from .curves import Curves
+from .dictionaries import score_dictionaries
+from .edges import EDGE_METHODS, score_edges
 from .methods import METHODS, Budget, Method, from_function
-from .traces import NULL_DRAWS, null_trials, positions, random_model, same_twins
+from .readouts import score_planted_probes, score_probes
+from .summary import summarise
+from .traces import null_trials, positions, random_model, same_twins
 
-LEVEL = 0.05
-"""Nominal level of the false-positive side."""
 SAME_TWINS = 16
 """Prompts that are traced against themselves."""
 
@@ -43,10 +47,26 @@ class ScorecardConfig:
     )
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
     steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
-    prompts: int = option(96, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
-    patch_prompts: int = option(32, "Discovery prompts of patching", unit="prompts", low=2, high=100_000)
-    trace_prompts: int = option(64, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
-    null_prompts: int = option(24, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
+    prompts: int = option(64, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
+    patch_prompts: int = option(16, "Discovery prompts of patching", unit="prompts", low=2, high=100_000)
+    curve_prompts: int = option(
+        32, "Held-out prompts that circuits of all sizes are measured on", unit="prompts", low=2, high=100_000
+    )
+    edge_prompts: int = option(4, "Held-out prompts whose edges are scored", unit="prompts", low=2, high=100_000)
+    edges: int = option(
+        128, "Edges between positions that no prompt needs, drawn from all of them", unit="edges", low=8, high=100_000
+    )
+    probe_prompts: int = option(
+        128, "Prompts that a probe is fitted on, and as many to test it", unit="prompts", low=64, high=100_000
+    )
+    sae_tokens: int = option(
+        150_000, "Activations that a dictionary is trained on; 0 trains none", unit="activations", low=0, high=10**9
+    )
+    random_models: int = option(
+        1, "Models of each seed whose random weights are tried, in turn", unit="models", low=1, high=1000
+    )
+    trace_prompts: int = option(32, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
+    null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
     null_trials: int = option(
         100,
         "Shuffles of labels, for each model and seed, of a trace without an effect",
@@ -88,13 +108,16 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     with files.lock(folder):
         stages = Stages(None if outside else folder / ".stages", fingerprint([dataclasses.asdict(config), sources()]))
         parts = collect(config, methods, stages)
+        planted = plant(config, stages)
         results = {
-            "schema": 1,
+            "schema": 2,
             "config": dataclasses.asdict(config),
             "methods": {name: method.title for name, method in methods.items()},
+            "edge_methods": {name: method.title for name, method in EDGE_METHODS.items()},
             "models": {name: BLUEPRINTS[name]().task.description for name in config.names},
-            **summarise(parts, methods),
+            **summarise(parts, planted, methods),
             "parts": parts,
+            "planted": planted,
             "manifest": manifest(),
         }
         files.write_json(folder / "results.json", results)
@@ -128,38 +151,71 @@ def collect(config: ScorecardConfig, methods: dict[str, Method], stages: Stages)
     return parts
 
 
+def plant(config: ScorecardConfig, stages: Stages) -> list[dict[str, Any]]:
+    """Dictionaries and probes on planted features, for each seed; nothing where no dictionary is to be trained."""
+    if not config.sae_tokens:
+        return []
+
+    def one(seed: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        rows = score_dictionaries(seed, config.sae_tokens)
+        probes = score_planted_probes(seed, config.probe_prompts)
+        return {"seed": seed, "rows": rows, "probes": probes, "seconds": time.perf_counter() - start}
+
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return [stages.get(f"planted {seed}", functools.partial(one, seed)) for seed in seeds]
+
+
 def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]) -> dict[str, Any]:
-    """All numbers of one compiled model, and of random weights of its sizes."""
+    """All numbers of one model, and in turn of random weights of its sizes."""
     start = time.perf_counter()
     compiled = BLUEPRINTS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
-    random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))
     fitting = {key: method for key, method in methods.items() if method.fits(compiled.model)}
-    nulls = [
-        null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
-        for model in (random.model, compiled.model)
-    ]
+    curves = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
+    nulls: dict[str, Any] = {}
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
-        "compiled": [scored(compiled, key, method, config) for key, method in fitting.items()],
-        "random": [{"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()],
+        "compiled": [scored(compiled, key, method, config, curves) for key, method in fitting.items()],
+        "best": curves.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual")),
         "positions": positions(compiled, config.trace_prompts),
-        "null": dict(zip(("random", "compiled"), nulls, strict=True)),
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
+        "edges": [],
+        "probes": [],
+        "random": [],
     }
-    return {**found, "seconds": time.perf_counter() - start}
+    if compiled.model.config.family == "mamba" and name in NEEDED:
+        found["edges"] = score_edges(compiled, config.edge_prompts, config.edges, seed)
+        found["probes"] = score_probes(compiled, config.probe_prompts, seed)
+    if in_turn(name, seed, config):
+        random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))
+        for weights, model in (("random", random.model), ("compiled", compiled.model)):
+            nulls[weights] = null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
+        found["random"] = [
+            {"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()
+        ]
+    return {**found, "null": nulls, "seconds": time.perf_counter() - start}
 
 
-def scored(compiled: Compiled, key: str, method: Method, config: ScorecardConfig) -> dict[str, Any]:
+def in_turn(name: str, seed: int, config: ScorecardConfig) -> bool:
+    """Whether it is this model's turn to be tried with random weights: each seed takes the next few."""
+    names = config.names
+    first = (seed - config.first_seed) * config.random_models
+    return (names.index(name) - first) % len(names) < config.random_models
+
+
+def scored(
+    compiled: Compiled, key: str, method: Method, config: ScorecardConfig, curves: Curves | None = None
+) -> dict[str, Any]:
     """The score of one method on one model, against the mask that is declared."""
     truth = compiled.truth.mask(compiled.model, compiled.unit, method.ablation)
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, compiled.unit)
-    start = time.perf_counter()
-    values = method.scores(compiled.model, compiled.task, budget)
-    seconds = time.perf_counter() - start
+    with cost() as spent:
+        values = method.scores(compiled.model, compiled.task, budget)
     score = score_units(truth, values, f"{key} on {compiled.model.source}")
-    return {"method": key, **dataclasses.asdict(score), "seconds": seconds}
+    areas = curves.of(values) if curves else {}
+    return {"method": key, **dataclasses.asdict(score), **areas, **spent}
 
 
 def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> float:
@@ -174,75 +230,3 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     score_units(truth, values, f"{method.title} on random weights")  # refuses what is no score
     layers = zip(*(rows.view(random.model.config.n_layer, -1) for rows in (truth, values)), strict=True)
     return fmean(score_units(mask, scores).auroc for mask, scores in layers if mask.any())
-
-
-# ---- summaries ---------------------------------------------------------------------------------------------------
-
-
-def summarise(parts: list[dict[str, Any]], methods: dict[str, Method]) -> dict[str, Any]:
-    """Numbers over seeds: the card, random weights, positions, and traces where nothing is."""
-    models = list(dict.fromkeys(part["model"] for part in parts))
-    card = [row for model in models for row in rows([p for p in parts if p["model"] == model], methods)]
-    rates = {
-        weights: rate([p <= LEVEL for part in parts for p in part["null"][weights]])
-        for weights in ("random", "compiled")
-    }
-    return {
-        "card": card,
-        "random": [{"method": key, "auroc": by_chance(parts, key)} for key in methods],
-        "positions": [
-            {"model": model, "site": site, "share": least_and_most(shares)}
-            for model in models
-            for site in ("write", "state")
-            if (shares := [p["positions"][site] for p in parts if p["model"] == model and site in p["positions"]])
-        ],
-        "false_positives": {
-            "level": LEVEL, "sign_flips": NULL_DRAWS, **rates,
-            "same_twins_largest_effect": max(part["same_twins"] for part in parts),
-        },
-    }  # fmt: skip
-
-
-def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
-    for key in methods:
-        found = [cell for part in parts for cell in part["compiled"] if cell["method"] == key]
-        if not found:
-            continue  # not of this family
-        yield {
-            "model": parts[0]["model"],
-            "method": key,
-            "units": [cell["units"] for cell in found],
-            "total": found[0]["total"],
-            **{
-                name: least_and_most([float(cell[name]) for cell in found])
-                for name in ("auroc", "average_precision", "seconds")
-            },
-            "exact": rate([cell["exact"] for cell in found]),
-        }
-
-
-def least_and_most(values: Sequence[float]) -> Number:
-    return number(fmean(values), min(values), max(values), len(values), "mean, least and most over seeds")
-
-
-def by_chance(parts: list[dict[str, Any]], key: str) -> Number:
-    """AUROC on random weights: each seed's mean over the models, and the interval of Student's t over the seeds.
-
-    By seeds, since models of one seed draw their places from the same random numbers.
-    """
-    seeds: dict[int, list[float]] = {}
-    for part in parts:
-        seeds.setdefault(part["seed"], []).extend(c["auroc"] for c in part["random"] if c["method"] == key)
-    means = [fmean(values) for values in seeds.values()]
-    if len(means) < 2:
-        return number(means[0], 0.0, 1.0, 1, "one seed: no interval")
-    return student(means, "seeds")[0]
-
-
-def rate(hits: Sequence[bool]) -> Number:
-    """A share, with Wilson's interval (1927)."""
-    n, z = len(hits), 1.96
-    share = sum(hits) / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return number(share, min(share, middle - half), max(share, middle + half), n, "95 % by Wilson's score")

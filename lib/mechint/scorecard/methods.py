@@ -15,7 +15,7 @@ from ..circuit import Bench, Search, attribute
 from ..loader import PromptLoader
 from ..run import run
 from ..sweep import sweep
-from ..tasks import Task
+from ..tasks import Prompts, Task
 from ..tasks.ground_truth import BASELINES
 from ..units import Units, unit_kinds
 from .units import causal_ranking, delta_ranking
@@ -60,23 +60,31 @@ class Method:
         return not self.families or model.config.family in self.families
 
 
-def bench_of(model: Any, task: Task, ablation: str, budget: Budget) -> Bench:
+def bench_of(model: Any, task: Task, ablation: str, budget: Budget, split: str = "discovery") -> Bench:
     units = Units(model, unit_kinds(model)[budget.unit])
-    loader = PromptLoader(task, "discovery", budget.prompts, 32, 0)
+    loader = PromptLoader(task, split, budget.prompts, 32, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
+
+
+@functools.lru_cache(maxsize=4)
+def attributed(model: Any, task: Task, ablation: str, budget: Budget) -> Tensor:
+    """Integrated gradients of KL over the mask, [units]; kept, since several methods begin with them."""
+    return attribute(bench_of(model, task, ablation, budget), "kl")
 
 
 def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Tensor:
     """Logits [units] of the circuit search on KL, with the size given."""
     bench = bench_of(model, task, ablation, budget)
-    search = Search(bench, "kl", attribute(bench, "kl"), "hard_concrete", budget.steps, 0.1, 0, budget.size)
+    search = Search(
+        bench, "kl", attributed(model, task, ablation, budget), "hard_concrete", budget.steps, 0.1, 0, budget.size
+    )
     search.run("mask search")
     return search.logits.detach()
 
 
 def attribution(model: Any, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
     """Integrated gradients of KL over the mask, [units]; signed so that a unit which lowers it is positive."""
-    scores = attribute(bench_of(model, task, ablation, budget), "kl")
+    scores = attributed(model, task, ablation, budget)
     return scores if signed else scores.abs()
 
 
@@ -87,13 +95,17 @@ def interchange(model: Any, task: Task, budget: Budget, *, direction: str) -> Te
     all positions and wherever others read it (a channel's u and gated).
     """
     prompts = task.sample(budget.patch_prompts, "discovery", 0)
+    return unit_effects(model, prompts, budget.unit, direction, each=True).abs().mean(1)
+
+
+def unit_effects(model: Any, prompts: Prompts, unit: str, direction: str = "noise", each: bool = False) -> Tensor:
+    """The change of the logit difference by each single unit, [unit, prompt], or [unit, answer] where ``each`` is."""
     assert prompts.twins is not None and prompts.wrong is not None  # every compiled task has twins
-    pair = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)
-    receiver, donor = pair
-    units = Units(model, unit_kinds(model)[budget.unit])
+    receiver, donor = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)
+    units = Units(model, unit_kinds(model)[unit])
     with torch.no_grad():
         values = run(model, donor, record=units.sites, logits_at=prompts.positions[:, :0]).values
-    cells = [units.dropping(unit, dict(values)) for unit in range(units.total)]
+    cells = [units.dropping(number, dict(values)) for number in range(units.total)]
     both = torch.stack([prompts.answers, prompts.wrong], -1)  # [n, Q, 2]
 
     def difference(logits: Tensor) -> Tensor:
@@ -101,11 +113,12 @@ def interchange(model: Any, task: Task, budget: Budget, *, direction: str) -> Te
         right, wrong = logits.gather(-1, both.expand(*logits.shape[:-1], 2)).unbind(-1)
         return right - wrong
 
-    # an empty cell is the receiver itself, so that channels without an effect are exactly zero
+    # an empty cell is the receiver itself, so that units without an effect are exactly zero
     found = sweep(
         model, receiver, [*cells, []], difference, logits_at=prompts.positions, title=f"patching, {direction}"
     )
-    return (found[:-1] - found[-1]).abs().mean((1, 2))
+    change = found[:-1] - found[-1]
+    return change.flatten(1) if each else change.mean(2)
 
 
 def from_function(function: Callable[[Any, Task], Any]) -> Callable[[Any, Task, Budget], Any]:

@@ -10,12 +10,15 @@ import torch
 
 from ..causal_trace import CausalTracer, TraceConfig
 from ..models.mamba import Mamba
+from ..run import run
 from ..statistics import max_t
 from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
 from ..trace_results import role_means
+from ..units import SCORED_UNITS
+from .methods import unit_effects
 
 NEAR = 0.99
 """A state restored later than it was written restores as much; its first position within 1 % of the most counts."""
@@ -36,7 +39,9 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
 
     Returns:
         ``write``: of the effects of writes, the largest is at the declared layer and one of its positions;
-        ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared.
+        ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
+        or what is declared is the same on both twins (a marker's write, where ticks alone differ): there is nothing
+        to restore.
     """
     declared = [part for part in compiled.truth.parts if part.kind == "write" and part.where is not None]
     if not declared:
@@ -48,6 +53,8 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     for part in declared:
         assert part.where is not None
         there[part.layer] |= part.where.of(last)
+    if not differs(compiled.model, last, there):
+        return {}
     found = tracer(compiled.model, "write,state").trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
     for name, effects in zip(("write", "state"), found, strict=True):
@@ -57,6 +64,18 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
         hit = there.transpose(1, 2).flatten(0, 1).gather(0, first[None])[0]
         shares[name] = float((hit & (top > 0)).double().mean())
     return shares
+
+
+@torch.no_grad()
+def differs(model: Any, prompts: Prompts, there: torch.Tensor) -> bool:
+    """Whether any write at declared places [layer, n, L] is another one on the prompt's twin."""
+    layers = [layer for layer in range(len(there)) if there[layer].any()]
+    sites = [f"layers.{layer}.write" for layer in layers]
+    assert prompts.twins is not None  # every compiled task has twins
+    nowhere = prompts.positions[:, :0]
+    ours, theirs = (run(model, tokens, sites, logits_at=nowhere).values for tokens in (prompts.tokens, prompts.twins))
+    moved = [(ours[s] != theirs[s])[there[k]].any() for s, k in zip(sites, layers, strict=True)]
+    return bool(torch.stack(moved).any())
 
 
 def random_model(like: Any, seed: int) -> Any:
@@ -84,23 +103,31 @@ def random_model(like: Any, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def null_trials(model: Any, task: Task, count: int, coins: int, seed: int) -> list[float]:
-    """The least adjusted p-value of a trace whose effects are zero in the mean, for each of several shuffles of labels.
+def null_trials(model: Any, task: Task, count: int, coins: int, seed: int) -> dict[str, list[float]]:
+    """The least adjusted p-values of what is zero in the mean, for each of several shuffles of labels.
 
     The corrupted run of each prompt is an unrelated one, from a second draw, and a coin for each prompt says which of
     the two answers is called the right one. That turns the sign of the prompt's effects and nothing else, to the bit,
-    so one trace serves all coins; given the trace, whether they find something is independent from coin to coin. A
+    so one measurement serves all coins; given it, whether they find something is independent from coin to coin. A
     fair test calls a cell significant at 5 % in at most 5 % of them.
+
+    Returns:
+        ``trace``: of causal traces of residual and memory; ``units``: of patching every unit alone.
     """
     prompts, others = (task.sample(count, "train", 2 * seed + draw) for draw in (0, 1))
-    means = effects(model, task, mislabelled(prompts, others, torch.zeros(count, dtype=torch.bool)))
+    mixed = mislabelled(prompts, others, torch.zeros(count, dtype=torch.bool))
     random = np.random.default_rng(mix("labels", task.name, model.source, seed))
-    signs = random.choice((-1.0, 1.0), (coins, count))[:, :, None, None, None]
+    signs = random.choice((-1.0, 1.0), (coins, count))
     flips = random.integers(2**31, size=coins)  # flips of one seed would err alike in all coins
     each = np.arange(count)
-    return [
-        float(max_t(means * sign, each, NULL_DRAWS, int(flip)).min()) for sign, flip in zip(signs, flips, strict=True)
-    ]
+
+    def least(means: Any) -> list[float]:
+        flat = np.asarray(means).reshape(count, -1)
+        every = zip(signs[:, :, None], flips, strict=True)
+        return [float(max_t(flat * sign, each, NULL_DRAWS, int(flip)).min()) for sign, flip in every]
+
+    units = unit_effects(model, mixed, SCORED_UNITS[model.config.family]).numpy()
+    return {"trace": least(effects(model, task, mixed)), "units": least(units.T)}
 
 
 def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,18 @@ from ..tasks import Task
 from ..unit_effects import Effects
 
 
+@functools.lru_cache(maxsize=1)
+def steps(model: Mamba, task: Task, count: int) -> dict[str, Tensor]:
+    """What all rankings by Δ are made of; the first of them pays for it."""
+    prompts = task.sample(count, "discovery", 0)
+    layers = list(range(model.config.n_layer))
+    return delta_units(model, prompts, mean_step(model, [prompts], layers), "logit_diff")
+
+
 def delta_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Tensor:
     """A ranking of :mod:`mechint.delta_units` on the logit difference, its size for each channel, [units]."""
-    prompts = task.sample(budget.patch_prompts, "discovery", 0)
-    layers = list(range(model.config.n_layer))
-    found = delta_units(model, prompts, mean_step(model, [prompts], layers), "logit_diff")
+    found = steps(model, task, budget.patch_prompts)
+    layers = range(model.config.n_layer)
     return torch.cat([rankings(found, f"layers.{layer}.dt")[ranking].abs() for layer in layers])
 
 

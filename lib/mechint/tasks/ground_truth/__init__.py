@@ -5,8 +5,9 @@
 >>> verify(compiled.model, compiled.truth, compiled.task)
 """
 
-from .blueprints import BLUEPRINTS, Blueprint, Compiled
+from .blueprints import Blueprint, Compiled
 from .canvas import Size
+from .registry import BLUEPRINTS
 from .score import BASELINES, Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
 

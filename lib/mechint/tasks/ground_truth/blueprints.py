@@ -365,6 +365,3 @@ class SelectiveCopy(Blueprint):
                 asked = (Asked(slot=slot, answer=v),)
                 parts.append(Part(f"slot {slot} has value {v}", "mode", second.layer, (e, n), asked))
         return [*parts, Part("the carried tokens", "write", second.layer, where=Where(tuple(values)))]
-
-
-BLUEPRINTS = {kind.name: kind for kind in (Shift, Latch, MostRecent, SelectiveCopy, Induction, Recall)}

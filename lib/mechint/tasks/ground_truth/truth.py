@@ -30,11 +30,13 @@ class Asked:
         token: The token at the position of the answer.
         answer: The answer.
         slot: Which of a prompt's answers, counted from 0.
+        above: The tokens up to the position of the answer, added up, are more than this.
     """
 
     token: int | None = None
     answer: int | None = None
     slot: int | None = None
+    above: int | None = None
 
     def of(self, prompts: Prompts) -> Tensor:
         """[n, Q] bool."""
@@ -46,6 +48,8 @@ class Asked:
             found &= prompts.answers == self.answer
         if self.slot is not None:
             found &= torch.arange(found.shape[1], device=found.device) == self.slot
+        if self.above is not None:
+            found &= prompts.tokens.cumsum(1).gather(1, prompts.positions) > self.above
         return found
 
 

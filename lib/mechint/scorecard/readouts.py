@@ -1,0 +1,90 @@
+"""Probes on the scorecard: is a known causal variable read out where it is, and nothing where labels are shuffled?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..probes import Labelled, probe
+from ..run import run
+from ..tasks import Prompts, Task
+from ..tasks.ground_truth import Compiled, score_units
+from ..tasks.ground_truth.planted import planted
+
+METHODS = ("lasso", "logistic")
+"""Of planted features; on compiled models the first, whose weights point at units."""
+SHUFFLES, DRAWS = 9, 199
+
+
+def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
+    """Activations [n, unit] with the last answer, the causal variable of every task here, as their label."""
+    answer = task.labels(prompts)["answer"].numpy()
+    return Labelled(np.asarray(values.double().numpy()), answer, prompts.template.numpy())
+
+
+@torch.no_grad()
+def speakers(compiled: Compiled) -> tuple[int, torch.Tensor]:
+    """The last layer of the circuit, and which of its channels say answers, [channel] bool."""
+    model = compiled.model
+    layer = max(at for at, _ in compiled.truth.units("layer"))
+    head = model.ending[1] * model.norm_f.weight  # [V, D]
+    says = (head @ model.layers[layer].out_proj.weight).abs().amax(0) > 1e-6  # [E]
+    declared = torch.zeros_like(says)
+    declared[[unit[0] for at, unit in compiled.truth.units("channel") if at == layer]] = True
+    return layer, says & declared
+
+
+def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, Any]]:
+    """For each kind of probe: accuracy on held-out prompts, how it ranks channels, and p-values of shuffled labels.
+
+    The probe reads ``gated`` of the circuit's last layer at the answer's position. Shuffled: among prompts, on both
+    sides, before the probe sees anything.
+    """
+    task, model = compiled.task, compiled.model
+    layer, says = speakers(compiled)
+    site = f"layers.{layer}.gated"
+    train, test = (
+        labelled(at_last(model, site, prompts), task, prompts)
+        for prompts in (task.sample(count, split, seed).last() for split in ("discovery", "evaluation"))
+    )
+    rng = np.random.default_rng(seed)
+    mixed, other = (dataclasses.replace(data, y=rng.permutation(data.y)) for data in (train, test))
+    found = []
+    for method in METHODS[:1]:
+        start = time.perf_counter()
+        fitted = probe(train, test, method, "answer", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
+        seconds = time.perf_counter() - start
+        score = score_units(says.float(), np.abs(fitted.weights).max(0), f"{method} probe")
+        nothing = probe(mixed, other, method, "shuffled answer", shuffles=1, draws=DRAWS, seed=seed)
+        found.append(
+            {
+                "method": method, "accuracy": float(fitted.score["value"]), "chance": float(fitted.shuffled["value"]),
+                "auroc": score.auroc, "average_precision": score.average_precision, "exact": float(score.exact),
+                "units": score.units, "total": score.total, "p": fitted.p, "p_shuffled": nothing.p,
+                "seconds": seconds,
+            }
+        )  # fmt: skip
+    return found
+
+
+def at_last(model: Any, site: str, prompts: Prompts) -> torch.Tensor:
+    """A site at the last answer's position, [n, unit]."""
+    values = run(model, prompts.tokens, record=[site], logits_at=prompts.positions[:, :0]).values[site]
+    return values[torch.arange(len(prompts)), prompts.positions[:, -1]]
+
+
+def score_planted_probes(seed: int, count: int) -> list[dict[str, Any]]:
+    """The class of planted features: at the query, where it is (state, stream behind the layer) and where it is not."""
+    source = planted(seed=seed)
+    sides = [source.task.sample(count, split, seed) for split in ("discovery", "evaluation")]
+    rows = []
+    for site in source.directions:
+        train, test = (labelled(source.read(site, prompts.tokens)[:, -1], source.task, prompts) for prompts in sides)
+        for method in METHODS:
+            fitted = probe(train, test, method, "class", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
+            rows.append({"site": site, "method": method, "accuracy": float(fitted.score["value"]), "p": fitted.p})
+    return rows
