@@ -6,10 +6,11 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 Q := $(if $(filter 1 y yes,$(V)),,@)
 FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter 1 y yes,$(DRY_RUN)),--dry-run)
+CHOSEN = --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" --processes="$$PROCESSES"
 DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
 
 # Paths and globs reach the shell through the environment, so that no character of them is special there.
-export MODELS BASELINE SKIP_STEPS
+export MODELS BASELINE SKIP_STEPS PROCESSES
 export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
@@ -34,10 +35,10 @@ KCONFIG = "$(PY)" -m scripts.kconfig
 	listnewconfig allyesconfig allnoconfig check bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
-	$(Q)$(KCONFIG) run default --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" $(FLAGS)
+	$(Q)$(KCONFIG) run default $(CHOSEN) $(FLAGS)
 
 train mechint report: $(READY)
-	$(Q)$(KCONFIG) run $@ --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" $(FLAGS)
+	$(Q)$(KCONFIG) run $@ $(CHOSEN) $(FLAGS)
 
 menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
 	$(Q)$(KCONFIG) $@
@@ -144,6 +145,8 @@ Variables
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   SCORE="--models gpt2 --seeds 2"   what ground-truth scores; --help of scripts/ground_truth.py lists all
+  PROCESSES=2        analyse with as many processes (torchrun): checkpoints are dealt out among them; of one, sparse
+                     autoencoders are trained by all, each on its part of every batch
   DRY_RUN=1          say what would run, and run nothing
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made

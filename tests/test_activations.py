@@ -13,9 +13,10 @@ import torch
 import mechint
 from mechint import activation_cache
 from mechint.activation_cache import Cached, fill_cache
-from mechint.activations import Batches, Streamed, flatten, unflatten
+from mechint.activations import Batches, Streamed
 from mechint.contexts import BOS, BOUNDARY, PADDING, TaskContexts, TokenContexts, excluded, pack
 from mechint.errors import MechintError
+from mechint.flattening import flatten, unflatten
 from mechint.tasks import TaskConfig, make_task
 
 from .builders import tiny_gpt2, tiny_mamba, tokens

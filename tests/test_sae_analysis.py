@@ -47,13 +47,13 @@ def test_the_grid_is_every_sparsity_at_every_width_with_its_control(done: SAEAna
         f"{site}-{kind}-x{ratio}-{end}"
         for kind in ("topk-k3", "relu-l4")
         for ratio in (2, 4)
-        for end in ("s0", "frozen")
+        for end in ("s0", "frozen-decoder", "frozen-encoder")
     }
     members = done.results["sae"]["members"]
     assert {member["name"] for member in members} == expected
     for member in members:
         assert member["d_sae"] == member["d_in"] * (4 if "-x4-" in member["name"] else 2)
-        assert (member["baseline"] == "frozen_decoder") == member["name"].endswith("frozen")
+        assert (member["baseline"] or "s0").replace("_", "-") == member["name"].partition("-x")[2].partition("-")[2]
         for number in member["metrics"].values():
             assert {"value", "low", "high", "n", "interval"} <= set(number)
     json.dumps(done.results, allow_nan=False)
@@ -180,5 +180,5 @@ def test_curves_and_the_table_go_to_wandb(done: SAEAnalyzer) -> None:
     name = "layers.1.resid_post-topk-k3-x2-s0"
     curve = [row[f"mechint/variance_explained/{name}"] for row in run.rows[:-1]]
     assert curve == [point["variance_explained"] for point in done.history[name]]
-    assert len(run.rows[-1]["mechint/tables/dictionaries"].data) == 8
+    assert len(run.rows[-1]["mechint/tables/dictionaries"].data) == 12
     assert 0 < run.summary[f"mechint/variance_explained/{name}"] <= 1

@@ -118,9 +118,9 @@ def test_characters_are_shown_without_their_quotes_and_other_tokens_as_they_are(
     shown = "the 'n\\" + '"\n\x17'
     names = {ord(c): repr(c) for c in shown} | {200: "byte 200"}
     expected = {ord(c): c for c in shown if c != "\x17"} | {200: "⟨200⟩", 0x17: "⟨23⟩"}
-    assert dictionary_page._legible(names) == expected
+    assert dictionary_page.legible(names) == expected
     words = {1: "'s'", 2: " the"}
-    assert dictionary_page._legible(words) == words
+    assert dictionary_page.legible(words) == words
 
 
 def test_means_over_seeds_and_holes(tmp_path: Path) -> None:

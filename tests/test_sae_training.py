@@ -89,7 +89,7 @@ def test_l0_at_inference_is_k_though_weights_moved_to_the_last_step(lr: float) -
 
 def test_a_short_training_revives_latents_and_a_long_one_waits_as_the_field_does() -> None:
     assert Training(10**9, 4096).patience == 10_000_000
-    assert Training(1_000_000, 512).patience == 50_000 and Training(600, 512).patience == 512
+    assert Training(1_000_000, 512).patience == 200_000 and Training(600, 512).patience == 512
     assert Training(1_000_000, 512, dead_after=7).patience == 7
 
 

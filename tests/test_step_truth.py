@@ -10,7 +10,7 @@ from mechint.errors import MechintError
 from mechint.scorecard import METHODS, ScorecardConfig, card, summary
 from mechint.scorecard.card import measure, scored
 from mechint.tasks.ground_truth import Compiled, GroundTruth, verify
-from mechint.tasks.ground_truth.truth import STEPS, margins, taken_away
+from mechint.tasks.ground_truth.truth import STEPS, margins, step_taken
 from tests.test_scorecard import compiled
 
 SMALL = ScorecardConfig(patch_prompts=24)
@@ -32,7 +32,7 @@ def test_a_step_is_declared_to_carry_something_where_it_does_and_nowhere_else(na
     _, reference = margins(found.model, prompts)
     for part in found.truth.parts:
         for step in STEPS if part.kind == "channel" else ():
-            _, logits = margins(found.model, prompts, taken_away(found.model, part, step, prompts, []))
+            _, logits = margins(found.model, prompts, [step_taken(found.model, part, step, prompts)])
             change = float((logits - reference).abs().max())
             assert change <= found.truth.tolerance if step in part.blind else change > 5.0, (part.name, step)
 

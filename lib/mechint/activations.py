@@ -19,7 +19,8 @@ from torch import Tensor
 from . import workers
 from .contexts import Contexts, excluded
 from .errors import MechintError
-from .models.sites import Site, Tap, find_sites
+from .flattening import flat_width, flatten
+from .models.sites import Tap, find_sites
 from .tasks import mix
 
 
@@ -43,53 +44,6 @@ class Pools(Protocol):
         ...
 
 
-# --- from a site to rows ---------------------------------------------------------------------------------------------
-
-
-def flat_width(site: Site, rule: str) -> int:
-    """d_in of a site under a flattening rule; see :func:`flatten`.
-
-    Raises:
-        MechintError: the rule does not fit the site.
-    """
-    if site.has_sources:
-        raise MechintError(f"site {site.name} has as many entries as there are positions; no dictionary fits that")
-    if rule == "all":
-        return int(torch.tensor(site.units).prod())
-    if rule == "last":
-        return site.units[-1]
-    if match := re.fullmatch(r"unit:(\d+)", rule):
-        if len(site.units) < 2 or int(match[1]) >= site.units[0]:
-            raise MechintError(f"flatten {rule!r}: {site} has no such unit before its last axis")
-        return int(torch.tensor(site.units[1:]).prod())
-    raise MechintError(f"no flattening rule {rule!r}; take all, last or unit:NUMBER")
-
-
-def flatten(value: Tensor, rule: str) -> Tensor:
-    """A site's value [batch, position, *units] -> [batch, position, ..., d_in].
-
-    ``all``: all axes become one, [channel, state] -> E·N; a state as a whole. ``last``: each entry of the earlier axes
-    is an activation of its own; a dictionary that all channels share. ``unit:5``: one entry of the first axis alone; a
-    dictionary of one channel's state.
-    """
-    if rule == "all":
-        return value.flatten(2)
-    if rule == "last":
-        return value
-    return value[:, :, int(rule.partition(":")[2])].flatten(2)
-
-
-def unflatten(flat: Tensor, value: Tensor, rule: str) -> Tensor:
-    """The inverse of :func:`flatten`: ``value`` [batch, position, *units] with ``flat`` in its place."""
-    if rule == "all":
-        return flat.view_as(value)
-    if rule == "last":
-        return flat
-    unit, whole = int(rule.partition(":")[2]), value.clone()
-    whole[:, :, unit] = flat.view_as(whole[:, :, unit])
-    return whole
-
-
 # --- streaming -------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +55,7 @@ class Streamed:
         sites: Names or shell patterns; all are taken from one forward.
         contexts: Where the tokens come from.
         pool_batches: Context batches of a pool.
-        flatten: Rule for sites with several axes; see :func:`flatten`.
+        flatten: Rule for sites with several axes; see :func:`mechint.flattening.flatten`.
         exclude: Kinds of token that are left out, separated by commas; see :data:`mechint.contexts.KINDS`.
         weights: Hash of the model's weights, for the fingerprint.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from . import workers
 from .errors import MechintError
 from .rundir import Stages
 
@@ -51,6 +53,15 @@ class StagedAnalyzer:
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
         self.results: dict[str, Any] = {}
+        self.shared = False
+        """Whether all processes of torchrun are at this one analysis."""
+
+    def assist(self, train_loader: Any, val_loader: Any) -> None:
+        """What another process than the first does meanwhile, where the work is shared."""
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """The context of work that all processes share, if they are at this one analysis."""
+        return workers.together() if self.shared else contextlib.nullcontext()
 
     @property
     def directory(self) -> Path:
@@ -77,6 +88,10 @@ class Analysis:
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
+        lacks: Says, before any work, what the other analyses of the experiment, by their names, do not give it; None
+            when nothing is missing.
+        shares: Whether the processes of torchrun can work on one checkpoint together; the others' analyzers then get
+            :meth:`StagedAnalyzer.assist` called.
         default: Whether the runner runs it when no analysis is named.
         lone: Whether it has something to say of prompts of one template, whose numbers have no intervals.
     """
@@ -89,6 +104,8 @@ class Analysis:
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]
     summary: Callable[[dict[str, Any]], list[str]]
+    lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
+    shares: bool = False
     default: bool = False
     lone: bool = False
 

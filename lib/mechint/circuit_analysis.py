@@ -20,6 +20,7 @@ from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
 from .statistics import ClusterBootstrap, Number, number, said
+from .units import Units
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
@@ -232,9 +233,12 @@ class CircuitAnalyzer(CircuitEvidence):
             for parameter in model.parameters():
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        ablation = Ablation(model, self.units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
-        bench = Bench(model, self.units, ablation, train_loader.batches, self.half)
-        held_out = Bench(model, self.units, ablation, val_loader.batches)
+        units = self.units_of(model, train_loader)
+        if units is None:
+            return None, "The control on random weights was not asked for."
+        ablation = Ablation(model, units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
+        bench = Bench(model, units, ablation, train_loader.batches, self.half)
+        held_out = Bench(model, units, ablation, val_loader.batches)
         try:
             check_effect(bench.ends, self.config.metric)
             self.check_denominator(held_out, val_loader)
@@ -248,17 +252,21 @@ class CircuitAnalyzer(CircuitEvidence):
         number = self.interval(held_out, val_loader, result["masks"][size])
         return number, ""
 
+    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+        """The units of the model with random weights; None where it is not to be searched."""
+        return self.units
+
     def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
         """What ``final_masks.pt`` holds, for each layer."""
-        parts = [tensor.detach().cpu().view(self.units.layers, *self.units.shape) for tensor in (logits, mask, scores)]
+        parts = [self.units.by_layer(tensor.detach().cpu()) for tensor in (logits, mask, scores)]
         self.masks = {
-            f"layers.{layer}": {
-                "logits": parts[0][layer].clone(),
-                "mask": parts[1][layer].clone(),
-                "importance": parts[2][layer].clone(),
-                "sparsity": 1.0 - float(parts[1][layer].mean()),
+            name: {
+                "logits": own[0].clone(),
+                "mask": own[1].clone(),
+                "importance": own[2].clone(),
+                "sparsity": 1.0 - float(own[1].mean()),
             }
-            for layer in range(self.units.layers)
+            for name, *own in zip(self.units.layer_names, *parts, strict=True)
         }
 
 

@@ -15,7 +15,7 @@ from .loader import PromptLoader
 from .minimality import removed, share_needed
 from .progress import Progress
 from .statistics import ClusterBootstrap, Number, area, exact, max_t, spread, stability
-from .units import UnitKind, Units
+from .units import Units
 
 
 class CircuitEvidence(StagedAnalyzer):
@@ -24,7 +24,7 @@ class CircuitEvidence(StagedAnalyzer):
     Args:
         model, config, device: As in :class:`StagedAnalyzer`; the configuration is a
             :class:`mechint.circuit.CircuitPlan`, or options with its fields.
-        kinds: The kinds of unit the family has.
+        units: What masks are over.
         others: As in :class:`StagedAnalyzer`.
     """
 
@@ -34,11 +34,11 @@ class CircuitEvidence(StagedAnalyzer):
         config: Any,
         device: str | torch.device = "cpu",
         *,
-        kinds: dict[str, UnitKind],
+        units: Units,
         **others: Any,
     ) -> None:
         super().__init__(model, config, device, **others)
-        self.units = Units(model, kinds[config.unit])
+        self.units = units
 
     def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
         column = METRICS[self.config.metric].column
@@ -162,8 +162,10 @@ class CircuitEvidence(StagedAnalyzer):
                 "random": [random[s] for s in sizes],
             },
             "layers": [
-                {"layer": layer, "total": units.per_layer, "kept": len(names), "units": names}
-                for layer, names in enumerate(units.names(mask))
+                {"layer": layer, "total": total, "kept": len(names), "units": names, **about}
+                for layer, (total, names, about) in enumerate(
+                    zip(units.sizes, units.names(mask), units.about, strict=True)
+                )
             ],
             "leave_one_out": tried,
             "notes": []

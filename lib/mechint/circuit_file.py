@@ -56,6 +56,11 @@ def load_circuit(run_dir: str | Path, model: Any) -> Circuit:
     directory = Path(run_dir).parent if Path(run_dir).name == "final_masks.pt" else Path(run_dir)
     results, path = load_results(directory), directory / "final_masks.pt"
     kind, theirs = unit_kinds(model).get(results.raw["unit"]), results.raw["model"].get("family")
+    if results.raw["unit"] == "latent":
+        raise MechintError(
+            f"{path} is a circuit of features, whose units need their dictionaries: read its masks into "
+            "mechint.feature_units.FeatureUnits"
+        )
     if kind is None or FAMILY_UNITS.get(str(theirs)) is not unit_kinds(model):
         raise MechintError(
             f"{path} is a circuit of the unit {results.raw['unit']!r} of a {theirs}, and {model.source} is a "

@@ -118,7 +118,8 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
         redraw(run, dry_run)
         return
     for analysis in experiment.chosen():
-        reason = analysis.refuse(experiment.configs[analysis.name], experiment.asked(analysis.name))
+        config = experiment.configs[analysis.name]
+        reason = analysis.refuse(config, experiment.asked(analysis.name)) or analysis.lacks(config, experiment.configs)
         if reason:
             raise MechintError(f"{analysis.title}: {reason}")
     checkpoints = find_checkpoints(run.checkpoint)
@@ -137,9 +138,10 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
         failed: list[tuple[str, str]] = []
-        for checkpoint in checkpoints[rank::world]:
+        shared = world > 1 and len(checkpoints) == 1
+        for checkpoint in checkpoints if shared else checkpoints[rank::world]:
             try:
-                lost = analyse(experiment, checkpoint, directories)
+                lost = analyse(experiment, checkpoint, directories, shared)
             except MechintError as error:
                 if len(checkpoints) == 1:
                     raise
@@ -180,8 +182,14 @@ def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, dict[str, Tas
     return model, {name: made[task] for name, task in wanted.items()}
 
 
-def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path]) -> list[str]:
+def analyse(
+    experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path], shared: bool = False
+) -> list[str]:
     """Every analysis of one checkpoint; where it does not answer what one of several asks, the others are made.
+
+    Args:
+        shared: All processes are at it: the first one analyses, and the others assist where an analysis has work to
+            share.
 
     Returns:
         The names of those that could not be made; standard error says why.
@@ -195,10 +203,15 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     failed = []
     for name in experiment.configs:
+        apart = shared and analyses()[name].shares
+        if shared and workers.worker()[0] > 0 and not apart:
+            continue
+        if shared and not apart:
+            print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
-            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest)
+            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, apart)
         except NotAnswered as error:
-            if len(experiment.configs) == 1:
+            if len(experiment.configs) == 1 or apart:
                 raise
             print(f"error: {analyses()[name].title}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
@@ -206,10 +219,12 @@ def analyse(experiment: Experiment, checkpoint: str, directories: dict[tuple[str
 
 
 def analyse_one(
-    experiment: Experiment, name: str, checkpoint: str, directory: Path, model: Any, task: Task, digest: str
-) -> None:
-    """One analysis of one checkpoint, unless it is finished."""
+    experiment: Experiment, name: str, checkpoint: str, directory: Path, model: Any, task: Task, digest: str,
+    apart: bool,
+) -> None:  # fmt: skip
+    """One analysis of one checkpoint, unless it is finished; ``apart`` where all processes share its work."""
     run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
+    helper = apart and workers.worker()[0] > 0
     device, asks = find_device(run.device), experiment.asked(name)
     key = {
         "analysis": name,
@@ -218,23 +233,26 @@ def analyse_one(
         "task": {**dataclasses.asdict(asks), "data": task.fingerprint},
         "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
     }
-    if finished(directory, key, run.rerun):
+    with workers.together() if apart else contextlib.nullcontext():
+        done = workers.from_first(None if helper else finished(directory, key, run.rerun))
+    if done and not helper:
         print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
+    if done:
         return
-    print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+    if not helper:
+        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
     start = time.monotonic()
     analyzer = analysis.analyzer(
         model,
         config,
         device,
         seed=run.seed,
-        run_dir=directory,
+        run_dir=None if helper else directory,
         key=fingerprint(
             {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
         ),
     )
-    for old in ("results.json", "final_masks.pt", "effects.pt", "claims.json"):  # of another run, not this one's
-        (directory / old).unlink(missing_ok=True)
+    analyzer.shared = apart
     loaders = [
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
         for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
@@ -244,6 +262,11 @@ def analyse_one(
             f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have one template (or subject): "
             f"no number would have an interval; give prompts of several"
         )
+    if helper:
+        analyzer.assist(*loaders)
+        return
+    for old in ("results.json", "final_masks.pt", "effects.pt", "claims.json"):  # of another run, not this one's
+        (directory / old).unlink(missing_ok=True)
     found = analyzer.run_analysis(*loaders)
     written = analyzer.save_results()
     if not run.save_masks:

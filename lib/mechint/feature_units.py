@@ -8,19 +8,24 @@ as it is to the bit, and one without the error unit says what the features alone
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import MechintError
+from .flattening import check_fit, flatten, rule_of, unflatten
 from .interventions import Edit
 from .models.sites import find_sites
-from .sae_evaluation import SEQUENTIAL, check_fit
-from .units import UnitKind, Units, random_row
+from .sae_evaluation import SEQUENTIAL
+from .units import Block, UnitKind, Units, random_row
 
 KIND = UnitKind(
-    "latent", (), "a latent of a sparse autoencoder, and at each site the error of the reconstruction", plural="latents"
+    "latent",
+    (),
+    "a latent of a sparse autoencoder, and at each site the error of the reconstruction",
+    plural="latents and errors",
 )
 
 
@@ -38,26 +43,31 @@ class FeatureUnits(Units):
     def __init__(self, model: Any, dictionaries: Mapping[str, Any]) -> None:
         if not dictionaries:
             raise MechintError("a circuit of features needs a dictionary; name at least one")
-        self.kind = KIND
-        named = {}
+        named: dict[str, Any] = {}
         for pattern, sae in dictionaries.items():
             check_fit(sae, model, pattern)
             [site] = find_sites(model.sites, [pattern])
             if site.rpartition(".")[2] in SEQUENTIAL:
                 raise MechintError(f"{site}: a circuit's ablations are values of the clean run, and a state has none")
+            if site in named:
+                raise MechintError(f"{site} has two dictionaries; a circuit of features takes one for each site")
             named[site] = sae
         self.dictionaries = {site: named[site] for site in model.sites if site in named}
         self.sites = list(self.dictionaries)
+        self.kind = replace(KIND, blocks=(Block(tuple(self.sites)),))
         self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
         self.total, self.rows = sum(self.sizes), len(self.sites)
         self.layers = len(self.sites)
+        self.layer_names = self.sites
+        self.about = [{"site": site} for site in self.sites]
 
     def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, d_sae + d_in]."""
+        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + d_in]."""
         return {site: self.code(site, x) for site, x in values.items()}
 
     def code(self, site: str, x: Tensor) -> Tensor:
-        sae, flat = self.dictionaries[site], x.flatten(2)
+        sae = self.dictionaries[site]
+        flat = flatten(x, rule_of(sae))
         f = sae.encode(flat)
         return torch.cat([f, flat - sae.decode(f)], -1)
 
@@ -83,9 +93,24 @@ class FeatureUnits(Units):
             # where a unit is kept the difference is exactly zero, and decoding it too
             moved = (1 - wide).to(code) * (torch.as_tensor(fill, device=x.device).to(code) - code)
             back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:]
-            return x + back.to(x).view(x.shape)
+            rule = rule_of(sae)
+            return unflatten(flatten(x, rule) + back.to(x), x, rule)
 
         return change
+
+    def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
+        """As for other units; what is left of a site's latents is one replacement, so no edit is shared."""
+        return [], [
+            self.edits(mask.index_fill(0, torch.tensor([unit], device=mask.device), 0.0), fills) for unit in units
+        ]
+
+    def errors(self) -> Tensor:
+        """1 at the errors and 0 at the latents, [units]."""
+        ends = torch.tensor(self.sizes).cumsum(0) - 1
+        return torch.zeros(self.total).index_fill_(0, ends, 1.0)
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        return list(values.split(self.sizes))
 
     def counts(self, mask: Tensor) -> list[int]:
         return [int(part.sum()) for part in mask.split(self.sizes)]

@@ -151,8 +151,8 @@ class KVCircuitAnalyzer(CircuitAnalyzer):
         device: str | torch.device = "cpu",
         **others: Any,
     ) -> None:
-        plan = config.plan(Units(model, KV_UNITS[config.unit]).total)
-        super().__init__(model, plan, device, kinds=KV_UNITS, **others)
+        units = Units(model, KV_UNITS[config.unit])
+        super().__init__(model, config.plan(units.total), device, units=units, **others)
         self.asked = config.target_sparsity if config.search == "sparsity" else None
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:

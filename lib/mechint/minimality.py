@@ -36,12 +36,13 @@ def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mi
     """
     parts = []
     for batch, fills, answers in zip(bench.batches, bench.fills, bench.answers, strict=True):
+        base, cells = bench.units.removals(mask, units, fills)
         found = sweep(
             bench.model,
             batch.tokens,
-            [bench.units.dropping(unit, fills) for unit in units],
+            cells,
             functools.partial(read, answers, metric),
-            base=bench.units.edits(mask, fills),
+            base=base,
             logits_at=batch.positions,
             memory_mib=memory_mib,
             title="units removed",

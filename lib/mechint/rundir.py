@@ -59,6 +59,11 @@ class Stages:
     def _path(self, name: str, kind: str) -> Path | None:
         return None if self.directory is None else self.directory / f"{name}.{kind}.pt"
 
+    def has(self, name: str) -> bool:
+        """Whether the stage ``name`` was finished by an earlier run."""
+        path = self._path(name, "done")
+        return path is not None and path.exists()
+
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of the stage ``name``, from an earlier run or from ``compute()``."""
         path = self._path(name, "done")

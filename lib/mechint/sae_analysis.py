@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +17,24 @@ from typing import Any
 
 import torch
 
-from . import files, sae
+from . import files, sae, workers
 from .activation_cache import fill_cache
 from .activations import Pools, Streamed
 from .analysis import Analysis, StagedAnalyzer
-from .contexts import TaskContexts, excluded, special_kinds
+from .contexts import TaskContexts, excluded
 from .errors import MechintError
+from .flattening import check_fit, check_rule, flat_width, rule_of
 from .loader import PromptLoader
 from .options import option
 from .rundir import weights_digest
 from .sae import SAEConfig, SparseAutoencoder
 from .sae.registry import BY_COUNT
+from .sae_choice import load_all
 from .sae_evaluation import Windows, evaluate_all
 from .sae_plan import grid, listed, sites_of, unknown_architecture, warnings
-from .sae_reading import best_at, labels_of, read_dictionary
+from .sae_reading import best_at, labels_of, read_dictionary, window_of
 from .sae_stability import stability
-from .sae_training import Trained, Training, train_grid
+from .sae_training import FROZEN, Trained, Training, train_grid
 from .statistics import exact
 from .tasks.config import TaskConfig
 
@@ -55,8 +58,15 @@ class SAEAnalysisConfig:
     ratio: str = option(
         "4", "Latents as multiples of the site's width, separated by commas; the documented 0.3 is poor"
     )
+    flatten: str = option(
+        "all",
+        "How a site of several axes is read: all of them at once, last (one dictionary for the vectors of all heads or "
+        "the states of all channels) or unit:5 (that head or channel alone)",
+    )
     seeds: int = option(1, "Dictionaries that differ in their initialisation alone", unit="seeds", low=1, high=100)
-    controls: bool = option(True, "Also train each with a frozen random decoder, and measure PCA and neurons")
+    controls: bool = option(
+        True, "Also train each with a frozen random decoder and encoder, and measure PCA and neurons"
+    )
     tokens: int = option(1_000_000, "Activations to train on", unit="activations", low=1, high=10**9)
     epochs: int = option(1, "Passes over these activations, in another order each time", low=1, high=1000)
     batch: int = option(2048, "Activations of a step", unit="activations", low=1, high=1_000_000)
@@ -65,7 +75,7 @@ class SAEAnalysisConfig:
     )
     dead_after: int = option(
         0,
-        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a 20th of the training",
+        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a fifth of the training",
         unit="activations",
         low=0,
         high=10**9,
@@ -100,7 +110,7 @@ class SAEAnalyzer(StagedAnalyzer):
         self.device = torch.device(device)
         self.sites = sites_of(model, config.sites, config.layers)
         excluded(config.exclude)
-        self.given = None if not config.dictionaries else load_all(config.dictionaries)
+        self.given = None if not config.dictionaries else load_all(config.dictionaries, config.flatten)
         if self.given is None:
             self.members = self.plan({})
         else:
@@ -109,8 +119,9 @@ class SAEAnalyzer(StagedAnalyzer):
             for name, member in self.members.items():
                 if member.site not in model.sites:
                     raise MechintError(f"dictionary {name} is of site {member.site!r}, which this model does not have")
+                check_fit(self.given[name], model, member.site)
         self.notes = warnings(self.members)
-        for note in self.notes:
+        for note in self.notes if self.run_dir is not None or workers.worker()[0] == 0 else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
         self.trained: dict[str, SparseAutoencoder] = {}
         self.history: dict[str, list[dict[str, float]]] = {}
@@ -121,10 +132,11 @@ class SAEAnalyzer(StagedAnalyzer):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
         if self.given is None:
-            self.train(train_loader)
+            with self.together():
+                self.train(train_loader)
         else:
             self.trained = self.given
-        windows = [self.window(batch, val_loader.task.name) for batch in val_loader]
+        windows = self.windows(val_loader)
         found: dict[str, dict[str, Any]] = {}
         for site in self.sites:
             found |= self.stages.get(f"evaluation {site}", functools.partial(self.evaluate, site, windows))
@@ -137,6 +149,12 @@ class SAEAnalyzer(StagedAnalyzer):
             for name in best_at(self.results["sae"]["members"], site, self.config.read)
         ]
         return self.results
+
+    def assist(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Trains along: each process takes its part of every batch."""
+        if self.given is None:
+            with self.together():
+                self.train(train_loader)
 
     def save_results(self) -> list[Path]:
         """Writes ``history.jsonl``, a training curve's point in a line; the dictionaries are saved already."""
@@ -156,12 +174,14 @@ class SAEAnalyzer(StagedAnalyzer):
     def pools(self, loader: PromptLoader) -> Pools:
         """The activations to train on: as many pools as hold the tokens that were asked for."""
         c, contexts = self.config, self.contexts(loader)
+        sizes = [math.prod(site.units) // flat_width(site, c.flatten) for site in map(self.model.sites.get, self.sites)]
+        a_token = [1] if c.flatten.startswith("unit:") else sizes  # activations that a site gives on it
         per_batch = contexts.rows * contexts.length
-        pool_batches = max(1, min(c.buffer, c.tokens) // per_batch)
+        pool_batches = max(1, min(c.buffer, c.tokens) // (per_batch * max(a_token)))
         streamed = Streamed(
-            self.model, self.sites, contexts, pool_batches, "all", c.exclude, weights_digest(self.model)
+            self.model, self.sites, contexts, pool_batches, c.flatten, c.exclude, weights_digest(self.model)
         )
-        count = -(-c.tokens // (per_batch * pool_batches))
+        count = -(-c.tokens // (per_batch * pool_batches * min(a_token)))
         if c.cache:
             return fill_cache(streamed, c.cache, count)
         streamed.count = count if c.epochs > 1 else None
@@ -169,8 +189,9 @@ class SAEAnalyzer(StagedAnalyzer):
 
     def train(self, loader: PromptLoader) -> None:
         """Trains the whole grid, goes on where a killed run was, or takes what it left finished."""
-        history = self.stages.get("training", lambda: self.train_now(loader))
-        self.history = history
+        if workers.from_first(self.stages.has("training")) and workers.team()[0]:
+            return  # another process has it all
+        self.history = self.stages.get("training", lambda: self.train_now(loader))
         if self.run_dir is not None:
             self.trained = {name: sae.load(self.run_dir / "dictionaries" / name) for name in self.members}
 
@@ -186,12 +207,13 @@ class SAEAnalyzer(StagedAnalyzer):
         about = {
             "model_name": str(getattr(self.model, "source", "")),
             "model_family": self.model.config.family,
-            "flatten": "all",
+            "flatten": self.config.flatten,
             "context_size": loader.task.length,
             "dataset": loader.task.description,
         }
         done = train_grid(
-            self.plan(about), self.pools(loader), self.training, self.device, self.stages.part("training"),
+            self.plan(about), self.pools(loader), self.training, self.device,
+            workers.from_first(self.stages.part("training")),
             lambda state: self.stages.save_part("training", state),
         )  # fmt: skip
         for member in done:
@@ -205,21 +227,19 @@ class SAEAnalyzer(StagedAnalyzer):
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
-    def window(self, prompts: Any, task_name: str) -> Windows:
-        """A batch of held-out prompts, without the tokens that are excluded."""
-        kinds = special_kinds(prompts.tokens, self.model.tokenizer)
-        left_out = torch.tensor(excluded(self.config.exclude), dtype=torch.uint8, device=kinds.device)
-        answers = None
-        if task_name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
-            answers = torch.full_like(prompts.tokens, -1).scatter(1, prompts.positions, prompts.answers)
-        return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template, answers)
+    def windows(self, loader: PromptLoader) -> list[Windows]:
+        return [window_of(batch, loader.task.name, self.model.tokenizer, self.config.exclude) for batch in loader]
 
     def evaluate(self, site: str, windows: list[Windows]) -> dict[str, dict[str, Any]]:
         here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if c.site == site}
-        return evaluate_all(
-            here, self.model, windows, site, baselines=self.config.controls, draws=self.config.bootstrap,
-            seed=self.seed, title=f"evaluating {site}",
-        )  # fmt: skip
+        found: dict[str, dict[str, Any]] = {}
+        for rule in dict.fromkeys(map(rule_of, here.values())):
+            alike = {name: dictionary for name, dictionary in here.items() if rule_of(dictionary) == rule}
+            found |= evaluate_all(
+                alike, self.model, windows, site, baselines=self.config.controls, draws=self.config.bootstrap,
+                seed=self.seed, title=f"evaluating {site}",
+            )  # fmt: skip
+        return found
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -228,9 +248,7 @@ class SAEAnalyzer(StagedAnalyzer):
     ) -> dict[str, Any]:
         """Features, causal checks and labels of one dictionary; features/{name}.json is written at once."""
         dictionary, task = self.trained[name].to(self.device), train_loader.task
-        contexts, held_out = (
-            [self.window(batch, task.name) for batch in loader] for loader in (train_loader, val_loader)
-        )
+        contexts, held_out = self.windows(train_loader), self.windows(val_loader)
         told = read_dictionary(
             dictionary, self.model, site, name, contexts, held_out, task, checked=self.config.causal,
             density=torch.as_tensor(found[name]["density"]["share"]), draws=self.config.bootstrap, seed=self.seed,
@@ -310,23 +328,15 @@ def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:
     return {f"best_{name}": best["metrics"][name] for name in ("ce_increase", "variance_explained", "l0")}
 
 
-def load_all(directory: str) -> dict[str, SparseAutoencoder]:
-    """Every dictionary in a directory, or the one it is."""
-    top = Path(directory)
-    top = top / "dictionaries" if (top / "dictionaries").is_dir() else top
-    if (top / "cfg.json").is_file():
-        return {top.name: sae.load(top)}
-    found = {path.parent.name: sae.load(path.parent) for path in sorted(top.glob("*/cfg.json"))}
-    if not found:
-        raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
-    return found
-
-
 def refuse(config: SAEAnalysisConfig, task: TaskConfig) -> str | None:
     if task.name == "prompt":
         return "one prompt is too little text for dictionaries; choose text, facts or another task"
     if config.batch > config.tokens and not config.dictionaries:
         return f"a step takes {config.batch} activations and there are {config.tokens}; raise tokens or lower batch"
+    try:
+        check_rule(config.flatten)
+    except MechintError as error:
+        return str(error)
     return unknown_architecture(config.architectures)
 
 
@@ -335,7 +345,7 @@ def work(config: SAEAnalysisConfig) -> str:
         return f"evaluate the dictionaries in {config.dictionaries} on {config.eval_prompts} contexts"
     kinds = listed(config.architectures)
     many = sum(len(listed(config.sparsity if kind in BY_COUNT else config.penalty)) for kind in kinds)
-    many *= len(listed(config.ratio)) * (config.seeds + config.controls)
+    many *= len(listed(config.ratio)) * (config.seeds + len(FROZEN) * config.controls)
     return f"{many} dictionaries for each site and layer, from one pass over {config.tokens:,} activations"
 
 
@@ -360,4 +370,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    shares=True,
 )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import MechintError
+from .flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from .partial import behind, log_probs, losses_of, pieces, up_to
 from .progress import Progress
-from .sae_evaluation import SEQUENTIAL, Windows, as_windows, check_fit, documents_of, splice
+from .sae_evaluation import SEQUENTIAL, Windows, as_windows, documents_of, splice
 from .statistics import ClusterBootstrap, Number
 
 MODES = ("ablate", "steer")
@@ -37,13 +38,14 @@ class Change:
         self.sae, self.feature, self.mode, self.amount = sae, feature, mode, amount
 
     def amounts(self, x: Tensor) -> Tensor:
-        """The feature's activations on [batch, position, unit, …], [batch, position]."""
-        return self.sae.encode(x.flatten(2))[..., self.feature]
+        """The feature's activations on [batch, position, unit, …], [batch, position]; of several the strongest."""
+        return strongest(latents_at(self.sae, x)[..., self.feature, None]).squeeze(-1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        direction = self.sae.W_dec[self.feature].to(x).view(x.shape[2:])
-        amount = -self.amounts(x) if self.mode == "ablate" else torch.full(x.shape[:2], self.amount, device=x.device)
-        return x + amount.to(x).view(*x.shape[:2], *[1] * (x.dim() - 2)) * direction
+        rule = rule_of(self.sae)
+        flat, direction = flatten(x, rule), self.sae.W_dec[self.feature].to(x)
+        amount = -latents_at(self.sae, x)[..., self.feature, None] if self.mode == "ablate" else self.amount
+        return unflatten(flat + torch.as_tensor(amount).to(x) * direction, x, rule)
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def _measure(
             for i, j in asked:
                 change = Change(sae, j, mode, amounts.get(i, 0.0))
                 new = change if site.rpartition(".")[2] in SEQUENTIAL else change(x)
-                r = behind(model, window.tokens, before, site, [splice(site, new, keep)])
+                r = behind(model, window.tokens, before, site, [splice(site, new, keep, x.dim() - 2)])
                 # a control is looked at where it acts itself; steering acts everywhere
                 active = change.amounts(x) > 0 if mode == "ablate" else torch.ones_like(counted)
                 found[i, j].append(_sums(model, targets, clean, r, counted, active & counted, raises.get(i, ())))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .errors import MechintError
+from .flattening import check_fit, flat_width, flatten, rule_of, unflatten
 from .interventions import Edit
-from .models.sites import Site, find_sites
 from .partial import behind, compare, up_to
 from .progress import Progress
 from .sae_baselines import Moments, baselines_at
@@ -33,7 +33,7 @@ SEQUENTIAL = ("state", "conv_state")
 MEANING = {
     "mse": "mean squared error of an entry of the activation, in squared activation units",
     "variance_explained": "1 - Σ|x - x̂|² / Σ|x - mean|²: 0 is the mean activation, 1 is perfect",
-    "l0": "latents active on a token",
+    "l0": "latents active on an activation: on a token, unless each of its heads or channels is one",
     "cosine": "cosine between the activation and its reconstruction",
     "norm_ratio": "|x̂| / |x|; below 1 the reconstruction is shrunk",
     "reconstruction_bias": "Σ|x̂|² / Σ x·x̂, 1 when no common factor would improve it (Rajamanoharan et al. 2024)",
@@ -93,49 +93,36 @@ def as_windows(batch: Windows | Tensor) -> Windows:
     return batch if isinstance(batch, Windows) else Windows(batch)
 
 
-def check_fit(dictionary: Any, model: Any, site: str) -> Site:
-    """The site that a dictionary is to be read at.
-
-    Raises:
-        MechintError: there is no such site, or the dictionary is of another width; both widths are named.
-    """
-    [name] = find_sites(model.sites, [site])
-    found = model.sites[name]
-    width, config = int(np.prod(found.units)), getattr(dictionary, "config", None)
-    d_in, trained = getattr(config, "d_in", width), getattr(config, "site", "")
-    if d_in != width:
-        raise MechintError(
-            f"the dictionary reads {d_in} numbers at a position, and the site {found} of {model.source} has {width}; "
-            f"choose the site it was trained on{trained and ', ' + trained}"
-        )
-    return found
-
-
 def code_chunks(width: int, tokens: int) -> list[slice]:
     """Runs of tokens whose latents fit into :data:`CODES_AT_ONCE`."""
     size = max(1, CODES_AT_ONCE // max(width, 1))
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def splice(site: str, new: Callable[[Tensor], Tensor] | Tensor, keep: Tensor | None = None) -> Edit:
+def splice(site: str, new: Callable[[Tensor], Tensor] | Tensor, keep: Tensor | None = None, axes: int = 1) -> Edit:
     """The edit that puts something else in a site's place at the kept positions.
 
     Args:
         site: Its name.
         new: A tensor of the site's shape [row, position, unit, …], or a function of what stands there.
         keep: [row, position] bool; None replaces at every position.
+        axes: Unit axes of the site.
     """
     if keep is None or bool(keep.all()):
         return Edit(site, "replace", new)
-    extra = new.dim() - 2 if isinstance(new, Tensor) else 0
-    return Edit(site, "mask", (~keep).float().reshape(*keep.shape, *[1] * max(extra, 1)), fill=new)
+    return Edit(site, "mask", (~keep).float().reshape(*keep.shape, *[1] * axes), fill=new)
 
 
-def reconstruction(dictionary: Dictionary, x: Tensor) -> Tensor:
-    """x̂ of activations [batch, position, unit, …], of their shape and type, a few tokens at a time."""
-    flat = x.flatten(2).flatten(0, 1)
-    parts = [dictionary.decode(dictionary.encode(piece)) for piece in flat.split(4096)]
-    return torch.cat(parts).to(x.dtype).view_as(x)
+def reconstruction(dictionary: Dictionary, x: Tensor, rule: str = "") -> Tensor:
+    """x̂ of a site's value [batch, position, unit, …], of its shape and type, a few activations at a time.
+
+    Args:
+        rule: Of flattening; '' takes the dictionary's own.
+    """
+    rule = rule or rule_of(dictionary)
+    flat = flatten(x, rule)
+    parts = [dictionary.decode(dictionary.encode(piece)) for piece in flat.flatten(0, -2).split(4096)]
+    return unflatten(torch.cat(parts).to(x.dtype).view_as(flat), x, rule)
 
 
 @torch.no_grad()
@@ -157,33 +144,37 @@ def evaluate_all(
             like the others: it is a baseline by its name.
         model: From :func:`mechint.load`.
         batches: Token ids [row, position], or :class:`Windows`. Gone through three times; at least two documents.
-        site: A name of ``model.sites``; several unit axes count as one, flattened.
+        site: A name of ``model.sites``; its axes are flattened as the dictionaries were trained, by one rule.
         baselines: Measure PCA and the neuron basis at each dictionary's L0, see :func:`sae_baselines.baselines_at`.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
         title: Of the progress line.
 
     Returns:
-        For each name ``{"site", "ablation", "tokens", "documents", "d_in", "d_sae", "metrics": {name: Number},
-        "density": {...}, "baselines": {name: {"latents", "active", "metrics"}}, "notes"}``; the names of the metrics
-        are those of :data:`MEANING`, the intervals 95 % over documents.
+        For each name ``{"site", "ablation", "tokens", "activations", "documents", "d_in", "d_sae", "metrics": {name:
+        Number}, "density": {...}, "baselines": {name: {"latents", "active", "metrics"}}, "notes"}``; the names of the
+        metrics are those of :data:`MEANING`, the intervals 95 % over documents.
 
     Raises:
-        MechintError: no such site, a dictionary of another width, fewer than two documents or no kept token, or
-            numbers that are not finite.
+        MechintError: no such site, a dictionary of another width, dictionaries of several rules, fewer than two
+            documents or no kept token, or numbers that are not finite.
     """
     for dictionary in dictionaries.values():
         check_fit(dictionary, model, site)
+    rules = sorted({rule_of(dictionary) for dictionary in dictionaries.values()})
+    if len(rules) > 1:
+        raise MechintError(f"{site}: dictionaries flattened by {', '.join(rules)} are evaluated apart, not together")
+    [rule] = rules
     windows = [as_windows(batch) for batch in batches]
     documents = documents_of(windows)
-    moments = _moments(model, windows, site, baselines, title)
-    first = _Pass(dictionaries, model, windows, site, moments.mean, title).run()
+    moments, mean = _moments(model, windows, site, rule, baselines, title)
+    first = _Pass(dictionaries, model, windows, site, rule, mean, title).run()
     bootstrap = ClusterBootstrap(documents, draws, seed, over="documents")
     peers: dict[int, dict[str, dict[str, Any]]] = {}
     if baselines:
         asked = {count: baselines_at(moments, count) for count in sorted(set(map(first.active, dictionaries)))}
         named = {f"{count} {name}": made for count, group in asked.items() for name, made in group.items()}
-        second = _Pass(named, model, windows, site, moments.mean, f"{title}, baselines").run()
+        second = _Pass(named, model, windows, site, rule, mean, f"{title}, baselines").run()
         for count, group in asked.items():
             peers[count] = {
                 name: {"latents": made.latents, "active": made.active,
@@ -219,32 +210,37 @@ def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
     return documents
 
 
-def _moments(model: Any, windows: Sequence[Windows], site: str, second: bool, title: str) -> Moments:
-    """Mean and, for PCA, covariance of the activations."""
-    moments = Moments(int(np.prod(model.sites[site].units)), second)
+def _moments(
+    model: Any, windows: Sequence[Windows], site: str, rule: str, second: bool, title: str
+) -> tuple[Moments, Tensor]:
+    """Mean and, for PCA, covariance of the activations; and the mean of each activation of a token, [..., d_in]."""
+    moments, total = Moments(flat_width(model.sites[site], rule), second), torch.zeros((), dtype=torch.float64)
     with Progress(f"{title}: mean activation", len(windows)) as progress:
         for window in windows:
-            moments.add(up_to(model, window.tokens, site)[0].flatten(2)[window.kept()])
+            flat = flatten(up_to(model, window.tokens, site)[0], rule)[window.kept()]
+            total = total + flat.double().sum(0).cpu()
+            moments.add(flat.flatten(0, -2))
             progress.step()
     if not moments.count:
         raise MechintError("every position of the text is left out; there is nothing to evaluate on")
     if not torch.isfinite(moments.mean).all():
         raise MechintError(f"the activations at {site} are NaN or infinite; load the weights in a wider precision")
-    return moments
+    return moments, total / (moments.count * moments.size / total.numel())
 
 
 class _Pass:
     """One pass over the text: sums by row for every dictionary, and for the model itself."""
 
     def __init__(
-        self, dictionaries: Mapping[str, Any], model: Any, windows: Sequence[Windows], site: str, mean: Tensor,
-        title: str,
+        self, dictionaries: Mapping[str, Any], model: Any, windows: Sequence[Windows], site: str, rule: str,
+        mean: Tensor, title: str,
     ) -> None:  # fmt: skip
         self.dictionaries, self.model, self.windows, self.site, self.title = dictionaries, model, windows, site, title
-        self.mean = mean
+        self.rule, self.mean = rule, mean
         self.sums: dict[str, dict[str, list[Tensor]]] = {name: {} for name in dictionaries}
         self.own: dict[str, list[Tensor]] = {}
         self.fired: dict[str, Tensor] = {}
+        self.tokens = sum(int(window.kept().sum()) for window in windows)
 
     def run(self) -> _Pass:
         with Progress(self.title, len(self.windows)) as progress:
@@ -256,27 +252,28 @@ class _Pass:
     def batch(self, window: Windows) -> None:
         tokens, keep = window.tokens, window.kept()
         x, before = up_to(self.model, tokens, self.site)
-        flat = x.flatten(2)
-        rows = keep.nonzero()[:, 0]
-        chosen = flat[keep]
-        centred = (chosen.double() - self.mean.to(chosen.device)).square().sum(-1)
-        average = self.mean.to(x).view(x.shape[2:]).expand_as(x)
-        new: list[Callable[[Tensor], Tensor] | Tensor] = [torch.zeros_like(x), average]
+        flat, back = flatten(x, self.rule), functools.partial(unflatten, value=x, rule=self.rule)
+        centred = (flat[keep].double() - self.mean.to(x.device)).square().sum(-1).flatten()
+        chosen = flat[keep].flatten(0, -2)
+        rows = keep.nonzero()[:, 0].repeat_interleave(len(chosen) // max(1, int(keep.sum())))
+        average = self.mean.to(x).expand_as(flat)
+        new: list[Callable[[Tensor], Tensor] | Tensor] = [back(torch.zeros_like(flat)), back(average)]
+        where = keep.view(*keep.shape, *[1] * (flat.dim() - 2))
         for name, dictionary in self.dictionaries.items():
             found = self.reconstruct(name, dictionary, chosen, rows, len(tokens))
             if self.site.rpartition(".")[2] in SEQUENTIAL:
-                new.append(functools.partial(reconstruction, dictionary))
+                new.append(functools.partial(reconstruction, dictionary, rule=self.rule))
             else:
-                new.append(flat.masked_scatter(keep.unsqueeze(-1), found.to(flat)).view_as(x))
+                new.append(back(flat.masked_scatter(where, found.to(flat))))
         clean, *changed = (
             behind(self.model, tokens, before, self.site, edits)
-            for edits in ([], *([splice(self.site, value, keep)] for value in new))
+            for edits in ([], *([splice(self.site, value, keep, x.dim() - 2)] for value in new))
         )
         targets = window.targets()
         losses, divergences = compare(self.model, targets, clean, changed)
         counted = (targets >= 0).double()
         by_row = lambda values: (values.double() * counted).sum(-1).cpu()
-        self.keep(self.own, tokens=keep.sum(1).double().cpu(), predicted=counted.sum(1).cpu(),
+        self.keep(self.own, tokens=_by_row(torch.ones_like(centred), rows, len(tokens)), predicted=counted.sum(1).cpu(),
                   variance=_by_row(centred, rows, len(tokens)), ce=by_row(losses[0]), ce_zero=by_row(losses[1]),
                   ce_mean=by_row(losses[2]))  # fmt: skip
         for k, name in enumerate(self.dictionaries):
@@ -356,7 +353,7 @@ def _result(
     fired = done.fired[name].double().cpu().numpy()
     share = fired / moments.count
     alive = float((fired > 0).mean())
-    over = f"exact over {moments.count} tokens"
+    over = f"exact over {moments.count} activations"
     metrics["alive"] = number(alive, alive, alive, len(fired), over)
     metrics["dead"] = number(1 - alive, 1 - alive, 1 - alive, len(fired), over)
     notes = [
@@ -375,7 +372,7 @@ def _result(
         metrics["decoder_cosine"] = spread(largest_cosine(dictionary.W_dec).tolist(), "latents")
     counts, _ = np.histogram(np.log10(share[fired > 0]).clip(BINS[0], BINS[-1]), BINS)
     return {
-        "site": site, "ablation": "reconstruction spliced in", "tokens": moments.count,
+        "site": site, "ablation": "reconstruction spliced in", "tokens": done.tokens, "activations": moments.count,
         "documents": len(bootstrap.sizes), "d_in": moments.size, "d_sae": len(fired), "metrics": metrics,
         "density": {"log10_edges": BINS.tolist(), "latents": counts.tolist(), "never": int((fired == 0).sum()),
                     "share": share.tolist()},

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .errors import MechintError
 from .files import write_text
+from .flattening import check_fit, flatten, rule_of, strongest, unflatten
 from .partial import up_to
 from .progress import Progress
-from .sae_evaluation import CODES_AT_ONCE, Windows, as_windows, check_fit
+from .sae_evaluation import CODES_AT_ONCE, Windows, as_windows
 from .sae_logits import direct_map, extreme_tokens, has_direct_path
 
 SCHEMA = 1
@@ -63,19 +64,20 @@ class _Text:
     def each(self, title: str, rows: set[int] | None = None) -> Any:
         """Yields (number of the first row, f [row, position, feature], keep [row, position], tokens) in pieces.
 
-        f is zero where a position does not count. ``rows`` leaves out the others.
+        f is zero where a position does not count, and the strongest one where a position has several activations.
+        ``rows`` leaves out the others.
         """
         start = 0
         with Progress(title, len(self.windows)) as progress:
             for window in self.windows:
-                count, length = window.tokens.shape
+                count = len(window.tokens)
                 if rows is None or not rows.isdisjoint(range(start, start + count)):
-                    x = up_to(self.model, window.tokens, self.site)[0].flatten(2)
-                    size = max(1, CODES_AT_ONCE // (length * self.sae.config.d_sae))
+                    x = flatten(up_to(self.model, window.tokens, self.site)[0], rule_of(self.sae))
+                    size = max(1, CODES_AT_ONCE // (x[0, ..., 0].numel() * self.sae.config.d_sae))
                     for low in range(0, count, size):
                         part, keep = x[low : low + size], window.kept()[low : low + size]
-                        f = self.sae.encode(part.flatten(0, 1))[:, self.features]
-                        f = f.view(*part.shape[:2], -1) * keep.unsqueeze(-1)
+                        f = self.sae.encode(part.flatten(0, -2))[:, self.features]
+                        f = strongest(f.view(*part.shape[:-1], -1)) * keep.unsqueeze(-1)
                         if not torch.isfinite(f).all():
                             raise MechintError(f"the dictionary's latents on {self.site} are not finite")
                         yield start + low, f, keep, window.tokens[low : low + size]
@@ -149,7 +151,8 @@ def read_features(
         "vocabulary": {str(token): decode(token) for token in sorted(used)},
         "rows": {str(row): ids for row, ids in sorted(rows.items())},
         "logits": "direct path through the final norm, logits for each unit of activation" if tokens is not None
-        else f"{site} has no direct path to the logits",
+        else f"{site} has no direct path to the logits" if not has_direct_path(site)
+        else f"a direction shared by every {model.sites[site].axes[2]} raises no fixed tokens",
         "features": told,
     }  # fmt: skip
 
@@ -273,12 +276,15 @@ def _window(f: Tensor, row: int, wanted: Wanted) -> dict[str, Any]:
 def _attribution(
     sae: Any, model: Any, text: _Text, site: str, chosen: list[int], wanted: Wanted
 ) -> tuple[list[Any], list[Any]] | None:
-    """Next tokens raised and lowered by each feature; None where the site has no direct path."""
-    if not has_direct_path(site):
+    """Next tokens raised and lowered by each feature; None where the site has no direct path, or many at once."""
+    rule, units = rule_of(sae), model.sites[site].units
+    if not has_direct_path(site) or (rule == "last" and len(units) > 1):
         return None
     first = text.windows[0]
     effect = direct_map(model, first.tokens, site, first.kept())
-    up, raised, down, lowered = extreme_tokens(effect, sae.W_dec.detach()[chosen], wanted.tokens)
+    directions = sae.W_dec.detach()[chosen]
+    whole = unflatten(directions.unsqueeze(1), directions.new_zeros(len(directions), 1, *units), rule).flatten(1)
+    up, raised, down, lowered = extreme_tokens(effect, whole, wanted.tokens)
     pairs = lambda values, ids: [
         [[int(t), _short(v)] for t, v in zip(*both, strict=True)]
         for both in zip(ids.tolist(), values.tolist(), strict=True)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from .errors import MechintError
+from .flattening import flat_width
 from .models.sites import Site, find_sites
 from .sae import ARCHITECTURES, SAEConfig, make
 from .sae.registry import BY_COUNT
+from .sae_training import FROZEN
 
 
 def numbers_of(text: str, what: str) -> list[float]:
@@ -72,15 +74,16 @@ def grid(model: Any, sites: list[Site], c: Any, about: dict[str, Any]) -> dict[s
     Args:
         model: Of the activations.
         sites: Where.
-        c: The analysis' options: architectures, sparsity, penalty, ratio, seeds, controls.
+        c: The analysis' options: architectures, sparsity, penalty, ratio, flatten, seeds, controls.
         about: Metadata that all members share.
 
     Raises:
-        MechintError: a k is larger than its width, or an architecture or number makes no sense.
+        MechintError: a k is larger than its width, the rule of flattening does not fit a site, or an architecture or
+            number makes no sense.
     """
     members: dict[str, SAEConfig] = {}
     for site, architecture, ratio in itertools.product(sites, listed(c.architectures), numbers_of(c.ratio, "ratio")):
-        d_in = int(torch.tensor(site.units).prod())
+        d_in = flat_width(site, c.flatten)
         d_sae = max(1, round(ratio * d_in))
         for value in numbers_of(c.sparsity if architecture in BY_COUNT else c.penalty, "sparsity"):
             named = f"{site.name}-{architecture}-{label(architecture, value)}-x{ratio:g}"
@@ -88,8 +91,8 @@ def grid(model: Any, sites: list[Site], c: Any, about: dict[str, Any]) -> dict[s
             base = {"d_in": d_in, "d_sae": d_sae, "site": site.name, "layer": layer_of(site.name), **shape, **about}
             for seed in range(c.seeds):
                 members[f"{named}-s{seed}"] = checked(SAEConfig(**base, seed=seed))
-            if c.controls:
-                members[f"{named}-frozen"] = checked(SAEConfig(**base, seed=0, baseline="frozen_decoder"))
+            for baseline in FROZEN if c.controls else ():
+                members[f"{named}-{baseline.replace('_', '-')}"] = checked(SAEConfig(**base, seed=0, baseline=baseline))
     return members
 
 

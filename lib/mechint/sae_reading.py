@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from . import files
+from .contexts import excluded, special_kinds
 from .errors import MechintError
+from .flattening import latents_at, strongest
 from .partial import up_to
 from .sae_causal import causal_effects
 from .sae_evaluation import Windows
@@ -28,6 +30,16 @@ def best_at(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list
     here = [member for member in members if member["site"] == site and not member["baseline"]]
     here.sort(key=lambda member: (member["metrics"]["ce_increase"]["value"], member["name"]))
     return [str(member["name"]) for member in here[:count]]
+
+
+def window_of(prompts: Prompts, task_name: str, tokenizer: Any, exclude: str) -> Windows:
+    """A batch of prompts without the tokens of the kinds that ``exclude`` names."""
+    kinds = special_kinds(prompts.tokens, tokenizer)
+    left_out = torch.tensor(excluded(exclude), dtype=torch.uint8, device=kinds.device)
+    answers = None
+    if task_name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
+        answers = torch.full_like(prompts.tokens, -1).scatter(1, prompts.positions, prompts.answers)
+    return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template, answers)
 
 
 def read_dictionary(
@@ -102,8 +114,8 @@ def _at_answers(sae: Any, model: Any, site: str, batches: Sequence[Prompts]) -> 
     """Latents at the positions of the answers [answer, latent], and the answers [answer]."""
     found, answers = [], []
     for batch in batches:
-        x = up_to(model, batch.tokens, site)[0].flatten(2)
-        at = x.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        found.append(sae.encode(at.flatten(0, 1)).cpu())
+        x = up_to(model, batch.tokens, site)[0]
+        at = x[torch.arange(len(x), device=x.device)[:, None], batch.positions]
+        found.append(strongest(latents_at(sae, at)).flatten(0, 1).cpu())
         answers.append(batch.answers.flatten().cpu())
     return torch.cat(found), torch.cat(answers)

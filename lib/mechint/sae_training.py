@@ -49,7 +49,8 @@ class Training:
         penalty_warmup: Share of the steps over which penalties rise.
         clip: Largest norm of a gradient.
         dead_after: Activations after which a latent that has been silent is called dead; 0 takes the 10 million of the
-            field, or a twentieth of the training where that is less: a short run would otherwise revive none.
+            field, or a fifth of the training where that is less: a short run would otherwise revive none. Much less
+            calls rare latents dead, and the loss that revives them takes them away from what they stood for.
         bfloat16: Whether matrix products are in bfloat16 (mixed precision: weights and sums stay in float32).
         seed: Of the order of the activations.
     """
@@ -72,7 +73,7 @@ class Training:
     @property
     def patience(self) -> int:
         """Activations after which a silent latent is dead."""
-        return self.dead_after or max(self.batch, min(LONG, self.tokens // 20))
+        return self.dead_after or max(self.batch, min(LONG, self.tokens // 5))
 
 
 @dataclass
@@ -172,7 +173,7 @@ def train_grid(
     Raises:
         MechintError: a width does not fit its site, there is less than a batch, or a loss is no number.
     """
-    _, world = workers.team()
+    rank, world = workers.team()
     if training.batch % world:
         raise MechintError(f"a batch of {training.batch} can't be shared by {world} processes; choose a multiple")
     check_sites(configs, pools)
@@ -195,7 +196,8 @@ def train_grid(
             "members": {member.name: member.state() for member in members},
         }
 
-    with Progress(f"{title}: {len(members)} dictionaries", training.steps) as progress:
+    quiet = math.inf if rank else 2.0  # one process tells of the progress of all
+    with Progress(f"{title}: {len(members)} dictionaries", training.steps, quiet) as progress:
         progress.skip_to(step)
         while step < training.steps:
             batch = {site: share(rows) * moments[site].scale for site, rows in batches.next().items() if site in sites}

@@ -142,6 +142,11 @@ class Units:
         self.shape = kind.shape(model)
         self.per_layer = math.prod(self.shape)
         self.total = self.layers * self.per_layer
+        self.sizes = [self.per_layer] * self.layers
+        """Units of each layer."""
+        self.layer_names = [f"layers.{layer}" for layer in range(self.layers)]
+        self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
+        """What reports say of each layer beside its number."""
         self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site in kind.sites]
         self.width = {site: len(model.sites[f"layers.0.{site}"].units) for site in kind.sites}
         """Unit axes of each site."""
@@ -178,6 +183,14 @@ class Units:
         mask[unit] = 0.0
         layer = f"layers.{unit // self.per_layer}."
         return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
+
+    def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
+        """A circuit [units] without each of some units in turn: edits that hold in all, and each one's own on top."""
+        return self.edits(mask, fills), [self.dropping(unit, fills) for unit in units]
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        """Values of all units [units] -> those of each layer, of the shape its units have."""
+        return list(values.view(self.layers, *self.shape))
 
     def top(self, scores: Tensor, count: int) -> Tensor:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""

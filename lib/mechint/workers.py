@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as group
+
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells."""
 
 
 def join() -> None:
@@ -19,7 +23,9 @@ def join() -> None:
         # after a worker has died, its restarted peers would find the addresses of the dead in the same store
         store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        group.init_process_group(backend, store=store, rank=rank, world_size=world)
+        if backend == "nccl":  # "cuda" is then this process' own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+        group.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         atexit.register(leave)
 
 

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("runner", choices=tuple(mapping.RUNNERS))
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
+            command.add_argument("--processes", default="", help="what PROCESSES= says: processes of the analysis")
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
     return parser
@@ -157,7 +158,8 @@ def run(args: argparse.Namespace) -> int:
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
     menu = _for_run(args)
-    steps = _steps(menu, args.target)
+    count = processes(args.processes)
+    steps = _steps(menu, args.target, 1 if args.dry_run else count)  # what would run is said once
     made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
     if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
         steps.pop()
@@ -190,8 +192,19 @@ def _for_run(args: argparse.Namespace) -> loading.Menu:
     return menu
 
 
-def _steps(menu: loading.Menu, target: str) -> list[list[str]]:
-    """The commands of a target, in order."""
+def processes(said: str) -> int:
+    """How many processes PROCESSES= asks for; one where it says nothing."""
+    try:
+        count = int(said or 1)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError(f"PROCESSES={said} is no number of processes; say 2 or more, or leave it out")
+    return count
+
+
+def _steps(menu: loading.Menu, target: str, count: int) -> list[list[str]]:
+    """The commands of a target, in order; the analysis in ``count`` processes."""
     trains, analyses = (menu.syms[name].str_value == "y" for name in mapping.MASTERS)
     if target == "default":
         if not (trains or analyses):
@@ -206,14 +219,15 @@ def _steps(menu: loading.Menu, target: str) -> list[list[str]]:
         )
     wanted = [mapping.TRAIN] if target == "train" or (target == "mechint" and trains) else []
     wanted += [mapping.MECHINT] if target != "train" else []
-    steps = [_command(menu, runner) for runner in wanted]
+    steps = [_command(menu, runner, count if runner == mapping.MECHINT else 1) for runner in wanted]
     if target == "report" and menu.syms["KNLP_MECHINT_MODE_FROM_RUNS"].str_value != "y":
         steps[-1] += ["--mode=from_runs", f"--run-dir={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value}"]
     return steps
 
 
-def _command(menu: loading.Menu, runner: str) -> list[str]:
-    return [sys.executable, str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
+def _command(menu: loading.Menu, runner: str, count: int) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    return [sys.executable, *torchrun, str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
 
 
 def _environment() -> dict[str, str]:

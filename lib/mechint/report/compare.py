@@ -83,10 +83,17 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 
 def circuit_overlap(runs: Sequence[Results]) -> tuple[list[list[float]] | None, str]:
     """The matrix of Jaccard indices of the circuits; None and the reason when their units are not the same things."""
-    shapes = {(run.raw["unit"], tuple((layer.layer, layer.total) for layer in run.layers)) for run in runs}
+    shapes = {
+        (run.raw["unit"], tuple((layer.label, layer.total) for layer in run.layers), *dictionaries(run)) for run in runs
+    }
     if len(shapes) > 1:
         return None, "The models have different layers or units, so their circuits have no units in common to compare."
     return [[overlap(a.circuit, b.circuit) for b in runs] for a in runs], ""
+
+
+def dictionaries(run: Results) -> list[str]:
+    """Hashes of the dictionaries whose latents the units are."""
+    return [str(entry["sha256"]) for entry in run.raw.get("dictionaries", ())]
 
 
 Tests = tuple[str, list[Difference]]

@@ -74,7 +74,7 @@ def dictionary_page(raw: dict[str, Any], title: str = "", causal: dict[str, Any]
 _BYTE = re.compile(r"""byte \d+|(['"])(?:\\(?:x[0-9a-f]{2}|.)|(?!\1)[^\\])\1""")
 
 
-def _legible(texts: dict[int, str]) -> dict[int, str]:
+def legible(texts: dict[int, str]) -> dict[int, str]:
     """Where all tokens are quoted characters and bytes, the characters alone: side by side they make words again."""
     if not all(_BYTE.fullmatch(text) for text in texts.values()):
         return texts
@@ -88,7 +88,7 @@ def _legible(texts: dict[int, str]) -> dict[int, str]:
 
 def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, Any]:
     """The same data in fewer characters: lists in place of objects, tokens by their place in one list."""
-    texts = _legible({int(token): text for token, text in raw["vocabulary"].items()})
+    texts = legible({int(token): text for token, text in raw["vocabulary"].items()})
     place = {token: at for at, token in enumerate(texts)}
     window = lambda w: [w["row"], w["from"], w["to"], w["peak"], w["acts"], w.get("interval", 0)]
     pairs = lambda some: [[place[token], value] for token, value in some]

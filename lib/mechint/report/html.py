@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows, page_paths
 from .hover import hover_curve
 from .page import bullets, card, cards, checks, folded, page, picture, table
 from .removed import HEADER, TITLE, removed_rows, removed_sentence
@@ -57,6 +58,7 @@ def report_page(results: Results, figures: Mapping[str, Path]) -> str:
         ),
         "<h2>What was kept</h2>",
         _layers(results),
+        *_features(results),
         *_removed(results),
         *_searches(results),
         *ending(results, caveats(results)),
@@ -111,15 +113,27 @@ def _layers(results: Results) -> str:
     for layer in results.layers:
         short, whole = kept_units(layer, kind, 24), kept_units(layer, kind)
         units = escape(whole) if short == whole else folded(short, f'<div class="units">{escape(whole)}</div>')
-        cells = (str(layer.layer), f"{layer.kept:,}", f"{layer.total:,}", percent(layer.kept / layer.total))
+        cells = (escape(layer.label), f"{layer.kept:,}", f"{layer.total:,}", percent(layer.kept / layer.total))
         rows.append(
             "<tr>"
             + "".join(f"<td class=n>{cell}</td>" for cell in cells)
             + f'<td style="padding-left:1rem">{units}</td></tr>'
         )
-    names = "".join(f"<th class=n>{name}</th>" for name in ("layer", "kept", "of", "share"))
+    first = "site" if any(layer.site for layer in results.layers) else "layer"
+    names = "".join(f"<th class=n>{name}</th>" for name in (first, "kept", "of", "share"))
     head = f'<tr>{names}<th style="padding-left:1rem">{escape(units_name(results))} kept</th></tr>'
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _features(results: Results) -> Iterator[str]:
+    rows = feature_rows(results)
+    if rows:
+        yield f"<h2>What its features are</h2><p class=soft>{escape(FEATURES_MEANING)}</p>"
+        yield table(FEATURES, rows, numeric=(2, 3))
+        links = (
+            f'<li><a href="features/{escape(path.name)}">{escape(path.stem)}</a></li>' for path in page_paths(results)
+        )
+        yield f"<ul>{''.join(links)}</ul>"
 
 
 def _removed(results: Results) -> Iterator[str]:

@@ -52,7 +52,7 @@ def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
     """One strip for each layer; keys and values of a layer have one each."""
     kind, scores = results.raw["unit"], [masks[layer.layer] for layer in results.layers]
     if kind not in HEADED:
-        return Strips([str(layer.layer) for layer in results.layers], scores, results.layers)
+        return Strips([layer.label for layer in results.layers], scores, results.layers)
     sorts = "KV" if kind == "kv" else ""
     labels, rows, kept = [], [], []
     for layer, both in zip(results.layers, scores, strict=True):
@@ -211,10 +211,14 @@ def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
     shown = f"; each cell is the strongest of {group} neighbours" if group > 1 else ""
     if channels <= WRITTEN:
         axes.set_xticks([] if kind == "layer" else range(channels), PATHS if kind == "path" else None)
-    inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else "layer"
-    along = {"path": "path", "layer": "", "mode": f"channel index{shown}"}.get(
-        kind, f"{UNIT.get(kind, kind)} index{shown}"
-    )
+    where = "site" if any(layer.site for layer in strips.kept) else "layer"
+    inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else where
+    along = {
+        "path": "path",
+        "layer": "",
+        "mode": f"channel index{shown}",
+        "latent": f"latent{shown}; the error last",
+    }.get(kind, f"{UNIT.get(kind, kind)} index{shown}")
     if strips.heads:
         size = channels // strips.heads
         axes.set_xticks([size * (head + 0.5) - 0.5 for head in range(strips.heads)], map(str, range(strips.heads)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows
 from .removed import HEADER, TITLE, removed_rows, removed_sentence
 from .results import Results
 from .words import (
@@ -44,10 +45,16 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
         *_searches(results),
         "## What was kept",
         table(
-            ("layer", "kept", "of", "share", units_name(results)),
+            (
+                "site" if any(layer.site for layer in results.layers) else "layer",
+                "kept",
+                "of",
+                "share",
+                units_name(results),
+            ),
             [
                 (
-                    str(layer.layer),
+                    layer.label,
                     f"{layer.kept:,}",
                     f"{layer.total:,}",
                     percent(layer.kept / layer.total),
@@ -56,6 +63,7 @@ def markdown(results: Results, figures: Sequence[str]) -> str:
                 for layer in results.layers
             ],
         ),
+        *_features(results),
         *_removed(results),
         *(["## Figures", "\n\n".join(f"![{name}]({name})" for name in figures)] if figures else []),
         *ending(results, caveats(results)),
@@ -84,6 +92,11 @@ def _subject(results: Results) -> str:
         f" **Ablation:** `{raw['ablation']}`.",
     ]
     return "  \n".join(facts)
+
+
+def _features(results: Results) -> list[str]:
+    rows = feature_rows(results)
+    return ["## What its features are", FEATURES_MEANING, table(FEATURES, rows)] if rows else []
 
 
 def _searches(results: Results) -> list[str]:

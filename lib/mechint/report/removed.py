@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .results import Removed, Results
-from .words import number, percent, unit_label
+from .words import number, percent, unit_in
 
 ALPHA = 0.05
 WORST = 10  # rows of the table; results.json has every unit that was tried
@@ -35,11 +35,12 @@ def removed_sentence(results: Results) -> str:
 def removed_rows(results: Results) -> list[tuple[str, ...]]:
     """The worst losses, the worst one first, as :data:`HEADER` says."""
     kind = results.raw["unit"]
+    layers = {layer.layer: layer for layer in results.layers}
     worst = sorted(results.removed, key=lambda entry: -entry.drop.value)[:WORST]
     return [
         (
-            str(entry.layer),
-            "the whole layer" if kind == "layer" else unit_label(entry.unit, kind),
+            layers[entry.layer].label,
+            "the whole layer" if kind == "layer" else unit_in(layers[entry.layer], entry.unit, kind),
             percent(entry.drop.value),
             f"[{percent(entry.drop.low).split(' ')[0]}, {percent(entry.drop.high).split(' ')[0]}]",
             number(entry.p, 2),

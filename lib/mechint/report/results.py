@@ -62,11 +62,21 @@ class Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """Kept units of one layer: (channel,) or (channel, state) tuples, sorted."""
+    """Kept units of one layer, (channel,) or (channel, state), sorted; or latents of a site, its error the last."""
 
     layer: int
     total: int
     units: tuple[tuple[int, ...], ...]
+    site: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.site or str(self.layer)
+
+    @property
+    def key(self) -> str:
+        """Its entry of final_masks.pt."""
+        return self.site or f"layers.{self.layer}"
 
     @property
     def kept(self) -> int:
@@ -156,17 +166,18 @@ def load_results(run_dir: str | Path) -> Results:
         if name not in metrics:
             raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")
     sizes, curves = _curves(raw["curve"], path)
+    layers = _each(raw["layers"], path, "layers", _layer)
     results = Results(
         directory=directory,
         raw=raw,
         metrics=metrics,
         sizes=sizes,
         curves=curves,
-        layers=_each(raw["layers"], path, "layers", _layer),
-        searches=_each(raw["searches"], path, "searches", _search),
+        layers=layers,
+        searches=_each(raw["searches"], path, "searches", lambda search: _search(search, layers)),
         manifest=read_object(directory / "manifest.json"),
         config=optional_text(directory / "config"),
-        removed=_each(raw.get("leave_one_out", []), path, "leave_one_out", partial(_removed, path=path)),
+        removed=_each(raw.get("leave_one_out", []), path, "leave_one_out", partial(_removed, path=path, layers=layers)),
     )
     for name, counted in (("units_total", results.total), ("units_kept", results.kept)):
         if metrics[name].value != counted:
@@ -186,9 +197,9 @@ def load_masks(results: Results) -> dict[int, Tensor]:
     masks = read_masks(path)
     importance = {}
     for layer in results.layers:
-        entry = masks.get(f"layers.{layer.layer}")
+        entry = masks.get(layer.key)
         if entry is None:
-            raise MechintError(f"{path} has no importance and mask for layers.{layer.layer}; run the analysis again")
+            raise MechintError(f"{path} has no importance and mask for {layer.key}; run the analysis again")
         scores = entry["importance"].detach().to(torch.float64)
         kept = {tuple(unit) for unit in entry["mask"].nonzero().tolist()}
         if scores.numel() != layer.total or kept != set(layer.units):
@@ -351,20 +362,25 @@ def _each(raw: list[Any], path: Path, where: str, parse: Any) -> list[Any]:
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
-    units = tuple(sorted(_unit(unit) for unit in raw["units"]))
+    units = tuple(sorted(_unit(unit, int(raw["total"])) for unit in raw["units"]))
     if len(set(units)) != int(raw["kept"]):
         raise ValueError(f"layer {raw['layer']} lists {len(set(units))} units and says it keeps {raw['kept']}")
-    return Layer(int(raw["layer"]), int(raw["total"]), units)
+    return Layer(int(raw["layer"]), int(raw["total"]), units, str(raw.get("site", "")))
 
 
-def _removed(raw: dict[str, Any], path: Path) -> Removed:
+def _removed(raw: dict[str, Any], path: Path, layers: list[Layer]) -> Removed:
     drop = read_value(raw["drop"], path, f"leave_one_out, layer {raw['layer']}")
-    return Removed(int(raw["layer"]), _unit(raw["unit"]), drop, float(raw["p"]))
+    [total] = [layer.total for layer in layers if layer.layer == int(raw["layer"])]
+    return Removed(int(raw["layer"]), _unit(raw["unit"], total), drop, float(raw["p"]))
 
 
-def _search(raw: dict[str, Any]) -> Search:
+def _search(raw: dict[str, Any], layers: list[Layer]) -> Search:
     """``units`` lists the kept units of layer 0, of layer 1, and so on."""
-    units = frozenset((layer, *_unit(unit)) for layer, kept in enumerate(raw["units"]) for unit in kept)
+    units = frozenset(
+        (layer.layer, *_unit(unit, layer.total))
+        for layer, kept in zip(layers, raw["units"], strict=True)
+        for unit in kept
+    )
     if len(units) != int(raw["budget"]):
         raise ValueError(f"search {raw['name']} lists {len(units)} units for a budget of {raw['budget']}")
     return Search(
@@ -377,8 +393,10 @@ def _search(raw: dict[str, Any]) -> Search:
     )
 
 
-def _unit(raw: int | str | Sequence[int]) -> tuple[int, ...]:
-    """A unit as its indices within a layer: 7 is (7,), [7, 3] is (7, 3), the path "z" is (1,)."""
+def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
+    """A unit as its indices in a layer of ``total``: 7 is (7,), [7, 3] (7, 3), the path "z" (1,), an error the last."""
+    if raw == "error":
+        return (total - 1,)
     if isinstance(raw, str):
         return (PATHS.index(raw),)
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)

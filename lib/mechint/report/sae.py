@@ -48,7 +48,7 @@ BASELINES = {
     "pca_top": ("PCA, largest components", style.GREY, ":"),
     "neurons": ("neurons, largest", "#A6A6A6", "-."),
 }
-FROZEN = {"frozen_decoder": ("frozen random decoder", "x"), "frozen_encoder": ("frozen encoder", "+")}
+FROZEN = {"frozen_decoder": ("frozen random decoder", "x"), "frozen_encoder": ("frozen random encoder", "+")}
 
 
 @dataclass(frozen=True)

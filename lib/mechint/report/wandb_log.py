@@ -186,7 +186,7 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
     for layer in results.layers:
         scores = importance.get(layer.layer)
         mean = None if scores is None else float(scores.abs().mean())
-        layers.append((layer.layer, layer.total, layer.kept, 1 - layer.kept / layer.total, mean))
+        layers.append((layer.label, layer.total, layer.kept, 1 - layer.kept / layer.total, mean))
     curve = [
         (name, results.sizes[i], results.sizes[i] / results.total, point.value, point.low, point.high, point.n)
         for name, points in results.curves.items()

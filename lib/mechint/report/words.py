@@ -23,6 +23,7 @@ UNITS = {
     "o": "O channels",
     "head": "attention heads",
     "mlp": "MLP neurons",
+    "latent": "latents and errors",
 }
 HEADED = ("kv", "k", "v", "q", "o")
 """Units that are dimensions of heads."""
@@ -92,6 +93,21 @@ MEANINGS = {
         "Faithfulness, random weights",
         "share",
         "Control: the same search on the model with random weights; what a mask can fit where nothing was learned.",
+    ),
+    "faithfulness_latents": Meaning(
+        "Faithfulness, its latents alone",
+        "share",
+        "The circuit without the errors it keeps: what its features explain.",
+    ),
+    "faithfulness_errors": Meaning(
+        "Faithfulness, its errors alone",
+        "share",
+        "The errors that the circuit keeps and no latent: what it owes to what the dictionaries do not explain.",
+    ),
+    "faithfulness_all_latents": Meaning(
+        "Faithfulness, every latent",
+        "share",
+        "All latents and no error: the most that features of these dictionaries can explain.",
     ),
     "jaccard": Meaning(
         "Stability (Jaccard)",
@@ -244,6 +260,14 @@ def findings(results: Results) -> Iterator[Finding]:
 
 
 def _necessity_and_stability(results: Results) -> Iterator[Finding]:
+    latents = results.metrics.get("faithfulness_latents")
+    if latents is not None:
+        good = latents.value > results.metrics["faithfulness"].value / 2
+        yield Finding(
+            good,
+            f"Without the errors that it keeps it reaches {with_interval('faithfulness_latents', results)}"
+            ": " + ("most of it is the work of latents." if good else "MOST of it is no feature's work."),
+        )
     rest = results.metrics.get("complement_faithfulness")
     if rest is not None:
         good = rest.high < results.metrics["faithfulness"].low
@@ -302,11 +326,16 @@ def unit_label(unit: tuple[int, ...], kind: str) -> str:
     return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"
 
 
+def unit_in(layer: Layer, unit: tuple[int, ...], kind: str) -> str:
+    """:func:`unit_label`, and of latents the error for the last one."""
+    return "error" if kind == "latent" and unit == (layer.total - 1,) else unit_label(unit, kind)
+
+
 def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
     """The kept units of a layer as text; ``most`` of them, and how many more."""
     if kind == "layer":
         return "kept" if layer.units else "dropped"
-    shown = [unit_label(unit, kind) for unit in layer.units[:most]]
+    shown = [unit_in(layer, unit, kind) for unit in layer.units[:most]]
     more = layer.kept - len(shown)
     return ", ".join(shown) + (f" … and {more:,} more" if more else "") if shown else "none"
 

@@ -9,6 +9,7 @@ from ..progress import Progress
 from .compare import write_comparison
 from .compare_traces import write_trace_comparison
 from .curves import draw_faithfulness, draw_search
+from .feature_circuit import write_feature_pages
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
@@ -81,9 +82,10 @@ def write_report(
             if wanted:
                 figures[name] = draw(results, directory / file)
                 progress.step(file)
+        pages = write_feature_pages(results)
         text = markdown(results, [path.name for path in figures.values()])
         report = write_text(directory / "circuit_analysis_report.md", text)
         progress.step(report.name)
         page = write_text(directory / "report.html", report_page(results, figures))
         progress.step(page.name)
-    return [*figures.values(), report, page]
+    return [*figures.values(), *pages, report, page]
