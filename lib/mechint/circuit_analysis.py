@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
 from .statistics import ClusterBootstrap, Number, number, said
+from .subspaces import shuffled_weights
 from .units import Units
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -41,7 +41,7 @@ class CircuitAnalyzer(CircuitEvidence):
     def __init__(self, *arguments: Any, **others: Any) -> None:
         super().__init__(*arguments, **others)
         config = self.config
-        self.half = getattr(config, "precision", "float32") == "bfloat16"
+        self.half = config.precision == "bfloat16"
         if self.half:
             check_bfloat16(self.model.device)
         if config.search == "budget":
@@ -158,7 +158,7 @@ class CircuitAnalyzer(CircuitEvidence):
         config = self.config
 
         def compute() -> dict[str, Any]:
-            schedules = (getattr(config, "budgets", "exponential"), getattr(config, "temperature", None), penalty)
+            schedules = (config.budgets, config.temperature, penalty)
             search = Search(
                 bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
             )
@@ -227,12 +227,7 @@ class CircuitAnalyzer(CircuitEvidence):
         self, train_loader: PromptLoader, val_loader: PromptLoader, size: int
     ) -> tuple[Number | None, str]:
         """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any."""
-        model = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(self.seed + 104_729)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        model = shuffled_weights(self.model, self.seed + 104_729)
         units = self.units_of(model, train_loader)
         if units is None:
             return None, "The control on random weights was not asked for."

@@ -12,6 +12,11 @@ from .tasks.config import TaskConfig
 class CircuitOptions:
     """How a circuit is searched and judged."""
 
+    budgets = "exponential"
+    temperature = None
+    precision = "float32"
+    """Not options here: as :class:`mechint.circuit.CircuitPlan` has them."""
+
     ablation: str = option(
         "mean",
         "What replaces a dropped unit: its mean by position, its value on another prompt or on the twin, or zero",

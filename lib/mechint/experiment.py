@@ -17,10 +17,10 @@ import torch
 from . import files, scan, workers
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
+from .drawing import draw, finished_below, redraw, write_comparisons
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.load import find_device, load
-from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .run_config import RunConfig, asked, elsewhere, own, request
 from .rundir import check_writable, fingerprint, finished, manifest, weights_digest
 from .tasks import Task, make_task
@@ -69,17 +69,12 @@ def run_directories(
         labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}
     if len(set(labels.values())) < len(labels):
         raise MechintError(f"{run.checkpoint}: two of the checkpoints would share a directory; name them apart")
-    base = folder(run)
+    base = run.folder
     return {
         (checkpoint, name): base / label / (name if several else "")
         for checkpoint, label in labels.items()
         for name in names
     }
-
-
-def folder(run: RunConfig) -> Path:
-    """Where the results of these checkpoints go."""
-    return Path(run.output_dir) / run.label
 
 
 def apart(experiment: Experiment) -> list[Experiment]:
@@ -130,10 +125,10 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
             print(f"would analyse {checkpoint} -> {directory}")
             print(f"  {analyses()[name].title}: {analyses()[name].work(experiment.configs[name])}")
         return
-    check_writable(folder(run))
+    check_writable(run.folder)
     workers.join()
     rank, world = workers.worker()
-    with files.lock(folder(run)) if rank == 0 else contextlib.nullcontext():
+    with files.lock(run.folder) if rank == 0 else contextlib.nullcontext():
         if len(checkpoints) > 1:
             for checkpoint in checkpoints:  # every one is checked before the first is worked on
                 prepare(experiment, checkpoint)
@@ -203,15 +198,15 @@ def analyse(
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     failed = []
     for name in experiment.configs:
-        apart = shared and analyses()[name].shares
-        if shared and workers.worker()[0] > 0 and not apart:
+        by_all = shared and analyses()[name].shares
+        if shared and workers.worker()[0] > 0 and not by_all:
             continue
-        if shared and not apart:
+        if shared and not by_all:
             print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
-            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, apart)
+            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, by_all)
         except NotAnswered as error:
-            if len(experiment.configs) == 1 or apart:
+            if len(experiment.configs) == 1 or by_all:
                 raise
             print(f"error: {analyses()[name].title}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
@@ -220,11 +215,11 @@ def analyse(
 
 def analyse_one(
     experiment: Experiment, name: str, checkpoint: str, directory: Path, model: Any, task: Task, digest: str,
-    apart: bool,
+    by_all: bool,
 ) -> None:  # fmt: skip
-    """One analysis of one checkpoint, unless it is finished; ``apart`` where all processes share its work."""
+    """One analysis of one checkpoint, unless it is finished; ``by_all`` where all processes share its work."""
     run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
-    helper = apart and workers.worker()[0] > 0
+    helper = by_all and workers.worker()[0] > 0
     device, asks = find_device(run.device), experiment.asked(name)
     key = {
         "analysis": name,
@@ -233,7 +228,7 @@ def analyse_one(
         "task": {**dataclasses.asdict(asks), "data": task.fingerprint},
         "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
     }
-    with workers.together() if apart else contextlib.nullcontext():
+    with workers.together() if by_all else contextlib.nullcontext():
         done = workers.from_first(None if helper else finished(directory, key, run.rerun))
     if done and not helper:
         print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
@@ -252,7 +247,7 @@ def analyse_one(
             {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
         ),
     )
-    analyzer.shared = apart
+    analyzer.shared = by_all
     loaders = [
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
         for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
@@ -335,47 +330,6 @@ def prompts_digest(*loaders: PromptLoader) -> str:
     return digest.hexdigest()
 
 
-def draw(run: RunConfig, directory: Path) -> None:
-    """The report of one run directory, and its W&B run."""
-    drawable = kind_of(directory) != "circuit" or (directory / "final_masks.pt").exists()
-    write_report(
-        directory,
-        heatmaps=run.visualize_heatmaps and drawable,
-        curves=run.visualize_curves,
-        faithfulness=run.visualize_faithfulness,
-    )
-    if run.visualize_wandb:
-        log_wandb(directory, run.wandb_project, directory.name or "run")
-
-
-def redraw(run: RunConfig, dry_run: bool) -> None:
-    """Reports again from what finished analyses left; masks and numbers are not touched."""
-    top = Path(run.run_dir or folder(run))
-    found = finished_below(top, "RUN_DIR")
-    for directory in found:
-        print(f"{'would draw' if dry_run else 'drawing'} {directory} again", flush=True)
-    if dry_run:
-        return
-    check_writable(top)
-    with files.lock(top):
-        for directory in found:
-            draw(run, directory)
-            print(f"report: {directory / 'report.html'}")
-        if len(found) > 1:
-            _compare(found, top)
-
-
-def finished_below(top: str | Path, option: str) -> list[Path]:
-    """The finished analyses in a directory and below it: by label, checkpoint and analysis."""
-    found = sorted(path.parent for depth in range(4) for path in Path(top).glob("*/" * depth + "results.json"))
-    if not found:
-        raise MechintError(
-            f"{top} holds no finished analysis (no results.json in it or below it); run one first, or name another "
-            f"with {option}"
-        )
-    return found
-
-
 def compare(
     experiment: Experiment,
     directories: dict[tuple[str, str], Path],
@@ -389,17 +343,5 @@ def compare(
             if other == name and (checkpoint, name) not in failures and path.resolve() not in map(Path.resolve, done):
                 done.append(path)
         if len(done) > 1:
-            target = folder(experiment.run)
-            _compare(done, target / name if experiment.several or len(experiment.configs) > 1 else target)
-
-
-def _compare(directories: list[Path], target: Path) -> None:
-    for kind, write in COMPARISONS.items():
-        alike = [directory for directory in directories if kind_of(directory) == kind]
-        if len(alike) < 2:
-            continue
-        for path in write(alike, target if len(alike) == len(directories) else target / kind):
-            if path.suffix == ".html":
-                print(f"comparison: {path}")
-    if sum(kind_of(directory) == "patch" for directory in directories) > 1:
-        print("no comparison is written of several patchings; each has its own report")
+            target = experiment.run.folder
+            write_comparisons(done, target / name if experiment.several or len(experiment.configs) > 1 else target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from .options import option
@@ -42,6 +43,11 @@ class RunConfig:
     visualize_faithfulness: bool = option(True, "Draw the faithfulness curve")
     visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
     wandb_project: str = option("mechint", "Project that the runs are logged to")
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of these checkpoints go."""
+        return Path(self.output_dir) / self.label
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,7 @@ class Layer(nn.Module):
     def from_start(self, r: Tensor, starts: Sequence[int], at: Scope) -> tuple[Tensor, list[LayerCache]]:
         """:meth:`forward` in one pass from position 0, and the memory of the positions before each start."""
         x, z = self.in_proj(at("norm", self.norm(r))).chunk(2, dim=-1)
-        empty = self.empty_cache(len(r))
-        inner, memories = self.mix_in_one_pass(x, z, empty, at, starts)
+        inner, memories = self.mix_in_one_pass(x, z, empty := self.empty_cache(len(r)), at, starts)
         return at("out", self.out_proj(at("gated", inner))), [empty, *memories[:-1]]
 
     def mix(
@@ -323,10 +322,8 @@ class Layer(nn.Module):
 
     def empty_cache(self, rows: int) -> LayerCache:
         c, like = self.c, self.in_proj.weight
-        return LayerCache(
-            like.new_zeros(rows, c.d_conv - 1, c.d_inner),
-            accumulate(like.new_zeros(rows, c.d_inner, c.d_state)),
-        )
+        state = accumulate(like.new_zeros(rows, c.d_inner, c.d_state))
+        return LayerCache(like.new_zeros(rows, c.d_conv - 1, c.d_inner), state)
 
 
 class Mamba(LanguageModel):

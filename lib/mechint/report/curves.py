@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import style
-from .results import Results, Trace, Value, load_history
+from .results import Results, Trace, load_history
+from .values import Value
 from .words import curve_name, metric_name, number, percent, units_name
 
 if TYPE_CHECKING:

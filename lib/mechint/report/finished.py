@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError
-from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .results import SCHEMA
+from .values import Value, optional_text, read_object, read_value
 
 KINDS = {"trace": "trace", "patch": "patching"}
 """The entry ``report`` of results.json -> what such a run is called."""

@@ -7,8 +7,9 @@ from html import escape
 from math import log
 
 from .curves import FLOOR, target_faithfulness
-from .results import Results, Value
+from .results import Results
 from .style import nice_log_ticks, share_label
+from .values import Value
 from .words import curve_name, percent, units_name
 
 WIDTH, HEIGHT = 900, 430

@@ -17,7 +17,8 @@ from .html import repeat as repeat_html
 from .markdown import repeat as repeat_markdown
 from .markdown import table as markdown_table
 from .page import bullets, card, cards, checks, folded, page, picture, table
-from .results import SCHEMA, optional_text, read_object, read_value
+from .results import SCHEMA
+from .values import optional_text, read_object, read_value
 from .words import flat, number
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import style
 from .model_differences import ALPHA, CURVES, ROLES, Group
-from .results import Value
+from .values import Value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError
-from ..files import read_json
+from .values import Value, optional_text, read_object, read_text, read_value
 
 SCHEMA = 1
 REQUIRED_METRICS = ("units_total", "units_kept", "faithfulness")
@@ -39,25 +39,6 @@ REQUIRED = {
 }
 CURVES = ("learned", "attribution", "random")
 PATHS = ("x", "z", "dt", "B", "C")  # the order of a layer's paths in its mask
-
-
-@dataclass(frozen=True)
-class Value:
-    """A measured number with its interval, what that is an interval of, and the number of things it was measured on.
-
-    ``low`` and ``high`` are NaN where there is no interval, and ``interval`` says why.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    interval: str = "95 % interval"
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is no interval."""
-        return math.isnan(self.low)
 
 
 @dataclass(frozen=True)
@@ -262,7 +243,7 @@ def load_history(results: Results) -> list[Trace]:
         MechintError: the file is missing or empty, or a line is not valid.
     """
     path = results.directory / "history.jsonl"
-    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     traces: dict[str, Trace] = {}
     known = {search.name: search.weights for search in results.searches}
     for number, line in enumerate(lines, 1):
@@ -296,45 +277,6 @@ def overlap(one: frozenset[tuple[int, ...]], other: frozenset[tuple[int, ...]]) 
     """Jaccard index of two sets of units; two empty circuits are the same circuit."""
     union = len(one | other)
     return len(one & other) / union if union else 1.0
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MechintError(f"{path} is missing; name the directory of a finished analysis") from None
-    except (NotADirectoryError, IsADirectoryError):
-        raise MechintError(f"{path} is not a file; name the directory of a finished analysis") from None
-    except UnicodeDecodeError:
-        raise MechintError(f"{path} is not text; run the analysis again") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    _read_text(path)  # missing or not text: say so in our own words
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise MechintError(f"{path} is not a JSON object; run the analysis again")
-    return value
-
-
-def optional_text(path: Path) -> str | None:
-    return _read_text(path) if path.exists() else None
-
-
-def read_value(raw: Any, path: Path, where: str) -> Value:
-    try:
-        value = Value(
-            float(raw["value"]),
-            math.nan if raw["low"] is None else float(raw["low"]),
-            math.nan if raw["high"] is None else float(raw["high"]),
-            int(raw["n"]),
-            str(raw.get("interval", "95 % interval")),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise MechintError(f"{path}: {where} must have value, low, high and n; run the analysis again") from None
-    if not math.isfinite(value.value) or math.isinf(value.low) or math.isinf(value.high):
-        raise MechintError(f"{path}: {where} is not finite; run the analysis again")
-    return value
 
 
 def _curves(raw: dict[str, Any], path: Path) -> tuple[list[int], dict[str, list[Value]]]:

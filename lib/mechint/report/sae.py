@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import MechintError
 from . import style
-from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .results import SCHEMA
+from .values import Value, optional_text, read_object, read_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from .html import repeat as repeat_html
 from .markdown import repeat as repeat_markdown
 from .markdown import table as markdown_table
 from .page import bullets, card, cards, checks, page, picture, table
-from .results import Value
 from .sae import BASELINES, PLAN, Grid, Member, load_grid
+from .values import Value
 from .words import flat, number, percent
 
 HEADER = (

@@ -10,7 +10,7 @@ import numpy as np
 from . import style
 from .control import control_findings, control_sections
 from .measured_page import Content, Section, between, figure, load_study, write_study
-from .results import Value
+from .values import Value
 from .words import number
 
 if TYPE_CHECKING:

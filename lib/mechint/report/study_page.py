@@ -14,8 +14,9 @@ from .html import repeat as repeat_html
 from .markdown import repeat as repeat_markdown
 from .markdown import table as markdown_table
 from .page import bullets, card, cards, folded, page, picture, table
-from .results import SCHEMA, Value, optional_text, read_object, read_value
+from .results import SCHEMA
 from .study import draw_study
+from .values import Value, optional_text, read_object, read_value
 
 Found = dict[str, Any]
 TITLES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_bytes
-from .results import Value
+from .values import Value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from .markdown import ending as markdown_ending
 from .markdown import evidence
 from .markdown import table as markdown_table
 from .page import card, cards, checks, folded, page, picture, table
-from .results import Value
 from .trace import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
+from .values import Value
 from .words import between, chance, number
 
 STRONGEST = ("direction", "site", "layer", "token", "effect", "interval", "n", "p (all cells)")

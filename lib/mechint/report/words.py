@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from .results import PATHS, Layer, Results, Search, Value, overlap
+from .results import PATHS, Layer, Results, Search, overlap
+from .values import Value
 
 MINUS = "\N{MINUS SIGN}"
 UNITS = {

@@ -16,11 +16,12 @@ from .markdown import markdown
 from .model_comparison import write_model_comparison, write_profile
 from .neuron import write_neurons
 from .patch_page import write_patching
-from .results import load_results, read_object
+from .results import load_results
 from .sae_page import write_sae
 from .sparsity import write_sparsity
 from .study_page import write_study
 from .trace_page import write_trace
+from .values import read_object
 
 STUDIES = {
     "trace": write_trace,

@@ -1,0 +1,65 @@
+"""Reports and comparisons of finished analyses, drawn where they are made and again from their run directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import files
+from .errors import MechintError
+from .report import COMPARISONS, kind_of, log_wandb, write_report
+from .run_config import RunConfig
+from .rundir import check_writable
+
+
+def draw(run: RunConfig, directory: Path) -> None:
+    """The report of one run directory, and its W&B run."""
+    drawable = kind_of(directory) != "circuit" or (directory / "final_masks.pt").exists()
+    write_report(
+        directory,
+        heatmaps=run.visualize_heatmaps and drawable,
+        curves=run.visualize_curves,
+        faithfulness=run.visualize_faithfulness,
+    )
+    if run.visualize_wandb:
+        log_wandb(directory, run.wandb_project, directory.name or "run")
+
+
+def redraw(run: RunConfig, dry_run: bool) -> None:
+    """Reports again from what finished analyses left; masks and numbers are not touched."""
+    top = Path(run.run_dir or run.folder)
+    found = finished_below(top, "RUN_DIR")
+    for directory in found:
+        print(f"{'would draw' if dry_run else 'drawing'} {directory} again", flush=True)
+    if dry_run:
+        return
+    check_writable(top)
+    with files.lock(top):
+        for directory in found:
+            draw(run, directory)
+            print(f"report: {directory / 'report.html'}")
+        if len(found) > 1:
+            write_comparisons(found, top)
+
+
+def finished_below(top: str | Path, option: str) -> list[Path]:
+    """The finished analyses in a directory and below it: by label, checkpoint and analysis."""
+    found = sorted(path.parent for depth in range(4) for path in Path(top).glob("*/" * depth + "results.json"))
+    if not found:
+        raise MechintError(
+            f"{top} holds no finished analysis (no results.json in it or below it); run one first, or name another "
+            f"with {option}"
+        )
+    return found
+
+
+def write_comparisons(directories: list[Path], target: Path) -> None:
+    """A comparison for each kind of report there are several of."""
+    for kind, write in COMPARISONS.items():
+        alike = [directory for directory in directories if kind_of(directory) == kind]
+        if len(alike) < 2:
+            continue
+        for path in write(alike, target if len(alike) == len(directories) else target / kind):
+            if path.suffix == ".html":
+                print(f"comparison: {path}")
+    if sum(kind_of(directory) == "patch" for directory in directories) > 1:
+        print("no comparison is written of several patchings; each has its own report")
