@@ -138,4 +138,4 @@ def test_one_prompt_is_traced() -> None:
         except MechintError as error:
             assert "answers none" in str(error)
     assert found["metrics"]["prompts_used"]["value"] == 1
-    assert any("1 different subjects" in note for note in found["notes"])
+    assert any("One prompt was traced: no interval" in note for note in found["notes"])

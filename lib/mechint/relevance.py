@@ -122,8 +122,7 @@ def mamba_biases(layer: Any) -> dict[str, Tensor | None]:
 
 
 def gpt2_biases(layer: Any) -> dict[str, Tensor | None]:
-    width = layer.ln_1.weight.numel()
-    value = None if layer.attn.c_attn.bias is None else layer.attn.c_attn.bias[-width:]
+    value = None if layer.attn.c_attn.bias is None else layer.attn.c_attn.bias[-layer.attn.sizes[-1] :]
     return {
         "ln_1": layer.ln_1.bias, "v": value, "attn_out": layer.attn.c_proj.bias, "ln_2": layer.ln_2.bias,
         "mlp_pre": layer.mlp.c_fc.bias, "mlp_out": layer.mlp.c_proj.bias,
