@@ -218,6 +218,8 @@ def test_the_interval_on_random_weights_is_over_seeds() -> None:
     assert (found["value"], found["n"]) == (pytest.approx(0.5), 3)
     assert found["high"] - found["value"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert by_chance(parts[:1], "m")["interval"] == "one seed: no interval"
+    other_family = {**parts[0], "seed": 99, "random": []}
+    assert by_chance([*parts, other_family], "m") == found
 
 
 def test_every_model_has_its_turn_with_random_weights() -> None:

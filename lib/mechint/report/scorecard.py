@@ -358,7 +358,7 @@ def recovered(axes: Axes, results: dict[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_title("Dictionaries")
     axes.set_xlabel("cosine with planted features")
-    axes.legend(fontsize=6.5, loc="lower left", borderpad=0.2, handletextpad=0.2)
+    axes.legend(fontsize=6.5, loc="lower right", borderpad=0.2, handletextpad=0.2)
 
 
 def chance(axes: Axes, results: dict[str, Any]) -> None:

@@ -116,12 +116,13 @@ def least_and_most(values: Sequence[float]) -> Number:
 def by_chance(parts: list[dict[str, Any]], key: str) -> Number:
     """AUROC on random weights: each seed's mean over the models, and the interval of Student's t over the seeds.
 
-    By seeds, since models of one seed draw their places from the same random numbers.
+    By seeds, since models of one seed draw their places from the same random numbers; a seed whose models are of
+    another family than the method has none.
     """
     seeds: dict[int, list[float]] = {}
     for part in parts:
         seeds.setdefault(part["seed"], []).extend(c["auroc"] for c in part["random"] if c["method"] == key)
-    means = [fmean(values) for values in seeds.values()]
+    means = [fmean(values) for values in seeds.values() if values]
     if len(means) < 2:
         return number(means[0], 0.0, 1.0, 1, "one seed: no interval")
     return student(means, "seeds")[0]
