@@ -55,6 +55,8 @@ def test_one_cluster_has_no_interval(n: int, why: str) -> None:
         assert certain(found) and said(found, ".1f") == f"1.0 ({why})"
     assert not certain(bootstrap.share(np.zeros(n)))
     assert not certain({"value": 1.0, "low": -0.1, "high": 2.0})
+    every = {"value": 0.5, "low": 0.5, "high": 0.5, "interval": "every unit was tried"}
+    assert said(every, ".1f") == "0.5 (every unit was tried)"
 
 
 def test_a_cell_of_one_cluster_has_neither_interval_nor_p_value() -> None:

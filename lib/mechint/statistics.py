@@ -39,10 +39,12 @@ def certain(found: Number) -> bool:
 
 
 def said(found: Number, form: str = ".3f") -> str:
-    """``0.912 [0.874, 0.950]``, or why there is no interval; for terminals and notes."""
+    """``0.912 [0.874, 0.950]``, or why there is no interval or one without width; for terminals and notes."""
     value = f"{found['value']:{form}}"
     if found["low"] is None:
         return f"{value} ({found.get('interval', 'no interval')})"
+    if found["low"] == found["high"]:
+        return f"{value} ({found.get('interval', 'exact')})"
     return f"{value} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
