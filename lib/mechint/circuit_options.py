@@ -9,7 +9,38 @@ from .tasks.config import TaskConfig
 
 
 @dataclass(frozen=True)
-class CircuitOptions:
+class EvidenceOptions:
+    """What a circuit is found and measured on, and how often."""
+
+    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(
+        256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
+    )
+    seeds: int = option(
+        3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100
+    )
+    random_circuits: int = option(
+        20, "Random circuits of the same size and layers, for the control band", unit="circuits", low=2, high=10_000
+    )
+    removed_units: int = option(
+        64,
+        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
+        "random; 0 for none",
+        unit="units",
+        low=0,
+        high=1_000_000,
+    )
+    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
+    min_accuracy: float = option(
+        0.5,
+        "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class CircuitOptions(EvidenceOptions):
     """How a circuit is searched and judged."""
 
     budgets = "exponential"
@@ -46,31 +77,6 @@ class CircuitOptions:
     )
     steps: int = option(100, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
     lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
-    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
-    eval_prompts: int = option(
-        256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
-    )
-    seeds: int = option(
-        3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100
-    )
-    random_circuits: int = option(
-        20, "Random circuits of the same size and layers, for the control band", unit="circuits", low=2, high=10_000
-    )
-    removed_units: int = option(
-        64,
-        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
-        "random; 0 for none",
-        unit="units",
-        low=0,
-        high=1_000_000,
-    )
-    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
-    min_accuracy: float = option(
-        0.5,
-        "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text",
-        low=0.0,
-        high=1.0,
-    )
 
 
 def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None:

@@ -11,6 +11,7 @@ from .analysis import Analysis
 from .circuit import CircuitPlan
 from .circuit_analysis import CircuitAnalyzer
 from .circuit_analysis import summary as circuit_summary
+from .circuit_options import EvidenceOptions
 from .errors import MechintError
 from .loader import PromptLoader
 from .options import option
@@ -24,7 +25,7 @@ METRIC_NAMES = {"kl_div": "kl"}
 
 
 @dataclass(frozen=True)
-class KVCircuitConfig(Source):
+class KVCircuitConfig(EvidenceOptions, Source):
     """How the circuit is searched and judged."""
 
     unit: str = option(
@@ -82,34 +83,12 @@ class KVCircuitConfig(Source):
         "with the cosine between the gradients of the two",
         choices=("float32", "bfloat16"),
     )
-    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
-    eval_prompts: int = option(
-        256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
-    )
-    seeds: int = option(
-        3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100
-    )
     random_circuits: int = option(
         20,
         "Random circuits with as many units in each layer, K and V apart, for the control band",
         unit="circuits",
         low=2,
         high=10_000,
-    )
-    removed_units: int = option(
-        64,
-        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
-        "random; 0 for none",
-        unit="units",
-        low=0,
-        high=1_000_000,
-    )
-    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
-    min_accuracy: float = option(
-        0.5,
-        "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text",
-        low=0.0,
-        high=1.0,
     )
 
     def plan(self, total: int) -> CircuitPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .tasks import Prompts
 NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "readout")  # more than one number for a unit
 
 
-class Study(StagedAnalyzer):
+class Study(StagedAnalyzer, ABC):
     """An analyzer of units, sparsity or whole models: checked options, and the numbers of every prompt to keep."""
 
     name = ""
@@ -31,9 +32,9 @@ class Study(StagedAnalyzer):
         super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
 
+    @abstractmethod
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
-        raise NotImplementedError
 
     def control_config(self) -> Any:
         """The options of the same study on shuffled weights."""

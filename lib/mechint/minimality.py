@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .answers import Answers
 from .circuit import Bench
-from .statistics import ClusterBootstrap, Number, exact
+from .statistics import ClusterBootstrap, Number, number
 from .sweep import sweep
 
 SIGNIFICANT = 0.05
@@ -65,5 +65,5 @@ def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) 
     needed = np.array([entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0 for entry in tried], dtype=np.float64)
     if len(tried) == size:
         share = float(needed.mean())
-        return exact(0) | {"value": share, "low": share, "high": share, "n": size, "interval": "every unit was tried"}
+        return number(share, share, share, size, "every unit was tried")
     return ClusterBootstrap(np.arange(len(needed)), draws, seed, over="tried units").share(needed)

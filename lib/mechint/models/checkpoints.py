@@ -209,7 +209,7 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         raise _refused(path, wanted.group(1) if wanted else None if zipped else _foreign_global(path)) from None
-    except Exception as error:
+    except Exception as error:  # torch raises a different type for every way in which a file can be broken
         reason = (str(error).splitlines() or [""])[0][:120]
         raise MechintError(
             f"{path} is not a checkpoint, or a damaged one: torch can't read it ({type(error).__name__}: {reason})"

@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, MemoryError, MechintError):
         raise
-    except Exception as error:
+    except Exception as error:  # of the reader and of what it reads with, as many kinds as there are broken files
         reason = (str(error).splitlines() or [""])[0][:160]
         raise MechintError(
             f"{path} is cut short or damaged ({type(error).__name__}: {reason}); copy or download it again"

@@ -199,7 +199,7 @@ def _translated(repo: str) -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         raise Unreachable(f"the hub answers {error.response.status_code}") from None
-    except Exception as error:
+    except Exception as error:  # of whichever client is installed; anything else goes on
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
             raise
         raise Unreachable(f"the hub does not answer ({type(error).__name__}: {error})") from None

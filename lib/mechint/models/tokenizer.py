@@ -25,7 +25,7 @@ def read_tokenizer(checkpoint: Path, vocab_size: int | None = None) -> Any:
 
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
+        except Exception as error:  # tokenizers raises this very class
             raise MechintError(
                 f"{path} is not a tokenizer ({error}); fetch it again, or remove it to go without"
             ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
 
 
-class Imposed:
+class Imposed(ABC):
     """A trained model with an imposed circuit, of associative recall over two layers.
 
     Attributes:
@@ -80,17 +81,17 @@ class Imposed:
     def __init__(self, config: TaskConfig | None = None) -> None:
         self.task: Recall = Recall(config or TaskConfig(name="recall", pairs=3, keys=6, values=6))
 
+    @abstractmethod
     def new_model(self) -> Any:
         """An untrained model, drawn from torch's global generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def align(self, model: Any, seed: int) -> Alignment:
         """Which units are to carry what."""
-        raise NotImplementedError
 
+    @abstractmethod
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:
         """The units of the circuit, and what is blind to them."""
-        raise NotImplementedError
 
     def compile(self, *, seed: int = 0, folder: Path | str = FOLDER) -> Compiled:
         """The trained model, from a checkpoint in ``folder`` or trained and left there, checked in both cases.
