@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint.ablation import Ablation
-from mechint.circuit import Bench, Search, attribute, check_effect, faithfulness, start_logits
+from mechint.circuit import Bench, Search, attribute, check_effect, cost, faithfulness, start_logits
 from mechint.errors import MechintError
 from mechint.gates import GATES, budget_at, shift_to
 from mechint.loader import PromptLoader
@@ -147,7 +147,7 @@ def test_the_start_is_the_order_of_sizes_and_a_worse_end_is_given_up() -> None:
         worse.logits.copy_(start_logits(mask))
     assert not worse.settle()
     assert torch.equal(worse.mask(), mask)
-    assert worse.cost(mask) == pytest.approx(float(test.measure(mask)["kl"].mean()), abs=1e-6)
+    assert cost(test, "kl", mask) == pytest.approx(float(test.measure(mask)["kl"].mean()), abs=1e-6)
 
 
 def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from .ablation import Ablation
-from .circuit import Bench, Search, attribute
+from .circuit import Bench, Search
 from .errors import MechintError
 from .loader import PromptLoader
 from .probes import Probe
 from .sae import SparseAutoencoder
+from .starts import first_scores
 from .subspaces import Traffic, orthonormal, overlap, unit_basis
 from .units import Block, UnitKind, Units
 
@@ -149,7 +150,7 @@ def mask_search(model: Any, loader: PromptLoader, kind: str, budget: int, steps:
         raise MechintError(f"a mask of {budget} units is asked for, and there are {units.total}; lower the rank")
     ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
     bench = Bench(model, units, ablation, loader.batches)
-    scores = attribute(bench, "kl")
+    scores, _ = first_scores(bench, "kl")
     search = Search(bench, "kl", scores, "hard_concrete", steps, 0.1, seed, budget)
     mask = search.run("mask search")[budget]
     return mask.view(units.layers, -1).cpu() > 0

@@ -203,6 +203,26 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
     return total
 
 
+def loss_of(bench: Bench, metric: str, index: int, gates: Tensor) -> tuple[Tensor, float]:
+    """What gates are trained on: KL itself, or the squared distance to the full model's value; and the metric."""
+    column = METRICS[metric].learn
+    values = bench.values(index, gates, column if gates.requires_grad else None)
+    if column == "kl":
+        loss = values["kl"].mean()
+    else:
+        full = bench.values(index, None)
+        loss = (values[column] - full[column]).square().mean()
+    mean = float(values[METRICS[metric].column].mean().detach())
+    return loss, float(METRICS[metric].read(mean))
+
+
+@torch.no_grad()
+def cost(bench: Bench, metric: str, mask: Tensor) -> float:
+    """What gates are trained on, for a mask [units], over all prompts."""
+    losses = [float(loss_of(bench, metric, index, mask)[0]) * len(batch) for index, batch in enumerate(bench.batches)]
+    return sum(losses) / sum(len(batch) for batch in bench.batches)
+
+
 class Search:
     """One learned circuit: gates on every unit, trained under a budget that falls from all units to ``target``.
 
@@ -264,7 +284,7 @@ class Search:
         gates = self.gate(
             self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         )
-        loss, metric = self._loss(index, gates)
+        loss, metric = loss_of(self.bench, self.metric, index, gates)
         loss = loss + price
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -305,18 +325,6 @@ class Search:
         generator = torch.Generator().manual_seed(self.seed * 7919 + self.step // count)
         return int(torch.randperm(count, generator=generator)[self.step % count])
 
-    def _loss(self, index: int, gates: Tensor) -> tuple[Tensor, float]:
-        """What the gates are trained on: KL itself, or the squared distance to the full model's value of a metric."""
-        column = METRICS[self.metric].learn
-        values = self.bench.values(index, gates, column if gates.requires_grad else None)
-        if column == "kl":
-            loss = values["kl"].mean()
-        else:
-            full = self.bench.values(index, None)
-            loss = (values[column] - full[column]).square().mean()
-        metric = float(values[METRICS[self.metric].column].mean().detach())
-        return loss, float(METRICS[self.metric].read(metric))
-
     def mask(self, count: int | None = None) -> Tensor:
         """The exact circuit of the target size, or of another one, as the logits rank the units now."""
         return self.bench.units.top(self.logits.detach(), count or self.target)
@@ -330,21 +338,14 @@ class Search:
         Returns:
             Whether it went back.
         """
-        back = self.start_cost(self.start) < self.cost(self.mask())
+        back = self.start_cost(self.start) < cost(self.bench, self.metric, self.mask())
         if back:
             self.logits.copy_(self.start)
         return back
 
     def start_cost(self, logits: Tensor) -> float:
         """The cost of the circuit of the target size that an order begins with."""
-        return self.cost(self.bench.units.top(logits, self.target))
-
-    @torch.no_grad()
-    def cost(self, mask: Tensor) -> float:
-        """What the gates are trained on, for a mask [units], over all prompts."""
-        batches = self.bench.batches
-        losses = [float(self._loss(index, mask)[0]) * len(batch) for index, batch in enumerate(batches)]
-        return sum(losses) / sum(len(batch) for batch in batches)
+        return cost(self.bench, self.metric, self.bench.units.top(logits, self.target))
 
     def run(
         self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from . import files
 from .ablation import Ablation
-from .circuit import Bench, Search, attribute, check_bfloat16, check_effect
+from .circuit import Bench, Search, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
+from .starts import NOTES, first_scores
 from .statistics import ClusterBootstrap, Number, number, said
 from .subspaces import shuffled_weights
 from .units import Units
@@ -60,7 +61,7 @@ class CircuitAnalyzer(CircuitEvidence):
         discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
 
-        scores = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
+        scores, how = self.stages.get("attribution", lambda: first_scores(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
         priced = self.priced(discovery, scores)
@@ -89,7 +90,7 @@ class CircuitAnalyzer(CircuitEvidence):
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
-        self.results["notes"] += [control_note] if control_note else []
+        self.results["notes"] += [note for note in (NOTES[how], control_note) if note]
         if accuracy is not None:
             self.results["metrics"]["accuracy_full"] = accuracy
         if self.half:
@@ -242,7 +243,7 @@ class CircuitAnalyzer(CircuitEvidence):
                 None,
                 "The control on random weights was not measured: dropping all of its units has no clear effect.",
             )
-        scores = self.stages.get("random weights attribution", lambda: attribute(bench, self.config.metric))
+        scores, _ = self.stages.get("random weights attribution", lambda: first_scores(bench, self.config.metric))
         result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
         number = self.interval(held_out, val_loader, result["masks"][size])
         return number, ""

@@ -14,6 +14,7 @@ from ..ablation import Ablation
 from ..circuit import Bench, Search, attribute
 from ..loader import PromptLoader
 from ..run import run
+from ..starts import first_scores
 from ..sweep import sweep
 from ..tasks import Prompts, Task
 from ..tasks.ground_truth import BASELINES
@@ -76,9 +77,8 @@ def attributed(model: Any, task: Task, ablation: str, budget: Budget) -> Tensor:
 def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Tensor:
     """Logits [units] of the circuit search on KL, with the size given."""
     bench = bench_of(model, task, ablation, budget)
-    search = Search(
-        bench, "kl", attributed(model, task, ablation, budget), "hard_concrete", budget.steps, 0.1, 0, budget.size
-    )
+    scores, _ = first_scores(bench, "kl", attributed(model, task, ablation, budget))
+    search = Search(bench, "kl", scores, "hard_concrete", budget.steps, 0.1, 0, budget.size)
     search.run("mask search")
     return search.logits.detach()
 
