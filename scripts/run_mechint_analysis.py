@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in compiled code says in which line it was called
     sys.exit(exit_status(main))

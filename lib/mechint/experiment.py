@@ -143,8 +143,8 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 lost = list(experiment.configs)
             failed += [(checkpoint, name) for name in lost]
-        every = workers.gather_parts({rank: failed})
-        failures = [key for key in directories if any(key in some for some in every.values())]
+        every = workers.exchange(failed)
+        failures = [key for key in directories if any(key in some for some in every)]
         if len(checkpoints) + len(known) > 1 and rank == 0:
             compare(experiment, directories, failures, known)
     if failures:

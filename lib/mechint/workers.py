@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import datetime
 import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +17,27 @@ PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells."""
 
 
+_rank, _world = 0, 1
+_store: Any = None
+_rounds = 0
+
+
 def join() -> None:
-    """Joins the process group that torchrun asks for; does nothing in a process of its own."""
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not group.is_initialized():
-        store, rank, world = next(iter(group.rendezvous("env://")))
-        # after a worker has died, its restarted peers would find the addresses of the dead in the same store
-        store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    """Finds the other processes that torchrun started; does nothing in a process of its own."""
+    global _store, _rank, _world
+    if _store is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        store, _rank, _world = next(iter(group.rendezvous("env://")))
+        # after a worker has died, its restarted peers would find the words of the dead in the same store
+        _store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if torch.cuda.is_available():  # "cuda" is then this process' own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", _rank)) % torch.cuda.device_count())
+
+
+def _connect() -> None:
+    """Opens the connections of one piece of work; processes that only share out checkpoints need none."""
+    if _world > 1 and not group.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if backend == "nccl":  # "cuda" is then this process' own
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-        group.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        group.init_process_group(backend, store=_store, rank=_rank, world_size=_world, timeout=PATIENCE)
         atexit.register(leave)
 
 
@@ -36,10 +48,24 @@ def leave() -> None:
 
 
 def worker() -> tuple[int, int]:
-    """This process' number and how many there are: (0, 1) outside a process group."""
-    if group.is_available() and group.is_initialized():
-        return group.get_rank(), group.get_world_size()
-    return 0, 1
+    """This process' number and how many there are: (0, 1) where torchrun started no others."""
+    return _rank, _world
+
+
+def exchange(part: Any) -> list[Any]:
+    """What every process has to say, in all of them and in their order; waits for the slowest."""
+    global _rounds
+    if _world == 1:
+        return [part]
+    _rounds += 1
+    said, read = ([f"{word}-{_rounds}-{k}" for k in range(_world)] for word in ("said", "read"))
+    _store.set(said[_rank], pickle.dumps(part))
+    _store.wait(said, PATIENCE)
+    every = [pickle.loads(_store.get(key)) for key in said]
+    _store.set(read[_rank], b"")
+    if _rank == 0:  # the store may be its own, and end with it
+        _store.wait(read, PATIENCE)
+    return every
 
 
 _together = False
@@ -52,6 +78,7 @@ def together() -> Iterator[None]:
     Outside, each works on something of its own, so those functions do not wait for the others.
     """
     global _together
+    _connect()
     before, _together = _together, True
     try:
         yield
@@ -66,7 +93,7 @@ def team() -> tuple[int, int]:
 
 def gather_parts(parts: dict[int, Any]) -> dict[int, Any]:
     """The parts of all processes, in all of them."""
-    _, world = worker()
+    _, world = team()
     if world == 1:
         return parts
     every: list[dict[int, Any]] = [{} for _ in range(world)]
