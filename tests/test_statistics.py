@@ -65,6 +65,9 @@ def test_jaccard(a: set[int], b: set[int]) -> None:
 
 def test_stability_and_spread() -> None:
     assert stability([{1, 2}]) is None
+    assert stability([{1, 2}, {2, 3}]) == {
+        "value": 1 / 3, "low": None, "high": None, "n": 1, "interval": "one pair of searches: no interval"
+    }  # fmt: skip
     number = stability([{1, 2}, {1, 2}, {2, 3}])
     assert number is not None
     assert (number["low"], number["high"], number["n"]) == (pytest.approx(1 / 3), 1.0, 3)

@@ -128,6 +128,8 @@ def stability(sets: Sequence[set[int]]) -> Number | None:
     pairs = [jaccard(a, b) for a, b in itertools.combinations(sets, 2)]
     if not pairs:
         return None
+    if len(pairs) == 1:
+        return alone(pairs[0], 1, "pair of searches")
     return number(float(np.mean(pairs)), min(pairs), max(pairs), len(pairs), "least and most alike pair of searches")
 
 

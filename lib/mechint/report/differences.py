@@ -9,6 +9,7 @@ from typing import Any
 
 from ..statistics import holm, permutation_test
 from .results import Results
+from .words import MINUS
 
 TRAINING, SEARCH = "training", "search"
 NOISE = {
@@ -121,7 +122,7 @@ def rows(found: Sequence[Difference]) -> tuple[list[str], list[list[str]]]:
             d.quantity,
             f"{d.one} / {d.other}",
             f"{100 * d.means[0]:.1f} % / {100 * d.means[1]:.1f} %",
-            f"{100 * (d.means[1] - d.means[0]):+.1f} points",
+            f"{100 * (d.means[1] - d.means[0]):+.1f} points".replace("-", MINUS),
             f"{d.counts[0]} / {d.counts[1]}",
             f"{d.p:.3g}",
             f"{d.adjusted:.3g}{' *' * d.significant}",
