@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ def cost() -> Iterator[dict[str, float | None]]:
     where one is in use; None where neither can be read.
     """
     found: dict[str, float | None] = {}
+    gc.collect()  # what others left and this block happens to free would hide what it takes
     gpu = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
     if gpu:
         torch.cuda.reset_peak_memory_stats()
