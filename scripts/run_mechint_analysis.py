@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint import command_line
+from mechint import command_line, workers
 from mechint.errors import exit_status
 from scripts.kconfig.defconfig_text import defconfig_text
 
@@ -23,4 +23,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()  # a crash in compiled code says in which line it was called
-    sys.exit(exit_status(main))
+    workers.end(exit_status(main))

@@ -116,6 +116,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         "with workers.together():\n"
         "    done = train_grid(grid(), source(), SHORT)\n"
         "torch.save(weights(done), sys.argv[1])\n"
+        "workers.end(0)\n"
     )
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT / 'lib'}:{ROOT}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",

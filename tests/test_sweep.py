@@ -245,7 +245,7 @@ WORKER = """
     from pathlib import Path
     from mechint import Edit
     from mechint.sweep import sweep
-    from mechint.workers import join, together
+    from mechint.workers import end, join, together
     from tests.builders import tiny_mamba, tokens
 
     torch.set_num_threads(1)
@@ -258,6 +258,7 @@ WORKER = """
     with together():
         found = sweep(tiny_mamba(), tokens(2, 5), cells, store=place / "store")
     torch.save(found, place / f"found-{os.environ.get('RANK', 'alone')}.pt")
+    end(0)
 """
 
 

@@ -7,14 +7,18 @@ import contextlib
 import datetime
 import os
 import pickle
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as group
 
-PATIENCE = datetime.timedelta(days=30)
-"""How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells."""
+PATIENCE = datetime.timedelta(days=20)
+"""How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells.
+
+Below 2³¹ milliseconds, 24.8 days: sockets are polled with a C int of them.
+"""
 
 
 _rank, _world = 0, 1
@@ -45,6 +49,20 @@ def leave() -> None:
     """Closes the connections; without it the threads that hold them may abort a process that ends after its peer."""
     if group.is_initialized():
         group.destroy_process_group()
+
+
+def end(status: int) -> NoReturn:
+    """Ends a script with an exit status; at once where it has peers.
+
+    A thread of the connections that asks for the interpreter while that is being taken down aborts the process (CPython
+    before 3.14 ends such a thread, which C++ does not survive), and torchrun then takes finished work for lost.
+    """
+    if _world > 1:
+        leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def worker() -> tuple[int, int]:
