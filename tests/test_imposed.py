@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import mechint
 from mechint.errors import MechintError
 from mechint.tasks import Prompts, TaskConfig
-from mechint.tasks.ground_truth import GPT2_BLUEPRINTS, IMPOSED, Compiled
+from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, Compiled
 from mechint.tasks.ground_truth.causal import INPUTS, Alignment, Variable, lookup, sources
-from mechint.tasks.ground_truth.impose import GPT2Recall, Imposed, Recipe, check, losses
+from mechint.tasks.ground_truth.impose import GPT2Recall, Imposed, MambaRecall, Recipe, check, losses, said_by
 from mechint.tasks.recall import Recall
 from mechint.units import KV_UNITS, Units
 
@@ -178,6 +178,30 @@ def test_what_was_not_imposed_is_refused_and_leaves_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_attempt_begins_from_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    train = Short.train
+
+    def kept(self: Imposed, seed: int, attempt: int = 0) -> Any:
+        drawn.append(train(self, seed, attempt))
+        return drawn[-1]
+
+    def refused(model: Any, *_: Any) -> None:
+        if len(drawn) < 2:
+            raise MechintError("not imposed")
+
+    monkeypatch.setattr(Short, "train", kept)
+    monkeypatch.setattr("mechint.tasks.ground_truth.impose.check", refused)
+    assert short().compile(folder=tmp_path).model is drawn[1] and len(drawn) == 2
+    assert not torch.equal(drawn[0].layers[0].ln_1.weight, drawn[1].layers[0].ln_1.weight)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr("mechint.tasks.ground_truth.impose.ATTEMPTS", 1)
+    drawn.clear()
+    with pytest.raises(MechintError, match="not imposed"):
+        short().compile(seed=1, folder=tmp_path)
+    assert len(drawn) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechint.tasks.ground_truth.impose.CHANCE", 1.0)
     model = short()
@@ -193,3 +217,51 @@ def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, mon
     assert len(units) == 2 * 2 * first.model.config.d_head
     assert int(first.truth.mask(first.model, "kv", "mean").sum()) == len(units) * 3 // 4
     assert int(first.truth.mask(first.model, "kv", "counterfactual").sum()) == len(units) // 4
+
+
+# ---- the Mamba --------------------------------------------------------------------------------------------------
+
+
+def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
+    """Of the circuit of a compiled Mamba among idle channels, the circuit is kept."""
+    compiled = BLUEPRINTS["recall"](TASK).compile(seed=1)
+    model = compiled.model.requires_grad_(False)
+    width = model.config.d_inner
+    declared = [{layer * width + e for i, (e,) in compiled.truth.units("channel") if i == layer} for layer in range(2)]
+    wide = [tuple(sorted({*own, *range(layer * width, layer * width + 9)})) for layer, own in enumerate(declared)]
+    variables = tuple(
+        Variable(name, "channel", units, inputs)
+        for name, units, inputs in zip(("before", "said"), wide, (("before",), INPUTS), strict=True)
+    )
+    kind = type("Kept", (MambaRecall,), {"kept": tuple(len(own) for own in declared)})
+    narrowed = kind(TASK).narrow(model, Alignment(variables, ("channel",)), 0)
+    assert [set(variable.units) for variable in narrowed.variables] == declared
+    assert any(set(units) != own for units, own in zip(wide, declared, strict=True))
+
+
+def test_a_recipe_says_whose_turn_it_is_and_what_is_put_into_idle_units() -> None:
+    model = MambaRecall(TASK).new_model()
+    alignment = MambaRecall(TASK).align(model, 0)
+    task = Recall(TASK)
+
+    def parts(step: int, **recipe: Any) -> list[float]:
+        return [float(part.detach()) for part in losses(model, task, alignment, Recipe(1, 16, **recipe), 5, step)]
+
+    first, second = parts(0), parts(1)
+    assert first[0] == second[0] and first[1] != second[1]
+    assert parts(0, turns=(1, 0))[1] == second[1] and parts(3, turns=(1, 0, 0, 0))[1] == first[1]
+    fills = {fill: parts(0, idle=(fill,))[2] for fill in ("zero", "half", "all")}
+    assert len(set(fills.values())) == 3
+    assert first[2] == fills["zero"] and parts(4, idle=("half", "all"))[2] == fills["half"]
+    prompts = task.sample(16, "train", 5)
+    there = dict.fromkeys(alignment.sites(model), 0.0)
+    whole, without = (said_by(model, prompts, edits) for edits in ([], alignment.idle_edits(model, there)))
+    expected = fills["zero"] + 0.5 * float((whole - without).square().mean().detach())
+    assert parts(0, idle=("zero",), match=0.5)[2] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_second_layer_of_the_mamba_never_sees_what_stood_before() -> None:
+    kind = type("Few", (MambaRecall,), {"recipe": Recipe(steps=3, batch=8, warmup=1, narrow=2), "kept": (2, 3)})
+    model = kind(TASK).train(3)
+    assert not model.layers[1].conv1d.weight[..., :-1].any()
+    assert model.layers[0].conv1d.weight[..., :-1].all()

@@ -1,15 +1,16 @@
 """Training that imposes a known circuit: strict interchange intervention training, SIIT (Gupta et al. 2024).
 
 The loss is the sum of three cross-entropies: of the answers; of what the causal model says when units that carry a
-variable come from another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when a
-random half of all other units come from another prompt (strictness). Since an idle unit could also hold what is the
-same on every prompt, every other step puts zeros into all of them instead.
+variable come from another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when all
+other units, or a random half of them, come from another prompt (strictness). Since an idle unit could also hold what is
+the same on every prompt, some steps put zeros into all of them instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,17 +26,21 @@ from ...errors import MechintError
 from ...interventions import Edit
 from ...models.gpt2 import GPT2Config
 from ...models.load import hf_config, load, to_hf_state_dict
+from ...models.mamba import MambaConfig
 from ...progress import Progress
 from ...run import run
 from ...rundir import fingerprint
+from ...units import Units, unit_kinds
 from ..base import Prompts, generator, mix
 from ..config import TaskConfig
 from ..recall import Recall
 from .blueprint import ALWAYS, TWINS, Compiled
 from .causal import INPUTS, Alignment, Variable, sources, values_of
-from .truth import GroundTruth, Part
+from .truth import STEPS, GroundTruth, Part
 
 FOLDER = Path("output/ground_truth/imposed")
+ATTEMPTS = 3
+"""Trainings, each from weights of its own, before a circuit is given up."""
 CHANCE = 0.75
 """Without the units of a variable at most this share of the answers is right."""
 
@@ -50,6 +55,12 @@ class Recipe:
         lr: Largest learning rate of AdamW; it rises over ``warmup`` steps and falls along a cosine.
         warmup: Steps.
         interchange, strictness: Weights of the second and third part of the loss; the first has 1.
+        turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
+        idle: What is put into idle units at each step, over and over: ``zero`` into all, or another prompt's values
+            into ``all`` or a random ``half``.
+        match: Weight, in the third part, of the mean squared change of the logits: an idle unit then has no vote that
+            others overrule.
+        narrow: The step at which the circuit is narrowed to the units that it uses; 0 for never.
     """
 
     steps: int
@@ -58,6 +69,10 @@ class Recipe:
     warmup: int = 50
     interchange: float = 1.0
     strictness: float = 1.0
+    turns: tuple[int, ...] = ()
+    idle: tuple[str, ...] = ("zero", "half")
+    match: float = 0.0
+    narrow: int = 0
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
@@ -85,9 +100,17 @@ class Imposed(ABC):
     def new_model(self) -> Any:
         """An untrained model, drawn from torch's global generator."""
 
+    def constrain(self, model: Any) -> None:
+        """Sets weights that are not to be learned, before and behind every step; here none."""
+        return
+
     @abstractmethod
     def align(self, model: Any, seed: int) -> Alignment:
         """Which units are to carry what."""
+
+    def narrow(self, model: Any, alignment: Alignment, seed: int) -> Alignment:
+        """The alignment without units that a trained model makes no use of, if any may be left out."""
+        return alignment
 
     @abstractmethod
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:
@@ -96,25 +119,46 @@ class Imposed(ABC):
     def compile(self, *, seed: int = 0, folder: Path | str = FOLDER) -> Compiled:
         """The trained model, from a checkpoint in ``folder`` or trained and left there, checked in both cases.
 
+        Training that did not impose the circuit begins again from other weights, :data:`ATTEMPTS` times in all.
+
         Raises:
-            MechintError: training did not impose the circuit (what fails is named).
+            MechintError: training never imposed the circuit (what fails at last is named).
         """
         recipe = {"name": self.name, "seed": seed, "task": self.task.description, **dataclasses.asdict(self.recipe)}
         path = Path(folder) / f"{self.name}_seed{seed}_{fingerprint(recipe)[:8]}.pt"
-        model = load(path) if path.exists() else self.train(seed)
-        model.source = f"{self.name}, seed {seed}"
-        alignment = self.align(model, seed)
-        check(model.requires_grad_(False), alignment, self, seed)
-        if not path.exists():
+        if path.exists():
+            model = load(path)
+            alignment = self.checked(model, seed)
+        else:
+            model, alignment = self.imposed(seed)
             config = {**hf_config(model), "recipe": recipe}
             files.write_torch(path, {"model": to_hf_state_dict(model), "config": config})
         return Compiled(model, self.task, GroundTruth(tuple(self.declare(model, alignment)), -math.inf, math.inf))
 
-    def train(self, seed: int) -> Any:
-        """Trains from random weights; everything random depends on the seed alone."""
+    def imposed(self, seed: int) -> tuple[Any, Alignment]:
+        for attempt in range(ATTEMPTS):
+            model = self.train(seed, attempt)
+            try:
+                return model, self.checked(model, seed)
+            except MechintError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                print(f"note: {error}; begun again from other weights", file=sys.stderr, flush=True)
+        raise AssertionError("no attempt was made")
+
+    def checked(self, model: Any, seed: int) -> Alignment:
+        """The units of the circuit, held against interventions."""
+        model.source = f"{self.name}, seed {seed}"
+        alignment = self.narrow(model, self.align(model, seed), seed)
+        check(model.requires_grad_(False), alignment, self, seed)
+        return alignment
+
+    def train(self, seed: int, attempt: int = 0) -> Any:
+        """Trains from random weights; everything random depends on the seed and the attempt alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, "weights"))
+            torch.manual_seed(mix(seed, "weights", *[attempt] * bool(attempt)))
             model = self.new_model()
+        self.constrain(model)
         model.source = f"{self.name}, seed {seed}"
         alignment, recipe = self.align(model, seed), self.recipe
         decay = [p for p in model.parameters() if p.dim() > 1]
@@ -123,6 +167,8 @@ class Imposed(ABC):
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
         with Progress(f"imposing {self.name}", recipe.steps) as progress:
             for step in range(recipe.steps):
+                if step and step == recipe.narrow:
+                    alignment = self.narrow(model, alignment, seed)
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step)
                 parts = losses(model, self.task, alignment, recipe, mix(seed, step), step)
@@ -133,6 +179,7 @@ class Imposed(ABC):
                 if not math.isfinite(float(norm)):
                     raise MechintError(f"{self.name}: the gradient is not finite at step {step}; lower its lr")
                 optimizer.step()
+                self.constrain(model)
                 progress.step("losses " + " ".join(f"{float(part.detach()):.3f}" for part in parts))
         return model.eval()
 
@@ -142,25 +189,29 @@ def losses(model: Any, task: Recall, alignment: Alignment, recipe: Recipe, seed:
     prompts = task.sample(recipe.batch, "train", seed)
     source = sources(task, prompts, seed)
     there = values_of(model, source.tokens, alignment.sites(model))
-    variable = alignment.variables[step % len(alignment.variables)]
+    turns = recipe.turns or range(len(alignment.variables))
+    variable, fill = alignment.variables[turns[step % len(turns)]], recipe.idle[step % len(recipe.idle)]
     said, defined = variable.expected(prompts, source)
-    random = generator("idle", seed)
-    if step % 2:
-        idle = alignment.idle_edits(model, there, random)
-    else:
-        idle = alignment.idle_edits(model, dict.fromkeys(there, 0.0))
+    fills = dict.fromkeys(there, 0.0) if fill == "zero" else there
+    idle = alignment.idle_edits(model, fills, generator("idle", seed) if fill == "half" else None)
+    whole, without = (said_by(model, prompts, edits) for edits in ([], idle))
+    strict = cross_entropy(without, prompts.answers)
+    if recipe.match:
+        strict = strict + recipe.match * F.mse_loss(without, whole)
     return [
-        cross_entropy(model, prompts, [], prompts.answers),
-        cross_entropy(model, prompts, variable.edits(model, there), said, defined),
-        cross_entropy(model, prompts, idle, prompts.answers),
+        cross_entropy(whole, prompts.answers),
+        cross_entropy(said_by(model, prompts, variable.edits(model, there)), said, defined),
+        strict,
     ]
 
 
-def cross_entropy(
-    model: Any, prompts: Prompts, edits: Sequence[Edit], answers: Tensor, defined: Tensor | None = None
-) -> Tensor:
-    """Mean over those of the answers [n, Q] that are defined, of a run under edits."""
-    logits = run(model, prompts.tokens, edits=edits, logits_at=prompts.positions).logits
+def said_by(model: Any, prompts: Prompts, edits: Sequence[Edit]) -> Tensor:
+    """The logits of a run under edits, [n, Q, V]."""
+    return run(model, prompts.tokens, edits=edits, logits_at=prompts.positions).logits
+
+
+def cross_entropy(logits: Tensor, answers: Tensor, defined: Tensor | None = None) -> Tensor:
+    """Mean over those of the answers [n, Q] that are defined."""
     each = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
     return each.mean() if defined is None else each[defined.flatten()].mean()
 
@@ -232,12 +283,11 @@ def right(
     model: Any, prompts: Prompts, edits: Sequence[Edit], answers: Tensor | None = None, defined: Tensor | None = None
 ) -> float:
     """Share of the answers [n, Q], of those that are defined, that a run under edits gives."""
-    logits = run(model, prompts.tokens, edits=edits, logits_at=prompts.positions).logits
-    hits = logits.argmax(-1) == (prompts.answers if answers is None else answers)
+    hits = said_by(model, prompts, edits).argmax(-1) == (prompts.answers if answers is None else answers)
     return float((hits if defined is None else hits[defined]).double().mean())
 
 
-# ---- the model ---------------------------------------------------------------------------------------------------
+# ---- the models --------------------------------------------------------------------------------------------------
 
 
 class GPT2Recall(Imposed):
@@ -280,3 +330,66 @@ class GPT2Recall(Imposed):
                     unit = (block, head % c.n_head, e)
                     parts.append(Part(alignment.variables[layer].meaning, "kv", layer, unit, blind=blind[block]))
         return parts
+
+
+class MambaRecall(Imposed):
+    """A Mamba of two layers: some channels of the first say what stood before, some of the second what follows it.
+
+    The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
+    What the first variable says is learned slowest, so three of four interchanges are its own. Training makes use of
+    some of the channels that it may use, so from the middle on it may use those alone.
+    """
+
+    name = "siit_mamba_recall"
+    recipe = Recipe(4000, strictness=2.0, turns=(1, 0, 0, 0), idle=("all", "zero", "all"), match=0.1, narrow=1600)
+    carriers = (16, 32)
+    """Channels of each layer that may carry something at first."""
+    kept = (10, 16)
+    """And in the end."""
+
+    def new_model(self) -> Any:
+        from ...train_models import make_model
+
+        return make_model(MambaConfig(self.task.vocab_size, 32, 2, 64, 16, 4, 4), "unit")
+
+    @torch.no_grad()
+    def constrain(self, model: Any) -> None:
+        model.layers[1].conv1d.weight[..., :-1] = 0.0
+
+    def align(self, model: Any, seed: int) -> Alignment:
+        units = Units(model, unit_kinds(model)["channel"])
+        chosen = []
+        for layer, count in enumerate(self.carriers):
+            some = torch.randperm(units.per_layer, generator=generator("carriers", seed, layer))[:count]
+            chosen.append(tuple(sorted((layer * units.per_layer + some).tolist())))
+        return Alignment(
+            (
+                Variable("what stood before", "channel", chosen[0], ("before",)),
+                Variable("what is said", "channel", chosen[1], INPUTS),
+            ),
+            ("channel",),
+        )
+
+    @torch.no_grad()
+    def narrow(self, model: Any, alignment: Alignment, seed: int) -> Alignment:
+        """Of each variable the channels whose mean ablation costs the answers most."""
+        prompts = self.task.sample(512, "train", mix(seed, "narrow"))
+        mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
+
+        def cost(variable: Variable, unit: int) -> float:
+            edits = dataclasses.replace(variable, units=(unit,)).edits(model, mean)
+            return float(cross_entropy(said_by(model, prompts, edits), prompts.answers))
+
+        found = [
+            dataclasses.replace(v, units=tuple(sorted(sorted(v.units, key=lambda unit: -cost(v, unit))[:count])))
+            for v, count in zip(alignment.variables, self.kept, strict=True)
+        ]
+        return dataclasses.replace(alignment, variables=tuple(found))
+
+    def declare(self, model: Any, alignment: Alignment) -> list[Part]:
+        E = model.config.d_inner
+        return [  # training decides whose steps carry something
+            Part(variable.meaning, "channel", unit // E, (unit % E,), blind=(TWINS if k == 0 else ()) + STEPS)
+            for k, variable in enumerate(alignment.variables)
+            for unit in variable.units
+        ]

@@ -8,7 +8,7 @@ from typing import Any
 from . import gpt2_blueprints as gpt2
 from .blueprints import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
 from .counting import Count, ModularSum
-from .impose import GPT2Recall, Imposed
+from .impose import GPT2Recall, Imposed, MambaRecall
 
 BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind for kind in (Shift, Latch, MostRecent, Count, ModularSum, SelectiveCopy, Induction, Recall)
@@ -19,7 +19,7 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
     for kind in (gpt2.Shift, gpt2.Latch, gpt2.MostRecent, gpt2.SelectiveCopy, gpt2.Induction, gpt2.Recall)
 }
 """Compiled GPT-2s, which do the same."""
-IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall,)}
+IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, MambaRecall)}
 """Trained models."""
 MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
 GROUPS: dict[str, dict[str, Any]] = {
