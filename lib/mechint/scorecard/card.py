@@ -44,7 +44,8 @@ class ScorecardConfig:
     models: str = option(
         "all",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        f"circuit (half a minute each, once): {', '.join([*GROUPS, *MODELS])}",
+        "circuit (once each: the GPT-2 half a minute, the Mamba, which is not among all, some minutes): "
+        f"{', '.join([*GROUPS, *MODELS])}",
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
