@@ -164,7 +164,8 @@ def short(**changes: Any) -> Imposed:
 
 @pytest.mark.parametrize("name", list(IMPOSED))
 def test_the_same_seed_trains_the_same_bytes(name: str) -> None:
-    kind = type("Few", (IMPOSED[name],), {"recipe": Recipe(steps=3, batch=8, warmup=1)})
+    recipe = dataclasses.replace(IMPOSED[name].recipe, steps=3, batch=8, warmup=1)
+    kind = type("Few", (IMPOSED[name],), {"recipe": recipe})
     one, again, other = (kind().train(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
@@ -233,7 +234,8 @@ def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
         Variable(name, "channel", units, inputs)
         for name, units, inputs in zip(("before", "said"), wide, (("before",), INPUTS), strict=True)
     )
-    kind = type("Kept", (MambaRecall,), {"kept": tuple(len(own) for own in declared)})
+    recipe = dataclasses.replace(MambaRecall.recipe, kept=tuple(len(own) for own in declared))
+    kind = type("Kept", (MambaRecall,), {"recipe": recipe})
     narrowed = kind(TASK).narrow(model, Alignment(variables, ("channel",)), 0)
     assert [set(variable.units) for variable in narrowed.variables] == declared
     assert any(set(units) != own for units, own in zip(wide, declared, strict=True))
@@ -261,7 +263,8 @@ def test_a_recipe_says_whose_turn_it_is_and_what_is_put_into_idle_units() -> Non
 
 
 def test_the_second_layer_of_the_mamba_never_sees_what_stood_before() -> None:
-    kind = type("Few", (MambaRecall,), {"recipe": Recipe(steps=3, batch=8, warmup=1, narrow=2), "kept": (2, 3)})
+    recipe = dataclasses.replace(MambaRecall.recipe, steps=3, batch=8, warmup=1, narrow=2, kept=(2, 3))
+    kind = type("Few", (MambaRecall,), {"recipe": recipe})
     model = kind(TASK).train(3)
     assert not model.layers[1].conv1d.weight[..., :-1].any()
     assert model.layers[0].conv1d.weight[..., :-1].all()

@@ -58,7 +58,7 @@ def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(starts, "EXACT_UNITS", 4096 if how == "removal" else 1)
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
-    assert NOTES[how] in results["notes"]
+    assert NOTES[how] in results["notes"] and f"On random weights: {NOTES[how]}" in results["notes"]
 
 
 @pytest.mark.parametrize("seed", [100, 101])

@@ -243,10 +243,10 @@ class CircuitAnalyzer(CircuitEvidence):
                 None,
                 "The control on random weights was not measured: dropping all of its units has no clear effect.",
             )
-        scores, _ = self.stages.get("random weights attribution", lambda: first_scores(bench, self.config.metric))
+        scores, how = self.stages.get("random weights attribution", lambda: first_scores(bench, self.config.metric))
         result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
         number = self.interval(held_out, val_loader, result["masks"][size])
-        return number, ""
+        return number, f"On random weights: {NOTES[how]}" if NOTES[how] else ""
 
     def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
         """The units of the model with random weights; None where it is not to be searched."""

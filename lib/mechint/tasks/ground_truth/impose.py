@@ -60,7 +60,9 @@ class Recipe:
             into ``all`` or a random ``half``.
         match: Weight, in the third part, of the mean squared change of the logits: an idle unit then has no vote that
             others overrule.
-        narrow: The step at which the circuit is narrowed to the units that it uses; 0 for never.
+        offered: How many units each variable may have at first, where they are drawn.
+        kept: And in the end.
+        narrow: The step from which the circuit is those that are kept; 0 for never.
     """
 
     steps: int
@@ -72,6 +74,8 @@ class Recipe:
     turns: tuple[int, ...] = ()
     idle: tuple[str, ...] = ("zero", "half")
     match: float = 0.0
+    offered: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     narrow: int = 0
 
     def rate(self, step: int) -> float:
@@ -135,16 +139,16 @@ class Imposed(ABC):
             files.write_torch(path, {"model": to_hf_state_dict(model), "config": config})
         return Compiled(model, self.task, GroundTruth(tuple(self.declare(model, alignment)), -math.inf, math.inf))
 
-    def imposed(self, seed: int) -> tuple[Any, Alignment]:
-        for attempt in range(ATTEMPTS):
-            model = self.train(seed, attempt)
-            try:
-                return model, self.checked(model, seed)
-            except MechintError as error:
-                if attempt + 1 == ATTEMPTS:
-                    raise
-                print(f"note: {error}; begun again from other weights", file=sys.stderr, flush=True)
-        raise AssertionError("no attempt was made")
+    def imposed(self, seed: int, attempt: int = 0) -> tuple[Any, Alignment]:
+        """A trained model and the units of its circuit, of this attempt or a later one."""
+        model = self.train(seed, attempt)
+        try:
+            return model, self.checked(model, seed)
+        except MechintError as error:
+            if attempt + 1 >= ATTEMPTS:
+                raise
+            print(f"note: {error}; begun again from other weights", file=sys.stderr, flush=True)
+        return self.imposed(seed, attempt + 1)
 
     def checked(self, model: Any, seed: int) -> Alignment:
         """The units of the circuit, held against interventions."""
@@ -156,7 +160,7 @@ class Imposed(ABC):
     def train(self, seed: int, attempt: int = 0) -> Any:
         """Trains from random weights; everything random depends on the seed and the attempt alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, "weights", *[attempt] * bool(attempt)))
+            torch.manual_seed(mix(seed, "weights", attempt) if attempt else mix(seed, "weights"))
             model = self.new_model()
         self.constrain(model)
         model.source = f"{self.name}, seed {seed}"
@@ -341,11 +345,16 @@ class MambaRecall(Imposed):
     """
 
     name = "siit_mamba_recall"
-    recipe = Recipe(4000, strictness=2.0, turns=(1, 0, 0, 0), idle=("all", "zero", "all"), match=0.1, narrow=1600)
-    carriers = (16, 32)
-    """Channels of each layer that may carry something at first."""
-    kept = (10, 16)
-    """And in the end."""
+    recipe = Recipe(
+        4000,
+        strictness=2.0,
+        turns=(1, 0, 0, 0),
+        idle=("all", "zero", "all"),
+        match=0.1,
+        offered=(16, 32),
+        kept=(10, 16),
+        narrow=1600,
+    )
 
     def new_model(self) -> Any:
         from ...train_models import make_model
@@ -359,7 +368,7 @@ class MambaRecall(Imposed):
     def align(self, model: Any, seed: int) -> Alignment:
         units = Units(model, unit_kinds(model)["channel"])
         chosen = []
-        for layer, count in enumerate(self.carriers):
+        for layer, count in enumerate(self.recipe.offered):
             some = torch.randperm(units.per_layer, generator=generator("carriers", seed, layer))[:count]
             chosen.append(tuple(sorted((layer * units.per_layer + some).tolist())))
         return Alignment(
@@ -382,7 +391,7 @@ class MambaRecall(Imposed):
 
         found = [
             dataclasses.replace(v, units=tuple(sorted(sorted(v.units, key=lambda unit: -cost(v, unit))[:count])))
-            for v, count in zip(alignment.variables, self.kept, strict=True)
+            for v, count in zip(alignment.variables, self.recipe.kept, strict=True)
         ]
         return dataclasses.replace(alignment, variables=tuple(found))
 
