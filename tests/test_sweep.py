@@ -136,7 +136,7 @@ def test_a_budget_changes_the_batches_and_not_the_numbers() -> None:
 
 def plan_of(model: Any, prompts: torch.Tensor, cells: Any, memory: float, wanted: torch.Tensor) -> Base:
     from mechint.interventions import check_edits
-    from mechint.sweep_plan import Cell
+    from mechint.sweep_cells import Cell
 
     with torch.no_grad():
         plan = [Cell.of(k, check_edits(model.sites, edits, *prompts.shape), model) for k, edits in enumerate(cells)]

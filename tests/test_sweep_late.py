@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mechint import Edit
 from mechint.models.mamba import Mamba
 from mechint.sweep import sweep
-from mechint.sweep_plan import Base, Cell, late_edit
+from mechint.sweep_cells import Cell, late_edit
+from mechint.sweep_plan import Base
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.test_sweep import one_by_one
 

@@ -28,7 +28,8 @@ from .models.sites import Tap, find_sites
 from .progress import Progress
 from .run import check_tokens
 from .rundir import fingerprint
-from .sweep_plan import Base, Cell
+from .sweep_cells import Cell
+from .sweep_plan import Base
 from .workers import gather_parts, team
 
 Metric = Callable[[Tensor], Tensor]

@@ -1,10 +1,10 @@
-"""The parts of a sweep: where cells start, the base they share, the batches they run in."""
+"""The base that the cells of a sweep share, and the batches they run in."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,81 +16,8 @@ from torch.utils._pytree import tree_leaves
 from .errors import MechintError
 from .interventions import Edit
 from .models.sites import Tap
-
-HELD = (".readout", ".write", ".decay", ".conv_state")
-
-
-@dataclass
-class Cell:
-    """The edits of one cell, and the first place where it can differ from the base."""
-
-    number: int
-    edits: list[Edit]
-    layer: int
-    """The layer it runs from: behind the first edited residual, or the first edited; the number of layers for edits
-    behind them all."""
-    position: int
-    idle: bool = True
-    """Whether every edit has been seen to put there what was there already."""
-    late: Edit | None = None
-    """The only edit of that layer, where it is at a late site: what it adds to the stream behind it is all it does."""
-
-    @property
-    def joins(self) -> int:
-        """The first layer that has to be run."""
-        return self.layer if self.late is None else self.layer + 1
-
-    @staticmethod
-    def of(number: int, edits: list[Edit], model: Any) -> Cell:
-        layers = [starts_at(edit, model) for edit in edits]
-        # a cut reads its sources' positions again, so it needs all of them
-        starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
-        return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
-
-    def reaches(self, model: Any, wanted: set[int]) -> bool:
-        """Whether any wanted position can see an edit."""
-
-        def seen(edit: Edit) -> bool:
-            if edit.positions is None:
-                return True
-            layer, kind = layer_of(edit.site, model), edit.target.rpartition(".")[2]
-            # a cut at the state changes what C reads there, not the state
-            local = kind in model.local_sites or (edit.is_cut and kind == "state")
-            if layer == len(model.layers) or (layer == len(model.layers) - 1 and local):
-                return not wanted.isdisjoint(edit.positions)
-            return max(wanted) >= min(edit.positions)
-
-        return any(seen(edit) for edit in self.edits)
-
-
-def kind_of(cell: Cell) -> tuple[str, ...]:
-    """What its memory depends on."""
-    late = () if cell.late is None else ("late",)
-    return (*sorted({edit.target.rpartition(".")[2] for edit in cell.edits}), *late)
-
-
-def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
-    """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
-    if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
-        return None  # differences of half precision lose what is left of it
-    here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
-    kind = here[0].target.rpartition(".")[2]
-    if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:
-        return None
-    own = [name for name in model.sites if name.startswith(f"layers.{cell.layer}.")]
-    behind = own[own.index(here[0].site) + 1 :]
-    return None if any(edit.target in behind for edit in base) else here[0]
-
-
-def starts_at(edit: Edit, model: Any) -> int:
-    """The first layer that an edit needs run: behind a residual that it edits."""
-    return layer_of(edit.site, model) + edit.target.endswith(".resid_post")
-
-
-def layer_of(site: str, model: Any) -> int:
-    if site.startswith("layers."):
-        return int(site.split(".")[1])
-    return 0 if site in model.first_sites else len(model.layers)
+from .sweep_cells import HELD, Cell, kind_of, late_edit, layer_of
+from .sweep_taps import Keeper, Probe, RowTap
 
 
 @dataclass
@@ -99,94 +26,6 @@ class Batch:
 
     start: int
     cells: list[Cell]
-
-
-class RowEdits:
-    """The edits of many cells at one site, each on its own rows of the batch; stands in for an :class:`Edit`."""
-
-    is_cut = False
-
-    def __init__(self, parts: Sequence[tuple[slice, Edit]]) -> None:
-        self.parts = parts
-        each = [edit.positions for _, edit in parts]
-        known = [set(positions) for positions in each if positions is not None]
-        self.positions = sorted(set().union(*known)) if len(known) == len(each) else None
-        self.length = parts[0][1].length
-
-    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
-        there = [(rows, edit) for rows, edit in self.parts if edit.here(offset, tensor.shape[1])]
-        if not there:
-            return tensor
-        tensor = tensor.clone()
-        for rows, edit in there:
-            tensor[rows] = edit.apply(tensor[rows], offset)
-        return tensor
-
-    def on_share(self) -> RowEdits:
-        return RowEdits([(rows, edit.on_share()) for rows, edit in self.parts])
-
-
-class RowTap(Tap):
-    """A tap on a batch of cells: ``edits[k]`` hold on the k-th ``rows`` rows."""
-
-    def __init__(self, edits: Sequence[Sequence[Edit]], rows: int, offset: int) -> None:
-        super().__init__((), (), offset)
-        by_site: dict[str, list[tuple[slice, Edit]]] = {}
-        for k, cell in enumerate(edits):
-            for edit in cell:
-                if edit.is_cut:  # the forward makes these itself and knows rows
-                    chosen = [k * rows + row for row in (range(rows) if edit.rows is None else edit.rows)]
-                    self.edits.setdefault(edit.target, []).append(edit.on_rows(chosen))
-                else:
-                    by_site.setdefault(edit.target, []).append((slice(k * rows, (k + 1) * rows), edit))
-        for site, parts in by_site.items():
-            self.edits.setdefault(site, []).append(RowEdits(parts))  # type: ignore[arg-type]
-
-
-class Probe:
-    """Sees, in the base run, which cells' edits change anything; changes nothing itself."""
-
-    is_cut = False
-
-    def __init__(self, parts: Sequence[tuple[Cell, Edit]]) -> None:
-        self.parts = parts
-        each = [edit.positions for _, edit in parts]
-        self.positions = None if None in each else sorted({p for positions in each for p in positions or ()})
-        self.length = parts[0][1].length if parts else None
-
-    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
-        for cell, edit in self.parts:
-            if cell.idle and edit.here(offset, tensor.shape[1]):
-                cell.idle = edit.changes_nothing(tensor, offset)
-        return tensor
-
-    def on_share(self) -> Probe:
-        """What a cut in the base removes from a state is no place to look at."""
-        return Probe(())
-
-
-class Keeper:
-    """Keeps what stands at a site of the base run, piece by piece; changes nothing."""
-
-    is_cut = False
-    positions: list[int] | None = None
-    length: int | None = None
-
-    def __init__(self) -> None:
-        self.pieces: list[Tensor] = []
-
-    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
-        self.pieces.append(tensor)
-        return tensor
-
-    def on_share(self) -> Probe:
-        return Probe(())
-
-    @property
-    def value(self) -> Tensor:
-        if len(self.pieces) > 1:
-            self.pieces = [torch.cat(self.pieces, 1)]
-        return self.pieces[0]
 
 
 @dataclass
