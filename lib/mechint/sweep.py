@@ -92,7 +92,7 @@ def sweep(
     answer = metric(unedited.logits.unsqueeze(0)).cpu()  # [1, row, …]
     check_finite(answer, "the base run")
     result = answer.repeat(len(plan), *[1] * (answer.dim() - 1))
-    batches = [batch for start in unedited.starts for batch in unedited.batches(start, memory_mib, wanted)]
+    batches = list(unedited.batches(memory_mib, wanted))
     rank, world = team()
     directory = None if store is None else Path(store)
     plan_key = fingerprint([key, tokens.tolist(), wanted.tolist(), [[c.number for c in b.cells] for b in batches]])

@@ -15,17 +15,32 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import MechintError
 from .interventions import Edit
+from .models.base import wanted as wanted_of
 from .models.sites import Tap
 from .sweep_cells import HELD, Cell, kind_of, late_edit, layer_of
 from .sweep_taps import Keeper, Probe, RowTap
 
+TOGETHER = 1024
+"""Tokens of the cells that run together, where cells of several starts do: more make no product faster."""
+
 
 @dataclass
-class Batch:
-    """Cells that run together: they start at one position."""
+class Group:
+    """Cells that start at one position, those that join first in front."""
 
     start: int
     cells: list[Cell]
+
+
+@dataclass
+class Batch:
+    """Cells that run together, by where they start."""
+
+    groups: list[Group]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for group in self.groups for cell in group.cells]
 
 
 @dataclass
@@ -43,7 +58,6 @@ class Base:
     residual: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     needs: dict[tuple[str, ...], int] = field(default_factory=dict)
-    highest: dict[tuple[str, ...], Cell] = field(default_factory=dict)
     kept: dict[str, Keeper] = field(default_factory=dict)
     """What stands at the late sites that cells edit."""
 
@@ -133,16 +147,25 @@ class Base:
             return logits.gather(1, wanted.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         return self.model.finish(r, tap, wanted)
 
-    def batches(self, start: int, memory_mib: float, wanted: Tensor) -> Iterator[Batch]:
-        """The cells that start here, in batches that fit the budget."""
-        cells = sorted((cell for cell in self.active if cell.position == start), key=lambda cell: cell.joins)
-        if not cells:
-            return
-        for cell in cells:  # the highest cell of a kind is the cheapest trial: the layers are alike
-            self.highest[kind_of(cell)] = cell
+    def batches(self, memory_mib: float, wanted: Tensor) -> Iterator[Batch]:
+        """All cells, in batches that fit the budget: of one start each, or of several where products are shared."""
+        each = [Group(start, self.starting(start)) for start in self.starts]
+        if not self.model.side_by_side:
+            for group in each:
+                yield from self.cut([group], memory_mib, wanted)
+        elif each:
+            yield from self.cut(each, memory_mib, wanted)
+
+    def starting(self, start: int) -> list[Cell]:
+        return sorted((cell for cell in self.active if cell.position == start), key=lambda cell: cell.joins)
+
+    def cut(self, groups: list[Group], memory_mib: float, wanted: Tensor) -> Iterator[Batch]:
+        """The cells of some groups, in even batches: a small rest would waste its matrix products."""
+        cells = [cell for group in groups for cell in group.cells]
         for kind in {kind_of(cell) for cell in cells} - self.needs.keys():
-            # starts come in ascending order, and a later one needs less
-            self.needs[kind] = peak_bytes(self.run, Batch(start, [self.highest[kind]]), wanted)
+            # starts come in ascending order, and a later one needs less; the highest of these is the cheapest trial
+            one = max((cell for cell in cells if kind_of(cell) == kind), key=lambda cell: (-cell.position, cell.joins))
+            self.needs[kind] = peak_bytes(self.run, Batch([Group(one.position, [one])]), wanted)
         needed = max(self.needs[kind_of(cell)] for cell in cells)
         room = memory_mib * 2**20 / 2
         if needed > room:
@@ -150,40 +173,81 @@ class Base:
                 f"sweep: {memory_mib:g} MiB are too few for one cell of {len(self.tokens)} rows, which needs "
                 f"{mib(2 * needed)} MiB (half for the base); give more, or sweep fewer rows at a time"
             )
-        # even batches: a small rest would waste its matrix products
         count = -(-len(cells) // int(room // needed))
+        if len(groups) > 1:
+            tokens = sum((self.tokens.shape[1] - cell.position) * len(self.tokens) for cell in cells)
+            count = max(count, min(len(cells), -(-tokens // TOGETHER)))
         edges = [len(cells) * k // count for k in range(count + 1)]
-        yield from (Batch(start, cells[a:b]) for a, b in itertools.pairwise(edges))
+        for a, b in itertools.pairwise(edges):
+            starts = itertools.groupby(cells[a:b], key=lambda cell: cell.position)
+            yield Batch([Group(start, list(some)) for start, some in starts])
 
     def run(self, batch: Batch, wanted: Tensor) -> Tensor:
         """The logits of a batch of cells, [cell · row, wanted, vocabulary]; cells in the batch's order."""
-        model, start, rows = self.model, batch.start, len(self.tokens)
-        layers, r = len(model.layers), None
-        first = batch.cells[0].joins
-        for i in range(first, layers + 1):
-            active = [cell for cell in batch.cells if cell.joins <= i]
-            joining = [cell for cell in active if cell.joins == i]
-            here = RowTap([[*self.edits, *cell.edits] for cell in active], rows, start)
-            here.goes_on = False
-            if joining:
-                if i == 0:  # the embedding's edits belong to the first layer
-                    fresh = model.begin(self.tokens[:, start:].repeat(len(joining), 1), here)
-                else:
-                    clean = self.residual[i][:, start:]
-                    fresh = torch.cat([clean if cell.late is None else self.behind(cell, start) for cell in joining])
-                if i > 0:  # the residual behind the layer below is the first edited
-                    edits = [cell.edits for cell in joining]
-                    fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
-                r = fresh if r is None else torch.cat([r, fresh])
-            assert r is not None
-            if i < layers:
-                r, _ = model.block(i, r, self.memory[i, start].repeat(len(active)), here)
-        # logits before the start are the base's
-        asked = wanted.repeat(len(batch.cells), 1)
-        behind = self.finish(r, here, (asked - start).clamp(min=0))  # type: ignore[arg-type]
-        if int(asked.min()) >= start:
-            return behind
-        return torch.where((asked < start).unsqueeze(-1), self.logits.repeat(len(batch.cells), 1, 1), behind)
+        model, layers = self.model, len(self.model.layers)
+        asked = {group.start: wanted.repeat(len(group.cells), 1) for group in batch.groups}
+        places = {start: (each - start).clamp(min=0) for start, each in asked.items()}
+        streams: dict[int, Tensor] = {}
+        taps: dict[int, RowTap] = {}
+        for i in range(min(cell.joins for cell in batch.cells), layers + 1):
+            for group in batch.groups:
+                if group.cells[0].joins <= i:
+                    taps[group.start] = self.tap(group, i)
+                    streams[group.start] = self.joined(group, i, streams.get(group.start), taps[group.start])
+            if i == layers:
+                break
+            live, only = [start for start in asked if start in streams], None
+            if i == layers - 1 and self.ends_early(batch, taps.values()):
+                only = list(places.values())
+                every = torch.arange(wanted.shape[1], device=wanted.device)
+                places = {start: every.expand_as(each) for start, each in places.items()}
+            before = [streams[start] for start in live]
+            caches = [self.memory[i, start].repeat(len(streams[start]) // len(self.tokens)) for start in live]
+            behind = model.blocks(i, before, caches, [taps[start] for start in live], only)
+            streams = dict(zip(live, behind, strict=True))
+        found = self.ended([streams[start] for start in asked], [taps[start] for start in asked], list(places.values()))
+        for k, (start, each) in enumerate(asked.items()):
+            if int(each.min()) < start:  # logits before the start are the base's
+                base = self.logits.repeat(len(each) // len(self.tokens), 1, 1)
+                found[k] = torch.where((each < start).unsqueeze(-1), base, found[k])
+        return torch.cat(found)
+
+    def ends_early(self, batch: Batch, taps: Iterable[RowTap]) -> bool:
+        """Whether the last layer may give the wanted positions alone: all cells run it, none edits what it gives."""
+        last = len(self.model.layers) - 1
+        kept = {f"layers.{last}.{name}" for name in self.model.local_sites} | {"final_norm", "logits"}
+        runs = all(cell.joins <= last for cell in batch.cells)
+        return self.model.side_by_side and runs and not any(kept & tap.edits.keys() for tap in taps)
+
+    def tap(self, group: Group, i: int) -> RowTap:
+        """The edits of a group's cells that run at layer i."""
+        edits = [[*self.edits, *cell.edits] for cell in group.cells if cell.joins <= i]
+        here = RowTap(edits, len(self.tokens), group.start)
+        here.goes_on = False
+        return here
+
+    def joined(self, group: Group, i: int, r: Tensor | None, here: RowTap) -> Tensor:
+        """The stream of a group's cells before layer i, [cell · row, position, model], with those that join there."""
+        joining, start, rows = [cell for cell in group.cells if cell.joins == i], group.start, len(self.tokens)
+        if joining:
+            if i == 0:  # the embedding's edits belong to the first layer
+                fresh = self.model.begin(self.tokens[:, start:].repeat(len(joining), 1), here)
+            else:
+                clean = self.residual[i][:, start:]
+                fresh = torch.cat([clean if cell.late is None else self.behind(cell, start) for cell in joining])
+                # the residual behind the layer below is the first edited
+                edits = [cell.edits for cell in joining]
+                fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
+            r = fresh if r is None else torch.cat([r, fresh])
+        assert r is not None  # it is asked for from its first cell on
+        return r
+
+    def ended(self, streams: list[Tensor], taps: list[RowTap], places: list[Tensor]) -> list[Tensor]:
+        """The logits of streams [row, position, model] behind the last layer at places [row, wanted] of each."""
+        if self.by_head or any(name in tap.edits for tap in taps for name in ("final_norm", "logits")):
+            return [self.finish(*each) for each in zip(streams, taps, places, strict=True)]
+        read = [wanted_of(*each) for each in zip(streams, places, strict=True)]  # one product for all
+        return list(self.model.finish(torch.cat(read), Tap()).split([len(each) for each in read]))
 
 
 def size(held: Any, counted: set[int]) -> int:

@@ -7,7 +7,7 @@ their own, d dimension of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import accumulate
-from .sites import Scope, Site
+from .sites import Scope, SideBySide, Site
 
 HEADS = ("batch", "position", "head", "dimension")
 SOURCES = ("batch", "position", "head", "source")
@@ -66,8 +66,25 @@ def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
     return pieces
 
 
-def attend(q: Tensor, cache: LayerCache, at: Scope) -> Tensor:
+def read(q: Tensor, k: Tensor, v: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
+    """What attention reads with q [B, L, H, d], once k and v [B, L, G, d] are in the memory -> [B, L, H, d], memory.
+
+    Forwards side by side ([1, token, ·, d]) each read a memory of their own, a list of which is given and returned.
+    """
+    if not isinstance(at.tap, SideBySide):
+        cache = cache.behind(k, v)
+        return attend(q, cache, at), cache
+    keys, values = (at.tap.split(x) for x in (k, v))
+    caches = [memory.behind(*new) for memory, *new in zip(cache, keys, values, strict=True)]
+    places: Sequence[Tensor | None] = at.tap.only or [None] * len(caches)
+    parts = zip(at.tap.behind(at.tap.wanted(q)), caches, at.each(), places, strict=True)
+    return at.tap.join(attend(*part) for part in parts), caches
+
+
+def attend(q: Tensor, cache: LayerCache, at: Scope, places: Tensor | None = None) -> Tensor:
     """Causal attention of q [B, L, H, d] on a memory that ends with the same positions -> head_out [B, L, H, d].
+
+    With places [B, L] the queries are those of some of the positions that this forward added, and none is edited.
 
     In plain products: a fused kernel rounds otherwise, and reading a pattern must not change a bit. Where the run says
     that nothing inside is read, as a search of circuits does, the kernel saves the memory of every pattern.
@@ -76,13 +93,14 @@ def attend(q: Tensor, cache: LayerCache, at: Scope) -> Tensor:
     if (shared := q.shape[2] // keys.shape[2]) > 1:  # heads next to each other read the same keys and values
         keys, values = keys.repeat_interleave(shared, 2), values.repeat_interleave(shared, 2)  # [B, S, H, d]
     L, S = q.shape[1], keys.shape[1]
-    if at.tap.fused and L == S and not at.wants("scores", "pattern"):
+    if at.tap.fused and L == S and places is None and not at.wants("scores", "pattern"):
         q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
         head_out = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
         return at("head_out", head_out.transpose(1, 2).contiguous())
     scores = accumulate(q.transpose(1, 2) @ keys.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5  # [B, H, L, S]
     order = torch.arange(S, device=q.device)
-    future = order[None, :] > order[S - L :, None]  # [L, S]
+    reader = order[S - L :, None] if places is None else (at.offset + places)[:, None, :, None]
+    future = order > reader  # [L, S], or [B, 1, L, S]
     if edited := bool(at.edits("scores")):
         scores = edit_sources("scores", scores, future, at)
     scores = scores.masked_fill(future, -math.inf)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sites import Site, Tap
+from .sites import SideBySide, Site, Tap
 
 RESIDUAL = ("batch", "position", "model")
 
@@ -40,6 +40,8 @@ class LanguageModel(nn.Module, ABC):
     late_sites: Mapping[str, tuple[str, str]] = {}
     """Sites of a layer that are read by a linear map into the residual stream alone: a site that they are multiplied by
     before it, and the map's module; empty where there is none."""
+    side_by_side = False
+    """Whether forwards from several positions share the matrix products of a layer; see :meth:`blocks`."""
     mediators: Collection[str] = ()
     """Sites of a layer that are usually traced."""
     mixers: Collection[str] = ()
@@ -123,6 +125,26 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+
+    def blocks(
+        self,
+        i: int,
+        streams: Sequence[Tensor],
+        caches: Sequence[Any],
+        taps: Sequence[Tap],
+        only: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Layer i on several residual streams, each [batch, position, model] behind a memory and with a tap of its own.
+
+        Where the family is :attr:`side_by_side`, all of them go through its matrix products at once; with ``only``
+        [batch, wanted] for each it gives these positions alone, where nothing is edited at :attr:`local_sites`.
+        """
+        if not self.side_by_side:
+            assert only is None
+            return [self.block(i, *each)[0] for each in zip(streams, caches, taps, strict=True)]
+        at = SideBySide(taps, [(r.shape[0], r.shape[1]) for r in streams])
+        at.only = only
+        return at.behind(self.block(i, at.join(streams), list(caches), at)[0])
 
     def into_stream(self, i: int, kind: str, change: Tensor, units: Sequence[int] | None) -> Tensor:
         """What a change of a late site (times the other site) adds to the residual stream behind layer i.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MechintError
-from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
+from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .sites import Scope, Site, Tap
 
@@ -96,15 +96,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(c.d_model, sum(self.sizes), bias=c.bias)
         self.c_proj = nn.Linear(c.d_model, c.d_model, bias=c.bias)
 
-    def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+    def forward(self, n: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """n [B, L, D] -> attention output [B, L, D], and the cache behind these positions."""
         parts = [part.unflatten(-1, (-1, self.c.d_head)) for part in self.c_attn(n).split(self.sizes, -1)]
         # contiguous, as an edited tensor is: products of other strides may differ in the last bit
         q = at("q", parts[0].contiguous())  # [B, L, H, d]
         k = at("k", parts[1].contiguous())  # [B, L, G, d]
         v = at("v", parts[-1].contiguous())  # [B, L, G, d], made like k where they are tied
-        cache = cache.behind(k, v)
-        head_out = attend(q, cache, at)  # [B, L, H, d]
+        head_out, cache = read(q, k, v, cache, at)  # [B, L, H, d]
         return at("attn_out", self.c_proj(head_out.flatten(2))), cache
 
 
@@ -129,11 +128,11 @@ class Layer(nn.Module):
         self.ln_2 = LayerNorm(c.d_model, c.norm_eps, c.norm_bias)
         self.mlp = MLP(c)
 
-    def forward(self, r: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+    def forward(self, r: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
         r = at("resid_pre", r)
         attn_out, cache = self.attn(at("ln_1", self.ln_1(r)), cache, at)
-        r = at("resid_mid", r + attn_out)
+        r = at("resid_mid", at.wanted(r) + attn_out)
         mlp_out = self.mlp(at("ln_2", self.ln_2(r)), at)
         return at("resid_post", r + mlp_out), cache
 
@@ -142,6 +141,7 @@ class GPT2(LanguageModel):
     """A GPT-2 language model. ``head_out`` is what each head reads, before the output projection mixes the heads."""
 
     Config = GPT2Config
+    side_by_side = True
     first_sites = ("embed", "pos_embed")
     carried_sites = ()  # later positions read the recorded keys and values themselves
     mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
@@ -213,7 +213,7 @@ class GPT2(LanguageModel):
     def empty_cache(self, i: int, rows: int) -> LayerCache:
         return LayerCache([], [])
 
-    def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
+    def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
         return r, memory
 

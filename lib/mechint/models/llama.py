@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MechintError
-from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, attend, layer_sites
+from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .sites import Scope, Site, Tap
 
@@ -74,13 +74,13 @@ class RMSNorm(nn.Module):
         return self.weight * r.to(self.weight.dtype)
 
 
-def rotated(x: Tensor, start: int, theta: float) -> Tensor:
-    """x [B, L, ·, d] turned by its position t (Su et al. 2021): m and m + d/2 are a pair, of angle t · θ^(-2m/d)."""
-    L, d = x.shape[1], x.shape[3]
+def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """x [B, L, ·, d] turned by its positions t [L] (Su et al. 2021): m and m + d/2 are a pair, angle t · θ^(-2m/d)."""
+    d = x.shape[3]
     wide = accumulate(x)
     exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
     frequencies = theta ** -(torch.arange(0, d, 2, device=x.device).to(exact) / d)  # [d/2]
-    angles = torch.arange(start, start + L, device=x.device).to(exact)[:, None, None] * frequencies  # [L, 1, d/2]
+    angles = positions.to(exact)[:, None, None] * frequencies  # [L, 1, d/2]
     cos, sin = angles.cos(), angles.sin()
     first, second = wide.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -95,16 +95,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.d_model, c.n_kv_head * c.d_head, bias=c.attention_bias)
         self.o_proj = nn.Linear(c.n_head * c.d_head, c.d_model, bias=c.attention_bias)
 
-    def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+    def forward(self, n: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """n [B, L, D] -> attention output [B, L, D], and the cache behind these positions."""
         size = (-1, self.c.d_head)
         q = at("q", self.q_proj(n).unflatten(-1, size))  # [B, L, H, d]
         k = at("k", self.k_proj(n).unflatten(-1, size))  # [B, L, G, d]
         v = at("v", self.v_proj(n).unflatten(-1, size))  # [B, L, G, d]
-        q = at("q_rot", rotated(q, at.offset, self.c.rope_theta))
-        k = at("k_rot", rotated(k, at.offset, self.c.rope_theta))
-        cache = cache.behind(k, v)
-        head_out = attend(q, cache, at)  # [B, L, H, d]
+        q = at("q_rot", rotated(q, at.positions(q), self.c.rope_theta))
+        k = at("k_rot", rotated(k, at.positions(k), self.c.rope_theta))
+        head_out, cache = read(q, k, v, cache, at)  # [B, L, H, d]
         return at("attn_out", self.o_proj(head_out.flatten(2))), cache
 
 
@@ -129,11 +128,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.d_model, c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, r: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
+    def forward(self, r: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
         r = at("resid_pre", r)
         attn_out, cache = self.self_attn(at("ln_1", self.input_layernorm(r)), cache, at)
-        r = at("resid_mid", r + attn_out)
+        r = at("resid_mid", at.wanted(r) + attn_out)
         mlp_out = self.mlp(at("ln_2", self.post_attention_layernorm(r)), at)
         return at("resid_post", r + mlp_out), cache
 
@@ -142,6 +141,7 @@ class Llama(LanguageModel):
     """A Llama language model. ``q`` and ``k`` are before the rotation, ``mlp_pre`` is the gate before its SiLU."""
 
     Config = LlamaConfig
+    side_by_side = True
     first_sites = ("embed",)
     mediators = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "pattern", "head_out", "mlp_post")
     mixers = ("attn_out", "mlp_out")
@@ -195,7 +195,7 @@ class Llama(LanguageModel):
     def empty_cache(self, i: int, rows: int) -> LayerCache:
         return LayerCache([], [])
 
-    def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
+    def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
         r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
         return r, memory
 

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..errors import MechintError, did_you_mean
@@ -98,6 +99,10 @@ class Tap:
     def within(self, prefix: str) -> Scope:
         return Scope(self, prefix + ".")
 
+    def positions(self, tensor: Tensor) -> Tensor:
+        """The positions [L] that stand along the second axis of a tensor [batch, L, …] of this forward."""
+        return torch.arange(self.offset, self.offset + tensor.shape[1], device=tensor.device)
+
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         for edit in self.edits.get(name, ()):
             if not edit.is_cut:  # cuts are made by the forward itself: they need the layer's other tensors
@@ -109,6 +114,57 @@ class Tap:
         if name in self.record:
             self.values[name] = tensor
         return tensor
+
+
+class SideBySide(Tap):
+    """The tap of several forwards that share their matrix products, each with rows, positions and a tap of its own.
+
+    Its tensors are [1, token, …]: the positions of all rows of the first forward, then those of the second, and so on.
+    Nothing is recorded.
+    """
+
+    def __init__(self, taps: Sequence[Tap], shapes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.taps = taps
+        self.shapes = shapes
+        """Rows and positions of each forward."""
+        self.only: Sequence[Tensor] | None = None
+        """Of each forward, the places [row, wanted] of the tokens that are wanted behind this layer; None for all."""
+        self.edits = {name: [] for tap in taps for name in tap.edits}  # whether any of them edits a site
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """[1, token, …] -> the [row, position, …] of each forward."""
+        return apart(tensor, self.shapes)
+
+    def join(self, parts: Iterable[Tensor]) -> Tensor:
+        """The [row, position, …] of each forward -> [1, token, …]."""
+        return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
+
+    def wanted(self, tensor: Tensor) -> Tensor:
+        """Of [1, token, …] the tokens that are wanted behind this layer."""
+        if self.only is None:
+            return tensor
+        parts = zip(self.split(tensor), self.only, strict=True)
+        return self.join(part[torch.arange(len(part), device=part.device)[:, None], places] for part, places in parts)
+
+    def behind(self, tensor: Tensor) -> list[Tensor]:
+        """What is there of the wanted tokens [1, token, …] -> the [row, wanted, …] of each forward."""
+        return apart(tensor, self.shapes if self.only is None else [(len(p), p.shape[1]) for p in self.only])
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        each = zip(self.taps, self.split(tensor), strict=True)
+        return torch.cat([tap.positions(part).repeat(len(part)) for tap, part in each])
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self.edits:
+            return tensor
+        return self.join(tap(name, part) for tap, part in zip(self.taps, self.split(tensor), strict=True))
+
+
+def apart(tensor: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """[1, token, …] -> tensors [row, position, …] of these shapes."""
+    parts = tensor[0].split([rows * length for rows, length in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Scope:
@@ -125,6 +181,18 @@ class Scope:
     @property
     def goes_on(self) -> bool:
         return self.tap.goes_on
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        return self.tap.positions(tensor)
+
+    def wanted(self, tensor: Tensor) -> Tensor:
+        """Of a tensor the tokens that anything behind this layer reads: all, but where forwards side by side end."""
+        return self.tap.wanted(tensor) if isinstance(self.tap, SideBySide) else tensor
+
+    def each(self) -> list[Scope]:
+        """The views of forwards that run side by side."""
+        assert isinstance(self.tap, SideBySide)
+        return [Scope(tap, self.prefix) for tap in self.tap.taps]
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         return self.tap(self.prefix + name, tensor) if self.active else tensor
