@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint import files
 from mechint.errors import MechintError
-from mechint.tasks import Prompts, TaskConfig
+from mechint.imposed import Alignment, NotImposed, Variable, check, imposed_circuit
+from mechint.imposed.causal import INPUTS, lookup, said_by, said_by_each, sources, values_of
+from mechint.imposed.circuits import ChannelCircuit, HeadCircuit
+from mechint.options import from_flags
+from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, Compiled
-from mechint.tasks.ground_truth.causal import INPUTS, Alignment, Variable, lookup, sources
-from mechint.tasks.ground_truth.impose import GPT2Recall, Imposed, MambaRecall, Recipe, check, losses, said_by
+from mechint.tasks.ground_truth.imposed import GPT2Recall, Imposed
 from mechint.tasks.recall import Recall
+from mechint.train import Job, make_job, new_state, one_step, train
+from mechint.train_config import ARCHITECTURES, GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.train_files import read
 from mechint.units import KV_UNITS, Units
+from scripts.kconfig import mapping
+from scripts.kconfig.defconfigs import find
+from scripts.kconfig.loading import load
+from scripts.train import parser
 
+ROOT = Path(__file__).resolve().parent.parent
 TASK = TaskConfig(name="recall", pairs=3, keys=6, values=6)
+SHORT = {"steps": 4, "batch_size": 8, "warmup": 1, "eval_prompts": 16}
 
 
 def slow_lookup(before: list[int], values: list[int], query: list[int], positions: list[int]) -> list[set[int]]:
@@ -81,11 +95,6 @@ def oracle() -> tuple[Compiled, Alignment]:
     return compiled, Alignment(variables, ("head", "mlp"))
 
 
-class Oracle(GPT2Recall):
-    def __init__(self) -> None:
-        super().__init__(TASK)
-
-
 @pytest.fixture
 def _sources_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first position reads itself: only between prompts that begin alike is what stood before it the same."""
@@ -98,19 +107,22 @@ def _sources_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return dataclasses.replace(source, tokens=tokens, answers=answers)
 
-    monkeypatch.setattr("mechint.tasks.ground_truth.impose.sources", alike)
+    monkeypatch.setattr("mechint.imposed.verify.sources", alike)
+    monkeypatch.setattr("mechint.imposed.circuits.sources", alike)
 
 
 @pytest.mark.usefixtures("_sources_that_begin_alike")
 def test_a_model_that_has_the_circuit_passes_and_loses_nothing() -> None:
     compiled, alignment = oracle()
-    found = check(compiled.model, alignment, Oracle(), 0, 300)
+    found = check(compiled.model, alignment, Recall(TASK), 0, "oracle", 300)
     assert found["answers"] == 1.0
     assert all(share == 1.0 for what, share in found.items() if what.startswith(("interchange", "idle")))
     assert len([what for what in found if what.startswith("idle")]) == 4
     assert max(share for what, share in found.items() if what.startswith("without")) <= 0.5
+    circuit = HeadCircuit(Recall(TASK), TrainConfig(seed=3))
+    prompts = circuit.task.sample(64, "train", 3)
     for step in range(len(alignment.variables)):
-        parts = losses(compiled.model, compiled.task, alignment, Recipe(steps=1), 3, step)  # type: ignore[arg-type]
+        parts = circuit.losses(compiled.model, alignment, prompts, step)
         assert all(float(part) < 0.02 for part in parts)
 
 
@@ -121,8 +133,8 @@ def test_a_wrong_alignment_is_refused() -> None:
     n_head = compiled.model.config.n_head
 
     def refused(message: str, *variables: Variable) -> None:
-        with pytest.raises(MechintError, match=message) as error:
-            check(compiled.model, Alignment(variables, alignment.kinds), Oracle(), 0, 200)
+        with pytest.raises(NotImposed, match=message) as error:
+            check(compiled.model, Alignment(variables, alignment.kinds), Recall(TASK), 0, "oracle", 200)
         assert "\n" not in str(error.value)
 
     elsewhere = dataclasses.replace(before, units=((before.units[0] + 1) % n_head,))
@@ -150,65 +162,117 @@ def test_an_idle_unit_that_matters_is_named_with_its_ablation() -> None:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-class Short(GPT2Recall):
-    name = "short"
-    recipe = Recipe(steps=4, batch=8, warmup=1)
-    accuracy = 0.0
-    tolerance = 1.0
+def few(name: str, directory: Path, **changes: Any) -> Job:
+    kind = IMPOSED[name]
+    options = dataclasses.replace(kind.options, output_dir=str(directory), **SHORT, **changes)
+    return make_job(TASK, options, kind.architecture)
 
 
-def short(**changes: Any) -> Imposed:
-    kind = type("Short", (Short,), changes)
-    return kind(TASK)
+@pytest.fixture
+def _anything_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCURACY", 0.0), ("TOLERANCE", 1.0), ("CHANCE", 1.0)):
+        monkeypatch.setattr(f"mechint.imposed.verify.{name}", value)
 
 
+@pytest.mark.usefixtures("_anything_goes")
 @pytest.mark.parametrize("name", list(IMPOSED))
-def test_the_same_seed_trains_the_same_bytes(name: str) -> None:
-    recipe = dataclasses.replace(IMPOSED[name].recipe, steps=3, batch=8, warmup=1)
-    kind = type("Few", (IMPOSED[name],), {"recipe": recipe})
-    one, again, other = (kind().train(seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert not all(torch.equal(one[key], other[key]) for key in one)
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrowing included, and the units that it left."""
+    jobs = [few(name, tmp_path / place, save_every=3) for place in ("whole", "killed")]
+    monkeypatch.setattr(ChannelCircuit, "narrow_at", 0.5)
+    for job in jobs:
+        if job.config.output_dir.endswith("killed"):
+            with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+                broken.setattr("mechint.train.finish", killed)
+                train(TASK, job.config, job.architecture)
+        train(TASK, job.config, job.architecture)
+    assert files.sha256(jobs[0].paths.final) == files.sha256(jobs[1].paths.final)
+    units = [len(variable["units"]) for variable in read(jobs[0].paths.final)["circuit"]]
+    assert units == ([1, 1, 8, 8, 8, 8] if "gpt2" in name else list(ChannelCircuit.kept))
+    assert jobs[0].paths.best.exists() and not jobs[0].paths.resume.exists()
 
 
-def test_what_was_not_imposed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(
-        MechintError, match=r"of the answers are right, and at least 98% must be; .*train for more steps"
-    ):
-        short(accuracy=0.98).compile(folder=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
-def test_another_attempt_begins_from_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    train = Short.train
-
-    def kept(self: Imposed, seed: int, attempt: int = 0) -> Any:
-        drawn.append(train(self, seed, attempt))
-        return drawn[-1]
-
-    def refused(model: Any, *_: Any) -> None:
-        if len(drawn) < 2:
-            raise MechintError("not imposed")
-
-    monkeypatch.setattr(Short, "train", kept)
-    monkeypatch.setattr("mechint.tasks.ground_truth.impose.check", refused)
-    assert short().compile(folder=tmp_path).model is drawn[1] and len(drawn) == 2
-    assert not torch.equal(drawn[0].layers[0].ln_1.weight, drawn[1].layers[0].ln_1.weight)
-    assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr("mechint.tasks.ground_truth.impose.ATTEMPTS", 1)
-    drawn.clear()
-    with pytest.raises(MechintError, match="not imposed"):
-        short().compile(seed=1, folder=tmp_path)
-    assert len(drawn) == 1 and len(list(tmp_path.iterdir())) == 1
+def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_path: Path) -> None:
+    job = few("siit_gpt2_recall", tmp_path)
+    with pytest.raises(NotImposed, match=r"of the answers are right, and at least 98% must be; .*train for more steps"):
+        train(TASK, job.config, job.architecture)
+    assert not job.paths.final.exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "architecture", "said"),
+    [
+        ({"name": "induction"}, {}, MambaArchitecture(), "--train-impose: there is no causal model of induction"),
+        ({}, {}, GPT2Architecture(n_layer=3), "is one of 2 layers, not 3; set --gpt2-n-layer to 2"),
+        ({}, {}, MambaArchitecture(d_model=8), "--train-impose: 16 channels of a layer are too few, 32 are the least"),
+        ({}, {"impose_strictness": -1.0}, MambaArchitecture(), "impose_strictness is -1.0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imposed_is_refused_before_anything_is_trained(
+    task: dict[str, Any], options: dict[str, Any], architecture: Any, said: str, tmp_path: Path
+) -> None:
+    config = TrainConfig(impose=True, output_dir=str(tmp_path / "none"), **options)
+    with pytest.raises(MechintError, match=said) as error:
+        train(dataclasses.replace(TASK, **task), config, architecture)
+    assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("kind", list(IMPOSED.values()))
+def test_the_menus_train_what_is_scored(kind: type[Imposed]) -> None:
+    """The defconfig says the same options as the registry, but for where the files go."""
+    family = kind.architecture.family
+    file = find(ROOT, f"{family}-tiny-imposed")
+    flags = parser().parse_args(mapping.arguments(load(ROOT, file), mapping.TRAIN))
+    assert flags.family == family
+    assert from_flags(flags, TaskConfig, "task") == kind().config
+    assert from_flags(flags, ARCHITECTURES[family], family) == kind.architecture
+    said = from_flags(flags, TrainConfig, "train")
+    assert said.impose and said.seed == 100
+    assert dataclasses.replace(said, output_dir=kind.options.output_dir, device="cpu", seed=0) == kind.options
+
+
+def test_another_attempt_begins_from_another_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[TrainConfig] = []
+
+    def refused(task: TaskConfig, config: TrainConfig, architecture: Any) -> None:
+        tried.append(config)
+        if len(tried) < 3:
+            raise NotImposed("not imposed")
+
+    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", refused)
+    model = GPT2Recall(TASK)
+    attempts = list(model.attempts(7, tmp_path))
+    assert model.trained(attempts) == attempts[2] and tried == attempts
+    assert len({config.seed for config in attempts}) == len({config.output_dir for config in attempts}) == 3
+    tried[:] = []
+    with pytest.raises(NotImposed, match="not imposed"):
+        model.trained(attempts[:2])
+    assert tried == attempts[:2]
+
+    def broken(*_: Any) -> None:
+        tried.append(attempts[0])
+        raise MechintError("the disk is full")
+
+    tried[:] = []
+    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", broken)
+    with pytest.raises(MechintError, match="the disk is full"):
+        model.trained(attempts)
+    assert len(tried) == 1
+
+
+@pytest.mark.usefixtures("_anything_goes")
 def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.tasks.ground_truth.impose.CHANCE", 1.0)
-    model = short()
+    kind = type("Short", (GPT2Recall,), {"options": dataclasses.replace(GPT2Recall.options, **SHORT)})
+    model = kind(TASK)
     first = model.compile(seed=5, folder=tmp_path)
-    [path] = tmp_path.iterdir()
-    monkeypatch.setattr(type(model), "train", None)  # would fail
+    [path] = tmp_path.glob("*/final_model_stepV0.pt")
+    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", None)  # would fail
     again = model.compile(seed=5, folder=tmp_path)
     tokens = model.task.sample(4, "train", 0).tokens
     assert torch.equal(first.model(tokens), again.model(tokens))
@@ -234,37 +298,79 @@ def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
         Variable(name, "channel", units, inputs)
         for name, units, inputs in zip(("before", "said"), wide, (("before",), INPUTS), strict=True)
     )
-    recipe = dataclasses.replace(MambaRecall.recipe, kept=tuple(len(own) for own in declared))
-    kind = type("Kept", (MambaRecall,), {"recipe": recipe})
-    narrowed = kind(TASK).narrow(model, Alignment(variables, ("channel",)), 0)
+    kind = type("Kept", (ChannelCircuit,), {"kept": tuple(len(own) for own in declared)})
+    narrowed = kind(Recall(TASK), TrainConfig()).narrow(model, Alignment(variables, ("channel",)))
     assert [set(variable.units) for variable in narrowed.variables] == declared
     assert any(set(units) != own for units, own in zip(wide, declared, strict=True))
 
 
-def test_a_recipe_says_whose_turn_it_is_and_what_is_put_into_idle_units() -> None:
-    model = MambaRecall(TASK).new_model()
-    alignment = MambaRecall(TASK).align(model, 0)
+def test_a_circuit_says_whose_turn_it_is_and_what_is_put_into_idle_units(tmp_path: Path) -> None:
+    job = few("siit_mamba_recall", tmp_path)
+    model = new_state(job, torch.device("cpu")).model
     task = Recall(TASK)
+    prompts = task.sample(16, "train", 5)
+    alignment = ChannelCircuit(task, job.config).align(model)
 
-    def parts(step: int, **recipe: Any) -> list[float]:
-        return [float(part.detach()) for part in losses(model, task, alignment, Recipe(1, 16, **recipe), 5, step)]
+    def parts(step: int, match: float = 0.0, **own: Any) -> list[float]:
+        kind = type("Own", (ChannelCircuit,), {"turns": (), "idle": ("zero", "half"), "removed": 0, **own})
+        circuit = kind(task, dataclasses.replace(job.config, impose_match=match))
+        return [float(part.detach()) for part in circuit.losses(model, alignment, prompts, step)]
 
     first, second = parts(0), parts(1)
     assert first[0] == second[0] and first[1] != second[1]
-    assert parts(0, turns=(1, 0))[1] == second[1] and parts(3, turns=(1, 0, 0, 0))[1] == first[1]
+    # the same step has the same sources, so a turn tells which variable is swapped
+    assert parts(0, turns=(0,))[1] == first[1] != parts(0, turns=(1,))[1]
+    assert parts(1, turns=(0, 1))[1] == second[1] == parts(1, turns=(0, 1, 0, 0))[1]
     fills = {fill: parts(0, idle=(fill,))[2] for fill in ("zero", "half", "all")}
     assert len(set(fills.values())) == 3
-    assert first[2] == fills["zero"] and parts(4, idle=("half", "all"))[2] == fills["half"]
-    prompts = task.sample(16, "train", 5)
+    assert first[2] == fills["zero"] and parts(0, idle=("half", "all"))[2] == fills["half"]
     there = dict.fromkeys(alignment.sites(model), 0.0)
     whole, without = (said_by(model, prompts, edits) for edits in ([], alignment.idle_edits(model, there)))
     expected = fills["zero"] + 0.5 * float((whole - without).square().mean().detach())
-    assert parts(0, idle=("zero",), match=0.5)[2] == pytest.approx(expected, rel=1e-5)
+    assert parts(0, 0.5, idle=("zero",))[2] == pytest.approx(expected, rel=1e-5)
+    # what is said, removed: every value is to be as likely as any other
+    said = alignment.variables[1].edits(model, there)
+    likely = said_by(model, prompts, said).softmax(-1)[..., task.keys : task.keys + task.values]
+    beyond = float(-likely.log().mean().detach()) - math.log(task.values)
+    assert parts(8, removed=8)[1] == pytest.approx(beyond, rel=1e-5) and parts(9, removed=8)[1] == parts(9)[1]
 
 
-def test_the_second_layer_of_the_mamba_never_sees_what_stood_before() -> None:
-    recipe = dataclasses.replace(MambaRecall.recipe, steps=3, batch=8, warmup=1, narrow=2, kept=(2, 3))
-    kind = type("Few", (MambaRecall,), {"recipe": recipe})
-    model = kind(TASK).train(3)
-    assert not model.layers[1].conv1d.weight[..., :-1].any()
-    assert model.layers[0].conv1d.weight[..., :-1].all()
+def test_several_runs_at_once_are_those_of_each_alone(tmp_path: Path) -> None:
+    job = few("siit_gpt2_recall", tmp_path)
+    state = new_state(job, torch.device("cpu"))
+    prompts, other = (job.task.sample(5, "train", seed) for seed in (0, 1))
+    assert state.circuit is not None
+    there = values_of(state.model, other.tokens, state.circuit.sites(state.model))
+    cells = [[], state.circuit.variables[2].edits(state.model, there), state.circuit.idle_edits(state.model, there)]
+    together = said_by_each(state.model, prompts, cells)
+    assert len(together) == 3
+    for cell, found in zip(cells, together, strict=True):
+        assert torch.allclose(found, said_by(state.model, prompts, cell), atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_the_second_layer_of_the_mamba_never_sees_what_stood_before(tmp_path: Path) -> None:
+    job = few("siit_mamba_recall", tmp_path)
+    state = new_state(job, torch.device("cpu"))
+    one_step(job, state, torch.device("cpu"))
+    first, second = (layer.conv1d.weight for layer in state.model.layers)  # type: ignore[attr-defined]
+    assert not second[..., :-1].any()
+    assert first[..., :-1].all()
+
+
+def test_strictness_weighs_the_third_loss(tmp_path: Path) -> None:
+    job = few("siit_gpt2_recall", tmp_path)
+    state = new_state(job, torch.device("cpu"))
+    prompts = job.task.sample(8, "train", 0)
+
+    def loss(strictness: float) -> float:
+        circuit = HeadCircuit(Recall(TASK), dataclasses.replace(job.config, impose_strictness=strictness))
+        assert state.circuit is not None
+        return float(circuit.loss(state.model, state.circuit, prompts, 0).detach())
+
+    none, one, two = (loss(weight) for weight in (0.0, 1.0, 2.0))
+    assert two - one == pytest.approx(one - none, rel=1e-4) and one > none
+
+
+def test_nothing_is_imposed_unless_it_is_asked_for() -> None:
+    assert imposed_circuit(make_task(TASK), TrainConfig(), MambaArchitecture(n_layer=5)) is None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import files
 from .errors import MechintError
+from .imposed import Alignment, ImposedCircuit, imposed_circuit
 from .models.base import LanguageModel
 from .models.gpt2 import GPT2Config
 from .models.load import find_device, hf_config, to_hf_state_dict
@@ -47,6 +48,8 @@ class Job:
     recipe: dict[str, Any]
     """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
     paths: Paths
+    imposed: ImposedCircuit | None = None
+    """What is imposed on the model, if anything."""
     variant: str = ""
     """What the study calls it."""
 
@@ -66,6 +69,13 @@ class State:
     """Evaluations in a row that reached ``stop_accuracy``."""
     seconds: float = 0.0
     """Time spent in earlier, killed runs."""
+    circuit: Alignment | None = None
+    """The units that the imposed circuit has by now."""
+
+    @property
+    def carriers(self) -> list[list[int]]:
+        """The units of each variable of the imposed circuit."""
+        return [list(variable.units) for variable in self.circuit.variables] if self.circuit else []
 
 
 def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture, variant: str = "") -> Path:
@@ -138,7 +148,8 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: A
         "data": task.fingerprint,
     }
     model = model_config(architecture, task)
-    return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config))
+    imposed = imposed_circuit(task, train_config, architecture)
+    return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config), imposed)
 
 
 def score(checkpoint: dict[str, Any]) -> str:
@@ -156,6 +167,7 @@ def checkpoint_of(job: Job, state: State) -> dict[str, Any]:
         "iter_num": state.step,
         "best_val_loss": state.best_val_loss,
         **({"variant": job.variant} if job.variant else {}),
+        **({"circuit": state.circuit.described()} if state.circuit else {}),
     }
 
 
@@ -167,6 +179,7 @@ def save_resume(job: Job, state: State, seconds: float) -> None:
             "model": state.model.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "seconds": seconds,
+            "carriers": state.carriers,
             **{name: getattr(state, name) for name in ("step", "losses", "history", "best_val_loss", "good")},
         },
     )
@@ -177,6 +190,8 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     state.optimizer.load_state_dict(saved["optimizer"])
     for name in ("step", "losses", "history", "best_val_loss", "good", "seconds"):
         setattr(state, name, saved[name])
+    if state.circuit:
+        state.circuit = state.circuit.with_units(saved["carriers"])
 
 
 def write_metrics(job: Job, state: State, seconds: float, **more: Any) -> None:
@@ -203,10 +218,15 @@ def new_state(job: Job, device: torch.device) -> State:
         torch.manual_seed(mix(job.config.seed, "weights"))
         model = make_model(job.model, job.config.init)
     model.to(device)
+    circuit = None
+    if job.imposed:
+        job.imposed.constrain(model)
+        circuit = job.imposed.align(model)
     decay = [parameter for name, parameter in model.named_parameters() if decays(name, parameter)]
     keep = [parameter for name, parameter in model.named_parameters() if not decays(name, parameter)]
     groups = [{"params": decay, "weight_decay": job.config.weight_decay}, {"params": keep, "weight_decay": 0.0}]
-    return State(model, torch.optim.AdamW(groups, lr=job.config.lr, fused=True))
+    optimizer = torch.optim.AdamW(groups, lr=job.config.lr, betas=(0.9, job.config.beta2), fused=True)
+    return State(model, optimizer, circuit=circuit)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -259,12 +279,13 @@ def one_step(job: Job, state: State, device: torch.device) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(c, state.step)
     state.optimizer.zero_grad()
+    if job.imposed and state.circuit:
+        state.circuit = job.imposed.next(state.model, state.circuit, state.step)
     loss = torch.zeros((), device=device)
     for start in range(0, count, c.batch_size):
         batch = prompts[start : start + c.batch_size]
         with torch.autocast(device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
-            logits = answer_logits(state.model, batch)
-        part = F.cross_entropy(logits.float().flatten(0, 1), batch.answers.flatten()) / c.grad_accumulation
+            part = objective(job, state, batch) / c.grad_accumulation
         part.backward()
         loss += part.detach()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip)
@@ -274,7 +295,17 @@ def one_step(job: Job, state: State, device: torch.device) -> float:
             f"lower --train-lr (now {c.lr:g}), or raise --train-warmup (now {c.warmup})"
         )
     state.optimizer.step()
+    if job.imposed:
+        job.imposed.constrain(state.model)
     return loss.item()
+
+
+def objective(job: Job, state: State, batch: Prompts) -> Tensor:
+    """The loss of a batch, in nats."""
+    if job.imposed and state.circuit:
+        return job.imposed.loss(state.model, state.circuit, batch, state.step)
+    logits = answer_logits(state.model, batch)
+    return F.cross_entropy(logits.float().flatten(0, 1), batch.answers.flatten())
 
 
 @torch.no_grad()
@@ -310,7 +341,8 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
         }
     )
     state.losses = []
-    state.good = state.good + 1 if accuracy >= c.stop_accuracy else 0
+    good = accuracy >= c.stop_accuracy and job.imposed is None  # answers are learned before the circuit is
+    state.good = state.good + 1 if good else 0
     if val_loss < state.best_val_loss:
         state.best_val_loss = val_loss
         files.write_torch(job.paths.best, {**checkpoint_of(job, state), "val_accuracy": accuracy})
@@ -324,8 +356,14 @@ def note(state: State) -> str:
 
 
 def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
-    """Measures the final model on the evaluation split and writes it; the checkpoint is what marks the run finished."""
+    """Measures the final model on the evaluation split and writes it; the checkpoint is what marks the run finished.
+
+    Raises:
+        NotImposed: interventions do not find the circuit that was to be imposed.
+    """
     c = job.config
+    if job.imposed and state.circuit:
+        job.imposed.check(state.model, state.circuit, str(job.paths.final))
     held_out = job.task.sample(c.eval_prompts, "evaluation", mix(c.seed, "held out")).to(device)
     loss, accuracy = evaluate(state.model, held_out, c.batch_size)
     measured = {

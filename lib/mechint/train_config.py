@@ -37,6 +37,9 @@ class TrainConfig:
     weight_decay: float = option(
         0.01, "Weight decay of the projections; never of embeddings, A_log, D, biases and norms", low=0.0, high=1.0
     )
+    beta2: float = option(
+        0.999, "Decay of AdamW's mean of squared gradients; smaller forgets sooner", low=0.5, high=0.99999
+    )
     grad_clip: float = option(1.0, "Largest norm of the gradient", low=1e-3, high=1000.0)
     init: str = option(
         "unit",
@@ -44,6 +47,16 @@ class TrainConfig:
         choices=("unit", "published"),
     )
     seed: int = option(0, "Seed of the weights and of the training prompts", low=0, high=2**31 - 1)
+    impose: bool = option(
+        False,
+        "Impose a known circuit on a model of two layers that learns recall (strict interchange intervention training)",
+    )
+    impose_strictness: float = option(
+        1.0, "Weight of the loss with all other units ablated, beside that of the answers", low=0.0, high=1000.0
+    )
+    impose_match: float = option(
+        0.0, "Weight, in that loss, of the mean squared change of the logits", low=0.0, high=1000.0
+    )
     eval_every: int = option(
         100, "Steps between held-out evaluations; the best model is kept", unit="steps", low=1, high=1_000_000
     )

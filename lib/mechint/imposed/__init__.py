@@ -5,7 +5,7 @@ set; :mod:`mechint.tasks.ground_truth` scores methods on what comes out.
 """
 
 from .causal import Alignment, Variable
-from .check import NotImposed, check
 from .circuits import ImposedCircuit, imposed_circuit
+from .verify import NotImposed, check
 
 __all__ = ["Alignment", "ImposedCircuit", "NotImposed", "Variable", "check", "imposed_circuit"]

@@ -140,3 +140,11 @@ def values_of(model: Any, tokens: Tensor, sites: Collection[str]) -> dict[str, T
 def said_by(model: Any, prompts: Prompts, edits: Sequence[Edit]) -> Tensor:
     """The logits of a run under edits, [n, Q, V]."""
     return run(model, prompts.tokens, edits=edits, logits_at=prompts.positions).logits
+
+
+def said_by_each(model: Any, prompts: Prompts, cells: Sequence[Sequence[Edit]]) -> list[Tensor]:
+    """The logits under each of several lists of edits, [n, Q, V] each, from one run of that many times the rows."""
+    n, times = len(prompts), len(cells)
+    edits = [edit.on_rows(range(k * n, (k + 1) * n)) for k, cell in enumerate(cells) for edit in cell]
+    tokens, positions = (part.repeat(times, 1) for part in (prompts.tokens, prompts.positions))
+    return list(run(model, tokens, edits=edits, logits_at=positions).logits.split(n))

@@ -9,6 +9,7 @@ is the same on every prompt, some steps put zeros into all of them instead.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -20,10 +21,10 @@ from ..errors import MechintError
 from ..options import flag
 from ..tasks.base import Prompts, Task, generator, mix
 from ..tasks.recall import Recall
-from ..train_config import Architecture, TrainConfig
+from ..train_config import Architecture, MambaArchitecture, TrainConfig
 from ..units import Units, unit_kinds
-from .causal import INPUTS, Alignment, Variable, said_by, sources, values_of
-from .check import check
+from .causal import INPUTS, Alignment, Variable, said_by, said_by_each, sources, values_of
+from .verify import check
 
 LAYERS = 2
 
@@ -35,11 +36,14 @@ class ImposedCircuit(ABC):
         turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
         idle: What is put into idle units at each step, over and over: ``zero`` into all, or another prompt's values
             into ``all`` or a random ``half``.
+        removed: Every how many steps the last variable that is said is removed, in place of an interchange: with zeros
+            there, all tokens that can be said are to be equally likely; 0 for never.
         narrow_at: After which share of the steps the circuit is narrowed to the units that it uses; 0 for never.
     """
 
     turns: ClassVar[tuple[int, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ("zero", "half")
+    removed: ClassVar[int] = 0
     narrow_at: ClassVar[float] = 0.0
 
     def __init__(self, task: Recall, config: TrainConfig) -> None:
@@ -64,7 +68,7 @@ class ImposedCircuit(ABC):
         return self.narrow(model, alignment) if narrowed else alignment
 
     def check(self, model: Any, alignment: Alignment, name: str) -> None:
-        """Holds a trained model against the causal model; see :func:`mechint.imposed.check.check`."""
+        """Holds a trained model against the causal model; see :func:`mechint.imposed.verify.check`."""
         check(model, alignment, self.task, self.config.seed, name)
 
     def loss(self, model: Any, alignment: Alignment, prompts: Prompts, step: int) -> Tensor:
@@ -86,18 +90,28 @@ class ImposedCircuit(ABC):
         said, defined = variable.expected(prompts, source)
         fills = dict.fromkeys(there, 0.0) if fill == "zero" else there
         idle = alignment.idle_edits(model, fills, generator("idle", seed) if fill == "half" else None)
-        whole, without = (said_by(model, prompts, edits) for edits in ([], idle))
+        remove = bool(self.removed) and step % self.removed == 0
+        if remove:
+            [variable] = [each for each in alignment.variables if each.inputs == INPUTS]
+        swap = variable.edits(model, dict.fromkeys(there, 0.0) if remove else there)
+        whole, swapped, without = said_by_each(model, prompts, [[], swap, idle])
+        second = unsaid(swapped, self.task) if remove else cross_entropy(swapped, said, defined)
         strict = cross_entropy(without, prompts.answers)
         if self.config.impose_match:
             strict = strict + self.config.impose_match * F.mse_loss(without, whole)
-        swapped = said_by(model, prompts, variable.edits(model, there))
-        return [cross_entropy(whole, prompts.answers), cross_entropy(swapped, said, defined), strict]
+        return [cross_entropy(whole, prompts.answers), second, strict]
 
 
 def cross_entropy(logits: Tensor, answers: Tensor, defined: Tensor | None = None) -> Tensor:
     """Mean over those of the answers [n, Q] that are defined."""
     each = F.cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none")
     return each.mean() if defined is None else each[defined.flatten()].mean()
+
+
+def unsaid(logits: Tensor, task: Recall) -> Tensor:
+    """Mean cross-entropy, beyond its least, with values that are all equally likely."""
+    likely = logits.float().log_softmax(-1)[..., task.keys : task.keys + task.values]
+    return -likely.mean() - math.log(task.values)
 
 
 class HeadCircuit(ImposedCircuit):
@@ -135,6 +149,7 @@ class ChannelCircuit(ImposedCircuit):
 
     turns = (1, 0, 0, 0)
     idle = ("all", "zero", "all")
+    removed = 8
     narrow_at = 0.4
     offered: ClassVar[tuple[int, int]] = (16, 32)
     kept: ClassVar[tuple[int, int]] = (10, 16)
@@ -195,7 +210,7 @@ def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture)
             f"{name}: the circuit is one of {LAYERS} layers, not {architecture.n_layer}; set "
             f"{flag(family, 'n_layer')} to {LAYERS}"
         )
-    if architecture.family == "mamba":
+    if isinstance(architecture, MambaArchitecture):
         channels, least = architecture.expand * architecture.d_model, max(ChannelCircuit.offered)
         if channels < least:
             raise MechintError(

@@ -54,17 +54,19 @@ def areas_table(results: dict[str, Any]) -> str:
 def random_section(results: dict[str, Any]) -> list[str]:
     if not results["random"]:
         return []
+    titles = results["methods"] | results["edge_methods"]
     return [
         "## Random weights",
-        "AUROC of the same methods on random weights of the same sizes, against the same masks, within layers: it "
-        f"should be 0.5. Each seed tries {results['config']['random_models']} of the models, in turn; 95 % intervals "
-        f"by Student's t over {results['config']['seeds']} seeds, for each method alone: of {len(results['random'])} "
-        "such intervals one may miss by chance.",
+        "AUROC of the same methods on random weights of the same sizes, against the same masks and links, within a "
+        f"layer or between two: it should be 0.5. Each seed tries {results['config']['random_models']} of the models, "
+        f"in turn; 95 % intervals by Student's t over {results['config']['seeds']} seeds, for each method alone: of "
+        f"{len(results['random'])} such intervals one may miss by chance. (Flows are not asked: on any weights near "
+        "positions are read more than far ones.)",
         table(
             ("method", "AUROC", "interval", "holds 0.5"),
             [
                 (
-                    results["methods"][row["method"]],
+                    titles[row["method"]],
                     f"{row['auroc']['value']:.3f}",
                     f"{row['auroc']['low']:.3f} … {row['auroc']['high']:.3f}",
                     "yes" if row["auroc"]["low"] <= 0.5 <= row["auroc"]["high"] else "**no**",
@@ -364,7 +366,7 @@ def recovered(axes: Axes, results: dict[str, Any]) -> None:
 def chance(axes: Axes, results: dict[str, Any]) -> None:
     """AUROC on random weights with its interval; red where that misses one half."""
     order = list(results["methods"])
-    for row in results["random"]:
+    for row in (row for row in results["random"] if row["method"] in order):
         i = order.index(row["method"])
         value, low, high = (row["auroc"][name] for name in ("value", "low", "high"))
         colour = BLUE if low <= 0.5 <= high else RED

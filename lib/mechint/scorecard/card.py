@@ -25,7 +25,7 @@ from ..tasks.ground_truth.flows import NEEDED
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
-from .edges import EDGE_METHODS, score_edges
+from .edges import EDGE_METHODS, links_by_chance, score_edges
 from .methods import METHODS, Budget, Method, from_function
 from .readouts import score_planted_probes, score_probes
 from .summary import summarise
@@ -44,7 +44,7 @@ class ScorecardConfig:
     models: str = option(
         "all",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        "circuit (once each: the GPT-2 half a minute, the Mamba, which is not among all, some minutes): "
+        "circuit (each once: the GPT-2 a minute, the Mamba four): "
         f"{', '.join([*GROUPS, *MODELS])}",
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
@@ -66,7 +66,7 @@ class ScorecardConfig:
         150_000, "Activations that a dictionary is trained on; 0 trains none", unit="activations", low=0, high=10**9
     )
     random_models: int = option(
-        1, "Models of each seed whose random weights are tried, in turn", unit="models", low=1, high=1000
+        3, "Models of each seed whose random weights are tried, in turn", unit="models", low=1, high=1000
     )
     trace_prompts: int = option(32, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
     null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
@@ -198,6 +198,8 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
         found["random"] = [
             {"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()
         ]
+        if found["edges"]:
+            found["random"] += links_by_chance(compiled, random.model, seed)
     return {**found, "null": nulls, "seconds": time.perf_counter() - start}
 
 

@@ -236,6 +236,30 @@ def score_edges(
     return found
 
 
+def links_by_chance(compiled: Compiled, random: Any, seed: int) -> list[dict[str, Any]]:
+    """AUROC of each way of scoring links on a model of random weights, against the links that are declared.
+
+    The mean over the pairs of layers that have any: which channels of a layer are declared is a matter of the seed
+    alone, so 0.5 is expected whatever the method. Flows have no such number: on any weights near positions are read
+    more than far ones.
+    """
+    linked = links(compiled)
+    shown, other = compiled.task.sample(LINK_PROMPTS, "discovery", seed), dataclasses.replace(compiled, model=random)
+    found = []
+    for key, method in EDGE_METHODS.items():
+        if method.kind != "link":
+            continue
+        wanted = linked & seeing(compiled, method)
+        pairs = [(i, j) for i in range(len(linked)) for j in range(i + 1, len(linked)) if bool(wanted[i, :, j].any())]
+        if not pairs:
+            continue
+        scores = method.scores(other, shown, [])
+        parts = [(wanted[i, :, j].float().flatten(), scores[i, :, j].flatten()) for i, j in pairs]
+        found.append({"method": key, "auroc": fmean(score_units(*part, method.title).auroc for part in parts)})
+    cross_layer.cache_clear()
+    return found
+
+
 def asked_for(compiled: Compiled, prompts: Prompts, needed: Any, others: int, seed: int) -> list[Edge]:
     """The edges that any prompt needs, and some of all others that there are, drawn by the seed."""
     config, end = compiled.model.config, int(prompts.positions[:, -1].max())

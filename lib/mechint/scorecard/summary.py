@@ -28,7 +28,9 @@ def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], method
             {"model": model, **{name: least_and_most([p["best"][name] for p in of[model]]) for name in ("cpr", "cmd")}}
             for model in models
         ],
-        "random": [{"method": key, "auroc": by_chance(parts, key)} for key in methods if tried(parts, key)],
+        "random": [
+            {"method": key, "auroc": by_chance(parts, key)} for key in [*methods, *EDGE_METHODS] if tried(parts, key)
+        ],
         "positions": [
             {"model": model, "site": site, "share": least_and_most(shares)}
             for model in models

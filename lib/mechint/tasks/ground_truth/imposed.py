@@ -94,7 +94,7 @@ class GPT2Recall(Imposed):
     """A GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
 
     name = "siit_gpt2_recall"
-    options = TrainConfig(steps=500, lr=0.01, beta2=0.98, impose=True, device="cpu")
+    options = TrainConfig(steps=1000, lr=0.01, beta2=0.98, impose=True, device="cpu")
     architecture = GPT2Architecture(n_embd=32)
 
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:

@@ -8,7 +8,7 @@ from typing import Any
 from . import gpt2_blueprints as gpt2
 from .blueprints import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
 from .counting import Count, ModularSum
-from .impose import GPT2Recall, Imposed, MambaRecall
+from .imposed import GPT2Recall, Imposed, MambaRecall
 
 BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind for kind in (Shift, Latch, MostRecent, Count, ModularSum, SelectiveCopy, Induction, Recall)
@@ -23,9 +23,9 @@ IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, Ma
 """Trained models."""
 MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
 GROUPS: dict[str, dict[str, Any]] = {
-    "all": {name: kind for name, kind in MODELS.items() if kind is not MambaRecall},
+    "all": {**MODELS},
     "mamba": {**BLUEPRINTS},
     "gpt2": {**GPT2_BLUEPRINTS},
     "trained": {**IMPOSED},
 }
-"""Names for several of them; the Mamba that is trained for minutes is asked for by its own, or as ``trained``."""
+"""Names for several of them."""

@@ -19,7 +19,7 @@ ACCURACY = 0.98
 TOLERANCE = 0.01
 """Share of answers that may change from right to wrong, or back, when all idle units are ablated."""
 CHANCE = 0.75
-"""Without the units of a variable at most this share of the answers is right."""
+"""Without the units of a variable the right answers have at most this probability, in the mean."""
 REMEDY = "the circuit was not imposed, train for more steps or from another seed"
 
 
@@ -32,8 +32,8 @@ def check(model: Any, alignment: Alignment, task: Recall, seed: int, name: str, 
     """Holds a trained model, by its name, against its causal model on prompts of the evaluation split.
 
     Returns:
-        Accuracy of the answers, of every variable's interchange interventions, without every variable's units, and
-        with all idle units ablated (for each of zero, mean, resample and counterfactual).
+        Accuracy of the answers, of every variable's interchange interventions, and with all idle units ablated (for
+        each of zero, mean, resample and counterfactual); the answers' probability without every variable's units.
 
     Raises:
         NotImposed: any of them contradicts what is declared; the first is named.
@@ -49,12 +49,13 @@ def check(model: Any, alignment: Alignment, task: Recall, seed: int, name: str, 
         found[f"interchange, {variable.meaning}"] = share
         expect(name, f"of interchange interventions on {variable.meaning} are right", share, ACCURACY)
         if variable.inputs:
-            share = right(model, prompts, variable.edits(model, dict.fromkeys(there, 0.0)))
-            found[f"without {variable.meaning}"] = share
+            logits = said_by(model, prompts, variable.edits(model, dict.fromkeys(there, 0.0)))
+            likely = logits.double().softmax(-1).gather(-1, prompts.answers.unsqueeze(-1))
+            found[f"without {variable.meaning}"] = share = float(likely.mean())
             if share > CHANCE:
                 raise NotImposed(
-                    f"{name}: without {variable.meaning} {share:.1%} of the answers are still right, and at "
-                    f"most {CHANCE:.0%} may be; {REMEDY}"
+                    f"{name}: without {variable.meaning} the right answers still have a probability of {share:.2f}, "
+                    f"and at most {CHANCE:g} is allowed; {REMEDY}"
                 )
     for name, fills in ablations(model, prompts, there).items():
         share = right(model, prompts, alignment.idle_edits(model, fills))
