@@ -20,11 +20,13 @@ from mechint.errors import MechintError
 from mechint.report.scorecard import mark, verdict
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn, scored
+from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.methods import Budget, interchange
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
 from mechint.statistics import max_t
-from mechint.tasks.ground_truth import BLUEPRINTS, MODELS, Compiled
+from mechint.subspaces import shuffled_weights
+from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, MODELS, Compiled
 from mechint.units import SSM_UNITS, Units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,6 +212,28 @@ def test_wilson_by_hand() -> None:
     roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])
     assert (found["low"], found["high"]) == pytest.approx(sorted(roots))
     assert (rate([False] * 9)["low"], rate([True] * 9)["high"]) == (0.0, 1.0)
+
+
+def test_links_on_random_weights_are_asked_within_pairs_of_layers() -> None:
+    """On the compiled model itself the same question has its usual answer; of random ones the mean is at chance."""
+    known = compiled("count")
+    alone = {row["method"]: row["auroc"] for row in links_by_chance(known, known.model, SEED)}
+    assert alone["weight_products"] > 0.99 and alone["cross_layer_patched"] > 0.99
+    drawn = [links_by_chance(known, random_model(known.model, seed), SEED) for seed in range(3)]
+    assert {row["method"] for row in drawn[0]} == set(alone) and not any("flow" in key for key in alone)
+    products = [row["auroc"] for rows in drawn for row in rows if row["method"] == "weight_products"]
+    assert 0.2 < sum(products) / 3 < 0.8
+
+
+def test_random_weights_of_a_gpt2_have_logits_of_a_usual_size_and_its_own_shuffled_do_not() -> None:
+    """A compiled GPT-2 pins its norms by large weights; a search on these shuffled stops in one line, not in NaN."""
+    like = GPT2_BLUEPRINTS["gpt2_shift"]().compile(seed=102)
+    tokens = like.task.sample(8, "train", 0).tokens
+    assert 1.0 < float(random_model(like.model, 102)(tokens).abs().max()) < 100.0
+    wild = shuffled_weights(like.model, 102)
+    assert float(wild(tokens).abs().max()) > 1e6
+    with pytest.raises(MechintError, match="the search's loss or its gradient is not finite at step"):
+        METHODS["search_counterfactual"].scores(wild, like.task, Budget(32, 64, 16, 60, "kv"))
 
 
 def test_the_interval_on_random_weights_is_over_seeds() -> None:

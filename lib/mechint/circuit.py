@@ -288,9 +288,11 @@ class Search:
         loss = loss + price
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if not torch.isfinite(loss):
+        assert self.logits.grad is not None  # of the backward before
+        if not (torch.isfinite(loss) and torch.isfinite(self.logits.grad).all()):
             raise MechintError(
-                f"the search's loss is not finite at step {self.step}; lower the learning rate {self.lr:g}"
+                f"the search's loss or its gradient is not finite at step {self.step}; lower the learning rate "
+                f"{self.lr:g}, or look at the size of the model's logits"
             )
         self.optimiser.step()
         self.history.append(

@@ -12,7 +12,6 @@ from ..causal_trace import CausalTracer, TraceConfig
 from ..models.mamba import Mamba
 from ..run import run
 from ..statistics import max_t
-from ..subspaces import shuffled_weights
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
@@ -26,6 +25,9 @@ NEAR = 0.99
 NULL_DRAWS = 199
 """Sign flips of one trace: p-values are multiples of 1/200."""
 
+
+PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "c_attn", "c_proj", "c_fc", "lm_head")
+NORMS = ("norm", "norm_f", "ln_1", "ln_2", "ln_f")
 
 MEMORY = {"mamba": "resid_post,state", "gpt2": "resid_post,v", "llama": "resid_post,v"}
 """Sites of a trace that must find nothing: the stream, and what later tokens read."""
@@ -81,27 +83,23 @@ def differs(model: Any, prompts: Prompts, there: torch.Tensor) -> bool:
 
 
 def random_model(like: Any, seed: int) -> Any:
-    """A model of the same sizes with random weights.
+    """A model of the same sizes with random weights, drawn large enough that every path matters.
 
-    Of a Mamba drawn large enough that every path matters; of a transformer its own weights, each tensor shuffled.
+    Not its own weights shuffled: those of a compiled GPT-2 pin its norms, and elsewhere make logits of 10⁷.
     """
-    if not isinstance(like, Mamba):
-        model = shuffled_weights(like, seed)
-        model.source = "random weights"
-        return model.eval().requires_grad_(False)
     random = generator("random weights", seed)
-    model = Mamba(like.config)
+    model = type(like)(like.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            kind = name.rpartition(".")[0].rpartition(".")[2]
+            *_, kind, tensor = f".{name}".split(".")
             parameter.normal_(generator=random)
-            if kind in ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d") and parameter.dim() > 1:
+            if kind in PROJECTIONS and parameter.dim() > 1:
                 parameter.mul_(2 / parameter[0].numel() ** 0.5)
-            elif kind in ("norm", "norm_f"):
-                parameter.mul_(0.1).add_(1)
+            elif kind in NORMS:
+                parameter.mul_(0.1).add_(float(tensor == "weight"))
             elif kind == "dt_proj":
                 parameter.sub_(1)
-    model.source = "random weights"  # type: ignore[assignment]
+    model.source = "random weights"
     return model.eval().requires_grad_(False)
 
 
