@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -63,6 +64,8 @@ def menuconfig(root: Path, file: Path) -> None:
         print(f"no .config yet: starting from {DEFAULT}")
     os.environ["KCONFIG_CONFIG"] = os.path.relpath(file)
     _check_fractions(screens)
+    # a shell that ignores it hands that on, and without its terminal the screen would ask for keys for ever
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         screens.menuconfig(_Screen(root, file))
     except curses.error as error:
