@@ -44,7 +44,7 @@ class ScorecardConfig:
     models: str = option(
         "all",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        "circuit (each once: the GPT-2 a minute, the Mamba four): "
+        "circuit (trained once: the GPT-2 a minute, the Mamba, which is not among all, four): "
         f"{', '.join([*GROUPS, *MODELS])}",
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
