@@ -194,6 +194,17 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     assert jobs[0].paths.best.exists() and not jobs[0].paths.resume.exists()
 
 
+def test_a_circuit_imposed_in_another_way_is_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = few("siit_mamba_recall", tmp_path)
+    before = [config.output_dir for config in IMPOSED["siit_mamba_recall"]().attempts(0, tmp_path)]
+    files.write_torch(job.paths.best, {"config": job.recipe})
+    monkeypatch.setattr(ChannelCircuit, "kept", (9, 16))
+    with pytest.raises(MechintError, match="was trained with another way to impose a circuit"):
+        train(TASK, job.config, job.architecture)
+    after = [config.output_dir for config in IMPOSED["siit_mamba_recall"]().attempts(0, tmp_path)]
+    assert not set(before) & set(after)
+
+
 def killed(*_: Any) -> None:
     raise KeyboardInterrupt
 

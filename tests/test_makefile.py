@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -241,19 +245,42 @@ def test_a_dropped_in_fragment_is_an_analysis(tree: Tree) -> None:
     assert "mamba/defconfigs/mamba-toy:5" in message and "a number from 0 to 1" in message
 
 
-def test_menuconfig_saves_what_was_changed(tree: Tree) -> None:
-    tree.make("defconfig")
+def _menuconfig(tree: Tree, before: Callable[[], None] | None = None) -> tuple[subprocess.Popen[bytes], int]:
+    """menuconfig in a terminal of its own, and that terminal's other end."""
     controller, terminal = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "LINES": "30", "COLUMNS": "90"}
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.kconfig", "menuconfig"],
         cwd=tree.root,
-        env=environment,
+        env={**os.environ, "TERM": "xterm", "LINES": "30", "COLUMNS": "90"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
+        preexec_fn=before,
     )
     os.close(terminal)
+    return process, controller
+
+
+def test_menuconfig_ends_with_its_terminal(tree: Tree) -> None:
+    """Even where the shell before it ignores hang-ups; else it would go on asking for keys with a whole core."""
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process, controller = _menuconfig(tree, take_terminal)
+    try:
+        _play(controller, [])
+        os.close(controller)
+        assert process.wait(timeout=20) == -signal.SIGHUP
+    finally:
+        process.kill()
+
+
+def test_menuconfig_saves_what_was_changed(tree: Tree) -> None:
+    tree.make("defconfig")
+    process, controller = _menuconfig(tree)
     # Jump to the symbol, edit its value, save under the same name, quit.
     keys = ["/", "SSM_SEEDS", "\n", "\n", "\x7f", "5", "\n", "s", "\n", "\n", "q"]
     _play(controller, keys)

@@ -28,6 +28,7 @@ from .models.mamba import MambaConfig
 from .models.sites import Tap
 from .options import check
 from .progress import Progress
+from .rundir import fingerprint
 from .tasks import Prompts, Task, TaskConfig, make_task, mix
 from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
@@ -149,6 +150,8 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: A
     }
     model = model_config(architecture, task)
     imposed = imposed_circuit(task, train_config, architecture)
+    if imposed:
+        recipe["imposed"] = fingerprint(imposed.recipe)
     return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config), imposed)
 
 

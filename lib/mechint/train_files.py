@@ -13,6 +13,9 @@ from .errors import MechintError
 from .options import flag
 from .train_config import TrainConfig
 
+OTHERWISE = {"data": "another text", "imposed": "another way to impose a circuit"}
+"""What is said of parts of a recipe that no option names."""
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -80,7 +83,7 @@ def refuse_other_recipe(path: Path, theirs: dict[str, Any], ours: dict[str, Any]
                 if name not in known or known[name] != value
             ]
         elif had != wanted:
-            different.append("another text" if group == "data" else f"--{group} {had}, not {wanted}")
+            different.append(OTHERWISE.get(group, f"--{group} {had}, not {wanted}"))
     if different:
         more = f" and {len(different) - 3} more differences" if len(different) > 3 else ""
         raise MechintError(

@@ -50,6 +50,11 @@ class ImposedCircuit(ABC):
         self.task = task
         self.config = config
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What is imposed and how, beside the options: checkpoints made otherwise are others."""
+        return {name: getattr(self, name) for name in ("turns", "idle", "removed", "narrow_at")}
+
     @abstractmethod
     def align(self, model: Any) -> Alignment:
         """Which units are to carry what; the seed of the training says where they are."""
@@ -153,6 +158,10 @@ class ChannelCircuit(ImposedCircuit):
     narrow_at = 0.4
     offered: ClassVar[tuple[int, int]] = (16, 32)
     kept: ClassVar[tuple[int, int]] = (10, 16)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe | {"offered": self.offered, "kept": self.kept}
 
     @torch.no_grad()
     def constrain(self, model: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...imposed import Alignment, NotImposed, imposed_circuit
+from ...imposed import Alignment, ImposedCircuit, NotImposed, imposed_circuit
 from ...models.load import load
 from ...rundir import fingerprint
 from ...train import train
@@ -63,15 +63,20 @@ class Imposed(ABC):
         path = Paths.of(config).final
         model = load(path)
         model.source = f"{self.name}, seed {seed}"
-        imposed = imposed_circuit(self.task, config, self.architecture)
-        assert imposed is not None  # every one of attempts() imposes it
+        imposed = self.circuit(config)
         alignment = imposed.align(model).with_units([own["units"] for own in read(path)["circuit"]])
         imposed.check(model.requires_grad_(False), alignment, model.source)
         return Compiled(model, self.task, GroundTruth(tuple(self.declare(model, alignment)), -math.inf, math.inf))
 
+    def circuit(self, config: TrainConfig) -> ImposedCircuit:
+        found = imposed_circuit(self.task, config, self.architecture)
+        assert found is not None  # all options here impose one
+        return found
+
     def attempts(self, seed: int, folder: Path) -> Iterator[TrainConfig]:
         """The trainings for a seed, the later ones for where those before fail; each has a directory of its own."""
-        recipe = [dataclasses.asdict(part) for part in (self.config, self.options, self.architecture)]
+        options = [dataclasses.asdict(part) for part in (self.config, self.options, self.architecture)]
+        recipe = [*options, self.circuit(self.options).recipe]
         for attempt in range(ATTEMPTS):
             own = seed + attempt * APART
             directory = folder / f"{self.name}_{fingerprint(recipe)[:8]}_seed{own}"
