@@ -139,7 +139,7 @@ def test_a_wrong_alignment_is_refused() -> None:
 
     elsewhere = dataclasses.replace(before, units=((before.units[0] + 1) % n_head,))
     refused("of interchange interventions on what stood before are right", elsewhere, said)
-    refused(r"all idle units ablated \(zero\)", said)
+    refused(r"oracle: with all idle units ablated \(zero\)", said)
     swapped = dataclasses.replace(others[1], inputs=("query",))
     refused("of interchange interventions on the values are right", before, said, swapped)
 

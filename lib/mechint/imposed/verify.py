@@ -57,12 +57,12 @@ def check(model: Any, alignment: Alignment, task: Recall, seed: int, name: str, 
                     f"{name}: without {variable.meaning} the right answers still have a probability of {share:.2f}, "
                     f"and at most {CHANCE:g} is allowed; {REMEDY}"
                 )
-    for name, fills in ablations(model, prompts, there).items():
+    for ablation, fills in ablations(model, prompts, there).items():
         share = right(model, prompts, alignment.idle_edits(model, fills))
-        found[f"idle, {name}"] = share
+        found[f"idle, {ablation}"] = share
         if abs(share - found["answers"]) > TOLERANCE:
             raise NotImposed(
-                f"{name}: with all idle units ablated ({name}) {share:.2%} of the answers are right in place "
+                f"{name}: with all idle units ablated ({ablation}) {share:.2%} of the answers are right in place "
                 f"of {found['answers']:.2%}, a change of more than {TOLERANCE:.0%}: they are not idle; train for "
                 "more steps, or raise --train-impose-strictness"
             )
