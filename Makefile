@@ -69,7 +69,7 @@ bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,
 	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
 
 ground-truth: $(READY)
-	$(Q)"$(PY)" scripts/ground_truth.py $(SCORE)
+	$(Q)$(KCONFIG) score --processes="$$PROCESSES" -- $(SCORE)
 
 # Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
 PEERS := saelens dictionary_learning sparsify
@@ -145,8 +145,9 @@ Variables
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   SCORE="--models gpt2 --seeds 2"   what ground-truth scores; --help of scripts/ground_truth.py lists all
-  PROCESSES=2        analyse with as many processes (torchrun): checkpoints are dealt out among them; of one, sparse
-                     autoencoders are trained by all, each on its part of every batch
+  PROCESSES=2        mechint and ground-truth in as many processes (torchrun): checkpoints, or models and seeds, are
+                     dealt out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
+                     of every batch
   DRY_RUN=1          say what would run, and run nothing
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made

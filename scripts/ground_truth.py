@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
+from mechint import workers
 from mechint.errors import exit_status
 from mechint.options import add_flags, from_flags
 from mechint.report.scorecard import short_table
@@ -20,9 +21,10 @@ def main() -> None:
     add_flags(parser, ScorecardConfig)
     config = from_flags(parser.parse_args(), ScorecardConfig)
     results = scorecard(config)
-    print(short_table(results))
-    print(f"scorecard: {Path(config.output_dir) / 'scorecard.md'}")
+    if workers.worker()[0] == 0:
+        print(short_table(results))
+        print(f"scorecard: {Path(config.output_dir) / 'scorecard.md'}")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    workers.end(exit_status(main))

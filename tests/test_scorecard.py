@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,40 @@ def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     scorecard(config)
     assert calls == ["selective_copy", "recall", "recall"]
     assert not (tmp_path / ".stages").exists()
+
+
+def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    small = [
+        "--models=shift,latch",
+        "--seeds=1",
+        "--sae-tokens=0",
+        "--null-trials=2",
+        "--steps=10",
+        "--random-models=1",
+    ]
+    for name, count in (("one", ""), ("two", "2")):
+        command = [sys.executable, "-m", "scripts.kconfig", "score", f"--processes={count}", "--", *small]
+        command.append(f"--output-dir={tmp_path / name}")
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("scorecard.md") == 1
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert len(one["parts"]) == 2
+
+    def measured(value: Any) -> Any:
+        """All but what another run takes otherwise."""
+        if isinstance(value, dict):
+            return {key: measured(own) for key, own in value.items() if key not in ("seconds", "peak_mib")}
+        return [measured(own) for own in value] if isinstance(value, list) else value
+
+    for part in ("parts", "card", "false_positives", "random", "positions", "edges"):
+        assert measured(two[part]) == measured(one[part]), part
+    assert not (tmp_path / "two" / ".stages").exists()
+    command[-1] = f"--output-dir={tmp_path / 'bad'}"
+    done = subprocess.run([*command, "--models=lach"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode and "error: no model 'lach' (did you mean latch" in done.stderr
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize("direction", ["noise", "denoise"])

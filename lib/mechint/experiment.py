@@ -134,7 +134,7 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
                 prepare(experiment, checkpoint)
         failed: list[tuple[str, str]] = []
         shared = world > 1 and len(checkpoints) == 1
-        for checkpoint in checkpoints if shared else checkpoints[rank::world]:
+        for checkpoint in checkpoints if shared else (checkpoints[k] for k in workers.deal(len(checkpoints))):
             try:
                 lost = analyse(experiment, checkpoint, directories, shared)
             except MechintError as error:

@@ -86,6 +86,18 @@ def exchange(part: Any) -> list[Any]:
     return every
 
 
+def deal(count: int) -> Iterator[int]:
+    """Of ``count`` pieces of work those that fall to this process: the next one whenever it is free."""
+    global _rounds
+    if _world == 1:
+        yield from range(count)
+        return
+    _rounds += 1
+    key = f"dealt-{_rounds}"
+    while (number := _store.add(key, 1) - 1) < count:
+        yield number
+
+
 _together = False
 
 

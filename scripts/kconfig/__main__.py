@@ -56,9 +56,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("symbol", help="its name, without CONFIG_")
         if name == "arguments":
             command.add_argument("runner", choices=tuple(mapping.RUNNERS))
+        if name in ("run", "score"):
+            command.add_argument("--processes", default="", help="what PROCESSES= says: processes that share the work")
+        if name == "score":
+            command.add_argument("options", nargs="*", help="what SCORE= says, behind --")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
-            command.add_argument("--processes", default="", help="what PROCESSES= says: processes of the analysis")
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
     return parser
@@ -226,8 +229,17 @@ def _steps(menu: loading.Menu, target: str, count: int) -> list[list[str]]:
 
 
 def _command(menu: loading.Menu, runner: str, count: int) -> list[str]:
+    return [*_python(count), str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
+
+
+def _python(count: int) -> list[str]:
+    """Starts a script as one process or as several that know of each other."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    return [sys.executable, *torchrun, str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
+    return [sys.executable, *torchrun]
+
+
+def score(args: argparse.Namespace) -> int:
+    return _wait([*_python(processes(args.processes)), str(ROOT / "scripts/ground_truth.py"), *args.options])
 
 
 def _environment() -> dict[str, str]:
@@ -259,6 +271,7 @@ COMMANDS = {
     "get": (get, "print one symbol's value"),
     "arguments": (arguments, "print the arguments that a runner gets"),
     "run": (run, "run what .config says"),
+    "score": (score, "score every method on models whose circuit is known"),
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .. import files
+from .. import files, workers
 from ..errors import MechintError, did_you_mean
 from ..options import check, option
 from ..progress import Progress
@@ -89,7 +90,8 @@ class ScorecardConfig:
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
     """Scores everything and writes results.json, scorecard.md and scorecard.png; returns the results.
 
-    A killed run goes on behind the last model and seed that it finished.
+    A killed run goes on behind the last model and seed that it finished. Processes that torchrun started share the
+    models and seeds, each taking the next when it is free; all return the results.
 
     Args:
         config: The options.
@@ -108,10 +110,16 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     methods = METHODS | {name: Method(name, from_function(f)) for name, f in (outside or {}).items()}
     folder = Path(config.output_dir)
     check_writable(folder)
-    with files.lock(folder):
-        stages = Stages(None if outside else folder / ".stages", fingerprint([dataclasses.asdict(config), sources()]))
-        parts = collect(config, methods, stages)
-        planted = plant(config, stages)
+    key = fingerprint([dataclasses.asdict(config), sources()])
+    opened = lambda: Stages(None if outside else folder / ".stages", key)
+    workers.join()
+    first = workers.worker()[0] == 0
+    with files.lock(folder) if first else contextlib.nullcontext():
+        if first:
+            opened()  # throws away what other code left, before the other processes look
+        workers.exchange(None)
+        stages = opened()
+        parts, planted = collect(config, methods, stages)
         results = {
             "schema": 2,
             "config": dataclasses.asdict(config),
@@ -123,10 +131,11 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             "planted": planted,
             "manifest": manifest(),
         }
-        files.write_json(folder / "results.json", results)
-        files.write_text(folder / "scorecard.md", markdown(results))
-        draw(results, folder / "scorecard.png")
-        stages.clear()
+        if first:
+            files.write_json(folder / "results.json", results)
+            files.write_text(folder / "scorecard.md", markdown(results))
+            draw(results, folder / "scorecard.png")
+            stages.clear()
     return results
 
 
@@ -138,35 +147,36 @@ def sources() -> list[str]:
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
-def collect(config: ScorecardConfig, methods: dict[str, Method], stages: Stages) -> list[dict[str, Any]]:
-    """For each model and seed, what :func:`measure` says."""
+def collect(
+    config: ScorecardConfig, methods: dict[str, Method], stages: Stages
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What :func:`measure` says of each model and seed, and :func:`plant` of each seed; all processes share the work.
+
+    Nothing is planted where no dictionary is to be trained.
+    """
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    wanted = [(name, seed) for seed in seeds for name in config.names]
-    parts = []
-    with Progress("scorecard", len(wanted), quiet=0.0) as progress:
-        for name, seed in wanted:
+    models = {
+        f"{name} {seed}": functools.partial(measure, name, seed, config, methods)
+        for seed in seeds
+        for name in config.names
+    }
+    planted = {f"planted {seed}": functools.partial(plant, seed, config) for seed in seeds if config.sae_tokens}
+    work = {**models, **planted}
+    names, mine = list(work), {}
+    with Progress("scorecard", len(names), quiet=0.0) as progress:
+        for k in workers.deal(len(names)):
+            mine[names[k]] = stages.get(names[k], work[names[k]])
+            progress.step(names[k], k + 1 - progress.done)  # others are at those between
+    every = {name: part for some in workers.exchange(mine) for name, part in some.items()}
+    return [every[name] for name in models], [every[name] for name in planted]
 
-            def one(name: str = name, seed: int = seed) -> dict[str, Any]:
-                return measure(name, seed, config, methods)
 
-            parts.append(stages.get(f"{name} {seed}", one))
-            progress.step(f"{name}, seed {seed}")
-    return parts
-
-
-def plant(config: ScorecardConfig, stages: Stages) -> list[dict[str, Any]]:
-    """Dictionaries and probes on planted features, for each seed; nothing where no dictionary is to be trained."""
-    if not config.sae_tokens:
-        return []
-
-    def one(seed: int) -> dict[str, Any]:
-        start = time.perf_counter()
-        rows = score_dictionaries(seed, config.sae_tokens)
-        probes = score_planted_probes(seed, config.probe_prompts)
-        return {"seed": seed, "rows": rows, "probes": probes, "seconds": time.perf_counter() - start}
-
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    return [stages.get(f"planted {seed}", functools.partial(one, seed)) for seed in seeds]
+def plant(seed: int, config: ScorecardConfig) -> dict[str, Any]:
+    """Dictionaries and probes on the planted features of a seed."""
+    start = time.perf_counter()
+    rows = score_dictionaries(seed, config.sae_tokens)
+    probes = score_planted_probes(seed, config.probe_prompts)
+    return {"seed": seed, "rows": rows, "probes": probes, "seconds": time.perf_counter() - start}
 
 
 def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]) -> dict[str, Any]:
