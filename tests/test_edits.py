@@ -276,6 +276,8 @@ BAD = [
     ({"site": "layers.0.u", "value": 0.0, "positions": [-7]}, "position -1 does not exist"),
     ({"site": "layers.0.u", "value": 0.0, "positions": []}, "empty list of positions"),
     ({"site": "layers.0.u", "value": 0.0, "positions": [1, -5]}, "position 1 is named twice"),
+    ({"site": "layers.0.u", "value": 0.0, "positions": 1}, r"positions is the number 1, not a list of them; say \[1\]"),
+    ({"site": "layers.0.u", "value": 0.0, "units": 3}, "units is the number 3, not a list"),
     ({"site": "layers.0.u", "value": 0.0, "units": [14]}, "channel 14 does not exist; there are 14"),
     ({"site": "layers.0.u", "value": 0.0, "units": []}, "empty list of units"),
     ({"site": "layers.0.u", "value": 0.0, "units": [(1, 2)]}, "only the axis 'channel'"),

@@ -273,6 +273,9 @@ def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> E
         raise MechintError(f"no site {edit.site!r} in this model{did_you_mean(edit.site, sites)}; see model.sites")
     if edit.mode not in MODES:
         raise MechintError(f"{where}: mode {edit.mode!r} is not one of {', '.join(MODES)}")
+    for name in ("units", "positions", "rows", "sources"):
+        if isinstance(number := getattr(edit, name), int):
+            raise MechintError(f"{where}: {name} is the number {number}, not a list of them; say [{number}]")
     kind = edit.site.rpartition(".")[2]
     if edit.mode == "readout" and kind != "state":
         raise MechintError(f"{where}: mode 'readout' is for the site 'state' alone")
