@@ -150,6 +150,25 @@ def test_the_start_is_the_order_of_sizes_and_a_worse_end_is_given_up() -> None:
     assert cost(test, "kl", mask) == pytest.approx(float(test.measure(mask)["kl"].mean()), abs=1e-6)
 
 
+def test_a_start_that_misses_a_unit_by_little_beats_one_that_has_another_last() -> None:
+    """Though its own circuit is the worse one: twice as many units hold all that it needs."""
+    test, mask = bench(known_circuit()), truth()
+    circuit = lambda scores, count: cost(test, "kl", test.units.top(start_logits(scores), count))
+    without = {
+        unit: cost(test, "kl", mask.index_fill(0, torch.tensor([unit]), 0.0)) for unit in range(28) if mask[unit]
+    }
+    last, missed = sorted(without, key=without.__getitem__)[3:5]  # of about the same worth
+    scores = mask + 0.01 * torch.arange(28)
+    scores[last] = -2.0
+    scores[missed], scores[0] = 0.4, 0.5  # the first channel is idle
+    assert circuit(scores, 8) < circuit(scores.abs(), 8)
+    way = [sum(circuit(order, count) for count in (8, 16, 28)) / 3 for order in (scores, scores.abs())]
+    assert way[1] < way[0]
+    search = Search(test, "kl", scores, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    assert torch.equal(search.start, start_logits(scores.abs()))
+    assert [search.way_cost(start_logits(order)) for order in (scores, scores.abs())] == pytest.approx(way, abs=1e-6)
+
+
 def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     test = bench(tiny_mamba().requires_grad_(False))
     scores = attribute(test, "kl")

@@ -229,10 +229,10 @@ class Search:
     Args:
         bench: The discovery prompts; one batch is used for each step, in a new order each round.
         metric: What to preserve.
-        scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whose circuit is
-            the better one. To *preserve* a metric, units that lower it can be needed as much as those that raise it,
-            and where the KL of partial circuits exceeds that of the empty one, units of the circuit have negative
-            scores.
+        scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whichever has the
+            better circuits (:meth:`way_cost`). To *preserve* a metric, units that lower it can be needed as much as
+            those that raise it, and where the KL of partial circuits exceeds that of the empty one, units of the
+            circuit have negative scores.
         gate, steps, lr, seed: As the options of the analysis say.
         target: Units to keep in the end.
         budgets: How the budget falls, of :data:`mechint.gates.BUDGETS`.
@@ -249,7 +249,7 @@ class Search:
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
         # of equally good ones the first, which is the signed order
-        self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.start_cost)
+        self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.way_cost)
         if penalty is not None:  # almost all open, in the same order
             self.start = MOSTLY_OPEN + 0.25 * self.start
         self.logits = self.start.clone().requires_grad_()
@@ -345,9 +345,18 @@ class Search:
             self.logits.copy_(self.start)
         return back
 
-    def start_cost(self, logits: Tensor) -> float:
-        """The cost of the circuit of the target size that an order begins with."""
-        return cost(self.bench, self.metric, self.bench.units.top(logits, self.target))
+    def start_cost(self, logits: Tensor, times: int = 1) -> float:
+        """The cost of the circuit of the target size, or of some times that, that an order begins with."""
+        units = self.bench.units
+        return cost(self.bench, self.metric, units.top(logits, min(times * self.target, units.total)))
+
+    def way_cost(self, logits: Tensor) -> float:
+        """The mean cost of an order's circuits where the choice is made: of once, twice and four times the target size.
+
+        An order that misses a unit of the target's circuit by little has it in the next one; one that has it last of
+        all does not.
+        """
+        return sum(self.start_cost(logits, times) for times in (1, 2, 4)) / 3
 
     def run(
         self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
