@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ import mechint
 from mechint import files
 from mechint.errors import MechintError
 from mechint.imposed import Alignment, NotImposed, Variable, check, imposed_circuit
-from mechint.imposed.causal import INPUTS, lookup, said_by, said_by_each, sources, values_of
+from mechint.imposed.causal import INPUTS, importances, lookup, said_by, said_by_each, sources, values_of
 from mechint.imposed.circuits import ChannelCircuit, HeadCircuit
 from mechint.options import from_flags
 from mechint.tasks import Prompts, TaskConfig, make_task
@@ -181,7 +182,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 ) -> None:
     """Narrowing included, and the units that it left."""
     jobs = [few(name, tmp_path / place, save_every=3) for place in ("whole", "killed")]
-    monkeypatch.setattr(ChannelCircuit, "narrow_at", 0.5)
+    monkeypatch.setattr(ChannelCircuit, "narrowings", ((0.5, 0.5),))
     for job in jobs:
         if job.config.output_dir.endswith("killed"):
             with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
@@ -190,7 +191,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
         train(TASK, job.config, job.architecture)
     assert files.sha256(jobs[0].paths.final) == files.sha256(jobs[1].paths.final)
     units = [len(variable["units"]) for variable in read(jobs[0].paths.final)["circuit"]]
-    assert units == ([1, 1, 8, 8, 8, 8] if "gpt2" in name else list(ChannelCircuit.kept))
+    offered = [1, 1, 8, 8, 8, 8] if "gpt2" in name else list(ChannelCircuit.offered)
+    assert all(1 <= left <= there for left, there in zip(units, offered, strict=True))
+    assert (units == offered) == ("gpt2" in name)
     assert jobs[0].paths.best.exists() and not jobs[0].paths.resume.exists()
 
 
@@ -198,7 +201,7 @@ def test_a_circuit_imposed_in_another_way_is_another_recipe(tmp_path: Path, monk
     job = few("siit_mamba_recall", tmp_path)
     before = [config.output_dir for config in IMPOSED["siit_mamba_recall"]().attempts(0, tmp_path)]
     files.write_torch(job.paths.best, {"config": job.recipe})
-    monkeypatch.setattr(ChannelCircuit, "kept", (9, 16))
+    monkeypatch.setattr(ChannelCircuit, "narrowings", ((0.5, 0.5),))
     with pytest.raises(MechintError, match="was trained with another way to impose a circuit"):
         train(TASK, job.config, job.architecture)
     after = [config.output_dir for config in IMPOSED["siit_mamba_recall"]().attempts(0, tmp_path)]
@@ -302,17 +305,64 @@ def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
     """Of the circuit of a compiled Mamba among idle channels, the circuit is kept."""
     compiled = BLUEPRINTS["recall"](TASK).compile(seed=1)
     model = compiled.model.requires_grad_(False)
-    width = model.config.d_inner
-    declared = [{layer * width + e for i, (e,) in compiled.truth.units("channel") if i == layer} for layer in range(2)]
-    wide = [tuple(sorted({*own, *range(layer * width, layer * width + 9)})) for layer, own in enumerate(declared)]
-    variables = tuple(
-        Variable(name, "channel", units, inputs)
-        for name, units, inputs in zip(("before", "said"), wide, (("before",), INPUTS), strict=True)
-    )
-    kind = type("Kept", (ChannelCircuit,), {"kept": tuple(len(own) for own in declared)})
-    narrowed = kind(Recall(TASK), TrainConfig()).narrow(model, Alignment(variables, ("channel",)))
-    assert [set(variable.units) for variable in narrowed.variables] == declared
-    assert any(set(units) != own for units, own in zip(wide, declared, strict=True))
+    declared = {e for layer, (e,) in compiled.truth.units("channel") if layer == 0}
+    wide = tuple(sorted({*declared, *range(9)}))
+    assert set(wide) != declared and len(declared) == len(compiled.truth.units("channel"))
+    circuit = ChannelCircuit(Recall(TASK), TrainConfig())
+    [narrowed] = circuit.narrow(
+        model, Alignment((Variable("said", "channel", wide, INPUTS),), ("channel",)), 0.05
+    ).variables
+    assert set(narrowed.units) == declared
+
+
+def test_what_a_unit_is_worth_is_how_far_it_alone_moves_what_decides(tmp_path: Path) -> None:
+    """By hand; and narrowing keeps those that are worth a share of the best."""
+    job = few("siit_mamba_recall", tmp_path)
+    model, task = new_state(job, torch.device("cpu")).model.requires_grad_(False), Recall(TASK)
+    circuit = ChannelCircuit(task, job.config)
+    alignment = circuit.align(model)
+    prompts = task.sample(32, "train", 5)
+    mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
+    for layer, variable in enumerate(alignment.variables):
+        found = importances(model, prompts, variable, mean, task)
+        unit = variable.units[3] - 64 * layer
+        edits = []
+        for site in (f"layers.{layer}.u", f"layers.{layer}.gated"):
+            edits.append(mechint.Edit(site, "replace", mean[site][:, unit : unit + 1], units=[unit]))
+        logits = [said_by(model, prompts, some)[..., 6:12].double().numpy() for some in ([], edits)]
+        moved = np.diff([each - each.mean(-1, keepdims=True) for each in logits], axis=0)
+        assert found[3] == pytest.approx(np.sqrt((moved**2).mean()), rel=1e-3)
+    sizes = [[len(each.units) for each in circuit.narrow(model, alignment, least).variables] for least in (0, 0.3, 1)]
+    assert sizes[0] == [16, 32] and sizes[2] == [1, 1]
+    assert all(1 < some < every for some, every in zip(sizes[1], sizes[0], strict=True))
+
+
+def test_once_narrowed_other_things_are_put_into_idle_units(tmp_path: Path) -> None:
+    circuit = ChannelCircuit(Recall(TASK), dataclasses.replace(few("siit_mamba_recall", tmp_path).config, steps=20))
+    fills = [circuit.fill_at(step) for step in range(20)]
+    assert fills[:8] == ["all", "zero", "all", "all", "zero", "all", "all", "zero"]
+    assert fills[8:12] == ["half", "zero", "all", "twins"] and set(fills[8:]) == set(circuit.settled)
+    assert HeadCircuit(circuit.task, circuit.config).fill_at(19) == "half"
+
+
+def test_twins_leave_what_they_have_in_common(tmp_path: Path) -> None:
+    """Of a compiled circuit's first variable, too, the twins' values change nothing, unlike those of its second."""
+    model, task = oracle()[0].model, Recall(TASK)
+    circuit = HeadCircuit(task, few("siit_gpt2_recall", tmp_path).config)
+    before, said, *_ = oracle()[1].variables
+    prompts = task.sample(64, "train", 5)
+    there = values_of(model, prompts.tokens, oracle()[1].sites(model))
+    kinds = {name: type("Twins", (HeadCircuit,), {"idle": (name,)}) for name in ("twins", "zero")}
+    whole = said_by(model, prompts, [])
+    changes = {}
+    for name, variables in (("first", (before,)), ("second", (dataclasses.replace(said, inputs=("query",)),))):
+        edits = kinds["twins"](task, circuit.config).idle_cell(model, Alignment(variables, ()), prompts, there, 0)
+        assert len(edits) == 1
+        changes[name] = float((said_by(model, prompts, edits) - whole).abs().max())
+    assert changes["first"] < 1e-2 < 1 < changes["second"]
+    all_idle = kinds["twins"](task, circuit.config).idle_cell(model, oracle()[1], prompts, there, 0)
+    zeroed = kinds["zero"](task, circuit.config).idle_cell(model, oracle()[1], prompts, there, 0)
+    assert len(all_idle) > len(zeroed)
 
 
 def test_a_circuit_says_whose_turn_it_is_and_what_is_put_into_idle_units(tmp_path: Path) -> None:
@@ -323,7 +373,8 @@ def test_a_circuit_says_whose_turn_it_is_and_what_is_put_into_idle_units(tmp_pat
     alignment = ChannelCircuit(task, job.config).align(model)
 
     def parts(step: int, match: float = 0.0, **own: Any) -> list[float]:
-        kind = type("Own", (ChannelCircuit,), {"turns": (), "idle": ("zero", "half"), "removed": 0, **own})
+        plain = {"turns": (), "idle": ("zero", "half"), "removed": 0, "narrowings": ()}
+        kind = type("Own", (ChannelCircuit,), plain | own)
         circuit = kind(task, dataclasses.replace(job.config, impose_match=match))
         return [float(part.detach()) for part in circuit.losses(model, alignment, prompts, step)]
 

@@ -148,3 +148,19 @@ def said_by_each(model: Any, prompts: Prompts, cells: Sequence[Sequence[Edit]]) 
     edits = [edit.on_rows(range(k * n, (k + 1) * n)) for k, cell in enumerate(cells) for edit in cell]
     tokens, positions = (part.repeat(times, 1) for part in (prompts.tokens, prompts.positions))
     return list(run(model, tokens, edits=edits, logits_at=positions).logits.split(n))
+
+
+@torch.no_grad()
+def importances(model: Any, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: Recall) -> list[float]:
+    """For each unit of a variable how far the logits of values change where it alone is replaced, root mean square.
+
+    Measured from the mean of those logits: what moves them all alike says nothing.
+    """
+
+    def logits(edits: Sequence[Edit]) -> Tensor:
+        found = said_by(model, prompts, edits)[..., task.keys : task.keys + task.values].double()
+        return found - found.mean(-1, keepdim=True)
+
+    whole = logits([])
+    alone = (dataclasses.replace(variable, units=(unit,)).edits(model, fills) for unit in variable.units)
+    return [float((logits(edits) - whole).square().mean().sqrt()) for edits in alone]

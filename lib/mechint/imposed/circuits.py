@@ -8,7 +8,6 @@ is the same on every prompt, some steps put zeros into all of them instead.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -18,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MechintError
+from ..interventions import Edit
 from ..options import flag
 from ..tasks.base import Prompts, Task, generator, mix
 from ..tasks.recall import Recall
 from ..train_config import Architecture, MambaArchitecture, TrainConfig
 from ..units import Units, unit_kinds
-from .causal import INPUTS, Alignment, Variable, said_by, said_by_each, sources, values_of
+from .causal import INPUTS, Alignment, Variable, importances, said_by_each, sources, values_of
 from .verify import check
 
 LAYERS = 2
@@ -34,17 +34,21 @@ class ImposedCircuit(ABC):
 
     Attributes:
         turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
-        idle: What is put into idle units at each step, over and over: ``zero`` into all, or another prompt's values
-            into ``all`` or a random ``half``.
+        idle: What is put into idle units at each step, over and over: ``zero`` into all, another prompt's values into
+            ``all`` or a random ``half``, or those of the ``twins``, and then into all units, too, whose variable the
+            twins have in common.
+        settled: The same from the first narrowing on.
         removed: Every how many steps the last variable that is said is removed, in place of an interchange: with zeros
             there, all tokens that can be said are to be equally likely; 0 for never.
-        narrow_at: After which share of the steps the circuit is narrowed to the units that it uses; 0 for never.
+        narrowings: After which shares of the steps units of a variable become idle, and which: those whose ablation
+            changes the logits by less than this share of what the variable's most important one does.
     """
 
     turns: ClassVar[tuple[int, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ("zero", "half")
+    settled: ClassVar[tuple[str, ...]] = ()
     removed: ClassVar[int] = 0
-    narrow_at: ClassVar[float] = 0.0
+    narrowings: ClassVar[tuple[tuple[float, float], ...]] = ()
 
     def __init__(self, task: Recall, config: TrainConfig) -> None:
         self.task = task
@@ -53,15 +57,11 @@ class ImposedCircuit(ABC):
     @property
     def recipe(self) -> dict[str, Any]:
         """What is imposed and how, beside the options: checkpoints made otherwise are others."""
-        return {name: getattr(self, name) for name in ("turns", "idle", "removed", "narrow_at")}
+        return {name: getattr(self, name) for name in ("turns", "idle", "settled", "removed", "narrowings")}
 
     @abstractmethod
     def align(self, model: Any) -> Alignment:
         """Which units are to carry what; the seed of the training says where they are."""
-
-    def narrow(self, model: Any, alignment: Alignment) -> Alignment:
-        """The alignment without units that the model makes no use of, if any may be left out."""
-        return alignment
 
     def constrain(self, model: Any) -> None:
         """Sets weights that are not to be learned, before and behind every step; here none."""
@@ -69,8 +69,27 @@ class ImposedCircuit(ABC):
 
     def next(self, model: Any, alignment: Alignment, step: int) -> Alignment:
         """The alignment of a step, of that of the step before."""
-        narrowed = self.narrow_at and step == round(self.narrow_at * self.config.steps)
-        return self.narrow(model, alignment) if narrowed else alignment
+        for share, least in self.narrowings:
+            if step == round(share * self.config.steps):
+                return self.narrow(model, alignment, least)
+        return alignment
+
+    @torch.no_grad()
+    def narrow(self, model: Any, alignment: Alignment, least: float) -> Alignment:
+        """Without the units whose importance is below a share of their variable's largest."""
+        prompts = self.task.sample(256, "train", mix(self.config.seed, "narrow")).to(model.embeddings.device)
+        mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
+        units = []
+        for variable in alignment.variables:
+            found = importances(model, prompts, variable, mean, self.task)
+            units.append([unit for unit, one in zip(variable.units, found, strict=True) if one >= least * max(found)])
+        return alignment.with_units(units)
+
+    def fill_at(self, step: int) -> str:
+        """What a step puts into idle units."""
+        narrowed = bool(self.narrowings) and step >= round(self.narrowings[0][0] * self.config.steps)
+        fills = self.settled if narrowed and self.settled else self.idle
+        return fills[step % len(fills)]
 
     def check(self, model: Any, alignment: Alignment, name: str) -> None:
         """Holds a trained model against the causal model; see :func:`mechint.imposed.verify.check`."""
@@ -91,10 +110,9 @@ class ImposedCircuit(ABC):
         source = sources(self.task, prompts, seed)
         there = values_of(model, source.tokens, alignment.sites(model))
         turns = self.turns or range(len(alignment.variables))
-        variable, fill = alignment.variables[turns[step % len(turns)]], self.idle[step % len(self.idle)]
+        variable = alignment.variables[turns[step % len(turns)]]
         said, defined = variable.expected(prompts, source)
-        fills = dict.fromkeys(there, 0.0) if fill == "zero" else there
-        idle = alignment.idle_edits(model, fills, generator("idle", seed) if fill == "half" else None)
+        idle = self.idle_cell(model, alignment, prompts, there, step)
         remove = bool(self.removed) and step % self.removed == 0
         if remove:
             [variable] = [each for each in alignment.variables if each.inputs == INPUTS]
@@ -105,6 +123,22 @@ class ImposedCircuit(ABC):
         if self.config.impose_match:
             strict = strict + self.config.impose_match * F.mse_loss(without, whole)
         return [cross_entropy(whole, prompts.answers), second, strict]
+
+    def idle_cell(
+        self, model: Any, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], step: int
+    ) -> list[Edit]:
+        """What a step does to units that are to make no difference; ``there`` are the source's values."""
+        fill = self.fill_at(step)
+        if fill == "zero":
+            return alignment.idle_edits(model, dict.fromkeys(there, 0.0))
+        if fill == "twins":
+            assert prompts.twins is not None  # recall has them: the same keys, other values
+            theirs = values_of(model, prompts.twins, list(there))
+            common = [variable for variable in alignment.variables if "values" not in variable.inputs]
+            edits = [edit for variable in common for edit in variable.edits(model, theirs)]
+            return [*alignment.idle_edits(model, theirs), *edits]
+        some = generator("idle", mix(self.config.seed, "impose", step)) if fill == "half" else None
+        return alignment.idle_edits(model, there, some)
 
 
 def cross_entropy(logits: Tensor, answers: Tensor, defined: Tensor | None = None) -> Tensor:
@@ -145,23 +179,22 @@ class ChannelCircuit(ImposedCircuit):
 
     The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
     What the first variable says is learned slowest, so three of four interchanges are its own. Training makes use of
-    some of the channels that it may use, so from the middle on it may use those alone.
+    some of the channels that it may use, so from the middle on it may use fewer and fewer, until each of them counts.
 
     Attributes:
         offered: Channels of each layer that may carry something at first, where they are drawn.
-        kept: And in the end.
     """
 
     turns = (1, 0, 0, 0)
     idle = ("all", "zero", "all")
+    settled = ("half", "zero", "all", "twins")
     removed = 8
-    narrow_at = 0.4
+    narrowings = ((0.4, 0.1), (0.5, 0.2), (0.6, 0.3), (0.7, 0.3))
     offered: ClassVar[tuple[int, int]] = (16, 32)
-    kept: ClassVar[tuple[int, int]] = (10, 16)
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return super().recipe | {"offered": self.offered, "kept": self.kept}
+        return super().recipe | {"offered": self.offered}
 
     @torch.no_grad()
     def constrain(self, model: Any) -> None:
@@ -180,23 +213,6 @@ class ChannelCircuit(ImposedCircuit):
                 Variable("what is said", "channel", chosen[1], INPUTS),
             ),
             ("channel",),
-        )
-
-    @torch.no_grad()
-    def narrow(self, model: Any, alignment: Alignment) -> Alignment:
-        """Of each variable the channels whose mean ablation costs the answers most."""
-        prompts = self.task.sample(512, "train", mix(self.config.seed, "narrow")).to(model.embeddings.device)
-        mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
-
-        def cost(variable: Variable, unit: int) -> float:
-            edits = dataclasses.replace(variable, units=(unit,)).edits(model, mean)
-            return float(cross_entropy(said_by(model, prompts, edits), prompts.answers))
-
-        return alignment.with_units(
-            [
-                sorted(sorted(variable.units, key=lambda unit: -cost(variable, unit))[:count])
-                for variable, count in zip(alignment.variables, self.kept, strict=True)
-            ]
         )
 
 

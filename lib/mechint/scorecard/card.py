@@ -45,7 +45,7 @@ class ScorecardConfig:
     models: str = option(
         "all",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        "circuit (trained once: the GPT-2 a minute, the Mamba, which is not among all, four): "
+        "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five): "
         f"{', '.join([*GROUPS, *MODELS])}",
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)

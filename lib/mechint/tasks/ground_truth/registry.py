@@ -23,9 +23,9 @@ IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, Ma
 """Trained models."""
 MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
 GROUPS: dict[str, dict[str, Any]] = {
-    "all": {name: kind for name, kind in MODELS.items() if kind is not MambaRecall},
+    "all": {**MODELS},
     "mamba": {**BLUEPRINTS},
     "gpt2": {**GPT2_BLUEPRINTS},
     "trained": {**IMPOSED},
 }
-"""Names for several of them; the trained Mamba, whose truth is less sharp, is asked for by its own, or as trained."""
+"""Names for several of them."""
