@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint.ablation import Ablation
-from mechint.circuit import Bench, Search, attribute, check_effect, cost, faithfulness, start_logits
+from mechint.circuit import Bench, attribute, check_effect, cost, faithfulness
+from mechint.circuit_search import Search, start_logits
 from mechint.errors import MechintError
 from mechint.gates import GATES, budget_at, shift_to
 from mechint.loader import PromptLoader

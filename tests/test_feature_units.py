@@ -9,7 +9,8 @@ import torch
 
 from mechint import MechintError, run
 from mechint.ablation import Ablation
-from mechint.circuit import Bench, Search, attribute
+from mechint.circuit import Bench, attribute
+from mechint.circuit_search import Search
 from mechint.feature_units import FeatureUnits
 from mechint.tasks import Prompts
 from tests.builders import tiny_gpt2, tiny_mamba, tokens

@@ -14,7 +14,8 @@ import torch
 import mechint
 from mechint import answers, circuit, files
 from mechint.ablation import Ablation
-from mechint.circuit import METRICS, Bench, Search, attribute
+from mechint.circuit import METRICS, Bench, attribute
+from mechint.circuit_search import Search
 from mechint.errors import MechintError
 from mechint.gates import BUDGETS, budget_at
 from mechint.kv_circuit import KVCircuitAnalyzer, KVCircuitConfig, kept, refuse

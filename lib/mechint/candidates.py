@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from .ablation import Ablation
-from .circuit import Bench, Search
+from .circuit import Bench
+from .circuit_search import Search
 from .errors import MechintError
 from .loader import PromptLoader
 from .probes import Probe

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from . import files
 from .ablation import Ablation
-from .circuit import Bench, Search, check_bfloat16, check_effect
+from .circuit import Bench, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
+from .circuit_search import Search
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .circuit import METRICS, Bench, attribute, cost, start_logits
+from .circuit import METRICS, Bench, attribute, cost
+from .circuit_search import start_logits
 from .minimality import removed
 
 EXACT_UNITS = 4096

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
-from ..circuit import Bench, Search, attribute
+from ..circuit import Bench, attribute
+from ..circuit_search import Search
 from ..loader import PromptLoader
 from ..run import run
 from ..starts import first_scores
