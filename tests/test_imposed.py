@@ -197,10 +197,25 @@ def test_what_a_unit_is_worth_is_how_far_it_alone_moves_what_decides(tmp_path: P
 
 def test_once_narrowed_other_things_are_put_into_idle_units(tmp_path: Path) -> None:
     circuit = ChannelCircuit(Recall(TASK), dataclasses.replace(few("siit_mamba_recall", tmp_path).config, steps=20))
-    fills = [circuit.fill_at(step) for step in range(20)]
-    assert fills[:8] == ["all", "zero", "all", "all", "zero", "all", "all", "zero"]
-    assert fills[8:12] == ["half", "zero", "all", "twins"] and set(fills[8:]) == set(circuit.settled)
-    assert HeadCircuit(circuit.task, circuit.config).fill_at(19) == "half"
+    fills = [circuit.fills_at(step) for step in range(20)]
+    assert fills[:8] == [["all"], ["zero"], ["all"], ["all"], ["zero"], ["all"], ["all"], ["zero"]]
+    assert fills[8:12] == [["all", "half"], ["all", "twins"], ["zero", "half"], ["all", "twins"]]
+    assert HeadCircuit(circuit.task, circuit.config).fills_at(19) == ["half"]
+
+
+def test_several_runs_with_idle_units_replaced_weigh_as_one_and_a_half(tmp_path: Path) -> None:
+    job = few("siit_mamba_recall", tmp_path)
+    state, task = new_state(job, torch.device("cpu")), Recall(TASK)
+    assert state.circuit is not None
+    prompts = task.sample(16, "train", 5)
+
+    def strict(**own: Any) -> float:
+        circuit = type("Own", (ChannelCircuit,), {"narrowings": ((0.0, 0.0),), **own})(task, job.config)
+        return float(circuit.losses(state.model, state.circuit, prompts, 0)[2].detach())  # type: ignore[arg-type]
+
+    alone = [strict(idle=(fill,), settled=()) for fill in ("all", "twins")]
+    assert alone[0] != alone[1]
+    assert strict(idle=("all",), settled=("twins",)) == pytest.approx(0.75 * sum(alone), rel=1e-5)
 
 
 def test_twins_leave_what_they_have_in_common(tmp_path: Path) -> None:
@@ -210,17 +225,15 @@ def test_twins_leave_what_they_have_in_common(tmp_path: Path) -> None:
     before, said, *_ = oracle()[1].variables
     prompts = task.sample(64, "train", 5)
     there = values_of(model, prompts.tokens, oracle()[1].sites(model))
-    kinds = {name: type("Twins", (HeadCircuit,), {"idle": (name,)}) for name in ("twins", "zero")}
     whole = said_by(model, prompts, [])
     changes = {}
     for name, variables in (("first", (before,)), ("second", (dataclasses.replace(said, inputs=("query",)),))):
-        edits = kinds["twins"](task, circuit.config).idle_cell(model, Alignment(variables, ()), prompts, there, 0)
+        edits = circuit.idle_cell(model, Alignment(variables, ()), prompts, there, "twins", 0)
         assert len(edits) == 1
         changes[name] = float((said_by(model, prompts, edits) - whole).abs().max())
     assert changes["first"] < 1e-2 < 1 < changes["second"]
-    all_idle = kinds["twins"](task, circuit.config).idle_cell(model, oracle()[1], prompts, there, 0)
-    zeroed = kinds["zero"](task, circuit.config).idle_cell(model, oracle()[1], prompts, there, 0)
-    assert len(all_idle) > len(zeroed)
+    every, idle = (circuit.idle_cell(model, oracle()[1], prompts, there, fill, 0) for fill in ("twins", "zero"))
+    assert len(every) > len(idle)
 
 
 def test_a_circuit_says_whose_turn_it_is_and_what_is_put_into_idle_units(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from .causal import INPUTS, Alignment, Variable, importances, said_by_each, sour
 from .verify import check
 
 LAYERS = 2
+SEVERAL = 1.5
+"""Several runs with idle units replaced weigh as much together as this many alone: interchanges are to count, too."""
 
 
 class ImposedCircuit(ABC):
@@ -37,7 +39,7 @@ class ImposedCircuit(ABC):
         idle: What is put into idle units at each step, over and over: ``zero`` into all, another prompt's values into
             ``all`` or a random ``half``, or those of the ``twins``, and then into all units, too, whose variable the
             twins have in common.
-        settled: The same from the first narrowing on.
+        settled: From the first narrowing on the same besides, in a further run of each step.
         removed: Every how many steps the last variable that is said is removed, in place of an interchange: with zeros
             there, all tokens that can be said are to be equally likely; 0 for never.
         narrowings: After which shares of the steps units of a variable become idle, and which: those whose ablation
@@ -85,11 +87,11 @@ class ImposedCircuit(ABC):
             units.append([unit for unit, one in zip(variable.units, found, strict=True) if one >= least * max(found)])
         return alignment.with_units(units)
 
-    def fill_at(self, step: int) -> str:
-        """What a step puts into idle units."""
+    def fills_at(self, step: int) -> list[str]:
+        """What a step puts into idle units, in as many runs."""
         narrowed = bool(self.narrowings) and step >= round(self.narrowings[0][0] * self.config.steps)
-        fills = self.settled if narrowed and self.settled else self.idle
-        return fills[step % len(fills)]
+        cycles = [self.idle, self.settled] if narrowed and self.settled else [self.idle]
+        return [cycle[step % len(cycle)] for cycle in cycles]
 
     def check(self, model: Any, alignment: Alignment, name: str) -> None:
         """Holds a trained model against the causal model; see :func:`mechint.imposed.verify.check`."""
@@ -104,7 +106,7 @@ class ImposedCircuit(ABC):
         """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats.
 
         The third has, besides, ``impose_match`` times the mean squared change of the logits: an idle unit then has no
-        vote that others overrule.
+        vote that others overrule. Of several runs it is :data:`SEVERAL` times the mean.
         """
         seed = mix(self.config.seed, "impose", step)
         source = sources(self.task, prompts, seed)
@@ -112,23 +114,23 @@ class ImposedCircuit(ABC):
         turns = self.turns or range(len(alignment.variables))
         variable = alignment.variables[turns[step % len(turns)]]
         said, defined = variable.expected(prompts, source)
-        idle = self.idle_cell(model, alignment, prompts, there, step)
+        idle = [self.idle_cell(model, alignment, prompts, there, fill, seed) for fill in self.fills_at(step)]
         remove = bool(self.removed) and step % self.removed == 0
         if remove:
             [variable] = [each for each in alignment.variables if each.inputs == INPUTS]
         swap = variable.edits(model, dict.fromkeys(there, 0.0) if remove else there)
-        whole, swapped, without = said_by_each(model, prompts, [[], swap, idle])
+        whole, swapped, *without = said_by_each(model, prompts, [[], swap, *idle])
         second = unsaid(swapped, self.task) if remove else cross_entropy(swapped, said, defined)
-        strict = cross_entropy(without, prompts.answers)
+        weight = 1.0 if len(without) == 1 else SEVERAL / len(without)
+        strict = [cross_entropy(logits, prompts.answers) for logits in without]
         if self.config.impose_match:
-            strict = strict + self.config.impose_match * F.mse_loss(without, whole)
-        return [cross_entropy(whole, prompts.answers), second, strict]
+            strict += [self.config.impose_match * F.mse_loss(logits, whole) for logits in without]
+        return [cross_entropy(whole, prompts.answers), second, weight * torch.stack(strict).sum()]
 
     def idle_cell(
-        self, model: Any, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], step: int
+        self, model: Any, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
     ) -> list[Edit]:
-        """What a step does to units that are to make no difference; ``there`` are the source's values."""
-        fill = self.fill_at(step)
+        """What a run does to units that are to make no difference; ``there`` are the source's values."""
         if fill == "zero":
             return alignment.idle_edits(model, dict.fromkeys(there, 0.0))
         if fill == "twins":
@@ -137,7 +139,7 @@ class ImposedCircuit(ABC):
             common = [variable for variable in alignment.variables if "values" not in variable.inputs]
             edits = [edit for variable in common for edit in variable.edits(model, theirs)]
             return [*alignment.idle_edits(model, theirs), *edits]
-        some = generator("idle", mix(self.config.seed, "impose", step)) if fill == "half" else None
+        some = generator("idle", seed) if fill == "half" else None
         return alignment.idle_edits(model, there, some)
 
 
@@ -187,7 +189,7 @@ class ChannelCircuit(ImposedCircuit):
 
     turns = (1, 0, 0, 0)
     idle = ("all", "zero", "all")
-    settled = ("half", "zero", "all", "twins")
+    settled = ("half", "twins")
     removed = 8
     narrowings = ((0.4, 0.1), (0.5, 0.2), (0.6, 0.3), (0.7, 0.3))
     offered: ClassVar[tuple[int, int]] = (16, 32)
