@@ -69,7 +69,7 @@ def bars(found: list[Found]) -> Any:
         drawn = axes.barh(names, medians, color=[OURS if name.startswith("mechint") else OTHERS for name in names])
         axes.bar_label(drawn, [f" {number(seconds)} s" for seconds in medians], fontsize=8)
         axes.set(xscale="log", xlim=(min(every) / 3, max(every) * 6))
-        axes.set_title(textwrap.fill(question["title"], 90), fontsize=9, loc="left")
+        axes.set_title(textwrap.fill(question["title"], 76), fontsize=9, loc="left")
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

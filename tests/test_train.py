@@ -281,6 +281,18 @@ def test_a_loss_that_is_no_number_stops_training(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_a_whole_file_is_not_to_be_deleted_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "final_model_stepV0.pt").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(MemoryError):
+        train(TASK, quick(tmp_path), TINY)
+
+
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "final_model_stepV0.pt"
     path.write_bytes(b"PK\x03\x04 cut short")

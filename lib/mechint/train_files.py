@@ -61,7 +61,9 @@ def inspect(paths: Paths, recipe: dict[str, Any]) -> tuple[dict[str, Any] | None
 def read(path: Path) -> dict[str, Any]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:  # the file may be whole: a directory without permission, a disk that is gone
+    except MemoryError:  # the file may be whole, and is not to be deleted
+        raise
+    except OSError as error:  # the same: a directory without permission, a disk that is gone
         raise MechintError(f"{path} can't be read ({error.strerror or error}); nothing was overwritten") from error
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
         raise MechintError(f"{path} can't be read ({type(error).__name__}); delete it and run again") from error
