@@ -17,7 +17,7 @@ from mechint.errors import MechintError
 from mechint.models.load import hf_config, to_hf_state_dict
 from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import scored
-from mechint.scorecard.traces import positions
+from mechint.scorecard.traces import positions, read_otherwise
 from mechint.tasks import TaskConfig
 from mechint.tasks.ground_truth import (
     BASELINES,
@@ -32,7 +32,9 @@ from mechint.tasks.ground_truth import (
     score_method,
     verify,
 )
+from mechint.tasks.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
 from mechint.tasks.ground_truth.gpt2_blueprints import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
+from mechint.tasks.ground_truth.gpt2_counting import Count, ModularSum
 from mechint.units import KV_UNITS, Units
 
 NAMES = list(GPT2_BLUEPRINTS)
@@ -78,6 +80,10 @@ SHAPES: list[Any] = [
     Shift(symbols=5, length=9, by=3),
     Latch(symbols=4, length=31),
     MostRecent(symbols=3, length=40),
+    Count(symbols=3, length=40),
+    Count(symbols=9, length=33),
+    ModularSum(modulus=2, length=12, most=5),
+    ModularSum(modulus=5, length=20, most=14),
     SelectiveCopy(TaskConfig(name="selective_copy", pairs=6, values=3, length=40)),
     SelectiveCopy(TaskConfig(name="selective_copy", pairs=2, values=20, length=12)),
     Induction(TaskConfig(name="induction", keys=16, length=32)),
@@ -177,6 +183,8 @@ def test_a_wrong_truth_is_contradicted() -> None:
 def test_which_answers_a_part_matters_for() -> None:
     task = Latch().task
     prompts = task.sample(300, "train", 0)
+    sums = prompts.tokens.cumsum(1).gather(1, prompts.positions)
+    assert torch.equal(Asked(above=9, below=20).of(prompts), (sums > 9) & (sums < 20))
     for place in (2, 9):
         found = Asked(last=(task.marker, place)).of(prompts)[:, 0]
         slow = [max(i for i, t in enumerate(row) if t == task.marker) == place for row in prompts.tokens.tolist()]
@@ -210,6 +218,30 @@ def test_methods_find_the_circuit_to_the_unit(method: str) -> None:
 
 def test_traces_point_at_the_values_that_are_read() -> None:
     assert positions(compiled("gpt2_induction", seed=100), 16) == {"v": 1.0}
+
+
+def test_every_task_of_the_mambas_has_a_twin() -> None:
+    assert [f"gpt2_{name}" for name in MAMBA_BLUEPRINTS] == NAMES
+    for name, kind in MAMBA_BLUEPRINTS.items():
+        ours, theirs = (blueprint().task for blueprint in (GPT2_BLUEPRINTS[f"gpt2_{name}"], kind))
+        assert (ours.description, ours.vocab_size) == (theirs.description, theirs.vocab_size)
+
+
+def test_traces_ask_where_the_twin_reads_what_is_otherwise() -> None:
+    """A twin with fewer ticks reads none that the prompt has not, and no single value brings one back."""
+    model = compiled("gpt2_count", seed=100)
+    prompts = model.task.sample(64, "evaluation", 0).last()
+    assert prompts.twins is not None and prompts.wrong is not None
+    asked = read_otherwise(model, prompts).any(0).any(1)
+    assert torch.equal(asked, (prompts.answers < prompts.wrong)[:, 0])
+    assert positions(model, 64) == {"v": 1.0}
+
+
+def test_a_count_that_has_one_step_is_refused() -> None:
+    with pytest.raises(
+        MechintError, match="a count of 0 or 1 leaves neurons that level nothing; take at least 3 symbols"
+    ):
+        Count(symbols=2)
 
 
 def test_names_of_several_models() -> None:

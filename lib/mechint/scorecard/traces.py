@@ -22,6 +22,8 @@ from .methods import unit_effects
 
 NEAR = 0.99
 """A state restored later than it was written restores as much; its first position within 1 % of the most counts."""
+NOTICED = 1e-3
+"""Changes of a value, and shares of attention, above what rounding and idle units leave."""
 NULL_DRAWS = 199
 """Sign flips of one trace: p-values are multiples of 1/200."""
 
@@ -40,11 +42,14 @@ def tracer(model: Any, sites: str) -> CausalTracer:
 def positions(compiled: Compiled, count: int) -> dict[str, float]:
     """Share of prompts whose largest denoising effect, over all layers and positions, is at the declared place.
 
+    A place is declared where either twin has it. Prompts are asked whose twin's run reads anything at these places that
+    they have otherwise: where ticks alone differ a marker's write is the same, and of ticks that the twin's queries do
+    not read the values restore nothing.
+
     Returns:
         ``write``, or ``v`` of a transformer: of the effects there, the largest is at a declared layer and position;
         ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
-        or what is declared is the same on both twins (a marker's write, where ticks alone differ): there is nothing
-        to restore.
+        or no prompt is asked.
     """
     declared = [part for part in compiled.truth.parts if part.kind in POSITIONS and part.where is not None]
     if not declared:
@@ -52,12 +57,16 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     prompts = compiled.task.sample(count, "evaluation", 0)
     assert prompts.wrong is not None  # every compiled task has twins
     last = prompts.last()
+    assert last.twins is not None and last.wrong is not None
+    twins = dataclasses.replace(last, tokens=last.twins, answers=last.wrong)
     there = torch.zeros(compiled.model.config.n_layer, *prompts.tokens.shape, dtype=torch.bool)
     for part in declared:
         assert part.where is not None
-        there[part.layer] |= part.where.of(last)
-    if isinstance(compiled.model, Mamba) and not differs(compiled.model, last, there):
+        there[part.layer] |= part.where.of(last) | part.where.of(twins)
+    asked = (read_otherwise(compiled, last) & there).any(0).any(1)
+    if not asked.any():
         return {}
+    last, there = last[asked], there[:, asked]
     sites = ("write", "state") if isinstance(compiled.model, Mamba) else ("v",)
     found = tracer(compiled.model, ",".join(sites)).trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
@@ -71,15 +80,27 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def differs(model: Any, prompts: Prompts, there: torch.Tensor) -> bool:
-    """Whether any write at declared places [layer, n, L] is another one on the prompt's twin."""
-    layers = [layer for layer in range(len(there)) if there[layer].any()]
-    sites = [f"layers.{layer}.write" for layer in layers]
+def read_otherwise(compiled: Compiled, prompts: Prompts) -> torch.Tensor:
+    """What each prompt has otherwise than its twin, of what is read from there in the twin's run, [layer, n, L] bool.
+
+    Of a Mamba writes, which every later state keeps some of; of a transformer the declared value channels of heads that
+    give the position any attention.
+    """
+    model = compiled.model
     assert prompts.twins is not None  # every compiled task has twins
+    kinds = ("write",) if isinstance(model, Mamba) else ("v", "pattern")
+    sites = [f"layers.{layer}.{kind}" for layer in range(model.config.n_layer) for kind in kinds]
     nowhere = prompts.positions[:, :0]
     ours, theirs = (run(model, tokens, sites, logits_at=nowhere).values for tokens in (prompts.tokens, prompts.twins))
-    moved = [(ours[s] != theirs[s])[there[k]].any() for s, k in zip(sites, layers, strict=True)]
-    return bool(torch.stack(moved).any())
+    if isinstance(model, Mamba):
+        return torch.stack([(ours[site] != theirs[site]).flatten(2).any(-1) for site in sites])
+    c, found = model.config, []
+    declared = compiled.truth.mask(model, "kv").view(c.n_layer, 2, c.n_head, c.d_head)[:, 1]
+    for layer in range(c.n_layer):
+        change = (ours[f"layers.{layer}.v"] - theirs[f"layers.{layer}.v"]).abs() * declared[layer]
+        read = theirs[f"layers.{layer}.pattern"].amax(1).transpose(1, 2)  # [n, source, head]
+        found.append(((change.amax(-1) > NOTICED) & (read > NOTICED)).any(-1))
+    return torch.stack(found)
 
 
 def random_model(like: Any, seed: int) -> Any:

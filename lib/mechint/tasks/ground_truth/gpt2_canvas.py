@@ -54,8 +54,11 @@ class GPT2Size(Sizes):
         return GPT2Size(**{name: size + extra for (name, size), extra in more})
 
     def comfortable(self) -> GPT2Size:
-        """This least size with about as much idle: at least four heads, a third more channels, one layer more."""
-        wide = self.d_head + max(2, self.d_head // 3)
+        """This least size with about as much idle: at least four heads, a third more channels, one layer more.
+
+        At least ten channels a head: what idle units write is felt in the deviation, the less the wider the stream is.
+        """
+        wide = max(10, self.d_head + max(2, self.d_head // 3))
         heads = max(4, -(-self.d_model // wide) + 1)
         return replace(self, n_head=heads, d_head=wide).plus(layers=1, neurons=2 * wide, places=4)
 
@@ -106,6 +109,17 @@ class GPT2Canvas:
         """The i-th direction of a group holds 1 at the i-th of some positions."""
         for i, position in enumerate(positions):
             self.model.wpe.weight[position, self.at(group, i)] = 1.0
+
+    def digits(self, group: str, count: int) -> None:
+        """Directions that tell positions apart but for the first: the binary digits of a number, as 1 and -1.
+
+        The number is an odd multiple of the position modulo 2^count, by Fibonacci hashing (Knuth 1998, section 6.4), so
+        that among neighbours each digit is about as often 1 as -1: digits of positions themselves hardly ever change.
+        """
+        odd = int((math.sqrt(5) - 1) / 2 * 2**count) | 1
+        numbers = odd * torch.arange(1, self.size.n_ctx) % 2**count
+        for i in range(count):
+            self.model.wpe.weight[1:, self.at(group, i)] = 2.0 * (numbers >> i & 1) - 1
 
     def ramp(self, group: str, length: int) -> None:
         """A direction that rises from 0 to 1 over ``length`` positions."""
@@ -188,6 +202,12 @@ class Block:
         mlp.c_proj.weight[list(writes), n] = torch.tensor(list(writes.values()))
         mlp.c_proj.weight[:, n] = canvas.balance(mlp.c_proj.weight[:, n])
         return n
+
+    def add(self, constant: Mapping[int, float]) -> None:
+        """Lets the neurons' output have a constant at every position."""
+        bias = self.weights.mlp.c_proj.bias
+        bias[list(constant)] += torch.tensor(list(constant.values()))
+        bias.copy_(self.canvas.balance(bias))
 
     @property
     def in_circuit(self) -> bool:

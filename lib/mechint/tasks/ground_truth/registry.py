@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import gpt2_blueprints as gpt2
+from . import gpt2_counting
 from .blueprints import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
 from .counting import Count, ModularSum
 from .imposed import GPT2Recall, Imposed, MambaRecall
@@ -16,7 +17,11 @@ BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
 """Compiled Mambas."""
 GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
     kind.name: kind
-    for kind in (gpt2.Shift, gpt2.Latch, gpt2.MostRecent, gpt2.SelectiveCopy, gpt2.Induction, gpt2.Recall)
+    for kind in (
+        *(gpt2.Shift, gpt2.Latch, gpt2.MostRecent),
+        *(gpt2_counting.Count, gpt2_counting.ModularSum),
+        *(gpt2.SelectiveCopy, gpt2.Induction, gpt2.Recall),
+    )
 }
 """Compiled GPT-2s, which do the same."""
 IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, MambaRecall)}

@@ -36,7 +36,7 @@ class Asked:
         first: Where the token at the position of the answer first stands in the prompt.
         last: A token, and where it last stands in the prompt.
         begins: Tokens of which one begins the prompt.
-        above: The tokens up to the position of the answer, added up, are more than this.
+        above, below: The tokens up to the position of the answer, added up, are more, or less, than this.
     """
 
     token: int | None = None
@@ -46,6 +46,7 @@ class Asked:
     last: tuple[int, int] | None = None
     begins: tuple[int, ...] | None = None
     above: int | None = None
+    below: int | None = None
 
     def of(self, prompts: Prompts) -> Tensor:
         """[n, Q] bool."""
@@ -65,8 +66,11 @@ class Asked:
             found &= (prompts.tokens[:, place + 1 :] != token).all(1, keepdim=True)
         if self.begins is not None:
             found &= torch.isin(prompts.tokens[:, :1], torch.tensor(self.begins, device=found.device))
+        total = prompts.tokens.cumsum(1).gather(1, prompts.positions)
         if self.above is not None:
-            found &= prompts.tokens.cumsum(1).gather(1, prompts.positions) > self.above
+            found &= total > self.above
+        if self.below is not None:
+            found &= total < self.below
         return found
 
 
