@@ -137,7 +137,7 @@ def patched(model: Any, prompts: Prompts) -> Tensor:
     nowhere, there = prompts.positions[:, :0], later(model)
     with torch.no_grad():
         clean = run(model, prompts.tokens, [*read, *written], logits_at=nowhere).values
-        spread = [joined(clean, j, READS).double().std((0, 1)).clamp(min=torch.finfo().tiny) for j in layers]
+        spread = [joined(clean, j, READS).std((0, 1)).clamp(min=torch.finfo().tiny) for j in layers]
         found = torch.zeros(there.shape)
         for i in layers:
             for w in range(writers["mlp"].stop):
@@ -146,8 +146,8 @@ def patched(model: Any, prompts: Prompts) -> Tensor:
                 edit = Edit(site, "replace", fill[:, None], units=[unit])
                 moved = run(model, prompts.tokens, read, [edit], logits_at=nowhere).values
                 for j in range(i, model.config.n_layer):
-                    change = (joined(moved, j, READS) - joined(clean, j, READS)).double() / spread[j]
-                    found[i, w, j] = change.square().mean(1).sqrt().mean(0).float()
+                    change = joined(moved, j, READS) - joined(clean, j, READS)
+                    found[i, w, j] = change.square().mean(1).sqrt().mean(0) / spread[j]
     return found * there
 
 

@@ -107,17 +107,19 @@ SHARES: dict[str, Declared] = {"gpt2_selective_copy": _shares_of_the_count}
 def _one_way_shift(task: Any, last: Prompts) -> Tensor:
     """Not where the token itself is the answer, nor what even attention says: the symbol seen most often elsewhere."""
     own, answer = last.tokens.gather(1, last.positions), last.answers
-    others = ~itself(query(last), task.by).any(1) & (last.tokens == last.tokens)
-    counts = torch.nn.functional.one_hot(last.tokens, task.symbols).masked_fill(~others.unsqueeze(-1), 0).sum(1)
-    mine = counts.gather(1, answer)
+    read = itself(query(last), task.by).any(1)
+    counts = torch.nn.functional.one_hot(last.tokens, task.symbols).masked_fill(read.unsqueeze(-1), 0).sum(1)
     most = counts.scatter(1, answer, -1).amax(1, keepdim=True)
-    return ((own != answer) & (mine < most)).squeeze(1)
+    return ((own != answer) & (counts.gather(1, answer) <= most)).squeeze(1)
 
 
 def _one_way_latch(task: Any, last: Prompts) -> Tensor:
-    """Not where the other marked symbol, or that of the first position, is the same: they are read in its place."""
-    marked = (Where((task.marker,), back=1).of(last) & (last.tokens == last.answers)).sum(1)
-    return (marked == 1) & (last.tokens[:, 0] != last.answers[:, 0])
+    """Not where what is read in its place is the same: what follows the first marker, or else the first position.
+
+    Markers at the first two places have no code, so what follows them is not marked as much as the sink scores.
+    """
+    first = (last.tokens == task.marker).int().argmax(1, keepdim=True)
+    return (last.tokens.gather(1, torch.where(first < 2, 0, first + 1)) != last.answers).squeeze(1)
 
 
 def _one_way_most_recent(task: Any, last: Prompts) -> Tensor:
