@@ -94,9 +94,11 @@ def edge_section(results: dict[str, Any]) -> list[str]:
     return [
         "## Edges",
         "AUROC / average precision, mean over seeds; `●` is every edge above all others on every seed and prompt. "
-        f"Flows are edges between positions, through the convolution or the scan of a layer, on "
-        f"{results['config']['edge_prompts']} prompts of a seed, among {results['config']['edges']} edges that no "
-        "prompt needs; links are edges between channels of two layers, among all pairs.",
+        "Flows are edges between positions, through the convolution or the scan of a layer or through one head of it, "
+        f"on {results['config']['edge_prompts']} prompts of a seed, among {results['config']['edges']} edges that no "
+        "prompt needs; links are edges between channels of two layers (of a GPT-2 value channels and neurons that "
+        "write, query, key and value channels and neurons that read), among all pairs. What sees no more than a source "
+        "gives is not asked for flows whose source only takes attention from others.",
         table(
             ("method", *models),
             [(titles[key], *(said(key, model) for model in models)) for key in titles if key in asked],
@@ -124,8 +126,10 @@ def probe_section(results: dict[str, Any]) -> list[str]:
     if results["probes"]:
         blocks = [
             "## Probes",
-            "A lasso of the answer on `gated` of the circuit's last layer, at the answer's position: accuracy on "
-            "held-out prompts, that on shuffled labels, and how its weights rank the channels that say the answers.",
+            "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out`), at the answer's "
+            "position: accuracy on held-out prompts, that on shuffled labels, and how its weights rank the channels "
+            "that say the answers. A probe finds what is there, not what is used: where an idle head reads the same, "
+            "it may rank that head's channels first.",
             table(
                 ("model", "accuracy", "shuffled", "AUROC of channels", "average precision"),
                 [

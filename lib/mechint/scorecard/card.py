@@ -22,7 +22,7 @@ from ..report.scorecard import draw, markdown
 from ..rundir import Stages, check_writable, fingerprint, manifest
 from ..tasks import Task
 from ..tasks.ground_truth import GROUPS, MODELS, Compiled, score_units
-from ..tasks.ground_truth.flows import NEEDED
+from ..tasks.ground_truth.flows import DECLARED
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
@@ -198,7 +198,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
         "probes": [],
         "random": [],
     }
-    if compiled.model.config.family == "mamba" and name in NEEDED:
+    if name in DECLARED:
         found["edges"] = score_edges(compiled, config.edge_prompts, config.edges, seed)
         found["probes"] = score_probes(compiled, config.probe_prompts, seed)
     if in_turn(name, seed, config):

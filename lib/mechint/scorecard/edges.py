@@ -1,7 +1,8 @@
 """Edges on the scorecard: which position reads which (flows), and which channel reads which (links).
 
-Every way of scoring flows gives a number for each layer, ``conv`` or ``state``, reader i and source j ≤ i of each
-prompt; every way of scoring links one for each pair of channels of an earlier and a later layer.
+Every way of scoring flows gives a number for each layer, ``conv``, ``state`` or head, reader i and source j ≤ i of
+each prompt; every way of scoring links one for each pair of channels of an earlier and a later layer. Those of a GPT-2
+alone are in :mod:`mechint.scorecard.gpt2_edges`.
 """
 
 from __future__ import annotations
@@ -23,19 +24,18 @@ from ..interchange import answer_metric
 from ..interventions import Edit
 from ..run import run
 from ..scan.attention import attention_map
-from ..sweep import gradients
+from ..sweep import gradients, sweep
 from ..tasks import Prompts
 from ..tasks.ground_truth import Compiled, score_units
-from ..tasks.ground_truth.flows import clear, flows, links
+from ..tasks.ground_truth.flows import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
+from ..tasks.ground_truth.readings import Cell, Edge, Flows
 from ..temporal import lags, linearise
-from .methods import Budget, interchange
+from . import gpt2_edges as gpt2
+from .methods import MAMBA, Budget, interchange
 
-PATHS = ("conv", "state")
+GPT2 = ("gpt2",)
 LINK_PROMPTS = 64
 """Discovery prompts that methods see which score links; 16 leave large sums unseen, and their links with them."""
-Cell = tuple[int, str]
-Edge = tuple[int, str, int, int]
-"""(layer, path, reader i, source j)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class EdgeMethod:
         kind: ``flow`` or ``link``.
         scores: (compiled, prompts, asked) -> for flows [n, i, j] by (layer, path), right at least where they are asked
             for; for links [layer, e, layer, f].
-        paths: Those it speaks of.
+        paths: Ways of reading that it speaks of; empty for all.
+        gives: Whether it sees no more than what a source gives, so that it is not asked for flows whose source only
+            takes attention from others.
+        families: Those it can be asked of; empty for all.
         writer, reader: Ablations by which it tries the two ends of a link; a link whose end is the same under them, so
             that nothing changes, is not asked for. ``zero`` is blind to none.
     """
@@ -55,30 +58,47 @@ class EdgeMethod:
     title: str
     kind: str
     scores: Callable[[Compiled, Prompts, list[Edge]], Any]
-    paths: tuple[str, ...] = PATHS
+    paths: tuple[str, ...] = ()
+    gives: bool = False
+    families: tuple[str, ...] = ()
     writer: str = "zero"
     reader: str = "zero"
+
+    def speaks_of(self, path: str) -> bool:
+        return not self.paths or path in self.paths
+
+    def fits(self, compiled: Compiled) -> bool:
+        return not self.families or compiled.model.config.family in self.families
 
 
 # ---- flows -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def flow_cuts(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> dict[Cell, Tensor]:
-    """What the logit difference loses when one position's reading of one other is cut (attention knock-out)."""
-    model, last = compiled.model, prompts.last()
+def flow_cuts(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, at: str = "scores") -> dict[Cell, Tensor]:
+    """What the logit difference loses when one position's reading of one other is cut (attention knock-out).
+
+    ``at``: Of a head, the site of the cut: at ``scores`` the reader's other sources share what is free, at ``pattern``
+    they keep their weights.
+    """
+    last = prompts.last()
     n, length = last.tokens.shape
+    cells = [[cut(edge, at)] for edge in asked]
     metric = answer_metric("logit_diff", last)
-
-    def measure(edits: list[Edit]) -> Tensor:
-        return metric(run(model, last.tokens, edits=edits, logits_at=last.positions).logits)
-
-    clean = measure([])
-    maps = {(layer, path): torch.zeros(n, length, length) for layer in range(model.config.n_layer) for path in PATHS}
-    for layer, path, i, j in asked:
-        cut = Edit(f"layers.{layer}.{path}", "cut", positions=[i], sources=[j])
-        maps[layer, path][:, i, j] = (clean - measure([cut])).abs()
+    # an empty cell is the clean run itself, so that cuts without an effect are exactly zero
+    found = sweep(compiled.model, last.tokens, [*cells, []], metric, logits_at=last.positions, title="cuts of flows")
+    lost = (found[-1] - found[:-1]).abs()
+    maps: dict[Cell, Tensor] = {}
+    for (layer, path, i, j), effect in zip(asked, lost, strict=True):
+        maps.setdefault((layer, path), torch.zeros(n, length, length))[:, i, j] = effect
     return maps
+
+
+def cut(edge: Edge, at: str = "scores") -> Edit:
+    """The edit that removes an edge between positions on all prompts; ``at``: the site, where it is a head's."""
+    layer, path, i, j = edge
+    if not path.startswith("h"):
+        return Edit(f"layers.{layer}.{path}", "cut", positions=[i], sources=[j])
+    return Edit(f"layers.{layer}.{at}", "cut", positions=[i], sources=[j], units=[int(path[1:])])
 
 
 def hidden_attention(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> dict[Cell, Tensor]:
@@ -177,26 +197,55 @@ def edge_attribution(compiled: Compiled, prompts: Prompts, asked: list[Edge], *,
     return scores
 
 
+Scores = Callable[..., Any]
+
+
+def either(mamba: Scores, transformer: Scores) -> Scores:
+    """The same question, asked of each family in its own way."""
+    return lambda compiled, *rest: (transformer if is_gpt2(compiled) else mamba)(compiled, *rest)
+
+
 EDGE_METHODS: dict[str, EdgeMethod] = {
     "flow_cut": EdgeMethod("flow, cut", "flow", flow_cuts),
-    "hidden_attention": EdgeMethod("flow, hidden attention", "flow", hidden_attention, ("state",)),
-    "derivative_direct": EdgeMethod(
-        "flow, derivative, direct", "flow", functools.partial(derivatives, which="direct"), ("state",)
+    "flow_cut_pattern": EdgeMethod(
+        "flow, cut, weights kept", "flow", functools.partial(flow_cuts, at="pattern"), gives=True, families=GPT2
     ),
-    "derivative_total": EdgeMethod(
-        "flow, derivative, total", "flow", functools.partial(derivatives, which="total"), ("state",)
+    "attention": EdgeMethod("flow, attention", "flow", gpt2.attention, families=GPT2),
+    "attention_norm": EdgeMethod("flow, attention × value", "flow", gpt2.attention_norm, gives=True, families=GPT2),
+    "attention_gradient": EdgeMethod(
+        "flow, attention × gradient", "flow", gpt2.attention_gradient, gives=True, families=GPT2
     ),
-    "edge_attribution": EdgeMethod("link, edge attribution", "link", edge_attribution, writer="counterfactual"),
+    "hidden_attention": EdgeMethod("flow, hidden attention", "flow", hidden_attention, ("state",), families=MAMBA),
+    **{
+        f"derivative_{which}": EdgeMethod(
+            f"flow, derivative, {which}",
+            "flow",
+            functools.partial(derivatives, which=which),
+            ("state",),
+            families=MAMBA,
+        )
+        for which in ("direct", "total")
+    },
+    "edge_attribution": EdgeMethod(
+        "link, edge attribution", "link", either(edge_attribution, gpt2.attribution), writer="counterfactual"
+    ),
     "cross_layer_patched": EdgeMethod(
-        "link, cross-layer, patched", "link", functools.partial(traffic, way="patched"), writer="mean"
+        "link, cross-layer, patched",
+        "link",
+        either(functools.partial(traffic, way="patched"), gpt2.traffic),
+        writer="mean",
     ),
     "cross_layer_linear": EdgeMethod(
-        "link, cross-layer, linear", "link", functools.partial(traffic, way="linear"), writer="mean"
+        "link, cross-layer, linear", "link", functools.partial(traffic, way="linear"), writer="mean", families=MAMBA
     ),
     "cross_layer_answer": EdgeMethod(
-        "link, cross-layer × effect", "link", traffic_to_the_answer, writer="mean", reader="counterfactual"
+        "link, cross-layer × effect",
+        "link",
+        either(traffic_to_the_answer, gpt2.traffic_to_the_answer),
+        writer="mean",
+        reader="counterfactual",
     ),
-    "weight_products": EdgeMethod("link, product of weights", "link", weight_products),
+    "weight_products": EdgeMethod("link, product of weights", "link", either(weight_products, gpt2.products)),
 }
 
 
@@ -212,91 +261,105 @@ def score_edges(
     needs and ``others`` drawn at random from all the rest; of links they are of all pairs of channels.
     """
     prompts = clear(compiled, compiled.task.sample(8 * count, "evaluation", seed))[slice(count)]
-    needed, linked = flows(compiled, prompts), links(compiled)
+    needed, taken, linked = flows(compiled, prompts), shares(compiled, prompts), links(compiled)
     asked = asked_for(compiled, prompts, needed, others, seed)
     shown = compiled.task.sample(LINK_PROMPTS, "discovery", seed)
     found = []
     for key in methods or EDGE_METHODS:
         method = EDGE_METHODS[key]
+        if not method.fits(compiled):
+            continue
         start = time.perf_counter()
         if method.kind == "flow":
-            edges = [edge for edge in asked if edge[1] in method.paths]
-            if not any(path in method.paths for _, path in needed):
+            edges = [edge for edge in asked if method.speaks_of(edge[1])]
+            if not any(method.speaks_of(path) for _, path in needed):
                 continue
-            row = flow_score(method.scores(compiled, prompts, edges), needed, prompts, edges, method)
+            scores = method.scores(compiled, prompts, edges)
+            row = flow_score(scores, needed, taken if method.gives else {}, prompts, edges, method.title)
         else:
             blind = linked & ~seeing(compiled, method)
             if not bool((linked & ~blind).any()):
                 continue
-            later = torch.ones(len(linked), len(linked)).triu(1).bool()[:, None, :, None].expand_as(linked) & ~blind
-            score = score_units(linked[later].float(), method.scores(compiled, shown, asked)[later], method.title)
+            wanted = link_pairs(compiled) & ~blind
+            score = score_units(linked[wanted].float(), method.scores(compiled, shown, asked)[wanted], method.title)
             row = dataclasses.asdict(score) | {"exact": float(score.exact)}
         found.append({"method": key, **row, "seconds": time.perf_counter() - start})
-    cross_layer.cache_clear()
+    forget()
     return found
+
+
+def forget() -> None:
+    """Lets go of what several methods share."""
+    cross_layer.cache_clear()
+    gpt2.patched.cache_clear()
 
 
 def links_by_chance(compiled: Compiled, random: Any, seed: int) -> list[dict[str, Any]]:
     """AUROC of each way of scoring links on a model of random weights, against the links that are declared.
 
-    The mean over the pairs of layers that have any: which channels of a layer are declared is a matter of the seed
-    alone, so 0.5 is expected whatever the method. Flows have no such number: on any weights near positions are read
-    more than far ones.
+    The mean over the pairs of layers, and of kinds of unit, that have any: which channels of a layer are declared is a
+    matter of the seed alone, so 0.5 is expected whatever the method. Flows have no such number: on any weights near
+    positions are read more than far ones.
     """
     linked = links(compiled)
     shown, other = compiled.task.sample(LINK_PROMPTS, "discovery", seed), dataclasses.replace(compiled, model=random)
     found = []
     for key, method in EDGE_METHODS.items():
-        if method.kind != "link":
+        if method.kind != "link" or not method.fits(compiled):
             continue
         wanted = linked & seeing(compiled, method)
-        pairs = [(i, j) for i in range(len(linked)) for j in range(i + 1, len(linked)) if bool(wanted[i, :, j].any())]
-        if not pairs:
+        places = [place for place in link_blocks(compiled) if bool(wanted[place].any())]
+        if not places:
             continue
         scores = method.scores(other, shown, [])
-        parts = [(wanted[i, :, j].float().flatten(), scores[i, :, j].flatten()) for i, j in pairs]
+        parts = [(wanted[place].float().flatten(), scores[place].flatten()) for place in places]
         found.append({"method": key, "auroc": fmean(score_units(*part, method.title).auroc for part in parts)})
-    cross_layer.cache_clear()
+    forget()
     return found
 
 
 def asked_for(compiled: Compiled, prompts: Prompts, needed: Any, others: int, seed: int) -> list[Edge]:
     """The edges that any prompt needs, and some of all others that there are, drawn by the seed."""
-    config, end = compiled.model.config, int(prompts.positions[:, -1].max())
-    every = {
-        (layer, path, i, j)
-        for layer in range(config.n_layer)
-        for path in PATHS
-        for i in range(end + 1)
-        for j in range(i + 1)
-        if path == "state" or i - j < config.d_conv
-    }
+    every = every_edge(compiled, int(prompts.positions[:, -1].max()))
     wanted = {(layer, path, i, j) for (layer, path), there in needed.items() for _, i, j in there.nonzero().tolist()}
     rest = sorted(every - wanted)
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:others].tolist()
     return sorted(wanted) + [rest[k] for k in order]
 
 
+def every_edge(compiled: Compiled, end: int) -> set[Edge]:
+    """All edges between positions up to ``end`` that the model has."""
+    config = compiled.model.config
+    if is_gpt2(compiled):
+        reach = {f"h{head}": end + 1 for head in range(config.n_head)}
+    else:
+        reach = {"conv": config.d_conv, "state": end + 1}
+    return {
+        (layer, path, i, j)
+        for layer in range(config.n_layer)
+        for path, back in reach.items()
+        for i in range(end + 1)
+        for j in range(max(0, i - back + 1), i + 1)
+    }
+
+
 def seeing(compiled: Compiled, method: EdgeMethod) -> Tensor:
-    """Which pairs of declared channels a method can see at both ends, [layer, e, layer, f] bool."""
-    shape = (compiled.model.config.n_layer, -1)
-    writer, reader = (
-        compiled.truth.mask(compiled.model, "channel", name).view(shape).bool()
-        for name in (method.writer, method.reader)
-    )
+    """Which pairs of declared units a method can see at both ends, [layer, e, layer, f] bool."""
+    writer, reader = link_ends(compiled, method.writer, method.reader)
     return writer[:, :, None, None] & reader[None, None]
 
 
 def flow_score(
-    scores: dict[Cell, Tensor], needed: Any, prompts: Prompts, edges: list[Edge], method: EdgeMethod
+    scores: dict[Cell, Tensor], needed: Flows, left_out: Flows, prompts: Prompts, edges: list[Edge], title: str
 ) -> dict[str, Any]:
     """Means over the prompts; edges that end behind the query can't matter and are not asked for."""
+    says = lambda flows, row, layer, path, i, j: (layer, path) in flows and bool(flows[layer, path][row, i, j])
     every = []
     for row, end in enumerate(prompts.positions[:, -1].tolist()):
-        inside = [(layer, path, i, j) for layer, path, i, j in edges if i <= end]
-        truth = [bool((layer, path) in needed and needed[layer, path][row, i, j]) for layer, path, i, j in inside]
+        inside = [edge for edge in edges if edge[2] <= end and not says(left_out, row, *edge)]
+        truth = torch.tensor([says(needed, row, *edge) for edge in inside]).float()
         values = [float(scores[layer, path][row, i, j]) for layer, path, i, j in inside]
-        every.append(score_units(torch.tensor(truth).float(), values, f"{method.title}, prompt {row}"))
+        every.append(score_units(truth, values, f"{title}, prompt {row}"))
     return {
         name: fmean(float(getattr(score, name)) for score in every)
         for name in ("auroc", "average_precision", "exact", "units", "total")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.mamba import Mamba
 from ..probes import Labelled, probe
 from ..run import run
 from ..tasks import Prompts, Task
@@ -27,26 +28,36 @@ def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
 
 
 @torch.no_grad()
-def speakers(compiled: Compiled) -> tuple[int, torch.Tensor]:
-    """The last layer of the circuit, and which of its channels say answers, [channel] bool."""
-    model = compiled.model
-    layer = max(at for at, _ in compiled.truth.units("layer"))
-    head = model.ending[1] * model.norm_f.weight  # [V, D]
-    says = (head @ model.layers[layer].out_proj.weight).abs().amax(0) > 1e-6  # [E]
+def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
+    """Where the circuit's last layer says answers, and which channels do so there, [channel] bool.
+
+    The site is ``gated`` of a Mamba, ``head_out`` of a GPT-2 with its heads laid out side by side.
+    """
+    model, truth = compiled.model, compiled.truth
+    layer = max(at for at, _ in truth.units("layer"))
+    weights = model.layers[layer]
+    if isinstance(model, Mamba):
+        site, norm, writes = "gated", model.norm_f, weights.out_proj.weight
+        units = [unit[0] for at, unit in truth.units("channel") if at == layer]
+    else:
+        site, norm, writes = "head_out", model.ln_f, weights.attn.c_proj.weight
+        width = model.config.d_head
+        units = [h * width + e for at, (value, h, e) in truth.units("kv") if at == layer and value]
+    head = model.ending[1] * norm.weight  # [V, D]
+    says = (head @ writes).abs().amax(0) > 1e-6
     declared = torch.zeros_like(says)
-    declared[[unit[0] for at, unit in compiled.truth.units("channel") if at == layer]] = True
-    return layer, says & declared
+    declared[units] = True
+    return f"layers.{layer}.{site}", says & declared
 
 
 def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, Any]]:
     """For each kind of probe: accuracy on held-out prompts, how it ranks channels, and p-values of shuffled labels.
 
-    The probe reads ``gated`` of the circuit's last layer at the answer's position. Shuffled: among prompts, on both
-    sides, before the probe sees anything.
+    The probe reads the site of :func:`speakers` at the answer's position. Shuffled: among prompts, on both sides,
+    before the probe sees anything.
     """
     task, model = compiled.task, compiled.model
-    layer, says = speakers(compiled)
-    site = f"layers.{layer}.gated"
+    site, says = speakers(compiled)
     train, test = (
         labelled(at_last(model, site, prompts), task, prompts)
         for prompts in (task.sample(count, split, seed).last() for split in ("discovery", "evaluation"))
@@ -72,9 +83,9 @@ def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, An
 
 
 def at_last(model: Any, site: str, prompts: Prompts) -> torch.Tensor:
-    """A site at the last answer's position, [n, unit]."""
+    """A site at the last answer's position, units of several axes laid out, [n, unit]."""
     values = run(model, prompts.tokens, record=[site], logits_at=prompts.positions[:, :0]).values[site]
-    return values[torch.arange(len(prompts)), prompts.positions[:, -1]]
+    return values[torch.arange(len(prompts)), prompts.positions[:, -1]].flatten(1)
 
 
 def score_planted_probes(seed: int, count: int) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Edges of the compiled models: which position reads which in each prompt, and which channel reads which.
 
-*Flows* say that, for a prompt's last answer, a position's scan (``state``) or convolution (``conv``) must read another
-position, or the same one. *Links* say that a channel of a later layer reads what one of an earlier layer writes.
+*Flows* say that, for a prompt's last answer, a position's scan (``state``), convolution (``conv``) or head must read
+another position, or the same one. *Links* say that a channel of a later layer reads what one of an earlier layer
+writes. The compiled Mambas are here, the compiled GPT-2s in :mod:`.gpt2_flows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from ...errors import MechintError, did_you_mean
 from ..base import Prompts, Task
+from . import gpt2_flows as gpt2
+from . import gpt2_links
 from .blueprint import Compiled
+from .readings import Flows, before, itself, last_two, query, reads
 from .truth import Where
-
-Flows = dict[tuple[int, str], Tensor]
-"""By (layer, ``conv`` or ``state``): whether position i must read position j, [n, i, j] bool."""
 
 
 def flows(compiled: Compiled, prompts: Prompts) -> Flows:
@@ -27,28 +28,29 @@ def flows(compiled: Compiled, prompts: Prompts) -> Flows:
     Raises:
         MechintError: no flows are declared for this model.
     """
-    name = compiled.task.name
-    if name not in NEEDED:
-        raise MechintError(f"no flows are declared for {name!r}{did_you_mean(name, NEEDED)}; of {', '.join(NEEDED)}")
     last = prompts.last()
+    if is_gpt2(compiled):
+        return gpt2.NEEDED[named(compiled, gpt2.NEEDED)](compiled.task, last, gpt2.heads_of(compiled))
     layers = sorted(layer for layer, _ in compiled.truth.units("layer"))
-    return NEEDED[name](compiled.task, last, layers)
+    return NEEDED[named(compiled, NEEDED)](compiled.task, last, layers)
 
 
-def query(prompts: Prompts) -> Tensor:
-    """The position of the last answer, [n, L] bool."""
-    return torch.arange(prompts.tokens.shape[1]) == prompts.positions[:, -1:]
+def shares(compiled: Compiled, prompts: Prompts) -> Flows:
+    """Of these flows, those whose source gives nothing: it matters by the attention alone that it takes from others."""
+    declared = gpt2.SHARES.get(gpt2.key_of(compiled)) if is_gpt2(compiled) else None
+    return declared(compiled.task, prompts.last(), gpt2.heads_of(compiled)) if declared else {}
 
 
-def reads(readers: Tensor, sources: Tensor) -> Tensor:
-    """Every reader every source before or at it, [n, L] each -> [n, i, j]."""
-    return (readers[:, :, None] & sources[:, None, :]).tril()
+def is_gpt2(compiled: Compiled) -> bool:
+    return bool(compiled.model.config.family == gpt2.FAMILY)
 
 
-def itself(at: Tensor, back: int = 0) -> Tensor:
-    """Each of these positions the one ``back`` before it, [n, L] -> [n, i, j]."""
-    length = at.shape[1]
-    return at[:, :, None] & torch.ones(length, length, dtype=torch.bool).tril(-back).triu(-back)
+def named(compiled: Compiled, known: Iterable[str]) -> str:
+    """The name that a model's flows are declared under; refused where there is none."""
+    name = gpt2.key_of(compiled) if is_gpt2(compiled) else compiled.task.name
+    if name not in known:
+        raise MechintError(f"no flows are declared for {name!r}{did_you_mean(name, known)}; of {', '.join(known)}")
+    return name
 
 
 def _shift(task: Any, prompts: Prompts, layers: list[int]) -> Flows:
@@ -131,21 +133,24 @@ NEEDED: dict[str, Callable[[Task, Prompts, list[int]], Flows]] = {
     "induction": _induction,
     "recall": _recall,
 }
+"""Of the compiled Mambas, by the task's name."""
+DECLARED = {*NEEDED, *gpt2.NEEDED}
+"""Names of all models that have their edges."""
 
 
 def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
     """The prompts whose last answer has one way only: where two lead to it by chance, no edge of either is needed."""
     last, name = prompts.last(), compiled.task.name
     task: Any = compiled.task
+    if is_gpt2(compiled):
+        one_way = gpt2.ONE_WAY.get(gpt2.key_of(compiled))
+        return prompts[one_way(task, last)] if one_way else prompts
     tokens, answer = last.tokens, last.answers
     ways = torch.ones(len(last), dtype=torch.long)
     if name == "latch":  # both marked symbols
         ways = (Where((task.marker,), back=1).of(last) & (tokens == answer)).sum(1)
     elif name == "most_recent":  # the last symbol and the one before it
-        seen = before(last).tokens
-        symbols = (seen >= 0) & (seen < task.symbols)
-        two = symbols & (symbols.sum(1, keepdim=True) - symbols.cumsum(1) < 2)
-        ways = (two & (tokens == answer)).sum(1)
+        ways = (last_two(last, task.symbols) & (tokens == answer)).sum(1)
     elif name == "count":  # from the first marker on there are as many ticks
         marker = tokens == task.marker
         ways = 1 + ((tokens == task.tick) & (marker.cumsum(1) == 1)).any(1).logical_not().long()
@@ -158,19 +163,16 @@ def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
     return prompts[ways == 1]
 
 
-def before(prompts: Prompts) -> Prompts:
-    """The prompts with nothing behind their query: tokens there are -1."""
-    behind = torch.arange(prompts.tokens.shape[1]) > prompts.positions[:, -1:]
-    return prompts._map(lambda tensor: tensor.masked_fill(behind, -1) if tensor is prompts.tokens else tensor)
-
-
 @torch.no_grad()
 def links(compiled: Compiled) -> Tensor:
     """Which declared channel reads what which declared channel of an earlier layer writes, [layer, e, layer, f] bool.
 
-    Drawn channels read and write named directions alone, so a link is a product of weights that is not zero.
+    Of a GPT-2 its units, see :mod:`.gpt2_links`. Drawn channels read and write named directions alone, so a link is a
+    product of weights that is not zero.
     """
     model = compiled.model
+    if is_gpt2(compiled):
+        return gpt2_links.links(compiled)
     size, width = model.config.n_layer, model.config.d_inner
     found = torch.zeros(size, width, size, width, dtype=torch.bool)
     declared = compiled.truth.units("channel")
@@ -180,3 +182,29 @@ def links(compiled: Compiled) -> Tensor:
                 writes, read = model.layers[i].out_proj.weight[:, e], model.layers[j].in_proj.weight[f]
                 found[i, e, j, f] = bool((writes * read).abs().max() > 0)
     return found
+
+
+def link_ends(compiled: Compiled, writer: str, reader: str) -> tuple[Tensor, Tensor]:
+    """The declared writers and readers that two ablations can see, [layer, e] and [layer, f] bool."""
+    if is_gpt2(compiled):
+        return gpt2_links.ends(compiled, writer, reader)
+    shape = (compiled.model.config.n_layer, -1)
+    found = [compiled.truth.mask(compiled.model, "channel", name).view(shape).bool() for name in (writer, reader)]
+    return found[0], found[1]
+
+
+def link_pairs(compiled: Compiled) -> Tensor:
+    """All pairs of a writer and a reader behind it, [layer, e, layer, f] bool."""
+    if is_gpt2(compiled):
+        return gpt2_links.later(compiled.model)
+    size, width = compiled.model.config.n_layer, compiled.model.config.d_inner
+    behind = torch.ones(size, size, dtype=torch.bool).triu(1)
+    return behind[:, None, :, None].expand(size, width, size, width)
+
+
+def link_blocks(compiled: Compiled) -> list[tuple[int, slice, int, slice]]:
+    """The pairs whose ends are of one kind and layer each: (layer, writers, layer, readers)."""
+    if is_gpt2(compiled):
+        return gpt2_links.blocks(compiled.model)
+    layers, every = range(compiled.model.config.n_layer), slice(None)
+    return [(i, every, j, every) for i in layers for j in layers if i < j]
