@@ -31,23 +31,30 @@ def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
 def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
     """Where the circuit's last layer says answers, and which channels do so there, [channel] bool.
 
-    The site is ``gated`` of a Mamba, ``head_out`` of a GPT-2 with its heads laid out side by side.
+    The site is ``gated`` of a Mamba; of a GPT-2 ``head_out``, its heads laid out side by side, or ``mlp_post`` where
+    neurons say them.
     """
     model, truth = compiled.model, compiled.truth
     layer = max(at for at, _ in truth.units("layer"))
     weights = model.layers[layer]
+    here = lambda kind: [unit for at, unit in truth.units(kind) if at == layer]
     if isinstance(model, Mamba):
-        site, norm, writes = "gated", model.norm_f, weights.out_proj.weight
-        units = [unit[0] for at, unit in truth.units("channel") if at == layer]
+        places = [("gated", weights.out_proj.weight, [e for (e,) in here("channel")])]
+        norm = model.norm_f
     else:
-        site, norm, writes = "head_out", model.ln_f, weights.attn.c_proj.weight
-        width = model.config.d_head
-        units = [h * width + e for at, (value, h, e) in truth.units("kv") if at == layer and value]
+        values = [h * model.config.d_head + e for value, h, e in here("kv") if value]
+        places = [
+            ("head_out", weights.attn.c_proj.weight, values),
+            ("mlp_post", weights.mlp.c_proj.weight, [n for (n,) in here("mlp")]),
+        ]
+        norm = model.ln_f
     head = model.ending[1] * norm.weight  # [V, D]
-    says = (head @ writes).abs().amax(0) > 1e-6
-    declared = torch.zeros_like(says)
-    declared[units] = True
-    return f"layers.{layer}.{site}", says & declared
+    found = []
+    for site, writes, units in places:
+        declared = torch.zeros(writes.shape[1], dtype=torch.bool)
+        declared[units] = True
+        found.append((f"layers.{layer}.{site}", declared & ((head @ writes).abs().amax(0) > 1e-6)))
+    return max(found, key=lambda place: int(place[1].sum()))
 
 
 def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, Any]]:

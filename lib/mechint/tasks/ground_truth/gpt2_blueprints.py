@@ -314,7 +314,7 @@ class SelectiveCopy(GPT2Blueprint):
             reads = {at("count"): STEEP, **dict.fromkeys(carried, shut)}
             n = second.neuron(reads, -STEEP * self.share(k) - shut, {at("ramp", k): 1 / STEEP})
             # without it the sink is read, where the first carried token may stand: so for its key
-            parts.append(Part(f"count above {k}", "mlp", second.layer, (n,), (Asked(slot=k),), 0.6))
+            parts.append(Part(f"count above {k}", "mlp", second.layer, (n,), (Asked(slot=k),), 0.6, blind=TWINS))
         head = third.head()
         for k in slots:  # 1 at count k + 1, 0 at every other: a tent of three ramps
             up, down = (1 / (self.share(k + i + 1) - self.share(k + i)) for i in range(2))
@@ -332,8 +332,11 @@ class SelectiveCopy(GPT2Blueprint):
         reads = dict.fromkeys([*carried, at("place", 0)], STEEP)
         n = block.neuron(reads, -1.5 * STEEP, {at("begins"): 2 / STEEP})
         asked, chance = (Asked(begins=tuple(range(self.task.values))),), by_chance(self.task.values)
-        parts = (("mlp", (n,)), ("layer", ()))
-        return [Part("the first token is carried", kind, block.layer, unit, asked, chance) for kind, unit in parts]
+        meaning = "the first token is carried"
+        return [
+            Part(meaning, "mlp", block.layer, (n,), asked, chance, blind=TWINS),
+            Part(meaning, "layer", block.layer, (), asked, chance),
+        ]
 
     def count(self, block: Block, carried: dict[int, float]) -> list[Part]:
         """A head whose output is the number of carried tokens so far."""

@@ -82,6 +82,11 @@ class Counting(GPT2Blueprint):
         return decoders
 
 
+def heavy(task: SumTask) -> float:
+    """What the first position weighs beside the numbers of a sum."""
+    return 1.25 * task.most
+
+
 def added(*terms: tuple[int, float]) -> dict[int, float]:
     """Weights by direction, those of the same direction added up."""
     found: dict[int, float] = {}
@@ -172,7 +177,7 @@ class ModularSum(Counting):
         super().__init__()
         self.task: SumTask = SumTask(modulus, length, most)
         self.codes = {"place": 1, "begins": modulus - 1, "level": 1}
-        self.neurons, self.heavy = max(modulus - 1, 2 * most), 1.25 * most
+        self.neurons, self.heavy = max(modulus - 1, 2 * most), heavy(self.task)
 
     def channels(self) -> int:
         return 2

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..base import Prompts, Task
 from .blueprint import Compiled
+from .gpt2_counting import heavy
 from .readings import Cell, Flows, itself, last_two, query, reads
 from .truth import Where
 
@@ -49,6 +50,32 @@ def _most_recent(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
     return {heads[0]: reads(query(prompts), seen & (seen.cumsum(1) == seen.sum(1, keepdim=True)))}
 
 
+def _count(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
+    """The query and the ticks behind the last marker read that; the query reads these, and what they weigh against."""
+    since, counts = heads
+    asked, marker = query(prompts), Where((task.marker,), last=True).of(prompts)
+    ticks = (prompts.tokens == task.tick) & (marker.cumsum(1) > 0) & (asked.cumsum(1) == 0)
+    early = (prompts.tokens == task.tick) & first_position(prompts)  # takes back that it is a tick
+    return {
+        since: reads(asked | ticks, marker) | itself(early),
+        counts: reads(asked, ticks) | _share_of_the_first(task, prompts, heads)[counts],
+    }
+
+
+def _share_of_the_first(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
+    return {heads[-1]: reads(query(prompts), first_position(prompts))}
+
+
+def _modular_sum(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
+    return {heads[0]: reads(query(prompts), prompts.tokens > 0)}
+
+
+def first_position(prompts: Prompts) -> Tensor:
+    first = torch.zeros_like(prompts.tokens, dtype=torch.bool)
+    first[:, 0] = True
+    return first
+
+
 def _selective_copy(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
     """The last slot reads the last carried token, whose count is of all of them; no other count may be as high."""
     counts, copies = heads
@@ -68,9 +95,7 @@ def _shares_of_the_count(task: Any, prompts: Prompts, heads: list[Cell]) -> Flow
     carried = prompts.tokens < task.values
     counting = (carried.cumsum(1) > 0) & ~(carried & (carried.cumsum(1) == carried.sum(1, keepdim=True)))
     counting &= query(prompts).flip(1).cumsum(1).flip(1) > 0  # up to the query
-    first = torch.zeros_like(carried)
-    first[:, 0] = True
-    return {heads[0]: reads(counting, first)}
+    return {heads[0]: reads(counting, first_position(prompts))}
 
 
 def _induction(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
@@ -93,11 +118,13 @@ NEEDED: dict[str, Declared] = {
     "gpt2_shift": _shift,
     "gpt2_latch": _latch,
     "gpt2_most_recent": _most_recent,
+    "gpt2_count": _count,
+    "gpt2_modular_sum": _modular_sum,
     "gpt2_selective_copy": _selective_copy,
     "gpt2_induction": _induction,
     "gpt2_recall": _recall,
 }
-SHARES: dict[str, Declared] = {"gpt2_selective_copy": _shares_of_the_count}
+SHARES: dict[str, Declared] = {"gpt2_count": _share_of_the_first, "gpt2_selective_copy": _shares_of_the_count}
 """Of these flows, those whose source gives nothing and matters by its share of attention alone."""
 
 
@@ -127,6 +154,27 @@ def _one_way_most_recent(task: Any, last: Prompts) -> Tensor:
     return (last_two(last, task.symbols) & (last.tokens == last.answers)).sum(1) == 1
 
 
+def _one_way_count(task: Any, last: Prompts) -> Tensor:
+    """Not where nothing or the largest count is the answer, nor where as many ticks follow the first marker."""
+    answer, markers = last.answers[:, 0], (last.tokens == task.marker).cumsum(1)
+    behind_first = ((last.tokens == task.tick) & (markers == 1)).sum(1)
+    return (answer > 0) & (answer < task.symbols - 1) & (behind_first != answer)
+
+
+def _one_way_modular_sum(task: Any, last: Prompts) -> Tensor:
+    """Not where the level without a number is read as a sum of the same remainder, nor where the largest sum has it.
+
+    Cut with the other weights as they are, a number v leaves the level of W (sum - v) / (W + v), which is read as the
+    nearest level of a sum; cut from the others' share too, the first one leaves a level above all.
+    """
+    W, total, modulus = heavy(task), last.tokens.sum(1, keepdim=True), task.symbols
+    left = W * (total - last.tokens) / (W + last.tokens)  # [n, L]
+    level = lambda count: W * count / (W + count)
+    nearest = left.floor() + (level(left) > (level(left.floor()) + level(left.ceil())) / 2)
+    same = (nearest % modulus == total % modulus) & (last.tokens > 0)
+    return ~same.any(1) & (last.answers[:, 0] != task.most % modulus)
+
+
 def _one_way_selective_copy(task: Any, last: Prompts) -> Tensor:
     """Not where another slot has the same value, nor where the first position, whose share is known, is carried too."""
     return ((last.tokens == last.answers).sum(1) == 1) & (last.tokens[:, 0] >= task.values)
@@ -136,6 +184,8 @@ ONE_WAY: dict[str, Callable[[Task, Prompts], Tensor]] = {
     "gpt2_shift": _one_way_shift,
     "gpt2_latch": _one_way_latch,
     "gpt2_most_recent": _one_way_most_recent,
+    "gpt2_count": _one_way_count,
+    "gpt2_modular_sum": _one_way_modular_sum,
     "gpt2_selective_copy": _one_way_selective_copy,
 }
 """(task, prompts with their last answer) -> whether a cut flow leaves no other way to the answer, [n]; else always."""

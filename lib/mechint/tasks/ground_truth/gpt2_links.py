@@ -13,9 +13,6 @@ from torch import Tensor
 
 from .blueprint import Compiled
 
-SAME_NEURONS = ("selective_copy",)
-"""Tasks whose neurons tell by places alone, which twins share: their values say nothing of these links."""
-
 
 def writes(model: Any, layer: int) -> Tensor:
     """What each writer adds to the residual stream for each 1 that it gives, [writer, model]."""
@@ -66,10 +63,7 @@ def ends(compiled: Compiled, writer: str = "zero", reader: str = "zero") -> tupl
     model = compiled.model
 
     def seen(kind: str, ablation: str) -> Tensor:
-        mask = compiled.truth.mask(model, kind, ablation).bool().view(model.config.n_layer, -1)
-        if kind == "mlp" and ablation == "counterfactual" and compiled.task.name in SAME_NEURONS:
-            return torch.zeros_like(mask)
-        return mask
+        return compiled.truth.mask(model, kind, ablation).bool().view(model.config.n_layer, -1)
 
     wide = model.config.d_model
     writers = torch.cat([seen("kv", writer)[:, wide:], seen("mlp", writer)], 1)  # keys are first, then values
