@@ -22,7 +22,7 @@ def main() -> None:
     config = from_flags(parser.parse_args(), ScorecardConfig)
     results = scorecard(config)
     if workers.worker()[0] == 0:
-        print(short_table(results))
+        print(*(short_table(results, models) for models in results["groups"]), sep="\n\n")
         print(f"scorecard: {Path(config.output_dir) / 'scorecard.md'}")
 
 

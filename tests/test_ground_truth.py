@@ -169,6 +169,8 @@ def test_noise_keeps_the_answers_or_is_refused() -> None:
         assert not torch.equal(model.model.layers[0].in_proj.weight, exact.model.layers[0].in_proj.weight)
     with pytest.raises(MechintError, match=r"noise of 0\.3 leaves a margin of"):
         compiled("selective_copy", noise=0.3)
+    with pytest.raises(MechintError, match=r"with noise of 0\.001 .* the declared truth is wrong; add less noise"):
+        compiled("count", noise=0.001, seed=1)
 
 
 # ---- a truth that is wrong is refused ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
 from mechint.statistics import max_t
 from mechint.subspaces import shuffled_weights
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, MODELS, Compiled
+from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, MODELS, Compiled, score_units
 from mechint.units import SSM_UNITS, Units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +150,7 @@ def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) ->
         "--sae-tokens=0",
         "--null-trials=2",
         "--steps=10",
-        "--random-models=1",
+        "--random-every=2",
     ]
     for name, count in (("one", ""), ("two", "2")):
         command = [sys.executable, "-m", "scripts.kconfig", "score", f"--processes={count}", "--", *small]
@@ -282,10 +282,10 @@ def test_the_interval_on_random_weights_is_over_seeds() -> None:
 
 
 def test_every_model_has_its_turn_with_random_weights() -> None:
-    config = ScorecardConfig(models="shift,latch,recall", seeds=3, random_models=1)
-    turns = [[name for name in config.names if in_turn(name, 100 + k, config)] for k in range(4)]
-    assert turns == [["shift"], ["latch"], ["recall"], ["shift"]]
-    assert all(in_turn(name, 100, dataclasses.replace(config, random_models=9)) for name in config.names)
+    config = ScorecardConfig(models="shift,latch,gpt2_shift,recall", seeds=3, random_every=3)
+    turns = [[name for name in config.names if in_turn(name, 100 + k, config)] for k in range(4)]  # each family its own
+    assert turns == [["shift", "gpt2_shift"], ["recall"], ["latch"], ["shift", "gpt2_shift"]]
+    assert all(in_turn(name, 100, dataclasses.replace(config, random_every=1)) for name in config.names)
 
 
 def test_marks_and_verdicts() -> None:
@@ -314,6 +314,15 @@ def test_a_bad_scorer_is_one_line(
         scorecard(config, {"mine": lambda model, task: scores})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"), [(None, "NoneType"), ({}, "dict"), ("abc", "str"), ([[1, 2], [3]], "list"), (1j, "complex64")]
+)
+def test_scores_that_are_no_numbers_are_one_line(scores: Any, kind: str) -> None:
+    with pytest.raises(MechintError, match=rf"mine: scores are no real numbers \({kind}\); give one number") as error:
+        score_units(torch.ones(4), scores, "mine")
+    assert "\n" not in str(error.value)
 
 
 def test_bad_options(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from mechint.errors import MechintError
 from mechint.scorecard import METHODS, ScorecardConfig, card, summary
 from mechint.scorecard.card import measure, scored
 from mechint.tasks.ground_truth import Compiled, GroundTruth, verify
-from mechint.tasks.ground_truth.truth import STEPS, margins, step_taken
+from mechint.tasks.ground_truth.truth import STEPS, margins
+from mechint.tasks.ground_truth.verification import step_taken
 from tests.test_scorecard import compiled
 
 SMALL = ScorecardConfig(patch_prompts=24)

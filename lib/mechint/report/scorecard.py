@@ -1,19 +1,10 @@
-"""The scorecard as Markdown and as a heat map."""
+"""The scorecard as Markdown; its picture is in :mod:`mechint.report.scorecard_figure`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .markdown import table
-from .style import BLUE, GREY, INK, RED, save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-SCALE = "viridis"
-"""Perceptually even (Smith & van der Walt 2015), readable in grey and with any colour vision."""
 
 
 def by_place(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -33,21 +24,23 @@ def units_section(results: dict[str, Any]) -> list[str]:
         "# Scorecard: methods on models whose circuit is known",
         f"Each compiled model has {config['seeds']} seeds, from {config['first_seed']} on: the circuit stands "
         "elsewhere in each. AUROC of the units of the circuit among all, mean over seeds; `●` is the circuit to the "
-        "unit on every seed, else the number of seeds is said. A method is not asked for units that its ablation is "
-        "blind to.",
-        short_table(results),
+        "unit on every seed, else the number of seeds is said. Units of the circuit "
+        "that are the same under a method's ablation are not to be found by it; of trained ones whose part in that is "
+        "not known it is not asked.",
+        *(short_table(results, models) for models in results["groups"]),
         "How faithful the circuits of all sizes are that each method's scores give (CMD of Mueller et al. 2025: area "
         "between faithfulness and 1, the smaller the better); the last row is the declared circuit itself, its units "
         "in the order of their numbers.",
-        areas_table(results),
+        *(areas_table(results, models) for models in results["groups"]),
     ]
 
 
-def areas_table(results: dict[str, Any]) -> str:
-    cells, models = by_place(results), list(results["models"])
+def areas_table(results: dict[str, Any], models: list[str]) -> str:
+    cells = by_place(results)
     best = {row["model"]: row for row in results["best"]}
     said = lambda row: f"{row['cmd']['value']:.3f}" if row else "–"
-    every = [(title, *(said(cells.get((key, model))) for model in models)) for key, title in results["methods"].items()]
+    asked = asked_of(results, models)
+    every = [(title, *(said(cells.get((key, model))) for model in models)) for key, title in asked.items()]
     return table(("CMD", *models), [*every, ("the declared circuit", *(said(best[model]) for model in models))])
 
 
@@ -58,23 +51,36 @@ def random_section(results: dict[str, Any]) -> list[str]:
     return [
         "## Random weights",
         "AUROC of the same methods on random weights of the same sizes, against the same masks and links, within a "
-        f"layer or between two: it should be 0.5. Each seed tries {results['config']['random_models']} of the models, "
-        f"in turn; 95 % intervals by Student's t over {results['config']['seeds']} seeds, for each method alone: of "
-        f"{len(results['random'])} such intervals one may miss by chance. (Flows are not asked: on any weights near "
-        "positions are read more than far ones.)",
+        "layer or between two (keys and values apart): it should be 0.5. Each seed tries one model in "
+        f"{results['config']['random_every']} of each family, in turn; 95 % intervals by Student's t over the means of "
+        f"the seeds, for each method alone: of {len(results['random'])} such intervals one may miss by chance. (Flows "
+        "are not asked: on any weights near positions are read more than far ones.)",
         table(
-            ("method", "AUROC", "interval", "holds 0.5"),
+            ("method", "AUROC", "interval", "models", "seeds", "holds 0.5"),
             [
                 (
                     titles[row["method"]],
                     f"{row['auroc']['value']:.3f}",
-                    f"{row['auroc']['low']:.3f} … {row['auroc']['high']:.3f}",
-                    "yes" if row["auroc"]["low"] <= 0.5 <= row["auroc"]["high"] else "**no**",
+                    interval(row["auroc"]),
+                    str(row["models"]),
+                    str(row["auroc"]["n"]),
+                    holds(row["auroc"]),
                 )
                 for row in results["random"]
             ],
         ),
     ]
+
+
+def interval(value: dict[str, Any]) -> str:
+    return f"{value['low']:.3f} … {value['high']:.3f}" if value["n"] > 1 else "–"
+
+
+def holds(value: dict[str, Any]) -> str:
+    """Whether an interval holds 0.5; one seed has no interval."""
+    if value["n"] < 2:
+        return "–"
+    return "yes" if value["low"] <= 0.5 <= value["high"] else "**no**"
 
 
 def edge_section(results: dict[str, Any]) -> list[str]:
@@ -213,12 +219,25 @@ def nothing_section(results: dict[str, Any]) -> list[str]:
 
 
 def numbers_section(results: dict[str, Any]) -> list[str]:
+    titles = results["edge_methods"] | {"trace": "causal trace", "lasso": "probe"}
     minutes = sum(part["seconds"] for part in [*results["parts"], *results["planted"]]) / 60
     return [
         "## Every number of units",
         "Mean [least … most] over seeds. Seconds and memory: of rankings by Δ, and of attribution with one ablation, "
         "the first that is asked for pays for all. Memory is the process's peak beside what it held before.",
         long_table(results),
+        "The same of what scores no units; of all dictionaries of a site together, which are trained side by side.",
+        table(
+            ("what", "seconds", "MiB at most"),
+            [
+                (
+                    titles.get(row["what"], row["what"]),
+                    f"{row['seconds']['value']:.2f} [{row['seconds']['low']:.2f} … {row['seconds']['high']:.2f}]",
+                    f"{row['peak_mib']['high']:.0f}" if "peak_mib" in row else "–",
+                )
+                for row in results["costs"]
+            ],
+        ),
         f"All of it took {minutes:.0f} minutes.",
     ]
 
@@ -227,12 +246,21 @@ def ranged(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f} … {value['high']:.3f}]"
 
 
-def short_table(results: dict[str, Any]) -> str:
-    cells, models = by_place(results), list(results["models"])
+def asked_of(results: dict[str, Any], models: list[str]) -> dict[str, str]:
+    """Titles of the methods that any of these models was asked by."""
+    asked = {row["method"] for row in results["card"] if row["model"] in models}
+    return {key: title for key, title in results["methods"].items() if key in asked}
+
+
+def short_table(results: dict[str, Any], models: list[str]) -> str:
+    cells = by_place(results)
     said = lambda row: f"{row['auroc']['value']:.3f} {mark(row)}".strip() if row else "–"
     return table(
         ("method", *models),
-        [(title, *(said(cells.get((key, model))) for model in models)) for key, title in results["methods"].items()],
+        [
+            (title, *(said(cells.get((key, model))) for model in models))
+            for key, title in asked_of(results, models).items()
+        ],
     )
 
 
@@ -274,117 +302,3 @@ def verdict(share: dict[str, Any], level: float) -> str:
     if share["value"] <= level:
         return "yes"
     return "above, within chance" if share["low"] <= level else "**no**"
-
-
-def draw(results: dict[str, Any], path: Path) -> Path:
-    """AUROC of units by method and model beside random weights; below that of edges, beside dictionaries."""
-    edges = asked_edges(results)
-    heights, columns = (len(results["methods"]), len(edges) or 1), len(results["models"])
-    size = (4.6 + 0.92 * columns, 3.0 + 0.34 * sum(heights))
-
-    def paint(figure: Figure) -> None:
-        rows = 2 if edges or results["dictionaries"] else 1
-        panels = figure.subplots(
-            rows, 2, width_ratios=(0.92 * columns, 2.4), height_ratios=heights[:rows], squeeze=False
-        )
-        methods, models = results["methods"], list(results["models"])
-        cells = {place: (row["auroc"]["value"], mark(row)) for place, row in by_place(results).items()}
-        heat_map(figure, panels[0, 0], cells, methods, models)
-        panels[0, 0].set_title(f"Units: AUROC, mean of {results['config']['seeds']} seeds")
-        chance(panels[0, 1], results)
-        if rows == 2:
-            found = {(r["method"], r["model"]): (r["auroc"]["value"], whole(r)) for r in results["edges"]}
-            heat_map(figure, panels[1, 0], found, edges, models)
-            panels[1, 0].set_title("Edges: AUROC")
-            panels[1, 0].set_xlabel("● all found, nothing else, on every seed;  k/n on k of n;  –: not asked")
-            recovered(panels[1, 1], results)
-
-    return save_figure(path, size, paint)
-
-
-def asked_edges(results: dict[str, Any]) -> dict[str, str]:
-    """Titles of the ways of scoring edges that any model was asked by."""
-    asked = {row["method"] for row in results["edges"]}
-    return {key: title for key, title in results["edge_methods"].items() if key in asked}
-
-
-def whole(row: dict[str, Any]) -> str:
-    return "●" if row["exact"]["low"] == 1.0 else ""
-
-
-def heat_map(
-    figure: Figure,
-    axes: Axes,
-    cells: dict[tuple[str, str], tuple[float, str]],
-    methods: dict[str, str],
-    models: list[str],
-) -> None:
-    """A square for each method and model: its number and its mark."""
-    values = [[cells.get((key, model), (float("nan"), ""))[0] for model in models] for key in methods]
-    image = axes.imshow(values, cmap=SCALE, vmin=0.5, vmax=1.0, aspect="auto")
-    for i, key in enumerate(methods):
-        for j, model in enumerate(models):
-            if (key, model) not in cells:
-                axes.text(j, i, "–", ha="center", va="center", fontsize=7.5, color=GREY)
-                continue
-            value, sign = cells[key, model]
-            label = f"{value:.3f} {sign}".replace("(", "").replace(")", "").replace(" of ", "/").strip()
-            colour = INK if value > 0.78 else "white"
-            axes.text(j, i, label, ha="center", va="center", fontsize=7.5, color=colour)
-    axes.set_xticks(range(len(models)), [model.replace("_", "\n") for model in models])
-    axes.set_yticks(range(len(methods)), list(methods.values()))
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, location="right", extend="min", fraction=0.03, pad=0.01, aspect=30)
-    bar.set_ticks([0.5, 0.75, 1.0])
-    bar.outline.set_visible(False)
-
-
-def recovered(axes: Axes, results: dict[str, Any]) -> None:
-    """Mean best cosine of planted features for each dictionary and site, beside that of another model's features."""
-    rows = results["dictionaries"]
-    if not rows:
-        axes.set_axis_off()
-        return
-    for i, row in enumerate(rows):
-        for name, colour in (("stranger_cosine", GREY), ("mean_cosine", BLUE)):
-            value, low, high = (row[name][key] for key in ("value", "low", "high"))
-            axes.errorbar(
-                [value], [i], xerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=3.5, capsize=2,
-                elinewidth=1.0, label={"mean_cosine": "planted", "stranger_cosine": "another model's"}[name] if i == 0
-                else None,
-            )  # fmt: skip
-    labels = [f"{row['method']}, {row['site'].removeprefix('layers.0.')}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=6.5)
-    axes.invert_yaxis()
-    axes.set_xlim(0.0, 1.0)
-    axes.set_xticks([0.0, 0.5, 1.0])
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_title("Dictionaries")
-    axes.set_xlabel("cosine with planted features")
-    axes.legend(fontsize=6.5, loc="lower right", borderpad=0.2, handletextpad=0.2)
-
-
-def chance(axes: Axes, results: dict[str, Any]) -> None:
-    """AUROC on random weights with its interval; red where that misses one half."""
-    order = list(results["methods"])
-    for row in (row for row in results["random"] if row["method"] in order):
-        i = order.index(row["method"])
-        value, low, high = (row["auroc"][name] for name in ("value", "low", "high"))
-        colour = BLUE if low <= 0.5 <= high else RED
-        axes.errorbar(
-            [value], [i], xerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=4, capsize=2,
-            elinewidth=1.2,
-        )  # fmt: skip
-    axes.set_yticks(range(len(order)), [])
-    axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.axvline(0.5, color=GREY, linewidth=0.9, linestyle="--", zorder=0)
-    axes.set_xlim(0.0, 1.0)
-    axes.set_xticks([0.0, 0.5, 1.0])
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_title("Random weights")
-    axes.set_xlabel("AUROC within layers, 95 %")

@@ -13,29 +13,34 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import files, workers
 from ..errors import MechintError, did_you_mean
 from ..options import check, option
 from ..progress import Progress
-from ..report.scorecard import draw, markdown
+from ..report.scorecard import markdown
+from ..report.scorecard_figure import draw
 from ..rundir import Stages, check_writable, fingerprint, manifest
 from ..tasks import Task
-from ..tasks.ground_truth import GROUPS, MODELS, Compiled, score_units
+from ..tasks.ground_truth import FAMILIES, GROUPS, IMPOSED, MODELS, Compiled, score_units, verify
 from ..tasks.ground_truth.flows import DECLARED
+from ..units import Units, unit_kinds
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
-from .methods import METHODS, Budget, Method, from_function
+from .methods import METHODS, Budget, Method, outside_method
 from .readouts import score_planted_probes, score_probes
 from .summary import summarise
 from .traces import null_trials, positions, random_model, same_twins
 
 SAME_TWINS = 16
 """Prompts that are traced against themselves."""
+VERIFIED = 500
+"""Discovery prompts on which a compiled model's truth is held against its own ablations before it is asked for."""
 
-Outside = Callable[[Any, Task], Any]
+Outside = Callable[[Any, Task], Any] | tuple[Callable[[Any, Task], Any], str]
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class ScorecardConfig:
     sae_tokens: int = option(
         150_000, "Activations that a dictionary is trained on; 0 trains none", unit="activations", low=0, high=10**9
     )
-    random_models: int = option(
-        3, "Models of each seed whose random weights are tried, in turn", unit="models", low=1, high=1000
+    random_every: int = option(
+        2, "Random weights are tried of one model in so many of each family, in turn", unit="models", low=1, high=1000
     )
     trace_prompts: int = option(32, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
     null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
@@ -95,10 +100,12 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
 
     Args:
         config: The options.
-        outside: More methods by name, ``(model, task) -> one number for each unit``.
+        outside: More methods by name, ``(model, task) -> one number for each unit``; or such a function and the
+            ablation by which it tries units, see :func:`mechint.tasks.ground_truth.score_method`.
 
     Raises:
-        MechintError: an unknown model, or a method whose scores are not one finite number for each unit.
+        MechintError: an unknown model, a declared truth that the model's own ablations contradict, or a method whose
+            scores are not one finite number for each unit.
     """
     check(config)
     for name in config.names:
@@ -107,7 +114,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     taken = set(outside or {}) & set(METHODS)
     if taken:
         raise MechintError(f"a method is called {min(taken)!r} already; give yours another name")
-    methods = METHODS | {name: Method(name, from_function(f)) for name, f in (outside or {}).items()}
+    methods = METHODS | {name: outside_method(name, given) for name, given in (outside or {}).items()}
     folder = Path(config.output_dir)
     check_writable(folder)
     key = fingerprint([dataclasses.asdict(config), sources()])
@@ -126,6 +133,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             "methods": {name: method.title for name, method in methods.items()},
             "edge_methods": {name: method.title for name, method in EDGE_METHODS.items()},
             "models": {name: MODELS[name]().task.description for name in config.names},
+            "groups": groups(config.names),
             **summarise(parts, planted, methods),
             "parts": parts,
             "planted": planted,
@@ -137,6 +145,14 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             draw(results, folder / "scorecard.png")
             stages.clear()
     return results
+
+
+def groups(names: list[str]) -> list[list[str]]:
+    """The models that stand in a table together: compiled ones of a family, and trained ones of each."""
+    found: dict[Any, list[str]] = {}
+    for name in names:
+        found.setdefault((name in IMPOSED, FAMILIES[name]), []).append(name)
+    return list(found.values())
 
 
 def sources() -> list[str]:
@@ -184,15 +200,20 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     start = time.perf_counter()
     compiled = MODELS[name]().compile(seed=seed)
     compiled.model.requires_grad_(False)
+    if name not in IMPOSED:  # these are checked whenever they are loaded
+        verify(compiled.model, compiled.truth, compiled.task, VERIFIED, "discovery", seed)
     fitting = {key: method for key, method in methods.items() if is_asked(method, compiled)}
     curves = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
     nulls: dict[str, Any] = {}
+    with cost() as spent:
+        places = positions(compiled, config.trace_prompts)
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
         "compiled": [scored(compiled, key, method, config, curves) for key, method in fitting.items()],
-        "best": curves.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual")),
-        "positions": positions(compiled, config.trace_prompts),
+        "best": curves.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual", unsure=True)),
+        "positions": places,
+        "trace": spent,
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
         "edges": [],
         "probes": [],
@@ -220,34 +241,39 @@ def is_asked(method: Method, compiled: Compiled) -> bool:
 
 
 def in_turn(name: str, seed: int, config: ScorecardConfig) -> bool:
-    """Whether it is this model's turn to be tried with random weights: each seed takes the next few."""
-    names = config.names
-    first = (seed - config.first_seed) * config.random_models
-    return (names.index(name) - first) % len(names) < config.random_models
+    """Whether it is this model's turn to be tried with random weights: each seed takes others of its family."""
+    family = [other for other in config.names if FAMILIES[other] == FAMILIES[name]]
+    return (family.index(name) + seed - config.first_seed) % config.random_every == 0
 
 
 def scored(
     compiled: Compiled, key: str, method: Method, config: ScorecardConfig, curves: Curves | None = None
 ) -> dict[str, Any]:
     """The score of one method on one model, against the mask that is declared."""
-    truth = compiled.truth.mask(compiled.model, compiled.unit, method.ablation)
+    truth, asked = (part(compiled.model, compiled.unit, method.ablation) for part in truths(compiled))
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, compiled.unit)
     with cost() as spent:
         values = method.scores(compiled.model, compiled.task, budget)
-    score = score_units(truth, values, f"{key} on {compiled.model.source}")
+    score = score_units(truth, values, f"{key} on {compiled.model.source}", asked)
     areas = curves.of(values) if curves else {}
     return {"method": key, **dataclasses.asdict(score), **areas, **spent}
+
+
+def truths(compiled: Compiled) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """What is to be found, and what is asked for, by model, kind of unit and ablation."""
+    return compiled.truth.mask, compiled.truth.asked
 
 
 def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> float:
     """AUROC on random weights against the declared mask, the mean over the layers that have units of the circuit.
 
-    Layer by layer, since channels of early layers differ from those of late ones on any weights; which channel of a
-    layer is declared is a matter of the seed alone, so 0.5 is expected whatever the method.
+    Layer by layer, keys and values apart: channels of early layers differ from those of late ones on any weights, and
+    keys from values. Which of a layer's is declared is a matter of the seed alone, so 0.5 is expected of any method.
     """
-    truth = random.truth.mask(random.model, random.unit, method.ablation)
+    truth, asked = (part(random.model, random.unit, method.ablation) for part in truths(random))
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, random.unit)
     values = torch.as_tensor(method.scores(random.model, random.task, budget))
-    score_units(truth, values, f"{method.title} on random weights")  # refuses what is no score
-    layers = zip(*(rows.view(random.model.config.n_layer, -1) for rows in (truth, values)), strict=True)
-    return fmean(score_units(mask, scores).auroc for mask, scores in layers if mask.any())
+    score_units(truth, values, f"{method.title} on random weights", asked)  # refuses what is no score
+    count = Units(random.model, unit_kinds(random.model)[random.unit]).rows
+    groups = zip(*(part.view(count, -1) for part in (truth, values, asked)), strict=True)
+    return fmean(score_units(mask, scores, asked=some).auroc for mask, scores, some in groups if mask.any())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ..sae import SAEConfig, SparseAutoencoder
 from ..sae.registry import BY_COUNT
 from ..sae_training import Training, train_grid
 from ..tasks.ground_truth.planted import SITES, Planted, planted
+from .cost import cost
 
 KINDS = ("topk", "batch_topk", "gated", "relu")
 PENALTY = 6.0
@@ -80,9 +80,8 @@ def score_dictionaries(seed: int, tokens: int, sites: tuple[str, ...] = SITES) -
         strengths = source.strengths(site, fresh).flatten(0, 1)
         k = max(1, round(float((strengths > 0).sum(1).float().mean())))
         configs = members(site, pools.widths[site], len(source.directions[site]), k, seed)
-        start = time.perf_counter()
-        trained = train_grid(configs, OneSite(pools, site), Training(tokens, 512, lr=LR, seed=seed))
-        seconds = (time.perf_counter() - start) / len(trained)
+        with cost() as spent:  # of all of them, trained side by side
+            trained = train_grid(configs, OneSite(pools, site), Training(tokens, 512, lr=LR, seed=seed))
         x = source.read(site, fresh).flatten(0, 1)
         for found in trained:
             row = recovery(found.sae, x, source.directions[site], strengths)
@@ -93,7 +92,7 @@ def score_dictionaries(seed: int, tokens: int, sites: tuple[str, ...] = SITES) -
                 {
                     "site": site, "method": found.name, **row, "features": len(source.directions[site]),
                     "true_l0": float((strengths > 0).sum(1).float().mean()), "stranger_cosine": null["mean_cosine"],
-                    "stranger_f1": null["f1"], "seconds": seconds,
+                    "stranger_f1": null["f1"], **spent,
                 }
             )  # fmt: skip
     return rows

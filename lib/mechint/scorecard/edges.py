@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
@@ -31,6 +30,7 @@ from ..tasks.ground_truth.flows import clear, flows, is_gpt2, link_blocks, link_
 from ..tasks.ground_truth.readings import Cell, Edge, Flows
 from ..temporal import lags, linearise
 from . import gpt2_edges as gpt2
+from .cost import cost
 from .methods import MAMBA, Budget, interchange
 
 GPT2 = ("gpt2",)
@@ -269,21 +269,23 @@ def score_edges(
         method = EDGE_METHODS[key]
         if not method.fits(compiled):
             continue
-        start = time.perf_counter()
         if method.kind == "flow":
             edges = [edge for edge in asked if method.speaks_of(edge[1])]
             if not any(method.speaks_of(path) for _, path in needed):
                 continue
-            scores = method.scores(compiled, prompts, edges)
+            with cost() as spent:
+                scores = method.scores(compiled, prompts, edges)
             row = flow_score(scores, needed, taken if method.gives else {}, prompts, edges, method.title)
         else:
             blind = linked & ~seeing(compiled, method)
             if not bool((linked & ~blind).any()):
                 continue
             wanted = link_pairs(compiled) & ~blind
-            score = score_units(linked[wanted].float(), method.scores(compiled, shown, asked)[wanted], method.title)
+            with cost() as spent:
+                scores = method.scores(compiled, shown, asked)
+            score = score_units(linked[wanted].float(), scores[wanted], method.title)
             row = dataclasses.asdict(score) | {"exact": float(score.exact)}
-        found.append({"method": key, **row, "seconds": time.perf_counter() - start})
+        found.append({"method": key, **row, **spent})
     forget()
     return found
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import Ablation
+from ..ablation import ABLATIONS, Ablation
 from ..circuit import Bench, attribute
 from ..circuit_search import Search
+from ..errors import MechintError, did_you_mean
 from ..loader import PromptLoader
 from ..run import run
 from ..starts import first_scores
@@ -126,6 +127,19 @@ def unit_effects(model: Any, prompts: Prompts, unit: str, direction: str = "nois
 def from_function(function: Callable[[Any, Task], Any]) -> Callable[[Any, Task, Budget], Any]:
     """A method that needs no budget."""
     return lambda model, task, budget: function(model, task)
+
+
+def outside_method(name: str, given: Any) -> Method:
+    """A method from a function of model and task, or from such a function and the ablation that it tries units by.
+
+    Raises:
+        MechintError: no such ablation.
+    """
+    function, ablation = given if isinstance(given, tuple) else (given, "zero")
+    if ablation not in ABLATIONS:
+        known = ", ".join(ABLATIONS)
+        raise MechintError(f"{name}: no ablation {ablation!r}{did_you_mean(ablation, ABLATIONS)}; take {known}")
+    return Method(name, from_function(function), ablation)
 
 
 MAMBA = ("mamba",)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..run import run
 from ..tasks import Prompts, Task
 from ..tasks.ground_truth import Compiled, score_units
 from ..tasks.ground_truth.planted import planted
+from .cost import cost
 
 METHODS = ("lasso", "logistic")
 """Of planted features; on compiled models the first, whose weights point at units."""
@@ -73,9 +73,8 @@ def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, An
     mixed, other = (dataclasses.replace(data, y=rng.permutation(data.y)) for data in (train, test))
     found = []
     for method in METHODS[:1]:
-        start = time.perf_counter()
-        fitted = probe(train, test, method, "answer", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
-        seconds = time.perf_counter() - start
+        with cost() as spent:
+            fitted = probe(train, test, method, "answer", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
         score = score_units(says.float(), np.abs(fitted.weights).max(0), f"{method} probe")
         nothing = probe(mixed, other, method, "shuffled answer", shuffles=1, draws=DRAWS, seed=seed)
         found.append(
@@ -83,7 +82,7 @@ def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, An
                 "method": method, "accuracy": float(fitted.score["value"]), "chance": float(fitted.shuffled["value"]),
                 "auroc": score.auroc, "average_precision": score.average_precision, "exact": float(score.exact),
                 "units": score.units, "total": score.total, "p": fitted.p, "p_shuffled": nothing.p,
-                "seconds": seconds,
+                **spent,
             }
         )  # fmt: skip
     return found

@@ -29,7 +29,9 @@ def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], method
             for model in models
         ],
         "random": [
-            {"method": key, "auroc": by_chance(parts, key)} for key in [*methods, *EDGE_METHODS] if tried(parts, key)
+            {"method": key, "auroc": by_chance(parts, key), "models": tried(parts, key)}
+            for key in [*methods, *EDGE_METHODS]
+            if tried(parts, key)
         ],
         "positions": [
             {"model": model, "site": site, "share": least_and_most(shares)}
@@ -42,8 +44,9 @@ def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], method
         "planted_probes": planted_rows(planted, "probes", ("accuracy",)),
         "dictionaries": planted_rows(
             planted, "rows",
-            ("mean_cosine", "f1", "l0", "true_l0", "explained", "stranger_cosine", "stranger_f1", "seconds"),
+            ("mean_cosine", "f1", "l0", "true_l0", "explained", "stranger_cosine", "stranger_f1"),
         ),
+        "costs": costs(parts, planted),
         "false_positives": false_positives(parts),
     }  # fmt: skip
 
@@ -62,8 +65,32 @@ def false_positives(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return found | {"same_twins_largest_effect": max(part["same_twins"] for part in parts)}
 
 
-def tried(parts: list[dict[str, Any]], key: str) -> bool:
-    return any(cell["method"] == key for part in parts for cell in part["random"])
+def tried(parts: list[dict[str, Any]], key: str) -> int:
+    """On how many models' random weights a method was tried, each seed counted."""
+    return sum(cell["method"] == key for part in parts for cell in part["random"])
+
+
+def costs(parts: list[dict[str, Any]], planted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Seconds and peak memory of what is no ranking of units, over models and seeds; those are in the card's rows."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        found.setdefault("trace", []).extend([part["trace"]] if part["positions"] else [])
+        for kind in ("edges", "probes"):
+            for row in part[kind]:
+                found.setdefault(row["method"], []).append(row)
+    for part in planted:
+        sites = {row["site"]: row for row in part["rows"]}
+        found.setdefault("dictionaries", []).extend(sites.values())
+    return [
+        {"what": what}
+        | {
+            name: least_and_most([row[name] for row in rows])
+            for name in ("seconds", "peak_mib")
+            if all(row[name] is not None for row in rows)
+        }
+        for what, rows in found.items()
+        if rows
+    ]
 
 
 def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
@@ -90,7 +117,7 @@ def of_kind(parts: list[dict[str, Any]], kind: str, order: list[str]) -> Iterato
     for key in order:
         found = [row for part in parts for row in part[kind] if row["method"] == key]
         if found:
-            names = [name for name, value in found[0].items() if isinstance(value, int | float)]
+            names = [name for name in found[0] if all(isinstance(row[name], int | float) for row in found)]
             yield {"model": parts[0]["model"], "method": key} | {
                 name: least_and_most([float(row[name]) for row in found]) for name in names
             }

@@ -10,13 +10,15 @@ With their prompts, their truth, and scores on it.
 from .blueprint import Blueprint, Compiled
 from .canvas import Size
 from .gpt2_canvas import GPT2Size
-from .registry import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
+from .registry import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
 from .score import BASELINES, Score, score_method, score_units
-from .truth import Answers, Asked, GroundTruth, Part, Where, answers, verify
+from .truth import Answers, Asked, GroundTruth, Part, Where, answers
+from .verification import verify
 
 __all__ = [
     "BASELINES",
     "BLUEPRINTS",
+    "FAMILIES",
     "GPT2_BLUEPRINTS",
     "GROUPS",
     "IMPOSED",

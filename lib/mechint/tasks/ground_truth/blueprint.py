@@ -12,6 +12,7 @@ from ...errors import MechintError
 from ...units import SCORED_UNITS
 from ..base import Task
 from .truth import GroundTruth, Part, answers
+from .verification import verify
 
 GAIN = 12.0
 """Logit that one answer is written with; the token that stands there has 1 and all others have 0."""
@@ -113,7 +114,7 @@ class Blueprint(ABC):
 
         Raises:
             MechintError: the size is too small for the circuit (the least one is said), or the noise takes more than
-                half of the margin.
+                half of the margin, or so much that the declared truth no longer stands up to ablations.
         """
         size = size or self.least().comfortable()
         size.check(self.least_beside(size), f"compiled {self.name} ({self.task.description})")
@@ -133,7 +134,12 @@ class Blueprint(ABC):
                 f"compiled {self.name}: noise of {noise:g} leaves a margin of {left:.3g} of {self.margin:.3g}, less "
                 "than half; add less"
             )
-        return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin / 2, self.margin / 2, self.idle))
+        truth = GroundTruth(tuple(parts), self.margin / 2, self.margin / 2, self.idle)
+        try:
+            verify(model, truth, self.task)
+        except MechintError as error:
+            raise MechintError(f"with noise of {noise:g} {error}; add less noise") from None
+        return Compiled(model, self.task, truth)
 
 
 def by_chance(symbols: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -9,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from ...imposed import Alignment, ImposedCircuit, NotImposed, imposed_circuit
 from ...models.load import load
@@ -46,7 +49,11 @@ class Imposed(ABC):
 
     @abstractmethod
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:
-        """The units of the circuit, and what is blind to them."""
+        """The units of the circuit, and ablations that may or may not reach them.
+
+        What stood before is the same on twins, and the reading of places on every prompt, but trained units also tell
+        other things, which nothing uses where all of them are exchanged.
+        """
 
     def compile(self, *, seed: int = 0, folder: Path | str = FOLDER) -> Compiled:
         """The trained model, from a checkpoint in ``folder`` or trained and left there, checked in both cases.
@@ -83,10 +90,11 @@ class Imposed(ABC):
             yield dataclasses.replace(self.options, seed=own, output_dir=str(directory))
 
     def trained(self, attempts: list[TrainConfig]) -> TrainConfig:
-        """The first of the trainings that imposes the circuit."""
+        """The first of the trainings that imposes the circuit; by one thread, so that a seed is one model anywhere."""
         first, *others = attempts
         try:
-            train(self.config, first, self.architecture)
+            with one_thread():
+                train(self.config, first, self.architecture)
         except NotImposed as error:
             if not others:
                 raise
@@ -95,22 +103,32 @@ class Imposed(ABC):
         return first
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class GPT2Recall(Imposed):
     """A GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
 
     name = "siit_gpt2_recall"
-    options = TrainConfig(steps=1000, lr=0.01, beta2=0.98, impose=True, device="cpu")
+    options = TrainConfig(steps=1000, lr=0.01, beta2=0.98, impose=True, impose_match=0.1, device="cpu")
     architecture = GPT2Architecture(n_embd=32)
 
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:
         c, parts = model.config, []
-        for layer, blind in ((0, (ALWAYS, TWINS)), (1, (TWINS, ()))):
+        for layer, unsure in ((0, (ALWAYS, TWINS)), (1, (TWINS, ()))):
             (head,) = alignment.variables[layer].units
             parts.append(Part(alignment.variables[layer].meaning, "head", layer, (head % c.n_head,)))
             for block in range(2):
                 for e in range(c.d_head):
                     unit = (block, head % c.n_head, e)
-                    parts.append(Part(alignment.variables[layer].meaning, "kv", layer, unit, blind=blind[block]))
+                    parts.append(Part(alignment.variables[layer].meaning, "kv", layer, unit, unsure=unsure[block]))
         return parts
 
 
@@ -126,7 +144,7 @@ class MambaRecall(Imposed):
     def declare(self, model: Any, alignment: Alignment) -> list[Part]:
         E = model.config.d_inner
         return [  # training decides whose steps carry something
-            Part(variable.meaning, "channel", unit // E, (unit % E,), blind=(TWINS if k == 0 else ()) + STEPS)
+            Part(variable.meaning, "channel", unit // E, (unit % E,), unsure=(TWINS if k == 0 else ()) + STEPS)
             for k, variable in enumerate(alignment.variables)
             for unit in variable.units
         ]

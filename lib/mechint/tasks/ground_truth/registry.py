@@ -26,6 +26,12 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
 """Compiled GPT-2s, which do the same."""
 IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, MambaRecall)}
 """Trained models."""
+FAMILIES: dict[str, str] = {
+    **dict.fromkeys(BLUEPRINTS, "mamba"),
+    **dict.fromkeys(GPT2_BLUEPRINTS, "gpt2"),
+    **{name: kind.architecture.family for name, kind in IMPOSED.items()},
+}
+"""The family of each model."""
 MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
 GROUPS: dict[str, dict[str, Any]] = {
     "all": {**MODELS},

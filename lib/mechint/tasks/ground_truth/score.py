@@ -52,29 +52,33 @@ class Score:
     total: int
 
 
-def score_method(compiled: Compiled, method: Method, unit: str | None = None) -> Score:
+def score_method(compiled: Compiled, method: Method, unit: str | None = None, ablation: str = "zero") -> Score:
     """The score of a method on a compiled model.
 
     Args:
         compiled: From a blueprint.
         method: A function of the model and the task; see the top of this file.
         unit: What it scores, a key of :func:`mechint.units.unit_kinds`; None is that of its family.
+        ablation: What it replaces units by, if anything: by ``mean`` and ``resample`` units need not be found that are
+            the same on every prompt, by ``counterfactual`` those that are on both twins.
 
     Raises:
         MechintError: the scores are not one finite number for each unit.
     """
     name = getattr(method, "__name__", repr(method))
-    truth = compiled.truth.mask(compiled.model, unit or compiled.unit)
-    return score_units(truth, method(compiled.model, compiled.task), f"{name} on {compiled.model.source}")
+    truth, asked = (
+        part(compiled.model, unit or compiled.unit, ablation) for part in (compiled.truth.mask, compiled.truth.asked)
+    )
+    return score_units(truth, method(compiled.model, compiled.task), f"{name} on {compiled.model.source}", asked)
 
 
-def score_units(truth: Any, scores: Any, where: str = "scores") -> Score:
-    """Scores [units, in any shape] against the mask of the circuit, of the same number of entries.
+def score_units(truth: Any, scores: Any, where: str = "scores", asked: Tensor | None = None) -> Score:
+    """Scores [units, in any shape] against the mask of the circuit, of the same shape; of those that are asked for.
 
     Raises:
-        MechintError: another shape, NaN or infinite entries, or a circuit of no unit or of all.
+        MechintError: no real numbers, another shape, NaN or infinite entries, or a circuit of no unit or of all.
     """
-    mask, values = torch.as_tensor(truth).detach().cpu(), torch.as_tensor(scores).detach().cpu().double()
+    mask, values = torch.as_tensor(truth).detach().cpu(), as_numbers(scores, where)
     if values.shape != mask.shape:
         raise MechintError(
             f"{where}: scores of shape {list(values.shape)} for units of shape {list(mask.shape)}; "
@@ -83,6 +87,8 @@ def score_units(truth: Any, scores: Any, where: str = "scores") -> Score:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise MechintError(f"{where}: {bad} of {values.numel()} scores are NaN or infinite; score every unit")
+    if asked is not None:
+        mask, values = mask[asked.cpu()], values[asked.cpu()]
     inside, ranked = mask.flatten() > 0, values.flatten()
     units, total = int(inside.sum()), len(inside)
     if not 0 < units < total:
@@ -96,6 +102,18 @@ def score_units(truth: Any, scores: Any, where: str = "scores") -> Score:
     precision = at_least(hits) / at_least(size.double())
     exact = bool(ranked[inside].min() > ranked[~inside].max())
     return Score(auroc, float((hits * precision).sum() / units), exact, units, total)
+
+
+def as_numbers(scores: Any, where: str) -> Tensor:
+    """What a method returned, in double precision."""
+    try:
+        values = torch.as_tensor(scores).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.is_complex():
+        kind = type(scores).__name__ if values is None else str(values.dtype).removeprefix("torch.")
+        raise MechintError(f"{where}: scores are no real numbers ({kind}); give one number for each unit")
+    return values.double()
 
 
 # ---- baselines ---------------------------------------------------------------------------------------------------
