@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 
 from .. import files, workers
-from ..errors import MechintError, did_you_mean
-from ..options import check, option
+from ..errors import MechintError
+from ..options import option
 from ..progress import Progress
 from ..report.scorecard import draw, markdown
-from ..rundir import Stages, check_writable, fingerprint, manifest
+from ..rundir import Stages, fingerprint, manifest
 from ..tasks import Task
 from ..tasks.ground_truth import GROUPS, MODELS, Compiled, score_units
 from ..tasks.ground_truth.flows import DECLARED
@@ -29,6 +28,7 @@ from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
 from .methods import METHODS, Budget, Method, from_function
 from .readouts import score_planted_probes, score_probes
+from .requests import check_request, claimed, key_of
 from .summary import summarise
 from .traces import null_trials, positions, random_model, same_twins
 
@@ -79,6 +79,7 @@ class ScorecardConfig:
         high=10_000,
     )
     output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
+    rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
 
     @property
     def names(self) -> list[str]:
@@ -90,38 +91,41 @@ class ScorecardConfig:
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
     """Scores everything and writes results.json, scorecard.md and scorecard.png; returns the results.
 
-    A killed run goes on behind the last model and seed that it finished. Processes that torchrun started share the
-    models and seeds, each taking the next when it is free; all return the results.
+    A killed run goes on behind the last model and seed that it finished, and a finished one is not repeated. Processes
+    that torchrun started share the models and seeds, each taking the next when it is free; all return the results.
 
     Args:
         config: The options.
         outside: More methods by name, ``(model, task) -> one number for each unit``.
 
     Raises:
-        MechintError: an unknown model, or a method whose scores are not one finite number for each unit.
+        MechintError: an unknown model, a method whose scores are not one finite number for each unit, or a directory
+            with results or unfinished work of another request, where ``rerun`` is not set. Functions have no
+            fingerprint: with methods from ``outside`` any results there are those of another request.
     """
-    check(config)
-    for name in config.names:
-        if name not in MODELS:
-            raise MechintError(f"no model {name!r}{did_you_mean(name, MODELS)}; take {', '.join(MODELS)}")
+    check_request(config)
     taken = set(outside or {}) & set(METHODS)
     if taken:
         raise MechintError(f"a method is called {min(taken)!r} already; give yours another name")
     methods = METHODS | {name: Method(name, from_function(f)) for name, f in (outside or {}).items()}
     folder = Path(config.output_dir)
-    check_writable(folder)
-    key = fingerprint([dataclasses.asdict(config), sources()])
-    opened = lambda: Stages(None if outside else folder / ".stages", key)
+    key = key_of(config, outside or ())
+    opened = lambda: Stages(None if outside else folder / ".stages", fingerprint(key))
     workers.join()
     first = workers.worker()[0] == 0
-    with files.lock(folder) if first else contextlib.nullcontext():
+    with claimed(folder, key, config.rerun) as done:
+        if done is not None:
+            if first:
+                print(f"the scorecard is finished in {folder}: nothing is scored (--rerun repeats it)", flush=True)
+            return done
         if first:
-            opened()  # throws away what other code left, before the other processes look
+            opened()  # makes the directory, before the other processes look
         workers.exchange(None)
         stages = opened()
         parts, planted = collect(config, methods, stages)
         results = {
             "schema": 2,
+            "key": key,
             "config": dataclasses.asdict(config),
             "methods": {name: method.title for name, method in methods.items()},
             "edge_methods": {name: method.title for name, method in EDGE_METHODS.items()},
@@ -137,11 +141,6 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             draw(results, folder / "scorecard.png")
             stages.clear()
     return results
-
-
-def sources() -> list[str]:
-    """Hashes of the library's files: other code, other scores."""
-    return [files.sha256(path) for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py"))]
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
