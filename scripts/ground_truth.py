@@ -13,17 +13,21 @@ from mechint.errors import exit_status
 from mechint.options import Parser, add_flags, from_flags
 from mechint.report.scorecard import short_table
 from mechint.scorecard import ScorecardConfig, scorecard
-from mechint.scorecard.requests import plan
+from mechint.scorecard.requests import check_place, plan
 
 
 def main() -> None:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true", help="say what would be scored, and score nothing")
+    parser.add_argument("--check", action="store_true", help="refuse what a run would refuse; score and print nothing")
     add_flags(parser, ScorecardConfig)
     flags = parser.parse_all()
     config = from_flags(flags, ScorecardConfig)
     if flags.dry_run:
         print(plan(config))
+        return
+    if flags.check:
+        check_place(config)
         return
     results = scorecard(config)
     if workers.worker()[0] == 0:

@@ -114,7 +114,7 @@ def test_ground_truth_passes_on_what_it_is_told(tree: Tree) -> None:
         says = error_line(tree.make("ground-truth", f"{name}=output"))
         assert f"{name}= goes with `make mechint`" in says and 'SCORE="--models …"' in says
     assert tree.make("ground-truth", "PROCESSES=2", STUB_STATUS="2").returncode == 2
-    assert tree.calls() == [["ground_truth.py", "--dry-run"]], "processes were started for a request that is refused"
+    assert tree.calls() == [["ground_truth.py", "--check"]], "processes were started for a request that is refused"
 
 
 def test_commands_are_shown_when_asked_for(tree: Tree) -> None:

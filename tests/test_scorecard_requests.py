@@ -97,11 +97,12 @@ def test_unfinished_work_of_another_request_is_kept(measured: list[str], config:
         scorecard(killed)
     stages = Path(config.output_dir) / ".stages"
     before = {path.name: path.read_bytes() for path in stages.iterdir()}
-    assert "1 items are finished already" in requests.plan(killed)
+    assert "finished already, not scored again: 1" in requests.plan(killed)
     for ask in (scorecard, requests.plan, lambda config: scorecard(config, {"mine": print})):
         with pytest.raises(MechintError, match=f"holds the unfinished work of another request.*; {OTHER}"):
             ask(config)
     assert {path.name: path.read_bytes() for path in stages.iterdir()} == before
+    assert "would be replaced (--rerun)" in requests.plan(dataclasses.replace(config, rerun=True))
     with pytest.raises(KeyboardInterrupt):
         scorecard(killed)
     assert measured == ["shift", "latch", "latch"]  # that request itself goes on
@@ -192,7 +193,7 @@ def test_what_can_not_be_met_is_one_line(
 
 @pytest.mark.parametrize("processes", ["", "2"])
 def test_it_is_one_line_whatever_the_processes(processes: str, tmp_path: Path) -> None:
-    for options in (["--seeds", "x"], ["--models", "foo"]):
+    for options in (["--seeds", "x"], ["--models", "foo"], ["--output-dir", "/proc/none/made/here"]):
         done = score("--output-dir", str(tmp_path / "out"), *options, processes=processes)
         assert done.returncode == 2 and done.stdout == ""
         [line] = done.stderr.splitlines()
@@ -203,7 +204,7 @@ def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(tmp_path: Path) 
     options = ["--models=mamba,shift", "--seeds=2", "--output-dir", str(tmp_path / "out"), "--dry-run"]
     done = score(*options, processes="2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "8 models × 2 seeds, and planted features for each seed: 18 items" in done.stdout
+    assert "models × seeds: 8 × 2, and planted features for each seed; items: 18" in done.stdout
     assert "models: shift, latch," in done.stdout and "seeds: 100 to 101" in done.stdout
     assert f"results: {tmp_path / 'out' / 'results.json'}" in done.stdout
     assert not list(tmp_path.iterdir())

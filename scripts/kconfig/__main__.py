@@ -249,10 +249,10 @@ def score(args: argparse.Namespace) -> int:
     count = processes(args.processes)
     options = args.options + (["--dry-run"] if args.dry_run else [])
     command = lambda count, *more: [*_python(count), str(ROOT / "scripts/ground_truth.py"), *options, *more]
-    if {"--dry-run", "--help", "-h"} & set(options):
+    if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1
     if count > 1:
-        status = _wait(command(1, "--dry-run"), quiet=True)  # torchrun would bury its one line under those of its own
+        status = _wait(command(1, "--check"))  # torchrun would bury its one line under those of its own
         if status:
             return status
     if args.verbose:
@@ -265,10 +265,9 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _wait(command: list[str], quiet: bool = False) -> int:
+def _wait(command: list[str]) -> int:
     """Runs a command to its end; an interrupt from the keyboard reaches it too, and its status is the answer."""
-    out = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=out)
+    process = subprocess.Popen(command, cwd=ROOT, env=_environment())
     while True:
         try:
             status = process.wait()

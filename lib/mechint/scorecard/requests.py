@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .card import ScorecardConfig
 
 OPTION = "--output-dir"
-INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --rerun to replace them'
+INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --rerun to replace what is there'
 
 
 def check_request(config: ScorecardConfig) -> None:
@@ -98,33 +98,40 @@ def claimed(folder: Path, key: dict[str, Any], rerun: bool) -> Iterator[dict[str
         yield said
 
 
-def plan(config: ScorecardConfig) -> str:
-    """What would be scored and where it would go, in words; everything is checked and nothing written.
+def check_place(config: ScorecardConfig, dry: bool = False) -> dict[str, Any] | None:
+    """All that is checked before the work, as :func:`claimed` will, and what it will find; ``dry`` writes nothing.
 
     Raises:
         MechintError: the request would be refused.
     """
     check_request(config)
-    folder, key, names = Path(config.output_dir), key_of(config), config.names
-    check_writable(folder, OPTION, dry=True)
+    folder = Path(config.output_dir)
+    check_writable(folder, OPTION, dry)
     with files.lock(folder) if (folder / ".lock").exists() else contextlib.nullcontext():
-        old = standing(folder, key, config.rerun)
-    done = 0
-    note = folder / ".stages" / "fingerprint"
-    if note.exists() and note.read_text() == fingerprint(key):
-        done = len(list(note.parent.glob("*.done.pt")))
+        return standing(folder, key_of(config), config.rerun)
+
+
+def plan(config: ScorecardConfig) -> str:
+    """What would be scored and where it would go, in words; nothing is written.
+
+    Raises:
+        MechintError: the request would be refused.
+    """
+    old = check_place(config, dry=True)
+    folder, names, last = Path(config.output_dir), config.names, config.first_seed + config.seeds - 1
     planted = ", and planted features for each seed" if config.sae_tokens else ""
     items = config.seeds * (len(names) + bool(config.sae_tokens))
     lines = [
-        f"would score every method on {len(names)} models × {config.seeds} seeds{planted}: {items} items",
+        f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}; items: {items}",
         f"models: {', '.join(names)}",
-        f"seeds: {config.first_seed} to {config.first_seed + config.seeds - 1}",
+        f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
         f"results: {folder / 'results.json'}, scorecard.md and scorecard.png beside it",
     ]
+    note = folder / ".stages" / "fingerprint"
     if old is not None:
         lines.append("these are finished: their table would be printed, and nothing scored (--rerun scores again)")
-    elif done:
-        lines.append(f"{done} items are finished already, and would not be scored again")
-    elif config.rerun and (folder / "results.json").exists():
+    elif note.exists() and note.read_text() == fingerprint(key_of(config)):
+        lines.append(f"items of them finished already, not scored again: {len(list(note.parent.glob('*.done.pt')))}")
+    elif (folder / "results.json").exists() or note.exists():
         lines.append("what is there would be replaced (--rerun)")
     return "\n".join(lines)
