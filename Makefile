@@ -69,7 +69,7 @@ bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,
 	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
 
 ground-truth: $(READY)
-	$(Q)$(KCONFIG) score --processes="$$PROCESSES" -- $(SCORE)
+	$(Q)$(KCONFIG) score $(CHOSEN) $(FLAGS) -- $(SCORE)
 
 # Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
 PEERS := saelens dictionary_learning sparsify
@@ -144,7 +144,8 @@ Variables
                      of checkpoints, a model directory, a hub id, or a finished analysis to draw again
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
-  SCORE="--models gpt2 --seeds 2"   what ground-truth scores; --help of scripts/ground_truth.py lists all
+  SCORE="--models gpt2 --seeds 2 --output-dir output/card_gpt2"   what ground-truth scores, and where that goes, since no
+                     finished card is overwritten without --rerun; SCORE=--help lists all
   PROCESSES=2        mechint and ground-truth in as many processes (torchrun): checkpoints, or models and seeds, are
                      dealt out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
                      of every batch

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,15 +10,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint import workers
 from mechint.errors import exit_status
-from mechint.options import add_flags, from_flags
+from mechint.options import Parser, add_flags, from_flags
 from mechint.report.scorecard import short_table
 from mechint.scorecard import ScorecardConfig, scorecard
+from mechint.scorecard.requests import check_place, plan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be scored, and score nothing")
+    parser.add_argument("--check", action="store_true", help="refuse what a run would refuse; score and print nothing")
     add_flags(parser, ScorecardConfig)
-    config = from_flags(parser.parse_args(), ScorecardConfig)
+    flags = parser.parse_all()
+    config = from_flags(flags, ScorecardConfig)
+    if flags.dry_run:
+        print(plan(config))
+        return
+    if flags.check:
+        check_place(config)
+        return
     results = scorecard(config)
     if workers.worker()[0] == 0:
         print(*(short_table(results, models) for models in results["groups"]), sep="\n\n")

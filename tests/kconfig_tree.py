@@ -30,7 +30,7 @@ class Tree:
         for file in (*ROOT.glob("Kconfig*"), ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
             shutil.copy(file, root / file.name)
         (root / "scripts/__init__.py").touch()
-        for runner in ("train.py", "run_mechint_analysis.py"):
+        for runner in ("train.py", "run_mechint_analysis.py", "ground_truth.py"):
             (root / "scripts" / runner).write_text(STUB)
 
     @property
@@ -50,7 +50,10 @@ class Tree:
             "MFLAGS",
             "MAKELEVEL",
             "MODELS",
+            "BASELINE",
             "SKIP_STEPS",
+            "PROCESSES",
+            "SCORE",
             "V",
             "DRY_RUN",
             "VIRTUAL_ENV",

@@ -103,6 +103,20 @@ def test_a_dry_run_passes_on_and_writes_nothing(tree: Tree) -> None:
     assert tree.config == before
 
 
+def test_ground_truth_passes_on_what_it_is_told(tree: Tree) -> None:
+    dry = tree.make("ground-truth", "DRY_RUN=1", "PROCESSES=2", "SCORE=--models gpt2 --seeds 2")
+    assert (dry.returncode, dry.stdout) == (0, "")
+    assert tree.calls() == [["ground_truth.py", "--models", "gpt2", "--seeds", "2", "--dry-run"]]
+    shown = tree.make("ground-truth", "V=1", "SCORE=--seeds 2").stdout.splitlines()
+    assert shown[-1].startswith("+ ") and shown[-1].endswith("scripts/ground_truth.py' --seeds 2")
+    assert tree.calls() == [["ground_truth.py", "--seeds", "2"]]
+    for name in ("MODELS", "BASELINE", "SKIP_STEPS"):
+        says = error_line(tree.make("ground-truth", f"{name}=output"))
+        assert f"{name}= goes with `make mechint`" in says and 'SCORE="--models …"' in says
+    assert tree.make("ground-truth", "PROCESSES=2", STUB_STATUS="2").returncode == 2
+    assert tree.calls() == [["ground_truth.py", "--check"]], "processes were started for a request that is refused"
+
+
 def test_commands_are_shown_when_asked_for(tree: Tree) -> None:
     tree.make("defconfig-mamba-130m-mechint")
     assert tree.make("mechint").stdout == ""

@@ -27,7 +27,7 @@ from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
 from mechint.statistics import max_t
 from mechint.subspaces import shuffled_weights
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, MODELS, Compiled, score_units
+from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, MODELS, Compiled, score_units
 from mechint.units import SSM_UNITS, Units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,4 +342,4 @@ def test_bad_options(tmp_path: Path) -> None:
     ]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert failed.stderr.splitlines() == [f"error: no model 'x'; take {', '.join(MODELS)}"]
+    assert failed.stderr.splitlines() == [f"error: no model 'x'; take {', '.join([*GROUPS, *MODELS])}"]

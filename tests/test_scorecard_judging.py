@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from mechint.attention_units import attention_units
 from mechint.errors import MechintError
 from mechint.scorecard import ScorecardConfig, scorecard
 from mechint.scorecard.card import within_layers
-from mechint.scorecard.methods import Budget, Method, interchange, outside_method
-from mechint.scorecard.traces import random_model
+from mechint.scorecard.methods import METHODS, Budget, Method, interchange, outside_method, unit_effects
+from mechint.scorecard.traces import mislabelled, random_model
 from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
 from mechint.units import SSM_UNITS, Units
 
@@ -38,6 +39,29 @@ def test_keys_and_values_are_asked_apart_on_random_weights() -> None:
     found = within_layers(random, Method("values", values_first, "counterfactual"), ScorecardConfig())
     assert found == pytest.approx(sum(alone) / len(alone))
     assert score_units(truth, values_first(None, None, None).view_as(truth)).auroc > 0.6  # type: ignore[arg-type]
+
+
+def test_a_coin_turns_the_sign_of_every_unit_to_the_bit() -> None:
+    """So the shuffles of labels, which turn signs of one measurement, are shuffles of what patching measures."""
+    known = BLUEPRINTS["latch"]().compile(seed=SEED)
+    prompts, others = (known.task.sample(8, "train", seed) for seed in (0, 1))
+    coin = torch.arange(8) % 2 == 0
+    honest, swapped = (
+        unit_effects(known.model, mislabelled(prompts, others, some), "channel") for some in (coin & ~coin, coin)
+    )
+    assert torch.equal(swapped, honest * torch.where(coin, -1.0, 1.0))
+    assert float(honest.abs().max()) > 1.0
+
+
+@pytest.mark.parametrize("ranking", ["attention_weighted", "gradient_guided", "rollout"])
+def test_rankings_by_attention_are_those_of_the_analysis(ranking: str) -> None:
+    known = BLUEPRINTS["induction"]().compile(seed=SEED)
+    known.model.requires_grad_(False)
+    prompts = known.task.sample(4, "discovery", 0)
+    found = METHODS[ranking].scores(known.model, known.task, Budget(1, 4, 4, 1))
+    one = attention_units(known.model, prompts, [1], "logit_diff")[f"layers.1.gated {ranking}"].mean(0)
+    width = known.model.config.d_inner
+    torch.testing.assert_close(found[width : 2 * width], one)
 
 
 # ---- a method of one's own ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .errors import MechintError, did_you_mean
 
@@ -91,6 +91,26 @@ def check(config: Any, where: str = "") -> None:
             hint = did_you_mean(value, opt.choices) if isinstance(value, str) else ""
             prefix = f"{where}: " if where else ""
             raise MechintError(f"{prefix}{field.name} is {value!r}; it must be {allowed(kind, opt)}{hint}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others: :func:`mechint.errors.exit_status` prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MechintError(f"{message}; --help says what each option takes")
+
+    def parse_all(self) -> argparse.Namespace:
+        """The flags of the command line; a word that is none of them is refused by name."""
+        flags, rest = self.parse_known_args()
+        if not rest:
+            return flags
+        word = rest[0].split("=")[0]
+        if word.startswith("-"):
+            known = [name.strip("-") for name in self._option_string_actions]
+            raise MechintError(f"no option {word}{did_you_mean(word.strip('-'), known)}; --help lists all")
+        raise MechintError(
+            f"{rest[0]!r} stands behind no option; separate names by commas, without spaces; --help lists the options"
+        )
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type, group: str = "", title: str = "") -> None:

@@ -126,22 +126,33 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
-def check_writable(directory: str | Path) -> None:
-    """Raises :class:`MechintError` before any work when results could not be written."""
+def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool = False) -> None:
+    """Raises :class:`MechintError` before any work when results could not be written.
+
+    Args:
+        directory: Where they would go; made where it is not there.
+        setting: What the user chooses it with.
+        dry: Go by the permissions alone, and write nothing.
+    """
     existing = Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise MechintError(f"{directory} can't be written to; choose another directory with OUTPUT_DIR")
+        raise MechintError(f"{directory} can't be written to; choose another directory with {setting}")
+    if dry:
+        return
     try:
         files.write_text(Path(directory) / ".writable", "")
         (Path(directory) / ".writable").unlink()
     except OSError as error:
-        raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another OUTPUT_DIR") from None
+        raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another {setting}") from None
 
 
-def finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
-    """Whether ``directory`` holds the finished results of this very request.
+INSTEAD = "choose another OUTPUT_DIR, or set RERUN to replace them"
+
+
+def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = INSTEAD) -> bool:
+    """Whether ``directory`` holds the finished results of this very request; ``instead`` says what else to do.
 
     Raises:
         MechintError: it holds the finished results of another one, which would be lost.
@@ -160,10 +171,8 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
         for name in sorted({*flat_old, *flat_new})
         if flat_old.get(name) != flat_new.get(name)
     ]
-    raise MechintError(
-        f"{directory} holds the finished results of another request ({'; '.join(changed[:3])}); "
-        f"choose another OUTPUT_DIR, or set RERUN to replace them"
-    )
+    differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of old times do not say what was asked
+    raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead}")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (function, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=function)
-        if name in ("defconfig", "run"):
+        if name in ("defconfig", "run", "score"):
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
             command.add_argument("--baseline", default="", help="what BASELINE= says: a finished run")
             command.add_argument("--skip-steps", default="", help="what SKIP_STEPS= says: steps a study leaves out")
@@ -58,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("runner", choices=tuple(mapping.RUNNERS))
         if name in ("run", "score"):
             command.add_argument("--processes", default="", help="what PROCESSES= says: processes that share the work")
+            command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
+            command.add_argument("--verbose", action="store_true", help="print the commands")
         if name == "score":
             command.add_argument("options", nargs="*", help="what SCORE= says, behind --")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
-            command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
-            command.add_argument("--verbose", action="store_true", help="print the commands")
     return parser
 
 
@@ -239,7 +239,25 @@ def _python(count: int) -> list[str]:
 
 
 def score(args: argparse.Namespace) -> int:
-    return _wait([*_python(processes(args.processes)), str(ROOT / "scripts/ground_truth.py"), *args.options])
+    """Scores what SCORE= says; several processes start only for a request that one of them has looked at."""
+    for name in ("MODELS", "BASELINE", "SKIP_STEPS"):
+        if getattr(args, name.lower()):
+            raise ConfigError(
+                f"{name}= goes with `make mechint`, not with `make ground-truth`; say what is scored by "
+                f'SCORE="--models …"'
+            )
+    count = processes(args.processes)
+    options = args.options + (["--dry-run"] if args.dry_run else [])
+    command = lambda count, *more: [*_python(count), str(ROOT / "scripts/ground_truth.py"), *options, *more]
+    if {"--dry-run", "--check", "--help", "-h"} & set(options):
+        count = 1
+    if count > 1:
+        status = _wait(command(1, "--check"))  # torchrun would bury its one line under those of its own
+        if status:
+            return status
+    if args.verbose:
+        print("+ " + shlex.join(command(count)), flush=True)
+    return _wait(command(count))
 
 
 def _environment() -> dict[str, str]:

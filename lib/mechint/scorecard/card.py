@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import files, workers
-from ..errors import MechintError, did_you_mean
-from ..options import check, option
+from ..errors import MechintError
+from ..options import option
 from ..progress import Progress
 from ..report.scorecard import markdown
 from ..report.scorecard_figure import draw
-from ..rundir import Stages, check_writable, fingerprint, manifest
+from ..rundir import Stages, fingerprint, manifest
 from ..tasks import Task
 from ..tasks.ground_truth import FAMILIES, GROUPS, IMPOSED, MODELS, Compiled, score_units, verify
 from ..tasks.ground_truth.flows import DECLARED
@@ -32,6 +31,7 @@ from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
 from .methods import METHODS, Budget, Method, outside_method
 from .readouts import score_planted_probes, score_probes
+from .requests import check_request, claimed, key_of
 from .summary import summarise
 from .traces import null_trials, positions, random_model, same_twins
 
@@ -84,6 +84,7 @@ class ScorecardConfig:
         high=10_000,
     )
     output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
+    rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +96,8 @@ class ScorecardConfig:
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
     """Scores everything and writes results.json, scorecard.md and scorecard.png; returns the results.
 
-    A killed run goes on behind the last model and seed that it finished. Processes that torchrun started share the
-    models and seeds, each taking the next when it is free; all return the results.
+    A killed run goes on behind the last model and seed that it finished, and a finished one is not repeated. Processes
+    that torchrun started share the models and seeds, each taking the next when it is free; all return the results.
 
     Args:
         config: The options.
@@ -104,31 +105,34 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             ablation by which it tries units, see :func:`mechint.tasks.ground_truth.score_method`.
 
     Raises:
-        MechintError: an unknown model, a declared truth that the model's own ablations contradict, or a method whose
-            scores are not one finite number for each unit.
+        MechintError: an unknown model, a declared truth that the model's own ablations contradict, a method whose
+            scores are not one finite number for each unit, or a directory with results or unfinished work of another
+            request, where ``rerun`` is not set. Functions have no fingerprint: with methods from ``outside`` any
+            results there are those of another request.
     """
-    check(config)
-    for name in config.names:
-        if name not in MODELS:
-            raise MechintError(f"no model {name!r}{did_you_mean(name, MODELS)}; take {', '.join(MODELS)}")
+    check_request(config)
     taken = set(outside or {}) & set(METHODS)
     if taken:
         raise MechintError(f"a method is called {min(taken)!r} already; give yours another name")
     methods = METHODS | {name: outside_method(name, given) for name, given in (outside or {}).items()}
     folder = Path(config.output_dir)
-    check_writable(folder)
-    key = fingerprint([dataclasses.asdict(config), sources()])
-    opened = lambda: Stages(None if outside else folder / ".stages", key)
+    key = key_of(config, outside or ())
+    opened = lambda: Stages(None if outside else folder / ".stages", fingerprint(key))
     workers.join()
     first = workers.worker()[0] == 0
-    with files.lock(folder) if first else contextlib.nullcontext():
+    with claimed(folder, key, config.rerun) as done:
+        if done is not None:
+            if first:
+                print(f"the scorecard is finished in {folder}: nothing is scored (--rerun repeats it)", flush=True)
+            return done
         if first:
-            opened()  # throws away what other code left, before the other processes look
+            opened()  # makes the directory, before the other processes look
         workers.exchange(None)
         stages = opened()
         parts, planted = collect(config, methods, stages)
         results = {
             "schema": 2,
+            "key": key,
             "config": dataclasses.asdict(config),
             "methods": {name: method.title for name, method in methods.items()},
             "edge_methods": {name: method.title for name, method in EDGE_METHODS.items()},
@@ -153,11 +157,6 @@ def groups(names: list[str]) -> list[list[str]]:
     for name in names:
         found.setdefault((name in IMPOSED, FAMILIES[name]), []).append(name)
     return list(found.values())
-
-
-def sources() -> list[str]:
-    """Hashes of the library's files: other code, other scores."""
-    return [files.sha256(path) for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py"))]
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------

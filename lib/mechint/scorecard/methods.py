@@ -21,7 +21,7 @@ from ..sweep import sweep
 from ..tasks import Prompts, Task
 from ..tasks.ground_truth import BASELINES
 from ..units import Units, unit_kinds
-from .units import causal_ranking, delta_ranking
+from .units import attention_ranking, causal_ranking, delta_ranking
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,14 @@ METHODS: dict[str, Method] = {
             ("do_mean", "Δ held at its mean", "step_mean"),
             ("variance", "variance of Δ", "step_mean"),
             ("output_variance", "variance of output", "step_zero"),
+        )
+    },
+    **{
+        name: Method(title, functools.partial(attention_ranking, ranking=name), families=MAMBA)
+        for name, title in (
+            ("attention_weighted", "attention"),
+            ("gradient_guided", "attention × gradient"),
+            ("rollout", "attention rollout"),
         )
     },
     **{

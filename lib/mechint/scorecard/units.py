@@ -1,4 +1,4 @@
-"""Rankings of single units as methods of the scorecard: Δ, causal effects, and the documented ranking by variance."""
+"""Rankings of single units as methods of the scorecard: by Δ, hidden attention, causal effects and variance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
+from ..attention_units import attention_units
 from ..delta_units import delta_units, mean_step, rankings
 from ..models.mamba import Mamba
 from ..sweep import sweep
@@ -35,6 +36,19 @@ def delta_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Ten
     found = steps(model, task, budget.patch_prompts)
     layers = range(model.config.n_layer)
     return torch.cat([rankings(found, f"layers.{layer}.dt")[ranking].abs() for layer in layers])
+
+
+@functools.lru_cache(maxsize=1)
+def by_attention(model: Mamba, task: Task, count: int) -> dict[str, Tensor]:
+    """Scores of every ranking of :mod:`mechint.attention_units`, [prompt, unit]; the first of them pays for it."""
+    prompts = task.sample(count, "discovery", 0)
+    return attention_units(model, prompts, list(range(model.config.n_layer)), "logit_diff")
+
+
+def attention_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) -> Tensor:
+    """A ranking of channels at ``gated`` by hidden attention, for the logit difference, mean over prompts, [units]."""
+    found = by_attention(model, task, budget.patch_prompts)
+    return torch.cat([found[f"layers.{layer}.gated {ranking}"].mean(0) for layer in range(model.config.n_layer)])
 
 
 def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str, site: str) -> Tensor:

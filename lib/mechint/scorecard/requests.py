@@ -1,0 +1,137 @@
+"""What a scorecard is asked for, and who may write where: a card that is there is never lost to another request."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files, workers
+from ..errors import MechintError, did_you_mean
+from ..options import check
+from ..rundir import check_writable, fingerprint, finished
+from ..tasks.ground_truth import GROUPS, MODELS
+
+if TYPE_CHECKING:
+    from .card import ScorecardConfig
+
+OPTION = "--output-dir"
+INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --rerun to replace what is there'
+
+
+def check_request(config: ScorecardConfig) -> None:
+    """Raises :class:`MechintError` for an option out of its range, or a name that is no model and no group of them."""
+    check(config)
+    known = [*GROUPS, *MODELS]
+    for name in config.models.split(","):
+        if not name.strip():
+            raise MechintError(
+                f"models is {config.models!r}, where a name is missing beside a comma; leave the comma out, or take "
+                f"{', '.join(known)}"
+            )
+        if name.strip() not in known:
+            raise MechintError(f"no model {name.strip()!r}{did_you_mean(name.strip(), known)}; take {', '.join(known)}")
+
+
+def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, Any]:
+    """All that the numbers of a card follow from; methods of others by their names alone, whatever their code."""
+    said = dataclasses.asdict(config)
+    said["models"] = ",".join(name.strip() for name in config.models.split(","))
+    del said["output_dir"], said["rerun"]
+    return {**said, "code": fingerprint(sources())[:12], "outside": sorted(outside)}
+
+
+def sources() -> list[str]:
+    """Hashes of the library's files: other code, other scores."""
+    return [files.sha256(path) for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py"))]
+
+
+def standing(folder: Path, key: dict[str, Any], rerun: bool) -> dict[str, Any] | None:
+    """The finished results of this very request, if ``folder`` has them; reads and writes nothing else.
+
+    Raises:
+        MechintError: it has results or unfinished work that would be lost: of another request, or of other code; or
+            results of methods of others, of which nobody knows whether they are the same.
+    """
+    if rerun:
+        return None
+    note = folder / ".stages" / "fingerprint"
+    if note.exists() and note.read_text() != fingerprint(key):
+        raise MechintError(
+            f"{folder} holds the unfinished work of another request, or of the same one by other code; {INSTEAD}"
+        )
+    if key["outside"] and (folder / "results.json").exists():
+        raise MechintError(
+            f"{folder} holds finished results, and whether {', '.join(key['outside'])} would score the same is not "
+            f"known; choose another output_dir, or replace them with rerun=True"
+        )
+    if not finished(folder, key, rerun, INSTEAD):
+        return None
+    results: dict[str, Any] = files.read_json(folder / "results.json")
+    return results
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, key: dict[str, Any], rerun: bool) -> Iterator[dict[str, Any] | None]:
+    """Holds ``folder`` for one request, and gives what :func:`standing` finds there.
+
+    Of several processes the first decides and the others are told, so that none waits for one that was refused.
+    """
+    with contextlib.ExitStack() as held:
+        said: Any = None
+        if workers.worker()[0] == 0:
+            try:
+                check_writable(folder, OPTION)
+                held.enter_context(files.lock(folder))
+                said = standing(folder, key, rerun)
+                note = folder / ".stages" / "fingerprint"
+                if note.exists() and note.read_text() != fingerprint(key):  # a rerun, which may itself keep no stages
+                    shutil.rmtree(note.parent)
+            except (MechintError, OSError) as error:
+                said = error
+        said = workers.exchange(said)[0]
+        if isinstance(said, Exception):
+            raise said
+        yield said
+
+
+def check_place(config: ScorecardConfig, dry: bool = False) -> dict[str, Any] | None:
+    """All that is checked before the work, as :func:`claimed` will, and what it will find; ``dry`` writes nothing.
+
+    Raises:
+        MechintError: the request would be refused.
+    """
+    check_request(config)
+    folder = Path(config.output_dir)
+    check_writable(folder, OPTION, dry)
+    with files.lock(folder) if (folder / ".lock").exists() else contextlib.nullcontext():
+        return standing(folder, key_of(config), config.rerun)
+
+
+def plan(config: ScorecardConfig) -> str:
+    """What would be scored and where it would go, in words; nothing is written.
+
+    Raises:
+        MechintError: the request would be refused.
+    """
+    old = check_place(config, dry=True)
+    folder, names, last = Path(config.output_dir), config.names, config.first_seed + config.seeds - 1
+    planted = ", and planted features for each seed" if config.sae_tokens else ""
+    items = config.seeds * (len(names) + bool(config.sae_tokens))
+    lines = [
+        f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}; items: {items}",
+        f"models: {', '.join(names)}",
+        f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
+        f"results: {folder / 'results.json'}, scorecard.md and scorecard.png beside it",
+    ]
+    note = folder / ".stages" / "fingerprint"
+    if old is not None:
+        lines.append("these are finished: their table would be printed, and nothing scored (--rerun scores again)")
+    elif note.exists() and note.read_text() == fingerprint(key_of(config)):
+        lines.append(f"items of them finished already, not scored again: {len(list(note.parent.glob('*.done.pt')))}")
+    elif (folder / "results.json").exists() or note.exists():
+        lines.append("what is there would be replaced (--rerun)")
+    return "\n".join(lines)
