@@ -20,7 +20,7 @@ import mechint
 from mechint.errors import MechintError
 from mechint.report.scorecard import mark, verdict
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
-from mechint.scorecard.card import in_turn, scored
+from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.methods import Budget, interchange
 from mechint.scorecard.summary import by_chance, rate
@@ -36,27 +36,6 @@ SMALL = ScorecardConfig(
     models="selective_copy,recall", seeds=1, first_seed=SEED, prompts=96, patch_prompts=32, trace_prompts=16,
     null_prompts=12, null_trials=2, sae_tokens=0,
 )  # fmt: skip
-PERFECT = (1.0, True)
-NOT_ASKED = ("delta_do_mean", "delta_variance")
-"""Of models whose steps are constant."""
-FLOORS: dict[str, dict[str, tuple[float, bool]]] = {
-    "selective_copy": {
-        **dict.fromkeys(METHODS, PERFECT),
-        "attribution_mean_signed": (0.41, False),
-        "delta_output_variance": (0.0, False),
-        "causal_sufficient": (0.85, False),
-        "weight_magnitude": (0.0, False),
-        "activation_magnitude": (0.0, False),
-    },
-    "recall": {
-        **dict.fromkeys(METHODS, PERFECT),
-        "delta_output_variance": (0.0, False),
-        "causal_sufficient": (0.66, False),
-        "weight_magnitude": (0.0, False),
-        "activation_magnitude": (0.0, False),
-    },
-}
-"""AUROC and exact recovery on seed 100, below which no method may fall; sizes give nothing away and have no floor."""
 
 
 @functools.cache
@@ -64,25 +43,6 @@ def compiled(name: str, seed: int = SEED) -> Compiled:
     found = BLUEPRINTS[name]().compile(seed=seed)
     found.model.requires_grad_(False)
     return found
-
-
-@pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in FLOORS for method in FLOORS[name] if method not in NOT_ASKED]
-)
-def test_no_score_falls(name: str, method: str) -> None:
-    found = scored(compiled(name), method, METHODS[method], SMALL)
-    auroc, exact = FLOORS[name][method]
-    assert found["auroc"] >= auroc
-    assert found["exact"] >= exact
-
-
-def test_every_method_has_a_floor() -> None:
-    assert all(set(floors) == set(METHODS) for floors in FLOORS.values())
-
-
-@pytest.mark.parametrize("name", FLOORS)
-def test_traces_point_at_the_declared_positions(name: str) -> None:
-    assert positions(compiled(name), 16) == {"write": 1.0, "state": 1.0}
 
 
 def test_positions_are_not_asked_for_where_twins_have_the_same_there() -> None:
