@@ -30,7 +30,7 @@ from .errors import MechintError
 from .loader import PromptLoader
 from .probes import Probe
 from .sae import SparseAutoencoder
-from .starts import first_scores
+from .starts import first_scores, needed_first
 from .subspaces import Traffic, orthonormal, overlap, unit_basis
 from .units import Block, UnitKind, Units
 
@@ -152,7 +152,8 @@ def mask_search(model: Any, loader: PromptLoader, kind: str, budget: int, steps:
     ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
     bench = Bench(model, units, ablation, loader.batches)
     scores, _ = first_scores(bench, "kl")
-    search = Search(bench, "kl", scores, "hard_concrete", steps, 0.1, seed, budget)
+    others = needed_first(bench, "kl", scores, budget)
+    search = Search(bench, "kl", scores, "hard_concrete", steps, 0.1, seed, budget, others=others)
     mask = search.run("mask search")[budget]
     return mask.view(units.layers, -1).cpu() > 0
 

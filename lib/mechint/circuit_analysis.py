@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .starts import NOTES, first_scores
+from .starts import NOTES, first_scores, needed_first
 from .statistics import ClusterBootstrap, Number, number, said
 from .subspaces import shuffled_weights
 from .units import Units
@@ -66,9 +67,14 @@ class CircuitAnalyzer(CircuitEvidence):
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
         priced = self.priced(discovery, scores)
-        size = next(iter(priced["masks"])) if priced else self.choose_size(discovery, scores, descent["masks"])
-        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size)]
-        searches += [self.search(discovery, scores, f"seed {k}", self.seed + k, size) for k in range(1, config.seeds)]
+        enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
+        others = self.stages.get("needed", lambda: needed_first(discovery, config.metric, scores, enough))
+        size = self.choose_size(discovery, scores, others, enough) if config.search == "smallest" else enough
+        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size, others=others)]
+        searches += [
+            self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)
+            for k in range(1, config.seeds)
+        ]
         found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
         best = int(np.argmin([abs(1 - share) for share in on_discovery]))
@@ -76,22 +82,25 @@ class CircuitAnalyzer(CircuitEvidence):
         learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
         learned[size] = found[best]
         order, ranking = self.ranking(discovery, scores, size)
-        control, control_note = self.random_weights(train_loader, val_loader, size)
+        control, control_note = self.random_weights(train_loader, val_loader, size, bool(others))
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
         moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
+        elsewhere = any(result["began_elsewhere"] for result in searches)
         self.results = self.measure(bench, val_loader, ranking, found[best], moved, learned)
         if len(moved) < len(found):
+            begun = "order" if elsewhere else "attribution's order"
             self.results["notes"].append(
                 f"{len(found) - len(moved)} of {len(found)} searches ended with a worse circuit on the discovery "
-                "prompts than the attribution's order, which they begin with, and went back to that one. They are left "
+                f"prompts than the {begun}, which they begin with, and went back to that one. They are left "
                 "out of the stability: nothing in it depends on the seed. More STEPS, or another LR, may find a better "
                 "circuit."
             )
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
-        self.results["notes"] += [note for note in (NOTES[how], control_note) if note]
+        notes = (NOTES[how], NOTES["needed"] if elsewhere else "", control_note)
+        self.results["notes"] += [note for note in notes if note]
         if accuracy is not None:
             self.results["metrics"]["accuracy_full"] = accuracy
         if self.half:
@@ -155,6 +164,7 @@ class CircuitAnalyzer(CircuitEvidence):
     def search(
         self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
         snapshots: list[int] | None = None, weights: str = "trained", penalty: float | None = None,
+        others: Sequence[Tensor] = (),
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: a search, its circuits by size, its logits, and its history."""
         config = self.config
@@ -162,14 +172,21 @@ class CircuitAnalyzer(CircuitEvidence):
         def compute() -> dict[str, Any]:
             schedules = (config.budgets, config.temperature, penalty)
             search = Search(
-                bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules
-            )
+                bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules,
+                others,
+            )  # fmt: skip
             part = self.stages.part(name)
             if part is not None:
                 search.restore(part)
             masks = search.run(f"search, {name}", snapshots, lambda: self.stages.save_part(name, search.state))
             logits = search.logits.detach().clone()
-            return {"masks": masks, "logits": logits, "history": search.history, "went_back": search.went_back}
+            return {
+                "masks": masks,
+                "logits": logits,
+                "history": search.history,
+                "went_back": search.went_back,
+                "began_elsewhere": search.began_elsewhere,
+            }
 
         result = self.stages.get(name, compute)
         if name not in {entry["search"] for entry in self.history}:
@@ -183,21 +200,29 @@ class CircuitAnalyzer(CircuitEvidence):
         half = max(1, self.units.total // 2)
         return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
 
-    def choose_size(self, bench: Bench, scores: Tensor, descent: dict[int, Tensor]) -> int:
-        """The budget, or the smallest size on the grid whose own search reaches the target on the discovery prompts.
+    def reached(self, bench: Bench, mask: Tensor) -> bool:
+        return bench.faithful(mask, self.config.metric) >= self.config.target_faithfulness
 
-        By bisection between 1 and the size that the descent, in passing, reached the target at.
-        """
+    def enough(self, bench: Bench, descent: dict[int, Tensor]) -> int:
+        """The budget, or the smallest size on the grid from which the descent, in passing, reached the target."""
         if self.config.search == "budget":
             return int(self.config.budget)
-        metric, target, grid = self.config.metric, self.config.target_faithfulness, self.grid()
-        reached = {size: bench.faithful(descent[size], metric) >= target for size in grid}
+        grid = self.grid()
+        short = [at for at, size in enumerate(grid) if not self.reached(bench, descent[size])]
+        return grid[max(short, default=-1) + 1]
+
+    def choose_size(self, bench: Bench, scores: Tensor, others: Sequence[Tensor], enough: int) -> int:
+        """The smallest size on the grid whose own search reaches the target on the discovery prompts.
+
+        By bisection between 1 and the size that is known to be enough.
+        """
+        grid = self.grid()
 
         def searched(size: int) -> bool:
-            mask = self.search(bench, scores, f"size {size}", self.seed, size)["masks"][size]
-            return bench.faithful(mask, metric) >= target
+            found = self.search(bench, scores, f"size {size}", self.seed, size, others=others)
+            return self.reached(bench, found["masks"][size])
 
-        low, high = -1, min(at for at, size in enumerate(grid) if all(reached[larger] for larger in grid[at:]))
+        low, high = -1, grid.index(enough)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if searched(grid[middle]) else (middle, high)
@@ -226,9 +251,14 @@ class CircuitAnalyzer(CircuitEvidence):
         return best, orders[best]
 
     def random_weights(
-        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int
+        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int, needed: bool
     ) -> tuple[Number | None, str]:
-        """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any."""
+        """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any.
+
+        Args:
+            train_loader, val_loader, size: As of the search on the trained weights.
+            needed: Whether that one had a further order to begin in, so that this one is to have it as well.
+        """
         model = shuffled_weights(self.model, self.seed + 104_729)
         units = self.units_of(model, train_loader)
         if units is None:
@@ -245,9 +275,15 @@ class CircuitAnalyzer(CircuitEvidence):
                 "The control on random weights was not measured: dropping all of its units has no clear effect.",
             )
         scores, how = self.stages.get("random weights attribution", lambda: first_scores(bench, self.config.metric))
-        result = self.search(bench, scores, "random weights", self.seed, size, weights="random")
+        others: list[Tensor] = []
+        if needed:
+            others = self.stages.get(
+                "random weights needed", lambda: needed_first(bench, self.config.metric, scores, size)
+            )
+        result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)
         number = self.interval(held_out, val_loader, result["masks"][size])
-        return number, f"On random weights: {NOTES[how]}" if NOTES[how] else ""
+        notes = (NOTES[how], NOTES["needed"] if result["began_elsewhere"] else "")
+        return number, " ".join(f"On random weights: {note}" for note in notes if note)
 
     def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
         """The units of the model with random weights; None where it is not to be searched."""

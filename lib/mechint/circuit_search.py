@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,16 +33,21 @@ class Search:
         penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
             (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``budgets`` says. The circuit is then the
             units whose gates end up open, and ``target`` only the size at which the start is chosen.
+        others: Further scores [units] whose orders it may start in: :func:`mechint.starts.needed_first`.
     """
 
     def __init__(
         self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
         budgets: str = "exponential", temperature: Temperature | None = None, penalty: float | None = None,
+        others: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
         # of equally good ones the first, which is the signed order
-        self.start = min((start_logits(order) for order in (scores, scores.abs())), key=self.way_cost)
+        starts = [start_logits(order) for order in (scores, scores.abs(), *others)]
+        self.start = min(starts, key=self.way_cost)
+        self.began_elsewhere = not any(self.start is own for own in starts[:2])
+        """Whether it starts in the order of one of ``others``."""
         if penalty is not None:  # almost all open, in the same order
             self.start = MOSTLY_OPEN + 0.25 * self.start
         self.logits = self.start.clone().requires_grad_()

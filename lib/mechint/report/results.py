@@ -73,7 +73,7 @@ class Search:
     budget: int
     faithfulness: float  # on the discovery prompts, where the search was made
     units: frozenset[tuple[int, ...]]
-    went_back: bool = False  # to the attribution's order, having found nothing better
+    went_back: bool = False  # to the order it began in, having found nothing better
 
 
 @dataclass(frozen=True)

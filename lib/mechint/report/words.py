@@ -308,7 +308,7 @@ def caveats(results: Results) -> list[str]:
 
 
 def search_name(search: Search) -> str:
-    return search.name + (" (went back to the attribution's order)" if search.went_back else "")
+    return search.name + (" (went back to the order it began in)" if search.went_back else "")
 
 
 def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:

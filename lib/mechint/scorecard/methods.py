@@ -16,7 +16,7 @@ from ..circuit_search import Search
 from ..errors import MechintError, did_you_mean
 from ..loader import PromptLoader
 from ..run import run
-from ..starts import first_scores
+from ..starts import first_scores, needed_first
 from ..sweep import sweep
 from ..tasks import Prompts, Task
 from ..tasks.ground_truth import BASELINES
@@ -80,7 +80,8 @@ def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Ten
     """Logits [units] of the circuit search on KL, with the size given."""
     bench = bench_of(model, task, ablation, budget)
     scores, _ = first_scores(bench, "kl", attributed(model, task, ablation, budget))
-    search = Search(bench, "kl", scores, "hard_concrete", budget.steps, 0.1, 0, budget.size)
+    others = needed_first(bench, "kl", scores, budget.size)
+    search = Search(bench, "kl", scores, "hard_concrete", budget.steps, 0.1, 0, budget.size, others=others)
     search.run("mask search")
     return search.logits.detach()
 
