@@ -30,7 +30,8 @@ def draw(results: dict[str, Any], path: Path) -> Path:
         methods, models = results["methods"], list(results["models"])
         cells = {place: (row["auroc"]["value"], mark(row)) for place, row in by_place(results).items()}
         heat_map(figure, panels[0, 0], cells, methods, models)
-        panels[0, 0].set_title(f"Units: AUROC, mean of {results['config']['seeds']} seeds")
+        seeds = results["config"]["seeds"]
+        panels[0, 0].set_title("Units: AUROC, " + (f"mean of {seeds} seeds" if seeds > 1 else "one seed"))
         chance(panels[0, 1], results)
         if rows == 2:
             found = {(r["method"], r["model"]): (r["auroc"]["value"], whole(r)) for r in results["edges"]}
@@ -114,8 +115,9 @@ def chance(axes: Axes, results: dict[str, Any]) -> None:
         i = order.index(row["method"])
         value, low, high = (row["auroc"][name] for name in ("value", "low", "high"))
         colour = BLUE if low <= 0.5 <= high else RED
+        spread = [[value - low], [high - value]] if row["auroc"]["n"] > 1 else None  # one seed has no interval
         axes.errorbar(
-            [value], [i], xerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=4, capsize=2,
+            [value], [i], xerr=spread, fmt="o", color=colour, markersize=4, capsize=2,
             elinewidth=1.2,
         )  # fmt: skip
     axes.set_yticks(range(len(order)), [])
@@ -127,4 +129,4 @@ def chance(axes: Axes, results: dict[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Random weights")
-    axes.set_xlabel("AUROC within layers, 95 %")
+    axes.set_xlabel("AUROC within layers" + (", 95 %" if results["config"]["seeds"] > 1 else ""))
