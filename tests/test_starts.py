@@ -10,7 +10,7 @@ import torch
 
 from mechint import starts
 from mechint.circuit import METRICS, attribute, cost
-from mechint.circuit_search import Search, start_logits
+from mechint.circuit_search import NotFinite, Search, start_logits
 from mechint.minimality import removed
 from mechint.scorecard.methods import Budget, bench_of, mask_search
 from mechint.ssm_circuit import SSMCircuitAnalyzer
@@ -61,6 +61,24 @@ def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.Mon
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert NOTES[how] in results["notes"] and f"On random weights: {NOTES[how]}" in results["notes"]
+
+
+def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SSMCircuitAnalyzer.search
+
+    def search(self: Any, *arguments: Any, weights: str = "trained", **more: Any) -> Any:
+        if weights == "random":
+            raise NotFinite("the search's loss or its gradient is not finite at step 1")
+        return whole(self, *arguments, weights=weights, **more)
+
+    monkeypatch.setattr(SSMCircuitAnalyzer, "search", search)
+    config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
+    results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
+    assert "faithfulness_random_weights" not in results["metrics"] and "faithfulness" in results["metrics"]
+    assert any(
+        note.startswith("The control on random weights was not measured: the search's loss")
+        for note in results["notes"]
+    )
 
 
 @pytest.mark.parametrize("seed", [100, 101])

@@ -16,6 +16,10 @@ from .progress import Progress
 from .schedules import Temperature
 
 
+class NotFinite(MechintError):
+    """A search's loss or gradient is not finite."""
+
+
 class Search:
     """One learned circuit: gates on every unit, trained under a budget that falls from all units to ``target``.
 
@@ -88,7 +92,7 @@ class Search:
         loss.backward()
         assert self.logits.grad is not None  # of the backward before
         if not (torch.isfinite(loss) and torch.isfinite(self.logits.grad).all()):
-            raise MechintError(
+            raise NotFinite(
                 f"the search's loss or its gradient is not finite at step {self.step}; lower the learning rate "
                 f"{self.lr:g}, or look at the size of the model's logits"
             )
