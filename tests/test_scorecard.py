@@ -18,7 +18,7 @@ import torch
 
 import mechint
 from mechint.errors import MechintError
-from mechint.report.scorecard import mark, verdict
+from mechint.report.scorecard import mark, markdown, verdict
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
@@ -62,6 +62,7 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
         "scorecard.png",
     ]
     assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert markdown(json.loads((tmp_path / "results.json").read_text())) == (tmp_path / "scorecard.md").read_text()
     assert [row["exact"]["value"] for row in results["card"]] == [1.0, 0.0]
     assert [row["share"]["value"] for row in results["positions"]] == [1.0, 1.0]
     assert results["false_positives"]["same_twins_largest_effect"] == 0.0

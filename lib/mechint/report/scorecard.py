@@ -11,6 +11,11 @@ def by_place(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["method"], row["model"]): row for row in results["card"]}
 
 
+def titles_of(results: dict[str, Any], kind: str) -> dict[str, str]:
+    """Titles of ``methods`` or ``edge_methods`` in the order they stand in, which sorted keys of a file have not."""
+    return {key: results[kind][key] for key in results["order"] if key in results[kind]}
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The whole card: AUROC and exact recovery side by side, then every number, then where nothing is to be found."""
     sections = [units_section, random_section, edge_section, trace_section, probe_section, dictionary_section,
@@ -47,7 +52,7 @@ def areas_table(results: dict[str, Any], models: list[str]) -> str:
 def random_section(results: dict[str, Any]) -> list[str]:
     if not results["random"]:
         return []
-    titles = results["methods"] | results["edge_methods"]
+    titles = titles_of(results, "methods") | titles_of(results, "edge_methods")
     return [
         "## Random weights",
         "AUROC of the same methods on random weights of the same sizes, against the same masks and links, within a "
@@ -86,9 +91,7 @@ def holds(value: dict[str, Any]) -> str:
 def edge_section(results: dict[str, Any]) -> list[str]:
     if not results["edges"]:
         return []
-    titles, models = results["edge_methods"], list(dict.fromkeys(row["model"] for row in results["edges"]))
     cells = {(row["method"], row["model"]): row for row in results["edges"]}
-    asked = {key for key, _ in cells}
 
     def said(key: str, model: str) -> str:
         row = cells.get((key, model))
@@ -97,6 +100,12 @@ def edge_section(results: dict[str, Any]) -> list[str]:
         mark = " ●" if row["exact"]["low"] == 1.0 else ""
         return f"{row['auroc']['value']:.3f} / {row['average_precision']['value']:.2f}{mark}"
 
+    def one(models: list[str]) -> str:
+        asked = {key for key, model in cells if model in models}
+        titles = {key: title for key, title in titles_of(results, "edge_methods").items() if key in asked}
+        return table(("method", *models), [(t, *(said(key, model) for model in models)) for key, t in titles.items()])
+
+    having = {model for _, model in cells}
     return [
         "## Edges",
         "AUROC / average precision, mean over seeds; `●` is every edge above all others on every seed and prompt. "
@@ -105,11 +114,8 @@ def edge_section(results: dict[str, Any]) -> list[str]:
         "prompt needs; links are edges between channels of two layers (of a GPT-2 value channels and neurons that "
         "write, query, key and value channels and neurons that read), among all pairs. What sees no more than a source "
         "gives is not asked for flows whose source only takes attention from others.",
-        table(
-            ("method", *models),
-            [(titles[key], *(said(key, model) for model in models)) for key in titles if key in asked],
-        ),
-    ]  # fmt: skip
+        *(one(models) for models in results["groups"] if having & set(models)),
+    ]
 
 
 def trace_section(results: dict[str, Any]) -> list[str]:
@@ -132,10 +138,10 @@ def probe_section(results: dict[str, Any]) -> list[str]:
     if results["probes"]:
         blocks = [
             "## Probes",
-            "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out`), at the answer's "
-            "position: accuracy on held-out prompts, that on shuffled labels, and how its weights rank the channels "
-            "that say the answers. A probe finds what is there, not what is used: where an idle head reads the same, "
-            "it may rank that head's channels first.",
+            "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out` or `mlp_post`), at the "
+            "answer's position: accuracy on held-out prompts, that on shuffled labels, and how its weights rank the "
+            "channels that say the answers. A probe finds what is there, not what is used: where an idle head reads the "
+            "same, it may rank that head's channels first.",
             table(
                 ("model", "accuracy", "shuffled", "AUROC of channels", "average precision"),
                 [
@@ -238,7 +244,7 @@ def numbers_section(results: dict[str, Any]) -> list[str]:
                 for row in results["costs"]
             ],
         ),
-        f"All of it took {minutes:.0f} minutes.",
+        f"Measuring took {minutes:.0f} minutes, those of all processes added up.",
     ]
 
 
@@ -249,7 +255,7 @@ def ranged(value: dict[str, Any]) -> str:
 def asked_of(results: dict[str, Any], models: list[str]) -> dict[str, str]:
     """Titles of the methods that any of these models was asked by."""
     asked = {row["method"] for row in results["card"] if row["model"] in models}
-    return {key: title for key, title in results["methods"].items() if key in asked}
+    return {key: title for key, title in titles_of(results, "methods").items() if key in asked}
 
 
 def short_table(results: dict[str, Any], models: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .scorecard import by_place, mark
+from .scorecard import by_place, mark, titles_of
 from .style import BLUE, GREY, INK, RED, save_figure
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
         panels = figure.subplots(
             rows, 2, width_ratios=(0.92 * columns, 2.4), height_ratios=heights[:rows], squeeze=False
         )
-        methods, models = results["methods"], list(results["models"])
+        methods, models = titles_of(results, "methods"), [model for group in results["groups"] for model in group]
         cells = {place: (row["auroc"]["value"], mark(row)) for place, row in by_place(results).items()}
         heat_map(figure, panels[0, 0], cells, methods, models)
         seeds = results["config"]["seeds"]
@@ -46,7 +46,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 def asked_edges(results: dict[str, Any]) -> dict[str, str]:
     """Titles of the ways of scoring edges that any model was asked by."""
     asked = {row["method"] for row in results["edges"]}
-    return {key: title for key, title in results["edge_methods"].items() if key in asked}
+    return {key: title for key, title in titles_of(results, "edge_methods").items() if key in asked}
 
 
 def whole(row: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def recovered(axes: Axes, results: dict[str, Any]) -> None:
 
 def chance(axes: Axes, results: dict[str, Any]) -> None:
     """AUROC on random weights with its interval; red where that misses one half."""
-    order = list(results["methods"])
+    order = list(titles_of(results, "methods"))
     for row in (row for row in results["random"] if row["method"] in order):
         i = order.index(row["method"])
         value, low, high = (row["auroc"][name] for name in ("value", "low", "high"))

@@ -135,6 +135,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             "key": key,
             "config": dataclasses.asdict(config),
             "methods": {name: method.title for name, method in methods.items()},
+            "order": [*methods, *EDGE_METHODS],
             "edge_methods": {name: method.title for name, method in EDGE_METHODS.items()},
             "models": {name: MODELS[name]().task.description for name in config.names},
             "groups": groups(config.names),
