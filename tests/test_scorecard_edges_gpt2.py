@@ -14,7 +14,7 @@ from mechint.errors import MechintError
 from mechint.interchange import answer_metric
 from mechint.run import run
 from mechint.scorecard import METHODS, card, edges
-from mechint.scorecard.card import ScorecardConfig
+from mechint.scorecard.config import ScorecardConfig
 from mechint.scorecard.edges import EDGE_METHODS, asked_for, flow_cuts, links_by_chance, score_edges
 from mechint.scorecard.gpt2_edges import (
     READS,

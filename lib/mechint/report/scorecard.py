@@ -140,8 +140,8 @@ def probe_section(results: dict[str, Any]) -> list[str]:
             "## Probes",
             "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out` or `mlp_post`), at the "
             "answer's position: accuracy on held-out prompts, that on shuffled labels, and how its weights rank the "
-            "channels that say the answers. A probe finds what is there, not what is used: where an idle head reads the "
-            "same, it may rank that head's channels first.",
+            "channels that say the answers. A probe finds what is there, not what is used: where an idle head reads "
+            "the same, it may rank that head's channels first.",
             table(
                 ("model", "accuracy", "shuffled", "AUROC of channels", "average precision"),
                 [

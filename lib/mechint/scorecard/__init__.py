@@ -7,7 +7,8 @@ An outside method is scored beside ours: ``scorecard(config, {"mine": mine})``, 
 number for each channel; see :mod:`mechint.tasks.ground_truth.score`.
 """
 
-from .card import ScorecardConfig, scorecard
+from .card import scorecard
+from .config import ScorecardConfig
 from .methods import METHODS, Method
 
 __all__ = ["METHODS", "Method", "ScorecardConfig", "scorecard"]

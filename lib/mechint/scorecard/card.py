@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,15 +15,15 @@ from torch import Tensor
 
 from .. import files, workers
 from ..errors import MechintError
-from ..options import option
 from ..progress import Progress
 from ..report.scorecard import markdown
 from ..report.scorecard_figure import draw
 from ..rundir import Stages, fingerprint, manifest
 from ..tasks import Task
-from ..tasks.ground_truth import FAMILIES, GROUPS, IMPOSED, MODELS, Compiled, score_units, verify
+from ..tasks.ground_truth import FAMILIES, IMPOSED, MODELS, Compiled, score_units, verify
 from ..tasks.ground_truth.flows import DECLARED
 from ..units import Units, unit_kinds
+from .config import ScorecardConfig
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
@@ -41,56 +40,6 @@ VERIFIED = 500
 """Discovery prompts on which a compiled model's truth is held against its own ablations before it is asked for."""
 
 Outside = Callable[[Any, Task], Any] | tuple[Callable[[Any, Task], Any], str]
-
-
-@dataclass(frozen=True)
-class ScorecardConfig:
-    """What is scored, and what the methods may use."""
-
-    models: str = option(
-        "all",
-        "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five): "
-        f"{', '.join([*GROUPS, *MODELS])}",
-    )
-    seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
-    first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
-    steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
-    prompts: int = option(64, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
-    patch_prompts: int = option(16, "Discovery prompts of patching", unit="prompts", low=2, high=100_000)
-    curve_prompts: int = option(
-        32, "Held-out prompts that circuits of all sizes are measured on", unit="prompts", low=2, high=100_000
-    )
-    edge_prompts: int = option(4, "Held-out prompts whose edges are scored", unit="prompts", low=2, high=100_000)
-    edges: int = option(
-        128, "Edges between positions that no prompt needs, drawn from all of them", unit="edges", low=8, high=100_000
-    )
-    probe_prompts: int = option(
-        128, "Prompts that a probe is fitted on, and as many to test it", unit="prompts", low=64, high=100_000
-    )
-    sae_tokens: int = option(
-        150_000, "Activations that a dictionary is trained on; 0 trains none", unit="activations", low=0, high=10**9
-    )
-    random_every: int = option(
-        2, "Random weights are tried of one model in so many of each family, in turn", unit="models", low=1, high=1000
-    )
-    trace_prompts: int = option(32, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
-    null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
-    null_trials: int = option(
-        100,
-        "Shuffles of labels, for each model and seed, of a trace without an effect",
-        unit="shuffles",
-        low=1,
-        high=10_000,
-    )
-    output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
-    rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
-
-    @property
-    def names(self) -> list[str]:
-        """The models, each once."""
-        said = [name.strip() for name in self.models.split(",")]
-        return list(dict.fromkeys(model for name in said for model in GROUPS.get(name, (name,))))
 
 
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:

@@ -7,16 +7,14 @@ import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import files, workers
 from ..errors import MechintError, did_you_mean
 from ..options import check
 from ..rundir import check_writable, fingerprint, finished
 from ..tasks.ground_truth import GROUPS, MODELS
-
-if TYPE_CHECKING:
-    from .card import ScorecardConfig
+from .config import ScorecardConfig
 
 OPTION = "--output-dir"
 INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --rerun to replace what is there'
