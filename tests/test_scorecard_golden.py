@@ -1,36 +1,54 @@
-"""No score falls: every number of a part of the scorecard against what is stored of it."""
+"""No score falls: of a part of the scorecard, the methods that find a circuit, against what is stored of it."""
 
 from __future__ import annotations
 
 import pytest
 
 from mechint.scorecard import METHODS
+from mechint.tasks.ground_truth import IMPOSED
 from tests.golden import scorecard as golden
 
 STORED = golden.stored()
-NOISE = 0.02
-"""What other processors' rounding may move a score that is not perfect; where one is exact it must stay so."""
-CHANCE = ("weight_magnitude", "activation_magnitude")
-"""Sizes, which are to say nothing: these may fall, and may not rise to the circuit."""
+FINDS = 0.9
+"""A stored AUROC from which a method finds a circuit. What is below says how it fails, and is no floor."""
+NOISE = 0.05
+"""What other processors' rounding may move a score that is not perfect, an average precision three times that.
+
+Where a compiled circuit is found to the unit it must stay so.
+"""
+GOAL = 0.95
+"""The floor of methods that find a trained model's circuit, whose weights other processors train otherwise."""
 
 
 def fallen(now: dict[str, float], then: dict[str, float]) -> dict[str, tuple[float, float]]:
     """The scores that are worse than stored, each with what was stored."""
     worse = {name: (then[name] - now[name]) * (-1 if name == "cmd" else 1) for name in then}
-    noise = 0.0 if then.get("exact") == 1.0 else NOISE
-    allowed = {name: noise if name in ("auroc", "average_precision", "exact") else NOISE for name in then}
+    allowed = dict.fromkeys(then, NOISE) | {"average_precision": 3 * NOISE}
+    if then.get("exact") == 1.0:
+        allowed |= dict.fromkeys(("auroc", "average_precision", "exact"), 0.0)
     return {name: (now[name], then[name]) for name in then if worse[name] > allowed[name]}
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in golden.UNITS for method in STORED["units"][name]]
-)
+FLOORS = [
+    (name, method) for name in golden.UNITS for method, row in STORED["units"][name].items() if row["auroc"] >= FINDS
+]
+
+
+@pytest.mark.parametrize(("name", "method"), [floor for floor in FLOORS if floor[0] not in IMPOSED])
 def test_no_score_of_units_falls(name: str, method: str) -> None:
-    now, then = golden.units(name, method), STORED["units"][name][method]
-    if method in CHANCE:
-        assert not now["exact"]
-    else:
-        assert fallen(now, then) == {}
+    assert fallen(golden.units(name, method), STORED["units"][name][method]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(n, m) for n, m in FLOORS if n in IMPOSED and STORED["units"][n][m]["auroc"] >= 0.99]
+)
+def test_what_finds_a_trained_circuit_does(name: str, method: str) -> None:
+    assert golden.units(name, method)["auroc"] >= GOAL
+
+
+@pytest.mark.parametrize("name", [name for name in golden.UNITS if name not in IMPOSED])
+def test_size_gives_nothing_away(name: str) -> None:
+    assert not any(golden.units(name, method)["exact"] for method in ("weight_magnitude", "activation_magnitude"))
 
 
 @pytest.mark.parametrize("name", golden.UNITS)
@@ -48,13 +66,14 @@ def test_no_trace_points_elsewhere(name: str) -> None:
 def test_no_score_of_edges_and_probes_falls(name: str) -> None:
     now, then = golden.edges(name), STORED["edges"][name]
     assert list(now) == list(then)
-    assert {key: worse for key in now if (worse := fallen(now[key], then[key]))} == {}
+    finds = [key for key in now if then[key]["auroc"] >= FINDS]
+    assert {key: worse for key in finds if (worse := fallen(now[key], then[key]))} == {}
 
 
 def test_what_a_fall_is() -> None:
     then = {"auroc": 0.9, "average_precision": 0.5, "exact": 0.0, "cpr": 0.9, "cmd": 0.1}
     assert fallen(then, then) == {}
-    assert fallen(then | {"cmd": 0.13, "auroc": 0.95}, then) == {"cmd": (0.13, 0.1)}
-    assert fallen(then | {"auroc": 0.87}, then) == {"auroc": (0.87, 0.9)}
+    assert fallen(then | {"cmd": 0.16, "auroc": 0.95}, then) == {"cmd": (0.16, 0.1)}
+    assert fallen(then | {"auroc": 0.84}, then) == {"auroc": (0.84, 0.9)}
     perfect = {"auroc": 1.0, "average_precision": 1.0, "exact": 1.0, "cpr": 0.9, "cmd": 0.1}
     assert fallen(perfect | {"auroc": 0.999, "exact": 0.0}, perfect) == {"auroc": (0.999, 1.0), "exact": (0.0, 1.0)}
