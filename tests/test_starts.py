@@ -144,7 +144,7 @@ class TestUnitsThatAttributionMisses:
 
 @pytest.mark.parametrize(("seed", "ablation"), [(103, "mean"), (102, "resample")])
 def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
-    """Attribution of the key that saturated attention looks for is 0, and it is what all depends on."""
+    """The key that saturated attention looks for has next to no attribution, and all depends on it."""
     compiled = MODELS["gpt2_count"]().compile(seed=seed)
     mask = compiled.truth.mask(compiled.model, compiled.unit, ablation)
     budget = Budget(int(mask.sum()), 64, 16, 60, compiled.unit)

@@ -52,7 +52,7 @@ class Imposed(ABC):
         """The units of the circuit, and ablations that may or may not reach them.
 
         What stood before is the same on twins, and the reading of places on every prompt, but trained units also tell
-        other things, which nothing uses where all of them are exchanged.
+        other things, and what is imposed is that the answers stay right where all of them are exchanged, not logits.
         """
 
     def compile(self, *, seed: int = 0, folder: Path | str = FOLDER) -> Compiled:
