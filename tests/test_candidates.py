@@ -13,7 +13,17 @@ import mechint
 from mechint.candidates import Candidate, from_units, mask_search, merge, of_clusters, of_mask, strongest
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
-from mechint.necessity import DOSES, Held, adjusted, granularity, least_draws, necessity, robustness
+from mechint.necessity import (
+    DOSES,
+    Held,
+    adjusted,
+    by_rank,
+    granularity,
+    least_draws,
+    least_rank,
+    necessity,
+    robustness,
+)
 from mechint.statistics import holm, rank_correlation
 from mechint.subspaces import (
     linear_cka,
@@ -68,6 +78,7 @@ def test_the_known_circuit_is_needed_and_suffices_and_idle_units_are_not(known: 
         if effect:
             assert shaken["noise outside"]["value"] < 1e-6 < shaken["noise inside"]["value"]
             assert shaken["rotation inside"]["value"] > 10 * shaken["rotation outside"]["value"]
+            assert shaken["granularity"]["ranks"] == [*range(1, shaken["granularity"]["ranks"][-1] + 1)]
             assert shaken["granularity"]["least_rank"] > 1 and shaken["granularity"]["effect"][-1] == pytest.approx(
                 1.0, abs=0.02
             )
@@ -133,8 +144,24 @@ def test_cka_and_holm_and_ranks() -> None:
 def test_granularity_of_one_direction(known: Any) -> None:
     model, site, true, _, _, held = known
     found = granularity(held, from_units("one", "mask", 0, site, true[:1], model.config.d_inner))
-    assert found["ranks"] == [1] and found["n"] == len(held.prompts)
+    assert found["ranks"] == [1] and found["every_rank"] and found["n"] == len(held.prompts)
     assert len(adjusted([])) == 0
+
+
+def test_the_least_rank_is_the_least_of_all() -> None:
+    """Effects by hand: of every rank, also where they do not rise with the rank."""
+
+    def effects(*values: float) -> Any:
+        return lambda sizes: [values[j - 1] for j in sizes]
+
+    rising = by_rank(effects(0.1, 0.2, 0.4, 0.6, 0.8, 0.92, 0.97, 1.0), 8)
+    assert list(rising) == [1, 2, 3, 4, 5, 6, 7, 8] and least_rank(rising) == 6
+    assert least_rank(by_rank(effects(0.1, 0.3, 0.95, 0.5, 0.8, 0.91, 0.97, 1.0), 8)) == 3
+    assert least_rank(by_rank(effects(0.89), 1)) == 1
+    # of more ranks than are tried: 1, 26, 50, 75, 100 and then all between the first that holds and the one before it
+    many = by_rank(lambda sizes: [float(j >= 62) for j in sizes], 100, most=5)
+    assert least_rank(many) == 62 and len(many) == 5 + 24 and set(range(51, 75)) < set(many)
+    assert list(by_rank(lambda sizes: [1.0 for _ in sizes], 100, most=5)) == [1, 26, 50, 75, 100]
 
 
 def test_what_cannot_be_studied_is_refused(known: Any) -> None:

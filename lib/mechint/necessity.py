@@ -251,17 +251,51 @@ def robustness(held: Held, candidate: Candidate, *, draws: int = 20, seed: int =
     return found | {"granularity": granularity(held, candidate)}
 
 
+EVERY_RANK = 256
+"""Candidates of larger rank are cut at this many sizes, and at every size below the first of them that holds."""
+
+
 def granularity(held: Held, candidate: Candidate) -> dict[str, Any]:
-    """Effect of ablating the first j principal directions of the change, and the least j with 90 % of the whole."""
+    """Effect of ablating the first j principal directions of the change, and the least j with 90 % of the whole.
+
+    Returns:
+        ``ranks``, every j that was tried, with its ``effect``; ``least_rank``, None where there is no effect to cut;
+        ``every_rank``, whether every j was tried: else a smaller one than the least may hold where it was not.
+    """
     V, delta = candidate.basis, held.twin[candidate.site] - held.clean[candidate.site]
     inside = orthonormal((delta @ V).flatten(0, 1))  # [rank, j], the strongest first
-    sizes = sorted({1, *(2**k for k in range(1, 12) if 2**k < inside.shape[1]), inside.shape[1]})
-    moves = (moved(delta, V @ inside[:, :j]) for j in sizes)
-    effect = held.measure("necessity", candidate.site, moves, "granularity").mean(1).numpy()
-    enough = [j for j, value in zip(sizes, effect, strict=True) if value >= 0.9 * effect[-1]]
+    rank = inside.shape[1]
+
+    def measure(sizes: Sequence[int]) -> list[float]:
+        moves = (moved(delta, V @ inside[:, :j]) for j in sizes)
+        found = held.measure("necessity", candidate.site, moves, "granularity").mean(1).tolist()
+        return [float(value) for value in found]
+
+    effect = by_rank(measure, rank)
     return {
-        "ranks": sizes,
-        "effect": [float(value) for value in effect],
-        "least_rank": enough[0] if enough and effect[-1] > NONE else None,
+        "ranks": list(effect),
+        "effect": list(effect.values()),
+        "least_rank": least_rank(effect) if effect[rank] > NONE else None,
+        "every_rank": len(effect) == rank,
         "n": len(held.effect),
     }
+
+
+def by_rank(measure: Callable[[Sequence[int]], Sequence[float]], rank: int, most: int = EVERY_RANK) -> dict[int, float]:
+    """The effect of each rank from 1 to ``rank``, ascending; it need not rise with the rank, so none is left out.
+
+    Of more than ``most`` ranks as many, evenly spaced, and all between the first that holds 90 % and the one before.
+    """
+    sizes = sorted({round(1 + k * (rank - 1) / max(1, min(rank, most) - 1)) for k in range(min(rank, most))})
+    found = dict(zip(sizes, measure(sizes), strict=True))
+    first = sizes.index(least_rank(found))
+    between = list(range(sizes[first - 1] + 1, sizes[first])) if first else []
+    if between:
+        found |= zip(between, measure(between), strict=True)
+    return dict(sorted(found.items()))
+
+
+def least_rank(effect: dict[int, float], part: float = 0.9) -> int:
+    """The least rank whose effect is that part of the largest rank's; effects by rank."""
+    whole = effect[max(effect)]
+    return min(rank for rank, value in effect.items() if value >= part * whole or rank == max(effect))

@@ -41,8 +41,13 @@ def shaken(context: Context) -> Found:
     for candidate in context.tested:
         found = robustness(context.held, candidate, draws=20, seed=context.seed)
         rows.append({"candidate": candidate.name, "rank": candidate.rank, **found})
-    least = [f"{row['granularity']['least_rank']} of {row['rank']}" for row in rows if row["granularity"]["least_rank"]]
-    said = f"Directions that hold 90 % of a candidate's effect: {', '.join(least) or 'none has an effect'}."
+    cut = [(row["granularity"], row["rank"]) for row in rows if row["granularity"]["least_rank"]]
+    least = [f"{g['least_rank']} of {rank}{'' if g['every_rank'] else ' (not all ranks tried)'}" for g, rank in cut]
+    said = (
+        f"Principal directions that hold 90 % of a candidate's effect, the fewest: {', '.join(least)}."
+        if least
+        else "No candidate has an effect that could be cut."
+    )
     return {"report": {"candidates": rows, "metric": context.config.metric, "said": said}, "keep": {}}
 
 
