@@ -107,6 +107,20 @@ runpy.run_path({str(script)!r}, run_name="__main__")
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_packages_are_known_by_their_distributions_names(tmp_path: Path) -> None:
+    """What is imported by another name is found; what other machines need is not asked for."""
+    script = ROOT / "scripts/kconfig/environment.py"
+    (tmp_path / "wanted.txt").write_text(
+        "pytest-xdist==1\nscikit-learn==1\nno-such-thing==1; platform_system == 'Plan9'\n"
+    )
+    ask = lambda: subprocess.run(
+        [sys.executable, script, "check", tmp_path / "wanted.txt"], capture_output=True, text=True
+    )
+    assert (ask().returncode, ask().stderr) == (0, "")
+    (tmp_path / "wanted.txt").write_text("no-such-thing==1\n")
+    assert ask().returncode == 2 and "lacks no-such-thing; run: " in ask().stderr
+
+
 def test_the_pins_are_exact_and_cover_both_sides_of_every_marker() -> None:
     for file in ("requirements.txt", "requirements-dev.txt"):
         lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]

@@ -26,19 +26,46 @@ class Unavailable(Exception):
     """Why there is no compiled code on this machine."""
 
 
+_failed: dict[tuple[Path, str], str] = {}
+"""Why a source could not be compiled, by it and what CC said: it is not tried again at every scan."""
+
+
 def compile_library(source: Path) -> Any:
     """The compiled library of a C file, from the cache or from a compiler.
 
     Raises:
-        Unavailable: no compiler, or it could not compile or write.
+        Unavailable: no source or no compiler, or it could not compile or write; the callers then compute in torch.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+    attempt = (source, os.environ.get("CC", ""))
+    if attempt not in _failed:
+        try:
+            return _compile(source, find_compiler())
+        except Unavailable as reason:
+            _failed[attempt] = str(reason)
+    raise Unavailable(_failed[attempt])
+
+
+def find_compiler() -> list[str]:
+    """The words of CC, or the machine's own compiler.
+
+    Raises:
+        Unavailable: CC is no command line, or there is no compiler.
+    """
+    try:
+        compiler = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise Unavailable(f"CC={os.environ['CC']!r} is no command line ({error})") from None
+    compiler = compiler or [shutil.which("cc") or shutil.which("gcc") or ""]
     if not compiler[0]:
         raise Unavailable("no C compiler was found")
-    key = hashlib.sha256(source.read_bytes() + repr((compiler, FLAGS, processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechint"
-    path = folder / f"{source.parent.name}-{key}.so"
+    return compiler
+
+
+def _compile(source: Path, compiler: list[str]) -> Any:
     try:
+        key = hashlib.sha256(source.read_bytes() + repr((compiler, FLAGS, processor())).encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechint"
+        path = folder / f"{source.parent.name}-{key}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -51,7 +78,7 @@ def compile_library(source: Path) -> Any:
                     raise Unavailable(f"{compiler[0]} could not compile it ({lines[0] if lines else 'no message'})")
                 built.rename(path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home; ValueError: a NUL in CC's words
         raise Unavailable(str(error)) from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -25,9 +27,37 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
-def _say(message: str) -> None:
+LONG_WORD, LONG_LINE = 300, 1600
+
+
+def one_line(message: object) -> str:
+    """A message as one line that can be read: of a word or a line that is overlong, its two ends."""
+    cut = lambda text, most: f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
+    line = " ".join(str(message).split())
+    line = re.sub(rf"\S{{{LONG_WORD + 1},}}", lambda word: cut(word.group(), LONG_WORD), line)
+    line = line if len(line) <= LONG_LINE else cut(line, LONG_LINE)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def say_error(message: object) -> None:
+    """Prints one line on stderr, behind what was printed before it."""
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def what_to_do(error: OSError) -> str:
+    """The advice that fits the system's own words."""
+    if error.errno in NO_ROOM:
+        return "free space, or choose another output directory"
+    if error.errno in NO_WRITING:
+        return "change its permissions, or choose another path"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return "correct the path; if the run made that file itself, leave its directory alone and run again"
+    return "run the same command again to go on from the last saved step"
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
@@ -35,12 +65,12 @@ def exit_status(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except MechintError as error:
-        _say(" ".join(str(error).split()))
+        say_error(error)
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on from the last saved step")
+        say_error("interrupted; run the same command again to go on from the last saved step")
         return 130
     except OSError as error:  # a full disk, a read-only directory: the path and the system's own words are the message
         where = f" ({error.filename})" if error.filename else ""
-        _say(f"{error.strerror or error}{where}; free the space or choose another output directory")
+        say_error(f"{error.strerror or error}{where}; {what_to_do(error)}")
         return 2

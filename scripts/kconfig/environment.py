@@ -8,16 +8,16 @@ Run by whatever ``python3`` there is, so it must at least parse on old ones, and
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 
 OLDEST = (3, 10)
-IMPORTED = {"scikit-learn": "sklearn"}
-"""Import names of packages that are called otherwise."""
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def check(files: list[str]) -> int:
     """Whether this Python is new enough and has every package of the requirements files."""
     if sys.version_info < OLDEST:
         return fail(f"Python 3.10 or newer is needed, and {sys.executable} is {version()}; choose one with PYTHON=")
-    missing = [name for file in files for name in names(file) if importlib.util.find_spec(name) is None]
+    missing = [name for file in files for name in names(file) if not installed(name)]
     if missing:
         wanted = " ".join(f"-r {file}" for file in files)
         return fail(
@@ -51,12 +51,27 @@ def check(files: list[str]) -> int:
     return 0
 
 
+def installed(package: str) -> bool:
+    """Whether a package is there: as a distribution (pytest-xdist, imported as xdist), or else under its own name."""
+    try:
+        importlib.metadata.distribution(package)
+        return True
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.util.find_spec(package.replace("-", "_")) is not None
+
+
 def names(file: str) -> list[str]:
-    """The packages of a requirements file by the names they are imported by, each once."""
+    """The packages of a requirements file that are for this machine, each once."""
     with open(file, encoding="utf-8") as lines:
-        here = [line for line in lines if 'platform_system == "Linux"' not in line or sys.platform == "linux"]
-        found = (re.match(r"[A-Za-z0-9_-]+", line) for line in here)
-        return list(dict.fromkeys(IMPORTED.get(match[0], match[0]) for match in found if match))
+        found = (re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line) for line in lines if for_this_machine(line))
+        return list(dict.fromkeys(match.group() for match in found if match))
+
+
+def for_this_machine(line: str) -> bool:
+    """Whether the platform that a requirement names behind its semicolon, if any, is this one."""
+    here = {"platform_system": platform.system(), "platform_machine": platform.machine(), "sys_platform": sys.platform}
+    asked = re.findall(r"(\w+)\s*==\s*[\"']([^\"']*)[\"']", line.partition(";")[2])
+    return all(here.get(name, value) == value for name, value in asked)
 
 
 def make(venv: str, stamp: str, requirements: str) -> int:

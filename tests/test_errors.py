@@ -1,0 +1,51 @@
+"""What a user reads of a failure: one line, no longer than can be read, with advice that fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from mechint.errors import LONG_LINE, MechintError, exit_status, one_line
+
+
+def said(error: BaseException, capsys: pytest.CaptureFixture[str]) -> str:
+    def fails() -> None:
+        raise error
+
+    assert exit_status(fails) in (2, 130)
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("number", "advice", "not_said"),
+    [
+        (errno.ENOSPC, "free space", "path"),
+        (errno.EROFS, "choose another path", "free"),
+        (errno.EACCES, "choose another path", "free"),
+        (errno.ENOENT, "correct the path", "free"),
+        (errno.EIO, "run the same command again", "free"),
+    ],
+)
+def test_the_advice_fits_what_the_system_says(
+    number: int, advice: str, not_said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(OSError(number, os.strerror(number), "some/file"), capsys)
+    assert line.startswith(f"error: {os.strerror(number)} (some/file); ") and advice in line
+    assert not_said not in line.partition("; ")[2]
+
+
+def test_a_missing_file_is_not_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        open("/no/such/file")
+    assert "space" not in said(caught.value, capsys)
+
+
+@pytest.mark.parametrize("message", ["x" * 5000 + " is too long", "word " * 5000, "two\nlines\tand \x1b[2J a bell\x07"])
+def test_a_message_is_one_readable_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(MechintError(message), capsys)
+    assert len(line) <= LONG_LINE + 60 and line.isprintable()
+    assert line.removeprefix("error: ")[:3] == message[:3] and line[-3:] == one_line(message)[-3:]
+    assert one_line("short enough") == "short enough"
