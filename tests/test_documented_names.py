@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mechint.gates import budget_at
+from mechint.schedules import Temperature
 from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError, find_all
@@ -36,6 +38,11 @@ LINES = {
     "CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE_CUBIC=y": "--kv-sparsity-schedule=cubic",
     "CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE_LINEAR=y": "--kv-sparsity-schedule=linear",
     "CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE_EXPONENTIAL=y": "--kv-sparsity-schedule=exponential",
+    'CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE="cubic"': "--kv-sparsity-schedule=cubic",
+    'CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE="linear"': "--kv-sparsity-schedule=linear",
+    'CONFIG_KNLP_MECHINT_KV_TARGET_METRIC="loss"': "--kv-target-metric=loss",
+    'CONFIG_KNLP_MECHINT_KV_TARGET_METRIC="kl_div"': "--kv-target-metric=kl_div",
+    'CONFIG_KNLP_MECHINT_KV_L1_LAMBDA="0.02"': "--kv-l1-lambda=0.02",
     'CONFIG_KNLP_MECHINT_KV_SEARCH_PENALTY=y\nCONFIG_KNLP_MECHINT_KV_L1_LAMBDA="0.01"': "--kv-l1-lambda=0.01",
     "CONFIG_KNLP_MECHINT_KV_HARD_MASKS=y": "--kv-hard-masks",
     "# CONFIG_KNLP_MECHINT_SAVE_MASKS is not set": "--no-save-masks",
@@ -73,7 +80,11 @@ def test_a_documented_line_reaches_its_option_and_the_analysis_is_on(tmp_path: P
     [
         ('CONFIG_KNLP_MECHINT_KV_TARGET_SPARSITY="1.0"', "from 0 to 0.9999"),
         ('CONFIG_KNLP_MECHINT_KV_TARGET_SPARSITY="-0.1"', "from 0 to 0.9999"),
-        ('CONFIG_KNLP_MECHINT_KV_L1_LAMBDA="0.01"', "depends on KNLP_MECHINT_KV_SEARCH_PENALTY"),
+        ('CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE="quartic"', "must be one of exponential, linear, cubic"),
+        (
+            'CONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE="cubic"\nCONFIG_KNLP_MECHINT_KV_SPARSITY_SCHEDULE_LINEAR=y',
+            "a choice has one",
+        ),
         ("CONFIG_KNLP_MECHINT_KV_STEPS=0", "from 10 to"),
         ("CONFIG_KNLP_MECHINT_KV_POSTTRAIN=y\nCONFIG_KNLP_MECHINT_KV_FROM_RUNS=y", "a choice has one"),
     ],
@@ -81,6 +92,21 @@ def test_a_documented_line_reaches_its_option_and_the_analysis_is_on(tmp_path: P
 def test_what_is_out_of_range_or_contradicts_itself_is_one_line(tmp_path: Path, lines: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         told(tmp_path, lines)
+
+
+def test_the_documented_schedules_are_those_of_the_documented_experiment() -> None:
+    options = dict(arg.removeprefix("--").split("=", 1) for arg in told_by("gpt2-mechint-kv-analysis") if "=" in arg)
+    steps, asked = int(options["kv-steps"]), float(options["kv-target-sparsity"])
+    schedule, hold = options["kv-sparsity-schedule"], float(options["kv-sparsity-hold"])
+    assert (steps, asked, schedule) == (500, 0.95, "cubic") and "--kv-hard-masks" in told_by("gpt2-mechint-kv-analysis")
+    temperature = Temperature.parse(options["kv-temp-schedule"])
+    for step, sparsity, warmth in ((0, 0.0, 1.0), (100, 0.0076, 0.82), (250, 0.11875, 0.55), (450, 0.69255, 0.19)):
+        dropped = 1 - budget_at(step, steps, 10_000, 500, schedule, hold) / 10_000
+        assert dropped == pytest.approx(sparsity) and temperature.at(step, steps) == pytest.approx(warmth)
+
+
+def told_by(defconfig: str) -> list[str]:
+    return mapping.arguments(load(ROOT, find_all(ROOT)[defconfig]), mapping.MECHINT)
 
 
 def test_every_documented_defconfig_is_there_and_has_a_small_twin() -> None:

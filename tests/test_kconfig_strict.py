@@ -22,7 +22,7 @@ BAD = {
     ),
     "undeclared and off": ("# CONFIG_KNLP_NOTHING is not set", ["file:2", "KNLP_NOTHING", "no menu"]),
     "a choice, not a member": (
-        'CONFIG_KNLP_MECHINT_SSM_METRIC="kl"',
+        "CONFIG_KNLP_MECHINT_SSM_METRIC=y",
         ["file:2", "is a choice", "CONFIG_KNLP_MECHINT_SSM_METRIC_LOGIT_DIFF"],
     ),
     "text for int": ("CONFIG_BATCH_SIZE=many", ["file:2", "BATCH_SIZE=many", "a whole number from 1 to 65536"]),

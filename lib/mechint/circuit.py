@@ -14,6 +14,7 @@ from torch import Tensor
 from .ablation import Ablation
 from .answers import Answers
 from .errors import MechintError
+from .gates import HOLD
 from .progress import Progress
 from .run import read_by_head
 from .schedules import Temperature
@@ -72,6 +73,8 @@ class CircuitPlan:
     min_accuracy: float
     budgets: str = "exponential"
     temperature: Temperature | None = None
+    hold: float = HOLD
+    """Share of the steps, the last ones, for which the budget is that of the circuit."""
     penalty: float = 0.0
     """What an open gate costs, in units of the metric."""
     precision: str = "float32"

@@ -173,7 +173,7 @@ class CircuitAnalyzer(CircuitEvidence):
             schedules = (config.budgets, config.temperature, penalty)
             search = Search(
                 bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules,
-                others,
+                others, config.hold,
             )  # fmt: skip
             part = self.stages.part(name)
             if part is not None:

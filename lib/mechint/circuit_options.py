@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .gates import HOLD
 from .options import option
 from .tasks.config import TaskConfig
 
@@ -45,6 +46,7 @@ class CircuitOptions(EvidenceOptions):
 
     budgets = "exponential"
     temperature = None
+    hold = HOLD
     precision = "float32"
     """Not options here: as :class:`mechint.circuit.CircuitPlan` has them."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .circuit import Bench, cost, loss_of
 from .errors import MechintError
-from .gates import GATES, budget_at, ramp_at
+from .gates import GATES, HOLD, budget_at, ramp_at
 from .progress import Progress
 from .schedules import Temperature
 
@@ -38,13 +38,15 @@ class Search:
             (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``budgets`` says. The circuit is then the
             units whose gates end up open, and ``target`` only the size at which the start is chosen.
         others: Further scores [units] whose orders it may start in: :func:`mechint.starts.needed_first`.
+        hold: Share of the steps, the last ones, for which the budget is the target.
     """
 
     def __init__(
         self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
         budgets: str = "exponential", temperature: Temperature | None = None, penalty: float | None = None,
-        others: Sequence[Tensor] = (),
+        others: Sequence[Tensor] = (), hold: float = HOLD,
     ) -> None:  # fmt: skip
+        self.hold = hold
         self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
         self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
         # of equally good ones the first, which is the signed order
@@ -117,9 +119,9 @@ class Search:
         """
         total = self.bench.units.total
         if self.penalty is None:
-            budget = budget_at(self.step, self.steps, total, self.target, self.budgets)
+            budget = budget_at(self.step, self.steps, total, self.target, self.budgets, self.hold)
             return budget, 0.0, budget
-        ramp = ramp_at(self.step, self.steps, total, self.budgets)
+        ramp = ramp_at(self.step, self.steps, total, self.budgets, self.hold)
         expected = torch.sigmoid(logits).sum()
         return total if ramp == 0 else None, self.penalty * ramp * expected, float(expected.detach())
 

@@ -13,6 +13,7 @@ from .circuit_analysis import CircuitAnalyzer
 from .circuit_analysis import summary as circuit_summary
 from .circuit_options import EvidenceOptions
 from .errors import MechintError
+from .gates import HOLD
 from .loader import PromptLoader
 from .options import option
 from .run_config import Source
@@ -59,7 +60,8 @@ class KVCircuitConfig(EvidenceOptions, Source):
     l1_lambda: float = option(
         1e-3,
         "For the search 'penalty', what an open gate costs in units of the metric: the L1 norm of the gates times this "
-        "is added to the loss, and a unit stays that is worth more",
+        "is added to the loss, and a unit stays that is worth more; for 'sparsity' that norm is fixed, and the penalty "
+        "changes nothing",
         low=0.0,
         high=1000.0,
     )
@@ -76,6 +78,12 @@ class KVCircuitConfig(EvidenceOptions, Source):
         "exponential",
         "How the sparsity rises: the number of units falls in equal factors, or the sparsity along a line or a cubic",
         choices=("exponential", "linear", "cubic"),
+    )
+    sparsity_hold: float = option(
+        HOLD,
+        "Share of the steps, the last ones, that are spent at the target sparsity; 0 lets it rise to the end",
+        low=0.0,
+        high=0.9,
     )
     precision: str = option(
         "float32",
@@ -110,6 +118,7 @@ class KVCircuitConfig(EvidenceOptions, Source):
             min_accuracy=self.min_accuracy,
             budgets=self.sparsity_schedule,
             temperature=Temperature.parse(self.temp_schedule),
+            hold=self.sparsity_hold,
             penalty=self.l1_lambda,
             precision=self.precision,
         )

@@ -45,8 +45,11 @@ class Temperature:
         return Temperature(kind, numbers[0], numbers[-1])
 
     def at(self, step: int, steps: int) -> float:
-        """The temperature of a step, 0 … steps - 1; the last step has the last one."""
-        progress = min(1.0, step / max(1, steps - 1))
+        """The temperature of a step, 0 … steps - 1, whose progress is step / steps.
+
+        Linearly from 1.0 to 0.1, step 450 of 500 has 0.19.
+        """
+        progress = min(1.0, step / max(1, steps))
         if self.kind == "exponential":
             return float(self.start * (self.end / self.start) ** progress)
         if self.kind == "cosine":

@@ -129,6 +129,7 @@ def _shown(root: Path, file: Path) -> str:
 
 def apply(menu: kconfiglib.Kconfig, assignments: list[Assignment]) -> None:
     """Sets every assignment, then checks that each is the value the menus now have."""
+    assignments = [_of_choice(menu, assignment) for assignment in assignments]
     values = [(assignment, _value(menu, assignment)) for assignment in assignments]
     for assignment, value in values:
         menu.syms[assignment.name].set_value(value)
@@ -137,6 +138,20 @@ def apply(menu: kconfiglib.Kconfig, assignments: list[Assignment]) -> None:
     for assignment, value in values:
         if menu.syms[assignment.name].str_value != value:
             raise ConfigError(f"{assignment.where}: {_no_effect(menu.syms[assignment.name], assignment, value)}")
+
+
+def _of_choice(menu: kconfiglib.Kconfig, assignment: Assignment) -> Assignment:
+    """Translates a choice given as a text, as in CONFIG_…_SCHEDULE="cubic", to its member; others stay as they are."""
+    choice, quoted = menu.named_choices.get(assignment.name), _QUOTED.fullmatch(assignment.text)
+    if choice is None or quoted is None or assignment.name in menu.syms:
+        return assignment
+    values = [mapping.member_value(symbol) for symbol in choice.syms]
+    if quoted[1].lower() not in values:
+        raise ConfigError(
+            f"{assignment.where}: CONFIG_{assignment.name}={assignment.text} is not allowed; it must be one of "
+            f"{', '.join(values)}"
+        )
+    return Assignment(assignment.where, mapping.member(choice, quoted[1].lower()), "y")
 
 
 def _value(menu: kconfiglib.Kconfig, assignment: Assignment) -> str:
