@@ -7,6 +7,7 @@ import errno
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class MechintError(Exception):
@@ -25,6 +26,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def short(value: object, most: int = 200) -> str:
+    """A value in a message: text as it stands, anything else as Python writes it; of an overlong one its two ends."""
+    text = str(value) if isinstance(value, (str, Path, Exception)) else repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
 
 
 LONG_WORD, LONG_LINE = 300, 1600

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .errors import MechintError
+from .errors import MechintError, short
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -62,6 +63,46 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except ValueError as error:
         raise MechintError(f"{path} is not valid JSON: {error}; delete it and run again") from None
+
+
+def check_regular(path: str | Path, limit: int | None, what: str) -> int:
+    """The size in bytes of a regular file; a FIFO or a device, which may never end, is refused without a wait.
+
+    Args:
+        limit: The most bytes there may be; None for any number.
+        what: What the file is meant to be, for messages.
+
+    Raises:
+        MechintError: there is no such file, it is none that ends, it is larger than ``limit``, or it may not be read.
+    """
+    name = short(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise MechintError(f"{what} {name}: no such file; correct the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise MechintError(f"{what} {name} can't be read ({reason}); name another file") from None
+    try:
+        status = os.fstat(handle)
+    finally:
+        os.close(handle)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
+        raise MechintError(f"{what} {name} is {kind}, not a regular file; name a file")
+    if limit is not None and status.st_size > limit:
+        raise MechintError(f"{what} {name} has {status.st_size} bytes; at most {limit} are read, so give a smaller one")
+    return status.st_size
+
+
+def read_regular(path: str | Path, limit: int, what: str) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes; see :func:`check_regular` for what is refused."""
+    check_regular(path, limit, what)
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise MechintError(f"{what} {short(path)} has more than {limit} bytes; give a smaller one")
+    return data
 
 
 def write_torch(path: str | Path, value: Any) -> Path:
