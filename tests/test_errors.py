@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_the_advice_fits_what_the_system_says(
 
 def test_a_missing_file_is_not_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        open("/no/such/file")
+        Path("/no/such/file").read_text()
     assert "space" not in said(caught.value, capsys)
 
 
