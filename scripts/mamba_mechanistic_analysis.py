@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--toy_task", default="recall", help="recall, counters, brackets, long_copy, induction, …")
     top.add_argument("--skip_steps", nargs="*", default=[], metavar="STEP", help="numbers of steps to leave out (8 9)")
-    top.add_argument("--max_lag", type=int, default=ExperimentConfig.max_lag, help="largest lag of the Jacobians")
+    top.add_argument(
+        "--max_lag", type=int, default=ExperimentConfig.max_lag, help="largest lag of the Jacobians; 0 for all"
+    )
     top.add_argument("--seed", type=int, default=ExperimentConfig.seed)
     top.add_argument("--device", default=ExperimentConfig.device, help="auto, cpu or cuda")
     top.add_argument("--log_dir", default=ExperimentConfig.log_dir, help="where experiment_YYYYMMDD_HHMMSS goes")

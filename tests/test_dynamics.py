@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.dynamics import dynamics, effective_memory, effective_order, gramians, mode_gram, time_scales
+from mechint.dynamics import dynamics, effective_memory, effective_order, gramians, memory_of, mode_gram, time_scales
 from mechint.errors import MechintError
+from mechint.statistics import ClusterBootstrap
 from mechint.temporal import jacobian, linearise
 from tests.builders import SIZES, tiny_mamba, tokens
 
@@ -77,8 +78,8 @@ def test_a_mode_without_decay_has_the_time_scale_it_was_given() -> None:
     torch.testing.assert_close(scales["mean"], expected)
     torch.testing.assert_close(scales["quantiles"][1], expected)
     assert float(scales["variation"].abs().max()) < 1e-9
-    memory = effective_memory(local, mode_gram(local))
-    assert bool(((memory >= expected.min()) & (memory <= expected.max())).all())
+    memory = effective_memory(local)
+    assert memory.shape == (2, 14) and bool(((memory >= expected.min()) & (memory <= expected.max())).all())
 
 
 def test_kept_modes_take_over_what_they_can() -> None:
@@ -100,6 +101,31 @@ def test_kept_modes_take_over_what_they_can() -> None:
     torch.testing.assert_close(everything, scan.square().mean((0, 1)))
 
 
+def test_directions_of_rounding_are_none() -> None:
+    """Of 16 states, a short past and a short future, a channel has as many directions as these and no more."""
+    local = linearise(tiny_mamba(7, n_layer=1, d_state=16), tokens(2, 9, 1), 0)
+    for at, most in ((0, 1), (2, 3), (4, 5), (8, 1)):
+        ours = gramians(local, at).hankel()
+        assert int((ours > 0).sum(-1).max()) <= most and bool((ours[..., 0] > 0).all())
+    assert len(dynamics(local, {})["hankel"]) <= 5
+
+
+def test_time_constants_are_of_each_prompt_and_may_be_longer_than_it() -> None:
+    """By hand: where Δ is 1/2 and the one state decays at 1/100, the time constant is 200 tokens on any prompt."""
+    model = tiny_mamba(2, torch.float64, n_layer=1, d_state=1)
+    with torch.no_grad():
+        layer = model.layers[0]
+        layer.dt_proj.weight.zero_()
+        layer.dt_proj.bias.fill_(float(torch.log(torch.expm1(torch.tensor(0.5, dtype=torch.float64)))))
+        layer.A_log.fill_(float(torch.log(torch.tensor(0.01, dtype=torch.float64))))
+    found = dynamics(linearise(model, tokens(4, 6), 0), {"one": [3]})["groups"]["one"]["memory"]
+    assert found["value"] == pytest.approx(200.0) and found["extrapolated"]
+    memory = torch.tensor([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])
+    boot = ClusterBootstrap(range(3), 100, 0)
+    assert memory_of(memory, [0, 1], 3, boot)["value"] == 3.0 and not memory_of(memory, [0, 1], 3, boot)["extrapolated"]
+    assert memory_of(memory, [1], 3, boot)["value"] == 4.0 and memory_of(memory, [1], 3, boot)["extrapolated"]
+
+
 def test_order_and_summary() -> None:
     assert effective_order(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])).tolist() == [1.0, 2.0, 0.0]
     local = linearise(tiny_mamba(4), tokens(3, 9), 1)
@@ -108,5 +134,9 @@ def test_order_and_summary() -> None:
     mine = found["groups"]["mine"]
     assert len(mine["memory_tokens"]) == 2 and len(mine["drop_error"]) == found["states"] == 5
     assert all(a >= b - 1e-9 for a, b in zip(mine["drop_error"], mine["drop_error_refitted"], strict=True))
+    # position 4 of 9 has 5 positions before it and 5 after it; there are 5 states
+    assert len(found["hankel"]) == found["hankel_rank"] <= 5 and min(found["hankel"]) > 0
+    assert mine["memory"]["low"] <= mine["memory"]["value"] <= mine["memory"]["high"] and mine["memory"]["n"] == 3
+    assert mine["memory"]["value"] == pytest.approx(sum(mine["memory_tokens"]) / 2)
     with pytest.raises(MechintError, match="position 9 does not exist"):
         gramians(local, 9)

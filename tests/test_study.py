@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import mechint
-from mechint import study_discovery
+from mechint import study_discovery, study_tests
 from mechint.claims import VERDICTS, claims, judge, needed_prompts
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
 from mechint.report import write_report
 from mechint.study import WORK, Study, of_layer
-from mechint.study_config import ALWAYS, STEPS, StudyConfig, chosen_layers, skipped
+from mechint.study_config import ALWAYS, RANDOM_MODELS, STEPS, StudyConfig, chosen_layers, skipped
 from mechint.subspaces import shuffled_weights
 from mechint.tasks import TaskConfig, make_task
 from mechint.tasks.ground_truth import BLUEPRINTS
@@ -78,6 +78,22 @@ def test_on_random_weights_no_claim_of_a_circuit_is_supported(known: Any) -> Non
         assert "it needs" not in results["steps"]["setup"]["said"]
     _, results = study(tiny_mamba(vocab_size=known.task.vocab_size), known.task, config)
     assert results["claims"]["verdicts"]["supported"] == 0
+
+
+def test_influence_and_time_constants_stand_beside_shuffled_weights(known: Any) -> None:
+    config = dataclasses.replace(QUICK, skip_steps="3 4 5 6 7 10 11 13 14", random_weights=True, max_lag=0)
+    _, results = study(known.model, known.task, config)
+    steps = results["steps"]
+    assert steps["temporal"]["max_lag"] == known.task.length - 1 and steps["temporal"]["reference"]["left_out"] == 0
+    for step, name in (("temporal", "long_range_shuffled"), ("dynamics", "memory_shuffled")):
+        entries = [entry for layer in steps[step]["layers"].values() if (entry := layer[name]) is not None]
+        assert entries and all(
+            0 < entry["n"] <= RANDOM_MODELS and entry["low"] <= entry["value"] <= entry["high"] for entry in entries
+        )
+        assert "shuffled weights" in steps[step]["said"]
+    models = [study_tests.shuffled_models(known.model, 0, 2) for _ in range(2)]
+    for a, b in zip(*models, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_a_killed_study_goes_on_to_equal_results(known: Any, finished: Any, tmp_path: Path, monkeypatch: Any) -> None:

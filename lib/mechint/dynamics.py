@@ -14,6 +14,7 @@ future can tell apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from .errors import MechintError
 from .scan import decays, states
+from .statistics import ClusterBootstrap, Number
 from .temporal import Linearised
 
 
@@ -44,18 +46,27 @@ def time_scales(local: Linearised, shares: tuple[float, ...] = (0.1, 0.5, 0.9)) 
 
 @dataclass(frozen=True)
 class Gramians:
-    """[row, channel, state, state] each, at position ``at``."""
+    """[row, channel, state, state] each, at position ``at`` of ``length``."""
 
     at: int
+    length: int
     controllability: Tensor
     observability: Tensor
 
     def hankel(self) -> Tensor:
-        """Hankel singular values, descending, [row, channel, state]."""
+        """Hankel singular values, descending, [row, channel, state]; 0 for what cannot be told from rounding.
+
+        No more can differ from 0 than there are positions before (``at`` included) or after, nor than there are states.
+        As roots of eigenvalues they are known to the root of their rounding error only.
+        """
         values, vectors = torch.linalg.eigh(self.controllability)
         root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)  # W = root rootᵀ
-        squares = torch.linalg.eigvalsh(root.mT @ self.observability @ root)
-        return squares.clamp(min=0).sqrt().flip(-1)
+        squares = torch.linalg.eigvalsh(root.mT @ self.observability @ root).clamp(min=0).flip(-1)
+        # the product's error is in units of the factors' norms, which may exceed its own
+        size = values[..., -1:].clamp(min=0) * torch.linalg.matrix_norm(self.observability, 2).unsqueeze(-1)
+        floor = squares.shape[-1] * torch.finfo(squares.dtype).eps * size
+        possible = torch.arange(squares.shape[-1], device=squares.device) < min(self.at + 1, self.length - self.at)
+        return torch.where((squares > floor) & possible, squares, 0.0).sqrt()
 
 
 @torch.no_grad()
@@ -82,7 +93,7 @@ def gramians(local: Linearised, at: int) -> Gramians:
         M = M + outer(C[:, t]).unsqueeze(1)
         if t > at:
             M = outer(torch.exp(dt[:, t, :, None] * A)) * M
-    return Gramians(at, W, M)
+    return Gramians(at, local.length, W, M)
 
 
 def effective_order(singular_values: Tensor) -> Tensor:
@@ -151,30 +162,57 @@ def mode_gram(local: Linearised, chunk: int = 64) -> ModeGram:
 
 
 @torch.no_grad()
-def effective_memory(local: Linearised, gram: ModeGram) -> Tensor:
-    """Time scale of each channel in tokens, [channel]: the mean τ of its modes, weighted by their use."""
-    return (gram.use * time_scales(local)["mean"]).sum(-1)
+def effective_memory(local: Linearised, chunk: int = 64) -> Tensor:
+    """Time constant of each channel in tokens, [prompt, channel]: the τ of its modes on that prompt, weighted by their
+    use there. It follows from rates of decay, so it may be longer than the prompt: an extrapolation then."""
+    square = torch.zeros(len(local.u), *local.A.shape, dtype=torch.float64, device=local.u.device)
+    for first, h in states(local.u, local.dt, local.A, local.B, chunk=chunk):
+        square += (h * local.C[:, first : first + h.shape[1]].unsqueeze(2)).double().square().sum(1)
+    use = square / square.sum(-1, keepdim=True).clamp(min=1e-300)
+    rate = local.dt.double().mean(1).unsqueeze(-1) * local.A.double().abs()  # [prompt, channel, state]
+    return (use / rate.clamp(min=1e-300)).sum(-1)
+
+
+def memory_of(memory: Tensor, channels: Sequence[int], length: int, bootstrap: ClusterBootstrap) -> Number:
+    """The mean time constant of some channels, with its interval over prompts; ``extrapolated`` where it is longer than
+    the prompts of ``length`` tokens. ``memory`` is [prompt, channel]."""
+    value = bootstrap.interval(lambda mean: mean, memory[:, list(channels)].mean(1).cpu().numpy())
+    return {**value, "extrapolated": bool(value["value"] > length)}
 
 
 @torch.no_grad()
-def dynamics(local: Linearised, groups: dict[str, list[int]]) -> dict[str, Any]:
+def dynamics(
+    local: Linearised,
+    groups: dict[str, list[int]],
+    clusters: Sequence[int] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
     """What the modes of a layer do, and which of them each group of channels uses.
 
     Numbers without an interval are of this very run (``n`` prompts): counts and means over its positions.
+
+    Args:
+        groups: Channels by name.
+        clusters: The template of each prompt, which the bootstrap draws together; None where each is its own.
+        draws, seed: Of the bootstrap of the time constants.
     """
     gram, scales = mode_gram(local), time_scales(local)
     at = local.length // 2
     found = gramians(local, at)
     hankel = found.hankel().mean(0)  # [E, N]
-    memory, order = effective_memory(local, gram), effective_order(hankel)
+    singular = hankel.mean(0).tolist()
+    rank = sum(value > 0 for value in singular)
+    memory, order = effective_memory(local), effective_order(hankel)
+    bootstrap = ClusterBootstrap(range(len(memory)) if clusters is None else clusters, draws, seed)
     size = local.A.shape[1]
     entries = {}
-    for name, channels in {**groups, "all channels": list(range(len(memory)))}.items():
+    for name, channels in {**groups, "all channels": list(range(len(order)))}.items():
         mine = torch.as_tensor(channels)
         tau, use = scales["mean"][mine].flatten(), gram.use[mine].flatten()
         energy = float(gram.energy[mine].sum())
         singles = torch.eye(size).expand(len(mine), size, size)  # [channel, dropped mode, state]
-        whole = torch.zeros(size, len(memory), size, dtype=torch.float64)
+        whole = torch.zeros(size, len(order), size, dtype=torch.float64)
         whole[:, mine] = singles.transpose(0, 1).double()
         lost, refitted = (f(whole)[:, mine].sum(-1) / max(energy, 1e-300) for f in (gram.drop, gram.drop_refitted))
         order_by_tau = tau.argsort()
@@ -182,7 +220,8 @@ def dynamics(local: Linearised, groups: dict[str, list[int]]) -> dict[str, Any]:
         half = int((cumulative >= 0.5).nonzero()[0]) if len(cumulative) and float(cumulative[-1]) > 0.5 else 0
         entries[name] = {
             "channels": [int(c) for c in channels],
-            "memory_tokens": [float(m) for m in memory[mine]],
+            "memory": memory_of(memory, channels, local.length, bootstrap),
+            "memory_tokens": [float(m) for m in memory.mean(0)[mine]],
             "order": [float(o) for o in order[mine]],
             "tau_used_median": float(tau[order_by_tau][half]),
             "tau_variation": [float(v) for v in scales["variation"][mine]],
@@ -193,9 +232,11 @@ def dynamics(local: Linearised, groups: dict[str, list[int]]) -> dict[str, Any]:
     return {
         "position": at,
         "n": int(local.u.shape[0]),
+        "length": local.length,
         "states": size,
         "tau": scales["mean"].mean(0).tolist(),
         "decay_now": decays(local.dt, local.A).double().mean((0, 1)).mean(0).tolist(),
-        "hankel": hankel.mean(0).tolist(),
+        "hankel": singular[:rank],
+        "hankel_rank": rank,
         "groups": entries,
     }

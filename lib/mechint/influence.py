@@ -73,8 +73,8 @@ def influence(
 
 
 def long_range(curve: Any, beyond: int) -> Any:
-    """Share of the influence that comes from further back than ``beyond``, [..., lag] -> [...]; the own position,
-    lag 0, is not counted."""
+    """Share of the influence of the lags 1 to the last one that comes from further back than ``beyond``, [..., lag] ->
+    [...]; the own position, lag 0, is not counted, nor is any lag that the curve does not have."""
     past = curve[..., 1:].sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return curve[..., beyond + 1 :].sum(-1) / past
@@ -92,8 +92,8 @@ def decay_fit(curve: Array) -> dict[str, Any] | None:
     rounding.
 
     Returns:
-        ``tau`` in tokens (None where influence does not fall), ``power``, R² of each on the logarithm, ``lags`` used,
-        and ``better``: the one with the larger R².
+        ``tau`` in tokens (None where influence does not fall), ``extrapolated``: whether τ is longer than the lags that
+        were fitted, ``power``, R² of each on the logarithm, ``lags`` used, and ``better``: the one with the larger R².
     """
     lag = np.arange(1, len(curve))
     used = curve[1:] > FLOOR * curve.max()
@@ -106,8 +106,10 @@ def decay_fit(curve: Array) -> dict[str, Any] | None:
         rest = float(((y - slope * x - begin) ** 2).sum())
         found[name] = (float(slope), 1 - rest / total if total > 0 else 1.0)
     (rate, r2_exponential), (power, r2_power) = found["exponential"], found["power"]
+    tau = -1 / rate if rate < 0 else None
     return {
-        "tau": -1 / rate if rate < 0 else None,
+        "tau": tau,
+        "extrapolated": tau is not None and tau > int(lag[used].max()),
         "power": -power,
         "r2_exponential": r2_exponential,
         "r2_power": r2_power,
@@ -121,7 +123,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Curves, fits and long-range shares of each group of channels, with intervals over prompts.
 
-    A group's curve is the root mean square over its channels. Long-range is beyond half of the lags.
+    A group's curve is the root mean square over its channels. Long-range is beyond half of the lags, and says nothing
+    of lags that were not taken: :func:`reference` has the range, and what a curve that does not fall would give.
     """
     bootstrap = ClusterBootstrap(clusters, draws, seed)
     lag_count = next(iter(found.curves.values())).shape[1]
@@ -144,6 +147,20 @@ def summarise(
     return result
 
 
+def reference(max_lag: int, length: int) -> dict[str, Any]:
+    """What shares and centres of influence are to be read against: the lags that they are of, [1, max_lag], how many
+    lags of the prompts were left out, and the values of a flat curve, which has no memory of its own."""
+    flat, beyond = np.ones(max_lag + 1), max_lag // 2
+    return {
+        "lags": [1, max_lag],
+        "length": length,
+        "left_out": length - 1 - max_lag,
+        "long_range_beyond": beyond,
+        "flat_long_range": float(long_range(flat, beyond)) if max_lag else None,
+        "flat_mean_lag": float(mean_lag(flat)) if max_lag else None,
+    }
+
+
 def shares(bootstrap: ClusterBootstrap, statistic: Any, curve: Array) -> Number | None:
     """None where nothing comes from the past at all."""
     return bootstrap.interval(statistic, curve) if curve[:, 1:].sum() > 0 else None
@@ -158,6 +175,7 @@ def run_temporal_causality_analysis(
     max_lag: int = 10,
     draws: int = 1000,
     seed: int = 0,
+    clusters: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Influence of the past on chosen channels of one layer, and on all of them.
 
@@ -167,10 +185,12 @@ def run_temporal_causality_analysis(
         circuit_indices: Channels of the layer; empty for none beside all.
         max_lag: In tokens.
         draws, seed: Of the bootstrap over prompts.
+        clusters: The template of each prompt, which are drawn together; None where each is its own.
 
     Returns:
         ``groups`` (``all channels``, ``circuit``, and each channel of it) with curves, fits and long-range shares;
-        ``maps`` [position][source position] of the first prompt, None beyond the largest lag.
+        ``reference``: the lags that these are of, and what a flat curve gives; ``maps`` [position][source position] of
+        the first prompt, None beyond the largest lag.
 
     Raises:
         MechintError: the layer or a channel does not exist; more lags than tokens.
@@ -191,6 +211,7 @@ def run_temporal_causality_analysis(
         "max_lag": max_lag,
         "of": found.of,
         "n": len(inputs),
-        "groups": summarise(found, groups, range(len(inputs)), draws, seed),
+        "reference": reference(max_lag, inputs.shape[1]),
+        "groups": summarise(found, groups, range(len(inputs)) if clusters is None else clusters, draws, seed),
         "maps": maps,
     }

@@ -60,7 +60,7 @@ class ExperimentConfig:
         use_toy_data: Prompts of ``toy_task`` in place of text.
         toy_task: A task of the library, with its default sizes.
         text_length: Tokens of a prompt taken from text.
-        max_lag: Largest lag of the temporal Jacobians.
+        max_lag: Largest lag of the temporal Jacobians; 0 takes every lag that the prompts have.
         skip_steps: Numbers of steps to leave out.
         draws: Random subspaces that a candidate has to beat.
     """
@@ -81,7 +81,7 @@ class ExperimentConfig:
     use_toy_data: bool = False
     toy_task: str = "recall"
     text_length: int = 16
-    max_lag: int = 8
+    max_lag: int = 0
     skip_steps: str = ""
     draws: int = 199
 

@@ -9,7 +9,7 @@ shuffled ones, and the two differ when they are apart.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import MechintError
@@ -25,6 +25,12 @@ Quantities = list[dict[str, Any]]
 
 def quantity(name: str, value: Number, site: str | None = None, layer: int | None = None) -> dict[str, Any]:
     return {"quantity": name, "site": site, "layer": layer, "number": value}
+
+
+def shuffled_models(model: Any, seed: int, count: int) -> Iterator[Any]:
+    """Copies of a model, each with the entries of every weight in another order; the same ones for the same seed."""
+    for k in range(count):
+        yield shuffled_weights(model, mix(seed, "shuffled weights", k))
 
 
 def control(

@@ -42,6 +42,8 @@ TITLES = {
     14: "Checkpoints and cost",
     15: "Claims",
 }
+RANDOM_MODELS = 3
+"""Models with shuffled weights that the numbers of temporal causality and dynamics stand beside."""
 ALWAYS = (1, 2, 12, 15)
 """Steps that the others stand on, which cannot be skipped."""
 
@@ -79,7 +81,13 @@ class StudyConfig:
     probes: str = option("lasso,elasticnet,logistic", "Probes of each label of the task, separated by commas")
     shuffles: int = option(19, "Probes of shuffled labels, for selectivity", unit="probes", low=2, high=10_000)
     mask_steps: int = option(60, "Steps of the mask search", unit="steps", low=10, high=100_000)
-    max_lag: int = option(8, "Largest lag of the temporal Jacobians", unit="tokens", low=1, high=4096)
+    max_lag: int = option(
+        0,
+        "Largest lag of the temporal Jacobians; 0 takes every lag that the prompts have",
+        unit="tokens",
+        low=0,
+        high=4096,
+    )
     seeds: int = option(
         3, "Discoveries with other prompts and seeds, for reproducibility", unit="seeds", low=2, high=99
     )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
-from .dynamics import dynamics
+from .dynamics import dynamics, effective_memory, memory_of
 from .errors import MechintError
-from .influence import run_temporal_causality_analysis
+from .influence import reference, run_temporal_causality_analysis
 from .necessity import DIRECTIONS, adjusted, necessity, robustness
+from .shuffled import shuffled_models, together
+from .statistics import ClusterBootstrap, Number, said
+from .study_config import RANDOM_MODELS
 from .study_context import Context, Found
 from .temporal import check_lag, linearise
 
@@ -55,45 +62,98 @@ def few_tokens(context: Context) -> torch.Tensor:
     return torch.cat([batch.tokens for batch in context.train])[:SHOWN]
 
 
+def few_templates(context: Context) -> Any:
+    return context.train.templates()[:SHOWN]
+
+
 def temporal(context: Context) -> Found:
-    """Exact derivatives by lag, of each layer's candidates and of all its channels."""
+    """Exact derivatives by lag, of each layer's candidates and of all its channels, beside shuffled weights."""
     tokens, c = few_tokens(context), context.config
-    check_lag(c.max_lag, tokens.shape[1])
-    layers = {}
+    max_lag = c.max_lag or tokens.shape[1] - 1
+    check_lag(max_lag, tokens.shape[1])
+
+    def of_layer(model: Any, layer: int, units: Sequence[int] = ()) -> Found:
+        clusters, draws, seed = few_templates(context), c.bootstrap, context.seed
+        return run_temporal_causality_analysis(model, tokens, layer, units, max_lag, draws, seed, clusters)
+
+    def far(found: Found) -> Number | None:
+        share: Number | None = found["groups"]["all channels"]["total"]["long_range"]
+        return share
+
+    beside = on_shuffled(context, lambda model: {layer: far(of_layer(model, layer)) for layer in context.sites})
+    layers, shares = {}, []
     for layer in context.sites:
         groups = context.groups(layer)
-        units = sorted({unit for group in groups.values() for unit in group})
-        found = run_temporal_causality_analysis(
-            context.model, tokens, layer, units, c.max_lag, draws=c.bootstrap, seed=context.seed
-        )
+        found = of_layer(context.model, layer, sorted({unit for group in groups.values() for unit in group}))
         keep = {name: entry for name, entry in found["groups"].items() if not name.startswith("channel ")}
         singles = {name: entry for name, entry in found["groups"].items() if name.startswith("channel ")}
         memory = {
             name: {path: entry[path]["mean_lag"] for path in ("direct", "total")} for name, entry in singles.items()
         }
+        own, random = far(found), beside[layer]
         layers[str(layer)] = {**found, "groups": keep, "channels": memory, "of_candidates": groups}
-    shares = [
-        f"layer {layer}: {share['value']:.0%}"
-        for layer, entry in layers.items()
-        if (share := entry["groups"]["all channels"]["total"]["long_range"]) is not None
-    ]
-    said = f"Influence from further back than {c.max_lag // 2} tokens: {', '.join(shares) or 'none at all'}."
-    return {"report": {"layers": layers, "max_lag": c.max_lag, "said": said}, "keep": {}}
+        layers[str(layer)] |= {"long_range_shuffled": random}
+        if own is not None:
+            shares.append(f"layer {layer}: {said(own, '.0%')}{against(random, '.0%')}")
+    about = reference(max_lag, tokens.shape[1])
+    sentence = (
+        f"Of the influence of the lags 1 to {max_lag} ({left_out(about)}), from further back than "
+        f"{about['long_range_beyond']} tokens (a flat profile: {about['flat_long_range'] or 0:.0%}): "
+        f"{'; '.join(shares) or 'none at all'}."
+    )
+    return {"report": {"layers": layers, "max_lag": max_lag, "reference": about, "said": sentence}, "keep": {}}
+
+
+def left_out(about: Found) -> str:
+    """How much of the prompts' past a range of lags is."""
+    if not about["left_out"]:
+        return "all that the prompts have"
+    return f"{about['left_out']} further ones, up to {about['length'] - 1}, are left out"
+
+
+def on_shuffled(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:
+    """What models with shuffled weights give in place of a layer's number: their mean, from the least to the most of
+    their intervals; None where they were not asked for, or have no such number."""
+    found: dict[int, list[Number]] = {layer: [] for layer in context.sites}
+    for model in shuffled_models(context.model, context.seed, RANDOM_MODELS if context.config.random_weights else 0):
+        for layer, value in measure(model).items():
+            if value is not None and all(math.isfinite(value[name] or 0.0) for name in ("value", "low", "high")):
+                found[layer].append(value)
+    return {layer: together(values) if values else None for layer, values in found.items()}
+
+
+def against(random: Number | None, form: str) -> str:
+    return "" if random is None else f" (shuffled weights {said(random, form)})"
 
 
 def modes(context: Context) -> Found:
     """Time scales, Gramians and drop errors of each layer, and which modes the candidates use."""
-    tokens = few_tokens(context)
-    layers = {
-        str(layer): dynamics(linearise(context.model, tokens, layer), context.groups(layer)) for layer in context.sites
-    }
-    memory = []
-    for entry in layers.values():
-        for name, group in entry["groups"].items():
-            if name != "all channels":
-                memory.append(f"{name}: {sum(group['memory_tokens']) / len(group['memory_tokens']):.1f} tokens")
-    said = f"Memory of the candidates' modes, weighted by their use: {'; '.join(memory) or 'no candidates'}."
-    return {"report": {"layers": layers, "said": said}, "keep": {}}
+    tokens, c = few_tokens(context), context.config
+
+    def of_layer(model: Any, layer: int, groups: dict[str, list[int]]) -> Found:
+        local = linearise(model, tokens, layer)
+        return dynamics(local, groups, few_templates(context), c.bootstrap, context.seed)
+
+    def all_memory(model: Any, layer: int) -> Number:
+        local = linearise(model, tokens, layer)
+        boot = ClusterBootstrap(few_templates(context), c.bootstrap, context.seed)
+        return memory_of(effective_memory(local), range(local.u.shape[-1]), local.length, boot)
+
+    beside = on_shuffled(context, lambda model: {layer: all_memory(model, layer) for layer in context.sites})
+    layers, memory = {}, []
+    for layer in context.sites:
+        found = of_layer(context.model, layer, context.groups(layer))
+        layers[str(layer)] = {**found, "memory_shuffled": beside[layer]}
+        for name, group in found["groups"].items():
+            where = f"layer {layer}, all channels" if name == "all channels" else name
+            random = against(beside[layer], ".3g") if name == "all channels" else ""
+            longer = ", longer than a prompt" if group["memory"]["extrapolated"] else ""
+            memory.append(f"{where}: {said(group['memory'], '.3g')}{longer}{random}")
+    sentence = (
+        f"Time constants of the modes, weighted by their use, extrapolated from the decay in prompts of "
+        f"{tokens.shape[1]} tokens: {'; '.join(memory)}."
+    )
+    return {"report": {"layers": layers, "length": tokens.shape[1], "said": sentence}, "keep": {}}
 
 
 def check_mamba(context: Context) -> None:
