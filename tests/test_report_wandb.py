@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mechint import live, wandb_run
+from mechint.analysis import analyses
 from mechint.errors import MechintError
+from mechint.experiment import Experiment, run_experiment
 from mechint.report import log_wandb
 from mechint.report.results import load_history, load_results
+from mechint.run_config import RunConfig
+from mechint.tasks.config import TaskConfig
+from mechint.train import train
+from mechint.train_config import MambaArchitecture, TrainConfig
 from tests.report_runs import Json, one_line
 
 
@@ -84,15 +93,100 @@ def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     assert summary["mechint/sparsity"] == pytest.approx(1 - 16 / 256)
     assert summary["mechint/faithfulness"] == results.metrics["faithfulness"].value
     assert summary["mechint/faithfulness_random_weights_high"] == pytest.approx(0.24)
+    assert summary["mechint/loss"] == results.metrics["kl"].value  # not that of the last sampled batch
     trace = next(trace for trace in load_history(results) if trace.name == "seed 0")
-    assert summary["mechint/loss"] == trace.steps[-1]["loss"]
-    curve = [row["mechint/loss/seed 0"] for row in history if "mechint/loss/seed 0" in row]
+    curve = [row["mechint/search/loss/seed 0"] for row in history if "mechint/search/loss/seed 0" in row]
     assert curve == trace.column("loss")
     assert any("final_masks.pt" in text for text in artifacts)
     files = {path.name.split("_")[0]: path for path in (directory / "files" / "media").rglob("*") if path.is_file()}
     assert {"metrics", "layers", "faithfulness", "manifest", "ssm", "sparsity"} <= set(files)
     rows = json.loads(files["layers"].read_text())["data"]
     assert [row[2] for row in rows] == [layer.kept for layer in results.layers]
+
+
+class Recorded:
+    """A W&B run that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[Json] = []
+        self.metrics: list[str] = []
+
+    def define_metric(self, name: str, **_: Any) -> None:
+        self.metrics.append(name)
+
+    def log(self, row: Json) -> None:
+        self.rows.append(row)
+
+
+def test_points_are_logged_while_they_are_made_and_none_twice() -> None:
+    run, began, ended = Recorded(), [], []
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Recorded]:
+        began.append(True)
+        yield run
+        ended.append(True)
+
+    with wandb_run.Logged(start) as logged, live.listening(logged):
+        assert not began  # a finished analysis that is skipped leaves no run
+        live.point("seed 0", {"step": 0, "loss": 2.0, "kept": 3, "units": 4})
+        live.point("topk", {"step": 9, "tokens": 640, "l0": 5.0})
+        assert began and not ended and run.rows == [
+            {"mechint/step": 0.0, "mechint/search/loss/seed 0": 2.0, "mechint/search/kept/seed 0": 3,
+             "mechint/search/sparsity/seed 0": 0.25},
+            {"mechint/tokens": 640.0, "mechint/training/l0/topk": 5.0},
+        ]  # fmt: skip
+        live.point("seed 0", {"step": 0, "loss": 9.0})
+        assert len(run.rows) == 2
+    assert ended == [True]
+    live.point("seed 0", {"step": 1, "loss": 1.0})
+    assert len(run.rows) == 2
+
+
+def test_a_training_logs_every_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, named = Recorded(), []
+
+    @contextlib.contextmanager
+    def started(project: str, name: str, job: str, group: str, config: Any) -> Iterator[Recorded]:
+        named.append((project, name, job, group))
+        yield run
+
+    monkeypatch.setattr(wandb_run, "started", started)
+    monkeypatch.setattr(wandb_run, "check", lambda: "online")
+    options = TrainConfig(
+        steps=4, eval_every=2, eval_prompts=8, batch_size=4, output_dir=str(tmp_path / "out"), wandb=True
+    )
+    train(TaskConfig(pairs=3), options, MambaArchitecture(d_model=8, n_layer=1, d_state=2))
+    assert named == [("mechint", "out/final_model_stepV0 training", "training", "out")]
+    assert [row["mechint/step"] for row in run.rows] == [2.0, 4.0, 4.0]
+    assert {"mechint/train/loss", "mechint/train/val_loss", "mechint/train/val_accuracy"} <= set(run.rows[0])
+    metrics = json.loads((tmp_path / "out" / "training_metrics_stepV0.json").read_text())
+    assert run.rows[-1]["mechint/train/held_out_accuracy/final"] == metrics["held_out_accuracy"]
+
+
+def test_runs_and_artifacts_of_different_models_have_different_names() -> None:
+    names = [wandb_run.run_name(f"{folder}/final_model_stepV0.pt", job) for folder in "ab" for job in ("ssm", "trace")]
+    assert len(set(names)) == 4 and names[0] == "a/final_model_stepV0 ssm"
+    assert wandb_run.run_name("state-spaces/mamba-1.4b-hf", "ssm") == "state-spaces/mamba-1.4b-hf ssm"
+    artifacts = [wandb_run.artifact_name("x/model.pt", "ssm", "masks", digest * 64) for digest in "ab"]
+    assert artifacts == ["model-ssm-masks-aaaaaaaaaaaa", "model-ssm-masks-bbbbbbbbbbbb"]
+
+
+@pytest.mark.parametrize(("mode", "says"), [("offlin", "did you mean offline"), ("online", "wandb login")])
+def test_what_cannot_be_logged_is_refused_before_the_work(
+    mode: str, says: str, quiet_wandb: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    checkpoint = quiet_wandb / "model.pt"
+    checkpoint.write_bytes(b"never read")
+    run = RunConfig(checkpoint=str(checkpoint), output_dir=str(quiet_wandb / "out"), visualize_wandb=True)
+    experiment = Experiment(run, TaskConfig(), {"ssm": analyses()["ssm"].config()})
+    for dry_run in (True, False):
+        with pytest.raises(MechintError, match=says):
+            run_experiment(experiment, dry_run)
+    with pytest.raises(MechintError, match=says):
+        train(TaskConfig(), TrainConfig(output_dir=str(quiet_wandb / "new"), wandb=True), MambaArchitecture())
+    assert not (quiet_wandb / "out").exists() and not (quiet_wandb / "new").exists()
 
 
 def test_without_an_account_the_login_is_refused_in_one_line(

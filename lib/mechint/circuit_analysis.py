@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, live
 from .ablation import Ablation
 from .circuit import Bench, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
@@ -178,7 +178,12 @@ class CircuitAnalyzer(CircuitEvidence):
             part = self.stages.part(name)
             if part is not None:
                 search.restore(part)
-            masks = search.run(f"search, {name}", snapshots, lambda: self.stages.save_part(name, search.state))
+
+            def after_step() -> None:
+                live.point(name, {**search.history[-1], "units": self.units.total})
+                self.stages.save_part(name, search.state)
+
+            masks = search.run(f"search, {name}", snapshots, after_step)
             logits = search.logits.detach().clone()
             return {
                 "masks": masks,

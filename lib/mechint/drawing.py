@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from . import files
+from . import files, live
 from .errors import MechintError
 from .report import COMPARISONS, kind_of, log_wandb, write_report
-from .run_config import RunConfig
+from .run_config import RunConfig, request
 from .rundir import check_writable
+from .wandb_run import Logged, run_name, started
 
 
 def draw(run: RunConfig, directory: Path) -> None:
@@ -21,7 +26,22 @@ def draw(run: RunConfig, directory: Path) -> None:
         faithfulness=run.visualize_faithfulness,
     )
     if run.visualize_wandb:
-        log_wandb(directory, run.wandb_project, directory.name or "run")
+        listener = live.listener()
+        log_wandb(directory, run.wandb_project, live=listener if isinstance(listener, Logged) else None)
+
+
+@contextlib.contextmanager
+def logging(run: RunConfig, checkpoint: str, name: str, config: Any) -> Iterator[None]:
+    """Logs an analysis to Weights & Biases while it is under way, where that is asked for."""
+    if not run.visualize_wandb:
+        yield
+        return
+    options = {"analysis": name, "checkpoint": checkpoint, **request(config)}
+    start = functools.partial(
+        started, run.wandb_project, run_name(checkpoint, name), name, Path(checkpoint).parent.name, options
+    )
+    with Logged(start) as logged, live.listening(logged):
+        yield
 
 
 def redraw(run: RunConfig, dry_run: bool) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from . import files, scan, workers
+from . import files, scan, wandb_run, workers
 from .analysis import Analysis, analyses, check_family
 from .discover import find_checkpoints
-from .drawing import draw, finished_below, redraw, write_comparisons
+from .drawing import draw, finished_below, logging, redraw, write_comparisons
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.load import find_device, load
@@ -120,6 +120,8 @@ def run_part(experiment: Experiment, dry_run: bool) -> None:
     checkpoints = find_checkpoints(run.checkpoint)
     directories = run_directories(run, checkpoints, list(experiment.configs), experiment.several)
     known = finished_below(run.baseline, "BASELINE") if run.baseline else []
+    if run.visualize_wandb:
+        wandb_run.check()
     if dry_run:
         for (checkpoint, name), directory in directories.items():
             print(f"would analyse {checkpoint} -> {directory}")
@@ -204,7 +206,10 @@ def analyse(
         if shared and not by_all:
             print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
-            analyse_one(experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, by_all)
+            with logging(experiment.run, checkpoint, name, experiment.configs[name]):
+                analyse_one(
+                    experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, by_all
+                )
         except NotAnswered as error:
             if len(experiment.configs) == 1 or by_all:
                 raise

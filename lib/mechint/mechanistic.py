@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, wandb_run
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
@@ -112,6 +112,8 @@ class MambaMechanisticAnalyzer:
             MechintError: no such model or layer, sizes that are not the model's, a directory that can't be written.
         """
         c = self.config
+        if c.use_wandb:
+            wandb_run.check()
         check_writable(c.log_dir)
         self.device = find_device(c.device)
         self.model = load(c.model_name, device=self.device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import workers
+from . import live, workers
 from .activations import Batches, Pools
 from .errors import MechintError
 from .progress import Progress
@@ -309,6 +309,7 @@ def one_step(
     member.silent[workers.sum_over(loss.fired) > 0] = 0
     if step % max(1, training.steps // CURVE) == 0 or step + 1 == training.steps:
         member.history.append(point(member, loss, moments[site], training, step))
+        live.point(member.name, member.history[-1])
     latest = member.history[-1]
     return f"{member.name}: explained {latest['variance_explained']:.1%}, L0 {latest['l0']:.1f}"
 

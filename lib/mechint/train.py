@@ -7,9 +7,12 @@ best checkpoint and the moment to stop; ``evaluation`` is looked at once, at the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import files
+from . import files, live, wandb_run
 from .errors import MechintError
 from .imposed import Alignment, ImposedCircuit, imposed_circuit
 from .models.base import LanguageModel
@@ -34,7 +37,7 @@ from .train_config import Architecture, TrainConfig
 from .train_files import Paths, inspect, plain
 from .train_models import decays, make_model, model_config
 
-NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline")
+NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline", "wandb", "wandb_project")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
 
@@ -91,6 +94,8 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
     """
     job = dataclasses.replace(make_job(task_config, train_config, architecture), variant=variant)
     device = find_device(train_config.device)
+    if train_config.wandb:
+        wandb_run.check()
     with files.lock(train_config.output_dir):
         finished, resume = inspect(job.paths, job.recipe)
         if finished is not None:
@@ -101,8 +106,9 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
         if resume is not None:
             restore(state, resume)
             print(f"going on from step {state.step} of {train_config.steps} ({job.paths.resume})", flush=True)
-        run_steps(job, state, device)
-        checkpoint = finish(job, state, device)
+        with logging(job):
+            run_steps(job, state, device)
+            checkpoint = finish(job, state, device)
     print(f"trained: {job.paths.final} ({score(checkpoint)})", flush=True)
     return job.paths.final
 
@@ -111,6 +117,8 @@ def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Archi
     """What :func:`train` would do, in a few lines; writes nothing. Raises what it would raise before its first step."""
     job = make_job(task_config, train_config, architecture)
     find_device(train_config.device)
+    if train_config.wandb:
+        wandb_run.check()
     finished, resume = inspect(job.paths, job.recipe)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in make_model(job.model).parameters())
@@ -210,6 +218,20 @@ def write_metrics(job: Job, state: State, seconds: float, **more: Any) -> None:
             **more,
         },
     )
+
+
+@contextlib.contextmanager
+def logging(job: Job) -> Iterator[None]:
+    """Logs every evaluation to Weights & Biases as it is made, where that is asked for."""
+    if not job.config.wandb:
+        yield
+        return
+    start = functools.partial(
+        wandb_run.started, job.config.wandb_project, wandb_run.run_name(str(job.paths.final), "training"), "training",
+        job.paths.final.parent.name, {**job.recipe, "variant": job.variant},
+    )  # fmt: skip
+    with wandb_run.Logged(start, "train") as logged, live.listening(logged):
+        yield
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
@@ -343,6 +365,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
             **bits_per_byte("val_", job.task, validation, val_loss),
         }
     )
+    live.point("", state.history[-1])
     state.losses = []
     good = accuracy >= c.stop_accuracy and job.imposed is None  # answers are learned before the circuit is
     state.good = state.good + 1 if good else 0
@@ -354,7 +377,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
 def note(state: State) -> str:
     """Loss and accuracy for the progress line."""
     loss = state.losses[-1] if state.losses else state.history[-1]["loss"]
-    accuracy = f", held-out accuracy {state.history[-1]['val_accuracy']:.1%}" if state.history else ""
+    accuracy = f", validation accuracy {state.history[-1]['val_accuracy']:.1%}" if state.history else ""
     return f"loss {loss:.3f}{accuracy}"
 
 
@@ -374,6 +397,7 @@ def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
         "held_out_accuracy": accuracy,
         **bits_per_byte("held_out_", job.task, held_out, loss),
     }
+    live.point("final", {"step": state.step, **measured})
     write_metrics(job, state, state.seconds, **measured, variant=job.variant, finished=True)
     checkpoint = {**checkpoint_of(job, state), **measured}
     files.write_torch(job.paths.final, checkpoint)

@@ -73,7 +73,7 @@ class TrainConfig:
     )
     stop_accuracy: float = option(
         0.999,
-        "Stop once two evaluations in a row reach this held-out accuracy; 1 takes nothing less than perfection",
+        "Stop once two evaluations in a row reach this validation accuracy; 1 takes nothing less than perfection",
         low=0.0,
         high=1.0,
     )
@@ -89,6 +89,8 @@ class TrainConfig:
     baseline: str = option(
         "", "Finished training run to compare with: its directory, or one of its training_metrics_step*.json"
     )
+    wandb: bool = option(False, "Log the training to Weights & Biases; WANDB_MODE=offline needs no account")
+    wandb_project: str = option("mechint", "Project that the training is logged to")
     device: str = option("auto", "Where to train; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
 
 

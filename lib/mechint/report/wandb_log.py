@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import MechintError
+from ..wandb_run import Logged, artifact_name, run_name, started
 from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
 from .sae import Grid, load_grid
@@ -19,17 +17,21 @@ from .trace import Trace, load_trace
 from .words import flat
 from .write import kind_of
 
-CONNECT_SECONDS = 30.0
 Read = Trace | Patching | StudyResults
 
 
-def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
+def log_wandb(run_dir: str | Path, project: str, name: str = "", live: Logged | None = None) -> Path:
     """Logs a finished run; call it after :func:`mechint.report.write_report`, whose figures it takes along.
 
-    History: ``mechint/loss/{search}``, ``mechint/sparsity/{search}`` and so on, against ``mechint/step``.
+    History: ``mechint/search/loss/{search}``, ``mechint/search/sparsity/{search}`` and so on, against ``mechint/step``
+    (of dictionaries ``mechint/training/…`` against ``mechint/tokens``).
     Summary: ``mechint/{metric}``, ``mechint/{metric}_low``, ``mechint/{metric}_high`` for every metric, and
-    ``mechint/sparsity`` (share of units dropped) and ``mechint/loss`` (last loss of the search that found the circuit).
+    ``mechint/sparsity`` (share of units dropped) and ``mechint/loss`` (the circuit's own, on held-out prompts).
     With ``WANDB_MODE=offline`` everything goes to a directory that ``wandb sync`` sends later.
+
+    Args:
+        name: Of the run; empty makes it from the checkpoint and the analysis.
+        live: What a run that is under way has logged already; the rest goes to that run.
 
     Returns:
         W&B's own directory of the run; below ``WANDB_DIR`` when that is set.
@@ -41,76 +43,47 @@ def log_wandb(run_dir: str | Path, project: str, name: str) -> Path:
         "trace": load_trace, "patch": load_patching, "sae": load_grid, "study": load_study,
     }  # fmt: skip
     results = read.get(kind_of(run_dir), load_results)(run_dir)
-    try:
+    raw = results.raw
+    checkpoint, analysis = str(raw["checkpoint"]), str(raw["analysis"])
+    with contextlib.ExitStack() as stack:
+        logged = live or stack.enter_context(
+            Logged(
+                lambda: started(
+                    project,
+                    name or run_name(checkpoint, analysis),
+                    analysis,
+                    Path(checkpoint).parent.name,
+                    {"analysis": analysis, "checkpoint": checkpoint, **raw["config"]},
+                )
+            )
+        )
+        run = logged.run
         import wandb
-    except ImportError:
-        raise MechintError(
-            "logging to Weights & Biases needs its package; run `pip install wandb`, or turn visualize_wandb off"
-        ) from None
-    with _started(wandb, results, project, name) as run:
+
         if isinstance(results, Grid):
-            _log_grid(wandb, run, results)
+            _log_grid(wandb, logged, results)
         elif not isinstance(results, Results):
             run.summary.update(metric_values(results))
             for title, best in strongest(results).items():
                 table = wandb.Table(columns=list(best[0]), data=[list(entry.values()) for entry in best])
                 run.log({f"mechint/tables/{title}": table})
         else:
-            _log_history(run, results)
+            for trace in load_history(results):
+                for entry in trace.steps:
+                    logged(trace.name, {**entry, "units": results.total})
             run.summary.update(summary(results))
             _log_tables(wandb, run, results)
         for path in sorted(results.directory.glob("*.png")):
             run.log({f"mechint/figures/{path.stem}": wandb.Image(str(path))})
-        _log_files(wandb, run, results, name)
-        directory = Path(run.settings.sync_dir)
-    return directory
-
-
-@contextlib.contextmanager
-def _started(wandb: Any, results: Results | Read | Grid, project: str, name: str) -> Iterator[Any]:
-    """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`."""
-    hint = "run `wandb login`, or set WANDB_MODE=offline"
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        init_timeout=CONNECT_SECONDS,
-        disable_git=True,
-        disable_code=True,
-        x_disable_stats=True,
-    )
-    mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # setup() remembers the mode of its first call
-    if mode not in ("offline", "disabled", "dryrun") and not wandb.login(prompt=False, verify=False):
-        raise MechintError(f"not logged in to Weights & Biases; {hint}")
-    options = {"analysis": results.raw["analysis"], "checkpoint": results.raw["checkpoint"], **results.raw["config"]}
-    try:
-        run = wandb.init(
-            project=project,
-            name=name,
-            mode=mode,
-            config=options,
-            dir=os.environ.get("WANDB_DIR"),  # W&B remembers that of its first run in a process
-            job_type=results.raw["analysis"],
-            settings=settings,
-            reinit="create_new",
-        )
-    except wandb.Error as error:
-        raise MechintError(f"Weights & Biases could not be started: {str(error).splitlines()[0]}; {hint}") from None
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+        _log_files(wandb, run, results)
+        return Path(run.settings.sync_dir)
 
 
 def summary(results: Results) -> dict[str, float]:
     """Every key that is queried later, as plain numbers."""
-    values = {"mechint/sparsity": 1 - results.kept / results.total, **metric_values(results)}
-    found = results.chosen.name if results.chosen else None
-    for trace in load_history(results):
-        if trace.name == found:
-            values["mechint/loss"] = trace.steps[-1]["loss"]
-    return values
+    found = {"mechint/sparsity": 1 - results.kept / results.total, **metric_values(results)}
+    own = next((name for name in ("metric_circuit", results.raw["metric"]) if name in results.metrics), None)
+    return found if own is None else found | {"mechint/loss": results.metrics[own].value}
 
 
 def metric_values(results: Results | Read) -> dict[str, float]:
@@ -135,19 +108,13 @@ def strongest(results: Read) -> dict[str, list[dict[str, Any]]]:
     return {f"strongest_{name}": best for name, best in results.raw["strongest"].items() if best}
 
 
-def _log_grid(wandb: Any, run: Any, grid: Grid) -> None:
+def _log_grid(wandb: Any, logged: Logged, grid: Grid) -> None:
     """Training curves of all dictionaries against one axis of activations, and what each is worth."""
-    run.define_metric("mechint/tokens", hidden=True)
-    run.define_metric("mechint/*", step_metric="mechint/tokens")
-    by_tokens: dict[int, dict[str, float]] = {}
+    run = logged.run
     history = grid.directory / "history.jsonl"
     for line in history.read_text().splitlines() if history.exists() else ():
         entry = json.loads(line)
-        name, tokens = entry.pop("member"), int(entry.pop("tokens"))
-        entry.pop("step")
-        by_tokens.setdefault(tokens, {}).update({f"mechint/{field}/{name}": value for field, value in entry.items()})
-    for tokens, row in sorted(by_tokens.items()):
-        run.log({"mechint/tokens": tokens, **row})
+        logged(entry.pop("member"), entry)
     metrics = list(grid.members[0].metrics)
     columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))]
     data = []
@@ -160,22 +127,6 @@ def _log_grid(wandb: Any, run: Any, grid: Grid) -> None:
                 run.summary.update({f"mechint/{name}/{member.raw['name']}": value.value})
         data.append(cells)
     run.log({"mechint/tables/dictionaries": wandb.Table(columns=columns, data=data)})
-
-
-def _log_history(run: Any, results: Results) -> None:
-    """All searches against one step axis, so that W&B draws them into the same panels."""
-    run.define_metric("mechint/step", hidden=True)
-    run.define_metric("mechint/*", step_metric="mechint/step")
-    by_step: dict[int, dict[str, float]] = {}
-    for trace in load_history(results):
-        for entry in trace.steps:
-            row = by_step.setdefault(int(entry["step"]), {})
-            row[f"mechint/sparsity/{trace.name}"] = 1 - entry["kept"] / results.total
-            for field in ("loss", "metric", "budget", "kept", "temperature"):
-                if field in entry:
-                    row[f"mechint/{field}/{trace.name}"] = entry[field]
-    for step, row in sorted(by_step.items()):
-        run.log({"mechint/step": step, **row})
 
 
 def _log_tables(wandb: Any, run: Any, results: Results) -> None:
@@ -202,11 +153,11 @@ def _log_tables(wandb: Any, run: Any, results: Results) -> None:
         run.log({f"mechint/tables/{title}": wandb.Table(columns=columns, data=[list(row) for row in rows])})
 
 
-def _log_files(wandb: Any, run: Any, results: Results | Read | Grid, name: str) -> None:
+def _log_files(wandb: Any, run: Any, results: Results | Read | Grid) -> None:
     """The masks, or every prompt's effects, and the results as one artifact, to be downloaded and read back."""
-    kind = "masks" if isinstance(results, Results) else "effects"
-    title = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name}-{kind}")[:128]
-    artifact = wandb.Artifact(title, type=kind, description=f"{results.raw['title']} of {results.raw['checkpoint']}")
+    kind, raw = "masks" if isinstance(results, Results) else "effects", results.raw
+    title = artifact_name(raw["checkpoint"], raw["analysis"], kind, str(raw.get("model", {}).get("sha256", "")))
+    artifact = wandb.Artifact(title, type=kind, description=f"{raw['title']} of {raw['checkpoint']}")
     for file in ("final_masks.pt", "effects.pt", "claims.json", "results.json"):
         if (results.directory / file).exists():
             artifact.add_file(str(results.directory / file))
