@@ -30,8 +30,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def short(value: object, most: int = 200) -> str:
     """A value in a message: text as it stands, anything else as Python writes it; of an overlong one its two ends."""
-    text = str(value) if isinstance(value, (str, Path, Exception)) else repr(value)
+    text = str(value) if isinstance(value, (str, Path, Exception)) else written(value)
     return text if len(text) <= most else f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, text in quotes, for what a file says; of an overlong one its two ends."""
+    return short(written(value), most)
+
+
+def written(value: object) -> str:
+    """``repr`` of a value, or what it is where Python refuses to write it: too many digits, too deep."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        digits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        return f"<{type(value).__name__}{digits}, too large to write>"
 
 
 LONG_WORD, LONG_LINE = 300, 1600

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -18,7 +19,12 @@ from typing import Any
 
 import torch
 
-from .errors import MechintError, short
+from .errors import MechintError, short, shown
+
+JSON_LIMIT = 500_000_000
+"""Bytes that are read of a JSON file at the most."""
+JSON_DEPTH = 64
+"""Levels of lists and objects inside each other that a JSON file may have."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -58,11 +64,107 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, advice: str = "delete it and run again", limit: int = JSON_LIMIT) -> Any:
+    """The value of a JSON file, strictly (:func:`parse_json`).
+
+    Args:
+        advice: What to do about a file that is no JSON.
+
+    Raises:
+        MechintError: as for :func:`read_regular` and :func:`parse_json`.
+    """
     try:
-        return json.loads(Path(path).read_text())
+        text = read_regular(path, limit, "JSON file").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MechintError(f"{path} is not valid JSON: byte {error.start} is not UTF-8; {advice}") from None
+    return parse_json(text, str(path), advice)
+
+
+def parse_json(text: str, where: str, advice: str = "delete it and run again") -> Any:
+    """The value of a JSON text, strictly: what comes back can be printed, compared and computed with.
+
+    Args:
+        where: The file (and line), for messages.
+
+    Raises:
+        MechintError: the text is not JSON, is nested deeper than :data:`JSON_DEPTH`, holds NaN, an infinite number or
+            a whole number beyond 64 bits, half of a surrogate pair, or one key twice with two values.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite, object_pairs_hook=_once
+        )
+        _check_json(value)
+    except RecursionError:
+        raise MechintError(f"{where} is not valid JSON: nested deeper than {JSON_DEPTH} levels; {advice}") from None
     except ValueError as error:
-        raise MechintError(f"{path} is not valid JSON: {error}; delete it and run again") from None
+        raise MechintError(f"{where} is not valid JSON: {short(error)}; {advice}") from None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return number
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(digits, 30)} is too large a number")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise ValueError(f"the key {shown(name)} is there twice, with two values")
+        found[name] = value
+    return found
+
+
+def _check_json(value: Any) -> None:
+    """Raises where a value is nested too deep or holds half of a surrogate pair, which can't be printed."""
+    level = [[value]]
+    for _ in range(JSON_DEPTH + 1):
+        below: list[Any] = []
+        for container in level:
+            for item in container:
+                if isinstance(item, str) and not item.isascii():
+                    item.encode()
+                elif isinstance(item, dict):
+                    below += [list(item), list(item.values())]
+                elif isinstance(item, list):
+                    below.append(item)
+        if not below:
+            return
+        level = below
+    raise RecursionError
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, advice: str = "copy or download it again") -> Iterator[None]:
+    """Whatever a reader of ``path`` raises becomes one line that names the file; our own words pass.
+
+    Raises:
+        MechintError: something else than :class:`MechintError` or a lack of memory was raised inside.
+    """
+    try:
+        yield
+    except (MechintError, MemoryError):
+        raise
+    except OSError as error:
+        raise MechintError(f"{short(path)} can't be read ({error.strerror or error}); name another file") from None
+    except Exception as error:  # readers raise as many types as there are ways to break a file
+        reason = short(next(iter(str(error).splitlines()), ""))
+        raise MechintError(
+            f"{path} is cut short or damaged ({type(error).__name__}{': ' * bool(reason)}{reason}); {advice}"
+        ) from None
 
 
 def check_regular(path: str | Path, limit: int | None, what: str) -> int:
