@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import files, sae
+from mechint import files, sae, wandb_run
 from mechint.errors import MechintError
 from mechint.loader import PromptLoader
 from mechint.report.sae import load_grid
@@ -151,7 +152,7 @@ def test_what_can_be_refused_without_a_model_is() -> None:
     assert refuse(CONFIG, TASK) is None
 
 
-class Logged:
+class Run:
     """What W&B is given."""
 
     def __init__(self) -> None:
@@ -175,10 +176,11 @@ def test_curves_and_the_table_go_to_wandb(done: SAEAnalyzer) -> None:
     task = {"name": "recall", "description": "x"}
     files.write_json(done.directory / "results.json", {**done.results, **facts, "model": model, "task": task})
     files.write_json(done.directory / "manifest.json", {})
-    run = Logged()
-    _log_grid(Logged, run, load_grid(done.directory))
+    run = Run()
+    with wandb_run.Logged(lambda: contextlib.nullcontext(run)) as logged:
+        _log_grid(Run, logged, load_grid(done.directory))
     name = "layers.1.resid_post-topk-k3-x2-s0"
-    curve = [row[f"mechint/variance_explained/{name}"] for row in run.rows[:-1]]
+    curve = [row[f"mechint/training/variance_explained/{name}"] for row in run.rows[:-1] if name in str(row)]
     assert curve == [point["variance_explained"] for point in done.history[name]]
     assert len(run.rows[-1]["mechint/tables/dictionaries"].data) == 12
     assert 0 < run.summary[f"mechint/variance_explained/{name}"] <= 1

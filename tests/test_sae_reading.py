@@ -11,7 +11,7 @@ import torch
 
 from mechint.loader import PromptLoader
 from mechint.sae_evaluation import Windows
-from mechint.sae_reading import best_at, labels_of, read_dictionary
+from mechint.sae_reading import best_at, labels_of, read_dictionary, to_read
 from mechint.tasks import Prompts
 from tests.builders import tiny_mamba, tokens
 from tests.test_sae_features import dictionary
@@ -32,6 +32,26 @@ def test_the_best_are_those_that_lose_the_model_least() -> None:
     assert (
         best_at(members, "a", 2) == ["y", "x"] and best_at(members, "b", 9) == ["z"] and best_at(members, "a", 0) == []
     )
+
+
+def test_the_dictionary_to_read_is_the_sparsest_that_is_nearly_as_good() -> None:
+    def entry(
+        name: str, l0: float, recovered: float | None, neurons: float = 0.1, baseline: str = ""
+    ) -> dict[str, Any]:
+        metrics = {"ce_increase": {"value": 1 - (recovered or 0.0)}, "l0": {"value": l0}}
+        if recovered is not None:
+            metrics["ce_recovered_mean"] = {"value": recovered}
+        rival = {"neurons": {"metrics": {"ce_recovered_mean": {"value": neurons}}}}
+        return {"name": name, "site": "a", "baseline": baseline, "metrics": metrics, "baselines": rival}
+
+    grid = [entry("k2", 2, 0.5), entry("k8", 8, 0.92), entry("k16", 16, 0.95), entry("k64", 64, 0.99)]
+    assert to_read(grid, "a", 1) == ["k8"]  # 0.92 of 0.99; k2 recovers half
+    assert to_read(grid, "a", 9) == ["k8", "k16", "k64", "k2"] and to_read(grid, "a", 0) == []
+    grid[1] = entry("k8", 8, 0.92, neurons=0.93)  # no better than as many neurons
+    assert to_read(grid, "a", 1) == ["k16"]
+    grid.append(entry("frozen", 1, 1.0, baseline="frozen_decoder"))
+    assert to_read(grid, "a", 1) == ["k16"]
+    assert to_read([entry("x", 3, None), entry("y", 2, None)], "a", 1) == best_at([entry("x", 3, None)], "a", 1)
 
 
 def test_everything_is_written_and_the_same_twice(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ from .options import option
 from .rundir import weights_digest
 from .sae import SAEConfig, SparseAutoencoder
 from .sae.registry import BY_COUNT
-from .sae_choice import load_all
+from .sae_choice import chosen_of, load_all
 from .sae_evaluation import Windows, evaluate_all
 from .sae_plan import grid, listed, sites_of, unknown_architecture, warnings
-from .sae_reading import best_at, labels_of, read_dictionary, window_of
+from .sae_reading import RULE, labels_of, read_dictionary, to_read, window_of
 from .sae_stability import stability
 from .sae_training import FROZEN, Trained, Training, train_grid
 from .statistics import exact
@@ -94,7 +94,14 @@ class SAEAnalysisConfig:
         256, "Held-out contexts for every reported number", unit="prompts", low=2, high=1_000_000
     )
     read: int = option(
-        1, "Dictionaries of each site whose features are read: those that lose the model least", low=0, high=1000
+        1,
+        "Dictionaries of each site whose features are read: the sparsest of those that recover nearly as much of the "
+        "loss as the best",
+        low=0,
+        high=1000,
+    )
+    read_names: str = option(
+        "", "Names or patterns of dictionaries to read, separated by commas, in place of those that the rule chooses"
     )
     causal: int = option(8, "Features of each that are ablated one by one", unit="features", low=0, high=100_000)
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
@@ -120,6 +127,8 @@ class SAEAnalyzer(StagedAnalyzer):
                 if member.site not in model.sites:
                     raise MechintError(f"dictionary {name} is of site {member.site!r}, which this model does not have")
                 check_fit(self.given[name], model, member.site)
+        if config.read_names:
+            chosen_of(self.members, config.read_names)  # a name that is none is refused before the training
         self.notes = warnings(self.members)
         for note in self.notes if self.run_dir is not None or workers.worker()[0] == 0 else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
@@ -146,9 +155,16 @@ class SAEAnalyzer(StagedAnalyzer):
                 f"reading {name}", functools.partial(self.read, name, site, found, train_loader, val_loader)
             )
             for site in self.sites
-            for name in best_at(self.results["sae"]["members"], site, self.config.read)
+            for name in self.to_read(site)
         ]
+        self.results["sae"]["read_rule"] = "by name" if self.config.read_names else RULE
         return self.results
+
+    def to_read(self, site: str) -> list[str]:
+        """The dictionaries of a site whose features are read: by their names, or by the rule."""
+        if self.config.read_names:
+            return [name for name in chosen_of(self.members, self.config.read_names) if self.members[name].site == site]
+        return to_read(self.results["sae"]["members"], site, self.config.read)
 
     def assist(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Trains along: each process takes its part of every batch."""

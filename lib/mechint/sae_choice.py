@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def one_for_each_site(directory: str | Path, names: str, flatten: str = "all") -
     return {name: every[name] for name in chosen}
 
 
-def chosen_of(every: dict[str, SparseAutoencoder], names: str) -> list[str]:
+def chosen_of(every: Mapping[str, Any], names: str) -> list[str]:
     found: set[str] = set()
     for pattern in listed(names):
         mine = fnmatch.filter(every, pattern)

@@ -32,6 +32,38 @@ def best_at(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list
     return [str(member["name"]) for member in here[:count]]
 
 
+NEARLY = 0.9
+"""Share of the best dictionary's recovered loss that the one whose features are read recovers at least."""
+RULE = (
+    f"the sparsest that recovers at least {NEARLY:.0%} as much of the loss as the best one, and more than neurons and "
+    f"principal components of as many numbers; behind such, those that lose the model least"
+)
+
+
+def to_read(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list[str]:
+    """Chooses the dictionaries of a site whose features are read, by :data:`RULE`; names, at most ``count``.
+
+    The one that loses the model least is nearly always the least sparse, whose features are the hardest to read.
+    """
+    order = best_at(members, site, len(members))
+    by_name = {member["name"]: member for member in members}
+    recovered = {name: _recovered(by_name[name]["metrics"]) for name in order}
+    best = max((value for value in recovered.values() if value is not None), default=None)
+    good = []
+    for name in order:
+        mine = recovered[name]
+        rivals = [_recovered(peer["metrics"]) for peer in by_name[name].get("baselines", {}).values()]
+        nearly = mine is not None and best is not None and mine >= NEARLY * best
+        if nearly and all(rival is None or mine is None or rival < mine for rival in rivals):
+            good.append(name)
+    good.sort(key=lambda name: by_name[name]["metrics"]["l0"]["value"])  # stable: of equal ones the better
+    return [*good, *(name for name in order if name not in good)][:count]
+
+
+def _recovered(metrics: Mapping[str, Any]) -> float | None:
+    return float(metrics["ce_recovered_mean"]["value"]) if "ce_recovered_mean" in metrics else None
+
+
 def window_of(prompts: Prompts, task_name: str, tokenizer: Any, exclude: str) -> Windows:
     """A batch of prompts without the tokens of the kinds that ``exclude`` names."""
     kinds = special_kinds(prompts.tokens, tokenizer)

@@ -194,6 +194,13 @@ def findings(grid: Grid) -> list[tuple[bool, str]]:
     return found
 
 
+def read_by(grid: Grid) -> str:
+    """Which dictionaries have pages, and how another gets one."""
+    rule = grid.raw["sae"].get("read_rule", "those that lose the model least")
+    rule = "Chosen by their names" if rule == "by name" else f"Chosen by rule: {rule}"
+    return f"{rule}. KNLP_MECHINT_SAE_READ_NAMES reads others; KNLP_MECHINT_SAE_READ reads more."
+
+
 def _by_width(grid: Grid, group: tuple[str, str]) -> list[tuple[bool, str]]:
     """Whether more latents are worse at one sparsity, beyond the intervals."""
     found = []
@@ -250,7 +257,7 @@ def markdown(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
     for title, text, header, lines in sections(grid):
         parts += [f"## {title}", text, markdown_table(header, lines)]
     if pages:
-        parts += ["## Features", "\n".join(f"- [{path.stem}](features/{path.name})" for path in pages)]
+        parts += ["## Features", read_by(grid), "\n".join(f"- [{path.stem}](features/{path.name})" for path in pages)]
     return "\n\n".join([
         *parts,
         "## Figures",
@@ -295,6 +302,6 @@ def html(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
         ]
     if pages:
         links = (f'<li><a href="features/{escape(path.name)}">{escape(path.stem)}</a></li>' for path in pages)
-        body += ["<h2>Features</h2>", f"<ul>{''.join(links)}</ul>"]
+        body += ["<h2>Features</h2>", f'<p class="soft">{escape(read_by(grid))}</p>', f"<ul>{''.join(links)}</ul>"]
     body += ["<h2>Caveats</h2>", bullets(caveats(grid)), "<h2>How to repeat</h2>", *repeat_html(grid)]
     return page(f"{raw['title']}: {raw['checkpoint']}", body)
