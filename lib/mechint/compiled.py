@@ -14,10 +14,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .errors import MechintError
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
 
@@ -137,12 +141,119 @@ def share(call: Callable[..., None], pieces: int, threads: int) -> None:
         raise failed[0]
 
 
-def pointers(*arguments: Tensor | int | None) -> list[Any]:
-    """C arguments: the data of a tensor, a size, or NULL."""
-    found: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            found.append(ctypes.c_void_p(argument.data_ptr()))
+@dataclass(frozen=True)
+class Array:
+    """A tensor as C takes it: so many numbers of one kind, at places that follow from the sizes that C is told."""
+
+    tensor: Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    written: bool = False
+    strides: tuple[int, ...] | None = None
+    """What C steps by, in numbers; None where there are no gaps."""
+
+    def ready(self, where: str, device: torch.device | str = "cpu") -> Tensor | None:
+        """The tensor, or a copy without gaps where it is only read and has another layout.
+
+        Raises:
+            MechintError: another shape, kind or device, or a layout that C cannot write to or step through.
+        """
+        x = self.tensor
+        if x is None:
+            return None
+        wanted = f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)} on {torch.device(device).type}"
+        if x.layout != torch.strided or (x.dtype, tuple(x.shape), x.device.type) != (
+            self.dtype,
+            self.shape,
+            torch.device(device).type,
+        ):
+            kind = str(x.dtype).removeprefix("torch.")
+            raise MechintError(f"{where} must be {wanted}; got {kind} {list(x.shape)} on {x.device.type}")
+        if self._fits(x):
+            return x
+        if self.written or self.strides is not None:
+            raise MechintError(
+                f"{where} is laid out with strides {x.stride()}, which its shape {wanted} does not allow"
+            )
+        return plain(x).contiguous()
+
+    def _fits(self, x: Tensor) -> bool:
+        if plain(x) is not x:
+            return False
+        if self.strides is None:
+            return x.is_contiguous()
+        steps = zip(x.shape, x.stride(), self.strides, strict=True)
+        return not x.numel() or all(size == 1 or own == told for size, own, told in steps)
+
+
+def plain(x: Tensor) -> Tensor:
+    """x, or a copy where its memory does not hold its numbers as they are: negated lazily, or at an odd address."""
+    if x.is_neg():
+        return x.resolve_neg()
+    return x.clone() if x.data_ptr() % x.element_size() else x
+
+
+Arguments = dict[str, Array | int]
+"""What a C function is given, by the names that it has there and in their order."""
+
+
+def reads(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> Array:
+    """What C only reads: any layout will do, as a copy is taken of what has gaps."""
+    return Array(tensor, shape, dtype)
+
+
+def steps_through(tensor: Tensor | None, strides: tuple[int, ...], *shape: int) -> Array:
+    """What C reads with strides that it is told."""
+    return Array(tensor, shape, torch.float32, strides=strides)
+
+
+def writes(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> Array:
+    """What C writes to: a layout without gaps, or it is an error."""
+    return Array(tensor, shape, dtype, written=True)
+
+
+def call(
+    library: Any,
+    name: str,
+    arguments: Arguments,
+    pieces: int | None,
+    threads: int = 1,
+    scratch: int | None = None,
+) -> None:
+    """Calls a C function once everything that it is given was checked: nothing else here hands a pointer to C.
+
+    Args:
+        arguments: Arrays, and sizes of at least 0.
+        pieces: How many there are to share among the threads, behind the arguments as (first, last); None for a
+            function that does all at once.
+        scratch: float32 numbers of scratch memory for each thread, the last argument; None where there is none.
+
+    Raises:
+        MechintError: an array that is not what it must be (it is named), or a size below 0.
+    """
+    held: list[Tensor | None] = []  # copies live until C is done
+    fixed: list[Any] = []
+    for key, value in arguments.items():
+        if isinstance(value, Array):
+            held.append(value.ready(f"{name}: {key}"))
+            fixed.append(_pointer(held[-1]))
+        elif value < 0:
+            raise MechintError(f"{name}: {key} is {value}; at least 0 is needed")
         else:
-            found.append(ctypes.c_void_p(None) if argument is None else ctypes.c_size_t(argument))
-    return found
+            fixed.append(ctypes.c_size_t(value))
+    function = getattr(library, name)
+    if pieces is None:
+        function(*fixed)
+        return
+
+    def one(first: int, last: int) -> None:
+        work = None if scratch is None else torch.empty(max(scratch, 1), dtype=torch.float32, device="cpu")
+        own = [] if scratch is None else [_pointer(work)]
+        function(*fixed, ctypes.c_size_t(first), ctypes.c_size_t(last), *own)
+
+    if pieces:
+        share(one, pieces, threads)
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

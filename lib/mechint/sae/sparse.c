@@ -47,24 +47,33 @@ static inline float dot(const float *a, const float *b, size_t width)
     return sum;
 }
 
-/* The k-th largest of n floats moves to place k - 1, larger ones before it; at moves along. */
+static inline void swap(float *v, int32_t *at, ptrdiff_t i, ptrdiff_t j)
+{
+    float f = v[i];
+    v[i] = v[j];
+    v[j] = f;
+    int32_t a = at[i];
+    at[i] = at[j];
+    at[j] = a;
+}
+
+/* The k-th largest of n floats moves to place k - 1, larger ones before it; at moves along. What is not a number is
+ * larger than all. */
 static void partition(float *v, int32_t *at, ptrdiff_t n, ptrdiff_t k)
 {
     ptrdiff_t low = 0, high = n - 1;
     while (low < high) {
-        float pivot = v[low + (high - low) / 2];
-        ptrdiff_t i = low, j = high;
+        ptrdiff_t i = low, j = high, middle = low + (high - low) / 2;
+        float pivot = v[middle];
+        if (pivot != pivot) {
+            swap(v, at, low++, middle);
+            if (k - 1 < low) return;
+            continue;
+        }
         while (i <= j) {
-            while (v[i] > pivot) i++;
+            while (!(v[i] <= pivot)) i++;
             while (v[j] < pivot) j--;
-            if (i <= j) {
-                float f = v[i];
-                v[i] = v[j];
-                v[j] = f;
-                int32_t a = at[i];
-                at[i++] = at[j];
-                at[j--] = a;
-            }
+            if (i <= j) swap(v, at, i++, j--);
         }
         if (k - 1 <= j)
             high = j;
@@ -75,24 +84,24 @@ static void partition(float *v, int32_t *at, ptrdiff_t n, ptrdiff_t k)
     }
 }
 
-/* Appends the entries of a row above a threshold; gives how many. Stops at room. */
+/* Appends the entries of a row above a threshold, or not a number; gives how many. Stops at room. */
 static size_t above(const float *row, size_t width, float threshold, float *v, int32_t *at, size_t *from, size_t room)
 {
     size_t found = 0, i = *from;
     const V t = (V){0} + threshold;
     for (; i + 4 * W <= width && found + 4 * W <= room; i += 4 * W) {
-        I any = (load(row + i) > t) | (load(row + i + W) > t) | (load(row + i + 2 * W) > t) | (load(row + i + 3 * W) > t);
+        I any = ~((load(row + i) <= t) & (load(row + i + W) <= t) & (load(row + i + 2 * W) <= t) & (load(row + i + 3 * W) <= t));
         int64_t any8[4];
         memcpy(any8, &any, sizeof any);
         if (any8[0] | any8[1] | any8[2] | any8[3])
             for (size_t j = i; j < i + 4 * W; j++) {
                 v[found] = row[j];
                 at[found] = (int32_t)j;
-                found += row[j] > threshold;
+                found += !(row[j] <= threshold);
             }
     }
     for (; i < width && i + 4 * W > width && found < room; i++)
-        if (row[i] > threshold) {
+        if (!(row[i] <= threshold)) {
             v[found] = row[i];
             at[found++] = (int32_t)i;
         }
@@ -139,7 +148,7 @@ void sparse_top(const float *pre, float *values, int32_t *at, int32_t *count, si
     }
 }
 
-/* How many entries of each row exceed the threshold. */
+/* How many entries of each row exceed the threshold or are not a number: those that above() finds. */
 void sparse_count(const float *pre, const float *threshold, int32_t *count, size_t width, size_t first, size_t last)
 {
     for (size_t b = first; b < last; b++) {
@@ -148,14 +157,14 @@ void sparse_count(const float *pre, const float *threshold, int32_t *count, size
         I sum = {0};
         size_t i = 0;
         int32_t total = 0;
-        for (; i + W <= width; i += W) sum -= load(row + i) > t;
-        for (; i < width; i++) total += row[i] > *threshold;
+        for (; i + W <= width; i += W) sum -= ~(load(row + i) <= t);
+        for (; i < width; i++) total += !(row[i] <= *threshold);
         for (int k = 0; k < W; k++) total += sum[k];
         count[b] = total;
     }
 }
 
-/* Those entries, from start[b] on in values and at; values and at have room for a block more than there are. */
+/* Those entries, from start[b] on in values and at. */
 void sparse_above(const float *pre, const float *threshold, const int64_t *start, float *values, int32_t *at,
                   size_t width, size_t first, size_t last, float *scratch)
 {

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..compiled import plain
 from . import native
 from .choice import chosen
 
@@ -86,12 +87,14 @@ def gated(
 
 def _spaced(x: Tensor) -> Tensor:
     """x whose rows are a whole number of equally spaced positions: of a slice of channels as it is, else a copy."""
+    x = plain(x)
     fits = x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
     return x if fits else x.contiguous()
 
 
 def _neighbours(x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Both with neighbouring channels, and the memory with neighbouring positions."""
+    x, memory = plain(x), plain(memory)
     fits = memory.stride(2) == 1 and memory.stride(1) == memory.shape[2]
     return x if x.stride(2) == 1 else x.contiguous(), memory if fits else memory.contiguous()
 

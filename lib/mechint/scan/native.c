@@ -1,6 +1,6 @@
 /* The selective scan in float32, a block of channels at a time: the block's states stay in registers and cache.
  *
- * Arrays are contiguous: u, dt, y [B, L, E]; A [E, N]; Bm, C [B, L, N]; states [.., E, N]. Work is cut into (row,
+ * Arrays are contiguous: u, dt, y [B, L, E]; A [E, N]; B, C [B, L, N]; states [.., E, N]. Work is cut into (row,
  * block of channels) pairs; a call does the pairs first .. last - 1, so that the caller may share them among threads.
  * Every operation is elementwise over channels and sequential over N and L, and only fused() fuses a product with a sum:
  * on one kind of processor the same numbers come out in the same bits whatever the threads or the pieces of a sequence.
@@ -143,11 +143,11 @@ static inline V vsoftplus(V x)
 }
 
 /* boundaries, if any: the state before every `chunk`-th position, [B, chunks, E, N]; last, if any: the last state.
- * A is [N, E] here, and row b starts from h0's row b % rows. With z, whose positions are `stride` apart, dt is what Δ is
- * the softplus of, and the output is (Σ C h + D u) SiLU(z). A tile's softplus and gate are loops of their own: inside
- * the recurrence they would wait for one another. work: 2 N vectors. */
+ * A is [N, E] here, and row b starts from initial's row b % rows. With z, whose positions are `stride` apart, dt is what
+ * Δ is the softplus of, and the output is (Σ C h + D u) SiLU(z). A tile's softplus and gate are loops of their own:
+ * inside the recurrence they would wait for one another. work: 2 N vectors. */
 #define TILE 16
-void scan_forward(const float *u, const float *dt, const float *A, const float *Bm, const float *C, const float *h0,
+void scan_forward(const float *u, const float *dt, const float *A, const float *B, const float *C, const float *initial,
                   const float *D, const float *z, float *y, float *last, float *boundaries, size_t stride, size_t rows,
                   size_t L, size_t E, size_t N, size_t chunk, size_t from_pair, size_t to_pair, V *work)
 {
@@ -156,7 +156,7 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
     for (size_t pair = from_pair; pair < to_pair; pair++) {
         size_t b = pair / blocks, e = pair % blocks * W, count = E - e < W ? E - e : W;
         for (size_t n = 0; n < N; n++) a[n] = load(A + n * E + e, count) * LOG2E;
-        gather(h, h0 + (b % rows * E + e) * N, N, count);
+        gather(h, initial + (b % rows * E + e) * N, N, count);
         for (size_t start = 0; start < L; start += TILE) {
             size_t end = start + TILE < L ? start + TILE : L;
             V d[TILE], sums[TILE];
@@ -165,7 +165,7 @@ void scan_forward(const float *u, const float *dt, const float *A, const float *
             for (size_t t = start; t < end; t++) {
                 if (boundaries && t % chunk == 0)
                     scatter(boundaries + ((b * chunks + t / chunk) * E + e) * N, h, N, count);
-                const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+                const float *bt = B + (b * L + t) * N, *ct = C + (b * L + t) * N;
                 V step = d[t - start], du = step * load(u + (b * L + t) * E + e, count), sum = (V){0};
                 for (size_t n = 0; n < N; n++) {
                     V s = power(step * a[n]) * h[n];
@@ -263,7 +263,7 @@ void mix_conv_back(const float *grad, const float *x, const float *memory, const
 /* dB, dC: shares of each group of blocks, [groups, B, L, N]; dA: shares of each row, [B, E, N]; dh0 [B, E, N]: both keep
  * what goes on from chunk to chunk. Work is cut into (row, group) pairs, whose blocks go through a chunk one after the
  * other: their sums over channels wait until its end. work: (5 + 4 chunk) N vectors. */
-void scan_backward(const float *u, const float *dt, const float *A, const float *Bm, const float *C,
+void scan_backward(const float *u, const float *dt, const float *A, const float *B, const float *C,
                    const float *boundaries, const float *dy, const float *dlast, float *du_, float *ddt, float *dA,
                    float *dB, float *dC, float *dh0, size_t rows, size_t L, size_t E, size_t N, size_t chunk,
                    size_t groups, size_t from_pair, size_t to_pair, V *work)
@@ -273,10 +273,13 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
     V *decays = states + chunk * N, *to_b = decays + chunk * N, *to_c = to_b + chunk * N;
     for (size_t pair = from_pair; pair < to_pair; pair++) {
         size_t b = pair / groups, group = pair % groups;
+        size_t from = blocks * group / groups, to = blocks * (group + 1) / groups;
+        for (size_t e = from * W; !L && e < to * W && e < E; e++) /* no position: the state passes through */
+            for (size_t i = (b * E + e) * N; i < (b * E + e + 1) * N; i++) dA[i] = 0, dh0[i] = dlast[i];
         for (size_t c = chunks; c-- > 0;) {
             size_t start = c * chunk, end = start + chunk < L ? start + chunk : L;
             memset(to_b, 0, 2 * chunk * N * sizeof(V));
-            for (size_t block = blocks * group / groups; block < blocks * (group + 1) / groups; block++) {
+            for (size_t block = from; block < to; block++) {
                 size_t e = block * W, count = E - e < W ? E - e : W, own = (b * E + e) * N;
                 gather(a, A + e * N, N, count);
                 for (size_t n = 0; n < N; n++) rates[n] = a[n] * LOG2E, ga[n] = (V){0};
@@ -284,7 +287,7 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
                 if (c + 1 < chunks) gather(ga, dA + own, N, count);
                 gather(h, boundaries + ((b * chunks + c) * E + e) * N, N, count);
                 for (size_t t = start; t < end; t++) {
-                    const float *bt = Bm + (b * L + t) * N;
+                    const float *bt = B + (b * L + t) * N;
                     V d = load(dt + (b * L + t) * E + e, count), du = d * load(u + (b * L + t) * E + e, count);
                     V *before = t == start ? h : states + (t - 1 - start) * N;
                     for (size_t n = 0; n < N; n++) {
@@ -294,7 +297,7 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
                     }
                 }
                 for (size_t t = end; t-- > start;) {
-                    const float *bt = Bm + (b * L + t) * N, *ct = C + (b * L + t) * N;
+                    const float *bt = B + (b * L + t) * N, *ct = C + (b * L + t) * N;
                     size_t here = (b * L + t) * E + e, row = (t - start) * N;
                     V d = load(dt + here, count), x = load(u + here, count), du = d * x;
                     V gy = load(dy + here, count), into = (V){0}, rate = (V){0};

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..compiled import Unavailable, compile_library, pointers, share
+from ..compiled import Arguments, Unavailable, call, compile_library, reads, steps_through, writes
+from ..errors import MechintError
 
 __all__ = ["Decay", "ReadOut", "Scan", "Unavailable", "library"]
 
@@ -40,15 +41,9 @@ def library() -> Any:
     return compile_library(SOURCE)
 
 
-def _call(name: str, pieces: int, updates: int, work: int, *arguments: Tensor | int | None) -> None:
-    """Calls a function of native.c on all its pieces; ``work`` floats of scratch for each thread, 0 for none."""
-    function, fixed = getattr(library(), name), pointers(*arguments)
-
-    def one(first: int, last: int) -> None:
-        scratch = torch.empty(work)
-        function(*fixed, *pointers(first, last, *([scratch] if work else [])))
-
-    share(one, pieces, torch.get_num_threads() if updates >= SMALL else 1)
+def _call(name: str, pieces: int, updates: int, arguments: Arguments, scratch: int | None = None) -> None:
+    """Calls a function of native.c on all its pieces, with threads where that many updates are worth them."""
+    call(library(), name, arguments, pieces, torch.get_num_threads() if updates >= SMALL else 1, scratch)
 
 
 def forward(
@@ -64,12 +59,33 @@ def forward(
     last: Tensor | None,
     boundaries: Tensor | None,
 ) -> None:
-    """scan_forward of native.c; all but A and z are contiguous."""
-    (rows, length, channels), states = u.shape, A.shape[1]
-    apart = 0 if z is None else z.stride(1)
-    sizes = (apart, len(initial), length, channels, states, CHUNK)
-    arguments = (u, dt, A.t().contiguous(), B, C, initial, D, z, y, last, boundaries, *sizes)
-    _call("scan_forward", rows * -(-channels // WIDTH), u.numel() * states, 2 * states * WIDTH, *arguments)
+    """scan_forward of native.c; z's rows are a whole number of equally spaced positions."""
+    (rows, length, channels), (_, states) = u.shape, A.shape
+    one, apart = (rows, length, channels), 0 if z is None else z.stride(1)
+    if (D is None) != (z is None):
+        raise MechintError("scan: D and z go together")
+    if rows and not len(initial):
+        raise MechintError(f"scan: initial has no row for a batch of {rows}")
+    arguments: Arguments = {
+        "u": reads(u, *one),
+        "dt": reads(dt, *one),
+        "A": reads(A.t(), states, channels),
+        "B": reads(B, rows, length, states),
+        "C": reads(C, rows, length, states),
+        "initial": reads(initial, len(initial), channels, states),
+        "D": reads(D, channels),
+        "z": steps_through(z, (length * apart, apart, 1), *one),
+        "y": writes(y, *one),
+        "last": writes(last, rows, channels, states),
+        "boundaries": writes(boundaries, rows, -(-length // CHUNK), channels, states),
+        "stride": apart,
+        "rows": len(initial),
+        "L": length,
+        "E": channels,
+        "N": states,
+        "chunk": CHUNK,
+    }
+    _call("scan_forward", rows * -(-channels // WIDTH), u.numel() * states, arguments, 2 * states * WIDTH)
 
 
 class Scan(torch.autograd.Function):
@@ -77,10 +93,10 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:
-        u, dt, B, C, initial = (x.contiguous() for x in (u, dt, B, C, initial))
+        u, dt, A, B, C, initial = (x.contiguous() for x in (u, dt, A, B, C, initial))
         rows, length, channels = u.shape
         states = A.shape[1]
-        y, last = torch.empty_like(u), torch.empty_like(initial)
+        y, last = torch.empty_like(u), u.new_empty(rows, channels, states)
         boundaries = None
         if any(ctx.needs_input_grad):
             boundaries = u.new_empty(rows, -(-length // CHUNK), channels, states)
@@ -93,45 +109,109 @@ class Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> Any:
         u, dt, A, B, C, boundaries = ctx.saved_tensors
-        grad_y, grad_last = grad_y.contiguous(), grad_last.contiguous()
-        rows, length, channels = u.shape
-        states, groups = A.shape[1], min(GROUPS, -(-channels // WIDTH))
-        d_u, d_dt, d_initial = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(grad_last)
-        d_A = A.new_empty(rows, channels, states)
+        (rows, length, channels), (_, states) = u.shape, A.shape
+        groups = min(GROUPS, -(-channels // WIDTH))
+        d_u, d_dt, d_initial = torch.empty_like(u), torch.empty_like(dt), u.new_empty(rows, channels, states)
+        d_A = u.new_empty(rows, channels, states)
         d_B, d_C = (u.new_empty(groups, rows, length, states) for _ in range(2))
+        one, shared, state = (rows, length, channels), (rows, length, states), (rows, channels, states)
+        arguments: Arguments = {
+            "u": reads(u, *one),
+            "dt": reads(dt, *one),
+            "A": reads(A, channels, states),
+            "B": reads(B, *shared),
+            "C": reads(C, *shared),
+            "boundaries": reads(boundaries, rows, -(-length // CHUNK), channels, states),
+            "dy": reads(grad_y, *one),
+            "dlast": reads(grad_last, *state),
+            "du_": writes(d_u, *one),
+            "ddt": writes(d_dt, *one),
+            "dA": writes(d_A, *state),
+            "dB": writes(d_B, groups, *shared),
+            "dC": writes(d_C, groups, *shared),
+            "dh0": writes(d_initial, *state),
+            "rows": rows,
+            "L": length,
+            "E": channels,
+            "N": states,
+            "chunk": CHUNK,
+            "groups": groups,
+        }
         work = (5 + 4 * CHUNK) * states * WIDTH
-        outputs = (d_u, d_dt, d_A, d_B, d_C, d_initial)
-        sizes = (rows, length, channels, states, CHUNK, groups)
-        arguments = (u, dt, A, B, C, boundaries, grad_y, grad_last, *outputs, *sizes)
-        _call("scan_backward", rows * groups, u.numel() * states, work, *arguments)
+        _call("scan_backward", rows * groups, u.numel() * states, arguments, work)
         return d_u, d_dt, d_A.sum(0), d_B.sum(0), d_C.sum(0), d_initial
 
 
 def elementwise(name: str, x: Tensor) -> Tensor:
     """mix_silu or mix_softplus of native.c, of any shape."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    _call(name, -(-x.numel() // WIDTH), x.numel(), 0, x, out, x.numel())
-    return out
+    flat = x.reshape(-1)
+    out = flat.new_empty(flat.shape)
+    arguments: Arguments = {
+        "x": reads(flat, len(flat)),
+        "out": writes(out, len(flat)),
+        "size": len(flat),
+    }
+    _call(name, -(-len(flat) // WIDTH), len(flat), arguments)
+    return out.view(x.shape)
 
 
 def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, silu: bool) -> None:
     """mix_conv of native.c: x's and memory's channels are neighbours, and so are memory's positions."""
-    rows, length, channels = x.shape
-    taps = len(weight)
-    strides = (x.stride(0), x.stride(1), memory.stride(0), len(memory))
-    arguments = (x, memory, weight, bias, out, *strides, length, channels, taps, int(silu))
-    _call("mix_conv", rows * length, x.numel() * taps, 0, *arguments)
+    (rows, length, channels), taps = x.shape, len(weight)
+    if not taps or (rows and not len(memory)):
+        raise MechintError(f"convolve: {taps} taps and a memory of {len(memory)} rows for a batch of {rows}")
+    arguments: Arguments = {
+        **_inputs(x, memory, weight),
+        "bias": reads(bias, channels),
+        "out": writes(out, rows, length, channels),
+        "row_stride": x.stride(0),
+        "stride": x.stride(1),
+        "memory_stride": memory.stride(0),
+        "rows": len(memory),
+        "L": length,
+        "E": channels,
+        "K": taps,
+        "silu": int(silu),
+    }
+    _call("mix_conv", rows * length, x.numel() * taps, arguments)
+
+
+def _inputs(x: Tensor, memory: Tensor, weight: Tensor) -> Arguments:
+    """The inputs of a convolution as C takes them: weight [tap, channel]."""
+    (rows, length, channels), taps = x.shape, len(weight)
+    return {
+        "x": steps_through(x, (x.stride(0), x.stride(1), 1), rows, length, channels),
+        "memory": steps_through(memory, (memory.stride(0), channels, 1), len(memory), taps - 1, channels),
+        "weight": reads(weight, taps, channels),
+    }
 
 
 def convolve_back(grad: Tensor, x: Tensor, memory: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mix_conv_back of native.c: gradients of x, memory, weight [K, channel] and bias; x and memory as above."""
-    rows, length, channels = x.shape
-    taps = len(weight)
-    found = (x.new_empty(x.shape), x.new_empty(memory.shape), torch.empty_like(weight), x.new_empty(channels))
-    sizes = (x.stride(0), x.stride(1), memory.stride(0), rows, length, channels, taps, CHUNK)
-    arguments = (grad, x, memory, weight, *found, *sizes)
-    _call("mix_conv_back", -(-channels // WIDTH), x.numel() * taps, 3 * taps * WIDTH, *arguments)
+    """mix_conv_back of native.c: gradients of x, memory, weight [K, channel] and bias; x and memory as above.
+
+    The memory has a row for each of the batch.
+    """
+    (rows, length, channels), taps = x.shape, len(weight)
+    if len(memory) != rows:
+        raise MechintError(f"convolve: the memory has {len(memory)} rows for a batch of {rows}")
+    found = (x.new_empty(x.shape), x.new_empty(memory.shape), weight.new_empty(weight.shape), x.new_empty(channels))
+    arguments: Arguments = {
+        "grad": reads(grad, rows, length, channels),
+        **_inputs(x, memory, weight),
+        "dx": writes(found[0], rows, length, channels),
+        "dmemory": writes(found[1], rows, taps - 1, channels),
+        "dweight": writes(found[2], taps, channels),
+        "dbias": writes(found[3], channels),
+        "row_stride": x.stride(0),
+        "stride": x.stride(1),
+        "memory_stride": memory.stride(0),
+        "rows": rows,
+        "L": length,
+        "E": channels,
+        "K": taps,
+        "chunk": CHUNK,
+    }
+    _call("mix_conv_back", -(-channels // WIDTH), x.numel() * taps, arguments, 3 * taps * WIDTH)
     return found
 
 
@@ -142,8 +222,15 @@ class Decay(torch.autograd.Function):
     def forward(ctx: Any, dt: Tensor, A: Tensor) -> Tensor:
         dt, A = dt.contiguous(), A.contiguous()
         decay = dt.new_empty(*dt.shape, A.shape[1])
-        rows = dt.shape[0] * dt.shape[1]
-        _call("scan_decay", rows, decay.numel(), 0, dt, A, decay, *A.shape)
+        channels, states = A.shape
+        arguments: Arguments = {
+            "dt": reads(dt, *dt.shape[:2], channels),
+            "A": reads(A, channels, states),
+            "decay": writes(decay, *dt.shape[:2], channels, states),
+            "E": channels,
+            "N": states,
+        }
+        _call("scan_decay", dt.shape[0] * dt.shape[1], decay.numel(), arguments)
         ctx.save_for_backward(dt, A, decay)
         return decay
 
@@ -162,8 +249,15 @@ class ReadOut(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, C: Tensor) -> Tensor:
         states, C = states.contiguous(), C.contiguous()
         y = states.new_empty(states.shape[:-1])
-        rows = states.shape[0] * states.shape[1]
-        _call("scan_read", rows, states.numel(), 0, states, C, y, *states.shape[2:])
+        batch, length, channels, size = states.shape
+        arguments: Arguments = {
+            "h": reads(states, batch, length, channels, size),
+            "C": reads(C, batch, length, size),
+            "y": writes(y, batch, length, channels),
+            "E": channels,
+            "N": size,
+        }
+        _call("scan_read", batch * length, states.numel(), arguments)
         ctx.save_for_backward(states, C)
         return y
 

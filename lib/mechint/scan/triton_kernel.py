@@ -24,8 +24,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..compiled import Array
 from ..errors import MechintError
 from . import chunked, native
+from .checks import CHANNELS, RATES, SHARED, STATE, check_sizes
 
 CHUNK = 64
 """Positions between two saved states. Memory of a backward: L / CHUNK states saved and CHUNK states of scratch."""
@@ -197,7 +199,18 @@ INTERPRETED = not isinstance(_forward, triton.runtime.JITFunction)
 
 
 def _launch(kernel: Any, programs: int, channels: int, states: int, *arguments: Any, **constants: int) -> None:
-    """``programs`` x blocks of channels, on the device of the first argument; channels = E, states = N."""
+    """``programs`` x blocks of channels, on the device of the first argument; channels = E, states = N.
+
+    Raises:
+        MechintError: a tensor of another kind, device or layout than the kernels step through.
+    """
+    for place, tensor in enumerate(arguments):
+        if isinstance(tensor, torch.Tensor):
+            kind = torch.int32 if tensor.dtype == torch.int32 else torch.float32
+            array = Array(tensor, tuple(tensor.shape), kind, written=True)  # no copy is taken: all have no gaps already
+            array.ready(f"{kernel.fn.__name__}: argument {place}", arguments[0].device)
+    if not programs or not channels:
+        return
     wide = triton.next_power_of_2(states)
     warps = min(8, max(1, BLOCK_E * wide // (32 * PER_THREAD)))
     device = arguments[0].device
@@ -273,7 +286,12 @@ def states_at(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, initial: Tensor, posi
 
     Returns:
         [batch, P, channel, state].
+
+    Raises:
+        MechintError: shapes that disagree, or a position outside the sequence.
     """
+    shapes = {"u": (u, CHANNELS), "dt": (dt, CHANNELS), "A": (A, RATES), "B": (B, SHARED), "initial": (initial, STATE)}
+    check_sizes("states_at", {**shapes}, empty=True)
     u, dt, A, B, initial = (x.contiguous() for x in (u, dt, A, B, initial))
     (rows, L, E), N = u.shape, A.shape[1]
     if any(not 0 <= p < L for p in positions):
