@@ -13,8 +13,8 @@ import pytest
 from mechint import command_line
 from mechint.errors import MechintError
 from mechint.probes import Labelled, probe
-from mechint.statistics import ClusterBootstrap, certain, said
-from mechint.trace_results import adjusted, ratio
+from mechint.statistics import FEWEST, ClusterBootstrap, certain, said
+from mechint.trace_results import adjusted, few_notes, ratio
 from tests.test_own_task import PROMPT, checkpoint, says
 
 __all__ = ["checkpoint"]  # a fixture
@@ -41,10 +41,17 @@ def test_the_exact_interval_is_of_as_many_trials_as_there_are_clusters(value: fl
     assert found["high" if value else "low"] == value and "exact" in found["interval"]
 
 
-def test_a_share_of_both_is_the_bootstrap_s() -> None:
-    right = np.array([1.0, 0, 1, 1, 0.5, 1])
-    bootstrap = ClusterBootstrap(np.arange(6), 100, 0)
-    assert bootstrap.share(right) == bootstrap.interval(lambda mean: mean, right)
+@pytest.mark.parametrize(("share", "clusters", "each"), [(0.5, 4, 1), (0.9, 8, 1), (0.96, 16, 4), (0.8, 12, 8)])
+def test_a_share_of_both_holds_the_truth_and_stays_from_0_to_1(share: float, clusters: int, each: int) -> None:
+    """Also where answers of a cluster are alike; where no more than the clusters vary it is the exact interval."""
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(200):
+        right = rng.random((clusters, each)) < rng.beta(2 * share, 2 - 2 * share, (clusters, 1))
+        right = right if each > 1 else rng.random((clusters, 1)) < share
+        found = ClusterBootstrap(np.repeat(np.arange(clusters), each), 100, trial).share(right.ravel().astype(float))
+        covered += found["low"] <= share <= found["high"]
+        assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert covered >= 183
 
 
 @pytest.mark.parametrize(("n", "why"), [(1, "one prompt: no interval"), (3, "one template: no interval")])
@@ -60,12 +67,12 @@ def test_one_cluster_has_no_interval(n: int, why: str) -> None:
 
 
 def test_a_cell_of_one_cluster_has_neither_interval_nor_p_value() -> None:
-    means = np.random.default_rng(0).normal(1, 0.1, (6, 1, 2, 2))
+    means = np.random.default_rng(0).normal(1, 0.1, (9, 1, 2, 2))
     means[1:, :, 0, 1] = np.nan  # one prompt alone has it
     means[3:, :, 1, 1] = np.nan  # three prompts of one subject have it
     means[:, :, 1, 0] = np.nan  # nobody has it
-    bootstrap = ClusterBootstrap([0, 0, 0, 1, 2, 3], 200, 0)
-    point, low, high = ratio(bootstrap, means, ~np.isnan(means), np.ones(6))
+    bootstrap = ClusterBootstrap([0, 0, 0, 1, 2, 3, 4, 5, 6], 200, 0)
+    point, low, high = ratio(bootstrap, means, ~np.isnan(means), np.ones(9))
     p = adjusted(means, bootstrap, 200, 0)
     assert point[0, 0, 1] == pytest.approx(means[0, 0, 0, 1]) and point[0, 1, 1] == pytest.approx(
         means[:3, 0, 1, 1].mean()
@@ -73,6 +80,29 @@ def test_a_cell_of_one_cluster_has_neither_interval_nor_p_value() -> None:
     for one in (low, high, p):
         assert np.isnan(one)[0].tolist() == [[False, True], [True, True]]
     assert low[0, 0, 0] < point[0, 0, 0] < high[0, 0, 0]
+
+
+def test_few_clusters_have_no_interval_and_the_number_says_so() -> None:
+    """Three have none; of a cell that three of eight have, neither; four have one, and its number says of how many."""
+    for count in (2, FEWEST - 1):
+        found = ClusterBootstrap(np.arange(count), 100, 0).interval(lambda mean: mean, np.arange(count))
+        why = f"{count} templates: no interval, which takes {FEWEST}"
+        assert (found["low"], found["high"], found["interval"], found["clusters"]) == (None, None, why, count)
+    found = ClusterBootstrap([0, 0, 0, 1, 2, 3], 100, 0).interval(lambda mean: mean, np.arange(6))
+    assert found["low"] < 2.5 < found["high"] and (found["clusters"], found["clusters_effective"]) == (4, 3.0)
+    assert found["interval"] == "95 % bootstrap-t over 4 templates (effectively 3.0)"
+    assert few_notes(np.array([0, 0, 0, 1, 2, 3]), "traced")[0].startswith(
+        "Only 4 different subjects or templates were traced, which say as much as 3.0 of one size: intervals"
+    )
+    assert "no interval (it takes 4) and no p-value (it takes 6)" in few_notes(np.arange(3), "traced")[0]
+    assert not few_notes(np.arange(8), "traced")
+    values = np.random.default_rng(0).normal(1, 0.1, (8, 1, 1, 2))
+    values[3:, ..., 1] = np.nan
+    bootstrap = ClusterBootstrap(np.arange(8), 100, 0)
+    for edge in ratio(bootstrap, values, ~np.isnan(values), None)[1:]:
+        assert np.isnan(edge).ravel().tolist() == [False, True]
+    rare = bootstrap.interval(lambda a, b: a / b, *np.eye(8)[:2])  # without one template there is no number
+    assert rare["low"] is None and rare["interval"] == "no number without one of the templates: no interval"
 
 
 def test_a_probe_that_is_always_right_is_not_certain() -> None:

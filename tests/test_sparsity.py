@@ -25,7 +25,6 @@ from mechint.sparsity import (
     SparsityConfig,
     disagreements,
     profile,
-    spearman,
 )
 from mechint.statistics import ClusterBootstrap
 from mechint.tasks import TaskConfig, make_task
@@ -132,12 +131,6 @@ def test_disagreements_are_counted_both_ways_and_need_intervals_apart() -> None:
     # entropy falls where activations are sparser
     falls = [cell(k, [number(v), same[0], number(1 - v), *same[:4]]) for k, v in enumerate((0.9, 0.1))]
     assert disagreements(falls) == []
-
-
-def test_spearman_shares_ranks_and_a_constant_has_none() -> None:
-    assert spearman(np.array([1.0, 2, 3]), np.array([10.0, 20, 90])) == pytest.approx(1)
-    assert spearman(np.array([1.0, 1, 2]), np.array([5.0, 5, 1])) == pytest.approx(-1)
-    assert spearman(np.ones(3), np.arange(3.0)) is None
 
 
 def test_a_site_without_variance_has_no_profile() -> None:

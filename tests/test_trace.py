@@ -23,7 +23,6 @@ from mechint.loader import PromptLoader
 from mechint.models.sites import Tap
 from mechint.report import log_wandb, write_report
 from mechint.run_config import RunConfig
-from mechint.statistics import max_t
 from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.trace_plan import panels
 from mechint.trace_results import ratio, role_means
@@ -222,24 +221,6 @@ def test_role_means_and_shares_by_hand() -> None:
     there = ~np.isnan(found[:, 1, 2, 1])
     assert point[1, 2, 1] == pytest.approx(found[there, 1, 2, 1].mean() / total[there].mean())
     assert ((low <= point) & (point <= high)).all()
-
-
-def test_adjusted_p_values_against_all_sign_flips() -> None:
-    rng = np.random.default_rng(3)
-    values, clusters = rng.normal(size=(8, 3)) + np.array([0, 0.4, 2]), np.arange(8)
-    sums = [np.abs((np.array(signs)[:, None] * values).sum(0)) for signs in itertools.product((1, -1), repeat=8)]
-    scale = np.sqrt((values**2).sum(0))
-    largest = np.array([(total / scale).max() for total in sums])
-    exact = [(largest >= abs(values[:, k].sum()) / scale[k] * (1 - 1e-12)).mean() for k in range(3)]
-    np.testing.assert_allclose(max_t(values, clusters, 40_000, 0), exact, atol=0.01)
-
-
-def test_adjusted_p_values_hold_their_level_and_keep_clusters_together() -> None:
-    rng = np.random.default_rng(0)
-    rejected = [max_t(rng.normal(size=(20, 30)), np.arange(20), 200, k).min() <= 0.05 for k in range(300)]
-    assert np.mean(rejected) < 0.09
-    once = np.concatenate([rng.normal(size=(6, 4)) + 1])
-    assert max_t(np.repeat(once, 50, 0), np.repeat(np.arange(6), 50), 500, 0).min() > 0.01  # six clusters, not 300
 
 
 def test_the_results_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from .loader import PromptLoader
 from .models.load import find_device, load
 from .run_config import RunConfig, asked, elsewhere, own, request
 from .rundir import check_writable, fingerprint, finished, manifest, weights_digest
+from .statistics import FEWEST
 from .tasks import Task, make_task
 from .tasks.config import TaskConfig
 
@@ -257,10 +258,11 @@ def analyse_one(
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
         for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
     ]
-    if not analysis.lone and len(set(loaders[1].templates().tolist())) < 2:
+    if not analysis.lone and (clusters := len(set(loaders[1].templates().tolist()))) < FEWEST:
+        have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
         raise MechintError(
-            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have one template (or subject): "
-            f"no number would have an interval; give prompts of several"
+            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have {have}: no number would have "
+            f"an interval; give prompts of several, at least {FEWEST}"
         )
     if helper:
         analyzer.assist(*loaders)

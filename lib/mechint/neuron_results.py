@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from .delta_units import RANKINGS
 from .neuron_curves import SHARES, areas
 from .patch_results import NAMES, Finished, strongest, units
 from .shuffled import Quantities, quantity
-from .sparsity import gini, spearman
-from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number
+from .sparsity import gini
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation
 from .token_terms import TERMS
 from .unit_plan import Parts
 
@@ -117,32 +118,29 @@ def circuit_numbers(
     return {"random": random}
 
 
-def ends(drawn: Array) -> tuple[Array, Array]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+def columns(bootstrap: ClusterBootstrap, statistic: Callable[..., Array], *values: Array) -> dict[str, Any]:
+    """Columns of a table: a statistic of the means of each of ``values`` [prompt, …], with its edges; None for none."""
+    point, low, high = bootstrap.estimate(statistic, *values)
+    return {"value": point.tolist(), "low": listed(low), "high": listed(high)}
 
 
-def intervals(point: Array, drawn: Array) -> dict[str, list[float]]:
-    """Columns of a table of units: point estimates [unit] and bootstrap draws [draw, unit]."""
-    low, high = ends(drawn)
-    return {
-        "value": point.tolist(),
-        "low": np.minimum(low, point).tolist(),
-        "high": np.maximum(high, point).tolist(),
-    }
+def listed(edges: Array) -> list[Any]:
+    """Edges as JSON has them: None where there is none."""
+    return np.where(np.isnan(edges), np.array(None), edges.astype(object)).tolist()
+
+
+def same(means: Array) -> Array:
+    return means
 
 
 def delta(done: Found, site: str) -> dict[str, Any]:
     """The four rankings of one layer's channels, with intervals, their correlations and the overlap of their top-k."""
     found: dict[str, Any] = {}
     for name in ("gradient", "do_mean"):
-        point, drawn = done.bootstrap.means(done.of(f"{site} {name}"))
-        found[name] = intervals(point[0], drawn)
+        found[name] = columns(done.bootstrap, same, done.of(f"{site} {name}"))
     for name, prefix in (("variance", site), ("output_variance", f"{site} output")):
-        (first, firsts), (second, seconds) = (
-            done.bootstrap.means(done.of(f"{prefix} {p}")) for p in ("mean", "square")
-        )
-        found[name] = intervals(second[0] - first[0] ** 2, seconds - firsts**2)
+        moments = (done.of(f"{prefix} {p}") for p in ("mean", "square"))
+        found[name] = columns(done.bootstrap, lambda first, second: second - first**2, *moments)
     size = {name: np.abs(found[name]["value"]) for name in RANKINGS}
     top = {name: set(np.argsort(-value, kind="stable")[: done.top_k].tolist()) for name, value in size.items()}
     return {
@@ -153,7 +151,7 @@ def delta(done: Found, site: str) -> dict[str, Any]:
         "profile": {name: profile(done, f"{site} {name}") for name in ("gradient", "do_mean")},
         "tokens": tokens(done, site),
         "top": {name: np.argsort(-value, kind="stable")[: done.top_k].tolist() for name, value in size.items()},
-        "spearman": [[spearman(size[a], size[b]) for b in RANKINGS] for a in RANKINGS],
+        "spearman": [[rank_correlation(size[a], size[b]) for b in RANKINGS] for a in RANKINGS],
         "jaccard": [[jaccard(top[a], top[b]) for b in RANKINGS] for a in RANKINGS],
     }
 
@@ -162,8 +160,7 @@ def tokens(done: Found, site: str) -> dict[str, Any]:
     """What the step of single tokens does, [channel, token] each; tokens are counted from the last, which is -1."""
     found: dict[str, Any] = {"channels": done.steps[site]}
     for name in ("gradient", "do_mean", "step"):
-        point, drawn = done.bootstrap.means(done.of(f"{site} token {name}"))
-        found[name] = intervals(point[0], drawn)
+        found[name] = columns(done.bootstrap, same, done.of(f"{site} token {name}"))
     found["tokens"] = list(range(-len(found["step"]["value"][0]), 0))
     return found
 
@@ -277,19 +274,19 @@ def shared_out(done: Found) -> dict[str, Any] | None:
     """What the last answer's logit and every block's output at its position come from; None where it is not asked."""
     if not done.has("relevance"):
         return None
-    point, drawn = done.bootstrap.means(done.of("relevance"))  # [1, layer, token]
+    relevance = columns(done.bootstrap, same, done.of("relevance"))  # [layer, token]
     mean = lambda values: done.bootstrap.interval(lambda m: m, values)
     bias, blocks = done.of("relevance bias"), []
     for layer in (n for n in done.layers if done.has(f"sources {n}")):
-        sources, draws = done.bootstrap.means(done.of(f"sources {layer}"))
+        sources = columns(done.bootstrap, same, done.of(f"sources {layer}"))
         terms = done.of(f"terms {layer}")
         blocks.append(
-            {"layer": layer, "sources": intervals(sources[0], draws), "missed": float(done.of(f"missed {layer}").max()),
+            {"layer": layer, "sources": sources, "missed": float(done.of(f"missed {layer}").max()),
              "n": done.bootstrap.n, **{name: mean(terms[:, k]) for k, name in enumerate(TERMS)}}
         )  # fmt: skip
     return {
-        "tokens": list(range(-point.shape[2], 0)),
-        "relevance": intervals(point[0], drawn) | {"n": done.bootstrap.n},
+        "tokens": list(range(-len(relevance["value"][0]), 0)),
+        "relevance": relevance | {"n": done.bootstrap.n},
         "bias": [mean(bias[:, layer]) for layer in range(bias.shape[1])],
         "missed": float(done.of("relevance error").max()),
         "blocks": blocks,
@@ -300,30 +297,29 @@ def across(done: Found) -> dict[str, Any] | None:
     """Effects of layers on layers and of units on units, means over prompts with intervals."""
     if not done.has("layers"):
         return None
-    point, drawn = done.bootstrap.means(done.of("layers"))  # [1, i, j]
-    low, high = ends(drawn)
+    layers = columns(done.bootstrap, same, done.of("layers"))  # [i, j]
     pairs, edges = [], []
     for i in done.layers:
         for j in (later for later in done.layers if later > i and done.has(f"across {i} {later} patched")):
             patched, linear = (done.of(f"across {i} {j} {way}") for way in ("patched", "linear"))  # [prompt, e, f]
-            value, draws = done.bootstrap.means(patched)
-            below, above = ends(draws)
+            value = patched.mean(0)
+            found = columns(done.bootstrap, same, patched)
             estimate = linear.mean(0)
             pairs.append(
                 {"source": i, "target": j, "n": done.bootstrap.n,
-                 "spearman": spearman(value[0].ravel(), estimate.ravel()),
+                 "spearman": rank_correlation(value.ravel(), estimate.ravel()),
                  "patched": done.bootstrap.interval(lambda mean: mean, patched.mean((1, 2))),
                  "linear": done.bootstrap.interval(lambda mean: mean, linear.mean((1, 2)))}
             )  # fmt: skip
-            for e, f in np.ndindex(*value[0].shape):
+            for e, f in np.ndindex(*value.shape):
                 edges.append(
                     {"source": i, "source_unit": done.top[i][e], "target": j, "target_unit": done.top[j][f],
-                     "value": float(value[0, e, f]), "low": float(below[e, f]), "high": float(above[e, f]),
+                     **{name: found[name][e][f] for name in ("value", "low", "high")},
                      "linear": float(estimate[e, f]), "n": done.bootstrap.n}
                 )  # fmt: skip
     return {
         "site": done.main,
-        "layers": {"value": point[0].tolist(), "low": low.tolist(), "high": high.tolist(), "n": done.bootstrap.n},
+        "layers": layers | {"n": done.bootstrap.n},
         "pairs": pairs,
         "edges": sorted(edges, key=lambda edge: -edge["value"])[:EDGES],
     }

@@ -21,7 +21,7 @@ from .interventions import Edit
 from .partial import behind, compare, up_to
 from .progress import Progress
 from .sae_baselines import Moments, baselines_at
-from .statistics import ClusterBootstrap, Number, number, spread
+from .statistics import FEWEST, ClusterBootstrap, Number, number, spread
 
 CODES_AT_ONCE = 1 << 24
 """Entries of [token, latent] that are encoded at a time, 64 MiB in float32."""
@@ -205,8 +205,9 @@ def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
         found.append(torch.arange(rows, rows + count) if window.document is None else window.document.cpu())
         rows += count
     documents = torch.cat(found).numpy()
-    if len(np.unique(documents)) < 2:
-        raise MechintError("the text to evaluate on is one document; intervals are over documents: give two or more")
+    if (count := len(np.unique(documents))) < FEWEST:
+        have = "one document" if count == 1 else f"{count} documents"
+        raise MechintError(f"the text to evaluate on is {have}; intervals are over documents: give {FEWEST} or more")
     return documents
 
 

@@ -38,7 +38,7 @@ from .measuring import Study, layer_list, unit_sites, values_of
 from .options import option
 from .progress import Progress
 from .shuffled import Quantities, control, quantity, told_apart
-from .statistics import Array, ClusterBootstrap, Number, exact
+from .statistics import Array, ClusterBootstrap, Number, exact, rank_correlation
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 
@@ -250,22 +250,6 @@ def profile(bootstrap: ClusterBootstrap, mean: Array, square: Array) -> dict[str
     return {f"p{p}": bootstrap.interval(of(p), mean, square) for p in PERCENTILES}
 
 
-def ranks(values: Array) -> Array:
-    """Ranks from 0, equal values sharing the mean of theirs."""
-    order = np.argsort(values, kind="stable")
-    rank = np.empty(len(values))
-    rank[order] = np.arange(len(values))
-    for value in np.unique(values):
-        rank[values == value] = rank[values == value].mean()
-    return rank
-
-
-def spearman(a: Array, b: Array) -> float | None:
-    """Spearman's rank correlation; None where one of the two is constant."""
-    x, y = ranks(np.asarray(a)), ranks(np.asarray(b))
-    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else None
-
-
 def oriented(entries: list[dict[str, Any]], measure: str, key: str) -> Array:
     """A measure of all cells, higher where sparser."""
     values = np.array([entry["measures"][measure][key] for entry in entries])
@@ -277,7 +261,7 @@ def agreement(entries: list[dict[str, Any]]) -> dict[str, Any]:
     values = {measure: oriented(entries, measure, "value") for measure in MEASURES}
     return {
         "measures": list(MEASURES),
-        "spearman": [[spearman(values[a], values[b]) for b in MEASURES] for a in MEASURES],
+        "spearman": [[rank_correlation(values[a], values[b]) for b in MEASURES] for a in MEASURES],
         "n": len(entries),
     }
 

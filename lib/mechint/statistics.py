@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +9,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
 """Coverage of every interval."""
+FEWEST = 4
+"""Clusters without which there is no interval."""
+FEW = 8
+"""Clusters below which pages and terminals warn."""
+FEWEST_TESTED = 6
+"""Clusters without which there is no p-value."""
+ROUNDING = 1e-12
+"""Differences below this share of the largest value are none."""
+ROOM = 2**22
+"""Numbers of one block of draws in memory."""
+SMALLEST_ERROR = 0.3
+"""The least standard error of a draw, as a share of the sample's."""
 
 Number = dict[str, Any]
 """A reported number: value, low, high, n, and what the interval is an interval of; low and high may be None."""
@@ -48,8 +60,21 @@ def said(found: Number, form: str = ".3f") -> str:
     return f"{value} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
+def effective(sizes: Array) -> Array:
+    """How many clusters of one size would say as much: (Σ n)² / Σ n² over the first axis (Kish 1965)."""
+    squares = (sizes**2).sum(0)
+    return np.asarray(np.divide(sizes.sum(0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0))
+
+
 class ClusterBootstrap:
-    """Percentile bootstrap that draws whole clusters (templates) with replacement (Efron & Tibshirani 1993, ch. 8).
+    """Bootstrap-t intervals over whole clusters (templates), never narrower than Student's.
+
+    Clusters are drawn with replacement (Efron & Tibshirani 1993, ch. 12). The standard error is the jackknife's over
+    clusters, and each draw is divided by its own, that of the clusters' influences in it (never less than
+    :data:`SMALLEST_ERROR` of the sample's, so that a draw of clusters that are all alike says little). On either side
+    the edge is the further one of this bootstrap's and of Student's, whose degrees of freedom are the effective number
+    of clusters less one. A plain percentile interval of eight clusters holds the truth in 88 % of samples; this one in
+    97 %.
 
     The same draws serve every statistic, so that differences and areas under curves keep their pairing.
     """
@@ -64,52 +89,147 @@ class ClusterBootstrap:
         rng = np.random.default_rng(seed)
         self.weights = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)  # [draws, C]
         self.sizes = np.bincount(self.cluster, minlength=count).astype(np.float64)  # [C]
-        lone = "prompt" if self.n == 1 and over == "templates" else over.removesuffix("s")
-        self.single = lone if count == 1 else ""
-        """What there is one of, so that nothing has an interval; empty where there are more."""
+        self.effective = float(effective(self.sizes))
+        """The effective number of clusters."""
+        self.too_few = ""
+        """Why nothing has an interval; empty where there are clusters enough."""
+        if count == 1:
+            lone = "prompt" if self.n == 1 and over == "templates" else over.removesuffix("s")
+            self.too_few = f"one {lone}: no interval"
+        elif count < FEWEST:
+            self.too_few = f"{count} {over}: no interval, which takes {FEWEST}"
 
-    def means(self, values: Array) -> tuple[Array, Array]:
-        """Means of [n, …] values: over the sample [1, …], and over each draw [draws, …]."""
+    @property
+    def kind(self) -> str:
+        """What an interval is an interval of, or why there is none."""
+        return self.too_few or f"95 % bootstrap-t over {self.clusters}"
+
+    @property
+    def clusters(self) -> str:
+        """``12 templates``, with the effective number where that is another."""
+        count = len(self.sizes)
+        apart = f" (effectively {self.effective:.1f})" if self.effective < 0.95 * count else ""
+        return f"{count} {self.over}{apart}"
+
+    def sums(self, values: NDArray[Any]) -> Array:
+        """Sums over each cluster, [n, …] -> [C, …]."""
         values = np.asarray(values, dtype=np.float64)
         if len(values) != self.n:
             raise ValueError(f"{len(values)} values for a bootstrap over {self.n}")
-        sums = np.zeros((len(self.sizes), *values.shape[1:]))
-        np.add.at(sums, self.cluster, values)
-        shape = (-1,) + (1,) * (values.ndim - 1)
-        drawn = np.tensordot(self.weights, sums, 1) / (self.weights @ self.sizes).reshape(shape)
-        return values.mean(0, keepdims=True), drawn
+        order = np.argsort(self.cluster, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
+        return np.asarray(np.add.reduceat(values[order], starts, axis=0))
+
+    def means(self, values: Array) -> tuple[Array, Array]:
+        """Means of [n, …] values: over the sample [1, …], and over each draw [draws, …]."""
+        sums = self.sums(values)
+        drawn = np.tensordot(self.weights, sums, 1) / beside(self.weights @ self.sizes, sums)
+        return np.asarray(values, dtype=np.float64).mean(0, keepdims=True), drawn
+
+    def left_out(self, values: Array) -> Array:
+        """Means of [n, …] values without each cluster, [C, …]."""
+        sums = self.sums(values)
+        return np.asarray((sums.sum(0) - sums) / beside(self.n - self.sizes, sums))
 
     def having(self, present: NDArray[np.bool_]) -> NDArray[np.int64]:
         """In how many clusters something is there: [n, …] -> […]."""
-        return np.stack([present[self.cluster == c].any(0) for c in range(len(self.sizes))]).sum(0)
+        return np.asarray((self.sums(present) > 0).sum(0))
 
-    def interval(self, statistic: Callable[..., Array], *values: Array) -> Number:
-        """The statistic of the means of each of ``values``, with its interval.
+    def estimate(
+        self, statistic: Callable[..., Array], *values: Array, present: NDArray[np.bool_] | None = None
+    ) -> tuple[Array, Array, Array]:
+        """The statistic of the means of each of ``values``, and the edges of its interval, each […].
 
-        ``statistic`` takes arrays of means whose first axis is the draw and returns one number for each draw.
+        Args:
+            statistic: Takes arrays of means whose first axis is the draw, and returns [draws, …].
+            present: [n, …] of a statistic to which not every one of the n says something; the others count for nothing
+                in its degrees of freedom.
+
+        Returns:
+            Edges are NaN where fewer than :data:`FEWEST` clusters say something, or the statistic is no number without
+            one of them.
         """
         pairs = [self.means(value) for value in values]
-        point = float(np.asarray(statistic(*(p[0] for p in pairs))).reshape(-1)[0])
-        if self.single:
-            return alone(point, self.n, self.single)
-        drawn = np.asarray(statistic(*(p[1] for p in pairs))).reshape(-1)
-        drawn = drawn[np.isfinite(drawn)]  # a share of an effect that a draw happens not to have is no number
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        # a percentile interval of a skewed statistic may miss its own point estimate by a rounding error
-        return number(point, min(low, point), max(high, point), self.n, f"95 % bootstrap over {self.over}")
+        point, drawn = (np.asarray(statistic(*side), dtype=np.float64) for side in zip(*pairs, strict=True))
+        point = point[0] if point.ndim else point
+        if self.too_few:
+            return point, np.full_like(point, np.nan), np.full_like(point, np.nan)
+        left = np.asarray(statistic(*map(self.left_out, values)), dtype=np.float64)
+        held = self.sums(np.ones(self.n) if present is None else present)
+        low, high = self.edges(point, drawn, left, effective(held) - 1)
+        enough = (held > 0).sum(0) >= FEWEST
+        return point, np.where(enough, low, np.nan), np.where(enough, high, np.nan)
+
+    def edges(self, point: Array, drawn: Array, left: Array, freedom: Array) -> tuple[Array, Array]:
+        """Both edges from the draws [draws, …] and the statistics without each cluster [C, …]."""
+        count = len(left)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            influence = (count - 1) * (left.mean(0) - left)
+            error = np.sqrt((influence**2).mean(0) / (count - 1))
+            first, second = (np.tensordot(self.weights, power, 1) / count for power in (influence, influence**2))
+            own = np.sqrt(np.maximum(second - first**2, 0) / (count - 1))
+            t = (drawn - point) / np.maximum(own, SMALLEST_ERROR * error)
+        t = np.where(error > 0, t, 0.0)
+        ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        usable = np.isfinite(t)  # a share of an effect that a draw happens not to have is no number
+        if usable.all():
+            lower, upper = np.quantile(t, ends, axis=0)
+        else:
+            some = usable.any(0)
+            lower, upper = np.nanquantile(np.where(usable | ~some, np.where(some, t, 0.0), np.nan), ends, axis=0)
+        half = t_quantile(np.maximum(freedom, 1.0))
+        return point - np.maximum(upper, half) * error, point - np.minimum(lower, -half) * error
+
+    def interval(
+        self, statistic: Callable[..., Array], *values: Array, within: tuple[float, float] = (-math.inf, math.inf)
+    ) -> Number:
+        """The statistic of the means of each of ``values``, with its interval.
+
+        Args:
+            statistic: Takes arrays of means whose first axis is the draw and returns one number for each draw.
+            within: What the statistic can't leave; nor does the interval.
+        """
+        point, low, high = (
+            float(edge.reshape(-1)[0])
+            for edge in self.estimate(lambda *means: np.asarray(statistic(*means)).reshape(-1), *values)
+        )
+        if self.too_few:
+            return self.counted({**alone(point, self.n, ""), "interval": self.too_few})
+        if math.isnan(low):
+            why = f"no number without one of the {self.over}: no interval"
+            return self.counted({**alone(point, self.n, ""), "interval": why})
+        return self.counted(number(point, max(low, within[0]), min(high, within[1]), self.n, self.kind))
+
+    def counted(self, found: Number) -> Number:
+        """A number with how many clusters it is over, and with their effective number."""
+        return {**found, "clusters": len(self.sizes), "clusters_effective": round(self.effective, 3)}
 
     def share(self, values: Array) -> Number:
         """The mean of values from 0 to 1, such as whether answers are right, with its interval.
 
-        Where all are 0, or all 1, so is every draw, and the interval is the exact one of Clopper & Pearson (1934) for
-        as many independent trials as there are clusters: those of one cluster may all have said the same.
+        It is Clopper & Pearson's (1934) for as many independent trials as would vary as much (Korn & Graubard 1998), by
+        the jackknife over clusters and Student's t. Where all are 0, or all 1, there are as many trials as clusters:
+        those of one cluster may all have said the same.
         """
         mean = float(np.mean(values))
-        if self.single or mean not in (0.0, 1.0):
+        if self.too_few:
             return self.interval(lambda means: means, values)
-        far = ((1 - LEVEL) / 2) ** (1 / len(self.sizes))
-        low, high = (far, 1.0) if mean else (0.0, 1 - far)
-        return number(mean, low, high, self.n, f"95 % exact (Clopper & Pearson) over {self.over}")
+        trials, words = float(len(self.sizes)), "exact (Clopper & Pearson)"
+        if mean not in (0.0, 1.0):
+            left = self.left_out(values)
+            varies = float(((left - left.mean()) ** 2).mean()) * (len(left) - 1)
+            fewer = (t_quantile(self.n - 1) / t_quantile(max(self.effective - 1, 1))) ** 2
+            trials = min(mean * (1 - mean) / max(varies, 1e-300) * fewer, self.n)
+            words = "Korn & Graubard"
+        right, wrong = mean * trials, (1 - mean) * trials
+        low = stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1) if mean > 0 else 0.0
+        high = stats.beta.ppf((1 + LEVEL) / 2, right + 1, wrong) if mean < 1 else 1.0
+        return self.counted(number(mean, low, high, self.n, f"95 % {words} over {self.clusters}"))
+
+
+def beside(values: Array, like: Array) -> Array:
+    """Values [k] as [k, 1, …], to divide what has as many axes as ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def spread(values: Sequence[float], what: str) -> Number:
@@ -141,26 +261,15 @@ def area(fractions: Sequence[float], values: Array) -> Array:
     return np.asarray((middle * steps).sum(1) / (x[-1] - x[0]))
 
 
-def t_tail(t: float, freedom: int) -> float:
-    """Two-sided p-value of Student's t: the integral of its density outside ±|t|.
-
-    With t = √ν · tan θ it is the integral of cos^(ν-1) θ, a sum of smooth terms (midpoint rule, error below 1e-9).
-    """
-    angle = math.atan(abs(t) / math.sqrt(freedom))
-    middles = (np.arange(4000) + 0.5) / 4000
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    inside = 2 * scale * angle * float(np.mean(np.cos(angle * middles) ** (freedom - 1)))
-    return min(1.0, max(0.0, 1.0 - inside))
+def t_tail(t: float, freedom: float) -> float:
+    """Two-sided p-value of Student's t."""
+    return float(2 * stats.t.sf(abs(t), freedom))
 
 
-@functools.cache
-def t_quantile(freedom: int) -> float:
-    """The t outside of which 1 - :data:`LEVEL` lies, by halving."""
-    low, high = 0.0, 1e3
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, freedom) > 1 - LEVEL else (low, middle)
-    return high
+def t_quantile(freedom: Any) -> Any:
+    """The t outside of which 1 - :data:`LEVEL` lies, for one number of degrees of freedom or an array of them."""
+    found = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    return found if np.ndim(found) else float(found)
 
 
 def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
@@ -181,39 +290,76 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
 
 def benjamini_hochberg(p: Array) -> Array:
     """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
-    flat = np.asarray(p, dtype=np.float64).reshape(-1)
-    order = np.argsort(flat)[::-1]
-    scaled = flat[order] * len(flat) / np.arange(len(flat), 0, -1)
-    found = np.empty_like(flat)
-    found[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
-    return found.reshape(np.shape(p))
+    return np.asarray(stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)).reshape(np.shape(p))
 
 
 def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:
     """p-values of "the mean is zero" for every cell, adjusted for looking at all of them.
 
-    Sign flips of whole clusters, and the maximum over the cells in each draw (Westfall & Young 1993): the chance that
-    any cell of a map without effects is called significant at p ≤ α is at most α, whatever the cells' correlation.
+    A step-down bootstrap of the largest t (Romano & Wolf 2005): clusters are drawn with replacement, a cell's t in a
+    draw is that of its clusters' means less its mean in the sample, divided by the draw's own standard error, and a
+    cell is compared with the largest t of itself and of all cells with a smaller t. It does not ask that effects be
+    symmetric about zero, as flips of signs do, and it keeps the cells' correlation. Every cluster counts once, however
+    many prompts it has.
 
     Args:
         values: [n, …]; NaN where a prompt has no such cell.
-        clusters: Of each of the n, flipped together.
+        clusters: Of each of the n, drawn together.
 
     Returns:
-        Two-sided adjusted p-values, […]; never below 1 / (draws + 1).
+        Two-sided adjusted p-values, […], never below 1 / (draws + 1) or 2 / 2^clusters; 1 for cells that are zero
+        throughout; NaN for cells of fewer than :data:`FEWEST_TESTED` clusters, which can't support one.
     """
+    shape = np.shape(values)[1:]
+    means, there = cluster_means(np.asarray(values, dtype=np.float64).reshape(len(values), -1), clusters)
+    count = there.sum(0)
+    enough = count >= FEWEST_TESTED
+    found = np.full(means.shape[1], np.nan)
+    means, there, count = means[:, enough], there[:, enough], count[enough]
+    if not len(count):
+        return found.reshape(shape)
+    middle = means.sum(0) / count
+    rest = np.where(there, means - middle, 0.0)
+    rest[np.abs(rest) <= ROUNDING * np.abs(means).max(0)] = 0.0
+    observed = t_of(middle, (rest**2).sum(0), count)
+    order = np.argsort(-observed, kind="stable")
+    sorted_t, rest, there = observed[order], rest[:, order], there[:, order].astype(np.float64)
+    weights = np.random.default_rng(seed).multinomial(len(rest), np.full(len(rest), 1 / len(rest)), size=draws)
+    above = np.zeros(len(order))
+    squares = rest**2
+    step = max(1, ROOM // len(order))
+    for start in range(0, draws, step):
+        drawn = weights[start : start + step].astype(np.float64)
+        size = drawn @ there
+        moved = np.divide(drawn @ rest, size, out=np.zeros_like(size), where=size > 1)
+        t = t_of(moved, np.maximum(drawn @ squares - size * moved**2, 0.0), size)
+        largest = np.maximum.accumulate(t[:, ::-1], axis=1)[:, ::-1]  # of a cell and of those with a smaller t
+        above += (largest >= sorted_t).sum(0)
+    above[np.isinf(sorted_t)] = 0  # no draw moves what is the same in every cluster
+    least = np.maximum(1 / (1 + draws), 2.0 ** (1 - count[order]))
+    p = np.maximum.accumulate(np.maximum((1 + above) / (1 + draws), least))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.where(sorted_t > 0, p, 1.0)
+    found[enough] = adjusted
+    return found.reshape(shape)
+
+
+def cluster_means(values: Array, clusters: Sequence[int] | NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
+    """Means over each cluster's values that are no NaN, [n, cell] -> [C, cell] (0 for none), and whether it has any."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    flat = np.nan_to_num(np.asarray(values, dtype=np.float64)).reshape(len(values), -1)
-    sums = np.zeros((int(cluster.max()) + 1, flat.shape[1]))
-    np.add.at(sums, cluster, flat)
-    scale = np.sqrt((sums**2).sum(0))
-    scale[scale == 0] = np.inf
-    observed = np.abs(sums.sum(0)) / scale
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(sums)))
-    largest = (np.abs(signs @ sums) / scale).max(1)  # [draws]
-    # a flip that is the sample itself, or its mirror image, must count as being as large
-    above = (largest[:, None] >= observed * (1 - 1e-12)).sum(0)
-    return np.asarray(((1 + above) / (1 + draws)).reshape(np.shape(values)[1:]))
+    sizes = np.bincount(cluster)
+    order, starts = np.argsort(cluster, kind="stable"), np.cumsum([0, *sizes[:-1]])
+    present = ~np.isnan(values)
+    sums = np.add.reduceat(np.where(present, values, 0.0)[order], starts, axis=0)
+    counts = np.add.reduceat(present[order].astype(np.float64), starts, axis=0)
+    return sums / np.maximum(counts, 1), counts > 0
+
+
+def t_of(mean: Array, squares: Array, count: Array) -> Array:
+    """|t| of means, from the sums of squares about them; 0 for 0, infinite for another mean without any variation."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(mean) * np.sqrt(count * (count - 1) / squares)
+    return np.asarray(np.where(mean == 0, 0.0, np.where(squares > 0, t, np.inf)))
 
 
 def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000, seed: int = 0) -> tuple[float, float]:
@@ -250,12 +396,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
-
-    def ranks(values: Sequence[float]) -> Array:
-        _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-
-    x, y = ranks(a), ranks(b)
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def draws_needed(tests: int, alpha: float = 1 - LEVEL) -> int:
+    """Draws without which not even the best of so many tests could reach α after Holm: its p is 1 / (draws + 1)."""
+    return max(0, math.ceil(round(tests / alpha, 9)) - 1)

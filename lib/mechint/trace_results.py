@@ -9,7 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .statistics import LEVEL, Array, ClusterBootstrap, Number, certain, max_t, said
+from .statistics import (
+    FEW,
+    FEWEST,
+    FEWEST_TESTED,
+    ROOM,
+    Array,
+    ClusterBootstrap,
+    Number,
+    certain,
+    effective,
+    max_t,
+    said,
+)
 from .trace_plan import Panel
 
 
@@ -57,7 +69,6 @@ def numbers(
             f"Effects are therefore not given as shares of it; choose another corruption or more prompts"
         )
     kept = {"answered": right, "templates": templates, "total": total}
-    interval = f"one {bootstrap.single}: no interval" if bootstrap.single else "95 % bootstrap over templates"
     directions: dict[str, Any] = {}
     strongest: list[dict[str, Any]] = []
     for direction, kinds in plan.items():
@@ -99,7 +110,7 @@ def numbers(
                     "n": int(count[at]),
                 }
             )  # fmt: skip
-    share = {"unit": "share of the total effect" if shares else "metric", "interval": interval}
+    share = {"unit": "share of the total effect" if shares else "metric", "interval": bootstrap.kind}
     section = {**share, "roles": list(names), "directions": directions, "strongest": strongest}
     return section, notes, {name: torch.from_numpy(value) for name, value in kept.items()}
 
@@ -110,26 +121,25 @@ def ratio(
     """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
 
     ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1; each of
-    the results is [panel, layer, role], NaN where no prompt has the cell, and edges
-    are where the prompts of one cluster alone do.
+    the results is [panel, layer, role], NaN where no prompt has the cell, and edges are where too few clusters do.
     """
     weight = np.ones(len(means)) if total is None else total
-    upper = bootstrap.means(np.nan_to_num(means))
-    lower = bootstrap.means(present * weight[:, None, None, None])
+    flat, there = np.nan_to_num(means).reshape(len(means), -1), present.reshape(len(means), -1)
+    parts = []
+    step = max(1, ROOM // len(bootstrap.weights))
     with np.errstate(invalid="ignore", divide="ignore"):
-        point, drawn = (up / down for up, down in zip(upper, lower, strict=True))
-    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
-    edges = np.full((2, *point.shape[1:]), np.nan)
-    several = (bootstrap.having(present) > 1) & np.isfinite(drawn).any(0)
-    edges[:, several] = np.nanquantile(drawn[:, several], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    point = np.where(present.any(0), point[0], np.nan)
-    return point, np.minimum(edges[0], point), np.maximum(edges[1], point)
+        for start in range(0, flat.shape[1], step):
+            here = slice(start, start + step)
+            below = there[:, here] * weight[:, None]
+            parts.append(bootstrap.estimate(np.divide, flat[:, here], below, present=there[:, here]))
+    shape = means.shape[1:]
+    point, low, high = (np.concatenate(side).reshape(shape) for side in zip(*parts, strict=True))
+    return np.where(present.any(0), point, np.nan), low, high
 
 
 def adjusted(means: Array, bootstrap: ClusterBootstrap, draws: int, seed: int) -> Array:
-    """:func:`max_t`, with NaN for what one cluster alone has: it can be tested as little as it has an interval."""
-    several = bootstrap.having(~np.isnan(means)) > 1
-    return np.where(several, max_t(means, bootstrap.cluster, draws, seed), np.nan)
+    """:func:`max_t` over the bootstrap's clusters."""
+    return max_t(means, bootstrap.cluster, draws, seed)
 
 
 def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
@@ -139,10 +149,20 @@ def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
         return [f"One prompt was {done}: no interval and no p-value, and nothing about other prompts"]
     if few == 1:
         return [f"Prompts of one subject or template were {done}: no interval and no p-value"]
-    if few < 8:
+    if few < FEWEST:
         return [
-            f"Only {few} different subjects or templates were {done}: the intervals and p-values say little about "
-            f"other prompts"
+            f"Prompts of {few} different subjects or templates were {done}: no interval (it takes {FEWEST}) and no "
+            f"p-value (it takes {FEWEST_TESTED})"
+        ]
+    sizes = np.unique(templates, return_counts=True)[1].astype(np.float64)
+    if float(effective(sizes)) < FEW:
+        untested = f", and there is no p-value (it takes {FEWEST_TESTED})" if few < FEWEST_TESTED else ""
+        apart = (
+            "" if float(effective(sizes)) > 0.95 * few else f", which say as much as {effective(sizes):.1f} of one size"
+        )
+        return [
+            f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and hold the truth in "
+            f"fewer than 95 % of samples where effects are skewed{untested}"
         ]
     return []
 

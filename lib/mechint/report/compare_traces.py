@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import MechintError
 from ..files import write_json, write_text
-from ..statistics import LEVEL, ClusterBootstrap
+from ..statistics import ClusterBootstrap
 from . import markdown, style
 from .compare import run_names
 from .finished import valid
@@ -120,34 +121,29 @@ def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
     bootstrap = ClusterBootstrap(first["templates"][both], DRAWS, 0)
     found = []
     for direction in one.directions:
-        drawn, point = [], []
+        columns: list[NDArray[np.float64]] = []
         for part in (first, second):
             kept = both[part["answered"]]
             means, total = part[f"means.{direction}"][kept], part["total"][kept]
-            there = ~np.isnan(means)
             weight = total if "share" in one.unit else np.ones(len(total))
-            upper = bootstrap.means(np.nan_to_num(means))
-            lower = bootstrap.means(there * weight[:, None, None, None])
-            with np.errstate(invalid="ignore", divide="ignore"):
-                point.append((upper[0] / lower[0])[0])
-                drawn.append(upper[1] / lower[1])
-        change, spread = point[1] - point[0], drawn[1] - drawn[0]
+            columns += [np.nan_to_num(means), ~np.isnan(means) * weight[:, None, None, None]]
         there = ~np.isnan(first[f"means.{direction}"][both[first["answered"]]])
-        count, alone = there.sum(0), bootstrap.having(there) < 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            change, low, high = bootstrap.estimate(lambda a, b, c, d: c / d - a / b, *columns, present=there)
+        count = there.sum(0)
         for k, panel in enumerate(one.panels(direction)):
             size = np.where(np.isfinite(change[k]), np.abs(change[k]), -1)
             for at in np.argsort(-size, axis=None, kind="stable")[:SHOWN].tolist():
                 layer, role = divmod(at, size.shape[1])
                 if size[layer, role] < 0:
                     continue
-                values = spread[:, k, layer, role]
-                value = float(change[k, layer, role])
-                low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-                edges = (None, None) if alone[k, layer, role] else (min(float(low), value), max(float(high), value))
+                edges = [
+                    None if np.isnan(edge) else float(edge) for edge in (low[k, layer, role], high[k, layer, role])
+                ]
                 found.append(
                     {
                         "direction": direction, "panel": panel["name"], "layer": layer, "role": one.roles[role],
-                        "value": value, "low": edges[0], "high": edges[1],
+                        "value": float(change[k, layer, role]), "low": edges[0], "high": edges[1],
                         "n": int(count[k, layer, role]),
                     }
                 )  # fmt: skip
