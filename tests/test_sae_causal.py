@@ -82,7 +82,7 @@ def test_controls_have_the_features_density() -> None:
     model, site = tiny_mamba(), "layers.0.out"
     density = torch.cat([torch.full((10,), 0.5), torch.full((10,), 1e-3), torch.zeros(4)])
     found = causal_effects(
-        dictionary(10, 24), model, [tokens(3, 5)], site, [0, 11], density=density, controls=2, draws=100
+        dictionary(10, 24), model, [tokens(4, 5)], site, [0, 11], density=density, controls=2, draws=100
     )
     assert all(j < 10 for j in found["features"][0]["controls"])
     assert all(10 <= j < 20 for j in found["features"][1]["controls"])
@@ -92,13 +92,13 @@ def test_a_feature_that_never_fires_has_no_effect_at_its_tokens() -> None:
     made = dictionary(10, 24, k=24)
     with torch.no_grad():
         made.b_enc[7] = -1e3
-    found = causal_effects(made, tiny_mamba(), [tokens(3, 5)], "layers.0.out", [7], draws=100)["features"][0]
+    found = causal_effects(made, tiny_mamba(), [tokens(4, 5)], "layers.0.out", [7], draws=100)["features"][0]
     assert found["active"] == 0 and set(found["metrics"]) == {"loss"}
     assert found["metrics"]["loss"]["value"] == 0
 
 
 def test_refusals() -> None:
-    model, made, text = tiny_mamba(), dictionary(10, 24), [tokens(3, 5)]
+    model, made, text = tiny_mamba(), dictionary(10, 24), [tokens(4, 5)]
     with pytest.raises(MechintError, match="mode 'push'"):
         causal_effects(made, model, text, "layers.0.out", [1], mode="push")
     with pytest.raises(MechintError, match="feature 24 does not exist"):

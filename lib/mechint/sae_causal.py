@@ -86,7 +86,7 @@ def causal_effects(
         metrics are those of :data:`MEANING`. Where a feature never fires, those at its active tokens are left out.
 
     Raises:
-        MechintError: an unknown mode or feature, steering without amounts, or text of one document.
+        MechintError: an unknown mode or feature, steering without amounts, or text of fewer than four documents.
     """
     check_fit(sae, model, site)
     if mode not in MODES:
