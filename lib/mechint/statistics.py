@@ -394,7 +394,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float | None:
     """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
