@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .ablation import Ablation
-from .circuit import Bench
+from .circuit import Bench, cost
 from .circuit_search import Search
 from .errors import MechintError
 from .loader import PromptLoader
@@ -144,13 +144,28 @@ def of_clusters(found: Traffic, layer: int, rank: int, most: int = 2) -> list[Ca
     ]
 
 
+def mask_bench(model: Any, loader: PromptLoader, kind: str) -> Bench:
+    """What masks over the units of a site, of all layers, are measured on: dropped units take their twins' values."""
+    units = Units(model, UnitKind("unit", (Block((kind,)),), "one unit of the studied site"))
+    ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
+    return Bench(model, units, ablation, loader.batches)
+
+
+def closeness(model: Any, loader: PromptLoader, kind: str, kept: Tensor) -> dict[str, float | None]:
+    """How far from the model are the units of a mask [layer, unit], kept alone: ``kl`` in nats, ``kl_none`` without any
+    unit, and ``share``, what the mask makes up for; None where there is nothing to make up for."""
+    bench = mask_bench(model, loader, kind)
+    mask = kept.flatten().float().to(bench.batches[0].tokens.device)
+    kl, none = (cost(bench, "kl", each) for each in (mask, torch.zeros_like(mask)))
+    return {"kl": kl, "kl_none": none, "share": 1 - kl / none if none > 1e-9 else None}
+
+
 def mask_search(model: Any, loader: PromptLoader, kind: str, budget: int, steps: int, seed: int) -> Tensor:
     """Which units of a site the search under a budget keeps, of all layers: [layer, unit] bool."""
-    units = Units(model, UnitKind("unit", (Block((kind,)),), "one unit of the studied site"))
+    bench = mask_bench(model, loader, kind)
+    units = bench.units
     if not 1 <= budget <= units.total:
         raise MechintError(f"a mask of {budget} units is asked for, and there are {units.total}; lower the rank")
-    ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
-    bench = Bench(model, units, ablation, loader.batches)
     scores, _ = first_scores(bench, "kl")
     others = needed_first(bench, "kl", scores, budget)
     search = Search(bench, "kl", scores, "hard_concrete", steps, 0.1, seed, budget, others=others)

@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from .necessity import ALPHA
-from .statistics import Number, holm
+from .statistics import Number, holm, said
 
 Found = dict[str, Any]
 RANDOM = "random weights"
@@ -23,19 +23,21 @@ VERDICTS = ("supported", "refuted", "underpowered")
 
 
 def claims(found: dict[str, Found], config: Any, task: str) -> Found:
-    """``claims``: the list, strongest first; ``verdicts``: how many of each; ``tests``: p-values that were adjusted.
+    """``claims``: the list, the combined circuit and then the strongest first; ``verdicts``: how many of each;
+    ``tests``: p-values that were adjusted.
 
     Args:
         found: Reports by step name.
     """
-    made = [*of_candidates(found, config, task), *of_probes(found, config, task)]
+    made = [*of_circuit(found, config, task), *of_candidates(found, config, task), *of_probes(found, config, task)]
     for claim, p in zip(made, holm([claim["p"] for claim in made]), strict=True):
         claim["p_holm"] = p
     reason = task_not_done(found)
     for claim in made:
         claim["verdict"], claim["why"] = judge(claim, len(made), config, reason)
     order = {verdict: k for k, verdict in enumerate(VERDICTS)}
-    made.sort(key=lambda claim: (order[claim["verdict"]], -float(claim["effect"]["value"]), claim["claim"]))
+    key = lambda claim: (order[claim["verdict"]], -float(claim["effect"]["value"]), claim["claim"])
+    made.sort(key=lambda claim: (claim["kind"] != COMBINED, *key(claim)))
     counts = {verdict: sum(claim["verdict"] == verdict for claim in made) for verdict in VERDICTS}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     return {
@@ -150,6 +152,8 @@ def judge(claim: Found, tests: int, config: Any, not_done: str) -> tuple[str, st
         return "refuted", f"the effect is at most {effect['high']:.2f}, and {least:.2f} was asked for"
     if beaten and effect["high"] <= max(claim["controls"][name]["high"] for name in beaten):
         return "refuted", f"a control is as large: {', '.join(beaten)}"
+    if claim.get("unmet"):
+        return "refuted", "; ".join(claim["unmet"])
     if claim["kind"] == "probe" and RANDOM not in claim["controls"]:
         return "underpowered", "the control on random weights was not measured (step 13)"
     if claim["p_holm"] <= ALPHA and effect["low"] > 0 and effect["value"] >= least and not beaten:
@@ -172,3 +176,54 @@ def needed_prompts(effect: Number, least: float) -> int:
     value = float(effect["value"])
     distance = max(abs(value - least), abs(value), 1e-3) if value < least else max(value, 1e-3)
     return max(int(effect["n"]) + 1, math.ceil(int(effect["n"]) * (half / distance) ** 2))
+
+
+# ---- the combined circuit -----------------------------------------------------------------------------------------
+
+COMBINED = "combined"
+"""The kind of its claim."""
+WHOLE = 0.5
+"""The share of the effect that it must keep alone."""
+
+
+def of_circuit(found: dict[str, Found], config: Any, task: str) -> list[Found]:
+    """The claim of the combined circuit, where there is one: its units, kept alone, do the task."""
+    c = found.get("circuit", {})
+    if "effect" not in c:
+        return []
+    effect, agreement = c["effect"], c["agreement"]
+    unmet = []
+    if float(c["accuracy"]["low"]) <= float(c["chance"]["high"]):
+        unmet.append(f"kept alone it answers {said(c['accuracy'], '.0%')}, and chance {c['chance']['value']:.0%}")
+    if agreement is not None and float(agreement["value"]) <= c["agreement_chance"]:
+        unmet.append(
+            f"searches on other prompts find other units: Jaccard {agreement['value']:.2f}, by chance "
+            f"{c['agreement_chance']:.2f}"
+        )
+    return [
+        {
+            "kind": COMBINED,
+            "claim": (
+                f"these {c['kept']} of {c['total']} units together, kept alone, carry {effect['value']:.0%} (at least "
+                f"{effect['low']:.0%}) of the effect of {task}"
+            ),
+            "layers": c["layers"],
+            "effect": effect,
+            "effects": {"kept alone": effect, "completeness (lost without them)": c["completeness"]},
+            "accuracy": c["accuracy"],
+            "agreement": agreement,
+            "agreement_chance": c["agreement_chance"],
+            "metric": f"share of the {config.metric} between no studied unit and all of them",
+            "ablation": config.ablation,
+            "least": WHOLE,
+            "p": c["p"],
+            "resolution": 1 / (config.draws + 1),
+            "controls": {"random units": c["random_units"]},
+            "unmet": unmet,
+            "refuted_by": (
+                f"held-out prompts on which these units, kept alone, keep less than {WHOLE:.0%} of the effect or "
+                f"answer no better than chance; as many random units that keep as much; or searches on other prompts "
+                f"that agree with it no better than chance"
+            ),
+        }
+    ]

@@ -1,4 +1,4 @@
-"""The study: fifteen steps from activations to claims, each a room of its own; this orders them and passes results on.
+"""The study: sixteen steps from activations to claims, each a room of its own; this orders them and passes results on.
 
 A step that has nothing to say, or whose input another step did not find, says why, and the study goes on. Finished
 steps survive a kill. Claims and verdicts are computed from the steps' results.
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import files, study_controls, study_discovery, study_tests
+from . import files, study_circuit, study_controls, study_discovery, study_tests
 from .analysis import Analysis, StagedAnalyzer
-from .claims import claims
-from .errors import MechintError
+from .claims import claims, task_not_done
+from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
-from .study_config import STEPS, TITLES, StudyConfig, chosen_layers, skipped
+from .study_config import DESCRIBES, STEPS, TITLES, StudyConfig, chosen_layers, skipped
 from .study_context import Context, Found
 from .subspaces import study_site
 from .tasks.config import TaskConfig
@@ -38,6 +38,7 @@ WORK: dict[int, Step] = {
     11: study_controls.transfer,
     13: study_controls.controls,
     14: study_controls.scale,
+    16: study_circuit.circuit,
 }
 """What each step does; 12 is the report's, and 15 follows from the others."""
 DOCUMENTED = {
@@ -76,7 +77,9 @@ class Study(StagedAnalyzer):
             if 8 not in self.skip and self.model.config.family == "mamba":
                 check_lag(self.config.max_lag, min(int(batch.tokens.shape[1]) for batch in loader))
         task_config = getattr(train_loader.task, "config", None)
-        self.context = Context(self.model, self.config, self.seed, train_loader, val_loader, self.sites, task_config)
+        self.context = Context(
+            self.model, self.config, self.seed, train_loader, val_loader, self.sites, task_config, self.stages
+        )
         return self.context
 
     def run_step(self, number: int) -> Found:
@@ -103,6 +106,8 @@ class Study(StagedAnalyzer):
         except MechintError as reason:
             return nothing(str(reason))
         entry["report"] = {"status": "done", **entry["report"]}
+        if number in DESCRIBES:
+            entry["report"]["said"] += " No claim rests on this step."
         return entry
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
@@ -111,8 +116,30 @@ class Study(StagedAnalyzer):
         for number in WORK:
             report = self.run_step(number)
             print(f"  {number:>2} {TITLES[number]:<26} {report['said']}", flush=True)
+            if number == 1:
+                self.check_answers(report)
         self.finish(context)
         return self.results
+
+    def check_answers(self, setup: Found) -> None:
+        """Ends the study of a model that does not do the task, before anything that takes long.
+
+        Raises:
+            NotAnswered: its accuracy is below the least one, or no better than chance.
+        """
+        least, accuracy = self.config.min_accuracy, setup["accuracy"]
+        if least == 0:
+            return
+        assert self.context is not None
+        what = f"{getattr(self.model, 'source', 'the model')} on the task {self.context.train.task.name!r}"
+        instead = "Train it longer, choose the task that it was trained on, or set MIN_ACCURACY to 0"
+        if float(accuracy["value"]) < least:
+            raise NotAnswered(
+                f"{what}: it answers {accuracy['value']:.1%} of the held-out prompts, below the {least:.0%} asked for. "
+                f"{instead}"
+            )
+        if reason := task_not_done({"setup": setup}):
+            raise NotAnswered(f"{what}: {reason}. {instead}")
 
     def finish(self, context: Context) -> None:
         """The claims, from what the steps reported."""

@@ -24,6 +24,7 @@ STEPS = {
     13: "controls",
     14: "scale",
     15: "claims",
+    16: "circuit",
 }
 TITLES = {
     1: "Setup",
@@ -41,9 +42,12 @@ TITLES = {
     13: "Controls",
     14: "Checkpoints and cost",
     15: "Claims",
+    16: "Combined circuit",
 }
 RANDOM_MODELS = 3
 """Models with shuffled weights that the numbers of temporal causality and dynamics stand beside."""
+DESCRIBES = (7, 8, 9, 10, 11, 14)
+"""Steps that describe what was found: no claim rests on them, and they say so."""
 ALWAYS = (1, 2, 12, 15)
 """Steps that the others stand on, which cannot be skipped."""
 
@@ -96,6 +100,13 @@ class StudyConfig:
     transfer: str = option(
         "pairs=3,pairs=5,name=induction",
         "Other tasks that candidates are tried on, separated by commas: changes of the task's options, joined by +",
+    )
+    min_accuracy: float = option(
+        0.5,
+        "Accuracy below which, or below chance, the model does not do the task and the study ends after step 1; 0 goes "
+        "on whatever it is, and claims no circuit of a model at chance",
+        low=0.0,
+        high=1.0,
     )
     random_weights: bool = option(True, "Repeat discovery and tests on the model with shuffled weights")
     prompts: int = option(128, "Discovery prompts", unit="prompts", low=16, high=1_000_000)

@@ -13,6 +13,7 @@ from .candidates import Candidate
 from .errors import MechintError
 from .loader import PromptLoader
 from .necessity import Held
+from .rundir import Stages
 from .study_config import STEPS, StudyConfig
 from .subspaces import Traffic
 
@@ -26,6 +27,7 @@ class Context:
     Attributes:
         train, val: Discovery and held-out prompts; they share no template.
         sites: Of each studied layer.
+        stages: Parts of a step that survive a kill.
         found: By step name: what goes into results.json (``report``), and what later steps need (``keep``).
     """
 
@@ -36,6 +38,7 @@ class Context:
     val: PromptLoader
     sites: dict[int, str]
     task_config: Any = None
+    stages: Stages = field(default_factory=lambda: Stages(None, ""))
     found: dict[str, Found] = field(default_factory=dict)
     _held: Held | None = None
 
@@ -81,6 +84,18 @@ class Context:
         if self.config.ablation == "counterfactual":
             return None
         return self.carried[site].clean.mean(0)
+
+    def discovery(self, seed: int) -> PromptLoader:
+        """Other discovery prompts of the task, as many, of another seed."""
+        size = len(self.train.batches[0])
+        return PromptLoader(self.train.task, "discovery", self.config.prompts, size, seed, self.model.device)
+
+    def candidate_units(self) -> dict[str, list[int]]:
+        """The units of all tested candidates by site, as :meth:`groups` gives them."""
+        return {
+            site: sorted({unit for group in self.groups(layer).values() for unit in group})
+            for layer, site in self.sites.items()
+        }
 
     def groups(self, layer: int) -> dict[str, list[int]]:
         """The units of the tested candidates of a layer; of directions those with the largest part in them."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .candidates import Candidate, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
+from .candidates import Candidate, closeness, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
 from .errors import MechintError
 from .loader import PromptLoader
 from .probes import Labelled, Probe, probe
@@ -188,6 +188,19 @@ def probes(context: Context) -> Found:
     return {"report": {"probes": reports, "notes": notes, "said": said}, "keep": keep}
 
 
+CLOSE = 0.9
+"""Share of the KL that a mask must make up for to be close to the model."""
+
+
+def mask_said(budget: int, close: Found) -> str:
+    """How close the mask search's units are to the model, as it must be known before they are taken for a circuit."""
+    text = f"The {budget} units of the mask search, kept alone, are {close['kl']:.3g} nats from the model"
+    if close["share"] is None:
+        return f"{text}, and so are none of them."
+    verdict = "" if close["share"] >= CLOSE else ": a source of proposals, and no circuit"
+    return f"{text}, and none of them {close['kl_none']:.3g}{verdict}."
+
+
 def candidates(context: Context) -> Found:
     """All proposals, merged under one evidence score; the strongest are tested."""
     c = context.config
@@ -201,6 +214,7 @@ def candidates(context: Context) -> Found:
     total = context.model.num_layers * context.carried[next(iter(context.sites.values()))].clean.shape[-1]
     budget = min(c.rank * context.model.num_layers, total)
     kept = mask_search(context.model, context.train, kind, budget, c.mask_steps, context.seed)
+    close = closeness(context.model, context.train, kind, kept)
     for layer, site in context.sites.items():
         carried = context.carried[site]
         proposals += [*of_mask(carried, layer, kept[layer], c.rank), *of_clusters(carried, layer, c.rank)]
@@ -210,12 +224,13 @@ def candidates(context: Context) -> Found:
     units = {site: carried.by_unit().tolist() for site, carried in context.carried.items()}
     said = (
         f"{len(proposals)} proposals of {len({s for p in proposals for s in p.sources})} sources; {len(few)} carry at "
-        f"least {SHARE:.0%} of the effect to first order, {len(tested)} are tested."
+        f"least {SHARE:.0%} of the effect to first order, {len(tested)} are tested. {mask_said(budget, close)}"
     )
     report = {
         "candidates": [candidate.report() | {"tested": candidate in tested} for candidate in found],
         "overlap": table,
         "share_by_unit": units,
+        "mask": {"units": budget, **close},
         "said": said,
     }
     return {"report": report, "keep": {"candidates": [plain(candidate) for candidate in tested], "mask": kept}}

@@ -53,6 +53,49 @@ def claims_figure(figure: Figure, found: Found) -> None:
     axes.set_xlabel("effect (share of the metric; probes: score above shuffled labels), 95 % interval")
 
 
+def circuit_figure(figure: Figure, found: Found) -> None:
+    """What is kept alone, of the circuit and its controls; and how close to the model circuits of every size are."""
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    left.axvline(0, color=style.GREY, linewidth=0.8)
+    rows = circuit_rows(found)
+    for y, (_, effect, accuracy) in enumerate(rows):
+        whisker(left, y - 0.12, effect, style.BLUE, "o", "effect kept" if y == 0 else "")
+        if accuracy is not None:
+            whisker(left, y + 0.12, accuracy, style.ORANGE, "s", "accuracy" if y == 0 else "")
+    left.axvline(found["chance"]["value"], color=style.ORANGE, linewidth=0.9, linestyle=":", label="accuracy by chance")
+    rows_axis(left, [name for name, _, _ in rows])
+    left.set(title="Kept alone", xlabel="share, 95 % interval")
+    style.percent_axis(left, "x")
+    left.legend(loc="upper center", bbox_to_anchor=(0.3, -0.2), ncols=3)
+    curve = found["curve"]
+    for name, colour, label in (("random", style.GREY, "random units"), ("learned", style.BLUE, "circuits")):
+        low, value, high = ([point[k] for point in curve[name]] for k in ("low", "value", "high"))
+        if None not in low and None not in high:
+            right.fill_between(curve["size"], low, high, color=colour, alpha=0.18)
+        right.plot(curve["size"], value, color=colour, marker="o", markersize=3, label=label)
+    right.axvline(found["kept"], color=style.INK, linewidth=0.9, linestyle="--", label=f"{found['kept']} units")
+    right.set_xscale("log")
+    right.set(title="By size", xlabel=f"units kept, of {found['total']}", ylabel="share of the KL made up for")
+    right.set_ylim(min(-0.1, min(point["value"] for point in curve["learned"]) - 0.05), 1.1)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+
+
+def circuit_rows(found: Found) -> list[tuple[str, Found, Found | None]]:
+    """(what is kept, effect, accuracy) of the circuit and of what it stands beside."""
+    rows: list[tuple[str, Found, Found | None]] = [
+        (f"the circuit, {found['kept']} units", found["effect"], found["accuracy"]),
+        (f"as many random units ({found['random_units']['n']} draws)", found["random_units"], None),
+        (f"all but the circuit, {found['total'] - found['kept']}", *kept_of(found["complement"])),
+    ]
+    if found["candidates"] is not None:
+        rows.append((f"tested candidates, {found['candidates']['units']} units", *kept_of(found["candidates"])))
+    return rows
+
+
+def kept_of(entry: Found) -> tuple[Found, Found]:
+    return entry["effect"], entry["accuracy"]
+
+
 def activations_figure(figure: Figure, found: Found) -> None:
     left, right = figure.subplots(1, 2)
     for k, (layer, entry) in enumerate(found["layers"].items()):
@@ -278,6 +321,8 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
     effects = {row["candidate"]: row["effect"] for row in steps.get("necessity", {}).get("tests", ())
                if row["test"] == "necessity"}  # fmt: skip
     known: list[tuple[str, str, Callable[[Found], tuple[float, float]], Any]] = [
+        ("circuit", "What the combined circuit keeps alone beside its controls, and circuits of every size.",
+         lambda e: (9.5, 3.2), circuit_figure),
         ("activations", "How the activations at each site are spread.", lambda e: (7.5, 2.8), activations_figure),
         ("sae", "How well each dictionary describes held-out activations.",
          lambda e: (6.5, 1.2 + 0.35 * len(e["layers"])), sae_figure),

@@ -20,12 +20,15 @@ from .values import Value, optional_text, read_object, read_value
 
 Found = dict[str, Any]
 TITLES = {
+    "circuit": "16 · Combined circuit",
     "setup": "1 · Setup", "activations": "2 · Activations", "sae": "3 · Sparse autoencoders", "probes": "4 · Probes",
     "candidates": "5 · Candidate circuits", "necessity": "6 · Necessity and sufficiency",
     "robustness": "7 · Robustness and granularity", "temporal": "8 · Temporal causality", "dynamics": "9 · Dynamics",
     "reproducibility": "10 · Reproducibility", "transfer": "11 · Transfer to other tasks", "controls": "13 · Controls",
     "scale": "14 · Checkpoints and cost",
 }  # fmt: skip
+CIRCUIT_HEADER = ("of the combined circuit", "value [95 % interval]", "interval over")
+NOTES = {"circuit": "Notes of the search"}
 HEADER = ("verdict", "claim", "effect", "95 % interval", "n", "p (all claims)", "why")
 
 
@@ -116,6 +119,7 @@ def html(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
             card("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}")
         )
     body.append(cards(items))
+    body += section(raw, "circuit", figures)
     body.append("<h2>15 · Claims</h2>")
     if raw["claims"]["claims"]:
         body.append(table(HEADER, claim_rows(raw), numeric=(2, 3, 4, 5)))
@@ -124,29 +128,83 @@ def html(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
             body.append(folded(f"{claim['verdict']}: {claim['claim']}", bullets(evidence(claim))))
     else:
         body.append(f"<p>{escape(raw['claims']['said'])}</p>")
-    for name, title in TITLES.items():
-        entry = raw["steps"].get(name)
-        if entry is None:
-            continue
-        body += [f"<h2>{escape(title)}</h2>", f"<p>{escape(entry['said'])}</p>"]
-        if name in figures:
-            body.append(picture(*figures[name]))
-        if entry.get("notes"):
-            body.append(folded("What could not be measured", bullets(entry["notes"])))
+    for name in TITLES:
+        if name != "circuit":
+            body += section(raw, name, figures)
     body += ["<h2>Again</h2>", *repeat_html(found)]
     return page(title_of(raw), body)
 
 
+def section(raw: Found, name: str, figures: dict[str, tuple[Path, str]]) -> list[str]:
+    """A step's title, what it says, its figure and its notes; of the combined circuit its numbers and its units too."""
+    entry = raw["steps"].get(name)
+    if entry is None:
+        return []
+    body = [f"<h2>{escape(TITLES[name])}</h2>", f"<p>{escape(entry['said'])}</p>"]
+    if name in figures:
+        body.append(picture(*figures[name]))
+    if name == "circuit" and "effect" in entry:
+        body.append(table(CIRCUIT_HEADER, circuit_table(entry), numeric=(1,)))
+        body.append(folded("The units", bullets(unit_lines(entry))))
+    if entry.get("notes"):
+        body.append(folded(NOTES.get(name, "What could not be measured"), bullets(entry["notes"])))
+    return body
+
+
+def circuit_table(entry: Found) -> list[tuple[str, ...]]:
+    """Every number of the combined circuit: (what, value with interval, over what)."""
+    named = [
+        ("effect kept alone", entry["effect"], ".1%"),
+        ("accuracy, kept alone", entry["accuracy"], ".1%"),
+        ("accuracy of the whole model", entry["accuracy_full"], ".1%"),
+        ("effect kept by as many random units of each layer", entry["random_units"], ".1%"),
+        ("effect left without the circuit", entry["complement"]["effect"], ".1%"),
+        ("completeness: effect lost without the circuit", entry["completeness"], ".1%"),
+        ("share of the KL made up for", entry.get("faithfulness"), ".1%"),
+        ("the same of a search on shuffled weights", entry.get("random_weights"), ".1%"),
+        ("minimality: share of the tried units that it needs", entry.get("minimality"), ".1%"),
+        (f"agreement of searches (Jaccard; by chance {entry['agreement_chance']:.2f})", entry["agreement"], ".2f"),
+    ]
+    if entry["candidates"] is not None:
+        named.append(("effect kept by the tested candidates' units", entry["candidates"]["effect"], ".1%"))
+        named.append(("accuracy of the tested candidates' units", entry["candidates"]["accuracy"], ".1%"))
+    rows = [(name, interval(value, form), value["interval"]) for name, value, form in named if value is not None]
+    return [("units", f"{entry['kept']} of {entry['total']}", "exact count"), *rows]
+
+
+def interval(value: Found, form: str) -> str:
+    if value["low"] is None:
+        return f"{value['value']:{form}}"
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def unit_lines(entry: Found) -> list[str]:
+    return [
+        f"{layer['site']}: {layer['kept']} of {layer['total']}: {', '.join(map(str, layer['units'])) or 'none'}"
+        for layer in entry["layers"].values()
+    ]
+
+
 def markdown(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
     raw = found.raw
-    lines = [f"# {title_of(raw)}", "", raw["claims"]["said"].capitalize(), "", "## Claims", ""]
+    lines = [f"# {title_of(raw)}", "", raw["claims"]["said"].capitalize(), ""]
+    lines += [*section_markdown(raw, "circuit", figures), "", "## Claims", ""]
     if raw["claims"]["claims"]:
         lines += [markdown_table(HEADER, claim_rows(raw)), ""]
         for claim in raw["claims"]["claims"]:
             lines += [f"**{claim['verdict']}**: {claim['claim']}", "", *(f"- {line}" for line in evidence(claim)), ""]
-    for name, title in TITLES.items():
-        if name in raw["steps"]:
-            lines += [f"## {title}", "", raw["steps"][name]["said"], ""]
-            lines += [f"![{figures[name][1]}]({figures[name][0].name})", ""] if name in figures else []
-            lines += [f"- {note}" for note in raw["steps"][name].get("notes", ())]
+    for name in TITLES:
+        if name != "circuit":
+            lines += section_markdown(raw, name, figures)
     return "\n".join([*lines, "## Again", "", "\n\n".join(repeat_markdown(found))]).rstrip() + "\n"
+
+
+def section_markdown(raw: Found, name: str, figures: dict[str, tuple[Path, str]]) -> list[str]:
+    entry = raw["steps"].get(name)
+    if entry is None:
+        return []
+    lines = [f"## {TITLES[name]}", "", entry["said"], ""]
+    lines += [f"![{figures[name][1]}]({figures[name][0].name})", ""] if name in figures else []
+    if name == "circuit" and "effect" in entry:
+        lines += [markdown_table(CIRCUIT_HEADER, circuit_table(entry)), "", *(f"- {u}" for u in unit_lines(entry))]
+    return [*lines, *(f"- {note}" for note in entry.get("notes", ()))]
