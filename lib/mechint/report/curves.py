@@ -21,9 +21,9 @@ FLOOR = -0.5  # faithfulness has no lower bound; below this the exact depth of a
 
 
 def draw_search(results: Results, path: Path) -> Path:
-    """Writes sparsity_curves.png: units kept against the budget, the metric and the loss at every step."""
+    """Writes sparsity_curves.png: size and sparsity against the budget, the metric, the loss, and the temperature."""
     traces = load_history(results)
-    panels = 2 + _loss_differs(traces)
+    panels = 2 + _loss_differs(traces) + _annealed(traces)
     return style.save_figure(path, (7.2, 2.6 * panels), partial(search_figure, results=results, traces=traces))
 
 
@@ -32,17 +32,24 @@ def _loss_differs(traces: list[Trace]) -> bool:
     return any(trace.column("loss") != trace.column("metric") for trace in traces)
 
 
+def _annealed(traces: list[Trace]) -> bool:
+    """Whether the gates have a temperature, which then has a panel."""
+    return any("temperature" in step for trace in traces for step in trace.steps)
+
+
 def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None:
-    """Panels over the optimiser's steps: the size, what is preserved and, where it is something else, the loss.
+    """Panels over the optimiser's steps: the size and the sparsity, what is preserved and, where there are such, the
+    loss and the temperature of the gates.
 
     One line per seed; dashed is the search on random weights; thin grey lines are the searches for the size.
     """
     separate = _loss_differs(traces)
-    panels = list(figure.subplots(2 + separate, 1, sharex=True))
+    annealed = [trace for trace in traces if _annealed([trace])]
+    panels = list(figure.subplots(2 + separate + bool(annealed), 1, sharex=True))
     figure.suptitle(f"{results.raw['title']}: the search, step by step")
     fields = ["kept", "metric", *(["loss"] if separate else [])]
     for trace, look in _looks(traces):
-        for axes, field in zip(panels, fields, strict=True):
+        for axes, field in zip(panels, fields, strict=False):
             axes.plot(trace.column("step"), trace.column(field), **look)
     budgets = {tuple(zip(t.column("step"), t.column("budget"), strict=True)): None for t in traces if t.final}
     for budget in budgets:  # the same schedule of several seeds once
@@ -53,18 +60,38 @@ def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None
     _log_if_wide(panels[0], [value for trace in traces for value in trace.column("kept")], smallest / 2)
     if results.raw["metric"] == "kl":  # never negative, and searches end orders of magnitude apart
         _log_if_wide(panels[1], [value for trace in traces for value in trace.column("metric")])
-    panels[0].set(title="Size", ylabel=f"gates open\n({units_name(results)})")
+    panels[0].set(title="Size and sparsity", ylabel=f"gates open\n({units_name(results)})")
+    _sparsity_axis(panels[0], results.total)
     panels[1].set(title=f"What is preserved{'' if separate else ', and the loss'}: {name}", ylabel=f"{name}\n({unit})")
     if separate:
         panels[2].set(title="What is minimised", ylabel="loss")
+    for trace, look in _looks(annealed):
+        panels[-1].plot(trace.column("step"), trace.column("temperature"), **{**look, "label": "_"})
+    if annealed:
+        panels[-1].set(title="Temperature of the gates", ylabel="temperature")
     panels[-1].set_xlabel("optimiser step")
-    for axes, letter in zip(panels, "abc", strict=False):
+    for axes, letter in zip(panels, "abcd", strict=False):
         style.panel_letter(axes, letter)
     entries = sorted(zip(*panels[0].get_legend_handles_labels(), strict=True), key=lambda entry: -entry[0].get_zorder())
     seeds_first = [entry for entry in entries if entry[0].get_zorder() == 3] + [
         e for e in entries if e[0].get_zorder() != 3
     ]
     figure.legend(*zip(*seeds_first, strict=True), loc="outside lower center", ncols=4)
+
+
+def _sparsity_axis(axes: Axes, total: int) -> None:
+    """A second axis at the right of a size: the share of the units that is dropped."""
+    right = axes.twinx()
+    right.set_yscale(axes.get_yscale())
+    low, high = axes.get_ylim()
+    right.set_ylim(low, high)
+    shares = [0.999, 0.99, 0.95, 0.9, 0.8, 0.5, 0.0] if axes.get_yscale() == "log" else [1.0, 0.75, 0.5, 0.25, 0.0]
+    places = [(total * (1 - share), share) for share in shares if low <= total * (1 - share) <= high]
+    right.set_yticks([place for place, _ in places], [style.share_label(share) for _, share in places])
+    right.yaxis.set_minor_locator(style.no_ticks())
+    right.grid(visible=False)
+    right.spines["right"].set_visible(True)
+    right.set_ylabel("sparsity")
 
 
 def _looks(traces: list[Trace]) -> list[tuple[Trace, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from .values import Value
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
+    from matplotlib.ticker import Locator
 
 DPI = 160
 # Okabe and Ito's palette (2008), told apart with any colour vision; yellow is left out, it is faint on white.
@@ -73,9 +76,38 @@ def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Fig
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
+        fit_titles(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return write_bytes(path, buffer.getvalue())
+
+
+def fit_titles(figure: Figure) -> None:
+    """Breaks titles into lines where they are wider than the room they have, so that none is cut off."""
+    figure.draw_without_rendering()  # places the panels
+    title = figure.get_suptitle()
+    if title:
+        figure.suptitle(_broken(figure.suptitle(title), 0.97 * figure.bbox.width))
+    for axes in figure.axes:
+        text = axes.get_title(loc="left")
+        if text:
+            box = axes.get_window_extent()
+            same_row = [other.get_window_extent() for other in figure.axes if other is not axes]
+            right = [b.x0 for b in same_row if b.x0 > box.x1 - 1 and b.y0 < box.y1 and b.y1 > box.y0]
+            room = min([*right, figure.bbox.x1]) - box.x0
+            axes.set_title(_broken(axes.set_title(text, loc="left"), 0.98 * room), loc="left")
+
+
+def _broken(text: Text, room: float) -> str:
+    """The words of a text in lines that are no wider than ``room``, in pixels."""
+    words = text.get_text()
+    for _ in range(4):
+        width = text.get_window_extent().width
+        if width <= room:
+            break
+        longest = max(map(len, text.get_text().splitlines()))
+        text.set_text("\n".join(textwrap.wrap(words, max(8, int(longest * room / width)))))
+    return text.get_text()
 
 
 def panel_letter(axes: Axes, letter: str) -> None:
@@ -102,6 +134,13 @@ def percent_axis(axes: Axes, which: str = "y") -> None:
 def share_label(share: float) -> str:
     """0.5 is ``50 %``; small shares keep the digits they need."""
     return f"{100 * share:.4g} %".replace("-", "\N{MINUS SIGN}")
+
+
+def no_ticks() -> Locator:
+    """For an axis without minor ticks."""
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
 
 
 def log_count_axis(axes: Axes, low: float, high: float) -> None:

@@ -1,0 +1,68 @@
+"""What every figure has in common: titles that fit, and panels that show what their names promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechint.report import style
+from mechint.report.curves import search_figure
+from mechint.report.results import load_history, load_results
+
+LONG = (
+    "batch_topk dictionaries at layers.11.mixer_output_before_the_gate: how often latents are active on held-out text"
+)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, 3.6), (1, 7.2), (2, 7.2), (3, 10.0)])
+def test_a_title_that_is_wider_than_its_room_is_broken_into_lines(tmp_path: Path, columns: int, width: float) -> None:
+    seen: list[Any] = []
+
+    def draw(figure: Any) -> None:
+        seen.append(figure)
+        figure.suptitle(LONG)
+        for axes in figure.subplots(1, columns, squeeze=False).flat:
+            axes.set_title(LONG[:60], loc="left")
+
+    style.save_figure(tmp_path / "a.png", (width, 3), draw)
+    [figure] = seen
+    edge = figure.bbox
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    title = figure.suptitle(figure.get_suptitle())
+    assert "".join(title.get_text().split()) == "".join(LONG.split())  # nothing is lost
+    assert title.get_window_extent().x0 >= edge.x0 and title.get_window_extent().x1 <= edge.x1
+    for k, axes in enumerate(figure.axes):
+        text = axes.set_title(axes.get_title(loc="left"), loc="left")
+        right = panels[k + 1].x0 if k + 1 < columns else edge.x1
+        assert text.get_window_extent().x1 <= right + 1 and "".join(text.get_text().split()) == "".join(
+            LONG[:60].split()
+        )
+
+
+def test_a_title_that_fits_stays_as_it_is(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    style.save_figure(tmp_path / "a.png", (7, 3), lambda figure: seen.append(figure) or figure.suptitle("Short"))
+    assert seen[0].get_suptitle() == "Short"
+
+
+def test_the_curves_of_a_search_show_sparsity_and_temperature(copy: Path) -> None:
+    from matplotlib.figure import Figure
+
+    history = copy / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    history.write_text("".join(json.dumps({**row, "temperature": 1 / (1 + row["step"])}) + "\n" for row in rows))
+    results = load_results(copy)
+    with style.plain_settings():
+        figure = Figure()
+        search_figure(figure, results, load_history(results))
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert "sparsity" in labels and "temperature" in labels
+    right = figure.axes[labels.index("sparsity")]
+    shown = dict(zip((text.get_text() for text in right.get_yticklabels()), right.get_yticks(), strict=True))
+    assert shown["50 %"] == results.total / 2 and shown["0 %"] == results.total
+    lines = figure.axes[labels.index("temperature")].lines
+    first = load_history(results)[0]
+    assert list(lines[0].get_ydata()) == [1 / (1 + step) for step in first.column("step")]
