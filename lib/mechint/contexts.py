@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from .errors import MechintError, did_you_mean
+from .models.tokenizer import Encoder, special_ids
 from .tasks import Task, mix
 
 KINDS = ("text", "bos", "boundary", "padding")
-"""What a token is: text, the beginning-of-sequence token, the token between two documents, or padding."""
+"""What a token is: text, the beginning-of-sequence token, padding, or any other special token, as between documents."""
 TEXT, BOS, BOUNDARY, PADDING = range(len(KINDS))
-SPECIAL = {
+NAMES = {
     BOS: ("<s>", "<bos>", "[CLS]", "<|begin_of_text|>"),
-    BOUNDARY: ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>"),
     PADDING: ("<pad>", "[PAD]", "<|padding|>"),
 }
-"""Names that tokenizers give their special tokens."""
+"""Names that tokenizers give some of their special tokens; the others are boundaries."""
 
 
 class Contexts(Protocol):
@@ -64,13 +64,17 @@ def excluded(names: str | Iterable[str]) -> tuple[int, ...]:
 
 
 def special_kinds(tokens: Tensor, tokenizer: Any) -> Tensor:
-    """The kind of each token [..., L] by the names of the tokenizer's special tokens, uint8; all text without one."""
+    """The kind of each token [..., L] by the tokenizer's own flags, uint8; all text without one.
+
+    Of the tokens that it flags as special, what its template puts in front of a text is the beginning.
+    """
     kinds = torch.zeros_like(tokens, dtype=torch.uint8)
-    for kind, names in SPECIAL.items():
-        for name in names:
-            found = None if tokenizer is None else tokenizer.token_to_id(name)
-            if found is not None:
-                kinds[tokens == found] = kind
+    if tokenizer is None:
+        return kinds
+    front = Encoder(tokenizer).template
+    for token, name in special_ids(tokenizer).items():
+        kind = next((kind for kind, names in NAMES.items() if name in names), BOUNDARY)
+        kinds[tokens == token] = BOS if token in front else PADDING if "pad" in name.lower() else kind
     return kinds
 
 
@@ -82,8 +86,8 @@ class TaskContexts:
 
     batches: int | None = None
 
-    def __init__(self, task: Task, split: str, rows: int, seed: int, tokenizer: Any = None) -> None:
-        self.task, self.split, self.rows, self.seed, self.tokenizer = task, split, rows, seed, tokenizer
+    def __init__(self, task: Task, split: str, rows: int, seed: int) -> None:
+        self.task, self.split, self.rows, self.seed = task, split, rows, seed
         self.length = task.length
         self.name = f"{task.description}; {split} split"
         facts = (task.name, task.description, task.fingerprint, task.length, split, rows, seed)
@@ -91,7 +95,7 @@ class TaskContexts:
 
     def batch(self, i: int) -> tuple[Tensor, Tensor]:
         prompts = self.task.sample(self.rows, self.split, mix(self.seed, "contexts", i))
-        kinds = special_kinds(prompts.tokens, self.tokenizer)
+        kinds = special_kinds(prompts.tokens, self.task.tokenizer)
         behind = torch.arange(prompts.tokens.shape[1]) > prompts.positions.max(1, keepdim=True).values
         kinds[behind] = PADDING
         return prompts.tokens, kinds

@@ -167,12 +167,13 @@ def reading(path: str | Path, advice: str = "copy or download it again") -> Iter
         ) from None
 
 
-def check_regular(path: str | Path, limit: int | None, what: str) -> int:
+def check_regular(path: str | Path, limit: int | None, what: str, remedy: str = "name another file") -> int:
     """The size in bytes of a regular file; a FIFO or a device, which may never end, is refused without a wait.
 
     Args:
         limit: The most bytes there may be; None for any number.
         what: What the file is meant to be, for messages.
+        remedy: What to do where it is none, for messages.
 
     Raises:
         MechintError: there is no such file, it is none that ends, it is larger than ``limit``, or it may not be read.
@@ -181,25 +182,25 @@ def check_regular(path: str | Path, limit: int | None, what: str) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise MechintError(f"{what} {name}: no such file; correct the path") from None
+        raise MechintError(f"{what} {name}: no such file; {remedy}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise MechintError(f"{what} {name} can't be read ({reason}); name another file") from None
+        raise MechintError(f"{what} {name} can't be read ({reason}); {remedy}") from None
     try:
         status = os.fstat(handle)
     finally:
         os.close(handle)
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
-        raise MechintError(f"{what} {name} is {kind}, not a regular file; name a file")
+        raise MechintError(f"{what} {name} is {kind}, not a regular file; {remedy}")
     if limit is not None and status.st_size > limit:
         raise MechintError(f"{what} {name} has {status.st_size} bytes; at most {limit} are read, so give a smaller one")
     return status.st_size
 
 
-def read_regular(path: str | Path, limit: int, what: str) -> bytes:
+def read_regular(path: str | Path, limit: int, what: str, remedy: str = "name another file") -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes; see :func:`check_regular` for what is refused."""
-    check_regular(path, limit, what)
+    check_regular(path, limit, what, remedy)
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -25,6 +25,7 @@ from . import files, wandb_run
 from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
+from .models.tokenizer import check_bytes
 from .probes import Labelled, derived, probe, refuse_derived, split_by_group
 from .report import log_wandb, write_report
 from .rundir import check_writable, fingerprint, manifest
@@ -149,6 +150,8 @@ class MambaMechanisticAnalyzer:
             task = make_task(TaskConfig(name=c.toy_task), self.model.tokenizer, self.model.config.vocab_size)
         else:
             texts = [read_text("topics")[:200_000]] if texts is None else list(texts)
+            if self.model.tokenizer is None:
+                check_bytes(self.model.config.vocab_size)
             task = Windows(texts, c.text_length, self.model.tokenizer)
             if task.vocab_size > self.model.config.vocab_size:
                 raise MechintError(

@@ -75,7 +75,10 @@ class OwnTask:
     )
 
 
-TEXTS = {"file": ("file", "answers"), "prompt": ("prompt", "subject", "answer", "answers")}
+TEXTS = {
+    "file": ("file", "answers", "space"),
+    "prompt": ("prompt", "subject", "occurrence", "answer", "answers", "space"),
+}
 """Options of a task that mean nothing to others."""
 
 

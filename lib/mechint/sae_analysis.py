@@ -185,7 +185,7 @@ class SAEAnalyzer(StagedAnalyzer):
 
     def contexts(self, loader: PromptLoader) -> TaskContexts:
         rows = max(len(batch) for batch in loader)
-        return TaskContexts(loader.task, "train", rows, self.seed, self.model.tokenizer)
+        return TaskContexts(loader.task, "train", rows, self.seed)
 
     def pools(self, loader: PromptLoader) -> Pools:
         """The activations to train on: as many pools as hold the tokens that were asked for."""
@@ -225,6 +225,7 @@ class SAEAnalyzer(StagedAnalyzer):
             "model_family": self.model.config.family,
             "flatten": self.config.flatten,
             "context_size": loader.task.length,
+            "prepend_bos": bool(loader.task.front),
             "dataset": loader.task.description,
         }
         done = train_grid(
@@ -244,7 +245,7 @@ class SAEAnalyzer(StagedAnalyzer):
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
     def windows(self, loader: PromptLoader) -> list[Windows]:
-        return [window_of(batch, loader.task.name, self.model.tokenizer, self.config.exclude) for batch in loader]
+        return [window_of(batch, loader.task, self.config.exclude) for batch in loader]
 
     def evaluate(self, site: str, windows: list[Windows]) -> dict[str, dict[str, Any]]:
         here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if c.site == site}

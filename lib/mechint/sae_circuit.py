@@ -142,7 +142,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
     def train(self, model: Any, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
         """Dictionaries of a model: their tensors by site."""
         c, rows = self.options, max(len(batch) for batch in loader)
-        contexts = TaskContexts(loader.task, "train", rows, self.seed, model.tokenizer)
+        contexts = TaskContexts(loader.task, "train", rows, self.seed)
         pool = max(1, min(c.control_tokens, CONTROL_BUFFER) // (rows * contexts.length))
         training = Training(tokens=c.control_tokens, batch=min(CONTROL_BATCH, c.control_tokens), seed=self.seed)
         found = {}
@@ -157,7 +157,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
         """Writes features/{dictionary}.json: where the circuit's latents fire, and what they raise."""
         if self.run_dir is None or not self.options.read:
             return
-        windows = [window_of(batch, loader.task.name, self.model.tokenizer, self.options.exclude) for batch in loader]
+        windows = [window_of(batch, loader.task, self.options.exclude) for batch in loader]
         kept = self.masks_by_site()
         for site, latents in kept.items():
             if latents:

@@ -19,7 +19,7 @@ from .sae_causal import causal_effects
 from .sae_evaluation import Windows
 from .sae_features import read_features, save_features
 from .sae_labels import label_scores
-from .tasks import Prompts
+from .tasks import Prompts, Task
 
 RAISED = 3
 """Tokens of a feature's attribution whose logits the causal check looks at."""
@@ -64,12 +64,12 @@ def _recovered(metrics: Mapping[str, Any]) -> float | None:
     return float(metrics["ce_recovered_mean"]["value"]) if "ce_recovered_mean" in metrics else None
 
 
-def window_of(prompts: Prompts, task_name: str, tokenizer: Any, exclude: str) -> Windows:
-    """A batch of prompts without the tokens of the kinds that ``exclude`` names."""
-    kinds = special_kinds(prompts.tokens, tokenizer)
+def window_of(prompts: Prompts, task: Task, exclude: str) -> Windows:
+    """A batch of a task's prompts without the tokens of the kinds that ``exclude`` names."""
+    kinds = special_kinds(prompts.tokens, task.tokenizer)
     left_out = torch.tensor(excluded(exclude), dtype=torch.uint8, device=kinds.device)
     answers = None
-    if task_name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
+    if task.name != "text":  # elsewhere the task asks nothing, and the model was taught nothing
         answers = torch.full_like(prompts.tokens, -1).scatter(1, prompts.positions, prompts.answers)
     return Windows(prompts.tokens, ~torch.isin(kinds, left_out), prompts.template, answers)
 

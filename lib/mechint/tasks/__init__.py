@@ -6,11 +6,10 @@ A new task is a class like those beside this file and a line in :data:`KINDS` an
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError, did_you_mean
-from ..models.tokenizer import read_tokenizer
+from ..models.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
 from ..options import check
 from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
 from .config import TASKS, TaskConfig
@@ -50,19 +49,33 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
 
     Args:
         config: The options; see :class:`TaskConfig`.
-        tokenizer: The model's, for :data:`READERS`; without one a token of ``text`` is a byte.
+        tokenizer: The model's, for :data:`READERS`; one that the options name goes before it. Without either a token
+            of ``text`` is a byte, which a model's vocabulary of 256 or the tokenizer ``bytes`` must say.
         vocab_size: The model's, which the task's tokens must fit; None when there is no model yet.
 
     Raises:
-        MechintError: an option is out of range, the sizes leave nothing to hold out, or the model has too few tokens.
+        MechintError: an option is out of range, the sizes leave nothing to hold out, the model has too few tokens, or
+            nothing says how the model reads text.
     """
     check(config, where="task")
     if config.name not in TASKS:
         raise MechintError(f"no task {config.name!r}{did_you_mean(config.name, TASKS)}; take {', '.join(TASKS)}")
-    if config.tokenizer:
-        tokenizer = named_tokenizer(config.tokenizer)
     reader = READERS.get(config.name)
-    task = reader(config, tokenizer) if reader else KINDS[config.name](config)
+    if reader is None:
+        task = KINDS[config.name](config)
+    else:
+        if config.tokenizer:
+            tokenizer = None if config.tokenizer == BYTES else named_tokenizer(config.tokenizer, vocab_size)
+        if config.name == "text":
+            stored = config.text.endswith(".bin")
+            if tokenizer is None and not stored and config.tokenizer != BYTES:
+                check_bytes(vocab_size)
+            task = Text(config, tokenizer, vocab_size)
+        else:
+            task = reader(config, tokenizer)
+        task.tokenizer = tokenizer
+        if tokenizer is not None:
+            task.fingerprint = f"{task.fingerprint} tokenizer {digest_of(tokenizer)}".strip()
     task.config = config
     if vocab_size is not None and task.vocab_size > vocab_size:
         raise MechintError(
@@ -70,12 +83,3 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
             "choose the task and sizes that the model was trained on"
         )
     return task
-
-
-def named_tokenizer(name: str) -> Any:
-    """The tokenizer of the option ``tokenizer``: a tokenizer.json, or the directory that has it."""
-    path = Path(name).expanduser()
-    tokenizer = read_tokenizer(path if path.is_dir() else path.parent)
-    if tokenizer is None or not (path.is_dir() or path.name == "tokenizer.json"):
-        raise MechintError(f"tokenizer {name}: there is no tokenizer.json; name the file, or the directory that has it")
-    return tokenizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,10 @@ class Task(ABC):
     """One sentence for reports."""
     config: TaskConfig | None = None
     """The options it was made from, where :func:`mechint.tasks.make_task` made it."""
+    tokenizer: Any = None
+    """The ``tokenizers.Tokenizer`` whose tokens the prompts are, None where tokens are symbols or bytes."""
+    front: Sequence[int] = ()
+    """The tokens that every prompt begins with because the tokenizer puts them in front of a text."""
     fingerprint: str = ""
     """Hash of data that the options only point to, such as a text file; empty when the options say everything."""
 
@@ -185,6 +189,20 @@ class Task(ABC):
 
     def refuse(self, problem: str, remedy: str) -> MechintError:
         return MechintError(f"task {self.name}: {problem}; {remedy}")
+
+
+def begun(prompts: Prompts, front: Sequence[int]) -> Prompts:
+    """The prompts with the same tokens in front of each, and of its twin."""
+    if not front:
+        return prompts
+    start = lambda tokens: torch.cat([torch.tensor(front).expand(len(tokens), -1), tokens], 1)
+    return dataclasses.replace(
+        prompts,
+        tokens=start(prompts.tokens),
+        positions=prompts.positions + len(front),
+        twins=None if prompts.twins is None else start(prompts.twins),
+        subject=None if prompts.subject is None else prompts.subject + len(front),
+    )
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:

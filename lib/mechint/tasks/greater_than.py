@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import MIN_TEMPLATES, Prompts, Task, draw_in_split
+from .base import MIN_TEMPLATES, Prompts, Task, begun, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill
 
@@ -37,30 +37,40 @@ class GreaterThan(Task):
     has_twins = True
 
     def __init__(self, config: TaskConfig, tokenizer: Any = None) -> None:
-        self.words = Words(self, tokenizer, [*FRAME.split(), *NOUNS, *CENTURIES], {"The"})
+        self.words = Words(self, tokenizer, [*FRAME.split(), *NOUNS, *CENTURIES], {"The"}, config.bos)
         years = [f"{year:02d}" for year in range(100)]
         self.years = self.years_of(tokenizer, years)
         self.words.known([word for word in FRAME.split() if word not in SLOTS], 7, "words")
         self.nouns = torch.tensor([self.words.ids[noun] for noun in self.words.known(NOUNS, 8, "nouns")])
         self.starts = self.split_years(tokenizer)  # [start, (century's id, year)]
         self.table = self.words.table([FRAME.split()], SLOTS)  # [1, L]
-        self.length = self.table.shape[1]
+        self.front = self.words.front
+        self.length = len(self.front) + self.table.shape[1]
         self.vocab_size = 1 + max(int(self.years.max()), self.words.vocab_size - 1)
         self.description = (
             f"Greater than: an event of {len(self.nouns)} begins in one of {len(self.starts)} years, and any later "
-            "year of the century is right"
+            f"year of the century is right{self.words.said}"
         )
 
     def years_of(self, tokenizer: Any, years: list[str]) -> Tensor:
         """Ids of 00 … 99 as they follow a century, [100]."""
         if tokenizer is None:
             return torch.arange(100) + self.words.vocab_size
-        found = [tokenizer.encode(year, add_special_tokens=False).ids for year in years]
+        found = [self.year_of(year) for year in years]
         if any(len(ids) != 1 for ids in found):
             raise self.refuse(
                 "the model's tokenizer has no single tokens for two-digit years", "take another task for this model"
             )
         return torch.tensor(found).squeeze(1)
+
+    def year_of(self, year: str) -> list[int]:
+        """The tokens of a year behind the first century that leaves it apart, or alone where none does."""
+        assert self.words.encoder is not None
+        for century in CENTURIES:
+            ids = self.words.inside(f" {century}{year}")
+            if len(ids) == 2 and ids[0] == self.words.ids.get(century):
+                return ids[1:]
+        return self.words.encoder.ids(year)
 
     def split_years(self, tokenizer: Any) -> Tensor:
         """The starting years that are two tokens, the century's and the year's, [start, (century's id, year)].
@@ -70,7 +80,7 @@ class GreaterThan(Task):
         found = []
         for word in (word for word in CENTURIES if word in self.words.ids):
             century = self.words.ids[word]
-            whole = lambda year, word=word: tokenizer.encode(f" {word}{year:02d}", add_special_tokens=False).ids
+            whole = lambda year, word=word: self.words.inside(f" {word}{year:02d}")
             fits = lambda year, c=century, w=whole: tokenizer is None or w(year) == [c, int(self.years[year])]
             found += [(century, year) for year in range(FIRST, LAST + 1) if fits(int(TWIN)) and fits(year)]
         if len(found) < MIN_TEMPLATES:
@@ -92,9 +102,9 @@ class GreaterThan(Task):
         earlier = int(TWIN) + 1 + (share[1] * (start - int(TWIN))).long()  # right for the twin, wrong here
         every = torch.arange(100).expand(count, -1)
         column = lambda chosen: torch.where(chosen, self.years.expand(count, -1), -1).unsqueeze(1)
-        return Prompts(
+        made = Prompts(
             sentence(start),
-            torch.full((count, 1), self.length - 1),
+            torch.full((count, 1), self.table.shape[1] - 1),
             self.years[later].unsqueeze(1),
             sentence(torch.full_like(start, int(TWIN))),
             self.years[earlier].unsqueeze(1),
@@ -102,6 +112,7 @@ class GreaterThan(Task):
             accepted=column(every > start.unsqueeze(1)),
             rejected=column(every <= start.unsqueeze(1)),
         )
+        return begun(made, self.front)
 
     def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
         """The event, the century and the year that it begins in."""
@@ -111,6 +122,7 @@ class GreaterThan(Task):
         role = torch.tensor([slots.get(word, 0) for word in frame])
         role[year + 1 :] = 4
         role[-1] = 5
+        role = torch.cat([role.new_zeros(len(self.front)), role])
         return ROLES, role.to(prompts.tokens.device).expand(len(prompts), -1)
 
     def decode(self, token: int) -> str:

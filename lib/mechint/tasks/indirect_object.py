@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import MIN_TEMPLATES, Prompts, Task, distinct, draw_in_split
+from .base import MIN_TEMPLATES, Prompts, Task, begun, distinct, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill
 
@@ -51,7 +51,7 @@ class IndirectObject(Task):
         frames = [frame.split() for frame in FRAMES]
         fixed = [word for frame in frames for word in frame if word not in SLOTS]
         first = {frame[0] for frame in frames}
-        self.words = Words(self, tokenizer, [*fixed, *PLACES, *OBJECTS, *NAMES], first)
+        self.words = Words(self, tokenizer, [*fixed, *PLACES, *OBJECTS, *NAMES], first, config.bos)
         usable = [frame for frame in frames if all(word in self.words.ids or word in SLOTS for word in frame)]
         if not usable:
             raise self.refuse(
@@ -70,12 +70,13 @@ class IndirectObject(Task):
                 f"some out ({MIN_TEMPLATES} needed)",
                 "write prompts of your own into a file (KNLP_TASK_NAME_FILE)",
             )
-        self.length, self.vocab_size = self.table.shape[1], self.words.vocab_size
+        self.front = self.words.front
+        self.length, self.vocab_size = len(self.front) + self.table.shape[1], self.words.vocab_size
         for row in self.table:
             self.words.check(fill(row.unsqueeze(0), [ids[:1] for ids in self.slots(row.new_zeros(1, 3))])[0])
         self.description = (
             f"Indirect objects: two of {len(self.names)} names, one of them again, and the other one is the answer, in "
-            f"{len(usable)} sentences with {len(self.places)} places and {len(self.objects)} objects"
+            f"{len(usable)} sentences with {len(self.places)} places and {len(self.objects)} objects{self.words.said}"
         )
 
     def slots(self, template: Tensor) -> list[Tensor]:
@@ -95,9 +96,10 @@ class IndirectObject(Task):
             self.table[row[:, 0]],
             [pair[:, 0], pair[:, 1], third, self.places[row[:, 1]], self.objects[row[:, 2]]],
         )
-        positions = torch.full((count, 1), self.length - 1)
+        positions = torch.full((count, 1), self.table.shape[1] - 1)
         column = lambda ids: ids.unsqueeze(1)
-        return Prompts(sentence(said), positions, column(asked), sentence(asked), column(said), template)
+        made = Prompts(sentence(said), positions, column(asked), sentence(asked), column(said), template)
+        return begun(made, self.front)
 
     def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
         """The indirect object, the subject, both times it is said, and what is between that and the end."""

