@@ -111,6 +111,24 @@ def test_sentences_are_in_the_models_tokens() -> None:
     assert task.length == plain.length and task.vocab_size <= tokenizer.get_vocab_size()
 
 
+def test_sentences_begin_as_their_tokenizer_does() -> None:
+    from tokenizers import processors
+
+    plain, made = word_tokenizer(), word_tokenizer()
+    made.add_special_tokens(["<s>"])
+    bos = made.token_to_id("<s>")
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", pair="$A $B", special_tokens=[("<s>", bos)])
+    config = TaskConfig(name="indirect_object")
+    bare, begun = (make_task(config, t).sample(9, "train", 0) for t in (plain, made))
+    assert begun.tokens[:, 1:].tolist() == bare.tokens.tolist() and set(begun.tokens[:, 0].tolist()) == {bos}
+    assert bool((begun.positions == bare.positions + 1).all()) and bool((begun.answers == bare.answers).all())
+    task = make_task(config, made)
+    assert (
+        task.length == begun.tokens.shape[1]
+        and task.roles(begun)[1][:, 1:].tolist() == make_task(config, plain).roles(bare)[1].tolist()
+    )
+
+
 @pytest.mark.parametrize(
     ("missing", "line"),
     [
