@@ -94,7 +94,7 @@ def test_the_layout_of_known_1000_and_groups_by_length(tmp_path: Path) -> None:
         ({"prompt": "a b", "subject": "a"}, r"line 2 has no answer"),
         (
             {**FACT, "subject": "Big Ben"},
-            r"line 2: the subject 'Big Ben' is not in the prompt as a whole word .*, whose tokens are \['The",
+            r"line 2: the subject 'Big Ben' is not in the prompt, whose tokens are \['The",
         ),
         ({**FACT, "subject": FACT["prompt"]}, r"line 2: the whole prompt is its subject"),
         ({**TWIN, "twin_prompt": "The Taj is in"}, r"line 2: the prompt has 5 tokens and its twin 4"),

@@ -190,7 +190,7 @@ def test_a_subject_is_a_whole_word() -> None:
     tokenizer = byte_level()
     mars = one(tokenizer, prompt="Marshal Mars is the god of", subject="Mars", answer="war").facts[0]
     assert tokenizer.decode(mars.tokens[slice(*mars.subject)]) == " Mars"
-    with pytest.raises(MechintError, match=r"not in the prompt as a whole word .1 times inside other words only"):
+    with pytest.raises(MechintError, match=r"inside other words alone, not as a whole word"):
         one(tokenizer, prompt="Marshal Mercury is the god of", subject="Mars")
 
 

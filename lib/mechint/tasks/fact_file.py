@@ -136,11 +136,10 @@ class FactFile(Task):
         found, inside = places(line.subject, line.prompt)
         name = short(repr(line.subject), 80)
         if not found:
-            how = f"{inside} times inside other words only" if inside else "not at all"
+            how = "in the prompt inside other words alone, not as a whole word" if inside else "not in the prompt"
             tokens = short([self.tokenizer.id_to_token(token) for token in prompt.ids], 400)
             raise self.refuse(
-                f"{line.where}: the subject {name} is not in the prompt as a whole word ({how}), whose tokens are "
-                f"{tokens}",
+                f"{line.where}: the subject {name} is {how}, whose tokens are {tokens}",
                 "write the subject as it stands there",
             )
         if line.occurrence is None and len(found) > 1:
