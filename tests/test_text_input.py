@@ -100,7 +100,7 @@ def file_of(path: Path, *lines: dict[str, Any]) -> TaskConfig:
     [
         (PROMPT, "Eiffel Tower", "Paris", " "),
         (PROMPT, "Eiffel Tower", " Paris", ""),
-        ("法国的首都是：", "法国", "巴黎", ""),
+        ("在欧洲，法国的首都是：", "法国", "巴黎", ""),
         ('Asked for the capital of Italy he said "', "Italy", "Rome", ""),
         ("The price of bread is $", "bread", "5", ""),
         ("The Eiffel Tower (", "Eiffel Tower", "Paris", ""),
