@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechint.errors import LONG_LINE, MechintError, exit_status, one_line
+from mechint.errors import LONG_LINE, MechintError, exit_status, one_line, say_failure
 
 
 def said(error: BaseException, capsys: pytest.CaptureFixture[str]) -> str:
@@ -50,3 +50,18 @@ def test_a_message_is_one_readable_line(message: str, capsys: pytest.CaptureFixt
     assert len(line) <= LONG_LINE + 60 and line.isprintable()
     assert line.removeprefix("error: ")[:3] == message[:3] and line[-3:] == one_line(message)[-3:]
     assert one_line("short enough") == "short enough"
+
+
+def test_one_of_several_pieces_of_work_says_which_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, says in (
+        (MechintError("no use"), "error: a.pt: no use"),
+        (MechintError("a.pt holds nothing"), "error: a.pt holds nothing"),
+        (OSError(errno.ENOSPC, "No space left", "x"), "error: a.pt: No space left (x); free space"),
+    ):
+        say_failure(error, "a.pt")
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(says)
+    say_failure(RuntimeError("a defect"), "a.pt")
+    said = capsys.readouterr().err
+    assert said.startswith("RuntimeError") or "Traceback" in said
+    assert said.splitlines()[-1].startswith("error: a.pt: RuntimeError: a defect")

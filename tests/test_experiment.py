@@ -14,13 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from mechint import files
+from mechint import experiment as whole
+from mechint import files, workers
+from mechint.analysis import analyses
+from mechint.causal_trace import TraceConfig
 from mechint.errors import MechintError
 from mechint.experiment import Experiment, apart, run_directories, run_experiment
 from mechint.kv_circuit import KVCircuitConfig
 from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.neurons import NeuronConfig
 from mechint.run_config import RunConfig, elsewhere, request
+from mechint.sae_analysis import SAEAnalysisConfig
 from mechint.ssm_circuit import SSMCircuitConfig
 from mechint.tasks import TaskConfig
 from tests.builders import tiny_mamba
@@ -133,6 +139,107 @@ def test_a_checkpoint_that_fails_its_task_does_not_stop_the_others(
     with pytest.raises(MechintError, match="2 of 2 checkpoints could not be analysed"):
         run_experiment(experiment(tmp_path / "models", tmp_path / "out2", min_accuracy=1.0))
     assert capsys.readouterr().err.count("there is no circuit to explain") == 2
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
+    """Makes one analysis fail once its prompts are there, whatever it is asked."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(analyses()[name].analyzer, "run_analysis", fails)
+
+
+TRACE = TraceConfig(prompts=8, eval_prompts=8, draws=1, sites="resid_post", sever="", bootstrap=100)
+
+
+def test_an_analysis_that_fails_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the reason; what is not expected keeps its traceback."""
+    broken(monkeypatch, "trace", RuntimeError("a defect"))
+    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out")
+    both = dataclasses.replace(both, configs={"trace": TRACE, **both.configs})
+    with pytest.raises(MechintError, match=r"1 of the analyses .* \(Causal tracing\); the others are finished"):
+        run_experiment(both)
+    assert (tmp_path / "out/ssm/report.html").exists() and not (tmp_path / "out/trace/results.json").exists()
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if line.startswith("error: ") and "Causal tracing: " in line]
+    assert "Traceback" in said
+
+
+def test_an_analysis_with_models_of_its_own_that_fails_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, "kv", RuntimeError("a defect"))
+    gpt2 = transformers.GPT2Config(vocab_size=24, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(gpt2).save_pretrained(tmp_path / "gpt2")
+    own = KVCircuitConfig(checkpoint=str(tmp_path / "gpt2"))
+    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out")
+    with pytest.raises(MechintError, match="of the analyses"):
+        run_experiment(dataclasses.replace(both, configs={"kv": own, **both.configs}))
+    assert (tmp_path / "out/ssm/report.html").exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"trace": dataclasses.replace(TRACE, sites="resid_pots")}, "no site 'resid_pots'"),
+        ({"trace": dataclasses.replace(TRACE, task="file")}, "file"),
+        ({"neuron": NeuronConfig(layers="7")}, "no layer 7"),
+        ({"kv": KVCircuitConfig()}, "is a mamba model"),
+        ({"kv": KVCircuitConfig(checkpoint="nowhere.pt")}, "nowhere.pt"),
+        ({"sae": SAEAnalysisConfig(dictionaries="nowhere")}, "nowhere"),
+    ],
+)
+def test_what_the_last_analysis_cannot_do_is_said_before_the_first_one_works(
+    config: dict[str, Any], says: str, dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, "ssm", AssertionError("work began"))
+    wanted = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out")
+    with pytest.raises(MechintError, match=says):
+        run_experiment(dataclasses.replace(wanted, configs={**wanted.configs, **config}), dry_run=dry_run)
+    assert not (tmp_path / "out").exists(), "a start that failed leaves nothing"
+
+
+@pytest.mark.parametrize("damage", ["gone", "nan", "vocabulary", "finished"])
+def test_a_dry_run_refuses_what_a_run_would_refuse(damage: str, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "models/a.pt")
+    wanted, says = experiment(tmp_path / "models/*.pt", tmp_path / "out"), "models/a.pt"
+    if damage == "gone":
+        path.unlink()
+        says = "no checkpoint matches"
+    elif damage == "nan":
+        state = torch.load(path)
+        next(iter(state["model"].values())).fill_(float("nan"))
+        torch.save(state, path)
+        says = "NaN"
+    elif damage == "vocabulary":
+        wanted = dataclasses.replace(wanted, task=dataclasses.replace(TASK, keys=40))
+        says = "vocabulary is 24"
+    else:
+        (tmp_path / "out/a").mkdir(parents=True)
+        (tmp_path / "out/a/results.json").write_text('{"key": {"analysis": "another"}}')
+        says = "finished results of another request"
+    before = sorted(tmp_path.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(MechintError, match=says):
+            run_experiment(wanted, dry_run=dry_run)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_comparison_that_fails_is_said_and_the_runs_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(whole, "write_comparisons", fails)
+    places = {(name, "ssm"): tmp_path / name for name in ("a.pt", "b.pt")}
+    assert whole.compare(experiment("*.pt", tmp_path / "out"), places, [], []) == ["SSM circuit"]
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "error: comparison of SSM circuit: RuntimeError: a defect" in said
 
 
 def test_drawing_again_leaves_masks_and_numbers_alone(tmp_path: Path) -> None:
@@ -287,6 +394,57 @@ def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) ->
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param("torch.distributed.run", marks=pytest.mark.exhaustive), "scripts.kconfig.processes"]
+)
+def test_of_two_processes_the_survivors_are_compared_and_one_line_says_what_failed(tmp_path: Path, how: str) -> None:
+    """One of three checkpoints answers nothing, whoever of the two gets it; each start tries it again."""
+    for k in range(3):
+        checkpoint(tmp_path / f"runs/step{k}.pt", k)
+    model = torch.load(tmp_path / "runs/step1.pt")
+    [head] = [name for name in model["model"] if name.endswith("embeddings.weight")]
+    model["model"][head].zero_()  # whatever is removed, nothing changes
+    torch.save(model, tmp_path / "runs/step1.pt")
+    start = [how, "2", sys.executable] if "scripts" in how else [how, "--standalone", "--nproc-per-node=2"]
+    small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
+    small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
+    places = [f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/out"]
+    command = [sys.executable, "-m", *start, str(ROOT / "scripts/run_mechint_analysis.py"), *small, *places]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    compared = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert [Path(run["checkpoint"]).name for run in compared["runs"]] == ["step0.pt", "step2.pt"]
+    if how == "scripts.kconfig.processes":
+        first, last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "step1.pt: " in first and "1 of 3 checkpoints could not be analysed" in last
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, ""),
+        ({"WORLD_SIZE": "many"}, ""),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT does not fit"),
+        ({"WORLD_SIZE": "2", "RANK": "5", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "RANK does not fit"),
+        ({"WORLD_SIZE": "²", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "WORLD_SIZE does not fit"),
+    ],
+)
+def test_a_stray_number_of_processes_is_no_traceback(
+    environment: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WORLD_SIZE", *workers.TOLD):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if says:
+        with pytest.raises(MechintError, match=says):
+            workers.started()
+    else:
+        assert workers.started() is False and "works alone" in capsys.readouterr().err
 
 
 def test_an_analysis_with_models_of_its_own_is_an_experiment_of_its_own(tmp_path: Path) -> None:

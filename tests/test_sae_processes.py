@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from mechint import sae
-from scripts.kconfig.__main__ import _command, processes
-from scripts.kconfig.defconfigs import ConfigError, find_all
-from scripts.kconfig.loading import load
+from scripts.kconfig.__main__ import how_many
+from scripts.kconfig.defconfigs import ConfigError
 from tests.test_experiment import ROOT, checkpoint
 
 SMALL = [
@@ -51,11 +50,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 
 
 def test_make_starts_as_many_processes_as_it_is_told() -> None:
-    menu = load(ROOT, find_all(ROOT)["mamba-tiny-sae"])
-    assert [processes(said) for said in ("", "1", "4")] == [1, 1, 4]
-    for bad in ("0", "two", "-1"):
+    assert [how_many(said) for said in ("", " ", "1", "4", " 2 ")] == [1, 1, 1, 4, 2]
+    for bad in ("0", "two", "-1", "²", "٣", "1_0", "1e1", "9" * 5000, "1025"):
         with pytest.raises(ConfigError, match="is no number of processes"):
-            processes(bad)
-    alone, four = (_command(menu, "mechint", count) for count in (1, 4))
-    assert four[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    assert [alone[0], *four[5:]] == alone
+            how_many(bad)

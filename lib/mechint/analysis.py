@@ -56,6 +56,13 @@ class StagedAnalyzer:
         self.shared = False
         """Whether all processes of torchrun are at this one analysis."""
 
+    def check(self, train_loader: Any, val_loader: Any) -> None:
+        """Refuses, before any work, prompts that the analysis cannot use.
+
+        Raises:
+            MechintError: they lack something that the options ask for.
+        """
+
     def assist(self, train_loader: Any, val_loader: Any) -> None:
         """What another process than the first does meanwhile, where the work is shared."""
 

@@ -57,7 +57,7 @@ class CircuitAnalyzer(CircuitEvidence):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Searches on the prompts of ``train_loader`` and measures on those of ``val_loader``; returns the results."""
         config = self.config
-        self.check_metric(train_loader)
+        self.check(train_loader, val_loader)
         accuracy = self.check_accuracy(val_loader)
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
         discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
@@ -125,7 +125,9 @@ class CircuitAnalyzer(CircuitEvidence):
 
     # ---- before the work ----------------------------------------------------------------------------------------
 
-    def check_metric(self, loader: PromptLoader) -> None:
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses a metric that the prompts do not have."""
+        loader = train_loader
         if self.config.metric == "logit_diff" and any(batch.bad() is None for batch in loader):
             raise MechintError(
                 f"the metric logit_diff compares with a counterfactual twin's answer, and the task "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +22,10 @@ class MechintError(Exception):
 
 class NotAnswered(MechintError):
     """The model does not answer what it is asked: nothing is wrong with the request, so others of it are still met."""
+
+
+class SaidElsewhere(MechintError):
+    """A failure of work that several processes share, in those that leave it to the first one to say it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -53,10 +59,10 @@ LONG_WORD, LONG_LINE = 300, 1600
 
 def one_line(message: object) -> str:
     """A message as one line that can be read: of a word or a line that is overlong, its two ends."""
-    cut = lambda text, most: f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
-    line = " ".join(str(message).split())
-    line = re.sub(rf"\S{{{LONG_WORD + 1},}}", lambda word: cut(word.group(), LONG_WORD), line)
-    line = line if len(line) <= LONG_LINE else cut(line, LONG_LINE)
+    words = re.sub(
+        rf"\S{{{LONG_WORD + 1},}}", lambda word: short(word.group(), LONG_WORD), " ".join(str(message).split())
+    )
+    line = short(words, LONG_LINE)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -81,17 +87,30 @@ def what_to_do(error: OSError) -> str:
     return "run the same command again to go on from the last saved step"
 
 
+def say_failure(error: Exception, what: str = "") -> None:
+    """Prints why one piece of work failed; of what is not expected, where as well."""
+    before = f"{what}: " if what and what not in str(error) else ""
+    if isinstance(error, MechintError):
+        say_error(f"{before}{error}")
+    elif isinstance(error, OSError):  # a full disk, a read-only directory: the path and the system's own words
+        where = f" ({error.filename})" if error.filename else ""
+        say_error(f"{before}{error.strerror or error}{where}; {what_to_do(error)}")
+    else:
+        traceback.print_exception(error)
+        say_error(f"{before}{type(error).__name__}: {error}; this is a defect of the program")
+
+
 def exit_status(main: Callable[[], int | None]) -> int:
     """Runs a script's ``main``; expected failures become one line on stderr and a non-zero status."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main() or 0
-    except MechintError as error:
-        say_error(error)
+    except SaidElsewhere:
+        return 0
+    except (MechintError, OSError) as error:
+        say_failure(error)
         return 2
     except KeyboardInterrupt:
         say_error("interrupted; run the same command again to go on from the last saved step")
         return 130
-    except OSError as error:  # a full disk, a read-only directory: the path and the system's own words are the message
-        where = f" ({error.filename})" if error.filename else ""
-        say_error(f"{error.strerror or error}{where}; {what_to_do(error)}")
-        return 2

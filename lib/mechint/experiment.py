@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +14,16 @@ from typing import Any
 import torch
 
 from . import files, scan, wandb_run, workers
-from .analysis import Analysis, analyses, check_family
+from .analysis import Analysis, analyses
 from .discover import find_checkpoints
 from .drawing import draw, finished_below, logging, redraw, write_comparisons
-from .errors import MechintError, NotAnswered
+from .errors import MechintError, SaidElsewhere, say_failure
 from .loader import PromptLoader
-from .models.load import find_device, load
+from .models.load import find_device
+from .preparation import Directories, Prepared, check_all, key_of, loaders, prepare
 from .run_config import RunConfig, asked, elsewhere, own, request
-from .rundir import check_writable, fingerprint, finished, manifest, weights_digest
-from .statistics import FEWEST
-from .tasks import Task, make_task
+from .rundir import check_writable, fingerprint, finished, manifest
+from .tasks import Task
 from .tasks.config import TaskConfig
 
 SCHEMA = 1
@@ -87,6 +86,25 @@ def apart(experiment: Experiment) -> list[Experiment]:
     return [dataclasses.replace(experiment, run=run, configs=c, several=several) for run, c in places.items()]
 
 
+@dataclasses.dataclass
+class Plan:
+    """What is done for the analyses whose models are in one place.
+
+    Attributes:
+        directories: Of each (checkpoint, analysis); empty where finished ones are drawn again.
+        known: Finished analyses to compare with.
+    """
+
+    experiment: Experiment
+    checkpoints: list[str] = dataclasses.field(default_factory=list)
+    directories: Directories = dataclasses.field(default_factory=dict)
+    known: list[Path] = dataclasses.field(default_factory=list)
+
+
+Lost = list[tuple[str, str]]
+"""(checkpoint, analysis) of what could not be made."""
+
+
 def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
     """Analyses, or draws again, all that the options name; prints where the reports are.
 
@@ -98,108 +116,151 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
         raise MechintError(
             "no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line"
         )
-    for part in apart(experiment) or [experiment]:
-        run_part(part, dry_run)
-
-
-def run_part(experiment: Experiment, dry_run: bool) -> None:
-    """The analyses whose models are in one place.
-
-    Raises:
-        MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
-            analysed, after the others were.
-    """
-    run = experiment.run
-    if run.mode == "from_runs":
-        redraw(run, dry_run)
-        return
-    for analysis in experiment.chosen():
-        config = experiment.configs[analysis.name]
-        reason = analysis.refuse(config, experiment.asked(analysis.name)) or analysis.lacks(config, experiment.configs)
-        if reason:
-            raise MechintError(f"{analysis.title}: {reason}")
-    checkpoints = find_checkpoints(run.checkpoint)
-    directories = run_directories(run, checkpoints, list(experiment.configs), experiment.several)
-    known = finished_below(run.baseline, "BASELINE") if run.baseline else []
-    if run.visualize_wandb:
-        wandb_run.check()
+    if not dry_run:
+        workers.join()
+    parts = apart(experiment) or [experiment]
+    made: dict[str, Prepared | None] = {}
+    plans = [
+        Plan(part, *found)
+        for part, found in zip(parts, workers.by_first(lambda: look(parts, made, dry_run)), strict=True)
+    ]
     if dry_run:
-        for (checkpoint, name), directory in directories.items():
-            print(f"would analyse {checkpoint} -> {directory}")
-            print(f"  {analyses()[name].title}: {analyses()[name].work(experiment.configs[name])}")
+        for plan in plans:
+            say(plan)
         return
-    check_writable(run.folder)
-    workers.join()
+    lost: list[str] = []
+    only = len(experiment.configs) == 1 and workers.worker()[1] == 1
+    for plan in plans:
+        try:
+            lost += run_part(plan, made if len(plans) == 1 else {}, only)
+        except Exception as error:
+            if len(plans) == 1 or workers.worker()[1] > 1:
+                raise
+            say_failure(error)
+            lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
+    workers.exchange("all is written")  # whoever ends first with a failure would take the others along
+    if lost:
+        if workers.worker()[0] > 0:
+            raise SaidElsewhere("the first process says what is lost")
+        raise MechintError("; ".join(lost) + "; the lines above say why")
+
+
+def look(
+    parts: list[Experiment], made: dict[str, Prepared | None], dry_run: bool
+) -> list[tuple[list[str], Directories, list[Path]]]:
+    """Checkpoints, directories and baselines of every part; refuses, before any work, what cannot be done.
+
+    Args:
+        made: Takes what was prepared of a part with one checkpoint, by the checkpoint.
+    """
+    found: list[tuple[list[str], Directories, list[Path]]] = []
+    for part in parts:
+        run = part.run
+        if run.mode == "from_runs":
+            finished_below(run.run_dir or run.folder, "RUN_DIR")
+            found.append(([], {}, []))
+            continue
+        for analysis in part.chosen():
+            config = part.configs[analysis.name]
+            reason = analysis.refuse(config, part.asked(analysis.name)) or analysis.lacks(config, part.configs)
+            if reason:
+                raise MechintError(f"{analysis.title}: {reason}")
+        checkpoints = find_checkpoints(run.checkpoint)
+        directories = run_directories(run, checkpoints, list(part.configs), part.several)
+        known = finished_below(run.baseline, "BASELINE") if run.baseline else []
+        if run.visualize_wandb:
+            wandb_run.check()
+        check_writable(run.folder, dry=True)
+        found.append((checkpoints, directories, known))
+    for part, (checkpoints, directories, _) in zip(parts, found, strict=True):
+        made.update({checkpoint: None for checkpoint in checkpoints})
+        prepared = check_all(part, checkpoints, directories, dry_run)
+        if prepared is not None and not dry_run and len(parts) == 1:
+            made[checkpoints[0]] = prepared
+    return found
+
+
+def say(plan: Plan) -> None:
+    """What would be done."""
+    if plan.experiment.run.mode == "from_runs":
+        redraw(plan.experiment.run, dry_run=True)
+    for (checkpoint, name), directory in plan.directories.items():
+        print(f"would analyse {checkpoint} -> {directory}")
+        print(f"  {analyses()[name].title}: {analyses()[name].work(plan.experiment.configs[name])}")
+
+
+def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[str]:
+    """The analyses whose models are in one place; says what could not be made, each of which standard error explains.
+
+    Args:
+        made: What is prepared already, by the checkpoint.
+        only: There is no other analysis, and no other process: its failure is raised.
+    """
+    experiment, run, checkpoints = plan.experiment, plan.experiment.run, plan.checkpoints
     rank, world = workers.worker()
-    with files.lock(run.folder) if rank == 0 else contextlib.nullcontext():
-        if len(checkpoints) > 1:
-            for checkpoint in checkpoints:  # every one is checked before the first is worked on
-                prepare(experiment, checkpoint)
-        failed: list[tuple[str, str]] = []
+    if run.mode == "from_runs":
+        if rank == 0:
+            redraw(run, dry_run=False)
+        return []
+    lost: Lost = []
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            check_writable(run.folder)
+            held.enter_context(files.lock(run.folder))
+
+        workers.by_first(hold)
         shared = world > 1 and len(checkpoints) == 1
         for checkpoint in checkpoints if shared else (checkpoints[k] for k in workers.deal(len(checkpoints))):
             try:
-                lost = analyse(experiment, checkpoint, directories, shared)
-            except MechintError as error:
+                lost += analyse(experiment, checkpoint, plan.directories, made.pop(checkpoint, None), shared, only)
+            except Exception as error:
                 if len(checkpoints) == 1:
                     raise
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                lost = list(experiment.configs)
-            failed += [(checkpoint, name) for name in lost]
-        every = workers.exchange(failed)
-        failures = [key for key in directories if any(key in some for some in every)]
-        if len(checkpoints) + len(known) > 1 and rank == 0:
-            compare(experiment, directories, failures, known)
-    if failures:
-        raise MechintError(lost_ones(checkpoints, failures))
+                say_failure(error, checkpoint)
+                lost += [(checkpoint, name) for name in experiment.configs]
+        every = workers.exchange(lost)
+        failures = [key for key in plan.directories if any(key in some for some in every)]
+        uncompared = []
+        if len(checkpoints) + len(plan.known) > 1 and rank == 0:
+            uncompared = compare(experiment, plan.directories, failures, plan.known)
+    said = [lost_ones(checkpoints, failures, len(plan.directories))] if failures else []
+    return said + [f"the comparison of {name} could not be written" for name in workers.exchange(uncompared)[0]]
 
 
-def lost_ones(checkpoints: list[str], failures: list[tuple[str, str]]) -> str:
-    """What could not be made, of several checkpoints or of several analyses of one."""
+def lost_ones(checkpoints: list[str], failures: Lost, among: int) -> str:
+    """What could not be made, of several checkpoints or of several analyses of one, ``among`` all that there are."""
     if len(checkpoints) > 1:
         lost = list(dict.fromkeys(checkpoint for checkpoint, _ in failures))
-        what = f"{len(lost)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(lost)})"
-    else:
-        names = ", ".join(analyses()[name].title for _, name in failures)
-        what = (
-            f"{len(failures)} of the analyses of {checkpoints[0]} could not be made ({names}); the others are finished"
-        )
-    return f"{what}; the lines above say why"
-
-
-def prepare(experiment: Experiment, checkpoint: str) -> tuple[Any, dict[str, Task]]:
-    """The loaded model and the task of each analysis, checked against them."""
-    run = experiment.run
-    model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
-    check_family(experiment.chosen(), model.config.family, checkpoint)
-    wanted = {name: experiment.asked(name) for name in experiment.configs}
-    made = {
-        task: make_task(task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
-        for task in dict.fromkeys(wanted.values())
-    }
-    return model, {name: made[task] for name, task in wanted.items()}
+        return f"{len(lost)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(lost)})"
+    names = ", ".join(analyses()[name].title for _, name in failures)
+    others = "; the others are finished" if len(failures) < among else ""
+    return f"{len(failures)} of the analyses of {checkpoints[0]} could not be made ({names}){others}"
 
 
 def analyse(
-    experiment: Experiment, checkpoint: str, directories: dict[tuple[str, str], Path], shared: bool = False
-) -> list[str]:
-    """Every analysis of one checkpoint; where it does not answer what one of several asks, the others are made.
+    experiment: Experiment,
+    checkpoint: str,
+    directories: Directories,
+    prepared: Prepared | None = None,
+    shared: bool = False,
+    only: bool = False,
+) -> Lost:
+    """Every analysis of one checkpoint; where one of several fails, the others are made.
 
     Args:
+        prepared: The checkpoint, where it is loaded already.
         shared: All processes are at it: the first one analyses, and the others assist where an analysis has work to
             share.
+        only: The failure of the one analysis is raised.
 
     Returns:
-        The names of those that could not be made; standard error says why.
-
-    Raises:
-        MechintError: something is wrong with the request, or the checkpoint does not answer its only analysis.
+        What could not be made; standard error says why.
     """
-    model, tasks = prepare(experiment, checkpoint)
-    digest = weights_digest(model)
+    prepared = prepared or prepare(experiment, checkpoint)
     if find_device(experiment.run.device).type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
-    failed = []
+    lost: Lost = []
     for name in experiment.configs:
         by_all = shared and analyses()[name].shares
         if shared and workers.worker()[0] > 0 and not by_all:
@@ -208,32 +269,24 @@ def analyse(
             print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
             with logging(experiment.run, checkpoint, name, experiment.configs[name]):
-                analyse_one(
-                    experiment, name, checkpoint, directories[checkpoint, name], model, tasks[name], digest, by_all
-                )
-        except NotAnswered as error:
-            if len(experiment.configs) == 1 or by_all:
+                analyse_one(experiment, name, checkpoint, directories[checkpoint, name], prepared, by_all)
+        except Exception as error:
+            if only or by_all:  # the other processes wait for this one in the middle of their work
                 raise
-            print(f"error: {analyses()[name].title}: {error}", file=sys.stderr, flush=True)
-            failed.append(name)
-    return failed
+            say_failure(error, f"{checkpoint}: {analyses()[name].title}")
+            lost.append((checkpoint, name))
+    return lost
 
 
 def analyse_one(
-    experiment: Experiment, name: str, checkpoint: str, directory: Path, model: Any, task: Task, digest: str,
-    by_all: bool,
-) -> None:  # fmt: skip
+    experiment: Experiment, name: str, checkpoint: str, directory: Path, prepared: Prepared, by_all: bool
+) -> None:
     """One analysis of one checkpoint, unless it is finished; ``by_all`` where all processes share its work."""
     run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
+    model, task = prepared.model, prepared.tasks[name]
     helper = by_all and workers.worker()[0] > 0
     device, asks = find_device(run.device), experiment.asked(name)
-    key = {
-        "analysis": name,
-        "weights": digest,
-        "config": request(config),
-        "task": {**dataclasses.asdict(asks), "data": task.fingerprint},
-        "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
-    }
+    key = key_of(experiment, name, prepared)
     with workers.together() if by_all else contextlib.nullcontext():
         done = workers.from_first(None if helper else finished(directory, key, run.rerun))
     if done and not helper:
@@ -254,22 +307,13 @@ def analyse_one(
         ),
     )
     analyzer.shared = by_all
-    loaders = [
-        PromptLoader(task, split, count, run.batch_size, run.seed, device)
-        for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
-    ]
-    if not analysis.lone and (clusters := len(set(loaders[1].templates().tolist()))) < FEWEST:
-        have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
-        raise MechintError(
-            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have {have}: no number would have "
-            f"an interval; give prompts of several, at least {FEWEST}"
-        )
+    prompts = loaders(run, analysis, config, task)
     if helper:
-        analyzer.assist(*loaders)
+        analyzer.assist(*prompts)
         return
     for old in ("results.json", "final_masks.pt", "effects.pt", "claims.json"):  # of another run, not this one's
         (directory / old).unlink(missing_ok=True)
-    found = analyzer.run_analysis(*loaders)
+    found = analyzer.run_analysis(*prompts)
     written = analyzer.save_results()
     if not run.save_masks:
         (directory / "final_masks.pt").unlink(missing_ok=True)
@@ -285,10 +329,10 @@ def analyse_one(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "n_layer": model.config.n_layer,
             "d_model": model.config.d_model,
-            "sha256": digest,
+            "sha256": prepared.digest,
             **{said: model.metadata[said] for said in ("variant",) if model.metadata.get(said)},
         },
-        "task": describe(task, *loaders),
+        "task": describe(task, *prompts),
         "config": request(config),
         **found,
     }
@@ -304,8 +348,8 @@ def analyse_one(
             dtype=run.dtype,
             seed=run.seed,
             configuration=fingerprint(key),
-            weights=digest,
-            prompts=prompts_digest(*loaders),
+            weights=prepared.digest,
+            prompts=prompts_digest(*prompts),
             resumed=analyzer.stages.resumed,
             seconds=round(time.monotonic() - start, 1),
             peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -337,18 +381,24 @@ def prompts_digest(*loaders: PromptLoader) -> str:
     return digest.hexdigest()
 
 
-def compare(
-    experiment: Experiment,
-    directories: dict[tuple[str, str], Path],
-    failures: list[tuple[str, str]],
-    known: list[Path],
-) -> None:
-    """One comparison for each analysis over the checkpoints that could be analysed, behind those known before."""
+def compare(experiment: Experiment, directories: Directories, failures: Lost, known: list[Path]) -> list[str]:
+    """One comparison for each analysis over the checkpoints that could be analysed, behind those known before.
+
+    Returns:
+        The titles of those that could not be written; standard error says why.
+    """
+    lost = []
     for name in experiment.configs:
         done = [path for path in known if files.read_json(path / "results.json").get("analysis") == name]
         for (checkpoint, other), path in directories.items():
             if other == name and (checkpoint, name) not in failures and path.resolve() not in map(Path.resolve, done):
                 done.append(path)
-        if len(done) > 1:
-            target = experiment.run.folder
+        if len(done) < 2:
+            continue
+        target = experiment.run.folder
+        try:
             write_comparisons(done, target / name if experiment.several or len(experiment.configs) > 1 else target)
+        except Exception as error:
+            say_failure(error, f"comparison of {analyses()[name].title}")
+            lost.append(analyses()[name].title)
+    return lost

@@ -101,11 +101,16 @@ class NeuronAnalyzer(Study):
                 f"1 to {most}"
             )
 
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses a metric that the prompts do not have."""
+        task = val_loader.task
+        if self.config.metric == "logit_diff" and not task.has_twins:
+            raise MechintError(f"neuron: {task.name!r} has no twins, so no logit_diff; choose answer_logprob")
+
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks on ``train_loader``, measures on ``val_loader``; returns the results."""
         config, task = self.config, val_loader.task
-        if config.metric == "logit_diff" and not task.has_twins:
-            raise MechintError(f"neuron: {task.name!r} has no twins, so no logit_diff; choose answer_logprob")
+        self.check(train_loader, val_loader)
         self.effects = Effects(
             self.model, list(dict.fromkeys([*self.kinds, self.main])), self.layers, config.ablation,
             train_loader.batches, task.aligned, config.metric, config.memory_mib,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def options(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], type, 
 def flag(group: str, field: str) -> str:
     """``flag('ssm', 'target_sparsity')`` is ``--ssm-target-sparsity``; the empty group adds no prefix."""
     return "--" + "-".join(part for part in (group, field.replace("_", "-")) if part)
+
+
+def whole_number(text: str) -> int | None:
+    """The number ≥ 0 that a text of the digits 0 to 9 says, spaces around it aside; None for anything else.
+
+    Other characters that Python takes for digits (², ٣), signs and underscores are none here, nor are more digits
+    than any count has.
+    """
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,18}\s*", text) else None
 
 
 def allowed(kind: type, opt: Option) -> str:

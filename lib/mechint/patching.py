@@ -99,6 +99,11 @@ class PatchConfig(OwnTask):
     memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
+def have_twins(*loaders: PromptLoader) -> bool:
+    """Whether every prompt has a counterfactual twin."""
+    return all(batch.twins is not None for loader in loaders for batch in loader)
+
+
 class Patcher(StagedAnalyzer):
     """Patches the prompts of a task that the model answers; see :class:`PatchConfig`."""
 
@@ -127,18 +132,23 @@ class Patcher(StagedAnalyzer):
                 )
         return kinds
 
-    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
-        """Patches the prompts of ``val_loader``; returns the results."""
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses to patch units from twins that there are not."""
         task = val_loader.task
-        self.whole = task.whole
-        twins = self.config.values == "twin" and all(batch.twins is not None for batch in [*train_loader, *val_loader])
-        if self.parts and self.config.values == "mean":
-            self.usual = RoleValues(self.model, [site for parts in self.parts for site in parts.sites], train_loader)
-        elif self.parts and not twins:
+        if self.parts and self.config.values == "twin" and not have_twins(train_loader, val_loader):
             raise MechintError(
                 f"patching: the prompts of {task.name!r} have no counterfactual twins to take units' values from; give "
                 f"them twins, take means (values mean), or leave the kinds of units empty"
             )
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Patches the prompts of ``val_loader``; returns the results."""
+        task = val_loader.task
+        self.whole = task.whole
+        self.check(train_loader, val_loader)
+        twins = self.config.values == "twin" and have_twins(train_loader, val_loader)
+        if self.parts and self.config.values == "mean":
+            self.usual = RoleValues(self.model, [site for parts in self.parts for site in parts.sites], train_loader)
         named = [task.roles(batch) for batch in val_loader]
         roles = [role.cpu() for _, role in named]
         pairs = role_pairs(roles, len(named[0][0])) if self.paths else []

@@ -130,8 +130,6 @@ class SAEAnalyzer(StagedAnalyzer):
         if config.read_names:
             chosen_of(self.members, config.read_names)  # a name that is none is refused before the training
         self.notes = warnings(self.members)
-        for note in self.notes if self.run_dir is not None or workers.worker()[0] == 0 else ():
-            print(f"note: {note}", file=sys.stderr, flush=True)
         self.trained: dict[str, SparseAutoencoder] = {}
         self.history: dict[str, list[dict[str, float]]] = {}
 
@@ -140,6 +138,8 @@ class SAEAnalyzer(StagedAnalyzer):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
+        for note in self.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
         if self.given is None:
             with self.together():
                 self.train(train_loader)

@@ -62,7 +62,7 @@ class Study(StagedAnalyzer):
         self.times: dict[str, float] = {}
         self.context: Context | None = None
 
-    def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Checks the request against the prompts, before any work.
 
         Raises:
@@ -76,6 +76,10 @@ class Study(StagedAnalyzer):
                 )
             if 8 not in self.skip and self.model.config.family == "mamba":
                 check_lag(self.config.max_lag, min(int(batch.tokens.shape[1]) for batch in loader))
+
+    def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
+        """What the steps work on."""
+        self.check(train_loader, val_loader)
         task_config = getattr(train_loader.task, "config", None)
         self.context = Context(
             self.model, self.config, self.seed, train_loader, val_loader, self.sites, task_config, self.stages

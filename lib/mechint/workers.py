@@ -8,11 +8,16 @@ import datetime
 import os
 import pickle
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as group
+
+from .errors import MechintError, SaidElsewhere
+from .options import whole_number
+
+T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=20)
 """How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells.
@@ -26,10 +31,40 @@ _store: Any = None
 _rounds = 0
 
 
+TOLD = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What whoever starts several processes tells each of them, beside WORLD_SIZE."""
+
+
+def started() -> bool:
+    """Whether this process was started as one of several, by torchrun, make or a script.
+
+    Raises:
+        MechintError: it was told a part of what it must know of the others.
+    """
+    said = os.environ.get("WORLD_SIZE", "")
+    if said in ("", "1"):
+        return False
+    missing = [name for name in TOLD if not os.environ.get(name)]
+    if len(missing) == len(TOLD):
+        print(f"note: WORLD_SIZE={said} is set, but no RANK: this process works alone", file=sys.stderr, flush=True)
+        return False
+    numbers = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")}
+    if wrong := [name for name, text in numbers.items() if whole_number(text) is None and name not in missing]:
+        missing = wrong
+    elif not missing and (whole_number(numbers["RANK"]) or 0) >= (whole_number(said) or 0):
+        missing = ["RANK"]
+    if missing:
+        raise MechintError(
+            f"WORLD_SIZE={said} says that this is one of several processes, but {', '.join(missing)} does not fit it; "
+            f"start them with torchrun or make PROCESSES=, or unset WORLD_SIZE"
+        )
+    return True
+
+
 def join() -> None:
     """Finds the other processes that torchrun started; does nothing in a process of its own."""
     global _store, _rank, _world
-    if _store is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _store is None and started():
         store, _rank, _world = next(iter(group.rendezvous("env://")))
         # after a worker has died, its restarted peers would find the words of the dead in the same store
         _store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -84,6 +119,27 @@ def exchange(part: Any) -> list[Any]:
     if _rank == 0:  # the store may be its own, and end with it
         _store.wait(read, PATIENCE)
     return every
+
+
+def by_first(compute: Callable[[], T]) -> T:
+    """What ``compute`` gives in the first process, in all of them.
+
+    Raises:
+        MechintError: it did in the first one; :class:`~mechint.errors.SaidElsewhere` in the others.
+    """
+    found: T | None = None
+    failure: MechintError | None = None
+    if _rank == 0:
+        try:
+            found = compute()
+        except MechintError as error:
+            failure = error
+    found, failed = exchange((found, failure is not None))[0]
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SaidElsewhere("the first process says why")
+    return cast(T, found)
 
 
 def deal(count: int) -> Iterator[int]:

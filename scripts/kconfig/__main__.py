@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-from . import loading, mapping, menus, models
+from . import loading, mapping, menus, models, processes
 from .defconfigs import DEFAULT, ConfigError, did_you_mean, find, listing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,8 +161,8 @@ def run(args: argparse.Namespace) -> int:
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
     menu = _for_run(args)
-    count = processes(args.processes)
-    steps = _steps(menu, args.target, 1 if args.dry_run else count)  # what would run is said once
+    count = 1 if args.dry_run else how_many(args.processes)  # what would run is said once
+    steps = _steps(menu, args.target)
     made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
     if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
         steps.pop()
@@ -170,12 +170,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"would train first, and then analyse what that leaves in {made}: {wanted}", flush=True)
     for number, command in enumerate(steps, 1):
         command += ["--dry-run"] if args.dry_run else []
+        several = count if command[1] == str(ROOT / mapping.RUNNERS[mapping.MECHINT]) else 1
         if args.verbose:
-            print("+ " + shlex.join(command), flush=True)
-        if number == len(steps):
+            print("+ " + shlex.join(command) + (f"  in {several} processes" if several > 1 else ""), flush=True)
+        if number == len(steps) and several == 1:
             os.chdir(ROOT)
             os.execve(command[0], command, _environment())  # the last program answers to signals itself
-        status = _wait(command)
+        status = processes.run(command, several, _environment(), str(ROOT))
         if status:
             return status
     return 0
@@ -195,19 +196,21 @@ def _for_run(args: argparse.Namespace) -> loading.Menu:
     return menu
 
 
-def processes(said: str) -> int:
+MOST_PROCESSES = 1024
+
+
+def how_many(said: str) -> int:
     """How many processes PROCESSES= asks for; one where it says nothing."""
-    try:
-        count = int(said or 1)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ConfigError(f"PROCESSES={said} is no number of processes; say 2 or more, or leave it out")
+    if not said.strip():
+        return 1
+    count = int(said) if re.fullmatch(r"\s*[0-9]{1,6}\s*", said) else 0
+    if not 1 <= count <= MOST_PROCESSES:
+        raise ConfigError(f"PROCESSES={said} is no number of processes; say 2 to {MOST_PROCESSES}, or leave it out")
     return count
 
 
-def _steps(menu: loading.Menu, target: str, count: int) -> list[list[str]]:
-    """The commands of a target, in order; the analysis in ``count`` processes."""
+def _steps(menu: loading.Menu, target: str) -> list[list[str]]:
+    """The commands of a target, in order; where it analyses, that is the last one."""
     trains, analyses = (menu.syms[name].str_value == "y" for name in mapping.MASTERS)
     if target == "default":
         if not (trains or analyses):
@@ -222,20 +225,10 @@ def _steps(menu: loading.Menu, target: str, count: int) -> list[list[str]]:
         )
     wanted = [mapping.TRAIN] if target == "train" or (target == "mechint" and trains) else []
     wanted += [mapping.MECHINT] if target != "train" else []
-    steps = [_command(menu, runner, count if runner == mapping.MECHINT else 1) for runner in wanted]
+    steps = [[sys.executable, str(ROOT / mapping.RUNNERS[name]), *mapping.arguments(menu, name)] for name in wanted]
     if target == "report" and menu.syms["KNLP_MECHINT_MODE_FROM_RUNS"].str_value != "y":
         steps[-1] += ["--mode=from_runs", f"--run-dir={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value}"]
     return steps
-
-
-def _command(menu: loading.Menu, runner: str, count: int) -> list[str]:
-    return [*_python(count), str(ROOT / mapping.RUNNERS[runner]), *mapping.arguments(menu, runner)]
-
-
-def _python(count: int) -> list[str]:
-    """Starts a script as one process or as several that know of each other."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    return [sys.executable, *torchrun]
 
 
 def score(args: argparse.Namespace) -> int:
@@ -246,34 +239,23 @@ def score(args: argparse.Namespace) -> int:
                 f"{name}= goes with `make mechint`, not with `make ground-truth`; say what is scored by "
                 f'SCORE="--models …"'
             )
-    count = processes(args.processes)
+    count = how_many(args.processes)
     options = args.options + (["--dry-run"] if args.dry_run else [])
-    command = lambda count, *more: [*_python(count), str(ROOT / "scripts/ground_truth.py"), *options, *more]
+    command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1
     if count > 1:
-        status = _wait(command(1, "--check"))  # torchrun would bury its one line under those of its own
+        status = processes.run(command("--check"), 1, _environment(), str(ROOT))
         if status:
             return status
     if args.verbose:
-        print("+ " + shlex.join(command(count)), flush=True)
-    return _wait(command(count))
+        print("+ " + shlex.join(command()), flush=True)
+    return processes.run(command(), count, _environment(), str(ROOT))
 
 
 def _environment() -> dict[str, str]:
     paths = [str(ROOT / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _wait(command: list[str]) -> int:
-    """Runs a command to its end; an interrupt from the keyboard reaches it too, and its status is the answer."""
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment())
-    while True:
-        try:
-            status = process.wait()
-            return status if status >= 0 else 128 - status
-        except KeyboardInterrupt:
-            continue
 
 
 COMMANDS = {

@@ -77,6 +77,14 @@ def _cached(repo: str, reason: str) -> Path:
     return folder
 
 
+def cached(repo: str) -> Path | None:
+    """The directory of a hub model that is wholly in the cache, else None; nothing is fetched."""
+    try:
+        return _cached(repo, "it is not asked for") if is_hub_id(repo) else None
+    except MechintError:
+        return None
+
+
 def _get(repo: str, name: str, commit: str) -> Path | None:
     """One file of a commit, in the cache; None where the model has no such file."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache

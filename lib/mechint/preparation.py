@@ -1,0 +1,125 @@
+"""What is looked at before any work: models, tasks, prompts, and what each analysis needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .analysis import Analysis, analyses, check_family
+from .errors import MechintError, NotAnswered
+from .loader import PromptLoader
+from .models.hub import cached
+from .models.load import find_device, load
+from .run_config import RunConfig, request
+from .rundir import finished, weights_digest
+from .statistics import FEWEST
+from .tasks import Task, make_task
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+
+Directories = dict[tuple[str, str], Path]
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A loaded checkpoint, the digest of its weights, and the task of each analysis."""
+
+    model: Any
+    tasks: dict[str, Task]
+    digest: str
+
+
+def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
+    """The loaded model and the task of each analysis, checked against them."""
+    run = experiment.run
+    model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
+    check_family(experiment.chosen(), model.config.family, checkpoint)
+    wanted = {name: experiment.asked(name) for name in experiment.configs}
+    made = {
+        task: make_task(task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
+        for task in dict.fromkeys(wanted.values())
+    }
+    return Prepared(model, {name: made[task] for name, task in wanted.items()}, weights_digest(model))
+
+
+def key_of(experiment: Experiment, name: str, prepared: Prepared) -> dict[str, Any]:
+    """What the results of one analysis depend on: equal keys, equal results."""
+    return {
+        "analysis": name,
+        "weights": prepared.digest,
+        "config": request(experiment.configs[name]),
+        "task": {**dataclasses.asdict(experiment.asked(name)), "data": prepared.tasks[name].fingerprint},
+        "run": {option: getattr(experiment.run, option) for option in ("dtype", "batch_size", "seed")},
+    }
+
+
+def loaders(run: RunConfig, analysis: Analysis, config: Any, task: Task) -> tuple[PromptLoader, PromptLoader]:
+    """The prompts of the discovery and of the evaluation half.
+
+    Raises:
+        MechintError: those to evaluate on are of too few templates, and the analysis has intervals.
+    """
+    device = find_device(run.device)
+    discovery, evaluation = (
+        PromptLoader(task, split, count, run.batch_size, run.seed, device)
+        for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
+    )
+    if not analysis.lone and (clusters := len(set(evaluation.templates().tolist()))) < FEWEST:
+        have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
+        raise MechintError(
+            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have {have}: no number would have "
+            f"an interval; give prompts of several, at least {FEWEST}"
+        )
+    return discovery, evaluation
+
+
+def check_all(
+    experiment: Experiment, checkpoints: list[str], directories: Directories, dry_run: bool
+) -> Prepared | None:
+    """Refuses what some analysis of some checkpoint would refuse later; what is prepared, if it is one checkpoint.
+
+    A dry run downloads nothing: it passes over a hub's model that is not in the cache, and says so.
+
+    Raises:
+        MechintError: the first checkpoint or analysis that cannot be worked on, by name.
+    """
+    prepared = None
+    for checkpoint in checkpoints:
+        where = checkpoint
+        if dry_run and not Path(checkpoint).expanduser().exists():
+            found = cached(checkpoint)
+            if found is None:
+                print(f"note: {checkpoint} is not on this machine, so it is not checked", file=sys.stderr, flush=True)
+                continue
+            where = str(found)
+        try:
+            prepared = prepare(experiment, where)
+            for name in experiment.configs:
+                check_one(experiment, name, prepared, directories[checkpoint, name])
+        except NotAnswered:  # the run itself says it, and goes on to the others
+            continue
+        except MechintError as error:
+            if len(checkpoints) == 1 or checkpoint in str(error):
+                raise
+            raise MechintError(f"{checkpoint}: {error}") from None
+    return prepared if len(checkpoints) == 1 else None
+
+
+def check_one(experiment: Experiment, name: str, prepared: Prepared, directory: Path) -> None:
+    """Refuses one analysis that cannot be made: other results in its place, no prompts, or none that it can use."""
+    run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
+    if finished(directory, key_of(experiment, name, prepared), run.rerun):
+        return
+    prompts = loaders(run, analysis, config, prepared.tasks[name])
+    if analysis.lacks(config, ()) is not None:
+        return  # what it works on is made by another analysis of the experiment
+    try:
+        analyzer = analysis.analyzer(prepared.model, config, find_device(run.device), seed=run.seed)
+        analyzer.check(*prompts)
+    except MechintError as error:
+        if len(experiment.configs) == 1 or isinstance(error, NotAnswered):
+            raise
+        raise MechintError(f"{analysis.title}: {error}") from None
