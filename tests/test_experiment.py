@@ -158,7 +158,7 @@ def test_an_analysis_that_fails_takes_no_other_with_it(
 ) -> None:
     """Whatever the reason; what is not expected keeps its traceback."""
     broken(monkeypatch, "trace", RuntimeError("a defect"))
-    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out")
+    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", ablation="zero", eval_prompts=64)
     both = dataclasses.replace(both, configs={"trace": TRACE, **both.configs})
     with pytest.raises(MechintError, match=r"1 of the analyses .* \(Causal tracing\); the others are finished"):
         run_experiment(both)
@@ -175,7 +175,7 @@ def test_an_analysis_with_models_of_its_own_that_fails_takes_no_other_with_it(
     gpt2 = transformers.GPT2Config(vocab_size=24, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(gpt2).save_pretrained(tmp_path / "gpt2")
     own = KVCircuitConfig(checkpoint=str(tmp_path / "gpt2"))
-    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out")
+    both = experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", ablation="zero", eval_prompts=64)
     with pytest.raises(MechintError, match="of the analyses"):
         run_experiment(dataclasses.replace(both, configs={"kv": own, **both.configs}))
     assert (tmp_path / "out/ssm/report.html").exists()
@@ -410,6 +410,7 @@ def test_of_two_processes_the_survivors_are_compared_and_one_line_says_what_fail
     start = [how, "2", sys.executable] if "scripts" in how else [how, "--standalone", "--nproc-per-node=2"]
     small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
     small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
+    small += ["--ssm-ablation=zero", "--ssm-eval-prompts=64"]
     places = [f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/out"]
     command = [sys.executable, "-m", *start, str(ROOT / "scripts/run_mechint_analysis.py"), *small, *places]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
