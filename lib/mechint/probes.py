@@ -65,6 +65,10 @@ class Probe:
         path: For each strength its score across the folds and how many units it uses.
         weights: [class, unit], of the activations as they are.
         units: Units with a weight, by the size of it, largest first.
+        across_folds: Score across the folds of the training prompts with the chosen penalty, by which probes are
+            chosen: held-out prompts choose nothing.
+        permutations: Draws behind p.
+        hits: What each held-out prompt adds to the score, whose mean is the score: 1 or 0 of classes, [prompt].
     """
 
     method: str
@@ -78,11 +82,18 @@ class Probe:
     path: list[dict[str, float]]
     weights: Array
     units: list[int]
+    across_folds: float
+    permutations: int
+    hits: Array
 
     def report(self) -> dict[str, Any]:
         """What goes into results.json."""
-        names = ("method", "label", "classes", "score", "shuffled", "selectivity", "p", "strength", "path")
-        return {name: getattr(self, name) for name in names} | {"units": self.units[:64], "units_used": len(self.units)}
+        names = (
+            "method", "label", "classes", "score", "shuffled", "selectivity", "p", "permutations", "strength",
+            "across_folds", "path",
+        )  # fmt: skip
+        report = {name: getattr(self, name) for name in names}
+        return report | {"units": self.units[:64], "units_used": len(self.units)}
 
 
 def probe(
@@ -103,9 +114,7 @@ def probe(
     """
     check(train, test, method, label)
     fit = Fit(train, method)
-    strengths = fit.strengths()
-    path = fit.cross_validated(train, strengths, seed)
-    best = max(path, key=lambda point: (point["score"], point["strength"]))  # of equals the sparsest
+    path, best = fit.chosen(train, seed)
     weights, offset = fit.solve(train, best["strength"])
     parts = fit.parts(test, weights, offset)
     bootstrap = ClusterBootstrap(test.groups, draws, seed)
@@ -134,7 +143,20 @@ def probe(
         path=path,
         weights=weights,
         units=[int(u) for u in order if size[u] > 0],
+        across_folds=best["score"],
+        permutations=draws,
+        hits=fit.hits(parts),
     )
+
+
+def reading(train: Labelled, test: Labelled, method: str, *, seed: int = 0) -> tuple[float, Array]:
+    """A probe's score across the folds of ``train``, and what each prompt of ``test`` adds to its held-out score.
+
+    The same probe as :func:`probe`, without what stands behind its number.
+    """
+    fit = Fit(train, method)
+    _, best = fit.chosen(train, seed)
+    return best["score"], fit.hits(fit.parts(test, *fit.solve(train, best["strength"])))
 
 
 class Fit:
@@ -206,6 +228,15 @@ class Fit:
             y = y.astype(np.float64)
             return [(said[:, 0] - y) ** 2, (y - y.mean()) ** 2]
         return [(self.names[said.argmax(1)] == y).astype(np.float64)]
+
+    def chosen(self, train: Labelled, seed: int) -> tuple[list[dict[str, float]], dict[str, float]]:
+        """The regularisation path, and its best point; of equals the sparsest."""
+        path = self.cross_validated(train, self.strengths(), seed)
+        return path, max(path, key=lambda point: (point["score"], point["strength"]))
+
+    def hits(self, parts: list[Array]) -> Array:
+        """What each prompt adds to the score, [prompt]; their mean is the score."""
+        return 1 - parts[0] / parts[1].mean() if self.numeric else parts[0]
 
     def statistic(self, *means: Any) -> Any:
         return 1 - means[0] / means[1] if self.numeric else means[0]

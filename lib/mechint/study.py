@@ -17,6 +17,7 @@ from .analysis import Analysis, StagedAnalyzer
 from .claims import claims, task_not_done
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
+from .necessity import least_draws
 from .study_config import DESCRIBES, STEPS, TITLES, StudyConfig, chosen_layers, skipped
 from .study_context import Context, Found
 from .subspaces import study_site
@@ -211,7 +212,8 @@ def refuse(config: StudyConfig, task: TaskConfig) -> str | None:
 def work(config: StudyConfig) -> str:
     left = [n for n in STEPS if n not in skipped(config.skip_steps)]
     return (
-        f"{len(left)} steps; among them {2 * config.candidates} tests against {config.draws} random subspaces on "
+        f"{len(left)} steps; among them {2 * config.candidates} tests against "
+        f"{max(config.draws, least_draws(config.candidates + 1))} random subspaces or more, as their claims need, on "
         f"{config.eval_prompts} prompts"
     )
 

@@ -180,7 +180,7 @@ def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
     c, kept = context.config, Kept(context, units)
     alone, without = kept.of(mask), kept.of(1 - mask)
     counts, draws = units.counts(mask), []
-    for k in range(c.draws):
+    for k in range(context.draws):
         draws.append(kept.point(units.random(counts, generator("random circuit", k, context.seed))))
     again = [mask, *others(context, analyzer, int(mask.sum()))]
     sets = [set(each.nonzero()[:, 0].tolist()) for each in again]
@@ -205,8 +205,8 @@ def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
         "completeness": kept.boot.interval(
             lambda w, f, e: 1 - faithfulness(w, f, e), kept.column(kept.bench.measure(1 - mask)), kept.full, kept.empty
         ),
-        "random_units": spread(draws, f"{c.draws} sets of as many units of each layer"),
-        "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + c.draws)),
+        "random_units": spread(draws, f"{context.draws} sets of as many units of each layer"),
+        "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + context.draws)),
         "agreement": stability(sets),
         "agreement_chance": chance_jaccard(counts, units.per_layer),
         "candidates": None if not tested else {

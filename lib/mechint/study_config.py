@@ -98,8 +98,12 @@ class StudyConfig:
     peers: str = option("", "Checkpoints of other training seeds, a glob; empty for none")
     trajectory: str = option("", "Checkpoints of a training run in their order, a glob; empty for none")
     transfer: str = option(
-        "pairs=3,pairs=5,name=induction",
-        "Other tasks that candidates are tried on, separated by commas: changes of the task's options, joined by +",
+        "usual",
+        "Other tasks that candidates are tried on, separated by commas: changes of the task's options, joined by + "
+        "(pairs=3,name=induction); usual takes those of the table in study_controls",
+    )
+    random_weights: bool = option(
+        True, "Read the labels from models with random weights too, without which no claim of a label is supported"
     )
     min_accuracy: float = option(
         0.5,
@@ -108,7 +112,6 @@ class StudyConfig:
         low=0.0,
         high=1.0,
     )
-    random_weights: bool = option(True, "Repeat discovery and tests on the model with shuffled weights")
     prompts: int = option(128, "Discovery prompts", unit="prompts", low=16, high=1_000_000)
     eval_prompts: int = option(64, "Held-out prompts that tests are made on", unit="prompts", low=8, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .candidates import Candidate
 from .errors import MechintError
 from .loader import PromptLoader
-from .necessity import Held
+from .necessity import Held, least_draws
 from .rundir import Stages
 from .study_config import STEPS, StudyConfig
 from .subspaces import Traffic
@@ -71,6 +71,15 @@ class Context:
         if not found:
             raise MechintError("no candidate carries any of the effect, so there is nothing to test")
         return found
+
+    @property
+    def draws(self) -> int:
+        """Random draws of every test: the option's, or as many as p ≤ 0.05 after Holm over all claims can need.
+
+        Claims are one for each candidate, one for each label, and one for the candidates together.
+        """
+        labels = self.train.task.labels(self.train.batches[0])
+        return max(self.config.draws, least_draws(self.config.candidates + len(labels) + 1))
 
     @property
     def held(self) -> Held:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .candidates import Candidate, from_units, mask_search, merge, of_clusters, of_mask
+from .candidates import Candidate, mask_search
+from .claims import best_probes, does_task
 from .errors import MechintError
 from .interchange import Corruption, Interchange
 from .loader import PromptLoader
-from .necessity import Held, deltas, moved, necessity
-from .probes import probe
-from .statistics import ClusterBootstrap, jaccard, number, rank_correlation, spread
+from .necessity import ALPHA, Held, deltas, moved, necessity, together
+from .probes import reading
+from .random_models import beside, random_models
+from .statistics import ClusterBootstrap, holm, jaccard, number, rank_correlation, spread
 from .study_context import Context, Found
-from .study_discovery import collected, labelled
-from .subspaces import Traffic, answered, linear_cka, shuffled_weights, traffic
+from .study_discovery import accuracy_and_chance, collected, labelled
+from .subspaces import linear_cka, traffic, unit_basis
 from .tasks import make_task
 from .tasks.base import generator
 
@@ -130,71 +134,193 @@ def changed_task(context: Context, text: str) -> Any:
     return dataclasses.replace(context.task_config, **changes)
 
 
+USUAL_TRANSFER = {
+    "recall": "pairs=3,pairs=5,name=induction",
+    "induction": "length=24,length=48,name=recall",
+    "selective_copy": "length=24,length=48,pairs=3",
+    "facts": "name=recall,name=induction",
+    "counters": "length=24,length=48",
+    "brackets": "length=24,length=48,pairs=3",
+    "long_copy": "length=24,length=48",
+    "indirect_object": "name=greater_than",
+    "greater_than": "name=indirect_object",
+}
+"""Other tasks that candidates of each task are tried on unless the study is told others."""
+
+
+def other_tasks(context: Context) -> list[str]:
+    """The changes of the task's options that TRANSFER asks for."""
+    text = context.config.transfer
+    if text.strip() == "usual":
+        text = USUAL_TRANSFER.get(context.train.task.name, "")
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def prompts_made(loader: PromptLoader) -> str:
+    """A fingerprint of what a loader asks and accepts: equal where two tasks make the same prompts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in loader.groups:
+        for name in ("tokens", "positions", "answers", "twins", "accepted"):
+            value = getattr(batch, name)
+            digest.update(repr((name, None if value is None else value.tolist())).encode())
+    return digest.hexdigest()
+
+
 def transfer(context: Context) -> Found:
-    """Candidates of this task tried on others: their effect there, as a share of the model's effect there."""
-    c = context.config
-    rows, notes = [], []
-    for text in [word.strip() for word in c.transfer.split(",") if word.strip()]:
+    """Candidates of this task tried on others that the model does: their effect there, as a share of the model's."""
+    c, tested = context.config, context.tested
+    rows: list[Found] = []
+    notes, tasks, seen = [], [], {prompts_made(context.val): "the studied task"}
+    # what the studied task makes of the same number of prompts: a task that makes these is no other one
+    for text in other_tasks(context):
         try:
-            config = changed_task(context, text)
-            if config == context.task_config:
-                continue
-            task = make_task(config, context.model.tokenizer, context.model.config.vocab_size)
-            loader = PromptLoader(
-                task, "evaluation", c.eval_prompts, c.eval_prompts, context.seed, context.model.device
+            task = make_task(changed_task(context, text), context.model.tokenizer, context.model.config.vocab_size)
+            loader, alike = (
+                PromptLoader(which, "evaluation", c.eval_prompts, c.eval_prompts, context.seed, context.model.device)
+                for which in (task, context.val.task)
             )
+            seen.setdefault(prompts_made(alike), "the studied task")
+            made = prompts_made(loader)
+            if made in seen:
+                raise MechintError(f"it makes the same prompts as {seen[made]}")
+            seen[made] = text
+            accuracy, chance = accuracy_and_chance(context, loader, context.model)
+            if not does_task(accuracy, chance):
+                raise MechintError(
+                    f"the model answers {accuracy['value']:.0%} of its prompts where chance gives "
+                    f"{chance['value']:.0%}, so it does not do this task"
+                )
             held = Held.of(context.model, loader.batches, list(context.sites.values()), c.metric)
         except MechintError as reason:
             notes.append(f"{text}: {reason}")
             continue
-        boot = ClusterBootstrap(held.prompts.template.cpu().numpy(), c.bootstrap, context.seed)
-        for candidate in context.tested:
-            effect = effect_of(held, candidate, boot)
-            rows.append({"task": text, "candidate": candidate.name, "effect": effect, "n": len(held.prompts)})
-    said = f"{len({row['task'] for row in rows})} other tasks that the model does; {len(notes)} that it does not."
+        tasks.append({"task": text, "accuracy": accuracy, "chance": chance, "answered": len(held.prompts)})
+        for candidate in tested:
+            found = necessity(
+                held, candidate, "necessity", draws=context.draws, bootstrap=c.bootstrap, seed=context.seed
+            )
+            rows.append({"task": text, "candidate": candidate.name, "effect": found.effect, "random": found.random,
+                         "p": found.p, "n": len(held.prompts)})  # fmt: skip
     if not rows:
         raise MechintError("no other task that the model does: " + ("; ".join(notes) or "none was asked for"))
-    return {"report": {"rows": rows, "notes": notes, "said": said, "ablation": "counterfactual"}, "keep": {}}
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+        row["carries"] = carries(row, c.min_effect)
+    report = {"rows": rows, "tasks": tasks, "notes": notes, "ablation": "counterfactual", "metric": c.metric}
+    return {"report": report | {"said": said_of_transfer(report, len(tested), c.min_effect)}, "keep": {}}
 
 
-def effect_of(held: Held, candidate: Candidate, boot: ClusterBootstrap) -> Any:
-    """Share of the effect that is lost when the candidate's part comes from the twin."""
-    move = moved(deltas(held, candidate, "necessity", None), candidate.basis)
-    part = held.measure("necessity", candidate.site, iter([move]), "transfer")[0] * held.effect.mean()
-    return boot.interval(lambda p, whole: p / whole, part.numpy(), held.effect.numpy())
+def carries(row: Found, least: float) -> bool:
+    """Whether a candidate is needed for another task: at least so much of the effect is surely lost without it, and
+    random subspaces of its rank and norm do less (5 %, Holm)."""
+    low = row["effect"]["low"]
+    return row["p_holm"] <= ALPHA and low is not None and float(low) >= least
+
+
+def said_of_transfer(report: Found, tested: int, least: float) -> str:
+    """What transfer found, about the candidates."""
+    parts = []
+    for task in report["tasks"]:
+        names = [row["candidate"] for row in report["rows"] if row["task"] == task["task"] and row["carries"]]
+        parts.append(f"{task['task']}: {len(names)} of {tested}")
+    said = (
+        f"Candidates without which at least {least:.0%} of the effect on another task is lost (interval, and random "
+        f"subspaces at 5 %, Holm), {'; '.join(parts)}."
+    )
+    if report["notes"]:
+        said += f" Not tried: {'; '.join(report['notes'])}."
+    return said
 
 
 def controls(context: Context) -> Found:
-    """Random units, prompts whose tokens are shuffled, and the same study on shuffled weights."""
-    c, held = context.config, context.held
-    rows: list[Found] = []
-    boot = ClusterBootstrap(held.prompts.template.cpu().numpy(), c.bootstrap, context.seed)
-    moved_tokens = shuffled_tokens(context)
-    for candidate in context.tested:
-        width, site = len(candidate.basis), candidate.site
-        delta = deltas(held, candidate, "necessity", None)
-        draws = []
-        for k in range(50):
-            g = generator("random units", candidate.name, k, context.seed)
-            units = torch.randperm(width, generator=g)[: candidate.rank].tolist()
-            draws.append(moved(delta, from_units("", "", candidate.layer, site, units, width).basis))
-        effect = held.measure("necessity", site, iter(draws), "random units").mean(1)
-        move = moved(deltas(moved_tokens, candidate, "necessity", None), candidate.basis)
-        change = moved_tokens.measure("necessity", site, iter([move]), "shuffled tokens")[0]
-        scale = float(moved_tokens.effect.mean() / held.effect.mean())
-        rows.append(
-            {
-                "candidate": candidate.name,
-                "random_units": spread(effect.tolist(), "50 sets of as many units of the layer"),
-                "shuffled_tokens": boot.interval(lambda mean: mean, (change * scale).numpy()),
-            }
+    """Random units, shuffled tokens and random weights. Each needs other steps, and none waits for what it does not.
+
+    Raises:
+        MechintError: none of them could be measured.
+    """
+    report: Found = {"candidates": [], "random_weights": None, "notes": []}
+    said = []
+    try:
+        tested, matters = context.tested, context.val.task.order_matters
+        mixed = shuffled_tokens(context) if matters else None
+        report["candidates"] = [control_candidate(context, candidate, mixed) for candidate in tested]
+        asked = [row["random_units"] for row in report["candidates"] if row["random_units"] is not None]
+        if asked:
+            largest = max(float(random["high"]) for random in asked)
+            said.append(f"Random units of the same number: at most {largest:.2f} of the effect in 97.5 % of the draws.")
+        report["notes"] += sorted({why for row in report["candidates"] for why in row["not_asked"]})
+    except MechintError as reason:
+        report["notes"].append(f"controls of candidates: {reason}")
+    if context.config.random_weights:
+        report["random_weights"] = random_weights(context)
+        said.append(report["random_weights"]["said"])
+    if not said:
+        raise MechintError("; ".join(report["notes"]) or "no control was asked for")
+    return {"report": {**report, "said": " ".join(said)}, "keep": {}}
+
+
+def control_candidate(context: Context, candidate: Candidate, mixed: Held | None) -> Found:
+    """A candidate's necessity beside that of random units of its layer, and on prompts with shuffled tokens.
+
+    Args:
+        mixed: The prompts with shuffled tokens; None where the task does not say that order matters.
+
+    Returns:
+        ``effect`` (necessity, by the twin's value), ``random_units`` and ``random_units_p``, ``shuffled_tokens`` and
+        ``above_shuffled_tokens`` (the paired difference); None for what was not asked, with the reason in
+        ``not_asked``.
+    """
+    held, site = context.held, candidate.site
+    boot = ClusterBootstrap(held.prompts.template.cpu().numpy(), context.config.bootstrap, context.seed)
+    delta = deltas(held, candidate, "necessity", None)
+    total = held.effect.numpy()
+    lost = held.measure("necessity", site, iter([moved(delta, candidate.basis)]), "candidate")[0] * held.effect.mean()
+    share = lambda part, whole: part / whole
+    row: Found = {
+        "candidate": candidate.name,
+        "effect": boot.interval(share, lost.numpy(), total),
+        **dict.fromkeys(("random_units", "random_units_p", "shuffled_tokens", "above_shuffled_tokens")),
+        "not_asked": [],
+    }
+    others = other_units(candidate)
+    if len(others) >= candidate.rank:
+        moves = (moved(delta, unit_basis(units, len(delta[0, 0]))) for units in unit_sets(context, candidate, others))
+        effects = held.measure("necessity", site, moves, "random units").mean(1)
+        row["random_units"] = spread(effects.tolist(), f"{context.draws} sets of as many other units of the layer")
+        row["random_units_p"] = (1 + int((effects >= lost.mean() / held.effect.mean()).sum())) / (1 + context.draws)
+    else:
+        row["not_asked"].append(f"random units: {candidate.name} leaves {len(others)} units of its layer, fewer than "
+                                f"its own {candidate.rank}")  # fmt: skip
+    if mixed is not None:
+        move = moved(deltas(mixed, candidate, "necessity", None), candidate.basis)
+        other = mixed.measure("necessity", site, iter([move]), "shuffled tokens")[0] * mixed.effect.mean()
+        row["shuffled_tokens"] = boot.interval(share, other.numpy(), total)
+        row["above_shuffled_tokens"] = boot.interval(
+            lambda own, theirs, whole: (own - theirs) / whole, lost.numpy(), other.numpy(), total
         )
-    report: Found = {"candidates": rows, "random_weights": random_weights(context) if c.random_weights else None}
-    largest = max(float(row["random_units"]["high"]) for row in rows)
-    said = f"Random units of the same number: at most {largest:.2f} of the effect in 97.5 % of the draws."
-    if report["random_weights"]:
-        said += f" Shuffled weights: {report['random_weights']['said']}"
-    return {"report": {**report, "said": said}, "keep": {}}
+    else:
+        task = context.val.task
+        why = (
+            "does not say whether the order of tokens matters" if task.order_matters is None else "does not need order"
+        )
+        row["not_asked"].append(f"shuffled tokens: this control is for tasks in which order matters; {task.name} {why}")
+    return row
+
+
+def other_units(candidate: Candidate) -> list[int]:
+    """Units of the layer that the candidate does not consist of; of directions, without those it lies in most."""
+    own = set(candidate.units)
+    if not own:
+        weight = candidate.basis.square().sum(1)
+        own = set(torch.sort(weight, descending=True, stable=True).indices[: candidate.rank].tolist())
+    return [unit for unit in range(len(candidate.basis)) if unit not in own]
+
+
+def unit_sets(context: Context, candidate: Candidate, others: list[int]) -> Iterator[list[int]]:
+    """Random sets of the given units, as many in each as the candidate's rank."""
+    for k in range(context.draws):
+        order = torch.randperm(len(others), generator=generator("random units", candidate.name, k, context.seed))
+        yield [others[i] for i in order[: candidate.rank].tolist()]
 
 
 def shuffled_tokens(context: Context) -> Held:
@@ -221,54 +347,45 @@ def unfiltered(context: Context, model: Any, prompts: Any) -> Held:
 
 
 def random_weights(context: Context) -> Found:
-    """Accuracy, effect and the best candidate of the same model with shuffled weights."""
-    c, model = context.config, shuffled_weights(context.model, context.seed + 104_729)
-    right, _ = answered(context.val, model)
-    sites, kind = list(context.sites.values()), next(iter(context.sites.values())).split(".", 2)[2]
-    found: dict[str, Traffic] = {t.site: t for t in traffic(model, context.train.batches, sites, c.metric)}
-    total = model.num_layers * next(iter(found.values())).clean.shape[-1]
-    kept = mask_search(model, context.train, kind, min(c.rank * model.num_layers, total), c.mask_steps, context.seed)
-    proposals = []
-    for layer, site in context.sites.items():
-        proposals += [*of_mask(found[site], layer, kept[layer], c.rank), *of_clusters(found[site], layer, c.rank)]
-    report: Found = {"accuracy": float(right.mean()), "n": len(right), "candidate": None, "tests": []}
-    report["probes"] = probes_of(context, model)
-    try:
-        held = Held.of(model, context.val.batches, sites, c.metric)
-    except MechintError as reason:
-        return report | {"said": f"no claim can be made, because {reason}"}
-    candidates, _ = merge(proposals, found)
-    if not candidates:
-        return report | {"said": "nothing is proposed."}
-    best = candidates[0]
-    rows = [necessity(held, best, t, draws=99, bootstrap=c.bootstrap, seed=context.seed).report()
-            for t in ("necessity", "sufficiency")]  # fmt: skip
-    worst = max(row["p"] for row in rows)
-    return report | {
-        "candidate": best.name, "tests": rows, "said": f"the best candidate has p = {worst:.2f} on answered prompts."
-    }  # fmt: skip
+    """Models with random weights: whether they do the task, and how well labels are read from them.
 
-
-def best_probes(rows: list[Found]) -> list[Found]:
-    """The most selective probe of each label."""
-    labels = dict.fromkeys(row["label"] for row in rows)
-    return [max((r for r in rows if r["label"] == label), key=lambda r: r["selectivity"]["value"]) for label in labels]
-
-
-def probes_of(context: Context, model: Any) -> list[Found]:
-    """The best probe of each label, fitted anew on another model's activations: what needs no training to be read."""
+    Each is probed as the studied model was: for each label the layer and the method that read best across folds of
+    the discovery prompts, scored on the held-out ones.
+    """
+    models, scores = [], []
+    for weights, model in random_models(context.model, context.seed):
+        accuracy, chance = accuracy_and_chance(context, context.val, model)
+        models.append({"weights": weights, "accuracy": accuracy, "chance": chance, "does": does_task(accuracy, chance)})
+        scores.append(best_readings(context, model))
     rows = best_probes(context.found.get("probes", {}).get("report", {}).get("probes", []))
-    if not rows:
-        return []
-    train, test = (collected(context, loader, model) for loader in (context.train, context.val))
+    own = context.keep(4)["hits"] if rows else {}
     found = []
     for row in rows:
+        label = row["label"]
+        random = np.stack([mine[label] for mine in scores])
+        compared = beside(own[label].numpy(), random, context.val.templates())
+        found.append({"label": label, "site": row["site"], "method": row["method"], **compared})
+    doing = sum(bool(row["does"]) for row in models)
+    said = f"{len(models)} models with random weights: {doing} of them do the task"
+    for row in found:
+        said += f"; {row['label']} is read with {np.mean(row['random']):.2f} there and {row['score']:.2f} here"
+    return {"models": models, "probes": found, "said": said + "."}
+
+
+def best_readings(context: Context, model: Any) -> dict[str, Any]:
+    """What each held-out prompt adds to the score of the best probe of each label, [prompt] by label."""
+    rows = context.found.get("probes", {}).get("report", {}).get("probes", [])
+    if not rows:
+        return {}
+    train, test = (collected(context, loader, model) for loader in (context.train, context.val))
+    found: dict[str, tuple[float, Any]] = {}
+    for row in rows:  # the layers, labels and methods that the studied model was probed with
         a, b = (labelled(context, loader, values[row["site"]], row["label"])
                 for loader, values in ((context.train, train), (context.val, test)))  # fmt: skip
-        c = context.config
-        made = probe(a, b, row["method"], row["label"], shuffles=c.shuffles, draws=c.bootstrap, seed=context.seed)
-        found.append({"label": row["label"], "site": row["site"], "selectivity": made.selectivity, "n": len(b)})
-    return found
+        score, hits = reading(a, b, row["method"], seed=context.seed)
+        if row["label"] not in found or score > found[row["label"]][0]:
+            found[row["label"]] = (score, hits)
+    return {label: hits for label, (_, hits) in found.items()}
 
 
 def scale(context: Context) -> Found:
@@ -286,37 +403,58 @@ def scale(context: Context) -> Found:
     }
     for path, other in models_of(context, c.trajectory) if c.trajectory else ():
         report["trajectory"].append(moment(context, path, other))
-    appears = next((row["checkpoint"] for row in report["trajectory"] if row["present"]), None)
-    report["appears"] = appears
     said = f"{size:,} parameters; the tests are {runs:,} runs of one prompt, about {report['flops']:.1e} operations."
     if c.trajectory:
-        said += f" The circuit {'appears at ' + str(appears) if appears else 'appears at none of the checkpoints'}."
+        report |= appearance(report["trajectory"])
+        said += f" {report['appearance']}"
     return {"report": {**report, "said": said}, "keep": {}}
 
 
+def appearance(rows: list[Found]) -> Found:
+    """From which checkpoint of a run on the candidate is there: ``appears`` (the first), and ``appearance`` in words.
+
+    Args:
+        rows: Of :func:`moment`, in the order of training.
+    """
+    there = [k for k, row in enumerate(rows) if row["present"]]
+    if not there:
+        return {"appears": None, "appearance": "The strongest candidate is present at none of the checkpoints."}
+    first = str(rows[there[0]]["checkpoint"])
+    gone = [str(row["checkpoint"]) for row in rows[there[0] :] if not row["present"]]
+    said = f"The strongest candidate is first present at {first}"
+    said += f", and later not at {', '.join(gone)}." if gone else " and at every later checkpoint."
+    if there[-1] == 0 and not gone:
+        said = f"The strongest candidate is present at {first}, the only checkpoint."
+    return {"appears": first, "appearance": said}
+
+
+def present(accuracy: Any, chance: Any, total: Any, share: Any, least: float) -> bool:
+    """Whether a candidate is there at a checkpoint: the model does the task, tells prompts from their twins, and surely
+    loses at least so large a share of that difference without the candidate."""
+    if not does_task(accuracy, chance) or total["low"] is None or share["low"] is None:
+        return False
+    return float(total["low"]) > 0 and float(share["low"]) >= least
+
+
 def moment(context: Context, path: str, other: Any) -> Found:
-    """One checkpoint: accuracy, and whether a candidate of the finished model already carries its effect."""
-    right, _ = answered(context.val, other)
+    """One checkpoint: accuracy, and whether a candidate of the finished model already carries the effect there."""
+    accuracy, chance = accuracy_and_chance(context, context.val, other)
     boot = ClusterBootstrap(context.val.templates(), context.config.bootstrap, context.seed)
-    held = unfiltered(context, other, joined(context))
+    held = unfiltered(context, other, together(context.val.batches))
     best = context.tested[0]
-    total = boot.interval(lambda mean: mean, held.effect.numpy())
+    effect = held.effect.numpy()
+    total = boot.interval(lambda mean: mean, effect)
     move = moved(deltas(held, best, "necessity", None), best.basis)
-    lost = held.measure("necessity", best.site, iter([move]), str(path))[0] * held.effect.mean()
-    carried = boot.interval(lambda mean: mean, lost.numpy())
+    lost = (held.measure("necessity", best.site, iter([move]), str(path))[0] * held.effect.mean()).numpy()
+    share = boot.interval(lambda part, whole: part / whole, lost, effect)
     step = re.findall(r"\d+", str(path).rsplit("/", 1)[-1])
     return {
         "checkpoint": path,
         "step": int(step[-1]) if step else None,
-        "accuracy": boot.share(right.numpy()),
+        "accuracy": accuracy,
+        "chance": chance,
         "effect": total,
-        "carried": carried,
-        "present": float(carried["low"]) > 0
-        and float(carried["value"]) >= context.config.min_effect * float(total["value"]) > 0,
+        "carried": boot.interval(lambda mean: mean, lost),
+        "share": share,
+        "present": present(accuracy, chance, total, share, context.config.min_effect),
     }
-
-
-def joined(context: Context) -> Any:
-    from .necessity import together
-
-    return together(context.val.batches)

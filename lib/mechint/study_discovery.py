@@ -15,7 +15,7 @@ from .probes import Labelled, Probe, probe
 from .run import run
 from .sae import SAEConfig, SparseAutoencoder
 from .sae_training import Training, train_grid
-from .statistics import ClusterBootstrap
+from .statistics import ClusterBootstrap, Number
 from .study_context import Context, Found, from_plain, plain
 from .subspaces import answered, traffic
 
@@ -25,13 +25,19 @@ SHARE = 0.01
 
 def setup(context: Context) -> Found:
     """Whether the model does the task at all."""
-    right, chance = answered(context.val, context.model)
-    boot = ClusterBootstrap(context.val.templates(), context.config.bootstrap, context.seed)
-    accuracy, other = boot.share(right.numpy()), boot.interval(lambda mean: mean, chance.numpy())
+    accuracy, other = accuracy_and_chance(context, context.val, context.model)
     said = (
         f"The model answers {accuracy['value']:.0%} of {accuracy['n']} held-out prompts; chance: {other['value']:.0%}."
     )
     return {"report": {"accuracy": accuracy, "chance": other, "seed": context.seed, "said": said}}
+
+
+def accuracy_and_chance(context: Context, loader: PromptLoader, model: Any) -> tuple[Number, Number]:
+    """How often a model answers the prompts of a loader, and what chance gives; see :func:`mechint.claims.does_task`
+    for which of the two must be the larger."""
+    right, chance = answered(loader, model)
+    boot = ClusterBootstrap(loader.templates(), context.config.bootstrap, context.seed)
+    return boot.share(right.numpy()), boot.interval(lambda mean: mean, chance.numpy())
 
 
 def activations(context: Context) -> Found:
@@ -154,13 +160,19 @@ def labelled(context: Context, loader: PromptLoader, values: Tensor, label: str)
     return Labelled(values[torch.arange(len(values)), at].numpy(), np.concatenate(names), loader.templates())
 
 
+def probe_methods(context: Context) -> list[str]:
+    return [word.strip() for word in context.config.probes.split(",") if word.strip()]
+
+
 def probes(context: Context) -> Found:
     """Probes of every label of the task at the last answer's position of each site."""
     c = context.config
-    methods = [word.strip() for word in c.probes.split(",") if word.strip()]
+    methods = probe_methods(context)
+    draws = max(c.bootstrap, context.draws)
     held = collected(context, context.val)
     labels = list(context.train.task.labels(context.train.batches[0]))
     reports, notes, proposals = [], [], []
+    hits: dict[str, tuple[float, Any]] = {}
     for layer, site in context.sites.items():
         for label in labels:
             train = labelled(context, context.train, context.carried[site].clean, label)
@@ -168,13 +180,15 @@ def probes(context: Context) -> Found:
             best: Probe | None = None
             for method in methods:
                 try:
-                    found = probe(train, test, method, label, shuffles=c.shuffles, draws=c.bootstrap, seed=context.seed)
+                    found = probe(train, test, method, label, shuffles=c.shuffles, draws=draws, seed=context.seed)
                 except MechintError as reason:
                     notes.append(f"layer {layer}, {method}: {reason}")
                     break
                 reports.append(found.report() | {"layer": layer, "site": site})
-                if best is None or float(found.selectivity["value"]) > float(best.selectivity["value"]):
+                if best is None or found.across_folds > best.across_folds:
                     best = found
+                if label not in hits or found.across_folds > hits[label][0]:
+                    hits[label] = (found.across_folds, found.hits)
             if best is not None:
                 proposals += of_probe(best, layer, site, c.rank)
     if not reports:
@@ -184,7 +198,10 @@ def probes(context: Context) -> Found:
         f"{len(reports)} probes of {', '.join(labels)}; the most selective is {top['method']} of {top['label']} at "
         f"layer {top['layer']}: {top['score']['value']:.2f}, {top['selectivity']['value']:.2f} above shuffled labels."
     )
-    keep = {"proposals": [plain(p) for p in proposals]}
+    keep = {
+        "proposals": [plain(p) for p in proposals],
+        "hits": {label: torch.from_numpy(mine) for label, (_, mine) in hits.items()},
+    }
     return {"report": {"probes": reports, "notes": notes, "said": said}, "keep": keep}
 
 

@@ -157,14 +157,54 @@ def shuffled_weights(model: Any, seed: int) -> Any:
     return other
 
 
+def reinitialised(model: Any, seed: int) -> Any:
+    """A copy of the model whose weight matrices are drawn anew: normal, with the mean and spread of each one's entries.
+
+    What training seldom arranges stays as it is: vectors (norms, biases, D) and the decays of a scan (``A_log``), so
+    that the copy runs at the model's own scale and time scales.
+    """
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if parameter.dim() > 1 and not name.endswith("A_log"):
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                spread, mean = parameter.double().std().cpu(), parameter.double().mean().cpu()
+                parameter.copy_((drawn * spread + mean).to(parameter))
+    return other
+
+
 def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
-    """Whether the model says each prompt's last answer, and whether it says the answer of another prompt in its place:
-    what chance would give; [prompt] each."""
-    right, chance = [], []
+    """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
+
+    Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers
+    were dealt out among the prompts anew. Both are of the whole set, whatever its batches.
+    """
+    said, accepted = [], []
     with torch.no_grad():
         for batch in loader:
-            logits, _ = model.trace(batch.tokens, Tap(), logits_at=batch.positions[:, -1:])
-            said, answer = logits[:, 0].argmax(-1), batch.answers[:, -1]
-            right.append((said == answer).double().cpu())
-            chance.append((said == answer.roll(1)).double().cpu())
-    return torch.cat(right), torch.cat(chance)
+            asked = batch.last()
+            logits, _ = model.trace(batch.tokens, Tap(), logits_at=asked.positions)
+            said.append(logits[:, 0].argmax(-1).cpu())
+            accepted.append(asked.good()[:, 0].cpu())  # [prompt, accepted id]
+    return by_chance(torch.cat(said), side_by_side(accepted))
+
+
+def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether what is said [n] is among the accepted ids [n, A] (-1 is none), and in how many of the others', [n] each.
+
+    Each id counts once for a prompt.
+    """
+    size = int(max(said.max(), accepted.max())) + 1
+    takes = torch.zeros(size + 1, dtype=torch.float64)
+    for ids in accepted:
+        takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
+    right = (accepted == said[:, None]).any(1).double()
+    others = max(len(said) - 1, 1)
+    return right, (takes[said] - right) / others
+
+
+def side_by_side(columns: Sequence[Tensor]) -> Tensor:
+    """Ids [n, A] of several batches as one, filled up with -1 where A differs."""
+    width = max(column.shape[1] for column in columns)
+    return torch.cat([torch.nn.functional.pad(column, (0, width - column.shape[1]), value=-1) for column in columns])

@@ -50,7 +50,7 @@ def claims_figure(figure: Figure, found: Found) -> None:
         axes.plot([], [], marker="o", color=colour, label=verdict)
     axes.plot([], [], marker="|", markersize=9, color=style.INK, linestyle="none", label="upper end of a control")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16 - 0.4 / len(made)), ncols=4)
-    axes.set_xlabel("effect (share of the metric; probes: score above shuffled labels), 95 % interval")
+    axes.set_xlabel("effect (share of the metric; probes: score above models with random weights), 95 % interval")
 
 
 def circuit_figure(figure: Figure, found: Found) -> None:
@@ -278,15 +278,15 @@ def transfer_figure(figure: Figure, found: Found) -> None:
     figure.colorbar(image, ax=axes, label="effect lost without the candidate")
 
 
-def controls_figure(figure: Figure, found: Found, effects: dict[str, Found]) -> None:
+def controls_figure(figure: Figure, found: Found) -> None:
     axes = figure.subplots()
     axes.axvline(0, color=style.GREY, linewidth=0.8)
     rows = found["candidates"]
     for y, row in enumerate(rows):
         for k, (name, colour) in enumerate((("random_units", style.GREY), ("shuffled_tokens", style.PURPLE))):
-            whisker(axes, y + 0.2 * (k + 1) - 0.2, row[name], colour, "s", name.replace("_", " ") if y == 0 else "")
-        if row["candidate"] in effects:
-            whisker(axes, y - 0.2, effects[row["candidate"]], style.BLUE, "o", "candidate" if y == 0 else "")
+            if row[name] is not None:
+                whisker(axes, y + 0.2 * (k + 1) - 0.2, row[name], colour, "s", name.replace("_", " ") if y == 0 else "")
+        whisker(axes, y - 0.2, row["effect"], style.BLUE, "o", "candidate" if y == 0 else "")
     rows_axis(axes, [row["candidate"] for row in rows])
     axes.set_xlabel("share of the effect lost")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=3)
@@ -318,8 +318,6 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
     steps = raw["steps"]
     plan: list[tuple[str, str, tuple[float, float], Callable[[Figure], None]]] = []
     done = {name for name, entry in steps.items() if entry.get("status") == "done"}
-    effects = {row["candidate"]: row["effect"] for row in steps.get("necessity", {}).get("tests", ())
-               if row["test"] == "necessity"}  # fmt: skip
     known: list[tuple[str, str, Callable[[Found], tuple[float, float]], Any]] = [
         ("circuit", "What the combined circuit keeps alone beside its controls, and circuits of every size.",
          lambda e: (9.5, 3.2), circuit_figure),
@@ -342,10 +340,10 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
          reproducibility_figure),
         ("transfer", "Candidates tried on other tasks, 95 % intervals.", transfer_size, transfer_figure),
         ("controls", "The candidates beside their controls.", lambda e: (8.0, 1.6 + 0.5 * len(e["candidates"])),
-         partial(controls_figure, effects=effects)),
+         controls_figure),
     ]  # fmt: skip
     for name, caption, size, draw in known:
-        if name in done:
+        if name in done and not (name == "controls" and not steps[name]["candidates"]):
             plan.append((name, caption, size(steps[name]), partial(draw, found=steps[name])))
     if steps.get("scale", {}).get("trajectory"):
         plan.append(("scale", "The strongest candidate along training.", (6.5, 3.0),

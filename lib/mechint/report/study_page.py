@@ -96,7 +96,8 @@ def evidence(claim: Found) -> list[str]:
     return [
         *([f"Effects ({claim['metric']}, ablation {claim['ablation']}): {'; '.join(effects)}"] if effects else []),
         *(f"Control, {line}" for line in lines),
-        f"It would be refuted by {claim['refuted_by']}.",
+        *(f"Not asked: {reason}." for reason in claim.get("not_asked", ())),
+        f"It would be refuted if {claim['refuted_by']}.",
     ]
 
 

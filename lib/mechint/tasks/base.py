@@ -118,6 +118,8 @@ class Task(ABC):
     vocab_size: int
     length: int
     has_twins: bool
+    order_matters: bool | None = None
+    """Whether a prompt's tokens in another order would have another answer; None where nobody knows."""
     aligned: bool = True
     """Whether a position means the same in every prompt, so that means are taken position by position."""
     whole: bool = False

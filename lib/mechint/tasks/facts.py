@@ -33,6 +33,7 @@ class Facts(Task):
 
     name = "facts"
     has_twins = True
+    order_matters = False
     length = LENGTH
 
     def __init__(self, config: TaskConfig) -> None:

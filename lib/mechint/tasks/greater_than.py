@@ -35,6 +35,7 @@ class GreaterThan(Task):
 
     name = "greater_than"
     has_twins = True
+    order_matters = False
 
     def __init__(self, config: TaskConfig, tokenizer: Any = None) -> None:
         self.words = Words(self, tokenizer, [*FRAME.split(), *NOUNS, *CENTURIES], {"The"}, config.bos)

@@ -46,6 +46,7 @@ class IndirectObject(Task):
 
     name = "indirect_object"
     has_twins = True
+    order_matters = False
 
     def __init__(self, config: TaskConfig, tokenizer: Any = None) -> None:
         frames = [frame.split() for frame in FRAMES]

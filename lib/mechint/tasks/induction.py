@@ -24,6 +24,7 @@ class Induction(Task):
 
     name = "induction"
     has_twins = True
+    order_matters = True
 
     def __init__(self, config: TaskConfig) -> None:
         self.symbols, self.length = config.keys, config.length

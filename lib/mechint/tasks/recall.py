@@ -22,6 +22,7 @@ class Recall(Task):
 
     name = "recall"
     has_twins = True
+    order_matters = True
 
     def __init__(self, config: TaskConfig) -> None:
         self.pairs, self.keys, self.values = config.pairs, config.keys, config.values

@@ -18,6 +18,7 @@ class SelectiveCopy(Task):
 
     name = "selective_copy"
     has_twins = True
+    order_matters = True
 
     def __init__(self, config: TaskConfig) -> None:
         self.carried, self.values, self.length = config.pairs, config.values, config.length

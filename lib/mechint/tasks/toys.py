@@ -18,6 +18,7 @@ class Counters(Task):
 
     name = "counters"
     has_twins = True
+    order_matters = False
 
     def __init__(self, config: TaskConfig) -> None:
         self.counts, self.length = config.values, config.length
@@ -61,6 +62,7 @@ class Brackets(Task):
 
     name = "brackets"
     has_twins = True
+    order_matters = True
 
     def __init__(self, config: TaskConfig) -> None:
         self.kinds, self.depth = config.keys, config.pairs
@@ -122,6 +124,7 @@ class LongCopy(Task):
 
     name = "long_copy"
     has_twins = True
+    order_matters = True
 
     def __init__(self, config: TaskConfig) -> None:
         self.values, self.length = config.values, config.length

@@ -137,6 +137,7 @@ class SumTask(SymbolTask):
     """
 
     name = "modular_sum"
+    order_matters = False
 
     def __init__(self, modulus: int, length: int, most: int) -> None:
         super().__init__(modulus, length, ())

@@ -80,6 +80,7 @@ class PlantedTask(Task):
 
     name = "planted"
     has_twins = True
+    order_matters = True
 
     def __init__(self, sizes: PlantedSizes, kind: Tensor) -> None:
         self.sizes, self.kind = sizes, kind  # [content]

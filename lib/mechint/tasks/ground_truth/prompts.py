@@ -14,6 +14,7 @@ class SymbolTask(Task):
     """Tokens: symbols 0 … V-1, then what a task has of its own. Template: all symbols of the prompt, in order."""
 
     has_twins = True
+    order_matters = True
 
     def __init__(self, symbols: int, length: int, special: tuple[str, ...]) -> None:
         self.symbols, self.length, self.special = symbols, length, special
