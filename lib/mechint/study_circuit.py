@@ -9,7 +9,9 @@ same search on shuffled weights, searches of other seeds on other prompts, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,7 @@ class SiteUnits(Units):
 
 class Searched(CircuitAnalyzer):
     """A circuit of the studied units, close to the model in KL and in the study's metric; with the study's option off,
-    without the control on random weights."""
+    without the control on random weights. Searches learn from the KL; what is measured is in the study's metric."""
 
     random_control = True
     effect = "logit_diff"
@@ -91,8 +93,37 @@ class Searched(CircuitAnalyzer):
     def reached(self, bench: Bench, mask: Tensor) -> bool:
         return super().reached(bench, mask) and bench.faithful(mask, self.effect) >= self.config.target_faithfulness
 
+    def in_effect(self) -> AbstractContextManager[None]:
+        return measured_in(self, self.effect)
+
+    def measure(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        with self.in_effect():
+            return super().measure(*arguments, **named)
+
+    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
+        with self.in_effect():
+            self.check_denominator(bench, loader)
+            return super().interval(bench, loader, mask)
+
+    def random_weights(self, *arguments: Any) -> tuple[Number | None, str]:
+        try:
+            return super().random_weights(*arguments)
+        except MechintError as reason:  # of the control, not of what is studied
+            return None, f"The control on random weights was not measured: {reason}."
+
     def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
         return self.units if self.random_control else None
+
+
+@contextmanager
+def measured_in(analyzer: Searched, metric: str) -> Iterator[None]:
+    """What is measured meanwhile is measured in this metric."""
+    before = analyzer.config
+    analyzer.config = replace(before, metric=metric)
+    try:
+        yield
+    finally:
+        analyzer.config = before
 
 
 def plan(context: Context) -> CircuitPlan:
@@ -120,7 +151,7 @@ def circuit(context: Context) -> Found:
     mask = torch.cat([analyzer.masks[name]["mask"].flatten() for name in analyzer.units.layer_names])
     report = judged(context, analyzer, mask)
     own = found["metrics"]
-    report |= {name: own[name] for name in ("faithfulness", "kl", "minimality") if name in own}
+    report |= {name: own[name] for name in ("kl", "minimality") if name in own}
     report["random_weights"] = own.get("faithfulness_random_weights")
     report["curve"] = {name: found["curve"][name] for name in ("size", "learned", "random")}
     [reached] = [row["faithfulness_discovery"] for row in found["searches"] if row["chosen"]]

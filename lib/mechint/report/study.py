@@ -45,12 +45,19 @@ def claims_figure(figure: Figure, found: Found) -> None:
         whisker(axes, y, claim["effect"], VERDICT[claim["verdict"]])
         for control in claim["controls"].values():
             axes.plot([control["high"]], [y], marker="|", markersize=11, color=style.INK, linestyle="none")
-    rows_axis(axes, [claim.get("candidate", claim["claim"]) for claim in made])
+    rows_axis(axes, [claim_label(claim) for claim in made])
     for verdict, colour in VERDICT.items():
         axes.plot([], [], marker="o", color=colour, label=verdict)
     axes.plot([], [], marker="|", markersize=9, color=style.INK, linestyle="none", label="upper end of a control")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16 - 0.4 / len(made)), ncols=4)
     axes.set_xlabel("effect (share of the metric; probes: score above models with random weights), 95 % interval")
+
+
+def claim_label(claim: Found) -> str:
+    """What a claim is of, in a few words."""
+    if claim["kind"] == "combined":
+        return f"the combined circuit, {sum(layer['kept'] for layer in claim['layers'].values())} units"
+    return str(claim.get("candidate", claim["claim"]))
 
 
 def circuit_figure(figure: Figure, found: Found) -> None:
@@ -75,8 +82,8 @@ def circuit_figure(figure: Figure, found: Found) -> None:
         right.plot(curve["size"], value, color=colour, marker="o", markersize=3, label=label)
     right.axvline(found["kept"], color=style.INK, linewidth=0.9, linestyle="--", label=f"{found['kept']} units")
     right.set_xscale("log")
-    right.set(title="By size", xlabel=f"units kept, of {found['total']}", ylabel="share of the KL made up for")
-    right.set_ylim(min(-0.1, min(point["value"] for point in curve["learned"]) - 0.05), 1.1)
+    right.set(title="By size", xlabel=f"units kept, of {found['total']}", ylabel="effect kept")
+    style.percent_axis(right)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
 
 
@@ -202,9 +209,11 @@ def temporal_figure(figure: Figure, found: Found) -> None:
         for i, (name, group) in enumerate(sorted(entry["groups"].items())):
             for path, line in (("direct", "--"), ("total", "-")):
                 curve = [max(point["value"], 1e-12) for point in group[path]["curve"]]
-                label = f"{name}, {path}" if k == 0 else None
+                who = {"circuit": "channels of the tested candidates"}.get(name, name)
+                label = f"{who}, {path}" if k == 0 else None
                 place.plot(curve, linestyle=line, color=style.CYCLE[i], marker="o", markersize=2.5, label=label)
         place.set_yscale("log")
+        place.xaxis.get_major_locator().set_params(integer=True)
         place.set(title=f"Layer {layer}: influence by lag", xlabel="lag (tokens)", ylabel="‖∂y/∂u‖")
         maps = entry["maps"]["total"]
         below = axes[1][k]
@@ -213,6 +222,7 @@ def temporal_figure(figure: Figure, found: Found) -> None:
             below.set_facecolor("#D0D0D0")
             below.grid(False)
             image = below.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, aspect="auto")
+            below.xaxis.get_major_locator().set_params(integer=True)
             below.set(title="Candidates' channels, one prompt", xlabel="source position", ylabel="position")
             figure.colorbar(image, ax=below, label="‖∂y/∂u‖, total")
         else:
@@ -233,12 +243,14 @@ def dynamics_figure(figure: Figure, found: Found) -> None:
         group = entry["groups"]["all channels"]
         right.plot(group["drop_error"], marker="o", markersize=3, color=colour, label=f"layer {layer}")
         right.plot(group["drop_error_refitted"], marker="o", markersize=3, color=colour, linestyle="--")
+    for axes in (left, middle, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.set(title="Time scales", xlabel="state entry", ylabel="τ = 1 / (Δ |A|) (tokens)")
     left.set_yscale("log")
     left.legend()
     middle.set(title="Hankel singular values", xlabel="direction", ylabel="σ, mean over channels")
     middle.set_yscale("log")
-    right.set(title="Dropping one entry (dashed: refitted)", xlabel="state entry", ylabel="error, share of the energy")
+    right.set(title="Dropping one entry", xlabel="state entry (dashed: refitted)", ylabel="error, share of the energy")
     right.set_yscale("symlog", linthresh=1e-4)
 
 

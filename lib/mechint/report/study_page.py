@@ -161,8 +161,12 @@ def circuit_table(entry: Found) -> list[tuple[str, ...]]:
         ("effect kept by as many random units of each layer", entry["random_units"], ".1%"),
         ("effect left without the circuit", entry["complement"]["effect"], ".1%"),
         ("completeness: effect lost without the circuit", entry["completeness"], ".1%"),
-        ("share of the KL made up for", entry.get("faithfulness"), ".1%"),
-        ("the same of a search on shuffled weights", entry.get("random_weights"), ".1%"),
+        ("KL from the whole model's predictions (nats)", entry.get("kl"), ".2g"),
+        (
+            "effect kept by as many units, searched for in a model with shuffled weights",
+            entry.get("random_weights"),
+            ".1%",
+        ),
         ("minimality: share of the tried units that it needs", entry.get("minimality"), ".1%"),
         (f"agreement of searches (Jaccard; by chance {entry['agreement_chance']:.2f})", entry["agreement"], ".2f"),
     ]
