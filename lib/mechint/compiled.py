@@ -255,5 +255,11 @@ def call(
         share(one, pieces, threads)
 
 
+NOWHERE = torch.zeros(1)
+"""What stands for an array without numbers: C may not be given NULL, even to copy nothing from."""
+
+
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_void_p((tensor if tensor.numel() else NOWHERE).data_ptr())
