@@ -32,7 +32,7 @@ PY := $(or $(USED),.venv/bin/python)
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check check-all bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig check check-all mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default $(CHOSEN) $(FLAGS)
@@ -64,6 +64,9 @@ check: $(READY_DEV)
 
 check-all: check
 	$(Q)OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -m exhaustive -n auto --maxprocesses 8
+
+mutants: $(READY_DEV)
+	$(Q)"$(PY)" -m scripts.mutants $(MUTANTS)
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
 SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
@@ -136,6 +139,7 @@ Configure (.config)
 Develop
   check              lint, format, types and tests
   check-all          the same, then whole fuzzers, sanitizers and long simulations
+  mutants            change one line of what makes printed numbers at a time; a test must notice each
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
   interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
   ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md

@@ -1,0 +1,311 @@
+"""Changes one line at a time of the code that turns measured arrays into printed numbers, and asks that a test notices.
+
+``make mutants`` runs it. Each mutant is applied to a copy of the tree, in which the tests that are to notice it run; it
+is *killed* where one of them fails, and *survives* where all pass. A line that is no longer there (or there twice) is
+an error too: whoever rewrites it says what the mutant is now. ``python -m scripts.mutants statistics`` runs those whose
+file or line holds a word.
+"""
+
+# ruff: noqa: E501 (lines of other files, changed, may be longer than those are)
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "lib" / "mechint"
+HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model", "transformers", "matplotlib.pyplot")
+"""Imported once, before a process for each mutant is made."""
+PRINTED = "tests/test_printed_numbers.py"
+COPIED = ("lib", "tests", "scripts", "pyproject.toml")
+LIMIT = 300
+"""Seconds for the tests of one mutant; a mutant that makes them hang is noticed, too."""
+
+
+class Mutant(NamedTuple):
+    """One change: in ``file`` of lib/mechint, text that is there once, what it becomes, and the tests that notice."""
+
+    file: str
+    original: str
+    mutated: str
+    tests: str = PRINTED
+
+
+MUTANTS = [
+    # numbers and sets
+    Mutant(
+        "statistics.py",
+        'return float(found["value"] if found["low"] is None else found["low"]) > 0',
+        'return float(found["value"] if found["low"] is None else found["low"]) >= 0',
+    ),
+    Mutant(
+        "statistics.py",
+        "return len(a & b) / len(a | b) if a | b else 1.0",
+        "return len(a & b) / max(len(a), len(b)) if a | b else 1.0",
+    ),
+    Mutant(
+        "statistics.py",
+        "return len(a & b) / len(a | b) if a | b else 1.0",
+        "return len(a & b) / len(a | b) if a | b else 0.0",
+    ),
+    Mutant(
+        "statistics.py",
+        'min(pairs), max(pairs), len(pairs), "least and most alike',
+        'max(pairs), max(pairs), len(pairs), "least and most alike',
+    ),
+    Mutant("statistics.py", "middle = (values[:, 1:] + values[:, :-1]) / 2", "middle = values[:, 1:]"),
+    Mutant("statistics.py", "/ (x[-1] - x[0]))", "/ x[-1])"),
+    Mutant(
+        "statistics.py",
+        "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
+        "largest = max(largest, min(1.0, len(p) * p[i]))",
+    ),
+    Mutant(
+        "statistics.py",
+        "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
+        "largest = min(1.0, (len(p) - rank) * p[i])",
+    ),
+    Mutant("statistics.py", "stats.spearmanr(a, b)", "stats.pearsonr(a, b)"),
+    Mutant(
+        "statistics.py",
+        "return max(0, math.ceil(round(tests / alpha, 9)) - 1)",
+        "return max(0, math.ceil(round(1 / alpha, 9)) - 1)",
+    ),
+    Mutant(
+        "statistics.py",
+        "low = stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1)",
+        "low = stats.beta.ppf(1 - LEVEL, right, wrong + 1)",
+    ),
+    Mutant("statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
+    # sparsity
+    Mutant(
+        "sparsity.py",
+        "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1",
+        "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n",
+    ),
+    Mutant("sparsity.py", "return (root - ratio) / max(root - 1,", "return (root - ratio) / max(root,"),
+    Mutant("sparsity.py", "/ max(float(np.log(a.shape[-1])), 1e-300)", "/ max(float(np.log2(a.shape[-1])), 1e-300)"),
+    Mutant("sparsity.py", "fourth = square.square().sum(-1) * a.shape[-1]", "fourth = square.square().sum(-1)"),
+    Mutant("sparsity.py", "a.abs() < scale.epsilon * scale.rms", "a.abs() < scale.epsilon"),
+    Mutant("sparsity.py", "return -values if measure in FALLING else values", "return values"),
+    Mutant("sparsity.py", "variance = np.maximum(second - first**2, 0.0)", "variance = second"),
+    Mutant("sparsity.py", "apart = low[0] > high[1] or low[1] > high[0]", "apart = True", "tests/test_sparsity.py"),
+    # candidates of a study
+    Mutant("necessity.py", "return move * (size(like) / size(move).clamp(min=1e-300))[:, None, None]", "return move"),
+    Mutant("necessity.py", "yield same_norm(moved(delta, basis), own)", "yield moved(delta, basis)"),
+    Mutant(
+        "necessity.py",
+        'return (-change if test == "necessity" else change) / self.effect.mean()',
+        "return change / self.effect.mean()",
+        "tests/test_study.py -k known_circuit",
+    ),
+    Mutant(
+        "necessity.py",
+        "return (twin if mean is None else mean) - clean",
+        "return clean - (twin if mean is None else mean)",
+    ),
+    Mutant("necessity.py", "return math.ceil(tests / alpha) - 1", "return math.ceil(1 / alpha) - 1"),
+    Mutant("study_discovery.py", "deviation > 6 * deviation.median()", "deviation > 3 * deviation.median()"),
+    Mutant(
+        "study_discovery.py",
+        "eigen.sum().square() / eigen.square().sum()",
+        "eigen.sum().square() / eigen.square().max()",
+    ),
+    # traces
+    Mutant("trace_results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
+    Mutant(
+        "trace_results.py", 'total = ends["clean"] - ends["corrupted"]', 'total = ends["corrupted"] - ends["clean"]'
+    ),
+    Mutant("trace_results.py", "np.abs(point[k]))", "point[k])"),
+    Mutant(
+        "trace_results.py",
+        "return np.asarray(sums / np.where(tokens == 0, np.nan, tokens)[:, None, None, :])",
+        "return np.asarray(sums)",
+    ),
+    # comparisons
+    Mutant("report/model_differences.py", "return student([x - y for x, y in", "return student([y - x for x, y in"),
+    Mutant("report/model_differences.py", "(len(v) - 1) / len(v) for v in (a, b)", "(len(v) - 1) for v in (a, b)"),
+    Mutant("report/model_differences.py", "freedom = min(len(a), len(b)) - 1", "freedom = len(a) + len(b) - 2"),
+    Mutant(
+        "report/compare_traces.py",
+        '"""The largest differences, other less one, of every map of every direction."""\n',
+        '"""The largest differences, other less one, of every map of every direction."""\n    one, other = other, one\n',
+        "tests/test_compare_traces.py",
+    ),
+    Mutant("model_comparison.py", '"low": min(ends[1:]), "high": max(ends[1:])', '"low": ends[1], "high": ends[2]'),
+    Mutant(
+        "model_comparison.py",
+        "ends = [(float(value[key]) - add) * factor",
+        "ends = [(float(value[key]) + add) * factor",
+    ),
+    Mutant(
+        "efficiency.py",
+        "active += int((wide.abs() >= share * wide.square().mean().sqrt())",
+        "active += int((wide.abs() >= share * wide.abs().mean())",
+    ),
+    # circuits
+    Mutant("minimality.py", 'entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0', 'entry["p"] <= SIGNIFICANT'),
+    Mutant("minimality.py", "SIGNIFICANT = 0.05", "SIGNIFICANT = 0.06"),
+    Mutant(
+        "neuron_results.py",
+        "lambda c, f, e: 1 - faithfulness(c, f, e), without, full, empty",
+        "lambda c, f, e: faithfulness(c, f, e), without, full, empty",
+    ),
+    Mutant(
+        "unit_effects.py",
+        "slope.double() * (value - torch.as_tensor(fill, device=value.device)).double()",
+        "slope.double() * value.double()",
+    ),
+    # answers
+    Mutant(
+        "answers.py", "kl = (chances * (reference - logs)).sum(-1)", "kl = (logs.exp() * (logs - reference)).sum(-1)"
+    ),
+    # labels and the scorecard
+    Mutant(
+        "sae_labels.py", "variance = area * (1 - area) + (positives - 1)", "variance = area * (1 - area) + positives"
+    ),
+    Mutant(
+        "sae_labels.py",
+        "return float(max(variance, 0.0) / (positives * negatives)) ** 0.5",
+        "return float(max(variance, 0.0) / (positives + negatives)) ** 0.5",
+    ),
+    Mutant(
+        "sae_labels.py",
+        "torch.searchsorted(others, ours, right=True).double()",
+        "torch.searchsorted(others, ours).double()",
+    ),
+    Mutant("sae_labels.py", "z = (area - 0.5).abs() /", "z = area /"),
+    Mutant("scorecard/summary.py", 'return student(means, "seeds")[0]', "return least_and_most(means)"),
+    Mutant(
+        "scorecard/summary.py",
+        "means = [fmean(values) for values in seeds.values() if values]",
+        "means = [value for values in seeds.values() for value in values]",
+    ),
+    Mutant(
+        "scorecard/summary.py",
+        "middle = (share + z * z / (2 * n)) / (1 + z * z / n)",
+        "middle = share",
+        "tests/test_scorecard.py -k wilson",
+    ),
+    Mutant(
+        "scorecard/summary.py",
+        "math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))",
+        "math.sqrt(share * (1 - share) / n)",
+    ),
+    Mutant("scorecard/dictionaries.py", "f1 = 2 * (there & said).sum(0)", "f1 = (there & said).sum(0)"),
+    Mutant("scorecard/dictionaries.py", "(x - x.mean(0)).square().sum()", "x.square().sum()"),
+    Mutant("tasks/ground_truth/score.py", "(below + misses / 2)", "below"),
+    Mutant(
+        "tasks/ground_truth/score.py",
+        "precision = at_least(hits) / at_least(size.double())",
+        "precision = hits / size.double()",
+    ),
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the mutants that hold a word of the arguments, or all; the exit status says whether any was not killed."""
+    chosen = [m for m in MUTANTS if not arguments or any(word in m.file or word in m.original for word in arguments)]
+    if wrong := [problem for mutant in chosen for problem in stale(mutant)]:
+        print(*wrong, sep="\n", file=sys.stderr)
+        return 1
+    for name in HEAVY:
+        importlib.import_module(name)
+    began, survived = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as temporary:
+        trees = [copy(Path(temporary) / str(k)) for k in range(os.cpu_count() or 1)]
+        todo: list[Mutant | str] = [*sorted({mutant.tests for mutant in chosen}), *chosen]
+        for item, noticed in run(todo, trees):
+            if isinstance(item, str):
+                if noticed:
+                    print(f"{item} fails without a mutant", file=sys.stderr)
+                    return 1
+                continue
+            survived += not noticed
+            line = next((line for line in item.mutated.splitlines() if line not in item.original), item.mutated)
+            print(f"{'killed  ' if noticed else 'SURVIVED'} {item.file}: {line.strip()}", flush=True)
+    took = time.monotonic() - began
+    print(f"{len(chosen)} mutants in {took:.0f} s: {len(chosen) - survived} killed, {survived} survived")
+    return int(bool(survived) or not chosen)
+
+
+def run(todo: list[Mutant | str], trees: list[Path]) -> Iterator[tuple[Mutant | str, bool]]:
+    """For each mutant, or tests without one, whether a test fails; as many at a time as there are trees."""
+    free, running, waiting = list(trees), dict[int, tuple[Mutant | str, Path]](), list(reversed(todo))
+    try:
+        while waiting or running:
+            while waiting and free:
+                item, tree = waiting.pop(), free.pop()
+                if isinstance(item, Mutant):
+                    change(item, tree)
+                running[start(tree, item if isinstance(item, str) else item.tests)] = item, tree
+            pid, status = os.wait()
+            item, tree = running.pop(pid)
+            if isinstance(item, Mutant):
+                shutil.copy(LIBRARY / item.file, tree / LIBRARY.relative_to(ROOT) / item.file)
+            free.append(tree)
+            yield item, status != 0
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def stale(mutant: Mutant) -> Iterator[str]:
+    """Why a mutant can't be applied, where it can't."""
+    path = LIBRARY / mutant.file
+    text = path.read_text() if path.exists() else ""
+    if (count := text.count(mutant.original)) != 1:
+        yield f"{mutant.file}: {count} times {mutant.original!r}; say in scripts/mutants.py what the mutant is now"
+    else:
+        compile(text.replace(mutant.original, mutant.mutated), mutant.file, "exec")  # a test must notice, not Python
+
+
+def copy(to: Path) -> Path:
+    """What tests need of the tree."""
+    to.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+def change(mutant: Mutant, tree: Path) -> None:
+    path = tree / LIBRARY.relative_to(ROOT) / mutant.file
+    path.write_text(path.read_text().replace(mutant.original, mutant.mutated))
+
+
+def start(tree: Path, tests: str) -> int:
+    """The process that runs tests in a tree; its status is 0 where all pass. What it imports of others is there."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        os.chdir(tree)
+        sys.path[:0] = [str(tree / "lib"), str(tree)]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
+        sys.dont_write_bytecode = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        signal.alarm(LIMIT)
+        pytest = importlib.import_module("pytest")
+        status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests.split()]))
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

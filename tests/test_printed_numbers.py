@@ -1,0 +1,345 @@
+"""What turns measured arrays into printed numbers and verdicts, each against a table of inputs and outputs by hand.
+
+``make mutants`` (``scripts/mutants.py``) changes one line of that code at a time and asks that a test here, or the one
+that it names, notices.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mechint import necessity, sae_labels, sparsity, statistics, study_discovery, trace_results, unit_effects
+from mechint.answers import compare as answers_of
+from mechint.circuit import METRICS
+from mechint.circuit_evidence import CircuitEvidence
+from mechint.efficiency import parameters
+from mechint.minimality import share_needed
+from mechint.model_comparison import lengths, scaled
+from mechint.neuron_results import circuit_numbers
+from mechint.report.model_differences import compare
+from mechint.scorecard.dictionaries import recovery
+from mechint.scorecard.summary import by_chance, least_and_most, rate
+from mechint.statistics import ClusterBootstrap, alone, area, certain, exact, jaccard, number, said, stability
+from mechint.tasks.ground_truth import score_units
+from mechint.trace_plan import Panel
+
+
+def test_numbers() -> None:
+    assert number(1, 0, 2, 3, "of it") == {"value": 1.0, "low": 0.0, "high": 2.0, "n": 3, "interval": "of it"}
+    assert [certain(number(value, low, 9, 3, "")) for value, low in ((1, 0.1), (1, 0.0), (1, -0.1))] == [
+        True,
+        False,
+        False,
+    ]
+    assert certain(alone(0.5, 1, "seed")) and not certain(alone(-0.5, 1, "seed"))
+    assert said(number(0.9123, 0.8741, 0.9502, 5, "")) == "0.912 [0.874, 0.950]"
+    assert said(alone(0.5, 3, "template")) == "0.500 (one template: no interval)"
+    assert said(exact(3), ".0f") == "3 (exact count)"
+
+
+def test_sets() -> None:
+    assert [jaccard({1, 2, 3}, {2, 3, 4}), jaccard({1}, {2}), jaccard(set(), set())] == [0.5, 0.0, 1.0]
+    found = stability([{1, 2}, {1, 2}, {2, 3}])
+    assert found is not None and (found["low"], found["high"], found["n"]) == (1 / 3, 1.0, 3)
+    assert found["value"] == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_areas_under_curves() -> None:
+    curve = np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    assert area([0.1, 0.2, 1.1], curve).tolist() == pytest.approx([(0.05 + 0.9) / 1.0, (0.1 + 0.45) / 1.0])
+
+
+def test_corrections_for_many_tests() -> None:
+    """By hand: Holm multiplies by what is left, Benjamini and Hochberg divide by the rank from below."""
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.6, 0.5]) == [1.0, 1.0]
+    assert statistics.benjamini_hochberg(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.04, 0.04])
+
+
+def test_draws_that_so_many_tests_need() -> None:
+    assert [statistics.draws_needed(tests) for tests in (1, 10, 11)] == [19, 199, 219]
+    assert [necessity.least_draws(tests) for tests in (1, 10, 11)] == [19, 199, 219]
+
+
+def test_rank_correlations_share_ranks() -> None:
+    assert statistics.rank_correlation([1, 2, 3], [10, 200, 15]) == pytest.approx(0.5)
+    assert statistics.rank_correlation([1, 1, 2], [3, 3, 4]) == pytest.approx(1.0)
+    assert statistics.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_intervals_of_shares_that_are_all_one_or_none() -> None:
+    """Clopper and Pearson for four clusters: 0.025^(1/4)."""
+    bootstrap = ClusterBootstrap([0, 0, 1, 1, 2, 3], 50, 0)
+    far = 0.025**0.25
+    right, wrong = (bootstrap.share(np.full(6, value)) for value in (1.0, 0.0))
+    assert (right["low"], right["high"]) == pytest.approx((far, 1.0))
+    assert (wrong["low"], wrong["high"]) == pytest.approx((0.0, 1 - far))
+
+
+# --- measures of sparsity --------------------------------------------------------------------------------------------
+
+SCALE = sparsity.Scale(torch.tensor([1.0, 1.0, 10.0, 1.0]), 0.5, 0.01, 0.1)
+TABLE = [  # of the activations (0, 3, 0.4, −1): sizes 0, 0.4, 1, 3
+    ("gini", (-3 * 0 - 1 * 0.4 + 1 * 1 + 3 * 3) / (4 * 4.4)),
+    ("hoyer", (2 - 4.4 / math.sqrt(10.16)) / (2 - 1)),
+    ("entropy", -sum(p * math.log(p) for p in (3 / 4.4, 0.4 / 4.4, 1 / 4.4)) / math.log(4)),
+    ("participation", 10.16**2 / (4 * (81 + 0.4**4 + 1))),
+    ("below_rms", 0.5),
+    ("below_optimal", 0.5),
+    ("below_fixed", 0.25),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), TABLE)
+def test_measures_of_sparsity(name: str, value: float) -> None:
+    found = sparsity.MEASURES[name](torch.tensor([[0.0, 3.0, 0.4, -1.0]], dtype=torch.float64), SCALE)
+    assert float(found) == pytest.approx(value)
+
+
+def test_measures_agree_on_what_is_sparser() -> None:
+    falling = ("entropy", "participation")
+    cells = [
+        {"measures": {name: {"value": -k if name in falling else k} for name in sparsity.MEASURES}} for k in range(4)
+    ]
+    assert all(value == pytest.approx(1.0) for row in sparsity.agreement(cells)["spearman"] for value in row)
+
+
+def test_profiles_of_variances() -> None:
+    """Variances 1, 2, 3, 6 of four units: multiples of their mean 3."""
+    mean = np.ones((5, 4))
+    found = sparsity.profile(ClusterBootstrap(range(5), 20, 0), mean, mean**2 + np.array([1.0, 2.0, 3.0, 6.0]))
+    assert found["p50"]["value"] == pytest.approx(2.5 / 3) and found["p75"]["value"] == pytest.approx(3.75 / 3)
+
+
+# --- candidates against random subspaces -----------------------------------------------------------------------------
+
+
+def test_random_subspaces_move_as_far_as_the_candidate() -> None:
+    move = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]], [[1.0, 0.0]]])
+    like = torch.tensor([[[0.0, 10.0]], [[6.0, 8.0]], [[0.0, 0.0]]])
+    assert necessity.same_norm(move, like).tolist() == [[[6.0, 8.0]], [[0.0, 10.0]], [[0.0, 0.0]]]
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(4, 3, 6, generator=generator, dtype=torch.float64)
+    basis = torch.eye(6, dtype=torch.float64)[:, :2]
+    candidate = SimpleNamespace(basis=basis, rank=2, name="c")
+    own = delta.clone()
+    own[..., 2:] = 0
+    assert torch.equal(necessity.moved(delta, basis), own)
+    for drawn in necessity.randoms(delta, candidate, 3, 0):  # type: ignore[arg-type]
+        torch.testing.assert_close(drawn.flatten(1).norm(dim=1), own.flatten(1).norm(dim=1))
+        assert torch.linalg.matrix_rank(drawn.flatten(0, 1)) == 2 and not torch.allclose(drawn, own)
+
+
+def held(shares: dict[str, list[float]]) -> Any:
+    """Held-out prompts whose effect is 2 each; a move [1, prompts] loses its own size of it."""
+    clean, twin = torch.zeros(4, 1, 2, dtype=torch.float64), torch.zeros(4, 1, 2, dtype=torch.float64)
+    clean[..., 0], twin[..., 0] = 1.0, -1.0
+    clean[..., 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
+
+    def measure(test: str, site: str, moves: Any, title: str) -> torch.Tensor:
+        return torch.stack([move[:, 0, 0].abs() / 2 * torch.tensor(shares[test]) for move in moves])
+
+    prompts = SimpleNamespace(template=torch.arange(4))
+    return SimpleNamespace(
+        clean={"s": clean}, twin={"s": twin}, measure=measure, prompts=prompts, effect=torch.full((4,), 2.0).double()
+    )
+
+
+def test_a_candidate_s_effect_doses_and_p() -> None:
+    """The candidate moves all of the effect, a random direction of the same norm only its part along it."""
+    candidate = SimpleNamespace(basis=torch.eye(2, dtype=torch.float64)[:, :1], rank=1, name="c", site="s")
+    for test in ("necessity", "sufficiency"):
+        shares = {"necessity": [0.5, 0.5, 0.7, 0.7], "sufficiency": [0.5, 0.5, 0.7, 0.7]}
+        done = necessity.necessity(held(shares), candidate, test, draws=39, bootstrap=50)  # type: ignore[arg-type]
+        assert done.effect["value"] == pytest.approx(0.6) and done.monotone == pytest.approx(1.0)
+        assert [dose["value"] for dose in done.dose] == pytest.approx([0.15, 0.3, 0.45, 0.6])
+        assert done.p == 1 / 40 and done.random["high"] <= 0.6 and done.random["n"] == 39
+
+
+def test_what_replacement_adds() -> None:
+    some = held({})
+    candidate: Any = SimpleNamespace(site="s")
+    assert necessity.deltas(some, candidate, "sufficiency", None)[0, 0].tolist() == [2.0, 1.0]
+    assert necessity.deltas(some, candidate, "necessity", None)[0, 0].tolist() == [-2.0, -1.0]
+    assert necessity.deltas(some, candidate, "necessity", torch.zeros(1, 2))[0, 0].tolist() == [-1.0, -1.0]
+
+
+def test_outliers_are_of_six_times_the_median_deviation() -> None:
+    signs = torch.tensor([1.0, -1.0] * 8, dtype=torch.float64).view(4, 4, 1)
+    found = study_discovery.baseline(signs * torch.tensor([1.0, 1.0, 1.0, 5.9, 6.1, 0.0], dtype=torch.float64))
+    assert found["outlier_units"] == [4] and found["dead_units"] == 1 and found["units"] == 6 and found["n"] == 16
+    assert found["rank"] == pytest.approx(1.0) and found["rank_99"] == 1
+    even = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    assert study_discovery.baseline(even)["rank"] == pytest.approx(3.0)
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_residual_is_never_the_strongest() -> None:
+    """It holds the whole effect by definition; of other kinds the last layer counts."""
+    effects = torch.zeros(2, 3, 2, 6, dtype=torch.float64)  # panel, layer, position, prompt
+    effects[0, 0, 1], effects[0, 1, 0], effects[0, 2, 1] = 0.2, -0.4, 1.0
+    effects[1, 2, 1], effects[1, 1, 0] = 0.7, 0.3
+    found = [
+        {"clean": torch.full((6,), 3.0).double(), "corrupted": torch.full((6,), 1.0).double(), "denoise": effects * 2}
+    ]
+    roles = [torch.tensor([[0, 1]] * 6)]
+    plan = {"denoise": [Panel("resid_post", ((),) * 3), Panel("out", ((),) * 3)]}
+    metrics: dict[str, Any] = {}
+    everyone: Any = np.ones(6, bool)
+    templates: Any = np.arange(6)
+    section, notes, _ = trace_results.numbers(
+        found, roles, ("first", "last"), plan, everyone, templates, 99, 0, metrics
+    )
+    best = section["strongest"]
+    assert [(row["panel"], row["layer"], row["role"]) for row in best] == [
+        ("resid_post", 1, "first"),
+        ("out", 2, "last"),
+    ]
+    assert [row["value"] for row in best] == pytest.approx([-0.4, 0.7]) and not notes
+    assert metrics["total_effect"]["value"] == 2.0 and section["unit"] == "share of the total effect"
+    assert section["directions"]["denoise"]["panels"][0]["value"][2][1] == pytest.approx(1.0)
+
+
+def test_role_means_leave_out_what_is_not_there() -> None:
+    effects = np.arange(6.0).reshape(1, 1, 3, 2)  # positions 0, 1, 2 of two prompts
+    found = trace_results.role_means(effects, np.array([[0, 1, 1], [0, 0, 0]]), [0, 1])
+    assert found[0, 0, 0].tolist() == [0.0, 3.0] and found[1, 0, 0, 0] == 3.0 and np.isnan(found[1, 0, 0, 1])
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_the_first_less_the_second() -> None:
+    paired, p = compare([0.9, 0.8, 0.95], [0.5, 0.4, 0.6], True)
+    assert paired["value"] == pytest.approx(0.38333333) and paired["low"] > 0 and p is not None and p < 0.01
+    welch, _ = compare([1.0, 3.0], [0.0, 0.0, 0.0], False)
+    half = 12.7062 * 1.0  # Student's t of one degree of freedom; variance 2, two of them: error 1
+    assert welch["value"] == 2.0 and welch["high"] == pytest.approx(2 + half, rel=1e-4)
+    assert compare([1.0], [0.25], True)[0]["value"] == 0.75 and compare([1.0], [0.0], True)[1] is None
+
+
+def test_scaled_numbers_keep_their_ends_in_order() -> None:
+    found = scaled(number(3.0, 1.0, 4.0, 5, ""), -2.0, 1.0)
+    assert [found[key] for key in ("value", "low", "high")] == [-4.0, -6.0, 0.0]
+    assert lengths("512,32") == [32, 512]
+
+
+def test_parameters_below_a_share_of_the_rms_are_inactive() -> None:
+    layer = torch.nn.Linear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[2.0, 0.0, 0.009, 0.011]])  # RMS 1.0
+    assert (parameters(layer).total, parameters(layer).active) == (4, 2)
+
+
+# --- circuits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("answer_logprob", 1), ("logit_diff", 1)])
+def test_faithfulness_is_a_share_of_the_way_from_empty_to_full(metric: str, sign: int) -> None:
+    read = METRICS[metric].read
+    evidence = SimpleNamespace(config=SimpleNamespace(metric=metric))
+    share = CircuitEvidence.share(evidence, np.array([0.5]), np.array([0.9]), np.array([0.1]))  # type: ignore[arg-type]
+    assert float(share[0]) == pytest.approx(0.5) and np.sign(read(np.array([0.9])) - read(np.array([0.1])))[0] == sign
+
+
+def test_metrics_of_answers() -> None:
+    """Two prompts: the first is right, the second puts its answer below a wrong one."""
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]])
+    right, wrong = torch.tensor([[0], [1]]), torch.tensor([[2], [2]])
+    (kl, logprob, accuracy, difference), _, _ = answers_of(logits, logits.flip(0), right, wrong)
+    assert accuracy.tolist() == [1.0, 0.0] and difference.tolist() == [1.0, -2.0]
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(logprob, torch.stack([expected[0, 0], expected[1, 1]]))
+    other = expected.flip(0)
+    torch.testing.assert_close(kl, (other.exp() * (other - expected)).sum(-1))
+
+
+def test_the_share_of_units_that_are_needed() -> None:
+    def entry(p: float, drop: float) -> dict[str, Any]:
+        return {"p": p, "drop": {"value": drop}}
+
+    tried = [entry(0.05, 0.2), entry(0.051, 0.2), entry(0.01, -0.2), entry(0.001, 0.1)]
+    assert share_needed(tried, 4, 50, 0)["value"] == share_needed(tried, 9, 50, 0)["value"] == 0.5
+    assert share_needed(tried, 4, 50, 0)["low"] == 0.5 > share_needed(tried, 9, 50, 0)["low"]
+
+
+def test_faithfulness_and_completeness_of_top_units() -> None:
+    done: Any = SimpleNamespace(bootstrap=ClusterBootstrap(range(4), 50, 0), main="gated")
+    full, empty = [5.0, 6.0, 5.0, 6.0], [1.0, 2.0, 1.0, 2.0]
+    values = {"full": full, "empty": empty, "top": [4.0, 5.0, 4.0, 5.0], "without": [2.0, 3.0, 2.0, 3.0]}
+    metrics: dict[str, Any] = {}
+    random = circuit_numbers(done, {**values, "random": [[1.0, 2.0, 1.0, 2.0], [3.0, 4.0, 3.0, 4.0]]}, metrics, [])
+    assert metrics["faithfulness_top_k"]["value"] == pytest.approx(0.75)
+    assert metrics["completeness_top_k"]["value"] == pytest.approx(0.75)
+    assert random["random"] == pytest.approx([0.0, 0.5]) and metrics["effect_of_all_units"]["value"] == 4.0
+    assert metrics["faithfulness_random"]["value"] == pytest.approx(0.25)
+    notes: list[str] = []
+    assert circuit_numbers(done, {**values, "full": [1.1, 1.9, 0.9, 2.1], "random": []}, {}, notes) == {"random": []}
+    assert "may be nothing" in notes[0]
+
+
+def test_estimates_are_slopes_times_what_changes() -> None:
+    slope, value = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[2.0, 2.0], [1.0, 1.0]]])
+    assert unit_effects.along(slope, value, 1.0)[:, 0].tolist() == [1.0, 2.0]
+    assert unit_effects.along(slope, value, torch.zeros(2))[:, 0].tolist() == [5.0, 8.0]
+
+
+# --- the scorecard and labels ----------------------------------------------------------------------------------------
+
+
+def test_the_standard_error_of_an_auroc() -> None:
+    """Hanley and McNeil (1982), equation 2, for areas 0.8 and 0.5."""
+    q1, q2 = 0.8 / 1.2, 2 * 0.64 / 1.8
+    by_hand = math.sqrt((0.8 * 0.2 + 9 * (q1 - 0.64) + 19 * (q2 - 0.64)) / 200)
+    assert sae_labels._hanley_mcneil(0.8, 10, 20) == pytest.approx(by_hand)
+    assert sae_labels._hanley_mcneil(0.5, 10, 20) == pytest.approx(math.sqrt((0.25 + 9 / 12 + 19 / 12) / 200))
+    assert sae_labels._hanley_mcneil(1.0, 10, 20) == 0.0
+
+
+def test_areas_and_p_values_of_latents() -> None:
+    f = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0]])
+    positive = torch.tensor([False, False, True, True])
+    area = sae_labels.auroc(f, positive)
+    assert area.tolist() == [1.0, 0.75]
+    z = 0.5 / math.sqrt(5 / 48)  # four different values, two of each class
+    assert sae_labels.mann_whitney(f, area, 2)[0] == pytest.approx(math.erfc(z / math.sqrt(2)))
+
+
+def test_scores_of_units() -> None:
+    found = score_units(torch.tensor([1, 0, 1, 0]), torch.tensor([0.9, 0.5, 0.5, 0.1]))
+    assert found.auroc == pytest.approx((1 + 1 + 0.5 + 1) / 4) and not found.exact
+    assert found.average_precision == pytest.approx((1 + 2 / 3) / 2) and (found.units, found.total) == (2, 4)
+
+
+def test_rows_of_the_card() -> None:
+    assert [least_and_most([1.0, 2.0, 6.0])[key] for key in ("value", "low", "high", "n")] == [3.0, 1.0, 6.0, 3]
+    half = rate([True, False, True, False])
+    spread = 1.96 * math.sqrt(0.25 / 4 + 1.96**2 / 64) / (1 + 1.96**2 / 4)
+    assert half["low"] == pytest.approx(0.5 - spread) and half["high"] == pytest.approx(0.5 + spread)
+    areas = [(0.4, 0.6), (0.6, 0.8)]  # of two models for each of two seeds
+    parts = [{"seed": k, "random": [{"method": "m", "auroc": a} for a in pair]} for k, pair in enumerate(areas)]
+    found = by_chance(parts, "m")
+    assert found["value"] == pytest.approx(0.6) and found["n"] == 2
+    assert found["high"] - 0.6 == pytest.approx(12.7062 * 0.1, rel=1e-4)
+
+
+def test_a_dictionary_of_the_features_themselves() -> None:
+    directions = torch.eye(3)[:2]
+    strengths = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 0.0]])
+    sae: Any = SimpleNamespace(W_dec=2 * torch.eye(3)[[1, 0, 2]], encode=lambda x: x[:, [1, 0, 2]] / 2,
+                               decode=lambda f: 2 * f[:, [1, 0, 2]])  # fmt: skip
+    found = recovery(sae, strengths @ directions, directions, strengths)
+    assert found == pytest.approx({"mean_cosine": 1.0, "f1": 1.0, "l0": 1.0, "explained": 1.0})
+    blind: Any = SimpleNamespace(W_dec=sae.W_dec, encode=lambda x: x[:, [1, 0, 2]] / 2 * torch.tensor([1.0, 0, 0]),
+                                 decode=lambda f: torch.zeros(4, 3))  # fmt: skip
+    worse = recovery(blind, strengths @ directions, directions, strengths)
+    assert worse["f1"] == pytest.approx(0.5) and worse["l0"] == pytest.approx(0.5)
+    x = strengths @ directions
+    assert worse["explained"] == pytest.approx(1 - float(x.square().sum() / (x - x.mean(0)).square().sum()))
