@@ -24,7 +24,7 @@ from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.methods import Budget, interchange
 from mechint.scorecard.summary import by_chance, rate
-from mechint.scorecard.traces import effects, mislabelled, null_trials, positions, random_model, same_twins
+from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
 from mechint.statistics import max_t
 from mechint.subspaces import shuffled_weights
 from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, MODELS, Compiled, score_units
@@ -163,30 +163,25 @@ def test_the_effect_of_a_channel_is_one_run_by_hand(direction: str) -> None:
 # ---- where nothing is to be found --------------------------------------------------------------------------------
 
 
-def test_a_coin_turns_signs_to_the_bit_and_a_real_effect_is_found() -> None:
+def test_a_real_effect_is_found_and_a_prompt_s_own_twin_does_nothing() -> None:
     model, task = compiled("recall").model, compiled("recall").task
     prompts, others = (task.sample(16, "train", seed) for seed in (0, 1))
-    honest = mislabelled(prompts, others, torch.zeros(16, dtype=torch.bool))
-    means = effects(model, task, honest)
-    assert max_t(means, np.arange(16), 199, 0).min() <= 0.05
-    coin = torch.arange(16) % 2 == 0
-    swapped = mislabelled(prompts, others, coin)
-    assert torch.equal(swapped.answers[coin], others.answers[:, -1:][coin])
-    assert torch.equal(swapped.wrong[coin], prompts.answers[:, -1:][coin])  # type: ignore[index]
-    assert torch.equal(swapped.answers[~coin], prompts.answers[:, -1:][~coin])
-    signs = np.where(coin.numpy(), -1.0, 1.0)[:, None, None, None]
-    np.testing.assert_array_equal(effects(model, task, swapped), means * signs)
+    means = effects(model, task, unrelated(prompts, others))
+    assert np.nanmin(max_t(means, np.arange(16), 199, 0)) <= 0.05
     assert same_twins(model, task, 4, 0) == 0.0
 
 
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
-    model = compiled("latch").model if weights == "compiled" else random_model(compiled("latch").model, SEED)
-    found = null_trials(model, compiled("latch").task, 16, 300, SEED)
-    assert set(found) == {"trace", "units"}
+    """Of effects that take few values, which are a compiled model's, none is asked."""
+    model = compiled("recall").model if weights == "compiled" else random_model(compiled("recall").model, SEED)
+    found = null_trials(model, compiled("recall").task, 16, 200, SEED)
+    assert {kind: len(least) for kind, least in found.items()} == {
+        "trace": 200, "units": 0 if weights == "compiled" else 200
+    }  # fmt: skip
     for least in found.values():
         assert all(0 < p <= 1 for p in least)
-        assert rate([p <= 0.05 for p in least])["low"] <= 0.05
+        assert not least or np.mean([p <= 0.05 for p in least]) <= 0.07
 
 
 def test_random_weights_are_those_of_their_seed() -> None:

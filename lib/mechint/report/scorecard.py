@@ -202,11 +202,12 @@ def nothing_section(results: dict[str, Any]) -> list[str]:
     false = results["false_positives"]
     return [
         "## Where nothing is to be found",
-        "Twins are unrelated prompts of a second draw, and a coin for each prompt says which of the two answers is "
-        "called right: share of these shuffles in which any cell, or unit, is significant at "
-        f"{false['level']:.0%}, adjusted by max-t. Of probes: share of shuffled labels whose p is at most that.",
+        "Twins are unrelated prompts of a second draw, and the mean over all prompts is subtracted from each real "
+        "effect: share of samples of these prompts in which any cell, or unit, is significant at "
+        f"{false['level']:.0%}, adjusted for all of them. Cells of fewer values than a sample has prompts are left "
+        "out. Of probes: share of shuffled labels whose p is at most that.",
         table(
-            ("what", "false positives", "95 % interval", "shuffles", "at or below the level"),
+            ("what", "false positives", "95 % interval", "samples", "at or below the level"),
             [
                 (
                     title,

@@ -43,8 +43,8 @@ class ScorecardConfig:
     null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
     null_trials: int = option(
         100,
-        "Shuffles of labels, for each model and seed, of a trace without an effect",
-        unit="shuffles",
+        "Samples of re-centred effects, for each model and seed, of a trace without an effect",
+        unit="samples",
         low=1,
         high=10_000,
     )

@@ -53,7 +53,7 @@ def summarise(parts: list[dict[str, Any]], planted: list[dict[str, Any]], method
 
 def false_positives(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Rates at which something is found where nothing is."""
-    found: dict[str, Any] = {"level": LEVEL, "sign_flips": NULL_DRAWS}
+    found: dict[str, Any] = {"level": LEVEL, "bootstrap_draws": NULL_DRAWS}
     for weights in NULLS:
         for kind in ("trace", "units"):
             hits = [p <= LEVEL for part in parts for p in part["null"].get(weights, {}).get(kind, [])]

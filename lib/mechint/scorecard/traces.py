@@ -25,7 +25,9 @@ NEAR = 0.99
 NOTICED = 1e-3
 """Changes of a value, and shares of attention, above what rounding and idle units leave."""
 NULL_DRAWS = 199
-"""Sign flips of one trace: p-values are multiples of 1/200."""
+"""Bootstrap draws of one trial without effects: p-values are multiples of 1/200."""
+POOL = 4
+"""Prompts whose effects are measured for each prompt of a trial."""
 
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "c_attn", "c_proj", "c_fc", "lm_head")
@@ -124,43 +126,50 @@ def random_model(like: Any, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def null_trials(model: Any, task: Task, count: int, coins: int, seed: int) -> dict[str, list[float]]:
-    """The least adjusted p-values of what is zero in the mean, for each of several shuffles of labels.
+def null_trials(model: Any, task: Task, count: int, trials: int, seed: int) -> dict[str, list[float]]:
+    """The least adjusted p-value of each of several samples of real effects whose means are taken away.
 
-    The corrupted run of each prompt is an unrelated one, from a second draw, and a coin for each prompt says which of
-    the two answers is called the right one. That turns the sign of the prompt's effects and nothing else, to the bit,
-    so one measurement serves all coins; given it, whether they find something is independent from coin to coin. A
-    fair test calls a cell significant at 5 % in at most 5 % of them.
+    The corrupted run of each prompt is an unrelated one, from a second draw. Effects of :data:`POOL` times ``count``
+    prompts are measured once, and their means over these prompts subtracted: they keep their skewness, their tails and
+    what they have in common, and no mean is other than zero. Each trial draws ``count`` of the prompts; a fair test
+    calls a cell significant at 5 % in at most 5 % of the trials. Cells that take fewer values than a trial has prompts
+    are left out: one that is zero but for a rare prompt is, with its mean taken away, most often a constant that is not
+    zero, and no test can tell.
 
     Returns:
-        ``trace``: of causal traces of residual and memory; ``units``: of patching every unit alone.
+        ``trace``: of causal traces of residual and memory; ``units``: of patching every unit alone. Empty where no cell
+        is left.
     """
-    prompts, others = (task.sample(count, "train", 2 * seed + draw) for draw in (0, 1))
-    mixed = mislabelled(prompts, others, torch.zeros(count, dtype=torch.bool))
-    random = np.random.default_rng(mix("labels", task.name, model.source, seed))
-    signs = random.choice((-1.0, 1.0), (coins, count))
-    flips = random.integers(2**31, size=coins)  # flips of one seed would err alike in all coins
+    prompts, others = (task.sample(POOL * count, "train", 2 * seed + draw) for draw in (0, 1))
+    mixed = unrelated(prompts, others)
+    random = np.random.default_rng(mix("centred effects", task.name, model.source, seed))
+    samples = random.integers(POOL * count, size=(trials, count))
+    seeds = random.integers(2**31, size=trials)  # draws of one seed would err alike in all trials
     each = np.arange(count)
 
     def least(means: Any) -> list[float]:
-        flat = np.asarray(means).reshape(count, -1)
-        every = zip(signs[:, :, None], flips, strict=True)
-        return [float(max_t(flat * sign, each, NULL_DRAWS, int(flip)).min()) for sign, flip in every]
+        flat = np.asarray(means, dtype=np.float64).reshape(len(prompts), -1)
+        various = [len(np.unique(cell[~np.isnan(cell)].round(6))) >= count for cell in flat.T]
+        centred = (flat - np.nanmean(flat, 0))[:, various]
+        if not any(various):
+            return []
+        return [
+            float(np.nanmin(max_t(centred[rows], each, NULL_DRAWS, int(s)), initial=1.0))
+            for rows, s in zip(samples, seeds, strict=True)
+        ]
 
     units = unit_effects(model, mixed, SCORED_UNITS[model.config.family]).numpy()
     return {"trace": least(effects(model, task, mixed)), "units": least(units.T)}
 
 
-def mislabelled(prompts: Prompts, others: Prompts, coin: torch.Tensor) -> Prompts:
-    """Prompts with others as twins; where the coin [n] says so the twin's answer is called right. Last answers only."""
-    ours, theirs = prompts.answers[:, -1:], others.answers[:, -1:]
-    swapped = coin[:, None]
+def unrelated(prompts: Prompts, others: Prompts) -> Prompts:
+    """Prompts with others as twins. Last answers only."""
     return dataclasses.replace(
         prompts,
         positions=prompts.positions[:, -1:],
         twins=others.tokens,
-        answers=torch.where(swapped, theirs, ours),
-        wrong=torch.where(swapped, ours, theirs),
+        answers=prompts.answers[:, -1:],
+        wrong=others.answers[:, -1:],
     )
 
 
