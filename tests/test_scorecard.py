@@ -184,6 +184,16 @@ def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
         assert not least or np.mean([p <= 0.05 for p in least]) <= 0.07
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("prompts", [16, 32, 64])
+@pytest.mark.parametrize("name", ["recall", "latch"])
+def test_false_positives_of_re_centred_effects(name: str, prompts: int) -> None:
+    """At most 0.07, and two standard errors of 400 samples."""
+    model = random_model(compiled(name).model, SEED)
+    for kind, least in null_trials(model, compiled(name).task, prompts, 400, SEED).items():
+        assert len(least) == 400 and np.mean([p <= 0.05 for p in least]) <= 0.07 + 0.025, kind
+
+
 def test_random_weights_are_those_of_their_seed() -> None:
     like, task = compiled("shift").model, compiled("shift").task
     one, again, other = (random_model(like, seed) for seed in (0, 0, 1))

@@ -14,17 +14,29 @@ from mechint.statistics import (
     ClusterBootstrap,
     area,
     draws_needed,
+    effective,
     exact,
     holm,
     jaccard,
     max_t,
+    number,
     permutation_test,
+    rank_correlation,
+    said_p,
     spread,
     stability,
     student,
+    sureness,
     t_quantile,
     t_tail,
+    widened,
 )
+
+POPULATIONS = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "exponential": lambda rng, shape: rng.exponential(size=shape) - 1,
+    "lognormal": lambda rng, shape: np.exp(rng.normal(size=shape)) - math.exp(0.5),
+}
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -71,10 +83,10 @@ def test_stability_and_spread() -> None:
     assert stability([{1, 2}, {2, 3}]) == {
         "value": 1 / 3, "low": None, "high": None, "n": 1, "interval": "one pair of searches: no interval"
     }  # fmt: skip
-    number = stability([{1, 2}, {1, 2}, {2, 3}])
-    assert number is not None
-    assert (number["low"], number["high"], number["n"]) == (pytest.approx(1 / 3), 1.0, 3)
-    assert number["value"] == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
+    three = stability([{1, 2}, {1, 2}, {2, 3}])
+    assert three is not None
+    assert (three["low"], three["high"], three["n"]) == (pytest.approx(1 / 3), 1.0, 3)
+    assert three["value"] == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
     assert spread([1.0, 2.0, 3.0], "runs")["value"] == 2.0
     assert exact(7)["low"] == exact(7)["high"] == 7
 
@@ -124,6 +136,132 @@ def test_draws_needed_are_those_that_the_best_of_so_many_tests_takes() -> None:
         if tests:
             best = [1 / (draws + 1), *[1.0] * (tests - 1)]
             assert holm(best)[0] == pytest.approx(alpha)
+
+
+def test_intervals_of_few_clusters_hold_the_truth() -> None:
+    """Percentile intervals of 4 and 8 clusters held it in 80 % and 88 % of normal samples, of lognormal in 77 %."""
+    for name, clusters, least in (
+        ("normal", 4, 0.93),
+        ("normal", 8, 0.93),
+        ("exponential", 8, 0.9),
+        ("lognormal", 16, 0.88),
+    ):
+        held = 0
+        for trial in range(200):
+            x = POPULATIONS[name](np.random.default_rng((trial, clusters)), clusters)
+            found = ClusterBootstrap(np.arange(clusters), 200, trial).interval(lambda mean: mean, x)
+            held += found["low"] <= 0 <= found["high"]
+        assert held / 200 >= least, (name, clusters)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["normal", "exponential", "lognormal"])
+@pytest.mark.parametrize("clusters", [4, 8, 16, 32])
+def test_intervals_hold_the_truth(name: str, clusters: int) -> None:
+    """To within three standard errors of 0.93; lognormal means as often as is attained."""
+    least = {4: 0.84, 8: 0.87, 16: 0.89, 32: 0.91}[clusters] if name == "lognormal" else 0.93
+    least -= 0.03 if name == "exponential" and clusters < 8 else 0.0
+    held = 0
+    for trial in range(2000):
+        x = POPULATIONS[name](np.random.default_rng((trial, clusters)), clusters)
+        found = ClusterBootstrap(np.arange(clusters), 400, trial).interval(lambda mean: mean, x)
+        held += found["low"] <= 0 <= found["high"]
+    assert held / 2000 >= least - 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_an_interval_is_never_narrower_than_student_s() -> None:
+    for trial in range(20):
+        x = np.random.default_rng(trial).exponential(size=10)
+        ours = ClusterBootstrap(np.arange(10), 300, trial).interval(lambda mean: mean, x)
+        plain, _ = student(x, "")
+        assert ours["low"] <= plain["low"] + 1e-12 and ours["high"] >= plain["high"] - 1e-12
+
+
+def test_an_interval_stays_within_what_its_statistic_can_be() -> None:
+    x = np.array([0.0, 0.0, 0.1, 0.9])
+    found = ClusterBootstrap(np.arange(4), 100, 0).interval(lambda mean: mean, x, within=(0, math.inf))
+    assert found["low"] == 0 and found["high"] > 1
+
+
+def test_the_effective_number_of_clusters() -> None:
+    for sizes, found in (([5, 5, 5], 3.0), ([8, 1, 1], 100 / 66), ([7], 1.0), ([0, 2, 2], 2.0), ([0, 0], 0.0)):
+        assert float(effective(np.array(sizes, dtype=float))) == pytest.approx(found)
+
+
+def test_a_difference_from_several_baselines_counts_their_own_variation() -> None:
+    """Half widths add as squares: 3 of the prompts, and t · s / √n = 4.3027 · 2 / √3 of three baselines."""
+    found = number(1.0, -2.0, 5.0, 9, "95 % over prompts")
+    wide = widened(found, np.array([0.0, 2.0, 4.0]), "random rankings")
+    half = 4.302653 * 2 / math.sqrt(3)
+    assert wide["low"] == pytest.approx(1 - math.hypot(3, half)) and wide["high"] == pytest.approx(
+        1 + math.hypot(4, half)
+    )
+    assert (wide["value"], wide["interval"]) == (1.0, "95 % over prompts and 3 random rankings")
+    assert widened(found, np.array([3.0]), "draws") is found
+    assert widened(number(1, 0, 2, 3, "x"), np.ones(5), "draws")["low"] == 0
+
+
+def test_what_terminals_say_of_adjusted_p_values_and_in_which_order() -> None:
+    assert said_p(0.001) == "adjusted p 0.001" and said_p(0.44) == "adjusted p 0.44, which may be chance"
+    assert said_p(0.05) == "adjusted p 0.05" and "no p-value" in said_p(None)
+    entries = [(0.3, 9.0), (0.01, -0.2), (None, 50.0), (0.05, 0.1), (0.002, 0.15)]
+    assert sorted(entries, key=lambda e: sureness(*e)) == [
+        (0.01, -0.2), (0.002, 0.15), (0.05, 0.1), (None, 50.0), (0.3, 9.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ([1, 2, 3, 4], [10, 20, 90, 100], 1.0), ([1, 1, 2], [5, 5, 1], -1.0), ([1, 2, 3], [1, 3, 2], 0.5),
+        ([1, 2, 2, 3], [1, 2, 3, 4], 0.9486833), ([1, 1, 1], [1, 2, 3], None), ([1], [2], None), ([], [], None),
+    ],
+)  # fmt: skip
+def test_rank_correlations_by_hand(a: list[float], b: list[float], value: float | None) -> None:
+    assert rank_correlation(a, b) == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]), ([0.5, 0.001], [0.5, 0.002]), ([0.04] * 3, [0.12] * 3),
+        ([0.6, 0.7], [1.0, 1.0]), ([0.2], [0.2]),
+    ],
+)  # fmt: skip
+def test_holm_by_hand(p: list[float], adjusted: list[float]) -> None:
+    assert holm(p) == pytest.approx(adjusted)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p", "least"),
+    [
+        ([0], [1], 1.0, 1.0), ([0, 0], [1, 1], 1 / 3, 1 / 3), ([5, 6, 7], [1, 2, 3], 0.1, 0.1),
+        ([0], [1, 2, 3], 0.5, 0.25), ([3, 1], [1, 2], 1.0, 1 / 3),
+    ],
+)  # fmt: skip
+def test_permutation_tests_by_hand(a: list[float], b: list[float], p: float, least: float) -> None:
+    assert permutation_test(a, b) == (pytest.approx(p), pytest.approx(least))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        (set(), set(), 1.0),
+        ({1}, set(), 0.0),
+        ({1, 2, 3}, {2, 3, 4}, 0.5),
+        ({1, 2}, {1, 2}, 1.0),
+        ({1}, {1, 2, 3, 4}, 0.25),
+    ],
+)
+def test_jaccard_by_hand(a: set[int], b: set[int], value: float) -> None:
+    assert jaccard(a, b) == value
+
+
+def test_spread_and_area_by_hand() -> None:
+    found = spread(list(range(41)), "draws")
+    assert (found["value"], found["low"], found["high"], found["n"]) == pytest.approx((20, 1, 39, 41))
+    assert found["interval"] == "2.5 to 97.5 % over draws"
+    assert area([0.2, 0.4, 1.0], np.array([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])) == pytest.approx([0.5, 1.0])
 
 
 # ---- adjusted p-values ----------------------------------------------------------------------------------------------
@@ -191,13 +329,6 @@ def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     whole = max_t(x, np.arange(12), 100, 5)
     monkeypatch.setattr("mechint.statistics.ROOM", 30)
     assert max_t(x, np.arange(12), 100, 5).tolist() == whole.tolist()
-
-
-POPULATIONS = {
-    "normal": lambda rng, shape: rng.normal(size=shape),
-    "exponential": lambda rng, shape: rng.exponential(size=shape) - 1,
-    "lognormal": lambda rng, shape: np.exp(rng.normal(size=shape)) - math.exp(0.5),
-}
 
 
 def errors(name: str, clusters: int, cells: int, trials: int) -> float:

@@ -23,7 +23,7 @@ from .loader import PromptLoader
 from .options import option
 from .run import run
 from .run_config import OwnTask
-from .statistics import ClusterBootstrap, Number, exact, said
+from .statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .trace_plan import Panel, layer_sites, panels
@@ -124,7 +124,8 @@ class CausalTracer(StagedAnalyzer):
         trace, notes, kept = numbers(
             found, roles, names, plan, right, templates, self.config.bootstrap, self.seed, metrics
         )
-        notes += few_notes(templates[right], "traced")
+        few = few_notes(templates[right], "traced")
+        notes += few
         if metrics["prompts_failed"]["value"]:
             notes.append(
                 f"{metrics['prompts_failed']['value']} of {len(right)} prompts were left out: the model does not "
@@ -148,6 +149,7 @@ class CausalTracer(StagedAnalyzer):
             "metrics": metrics,
             "trace": trace,
             "notes": notes,
+            "few": few,
         }
         return self.results
 
@@ -303,9 +305,10 @@ def summary(results: dict[str, Any]) -> list[str]:
     total = metrics["total_effect"]
     lines.append(f"  traced          {used} prompts ({failed} left out: not answered)")
     lines.append(f"  total effect    {said(total)} {results['metric']}")
+    lines.append(f"  intervals       {results['trace']['interval']}{UNADJUSTED}")
     for best in results["trace"]["strongest"]:
         where = f"{best['direction']} {best['panel']}"
-        lines.append(f"  {where:<30} {said(best, '.2f')} at layer {best['layer']}, {best['role']}")
+        lines.append(f"  {where:<30} {said(best, '.2f')} at layer {best['layer']}, {best['role']}; {said_p(best['p'])}")
     return lines
 
 

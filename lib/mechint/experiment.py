@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import files, scan, wandb_run, workers
@@ -23,8 +24,10 @@ from .models.load import find_device
 from .preparation import Directories, Prepared, check_all, key_of, loaders, prepare
 from .run_config import RunConfig, asked, elsewhere, own, request
 from .rundir import check_writable, fingerprint, finished, manifest
+from .statistics import effective
 from .tasks import Task
 from .tasks.config import TaskConfig
+from .trace_results import few_notes
 
 SCHEMA = 1
 DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
@@ -317,6 +320,9 @@ def analyse_one(
     written = analyzer.save_results()
     if not run.save_masks:
         (directory / "final_masks.pt").unlink(missing_ok=True)
+    if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
+        found["few"] = few_notes(loaders[1].templates(), "measured")
+        found["notes"] = [*found.get("notes", ()), *found["few"]]
     results = {
         "schema": SCHEMA,
         "analysis": name,
@@ -358,7 +364,8 @@ def analyse_one(
     )
     draw(run, directory)
     analyzer.stages.clear()
-    print(*analysis.summary(results), f"  report: {directory / 'report.html'}", sep="\n", flush=True)
+    few = (f"  note            {text}" for text in found["few"])
+    print(*analysis.summary(results), *few, f"  report: {directory / 'report.html'}", sep="\n", flush=True)
 
 
 def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
@@ -368,6 +375,9 @@ def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> d
         "discovery_prompts": len(discovery.templates()),
         "evaluation_prompts": len(evaluation.templates()),
         "evaluation_templates": len(set(evaluation.templates().tolist())),
+        "evaluation_templates_effective": round(
+            float(effective(np.unique(evaluation.templates(), return_counts=True)[1].astype(np.float64))), 3
+        ),
         "answers_per_prompt": int(evaluation.groups[0].answers.shape[1]),
     }
 

@@ -19,7 +19,7 @@ from .neuron_curves import SHARES, areas
 from .patch_results import NAMES, Finished, strongest, units
 from .shuffled import Quantities, quantity
 from .sparsity import gini
-from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation, widened
 from .token_terms import TERMS
 from .unit_plan import Parts
 
@@ -77,8 +77,6 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
     }
     notes: list[str] = []
     whole = circuit_numbers(done, circuits, metrics, notes)
-    if (few := len(set(done.templates.tolist()))) < 8:
-        notes.append(f"Only {few} different templates were measured: the intervals say little about other prompts")
     return {
         "scale": "metric",
         "flow": None,
@@ -224,7 +222,8 @@ def attention(done: Found, layer: int) -> list[dict[str, Any]]:
     site = f"layers.{layer}.{done.main}"
     mean = lambda values: values
     area = {name: done_areas(done, name) for name in done.orders if name.startswith(f"{site} ")}
-    random = np.mean([area[f"{site} random {k}"] for k in range(done.random)], 0)
+    draws = np.stack([area[f"{site} random {k}"] for k in range(done.random)])  # [draw, prompt]
+    random = draws.mean(0)
     control = area[f"{site} {CONTROL}"]
     entries = []
     for name, values in area.items():
@@ -240,7 +239,9 @@ def attention(done: Found, layer: int) -> list[dict[str, Any]]:
                 "mean_activation": done.bootstrap.interval(mean, done.of(f"size {name}").mean(1)),
                 "diversity": diversity(done, name),
                 "area": done.bootstrap.interval(mean, values),
-                "over_random": done.bootstrap.interval(mean, values - random),
+                "over_random": widened(
+                    done.bootstrap.interval(mean, values - random), draws.mean(1), "random rankings"
+                ),
                 "over_gradient_x_input": done.bootstrap.interval(mean, values - control),
                 **curve_of(done, [name]),
             }

@@ -29,6 +29,7 @@ from .neuron_curves import curves
 from .neuron_results import Found, numbers, quantities
 from .options import option
 from .shuffled import control, told_apart
+from .statistics import UNADJUSTED, said, said_p, sureness
 from .tasks import Prompts, mix
 from .tasks.config import TaskConfig
 from .token_terms import token_terms
@@ -344,23 +345,20 @@ def work(config: NeuronConfig) -> str:
 
 def summary(results: dict[str, Any]) -> list[str]:
     """The figures a user wants to see at once."""
-    lines = []
-    for entry in results["strongest"]:
+    lines = [f"  intervals       {results['metrics']['clean']['interval']}{UNADJUSTED}"]
+    for entry in sorted(results["strongest"], key=lambda entry: sureness(entry["p"], entry["value"])):
         lines.append(
-            f"  {entry['direction']:<16}{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}] {entry['kind']} "
-            f"{entry['unit']} of layer {entry['layer']}"
+            f"  {entry['direction']:<16}{said(entry, '.3g')} {entry['kind']} {entry['unit']} of layer "
+            f"{entry['layer']}; {said_p(entry['p'])}"
         )
     share = results["metrics"].get("faithfulness_top_k")
     if share:
         random = results["metrics"]["faithfulness_random"]
-        lines.append(
-            f"  top-k circuit   faithfulness {share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}], random "
-            f"{random['value']:.2f}"
-        )
+        lines.append(f"  top-k circuit   faithfulness {said(share, '.2f')}, random {random['value']:.2f}")
     for entry in results["attention"]:
         lines.append(
-            f"  {entry['method']:<19}area {entry['area']['value']:.3g} [{entry['area']['low']:.3g}, "
-            f"{entry['area']['high']:.3g}] over random {entry['over_random']['value']:.3g}, layer {entry['layer']}"
+            f"  {entry['method']:<19}area {said(entry['area'], '.3g')}, over random "
+            f"{said(entry['over_random'], '.3g')}, layer {entry['layer']}"
         )
     return [*lines, *told_apart(results["control"])]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .flow_plan import Pair, Path
-from .statistics import Array, ClusterBootstrap, Number, certain, exact, said
+from .statistics import Array, ClusterBootstrap, Number, certain, exact, said, sureness
 from .trace_results import adjusted, few_notes, ratio, table
 from .unit_plan import Parts
 
@@ -94,7 +94,8 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
             " its means, the others are as they are. Sufficient: one unit is as it is in the run without, while all"
             " units of its kind in all layers have their means; clean less that run is all_… in the metrics"
         )
-    notes += few_notes(done.templates[done.right], "patched")
+    few = few_notes(done.templates[done.right], "patched")
+    notes += few
     if failed := metrics["prompts_failed"]["value"]:
         notes.append(
             f"{failed} of {len(done.right)} prompts were left out: the model does not answer them, so there is nothing "
@@ -105,7 +106,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
         "flow": flow(done, total) if done.paths else None,
         "units": units(done, total) if done.parts else None,
     }
-    sections["strongest"] = strongest(sections)
+    sections |= {"strongest": strongest(sections), "few": few}
     return sections, metrics, notes
 
 
@@ -153,18 +154,18 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
 
 
 def strongest(sections: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The largest cells of every map of the flow, and the largest units of each kind and direction."""
+    """The cells of every map of the flow, and the units of each kind and direction: the surest, then the largest."""
     cells, most = [], []
     if sections["flow"]:
         roles = sections["flow"]["roles"]
         for path in sections["flow"]["paths"]:
             every = [
-                (abs(value), layer, k)
+                (*sureness(path["p"][layer][k], value), layer, k)
                 for layer, row in enumerate(path["value"])
                 for k, value in enumerate(row)
                 if value is not None
             ]
-            for _, layer, k in sorted(every, key=lambda entry: (-entry[0], *entry[1:]))[:SHOWN]:
+            for *_, layer, k in sorted(every)[:SHOWN]:
                 reader, source = sections["flow"]["pairs"][k]
                 found = {name: path[name][layer][k] for name in ("value", "low", "high", "p", "n")}
                 cells.append(
@@ -172,13 +173,14 @@ def strongest(sections: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
                 )
     for kind in sections["units"] or ():
         for name in NAMES:
-            order = np.argsort(-np.abs(kind[name]["value"]), kind="stable")[:SHOWN].tolist()
-            for k in order:
-                found = {key: kind[name][key][k] for key in ("value", "low", "high", "p", "n")}
+            found = kind[name]
+            order = sorted(range(len(found["value"])), key=lambda k: (*sureness(found["p"][k], found["value"][k]), k))
+            for k in order[:SHOWN]:
+                entry = {key: found[key][k] for key in ("value", "low", "high", "p", "n")}
                 most.append(
                     {
                         "direction": name, "kind": kind["name"], "layer": kind["layer"][k], "unit": kind["unit"][k],
-                        **found,
+                        **entry,
                     }
                 )  # fmt: skip
     return {"flow": cells, "units": most}

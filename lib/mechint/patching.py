@@ -33,7 +33,7 @@ from .options import option
 from .patch_results import Finished, numbers
 from .role_values import RoleValues
 from .run_config import OwnTask
-from .statistics import said
+from .statistics import UNADJUSTED, said, said_p
 from .tasks import Prompts
 from .tasks.config import TaskConfig
 from .unit_plan import Parts, part_kinds, screened
@@ -298,15 +298,17 @@ def summary(results: dict[str, Any]) -> list[str]:
     metrics = results["metrics"]
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
     lines = [f"  patched         {used} prompts ({failed} left out: not answered)"]
+    lines.append(f"  intervals       {metrics['clean']['interval']}{UNADJUSTED}")
     firsts = lambda found, *names: {tuple(entry[name] for name in names): entry for entry in reversed(found)}.values()
     for best in reversed(firsts(results["strongest"]["flow"], "path")):
         lines.append(
             f"  cut at {best['path']:<9}{said(best, '.2f')} at layer {best['layer']}: "
-            f"{best['reader']} ← {best['source']}"
+            f"{best['reader']} ← {best['source']}; {said_p(best['p'])}"
         )
     for best in reversed(firsts(results["strongest"]["units"], "kind", "direction")):
         lines.append(
-            f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}"
+            f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}; "
+            f"{said_p(best['p'])}"
         )
     return lines
 

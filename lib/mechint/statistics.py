@@ -27,6 +27,9 @@ ROOM = 2**22
 SMALLEST_ERROR = 0.3
 """The least standard error of a draw, as a share of the sample's."""
 
+UNADJUSTED = "; of each cell alone, while p is adjusted for all of them"
+"""What pages and terminals say of the intervals of cells that were chosen among many."""
+
 Number = dict[str, Any]
 """A reported number: value, low, high, n, and what the interval is an interval of; low and high may be None."""
 
@@ -64,6 +67,34 @@ def effective(sizes: Array) -> Array:
     """How many clusters of one size would say as much: (Σ n)² / Σ n² over the first axis (Kish 1965)."""
     squares = (sizes**2).sum(0)
     return np.asarray(np.divide(sizes.sum(0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0))
+
+
+def said_p(p: float | None) -> str:
+    """An adjusted p-value for terminals; says so where nothing could be tested, and where it may be chance."""
+    if p is None:
+        return "no p-value: too few clusters have it"
+    return f"adjusted p {p:.2g}" + ("" if p <= 1 - LEVEL else ", which may be chance")
+
+
+def sureness(p: float | None, size: float | None) -> tuple[bool, float]:
+    """A key that sorts what is significant before what is not, and either by size, the largest first."""
+    return not (p is not None and p <= 1 - LEVEL), -abs(size or 0.0)
+
+
+def widened(found: Number, baselines: Array, what: str) -> Number:
+    """A difference from the mean of several baselines, with an interval that counts their own variation too.
+
+    Args:
+        found: The difference, with the interval of what was measured against that mean as if it were exact.
+        baselines: The baselines' own values, independent of the sample of prompts, [draw].
+        what: What they are draws of.
+    """
+    if found["low"] is None or len(baselines) < 2:
+        return found
+    half = t_quantile(len(baselines) - 1) * float(np.std(baselines, ddof=1)) / math.sqrt(len(baselines))
+    value = found["value"]
+    low, high = value - math.hypot(value - found["low"], half), value + math.hypot(found["high"] - value, half)
+    return {**found, "low": low, "high": high, "interval": f"{found['interval']} and {len(baselines)} {what}"}
 
 
 class ClusterBootstrap:

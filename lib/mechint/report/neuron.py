@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..statistics import UNADJUSTED
 from . import patch
 from .control import control_figure, control_findings, control_sections
 from .measured_page import Content, Figure, Section, Study, between, figure, load_study, write_study
@@ -157,9 +158,11 @@ def top(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
 def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
     found = []
     for kind in raw["units"]:
-        counts = [sum(p <= ALPHA for p in kind[name]["p"]) for name in DIRECTIONS]
+        counts = [sum(p is not None and p <= ALPHA for p in kind[name]["p"]) for name in DIRECTIONS]
         of = f"{kind['name']}: of {len(kind['unit'])} units {counts[0]} are necessary and {counts[1]} sufficient alone"
-        found.append((sum(counts) > 0, f"{of} (p ≤ {ALPHA:g}, sign flips of templates, adjusted for all units)."))
+        found.append(
+            (sum(counts) > 0, f"{of} (p ≤ {ALPHA:g}, step-down bootstrap of templates, adjusted for all units).")
+        )
     metrics = raw["metrics"]
     if "faithfulness_top_k" in metrics:
         good = metrics["faithfulness_top_k"]["low"] > metrics["faithfulness_random"]["high"]
@@ -181,7 +184,8 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
 
 def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
     found = [
-        Section("Units", f"Effects in units of {raw['metric']}; the largest of each kind.", UNITS, unit_rows(shown),
+        Section("Units", f"Effects in units of {raw['metric']}; the largest of each kind. Intervals: "
+                f"{raw['metrics']['clean']['interval']}{UNADJUSTED}.", UNITS, unit_rows(shown),
                 range(1, 10), True),
         Section("Gradients against exact effects", "Attribution patching on the units that were measured exactly.",
                 ("site", "units", "measured", "correlation, necessary", "correlation, sufficient"), screen_rows(shown),

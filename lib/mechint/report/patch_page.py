@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..files import write_text
 from ..progress import Progress
+from ..statistics import UNADJUSTED
 from .html import ending, heading
 from .markdown import ending as markdown_ending
 from .markdown import evidence
@@ -114,6 +115,7 @@ def facts(patching: Patching) -> list[tuple[str, str]]:
             for kind in patching.kinds
             if f"all_{kind['name']}" in metrics
         ),
+        ("intervals", f"{metrics['clean'].interval}{UNADJUSTED}"),
         ("prompts patched", f"{metrics['prompts_used'].value:.0f}"),
         ("prompts left out (not answered)", f"{metrics['prompts_failed'].value:.0f}"),
     ]
@@ -127,7 +129,7 @@ def findings(patching: Patching) -> list[tuple[bool, str]]:
         found.append((hurts, f"The twin {'takes away' if hurts else 'does not certainly take away'} {said}."))
     if patching.metrics["clean"].alone:
         return [*found, (False, f"{patching.metrics['clean'].interval}, so nothing below can be tested.".capitalize())]
-    test = "sign-flip test of whole templates, adjusted for all of them"
+    test = "step-down bootstrap of whole templates, adjusted for all of them"
     if patching.paths:
         p = [value for path in patching.paths for row in path["p"] for value in row if value is not None]
         n = sum(count > 0 for path in patching.paths for row in path["n"] for count in row)

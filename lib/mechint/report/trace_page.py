@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files import write_text
 from ..progress import Progress
+from ..statistics import UNADJUSTED
 from .html import ending, heading
 from .markdown import ending as markdown_ending
 from .markdown import evidence
@@ -95,6 +96,7 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
         ("corruption", raw["ablation"]),
         ("metric", raw["metric"]),
         *values,
+        ("intervals", f"{raw['trace']['interval']}{UNADJUSTED}"),
         ("prompts traced", f"{metrics['prompts_used'].value:.0f}"),
         ("prompts left out (not answered)", f"{metrics['prompts_failed'].value:.0f}"),
     ]
@@ -114,8 +116,8 @@ def findings(trace: Trace) -> list[tuple[bool, str]]:
         found.append(
             (
                 sure > 0,
-                f"{TITLES[direction].capitalize()}: {sure} of {every} cells have an effect (p ≤ 0.05, sign-flip test of"
-                " whole templates, adjusted for all cells of the direction).",
+                f"{TITLES[direction].capitalize()}: {sure} of {every} cells have an effect (p ≤ 0.05, step-down "
+                "bootstrap of whole templates, adjusted for all cells of the direction).",
             )
         )
     return found
