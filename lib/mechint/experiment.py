@@ -321,7 +321,7 @@ def analyse_one(
     if not run.save_masks:
         (directory / "final_masks.pt").unlink(missing_ok=True)
     if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
-        found["few"] = few_notes(loaders[1].templates(), "measured")
+        found["few"] = few_notes(prompts[1].templates(), "measured")
         found["notes"] = [*found.get("notes", ()), *found["few"]]
     results = {
         "schema": SCHEMA,
