@@ -120,6 +120,63 @@ MUTANTS = [
         "eigen.sum().square() / eigen.square().sum()",
         "eigen.sum().square() / eigen.square().max()",
     ),
+    # verdicts of a study
+    Mutant(
+        "claims.py",
+        'return float(accuracy["low"]) > float(chance["high"])',
+        'return float(accuracy["value"]) > float(chance["high"])',
+    ),
+    Mutant("claims.py", 'if found["low"] is None or value <= least:', 'if found["low"] is None or value <= 0:'),
+    Mutant(
+        "claims.py", "return math.erfc(1.959964 * (value - least) / half", "return math.erfc(1.959964 * value / half"
+    ),
+    Mutant(
+        "claims.py",
+        'strict=True):\n        claim["p_holm"] = p\n',
+        'strict=True):\n        claim["p_holm"] = claim["p"]\n',
+    ),
+    Mutant(
+        "claims.py",
+        '"p": max(condition.p for condition in conditions)',
+        '"p": min(condition.p for condition in conditions)',
+    ),
+    Mutant(
+        "claims.py",
+        'if effect["high"] is not None and effect["high"] < random["value"]:',
+        'if effect["high"] is not None and effect["high"] < random["low"]:',
+    ),
+    Mutant(
+        "claims.py",
+        'if difference["high"] is not None and difference["high"] < 0:',
+        'if difference["high"] is not None and difference["low"] < 0:',
+    ),
+    Mutant("claims.py", 'above = float(difference["value"]) - least', 'above = float(difference["value"])'),
+    Mutant("claims.py", 'key=lambda row: float(row["across_folds"])', 'key=lambda row: -float(row["across_folds"])'),
+    Mutant("claims.py", "(half / distance) ** 2", "(half / distance)"),
+    Mutant(
+        "study_controls.py",
+        'return float(total["low"]) > 0 and float(share["low"]) >= least',
+        'return float(share["low"]) >= least',
+    ),
+    Mutant(
+        "study_controls.py",
+        'return float(total["low"]) > 0 and float(share["low"]) >= least',
+        'return float(total["low"]) > 0 and float(share["value"]) >= least',
+    ),
+    Mutant(
+        "study_controls.py", 'if not does_task(accuracy, chance) or total["low"] is None', 'if total["low"] is None'
+    ),
+    Mutant(
+        "study_controls.py", 'first = str(rows[there[0]]["checkpoint"])', 'first = str(rows[there[-1]]["checkpoint"])'
+    ),
+    Mutant("study_controls.py", "return share / (2 - share)", "return share"),
+    Mutant(
+        "random_models.py",
+        "float(scores.var(ddof=1)) * (1 + 1 / len(scores)) + within",
+        "float(scores.var(ddof=1)) / len(scores) + within",
+    ),
+    Mutant("random_models.py", "within = count / max(count - 1, 1) * float", "within = float"),
+    Mutant("probes.py", "return (1 + sum(", "return (0 + sum(", "tests/test_probes.py"),
     # traces
     Mutant("trace_results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
     Mutant(

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from mechint import necessity, sae_labels, sparsity, statistics, study_discovery, trace_results, unit_effects
+from mechint import claims as claims_
+from mechint import (
+    necessity,
+    sae_labels,
+    sparsity,
+    statistics,
+    study_controls,
+    study_discovery,
+    trace_results,
+    unit_effects,
+)
 from mechint.answers import compare as answers_of
 from mechint.circuit import METRICS
 from mechint.circuit_evidence import CircuitEvidence
@@ -22,6 +32,7 @@ from mechint.efficiency import parameters
 from mechint.minimality import share_needed
 from mechint.model_comparison import lengths, scaled
 from mechint.neuron_results import circuit_numbers
+from mechint.random_models import beside
 from mechint.report.model_differences import compare
 from mechint.scorecard.dictionaries import recovery
 from mechint.scorecard.summary import by_chance, least_and_most, rate
@@ -343,3 +354,107 @@ def test_a_dictionary_of_the_features_themselves() -> None:
     assert worse["f1"] == pytest.approx(0.5) and worse["l0"] == pytest.approx(0.5)
     x = strengths @ directions
     assert worse["explained"] == pytest.approx(1 - float(x.square().sum() / (x - x.mean(0)).square().sum()))
+
+
+# --- verdicts of a study ---------------------------------------------------------------------------------------------
+
+
+def interval(value: float, low: float, high: float, n: int = 100) -> dict[str, Any]:
+    return number(value, low, high, n, "made up")
+
+
+def test_a_model_does_a_task_where_its_interval_lies_above_that_of_chance() -> None:
+    chance = interval(0.25, 0.2, 0.3)
+    assert [claims_.does_task(interval(0.5, low, 0.6), chance) for low in (0.31, 0.3, 0.29)] == [True, False, False]
+    assert not claims_.does_task(alone(1.0, 1, "prompt"), chance)
+
+
+def test_presence_at_a_checkpoint_needs_the_task_the_effect_and_the_share() -> None:
+    right, chance = interval(0.9, 0.8, 1.0), interval(0.25, 0.2, 0.3)
+    total, share = interval(3.0, 2.0, 4.0), interval(0.5, 0.2, 0.7)
+    table = [
+        ((right, chance, total, share, 0.2), True),
+        ((right, chance, total, share, 0.21), False),
+        ((interval(0.3, 0.25, 0.35), chance, total, share, 0.2), False),
+        ((right, chance, interval(3.0, -0.1, 4.0), share, 0.2), False),
+        ((right, chance, interval(-3.0, -4.0, -2.0), share, 0.2), False),
+        ((right, chance, alone(3.0, 1, "prompt"), share, 0.2), False),
+    ]
+    assert [study_controls.present(*given) for given, _ in table] == [there for _, there in table]
+
+
+def test_where_a_circuit_appears() -> None:
+    def told(*there: bool) -> dict[str, Any]:
+        return study_controls.appearance([{"checkpoint": f"c{k}", "present": is_} for k, is_ in enumerate(there)])
+
+    assert told(False, True, True)["appears"] == "c1" and "every later" in told(False, True, True)["appearance"]
+    assert told(False, True, False, True)["appears"] == "c1"
+    assert "later not at c2." in told(False, True, False, True)["appearance"]
+    assert told(False, False)["appears"] is None
+
+
+def test_agreement_by_chance() -> None:
+    """Half of all units each: a quarter is shared, three quarters are in either."""
+    assert study_controls.jaccard_by_chance(0.5) == pytest.approx(1 / 3) and study_controls.jaccard_by_chance(1) == 1
+
+
+def test_p_of_an_interval_is_five_percent_where_its_end_is() -> None:
+    found = interval(0.5, 0.3, 0.9)
+    assert claims_.p_above(found, 0.3) == pytest.approx(0.05, abs=1e-6)
+    assert claims_.p_above(found, 0.29) < 0.05 < claims_.p_above(found, 0.31)
+    assert claims_.p_above(found, 0.5) == 1.0 == claims_.p_above(alone(0.9, 1, "prompt"), 0.3)
+
+
+def test_conditions_of_claims() -> None:
+    small = claims_.at_least("it", interval(0.1, 0.05, 0.19), 0.2)
+    assert small.contrary and not claims_.at_least("it", interval(0.3, 0.1, 0.4), 0.2).contrary
+    draws = interval(0.2, 0.0, 0.4, 199)
+    assert claims_.beats_draws("d", "they", interval(0.1, 0.0, 0.19), draws, 0.7).contrary
+    one = claims_.beats_draws("d", "they", interval(0.5, 0.3, 0.7), draws, 0.01)
+    assert (one.contrary, one.p, one.draws) == ("", 0.01, 199)
+    assert claims_.exceeds("c", "no more", interval(-0.2, -0.3, -0.1)).contrary
+    assert claims_.exceeds("c", "no more", interval(0.2, 0.1, 0.3)).p < 0.05
+    assert claims_.conjunction([small, one])["p"] == max(small.p, 0.01)
+
+
+def test_readings_beside_random_models() -> None:
+    def row(difference: dict[str, Any], mean: float) -> dict[str, Any]:
+        return {"difference": difference, "random": [mean - 0.01, mean + 0.01], "error": 0.05, "freedom": 5}
+
+    better = claims_.above_random_models(row(interval(0.4, 0.3, 0.5), 0.5))
+    assert better.p == pytest.approx(statistics.t_tail(0.3 / 0.05, 5)) and not better.contrary and not better.open
+    assert claims_.above_random_models(row(interval(0.05, 0.01, 0.09), 0.5)).contrary
+    ceiling = claims_.above_random_models(row(interval(0.01, 0.0, 0.02), 0.99))
+    assert "told apart" in ceiling.open and ceiling.p == 1.0 and not ceiling.contrary
+
+
+def test_the_error_beside_random_models_is_of_models_and_prompts() -> None:
+    found = beside(np.array([1.0, 1, 0, 0]), np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]]), np.arange(4))
+    assert found["difference"]["value"] == pytest.approx(0.375) and found["random"] == [0.25, 0.0]
+    assert found["error"] == pytest.approx(math.sqrt(0.03125 * 1.5 + 4 / 3 * 0.6875 / 16)) and found["freedom"] == 1
+
+
+def test_probes_are_chosen_on_other_prompts_than_they_are_judged_on() -> None:
+    rows = [{"label": "a", "across_folds": 0.6, "n": 0}, {"label": "a", "across_folds": 0.7, "n": 1},
+            {"label": "b", "across_folds": 0.1, "n": 2}]  # fmt: skip
+    assert [row["n"] for row in claims_.best_probes(rows)] == [1, 2]
+
+
+def test_claims_are_judged_by_their_number_and_their_weakest_condition() -> None:
+    def claim(name: str, *ps: float) -> dict[str, Any]:
+        parts = [claims_.Condition(f"c{k}", "so", interval(0.5, 0.3, 0.7), p, least=0.2) for k, p in enumerate(ps)]
+        return {"kind": "circuit", "claim": name, "effect": interval(0.5, 0.3, 0.7), **claims_.conjunction(parts)}
+
+    found = claims_.judged([claim("one", 0.001, 0.03), claim("two", 0.01, 0.02), claim("three", 0.001)])
+    assert found["verdicts"] == {"supported": 3, "refuted": 0, "underpowered": 0}
+    holm = {c["claim"]: c["p_holm"] for c in found["claims"]}
+    assert holm == pytest.approx({"three": 0.003, "two": 0.04, "one": 0.04})
+    alone_ = claims_.judged([claim("one", 0.06)])["claims"][0]
+    assert alone_["verdict"] == "underpowered" and "0.06" in alone_["why"]
+    undone = claims_.judged([claim("one", 0.001)], "nothing is done")["claims"][0]
+    assert (undone["verdict"], undone["why"]) == ("underpowered", "nothing is done")
+
+
+def test_prompts_that_would_decide() -> None:
+    """Twice as wide as the distance: four times the prompts."""
+    assert claims_.needed_prompts(interval(0.5, 0.0, 1.0, 50), 0.25) == 200

@@ -57,11 +57,10 @@ def reproducibility(context: Context) -> Found:
             )
     kept = [set(torch.nonzero(mask.flatten()).flatten().tolist()) for mask in masks]
     pairs = [jaccard(a, b) for i, a in enumerate(kept) for b in kept[i + 1 :]]
-    chance = budget / masks[0].numel()
     report: Found = {
         "rows": rows,
         "mask_jaccard": number(float(np.mean(pairs)), min(pairs), max(pairs), len(pairs), "least and most alike pair"),
-        "mask_jaccard_chance": chance / (2 - chance),
+        "mask_jaccard_chance": jaccard_by_chance(budget / masks[0].numel()),
         "peers": peers(context),
     }
     mean = float(np.mean([row["jaccard"] for row in rows]))
@@ -71,6 +70,11 @@ def reproducibility(context: Context) -> Found:
         f"{report['peers']['said']}"
     )
     return {"report": report, "keep": {}}
+
+
+def jaccard_by_chance(share: float) -> float:
+    """The Jaccard index of two sets that hold such a share of all units each, drawn at random."""
+    return share / (2 - share)
 
 
 def peers(context: Context) -> Found:
