@@ -4,21 +4,32 @@
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
+# What the user says is taken letter by letter ($ is no variable of make's; $$ is a $ too, as make has it), and reaches the shell through the
+# environment alone, so that no character is special there either.
+override MODELS := $(subst $$$$,$$,$(value MODELS))
+override BASELINE := $(subst $$$$,$$,$(value BASELINE))
+override SKIP_STEPS := $(subst $$$$,$$,$(value SKIP_STEPS))
+override PROCESSES := $(value PROCESSES)
+override SCORE := $(subst $$$$,$$,$(value SCORE))
+override PYTHON := $(value PYTHON)
+override V := $(value V)
+override DRY_RUN := $(value DRY_RUN)
+export MODELS BASELINE SKIP_STEPS PROCESSES SCORE
+export PYTHONPATH := $(CURDIR)/lib$(if $(value PYTHONPATH),:$(value PYTHONPATH))
+# The modules of this directory are what is run.
+unexport PYTHONSAFEPATH
+
 Q := $(if $(filter 1 y yes,$(V)),,@)
-FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter 1 y yes,$(DRY_RUN)),--dry-run)
+FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter-out 0 n no off false,$(DRY_RUN)),--dry-run)
 CHOSEN = --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" --processes="$$PROCESSES"
 DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
 
-# Paths and globs reach the shell through the environment, so that no character of them is special there.
-export MODELS BASELINE SKIP_STEPS PROCESSES
-export PYTHONPATH := $(CURDIR)/lib$(if $(PYTHONPATH),:$(PYTHONPATH))
-
 # PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
-ifneq ($(PYTHON),)
+ifdef PYTHON
   USED := $(PYTHON)
-else ifneq ($(VIRTUAL_ENV),)
-  ifneq ($(VIRTUAL_ENV),$(CURDIR)/.venv)
-    USED := $(VIRTUAL_ENV)/bin/python
+else ifdef VIRTUAL_ENV
+  ifneq "$(value VIRTUAL_ENV)" "$(CURDIR)/.venv"
+    USED := $(value VIRTUAL_ENV)/bin/python
   endif
 endif
 ifdef USED
@@ -28,7 +39,9 @@ else
   READY := .venv/.ready
   READY_DEV := .venv/.ready-dev
 endif
-PY := $(or $(USED),.venv/bin/python)
+export MECHINT_PYTHON := $(or $(USED),.venv/bin/python)
+export MECHINT_ANY_PYTHON := $(or $(USED),python3)
+PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
@@ -51,10 +64,10 @@ $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
 
 # A name that is none fails before anything is installed.
 defconfig-%:
-	$(Q)"$(or $(USED),python3)" -m scripts.kconfig.defconfigs '$*'
+	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs '$(subst ','\'',$*)'
 
 list-defconfigs:
-	$(Q)"$(or $(USED),python3)" -m scripts.kconfig.defconfigs
+	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs
 
 check: $(READY_DEV)
 	$(Q)"$(PY)" -m ruff check .
@@ -69,20 +82,26 @@ mutants: $(READY_DEV)
 	$(Q)"$(PY)" -m scripts.mutants $(MUTANTS)
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
-SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
+ALL_SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
+override SECTIONS := $(or $(value SECTIONS),$(ALL_SECTIONS))
+ifneq "$(filter-out $(ALL_SECTIONS),$(SECTIONS))" ""
+bench:
+	@echo "error: SECTIONS= names what is no section; choose from $(ALL_SECTIONS)" >&2; exit 2
+else
 bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,$(SECTIONS)),.venv-bench-sae/.ready)
 	$(if $(filter-out sae,$(SECTIONS)),$(Q).venv-bench/bin/python -m benchmarks $(filter-out sae,$(SECTIONS)))
 	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
+endif
 
 ground-truth: $(READY)
-	$(Q)$(KCONFIG) score $(CHOSEN) $(FLAGS) -- $(SCORE)
+	$(Q)$(KCONFIG) score $(CHOSEN) $(FLAGS) --options="$$SCORE"
 
 # Dictionaries of ours loaded by the libraries they are saved for, each in an environment of its own.
 PEERS := saelens dictionary_learning sparsify
 interchange: $(READY) $(PEERS:%=interchange-%)
 interchange-%: .venv-peer-%/.ready $(READY)
 	$(Q)rm -rf "output/interchange/$*"
-	$(Q)PYTHONPATH="$(CURDIR)/lib" "$(PY)" -m tests.golden.sae.ours $* "output/interchange/$*"
+	$(Q)"$(PY)" -m tests.golden.sae.ours $* "output/interchange/$*"
 	$(Q).venv-peer-$*/bin/python tests/golden/sae/peers.py judge $* "output/interchange/$*"
 
 # nnsight, which the peers need, asks for torchvision, whose builds fit one build of torch alone; no dictionary needs it.

@@ -218,3 +218,15 @@ def test_an_odd_path_survives_writing_and_loading(tmp_path: Path) -> None:
     menu.syms["KNLP_MECHINT_CHECKPOINT"].set_value(odd)
     save(menu, ROOT, tmp_path / ".config")
     assert load(ROOT, tmp_path / ".config").syms["KNLP_MECHINT_CHECKPOINT"].str_value == odd
+
+
+@given(st.text(max_size=40))
+def test_a_text_of_any_characters_is_one_line_and_itself_again(text: str) -> None:
+    line = mapping.shown(text)
+    assert not any(ord(character) < 32 for character in line) and mapping.meant(line) == text
+
+
+def test_a_line_break_is_shown_as_one() -> None:
+    assert mapping.shown("one\ntwo\\n") == "one␤two\\n" and mapping.meant("one␤two") == "one\ntwo"
+    assert mapping.meant(mapping.shown("␤ ␦ ␛ \x1b")) == "␤ ␦ ␛ \x1b"
+    assert mapping.shown("plain C:\\new") == "plain C:\\new"

@@ -175,8 +175,10 @@ def test_a_failed_command_leaves_the_configuration_alone(tree: Tree) -> None:
 def test_odd_paths_reach_the_runner_as_they_are(tree: Tree) -> None:
     name = """odd 'q' "d" `b` $HOME;x & #1 \\ [z].pt"""
     tree.put(name)
-    result = tree.make("mechint", "MODELS=" + name.replace("$", "$$"))
-    assert result.returncode == 0, result.stderr
+    for said in (name, name.replace("$", "$$")):
+        tree.calls()
+        result = tree.make("mechint", "MODELS=" + said)
+        assert result.returncode == 0, result.stderr
     tree.make("mechint")
     assert [call[call.index("--mode=posttrain") + 1] for call in tree.calls()] == [f"--checkpoint={name}"] * 2
 
@@ -313,3 +315,70 @@ def _play(controller: int, keys: list[str]) -> None:
         while select.select([controller], [], [], 0.2)[0]:
             os.read(controller, 65536)
         os.write(controller, key.encode())
+
+
+def test_no_variable_reaches_the_shell(tree: Tree) -> None:
+    tree.make("defconfig-mamba-tiny-study")
+    for name in ("MODELS", "BASELINE", "SKIP_STEPS", "PROCESSES", "SECTIONS", "PYTHON", "V", "DRY_RUN", "SCORE"):
+        for text in (
+            "; touch hacked;",
+            "$(shell touch hacked)",
+            "`touch hacked`",
+            "$$(touch hacked)",
+            '"; touch hacked; "',
+        ):
+            target = {"SCORE": "ground-truth", "SECTIONS": "bench"}.get(name, "mechint")
+            tree.make(target, f"{name}={text}")
+            assert not (tree.root / "hacked").exists(), (name, text)
+    tree.calls()
+    tree.make("ground-truth", "SCORE=--output-dir 'a b;$HOME' --seeds 2")
+    assert tree.calls() == [["ground_truth.py", "--output-dir", "a b;$HOME", "--seeds", "2"]]
+    assert "close its quotes" in error_line(tree.make("ground-truth", "SCORE=--models 'gpt2"))
+
+
+def test_a_dry_run_is_one_however_it_is_said(tree: Tree) -> None:
+    tree.make("defconfig-mamba-130m-mechint")
+    for said in ("1", "y", "true", "on", "2"):
+        tree.make("mechint", f"DRY_RUN={said}")
+        assert tree.calls()[0][-1] == "--dry-run", said
+    for said in ("", "0", "n"):
+        tree.make("mechint", f"DRY_RUN={said}")
+        assert tree.calls()[0][-1] != "--dry-run", said
+
+
+def test_a_clone_whose_path_holds_special_characters(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "a [b]* 'c' #d %e")
+    tree.put("runs/final_model_stepV0.pt")
+    for words in (
+        ["defconfig"],
+        ["mechint", "DRY_RUN=1"],
+        ["defconfig-mamba-130m-mechint"],
+        ["mechint", "MODELS=run*"],
+    ):
+        result = tree.make(*words, PYTHONSAFEPATH="1")
+        assert result.returncode == (2 if words[-1] == "MODELS=run*" and "nothing" in result.stderr else 0), (
+            result.stderr
+        )
+    assert tree.make("mechint", "MODELS=runs/final*.pt").returncode == 0
+    assert "--checkpoint=runs/final*.pt" in tree.calls()[-1]
+
+
+def test_what_a_trainer_of_hugging_face_leaves_is_read_and_old_names_are_told(tree: Tree) -> None:
+    tree.put("out/checkpoint-500/model.safetensors", "out/checkpoint-1000/model.safetensors", "bare/model.safetensors")
+    tree.put("out/checkpoint-500/config.json", "out/checkpoint-500/optimizer.pt", "out/trainer_state.json")
+    tree.make("defconfig-mamba-130m-mechint")
+    for said, why in (("out", "checkpoint-500, checkpoint-1000"), ("bare", "a model directory")):
+        result = tree.make("mechint", f"MODELS={said}")
+        assert result.returncode == 0 and why in result.stdout, result.stderr
+        assert f"--checkpoint={said}" in tree.calls()[-1]
+    assert "openai-community/gpt2" in error_line(tree.make("mechint", "MODELS=gpt2"))
+    assert "openai-community/gpt2-xl" in error_line(tree.make("mechint", "MODELS=gpt2-xl"))
+    assert "does not exist" in error_line(tree.make("mechint", "MODELS=output/x"))
+
+
+def test_a_report_of_other_models_leaves_the_configuration_alone(tree: Tree) -> None:
+    tree.make("defconfig")
+    tree.put("done/final_masks.pt")
+    before = tree.config
+    assert tree.make("report", "MODELS=done").returncode == 0
+    assert "--run-dir=done" in tree.calls()[-1] and tree.config == before

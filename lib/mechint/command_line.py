@@ -17,7 +17,7 @@ from .errors import MechintError
 from .experiment import DefconfigText, Experiment, run_experiment
 from .models.load import load
 from .options import add_flags, from_flags
-from .run_config import RunConfig, asked
+from .run_config import RunConfig, asked, own
 from .tasks.config import TaskConfig
 
 ONE_PROMPT: dict[str, Any] = {
@@ -84,7 +84,9 @@ def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None
         for name, analysis in analyses().items()
         if getattr(flags, f"run_{name}")
     }
-    prompted = any(asked(task, config).name == "prompt" for config in configs.values())
+    prompted = any(
+        asked(task, config).name == "prompt" and own(run, config).mode != "from_runs" for config in configs.values()
+    )
     if prompted and task.prompt and not task.answer and not flags.dry_run:
         task = dataclasses.replace(task, answer=own_answer(run, task.prompt))
     run_experiment(Experiment(run, task, configs, defconfig), flags.dry_run)

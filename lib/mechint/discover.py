@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import MechintError
 from .models.checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
-from .models.hub import is_hub_id
+from .models.hub import is_hub_id, todays_name
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -45,7 +45,10 @@ def find_checkpoints(pattern: str) -> list[str]:
         raise MechintError(f"no checkpoint matches {pattern}; train one with make train, or name others with MODELS=")
     if is_hub_id(pattern):
         return [pattern]
-    raise MechintError(f"{pattern}: no such file or directory; name checkpoints with MODELS=<file, glob or directory>")
+    raise MechintError(
+        f"{pattern}: no such file or directory; name checkpoints with MODELS=<file, glob or directory>"
+        f"{todays_name(pattern)}"
+    )
 
 
 def _in_directory(path: Path) -> list[str]:

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
         if name == "score":
-            command.add_argument("options", nargs="*", help="what SCORE= says, behind --")
+            command.add_argument("--options", default="", help="what SCORE= says: options as a shell would read them")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
     return parser
@@ -164,7 +164,11 @@ def run(args: argparse.Namespace) -> int:
     count = 1 if args.dry_run else how_many(args.processes)  # what would run is said once
     steps = _steps(menu, args.target)
     made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
-    if args.dry_run and len(steps) == 2 and not glob.glob(str(ROOT / made)):
+    if (
+        args.dry_run
+        and len(steps) == 2
+        and not glob.glob(made if os.path.isabs(made) else os.path.join(glob.escape(str(ROOT)), made))
+    ):
         steps.pop()
         wanted = ", ".join(switch.name for switch in mapping.analyses(menu) if switch.str_value == "y")
         print(f"would train first, and then analyse what that leaves in {made}: {wanted}", flush=True)
@@ -183,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _for_run(args: argparse.Namespace) -> loading.Menu:
-    """The configuration to run; what is new in it is written to .config, except by a dry run."""
+    """The configuration to run; what is new in it is written to .config, except by a dry run and a report."""
     if CONFIG.exists():
         menu = _current()
     else:
@@ -191,7 +195,8 @@ def _for_run(args: argparse.Namespace) -> loading.Menu:
         menu = loading.load(ROOT, file)
         print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
     _override(menu, args, ".config" if CONFIG.exists() else DEFAULT)
-    if not args.dry_run and (args.models or args.baseline or args.skip_steps or not CONFIG.exists()):
+    said_once = args.dry_run or args.target == "report"  # what is drawn again is no other experiment
+    if not said_once and (args.models or args.baseline or args.skip_steps or not CONFIG.exists()):
         loading.save(menu, ROOT, CONFIG)
     return menu
 
@@ -240,7 +245,11 @@ def score(args: argparse.Namespace) -> int:
                 f'SCORE="--models …"'
             )
     count = how_many(args.processes)
-    options = args.options + (["--dry-run"] if args.dry_run else [])
+    try:
+        said = shlex.split(args.options)
+    except ValueError as error:
+        raise ConfigError(f"SCORE={args.options} is no list of options ({error}); close its quotes") from None
+    options = said + (["--dry-run"] if args.dry_run else [])
     command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1

@@ -70,7 +70,7 @@ def _assignment(item: mapping.Item, value: Any) -> Assignment:
     if item.orig_type == kconfiglib.BOOL:
         return Assignment("options", item.name, "y" if value else "n")
     if item.orig_type == kconfiglib.STRING:
-        return Assignment("options", item.name, f'"{kconfiglib.escape(str(value))}"')
+        return Assignment("options", item.name, f'"{kconfiglib.escape(mapping.shown(str(value)))}"')
     return Assignment("options", item.name, str(value))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import math
 import os
 import re
@@ -42,13 +43,24 @@ class Menu(kconfiglib.Kconfig):
     """The menus below ``root``; any warning about them is an error, and nothing is printed."""
 
     def __init__(self, root: Path) -> None:
-        with _environment(srctree=str(root)):
+        with _environment(srctree=str(root)), _literally(os.path.realpath(root) + os.sep):
             try:
                 super().__init__("Kconfig", warn_to_stderr=False)
             except (kconfiglib.KconfigError, OSError) as error:
                 raise ConfigError(" ".join(str(error).split())) from None
         if self.warnings:
             raise ConfigError(" ".join(self.warnings[0].split()))
+
+
+@contextlib.contextmanager
+def _literally(prefix: str) -> Iterator[None]:
+    """Has kconfiglib, which is pinned exactly, look for menus below a directory whose name may hold ``[`` or ``*``."""
+    whole = kconfiglib.iglob
+    kconfiglib.iglob = lambda pattern: whole(glob.escape(prefix) + pattern.removeprefix(prefix))
+    try:
+        yield
+    finally:
+        kconfiglib.iglob = whole
 
 
 @contextlib.contextmanager
@@ -265,8 +277,11 @@ def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a glob pattern finds ``path``, component by component."""
-    parts, wanted = Path(os.path.abspath(path)).parts, Path(os.path.abspath(pattern)).parts
+    """Whether a glob pattern finds ``path``, component by component; where both are taken from is no pattern."""
+    here = glob.escape(os.getcwd())
+    parts, wanted = (
+        Path(os.path.normpath(os.path.join(base, text))).parts for base, text in ((os.getcwd(), path), (here, pattern))
+    )
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 

@@ -7,6 +7,7 @@ the switch of an analysis that the family does not have is passed on as off.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,27 @@ def member(choice: kconfiglib.Choice, value: str) -> str:
     return next(str(symbol.name) for symbol in choice.syms if member_value(symbol) == value)
 
 
+_SHOWN = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
+_MARK = "\u2426"
+_SPECIAL = {*map(chr, _SHOWN.values()), "\u2424", _MARK}
+
+
+def shown(text: str) -> str:
+    """A text as one line of a configuration: a control character as its picture, a line break as ␤ (see :func:`meant`).
+
+    A text that has such a picture itself has ␦ in front of it.
+    """
+    text = "".join(_MARK + character if character in _SPECIAL else character for character in text)
+    return text.translate({**_SHOWN, 0x0A: 0x2424})
+
+
+def meant(text: str) -> str:
+    """The text that :func:`shown` made a line of."""
+    codes = {chr(picture): chr(code) for code, picture in _SHOWN.items()} | {"\u2424": "\n"}
+    replace = lambda match: match[1] or codes.get(match[0], match[0])
+    return re.sub(f"{_MARK}(.)|[\u2400-\u241f\u2421\u2424]", replace, text)
+
+
 def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
     """The command-line arguments that ``runner`` ('train' or 'mechint') gets from a configuration."""
     found = []
@@ -89,7 +111,7 @@ def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
         elif item.orig_type == kconfiglib.BOOL:
             found.append(flag if item.tri_value else f"--no-{flag[2:]}")
         else:
-            found.append(f"{flag}={item.str_value}")
+            found.append(f"{flag}={meant(item.str_value)}")
     return found
 
 

@@ -37,13 +37,17 @@ class Chosen:
 
 def natural(names: Iterable[str]) -> list[str]:
     """Sorted as people count: ``step2`` before ``step10``."""
-    return sorted(names, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)])
+    return sorted(
+        names, key=lambda name: [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", name)]
+    )
 
 
 def classify(models: str, root: Path) -> Chosen:
     """What ``models`` names; relative paths are below ``root``. :class:`ConfigError` when it is nothing usable."""
-    if any(ord(character) < 32 for character in models):
-        raise ConfigError(f"MODELS={models!r} has a control character; give one path, glob or hub id")
+    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in models):
+        raise ConfigError(
+            f"MODELS={models!r} has a control character, or one that is no text; give one path, glob or hub id"
+        )
     name = os.path.expanduser(models)
     path = root / name
     if path.is_dir():
@@ -55,6 +59,24 @@ def classify(models: str, root: Path) -> Chosen:
     return _absent(models, name, root)
 
 
+def found_by(name: str, root: Path) -> list[str]:
+    """What a glob finds; the directory that a relative one is taken from is no pattern."""
+    return glob.glob(name if os.path.isabs(name) else os.path.join(glob.escape(str(root)), name), recursive=True)
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The usual names of a model directory's weights, as the loader knows them."""
+OLD_NAMES = {
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt")},
+    "distilgpt2": "distilbert/distilgpt2",
+}
+"""Names of one word that the hub's models had, as the loader knows them."""
+
+
+def _hint(name: str) -> str:
+    return f"; the hub's {name} is {OLD_NAMES[name]} (MODELS={OLD_NAMES[name]})" if name in OLD_NAMES else ""
+
+
 def _file(name: str) -> Chosen:
     if os.path.basename(name) in MARKS:
         return Chosen(os.path.dirname(name) or ".", "the masks of a finished analysis: visualise only", finished=True)
@@ -62,7 +84,7 @@ def _file(name: str) -> Chosen:
 
 
 def _glob(name: str, root: Path) -> Chosen:
-    found = natural(os.path.relpath(match, root) for match in glob.glob(str(root / name)))
+    found = natural(os.path.relpath(match, root) for match in found_by(name, root))
     if not found:
         raise ConfigError(f"MODELS={name} matches nothing; name a checkpoint file, a glob that matches or a hub id")
     return Chosen(name, f"a glob that matches {_listed(found)}")
@@ -77,6 +99,10 @@ def _directory(name: str, path: Path) -> Chosen:
             return Chosen(name, f"a finished analysis, because it contains {mark}: visualise only", finished=True)
     if inside("config.json"):
         return Chosen(name, "a model directory, because it contains config.json")
+    if any(inside(glob.escape(weights)) for weights in WEIGHTS):
+        return Chosen(name, "a model directory, because it contains weights under their usual name")
+    if found := natural(match.parent.name for weights in WEIGHTS for match in path.glob(f"*/{glob.escape(weights)}")):
+        return Chosen(name, f"a directory of model directories: {_listed(list(dict.fromkeys(found)))}")
     if found := inside(FINAL):
         return Chosen(os.path.join(glob.escape(name), FINAL), f"the final checkpoints of a directory: {_listed(found)}")
     if found := inside("*.pt"):
@@ -89,17 +115,19 @@ def _directory(name: str, path: Path) -> Chosen:
             return Chosen(name, why, finished=True)
     raise ConfigError(
         f"MODELS={name} is a directory with nothing to analyse: no {MASKS}, no config.json, no *.pt and no *.gguf; "
-        "name a checkpoint, a directory of checkpoints or of a model, or a finished analysis"
+        f"name a checkpoint, a directory of checkpoints or of a model, or a finished analysis{_hint(name)}"
     )
 
 
 def _absent(models: str, name: str, root: Path) -> Chosen:
     organisation = name.split("/")[0]
+    if re.fullmatch(r"output|mechint_analysis\w*|experiment_logs|runs|models|checkpoints", organisation):
+        organisation = "."  # where results and models lie, by every habit; no owner of the hub
     if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_SUFFIXES) and not (root / organisation).exists():
         return Chosen(name, "a hub id, because no such path exists here")
     raise ConfigError(
         f"MODELS={models} does not exist; name a checkpoint file, a glob, a directory, "
-        "or a hub id such as state-spaces/mamba-130m-hf"
+        f"or a hub id such as state-spaces/mamba-130m-hf{_hint(name)}"
     )
 
 

@@ -19,6 +19,18 @@ MEGABYTE = 1_000_000
 TOKENIZER = "tokenizer.json"
 
 
+OLD_NAMES = {
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt")},
+    "distilgpt2": "distilbert/distilgpt2",
+}
+"""Names of one word that models had before every one had an owner."""
+
+
+def todays_name(name: str) -> str:
+    """'; the hub's gpt2 is openai-community/gpt2' for a name of old times, else ''."""
+    return f"; the hub's {name} is {OLD_NAMES[name]}" if name in OLD_NAMES else ""
+
+
 class Unreachable(Exception):
     """The hub did not answer; its text says why."""
 

@@ -17,7 +17,7 @@ from . import gpt2_names, llama_names, names
 from .checkpoints import clean_names, read_checkpoint
 from .exact import check_shapes, listing
 from .gpt2 import GPT2
-from .hub import fetch, is_hub_id
+from .hub import fetch, is_hub_id, todays_name
 from .llama import Llama
 from .mamba import Mamba
 from .tokenizer import read_tokenizer
@@ -236,7 +236,10 @@ def locate(path_or_name: str | Path) -> Path:
         return path
     if is_hub_id(str(path_or_name)):
         return fetch(str(path_or_name))
-    raise MechintError(f"{path_or_name}: no such file or directory (and not shaped like a hub id, owner/name)")
+    raise MechintError(
+        f"{path_or_name}: no such file or directory (and not shaped like a hub id, owner/name)"
+        f"{todays_name(str(path_or_name))}"
+    )
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,11 +57,21 @@ RC: dict[Any, Any] = {
 }
 
 
+def _matplotlib() -> Any:
+    """The package, without the backend that MPLBACKEND names: a notebook's or a wrong one would fail at its import."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    return matplotlib
+
+
 @contextlib.contextmanager
 def plain_settings() -> Iterator[None]:
     """Matplotlib's own defaults plus :data:`RC`, whatever the user's matplotlibrc says; put back afterwards."""
-    import matplotlib
-
+    matplotlib = _matplotlib()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
