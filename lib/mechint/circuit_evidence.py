@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .errors import MechintError
 from .loader import PromptLoader
 from .minimality import removed, share_needed
 from .progress import Progress
-from .statistics import ClusterBootstrap, Number, area, exact, max_t, spread, stability
+from .statistics import FEWEST_TESTED, ClusterBootstrap, Number, area, exact, max_t, spread, stability
 from .units import Units
 
 
@@ -122,7 +123,7 @@ class CircuitEvidence(StagedAnalyzer):
             "faithfulness": ratio(chosen[metric]),
             "completeness": completeness,
             "complement_faithfulness": ratio(without[metric]),
-            "kl": bootstrap.interval(lambda m: m, chosen["kl"]),
+            "kl": bootstrap.interval(lambda m: m, chosen["kl"], within=(0.0, math.inf)),
             "metric_full": bootstrap.interval(read, full[metric]),
             "metric_empty": bootstrap.interval(read, empty[metric]),
             "metric_circuit": bootstrap.interval(read, chosen[metric]),
@@ -194,7 +195,7 @@ class CircuitEvidence(StagedAnalyzer):
         """
         config, units = self.config, self.units
         kept = mask.nonzero().flatten().tolist()
-        if not config.removed_units:
+        if not config.removed_units or len(bootstrap.sizes) < FEWEST_TESTED:  # nothing that could be tested
             return []
         order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: config.removed_units]
         numbers = sorted(kept[k] for k in order)

@@ -167,8 +167,8 @@ def profile(done: Found, name: str) -> dict[str, Number]:
     """Of the units' effects [unit, prompt]: their mean size, and the Gini index of the units' mean sizes."""
     size = np.abs(done.of(name))
     return {
-        "size": done.bootstrap.interval(lambda mean: mean, size.mean(1)),
-        "gini": done.bootstrap.interval(unequal, size),
+        "size": done.bootstrap.interval(lambda mean: mean, size.mean(1), within=(0.0, np.inf)),
+        "gini": done.bootstrap.interval(unequal, size, within=(0.0, 1.0)),
     }
 
 
