@@ -171,7 +171,7 @@ def necessity_figure(figure: Figure, found: Found) -> None:
     for y, row in enumerate(rows):
         whisker(left, y, row["random"], style.GREY, "s", "random subspaces, same rank and norm" if y == 0 else "")
         whisker(left, y, row["effect"], style.BLUE, "o", "candidate" if y == 0 else "")
-    rows_axis(left, [f"{row['test']}: {short(row['candidate'], 30)}" for row in rows])
+    rows_axis(left, [f"{row['test']}: {short(row['candidate'], 44)}" for row in rows])
     left.set(title="Effect", xlabel=f"share of the {found['metric'].replace('_', ' ')} between prompt and twin")
     left.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16))
     for k, row in enumerate(rows):
@@ -193,10 +193,10 @@ def robustness_figure(figure: Figure, found: Found) -> None:
                 whisker(left, y, row[kind], style.CYCLE[k % len(style.CYCLE)])
         g = row["granularity"]
         right.plot(g["ranks"], g["effect"], marker="o", markersize=3.5, color=style.CYCLE[k % len(style.CYCLE)],
-                   label=short(row["candidate"], 30))  # fmt: skip
+                   label=short(row["candidate"], 44))  # fmt: skip
     rows_axis(left, kinds)
     left.set(title="Perturbations of the same size", xlabel="mean size of the change, share of the effect")
-    right.set(title="Granularity", xlabel="principal directions kept", ylabel="effect of ablating them")
+    right.set(title="Granularity", xlabel="first principal directions", ylabel="effect of ablating them")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
@@ -282,7 +282,7 @@ def transfer_figure(figure: Figure, found: Found) -> None:
     image = axes.imshow(table, cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.grid(False)
     axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_yticks(range(len(names)), [short(name, 40) for name in names])
+    axes.set_yticks(range(len(names)), [short(name, 44) for name in names])
     for row in found["rows"]:
         e = row["effect"]
         axes.text(tasks.index(row["task"]), names.index(row["candidate"]), f"{e['value']:.2f}\n[{e['low']:.2f}, "
