@@ -208,16 +208,29 @@ def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
     """What the circuit keeps alone and what the model keeps without it, beside its controls."""
     units = analyzer.units
     assert isinstance(units, SiteUnits)
-    c, kept = context.config, Kept(context, units)
-    alone, without = kept.of(mask), kept.of(1 - mask)
+    kept = Kept(context, units)
+    again = [mask, *others(context, analyzer, int(mask.sum()))]
+    sets = [set(each.nonzero()[:, 0].tolist()) for each in again]
+    candidates = units.mask_of(context.candidate_units())
+    tested = int(candidates.sum())
+    return kept_alone(context, units, mask, kept) | {
+        "agreement": stability(sets),
+        "candidates": None if not tested else {
+            "units": tested, "shared": len(sets[0] & set(candidates.nonzero()[:, 0].tolist())),
+            "jaccard": jaccard(sets[0], set(candidates.nonzero()[:, 0].tolist())), **kept.of(candidates),
+        },
+    }  # fmt: skip
+
+
+def kept_alone(context: Context, units: SiteUnits, mask: Tensor, kept: Kept | None = None) -> Found:
+    """Any set of units [units] as a combined circuit: what it keeps alone, beside random sets; without agreement of
+    searches. :func:`mechint.claims.of_circuit` makes its claim."""
+    c, kept = context.config, kept or Kept(context, units)
+    alone, without, whole = kept.of(mask), kept.of(1 - mask), kept.of(torch.ones(units.total))
     counts, draws = units.counts(mask), []
     for k in range(context.draws):
         draws.append(kept.point(units.random(counts, generator("random circuit", k, context.seed))))
-    again = [mask, *others(context, analyzer, int(mask.sum()))]
-    sets = [set(each.nonzero()[:, 0].tolist()) for each in again]
-    sites, candidates = units.by_site(mask), units.mask_of(context.candidate_units())
-    tested = int(candidates.sum())
-    whole = kept.of(torch.ones(units.total))
+    sites = units.by_site(mask)
     return {
         "kept": int(mask.sum()),
         "total": units.total,
@@ -238,13 +251,10 @@ def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
         ),
         "random_units": spread(draws, f"{context.draws} sets of as many units of each layer"),
         "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + context.draws)),
-        "agreement": stability(sets),
+        "agreement": None,
         "agreement_chance": chance_jaccard(counts, units.per_layer),
-        "candidates": None if not tested else {
-            "units": tested, "shared": len(sets[0] & set(candidates.nonzero()[:, 0].tolist())),
-            "jaccard": jaccard(sets[0], set(candidates.nonzero()[:, 0].tolist())), **kept.of(candidates),
-        },
-    }  # fmt: skip
+        "candidates": None,
+    }
 
 
 def others(context: Context, analyzer: Searched, size: int) -> list[Tensor]:
