@@ -320,13 +320,7 @@ def _play(controller: int, keys: list[str]) -> None:
 def test_no_variable_reaches_the_shell(tree: Tree) -> None:
     tree.make("defconfig-mamba-tiny-study")
     for name in ("MODELS", "BASELINE", "SKIP_STEPS", "PROCESSES", "SECTIONS", "PYTHON", "V", "DRY_RUN", "SCORE"):
-        for text in (
-            "; touch hacked;",
-            "$(shell touch hacked)",
-            "`touch hacked`",
-            "$$(touch hacked)",
-            '"; touch hacked; "',
-        ):
+        for text in ('; touch hacked; `touch hacked` "; touch hacked; "', "$(shell touch hacked)"):
             target = {"SCORE": "ground-truth", "SECTIONS": "bench"}.get(name, "mechint")
             tree.make(target, f"{name}={text}")
             assert not (tree.root / "hacked").exists(), (name, text)
