@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--verbose", action="store_true", help="print the commands")
         if name == "score":
             command.add_argument("--options", default="", help="what SCORE= says: options as a shell would read them")
+            command.add_argument("more", nargs="*", help="options one by one, behind --")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
     return parser
@@ -249,7 +250,7 @@ def score(args: argparse.Namespace) -> int:
         said = shlex.split(args.options)
     except ValueError as error:
         raise ConfigError(f"SCORE={args.options} is no list of options ({error}); close its quotes") from None
-    options = said + (["--dry-run"] if args.dry_run else [])
+    options = said + args.more + (["--dry-run"] if args.dry_run else [])
     command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1
