@@ -100,6 +100,7 @@ class Analysis:
         shares: Whether the processes of torchrun can work on one checkpoint together; the others' analyzers then get
             :meth:`StagedAnalyzer.assist` called.
         default: Whether the runner runs it when no analysis is named.
+        learns: Whether it chooses anything by the discovery prompts; one that does not evaluates all prompts of a file.
         lone: Whether it has something to say of prompts of one template, whose numbers have no intervals.
     """
 
@@ -115,6 +116,7 @@ class Analysis:
     shares: bool = False
     default: bool = False
     lone: bool = False
+    learns: bool = True
 
 
 @functools.cache

@@ -322,4 +322,5 @@ ANALYSIS = Analysis(
     work=work,
     summary=summary,
     lone=True,
+    learns=False,
 )

@@ -13,12 +13,15 @@ import torch
 
 from .analysis import analyses
 from .discover import find_checkpoints
-from .errors import MechintError
+from .errors import MechintError, NotAnswered
 from .experiment import DefconfigText, Experiment, run_experiment
 from .models.load import load
+from .models.tokenizer import LACKING, Encoder
 from .options import add_flags, from_flags
 from .run_config import RunConfig, asked, own
+from .tasks import tokenizer_of
 from .tasks.config import TaskConfig
+from .tasks.stored import as_stored
 
 ONE_PROMPT: dict[str, Any] = {
     "task_name": "prompt",
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
     one.add_argument("--prompt", metavar="TEXT", help="the prompt")
     one.add_argument("--subject", metavar="TEXT", help="what it is about, as it stands there")
+    one.add_argument("--occurrence", metavar="N", type=int, help="which of several occurrences of the subject, from 1")
     one.add_argument("--answer", metavar="TEXT", help="what should follow; default: what the model says")
     add_flags(top, RunConfig)
     add_flags(top, TaskConfig, "task")
@@ -60,13 +64,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     top = parser()
     flags = top.parse_args(arguments)
     if flags.prompt is None:
-        if flags.subject is not None or flags.answer is not None:
-            top.error("--subject and --answer are of one prompt; give --prompt too")
+        if any(getattr(flags, name) is not None for name in ("subject", "occurrence", "answer")):
+            top.error("--subject, --occurrence and --answer are of one prompt; give --prompt too")
         return flags
     slug = re.sub(r"\W+", "-", flags.prompt.lower()).strip("-")[:60].strip("-")
     top.set_defaults(**ONE_PROMPT, output_dir=str(Path(RunConfig.output_dir) / (slug or "prompt")))
     top.set_defaults(**{f"run_{analysis.name}": False for analysis in analyses().values() if analysis.default})
     top.set_defaults(**{f"task_{name}": getattr(flags, name) or "" for name in ("prompt", "subject", "answer")})
+    if flags.occurrence is not None:
+        top.set_defaults(task_occurrence=flags.occurrence)
     return top.parse_args(arguments)
 
 
@@ -84,36 +90,58 @@ def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None
         for name, analysis in analyses().items()
         if getattr(flags, f"run_{name}")
     }
-    prompted = any(
-        asked(task, config).name == "prompt" and own(run, config).mode != "from_runs" for config in configs.values()
-    )
+    experiment = Experiment(run, task, configs, defconfig)
+    unanswered: NotAnswered | None = None
+    prompted = [
+        name
+        for name, config in configs.items()
+        if asked(task, config).name == "prompt" and own(run, config).mode == "posttrain"
+    ]
     if prompted and task.prompt and not task.answer and not flags.dry_run:
-        task = dataclasses.replace(task, answer=own_answer(run, task.prompt))
-    run_experiment(Experiment(run, task, configs, defconfig), flags.dry_run)
+        try:
+            experiment = dataclasses.replace(experiment, task=own_answer(own(run, configs[prompted[0]]), task))
+        except NotAnswered as error:  # the others need no answer
+            others = {name: config for name, config in configs.items() if name not in prompted}
+            if not others:
+                raise
+            unanswered = error
+            experiment = dataclasses.replace(experiment, configs=others, several=len(configs) > 1)
+    run_experiment(experiment, flags.dry_run)
+    if unanswered is not None:
+        raise unanswered
+
+
+NAME_IT = "name the answer in KNLP_TASK_ANSWER (--task-answer, or --answer beside --prompt)"
 
 
 @torch.no_grad()
-def own_answer(run: RunConfig, prompt: str) -> str:
-    """The token that the model says next, as text; printed, since everything below is about it.
+def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
+    """The task with the token that the model says next as its answer; printed, since everything below is about it.
 
     Raises:
         MechintError: several checkpoints could say different things, or the model has no tokenizer.
+        NotAnswered: what the model says next is no text behind the prompt.
     """
     checkpoints = find_checkpoints(run.checkpoint)
     if len(checkpoints) > 1:
         raise MechintError(
-            f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; name the answer "
-            f"with --answer"
+            f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; {NAME_IT}"
         )
     model = load(checkpoints[0], dtype=run.dtype, device=run.device)
-    if model.tokenizer is None:
-        raise MechintError(f"{checkpoints[0]} has no tokenizer to read text with; put its tokenizer.json beside it")
-    ids = model.tokenizer.encode(prompt, add_special_tokens=False).ids
-    if not ids:
+    said = as_stored(dataclasses.replace(task, name="prompt"), model.metadata, str(checkpoints[0]))
+    tokenizer = tokenizer_of(said, model.tokenizer, model.config.vocab_size)
+    if tokenizer is None:
+        raise MechintError(f"{checkpoints[0]} has no tokenizer to read text with; {LACKING}")
+    encoder = Encoder(tokenizer, said.bos)
+    ids = encoder.prompt(task.prompt).ids
+    if len(ids) == len(encoder.front):
         raise MechintError("the prompt has no tokens; write one")
     token = int(model(torch.tensor([ids], device=model.device))[0, -1].argmax())
-    answer = str(model.tokenizer.decode([token]))
-    if not answer.startswith(" "):  # an answer follows a space, as everywhere: it would be another token
-        raise MechintError(f"the model goes on with {answer!r}, which begins no word; name the answer with --answer")
+    answer = encoder.continuation(task.prompt, token)
+    if answer is None:
+        raise NotAnswered(
+            f"the model goes on with {encoder.decode(token)!r}, which the tokenizer does not give back behind the "
+            f"prompt; {NAME_IT}"
+        )
     print(f"the model's own answer: {answer!r}", flush=True)
-    return answer
+    return dataclasses.replace(task, answer=answer, space=task.space if answer.startswith(" ") else "no")

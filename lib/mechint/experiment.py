@@ -27,6 +27,7 @@ from .rundir import check_writable, fingerprint, finished, manifest
 from .statistics import effective
 from .tasks import Task
 from .tasks.config import TaskConfig
+from .tasks.stored import check_loss, differences
 from .trace_results import few_notes
 
 SCHEMA = 1
@@ -288,7 +289,7 @@ def analyse_one(
     run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
     model, task = prepared.model, prepared.tasks[name]
     helper = by_all and workers.worker()[0] > 0
-    device, asks = find_device(run.device), experiment.asked(name)
+    device, asks = find_device(run.device), task.config or experiment.asked(name)
     key = key_of(experiment, name, prepared)
     with workers.together() if by_all else contextlib.nullcontext():
         done = workers.from_first(None if helper else finished(directory, key, run.rerun))
@@ -298,6 +299,8 @@ def analyse_one(
         return
     if not helper:
         print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+        if taken := differences(experiment.asked(name), asks):
+            print(f"note: asked what the checkpoint says it was trained on: {taken}", flush=True)
     start = time.monotonic()
     analyzer = analysis.analyzer(
         model,
@@ -311,6 +314,7 @@ def analyse_one(
     )
     analyzer.shared = by_all
     prompts = loaders(run, analysis, config, task)
+    check_loss(model, task, prompts[1])
     if helper:
         analyzer.assist(*prompts)
         return

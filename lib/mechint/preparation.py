@@ -15,7 +15,9 @@ from .models.load import find_device, load
 from .run_config import RunConfig, request
 from .rundir import finished, weights_digest
 from .statistics import FEWEST
-from .tasks import Task, make_task
+from .tasks import Task, task_of
+from .tasks.fact_file import EVERY, FactFile
+from .tasks.stored import check_loss
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -38,34 +40,37 @@ def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
     model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
     check_family(experiment.chosen(), model.config.family, checkpoint)
     wanted = {name: experiment.asked(name) for name in experiment.configs}
-    made = {
-        task: make_task(task, tokenizer=model.tokenizer, vocab_size=model.config.vocab_size)
-        for task in dict.fromkeys(wanted.values())
-    }
+    made = {task: task_of(model, task) for task in dict.fromkeys(wanted.values())}
+    for analysis in experiment.chosen():
+        task = made[wanted[analysis.name]].config
+        if task != wanted[analysis.name] and (reason := analysis.refuse(experiment.configs[analysis.name], task)):
+            raise MechintError(f"{analysis.title}: {reason}")
     return Prepared(model, {name: made[task] for name, task in wanted.items()}, weights_digest(model))
 
 
 def key_of(experiment: Experiment, name: str, prepared: Prepared) -> dict[str, Any]:
     """What the results of one analysis depend on: equal keys, equal results."""
+    asks = prepared.tasks[name].config or experiment.asked(name)
     return {
         "analysis": name,
         "weights": prepared.digest,
         "config": request(experiment.configs[name]),
-        "task": {**dataclasses.asdict(experiment.asked(name)), "data": prepared.tasks[name].fingerprint},
+        "task": {**dataclasses.asdict(asks), "data": prepared.tasks[name].fingerprint},
         "run": {option: getattr(experiment.run, option) for option in ("dtype", "batch_size", "seed")},
     }
 
 
 def loaders(run: RunConfig, analysis: Analysis, config: Any, task: Task) -> tuple[PromptLoader, PromptLoader]:
-    """The prompts of the discovery and of the evaluation half.
+    """The prompts of the discovery and of the evaluation half; an analysis that learns nothing evaluates all of a file.
 
     Raises:
         MechintError: those to evaluate on are of too few templates, and the analysis has intervals.
     """
     device = find_device(run.device)
+    held_out = "evaluation" if analysis.learns or not isinstance(task, FactFile) else EVERY
     discovery, evaluation = (
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
-        for split, count in (("discovery", config.prompts), ("evaluation", config.eval_prompts))
+        for split, count in (("discovery", config.prompts), (held_out, config.eval_prompts))
     )
     if not analysis.lone and (clusters := len(set(evaluation.templates().tolist()))) < FEWEST:
         have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
@@ -114,6 +119,7 @@ def check_one(experiment: Experiment, name: str, prepared: Prepared, directory: 
     if finished(directory, key_of(experiment, name, prepared), run.rerun):
         return
     prompts = loaders(run, analysis, config, prepared.tasks[name])
+    check_loss(prepared.model, prepared.tasks[name], prompts[1])
     if analysis.lacks(config, ()) is not None:
         return  # what it works on is made by another analysis of the experiment
     try:

@@ -40,6 +40,9 @@ from .train_models import decays, make_model, model_config
 NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline", "wandb", "wandb_project")
 """Training options that say where and how safely, not what: checkpoints made with other values are the same."""
 
+NOT_TRAINED = ("stored", "occurrence", "space")
+"""Options of a task that training does not know."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -151,7 +154,7 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: A
     options = {k: v for k, v in dataclasses.asdict(train_config).items() if k not in NOT_THE_MODEL}
     recipe = {
         "family": family,
-        "task": dataclasses.asdict(task_config),
+        "task": trained_on(task_config, task),
         "train": options,
         family: dataclasses.asdict(architecture),
         "data": task.fingerprint,
@@ -161,6 +164,12 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: A
     if imposed:
         recipe["imposed"] = fingerprint(imposed.recipe)
     return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config), imposed)
+
+
+def trained_on(config: TaskConfig, task: Task) -> dict[str, Any]:
+    """The options of a task that decide what is trained; without a tokenizer there is nothing to put in front."""
+    unknown = NOT_TRAINED if task.tokenizer is not None else (*NOT_TRAINED, "bos")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unknown}
 
 
 def score(checkpoint: dict[str, Any]) -> str:

@@ -20,10 +20,23 @@ from .indirect_object import IndirectObject
 from .induction import Induction
 from .recall import Recall
 from .selective_copy import SelectiveCopy
+from .stored import as_stored, check_data
 from .text import Text
 from .toys import Brackets, Counters, LongCopy
 
-__all__ = ["SPLITS", "TASKS", "Prompts", "Task", "TaskConfig", "accuracy", "make_task", "mix", "pooled"]
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "Prompts",
+    "Task",
+    "TaskConfig",
+    "accuracy",
+    "make_task",
+    "mix",
+    "pooled",
+    "task_of",
+    "tokenizer_of",
+]
 
 READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
     "indirect_object": IndirectObject,
@@ -64,8 +77,7 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
     if reader is None:
         task = KINDS[config.name](config)
     else:
-        if config.tokenizer:
-            tokenizer = None if config.tokenizer == BYTES else named_tokenizer(config.tokenizer, vocab_size)
+        tokenizer = tokenizer_of(config, tokenizer, vocab_size)
         if config.name == "text":
             stored = config.text.endswith(".bin")
             if tokenizer is None and not stored and config.tokenizer != BYTES:
@@ -82,4 +94,23 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
             f"task {task.name} has {task.vocab_size} different tokens but the model's vocabulary is {vocab_size}; "
             "choose the task and sizes that the model was trained on"
         )
+    return task
+
+
+def tokenizer_of(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None = None) -> Any:
+    """The tokenizer that the options name, or else the model's; None where tokens are bytes."""
+    if not config.tokenizer:
+        return tokenizer
+    return None if config.tokenizer == BYTES else named_tokenizer(config.tokenizer, vocab_size)
+
+
+def task_of(model: Any, config: TaskConfig) -> Task:
+    """The task that the options ask of a model, in the light of what its checkpoint says it was trained on.
+
+    Raises:
+        MechintError: as for :func:`make_task`; or the options contradict what the checkpoint says.
+    """
+    metadata, where = getattr(model, "metadata", None) or {}, str(getattr(model, "source", "the checkpoint"))
+    task = make_task(as_stored(config, metadata, where), model.tokenizer, model.config.vocab_size)
+    check_data(task, metadata, where)
     return task
