@@ -81,7 +81,7 @@ def test_a_checkpoint_trained_on_tokens_is_asked_in_them(tmp_path: Path) -> None
     )
     [checkpoint] = train_steps(asked, short, GPT2Architecture(n_layer=1, n_head=2, n_embd=16))
     model = mechint.load(checkpoint)
-    assert model.config.vocab_size == size_of(tokenizer)
+    assert 0 <= model.config.vocab_size - size_of(tokenizer) < 8  # padded
     task = task_of(model, TaskConfig())
     assert task.config == asked and task.front == [1]
     loader = PromptLoader(task, "evaluation", 16, 16, 0)
