@@ -89,7 +89,7 @@ def test_a_checkpoint_trained_on_tokens_is_asked_in_them(tmp_path: Path) -> None
     prompt = task_of(model, TaskConfig(name="prompt", prompt="The Eiffel Tower is in", subject="Tower", answer="the"))
     assert prompt.tokenizer.to_str() == tokenizer.to_str()  # the model itself has none
     with torch.no_grad():
-        model.embedding.weight.mul_(-40)  # weights that do not belong to the text
+        model.wte.weight.mul_(-40)  # weights that do not belong to the text
     with pytest.raises(NotAnswered, match="nats a token, and the checkpoint stores"):
         check_loss(model, task, loader)
     check_loss(SimpleNamespace(metadata={}), task, loader)
