@@ -27,7 +27,8 @@ def tiny_mamba(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) 
             if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d)):
                 module.reset_parameters()
         for layer in model.layers:
-            layer.norm.weight.uniform_(0.5, 1.5)
+            if layer.norm.weight is not None:
+                layer.norm.weight.uniform_(0.5, 1.5)
             layer.A_log.copy_(torch.rand_like(layer.A_log) * 2 - 1)
             layer.D.normal_()
             layer.dt_proj.bias.uniform_(-2, 0.5)

@@ -25,6 +25,8 @@ def forward(model: Any, tokens: Any) -> dict[str, Any]:
         return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
 
     def norm(name: str, x: Any) -> Any:
+        if name + ".weight" not in w:
+            return x
         centred = x - x.mean(-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + c.norm_eps)
         return scaled * w[name + ".weight"] + w.get(name + ".bias", 0.0)

@@ -16,6 +16,8 @@ def softplus(x: Any) -> Any:
 
 
 def rms(x: Any, weight: Any, eps: float) -> Any:
+    if weight is None:  # a model without this norm
+        return x
     return weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
@@ -29,7 +31,7 @@ def forward(model: Any, tokens: Any) -> dict[str, Any]:
     sites["embed"] = r
     for i in range(c.n_layer):
         p = f"layers.{i}."
-        got: dict[str, Any] = {"resid_pre": r, "norm": rms(r, w[p + "norm.weight"], c.norm_eps)}
+        got: dict[str, Any] = {"resid_pre": r, "norm": rms(r, w.get(p + "norm.weight"), c.norm_eps)}
         both = got["norm"] @ w[p + "in_proj.weight"].T + w.get(p + "in_proj.bias", 0.0)
         got["x"], got["z"] = both[..., : c.d_inner], both[..., c.d_inner :]
         shapes = {"conv": (c.d_inner,), "conv_state": (c.d_inner, c.d_conv - 1), "scan_out": (c.d_inner,)}
@@ -70,6 +72,6 @@ def forward(model: Any, tokens: Any) -> dict[str, Any]:
         got["out"] = got["gated"] @ w[p + "out_proj.weight"].T + w.get(p + "out_proj.bias", 0.0)
         r = got["resid_post"] = r + got["out"]
         sites |= {p + name: value for name, value in got.items()}
-    sites["final_norm"] = rms(r, w["norm_f.weight"], c.norm_eps)
+    sites["final_norm"] = rms(r, w.get("norm_f.weight"), c.norm_eps)
     sites["logits"] = sites["final_norm"] @ w.get("lm_head.weight", w["embedding.weight"]).T
     return sites

@@ -28,7 +28,8 @@ def oracle(model: Any, ids: Any) -> dict[str, Any]:
     c = model.config
     w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
     linear = lambda name, x: x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
-    norm = lambda name, x: x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * w[name + ".weight"]
+    scaled = lambda name, x: x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * w[name + ".weight"]
+    norm = lambda name, x: scaled(name, x) if name + ".weight" in w else x  # a model may lack it
     B, L = ids.shape
     d, shared = c.d_head, c.n_head // c.n_kv_head
     sites: dict[str, Any] = {"embed": w["embed_tokens.weight"][ids]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import MechintError
 from .models.checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
-from .models.hub import is_hub_id, todays_name
+from .models.hub import is_hub_id, path_exists, refuse_missing_path, todays_name
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -27,7 +27,7 @@ def find_checkpoints(pattern: str) -> list[str]:
     Raises:
         MechintError: nothing matches, or what does is a finished analysis.
     """
-    path = Path(pattern).expanduser()
+    path = Path(pattern).expanduser() if path_exists(pattern) else Path(pattern)
     if path.is_dir():
         return _in_directory(path)
     if path.is_file():
@@ -43,6 +43,7 @@ def find_checkpoints(pattern: str) -> list[str]:
         if matches:
             raise MechintError(f"{pattern} matches {len(matches)} paths, none of them a checkpoint ({matches[0]} …)")
         raise MechintError(f"no checkpoint matches {pattern}; train one with make train, or name others with MODELS=")
+    refuse_missing_path(pattern)
     if is_hub_id(pattern):
         return [pattern]
     raise MechintError(

@@ -77,6 +77,8 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 
 def norm(module: Any, r: Tensor) -> Tensor:
     """The model's norm, of which the scale is held."""
+    if module.weight is None:  # a model without this norm
+        return r
     centred = r if not hasattr(module, "bias") else r - r.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps).detach()
     bias = getattr(module, "bias", None)

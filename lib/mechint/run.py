@@ -125,6 +125,7 @@ def generate(
     edits: Sequence[Edit] = (),
     temperature: float = 0.0,
     seed: int = 0,
+    gradients: bool = False,
 ) -> Generation:
     """Goes on from a prompt, token by token, with the same edits a whole run would have.
 
@@ -136,7 +137,16 @@ def generate(
         edits: As for :func:`run`; negative positions count from the end of the generated text.
         temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
         seed: Of the draws.
+        gradients: Whether logits and values keep what gradients need, of every position so far: as much memory as
+            training takes. Without, they are plain numbers, whatever torch's ambient mode.
     """
+    with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+        return _generate(model, tokens, count, record, edits, temperature, seed)
+
+
+def _generate(
+    model: Any, tokens: Tensor, count: int, record: Iterable[str], edits: Sequence[Edit], temperature: float, seed: int
+) -> Generation:
     check_tokens(model, tokens)
     if count < 1:
         raise MechintError(f"generate: count is {count}; it must be at least 1")

@@ -6,10 +6,10 @@ Nothing here knows a model family, and nothing here runs code that a file brings
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..errors import MechintError, one_line, short
+from ..files import check_regular, read_json, reading
 from .gguf_file import read_gguf
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -29,8 +30,10 @@ MASKS = "final_masks.pt"
 STATE_KEYS = ("model", "model_state_dict", "state_dict")
 CONFIG_KEYS = ("args", "config", "model_args")
 """Of one thing said twice the last counts: nanoGPT's ``model_args`` are what its model was built from."""
-PREFIXES = ("_orig_mod.", "module.")
-"""What torch.compile and DistributedDataParallel put before every name."""
+WRAPPERS = frozenset({"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""What torch.compile, DistributedDataParallel, checkpointed blocks and FSDP put into names, wherever they wrap."""
+CONFIG_LIMIT = 64_000_000
+"""Bytes that are read of a config.json or an index of shards at the most."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Checkpoint:
     config: dict[str, Any] | None
     where: Path
     metadata: dict[str, Any] = field(default_factory=dict)
+    described: frozenset[str] = frozenset()
+    """Keys of the configuration that were written to describe this model; the others are a trainer's options."""
 
     @property
     def directory(self) -> Path:
@@ -79,18 +84,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not is_model_directory(path):
             return read_checkpoint(_only_file(path))
         config = read_config(path)
-        return Checkpoint(read_weights(path), config, path, dict(config or {}))
+        return Checkpoint(read_weights(path), config, path, dict(config or {}), frozenset(config or ()))
     if path.suffix not in SUFFIXES:
         raise MechintError(f"{path} is not a checkpoint: its name ends in none of {', '.join(SUFFIXES)}")
     if re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise MechintError(f"{path} is one shard of several; give the directory {path.parent}")
     if path.suffix == ".safetensors":
         config = read_config(path.parent)
-        return Checkpoint(clean_names(_read_safetensors(path), path), config, path, dict(config or {}))
+        tensors = clean_names(read_safetensors(path), path)
+        return Checkpoint(tensors, config, path, dict(config or {}), frozenset(config or ()))
     if path.suffix == ".gguf":
         tensors, config = read_gguf(path)
-        return Checkpoint(clean_names(tensors, path), config, path, dict(config))
-    return _unpack(_read_torch(path), path)
+        return Checkpoint(clean_names(tensors, path), config, path, dict(config), frozenset(config))
+    return _unpack(read_torch(path), path)
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
@@ -131,7 +137,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of a model directory, of all shards."""
     tensors: dict[str, Tensor] = {}
     for path in weight_files(directory):
-        one = _read_safetensors(path) if path.suffix == ".safetensors" else _unpack(_read_torch(path), path).tensors
+        one = read_safetensors(path) if path.suffix == ".safetensors" else _unpack(read_torch(path), path).tensors
         if twice := sorted(tensors.keys() & one.keys()):
             raise MechintError(f"{path}: {len(twice)} tensors are in another shard too ({twice[0]} …)")
         tensors |= one
@@ -139,14 +145,12 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def clean_names(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """The same tensors without the prefixes of wrappers."""
+    """The same tensors without the names of wrappers in theirs."""
     clean: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        bare = name
-        while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
-            bare = bare[len(prefix) :]
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if bare in clean:
-            raise MechintError(f"{where}: the tensor {bare} is there twice, once as {name}")
+            raise MechintError(f"{where}: the tensor {short(bare)} is there twice, once as {short(name)}")
         clean[bare] = tensor
     return clean
 
@@ -166,34 +170,82 @@ def _only_file(directory: Path) -> Path:
 
 
 def _read_json_dict(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MechintError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    value = read_json(path, "fetch it again", CONFIG_LIMIT)
     if not isinstance(value, dict):
         raise MechintError(f"{path} holds a {type(value).__name__} where a JSON object should be; fetch it again")
     return value
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, views of the mapped file.
+
+    Raises:
+        MechintError: it is no regular file, or cut short or damaged.
+    """
+    from safetensors import safe_open
 
     def read(name: str) -> Tensor:  # a mapping of its own for each tensor: memory goes as soon as that tensor does
         with safe_open(str(path), framework="pt") as file:
             return file.get_tensor(name)
 
-    try:
+    check_regular(path, None, "checkpoint")
+    with reading(path):
         with safe_open(str(path), framework="pt") as file:
             names = list(file.keys())
         return {name: read(name) for name in names}
-    except SafetensorError as error:
-        raise MechintError(f"{path} is cut short or damaged ({error}); copy or download it again") from None
 
 
-def _read_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, with ``weights_only=True``; tensors stay in the mapped file where they can."""
+class NumpyType:
+    """Stands for ``numpy.dtype`` in a pickle: which number the bytes are, and nothing that numpy would do."""
+
+    def __init__(self, kind: str, align: bool = False, copy: bool = False) -> None:
+        self.kind, self.order = str(kind), "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def numpy_scalar(kind: NumpyType, data: bytes) -> bool | int | float:
+    """Stands for numpy's own function, which makes a scalar of its type and bytes: the number as Python has it."""
+    letters = {"b1": "?", "f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
+               "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # fmt: skip
+    if kind.kind not in letters:
+        raise ValueError(f"a NumPy scalar of type {short(kind.kind, 20)}")
+    number: bool | int | float = struct.unpack(kind.order + letters[kind.kind], data)[0]
+    return number
+
+
+NUMPY = {
+    "numpy.dtype": NumpyType,
+    "numpy.core.multiarray.scalar": numpy_scalar,
+    "numpy._core.multiarray.scalar": numpy_scalar,
+}
+ALLOWED: list[Any] = [argparse.Namespace, *((ours, theirs) for theirs, ours in NUMPY.items())]
+"""Beside tensors and plain values, what a ``.pt`` may call for: a trainer's options, and NumPy's numbers."""
+LLM_C = {
+    20240520: "a file of tokens (llm.c's GPT-2 tokens), not a checkpoint",
+    20240801: "a file of tokens (llm.c's Llama-3 tokens), not a checkpoint",
+    20240326: "llm.c's file of a GPT-2's weights, which is not read here",
+    20240803: "llm.c's file of a Llama-3's weights, which is not read here",
+    20240327: "llm.c's file of a GPT-2's states for debugging, not a checkpoint",
+    20240328: "llm.c's file of a tokenizer, not a checkpoint",
+    20240527: "llm.c's state of an optimiser, not a checkpoint",
+}
+"""What a file is that begins with these four bytes, as a little-endian number."""
+
+
+def read_torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, with ``weights_only=True``; tensors stay in the mapped file where they can.
+
+    Raises:
+        MechintError: it is no regular file, damaged, or reading it would run code.
+    """
+    check_regular(path, None, "checkpoint")
     with open(path, "rb") as file:
-        head = file.read(2)
+        head = file.read(4)
+    if what := LLM_C.get(int.from_bytes(head, "little")):
+        raise MechintError(f"{path} is {what}; save the model in PyTorch's form (.pt, .safetensors), and give that")
+    head = head[:2]
     zipped = head == b"PK"
     if zipped and not zipfile.is_zipfile(path):
         raise MechintError(
@@ -202,7 +254,7 @@ def _read_torch(path: Path) -> Any:
     if head[:1] == b"\x80" and head != b"\x80\x02":  # torch.save writes protocol 2; this is another program's pickle
         raise _refused(path, _foreign_global(path))
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (OSError, MemoryError):
         raise
@@ -210,7 +262,7 @@ def _read_torch(path: Path) -> Any:
         wanted = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         raise _refused(path, wanted.group(1) if wanted else None if zipped else _foreign_global(path)) from None
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
-        reason = (str(error).splitlines() or [""])[0][:120]
+        reason = one_line(short((str(error).splitlines() or [""])[0], 120))
         raise MechintError(
             f"{path} is not a checkpoint, or a damaged one: torch can't read it ({type(error).__name__}: {reason})"
         ) from None
@@ -227,7 +279,14 @@ def _refused(path: Path, wanted: str | None) -> MechintError:
 
 def _foreign_global(path: Path) -> str | None:
     """The first name a pickle would import that is neither torch's nor a plain container."""
-    return next((name for name in _globals(path) if not name.startswith(("torch.", "collections."))), None)
+    return next(
+        (
+            name
+            for name in _globals(path)
+            if not name.startswith(("torch.", "collections.", "argparse.Namespace", "_codecs.encode", *NUMPY))
+        ),
+        None,
+    )
 
 
 def _globals(path: Path) -> Iterator[str]:
@@ -256,22 +315,29 @@ def _unpack(value: Any, path: Path) -> Checkpoint:
         raise MechintError(f"{path} holds a {type(value).__name__}, not a dict of tensors; it is not a checkpoint")
     key = next((key for key in STATE_KEYS if isinstance(value.get(key), dict)), None)
     state = value if key is None else value[key]
-    odd = [str(name) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
+    odd = [short(str(name), 80) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
     if not state or odd:
-        inside = f" under {key!r}" if key else f" (it has {', '.join(map(str, list(value)[:6])) or 'nothing'})"
+        inside = (
+            f" under {key!r}"
+            if key
+            else f" (it has {', '.join(short(str(k), 40) for k in list(value)[:6]) or 'nothing'})"
+        )
         what = f"{odd[0]!r} is no tensor" if odd else "nothing is there"
         raise MechintError(f"{path} holds no model weights{inside}: {what}; it is not a checkpoint of a model")
     tensors = clean_names({str(name): tensor for name, tensor in state.items()}, path)
     config: dict[str, Any] | None
     if key is None:
         config = read_config(path.parent) if path.name in WEIGHTS else None
-        return Checkpoint(tensors, config, path, dict(config or {}))
-    found = [value[name] for name in CONFIG_KEYS if isinstance(value.get(name), (dict, argparse.Namespace))]
+        return Checkpoint(tensors, config, path, dict(config or {}), frozenset(config or ()))
+    found = [(name, value[name]) for name in CONFIG_KEYS if isinstance(value.get(name), (dict, argparse.Namespace))]
     config = {} if found else None
-    for said in found:
-        config = {**(config or {}), **(vars(said) if isinstance(said, argparse.Namespace) else said)}
+    described: frozenset[str] = frozenset()
+    for name, said in found:
+        plain = {str(k): v for k, v in (vars(said) if isinstance(said, argparse.Namespace) else said).items()}
+        config = {**(config or {}), **plain}
+        described = frozenset(plain) if name == "model_args" else described
     others = {name: item for name, item in value.items() if name not in (*STATE_KEYS, *CONFIG_KEYS) and _is_plain(item)}
-    return Checkpoint(tensors, config, path, {**others, **(config or {})})
+    return Checkpoint(tensors, config, path, {**others, **(config or {})}, described)
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..errors import MechintError, shown
+from ..files import check_regular, reading
 
 WHOLE = {
     "token_embd": "model.embed_tokens",
@@ -47,6 +46,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         MechintError: the package gguf is missing, the file is damaged, or it holds another architecture.
     """
+    needs_gguf(path)
     with reading(path):
         from gguf import GGUFReader, dequantize
 
@@ -57,6 +57,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise MechintError(
                 f"{path} holds a {family} model; of GGUF files only Llamas are read, so take its Hugging Face directory"
             )
+        refuse_unknown_metadata(said, path)
         config = {theirs: said[f"llama.{name}"] for name, theirs in CONFIG.items() if f"llama.{name}" in said}
         if config.get("rope_type", "none") != "none":
             config["rope_scaling"] = {"rope_type": config["rope_type"]}
@@ -70,6 +71,28 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             kind = name[: -len("_proj.weight")][-1:]
             tensors[name] = unpaired(tensor, heads[kind]) if ".self_attn." in name and kind in heads else tensor
     return tensors, {"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors, **config}
+
+
+HARMLESS = ("context_length", "vocab_size", "tensor_data_layout", "attention.value_length")
+"""Metadata that no forward needs, or that the tensors show; a value's length is held against them."""
+
+
+def refuse_unknown_metadata(said: dict[str, Any], path: Path) -> None:
+    """Raises :class:`MechintError` for metadata of the model that may change what it computes and is not read."""
+    of_model = {name.partition(".")[2]: value for name, value in said.items() if name.startswith("llama.")}
+    for name, value in of_model.items():
+        known = name in CONFIG or name in HARMLESS or value in (0, False, "", "none")
+        if name == "rope.dimension_count":  # all of each head is rotated
+            heads = of_model.get("attention.head_count") or 1
+            known = value == of_model.get("attention.key_length", of_model.get("embedding_length", 0) // heads)
+        if not known:
+            raise MechintError(
+                f"{path}: the metadata has llama.{name} = {shown(value)}, which may change what the model computes and "
+                "which our Llama does not have; not supported"
+            )
+    lengths = {value for name, value in of_model.items() if name in ("attention.key_length", "attention.value_length")}
+    if len(lengths) > 1:
+        raise MechintError(f"{path}: keys and values have different lengths; our Llama has one; not supported")
 
 
 def hf_name(name: str, path: Path) -> str:
@@ -89,23 +112,15 @@ def unpaired(weight: Tensor, heads: int) -> Tensor:
 
 def gguf_tokenizer(path: Path) -> Any:
     """The ``tokenizers.Tokenizer`` that the file brings along, as transformers makes it."""
+    needs_gguf(path)
     with reading(path):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What the packages that read the file complain about becomes one line."""
+def needs_gguf(path: Path) -> None:
+    """Raises :class:`MechintError` where the package that reads such files is missing, or it is no regular file."""
+    check_regular(path, None, "checkpoint")
     if importlib.util.find_spec("gguf") is None:
         raise MechintError(f"{path} is a GGUF file, and the package that reads them is missing; pip install gguf")
-    try:
-        yield
-    except (OSError, MemoryError, MechintError):
-        raise
-    except Exception as error:  # of the reader and of what it reads with, as many kinds as there are broken files
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise MechintError(
-            f"{path} is cut short or damaged ({type(error).__name__}: {reason}); copy or download it again"
-        ) from None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
+from .norms import NoNorm, tell_readers
 from .sites import Scope, Site, Tap
 
 LAYER_SITES: LayerSites = [
@@ -64,6 +65,10 @@ class GPT2Config:
     """Whether that one projection is the key and the value of all heads, in place of one for each."""
     tied: bool = True
     norm_eps: float = 1e-5
+    norms: bool = True
+    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    final_norm: bool = True
+    """Whether a norm stands behind the last layer."""
     family = "gpt2"
 
     @property
@@ -123,10 +128,12 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     def __init__(self, c: GPT2Config) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(c.d_model, c.norm_eps, c.norm_bias)
+        self.ln_1: Any = LayerNorm(c.d_model, c.norm_eps, c.norm_bias) if c.norms else NoNorm()
         self.attn = Attention(c)
-        self.ln_2 = LayerNorm(c.d_model, c.norm_eps, c.norm_bias)
+        self.ln_2: Any = LayerNorm(c.d_model, c.norm_eps, c.norm_bias) if c.norms else NoNorm()
         self.mlp = MLP(c)
+        tell_readers(self.ln_1, self.attn)
+        tell_readers(self.ln_2, self.mlp)
 
     def forward(self, r: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
@@ -169,7 +176,8 @@ class GPT2(LanguageModel):
         self.wte = nn.Embedding(*sizes, _weight=torch.empty(sizes))
         self.wpe = nn.Embedding(config.n_ctx, config.d_model, _weight=torch.empty(config.n_ctx, config.d_model))
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.d_model, config.norm_eps, config.norm_bias)
+        self.ln_f: Any = LayerNorm(config.d_model, config.norm_eps, config.norm_bias) if config.final_norm else NoNorm()
+        tell_readers(self.ln_f, self.wte)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:  # drawing for no memory would import torch's whole compiler, 2 s
             self.reset_parameters()

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import MechintError, did_you_mean
-from .exact import check_claims, check_names, commonest, is_tied, read_claims
+from ..errors import MechintError, did_you_mean, shown
+from .exact import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 from .gpt2 import GPT2, GPT2Config
+from .keys import Keys, listed
+from .norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NORMS = ("ln_1", "ln_2")
@@ -21,17 +23,58 @@ NORMS = ("ln_1", "ln_2")
 # GPT2Config's field, and under which names a configuration may state it: transformers', nanoGPT's, a trainer's
 CLAIMS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
-    "n_ctx": ("n_positions", "block_size", "n_ctx"),
-    "d_model": ("n_embd", "hidden_size", "d_model"),
-    "n_layer": ("n_layer", "num_hidden_layers", "n_layers"),
+    "n_ctx": ("n_positions", "block_size", "n_ctx", "max_position_embeddings", "max_seq_len", "context_length"),
+    "d_model": ("n_embd", "hidden_size", "d_model", "embed_dim", "dim"),
+    "n_layer": ("n_layer", "num_hidden_layers", "n_layers", "num_layers"),
     "n_head": ("n_head", "num_attention_heads", "n_heads", "num_heads"),
-    "d_mlp": ("n_inner", "d_mlp"),
+    "n_kv_head": (
+        "n_kv_head",
+        "n_kv_heads",
+        "num_key_value_heads",
+        "num_kv_heads",
+        "n_query_groups",
+        "num_query_groups",
+        "n_head_kv",
+        "kv_heads",
+        "n_kv",
+    ),
+    "d_head": ("head_dim", "d_head", "head_size"),
+    "d_mlp": ("n_inner", "d_mlp", "intermediate_size", "d_ff"),
     "activation": ("activation_function", "activation"),
     "bias": ("bias",),
-    "tied": ("tie_word_embeddings",),
+    "kv_tied": ("kv_tied", "kv_tying", "tie_kv", "tied_kv", "share_kv"),
+    "tied": ("tie_word_embeddings", "tie_embeddings", "tie_weights", "weight_tying"),
     "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
+    **NORM_CLAIMS,
 }
-KINDS: dict[str, type] = {"activation": str, "bias": bool, "tied": bool, "norm_eps": float}
+KINDS: dict[str, type] = {
+    "activation": str, "bias": bool, "tied": bool, "kv_tied": bool, "norm_eps": float, **NORM_KINDS
+}  # fmt: skip
+LEARNED = ("learned", "absolute", "learned_absolute")
+KEYS = Keys(
+    "GPT-2",
+    frozenset({name for names in CLAIMS.values() for name in names} | {"model_type", "kv"} | NORM_KEYS),
+    {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "is_encoder_decoder": (False,),
+        **norm_kinds("layernorm", "ln"),
+        "position_embedding_type": LEARNED,
+        "pos_embedding": LEARNED,
+        "pos_emb": LEARNED,
+        "causal": (True,),
+        "is_causal": (True,),
+        "architecture": ("gpt2", "gpt", "nanogpt"),
+        "arch": ("gpt2", "gpt", "nanogpt"),
+        "attention_type": ("full", "standard", "causal", "mha"),
+    },
+    listed(
+        "reorder_and_upcast_attn n_special predict_special_tokens summary_type summary_use_proj summary_activation "
+        "summary_proj_to_labels summary_first_dropout mlp_ratio gelu"
+    ),
+    r"(GPT2(LMHead|DoubleHeads|For\w*)?Model|GPT2For\w+|GPT)",
+)
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -50,28 +93,33 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     """
     config = config or {}
     if config.get("model_type") not in (None, "gpt2"):
-        raise MechintError(f"{where}: model_type is {config['model_type']!r}, with GPT-2's tensor names; not supported")
-    switches = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    for name, known in switches.items():
-        if config.get(name, known) != known:
-            raise MechintError(f"{where}: {name} is {config[name]!r}, and GPT-2 has {known!r} there; not supported")
-    said = read_claims([config], CLAIMS, KINDS, where)
+        raise MechintError(
+            f"{where}: model_type is {shown(config['model_type'])}, with GPT-2's tensor names; not supported"
+        )
+    said = read_norms(config, read_claims([config], CLAIMS, KINDS, where), where)
+    if "kv" in config and config["kv"] not in ("separate", "tied", "global"):
+        raise MechintError(f"{where}: kv is {shown(config['kv'])}; GPT-2 has separate, tied or global; not supported")
+    if "kv" in config:
+        said.setdefault("kv_tied", config["kv"] != "separate")
     if "activation" in said:
         if said["activation"] not in ACTIVATIONS:
             raise MechintError(
-                f"{where}: the activation is {said['activation']!r}; GPT-2 has one of {', '.join(ACTIVATIONS)}"
+                f"{where}: the activation is {shown(said['activation'])}; GPT-2 has one of {', '.join(ACTIVATIONS)}"
                 f"{did_you_mean(said['activation'], ACTIVATIONS)}"
             )
         said["activation"] = ACTIVATIONS[said["activation"]]
     return said
 
 
-def expected_names(n_layer: int, bias: bool, norm_bias: bool, tied: bool) -> list[str]:
+def expected_names(
+    n_layer: int, bias: bool, norm_bias: bool, tied: bool, norms: bool = True, final_norm: bool = True
+) -> list[str]:
     """The names of every parameter of :class:`GPT2`, ours."""
-    parts = [f"{part}.weight" for part in (*PROJECTIONS, *NORMS)]
-    parts += [f"{part}.bias" for part in PROJECTIONS] * bias + [f"{part}.bias" for part in NORMS] * norm_bias
+    parts = [f"{part}.weight" for part in (*PROJECTIONS, *NORMS * norms)]
+    parts += [f"{part}.bias" for part in PROJECTIONS] * bias + [f"{part}.bias" for part in NORMS * norms] * norm_bias
     names = ["wte.weight", "wpe.weight", *(f"layers.{i}.{part}" for i in range(n_layer) for part in parts)]
-    return [*names, "ln_f.weight", *["ln_f.bias"] * norm_bias, *["lm_head.weight"] * (not tied)]
+    names += ["ln_f.weight", *["ln_f.bias"] * norm_bias] * final_norm
+    return [*names, *["lm_head.weight"] * (not tied)]
 
 
 def rename(names: Iterable[str], prefix: str, layers: str) -> dict[str, str]:
@@ -131,12 +179,21 @@ def infer_config(
         # where nothing is said: Hugging Face's layout has its tanh, nn.Linear's a trainer's exact one
         activation=said.get("activation", "gelu_tanh" if turned else "gelu"),
         bias="layers.0.attn.c_attn.bias" in ours,
-        norm_bias="ln_f.bias" in ours,
+        norm_bias=any(name.endswith(("ln_1.bias", "ln_f.bias")) for name in ours),
+        norms=said.get("norms", True),
+        final_norm=said.get("final_norm", True),
         kv_tied=projections < 3,
         kv_global=projections == 1,
         tied=tied,
         norm_eps=float(said.get("norm_eps", 1e-5)),
     )
+    for field, shows in (("n_kv_head", found.n_kv_head), ("d_head", found.d_head), ("kv_tied", found.kv_tied)):
+        if said.get(field, shows) != shows:
+            name = next(name for name in CLAIMS[field] if name in (config or {}) or field == "kv_tied")
+            raise MechintError(
+                f"{where}: the configuration says {name} = {said[field]}, and a GPT-2 of {found.n_head} heads with "
+                f"{ours['layers.0.attn.c_attn.weight']} of {list(wide)} has {shows}; grouped queries are not supported"
+            )
     matrices = {name for name in ours if name.endswith(tuple(f"{part}.weight" for part in PROJECTIONS))}
     return found, ours, frozenset(matrices if turned else ())
 
@@ -151,11 +208,13 @@ def match(state: Mapping[str, Tensor], said: Mapping[str, Any], where: str) -> t
     prefix = "transformer." if any(name.startswith("transformer.") for name in state) else ""
     layers = "layers" if any(name.startswith(f"{prefix}layers.") for name in state) else "h"
     numbers = [int(found[1]) for name in state if (found := re.match(rf"{prefix}{layers}\.(\d+)\.", name))]
-    n_layer = max(1, said.get("n_layer", max(numbers, default=-1) + 1))
+    n_layer = count_layers(numbers, said, where)
     ends = lambda *parts: any(name.endswith(parts) for name in state if name not in ignored)
     bias = said.get("bias", ends(*(f"{part}.bias" for part in PROJECTIONS)))
     tied = is_tied(state, prefix + "wte.weight", said)
-    ours = rename(expected_names(n_layer, bias, ends("ln_1.bias", "ln_2.bias", "ln_f.bias"), tied), prefix, layers)
+    norms = (said.get("norms", True), said.get("final_norm", True))
+    norm_bias = ends("ln_1.bias", "ln_2.bias", "ln_f.bias")
+    ours = rename(expected_names(n_layer, bias, norm_bias, tied, *norms), prefix, layers)
     what = f"{where} is not exactly a GPT-2 of {n_layer} layers"
     check_names(state.keys(), ours.values(), [*ignored, *["lm_head.weight"] * tied], what)
     return ours, tied
@@ -214,4 +273,5 @@ def hf_config(model: GPT2) -> dict[str, Any]:
         "activation_function": "gelu_new" if c.activation == "gelu_tanh" else "gelu",
         "layer_norm_epsilon": c.norm_eps,
         "tie_word_embeddings": c.tied,
+        **said_norms(c),
     }

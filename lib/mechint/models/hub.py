@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import MechintError
+from ..errors import MechintError, did_you_mean, short
 from ..files import sha256
 from ..progress import Progress
 from .checkpoints import SUFFIXES, WEIGHTS, index_files, is_model_directory, weight_files
@@ -39,6 +39,37 @@ def is_hub_id(name: str) -> bool:
     """Whether a name is shaped like ``owner/name`` (and not like a checkpoint's file)."""
     shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     return shaped is not None and not name.endswith(SUFFIXES)
+
+
+def refuse_missing_path(name: str) -> None:
+    """Raises :class:`MechintError` for a name of nothing on this machine that means a path, or a hub model's old name.
+
+    ``output/modle`` is shaped like a hub id; but where a directory ``output`` is, a file in it was meant.
+    """
+    path = Path(name)
+    local = name.startswith(("~", "./", "../", "/")) or name.endswith("/")
+    first = Path(path.parts[0]) if len(path.parts) > 1 else None
+    if not local and first is not None and path_exists(first) and first.is_dir():
+        local = True
+    if local:
+        raise MechintError(f"{short(name)}: no such file or directory{_close(path)}")
+
+
+def path_exists(path: str | Path) -> bool:
+    """Whether there is something of this name on this machine; False too for names that no file can have."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, or the home of nobody
+        return False
+
+
+def _close(path: Path) -> str:
+    """' (did you mean …?)' of what lies where the path leads, as far as it exists."""
+    try:
+        folder = path.expanduser().parent
+        return did_you_mean(path.name, [item.name for item in folder.iterdir()]) if folder.is_dir() else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
 
 
 def fetch(repo: str) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
+from .norms import NoNorm, tell_readers
 from .sites import Scope, Site, Tap
 
 LAYER_SITES: LayerSites = [
@@ -60,6 +61,10 @@ class LlamaConfig:
     mlp_bias: bool = False
     tied: bool = True
     norm_eps: float = 1e-6
+    norms: bool = True
+    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    final_norm: bool = True
+    """Whether a norm stands behind the last layer."""
     family = "llama"
 
 
@@ -123,10 +128,12 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     def __init__(self, c: LlamaConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(c.d_model, c.norm_eps)
+        self.input_layernorm: Any = RMSNorm(c.d_model, c.norm_eps) if c.norms else NoNorm()
         self.self_attn = Attention(c)
-        self.post_attention_layernorm = RMSNorm(c.d_model, c.norm_eps)
+        self.post_attention_layernorm: Any = RMSNorm(c.d_model, c.norm_eps) if c.norms else NoNorm()
         self.mlp = MLP(c)
+        tell_readers(self.input_layernorm, self.self_attn)
+        tell_readers(self.post_attention_layernorm, self.mlp)
 
     def forward(self, r: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """The residual stream [B, L, D] through the layer, and the cache behind these positions."""
@@ -168,9 +175,10 @@ class Llama(LanguageModel):
         self.tokenizer: Any = None
         self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=torch.empty(c.vocab_size, c.d_model))
         self.layers: nn.ModuleList = nn.ModuleList(Layer(c) for _ in range(c.n_layer))
-        self.norm = RMSNorm(c.d_model, c.norm_eps)
+        self.norm: Any = RMSNorm(c.d_model, c.norm_eps) if c.final_norm else NoNorm()
+        tell_readers(self.norm, self.embed_tokens)
         self.lm_head = None if c.tied else nn.Linear(c.d_model, c.vocab_size, bias=False)
-        if not self.norm.weight.is_meta:
+        if not self.embed_tokens.weight.is_meta:
             for name, parameter in self.named_parameters():
                 if parameter.dim() == 2:
                     nn.init.normal_(parameter, std=0.02)

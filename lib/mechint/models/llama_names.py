@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import MechintError
-from .exact import check_claims, check_names, commonest, is_tied, read_claims
+from ..errors import MechintError, shown
+from .exact import check_claims, check_names, commonest, count_layers, is_tied, read_claims
+from .keys import Keys, listed, refuse_unknown
 from .llama import Llama, LlamaConfig
+from .norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 
 ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
 MLP = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
@@ -30,11 +32,33 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "mlp_bias": ("mlp_bias",),
     "tied": ("tie_word_embeddings",),
     "norm_eps": ("rms_norm_eps",),
+    **NORM_CLAIMS,
 }
 KINDS: dict[str, type] = {
     **dict.fromkeys(("rope_theta", "norm_eps"), float),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tied"), bool),
+    **NORM_KINDS,
 }
+KEYS = Keys(
+    "Llama",
+    frozenset({name for names in CLAIMS.values() for name in names} | NORM_KEYS)
+    | {"model_type", "hidden_act", "rope_parameters", "rope_scaling"},
+    {
+        "is_encoder_decoder": (False,),
+        "partial_rotary_factor": (1.0,),
+        **norm_kinds("rmsnorm", "rms"),
+        "causal": (True,),
+        "is_causal": (True,),
+        "architecture": ("llama",),
+        "arch": ("llama",),
+        "attention_type": ("full", "standard", "causal"),
+    },
+    listed("max_position_embeddings pretraining_tp is_llama_config max_sequence_length"),
+    r"Llama(Model|For\w+)",
+)
+ROTATION = Keys(
+    "Llama", frozenset({"rope_theta", "rope_type", "type"}), {"partial_rotary_factor": (1.0,), "factor": (1.0,)}
+)
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
@@ -44,7 +68,13 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
         MechintError: it is another architecture's configuration, or a value has the wrong type.
     """
     config = config or {}
-    rotation = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rotation: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if config.get(name) is not None:
+            if not isinstance(config[name], Mapping):
+                raise MechintError(f"{where}: {name} is {shown(config[name])}, which says no rotation; correct it")
+            refuse_unknown(config[name], ROTATION, config[name].keys(), f"{where}: {name}")
+            rotation |= dict(config[name])
     switches = {
         "model_type": (config.get("model_type"), (None, "llama")),
         "hidden_act": (config.get("hidden_act"), (None, "silu", "swish")),
@@ -52,16 +82,20 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     }
     for name, (value, known) in switches.items():
         if value not in known:
-            raise MechintError(f"{where}: {name} is {value!r}, and our Llama has {known[1]!r} there; not supported")
-    return read_claims([config, rotation], CLAIMS, KINDS, where)
+            raise MechintError(
+                f"{where}: {name} is {shown(value)}, and our Llama has {known[1]!r} there; not supported"
+            )
+    return read_norms(config, read_claims([config, rotation], CLAIMS, KINDS, where), where)
 
 
-def expected_names(n_layer: int, attention_bias: bool, mlp_bias: bool, tied: bool) -> list[str]:
+def expected_names(
+    n_layer: int, attention_bias: bool, mlp_bias: bool, tied: bool, norms: bool = True, final_norm: bool = True
+) -> list[str]:
     """The names of every parameter of :class:`Llama`, ours."""
-    parts = [f"{part}.weight" for part in (*ATTENTION, *MLP, *NORMS)]
+    parts = [f"{part}.weight" for part in (*ATTENTION, *MLP, *NORMS * norms)]
     parts += [f"{part}.bias" for part in ATTENTION] * attention_bias + [f"{part}.bias" for part in MLP] * mlp_bias
-    names = ["embed_tokens.weight", *(f"layers.{i}.{part}" for i in range(n_layer) for part in parts), "norm.weight"]
-    return [*names, *["lm_head.weight"] * (not tied)]
+    names = ["embed_tokens.weight", *(f"layers.{i}.{part}" for i in range(n_layer) for part in parts)]
+    return [*names, *["norm.weight"] * final_norm, *["lm_head.weight"] * (not tied)]
 
 
 def infer_config(
@@ -75,13 +109,14 @@ def infer_config(
     said = claims_of(config, where)
     prefix = "model." if any(name.startswith("model.") for name in state) else ""
     numbers = [int(layer[1]) for name in state if (layer := re.match(rf"{prefix}layers\.(\d+)\.", name))]
-    n_layer = max(1, said.get("n_layer", max(numbers, default=-1) + 1))
+    n_layer = count_layers(numbers, said, where)
     biases = {
         field: said.get(field, any(name.endswith(tuple(f"{part}.bias" for part in parts)) for name in state))
         for field, parts in (("attention_bias", ATTENTION), ("mlp_bias", MLP))
     }
-    tied = is_tied(state, f"{prefix}embed_tokens.weight", said)
-    names = expected_names(n_layer, biases["attention_bias"], biases["mlp_bias"], tied)
+    tied = is_tied(state, f"{prefix}embed_tokens.weight", said, default=False)
+    norms = {field: said.get(field, True) for field in NORM_KINDS}
+    names = expected_names(n_layer, biases["attention_bias"], biases["mlp_bias"], tied, **norms)
     ours = {name: name if name == "lm_head.weight" else prefix + name for name in names}
     ignored = [name for name in state if name.endswith(".rotary_emb.inv_freq")]  # older files hold what we compute
     what = f"{where} is not exactly a Llama of {n_layer} layers"
@@ -102,7 +137,7 @@ def infer_config(
             "dimensions can't be divided"
         )
     sizes = {
-        "vocab_size": state[ours["embed_tokens.weight"]].shape[0],
+        "vocab_size": commonest([state[ours["embed_tokens.weight"]]], 0) or 0,
         "d_model": size("self_attn.q_proj", 1),
         "n_layer": n_layer,
         "n_kv_head": keys // d_head,
@@ -113,6 +148,7 @@ def infer_config(
     found = LlamaConfig(
         **sizes,
         **biases,
+        **norms,
         n_head=n_head,
         tied=tied,
         rope_theta=float(said.get("rope_theta", 10000.0)),
@@ -135,7 +171,8 @@ def hf_config(model: Llama) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{CLAIMS[field][0]: getattr(c, field) for field in CLAIMS if field != "rope_theta"},
+        **{CLAIMS[field][0]: getattr(c, field) for field in CLAIMS if field not in ("rope_theta", *NORM_KINDS)},
+        **said_norms(c),
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "hidden_act": "silu",
     }

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MechintError, did_you_mean
+from ..errors import MechintError, did_you_mean, short
+from ..files import reading
 from ..progress import Progress
 from . import gpt2_names, llama_names, names
 from .checkpoints import clean_names, read_checkpoint
-from .exact import check_shapes, listing
+from .exact import check_shapes, listing, without_lead
 from .gpt2 import GPT2
-from .hub import fetch, is_hub_id, todays_name
+from .hub import fetch, is_hub_id, path_exists, refuse_missing_path, todays_name
+from .keys import Keys, merged, plain_values, refuse_unknown
 from .llama import Llama
 from .mamba import Mamba
 from .tokenizer import read_tokenizer
@@ -41,6 +43,12 @@ class Family:
     build: Builder | None = None
     to_hf_state_dict: Callable[[Any], dict[str, Tensor]] | None = None
     hf_config: Callable[[Any], dict[str, Any]] | None = None
+    keys: Keys | None = None
+    """What its configuration's keys mean; None asks nothing."""
+    body: str = ""
+    """What its tensors' names begin with in the program that made it popular."""
+    layers: str = r"layers\.\d+\."
+    """Pattern of the names of a layer's tensors behind that."""
 
 
 def load(
@@ -70,8 +78,12 @@ def load(
     numbers, place = find_dtype(dtype), find_device(device)
     path = locate(path_or_name)
     checkpoint = read_checkpoint(path)
-    where = str(checkpoint.where if Path(path_or_name).expanduser().exists() else path_or_name)
-    model: Any = build(checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family)
+    where = short(checkpoint.where if path_exists(path_or_name) else path_or_name, 500)
+    if checkpoint.config is None:
+        names.check_without_configuration(checkpoint.tensors, checkpoint.where)
+    model: Any = build(
+        checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family, checkpoint.described
+    )
     model.tokenizer = read_tokenizer(checkpoint.where, model.config.vocab_size)
     model.source = str(path_or_name)
     model.metadata = checkpoint.metadata
@@ -109,8 +121,13 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     expect_family: str | None,
+    described: Collection[str] = (),
 ) -> nn.Module:
-    """The module of the family that knows the tensors. Takes them out of ``state``: each can go once it is copied."""
+    """The module of the family that knows the tensors. Takes them out of ``state``: each can go once it is copied.
+
+    Args:
+        described: Keys of the configuration that describe this model; the others are a trainer's options.
+    """
     name = next((name for name, family in FAMILIES.items() if family.detects(state.keys())), None)
     if name is None:
         raise MechintError(f"{where} holds no model of a known family; its tensors are {listing(state)}")
@@ -122,7 +139,15 @@ def build(
         )
     if family.build is None:
         raise MechintError(f"{where} holds a {family.title} model, which is not supported yet by this version")
-    return family.build(state, config, where, dtype, device).eval()
+    if config is not None:
+        config = {str(key): value for key, value in config.items()}
+        plain_values(config, where)
+        config = merged(config, (*described, *[name] * ("model_type" in config)))
+        if family.keys is not None:
+            refuse_unknown(config, family.keys, described, where)
+    state = without_lead(state, family.layers, family.body) if family.body else state
+    with reading(where):
+        return family.build(state, config, where, dtype, device).eval()
 
 
 def build_mamba(
@@ -232,12 +257,13 @@ def is_finite(tensor: Tensor) -> bool:
 def locate(path_or_name: str | Path) -> Path:
     """Where the checkpoint lies on this machine, fetched from the hub if it is a hub id and not a path."""
     path = Path(path_or_name).expanduser()
-    if path.exists():
+    if path_exists(path_or_name):
         return path
+    refuse_missing_path(str(path_or_name))
     if is_hub_id(str(path_or_name)):
         return fetch(str(path_or_name))
     raise MechintError(
-        f"{path_or_name}: no such file or directory (and not shaped like a hub id, owner/name)"
+        f"{short(path_or_name)}: no such file or directory (and not shaped like a hub id, owner/name)"
         f"{todays_name(str(path_or_name))}"
     )
 
@@ -274,6 +300,8 @@ FAMILIES: dict[str, Family] = {
         build_mamba,
         names.to_hf_state_dict,
         names.hf_config,
+        names.KEYS,
+        "backbone",
     ),
     "gpt2": Family(
         "GPT-2",
@@ -281,6 +309,9 @@ FAMILIES: dict[str, Family] = {
         build_gpt2,
         gpt2_names.to_hf_state_dict,
         gpt2_names.hf_config,
+        gpt2_names.KEYS,
+        "transformer",
+        r"(?:h|layers)\.\d+\.",
     ),
     "llama": Family(
         "Llama",
@@ -288,6 +319,8 @@ FAMILIES: dict[str, Family] = {
         build_llama,
         llama_names.to_hf_state_dict,
         llama_names.hf_config,
+        llama_names.KEYS,
+        "model",
     ),
 }
 """Asked in this order; the first that recognises the tensors' names builds."""

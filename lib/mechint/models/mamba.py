@@ -22,6 +22,7 @@ from .. import scan
 from ..interventions import Edit
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .mamba_sites import CHANNELS, INSIDE, LAYER_SITES
+from .norms import NoNorm, tell_readers
 from .sites import Scope, Site, Tap
 
 
@@ -40,6 +41,10 @@ class MambaConfig:
     proj_bias: bool = False
     tied: bool = True
     norm_eps: float = 1e-5
+    norms: bool = True
+    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    final_norm: bool = True
+    """Whether a norm stands behind the last layer."""
     family = "mamba"
 
 
@@ -97,8 +102,9 @@ class Layer(nn.Module):
     def __init__(self, c: MambaConfig) -> None:
         super().__init__()
         self.c = c
-        self.norm = RMSNorm(c.d_model, c.norm_eps)
+        self.norm: Any = RMSNorm(c.d_model, c.norm_eps) if c.norms else NoNorm()
         self.in_proj = nn.Linear(c.d_model, 2 * c.d_inner, bias=c.proj_bias)
+        tell_readers(self.norm, self.in_proj)
         self.conv1d = nn.Conv1d(c.d_inner, c.d_inner, c.d_conv, groups=c.d_inner, bias=c.conv_bias)
         self.x_proj = nn.Linear(c.d_inner, c.dt_rank + 2 * c.d_state, bias=False)
         self.dt_proj = nn.Linear(c.dt_rank, c.d_inner)
@@ -351,7 +357,8 @@ class Mamba(LanguageModel):
         self.tokenizer: Any = None
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
-        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.norm_f: Any = RMSNorm(config.d_model, config.norm_eps) if config.final_norm else NoNorm()
+        tell_readers(self.norm_f, self.embedding)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=0.02)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import MechintError
-from .exact import check_claims, check_names, commonest, is_tied, read_claims
+from ..errors import MechintError, shown
+from .checkpoints import WEIGHTS
+from .exact import check_claims, check_names, commonest, count_layers, is_tied, read_claims
+from .keys import Keys, listed, refuse_unknown
 from .mamba import Mamba, MambaConfig
+from .norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ LAYOUTS = (
     HUGGING_FACE,
     Layout("backbone.", "embedding", "mixer."),  # the authors' files
     Layout("", "embeddings", "mixer."),  # transformers' MambaModel, without the head
+    Layout("", "embedding", "mixer."),  # the authors' MixerModel, without the head
     Layout("", "embedding", ""),  # our own state_dict()
 )
 
@@ -46,23 +52,51 @@ LAYOUTS = (
 CLAIMS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "d_model": ("hidden_size", "d_model"),
-    "n_layer": ("num_hidden_layers", "n_layer", "n_layers"),
+    "n_layer": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "d_inner": ("intermediate_size", "d_inner"),
     "d_state": ("state_size", "d_state"),
     "d_conv": ("conv_kernel", "d_conv"),
     "dt_rank": ("time_step_rank", "dt_rank"),
     "conv_bias": ("use_conv_bias", "conv_bias"),
     "proj_bias": ("use_bias",),
-    "tied": ("tie_word_embeddings", "tie_embeddings"),
+    "tied": ("tie_word_embeddings", "tie_embeddings", "tie_weights", "weight_tying"),
     "norm_eps": ("layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps"),
+    **NORM_CLAIMS,
 }
-KINDS: dict[str, type] = {"conv_bias": bool, "proj_bias": bool, "tied": bool, "norm_eps": float}
+KINDS: dict[str, type] = {"conv_bias": bool, "proj_bias": bool, "tied": bool, "norm_eps": float, **NORM_KINDS}
+INITIAL = listed(
+    "time_step_scale time_step_min time_step_max time_step_init_scheme time_step_floor rescale_prenorm_residual "
+    "dt_min dt_max dt_init dt_scale dt_init_floor"
+)
+"""What only initial weights are drawn by."""
+KEYS = Keys(
+    "Mamba",
+    frozenset({name for names in CLAIMS.values() for name in names} | NORM_KEYS)
+    | listed("model_type hidden_act ssm_cfg expand d_intermediate attn_layer_idx rms_norm mixer_rms_eps"),
+    {
+        "is_encoder_decoder": (False,),
+        **norm_kinds("rmsnorm", "rms"),
+        "causal": (True,),
+        "architecture": ("mamba", "mamba1"),
+        "arch": ("mamba", "mamba1"),
+    },
+    INITIAL | {"residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple", "use_mambapy", "use_associative_scan",
+               "fused_norm", "use_fast_path"},
+    r"Mamba(Model|LMHeadModel|For\w+)",
+)  # fmt: skip
+MIXER = Keys(
+    "Mamba", frozenset({"layer", "d_state", "d_conv", "expand", "dt_rank", "conv_bias", "bias", "use_bias"}), {},
+    INITIAL | {"use_fast_path"},
+)  # fmt: skip
+OTHERS = re.compile(r"falcon|jamba|zamba|bamba|samba|mamba-?_?[23]|hybrid", re.IGNORECASE)
+"""Models whose tensors may have Mamba's names, by what a configuration may call them."""
 # the size, and the tensor of each layer and its axis that show it
 SHOWN = {
     "d_inner": ("A_log", 0),
     "d_state": ("A_log", 1),
     "d_conv": ("conv1d.weight", 2),
     "dt_rank": ("dt_proj.weight", 1),
-    "d_model": ("norm.weight", 0),
+    "d_model": ("out_proj.weight", 0),
 }
 
 
@@ -84,18 +118,32 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
         for name in CLAIMS["dt_rank"]:
             if place.get(name) in ("auto", 0):
                 place[name] = None
-    return read_claims((config, inner), CLAIMS, KINDS, where)
+    said = read_norms(config, read_claims((config, inner), CLAIMS, KINDS, where), where)
+    expand = next((place["expand"] for place in (config, inner) if place.get("expand") is not None), None)
+    if expand is not None and (
+        isinstance(expand, bool) or not isinstance(expand, (int, float)) or not 0 < expand < 1e6
+    ):
+        raise MechintError(f"{where}: the configuration has expand = {shown(expand)}, which is no ratio; correct it")
+    return said if expand is None else {**said, "expand": expand}
 
 
 def refuse_other_architectures(config: Mapping[str, Any], where: str) -> None:
     """Raises for what computes something else with tensors of the same names."""
     kind = config.get("model_type")
     if kind not in (None, "mamba"):
-        raise MechintError(f"{where}: model_type is {kind!r}; this version reads Mamba (model_type 'mamba')")
+        raise MechintError(f"{where}: model_type is {shown(kind)}; this version reads Mamba (model_type 'mamba')")
     if "mixer_rms_eps" in config:
         raise MechintError(f"{where} is a FalconMamba (mixer_rms_eps: norms inside the mixer), not supported yet")
+    for name in ("family", "architecture", "arch", "model", "model_name", "_name_or_path", "name_or_path", "init_from"):
+        if isinstance(config.get(name), str) and OTHERS.search(config[name]):
+            raise MechintError(f"{where}: {name} is {shown(config[name])}, which is no Mamba of the first kind")
     inner = config.get("ssm_cfg")
-    layer = inner.get("layer", "Mamba1") if isinstance(inner, Mapping) else "Mamba1"
+    if isinstance(inner, argparse.Namespace):
+        inner = vars(inner)
+    if not (inner is None or isinstance(inner, Mapping)):
+        raise MechintError(f"{where}: ssm_cfg is {shown(inner)}, which says nothing of a mixer; correct it")
+    refuse_unknown(inner or {}, MIXER, (inner or {}).keys(), f"{where}: ssm_cfg")
+    layer = (inner or {}).get("layer") or "Mamba1"
     switches: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "hidden_act": (config.get("hidden_act", "silu"), ("silu", "swish")),
         "ssm_cfg.layer": (layer, ("Mamba1",)),
@@ -105,15 +153,47 @@ def refuse_other_architectures(config: Mapping[str, Any], where: str) -> None:
     }
     for name, (value, known) in switches.items():
         if value not in known:
-            raise MechintError(f"{where}: {name} is {value!r}, and Mamba has {known[0]!r} there; not supported")
+            raise MechintError(f"{where}: {name} is {shown(value)}, and Mamba has {known[0]!r} there; not supported")
 
 
-def expected_names(n_layer: int, conv_bias: bool, proj_bias: bool, tied: bool) -> list[str]:
+def check_without_configuration(state: Mapping[str, Tensor], where: Path) -> None:
+    """Says that a file in Hugging Face's layout without any configuration is taken for a Mamba, or refuses it.
+
+    A FalconMamba's tensors have the same names and shapes; its norms inside the mixer have no weights. A directory that
+    lost its config.json is read, with a note; of a file alone nobody knows what it was saved from.
+
+    Raises:
+        MechintError: the file stands alone.
+    """
+    layout = find_layout(state, expected_names(1, True, True, False))
+    if layout.embedding != "embeddings" or "mixer.A_log" not in " ".join(state):
+        return  # another family's, the authors' or our own names, which no FalconMamba has
+    what = "Mamba's tensors and no configuration, and a FalconMamba has tensors of the same names"
+    if where.is_dir() or where.name in WEIGHTS:
+        print(f"note: {where} holds {what}; read as a Mamba (put its config.json beside it)", file=sys.stderr)
+        return
+    raise MechintError(
+        f"{where} holds {what}; save {{'model': state_dict, 'config': {{'model_type': 'mamba'}}}}, or give a directory "
+        "with its config.json"
+    )
+
+
+def expected_names(
+    n_layer: int, conv_bias: bool, proj_bias: bool, tied: bool, norms: bool = True, final_norm: bool = True
+) -> list[str]:
     """The names of every parameter of :class:`Mamba`, ours."""
-    parts = ["norm.weight", "in_proj.weight", "conv1d.weight", "x_proj.weight", "dt_proj.weight", "dt_proj.bias"]
+    parts = [
+        *["norm.weight"] * norms,
+        "in_proj.weight",
+        "conv1d.weight",
+        "x_proj.weight",
+        "dt_proj.weight",
+        "dt_proj.bias",
+    ]
     parts += ["A_log", "D", "out_proj.weight"]
     parts += ["conv1d.bias"] * conv_bias + ["in_proj.bias", "out_proj.bias"] * proj_bias
-    names = ["embedding.weight", *(f"layers.{i}.{part}" for i in range(n_layer) for part in parts), "norm_f.weight"]
+    names = ["embedding.weight", *(f"layers.{i}.{part}" for i in range(n_layer) for part in parts)]
+    names += ["norm_f.weight"] * final_norm
     return names if tied else [*names, "lm_head.weight"]
 
 
@@ -130,12 +210,13 @@ def match(state: Mapping[str, Tensor], said: Mapping[str, Any], where: str) -> t
         MechintError: tensors are missing or left over; it names the first of them.
     """
     numbers = [int(found[1]) for name in state if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))]
-    n_layer = said.get("n_layer", max(numbers, default=-1) + 1)
+    n_layer = count_layers(numbers, said, where, least=0)
     conv_bias = said.get("conv_bias", any(name.endswith("conv1d.bias") for name in state))
     proj_bias = said.get("proj_bias", any(name.endswith(("in_proj.bias", "out_proj.bias")) for name in state))
     layout = find_layout(state, expected_names(n_layer, True, True, False))
+    norms = (said.get("norms", True), said.get("final_norm", True))
     tied = is_tied(state, layout.name("embedding.weight"), said)
-    ours = {name: layout.name(name) for name in expected_names(n_layer, conv_bias, proj_bias, tied)}
+    ours = {name: layout.name(name) for name in expected_names(n_layer, conv_bias, proj_bias, tied, *norms)}
     what = f"{where} is not exactly a Mamba of {n_layer} layers"
     check_names(state, ours.values(), ["lm_head.weight"] if tied else [], what)
     return ours, tied
@@ -161,11 +242,18 @@ def infer_config(
         sizes[field] = size
     sizes["vocab_size"] = state[ours["embedding.weight"]].shape[0] if state[ours["embedding.weight"]].dim() else 0
     check_claims(said, sizes, CLAIMS, where)
+    if (expand := said.get("expand")) is not None and int(expand * sizes["d_model"]) != sizes["d_inner"]:
+        raise MechintError(
+            f"{where}: the configuration says expand = {expand}, but the tensors have {sizes['d_inner']} channels "
+            f"for a width of {sizes['d_model']}"
+        )
     config = MambaConfig(
         n_layer=n_layer,
         conv_bias="layers.0.conv1d.bias" in ours,
         proj_bias="layers.0.in_proj.bias" in ours,
         tied=tied,
+        norms=said.get("norms", True),
+        final_norm=said.get("final_norm", True),
         norm_eps=float(said.get("norm_eps", 1e-5)),
         **sizes,
     )
@@ -201,4 +289,5 @@ def hf_config(model: Mamba) -> dict[str, Any]:
         "tie_word_embeddings": c.tied,
         "layer_norm_epsilon": c.norm_eps,
         "hidden_act": "silu",
+        **said_norms(c),
     }

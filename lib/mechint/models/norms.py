@@ -1,0 +1,84 @@
+"""The norms that a model may go without: in front of a layer's parts, and behind the last layer.
+
+Weights of 1 are no absent norm: they divide by the size of the stream. Without a norm the stream is read as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import MechintError, shown
+
+NORM_CLAIMS: dict[str, tuple[str, ...]] = {
+    "norms": ("use_norm", "use_norms", "use_layernorm", "use_layer_norm", "use_ln", "layer_norms", "norms"),
+    "final_norm": ("final_norm", "use_final_norm", "final_layer_norm", "use_ln_f", "use_norm_f"),
+}
+"""Fields of every family's configuration, and under which names a checkpoint's may state them."""
+NORM_KINDS: dict[str, type] = {"norms": bool, "final_norm": bool}
+KINDS = ("norm", "norm_type", "normalization")
+"""Names of the kind of norm, of which ``none`` and ``identity`` are understood here."""
+ABSENT = ("none", "identity", "no", "off", "null")
+NEGATED = ("no_norm", "no_norms", "no_layernorm", "no_ln", "identity_norm", "identity_norms")
+NORM_KEYS = frozenset({*NEGATED, "no_final_norm"})
+
+
+def norm_kinds(*present: str) -> dict[str, tuple[str, ...]]:
+    """Keys that name a kind of norm, with the values that are understood: the family's own, or none."""
+    return dict.fromkeys(KINDS, (*present, *ABSENT))
+
+
+class NoNorm(nn.Module):
+    """In a norm's place: the stream as it is, in the precision of the weights that read it."""
+
+    weight = None
+    bias = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[nn.Module] = []  # a list, so that they are no part of this module
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        return r.to(next(self.readers[0].parameters()).dtype)
+
+
+def tell_readers(norm: nn.Module, reader: nn.Module) -> None:
+    """Tells a norm that is none which module reads behind it."""
+    if isinstance(norm, NoNorm):
+        norm.readers.append(reader)
+
+
+def read_norms(config: Mapping[str, Any], said: dict[str, Any], where: str) -> dict[str, Any]:
+    """``said`` with what other words of a configuration mean for ``norms`` and ``final_norm``.
+
+    Where a kind of norm is said to be none, there is none behind the last layer either, unless that is said.
+
+    Raises:
+        MechintError: two words contradict each other, or a value is no switch.
+    """
+    found = dict(said)
+    for name in (*NEGATED, "no_final_norm"):
+        value = config.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, bool):
+            raise MechintError(f"{where}: the configuration has {name} = {shown(value)}, which is no bool; correct it")
+        for field in ("final_norm",) if name == "no_final_norm" else ("norms",):
+            if found.get(field, not value) != (not value):
+                raise MechintError(f"{where}: the configuration has {name} = {value} and says the contrary elsewhere")
+            found[field] = not value
+    for name in KINDS:
+        if isinstance(config.get(name), str) and config[name].lower() in ABSENT:
+            if found.get("norms", False):
+                raise MechintError(f"{where}: the configuration has {name} = {shown(config[name])} and norms; which?")
+            found["norms"] = False
+    if found.get("norms") is False:
+        found.setdefault("final_norm", False)
+    return found
+
+
+def said_norms(config: Any) -> dict[str, bool]:
+    """What a ``config.json`` says of a model without norms; nothing where it has them, as others know it."""
+    return {} if config.norms and config.final_norm else {"use_norm": config.norms, "final_norm": config.final_norm}
