@@ -42,7 +42,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def refuse_missing_path(name: str) -> None:
-    """Raises :class:`MechintError` for a name of nothing on this machine that means a path, or a hub model's old name.
+    """Raises :class:`MechintError` for a name of nothing on this machine that means a path and no hub model.
 
     ``output/modle`` is shaped like a hub id; but where a directory ``output`` is, a file in it was meant.
     """
