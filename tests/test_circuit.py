@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.ablation import Ablation
+from mechint.ablation import Ablation, in_words
 from mechint.circuit import Bench, attribute, check_effect, cost, faithfulness
 from mechint.circuit_search import Search, start_logits
 from mechint.errors import MechintError
@@ -79,6 +79,18 @@ def test_the_mean_ablation_is_the_mean_over_the_discovery_prompts() -> None:
     test, loader = bench(model), loaders()[0]
     u = mechint.run(model, loader.groups[0].tokens, record=["layers.1.u"])["layers.1.u"]
     torch.testing.assert_close(test.fills[0]["layers.1.u"], u.mean(0))
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_what_is_said_of_the_mean_ablation_is_what_was_done(by_position: bool) -> None:
+    model = tiny_mamba().requires_grad_(False)
+    test, loader = bench(model), loaders()[0]
+    u = mechint.run(model, loader.groups[0].tokens, record=["layers.1.u"])["layers.1.u"]
+    fill = Ablation(model, test.units, "mean", loader.batches, by_position).fills(loader.batches[0])["layers.1.u"]
+    said = in_words("mean", by_position)
+    assert ("by position" in said) == (len(fill) == u.shape[1]) == by_position
+    assert ("all tokens" in said) == (len(fill) == 1) == (not by_position)
+    torch.testing.assert_close(fill, u.mean(0) if by_position else u.mean((0, 1), keepdim=True)[0])
 
 
 def truth() -> torch.Tensor:

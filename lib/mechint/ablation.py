@@ -12,12 +12,18 @@ from .run import run
 from .tasks import Prompts
 from .units import Units
 
-ABLATIONS = {
-    "mean": "its mean over the discovery prompts, position by position where prompts share a layout",
-    "resample": "its value on another prompt of the set",
-    "counterfactual": "its value on the prompt's counterfactual twin",
-    "zero": "zero",
-}
+ABLATIONS = ("mean", "resample", "counterfactual", "zero")
+
+
+def in_words(method: str, by_position: bool) -> str:
+    """Says what a dropped unit is replaced by: what :class:`Ablation` does with these arguments."""
+    if method == "mean":
+        return f"its mean over {'the discovery prompts, by position' if by_position else 'all tokens of discovery'}"
+    return {
+        "resample": "its value on another prompt",
+        "counterfactual": "its value on the counterfactual twin",
+        "zero": "zero",
+    }[method]
 
 
 class Ablation:
@@ -26,7 +32,7 @@ class Ablation:
     Args:
         model: The model under study.
         units: Whose sites are replaced.
-        method: A key of :data:`ABLATIONS`.
+        method: One of :data:`ABLATIONS`.
         reference: Batches of discovery prompts, for the means.
         by_position: Whether the prompts of the task share a layout, so that a mean of one position makes sense.
     """

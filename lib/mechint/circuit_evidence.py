@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ablation import in_words
 from .analysis import StagedAnalyzer
 from .circuit import METRICS, Bench, faithfulness
 from .errors import MechintError
@@ -155,6 +156,7 @@ class CircuitEvidence(StagedAnalyzer):
             "unit_meaning": units.kind.meaning,
             "units": units.kind.several,
             "ablation": config.ablation,
+            "ablation_words": in_words(config.ablation, loader.task.aligned),
             "metric": config.metric,
             "curve": {
                 "size": sizes,

@@ -52,7 +52,7 @@ class CircuitOptions(EvidenceOptions):
 
     ablation: str = option(
         "mean",
-        "What replaces a dropped unit: its mean by position, its value on another prompt or on the twin, or zero",
+        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
         choices=("mean", "resample", "counterfactual", "zero"),
     )
     metric: str = option(

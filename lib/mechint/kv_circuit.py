@@ -37,7 +37,7 @@ class KVCircuitConfig(EvidenceOptions, Source):
     )
     ablation: str = option(
         "mean",
-        "What replaces a dropped unit: its mean by position, its value on another prompt or on the twin, or zero",
+        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
         choices=("mean", "resample", "counterfactual", "zero"),
     )
     target_metric: str = option(

@@ -87,7 +87,7 @@ class Effects:
         model: From :func:`mechint.load`, frozen.
         kinds: Sites of a layer.
         layers: Layers.
-        ablation: A key of :data:`mechint.ablation.ABLATIONS`.
+        ablation: One of :data:`mechint.ablation.ABLATIONS`.
         reference: Batches of discovery prompts, for means.
         aligned: Whether a position means the same in every prompt.
         metric: One of :data:`METRICS`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
@@ -35,12 +35,6 @@ METRICS = {
     "loss": ("loss", "nats"),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
-}
-ABLATIONS = {
-    "mean": "its mean over prompts, by position",
-    "resample": "its value on another prompt",
-    "counterfactual": "its value on the counterfactual twin",
-    "zero": "zero",
 }
 
 
@@ -208,6 +202,11 @@ def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
     return rows
 
 
+def replacement(raw: Mapping[str, Any]) -> str:
+    """What a dropped unit was replaced by, in the analysis' own words; older results name the ablation alone."""
+    return str(raw.get("ablation_words", f"what the {raw['ablation']} ablation puts in its place"))
+
+
 def headline(results: Results) -> str:
     """The result in one sentence."""
     raw, faithfulness = results.raw, results.metrics["faithfulness"]
@@ -215,7 +214,7 @@ def headline(results: Results) -> str:
         f"{results.kept:,} of {results.total:,} {units_name(results)} ({percent(results.kept / results.total)}) reach a"
         f" faithfulness of {percent(faithfulness.value)} {interval('faithfulness', faithfulness, results)} on"
         f" {faithfulness.n:,} held-out prompts of {raw['task'].get('name', 'the task')}; every other unit is"
-        f" replaced by {ABLATIONS.get(raw['ablation'], raw['ablation'])}."
+        f" replaced by {replacement(raw)}."
     )
 
 
@@ -297,7 +296,7 @@ def caveats(results: Results) -> list[str]:
     """The analysis' own notes, then what holds for every circuit of this kind."""
     raw = results.raw
     general = [
-        f"Dropped units are replaced by {ABLATIONS.get(raw['ablation'], raw['ablation'])} ({raw['ablation']} ablation)."
+        f"Dropped units are replaced by {replacement(raw)} ({raw['ablation']} ablation)."
         " Circuits found with different ablations are not comparable in size.",
         f"The interval of the faithfulness is a {results.metrics['faithfulness'].interval}. Intervals cover the"
         " sampling of prompts (of circuits, for the random band), not the choice of task, metric or ablation.",
