@@ -10,6 +10,7 @@ import torch
 
 import mechint
 from mechint import Edit
+from mechint.answers import answer_metric
 from mechint.attention_units import METHODS, attention_maps, attention_units, normalised
 from mechint.cross_layer import layer_effects, unit_effects
 from mechint.delta_units import delta_units, mean_step, rankings
@@ -19,7 +20,7 @@ from mechint.neurons import NeuronAnalyzer, NeuronConfig, refuse
 from mechint.sweep import gradients
 from mechint.tasks import Prompts, TaskConfig
 from mechint.tasks.ground_truth import BLUEPRINTS
-from mechint.unit_effects import Effects, answer_values
+from mechint.unit_effects import Effects
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.test_circuit import KEPT, known_circuit
 from tests.test_trace import TASK, loaders
@@ -141,7 +142,7 @@ def test_attention_methods_are_their_definitions(build: Any) -> None:
     names = ["dt", "B", "C", "u", "scan_out"] if mamba else ["pattern"]
     sites = [f"layers.{i}.{name}" for i in range(2) for name in [*names, kind]]
     values, slopes = gradients(
-        model, batch.tokens, sites, answer_values("answer_logprob", batch), logits_at=batch.positions
+        model, batch.tokens, sites, answer_metric("answer_logprob", batch), logits_at=batch.positions
     )
     found = attention_units(model, batch, [0, 1], "answer_logprob")
     for row in range(2):
@@ -180,7 +181,7 @@ def test_groups_of_channels_change_no_map(monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny_mamba(6).requires_grad_(False)
     batch = prompts(model)
     names = [f"layers.0.{name}" for name in ("dt", "B", "C", "u", "scan_out")]
-    both = gradients(model, batch.tokens, names, answer_values("logit_diff", batch), logits_at=batch.positions)
+    both = gradients(model, batch.tokens, names, answer_metric("logit_diff", batch), logits_at=batch.positions)
     whole = attention_maps(model, 0, *both)
     monkeypatch.setattr("mechint.attention_units.NUMBERS", 300)
     torch.testing.assert_close(attention_maps(model, 0, *both), whole)

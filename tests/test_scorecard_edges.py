@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mechint import Edit
+from mechint.answers import answer_metric
 from mechint.cross_layer import unit_effects
 from mechint.errors import MechintError
-from mechint.interchange import answer_metric
 from mechint.run import run
 from mechint.scorecard.edges import asked_for, edge_attribution, flow_cuts, score_edges
 from mechint.tasks.ground_truth import BLUEPRINTS, Compiled

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mechint import Edit
+from mechint.answers import answer_metric
 from mechint.errors import MechintError
-from mechint.interchange import answer_metric
 from mechint.run import run
 from mechint.scorecard import METHODS, card, edges
 from mechint.scorecard.config import ScorecardConfig

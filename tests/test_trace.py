@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import mechint
+from mechint.answers import answer_metric
 from mechint.causal_trace import CausalTracer, TraceConfig, refuse
 from mechint.errors import MechintError
 from mechint.experiment import Experiment, run_experiment
 from mechint.files import write_json
-from mechint.interchange import Corruption, Interchange, answer_metric, deviation
+from mechint.interchange import Corruption, Interchange, deviation
 from mechint.interventions import Edit
 from mechint.loader import PromptLoader
 from mechint.models.sites import Tap

@@ -19,7 +19,7 @@ import mechint.train as trainer
 from mechint import files
 from mechint.errors import MechintError
 from mechint.models.load import load
-from mechint.tasks import TaskConfig, accuracy, make_task
+from mechint.tasks import TaskConfig, make_task
 from mechint.train import learning_rate, plan, train
 from mechint.train_config import GPT2Architecture, MambaArchitecture, TrainConfig
 
@@ -96,7 +96,7 @@ def test_the_checkpoint_loads_and_is_as_good_as_it_says(trained: Path) -> None:
     with torch.no_grad():
         logits = model(prompts.tokens)
     at = prompts.positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-    assert accuracy(logits.gather(1, at), prompts.answers) == pytest.approx(checkpoint["held_out_accuracy"])
+    assert float(prompts.correct(logits.gather(1, at)).mean()) == pytest.approx(checkpoint["held_out_accuracy"])
 
 
 def test_the_same_recipe_makes_the_same_bytes(trained: Path, tmp_path: Path) -> None:

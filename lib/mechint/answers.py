@@ -1,5 +1,10 @@
-"""Metrics at the answers, without the logits of all positions: a few positions at a time, gradients included.
+"""What an answer is worth: metrics at the answers.
 
+:meth:`mechint.tasks.Prompts.right` says which answers are right, :func:`answer_metric` what the logits are worth; every
+analysis takes both from here. Where a task accepts several ids, the answer is any of them: its probability is the sum
+of theirs, and the logit difference is the logarithm of that sum over the sum of the rejected ids.
+
+:class:`Answers` has the same without the logits of all positions: a few positions at a time, gradients included.
 Logits are as wide as the vocabulary and are read once. Here each part of them is made, read and forgotten; what a
 backward needs, the gradient at what the head reads, is made with them (Wijmans et al. 2025, "Cut your losses", has the
 same for the cross-entropy alone). All is exact.
@@ -7,12 +12,14 @@ same for the cross-entropy alone). All is exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import MechintError, did_you_mean
 from .tasks import Prompts, pooled
 
 PART = 1 << 25
@@ -21,6 +28,46 @@ NAMES = ("kl", "answer_logprob", "accuracy", "logit_diff")
 """What a reading gives, in its order; the last only for answers that have a wrong one beside them."""
 LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
 """Metrics that have a gradient."""
+METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
+"""Metrics that need no other model's predictions; see :func:`answer_metric`."""
+
+
+def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    """The metric of logits [..., n, Q, vocabulary] at the answers of ``prompts``, as [..., n].
+
+    Args:
+        name: ``answer_logprob``, the log-probability that one of the right ids is said, in nats; ``answer_prob``, its
+            exponential; ``logit_diff``, log Σ exp of the right ids' logits less that of the wrong ones', which of one
+            id each is the difference of their logits; ``loss``, minus the log-probability of a token. Several answers
+            of a prompt are averaged over; of a whole answer log-probabilities add up, by the chain rule.
+        prompts: With the answers to measure.
+
+    Raises:
+        MechintError: there is no such metric, or no wrong answer to compare with.
+    """
+    if name not in METRICS:
+        raise MechintError(f"no metric {name!r}{did_you_mean(name, METRICS)}; take {', '.join(METRICS)}")
+    good, bad = prompts.good(), prompts.bad()
+    if name == "logit_diff" and prompts.whole:
+        raise MechintError("the metric logit_diff is of one answer token; choose answer_logprob or answer_prob")
+    if name == "logit_diff" and bad is None:
+        raise MechintError(
+            "the metric logit_diff needs counterfactual twins with one answer token; choose answer_logprob or "
+            "answer_prob"
+        )
+
+    def metric(logits: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if name == "logit_diff":
+            assert bad is not None
+            return (pooled(logits, good) - pooled(logits, bad)).mean(-1)
+        each = pooled(logits, good) - logits.logsumexp(-1)
+        if name == "loss":
+            return -each.mean(-1)
+        value = each.sum(-1) if prompts.whole else each.mean(-1)
+        return value if name == "answer_logprob" else value.exp()
+
+    return metric
 
 
 class Answers:
@@ -33,7 +80,7 @@ class Answers:
     """
 
     def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
-        self.shape = prompts.answers.shape
+        self.shape, self.prompts = prompts.answers.shape, prompts
         bad = prompts.bad()
         self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is no id
         self.wrong = None if bad is None else bad.flatten(0, 1)
@@ -54,7 +101,7 @@ class Answers:
         return F.linear(read, self.head).float()
 
     def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
-        """Every metric that the prompts allow, each [n]: the mean over a prompt's answers.
+        """Every metric that the prompts allow, each [n]: the mean over a prompt's answers, as :func:`answer_metric`.
 
         Args:
             read: What the head reads of the model under test, [n, Q, D]; None is the full model.
@@ -64,8 +111,13 @@ class Answers:
         # of the log-probability and the loss, one is the other's negative
         source = "answer_logprob" if learn == "loss" else learn
         found = dict(zip(NAMES, Reading.apply(flat, self, source), strict=False))
-        found["loss"] = -found["answer_logprob"]
-        return {name: value.view(self.shape).mean(-1) for name, value in found.items()}
+        found = {name: value.view(self.shape) for name, value in found.items()}
+        metrics = {name: value.mean(-1) for name, value in found.items()}
+        metrics["loss"] = -metrics["answer_logprob"]
+        if self.prompts.whole:
+            metrics["answer_logprob"] = found["answer_logprob"].sum(-1)
+        metrics["accuracy"] = self.prompts.share_right(found["accuracy"] > 0).to(torch.float32)
+        return metrics
 
 
 class Reading(torch.autograd.Function):

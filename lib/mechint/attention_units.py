@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .answers import answer_metric
 from .measuring import values_of
 from .models.base import accumulate
 from .scan import hidden_attention
 from .sweep import gradients
 from .tasks import Prompts
-from .unit_effects import answer_values, main_site
+from .unit_effects import main_site
 
 METHODS = ("attention_weighted", "gradient_guided", "rollout")
 CONTROL = "gradient_x_input"
@@ -42,7 +43,7 @@ def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str
     needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
     sites = [*(f"layers.{i}.{name}" for i in every for name in needed), *(f"layers.{i}.{kind}" for i in layers)]
     values, slopes = gradients(
-        model, prompts.tokens, sites, answer_values(metric, prompts), logits_at=prompts.positions
+        model, prompts.tokens, sites, answer_metric(metric, prompts), logits_at=prompts.positions
     )
     maps = [attention_maps(model, i, values, slopes) for i in every]
     readers = prompts.positions

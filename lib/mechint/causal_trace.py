@@ -179,10 +179,10 @@ class CausalTracer(StagedAnalyzer):
 
     def trace_answered(self, batch: Prompts, mean: Tensor | None) -> dict[str, Tensor]:
         """:meth:`trace` of the prompts that the model answers; NaN for the others, which cost no sweep."""
-        asked = batch if self.whole else batch.last()
+        asked = batch.last()
         with torch.no_grad():
             logits = run(self.model, asked.tokens, logits_at=asked.positions).logits
-        right = asked.right(logits).all(-1)
+        right = asked.correct(logits) == 1
         rows, size = right.nonzero().flatten(), len(batch)
         found = {name: torch.full((size,), torch.nan, dtype=torch.float64) for name in ("clean", "corrupted")}
         for direction in self.directions:
@@ -245,7 +245,7 @@ class CausalTracer(StagedAnalyzer):
         """The first answered prompts, with their tokens and their own maps."""
         shown: list[dict[str, Any]] = []
         for batch, part, role in zip(loader, found, roles, strict=True):
-            asked = batch if self.whole else batch.last()
+            asked = batch.last()
             for row in part["right"].nonzero().flatten().tolist():
                 if len(shown) == self.config.examples:
                     return shown

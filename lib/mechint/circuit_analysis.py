@@ -142,7 +142,7 @@ class CircuitAnalyzer(CircuitEvidence):
         right = []
         for batch in loader:
             logits, _ = self.model.trace(batch.tokens, Tap(), logits_at=batch.positions)
-            right.append(batch.right(logits).double().mean(-1).cpu())
+            right.append(batch.correct(logits).cpu())
         bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
         accuracy = bootstrap.share(torch.cat(right).numpy())
         if float(accuracy["value"]) < self.config.min_accuracy:

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .answers import answer_metric
 from .interventions import Edit
 from .measuring import values_of
 from .sweep import gradients, sweep
 from .tasks import Prompts
-from .unit_effects import answer_values
 
 RANKINGS = ("gradient", "do_mean", "variance", "output_variance")
 
@@ -52,7 +52,7 @@ def delta_units(
         ``{site} gradient`` and ``{site} do_mean`` [channel, prompt]; ``{site} mean``, ``{site} square`` (moments of Δ
         over a prompt's tokens) and the same with ``output`` before them for ``gated`` [prompt, channel].
     """
-    value_of = answer_values(metric, prompts)
+    value_of = answer_metric(metric, prompts)
     sites = list(means)
     outputs = {site: site.removesuffix("dt") + "gated" for site in sites}
     values, slopes = gradients(
@@ -78,7 +78,7 @@ def step_gradients(model: Any, prompts: Prompts, layers: list[int], metric: str)
     """``{site} gradient``: Σ over tokens of |∂m/∂Δ|, [channel, prompt]."""
     sites = [f"layers.{layer}.dt" for layer in layers]
     _, slopes = gradients(
-        model, prompts.tokens, sites, answer_values(metric, prompts), logits_at=prompts.positions
+        model, prompts.tokens, sites, answer_metric(metric, prompts), logits_at=prompts.positions
     )  # fmt: skip
     return {f"{site} gradient": slopes[site].double().abs().sum(1).T.cpu() for site in sites}
 
@@ -102,7 +102,7 @@ def token_steps(
     Returns:
         ``{site} token gradient``, ``{site} token do_mean`` and ``{site} token step`` [channel, token, prompt].
     """
-    value_of = answer_values(metric, prompts)
+    value_of = answer_metric(metric, prompts)
     values, slopes = gradients(model, prompts.tokens, list(channels), value_of, logits_at=prompts.positions)
     first = prompts.tokens.shape[1] - length
     found: dict[str, Tensor] = {}

@@ -8,18 +8,20 @@ The two directions of causal mediation (Vig et al. 2020; Meng et al. 2022; Zhang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .answers import answer_metric
 from .errors import MechintError, did_you_mean
 from .interventions import Edit
 from .run import run
 from .sweep import gradients, sweep
-from .tasks import Prompts, mix, pooled
+from .tasks import Prompts, mix
 
 CORRUPTIONS = ("twin", "noise", "mean")
 """What an analysis can be asked for; ``values`` and ``none`` beside these are for those that need no other prompt."""
@@ -55,40 +57,6 @@ def known(value: str, allowed: Sequence[str], what: str) -> None:
         raise MechintError(f"no {what} {value!r}{did_you_mean(value, allowed)}; take {', '.join(allowed)}")
 
 
-def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
-    """The metric of logits [..., n, Q, vocabulary] at the answers of ``prompts``, as [..., n].
-
-    Args:
-        name: ``logit_diff`` (the answer's logit less the twin's answer's), ``answer_logprob`` (in nats) or
-            ``answer_prob``. Several answers of a prompt are tokens of one: log-probabilities add up, by the chain
-            rule. Where a task accepts several ids for one answer it is any of them.
-        prompts: With the answers to measure.
-
-    Raises:
-        MechintError: there is no such metric, or no wrong answer to compare with.
-    """
-    known(name, METRICS, "metric")
-    good, bad = prompts.good(), prompts.bad()
-    if name == "logit_diff":
-        if bad is None:
-            raise MechintError(
-                "the metric logit_diff needs counterfactual twins with one answer token; choose answer_logprob or "
-                "answer_prob"
-            )
-        if prompts.answers.shape[1] > 1:
-            raise MechintError("the metric logit_diff is of one answer token; choose answer_logprob or answer_prob")
-
-    def metric(logits: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if name == "logit_diff":
-            assert bad is not None
-            return (pooled(logits, good) - pooled(logits, bad)).squeeze(-1)
-        log_probability = (pooled(logits, good) - logits.logsumexp(-1)).sum(-1)
-        return log_probability if name == "answer_logprob" else log_probability.exp()
-
-    return metric
-
-
 class Interchange:
     """Prompts of one length, each with its clean and its corrupted run; the last answer of each is what is measured.
 
@@ -116,8 +84,7 @@ class Interchange:
     ) -> None:
         known(corruption.method, (*CORRUPTIONS, "values", "none"), "corruption")
         known(direction, DIRECTIONS, "direction")
-        if not whole:
-            prompts = prompts.last()
+        prompts = dataclasses.replace(prompts, whole=whole).last()
         self.model, self.prompts = model, prompts
         self.draws = corruption.draws if corruption.method == "noise" else 1
         every = torch.arange(len(prompts), device=prompts.tokens.device).repeat_interleave(self.draws)
@@ -132,7 +99,7 @@ class Interchange:
                       (clean, corrupted)]  # fmt: skip
         self.clean, self.corrupted_value = (self.by_prompt(self.metric(found)) for found in logits)
         """The metric of the two runs, [prompt]."""
-        self.right = self.by_prompt(rows.right(logits[0]).all(-1).double()) == 1
+        self.right = self.by_prompt(rows.correct(logits[0])) == 1
         """Whether the clean run says the answer, [prompt]."""
 
     def corrupted(self, rows: Prompts, corruption: Corruption) -> tuple[Tensor, list[Edit]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import files
 from .analysis import Analysis
+from .answers import answer_metric
 from .attention_units import attention_maps, normalised
 from .causal_trace import listed
 from .efficiency import flops, measure, memory_bytes, parameters, token_bytes
@@ -36,7 +37,7 @@ from .statistics import ClusterBootstrap, Number, exact
 from .sweep import gradients
 from .tasks import Prompts, Task
 from .tasks.config import TaskConfig
-from .unit_effects import Effects, answer_values, main_site
+from .unit_effects import Effects, main_site
 
 MEASURED = "efficiency_measured.json"
 """Times and peaks, which no two runs share: beside results.json, not in it."""
@@ -185,15 +186,14 @@ def measured(model: Any, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
     """
     with torch.no_grad():
         logits = run(model, batch.tokens, logits_at=batch.positions).logits
-    right = (logits.argmax(-1) == batch.answers).double().mean(-1)
     cells = [[Edit(f"layers.{i}.{site}", "replace", 0.0) for site in model.mixers] for i in range(model.num_layers)]
     swept = effects.sweep(batch, [*cells, []], "layers removed")
     estimates = effects.estimates(batch, effects.fills(batch))
     unequal = [gini(estimates[group.site].T, None) for group in effects.groups]  # type: ignore[arg-type]
     distance, spread = attention_reach(model, batch)
     return {
-        "loss": -answer_values("answer_logprob", batch)(logits).double().cpu(),
-        "accuracy": right.cpu(),
+        "loss": answer_metric("loss", batch)(logits).double().cpu(),
+        "accuracy": batch.correct(logits).cpu(),
         "layer_effect": (swept[-1] - swept[:-1]).T.contiguous(),
         "unit_effect_gini": torch.stack(unequal, 1),
         "attention_distance": distance,
@@ -206,7 +206,7 @@ def attention_reach(model: Any, batch: Prompts) -> tuple[Tensor, Tensor]:
     needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
     sites = [f"layers.{i}.{name}" for i in range(model.num_layers) for name in needed]
     values, slopes = gradients(
-        model, batch.tokens, sites, answer_values("answer_logprob", batch), logits_at=batch.positions
+        model, batch.tokens, sites, answer_metric("answer_logprob", batch), logits_at=batch.positions
     )
     length = batch.tokens.shape[1]
     at = torch.arange(length, dtype=torch.float64)

@@ -104,7 +104,9 @@ def together(batches: Sequence[Prompts]) -> Prompts:
     columns: dict[str, Any] = {}
     for field in fields(Prompts):
         values = [getattr(batch, field.name) for batch in batches]
-        columns[field.name] = None if any(value is None for value in values) else torch.cat(values)
+        columns[field.name] = (
+            torch.cat(values) if all(isinstance(value, torch.Tensor) for value in values) else values[0]
+        )
     return Prompts(**columns)
 
 

@@ -350,8 +350,8 @@ def evaluate(model: LanguageModel, prompts: Prompts, batch_size: int) -> tuple[f
         batch = prompts[start : start + batch_size]
         logits = answer_logits(model, batch)
         loss += F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), reduction="sum").item()
-        right += batch.right(logits).sum().item()
-    return loss / prompts.answers.numel(), right / prompts.answers.numel()
+        right += batch.correct(logits).sum().item()
+    return loss / prompts.answers.numel(), right / len(prompts)
 
 
 def bits_per_byte(prefix: str, task: Task, prompts: Prompts, loss: float) -> dict[str, float]:

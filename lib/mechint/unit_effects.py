@@ -9,7 +9,6 @@ prompt, m_∅ with all units of this layer's site ablated, and m_-e, m_+e with u
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .ablation import Ablation
-from .errors import MechintError
+from .answers import answer_metric
 from .interventions import Edit
 from .run import run
 from .sweep import gradients, sweep
@@ -42,26 +41,6 @@ def main_site(family: str) -> str:
 def unit_kind(kind: str) -> UnitKind:
     """One unit for each entry of a site; at ``head_out`` for each head."""
     return UnitKind(kind, (Block((kind,), axes=1),), f"one unit of {kind}")
-
-
-def answer_values(metric: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
-    """Logits [..., prompt, answer, vocabulary] -> the mean of the metric over a prompt's answers, [..., prompt].
-
-    ``answer_logprob`` in nats, or ``logit_diff``, the answer's logit less that of the twin's answer.
-    """
-    answers, wrong = prompts.answers, prompts.wrong
-    if metric == "logit_diff" and wrong is None:
-        raise MechintError("the metric logit_diff needs counterfactual twins; choose answer_logprob")
-
-    def of(logits: Tensor, ids: Tensor) -> Tensor:
-        return logits.gather(-1, ids.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-
-    def values(logits: Tensor) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        other = of(wide, wrong) if metric == "logit_diff" and wrong is not None else wide.logsumexp(-1)
-        return (of(wide, answers) - other).mean(-1)
-
-    return values
 
 
 @dataclass(frozen=True)
@@ -122,7 +101,7 @@ class Effects:
     def sweep(self, prompts: Prompts, cells: list[list[Edit]], title: str = "units") -> Tensor:
         """The metric in each cell, [cell, prompt], in float64."""
         return sweep(
-            self.model, prompts.tokens, cells, answer_values(self.metric, prompts), logits_at=prompts.positions,
+            self.model, prompts.tokens, cells, answer_metric(self.metric, prompts), logits_at=prompts.positions,
             memory_mib=self.memory_mib, title=title,
         ).double()  # fmt: skip
 
@@ -154,13 +133,13 @@ class Effects:
         """Attribution patching's estimate of ``necessary`` for all units of all groups, [unit, prompt] by site."""
         sites = [group.site for group in self.groups]
         values, slopes = gradients(
-            self.model, prompts.tokens, sites, answer_values(self.metric, prompts), logits_at=prompts.positions
+            self.model, prompts.tokens, sites, answer_metric(self.metric, prompts), logits_at=prompts.positions
         )
         return {site: along(slopes[site], values[site], fills[site]) for site in sites}
 
     def kept_estimates(self, prompts: Prompts, group: Group, fill: Any) -> Tensor:
         """The same of ``sufficient``, from the run with all units of a group ablated, [unit, prompt]."""
-        value_of = answer_values(self.metric, prompts)
+        value_of = answer_metric(self.metric, prompts)
         with torch.no_grad():
             clean = run(self.model, prompts.tokens, [group.site], logits_at=prompts.positions[:, :0])[group.site]
         empty = [self.mask(group, [], fill)]

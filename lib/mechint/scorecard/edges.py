@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..answers import answer_metric
 from ..cross_layer import unit_effects
 from ..errors import MechintError
-from ..interchange import answer_metric
 from ..interventions import Edit
 from ..run import run
 from ..scan.attention import attention_map

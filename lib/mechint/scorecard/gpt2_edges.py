@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..answers import answer_metric
 from ..errors import MechintError
-from ..interchange import answer_metric
 from ..interventions import Edit
 from ..run import run
 from ..sweep import gradients

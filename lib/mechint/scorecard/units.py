@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..ablation import Ablation
+from ..answers import answer_metric
 from ..attention_units import attention_units
 from ..delta_units import delta_units, mean_step, rankings
 from ..models.mamba import Mamba
 from ..sweep import sweep
 from ..tasks import Prompts, Task
-from ..unit_effects import Effects, answer_values
+from ..unit_effects import Effects
 from ..units import Units, unit_kinds
 
 
@@ -72,7 +73,7 @@ def alone(model: Any, prompts: Prompts, aligned: bool, unit: str, direction: str
     """The same of any kind of unit, where a group is a block of a layer: ``necessary`` or ``sufficient``, [units]."""
     units = Units(model, unit_kinds(model)[unit])
     fills = Ablation(model, units, "mean", [prompts], aligned).fills(prompts)
-    value_of = answer_values("logit_diff", prompts)
+    value_of = answer_metric("logit_diff", prompts)
     measure = lambda cells: sweep(model, prompts.tokens, cells, value_of, logits_at=prompts.positions).double()
     if direction == "necessary":
         found = measure([*(units.dropping(e, fills) for e in range(units.total)), []])

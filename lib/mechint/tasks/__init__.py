@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import MechintError, did_you_mean
 from ..models.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
 from ..options import check
-from .base import SPLITS, Prompts, Task, accuracy, mix, pooled
+from .base import SPLITS, Prompts, Task, mix, pooled
 from .config import TASKS, TaskConfig
 from .fact_file import FactFile
 from .facts import Facts
@@ -30,7 +30,6 @@ __all__ = [
     "Prompts",
     "Task",
     "TaskConfig",
-    "accuracy",
     "make_task",
     "mix",
     "pooled",

@@ -40,6 +40,7 @@ class Prompts:
     subject: Tensor | None = None  # [n, 2] first position of what the prompt is about, and the position after its last
     accepted: Tensor | None = None  # [n, Q, A] all ids that are right, where several are; -1 fills up
     rejected: Tensor | None = None  # [n, Q, A] the ids that they are compared with; -1 fills up
+    whole: bool = False  # the answers of a prompt are the tokens of one answer, right only if all are
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -53,10 +54,13 @@ class Prompts:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Prompts(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+        changed = (change(value) if isinstance(value, Tensor) else value for value in values)
+        return Prompts(*changed)  # type: ignore[arg-type]
 
     def last(self) -> Prompts:
-        """The same prompts asked for their last answer alone."""
+        """The same prompts asked for their last answer alone; a whole answer stays whole."""
+        if self.whole:
+            return self
         names = ("positions", "answers", "wrong", "accepted", "rejected")
         some: dict[str, Any] = {name: value[:, -1:] for name in names if (value := getattr(self, name)) is not None}
         return dataclasses.replace(self, **some)
@@ -74,6 +78,17 @@ class Prompts:
     def right(self, logits: Tensor) -> Tensor:
         """Which answers the logits [..., n, Q, V] give, [..., n, Q] bool."""
         return (logits.argmax(-1).unsqueeze(-1) == self.good()).any(-1)
+
+    def share_right(self, right: Tensor) -> Tensor:
+        """The share of a prompt's answers [..., n, Q] that is right, [..., n] in float64; of a whole answer 0 or 1."""
+        return right.all(-1).double() if self.whole else right.double().mean(-1)
+
+    def correct(self, logits: Tensor) -> Tensor:
+        """:meth:`share_right` of what the logits [..., n, Q, V] say, [..., n] in float64.
+
+        This is what every analysis calls accuracy.
+        """
+        return self.share_right(self.right(logits))
 
     def about(self) -> Tensor | None:
         """Which tokens a prompt is about, [n, L] bool: its subject, or where its twin differs; None without both."""
@@ -205,11 +220,6 @@ def begun(prompts: Prompts, front: Sequence[int]) -> Prompts:
         twins=None if prompts.twins is None else start(prompts.twins),
         subject=None if prompts.subject is None else prompts.subject + len(front),
     )
-
-
-def accuracy(logits: Tensor, answers: Tensor) -> float:
-    """Share of answers [n, Q] that are the largest of the logits [n, Q, V] at their positions, from 0 to 1."""
-    return float((logits.argmax(-1) == answers).float().mean())
 
 
 def pooled(logits: Tensor, ids: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class FactFile(Task):
         positions = torch.arange(tokens.shape[1] - answers.shape[1], tokens.shape[1]).expand(len(facts), -1)
         template = torch.tensor([fact.cluster for fact in facts])
         subject = torch.tensor([fact.subject for fact in facts])
-        return Prompts(tokens, positions, answers, twins, wrong, template, subject)
+        return Prompts(tokens, positions, answers, twins, wrong, template, subject, whole=self.whole)
 
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
         groups = self.groups(count, split, 0)
