@@ -167,7 +167,11 @@ def circuit_table(entry: Found) -> list[tuple[str, ...]]:
             entry.get("random_weights"),
             ".1%",
         ),
-        ("minimality: tried units whose removal certainly lowers the effect (adjusted p ≤ 0.05)", entry.get("minimality"), ".1%"),
+        (
+            "minimality: tried units whose removal certainly lowers the effect (adjusted p ≤ 0.05)",
+            entry.get("minimality"),
+            ".1%",
+        ),
         (f"agreement of searches (Jaccard; by chance {entry['agreement_chance']:.2f})", entry["agreement"], ".2f"),
     ]
     if entry["candidates"] is not None:
