@@ -34,8 +34,8 @@ from tests.builders import tiny_mamba
 ROOT = Path(__file__).resolve().parent.parent
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 SSM = SSMCircuitConfig(
-    steps=10, prompts=16, eval_prompts=16, random_circuits=2, bootstrap=100, min_accuracy=0.0, seeds=2,
-    search="budget", budget=6,
+    steps=10, prompts=16, eval_prompts=64, random_circuits=2, bootstrap=100, min_accuracy=0.0, seeds=2,
+    search="budget", budget=6, ablation="zero",
 )  # fmt: skip
 
 
