@@ -338,7 +338,7 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match="b_dec holds NaN"):
         sae.load(tmp_path / "d")
     weights.write_bytes(b"no safetensors")
-    with pytest.raises(MechintError, match="can't be read"):
+    with pytest.raises(MechintError, match="cut short or damaged"):
         sae.load(tmp_path / "d")
     with pytest.raises(MechintError, match="is no dictionary"):
         sae.load(tmp_path)

@@ -123,7 +123,7 @@ def test_a_pickle_is_never_run(tmp_path: Path, content: str, capsys: pytest.Capt
         (path / "ae.pt").write_bytes(b"no file of tensors")
     else:
         torch.save([torch.zeros(3)], path / "ae.pt")
-    with pytest.raises(MechintError, match=r"ae\.pt .*dict of tensors"):
+    with pytest.raises(MechintError, match=r"ae\.pt (.*dict of tensors|is not a checkpoint)"):
         sae.load_dictionary_learning(path)
     assert "this code ran" not in capsys.readouterr().out
 
@@ -158,7 +158,7 @@ def test_other_broken_files(tmp_path: Path) -> None:
             sae.load_sparsify(path)
     (path / "cfg.json").write_text(json.dumps(config))
     (path / "sae.safetensors").write_bytes(b"short")
-    with pytest.raises(MechintError, match="can't be read"):
+    with pytest.raises(MechintError, match="cut short or damaged"):
         sae.load_sparsify(path)
 
 
@@ -184,3 +184,49 @@ def test_hookpoints_are_those_of_the_base_model(tmp_path: Path) -> None:
         config = replace(made.config, model_family=family, site=site, layer=layer)
         assert sae.sparsify.hookpoint(config) == module
     assert SAEConfig("topk", 4, 8, k=2).site == "" and (tmp_path / "layers.3.mixer" / "cfg.json").is_file()
+
+
+def test_topk_of_a_release_before_six(tmp_path: Path) -> None:
+    """It was called standard, with the function and its k beside."""
+    path = copy(tmp_path, "saelens/standard-no-b_dec")
+    config = json.loads((path / "cfg.json").read_text())
+    old = {**config, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "hook_layer": 5}
+    (path / "cfg.json").write_text(json.dumps(old))
+    w, x = load_file(path / "sae_weights.safetensors"), torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    pre = x @ w["W_enc"] + w["b_enc"]
+    expected = torch.where(pre >= pre.topk(3, -1).values[:, -1:], pre, 0.0).relu()
+    assert close(sae.load(path).encode(x), expected)
+    for change in ({"activation_fn_kwargs": {}}, {"activation_fn_str": "tanh-relu"}, {"k": 4},
+                   {"activation_fn_kwargs": {"k": 3, "postact": "gelu"}}, {"finetuning_scaling_factor": True},
+                   {"architecture": "gated"}, {"noise_scale": 0.5}):  # fmt: skip
+        (path / "cfg.json").write_text(json.dumps({**old, **change}))
+        with pytest.raises(MechintError, match=r"cfg\.json"):
+            sae.load(path)
+
+
+def test_latents_of_an_auto_encoder_are_those_of_decoder_columns_of_norm_one(tmp_path: Path) -> None:
+    path = copy(tmp_path, "dictionary_learning/AutoEncoder")
+    tensors = torch.load(path / "ae.pt", weights_only=True)
+    tensors["decoder.weight"] *= torch.linspace(0.1, 5, 14)
+    torch.save(tensors, path / "ae.pt")
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    raw = torch.relu((x - tensors["bias"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
+    loaded = sae.load_dictionary_learning(path)
+    assert close(loaded.encode(x), raw * tensors["decoder.weight"].norm(dim=0), 1e-5)
+    assert close(loaded(x), raw @ tensors["decoder.weight"].T + tensors["bias"], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["saelens/jumprelu", "dictionary_learning/AutoEncoderTopK", "sparsify/layers.0.mixer"])
+def test_keys_that_nothing_here_reads(tmp_path: Path, name: str) -> None:
+    path = copy(tmp_path, name)
+    file = path / ("config.json" if name.startswith("dictionary") else "cfg.json")
+    config = json.loads(file.read_text())
+    inner = config["trainer"] if name.startswith("dictionary") else config
+    for value, fine in ((0.5, False), (True, False), (None, True), (False, True)):
+        inner["skip_gain"] = value
+        file.write_text(json.dumps(config))
+        if fine:
+            LOAD[name.split("/")[0]](path)
+        else:
+            with pytest.raises(MechintError, match="skip_gain"):
+                LOAD[name.split("/")[0]](path)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import MechintError
 from ..files import read_json
+from ..models.checkpoints import CONFIG_LIMIT
 from .base import SAEConfig, SparseAutoencoder
-from .files import from_tensors
+from .files import check_matrices, from_tensors
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ def take(
 
 def rebuild(config: SAEConfig, tensors: dict[str, Tensor], where: str) -> SparseAutoencoder:
     """A frozen dictionary; the shapes in the file must be those of the configuration."""
+    check_matrices(config, tensors, where)
     return from_tensors(config, {name: tensor.contiguous() for name, tensor in tensors.items()}, where)
 
 
@@ -81,7 +83,7 @@ def configuration(directory: Path, name: str, weights: str) -> dict[str, Any]:
     for file in (name, weights):
         if not (directory / file).is_file():
             raise MechintError(f"{directory} is no dictionary: {file} is missing")
-    raw = read_json(directory / name)
+    raw = read_json(directory / name, "copy it again", CONFIG_LIMIT)
     if not isinstance(raw, dict):
         raise MechintError(f"{directory / name} is not the configuration of a dictionary")
     return raw

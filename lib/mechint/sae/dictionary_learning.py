@@ -6,18 +6,20 @@ Its classes subtract b_dec from the input, but for JumpReluAutoEncoder and AutoE
 from __future__ import annotations
 
 import json
-import pickle
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import MechintError, did_you_mean
+from ..errors import MechintError, did_you_mean, shown
 from ..files import whole_directory
+from ..models.checkpoints import read_torch
+from . import keys
 from .base import SAEConfig, SparseAutoencoder
 from .convert import biases, configuration, plain, rebuild, take
-from .files import hook_name
+from .files import hook_name, with_unit_rows
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 
@@ -114,11 +116,21 @@ def load_dictionary_learning(directory: str | Path) -> SparseAutoencoder:
     name = str(trainer["dict_class"])
     if name not in KINDS:
         raise MechintError(
-            f"{directory / CONFIG}: dictionaries of the class {name!r} can't be read{did_you_mean(name, KINDS)}; "
+            f"{directory / CONFIG}: dictionaries of the class {shown(name)} can't be read{did_you_mean(name, KINDS)}; "
             f"these can: {', '.join(KINDS)}"
         )
+    known = {"dict_class", "activation_dim", "dict_size", "k", *keys.DICTIONARY_LEARNING_HARMLESS}
+    keys.refuse_unknown(trainer, known, f"{directory / CONFIG}: trainer")
+    keys.refuse_unknown(raw, ("trainer", "buffer"), directory / CONFIG)
     kind, tensors = KINDS[name], _read(directory / WEIGHTS)
     found = take(tensors, kind.names, kind.ignored, where)
+    if found["W_dec"].dim() != 2:
+        raise MechintError(f"{where}: the decoder is no matrix; copy the file again")
+    for key, said in (("dict_size", len(found["W_dec"])), ("activation_dim", found["W_dec"].shape[1])):
+        if trainer.get(key) is not None and trainer[key] != said:
+            raise MechintError(f"{directory / CONFIG}: {key} is {shown(trainer[key])}, but the tensors have {said}")
+    if name == "AutoEncoder":  # the library rescales its latents on loading, for decoder columns of norm 1
+        found = with_unit_rows(found)
     k = _scalar(tensors, "k", where) if name in ("AutoEncoderTopK", *TRAINED_AS) else 0.0
     if name in TRAINED_AS:
         found["threshold"] = torch.full((len(found["b_enc"]),), max(0.0, _scalar(tensors, "threshold", where)))
@@ -128,24 +140,18 @@ def load_dictionary_learning(directory: str | Path) -> SparseAutoencoder:
         d_sae=found["W_dec"].shape[0],
         k=int(k),
         apply_b_dec_to_input=kind.subtracts,
-        model_name=str(trainer.get("lm_name") or ""),
-        site=str(trainer.get("submodule_name") or ""),
-        layer=int(trainer["layer"]) if isinstance(trainer.get("layer"), int) else -1,
-        context_size=int((raw.get("buffer") or {}).get("ctx_len") or 0),
-        seed=int(trainer.get("seed") or 0),
+        model_name=keys.text(trainer, "lm_name"),
+        site=keys.text(trainer, "submodule_name"),
+        layer=trainer["layer"] if type(trainer.get("layer")) is int else -1,
+        context_size=_whole(raw.get("buffer"), "ctx_len"),
+        seed=_whole(trainer, "seed"),
         trained_as=TRAINED_AS.get(name, ""),
     )
     return rebuild(config, found, where)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise MechintError(
-            f"{path} is not a plain dict of tensors and was not loaded, since reading it otherwise could run code "
-            f"({type(error).__name__}); save the dictionary's state_dict()"
-        ) from None
+    tensors = read_torch(path)
     if not isinstance(tensors, dict):
         raise MechintError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors; save the state_dict()")
     return tensors
@@ -154,4 +160,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _scalar(tensors: dict[str, Any], name: str, where: str) -> float:
     if name not in tensors:
         raise MechintError(f"{where} lacks {name}; is it the dictionary that its configuration says?")
-    return float(tensors[name])
+    value = tensors[name]
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise MechintError(f"{where}: {name} is {list(value.shape)}, which is no number; copy the file again")
+        value = value.item()
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise MechintError(f"{where}: {name} is {shown(value)}, which is no number; copy the file again")
+    return float(value)
+
+
+def _whole(section: Any, name: str) -> int:
+    """A whole number that only says where a dictionary comes from; 0 where there is none."""
+    value = section.get(name) if isinstance(section, dict) else None
+    return value if type(value) is int else 0

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..errors import MechintError
-from ..files import read_json, whole_directory
+from ..errors import MechintError, shown
+from ..files import read_json, reading, whole_directory
+from ..models.checkpoints import CONFIG_LIMIT, read_safetensors
+from . import keys
 from .base import SAEConfig, SparseAutoencoder
 from .registry import ARCHITECTURES, make
 
@@ -110,14 +112,30 @@ def load(directory: str | Path) -> SparseAutoencoder:
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise MechintError(f"{directory} is no dictionary: {name} is missing")
-    raw = read_json(directory / CONFIG)
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except SafetensorError as error:
-        raise MechintError(f"{directory / WEIGHTS} can't be read ({error}); copy it again") from None
-    if raw.get("rescale_acts_by_decoder_norm") and "W_dec" in tensors:
+    raw = read_json(directory / CONFIG, "copy it again", CONFIG_LIMIT)
+    if not isinstance(raw, dict):
+        raise MechintError(f"{directory / CONFIG} is not the configuration of a dictionary: it is no JSON object")
+    config = config_of(raw, directory)
+    tensors = read_safetensors(directory / WEIGHTS)
+    check_matrices(config, tensors, str(directory / WEIGHTS))
+    if keys.switch(raw, "rescale_acts_by_decoder_norm", False, directory / CONFIG):
         tensors = with_unit_rows(tensors)
-    return from_tensors(config_of(raw, directory), tensors, str(directory / WEIGHTS))
+    with reading(directory / WEIGHTS):
+        return from_tensors(config, tensors, str(directory / WEIGHTS))
+
+
+def check_matrices(config: SAEConfig, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises :class:`MechintError` where the decoder has other sizes than the configuration says.
+
+    Asked before a dictionary of these sizes is made: a configuration may say anything.
+    """
+    for name, shape in (("W_enc", (config.d_in, config.d_sae)), ("W_dec", (config.d_sae, config.d_in))):
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise MechintError(
+                f"{where}: {name} is {list(tensors[name].shape)}, but the configuration says {list(shape)}"
+            )
+    if "W_dec" not in tensors:
+        raise MechintError(f"{where} lacks W_dec; is it a {config.architecture} dictionary?")
 
 
 def with_unit_rows(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -132,36 +150,86 @@ def with_unit_rows(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
     """Our configuration of a cfg.json, ours or SAELens' own."""
-    try:
-        names = {kind.saved_as or name: name for name, kind in ARCHITECTURES.items()}
-        architecture = names.get(raw["architecture"], raw["architecture"])
-        metadata = raw.get("metadata", {})
-        ours = metadata.get("mechint")
-        if raw.get("normalize_activations", "none") not in ("none", None):
-            raise MechintError(
-                f"{where / CONFIG} normalises activations by {raw['normalize_activations']!r}; fold that into the "
-                f"weights first (SAELens: sae.fold_activation_norm_scaling_factor)"
-            )
-        if raw.get("reshape_activations", "none") not in ("none", None):
-            raise MechintError(f"{where / CONFIG} reshapes activations ({raw['reshape_activations']!r}); not supported")
-        if ours is not None:
-            known = {field.name for field in dataclasses.fields(SAEConfig)}
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items() if k in known}
-            return SAEConfig(**values)
-        return SAEConfig(
-            architecture=architecture,
-            d_in=int(raw["d_in"]),
-            d_sae=int(raw["d_sae"]),
-            k=int(raw.get("k", 0)),
-            apply_b_dec_to_input=bool(raw.get("apply_b_dec_to_input", True)),
-            model_name=str(metadata.get("model_name") or ""),
-            site=str(metadata.get("hook_name") or ""),
-            context_size=int(metadata.get("context_size") or 0),
-            prepend_bos=bool(metadata.get("prepend_bos", False)),
-            dataset=str(metadata.get("dataset_path") or ""),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise MechintError(f"{where / CONFIG} is not the configuration of a dictionary ({error!r})") from None
+    file = where / CONFIG
+    keys.refuse_unknown(raw, keys.SAE_LENS | keys.SAE_LENS_HARMLESS, file)
+    for name in ("normalize_activations", "reshape_activations"):
+        if raw.get(name, "none") not in ("none", None):
+            more = "fold that into the weights first (SAELens: sae.fold_activation_norm_scaling_factor)"
+            raise MechintError(f"{file}: {name} is {shown(raw[name])}; {more if 'norm' in name else 'not supported'}")
+    if keys.switch(raw, "finetuning_scaling_factor", False, file):
+        raise MechintError(f"{file}: finetuning_scaling_factor is true, a factor for each latent; not supported")
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise MechintError(f"{file} is not the configuration of a dictionary: metadata is {shown(metadata)}")
+    if (ours := metadata.get("mechint")) is not None:
+        return own_config(ours, file)
+    architecture, k = architecture_of(raw, file)
+    about = {**raw, **metadata}  # before release 6 there was no metadata
+    return SAEConfig(
+        architecture=architecture,
+        d_in=keys.size(raw, "d_in", file),
+        d_sae=keys.size(raw, "d_sae", file),
+        k=k,
+        apply_b_dec_to_input=keys.switch(raw, "apply_b_dec_to_input", True, file),
+        model_name=keys.text(about, "model_name"),
+        site=keys.text(about, "hook_name"),
+        context_size=keys.size(about, "context_size", file) if about.get("context_size") else 0,
+        prepend_bos=keys.switch(about, "prepend_bos", False, file),
+        dataset=keys.text(about, "dataset_path"),
+    )
+
+
+def own_config(ours: Any, file: Path) -> SAEConfig:
+    """The configuration that :func:`save` wrote, type by type."""
+    if not isinstance(ours, dict):
+        raise MechintError(f"{file} is not the configuration of a dictionary: metadata.mechint is {shown(ours)}")
+    fields = {field.name: field for field in dataclasses.fields(SAEConfig)}
+    keys.refuse_unknown(ours, fields, file)
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    values: dict[str, Any] = {}
+    for name, value in ours.items():
+        if name == "groups":
+            right = isinstance(value, list) and all(type(one) is int and 0 < one <= keys.LARGEST for one in value)
+            value = tuple(value) if right else value
+        else:
+            right = type(value) in kinds[str(fields[name].type)]
+        if not right:
+            raise MechintError(f"{file} is not the configuration of a dictionary: {name} is {shown(value)}; correct it")
+        values[name] = value
+    for name in ("architecture", "d_in", "d_sae"):
+        if name not in values:
+            raise MechintError(f"{file} is not the configuration of a dictionary: metadata.mechint lacks {name}")
+    for name in ("d_in", "d_sae"):
+        keys.size(values, name, file)
+    return SAEConfig(**values)
+
+
+def architecture_of(raw: Mapping[str, Any], file: Path) -> tuple[str, int]:
+    """Our name of a cfg.json's architecture, and k of a TopK dictionary (0 for others).
+
+    Before release 6 a TopK dictionary was "standard" with ``activation_fn_str`` "topk" and k in its arguments.
+
+    Raises:
+        MechintError: the activation function is another, or has arguments that nothing here reads.
+    """
+    names = {kind.saved_as or name: name for name, kind in ARCHITECTURES.items()}
+    said = raw.get("architecture")
+    if not isinstance(said, str):
+        raise MechintError(f"{file} is not the configuration of a dictionary: architecture is {shown(said)}")
+    architecture = names.get(said, said)
+    function = raw.get("activation_fn_str") or raw.get("activation_fn") or ("topk" if said == "topk" else "relu")
+    arguments = raw.get("activation_fn_kwargs") or {}
+    if not isinstance(arguments, dict):
+        raise MechintError(f"{file}: activation_fn_kwargs is {shown(arguments)}; correct it")
+    if function == "topk" and said in ("standard", "topk"):
+        keys.refuse_unknown(arguments, ("k",), f"{file}: activation_fn_kwargs")
+        if "k" in arguments and raw.get("k", arguments["k"]) != arguments["k"]:
+            raise MechintError(f"{file}: k is {shown(raw['k'])}, and {shown(arguments['k'])} in activation_fn_kwargs")
+        return "topk", keys.size({**arguments, **raw}, "k", file)
+    if function != "relu":
+        raise MechintError(f"{file}: the activation function of {said} is {shown(function)}; not supported")
+    keys.refuse_unknown(arguments, (), f"{file}: activation_fn_kwargs")
+    return architecture, 0
 
 
 def from_tensors(config: SAEConfig, tensors: dict[str, torch.Tensor], where: str) -> SparseAutoencoder:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..errors import MechintError
+from ..errors import MechintError, shown
 from ..files import whole_directory
+from ..models.checkpoints import read_safetensors
+from . import keys
 from .base import SAEConfig, SparseAutoencoder
 from .convert import biases, configuration, plain, rebuild, take
 from .files import hook_name
@@ -69,16 +70,13 @@ def load_sparsify(directory: str | Path) -> SparseAutoencoder:
     raw, where = configuration(directory, CONFIG, WEIGHTS), str(directory / WEIGHTS)
     for key, wanted in (("activation", "topk"), ("transcode", False), ("skip_connection", False)):
         if raw.get(key, wanted) != wanted:
-            raise MechintError(f"{directory / CONFIG}: {key} is {raw[key]!r}; only autoencoders with TopK can be read")
-    try:
-        tensors = load_file(where)
-    except SafetensorError as error:
-        raise MechintError(f"{where} can't be read ({error}); copy it again") from None
-    found = take(tensors, NAMES, (), where)
-    try:
-        k, d_in = int(raw["k"]), int(raw["d_in"])
-        d_sae = int(raw.get("num_latents") or d_in * int(raw.get("expansion_factor", 32)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise MechintError(f"{directory / CONFIG} is not the configuration of a dictionary ({error!r})") from None
+            raise MechintError(
+                f"{directory / CONFIG}: {key} is {shown(raw[key])}; only autoencoders with TopK can be read"
+            )
+    keys.refuse_unknown(raw, keys.SPARSIFY | keys.SPARSIFY_HARMLESS, directory / CONFIG)
+    found = take(read_safetensors(directory / WEIGHTS), NAMES, (), where)
+    k, d_in = (keys.size(raw, name, directory / CONFIG) for name in ("k", "d_in"))
+    factor = keys.size(raw, "expansion_factor", directory / CONFIG, 32)
+    d_sae = keys.size(raw, "num_latents", directory / CONFIG) if raw.get("num_latents") else d_in * factor
     config = SAEConfig(architecture="topk", d_in=d_in, d_sae=d_sae, k=k, site=directory.name)
     return rebuild(config, found, where)
