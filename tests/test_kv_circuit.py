@@ -185,7 +185,7 @@ def test_the_achieved_sparsity_is_the_target_to_one_unit(sparsity: float) -> Non
 @pytest.mark.parametrize("unit", ["kv", "head"])
 def test_every_metric(metric: str, unit: str) -> None:
     """With a task the model has an effect on: its own answers, so that dropping units must hurt."""
-    model, (discovery, evaluation) = known_circuit(), loaders()
+    model, (discovery, evaluation) = known_circuit(), loaders(128, 32)
     for loader in (discovery, evaluation):
         for index, batch in enumerate(loader.batches):
             own = mechint.run(model, batch.tokens, logits_at=batch.positions).logits
