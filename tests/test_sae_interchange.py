@@ -196,9 +196,12 @@ def test_topk_of_a_release_before_six(tmp_path: Path) -> None:
     pre = x @ w["W_enc"] + w["b_enc"]
     expected = torch.where(pre >= pre.topk(3, -1).values[:, -1:], pre, 0.0).relu()
     assert close(sae.load(path).encode(x), expected)
-    for change in ({"activation_fn_kwargs": {}}, {"activation_fn_str": "tanh-relu"}, {"k": 4},
-                   {"activation_fn_kwargs": {"k": 3, "postact": "gelu"}}, {"finetuning_scaling_factor": True},
-                   {"architecture": "gated"}, {"noise_scale": 0.5}):  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"activation_fn_kwargs": {}}, {"activation_fn_str": "tanh-relu"}, {"k": 4}, {"architecture": "gated"},
+        {"activation_fn_kwargs": {"k": 3, "postact": "gelu"}}, {"finetuning_scaling_factor": True},
+        {"noise_scale": 0.5},
+    ]  # fmt: skip
+    for change in changes:
         (path / "cfg.json").write_text(json.dumps({**old, **change}))
         with pytest.raises(MechintError, match=r"cfg\.json"):
             sae.load(path)

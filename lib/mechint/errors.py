@@ -36,8 +36,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def short(value: object, most: int = 200) -> str:
     """A value in a message: text as it stands, anything else as Python writes it; of an overlong one its two ends."""
-    text = str(value) if isinstance(value, (str, Path, Exception)) else written(value)
+    text = printable(str(value)) if isinstance(value, (str, Path, Exception)) else written(value)
     return text if len(text) <= most else f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """A text with escapes in place of characters that no line can show."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -63,7 +72,7 @@ def one_line(message: object) -> str:
         rf"\S{{{LONG_WORD + 1},}}", lambda word: short(word.group(), LONG_WORD), " ".join(str(message).split())
     )
     line = short(words, LONG_LINE)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
 
 
 def say_error(message: object) -> None:

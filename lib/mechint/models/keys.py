@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import MechintError, shown
+from ..errors import MechintError, shown, written
 
 
 def listed(text: str) -> frozenset[str]:
@@ -134,14 +134,18 @@ def refuse_unknown(config: Mapping[str, Any], keys: Keys, strict: Collection[str
 
 def off(value: Any) -> bool:
     """Whether a switch is off; numbers are compared by type too, since ``0.0 == False``."""
-    return any(value is one or (type(value) is type(one) and value == one) for one in OFF) or value == 0.0
+    if isinstance(value, float):
+        return value == 0.0
+    return any(value is one or (type(value) is type(one) and value == one) for one in OFF)
 
 
 def normal(value: Any) -> Any:
     """A value as it is compared: words without case and joints, numbers as floats."""
     if isinstance(value, str):
         return re.sub(r"[\s_-]", "", value.lower())
-    return value if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return value if value is None or isinstance(value, bool) else written(value)  # what else may be compared otherwise
 
 
 def words(name: str) -> set[str]:

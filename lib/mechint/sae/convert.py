@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..errors import MechintError, short
 from ..files import read_json
 from ..models.checkpoints import CONFIG_LIMIT
 from .base import SAEConfig, SparseAutoencoder
@@ -53,7 +53,10 @@ def take(
         MechintError: tensors are missing or unknown; all of them are named.
     """
     there = {name.removesuffix(".T"): ours for name, ours in names.items()}
-    missing, extra = sorted(set(there) - set(tensors)), sorted(set(tensors) - set(there) - set(ignored))
+    missing, extra = (
+        sorted(set(there) - set(tensors)),
+        sorted(short(str(name)) for name in set(tensors) - set(there) - set(ignored)),
+    )
     if missing or extra:
         what = [f"lacks {', '.join(missing)}"] if missing else []
         what += [f"has {', '.join(extra)}, which nothing here would use"] if extra else []

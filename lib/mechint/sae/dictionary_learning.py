@@ -19,7 +19,7 @@ from ..models.checkpoints import read_torch
 from . import keys
 from .base import SAEConfig, SparseAutoencoder
 from .convert import biases, configuration, plain, rebuild, take
-from .files import hook_name, with_unit_rows
+from .files import check_matrices, hook_name, with_unit_rows
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 
@@ -130,6 +130,7 @@ def load_dictionary_learning(directory: str | Path) -> SparseAutoencoder:
         if trainer.get(key) is not None and trainer[key] != said:
             raise MechintError(f"{directory / CONFIG}: {key} is {shown(trainer[key])}, but the tensors have {said}")
     if name == "AutoEncoder":  # the library rescales its latents on loading, for decoder columns of norm 1
+        check_matrices(SAEConfig("relu", found["W_dec"].shape[1], len(found["W_dec"])), found, where)
         found = with_unit_rows(found)
     k = _scalar(tensors, "k", where) if name in ("AutoEncoderTopK", *TRAINED_AS) else 0.0
     if name in TRAINED_AS:

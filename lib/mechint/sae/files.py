@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..errors import MechintError, shown
+from ..errors import MechintError, short, shown
 from ..files import read_json, reading, whole_directory
 from ..models.checkpoints import CONFIG_LIMIT, read_safetensors
 from . import keys
@@ -129,11 +129,13 @@ def check_matrices(config: SAEConfig, tensors: Mapping[str, torch.Tensor], where
 
     Asked before a dictionary of these sizes is made: a configuration may say anything.
     """
-    for name, shape in (("W_enc", (config.d_in, config.d_sae)), ("W_dec", (config.d_sae, config.d_in))):
-        if name in tensors and tuple(tensors[name].shape) != shape:
-            raise MechintError(
-                f"{where}: {name} is {list(tensors[name].shape)}, but the configuration says {list(shape)}"
-            )
+    whole = {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in)}
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            raise MechintError(f"{where}: {short(name)} is {tensor.dtype}, which is no weight; copy the file again")
+        shape = whole.get(name, (config.d_sae,) if name == "b_enc" else tuple(tensor.shape))
+        if tuple(tensor.shape) != shape:
+            raise MechintError(f"{where}: {name} is {list(tensor.shape)}, but the configuration says {list(shape)}")
     if "W_dec" not in tensors:
         raise MechintError(f"{where} lacks W_dec; is it a {config.architecture} dictionary?")
 
@@ -234,9 +236,12 @@ def architecture_of(raw: Mapping[str, Any], file: Path) -> tuple[str, int]:
 
 def from_tensors(config: SAEConfig, tensors: dict[str, torch.Tensor], where: str) -> SparseAutoencoder:
     """A frozen dictionary from tensors by SAELens' names; strict in both directions."""
-    sae = make(config)
+    try:
+        sae = make(config)
+    except MechintError as error:  # of the architecture, which knows no file
+        raise MechintError(f"{where}: {error}") from None
     missing = sorted(set(sae.tensors.values()) - set(tensors))
-    extra = sorted(set(tensors) - set(sae.tensors.values()))
+    extra = sorted(short(name) for name in set(tensors) - set(sae.tensors.values()))
     if missing or extra:
         what = [f"lacks {', '.join(missing)}"] if missing else []
         what += [f"has {', '.join(extra)}, which {config.architecture} does not"] if extra else []

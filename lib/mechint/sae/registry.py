@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import MechintError, did_you_mean
+from ..errors import MechintError, did_you_mean, shown
 from .base import SAEConfig, SparseAutoencoder
 from .batch_topk import BatchTopK
 from .gated import Gated
@@ -31,7 +31,7 @@ def make(config: SAEConfig) -> SparseAutoencoder:
     """
     if config.architecture not in ARCHITECTURES:
         raise MechintError(
-            f"no dictionary architecture {config.architecture!r}{did_you_mean(config.architecture, ARCHITECTURES)}; "
-            f"take {', '.join(ARCHITECTURES)}"
+            f"no dictionary architecture {shown(config.architecture)}"
+            f"{did_you_mean(config.architecture, ARCHITECTURES)}; take {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[config.architecture](config)
