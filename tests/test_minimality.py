@@ -61,7 +61,7 @@ def test_as_many_units_are_tried_as_are_asked_for(asked: int, tried: int) -> Non
     assert len(results["leave_one_out"]) == tried
     assert ("minimality" in results["metrics"]) == bool(tried)
     if tried:
-        assert results["metrics"]["minimality"]["interval"].endswith("over tried units")
+        assert "tried units" in results["metrics"]["minimality"]["interval"]
 
 
 @pytest.mark.parametrize("unit", list(SSM_UNITS))
