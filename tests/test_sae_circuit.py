@@ -169,7 +169,7 @@ def test_one_experiment_trains_dictionaries_and_finds_their_circuit(tmp_path: Pa
     shelf = SAEAnalysisConfig(sites="out", architectures="topk", sparsity="3", ratio="2", tokens=2048, batch=256,
                               buffer=1024, bootstrap=100, causal=0, read=0, controls=False, prompts=16,
                               eval_prompts=16)  # fmt: skip
-    circuit = replace(SMALL, budget=10, steps=10, random_circuits=2, control_tokens=1024)
+    circuit = replace(SMALL, budget=10, steps=10, random_circuits=2, control_tokens=1024, eval_prompts=64)
     wanted = RunConfig(checkpoint=str(model), output_dir=str(tmp_path / "out"), batch_size=8, visualize_curves=False)
     run_experiment(Experiment(wanted, TASK, {"sae": shelf, "feature": circuit}))
     results = json.loads((tmp_path / "out/feature/results.json").read_text())
