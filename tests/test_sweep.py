@@ -240,6 +240,21 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(list(tmp_path.iterdir())) == 10
 
 
+def test_damaged_batches_of_a_killed_sweep_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, prompts = tiny_mamba(), tokens(2, 5)
+    cells = [[Edit(f"layers.{i}.u", "scale", 0.0, positions=[p])] for i in range(2) for p in range(5)]
+    expected = sweep(model, prompts, cells, store=tmp_path)
+    kept = sorted(tmp_path.iterdir())
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])
+    kept[2].write_bytes(kept[1].read_bytes())  # whole, and of other cells
+    run, calls = Base.run, list[int]()
+    monkeypatch.setattr(Base, "run", lambda self, *arguments: (calls.append(1), run(self, *arguments))[1])
+    assert torch.equal(sweep(model, prompts, cells, store=tmp_path), expected)
+    assert len(calls) == 1 + 2 and capsys.readouterr().out.count("dropped") == 2
+
+
 WORKER = """
     import os, sys, torch
     from pathlib import Path

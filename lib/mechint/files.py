@@ -215,6 +215,54 @@ def write_torch(path: str | Path, value: Any) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+SEAL = 64
+"""Bytes at the end of a sealed file: the SHA-256 of its name, its owner and all before, in hexadecimal digits."""
+
+
+def write_sealed(path: str | Path, value: Any, owner: str = "") -> Path:
+    """:func:`write_torch` with a hash at the end, by which :func:`read_sealed` knows that nothing has changed.
+
+    Args:
+        owner: What the value belongs to, such as a fingerprint of all that it depends on.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    digest = _begun(path, owner)
+    digest.update(buffer.getbuffer())
+    buffer.write(digest.hexdigest().encode())
+    return write_bytes(path, buffer.getvalue())
+
+
+def read_sealed(path: str | Path, owner: str = "") -> Any:
+    """The value that :func:`write_sealed` wrote under this very name for this owner.
+
+    Raises:
+        MechintError: it is no regular file, or not what was written: cut short, changed or something else.
+    """
+    left = size = check_regular(path, None, "unfinished work", "delete it and run again") - SEAL
+    digest = _begun(path, owner)
+    with open(path, "rb") as file:
+        while block := file.read(max(0, min(1 << 20, left))):
+            digest.update(block)
+            left -= len(block)
+        if size <= 0 or file.read() != digest.hexdigest().encode():
+            raise MechintError(f"{short(path)} is cut short or damaged; delete it and run again")
+    with reading(path):
+        return torch.load(path, weights_only=True)
+
+
+def _begun(path: str | Path, owner: str) -> Any:
+    return hashlib.sha256(f"{Path(path).name}\n{owner}\n".encode())
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it; what is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
     """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.

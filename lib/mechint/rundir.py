@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import files
-from .errors import MechintError
+from .errors import MechintError, one_line
 
 
 def fingerprint(value: Any) -> str:
@@ -48,31 +48,31 @@ class Stages:
 
     def __init__(self, directory: str | Path | None, key: str = "", every: float = 15.0) -> None:
         self.directory = None if directory is None else Path(directory)
-        self.every, self.saved = every, time.monotonic()
+        self.key, self.every, self.saved = key, every, time.monotonic()
         self.resumed: list[str] = []
-        if self.directory is not None:
-            note = self.directory / "fingerprint"
-            if not note.exists() or note.read_text() != key:
-                shutil.rmtree(self.directory, ignore_errors=True)
-                files.write_text(note, key)
+        if self.directory is not None and noted(self.directory) != key:
+            if any(self.directory.glob("*.pt")) or self.directory.is_file():
+                print(f"note: {self.directory} holds unfinished work of another request: dropped", flush=True)
+            files.remove(self.directory)
+            files.write_text(self.directory / "fingerprint", key)
 
     def _path(self, name: str, kind: str) -> Path | None:
         return None if self.directory is None else self.directory / f"{name}.{kind}.pt"
 
     def has(self, name: str) -> bool:
-        """Whether the stage ``name`` was finished by an earlier run."""
+        """Whether the stage ``name`` was finished by an earlier run, and can be read."""
         path = self._path(name, "done")
-        return path is not None and path.exists()
+        return path is not None and kept(path, self.key) is not None
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The result of the stage ``name``, from an earlier run or from ``compute()``."""
+        """The result of the stage ``name``, from an earlier run or from ``compute()``; of a damaged file, that."""
         path = self._path(name, "done")
-        if path is not None and path.exists():
+        if path is not None and (found := kept(path, self.key)) is not None:
             self.resumed.append(name)
-            return torch.load(path, weights_only=True)
+            return found[0]
         result = compute()
         if path is not None:
-            files.write_torch(path, result)
+            files.write_sealed(path, result, self.key)
             unfinished = self._path(name, "part")
             if unfinished is not None:
                 unfinished.unlink(missing_ok=True)
@@ -81,18 +81,46 @@ class Stages:
     def part(self, name: str) -> Any:
         """The last saved state of an unfinished stage, or None."""
         path = self._path(name, "part")
-        return torch.load(path, weights_only=True) if path is not None and path.exists() else None
+        found = None if path is None else kept(path, self.key)
+        return None if found is None else found[0]
 
     def save_part(self, name: str, state: Callable[[], Any]) -> None:
         """Saves the state of an unfinished stage, unless one was saved a moment ago."""
         path = self._path(name, "part")
         if path is not None and time.monotonic() - self.saved >= self.every:
-            files.write_torch(path, state())
+            files.write_sealed(path, state(), self.key)
             self.saved = time.monotonic()
 
     def clear(self) -> None:
         if self.directory is not None:
             shutil.rmtree(self.directory)
+
+
+def kept(path: Path, owner: str = "") -> tuple[Any] | None:
+    """The value of a sealed file of unfinished work; None where there is none, or a damaged one, which is removed."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        return (files.read_sealed(path, owner),)
+    except MechintError as error:
+        print(f"note: {one_line(error).split(';')[0]}: dropped, and computed again", flush=True)
+        files.remove(path)
+        return None
+
+
+FINGERPRINT_LIMIT = 1000
+"""Bytes that are read of the note of whose work a directory holds."""
+UNKNOWN = "unknown"
+"""In place of a fingerprint that is missing or can't be read."""
+
+
+def noted(directory: Path) -> str | None:
+    """The fingerprint of the request whose unfinished work a directory holds, or :data:`UNKNOWN`; None for no work."""
+    try:
+        return files.read_regular(directory / "fingerprint", FINGERPRINT_LIMIT, "fingerprint").decode("ascii")
+    except (MechintError, UnicodeDecodeError):
+        empty = not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir()))
+        return None if empty else UNKNOWN
 
 
 def manifest(**facts: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from .interventions import Edit, check_edits
 from .models.sites import Tap, find_sites
 from .progress import Progress
 from .run import check_tokens
-from .rundir import fingerprint
+from .rundir import fingerprint, kept
 from .sweep_cells import Cell
 from .sweep_plan import Base
 from .workers import gather_parts, team
@@ -102,15 +102,15 @@ def sweep(
             if k % world != rank:
                 continue
             file = None if directory is None else directory / f"{plan_key[:16]}-{k}.pt"
-            if file is not None and file.exists():
-                parts[k] = torch.load(file, weights_only=True)
+            if file is not None and (found := kept(file)) is not None:
+                [parts[k]] = found
             else:
                 logits = unedited.run(batch, wanted)  # [cell · row, wanted, vocabulary]
                 parts[k] = metric(logits.unflatten(0, (len(batch.cells), rows))).cpu()
                 check_finite(parts[k], f"cell {batch.cells[0].number} or one of {len(batch.cells)} beside it")
                 if file is not None:
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    files.write_torch(file, parts[k])
+                    files.write_sealed(file, parts[k])
             progress.step(count=len(batch.cells))
     for k, part in (gather_parts(parts) if world > 1 else parts).items():
         result[[cell.number for cell in batches[k].cells]] = part

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from .. import files, workers
 from ..errors import MechintError, did_you_mean
 from ..options import check
-from ..rundir import check_writable, fingerprint, finished
+from ..rundir import check_writable, fingerprint, finished, noted
 from ..tasks.ground_truth import GROUPS, MODELS
 from .config import ScorecardConfig
 
@@ -56,8 +55,7 @@ def standing(folder: Path, key: dict[str, Any], rerun: bool) -> dict[str, Any] |
     """
     if rerun:
         return None
-    note = folder / ".stages" / "fingerprint"
-    if note.exists() and note.read_text() != fingerprint(key):
+    if noted(folder / ".stages") not in (None, fingerprint(key)):
         raise MechintError(
             f"{folder} holds the unfinished work of another request, or of the same one by other code; {INSTEAD}"
         )
@@ -85,9 +83,8 @@ def claimed(folder: Path, key: dict[str, Any], rerun: bool) -> Iterator[dict[str
                 check_writable(folder, OPTION)
                 held.enter_context(files.lock(folder))
                 said = standing(folder, key, rerun)
-                note = folder / ".stages" / "fingerprint"
-                if note.exists() and note.read_text() != fingerprint(key):  # a rerun, which may itself keep no stages
-                    shutil.rmtree(note.parent)
+                if noted(folder / ".stages") not in (None, fingerprint(key)):  # a rerun, which may itself keep none
+                    files.remove(folder / ".stages")
             except (MechintError, OSError) as error:
                 said = error
         said = workers.exchange(said)[0]
@@ -125,11 +122,12 @@ def plan(config: ScorecardConfig) -> str:
         f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
         f"results: {folder / 'results.json'}, scorecard.md and scorecard.png beside it",
     ]
-    note = folder / ".stages" / "fingerprint"
+    unfinished = noted(folder / ".stages")
     if old is not None:
         lines.append("these are finished: their table would be printed, and nothing scored (--rerun scores again)")
-    elif note.exists() and note.read_text() == fingerprint(key_of(config)):
-        lines.append(f"items of them finished already, not scored again: {len(list(note.parent.glob('*.done.pt')))}")
-    elif (folder / "results.json").exists() or note.exists():
+    elif unfinished == fingerprint(key_of(config)):
+        done = len(list((folder / ".stages").glob("*.done.pt")))
+        lines.append(f"items of them finished already, not scored again: {done}")
+    elif (folder / "results.json").exists() or unfinished is not None:
         lines.append("what is there would be replaced (--rerun)")
     return "\n".join(lines)
