@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mechint.errors import LONG_LINE, MechintError, exit_status, one_line, say_failure
+from mechint.errors import INTERRUPTED, LONG_LINE, MechintError, exit_status, one_line, say_failure
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def said(error: BaseException, capsys: pytest.CaptureFixture[str]) -> str:
@@ -75,3 +79,31 @@ def test_a_backend_of_the_environment_loses_no_figure(backend: str, tmp_path: Pa
     environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1] / "lib")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "a.png").exists(), done.stderr
+
+
+@pytest.mark.parametrize("words", [["-m", "mechint", "--help"], ["scripts/train.py", "--help"]])
+def test_an_interrupt_during_imports_is_one_line(words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+    )  # fmt: skip
+    mapped = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in mapped.read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines() == [f"error: {INTERRUPTED}"]
+    assert process.returncode == 130
+
+
+def test_an_interrupt_while_another_program_imports_the_package_is_its_own() -> None:
+    code = "import signal, mechint; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    before = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, preexec_fn=before)
+
+
+def test_an_error_is_one_line_wherever_it_is_read() -> None:
+    for message in ("x" * 5000, "word " * 5000, "two\nlines", "a\x00b\x1b[2J\u2028", "half \ud800 a character"):
+        text = str(MechintError(message))
+        assert text.isprintable() and len(text) <= LONG_LINE + 60
+    assert str(MechintError("a  b")) == "a  b"

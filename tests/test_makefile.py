@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -376,3 +378,77 @@ def test_a_report_of_other_models_leaves_the_configuration_alone(tree: Tree) -> 
     before = tree.config
     assert tree.make("report", "MODELS=done").returncode == 0
     assert "--run-dir=done" in tree.calls()[-1] and tree.config == before
+
+
+SLEEPS = """\
+import signal, subprocess, sys, time
+child = subprocess.Popen(["sleep", "60"])
+open("calls.jsonl", "a").write("[]\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("target", ["mechint", "ground-truth"])
+def test_a_signal_to_make_leaves_no_process_running(tree: Tree, target: str, number: signal.Signals) -> None:
+    """A signal to make's group, as a terminal or a batch system sends it, whether the first or the last step runs."""
+    tree.make("defconfig")
+    for runner in ("train.py", "ground_truth.py"):
+        (tree.root / "scripts" / runner).write_text(SLEEPS)
+    process = subprocess.Popen(
+        ["make", target, f"PYTHON={sys.executable}"], cwd=tree.root, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tree.root / "calls.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode != 0
+    while _members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _members(process.pid)
+    assert number == signal.SIGINT or "Traceback" not in output, output
+
+
+def _members(session: int) -> list[str]:
+    """The commands of what still runs in a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append((folder / "cmdline").read_text())
+    return found
+
+
+def test_a_configuration_that_never_ends_is_refused_at_once(tree: Tree) -> None:
+    config = tree.root / ".config"
+    for kind in ("pipe", "device", "directory"):
+        if kind == "pipe":
+            os.mkfifo(config)
+        elif kind == "device":
+            config.symlink_to("/dev/zero")
+        else:
+            config.mkdir()
+        for target in ("mechint", "olddefconfig"):
+            assert ".config" in error_line(tree.make(target))
+        config.rmdir() if kind == "directory" else config.unlink()
+    os.mkfifo(tree.root / "mamba/defconfigs/pipe")
+    assert "no defconfig is called" in error_line(tree.make("defconfig-pipe"))
+    assert tree.make("list-defconfigs").returncode == 0
+
+
+def test_overlong_values_of_a_configuration_are_cut(tree: Tree) -> None:
+    tree.make("defconfig")
+    good = tree.config
+    for line in (
+        "x" * 100_000,
+        "CONFIG_BATCH_SIZE=" + "9" * 5_000,
+        f"CONFIG_{'A' * 9_000}=y",
+        "CONFIG_KNLP_TRAIN=\x1b[2J",
+    ):
+        (tree.root / ".config").write_text(f"{good}{line}\n")
+        message = error_line(tree.make("olddefconfig"))
+        assert ".config:" in message and len(message) < 2_000 and message.isprintable()

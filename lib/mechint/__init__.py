@@ -9,6 +9,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import interrupts  # noqa: F401  (before what takes seconds)
 from .errors import MechintError
 from .interventions import Edit
 from .models.load import load

@@ -15,9 +15,13 @@ from pathlib import Path
 class MechintError(Exception):
     """Bad input or an impossible request.
 
-    The message is one line: what was wrong, where, and what to do. Anything else that escapes a runner is a
-    defect of ours and keeps its traceback.
+    The message is one line: what was wrong, where, and what to do; of an overlong one its two ends are kept. Anything
+    else that escapes a runner is a defect of ours and keeps its traceback.
     """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        super().__init__(text if len(text) <= LONG_WORD and text.isprintable() else one_line(text))
 
 
 class NotAnswered(MechintError):
@@ -30,7 +34,7 @@ class SaidElsewhere(MechintError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONG_WORD], list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
@@ -109,9 +113,12 @@ def say_failure(error: Exception, what: str = "") -> None:
         say_error(f"{before}{type(error).__name__}: {error}; this is a defect of the program")
 
 
+INTERRUPTED = "interrupted; run the same command again to go on from the last saved step"
+
+
 def exit_status(main: Callable[[], int | None]) -> int:
     """Runs a script's ``main``; expected failures become one line on stderr and a non-zero status."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main() or 0
@@ -121,5 +128,5 @@ def exit_status(main: Callable[[], int | None]) -> int:
         say_failure(error)
         return 2
     except KeyboardInterrupt:
-        say_error("interrupted; run the same command again to go on from the last saved step")
+        say_error(INTERRUPTED)
         return 130

@@ -215,6 +215,21 @@ def write_torch(path: str | Path, value: Any) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+def read_torch(path: str | Path, what: str, remedy: str) -> Any:
+    """The plain values and tensors of a ``.pt`` file, on the CPU; a file that would run code is refused.
+
+    Args:
+        what: What the file is meant to be, for messages.
+        remedy: What to do where it is none.
+
+    Raises:
+        MechintError: it is missing, no regular file, cut short, damaged, or holds something else.
+    """
+    check_regular(path, None, what, remedy)
+    with reading(path, remedy):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 SEAL = 64
 """Bytes at the end of a sealed file: the SHA-256 of its name, its owner and all before, in hexadecimal digits."""
 
@@ -309,7 +324,7 @@ def lock(directory: str | Path) -> Iterator[None]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / ".lock"
-    with open(path, "w") as file:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

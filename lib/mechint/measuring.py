@@ -14,7 +14,7 @@ from torch import Tensor
 from . import files, options
 from .analysis import StagedAnalyzer
 from .causal_trace import listed
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, did_you_mean, shown
 from .loader import PromptLoader
 from .run import run
 from .tasks import Prompts
@@ -55,13 +55,14 @@ def layer_list(said: str, layers: int, where: str) -> list[int]:
         return list(range(layers))
     found = []
     for part in said.split(","):
-        if not part.strip().isdigit():
+        layer = options.whole_number(part)
+        if layer is None:
             raise MechintError(
-                f"{where}: layers are {said!r}, and {part!r} is no layer; give all, or numbers such as 0,2"
+                f"{where}: layers are {shown(said)}, and {shown(part)} is no layer; give all, or numbers such as 0,2"
             )
-        if int(part) >= layers:
-            raise MechintError(f"{where}: no layer {int(part)}; this model has {layers} (0 to {layers - 1})")
-        found.append(int(part))
+        if layer >= layers:
+            raise MechintError(f"{where}: no layer {layer}; this model has {layers} (0 to {layers - 1})")
+        found.append(layer)
     return sorted(set(found))
 
 
@@ -77,7 +78,7 @@ def unit_sites(model: Any, said: str, usual: Iterable[str], where: str) -> list[
     for kind in kinds:
         if kind not in known:
             raise MechintError(
-                f"{where}: a {model.config.family} model has no site {kind!r} with one number for each unit"
+                f"{where}: a {model.config.family} model has no site {shown(kind)} with one number for each unit"
                 f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
             )
     if not kinds:

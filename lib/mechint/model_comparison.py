@@ -25,12 +25,12 @@ from .answers import answer_metric
 from .attention_units import attention_maps, normalised
 from .causal_trace import listed
 from .efficiency import flops, measure, memory_bytes, parameters, token_bytes
-from .errors import MechintError
+from .errors import MechintError, shown
 from .interventions import Edit
 from .layer_dynamics import dynamics, stream_numbers
 from .loader import PromptLoader
 from .measuring import Study
-from .options import option
+from .options import option, whole_number
 from .run import run
 from .sparsity import SCALE_FREE, SparsityAnalyzer, SparsityConfig, gini
 from .statistics import ClusterBootstrap, Number, exact
@@ -227,9 +227,12 @@ def lengths(said: str) -> list[int]:
     """
     found = []
     for part in listed(said):
-        if not part.isdigit() or not 1 <= int(part) <= 1_000_000:
-            raise MechintError(f"compare: lengths are {said!r}, and {part!r} is none; give numbers from 1 to 1000000")
-        found.append(int(part))
+        length = whole_number(part)
+        if length is None or not 1 <= length <= 1_000_000:
+            raise MechintError(
+                f"compare: lengths are {shown(said)}, and {shown(part)} is none; give numbers from 1 to 1000000"
+            )
+        found.append(length)
     if not found:
         raise MechintError("compare: no length is named; give some such as 32,128,512")
     return sorted(set(found))

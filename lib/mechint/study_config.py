@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .errors import MechintError
-from .options import option
+from .errors import MechintError, short, shown
+from .options import option, whole_number
 
 STEPS = {
     1: "setup",
@@ -127,9 +127,9 @@ def skipped(text: str) -> set[int]:
     for word in re.split(r"[\s,]+", text.strip()):
         if not word:
             continue
-        number = int(word) if word.isdecimal() else {name: n for n, name in STEPS.items()}.get(word, 0)
+        number = whole_number(word) or {name: n for n, name in STEPS.items()}.get(word, 0)
         if number not in STEPS:
-            raise MechintError(f"SKIP_STEPS: there is no step {word!r}; take numbers from 1 to {max(STEPS)}")
+            raise MechintError(f"SKIP_STEPS: there is no step {shown(word)}; take numbers from 1 to {max(STEPS)}")
         if number in ALWAYS:
             raise MechintError(
                 f"SKIP_STEPS: step {number} ({STEPS[number]}) cannot be left out, the others stand on it; "
@@ -145,9 +145,10 @@ def chosen_layers(text: str, count: int, where: str) -> list[int]:
         return list(range(count))
     layers = set()
     for word in re.split(r"[\s,]+", text.strip()):
-        if not word.isdecimal() or int(word) >= count:
+        layer = whole_number(word)
+        if layer is None or layer >= count:
             raise MechintError(
-                f"layer {word or '(none)'} does not exist; {where} has {count} (0 to {count - 1}), or all"
+                f"layer {short(word, 80) or '(none)'} does not exist; {where} has {count} (0 to {count - 1}), or all"
             )
-        layers.add(int(word))
+        layers.add(layer)
     return sorted(layers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import files
 from .errors import MechintError
 from .options import flag
 from .train_config import TrainConfig
@@ -59,6 +60,7 @@ def inspect(paths: Paths, recipe: dict[str, Any]) -> tuple[dict[str, Any] | None
 
 
 def read(path: Path) -> dict[str, Any]:
+    files.check_regular(path, None, "checkpoint", "delete it and run again")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:  # the file may be whole, and is not to be deleted

@@ -11,10 +11,11 @@ import glob
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
-from . import loading, mapping, menus, models, processes
+from . import INTERRUPTED, loading, mapping, menus, models, processes
 from .defconfigs import DEFAULT, ConfigError, did_you_mean, find, listing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,15 +24,17 @@ START = "run `make defconfig`, `make defconfig-NAME` or `make menuconfig` first"
 
 
 def main() -> int:
-    args = _parser().parse_args()
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        args = _parser().parse_args()
         return args.command(args) or 0
     except ConfigError as error:
-        return _say(" ".join(str(error).split()), 2)
+        return _say(str(error), 2)
     except OSError as error:
         return _say(f"{error.strerror or error} ({error.filename or CONFIG})", 2)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say(INTERRUPTED, 130)
 
 
 def _say(message: str, status: int) -> int:
@@ -69,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _current() -> loading.Menu:
-    if not CONFIG.exists():
+    if not os.path.lexists(CONFIG):
         raise ConfigError(f"there is no .config; {START}")
     menu = loading.load(ROOT, CONFIG)
     loading.check_together(menu, CONFIG.name)

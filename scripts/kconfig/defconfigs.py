@@ -7,19 +7,55 @@ how a misspelt ``make defconfig-NAME`` fails before anything is installed.
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 import sys
 from pathlib import Path
 
 DEFAULT = "mamba-tiny-recall-mechint"
 
 
+LONG_WORD, LONG_LINE = 300, 1600
+LIMIT = 1 << 24
+"""Bytes of the largest configuration that is read."""
+
+
 class ConfigError(Exception):
     """A configuration that cannot be used. The message is one line: where, what is wrong, what to do."""
+
+    def __init__(self, message: object) -> None:
+        words = (cut(word, LONG_WORD) for word in str(message).split())
+        line = cut(" ".join(words), LONG_LINE)
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
+
+def cut(text: str, most: int) -> str:
+    """A text, or of an overlong one its two ends."""
+    return text if len(text) <= most else f"{text[: most // 2]}…({len(text) - most} more)…{text[-most // 2 :]}"
+
+
+def read_text(file: Path, name: str = "") -> str:
+    """The text of a regular file; a pipe or a device, which may never end, is a :class:`ConfigError` at once."""
+    name = name or str(file)
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        with open(handle, "rb") as opened:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{name} is no regular file; write it with `make menuconfig` or `make defconfig`")
+            data = opened.read(LIMIT + 1)
+        if len(data) > LIMIT:
+            raise ConfigError(f"{name} has more than {LIMIT} bytes, which no configuration has")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name} is not a text file; write it with `make menuconfig` or `make defconfig`") from None
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONG_WORD], known, n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
@@ -47,7 +83,7 @@ def find(root: Path, name: str) -> Path:
 
 def describe(file: Path) -> str:
     """The first comment line of a defconfig: what it is."""
-    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    first = read_text(file).split("\n", 1)[0]
     return first.lstrip("# ").rstrip() if first.startswith("#") else ""
 
 

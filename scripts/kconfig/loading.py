@@ -20,7 +20,7 @@ from pathlib import Path
 import kconfiglib
 
 from . import mapping
-from .defconfigs import ConfigError, did_you_mean
+from .defconfigs import ConfigError, did_you_mean, read_text
 
 HEADER = "# Written by make; `make menuconfig` changes it, `make savedefconfig` shows what differs from the defaults.\n"
 _ASSIGNED = re.compile(r"CONFIG_([A-Za-z0-9_]+)=(.*)")
@@ -96,12 +96,7 @@ def is_fraction(symbol: kconfiglib.Symbol) -> bool:
 def read(file: Path, name: str = "") -> list[Assignment]:
     """The assignments of a configuration file, in order; ``name`` is what messages call the file."""
     name = name or str(file)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name} is not a text file; write it with `make menuconfig` or `make defconfig`") from None
+    text = read_text(file, name)
     found: dict[str, Assignment] = {}
     for number, line in enumerate(text.split("\n"), 1):
         assignment = _parse(f"{name}:{number}", line.rstrip())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from html import escape
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import MechintError
-from ..files import write_json, write_text
+from ..files import read_torch, write_json, write_text
 from ..statistics import ClusterBootstrap
 from . import markdown, style
 from .compare import run_names
@@ -101,10 +99,7 @@ def incomparable(one: Trace, other: Trace) -> str:
 
 def read_effects(trace: Trace) -> dict[str, Any]:
     path = trace.directory / "effects.pt"
-    try:
-        found = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise MechintError(f"{path} can't be read ({type(error).__name__}); run the analysis again") from None
+    found = read_torch(path, "effects", "run the analysis again")
     with valid(path):
         return {
             name: found[name].numpy()

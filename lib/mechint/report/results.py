@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
-import zipfile
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError
+from ..files import parse_json, read_torch
 from .values import Value, optional_text, read_object, read_text, read_value
 
 SCHEMA = 1
@@ -202,14 +201,9 @@ def read_masks(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         MechintError: the file is missing, can't be read, would run code, or is not of this form.
     """
-    try:
-        masks = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MechintError(
-            f"{path} is missing; run the analysis with save_masks on, or turn the heatmaps off"
-        ) from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        raise MechintError(f"{path} can't be read: {_first_line(error)}; run the analysis again") from None
+    if not os.path.lexists(path):
+        raise MechintError(f"{path} is missing; run the analysis with save_masks on, or turn the heatmaps off")
+    masks = read_torch(path, "masks", "run the analysis again")
     for name, entry in masks.items() if isinstance(masks, dict) else [("layers.0", None)]:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("importance", "mask")):
             raise MechintError(f"{path} has no importance and mask for {name}; run the analysis again")
@@ -248,7 +242,7 @@ def load_history(results: Results) -> list[Trace]:
     known = {search.name: search.weights for search in results.searches}
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, f"{path} line {number}", "run the analysis again")
             values = {name: float(entry[name]) for name in HISTORY_FIELDS}
             values |= {name: float(entry[name]) for name in OPTIONAL_FIELDS if name in entry}
             name = str(entry["search"])
@@ -342,7 +336,3 @@ def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
     if isinstance(raw, str):
         return (PATHS.index(raw),)
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

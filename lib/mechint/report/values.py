@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import MechintError
-from ..files import read_json
+from ..files import JSON_LIMIT, read_json, read_regular
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,10 @@ class Value:
 
 
 def read_text(path: Path) -> str:
+    if not os.path.lexists(path):
+        raise MechintError(f"{path} is missing; name the directory of a finished analysis")
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MechintError(f"{path} is missing; name the directory of a finished analysis") from None
-    except (NotADirectoryError, IsADirectoryError):
-        raise MechintError(f"{path} is not a file; name the directory of a finished analysis") from None
+        return read_regular(path, JSON_LIMIT, "file", "name the directory of a finished analysis").decode()
     except UnicodeDecodeError:
         raise MechintError(f"{path} is not text; run the analysis again") from None
 

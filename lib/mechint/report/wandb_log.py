@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
 from ..wandb_run import Logged, artifact_name, run_name, started
 from .patch import Patching, load_patching
 from .results import Results, load_history, load_masks, load_results
 from .sae import Grid, load_grid
 from .study_page import StudyResults, load_study
 from .trace import Trace, load_trace
+from .values import optional_text
 from .words import flat
 from .write import kind_of
 
@@ -112,8 +113,8 @@ def _log_grid(wandb: Any, logged: Logged, grid: Grid) -> None:
     """Training curves of all dictionaries against one axis of activations, and what each is worth."""
     run = logged.run
     history = grid.directory / "history.jsonl"
-    for line in history.read_text().splitlines() if history.exists() else ():
-        entry = json.loads(line)
+    for number, line in enumerate((optional_text(history) or "").splitlines(), 1):
+        entry = parse_json(line, f"{history} line {number}")
         logged(entry.pop("member"), entry)
     metrics = list(grid.members[0].metrics)
     columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))]
