@@ -12,8 +12,8 @@ import pytest
 
 from mechint.causal_trace import CausalTracer
 from mechint.errors import MechintError
-from mechint.files import write_json
-from mechint.report import write_trace_comparison
+from mechint.files import write_bytes, write_json
+from mechint.report import style, write_trace_comparison
 from mechint.report.compare_traces import differences
 from mechint.report.trace import load_trace
 from tests.builders import tiny_mamba
@@ -93,3 +93,28 @@ def test_what_can_not_be_subtracted_is_said(tmp_path: Path) -> None:
     write_json(runs[1] / "manifest.json", {"prompts": "same"})
     with pytest.raises(MechintError, match=r"effects\.pt can't be read"):
         write_trace_comparison(runs[:2], tmp_path / "out")
+
+
+def test_many_traces_are_followed_along_their_training_with_their_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "save_figure", lambda path, size, draw: write_bytes(path, b"no figure"))
+    one = traced(tmp_path / "one", 1)
+    raw = json.loads((one / "results.json").read_text())
+    runs = []
+    for k in range(13):
+        found = {**raw, "checkpoint": f"out/step{100 * k}.pt", "notes": ["Nothing hurts."] if k == 4 else []}
+        for name in ("results.json", "examples.json", "manifest.json", "effects.pt"):
+            (tmp_path / f"r{k}").mkdir(exist_ok=True)
+            (tmp_path / f"r{k}" / name).write_bytes((one / name).read_bytes())
+        write_json(tmp_path / f"r{k}" / "results.json", found)
+        runs.append(tmp_path / f"r{k}")
+    written = write_trace_comparison(runs, tmp_path / "out")
+    assert sorted(path.name for path in written) == [f"comparison.{kind}" for kind in ("html", "json", "md", "png")]
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert data["along"] == "training step" and ["Nothing hurts.", ["r4"]] in data["warnings"]
+    best = raw["trace"]["strongest"][0]
+    [cell] = [n for n in data["numbers"] if n["name"].startswith(f"denoise: {best['panel']}, layer {best['layer']}")]
+    assert len(cell["values"]) == 13 and cell["values"][5]["value"] == best["value"]
+    text = (tmp_path / "out" / "comparison.html").read_text()
+    assert "it is chosen by its size there" in text and "no number changes beyond its intervals" in text

@@ -14,6 +14,7 @@ import torch
 
 import mechint
 from mechint import Edit
+from mechint.drawing import comparison_lines
 from mechint.errors import MechintError
 from mechint.experiment import Experiment, run_experiment
 from mechint.files import write_json
@@ -25,6 +26,7 @@ from mechint.report import write_report
 from mechint.report.measured_page import Study
 from mechint.report.model_comparison import write_model_comparison
 from mechint.report.model_differences import comparable, compare, differences, groups, quantities
+from mechint.report.model_runs import at_best_rates, last_of_each
 from mechint.run_config import RunConfig
 from mechint.sparsity import SparsityConfig
 from mechint.statistics import number
@@ -34,7 +36,7 @@ from mechint.train_steps import train_steps
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=3, keys=8, values=8)
-SMALL = CompareConfig(prompts=8, eval_prompts=10, bootstrap=100, lengths="4,8", measure=False)
+SMALL = CompareConfig(prompts=8, eval_prompts=10, bootstrap=100, lengths="4,8", measure=False, controls=0)
 
 
 def loaders(count: int = 10) -> tuple[PromptLoader, PromptLoader]:
@@ -269,3 +271,104 @@ def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:
         assert not [path for path in directory.glob("*.png") if f"({path.name})" not in written[-2].read_text()]
     raw = json.loads((tmp_path / "out" / "final_model_stepV0" / "neuron" / "results.json").read_text())
     assert raw["metrics"]["units_measured"]["value"] == 64
+
+
+def write_profiles(top: Path, studies: list[Study]) -> list[Path]:
+    """Run directories of made-up profiles."""
+    for k, study in enumerate(studies):
+        write_json(top / f"run{k}" / "results.json", study.raw)
+        write_json(top / f"run{k}" / "manifest.json", {})
+    return [top / f"run{k}" for k in range(len(studies))]
+
+
+def of_run(seed: int, family: str, step: int, loss: float = 2.0, lr: float = 0.01, noise: float = 0.01) -> Study:
+    """A made-up profile of one step of one training run."""
+    said = {"seed": seed, "steps": step, "budget": "b", "lr": lr, "held_out_loss": loss}
+    found = profile(seed, family, noise=noise, training=said, checkpoint=f"{family}{seed}/step{step:06}.pt")
+    found.raw["metrics"]["bits_per_byte"] = number(loss, loss - 0.01, loss + 0.01, 9, "x")
+    return found
+
+
+def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
+    steps = [of_run(0, family, step) for family in ("mamba", "gpt2") for step in (100, 200, 300)]
+    kept, notes = last_of_each(steps)
+    assert [study.raw["training"]["steps"] for study in kept] == [300, 300] and "no seeds" in notes[0]
+    write_model_comparison(write_profiles(tmp_path, steps), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["pairs"][0]["how"] == "one seed: no interval" and len(found["runs"]) == 6
+    assert last_of_each([profile(s, "mamba") for s in range(3)]) == ([profile(s, "mamba") for s in range(3)], [])
+
+
+def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_path: Path) -> None:
+    """The rate 0.01 suits one family, 0.001 the other: at one of them the worse family looks better."""
+    losses = {("mamba", 0.01): 2.0, ("mamba", 0.001): 2.4, ("gpt2", 0.01): 2.6, ("gpt2", 0.001): 1.9}
+    studies = [
+        of_run(seed, family, 100, loss + 0.001 * seed, lr) for (family, lr), loss in losses.items() for seed in range(3)
+    ]
+    kept, notes = at_best_rates(studies)
+    rates = {study.raw["label"][:4]: study.raw["training"]["lr"] for study in kept}
+    assert rates == {"mamb": 0.01, "gpt2": 0.001} and len(kept) == 6
+    assert "compared at the learning rate 0.01, the best of 2" in notes[0] and "try further" in notes[1]
+    write_model_comparison(write_profiles(tmp_path, studies), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    [row] = [row for row in found["pairs"][0]["rows"] if row["quantity"] == "bits_per_byte"]
+    assert row["difference"]["value"] == pytest.approx(0.1) and found["findings"][0].startswith("loss (bits per byte)")
+
+
+def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
+    runs = write_profiles(tmp_path, [of_run(s, f, 100) for f in ("mamba", "gpt2") for s in range(3)])
+    write_model_comparison(runs, tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "one learning rate, 0.01" in page and "active" not in page.partition("<h2>Costs")[0]
+    assert any("one learning rate, 0.01" in line for line in comparison_lines(tmp_path / "out"))
+
+
+def with_control(study: Study, gini: float) -> Study:
+    """The profile with the Gini index that models with shuffled weights have at what output projections read."""
+    entry = lambda x: number(x, x - 0.01, x + 0.01, 1, "x")
+    rows = [
+        {"quantity": "gini", "site": "read", "layer": i, "trained": entry(0.5), "shuffled": entry(gini)} for i in (0, 1)
+    ]
+    study.raw["control"] = {"weights": "shuffled", "models": 1, "failed": [], "quantities": rows}
+    return study
+
+
+@pytest.mark.parametrize(("of_mamba", "learned"), [(0.5, True), (0.8, False)])
+def test_what_shuffled_weights_show_as_well_is_no_finding_about_training(
+    tmp_path: Path, of_mamba: float, learned: bool
+) -> None:
+    studies = [
+        with_control(profile(s, f, 0.3 * (f == "mamba")), of_mamba + 0.001 * s if f == "mamba" else 0.5)
+        for f in ("mamba", "gpt2")
+        for s in range(6)
+    ]
+    write_model_comparison(write_profiles(tmp_path, studies), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    [row] = [row for row in found["pairs"][0]["rows"] if row["quantity"] == "gini read"]
+    assert row["shuffled"] == pytest.approx(of_mamba - 0.5, abs=0.01) and row["p_adjusted"] <= 0.05
+    assert any(text.startswith("gini: read by output projections:") for text in found["findings"]) is learned
+    assert any(text.startswith("Not told apart") and "gini: read" in text for text in found["findings"]) is not learned
+
+
+def test_a_profile_has_a_control_and_the_documented_p50() -> None:
+    model, (discovery, evaluation) = tiny_mamba(3).requires_grad_(False), loaders()
+    results = Profiler(model, dataclasses.replace(SMALL, controls=1)).run_analysis(discovery, evaluation)
+    rows = results["control"]["quantities"]
+    assert results["control"]["models"] == 1 and {"layer_effect", "gini", "p50"} <= {row["quantity"] for row in rows}
+    [cell] = [cell for cell in results["sparsity"] if (cell["site"], cell["layer"]) == ("gated", 0)]
+    runs = [mechint.run(model, batch.tokens, ["layers.0.gated"])["layers.0.gated"].double() for batch in evaluation]
+    variance = torch.cat(runs).flatten(0, 1).var(0, correction=0)
+    assert cell["percentiles"]["p50"]["value"] == pytest.approx(
+        float(variance.quantile(0.5) / variance.mean()), rel=1e-5
+    )
+
+
+def test_many_checkpoints_of_two_families_are_followed_along_their_training(tmp_path: Path) -> None:
+    steps = [of_run(0, f, 10 * k, 6.0 - 0.4 * min(k, 10)) for f in ("mamba", "gpt2") for k in range(12)]
+    written = write_model_comparison(write_profiles(tmp_path, steps), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["along"] == "training step" and "of 2 training runs, steps 0 to 110" in found["findings"][0]
+    changes = {entry["training_run"]: entry for entry in found["changes"] if entry["number"] == "bits_per_byte"}
+    assert set(changes) == {"gpt20", "mamba0"} and changes["mamba0"]["since"] == "run1"
+    assert changes["mamba0"]["until"] == "run9"  # the last two are as good
+    assert len(written) == 4

@@ -11,6 +11,7 @@ from typing import Any
 from . import files, live
 from .errors import MechintError
 from .report import COMPARISONS, kind_of, log_wandb, write_report
+from .report.members import member_lines
 from .run_config import RunConfig, request
 from .rundir import check_writable
 from .wandb_run import Logged, run_name, started
@@ -72,6 +73,14 @@ def finished_below(top: str | Path, option: str) -> list[Path]:
     return found
 
 
+def comparison_lines(directory: Path) -> list[str]:
+    """What a comparison found, and what its members' own reports warn of, for the terminal."""
+    raw = files.read_json(directory / "comparison.json")
+    warned = [(str(text), list(names)) for text, names in raw["warnings"]]
+    found = [f"  {text}" for text in (*raw.get("findings", ()), *raw.get("notes", ()))]
+    return [*found, *member_lines(warned, len(raw["runs"]))]
+
+
 def write_comparisons(directories: list[Path], target: Path) -> None:
     """A comparison for each kind of report there are several of."""
     for kind, write in COMPARISONS.items():
@@ -80,6 +89,6 @@ def write_comparisons(directories: list[Path], target: Path) -> None:
             continue
         for path in write(alike, target if len(alike) == len(directories) else target / kind):
             if path.suffix == ".html":
-                print(f"comparison: {path}")
+                print(f"comparison: {path}", *comparison_lines(path.parent), sep="\n", flush=True)
     if sum(kind_of(directory) == "patch" for directory in directories) > 1:
         print("no comparison is written of several patchings; each has its own report")

@@ -29,6 +29,7 @@ from .tasks import Task
 from .tasks.config import TaskConfig
 from .tasks.stored import check_loss, differences
 from .trace_results import few_notes
+from .training_step import training_step
 
 SCHEMA = 1
 DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
@@ -341,6 +342,7 @@ def analyse_one(
             "d_model": model.config.d_model,
             "sha256": prepared.digest,
             **{said: model.metadata[said] for said in ("variant",) if model.metadata.get(said)},
+            **({} if (step := training_step(model.metadata, checkpoint)) is None else {"step": step}),
         },
         "task": describe(task, *prompts),
         "config": request(config),

@@ -32,6 +32,7 @@ from .loader import PromptLoader
 from .measuring import Study
 from .options import option, whole_number
 from .run import run
+from .shuffled import Quantities, control, quantity, told_apart
 from .sparsity import SCALE_FREE, SparsityAnalyzer, SparsityConfig, gini
 from .statistics import ClusterBootstrap, Number, exact
 from .sweep import gradients
@@ -56,6 +57,9 @@ class CompareConfig:
     prompts: int = option(64, "Discovery prompts, for means and thresholds", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap draws", unit="draws", low=100, high=100_000)
+    controls: int = option(
+        1, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
+    )
 
 
 class Profiler(Study):
@@ -115,7 +119,12 @@ class Profiler(Study):
             ],
             "notes": self.notes(task),
         }
+        self.results["control"] = control(self, train_loader, val_loader, structure)
         return self.results
+
+    def control_config(self) -> CompareConfig:
+        """The options of the same profile on shuffled weights; nothing is timed there."""
+        return dataclasses.replace(self.config, controls=0, measure=False)
 
     def notes(self, task: Task) -> list[str]:
         notes = (
@@ -151,7 +160,11 @@ class Profiler(Study):
         )
         keep = ("layer", "site", "role", "units")
         return [
-            {**{k: cell[k] for k in keep}, "measures": {m: cell["measures"][m] for m in SCALE_FREE}}
+            {
+                **{k: cell[k] for k in keep},
+                "measures": {m: cell["measures"][m] for m in SCALE_FREE},
+                "percentiles": {"p50": cell["percentiles"]["p50"]} if cell["percentiles"] else {},
+            }
             for cell in cells["cells"]
         ]
 
@@ -170,6 +183,21 @@ class Profiler(Study):
         """Writes ``effects.pt`` and what was timed, ``efficiency_measured.json``."""
         written = super().save_results()
         return [*written, files.write_json(self.directory / MEASURED, {"schema": 1, "measured": self.times})]
+
+
+def structure(results: dict[str, Any]) -> Quantities:
+    """What is compared with shuffled weights: every curve of every layer, and every measure of sparsity."""
+    curves = [
+        quantity(name, value, None, layer)
+        for name, values in results["curves"].items()
+        for layer, value in enumerate(values)
+    ]
+    cells = [
+        quantity(name, value, cell["site"], cell["layer"])
+        for cell in results["sparsity"]
+        for name, value in {**cell["measures"], **cell["percentiles"]}.items()
+    ]
+    return [*curves, *cells]
 
 
 CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_entropy")
@@ -279,15 +307,26 @@ def label(model: Any) -> str:
 
 
 def training(model: Any) -> dict[str, Any]:
-    """What the checkpoint says of its training: seed, steps, and a hash of task, data and budget, where it says so."""
+    """What the checkpoint says of its training, where it says so.
+
+    ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
+    ``held_out_loss``, the least that was seen while it was trained.
+    """
     metadata = getattr(model, "metadata", None) or {}
     train = metadata.get("train")
     if not isinstance(train, dict):
         return {}
-    budget = {k: v for k, v in train.items() if k not in ("seed", "step_name")}
+    budget = {k: v for k, v in train.items() if k not in ("seed", "step_name", "lr")}
     said = [metadata.get("task"), metadata.get("data"), budget]
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
-    return {"seed": train.get("seed"), "steps": metadata.get("iter_num"), "budget": digest}
+    best = metadata.get("best_val_loss")
+    return {
+        "seed": train.get("seed"),
+        "steps": metadata.get("iter_num"),
+        "budget": digest,
+        "lr": train.get("lr"),
+        "held_out_loss": best if isinstance(best, float) and math.isfinite(best) else None,
+    }
 
 
 def refuse(config: CompareConfig, task: TaskConfig) -> str | None:
@@ -296,8 +335,10 @@ def refuse(config: CompareConfig, task: TaskConfig) -> str | None:
 
 
 def work(config: CompareConfig) -> str:
-    return f"a few forwards and backwards of {config.eval_prompts} prompts, a removal of each layer" + (
-        ", and timed forwards" if config.measure else ""
+    return (
+        f"a few forwards and backwards of {config.eval_prompts} prompts, a removal of each layer"
+        + (", and timed forwards" if config.measure else "")
+        + (f"; the same on {config.controls} models with shuffled weights" if config.controls else "")
     )
 
 
@@ -310,6 +351,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         f"  loss            {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] nats, "
         f"{bits['value']:.3f} bits per "
         f"byte",
+        *told_apart(results["control"]),
     ]
 
 

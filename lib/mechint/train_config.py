@@ -82,9 +82,8 @@ class TrainConfig:
     variants: str = option(
         "",
         "Variants of an ablation study, trained one after another as steps V0, V1, …, separated by commas: baseline, "
-        "or changes to the family, its architecture or the seed such as kv=tied+seed=1 or family=gpt2; empty "
-        "trains one "
-        "model",
+        "or changes to the family, its architecture, the seed or the learning rate such as kv=tied+seed=1, lr=0.001 or "
+        "family=gpt2; empty trains one model",
     )
     baseline: str = option(
         "", "Finished training run to compare with: its directory, or one of its training_metrics_step*.json"

@@ -17,6 +17,8 @@ from .train_config import ARCHITECTURES, Architecture, TrainConfig
 from .train_files import Paths
 
 BASELINE = "baseline"
+OF_TRAINING: dict[str, type] = {"seed": int, "lr": float}
+"""Options of the training that a variant may change; all others are the architecture's."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -41,9 +43,9 @@ class Step:
 def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
     """The steps that ``config.variants`` names; without any, the one model that the options describe.
 
-    A variant is ``baseline`` (the options as they are) or changes to the architecture or the seed: ``kv=tied``,
-    ``kv=tied+n_head=2``, ``seed=1``. ``family=gpt2`` begins from that family's default architecture: a twin that is
-    trained on the same prompts for as many steps.
+    A variant is ``baseline`` (the options as they are) or changes to the architecture, the seed or the learning
+    rate: ``kv=tied``, ``kv=tied+n_head=2``, ``seed=1``, ``lr=0.001+seed=1``. ``family=gpt2`` begins from that
+    family's default architecture: a twin that is trained on the same prompts for as many steps.
 
     Raises:
         MechintError: a variant does not parse, changes what is not there, or is there twice.
@@ -59,14 +61,15 @@ def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
         parts = [] if variant == BASELINE else variant.split("+")
         base = next((twin(part, name) for part in parts if part.strip().startswith("family=")), architecture)
         changes = dict(change(part, base, name) for part in parts if not part.strip().startswith("family="))
-        seed = changes.pop("seed", config.seed)
+        training = {name: changes.pop(name) for name in OF_TRAINING if name in changes}
         step = Step(
             variant,
-            dataclasses.replace(config, variants="", step_name=f"V{number}", seed=seed),
+            dataclasses.replace(config, variants="", step_name=f"V{number}", **training),
             dataclasses.replace(base, **changes),
         )
         for other in found:
-            if (other.architecture, other.config.seed) == (step.architecture, seed):
+            same = all(getattr(other.config, name) == getattr(step.config, name) for name in OF_TRAINING)
+            if same and other.architecture == step.architecture:
                 raise MechintError(f"{name}: {other.variant} and {variant} are the same model; remove one of them")
         found.append(step)
     return found
@@ -84,7 +87,7 @@ def twin(text: str, name: str) -> Architecture:
 
 def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
     """(field, value) of ``kv=tied``; the range of the value is for the options' own check."""
-    fields = {field.name: kind for field, kind, _ in options(type(architecture))} | {"seed": int}
+    fields = {field.name: kind for field, kind, _ in options(type(architecture))} | OF_TRAINING
     field, equals, value = (part.strip() for part in text.partition("="))
     known = ", ".join(fields)
     if not equals or not value:
@@ -103,7 +106,8 @@ def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
     try:
         return field, fields[field](value)
     except ValueError:
-        raise MechintError(f"{name}: {text} is not allowed; {field} is a whole number") from None
+        kind = "number" if fields[field] is float else "whole number"
+        raise MechintError(f"{name}: {text} is not allowed; {field} is a {kind}") from None
 
 
 def train_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MechintError
 from ..files import write_json, write_text
 from . import markdown, style
-from .differences import NOISE, Difference, differences, sentence
+from .along import MOST, Track, axis_of, write_along
+from .differences import NOISE, Difference, differences, sentence, variant_of
 from .differences import rows as difference_rows
+from .members import Warned, gathered, member_html, member_markdown
 from .page import bullets, page, picture
 from .page import table as html_table
 from .results import Results, load_results, overlap
-from .words import amount, interval, percent, units_name
+from .values import Value
+from .words import MEANINGS, amount, findings, interval, percent, units_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,10 +42,10 @@ COLUMNS = {
 
 
 def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
-    """Writes comparison.json, .png, .md and .html of finished runs, in the order given.
+    """Writes comparison.json, .png, .md and .html of finished runs: beyond a dozen, along their training step.
 
     Args:
-        run_dirs: At least two run directories of the same analysis.
+        run_dirs: At least two run directories of the same analysis, in the order in which they are to be shown.
         output_dir: Where the comparison goes; it may hold the run directories.
 
     Raises:
@@ -60,14 +64,64 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
         f"{name} ({said})" if (said := run.raw["model"].get("variant")) else name
         for name, run in zip(names, runs, strict=True)
     ]
+    warned = gathered(names, (warnings(run) for run in runs))
+    if len(runs) > MOST:
+        return _along(runs, names, output, warned)
     matrix, reason = circuit_overlap(runs)
     tests = differences(runs, names)
-    written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason, tests))]
+    written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason, tests, warned))]
     drawing = partial(comparison_figure, runs=runs, names=names, matrix=matrix)
     plot = style.save_figure(output / "comparison.png", (10.0, max(6.4, 2.6 + 0.5 * len(runs))), drawing)
     body = [*_paragraphs(runs, names), sentence(*tests), _notes(runs, reason)]
-    written += [plot, write_text(output / "comparison.md", _markdown(runs, names, matrix, body, plot, tests))]
-    return [*written, write_text(output / "comparison.html", _html(runs, names, matrix, body, plot, tests))]
+    written += [plot, write_text(output / "comparison.md", _markdown(runs, names, matrix, body, plot, tests, warned))]
+    return [*written, write_text(output / "comparison.html", _html(runs, names, matrix, body, plot, tests, warned))]
+
+
+def warnings(run: Results) -> list[str]:
+    """What a run's own report warns of: controls that came out against it, and the analysis' notes."""
+    return [*(finding.text for finding in findings(run) if not finding.good), *map(str, run.raw["notes"])]
+
+
+TESTED = ("faithfulness", "completeness", "metric_full", "accuracy_full", "accuracy_circuit")
+"""Metrics whose intervals are over prompts."""
+
+
+def _along(runs: list[Results], names: list[str], output: Path, warned: Warned) -> list[Path]:
+    """The comparison of more runs than are compared pair by pair."""
+    shapes = {shape(run) for run in runs}
+    axis = axis_of([run.raw for run in runs])
+    tests: Tests = ("", [])
+    if not axis.steps and 1 < len({variant_of(run) or name for run, name in zip(runs, names, strict=True)}) <= MOST:
+        tests = differences(runs, names)  # of variants with several seeds, whose order says nothing
+    notes = [
+        text
+        for text in (sentence(*tests) if tests[1] else "", _notes(runs, ELSEWHERE if len(shapes) > 1 else ""))
+        if text
+    ]
+    extra = [("Differences beside the noise of seeds", *difference_rows(tests[1]))] if tests[1] else []
+    tracks = circuit_tracks(runs, axis.lines[0].runs[-1] if len(shapes) == 1 else None)
+    raws, directories = [run.raw for run in runs], [run.directory for run in runs]
+    return write_along(
+        output, runs[0].raw["title"], raws, directories, names, tracks, warned, notes, not tests[1], extra
+    )  # fmt: skip
+
+
+def circuit_tracks(runs: list[Results], last: int | None) -> list[Track]:
+    """The share of units kept, the metrics that were measured, and the overlap with the circuit of the run ``last``."""
+    counted = lambda x: Value(x, math.nan, math.nan, 1)
+    tracks = [Track("share_kept", "share of units kept", [counted(run.kept / run.total) for run in runs], False, True)]
+    first = {name: COLUMNS[name] for name in ("accuracy_full", "accuracy_circuit", "faithfulness")}
+    for name, label in {"metric_full": "metric, full model", **first, **COLUMNS}.items():
+        values = [run.metrics.get(name) for run in runs]
+        if any(value is not None for value in values) and (
+            name != "metric_full" or len({v.value for v in values if v}) > 1
+        ):
+            kind = MEANINGS[name].kind
+            tracks.append(Track(name, label, values, name in TESTED, kind == "share"))
+    if last is not None:
+        values = [counted(overlap(run.circuit, runs[last].circuit)) for run in runs]
+        tracks.append(Track("overlap_last", "overlap with the last circuit (Jaccard)", values, False, True))
+    return tracks
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
@@ -83,12 +137,17 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 
 def circuit_overlap(runs: Sequence[Results]) -> tuple[list[list[float]] | None, str]:
     """The matrix of Jaccard indices of the circuits; None and the reason when their units are not the same things."""
-    shapes = {
-        (run.raw["unit"], tuple((layer.label, layer.total) for layer in run.layers), *dictionaries(run)) for run in runs
-    }
-    if len(shapes) > 1:
-        return None, "The models have different layers or units, so their circuits have no units in common to compare."
+    if len({shape(run) for run in runs}) > 1:
+        return None, ELSEWHERE
     return [[overlap(a.circuit, b.circuit) for b in runs] for a in runs], ""
+
+
+ELSEWHERE = "The models have different layers or units, so their circuits have no units in common to compare."
+
+
+def shape(run: Results) -> tuple[Any, ...]:
+    """What two circuits share whose units are the same things."""
+    return (run.raw["unit"], tuple((layer.label, layer.total) for layer in run.layers), *dictionaries(run))
 
 
 def dictionaries(run: Results) -> list[str]:
@@ -100,7 +159,7 @@ Tests = tuple[str, list[Difference]]
 
 
 def _data(
-    runs: list[Results], names: list[str], output: Path, matrix: Any, reason: str, tests: Tests
+    runs: list[Results], names: list[str], output: Path, matrix: Any, reason: str, tests: Tests, warned: Warned
 ) -> dict[str, Any]:
     return {
         "schema": 1,
@@ -119,6 +178,8 @@ def _data(
         "jaccard_note": reason,
         "noise": {"kind": tests[0], "meaning": NOISE[tests[0]]},
         "differences": [dataclasses.asdict(difference) for difference in tests[1]],
+        "findings": [sentence(*tests)],
+        "warnings": warned,
     }
 
 
@@ -168,8 +229,11 @@ def _notes(runs: list[Results], reason: str) -> str:
     return " ".join(notes)
 
 
-def _markdown(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests) -> str:
+def _markdown(
+    runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests, warned: Warned
+) -> str:
     parts = [f"# {runs[0].raw['title']}: comparison", *filter(None, body), markdown.table(*_rows(runs, names))]
+    parts += member_markdown(warned, len(runs))
     if tests[1]:
         parts += ["Differences beside the noise of seeds:", markdown.table(*difference_rows(tests[1]))]
     if matrix is not None:
@@ -180,12 +244,14 @@ def _markdown(runs: list[Results], names: list[str], matrix: Any, body: list[str
     return "\n\n".join([*parts, f"![{plot.name}]({plot.name})", checkpoints]) + "\n"
 
 
-def _html(runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests) -> str:
+def _html(
+    runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests, warned: Warned
+) -> str:
     title = f"{runs[0].raw['title']}: comparison"
     header, rows = _rows(runs, names)
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(body[0])}</p>']
     parts += [bullets(text for text in body[1:] if text)] if any(body[1:]) else []
-    parts += [html_table(header, rows, numeric=range(1, len(header)))]
+    parts += [html_table(header, rows, numeric=range(1, len(header))), *member_html(warned, len(runs))]
     caption = (
         "Faithfulness over the share of units kept, with intervals; the circuit of each run, its controls and its size;"
         " the overlap of the circuits, where their units are the same."

@@ -16,11 +16,15 @@ from ..errors import MechintError
 from ..files import read_torch, write_json, write_text
 from ..statistics import ClusterBootstrap
 from . import markdown, style
+from .along import MOST, Track, axis_of, write_along
 from .compare import run_names
 from .finished import valid
+from .members import Warned, gathered, member_html, member_markdown
 from .page import bullets, page, picture
 from .page import table as html_table
 from .trace import TITLES, Grid, Trace, grid, heat, layer_axis, load_trace
+from .trace_page import findings
+from .values import Value
 from .words import between, number
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ PAIRED = (
 def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
     """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison.md and comparison.html.
 
+    Beyond a dozen traces, one comparison.png along their training step in place of the maps.
+
     Args:
         run_dirs: At least two directories of finished traces.
         output_dir: Where the comparison goes.
@@ -50,6 +56,9 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     if len(traces) < 2:
         raise MechintError(f"a comparison needs at least two finished traces; got {len(traces)}")
     output, names = Path(output_dir), run_names([trace.directory for trace in traces])
+    warned = gathered(names, (warnings(trace) for trace in traces))
+    if len(traces) > MOST:
+        return along(traces, names, output, warned)
     found: list[dict[str, Any]] = []
     notes = []
     for trace, name in zip(traces[1:], names[1:], strict=True):
@@ -63,7 +72,10 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
         for name, trace in zip(names, traces, strict=True)
     ]
     written = [
-        write_json(output / "comparison.json", {"schema": 1, "runs": runs, "differences": found, "notes": notes})
+        write_json(
+            output / "comparison.json",
+            {"schema": 1, "runs": runs, "differences": found, "notes": notes, "warnings": warned},
+        )
     ]
     plots = []
     for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
@@ -75,8 +87,56 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
         size = (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4))
         plots.append(style.save_figure(output / f"comparison_layers_{direction}.png", size, drawing))
     rows = strongest_rows(traces, names), difference_rows(found)
-    written += [*plots, write_text(output / "comparison.md", to_markdown(traces, rows, notes, plots))]
-    return [*written, write_text(output / "comparison.html", to_html(traces, rows, notes, plots))]
+    written += [*plots, write_text(output / "comparison.md", to_markdown(traces, rows, notes, plots, warned))]
+    return [*written, write_text(output / "comparison.html", to_html(traces, rows, notes, plots, warned))]
+
+
+def warnings(trace: Trace) -> list[str]:
+    """What a trace's own report warns of: what speaks against it, and the analysis' notes."""
+    return [*(text for good, text in findings(trace) if not good), *map(str, trace.raw["notes"])]
+
+
+def along(traces: list[Trace], names: list[str], output: Path, warned: Warned) -> list[Path]:
+    """The comparison of more traces than are compared map by map."""
+    raws = [trace.raw for trace in traces]
+    last = traces[axis_of(raws).lines[0].runs[-1]]
+    notes = [
+        "Of every map the cell is followed that is strongest at the last checkpoint: it is chosen by its size there."
+    ]
+    if len({trace.unit for trace in traces}) > 1:
+        notes.append(
+            f"Effects are followed where they are given as {last.unit}; elsewhere the corruption may not hurt."
+        )
+    reasons = {reason for trace in traces if (reason := incomparable(last, trace)) and trace.unit == last.unit}
+    notes += [f"Not all traces are of one request: {reason.partition(', so')[0]}." for reason in sorted(reasons)]
+    directories = [trace.directory for trace in traces]
+    return write_along(output, last.raw["title"], raws, directories, names, trace_tracks(traces, last), warned, notes)
+
+
+def trace_tracks(traces: list[Trace], last: Trace) -> list[Track]:
+    """Accuracy, the ends of the effect, and of every map the cell that is strongest in the trace ``last``."""
+    named = {"accuracy_full": "accuracy", "total_effect": "total effect", "clean": "metric, clean run"}
+    tracks = [
+        Track(name, label, [trace.metrics.get(name) for trace in traces], share=name == "accuracy_full")
+        for name, label in named.items()
+    ]
+    for best in last.raw["trace"]["strongest"]:
+        where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
+        label = f"{where} ({best['direction']})" if len(last.directions) > 1 else where
+        values = [cell(trace, best) if trace.unit == last.unit else None for trace in traces]
+        tracks.append(Track(f"{best['direction']}: {where}", label, values, share="share" in last.unit))
+    return tracks
+
+
+def cell(trace: Trace, at: dict[str, Any]) -> Value | None:
+    """One cell's effect in a trace; None where no prompt has it."""
+    found = [panel for panel in trace.panels(at["direction"]) if panel["name"] == at["panel"]] if (
+        at["direction"] in trace.directions) else []  # fmt: skip
+    if not found or at["role"] not in trace.roles or at["layer"] >= len(found[0]["value"]):
+        return None
+    column = trace.roles.index(at["role"])
+    value, low, high, n = (grid(found[0], name)[at["layer"], column] for name in ("value", "low", "high", "n"))
+    return None if np.isnan(value) else Value(float(value), float(low), float(high), int(n))
 
 
 def incomparable(one: Trace, other: Trace) -> str:
@@ -162,18 +222,19 @@ def difference_rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [(entry["run"], entry["less"], *cells(entry)) for entry in found]
 
 
-def to_markdown(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path]) -> str:
+def to_markdown(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
     parts = [f"# {traces[0].raw['title']}: comparison of {len(traces)} checkpoints"]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += member_markdown(warned, len(traces))
     parts += ["## Strongest cell of every map", markdown.table(STRONGEST, rows[0])]
     if rows[1]:
         parts += ["## Largest differences", PAIRED, markdown.table(DIFFERENCES, rows[1])]
     return "\n\n".join([*parts, *(f"![{plot.name}]({plot.name})" for plot in plots)]) + "\n"
 
 
-def to_html(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path]) -> str:
+def to_html(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
     title = f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints"
-    body = [f"<h1>{escape(title)}</h1>", *([bullets(notes)] if notes else [])]
+    body = [f"<h1>{escape(title)}</h1>", *([bullets(notes)] if notes else []), *member_html(warned, len(traces))]
     body += ["<h2>Strongest cell of every map</h2>", html_table(STRONGEST, rows[0], numeric=(3, 5, 6, 7))]
     if rows[1]:
         body += ["<h2>Largest differences</h2>", f"<p>{PAIRED}</p>"]

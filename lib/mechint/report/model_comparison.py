@@ -12,13 +12,17 @@ from typing import Any
 from ..errors import MechintError
 from ..files import read_json, write_json, write_text
 from . import markdown, style
+from .along import MOST, write_along
 from .compare import run_names
+from .control import control_figure, control_findings, control_sections
 from .measured_page import Content, Section, Study, between, figure, load_study, write_study
-from .model_differences import ALPHA, CURVES, EXACT, Group, comparable, every_pair, groups
+from .members import Warned, gathered, member_html, member_markdown
+from .model_differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
 from .model_figures import cka_figure, comparison_figure, differences_figure, profile_figure
+from .model_runs import at_best_rates, last_of_each, profile_tracks, several_steps
 from .page import bullets, card, cards, checks, page, picture
 from .page import table as html_table
-from .words import number, percent
+from .words import number
 
 TIMES = "efficiency_measured.json"
 COUNTS = {
@@ -46,10 +50,14 @@ def write_profile(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
         ("Bits per byte", number(metrics["bits_per_byte"]["value"], 4), f"{raw['bytes_per_token']:.3g} bytes "
             f"per token"),
         ("Parameters", number(metrics["parameters"]["value"]),
-         f"{percent(metrics['parameters_active']['value'] / metrics['parameters']['value'])} active"),
+         f"{number(metrics['parameters_without_embeddings']['value'])} without embeddings"),
         ("MFLOP for each token", number(metrics["flops_per_token"]["value"] / 1e6, 3), "at the prompts' length"),
     ]  # fmt: skip
-    found = [(True, f"One model: {raw['label']}. Name several checkpoints to compare them (MODELS=<glob>).")]
+    found = [
+        (True, f"One model: {raw['label']}. Several checkpoints are compared."),
+        *control_findings(raw.get("control")),
+    ]
+    figures += control_figure("profile_random_weights.png", raw.get("control"))
     return write_study(study, Content(top, found, sections(study), figures), "profile_report.md", heatmaps, curves)
 
 
@@ -68,15 +76,19 @@ def sections(study: Study) -> list[Section]:
         Section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
         Section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
                 range(1, 1 + len(layers)), len(layers) > 6),
+        Section("Sparsity: P50", "Median over units of their variance over tokens, as a multiple of its mean; and the "
+                "Gini index of activations, which is higher where they are sparser.", ("layer", "site", "P50", "Gini"),
+                [(str(c["layer"]), c["site"], between(c["percentiles"]["p50"]) if c.get("percentiles") else "–",
+                  between(c["measures"]["gini"])) for c in raw["sparsity"]], (0, 2, 3), len(raw["sparsity"]) > 12),
         Section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
                                       "length.", ("tokens", "bytes"), memory,
                 (0, 1)),
     ]  # fmt: skip
     if timed:
         text = "Medians of repeated forwards on this machine; other work on it slows them."
-        header = ("tokens", "forward (ms)", "one token more (ms)", "peak of a forward (MiB)")
+        header = ("tokens", "forward, P50 (ms)", "one token more, P50 (ms)", "peak of a forward (MiB)")
         found.append(Section("Measured", text, header, timed, range(4)))
-    return found
+    return [*found, *control_sections(raw.get("control"))]
 
 
 def said(count: int | None) -> str:
@@ -94,7 +106,10 @@ def times(study: Study) -> list[dict[str, Any]]:
 
 
 def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
-    """Writes comparison.json, comparison*.png, comparison.md and comparison.html of the profiles, in the order given.
+    """Writes comparison.json, comparison*.png, comparison.md and comparison.html of the profiles.
+
+    Groups of one family and size are compared, in the order given, with one profile of each training run, at the best
+    of the learning rates that were tried; more than a dozen checkpoints of training runs are shown along their steps.
 
     Raises:
         MechintError: fewer than two profiles, profiles of different tasks, or one that can't be read.
@@ -103,12 +118,21 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     if len(studies) < 2:
         raise MechintError(f"a comparison needs at least two finished runs; got {len(studies)}")
     names, notes = comparable(studies)
-    found = groups(studies)
-    pairs = every_pair(found, names)
-    notes += remarks(found)
     output = Path(output_dir)
     said = run_names([study.directory for study in studies])
-    written = [write_json(output / "comparison.json", data(studies, said, output, pairs, notes))]
+    warned = gathered(said, (map(str, study.raw["notes"]) for study in studies))
+    labels = {study.raw["label"] for study in studies}
+    if len(studies) > MOST and (several_steps(studies) or len(labels) > MOST):
+        raws, directories = [study.raw for study in studies], [study.directory for study in studies]
+        tracks = profile_tracks(studies, names)
+        return write_along(output, "Model comparison", raws, directories, said, tracks, warned, notes)
+    kept, of_runs = last_of_each(studies)
+    kept, of_rates = at_best_rates(kept)
+    found = groups(kept)
+    pairs = every_pair(found, names)
+    notes += [*of_rates, *of_runs, *remarks(found)]
+    findings = [finding for pair in pairs for finding in verdicts(pair)]
+    written = [write_json(output / "comparison.json", data(studies, said, output, pairs, notes, findings, warned))]
     timed = [[times(study) for study in group.studies] for group in found]
     plots = [
         ("comparison.png", (11.0, 9.2), lambda f: comparison_figure(f, found, timed),
@@ -124,10 +148,11 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     ]  # fmt: skip
     figures = [(style.save_figure(output / name, size, draw), caption) for name, size, draw, caption in plots]
     written += [path for path, _ in figures]
-    tables = [costs_table(found), *(pair_table(pair) for pair in pairs), runs_table(studies, said)]
-    findings = [finding for pair in pairs for finding in verdicts(pair)]
-    written.append(write_text(output / "comparison.md", as_markdown(findings, tables, figures, notes)))
-    return [*written, write_text(output / "comparison.html", as_html(found, findings, tables, figures, notes))]
+    tables = [*(pair_table(pair) for pair in pairs), costs_table(found), *times_table(found, timed)]
+    tables.append(runs_table(studies, said))
+    members = warned, len(studies)
+    written.append(write_text(output / "comparison.md", as_markdown(findings, tables, figures, notes, members)))
+    return [*written, write_text(output / "comparison.html", as_html(found, findings, tables, figures, notes, members))]
 
 
 def remarks(found: list[Group]) -> list[str]:
@@ -158,8 +183,9 @@ def remarks(found: list[Group]) -> list[str]:
 
 
 def data(
-    studies: list[Study], said: list[str], output: Path, pairs: list[dict[str, Any]], notes: list[str]
-) -> dict[str, Any]:
+    studies: list[Study], said: list[str], output: Path, pairs: list[dict[str, Any]], notes: list[str],
+    findings: list[tuple[bool, str]], warned: Warned,
+) -> dict[str, Any]:  # fmt: skip
     keep = (
         "label",
         "checkpoint",
@@ -170,17 +196,20 @@ def data(
         "sparsity",
         "memory",
         "bytes_per_token",
+        "control",
     )
     return {
         "schema": 1,
         "analysis": "compare",
         "runs": [
             {"name": name, "directory": Path(os.path.relpath(study.directory, output)).as_posix(),
-             **{key: study.raw[key] for key in keep}}
+             **{key: study.raw.get(key) for key in keep}}
             for name, study in zip(said, studies, strict=True)
         ],
         "pairs": pairs,
+        "findings": [text for _, text in findings],
         "notes": notes,
+        "warnings": warned,
     }  # fmt: skip
 
 
@@ -199,15 +228,39 @@ def costs_table(found: list[Group]) -> Table:
     return "Costs", "Counted; means over seeds where weights count.", ("", *(g.label for g in found)), rows
 
 
+def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> list[Table]:
+    """P50 of forwards and of one token more, by length; nothing where nothing was timed."""
+    lengths = sorted({entry["length"] for runs in timed for run in runs for entry in run})
+    rows = []
+    for length in lengths:
+        cells = []
+        for runs in timed:
+            own = [entry for run in runs for entry in run if entry["length"] == length]
+            for key in ("seconds", "next_token_seconds"):
+                cells.append(f"{fmean(entry[key][0] for entry in own) * 1e3:.3g}" if own else "–")
+        rows.append((number(length), *cells))
+    header = ["tokens"]
+    for group in found:
+        header += [f"{group.label}: forward (ms)", f"{group.label}: one token more (ms)"]
+    text = "P50 (medians of repeated forwards on this machine), means over seeds; other work on it slows them."
+    return [("Measured time", text, header, rows)] if rows else []
+
+
 def pair_table(pair: dict[str, Any]) -> Table:
     one, other = pair["one"], pair["other"]
+    p = lambda row, key: "–" if row.get(key) is None else f"{row[key]:.2g}"
     rows = [
-        (row["meaning"], number(row[one], 4), number(row[other], 4), between(row["difference"]),
-         "–" if row["p"] is None else f"{row['p']:.2g}", "–" if row["p"] is None else f"{row['p_adjusted']:.2g}")
-        for row in sorted(pair["rows"], key=lambda row: row.get("p_adjusted", 1.0))
+        (row["meaning"], number(row[one], 4), number(row[other], 4), between(row["difference"]), p(row, "p"),
+         p(row, "p_adjusted"), "–" if row["shuffled"] is None else number(row["shuffled"], 3),
+         p(row, "p_beyond_adjusted"))
+        for row in sorted(pair["rows"], key=lambda row: (row["quantity"] not in LEADS, row.get("p_adjusted", 1.0)))
     ]  # fmt: skip
-    text = f"Intervals over seeds, 95 %, {pair['how']}; p adjusted for all {len(rows)} rows (Holm)."
-    return f"{one} against {other}", text, ("", one, other, "difference", "p", "p, adjusted"), rows
+    text = (
+        f"Intervals over seeds, 95 %, {pair['how']}; p adjusted for all {len(rows)} rows (Holm). Last two: the same "
+        "difference of models with shuffled weights, and p, adjusted, of the trained difference being no other."
+    )
+    header = ("", one, other, "difference", "p", "p, adjusted", "shuffled", "p beyond it")
+    return f"{one} against {other}", text, header, rows
 
 
 def runs_table(studies: list[Study], said: list[str]) -> Table:
@@ -226,22 +279,42 @@ def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
         return [(False, f"{pair['one']} against {pair['other']}: one seed each, so nothing is told from seed noise.")]
     sure = [row for row in tested if row["p_adjusted"] <= ALPHA]
     apart = [row for row in tested if row["p"] <= ALPHA]
-    text = (
+    found = []
+    for row in (row for name in LEADS for row in tested if row["quantity"] == name):
+        good = row["p_adjusted"] <= ALPHA
+        found.append((good, f"{of_row(pair, row)}{'' if good else ' Seeds alone may differ as much.'}"))
+    found.append((
+        bool(sure),
         f"{pair['one']} against {pair['other']}: {len(apart)} of {len(tested)} quantities have an interval without 0 "
-        f"(about {ALPHA * len(tested):.1f} would by chance); {len(sure)} still differ after adjusting for all of them."
-    )
-    found = [(bool(sure), text)]
-    for row in sorted(sure, key=lambda row: row["p_adjusted"])[:8]:
-        values = f"{number(row[pair['one']], 3)} against {number(row[pair['other']], 3)}"
-        found.append((True, f"{row['meaning']}: {values}, difference {between(row['difference'])}."))
+        f"(about {ALPHA * len(tested):.1f} would by chance); {len(sure)} still differ after adjusting for all of them.",
+    ))  # fmt: skip
+    rest = [row for row in sorted(sure, key=lambda row: row["p_adjusted"]) if row["quantity"] not in LEADS]
+    learned = [row for row in rest if row.get("p_beyond_adjusted", 0.0) <= ALPHA]
+    found += [(True, of_row(pair, row)) for row in learned[:8]]
+    built = [row["meaning"] for row in rest if row not in learned]
+    if built:
+        text = (
+            f"Not told apart from the difference of shuffled weights, so no finding about training: {'; '.join(built)}."
+        )
+        found.append((False, text))
+    if any(row["shuffled"] is None for row in rest if row["quantity"] not in MEASURED):
+        found.append((False, "Of some models nothing was measured on shuffled weights: what of a difference is the "
+                             "architecture's without any training is open."))  # fmt: skip
     return found
 
 
+def of_row(pair: dict[str, Any], row: dict[str, Any]) -> str:
+    values = f"{number(row[pair['one']], 3)} ({pair['one']}) against {number(row[pair['other']], 3)} ({pair['other']})"
+    return f"{row['meaning']}: {values}, difference {between(row['difference'])}."
+
+
 def as_markdown(
-    findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]], notes: list[str]
-) -> str:
+    findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]], notes: list[str],
+    members: tuple[Warned, int],
+) -> str:  # fmt: skip
     parts = ["# Model comparison", "\n".join(f"- {'✓' if good else '✗'} {text}" for good, text in findings)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += member_markdown(*members)
     parts += [f"![{path.name}]({path.name})\n\n{caption}" for path, caption in figures]
     for title, text, header, rows in tables:
         parts += [f"## {title}", text, markdown.table(header, rows)]
@@ -250,7 +323,7 @@ def as_markdown(
 
 def as_html(
     found: list[Group], findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]],
-    notes: list[str],
+    notes: list[str], members: tuple[Warned, int],
 ) -> str:  # fmt: skip
     tiles = []
     for group in found:
@@ -259,6 +332,7 @@ def as_html(
         tiles.append(card(f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
     body = ["<h1>Model comparison</h1>", cards(tiles), "<h2>What differs beyond seed noise</h2>", checks(findings)]
     body += [bullets(notes)] if notes else []
+    body += member_html(*members)
     body += [picture(path, caption, "map" in path.name) for path, caption in figures]
     for title, text, header, rows in tables:
         body += [f"<h2>{escape(title)}</h2>", f'<p class="soft">{escape(text)}</p>']

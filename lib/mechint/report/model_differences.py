@@ -20,11 +20,15 @@ EXACT = (
     "flops_per_token",
     "bytes_per_generated_token",
 )
-"""Counts that follow from sizes or weights: compared as ratios, without a test (but for active parameters)."""
+"""Counts that follow from sizes or weights: shown, without a test. The share of active parameters is nearly that of any
+normal distribution, whatever was learned."""
 MEASURED = {
     "loss": "loss (nats per token)", "bits_per_byte": "loss (bits per byte)", "accuracy": "accuracy",
-    "gain_per_mflop": "nats gained over a uniform guess per MFLOP", "active_share": "share of parameters active",
+    "gain_per_mflop": "nats gained over a uniform guess per MFLOP",
 }  # fmt: skip
+LEADS = ("bits_per_byte", "accuracy")
+"""What a comparison says first, whether it differs or not."""
+P50 = "P50 of units' variance over its mean"
 CURVES = {
     "stream_norm": "RMS of the stream", "update": "update of the stream (share)",
     "effective_rank": "effective rank (share)",
@@ -61,7 +65,6 @@ def quantities(study: Study, names: set[str] | None = None) -> dict[str, tuple[s
     """(meaning, value) of every number of a profile that is compared, means over layers."""
     raw = study.raw
     metrics = {name: float(value["value"]) for name, value in raw["metrics"].items()}
-    metrics["active_share"] = metrics["parameters_active"] / metrics["parameters"]
     found = {name: (text, metrics[name]) for name, text in MEASURED.items()}
     for name, text in CURVES.items():
         found[name] = (f"{text}, mean of layers", fmean(float(entry["value"]) for entry in raw["curves"][name]))
@@ -73,7 +76,22 @@ def quantities(study: Study, names: set[str] | None = None) -> dict[str, tuple[s
         for measure in cells[0]["measures"] if cells else ():
             value = fmean(float(cell["measures"][measure]["value"]) for cell in cells)
             found[f"{measure} {role}"] = (f"{measure.replace('_', ' ')}: {meaning}", value)
+        medians = [cell["percentiles"]["p50"] for cell in cells if cell.get("percentiles")]
+        if medians:
+            found[f"p50 {role}"] = (f"{P50}: {meaning}", fmean(float(entry["value"]) for entry in medians))
     return found if names is None else {name: entry for name, entry in found.items() if name in names}
+
+
+def shuffled(study: Study) -> dict[str, float]:
+    """The same numbers of the model with shuffled weights, as far as they were measured there; means over layers."""
+    control = study.raw.get("control")
+    rows = [row for row in control["quantities"] if row["shuffled"] is not None] if control else []
+    roles = {cell["site"]: cell["role"] for cell in study.raw["sparsity"]}
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        name = row["quantity"] if row["site"] is None else f"{row['quantity']} {roles[row['site']]}"
+        found.setdefault(name, []).append(float(row["shuffled"]["value"]))
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def comparable(studies: Sequence[Study]) -> tuple[set[str] | None, list[str]]:
@@ -98,25 +116,31 @@ def differences(one: Group, other: Group, names: set[str] | None) -> tuple[list[
 
     Where both groups have the same seeds, once each, and the same data and budget, runs are paired by their seed.
     Otherwise Welch's interval with the smaller group's degrees of freedom, which is never too narrow. p-values are
-    adjusted for all quantities (Holm).
+    adjusted for all quantities (Holm). ``shuffled`` is the same difference of models with shuffled weights, and
+    ``beyond`` how much of the difference is not there.
     """
     paired = sorted(map(str, one.seeds)) == sorted(map(str, other.seeds)) and len(set(one.seeds)) == len(one.seeds)
     paired = paired and None not in one.seeds and one.budgets == other.budgets
-    values = [
-        [quantities(s, names) for s in sorted(group.studies, key=lambda s: str(s.raw["training"].get("seed")))]
-        for group in (one, other)
-    ]
+    ordered = [sorted(group.studies, key=lambda s: str(s.raw["training"].get("seed"))) for group in (one, other)]
+    values = [[quantities(study, names) for study in studies] for studies in ordered]
+    random = [[shuffled(study) for study in studies] for studies in ordered]
     rows: list[dict[str, Any]] = []
     for name in (name for name in values[0][0] if all(name in run for run in values[1])):
         a, b = ([run[name][1] for run in runs] for runs in values)
         difference, p = compare(a, b, paired)
-        rows.append(
-            {"quantity": name, "meaning": values[0][0][name][0], one.label: fmean(a), other.label: fmean(b),
-             "difference": difference, "p": p}
-        )  # fmt: skip
+        row = {"quantity": name, "meaning": values[0][0][name][0], one.label: fmean(a), other.label: fmean(b),
+               "difference": difference, "p": p, "shuffled": None, "p_beyond": None}  # fmt: skip
+        rows.append(row)
+        if all(name in run for runs in random for run in runs):
+            c, d = ([run[name] for run in runs] for runs in random)
+            row["shuffled"] = fmean(c) - fmean(d)
+            own, others = ([x - y for x, y in zip(*pair, strict=True)] for pair in ((a, c), (b, d)))
+            row["beyond"], row["p_beyond"] = compare(own, others, paired)
     tested = [row for row in rows if row["p"] is not None]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_adjusted"] = p
+    for key, adjusted in (("p", "p_adjusted"), ("p_beyond", "p_beyond_adjusted")):
+        there = [row for row in tested if row[key] is not None]
+        for row, p in zip(there, holm([row[key] for row in there]), strict=True):
+            row[adjusted] = p
     how = "paired by seed" if paired else "Welch's interval; seeds or budgets differ, or are not known"
     return rows, how if tested else "one seed: no interval"
 

@@ -1,0 +1,58 @@
+"""What the reports of compared runs warn of, each by itself: a comparison hides none of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from . import markdown
+from .page import table as html_table
+
+Warned = list[tuple[str, list[str]]]
+"""(what is warned of, names of the runs whose reports warn of it), in the order in which warnings come."""
+NAMED = 6
+"""Runs that a row of the table names."""
+NUMBER = re.compile(r"[-\N{MINUS SIGN}]?\d[\d,]*(\.\d+)?(e[-+]\d+)?")
+TITLE = "What the runs' own reports warn of"
+HEADER = ("warning", "runs")
+UNWARNED = "No run's own report warns of anything."
+
+
+def gathered(names: Sequence[str], warnings: Iterable[Iterable[str]]) -> Warned:
+    """Every warning once, with the runs that have it; those that differ in numbers alone are one, with the first's."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name, texts in zip(names, warnings, strict=True):
+        for text in dict.fromkeys(texts):
+            said, runs = found.setdefault(NUMBER.sub("#", text), ([], []))
+            said.append(text)
+            runs.append(name)
+    several = lambda said: f"{said[0]} (numbers of the first)" if len(set(said)) > 1 else said[0]
+    return [(several(said), list(dict.fromkeys(runs))) for said, runs in found.values()]
+
+
+def of_whom(names: Sequence[str], among: int) -> str:
+    """Which runs, in words: all of them, or the first few by name."""
+    if len(names) == among > 1:
+        return f"all {among}"
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more + (f" ({len(names)} of {among})" if more else "")
+
+
+def member_rows(warned: Warned, among: int) -> list[tuple[str, str]]:
+    return [(text, of_whom(names, among)) for text, names in warned]
+
+
+def member_markdown(warned: Warned, among: int) -> list[str]:
+    """Paragraphs: the heading and the table, or that there is nothing."""
+    return [f"## {TITLE}", markdown.table(HEADER, member_rows(warned, among)) if warned else UNWARNED]
+
+
+def member_html(warned: Warned, among: int) -> list[str]:
+    found = html_table(HEADER, member_rows(warned, among)) if warned else f"<p>{UNWARNED}</p>"
+    return [f"<h2>{escape(TITLE)}</h2>", found]
+
+
+def member_lines(warned: Warned, among: int) -> list[str]:
+    """Lines for the terminal."""
+    return [f"  warning         {of_whom(names, among)}: {text}" for text, names in warned]

@@ -1,0 +1,47 @@
+"""How far a checkpoint's training had come: what the checkpoint says, what lies beside it, or its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import MechintError
+from .files import read_json
+
+SAID = ("iter_num", "global_step", "step")
+"""Entries of a trainer's checkpoint that hold its number of optimiser steps."""
+NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_]?(\d+)(?![^-_.])", re.IGNORECASE)
+"""``checkpoint-500``, ``step000500.pt``, ``model_iter_500``; not the ``stepV1`` of an ablation study."""
+
+
+def training_step(metadata: Mapping[str, Any], checkpoint: str) -> int | None:
+    """The optimiser steps of a checkpoint's training; None where nothing says them.
+
+    Args:
+        metadata: What the checkpoint's file says besides weights.
+        checkpoint: Its path or hub id; of a Trainer's directory, ``trainer_state.json`` is read.
+    """
+    for name in SAID:
+        if is_step(metadata.get(name)):
+            return int(metadata[name])
+    state = Path(checkpoint) / "trainer_state.json"
+    if state.is_file():
+        try:
+            found = read_json(state)
+        except (MechintError, ValueError):  # it is the trainer's, and no part of the model: its name may still say it
+            found = None
+        if isinstance(found, dict) and is_step(found.get("global_step")):
+            return int(found["global_step"])
+    return named_step(checkpoint)
+
+
+def named_step(checkpoint: str) -> int | None:
+    """The step that the last part of a path names, of a file or of its directory's name."""
+    found = NAMED.findall(Path(checkpoint).name)
+    return int(found[-1]) if found else None
+
+
+def is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
