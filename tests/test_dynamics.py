@@ -128,7 +128,7 @@ def test_time_constants_are_of_each_prompt_and_may_be_longer_than_it() -> None:
 
 def test_order_and_summary() -> None:
     assert effective_order(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])).tolist() == [1.0, 2.0, 0.0]
-    local = linearise(tiny_mamba(4), tokens(3, 9), 1)
+    local = linearise(tiny_mamba(4), tokens(4, 9), 1)
     found = dynamics(local, {"mine": [2, 7]})
     assert set(found["groups"]) == {"mine", "all channels"}
     mine = found["groups"]["mine"]
@@ -136,7 +136,7 @@ def test_order_and_summary() -> None:
     assert all(a >= b - 1e-9 for a, b in zip(mine["drop_error"], mine["drop_error_refitted"], strict=True))
     # position 4 of 9 has 5 positions before it and 5 after it; there are 5 states
     assert len(found["hankel"]) == found["hankel_rank"] <= 5 and min(found["hankel"]) > 0
-    assert mine["memory"]["low"] <= mine["memory"]["value"] <= mine["memory"]["high"] and mine["memory"]["n"] == 3
+    assert mine["memory"]["low"] <= mine["memory"]["value"] <= mine["memory"]["high"] and mine["memory"]["n"] == 4
     assert mine["memory"]["value"] == pytest.approx(sum(mine["memory_tokens"]) / 2)
     with pytest.raises(MechintError, match="position 9 does not exist"):
         gramians(local, 9)

@@ -59,14 +59,14 @@ def by_hand(made: Any, x: Tensor, rule: str, change: Any) -> Tensor:
 @pytest.mark.parametrize(("builder", "site", "rule"), CASES)
 def test_numbers_are_those_of_a_loop_over_heads_or_channels(builder: Any, site: str, rule: str) -> None:
     model = builder(dtype=torch.float64)
-    made, text, keep = dictionary(model, site, rule), tokens(3, 7, 4), torch.ones(3, 7, dtype=torch.bool)
+    made, text, keep = dictionary(model, site, rule), tokens(4, 7, 4), torch.ones(4, 7, dtype=torch.bool)
     keep[1, 2] = False
     found = evaluate(made, model, [Windows(text[:2], keep[:2]), Windows(text[2:], keep[2:])], site, draws=100)
     numbers = {name: entry["value"] for name, entry in found["metrics"].items()}
 
     x = run(model, text, [site])[site]
     rows = flatten(x, rule)[keep].reshape(-1, made.config.d_in)
-    assert found["activations"] == len(rows) and found["tokens"] == 20 and found["d_in"] == made.config.d_in
+    assert found["activations"] == len(rows) and found["tokens"] == 27 and found["d_in"] == made.config.d_in
     back = made(rows)
     assert numbers["mse"] == pytest.approx(float((rows - back).detach().square().mean()))
     assert numbers["l0"] == pytest.approx(float((made.encode(rows) != 0).sum(-1).double().mean()))
@@ -75,7 +75,7 @@ def test_numbers_are_those_of_a_loop_over_heads_or_channels(builder: Any, site: 
     assert numbers["variance_explained"] == pytest.approx(1 - float((rows - back).square().sum() / spread))
 
     def loss(change: Any) -> float:
-        edit = Edit(site, "mask", (~keep).double().view(3, 7, *[1] * (x.dim() - 2)), fill=change)
+        edit = Edit(site, "mask", (~keep).double().view(4, 7, *[1] * (x.dim() - 2)), fill=change)
         scores = run(model, text, edits=[edit]).logits.log_softmax(-1)
         ce = -scores[:, :-1].gather(-1, text[:, 1:, None]).squeeze(-1)
         both = keep[:, :-1] & keep[:, 1:]

@@ -13,7 +13,7 @@ import pytest
 import main
 from mechint.errors import MechintError
 from mechint.files import write_torch
-from mechint.models.load import to_hf_state_dict
+from mechint.models.load import hf_config, to_hf_state_dict
 from mechint.neuron_command import NeuronCommand, analyse
 from tests.builders import tiny_mamba
 
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    return str(write_torch(tmp_path / "mamba.pt", {"model": to_hf_state_dict(tiny_mamba(vocab_size=256))}))
+    model = tiny_mamba(vocab_size=256)
+    return str(write_torch(tmp_path / "mamba.pt", {"model": to_hf_state_dict(model), "config": hf_config(model)}))
 
 
 def test_documented_flags_are_understood() -> None:
@@ -40,7 +41,7 @@ def test_documented_flags_are_understood() -> None:
 
 def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_path: Path) -> None:
     command = NeuronCommand(
-        (checkpoint,), top_k=3, text_limit=6, length=8, enable_attention=True, save_results=True,
+        (checkpoint,), top_k=3, text_limit=8, length=8, enable_attention=True, save_results=True,
         plots_dir=str(tmp_path / "plots"),
     )  # fmt: skip
     found = analyse(command, tmp_path / "analysis_outputs")
@@ -60,7 +61,7 @@ def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_p
     [
         (["--top_k", "15"], "top_k is 15, and a layer of this model has 14 units"),
         (["--layer", "7"], "--layer is 7"),
-        (["--text_limit", "3"], "give at least 4"),
+        (["--text_limit", "3"], "give at least 8"),
         (["--enable_attention", "--attention_methods", "rolout"], "did you mean rollout"),
         (["--text", "EMPTY"], "has 0 bytes, too few for prompts of 32"),
     ],

@@ -40,7 +40,7 @@ def finished(directory: Path, model: Any, config: PatchConfig, sets: list[Prompt
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any) -> None:
     model = family(1).requires_grad_(False)
     raw = finished(tmp_path, model, SMALL, loaders(model))
-    assert len(ANALYSIS.summary(raw)) == 1 + len(model.paths) + 2 * len(model.patched)
+    assert len(ANALYSIS.summary(raw)) == 2 + len(model.paths) + 2 * len(model.patched)
     written = write_report(tmp_path)
     before = {path: path.read_bytes() for path in written}
     flows = {f"patch_flow_{kind}.png" for kind in model.paths}

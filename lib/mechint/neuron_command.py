@@ -16,6 +16,7 @@ from .neurons import NeuronConfig
 from .report import COMPARISONS
 from .run_config import RunConfig
 from .sparsity import SparsityConfig
+from .statistics import FEWEST
 from .tasks.config import TaskConfig
 
 OUTPUTS = "analysis_outputs"
@@ -57,8 +58,11 @@ def analyse(command: NeuronCommand, outputs: str | Path = OUTPUTS) -> CommandRes
     Raises:
         MechintError: fewer than four texts, two models of one name, no such layer, or what a study refuses.
     """
-    if command.text_limit < 4:
-        raise MechintError(f"--text_limit is {command.text_limit}; half are for ranking, so give at least 4")
+    if command.text_limit < (least := 2 * FEWEST):
+        raise MechintError(
+            f"--text_limit is {command.text_limit}; half are for ranking and an interval takes {FEWEST}, so give at "
+            f"least {least}"
+        )
     names = [Path(model).name.removesuffix(".pt") for model in command.model]
     if len(set(names)) < len(names):
         raise MechintError(f"--model: two models are called {max(names, key=names.count)}; name each once, apart")

@@ -242,7 +242,8 @@ def infer_config(
         sizes[field] = size
     sizes["vocab_size"] = state[ours["embedding.weight"]].shape[0] if state[ours["embedding.weight"]].dim() else 0
     check_claims(said, sizes, CLAIMS, where)
-    if (expand := said.get("expand")) is not None and int(expand * sizes["d_model"]) != sizes["d_inner"]:
+    expand = None if said.get("d_inner") is not None else said.get("expand")  # a stated inner width comes first
+    if expand is not None and int(expand * sizes["d_model"]) != sizes["d_inner"]:
         raise MechintError(
             f"{where}: the configuration says expand = {expand}, but the tensors have {sizes['d_inner']} channels "
             f"for a width of {sizes['d_model']}"
