@@ -32,7 +32,8 @@ from .models.base import accumulate
 from .run import run
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-"""Of the sum at any layer, relative to the sum of the sizes of what is added or the logit, whichever is larger."""
+"""Of the sum at any layer, relative to the sum of the sizes of the products that are added or the logit, whichever is
+larger. A token's share is a sum over units that may all but cancel, so its own size is no measure of its rounding."""
 
 Seen = dict[str, Tensor]
 """Tensors of the forward by site, as they are built."""
@@ -204,31 +205,42 @@ def relevance(model: Any, tokens: Tensor, targets: Tensor, positions: Tensor | N
         grads = dict(zip(ends, torch.autograd.grad(logit.sum(), list(ends.values()), allow_unused=True), strict=True))
 
     def share(name: str, value: Tensor) -> Tensor:
-        """value · gradient summed over the units, [row, position]."""
+        """value · gradient summed over the units, and the sum of the products' sizes, [2, row, position]."""
         grad = grads.get(name)
         if grad is None:
-            return accumulate(value.detach()).new_zeros(tokens.shape)
-        return (
-            (value.detach().view(grad.shape[2:]) if value.dim() == 1 else value.detach()).mul(grad).flatten(2).sum(-1)
-        )
+            return accumulate(value.detach()).new_zeros(2, *tokens.shape)
+        value = value.detach().view(grad.shape[2:]) if value.dim() == 1 else value.detach()
+        products = value.mul(grad).flatten(2)
+        return torch.stack((products.sum(-1), products.abs().sum(-1)))
 
     stream = [f"layers.{i}.resid_pre" for i in range(last + 1)] + [f"layers.{last}.resid_post"]
-    layers = torch.stack([share(name, seen[name]) for name in stream])
+    layers, sizes = torch.stack([share(name, seen[name]) for name in stream], 1)
+    none = layers.new_zeros(2, len(tokens))
     bias = [
-        sum((share(f"layers.{i}.{site}", value) for site, value in biases(layer).items() if value is not None),
-            layers.new_zeros(tokens.shape)).sum(-1)
+        sum((share(f"layers.{i}.{site}", value).sum(-1) for site, value in biases(layer).items() if value is not None),
+            none)
         for i, layer in enumerate(model.layers)
     ]  # fmt: skip
     of_final = getattr(getattr(model, final), "bias", None)
-    bias.append(layers.new_zeros(len(tokens)) if of_final is None else share("final_norm", of_final).sum(-1))
-    return checked(logit.detach(), layers, torch.stack(bias), TOLERANCE[dtype])
+    bias.append(none if of_final is None else share("final_norm", of_final).sum(-1))
+    of_bias, bias_sizes = torch.stack(bias, 1)
+    return checked(logit.detach(), layers, of_bias, (sizes.sum(-1), bias_sizes), TOLERANCE[dtype])
 
 
-def checked(logit: Tensor, layers: Tensor, bias: Tensor, tolerance: float) -> Relevance:
-    """Raises :class:`MechintError` where the shares do not add up to the logit."""
-    after = bias.flip(0).cumsum(0).flip(0)  # of this layer and all above it
-    missed = (layers.sum(-1) + after - logit).abs()
-    scale = (layers.abs().sum(-1) + after.abs()).maximum(logit.abs())
+def checked(logit: Tensor, layers: Tensor, bias: Tensor, sizes: tuple[Tensor, Tensor], tolerance: float) -> Relevance:
+    """The relevance, unless its shares do not add up to the logit.
+
+    Args:
+        logit, layers, bias: As of :class:`Relevance`.
+        sizes: Sums of the sizes of the products that ``layers`` and ``bias`` add, [layer + 1, row] each.
+        tolerance: For the sum at any layer, relative to these sizes or the logit.
+
+    Raises:
+        MechintError: they miss it by more.
+    """
+    upwards = lambda each: each.flip(0).cumsum(0).flip(0)  # of this layer and all above it
+    missed = (layers.sum(-1) + upwards(bias) - logit).abs()
+    scale = (sizes[0] + upwards(sizes[1])).maximum(logit.abs())
     error, of_logit = float((missed / scale).max()), float((missed / logit.abs()).max())
     if not error <= tolerance:
         raise MechintError(

@@ -104,7 +104,7 @@ def short(row: dict[str, Any]) -> str:
 
 
 def errors(spot: Axes, x: list[float], numbers: list[dict[str, Any]], colour: str, label: str) -> None:
-    value, low, high = (np.array([n[key] for n in numbers]) for key in ("value", "low", "high"))
+    value, low, high = (np.array([n[key] for n in numbers], dtype=np.float64) for key in ("value", "low", "high"))
     spot.errorbar(
         x, value, yerr=[value - low, high - value], fmt="o", color=colour, markersize=3.5, capsize=2, elinewidth=1.1,
         label=label,

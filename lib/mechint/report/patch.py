@@ -147,9 +147,9 @@ def strip(place: Axes, kind: dict[str, Any], direction: str) -> None:
     """One dot for each measured unit; within its layer in the order of the unit's number."""
     layer, unit = np.array(kind["layer"]), np.array(kind["unit"])
     x = layer + 0.8 * ((unit + 0.5) / kind["per_layer"] - 0.5)
-    values, p = np.array(kind[direction]["value"]), np.array(kind[direction]["p"])
+    values, p = np.array(kind[direction]["value"]), np.array(kind[direction]["p"], dtype=np.float64)  # NaN: no p-value
     place.axhline(0, color=style.GREY, linewidth=0.8)
-    for chosen, colour, order in ((p > ALPHA, style.GREY, 2), (p <= ALPHA, style.BLUE, 3)):
+    for chosen, colour, order in ((~(p <= ALPHA), style.GREY, 2), (p <= ALPHA, style.BLUE, 3)):
         place.plot(
             x[chosen], values[chosen], linestyle="none", marker=".", markersize=4, color=colour, alpha=0.8, zorder=order
         )
@@ -193,7 +193,7 @@ def ranking_figure(figure: Figure, patching: Patching) -> None:
         place.axvline(0, color=style.GREY, linewidth=0.8)
         looks = zip(DIRECTIONS, (style.BLUE, style.ORANGE), ("o", "D"), (-0.14, 0.14), strict=True)
         for name, colour, marker, shift in looks:
-            value, low, high = (np.array(kind[name][key])[order] for key in ("value", "low", "high"))
+            value, low, high = (np.array(kind[name][key], dtype=np.float64)[order] for key in ("value", "low", "high"))
             place.errorbar(
                 value, at + shift, xerr=[value - low, high - value], color=colour, marker=marker, markersize=4,
                 linestyle="none", elinewidth=1.1, label=name,
