@@ -279,12 +279,14 @@ def _menuconfig(tree: Tree, before: Callable[[], None] | None = None) -> tuple[s
     return process, controller
 
 
-def test_menuconfig_ends_with_its_terminal(tree: Tree) -> None:
-    """Even where the shell before it ignores hang-ups; else it would go on asking for keys with a whole core."""
+@pytest.mark.parametrize("told", [True, False])
+def test_menuconfig_ends_with_its_terminal(tree: Tree, told: bool) -> None:
+    """Even where the shell before it ignores hang-ups, and where none is sent; else it would take a whole core."""
 
     def take_terminal() -> None:
         os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if told:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process, controller = _menuconfig(tree, take_terminal)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,13 +66,24 @@ def menuconfig(root: Path, file: Path) -> None:
         print(f"no .config yet: starting from {DEFAULT}")
     os.environ["KCONFIG_CONFIG"] = os.path.relpath(file)
     _check_fractions(screens)
-    # a shell that ignores it hands that on, and without its terminal the screen would ask for keys for ever
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a shell that ignores it hands that on
+    threading.Thread(target=_end_with_terminal, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         screens.menuconfig(_Screen(root, file))
     except curses.error as error:
         terminal = os.environ.get("TERM", "")
         raise ConfigError(f"menuconfig cannot use this terminal (TERM={terminal!r}: {error}); edit .config") from None
+
+
+def _end_with_terminal(terminal: int) -> None:
+    """Ends this process when its terminal is gone: the screen would ask it for keys for ever, with a whole core.
+
+    Not every terminal that goes away sends a hang-up to those that read from it.
+    """
+    gone = select.poll()
+    gone.register(terminal, 0)  # hang-ups and errors, which are always told
+    gone.poll()
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def _check_fractions(screens: Any) -> None:
