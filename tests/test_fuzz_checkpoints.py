@@ -9,12 +9,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 import time
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mechint
-from mechint import MechintError, sae
+from mechint import sae
 from mechint.models.load import hf_config, to_hf_state_dict
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
+from tests.fuzzing import EXTREME, TEXTS, damaged, tried
 from tests.standins import save_hf
 from tests.test_sae_interchange import GOLDEN, LOAD
 
-SECONDS = 20
-"""No mutated file takes longer: most take a hundredth of a second."""
-EXTREME: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 2**31, 10**18, -(10**18), 0.5, 1e300, -0.0, 1e-300, "", "x", "gelu", "none",
-    "²", "a" * 10_000, "\x00", "\n", [], [1], [[[]]], {}, {"a": 1}, {"rope_type": 3}, ["LlamaForCausalLM", 3],
-    "topk", "silu",
-]  # fmt: skip
-TEXTS = [
-    "", "{", "[" * 50_000, '{"a":' * 5_000, '{"n_head": ' + "9" * 5_000 + "}", '{"a": NaN}', '{"a": 1e999}', "[]",
-    "3", '"text"', "null", '{"vocab_size": -Infinity}', '{"a": "\\ud800"}', "{}", '{"architecture": {}}', "\x00\x01",
-]  # fmt: skip
 BARE: list[Any] = [10**5_000, float("nan"), float("inf"), 1 + 2j, torch.ones(3), (1, 2), {1: 2}, {3, 4}, b"bytes"]
 """Values that a ``.pt`` may hold in its configuration, and JSON may not."""
 
@@ -78,23 +64,6 @@ def mutated_tensors(rng: random.Random, tensors: dict[str, torch.Tensor]) -> dic
         ]
         rng.choice(changes)()
     return tensors
-
-
-def damaged(rng: random.Random, path: Path) -> None:
-    """Cuts, overwrites or replaces some bytes of a file."""
-    content = bytearray(path.read_bytes())
-    kind = rng.randrange(4)
-    if kind == 0:
-        content = content[: rng.randrange(len(content) + 1)]
-    elif kind == 1:
-        for _ in range(rng.choice((1, 8, 64))):
-            if content:
-                content[rng.randrange(min(len(content), rng.choice((64, 1024, len(content)))))] = rng.randrange(256)
-    elif kind == 2:
-        content = bytearray(rng.randbytes(rng.choice((0, 3, 8, 400))))
-    else:
-        content = bytearray(rng.choice(TEXTS).encode())
-    path.write_bytes(bytes(content))
 
 
 def model_case(rng: random.Random, at: Path) -> Callable[[], object]:
@@ -142,49 +111,6 @@ def dictionary_case(rng: random.Random, at: Path) -> Callable[[], object]:
     else:
         damaged(rng, rng.choice((config, weights)))
     return lambda: LOAD[source.parent.name](directory)
-
-
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TimeoutError(f"longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def tried(case: Callable[[random.Random, Path], Callable[[], object]], seeds: range, at: Path) -> Counter[str]:
-    """How the cases of these seeds ended; the seeds that ended in another exception are named by the assertion."""
-    ends: Counter[str] = Counter()
-    faults = []
-    for seed in seeds:
-        folder = at / str(seed)
-        folder.mkdir()
-        load = case(random.Random(seed), folder)
-        try:
-            with within(SECONDS), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                load()
-            ends["loaded"] += 1
-        except MechintError as error:
-            message = str(error)
-            ends["refused in one line"] += 1
-            if "\n" in message or str(folder) not in message or len(message) > 2_000:
-                faults.append(f"{seed}: {message[:300]!r}")
-        except TimeoutError:
-            ends["hangs"] += 1
-            faults.append(f"{seed}: hangs")
-        except Exception as error:
-            ends["tracebacks"] += 1
-            faults.append(f"{seed}: {type(error).__name__}: {str(error)[:200]}")
-        shutil.rmtree(folder)
-    assert not faults, f"{len(faults)} of {len(seeds)}: {faults[:8]}"
-    return ends
 
 
 CASES = {"models": model_case, "dictionaries": dictionary_case}

@@ -23,7 +23,7 @@ from mechint.run_config import RunConfig
 from mechint.rundir import Stages
 from mechint.tasks import TaskConfig
 from tests.builders import tiny_gpt2, tiny_mamba
-from tests.test_fuzz_checkpoints import damaged, within
+from tests.fuzzing import damaged, within
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 SMALL: dict[str, Any] = {

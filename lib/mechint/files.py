@@ -147,6 +147,10 @@ def _check_json(value: Any) -> None:
     raise RecursionError
 
 
+NO_FAULT_OF_A_FILE = (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What a reader may raise that says nothing about the file."""
+
+
 @contextlib.contextmanager
 def reading(path: str | Path, advice: str = "copy or download it again") -> Iterator[None]:
     """Whatever a reader of ``path`` raises becomes one line that names the file; our own words pass.
@@ -156,11 +160,11 @@ def reading(path: str | Path, advice: str = "copy or download it again") -> Iter
     """
     try:
         yield
-    except (MechintError, MemoryError):
+    except (MechintError, *NO_FAULT_OF_A_FILE):
         raise
     except OSError as error:
         raise MechintError(f"{short(path)} can't be read ({error.strerror or error}); name another file") from None
-    except Exception as error:  # readers raise as many types as there are ways to break a file
+    except BaseException as error:  # as many types as there are ways to break a file; panics are no Exception
         reason = short(next(iter(str(error).splitlines()), ""))
         raise MechintError(
             f"{path} is cut short or damaged ({type(error).__name__}{': ' * bool(reason)}{reason}); {advice}"

@@ -94,7 +94,9 @@ def read_file(path: Path) -> Any:
     data = files.read_regular(path, LIMIT, "tokenizer")
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # tokenizers raises this very class
+    except files.NO_FAULT_OF_A_FILE:
+        raise
+    except BaseException as error:  # tokenizers raises Exception, and panics, which are none
         raise MechintError(
             f"{short(path)} is not a tokenizer ({short(error)}); fetch it again, or remove it to go without"
         ) from None
