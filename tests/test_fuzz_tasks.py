@@ -82,12 +82,10 @@ def mutated_line(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
             line.pop(key, None)
         elif kind == 1:
             line[key] = rng.choice(EXTREME)
-        elif kind < 5 and key in ("prompt", "answer"):
-            line[key] = (
-                rng.choice(SUFFIX) + line.get(key, "") if rng.random() < 0.5 else line.get(key, "") + rng.choice(SUFFIX)
-            )
-        elif isinstance(line.get(key, ""), str):
-            line[key] = mutated(rng, line.get(key, ""))
+        elif isinstance(before := line.get(key, ""), str):
+            odd = rng.choice(SUFFIX)
+            near = rng.choice((odd + before, before + odd))
+            line[key] = near if kind < 5 and key in ("prompt", "answer") else mutated(rng, before)
     return line
 
 

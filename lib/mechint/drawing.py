@@ -11,6 +11,7 @@ from typing import Any
 from . import files, live
 from .errors import MechintError
 from .report import COMPARISONS, kind_of, log_wandb, write_report
+from .report.finished import drawing as drawn_from
 from .report.members import member_lines
 from .run_config import RunConfig, request
 from .rundir import check_writable
@@ -87,7 +88,9 @@ def write_comparisons(directories: list[Path], target: Path) -> None:
         alike = [directory for directory in directories if kind_of(directory) == kind]
         if len(alike) < 2:
             continue
-        for path in write(alike, target if len(alike) == len(directories) else target / kind):
+        with drawn_from(*alike):
+            written = write(alike, target if len(alike) == len(directories) else target / kind)
+        for path in written:
             if path.suffix == ".html":
                 print(f"comparison: {path}", *comparison_lines(path.parent), sep="\n", flush=True)
     if sum(kind_of(directory) == "patch" for directory in directories) > 1:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MechintError
+from ..errors import MechintError, short
+from ..files import sha256
 from .results import SCHEMA
 from .values import Value, optional_text, read_object, read_value
 
@@ -48,9 +49,37 @@ def read_finished(run_dir: str | Path, kind: str) -> FinishedRun:
 
 
 @contextlib.contextmanager
+def drawing(*directories: Path) -> Iterator[None]:
+    """What drawing stumbles over in files that were damaged or edited becomes one line; a defect of ours stays one.
+
+    Of a run whose results are to the byte what the analysis wrote, any failure is a defect.
+    """
+    try:
+        yield
+    except (MechintError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if all(map(as_written, directories)):
+            raise
+        names = ", ".join(map(str, directories))
+        raise MechintError(
+            f"what lies in {names} can't be drawn ({type(error).__name__}: {short(error)}); run the analysis again"
+        ) from error
+
+
+def as_written(directory: Path) -> bool:
+    """Whether results.json is to the byte what the analysis wrote, by the digest in its manifest."""
+    try:
+        written = read_object(directory / "manifest.json").get("results_sha256")
+        return isinstance(written, str) and written == sha256(directory / "results.json")
+    except (MechintError, OSError):
+        return False
+
+
+@contextlib.contextmanager
 def valid(path: Path) -> Iterator[None]:
     """What looking into results.json stumbles over becomes one line."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise MechintError(f"{path} is not valid ({error!r}); run the analysis again") from None
+        raise MechintError(f"{path} is not valid ({short(repr(error))}); run the analysis again") from None

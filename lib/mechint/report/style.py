@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
+    "text.parse_math": False,  # what is written comes from files and prompts, where $ is a dollar
     "figure.titlesize": 12.0,
     "figure.titleweight": "bold",
 }
@@ -87,10 +89,34 @@ def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Fig
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
+        plain_powers(figure)
         fit_titles(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return write_bytes(path, buffer.getvalue())
+
+
+SUPERSCRIPTS = str.maketrans("0123456789-\N{MINUS SIGN}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")
+_POWER = re.compile(r"\^\{(.*?)\}")
+
+
+def plain_powers(figure: Figure) -> None:
+    """Labels of logarithmic axes without TeX, which text is not read as here: 10⁻³."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain:
+        """In front of a formatter of powers, whose labels it takes the TeX out of."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            text = str(super().__call__(x, pos))  # type: ignore[misc]
+            text = text.strip("$").removeprefix(r"\mathdefault{").removesuffix("}") if text.startswith("$") else text
+            return _POWER.sub(lambda found: found[1].translate(SUPERSCRIPTS), text.replace(r"\times", "×"))
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
+                if isinstance(formatter, LogFormatter) and not isinstance(formatter, Plain):
+                    formatter.__class__ = type("PlainPowers", (Plain, type(formatter)), {})
 
 
 def fit_titles(figure: Figure) -> None:

@@ -10,6 +10,7 @@ from .compare import write_comparison
 from .compare_traces import write_trace_comparison
 from .curves import draw_faithfulness, draw_search
 from .feature_circuit import write_feature_pages
+from .finished import drawing
 from .html import report_page
 from .importance import draw_importance
 from .markdown import markdown
@@ -66,6 +67,11 @@ def write_report(
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
+    with drawing(Path(run_dir)):
+        return _written(run_dir, heatmaps, curves, faithfulness)
+
+
+def _written(run_dir: str | Path, heatmaps: bool, curves: bool, faithfulness: bool) -> list[Path]:
     if (kind := kind_of(run_dir)) in STUDIES:
         return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
     if kind == "study":
