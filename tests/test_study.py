@@ -32,6 +32,7 @@ from mechint.claims import (
 )
 from mechint.errors import MechintError, NotAnswered
 from mechint.loader import PromptLoader
+from mechint.mechanistic import active_latents
 from mechint.necessity import ALPHA, Held, least_draws
 from mechint.random_models import beside, spread_about_mean
 from mechint.report import write_report
@@ -705,16 +706,27 @@ def test_the_documented_python(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("mechint.mechanistic.load", lambda name, device: tiny_mamba(vocab_size=24))
     config = mechint.ExperimentConfig(
         model_name="x", layer_idx=1, num_samples=16, use_toy_data=True, log_dir=str(tmp_path / "logs"), device="cpu",
-        top_k=1, draws=19, max_lag=2, skip_steps="7 10 13",
+        top_k=1, draws=19, max_lag=2, skip_steps="7 10 13", sae_sparsity_target=0.25,
     )  # fmt: skip
     analyzer = mechint.MambaMechanisticAnalyzer(config).setup()
     values = analyzer.collect_activations()
     assert values["layers.1.gated"].shape == (16, 15, 14) and task.name == "recall"
+    there = lambda: {path.name for path in analyzer.directory.iterdir()}
+    assert {"activations.pt", "baseline_stats.json", "comprehensive_report.json"} <= there()
     monkeypatch.setattr(study_discovery, "probe", lambda *a, **k: (_ for _ in ()).throw(MechintError("too few")))
     found = analyzer.discover_interpretable_features()
     assert found["sae"]["status"] == "done" and "too few" in found["probes"]["said"]
     assert isinstance(analyzer.select_candidate_circuits(), list)
     assert "Nothing to say" in analyzer.test_circuit_causality()["necessity"]["said"]
+    named = ("sae_results", "probe_results", "candidate_circuits", "patching_results")
+    assert {f"{name}_layer_1.json" for name in named} <= there() and "temporal_results_layer_1.json" not in there()
+    assert found["sae"]["layers"]["1"]["l0"]["value"] <= active_latents(config.sae_sparsity_target, 0.3, 14)
+    for name, bad in (("num_samples", 3), ("sae_sparsity_target", 0.0), ("sae_sparsity_target", 0.001)):
+        with pytest.raises(MechintError, match=f"{name} is|less than one active latent"):
+            mechint.MambaMechanisticAnalyzer(
+                dataclasses.replace(config, log_dir=str(tmp_path / "none" / "logs"), **{name: bad})
+            ).setup()
+    assert not (tmp_path / "none").exists()
     assert (analyzer.directory / "config.json").exists() and "layer 1" in (
         analyzer.directory / "experiment.log"
     ).read_text()
@@ -737,6 +749,12 @@ def test_sae_analysis_of_arrays() -> None:
     sides = X[X[:, 4].abs() > 0.1]
     with pytest.raises(MechintError, match="function of the probed activations"):
         mechint.run_sae_analysis(X, labels, {"num_epochs": 10}, shuffled=(sides, (sides[:, 4] > 0).long()))
+    wide = torch.cat([X, 0.3 * torch.randn(300, 118, generator=g)], 1)
+    documented = {"latent_dim_ratio": 0.3, "sparsity_weight": 1e-3, "num_epochs": 40, "draws": 100}
+    sparse = mechint.run_sae_analysis(wide, labels, documented)
+    assert (sparse["latents_total"], sparse["active"]) == (38, 2) and sparse["l0"]["high"] <= 2
+    shrunk = mechint.run_sae_analysis(wide, labels, {**documented, "sparsity_weight": 100.0})
+    assert shrunk["variance_explained"]["value"] < sparse["variance_explained"]["value"]  # the weight is read, too
     with pytest.raises(MechintError, match="no option 'latents'"):
         mechint.run_sae_analysis(X, labels, {"latents": 3})
     with pytest.raises(MechintError, match="give as many of each"):

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -320,15 +320,48 @@ def _sha256(file: Any) -> str:  # Python 3.10 has no file_digest
 
 
 @contextlib.contextmanager
+def nothing_left(directory: str | Path) -> Iterator[None]:
+    """Takes a directory, and those above it, away again where work that made it fails before it wrote a file."""
+    made = [path for path in (Path(directory), *Path(directory).parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        written = (name for _, _, names in os.walk(directory) for name in names if name != LOCK)
+        if made and next(written, None) is None:
+            shutil.rmtree(directory, ignore_errors=True)
+            remove_empty(made)
+        raise
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes directories, the innermost first, up to one that holds something."""
+    for path in directories:
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
     """Holds ``directory`` for this process; a second holder is refused at once.
 
     The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing to clean up.
     """
     directory = Path(directory)
+    with nothing_left(directory), _locked(directory):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ".lock"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "w") as file:
+    with open(os.open(directory / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

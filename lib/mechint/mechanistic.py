@@ -52,8 +52,8 @@ class ExperimentConfig:
         top_k: Candidates that are tested.
         num_samples: Prompts of each split.
         sae_latent_dim: Latents of the dictionary for each unit of the site.
-        sae_l1_weight: Weight of the L1 penalty in :func:`run_sae_analysis`.
-        sae_sparsity_target: Share of the latents that is active in the study's TopK dictionary.
+        sae_l1_weight: Weight of an L1 penalty on the active latents of the dictionary.
+        sae_sparsity_target: Share of the latents that are active at the most (TopK), whatever the penalty.
         seed: Of everything drawn at random.
         device: ``auto``, ``cpu`` or ``cuda``.
         use_wandb: Whether the finished run is logged to Weights & Biases.
@@ -86,14 +86,46 @@ class ExperimentConfig:
     skip_steps: str = ""
     draws: int = 199
 
+    def check(self) -> None:
+        """Raises :class:`MechintError` for what no model could be studied with."""
+        if self.num_samples < FEWEST_SAMPLES:
+            raise MechintError(
+                f"num_samples is {self.num_samples}; each split needs at least {FEWEST_SAMPLES} prompts for its probes"
+            )
+        if not 0 < self.sae_sparsity_target <= 1:
+            raise MechintError(f"sae_sparsity_target is {self.sae_sparsity_target}; it is a share above 0 and up to 1")
+
     def study(self, width: int) -> StudyConfig:
-        """The study's options, for a site of so many units."""
-        samples = max(16, self.num_samples)
-        k = max(1, round(self.sae_sparsity_target * self.sae_latent_dim * width))
+        """The study's options, for a site of so many units.
+
+        Raises:
+            MechintError: a share of active latents that is less than one of them.
+        """
         return StudyConfig(
             layers=str(self.layer_idx), skip_steps=self.skip_steps, candidates=self.top_k, draws=self.draws,
-            sae_width=self.sae_latent_dim, sae_k=k, max_lag=self.max_lag, prompts=samples, eval_prompts=samples,
+            sae_width=self.sae_latent_dim, sae_k=active_latents(self.sae_sparsity_target, self.sae_latent_dim, width),
+            sae_penalty=self.sae_l1_weight, max_lag=self.max_lag, prompts=self.num_samples,
+            eval_prompts=self.num_samples,
         )  # fmt: skip
+
+
+FEWEST_SAMPLES = 16
+
+
+def active_latents(share: float, width: float, units: int) -> int:
+    """How many latents a share of a dictionary is, to the nearest one.
+
+    Raises:
+        MechintError: less than one of them.
+    """
+    latents = max(2, round(width * units))
+    if share * latents < 0.5:
+        least = 1 / latents
+        raise MechintError(
+            f"a share of {share:g} of {latents} latents is less than one active latent; take {least:.2g} or more, or "
+            "a wider dictionary"
+        )
+    return max(1, round(share * latents))
 
 
 class MambaMechanisticAnalyzer:
@@ -113,9 +145,15 @@ class MambaMechanisticAnalyzer:
             MechintError: no such model or layer, sizes that are not the model's, a directory that can't be written.
         """
         c = self.config
+        c.check()
         if c.use_wandb:
             wandb_run.check()
-        check_writable(c.log_dir)
+        check_writable(c.log_dir, "log_dir")
+        with files.nothing_left(self.directory):
+            self.start(c)
+        return self
+
+    def start(self, c: ExperimentConfig) -> None:
         self.device = find_device(c.device)
         self.model = load(c.model_name, device=self.device)
         for name, given, real in (
@@ -130,7 +168,6 @@ class MambaMechanisticAnalyzer:
         self.study = Study(self.model, c.study(width), self.device, seed=c.seed, run_dir=self.directory)
         files.write_json(self.directory / "config.json", dataclasses.asdict(c))
         self.say(f"{c.model_name}: {self.model.config.family}, layer {c.layer_idx}, {self.directory}")
-        return self
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -166,6 +203,7 @@ class MambaMechanisticAnalyzer:
         if study.context is None:
             raise MechintError("call collect_activations() first: every step works on its prompts")
         report = study.run_step(number)
+        study.save_step(number)
         self.say(f"{number:>2} {TITLES[number]:<26} {report['said']}")
         return report
 
@@ -246,21 +284,26 @@ def run_sae_analysis(
     Args:
         activations: [row, unit].
         task_labels: One for each row: whole numbers name classes, fractions are a quantity.
-        config: ``latent_dim_ratio`` (latents for each unit), ``sparsity_weight`` (of an L1 penalty; 0 takes TopK),
-            ``active`` (of TopK), ``num_epochs``, ``seed``, ``draws``.
+        config: ``latent_dim_ratio`` (latents for each unit), ``sparsity_target`` (the share of them that are active at
+            the most, TopK; 1 leaves sparsity to the penalty), ``sparsity_weight`` (of an L1 penalty on the active
+            ones), ``num_epochs``, ``seed``, ``draws``.
         groups: The template of each row; None where all rows are independent.
         shuffled: Activations of prompts whose tokens were shuffled, and the labels given for them: if these can be
             told without an error, they were made of activations, and are refused.
 
     Returns:
-        ``variance_explained`` and ``l0`` on held-out rows with intervals; ``latents``: the strongest correlations with
+        ``variance_explained`` and ``l0`` on held-out rows with intervals; ``active``, the latents that are active at
+        the most; ``latents``: the strongest correlations with
         the labels, their p-values adjusted for all latents by permutations; ``probe``: a Lasso of the latents.
 
     Raises:
         MechintError: shapes that do not belong together, one class, labels made of the activations, too few rows; an
             unknown option.
     """
-    known = {"latent_dim_ratio": 0.3, "sparsity_weight": 1e-3, "active": 8, "num_epochs": 100, "seed": 0, "draws": 1000}
+    known = {
+        "latent_dim_ratio": 0.3, "sparsity_weight": 1e-3, "sparsity_target": 0.05, "num_epochs": 100, "seed": 0,
+        "draws": 1000,
+    }  # fmt: skip
     if unknown := set(config or {}) - set(known):
         raise MechintError(f"run_sae_analysis: no option {sorted(unknown)[0]!r}; take {', '.join(known)}")
     c: dict[str, Any] = {**known, **(config or {})}
@@ -276,8 +319,9 @@ def run_sae_analysis(
     if reason := derived(train, test):
         raise MechintError(f"the labels are a function of the activations ({reason}); take labels from the task")
     steps = max(10, c["num_epochs"] * max(1, len(train) // 1024))
+    active = active_latents(c["sparsity_target"], c["latent_dim_ratio"], train.X.shape[1])
     sae = dictionary(
-        torch.from_numpy(train.X), "activations", c["latent_dim_ratio"], c["active"], steps, c["seed"],
+        torch.from_numpy(train.X), "activations", c["latent_dim_ratio"], active, steps, c["seed"],
         penalty=c["sparsity_weight"],
     )  # fmt: skip
     with torch.no_grad():
@@ -288,6 +332,7 @@ def run_sae_analysis(
     latents = Labelled(inside.numpy(), train.y, train.groups), Labelled(outside.numpy(), test.y, test.groups)
     return {
         "latents_total": int(sae.config.d_sae),
+        "active": active,
         "variance_explained": boot.interval(lambda a, b: 1 - a / b, rest, total),
         "l0": boot.interval(lambda a: a, (outside > 0).double().sum(-1).numpy()),
         "probe": probe(*latents, "lasso", "label", draws=c["draws"], seed=c["seed"]).report(),

@@ -158,13 +158,12 @@ def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool
     """Raises :class:`MechintError` before any work when results could not be written.
 
     Args:
-        directory: Where they would go; made where it is not there.
+        directory: Where they would go; it is not left there.
         setting: What the user chooses it with.
         dry: Go by the permissions alone, and write nothing.
     """
-    existing = Path(directory).absolute()
-    while not existing.exists():
-        existing = existing.parent
+    made = [path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if not path.exists()]
+    existing = made[-1].parent if made else Path(directory).absolute()
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise MechintError(f"{directory} can't be written to; choose another directory with {setting}")
     if dry:
@@ -172,6 +171,7 @@ def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool
     try:
         files.write_text(Path(directory) / ".writable", "")
         (Path(directory) / ".writable").unlink()
+        files.remove_empty(made)
     except OSError as error:
         raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another {setting}") from None
 

@@ -168,21 +168,41 @@ class Study(StagedAnalyzer):
     def save_results(self) -> list[Path]:
         """``claims.json`` and the documented files of each step and layer, beside what the runner writes."""
         assert self.context is not None
-        steps, out = self.results["steps"], self.directory
+        out = self.directory
         written = [
             files.write_json(out / "claims.json", self.results["claims"]),
-            files.write_json(out / "baseline_stats.json", steps["activations"]),
             files.write_json(out / "comprehensive_report.json", self.results),
         ]
-        for step, name in DOCUMENTED.items():
-            if step in steps:
-                for layer in self.sites:
-                    written.append(files.write_json(out / f"{name}_layer_{layer}.json", of_layer(steps[step], layer)))
-        if "keep" in self.context.found["activations"]:
-            values = {site: carried.clean.float() for site, carried in self.context.carried.items()}
-            written.append(files.write_torch(out / "activations.pt", values))
+        for number, name in STEPS.items():
+            if name in self.context.found:
+                written += self.step_files(number)
         files.write_json(out / "times.json", {name: round(seconds, 2) for name, seconds in self.times.items()})
         return written
+
+    def step_files(self, number: int) -> list[Path]:
+        """The documented files of one step that was made."""
+        assert self.context is not None
+        name, out = STEPS[number], self.directory
+        entry = self.context.found[name]
+        written = []
+        if name == "activations":
+            written.append(files.write_json(out / "baseline_stats.json", entry["report"]))
+            if "keep" in entry:
+                values = {site: carried.clean.float() for site, carried in self.context.carried.items()}
+                written.append(files.write_torch(out / "activations.pt", values))
+        if name in DOCUMENTED:
+            for layer in self.sites:
+                path = out / f"{DOCUMENTED[name]}_layer_{layer}.json"
+                written.append(files.write_json(path, of_layer(entry["report"], layer)))
+        return written
+
+    def save_step(self, number: int) -> list[Path]:
+        """The documented files of one step, and those of all steps so far in ``comprehensive_report.json``."""
+        assert self.context is not None
+        steps = {name: entry["report"] for name, entry in self.context.found.items()}
+        report = {"report": "study", "status": f"{len(steps)} of {len(STEPS)} steps", "steps": steps}
+        written = files.write_json(self.directory / "comprehensive_report.json", report)
+        return [*self.step_files(number), written]
 
 
 def nothing(reason: str) -> Found:

@@ -81,6 +81,9 @@ class StudyConfig:
     )
     sae_width: float = option(2.0, "Latents of the dictionary for each unit of the site", low=0.1, high=64.0)
     sae_k: int = option(8, "Active latents of an activation", unit="latents", low=1, high=4096)
+    sae_penalty: float = option(
+        0.0, "Weight of an L1 penalty on the active latents, beside their number", low=0.0, high=1000.0
+    )
     sae_steps: int = option(300, "Training steps of a dictionary", unit="steps", low=10, high=1_000_000)
     probes: str = option("lasso,elasticnet,logistic", "Probes of each label of the task, separated by commas")
     shuffles: int = option(19, "Probes of shuffled labels, for selectivity", unit="probes", low=2, high=10_000)

@@ -101,12 +101,18 @@ class Kept:
 def dictionary(
     rows: Tensor, site: str, width: float, k: int, steps: int, seed: int, penalty: float = 0.0
 ) -> SparseAutoencoder:
-    """A dictionary of activations [row, unit]: TopK, or with an L1 penalty where that is above 0."""
+    """A TopK dictionary of activations [row, unit], with an L1 penalty on its active latents where that is above 0.
+
+    Raises:
+        MechintError: more active latents than there are.
+    """
     d_in = int(rows.shape[1])
     d_sae = max(2, round(width * d_in))
-    config = SAEConfig("topk", d_in, d_sae, k=min(k, d_sae), site=site, seed=seed)
-    if penalty > 0:
-        config = SAEConfig("relu", d_in, d_sae, penalty=penalty, site=site, seed=seed)
+    if k > d_sae:
+        raise MechintError(
+            f"a dictionary of {d_sae} latents ({width:g} for each of {d_in} units) has no {k} active ones"
+        )
+    config = SAEConfig("topk", d_in, d_sae, k=k, penalty=penalty, site=site, seed=seed)
     batch = min(1024, len(rows))
     training = Training(tokens=steps * batch, batch=batch, dead_after=10 * len(rows), seed=seed)
     return train_grid({"study": config}, Kept(site, rows), training, title=f"dictionary of {site}")[0].sae
@@ -133,7 +139,9 @@ def sae(context: Context) -> Found:
     held = collected(context, context.val)
     for layer, site in context.sites.items():
         carried = context.carried[site]
-        found = dictionary(carried.clean.flatten(0, 1), site, c.sae_width, c.sae_k, c.sae_steps, context.seed)
+        found = dictionary(
+            carried.clean.flatten(0, 1), site, c.sae_width, c.sae_k, c.sae_steps, context.seed, c.sae_penalty
+        )
         layers[str(layer)] = sae_numbers(found, held[site], context.val.templates(), c.bootstrap, context.seed)
         mine = of_sae(carried, layer, found, c.rank)
         layers[str(layer)]["proposals"] = [p.name for p in mine]

@@ -31,8 +31,8 @@ class SAEConfig:
         d_sae: Latents.
         k: Active latents of an input (topk), on average over a batch (batch_topk, matryoshka), or the L0 that the
             penalty of jumprelu aims at; 0 where the penalty's weight alone decides.
-        penalty: Weight of the penalty (relu: of Σ f, gated: of the gates' Σ, jumprelu: of L0 or of the distance to k),
-            where E‖x‖² = d_in and the error is ‖x − x̂‖².
+        penalty: Weight of the penalty (relu, topk: of Σ f, gated: of the gates' Σ, jumprelu: of L0 or of the distance
+            to k), where E‖x‖² = d_in and the error is ‖x − x̂‖².
         groups: Nested widths of a matryoshka dictionary, ascending; the last is d_sae.
         apply_b_dec_to_input: Whether b_dec is subtracted before encoding.
         model_name: Hub id or path of the model.

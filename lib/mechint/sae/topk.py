@@ -30,7 +30,7 @@ class TopK(SparseAutoencoder):
         return top(pre, self.config.k)
 
     def loss(self, x: Tensor, step: Step) -> Loss:
-        if sparse.usable(x):
+        if not self.config.penalty and sparse.usable(x):
             return self.sparse_loss(x, step)
         pre = self.pre_activations(x)
         f = self.activate(pre)
@@ -39,6 +39,8 @@ class TopK(SparseAutoencoder):
             "mse": squared_error(x, reconstruction),
             **self.auxiliary(x, x - reconstruction, step.dead),
         }
+        if self.config.penalty:
+            terms["l1"] = self.config.penalty * step.warmth * f.sum() / len(x)
         fired = (f > 0).sum(0)
         return Loss(terms, fired, fired.sum() / len(x))
 
