@@ -81,6 +81,22 @@ def start(endpoint: str, cache: Path, **environment: str) -> subprocess.Popen[st
     )  # fmt: skip
 
 
+def test_a_tokenizer_without_tokenizer_json_is_fetched_too(visit: Visit, tmp_path: Path) -> None:
+    """What a local directory is read from, is fetched: vocab.json, merges.txt and what transformers reads beside."""
+    from transformers import GPT2Tokenizer
+
+    directory = save_hf(tiny_mamba(vocab_size=300, d_model=8, d_inner=16), tmp_path / "served")
+    vocabulary = [*map(chr, range(97, 123)), "Ġ", "<|endoftext|>", "at"]
+    (directory / "vocab.json").write_text(json.dumps({name: k for k, name in enumerate(vocabulary)}))
+    (directory / "merges.txt").write_text("#version: 0.2\na t\n")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": GPT2Tokenizer.__name__}))
+    here = mechint.load(str(directory)).tokenizer.encode("a cat").ids
+    with serve({REPO: directory}) as hub:
+        visit(hub.url)
+        assert mechint.load(REPO).tokenizer.encode("a cat").ids == here != []
+        assert {"vocab.json", "merges.txt", "tokenizer_config.json"} <= set(fetched(hub))
+
+
 def partial(cache: Path) -> list[Path]:
     return [path for path in cache.glob("hub/models--*/blobs/*.incomplete") if path.stat().st_size]
 

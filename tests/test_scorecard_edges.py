@@ -13,6 +13,7 @@ from mechint import Edit
 from mechint.answers import answer_metric
 from mechint.cross_layer import unit_effects
 from mechint.errors import MechintError
+from mechint.models.norms import NoNorm, tell_readers
 from mechint.run import run
 from mechint.scorecard.edges import asked_for, edge_attribution, flow_cuts, score_edges
 from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
@@ -93,19 +94,24 @@ def test_a_cut_of_a_flow_is_one_run_by_hand() -> None:
     torch.testing.assert_close(found[layer, path][:, i, j], (clean - cut).abs())
 
 
-def test_edge_attribution_is_a_derivative() -> None:
+@pytest.mark.parametrize("norms", [True, False])
+def test_edge_attribution_is_a_derivative(norms: bool) -> None:
     """Against a two-sided difference: x of the reader moved along what the writer gives it, halfway to the twin."""
     model = dataclasses.replace(compiled("induction"), model=copy.deepcopy(compiled("induction").model).double())
+    for layer in [] if norms else model.model.layers:
+        layer.norm = NoNorm()
+        tell_readers(layer.norm, layer.in_proj)
     prompts = model.task.sample(3, "discovery", 0).last()
     scores = edge_attribution(model, prompts, [], points=1)
     i, e, j, f = torch.unravel_index(scores.argmax(), scores.shape)
-    assert bool(links(model)[i, e, j, f])
+    assert bool(links(model)[i, e, j, f]) or not norms
     sites = ["embed", f"layers.{i}.gated", f"layers.{j}.resid_pre"]
     assert prompts.twins is not None
     clean, twin = (run(model.model, tokens, sites).values for tokens in (prompts.tokens, prompts.twins))
     reader, writer = model.model.layers[j], model.model.layers[i]
-    weight = (reader.in_proj.weight[f] * reader.norm.weight) @ writer.out_proj.weight[:, e]
-    rms = clean[sites[2]].square().mean(-1).add(reader.norm.eps).sqrt()
+    scale = reader.norm.weight if norms else 1.0
+    weight = (reader.in_proj.weight[f] * scale) @ writer.out_proj.weight[:, e]
+    rms = clean[sites[2]].square().mean(-1).add(reader.norm.eps).sqrt() if norms else torch.ones(())
     along = ((twin[sites[1]] - clean[sites[1]])[..., e] * weight / rms).unsqueeze(-1)
     metric = answer_metric("logit_diff", prompts)
 

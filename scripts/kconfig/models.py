@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import runpy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,10 @@ def found_by(name: str, root: Path) -> list[str]:
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The usual names of a model directory's weights, as the loader knows them."""
-OLD_NAMES = {
-    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt")},
-    "distilgpt2": "distilbert/distilgpt2",
-}
-"""Names of one word that the hub's models had, as the loader knows them."""
+OLD_NAMES: dict[str, str] = runpy.run_path(
+    str(Path(__file__).resolve().parents[2] / "lib/mechint/models/old_names.py")
+)["OLD_NAMES"]
+"""As the loader knows them; the library itself is not imported, which would load all that it needs."""
 
 
 def _hint(name: str) -> str:

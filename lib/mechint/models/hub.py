@@ -13,17 +13,11 @@ from ..errors import MechintError, did_you_mean, short
 from ..files import sha256
 from ..progress import Progress
 from .checkpoints import SUFFIXES, WEIGHTS, index_files, is_model_directory, weight_files
+from .old_names import OLD_NAMES
+from .tokenizer import BESIDE, FILE, VOCABULARIES
 
 CONNECT_SECONDS = 5.0
 MEGABYTE = 1_000_000
-TOKENIZER = "tokenizer.json"
-
-
-OLD_NAMES = {
-    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt")},
-    "distilgpt2": "distilbert/distilgpt2",
-}
-"""Names of one word that models had before every one had an owner."""
 
 
 def todays_name(name: str) -> str:
@@ -92,12 +86,20 @@ def fetch(repo: str) -> Path:
         if weights is None:
             raise MechintError(f"the hub's {repo} has no weights; looked for {', '.join(WEIGHTS)}")
         shards = index_files(folder / weights) if weights.endswith(".json") else []
-        for name in (*shards, TOKENIZER):
-            if _get(repo, name, commit) is None and name in shards:
+        for name in shards:
+            if _get(repo, name, commit) is None:
                 raise MechintError(f"the hub's {repo} lacks {name}, which its index names; its upload is incomplete")
+        fetch_tokenizer(repo, commit)
         return folder
     except Unreachable as error:
         return _cached(repo, str(error))
+
+
+def fetch_tokenizer(repo: str, commit: str) -> None:
+    """The files of a model's tokenizer: tokenizer.json, or without one what :func:`read_tokenizer` makes one of."""
+    if _get(repo, FILE, commit) is None and any([_get(repo, name, commit) is not None for name in VOCABULARIES]):
+        for name in BESIDE:
+            _get(repo, name, commit)
 
 
 def _cached(repo: str, reason: str) -> Path:

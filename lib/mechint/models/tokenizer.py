@@ -19,6 +19,8 @@ from .gguf_file import gguf_tokenizer
 FILE = "tokenizer.json"
 VOCABULARIES = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 """Vocabularies of tokenizers that were saved without a tokenizer.json; transformers knows how to read them."""
+BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+"""What transformers reads beside a vocabulary."""
 LIMIT = 1 << 28
 """Bytes of the largest tokenizer that is read."""
 LACKING = (

@@ -159,10 +159,15 @@ def weight_products(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> 
     layers, width = range(model.config.n_layer), model.config.d_inner
     found = torch.zeros(len(layers), width, len(layers), width)
     for j in layers:
-        reads = model.layers[j].in_proj.weight[:width] * model.layers[j].norm.weight
+        reads = model.layers[j].in_proj.weight[:width] * scale_of(model.layers[j].norm)
         for i in range(j):
             found[i, :, j] = (reads @ model.layers[i].out_proj.weight).T.abs()
     return found
+
+
+def scale_of(norm: Any) -> Tensor | float:
+    """The norm's weights [d_model]; 1 of a model without norms."""
+    return 1.0 if norm.weight is None else norm.weight
 
 
 def edge_attribution(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, points: int = 5) -> Tensor:
@@ -186,9 +191,13 @@ def edge_attribution(compiled: Compiled, prompts: Prompts, asked: list[Edge], *,
         slopes = {site: slopes[site] + found[site] / points for site in read}
     scores = torch.zeros(len(layers), width, len(layers), width)
     for j in layers:
-        norm = model.layers[j].norm
-        rms = (clean[residual[j]].square().mean(-1, keepdim=True) + norm.eps).sqrt()  # [n, L, 1]
-        reads = model.layers[j].in_proj.weight[:width] * norm.weight
+        norm, r = model.layers[j].norm, clean[residual[j]]
+        rms = (
+            torch.ones_like(r[..., :1])
+            if norm.weight is None
+            else (r.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        )
+        reads = model.layers[j].in_proj.weight[:width] * scale_of(norm)  # rms is [n, L, 1]
         for i in range(j):
             change = twin[gated[i]] - clean[gated[i]]  # [n, L, e]
             through = torch.einsum("nle,nlf->nef", change, slopes[read[j]] / rms)
