@@ -5,6 +5,7 @@ back end  where                                          how
 ========= ============================================== =======================================================
 native    float32 on a CPU, with a C compiler            C, states in registers; compiled once, in a second
 triton    float32 on a CUDA device, with Triton          one kernel, states in registers; agrees to rounding
+mamba_ssm the same, with the package mamba-ssm           its kernel, and causal-conv1d's; forwards alone
 chunked   any device and precision                       plain torch, a chunk of states at a time
 ========= ============================================== =======================================================
 
@@ -46,6 +47,10 @@ __all__ = [
 ]
 
 
+PLAIN = ("chunked", "mamba_ssm")
+"""Back ends whose decays and read-outs are plain torch's."""
+
+
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -78,7 +83,7 @@ def decays(dt: Tensor, A: Tensor) -> Tensor:
     check_sizes("decays", {"dt": (dt, CHANNELS), "A": (A, RATES)}, empty=True)
     dt, A = (x.to(widest(dt, A)) for x in (dt, A))
     name = chosen(dt)
-    return torch.exp(dt.unsqueeze(-1) * A) if name == "chunked" else module(name).Decay.apply(dt, A)
+    return torch.exp(dt.unsqueeze(-1) * A) if name in PLAIN else module(name).Decay.apply(dt, A)
 
 
 def read_out(states: Tensor, C: Tensor) -> Tensor:
@@ -86,4 +91,4 @@ def read_out(states: Tensor, C: Tensor) -> Tensor:
     check_sizes("read_out", {"states": (states, STATES), "C": (C, SHARED)}, empty=True)
     states, C = (x.to(widest(states, C)) for x in (states, C))
     name = chosen(states)
-    return chunked.read_out(states, C) if name == "chunked" else module(name).ReadOut.apply(states, C)
+    return chunked.read_out(states, C) if name in PLAIN else module(name).ReadOut.apply(states, C)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import MechintError
-from . import chunked, native
+from . import chunked, mamba_ssm_kernel, native
 
-BACK_ENDS = ("native", "triton", "chunked")
+BACK_ENDS = ("native", "triton", "mamba_ssm", "chunked")
 USUAL = {"cpu": ("native", "faster C"), "cuda": ("triton", "Triton")}
 """For each type of device: its own back end, and what that one is."""
+NEXT = {"triton": "mamba_ssm"}
+"""What serves where a device's own back end cannot, if it is there."""
 _asked: str | None = None
 _told = False
 _told_of_triton = False
@@ -36,7 +38,28 @@ def _missing(name: str) -> str:
             native.library()
         except native.Unavailable as reason:
             return str(reason)
+    if name == "mamba_ssm":
+        return _missing_mamba_ssm()
     return _missing_triton() if name == "triton" else ""
+
+
+@functools.cache
+def _missing_mamba_ssm() -> str:
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return "mamba-ssm is not installed"
+    if "cuda" in mamba_ssm_kernel.DEVICES and not torch.cuda.is_available():
+        return "no CUDA device"
+    return _failing(mamba_ssm_kernel)
+
+
+def _failing(back_end: Any) -> str:
+    """Why a back end fails its own check, '' when it does not."""
+    try:
+        back_end.check()
+    except Exception as error:  # of many kinds, an import's too: whatever is wrong with it, chunked can do the work
+        lines = str(error).strip().splitlines()
+        return f"its kernel fails ({lines[0] if lines else type(error).__name__})"
+    return ""
 
 
 @functools.cache
@@ -46,11 +69,10 @@ def _missing_triton() -> str:
     if not torch.cuda.is_available() and not _interpreted():
         return "no CUDA device"
     try:
-        module("triton").check()
-    except Exception as error:  # of many kinds, an import's too: whatever is wrong with Triton, chunked can do the work
-        lines = str(error).strip().splitlines()
-        return f"its kernel fails ({lines[0] if lines else type(error).__name__})"
-    return ""
+        back_end = module("triton")
+    except Exception as error:  # an import of Triton can fail in many ways
+        return f"its kernel fails ({error})"
+    return _failing(back_end)
 
 
 def module(name: str) -> Any:
@@ -59,7 +81,7 @@ def module(name: str) -> Any:
         from . import triton_kernel
 
         return triton_kernel
-    return native if name == "native" else chunked
+    return {"native": native, "mamba_ssm": mamba_ssm_kernel}.get(name, chunked)
 
 
 def _interpreted() -> bool:
@@ -91,7 +113,8 @@ def chosen(like: Tensor | None = None) -> str:
     """The back end that a tensor like this one is computed by (by default float32 on the CPU).
 
     One that was asked for gives way to the chunked one for tensors that it cannot take: the native one takes none but
-    the CPU's, and triton none of those but in Triton's interpreter. The first time that a device's own back end is
+    the CPU's, mamba_ssm none of those, and triton none of those but in Triton's interpreter. Where triton is missing,
+    mamba_ssm serves if it is installed. The first time that a device's own back end is
     missing, a line on stderr says so.
     """
     global _told, _told_of_triton
@@ -101,8 +124,11 @@ def chosen(like: Tensor | None = None) -> str:
     usual, language = USUAL[device]
     if _asked is not None:
         takes = _asked == usual or (_asked == "triton" and device == "cpu" and _interpreted())
+        takes = takes or (_asked == "mamba_ssm" and device in mamba_ssm_kernel.DEVICES)
         return _asked if takes else "chunked"
     reason = _missing(usual)
+    if reason and usual in NEXT and not _missing(NEXT[usual]):
+        return NEXT[usual]
     if reason and not (_told if usual == "native" else _told_of_triton):
         if usual == "native":
             _told = True

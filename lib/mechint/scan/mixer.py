@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..compiled import plain
-from . import native
+from . import mamba_ssm_kernel, native
 from .choice import chosen
 
 
@@ -44,6 +44,8 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> 
     """
     if chosen(x) == "native":
         return _Convolution.apply(x, memory, weight, bias)
+    if chosen(x) == "mamba_ssm" and mamba_ssm_kernel.convolves(x, weight):
+        return mamba_ssm_kernel.convolve(x, memory, weight, bias)
     whole, K = torch.cat([memory, x], 1), weight.shape[1]
     conv = whole[:, : x.shape[1]] * weight[:, 0] if bias is None else bias + whole[:, : x.shape[1]] * weight[:, 0]
     for k in range(1, K):
