@@ -117,18 +117,39 @@ class Analysis:
     default: bool = False
     lone: bool = False
     learns: bool = True
+    after: tuple[str, ...] = ()
+    """Names of the analyses whose results it takes, so that they are made before it."""
+    inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
+    """What its results depend on beside options, weights and prompts, as digests of contents, by name; from the
+    options and the run directory. None of it depends on where files lie."""
 
 
 @functools.cache
 def analyses() -> dict[str, Analysis]:
-    """Every analysis of the package by its name."""
+    """Every analysis of the package by its name, each behind those that it takes results of."""
     package = importlib.import_module(__package__ or "mechint")
     found = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg):
         entry = getattr(importlib.import_module(f"{package.__name__}.{module}"), "ANALYSIS", None)
         if isinstance(entry, Analysis):
             found[entry.name] = entry
-    return found
+    return in_order(found)
+
+
+def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
+    """The analyses, each behind those that it declares itself ``after``; otherwise as they come.
+
+    Raises:
+        ValueError: one comes after another that there is not, or after itself.
+    """
+    left, placed = dict(found), dict[str, Analysis]()
+    while left:
+        ready = next((name for name, entry in left.items() if set(entry.after) <= set(placed)), None)
+        if ready is None:
+            said = "; ".join(f"{name} after {', '.join(entry.after)}" for name, entry in left.items())
+            raise ValueError(f"no order fits what the analyses declare: {said}")
+        placed[ready] = left.pop(ready)
+    return placed
 
 
 def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from .errors import MechintError
 from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .report.finished import drawing as drawn_from
 from .report.members import member_lines
+from .report.write import mark
 from .run_config import RunConfig, request
-from .rundir import check_writable
+from .rundir import check_writable, edited
 from .wandb_run import Logged, run_name, started
 
 
@@ -88,9 +90,14 @@ def write_comparisons(directories: list[Path], target: Path) -> None:
         alike = [directory for directory in directories if kind_of(directory) == kind]
         if len(alike) < 2:
             continue
+        changed = [said for directory in alike if (said := edited(directory))]
+        for said in changed:
+            print(f"warning: {said}", file=sys.stderr, flush=True)
         with drawn_from(*alike):
             written = write(alike, target if len(alike) == len(directories) else target / kind)
         for path in written:
+            for said in changed:
+                mark(path, said)
             if path.suffix == ".html":
                 print(f"comparison: {path}", *comparison_lines(path.parent), sep="\n", flush=True)
     if sum(kind_of(directory) == "patch" for directory in directories) > 1:

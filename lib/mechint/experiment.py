@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import resource
 import time
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from .drawing import draw, finished_below, logging, redraw, write_comparisons
 from .errors import MechintError, SaidElsewhere, say_failure
 from .loader import PromptLoader
 from .models.load import find_device
-from .preparation import Directories, Prepared, check_all, key_of, loaders, prepare
+from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
 from .run_config import RunConfig, asked, elsewhere, own, request
-from .rundir import check_writable, fingerprint, finished, manifest
+from .rundir import COMPLETE, check_writable, fingerprint, manifest
 from .statistics import effective
 from .tasks import Task
 from .tasks.config import TaskConfig
@@ -266,7 +265,7 @@ def analyse(
     if find_device(experiment.run.device).type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     lost: Lost = []
-    for name in experiment.configs:
+    for name in (name for name in analyses() if name in experiment.configs):  # one may take another's results
         by_all = shared and analyses()[name].shares
         if shared and workers.worker()[0] > 0 and not by_all:
             continue
@@ -291,9 +290,10 @@ def analyse_one(
     model, task = prepared.model, prepared.tasks[name]
     helper = by_all and workers.worker()[0] > 0
     device, asks = find_device(run.device), task.config or experiment.asked(name)
-    key = key_of(experiment, name, prepared)
+    prompts = loaders(run, analysis, config, task)
+    key = key_of(experiment, name, prepared, directory, prompts)
     with workers.together() if by_all else contextlib.nullcontext():
-        done = workers.from_first(None if helper else finished(directory, key, run.rerun))
+        done = workers.from_first(None if helper else is_finished(directory, key, run.rerun))
     if done and not helper:
         print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
     if done:
@@ -314,12 +314,18 @@ def analyse_one(
         ),
     )
     analyzer.shared = by_all
-    prompts = loaders(run, analysis, config, task)
     check_loss(model, task, prompts[1])
     if helper:
         analyzer.assist(*prompts)
         return
-    for old in ("results.json", "final_masks.pt", "effects.pt", "claims.json"):  # of another run, not this one's
+    for old in (
+        COMPLETE,
+        "manifest.json",
+        "results.json",
+        "final_masks.pt",
+        "effects.pt",
+        "claims.json",
+    ):  # of another run
         (directory / old).unlink(missing_ok=True)
     found = analyzer.run_analysis(*prompts)
     written = analyzer.save_results()
@@ -352,23 +358,23 @@ def analyse_one(
     if experiment.defconfig is not None:
         one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
         files.write_text(directory / "config", experiment.defconfig(one, asks, {name: elsewhere(config)}))
-    files.write_json(
-        directory / "manifest.json",
-        manifest(
-            device=str(device),
-            scan=scan.chosen(torch.empty(0, device=device)),
-            dtype=run.dtype,
-            seed=run.seed,
-            configuration=fingerprint(key),
-            weights=prepared.digest,
-            prompts=prompts_digest(*prompts),
-            resumed=analyzer.stages.resumed,
-            seconds=round(time.monotonic() - start, 1),
-            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            files=sorted(path.name for path in written),
-        ),
+    facts = manifest(
+        device=str(device),
+        scan=scan.chosen(torch.empty(0, device=device)),
+        dtype=run.dtype,
+        seed=run.seed,
+        configuration=fingerprint(key),
+        weights=prepared.digest,
+        prompts=prompts_digest(*prompts),
+        resumed=analyzer.stages.resumed,
+        seconds=round(time.monotonic() - start, 1),
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        files=sorted(path.name for path in written),
+        results_sha256=files.sha256(directory / "results.json"),
     )
+    files.write_json(directory / "manifest.json", facts)
     draw(run, directory)
+    files.write_text(directory / COMPLETE, "")  # last of all: nothing is missing now
     analyzer.stages.clear()
     few = (f"  note            {text}" for text in found["few"])
     print(*analysis.summary(results), *few, f"  report: {directory / 'report.html'}", sep="\n", flush=True)
@@ -386,15 +392,6 @@ def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> d
         ),
         "answers_per_prompt": int(evaluation.groups[0].answers.shape[1]),
     }
-
-
-def prompts_digest(*loaders: PromptLoader) -> str:
-    digest = hashlib.sha256()
-    for loader in loaders:
-        for prompts in loader.groups:
-            for tensor in (prompts.tokens, prompts.positions, prompts.answers):
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def compare(experiment: Experiment, directories: Directories, failures: Lost, known: list[Path]) -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .analysis import Analysis, analyses, check_family
 from .errors import MechintError, NotAnswered
@@ -13,9 +17,9 @@ from .loader import PromptLoader
 from .models.hub import cached
 from .models.load import find_device, load
 from .run_config import RunConfig, request
-from .rundir import finished, weights_digest
+from .rundir import REPEAT, code_digest, edited, finished, is_complete, weights_digest
 from .statistics import FEWEST
-from .tasks import Task, task_of
+from .tasks import Task, task_of, tokenizer_of
 from .tasks.fact_file import EVERY, FactFile
 from .tasks.stored import check_loss
 
@@ -48,16 +52,54 @@ def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
     return Prepared(model, {name: made[task] for name, task in wanted.items()}, weights_digest(model))
 
 
-def key_of(experiment: Experiment, name: str, prepared: Prepared) -> dict[str, Any]:
-    """What the results of one analysis depend on: equal keys, equal results."""
+PATHS = ("text", "file", "tokenizer")
+"""Options of a task that say where its data lies; its fingerprint, its prompts and its tokenizer say what it is."""
+
+
+def key_of(
+    experiment: Experiment, name: str, prepared: Prepared, directory: Path, prompts: Sequence[PromptLoader]
+) -> dict[str, Any]:
+    """All that the results of one analysis depend on, by content: equal keys, equal results."""
+    run, config, model = experiment.run, experiment.configs[name], prepared.model
     asks = prepared.tasks[name].config or experiment.asked(name)
+    options = {option: value for option, value in dataclasses.asdict(asks).items() if option not in PATHS}
+    tokenizer = tokenizer_of(asks, model.tokenizer, model.config.vocab_size)
     return {
         "analysis": name,
         "weights": prepared.digest,
-        "config": request(experiment.configs[name]),
-        "task": {**dataclasses.asdict(asks), "data": prepared.tasks[name].fingerprint},
-        "run": {option: getattr(experiment.run, option) for option in ("dtype", "batch_size", "seed")},
+        "config": request(config),
+        "task": {**options, "data": prepared.tasks[name].fingerprint, "prompts": prompts_digest(*prompts)},
+        "tokenizer": "" if tokenizer is None else hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "inputs": analyses()[name].inputs(config, directory),
+        "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
+        "code": code_digest(),
     }
+
+
+def prompts_digest(*loaders: PromptLoader) -> str:
+    """Digest of all that the prompts say: tokens, positions, answers, twins and what else they have."""
+    digest = hashlib.sha256()
+    for loader in loaders:
+        for prompts in loader.groups:
+            for field in dataclasses.fields(prompts):
+                value = getattr(prompts, field.name)
+                digest.update(f"{field.name} {getattr(value, 'shape', value)}".encode())
+                if isinstance(value, torch.Tensor):
+                    digest.update(value.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def is_finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
+    """Whether the directory holds the whole results of this very request, as they were written.
+
+    Raises:
+        MechintError: it holds those of another request, or some that were changed since.
+    """
+    if not finished(directory, key, rerun) or not is_complete(directory):
+        return False
+    if said := edited(directory):
+        raise MechintError(f"{said}; {REPEAT}")
+    return True
 
 
 def loaders(run: RunConfig, analysis: Analysis, config: Any, task: Task) -> tuple[PromptLoader, PromptLoader]:
@@ -116,11 +158,15 @@ def check_all(
 def check_one(experiment: Experiment, name: str, prepared: Prepared, directory: Path) -> None:
     """Refuses one analysis that cannot be made: other results in its place, no prompts, or none that it can use."""
     run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
-    if finished(directory, key_of(experiment, name, prepared), run.rerun):
-        return
     prompts = loaders(run, analysis, config, prepared.tasks[name])
     check_loss(prepared.model, prepared.tasks[name], prompts[1])
-    if analysis.lacks(config, ()) is not None:
+    made_here = analysis.lacks(config, ()) is not None
+    old = (directory / "results.json").exists() and not run.rerun
+    if (old or not made_here) and is_finished(
+        directory, key_of(experiment, name, prepared, directory, prompts), run.rerun
+    ):
+        return
+    if made_here:
         return  # what it works on is made by another analysis of the experiment
     try:
         analyzer = analysis.analyzer(prepared.model, config, find_device(run.device), seed=run.seed)

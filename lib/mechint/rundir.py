@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -33,6 +34,18 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the version and of the sources that compute results: other code, other results.
+
+    The reports and their words are left out, since they change no number.
+    """
+    root = Path(__file__).resolve().parent
+    paths = sorted(path for kind in ("*.py", "*.c") for path in root.rglob(kind))
+    kept = [path for path in paths if path.relative_to(root).parts[0] != "report"]
+    return fingerprint([[str(path.relative_to(root)), files.sha256(path)] for path in kept])[:16]
 
 
 class Stages:
@@ -176,6 +189,7 @@ def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool
         raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another {setting}") from None
 
 
+REPEAT = "run the analysis again with RERUN"
 INSTEAD = "choose another OUTPUT_DIR, or set RERUN to replace them"
 
 
@@ -188,7 +202,9 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = I
     path = directory / "results.json"
     if rerun or not path.exists():
         return False
-    old = files.read_json(path).get("key", {})
+    old = read_mapping(path).get("key", {})
+    if not isinstance(old, dict):
+        raise MechintError(f"{path} is not valid: its key is no object; {REPEAT}")
     if old == key:
         return not (directory / ".stages").exists()
     if (directory / ".stages").exists():
@@ -201,6 +217,44 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = I
     ]
     differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of old times do not say what was asked
     raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead}")
+
+
+COMPLETE = ".complete"
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the last thing that an analysis writes is there, behind its report: :data:`COMPLETE`."""
+    return (directory / COMPLETE).is_file()
+
+
+def edited(directory: Path) -> str:
+    """How results.json differs from what the analysis wrote; empty where it does not, or nothing says.
+
+    The manifest keeps the digest of the bytes that the analysis wrote.
+    """
+    results = directory / "results.json"
+    if not results.is_file() or (written := written_digest(directory)) is None or written == files.sha256(results):
+        return ""
+    return f"{results} was changed after the analysis wrote it: its numbers are not those that were measured"
+
+
+def written_digest(directory: Path) -> str | None:
+    """The digest of results.json as the analysis wrote it, which the manifest keeps; None where nothing says it."""
+    path = directory / "manifest.json"
+    found = read_mapping(path).get("results_sha256") if path.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        MechintError: it is no JSON, or another value.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} is not valid: an object is wanted; {REPEAT}")
+    return value
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

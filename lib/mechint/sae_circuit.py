@@ -209,6 +209,12 @@ def lacks(config: FeatureCircuitConfig, chosen: Collection[str]) -> str | None:
     )
 
 
+def inputs(config: FeatureCircuitConfig, run_dir: Path) -> dict[str, str]:
+    """Digests of the dictionaries that it takes, by site."""
+    chosen = one_for_each_site(where(config, run_dir), config.choose, config.flatten)
+    return {f"dictionary at {dictionary.config.site}": digest(dictionary) for dictionary in chosen.values()}
+
+
 def refuse(config: FeatureCircuitConfig, task: TaskConfig) -> str | None:
     try:
         check_rule(config.flatten)
@@ -229,4 +235,6 @@ ANALYSIS = Analysis(
     work=searches_and_evidence,
     summary=summary,
     lacks=lacks,
+    after=(DICTIONARIES,),
+    inputs=inputs,
 )

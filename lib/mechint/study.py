@@ -15,9 +15,12 @@ from typing import Any
 from . import files, study_circuit, study_controls, study_discovery, study_tests
 from .analysis import Analysis, StagedAnalyzer
 from .claims import claims, task_not_done
+from .discover import find_checkpoints
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
+from .models.load import load
 from .necessity import least_draws
+from .rundir import fingerprint, weights_digest
 from .study_config import DESCRIBES, STEPS, TITLES, StudyConfig, chosen_layers, skipped
 from .study_context import Context, Found
 from .subspaces import study_site
@@ -229,6 +232,17 @@ def refuse(config: StudyConfig, task: TaskConfig) -> str | None:
     return None
 
 
+def inputs(config: StudyConfig, run_dir: Path) -> dict[str, str]:
+    """Digests of the weights of the checkpoints of other seeds and of earlier steps, in their order."""
+    found = {}
+    for name in ("peers", "trajectory"):
+        pattern = getattr(config, name)
+        if pattern:
+            models = (load(path, dtype="float32") for path in find_checkpoints(pattern))
+            found[name] = fingerprint([weights_digest(model) for model in models])
+    return found
+
+
 def work(config: StudyConfig) -> str:
     left = [n for n in STEPS if n not in skipped(config.skip_steps)]
     return (
@@ -257,4 +271,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    inputs=inputs,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import MechintError, short
 from ..files import sha256
+from ..rundir import written_digest
 from .results import SCHEMA
 from .values import Value, optional_text, read_object, read_value
 
@@ -70,8 +71,7 @@ def drawing(*directories: Path) -> Iterator[None]:
 def as_written(directory: Path) -> bool:
     """Whether results.json is to the byte what the analysis wrote, by the digest in its manifest."""
     try:
-        written = read_object(directory / "manifest.json").get("results_sha256")
-        return isinstance(written, str) and written == sha256(directory / "results.json")
+        return written_digest(directory) == sha256(directory / "results.json")
     except (MechintError, OSError):
         return False
 

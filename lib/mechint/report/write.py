@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import sys
 from pathlib import Path
 
 from ..files import write_text
 from ..progress import Progress
+from ..rundir import edited
 from .compare import write_comparison
 from .compare_traces import write_trace_comparison
 from .curves import draw_faithfulness, draw_search
@@ -68,10 +71,26 @@ def write_report(
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
     with drawing(Path(run_dir)):
-        return _written(run_dir, heatmaps, curves, faithfulness)
+        written = write_pages(run_dir, heatmaps, curves, faithfulness)
+    if said := edited(Path(run_dir)):
+        print(f"warning: {said}", file=sys.stderr, flush=True)
+        for path in written:
+            mark(path, said)
+    return written
 
 
-def _written(run_dir: str | Path, heatmaps: bool, curves: bool, faithfulness: bool) -> list[Path]:
+def mark(page: Path, said: str) -> None:
+    """Puts a warning at the head of a finished page; other files are left as they are."""
+    if page.suffix == ".html":
+        head, body, rest = page.read_text(encoding="utf-8").partition("</h1>")
+        write_text(page, f'{head}{body}\n<p class="warning"><b>{html.escape(said)}.</b></p>{rest}')
+    elif page.suffix == ".md":
+        head, line, rest = page.read_text(encoding="utf-8").partition("\n")
+        write_text(page, f"{head}{line}\n**{said}.**\n{rest}")
+
+
+def write_pages(run_dir: str | Path, heatmaps: bool, curves: bool, faithfulness: bool) -> list[Path]:
+    """The pages and figures of :func:`write_report`."""
     if (kind := kind_of(run_dir)) in STUDIES:
         return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
     if kind == "study":
