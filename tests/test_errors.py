@@ -86,6 +86,7 @@ def test_an_interrupt_during_imports_is_one_line(words: list[str]) -> None:
     process = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background ignores it
     )  # fmt: skip
     mapped = Path(f"/proc/{process.pid}/maps")
     while "libtorch" not in mapped.read_text():
