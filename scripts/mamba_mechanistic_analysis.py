@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,23 +10,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint.errors import exit_status
 from mechint.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer
+from mechint.options import Parser, integer
 from mechint.study import summary
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__)
+def parser() -> Parser:
+    top = Parser(description=__doc__)
     top.add_argument("--model", default=ExperimentConfig.model_name, help="a hub id, a model directory or a checkpoint")
-    top.add_argument("--layer", type=int, default=0, help="layer to study (default: 0)")
-    top.add_argument("--samples", type=int, default=ExperimentConfig.num_samples, help="prompts of each split")
+    top.add_argument("--layer", type=integer, default=0, help="layer to study (default: 0)")
+    top.add_argument("--samples", type=integer, default=ExperimentConfig.num_samples, help="prompts of each split")
     top.add_argument(
         "--use_toy_data", action="store_true", help="prompts of a toy task in place of the facts of the package"
     )
     top.add_argument("--toy_task", default="recall", help="recall, counters, brackets, long_copy, induction, …")
     top.add_argument("--skip_steps", nargs="*", default=[], metavar="STEP", help="numbers of steps to leave out (8 9)")
     top.add_argument(
-        "--max_lag", type=int, default=ExperimentConfig.max_lag, help="largest lag of the Jacobians; 0 for all"
+        "--max_lag", type=integer, default=ExperimentConfig.max_lag, help="largest lag of the Jacobians; 0 for all"
     )
-    top.add_argument("--seed", type=int, default=ExperimentConfig.seed)
+    top.add_argument("--seed", type=integer, default=ExperimentConfig.seed)
     top.add_argument("--device", default=ExperimentConfig.device, help="auto, cpu or cuda")
     top.add_argument("--log_dir", default=ExperimentConfig.log_dir, help="where experiment_YYYYMMDD_HHMMSS goes")
     top.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases")
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    flags = parser().parse_args()
+    flags = parser().parse_all()
     config = ExperimentConfig(
         model_name=flags.model, layer_idx=flags.layer, num_samples=flags.samples, use_toy_data=flags.use_toy_data,
         toy_task=flags.toy_task, skip_steps=" ".join(flags.skip_steps), max_lag=flags.max_lag, seed=flags.seed,

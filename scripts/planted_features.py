@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint.errors import exit_status
-from mechint.options import add_flags, from_flags
+from mechint.options import Parser, add_flags, from_flags
 from mechint.sae_planted import PlantedConfig, planted_scores, table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_flags(parser, PlantedConfig)
-    print(*table(planted_scores(from_flags(parser.parse_args(), PlantedConfig))), sep="\n")
+    print(*table(planted_scores(from_flags(parser.parse_all(), PlantedConfig))), sep="\n")
 
 
 if __name__ == "__main__":

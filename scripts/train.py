@@ -11,14 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint.errors import exit_status
-from mechint.options import add_flags, from_flags
+from mechint.options import Parser, add_flags, from_flags
 from mechint.tasks.config import TaskConfig
 from mechint.train_config import ARCHITECTURES, TrainConfig
 from mechint.train_steps import plan_steps, train_steps
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__)
+def parser() -> Parser:
+    top = Parser(description=__doc__)
     top.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
     top.add_argument(
         "--family", choices=tuple(ARCHITECTURES), default="mamba", help="the model family (default: mamba)"
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    flags = parser().parse_args()
+    flags = parser().parse_all()
     job = (
         from_flags(flags, TaskConfig, "task"),
         from_flags(flags, TrainConfig, "train"),

@@ -133,7 +133,7 @@ def test_the_documented_defaults_are_accepted_and_warned_of(capsys: pytest.Captu
     [
         ({"sites": "resid_pots"}, "no site 'layers.1.resid_pots'.*did you mean"),
         ({"layers": "7"}, "no layer 7; this model has 2"),
-        ({"layers": "two"}, "write all, or numbers"),
+        ({"layers": "two"}, "give all, or numbers"),
         ({"sparsity": "500"}, "k is 500, more than the 20 latents"),
         ({"sparsity": "3,-1"}, "positive numbers"),
         ({"exclude": "pad"}, "no kind of token 'pad'.*did you mean padding"),

@@ -17,7 +17,7 @@ from .errors import MechintError, NotAnswered
 from .experiment import DefconfigText, Experiment, run_experiment
 from .models.load import load
 from .models.tokenizer import LACKING, Encoder
-from .options import add_flags, from_flags
+from .options import Parser, add_flags, from_flags, integer
 from .run_config import RunConfig, asked, own
 from .tasks import tokenizer_of
 from .tasks.config import TaskConfig
@@ -34,8 +34,8 @@ ONE_PROMPT: dict[str, Any] = {
 """Defaults beside ``--prompt``: one prompt has no twin."""
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="python -m mechint",
         description="Runs the analyses that are switched on over every checkpoint that a pattern names.",
     )
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
     one.add_argument("--prompt", metavar="TEXT", help="the prompt")
     one.add_argument("--subject", metavar="TEXT", help="what it is about, as it stands there")
-    one.add_argument("--occurrence", metavar="N", type=int, help="which of several occurrences of the subject, from 1")
+    one.add_argument("--occurrence", metavar="N", type=integer, help="which of its several occurrences, from 1")
     one.add_argument("--answer", metavar="TEXT", help="what should follow; default: what the model says")
     add_flags(top, RunConfig)
     add_flags(top, TaskConfig, "task")
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept."""
     top = parser()
-    flags = top.parse_args(arguments)
+    flags = top.parse_all(arguments)
     if flags.prompt is None:
         if any(getattr(flags, name) is not None for name in ("subject", "occurrence", "answer")):
             top.error("--subject, --occurrence and --answer are of one prompt; give --prompt too")
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     top.set_defaults(**{f"task_{name}": getattr(flags, name) or "" for name in ("prompt", "subject", "answer")})
     if flags.occurrence is not None:
         top.set_defaults(task_occurrence=flags.occurrence)
-    return top.parse_args(arguments)
+    return top.parse_all(arguments)
 
 
 def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import MechintError
+from .errors import MechintError, shown
 from .models.sites import Site, find_sites
 
 
@@ -39,8 +39,8 @@ def flat_width(site: Site, rule: str) -> int:
 
 def check_rule(rule: str) -> None:
     """Raises :class:`MechintError` where a rule is none."""
-    if not re.fullmatch(r"all|last|unit:\d+", rule):
-        raise MechintError(f"no flattening rule {rule!r}; take all, last or unit:NUMBER")
+    if not re.fullmatch(r"all|last|unit:[0-9]{1,9}", rule):
+        raise MechintError(f"no flattening rule {shown(rule)}; take all, last or unit:NUMBER")
 
 
 def flatten(value: Tensor, rule: str) -> Tensor:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, did_you_mean, shown
 
 T = TypeVar("T")
 
@@ -69,6 +70,55 @@ def whole_number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\s*[0-9]{1,18}\s*", text) else None
 
 
+def integer(text: str) -> int:
+    """The whole number of a flag: digits 0 to 9, with a sign or without."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number")
+    return int(text)
+
+
+def real(text: str) -> float:
+    """The finite number of a flag, in ASCII."""
+    value = finite(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no finite number")
+    return value
+
+
+def finite(text: str) -> float | None:
+    """The finite number that a text says in ASCII, without underscores; None for anything else."""
+    try:
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+READ: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
+"""Makes the value of a flag of its text, by the type of the option."""
+
+
+def value_of(kind: type, text: str) -> Any:
+    """The value that a text says for an option of a type, where a list or a table names options: y or n for bool.
+
+    Raises:
+        ValueError: it says none.
+    """
+    if kind is bool:
+        if text not in ("y", "n"):
+            raise ValueError(text)
+        return text == "y"
+    try:
+        return READ[kind](text)
+    except argparse.ArgumentTypeError:
+        raise ValueError(text) from None
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be written into a file and handed to another program: no half characters, no NUL."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def allowed(kind: type, opt: Option) -> str:
     """The allowed values in words, for help texts and errors."""
     if opt.choices:
@@ -92,7 +142,8 @@ def check(config: Any, where: str = "") -> None:
             (kind is bool and not isinstance(value, bool))
             or (kind is int and (not isinstance(value, int) or isinstance(value, bool)))
             or (kind is float and (not isinstance(value, (int, float)) or isinstance(value, bool)))
-            or (kind is str and not isinstance(value, str))
+            or (kind is float and not math.isfinite(value))
+            or (kind is str and not (isinstance(value, str) and is_text(value)))
             or (bool(opt.choices) and value not in opt.choices)
             or (opt.low is not None and not value >= opt.low)
             or (opt.high is not None and not value <= opt.high)
@@ -100,7 +151,7 @@ def check(config: Any, where: str = "") -> None:
         if bad:
             hint = did_you_mean(value, opt.choices) if isinstance(value, str) else ""
             prefix = f"{where}: " if where else ""
-            raise MechintError(f"{prefix}{field.name} is {value!r}; it must be {allowed(kind, opt)}{hint}")
+            raise MechintError(f"{prefix}{field.name} is {shown(value, 200)}; it must be {allowed(kind, opt)}{hint}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,9 +160,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise MechintError(f"{message}; --help says what each option takes")
 
-    def parse_all(self) -> argparse.Namespace:
-        """The flags of the command line; a word that is none of them is refused by name."""
-        flags, rest = self.parse_known_args()
+    def parse_all(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The flags of the command line, or of ``arguments``; a word that is none of them is refused by name."""
+        flags, rest = self.parse_known_args(arguments)
         if not rest:
             return flags
         word = rest[0].split("=")[0]
@@ -119,7 +170,7 @@ class Parser(argparse.ArgumentParser):
             known = [name.strip("-") for name in self._option_string_actions]
             raise MechintError(f"no option {word}{did_you_mean(word.strip('-'), known)}; --help lists all")
         raise MechintError(
-            f"{rest[0]!r} stands behind no option; separate names by commas, without spaces; --help lists the options"
+            f"{shown(rest[0])} stands behind no option; separate names by commas, without spaces; --help lists all"
         )
 
 
@@ -139,7 +190,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, group: str = 
             target.add_argument(
                 name,
                 dest=dest,
-                type=kind,
+                type=READ[kind],
                 default=field.default,
                 choices=opt.choices or None,
                 metavar=None if opt.choices else metavar,

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from .errors import MechintError
+from .errors import MechintError, shown
 from .flattening import flat_width
+from .measuring import layer_list
 from .models.sites import Site, find_sites
+from .options import finite
 from .sae import ARCHITECTURES, SAEConfig, make
 from .sae.registry import BY_COUNT
 from .sae_training import FROZEN
@@ -23,12 +25,9 @@ def numbers_of(text: str, what: str) -> list[float]:
     """
     found = []
     for word in listed(text):
-        try:
-            value = float(word)
-        except ValueError:
-            value = -1.0
-        if not 0 < value < float("inf"):
-            raise MechintError(f"dictionaries: {what} is {text!r}; write positive numbers separated by commas")
+        value = finite(word)
+        if value is None or value <= 0:
+            raise MechintError(f"dictionaries: {what} is {shown(text)}; write positive numbers separated by commas")
         found.append(value)
     if not found:
         raise MechintError(f"dictionaries: {what} is empty; write numbers separated by commas")
@@ -46,18 +45,7 @@ def sites_of(model: Any, kinds: str, layers: str) -> list[str]:
         MechintError: there is no such layer or site.
     """
     count = len(model.layers)
-    if layers == "all":
-        chosen = list(range(count))
-    else:
-        try:
-            chosen = [int(word) for word in listed(layers)]
-        except ValueError:
-            raise MechintError(f"dictionaries: layers is {layers!r}; write all, or numbers such as 0,5,11") from None
-        bad = [layer for layer in chosen if not 0 <= layer < count]
-        if bad or not chosen:
-            raise MechintError(
-                f"dictionaries: no layer {bad[0] if bad else layers!r}; this model has {count} (0 to {count - 1})"
-            )
+    chosen = layer_list(layers, count, "dictionaries")
     names = [kind if kind in model.sites else f"layers.{layer}.{kind}" for kind in listed(kinds) for layer in chosen]
     if not names:
         raise MechintError("dictionaries: no site is named; write kinds such as resid_post or out")

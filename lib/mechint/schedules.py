@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, did_you_mean, shown
+from .options import finite
 
 KINDS = ("linear", "exponential", "cosine", "constant")
 LOW, HIGH = 0.001, 100.0
@@ -33,15 +34,16 @@ class Temperature:
         kind, *values = (part.strip() for part in text.split(":"))
         how = f"write FROM:TO behind one of {', '.join(KINDS[:3])}, as in linear:1.0:0.1, or constant:1.0"
         if kind not in KINDS:
-            raise MechintError(f"the temperature schedule {text!r} does not parse{did_you_mean(kind, KINDS)}; {how}")
-        try:
-            numbers = [float(value) for value in values]
-        except ValueError:
-            raise MechintError(f"the temperature schedule {text!r} does not parse; {how}") from None
+            raise MechintError(
+                f"the temperature schedule {shown(text)} does not parse{did_you_mean(kind, KINDS)}; {how}"
+            )
+        numbers = [number for number in map(finite, values) if number is not None]
+        if len(numbers) < len(values):
+            raise MechintError(f"the temperature schedule {shown(text)} does not parse; {how}")
         if len(numbers) != (1 if kind == "constant" else 2):
-            raise MechintError(f"the temperature schedule {text!r} has {len(numbers)} temperatures; {how}")
+            raise MechintError(f"the temperature schedule {shown(text)} has {len(numbers)} temperatures; {how}")
         if not all(LOW <= number <= HIGH for number in numbers):
-            raise MechintError(f"the temperature schedule {text!r}: a temperature is from {LOW} to {HIGH:g}")
+            raise MechintError(f"the temperature schedule {shown(text)}: a temperature is from {LOW} to {HIGH:g}")
         return Temperature(kind, numbers[0], numbers[-1])
 
     def at(self, step: int, steps: int) -> float:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .candidates import Candidate, mask_search
 from .claims import best_probes, does_task
-from .errors import MechintError
+from .errors import MechintError, shown
 from .interchange import Corruption, Interchange
 from .loader import PromptLoader
 from .necessity import ALPHA, Held, deltas, moved, necessity, together
+from .options import value_of
 from .probes import reading
 from .random_models import beside, random_models
 from .statistics import ClusterBootstrap, holm, jaccard, number, rank_correlation, spread
@@ -130,11 +131,11 @@ def changed_task(context: Context, text: str) -> Any:
     for word in text.split("+"):
         name, _, value = word.strip().partition("=")
         if name not in types:
-            raise MechintError(f"TRANSFER: the task has no option {name!r}; take {', '.join(types)}")
+            raise MechintError(f"TRANSFER: the task has no option {shown(name)}; take {', '.join(types)}")
         try:
-            changes[name] = types[name](value)
+            changes[name] = value_of(types[name], value)
         except ValueError:
-            raise MechintError(f"TRANSFER: {name}={value!r} is no {types[name].__name__}") from None
+            raise MechintError(f"TRANSFER: {name}={shown(value)} is no {types[name].__name__}") from None
     return dataclasses.replace(context.task_config, **changes)
 
 

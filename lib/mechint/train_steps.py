@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .discover import natural_key
-from .errors import MechintError, did_you_mean
+from .errors import MechintError, did_you_mean, short
 from .files import read_json
-from .options import flag, options
+from .options import flag, options, value_of
 from .tasks import TaskConfig
 from .train import plan, train
 from .train_config import ARCHITECTURES, Architecture, TrainConfig
@@ -99,15 +99,12 @@ def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
         raise MechintError(
             f"{name}: a {architecture.family} has no {field!r}{did_you_mean(field, fields)}; it has {known}"
         )
-    if fields[field] is bool:
-        if value not in ("y", "n"):
-            raise MechintError(f"{name}: {text} is not allowed; it must be y or n")
-        return field, value == "y"
     try:
-        return field, fields[field](value)
+        return field, value_of(fields[field], value)
     except ValueError:
-        kind = "number" if fields[field] is float else "whole number"
-        raise MechintError(f"{name}: {text} is not allowed; {field} is a {kind}") from None
+        whole = {"bool": "it must be y or n", "float": f"{field} is a number"}
+        kind = whole.get(fields[field].__name__, f"{field} is a whole number")
+        raise MechintError(f"{name}: {short(text)} is not allowed; {kind}") from None
 
 
 def train_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> list[Path]:

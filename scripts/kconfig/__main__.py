@@ -28,6 +28,9 @@ def main() -> int:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         args = _parser().parse_args()
+        for name, value in vars(args).items():
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise ConfigError(f"what is said for {name} is not UTF-8: {value}")
         return args.command(args) or 0
     except ConfigError as error:
         return _say(str(error), 2)

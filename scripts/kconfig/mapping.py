@@ -111,7 +111,10 @@ def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
         elif item.orig_type == kconfiglib.BOOL:
             found.append(flag if item.tri_value else f"--no-{flag[2:]}")
         else:
-            found.append(f"{flag}={meant(item.str_value)}")
+            value = meant(item.str_value)
+            if "\0" in value:
+                raise ConfigError(f"CONFIG_{item.name} holds the character NUL, which no program takes; leave it out")
+            found.append(f"{flag}={value}")
     return found
 
 

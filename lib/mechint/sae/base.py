@@ -20,6 +20,9 @@ from ..errors import MechintError
 AUX_WEIGHT = 1 / 32
 """Of the auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2)."""
 
+LARGEST = 1 << 44
+"""Weights of an encoder: 64 TiB of them."""
+
 
 @dataclass(frozen=True)
 class SAEConfig:
@@ -128,6 +131,11 @@ class SparseAutoencoder(nn.Module, ABC):
         super().__init__()
         if config.d_in < 1 or config.d_sae < 1:
             raise MechintError(f"dictionary: d_in is {config.d_in} and d_sae {config.d_sae}; both must be at least 1")
+        if config.d_in * config.d_sae > LARGEST:
+            raise MechintError(
+                f"dictionary: {config.d_sae} latents of {config.d_in} dimensions are more than any machine holds; take "
+                "fewer latents"
+            )
         if config.k > config.d_sae:
             raise MechintError(
                 f"dictionary: k is {config.k}, more than the {config.d_sae} latents; choose a smaller k or more latents"
