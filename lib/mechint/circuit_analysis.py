@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +20,9 @@ from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
+from .pruning import evaluations, pruned
 from .starts import NOTES, first_scores, needed_first
-from .statistics import ClusterBootstrap, Number, number, said
+from .statistics import ClusterBootstrap, Number, exact, number, said
 from .subspaces import shuffled_weights
 from .units import Units
 
@@ -75,14 +76,21 @@ class CircuitAnalyzer(CircuitEvidence):
             self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)
             for k in range(1, config.seeds)
         ]
-        found = [result["masks"][size] for result in searches]
+        before = [result["masks"][size] for result in searches]
+        target = config.target_faithfulness if config.search == "smallest" else math.inf
+        ended = [
+            self.pruned(discovery, f"seed {k}", mask, searches[k]["logits"], target, size)
+            for k, mask in enumerate(before)
+        ]
+        found = [each["mask"] for each in ended]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
-        best = int(np.argmin([abs(1 - share) for share in on_discovery]))
+        best = min(range(len(found)), key=lambda k: (int(found[k].sum()), abs(1 - on_discovery[k])))
+        searched, size = size, int(found[best].sum())
         sizes = sorted({*shares, size})
         learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
         learned[size] = found[best]
         order, ranking = self.ranking(discovery, scores, size)
-        control, control_note = self.random_weights(train_loader, val_loader, size, bool(others))
+        control, control_note = self.random_weights(train_loader, val_loader, searched, size, bool(others))
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
         moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
@@ -99,6 +107,16 @@ class CircuitAnalyzer(CircuitEvidence):
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
+        kept = [int(mask.sum()) for mask in before], [int(mask.sum()) for mask in found]
+        unpruned = self.interval(bench, val_loader, before[best])
+        self.results["metrics"] |= {"faithfulness_unpruned": unpruned, "units_kept_unpruned": exact(kept[0][best])}
+        self.results["notes"].append(
+            f"The search kept {kept[0][best]:,} units, with a held-out faithfulness of {unpruned['value']:.3f}; "
+            f"removing and exchanging units on the discovery prompts left {size:,}, with "
+            f"{self.results['metrics']['faithfulness']['value']:.3f}."
+            + ("" if ended[best]["whole"] else f" It stopped at its bound of {evaluations(self.units.total):,} "
+               "circuits measured, so that units may be left that could go.")
+        )  # fmt: skip
         notes = (NOTES[how], NOTES["needed"] if elsewhere else "", control_note)
         self.results["notes"] += [note for note in notes if note]
         if accuracy is not None:
@@ -107,7 +125,7 @@ class CircuitAnalyzer(CircuitEvidence):
             cosine = discovery.half_cosine(config.metric)
             self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
-            {"name": f"seed {k}", "weights": "trained", "budget": size, "chosen": k == best,
+            {"name": f"seed {k}", "weights": "trained", "budget": kept[1][k], "chosen": k == best,
              "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask),
              "went_back": searches[k]["went_back"]}
             for k, mask in enumerate(found)
@@ -207,6 +225,20 @@ class CircuitAnalyzer(CircuitEvidence):
         half = max(1, self.units.total // 2)
         return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
 
+    def pruned(self, bench: Bench, name: str, mask: Tensor, order: Tensor, target: float, size: int) -> dict[str, Any]:
+        """One stage: a circuit as a search found it, pruned to the target or, where that is infinite, to the size."""
+        stage = f"pruned {name}"
+
+        def compute() -> dict[str, Any]:
+            result = pruned(
+                bench, self.config.metric, mask, order, target=target, size=1 if math.isfinite(target) else size,
+                seen=self.stages.part(stage), save=lambda seen: self.stages.save_part(stage, lambda: dict(seen)),
+                title=f"pruning, {name}",
+            )  # fmt: skip
+            return {"mask": result.mask, "evaluations": result.evaluations, "whole": result.whole}
+
+        return dict(self.stages.get(stage, compute))
+
     def reached(self, bench: Bench, mask: Tensor) -> bool:
         return bench.faithful(mask, self.config.metric) >= self.config.target_faithfulness
 
@@ -258,12 +290,13 @@ class CircuitAnalyzer(CircuitEvidence):
         return best, orders[best]
 
     def random_weights(
-        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int, needed: bool
+        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int, wanted: int, needed: bool
     ) -> tuple[Number | None, str]:
         """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any.
 
         Args:
             train_loader, val_loader, size: As of the search on the trained weights.
+            wanted: Units of the circuit once it is pruned.
             needed: Whether that one had a further order to begin in, so that this one is to have it as well.
         """
         model = shuffled_weights(self.model, self.seed + 104_729)
@@ -291,7 +324,11 @@ class CircuitAnalyzer(CircuitEvidence):
             result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)
         except NotFinite as error:  # shuffled norms of some models make logits of 10⁷; the trained one's circuit stands
             return None, f"The control on random weights was not measured: {error}."
-        number = self.interval(held_out, val_loader, result["masks"][size])
+        ended = self.pruned(bench, "random weights", result["masks"][size], result["logits"], math.inf, wanted)
+        mask = ended["mask"]
+        if int(mask.sum()) > wanted:  # at the bound of its evaluations
+            mask = self.units.top(result["logits"].masked_fill(mask == 0, -math.inf), wanted)
+        number = self.interval(held_out, val_loader, mask)
         notes = (NOTES[how], NOTES["needed"] if result["began_elsewhere"] else "")
         return number, " ".join(f"On random weights: {note}" for note in notes if note)
 
@@ -327,6 +364,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]
     for title, name in (
         ("faithfulness", "faithfulness"),
+        ("before pruning", "faithfulness_unpruned"),
         ("random circuits", "faithfulness_random"),
         ("random weights", "faithfulness_random_weights"),
         ("completeness", "completeness"),

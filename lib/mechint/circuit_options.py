@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .gates import HOLD
 from .options import option
+from .pruning import FEWEST_EVALUATIONS, SMALL_MODEL
+from .starts import EXACT_UNITS
 from .tasks.config import TaskConfig
 
 
@@ -93,8 +96,18 @@ def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None
 
 def searches_and_evidence(config: CircuitOptions) -> str:
     """The estimated work in words, for a dry run."""
-    searches = config.seeds + 3 + (5 if config.search == "smallest" else 0)
+    return circuit_work(config, config.search)
+
+
+def circuit_work(config: Any, search: str) -> str:
+    """All work of a study of one circuit, with its upper bounds, in words."""
+    smallest = search == "smallest"
+    searches = config.seeds + 3 + (5 if smallest else 0)
     return (
-        f"{'about ' if config.search == 'smallest' else ''}{searches} searches of {config.steps} steps, then about "
-        f"{11 * (2 + config.random_circuits) + 3} evaluations on {config.eval_prompts} prompts"
+        f"{'about ' if smallest else ''}{searches} searches of {config.steps} steps; where attribution misleads up to "
+        f"{EXACT_UNITS:,} units removed one at a time to begin them with, on trained and on random weights; "
+        f"{config.seeds + 1} prunings of at most {FEWEST_EVALUATIONS} circuits each (of {SMALL_MODEL:,} divided by the "
+        f"model's units, if that is more) on {config.prompts} prompts; then about "
+        f"{11 * (2 + config.random_circuits) + 4} evaluations and up to {config.removed_units:,} removals of single "
+        f"units on {config.eval_prompts} prompts"
     )

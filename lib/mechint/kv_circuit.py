@@ -11,7 +11,7 @@ from .analysis import Analysis
 from .circuit import CircuitPlan
 from .circuit_analysis import CircuitAnalyzer
 from .circuit_analysis import summary as circuit_summary
-from .circuit_options import EvidenceOptions
+from .circuit_options import EvidenceOptions, circuit_work
 from .errors import MechintError
 from .gates import HOLD
 from .loader import PromptLoader
@@ -171,11 +171,8 @@ def refuse(config: KVCircuitConfig, task: TaskConfig) -> str | None:
 
 
 def work(config: KVCircuitConfig) -> str:
-    searches = config.seeds + 3 + (5 if config.search == "smallest" else 0)
-    return (
-        f"{'about ' if config.search == 'smallest' else ''}{searches} searches of {config.steps} steps, then about "
-        f"{11 * (2 + config.random_circuits) + 3} evaluations on {config.eval_prompts} prompts"
-    )
+    """The estimated work in words, for a dry run."""
+    return circuit_work(config, config.search)
 
 
 def summary(results: dict[str, Any]) -> list[str]:

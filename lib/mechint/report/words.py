@@ -57,6 +57,14 @@ MEANINGS = {
         "share",
         "How much of the way from the empty to the full model the circuit alone goes; 100 % is the full model.",
     ),
+    "units_kept_unpruned": Meaning(
+        "Units kept before pruning", "count", "What the search itself kept, before units were removed and exchanged."
+    ),
+    "faithfulness_unpruned": Meaning(
+        "Faithfulness before pruning",
+        "share",
+        "That of the circuit as the search found it; units go by discovery prompts, which can cost it here.",
+    ),
     "completeness": Meaning(
         "Completeness",
         "share",
