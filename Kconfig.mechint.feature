@@ -118,7 +118,7 @@ choice KNLP_MECHINT_FEATURE_SEARCH
 	prompt "Search"
 	default KNLP_MECHINT_FEATURE_SEARCH_SMALLEST
 	help
-	  Find the smallest circuit that reaches a faithfulness, or the best one of a given size.
+	  Find a circuit as small as can be that reaches a faithfulness, or the best of a given size.
 
 config KNLP_MECHINT_FEATURE_SEARCH_SMALLEST
 	bool "Smallest circuit that is faithful enough"

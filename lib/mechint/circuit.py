@@ -100,6 +100,7 @@ class Bench:
         self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
     ) -> None:
         self.model, self.units, self.batches, self.half = model, units, batches, half
+        self.ablation = ablation
         with torch.no_grad():
             self.fills = [ablation.fills(batch) for batch in batches]
             full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
@@ -107,6 +108,10 @@ class Bench:
         if sum(answers.size for answers in self.answers) <= KEPT_LOGITS:
             for answers in self.answers:
                 answers.keep_logits()
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return sum(len(batch) for batch in self.batches)
 
     def values(self, index: int, mask: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
         """The metrics of one batch under a mask [units], each [prompts]; None is the full model itself.
@@ -129,6 +134,17 @@ class Bench:
             slopes += torch.autograd.grad(self.values(0, mask, learn)[learn].mean(), mask)
         self.half = half
         return float(torch.cosine_similarity(slopes[0], slopes[1], 0))
+
+    def sample(self, count: int) -> Bench:
+        """The same on about so many of the prompts, in one batch of each length, at least two of it."""
+        sizes: dict[int, int] = {}
+        for batch in self.batches:
+            sizes[batch.tokens.shape[1]] = sizes.get(batch.tokens.shape[1], 0) + len(batch)
+        first = {batch.tokens.shape[1]: batch for batch in reversed(self.batches)}
+        share = count / sum(sizes.values())
+        some = [first[length][torch.arange(min(len(first[length]), max(2, round(share * sizes[length]))))]
+                for length in sizes]  # fmt: skip
+        return Bench(self.model, self.units, self.ablation, some, self.half)
 
     @torch.no_grad()
     def measure(self, mask: Tensor | None) -> dict[str, Tensor]:

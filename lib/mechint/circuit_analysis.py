@@ -20,7 +20,7 @@ from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .pruning import evaluations, pruned
+from .pruning import pruned
 from .starts import NOTES, first_scores, needed_first
 from .statistics import ClusterBootstrap, Number, exact, number, said
 from .subspaces import shuffled_weights
@@ -76,26 +76,22 @@ class CircuitAnalyzer(CircuitEvidence):
             self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)
             for k in range(1, config.seeds)
         ]
-        before = [result["masks"][size] for result in searches]
-        target = config.target_faithfulness if config.search == "smallest" else math.inf
-        ended = [
-            self.pruned(discovery, f"seed {k}", mask, searches[k]["logits"], target, size)
-            for k, mask in enumerate(before)
-        ]
-        found = [each["mask"] for each in ended]
+        found = [result["masks"][size] for result in searches]
         on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
-        best = min(range(len(found)), key=lambda k: (int(found[k].sum()), abs(1 - on_discovery[k])))
-        searched, size = size, int(found[best].sum())
+        best = min(range(len(found)), key=lambda k: abs(1 - on_discovery[k]))
+        target = config.target_faithfulness if config.search == "smallest" else math.inf
+        ended = self.pruned(discovery, "circuit", found[best], searches[best]["logits"], target, size)
+        circuit, searched, size = ended["mask"], size, int(ended["mask"].sum())
         sizes = sorted({*shares, size})
         learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
-        learned[size] = found[best]
+        learned[size] = circuit
         order, ranking = self.ranking(discovery, scores, size)
         control, control_note = self.random_weights(train_loader, val_loader, searched, size, bool(others))
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
         moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
         elsewhere = any(result["began_elsewhere"] for result in searches)
-        self.results = self.measure(bench, val_loader, ranking, found[best], moved, learned)
+        self.results = self.measure(bench, val_loader, ranking, circuit, moved, learned)
         if len(moved) < len(found):
             begun = "order" if elsewhere else "attribution's order"
             self.results["notes"].append(
@@ -107,16 +103,16 @@ class CircuitAnalyzer(CircuitEvidence):
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             self.results["metrics"]["faithfulness_random_weights"] = control
-        kept = [int(mask.sum()) for mask in before], [int(mask.sum()) for mask in found]
-        unpruned = self.interval(bench, val_loader, before[best])
-        self.results["metrics"] |= {"faithfulness_unpruned": unpruned, "units_kept_unpruned": exact(kept[0][best])}
-        self.results["notes"].append(
-            f"The search kept {kept[0][best]:,} units, with a held-out faithfulness of {unpruned['value']:.3f}; "
-            f"removing and exchanging units on the discovery prompts left {size:,}, with "
-            f"{self.results['metrics']['faithfulness']['value']:.3f}."
-            + ("" if ended[best]["whole"] else f" It stopped at its bound of {evaluations(self.units.total):,} "
-               "circuits measured, so that units may be left that could go.")
-        )  # fmt: skip
+        unpruned = self.interval(bench, val_loader, found[best])
+        self.results["metrics"] |= {"faithfulness_unpruned": unpruned, "units_kept_unpruned": exact(searched)}
+        self.results["pruning"] = {name: value for name, value in ended.items() if name != "mask"} | {
+            "units_searched": searched,
+            "units": size,
+            "exchanged": int((circuit > found[best]).sum()),
+            "faithfulness_discovery_searched": on_discovery[best],
+            "faithfulness_discovery": discovery.faithful(circuit, config.metric),
+        }
+        self.results["notes"].append(how_pruned(self.results, target))
         notes = (NOTES[how], NOTES["needed"] if elsewhere else "", control_note)
         self.results["notes"] += [note for note in notes if note]
         if accuracy is not None:
@@ -125,12 +121,12 @@ class CircuitAnalyzer(CircuitEvidence):
             cosine = discovery.half_cosine(config.metric)
             self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results["searches"] = [
-            {"name": f"seed {k}", "weights": "trained", "budget": kept[1][k], "chosen": k == best,
+            {"name": f"seed {k}", "weights": "trained", "budget": searched, "chosen": k == best,
              "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask),
              "went_back": searches[k]["went_back"]}
             for k, mask in enumerate(found)
         ]  # fmt: skip
-        self.keep_masks(found[best], searches[best]["logits"], scores)
+        self.keep_masks(circuit, searches[best]["logits"], scores)
         return self.results
 
     def save_results(self) -> list[Path]:
@@ -231,16 +227,26 @@ class CircuitAnalyzer(CircuitEvidence):
 
         def compute() -> dict[str, Any]:
             result = pruned(
-                bench, self.config.metric, mask, order, target=target, size=1 if math.isfinite(target) else size,
+                bench, self.preserved(), mask, order, target=target, size=1 if math.isfinite(target) else size,
                 seen=self.stages.part(stage), save=lambda seen: self.stages.save_part(stage, lambda: dict(seen)),
                 title=f"pruning, {name}",
             )  # fmt: skip
-            return {"mask": result.mask, "evaluations": result.evaluations, "whole": result.whole}
+            return {
+                "mask": result.mask,
+                "evaluations": result.evaluations,
+                "exchanges": result.exchanges,
+                "minimal": result.minimal,
+                "whole": result.whole,
+            }
 
         return dict(self.stages.get(stage, compute))
 
+    def preserved(self) -> list[str]:
+        """The metrics in which a circuit has to reach the target."""
+        return [self.config.metric]
+
     def reached(self, bench: Bench, mask: Tensor) -> bool:
-        return bench.faithful(mask, self.config.metric) >= self.config.target_faithfulness
+        return all(bench.faithful(mask, metric) >= self.config.target_faithfulness for metric in self.preserved())
 
     def enough(self, bench: Bench, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid from which the descent, in passing, reached the target."""
@@ -348,6 +354,43 @@ class CircuitAnalyzer(CircuitEvidence):
             }
             for name, *own in zip(self.units.layer_names, *parts, strict=True)
         }
+
+
+def how_pruned(results: dict[str, Any], target: float) -> str:
+    """What pruning made of the circuit, and what of it is certain, in words.
+
+    Args:
+        results: With the metrics of the circuit, and what was done to it.
+        target: Faithfulness that a circuit had to keep on the discovery prompts; infinite where the size is given.
+    """
+    metrics, done = results["metrics"], results["pruning"]
+    before, after = (f"{metrics[name]['value']:.3f}" for name in ("faithfulness_unpruned", "faithfulness"))
+    tried = f"none of the exchanges that were tried ({done['exchanges']:,}) makes it"
+    if math.isinf(target):
+        text = (
+            f"Exchanges of single units on the discovery prompts put {done['exchanged']:,} others into the circuit of "
+            f"the search: held-out faithfulness {before} before, {after} after."
+        )
+        end = f"In the end {tried} more like the model."
+    elif done["faithfulness_discovery_searched"] < target:
+        return (
+            f"No unit was removed or exchanged: on the discovery prompts the faithfulness of the search's circuit is "
+            f"{done['faithfulness_discovery_searched']:.3f}, below the target {target:g}."
+        )
+    else:
+        text = (
+            f"The search kept {done['units_searched']:,} units, with a held-out faithfulness of {before}; removing and "
+            f"exchanging units on the discovery prompts left {done['units']:,}, with {after}."
+        )
+        end = f"On these prompts no single unit can go, and {tried} smaller." if done["minimal"] else ""
+    if done["whole"] and end:
+        return f"{text} {end}"
+    bound = f"at the bound of its work, {done['evaluations']:,} circuits measured"
+    if done["minimal"]:
+        return f"{text} On these prompts no single unit can go; exchanges stopped {bound}."
+    return (
+        f"{text} It stopped {bound}, so a smaller circuit, or a better one of its size, may be found by the same steps."
+    )
 
 
 def summary(results: dict[str, Any]) -> list[str]:

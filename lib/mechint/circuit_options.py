@@ -7,7 +7,7 @@ from typing import Any
 
 from .gates import HOLD
 from .options import option
-from .pruning import FEWEST_EVALUATIONS, SMALL_MODEL
+from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL
 from .starts import EXACT_UNITS
 from .tasks.config import TaskConfig
 
@@ -66,7 +66,7 @@ class CircuitOptions(EvidenceOptions):
     )
     search: str = option(
         "smallest",
-        "Find the smallest circuit that reaches the target faithfulness, or the best one of exactly the budget's size",
+        "Find a circuit as small as can be that reaches the target faithfulness, or the best of exactly the budget's size",
         choices=("smallest", "budget"),
     )
     budget: int = option(
@@ -106,8 +106,8 @@ def circuit_work(config: Any, search: str) -> str:
     return (
         f"{'about ' if smallest else ''}{searches} searches of {config.steps} steps; where attribution misleads up to "
         f"{EXACT_UNITS:,} units removed one at a time to begin them with, on trained and on random weights; "
-        f"{config.seeds + 1} prunings of at most {FEWEST_EVALUATIONS} circuits each (of {SMALL_MODEL:,} divided by the "
-        f"model's units, if that is more) on {config.prompts} prompts; then about "
+        f"2 prunings of at most {MOST_EVALUATIONS} circuits on {config.prompts} prompts ({SMALL_EVALUATIONS:,} in models "
+        f"of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then about "
         f"{11 * (2 + config.random_circuits) + 4} evaluations and up to {config.removed_units:,} removals of single "
         f"units on {config.eval_prompts} prompts"
     )

@@ -47,7 +47,7 @@ class KVCircuitConfig(EvidenceOptions, Source):
     )
     search: str = option(
         "sparsity",
-        "Drop exactly the target sparsity, find the smallest circuit that reaches the target faithfulness, or keep "
+        "Drop exactly the target sparsity, find a circuit as small as can be that reaches the target, or keep "
         "every unit that is worth its penalty",
         choices=("sparsity", "smallest", "penalty"),
     )

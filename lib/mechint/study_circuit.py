@@ -90,8 +90,8 @@ class Searched(CircuitAnalyzer):
     random_control = True
     effect = "logit_diff"
 
-    def reached(self, bench: Bench, mask: Tensor) -> bool:
-        return super().reached(bench, mask) and bench.faithful(mask, self.effect) >= self.config.target_faithfulness
+    def preserved(self) -> list[str]:
+        return [*super().preserved(), self.effect]
 
     def in_effect(self) -> AbstractContextManager[None]:
         return measured_in(self, self.effect)
@@ -154,8 +154,10 @@ def circuit(context: Context) -> Found:
     report |= {name: own[name] for name in ("kl", "minimality") if name in own}
     report["random_weights"] = own.get("faithfulness_random_weights")
     report["curve"] = {name: found["curve"][name] for name in ("size", "learned", "random")}
-    [reached] = [row["faithfulness_discovery"] for row in found["searches"] if row["chosen"]]
-    report["faithfulness_discovery"], report["target"] = reached, TARGET
+    report["faithfulness_discovery"], report["target"] = found["pruning"]["faithfulness_discovery"], TARGET
+    report["pruning"] = found["pruning"] | {
+        name: own[name] for name in ("units_kept_unpruned", "faithfulness_unpruned")
+    }  # fmt: skip
     report["notes"] = [note for note in found["notes"] if "Stability was not measured" not in note]
     return {"report": {**report, "said": sentence(report)}, "keep": {"mask": mask}}
 

@@ -49,7 +49,7 @@ class Meaning:
 
 MEANINGS = {
     "units_total": Meaning("Units in the model", "count", "Everything that could be kept or dropped."),
-    "units_kept": Meaning("Units kept", "count", "The size of the circuit, counted after the gates are made 0 or 1."),
+    "units_kept": Meaning("Units kept", "count", "The size of the circuit, after its search and after pruning."),
     "units_kept_k": Meaning("K channels kept", "count", "Dimensions of heads' keys among them."),
     "units_kept_v": Meaning("V channels kept", "count", "Dimensions of heads' values among them."),
     "faithfulness": Meaning(
@@ -115,7 +115,8 @@ MEANINGS = {
     "jaccard": Meaning(
         "Stability (Jaccard)",
         "share",
-        "Mean overlap of pairs of circuits from different seeds; the interval is the least and the most alike pair.",
+        "Mean overlap of pairs of circuits from different seeds, before pruning; the interval is the least and the most "
+        "alike pair.",
     ),
     "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
     "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
