@@ -20,7 +20,7 @@ from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
 from .progress import Progress
-from .pruning import pruned
+from .pruning import evaluations, pruned
 from .starts import NOTES, first_scores, needed_first
 from .statistics import ClusterBootstrap, Number, exact, number, said
 from .subspaces import shuffled_weights
@@ -228,6 +228,7 @@ class CircuitAnalyzer(CircuitEvidence):
         def compute() -> dict[str, Any]:
             result = pruned(
                 bench, self.preserved(), mask, order, target=target, size=1 if math.isfinite(target) else size,
+                limit=evaluations(self.units.total, self.config.steps),
                 seen=self.stages.part(stage), save=lambda seen: self.stages.save_part(stage, lambda: dict(seen)),
                 title=f"pruning, {name}",
             )  # fmt: skip

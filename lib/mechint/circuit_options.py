@@ -66,7 +66,7 @@ class CircuitOptions(EvidenceOptions):
     )
     search: str = option(
         "smallest",
-        "Find a circuit as small as can be that reaches the target faithfulness, or the best of exactly the budget's size",
+        "Find a circuit as small as can be that reaches the target faithfulness, or the best one of the budget's size",
         choices=("smallest", "budget"),
     )
     budget: int = option(
@@ -106,8 +106,8 @@ def circuit_work(config: Any, search: str) -> str:
     return (
         f"{'about ' if smallest else ''}{searches} searches of {config.steps} steps; where attribution misleads up to "
         f"{EXACT_UNITS:,} units removed one at a time to begin them with, on trained and on random weights; "
-        f"2 prunings of at most {MOST_EVALUATIONS} circuits on {config.prompts} prompts ({SMALL_EVALUATIONS:,} in models "
-        f"of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then about "
+        f"2 prunings of at most {MOST_EVALUATIONS} circuits on {config.prompts} prompts ({SMALL_EVALUATIONS:,} in "
+        f"models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then about "
         f"{11 * (2 + config.random_circuits) + 4} evaluations and up to {config.removed_units:,} removals of single "
         f"units on {config.eval_prompts} prompts"
     )

@@ -42,11 +42,16 @@ ROUNDING = 1e-6
 """What a faithfulness has to be above the target, or above another one, to count as such."""
 
 
-def evaluations(total: int) -> int:
-    """The most circuits that one pruning measures on the discovery prompts, in a model of ``total`` units."""
+def evaluations(total: int, steps: int = 100) -> int:
+    """The most circuits that one pruning measures on the discovery prompts.
+
+    Args:
+        total: Units of the model.
+        steps: Of the search before it: a pruning is not to take longer than that.
+    """
     if total <= SMALL_MODEL:
         return SMALL_EVALUATIONS
-    return min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, WORK // total))
+    return min(MOST_EVALUATIONS, 2 * steps, max(FEWEST_EVALUATIONS, WORK // total))
 
 
 Seen = dict[tuple[int, ...], list[float]]

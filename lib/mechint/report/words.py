@@ -115,8 +115,8 @@ MEANINGS = {
     "jaccard": Meaning(
         "Stability (Jaccard)",
         "share",
-        "Mean overlap of pairs of circuits from different seeds, before pruning; the interval is the least and the most "
-        "alike pair.",
+        "Mean overlap of pairs of circuits from different seeds, before pruning; the interval is the least and the "
+        "most alike pair.",
     ),
     "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
     "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
