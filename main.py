@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
 
 from mechint.errors import exit_status
 from mechint.neuron_command import NeuronCommand, analyse
+from mechint.options import entered
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    entered(checkpoint="--model")
     sys.exit(exit_status(main))

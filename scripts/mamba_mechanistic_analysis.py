@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint.errors import exit_status
 from mechint.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer
-from mechint.options import Parser, integer
+from mechint.options import Parser, entered, integer
 from mechint.study import summary
 
 
@@ -47,4 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    entered(checkpoint="--model", num_samples="--samples", log_dir="--log_dir", skip_steps="--skip_steps")
     sys.exit(exit_status(main))

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint import command_line, workers
 from mechint.errors import exit_status
+from mechint.options import entered
 from scripts.kconfig.defconfig_text import defconfig_text
 
 parser = command_line.parser
@@ -22,5 +23,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    entered()
     faulthandler.enable()  # a crash in compiled code says in which line it was called
     workers.end(exit_status(main))

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from mechint.errors import exit_status
-from mechint.options import Parser, add_flags, from_flags
+from mechint.options import Parser, add_flags, entered, from_flags
 from mechint.tasks.config import TaskConfig
 from mechint.train_config import ARCHITECTURES, TrainConfig
 from mechint.train_steps import plan_steps, train_steps
@@ -46,5 +46,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    entered()
     faulthandler.enable()  # a crash in compiled code says in which line it was called
     sys.exit(exit_status(main))

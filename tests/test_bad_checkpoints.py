@@ -208,7 +208,7 @@ def test_masks_in_a_checkpoints_place(tmp_path: Path) -> None:
         for path in (run, run / "final_masks.pt"):
             message = refusal(lambda: action(str(path)))  # noqa: B023
             assert "finished analysis" in message
-            assert f"MODELS={run}" in message
+            assert f"write_report('{run}')" in message
 
 
 def test_directories(state: State, tmp_path: Path) -> None:

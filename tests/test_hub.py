@@ -229,7 +229,7 @@ def test_without_a_network(hub: Hub, visit: Visit) -> None:
         visit(endpoint, offline=offline)
         message = refused()
         assert f"can't fetch {REPO}: " in message
-        assert "MODELS=<directory>" in message
+        assert "name the directory of a local copy with checkpoint" in message
 
 
 def test_a_hub_that_never_answers(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,9 +83,9 @@ def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_
 @pytest.mark.parametrize(
     ("task", "options", "architecture", "said"),
     [
-        ({"name": "induction"}, {}, MambaArchitecture(), "--train-impose: there is no causal model of induction"),
-        ({}, {}, GPT2Architecture(n_layer=3), "is one of 2 layers, not 3; set --gpt2-n-layer to 2"),
-        ({}, {}, MambaArchitecture(d_model=8), "--train-impose: 16 channels of a layer are too few, 32 are the least"),
+        ({"name": "induction"}, {}, MambaArchitecture(), "impose: there is no causal model of induction"),
+        ({}, {}, GPT2Architecture(n_layer=3), "is one of 2 layers, not 3; set n_layer to 2"),
+        ({}, {}, MambaArchitecture(d_model=8), "impose: 16 channels of a layer are too few, 32 are the least"),
         ({}, {"impose_strictness": -1.0}, MambaArchitecture(), "impose_strictness is -1.0"),
     ],
 )  # fmt: skip

@@ -151,7 +151,9 @@ def test_dictionaries_are_chosen_by_name_or_by_what_they_lose(tmp_path: Path) ->
 
 
 def test_bad_requests_are_one_line_before_any_work(tmp_path: Path) -> None:
-    assert lacks(SMALL, ["feature", "sae"]) is None and "KNLP_MECHINT_SAE=y" in str(lacks(SMALL, ["feature"]))
+    assert lacks(SMALL, ["feature", "sae"]) is None and "the analysis that trains them (sae)" in str(
+        lacks(SMALL, ["feature"])
+    )
     with pytest.raises(MechintError, match="there are no dictionaries"):
         run_experiment(Experiment(RunConfig(checkpoint="none.pt", output_dir=str(tmp_path)), TASK, {"feature": SMALL}))
     assert "holds no dictionary" in str(refuse(replace(SMALL, dictionaries=str(tmp_path)), TASK))

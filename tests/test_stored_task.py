@@ -58,7 +58,7 @@ def test_defaults_are_the_checkpoints(metadata: Any, options: dict[str, Any], ch
     [
         (RECALL, {"name": "induction"}, "trained on the task recall, and induction is asked"),
         (RECALL, {"name": "prompt"}, "trained on the task recall, and prompt is asked"),
-        (RECALL, {"keys": 10}, r"keys = 12, and 10 is asked; leave KNLP_TASK_KEYS \(--task-keys\)"),
+        (RECALL, {"keys": 10}, r"keys = 12, and 10 is asked; leave keys"),
         (TEXT, {"text": "other.txt"}, "text = 'own.txt', and 'other.txt' is asked"),
         (TEXT, {"name": "file", "tokenizer": "other"}, "tokenizer = 'tok.json', and 'other' is asked"),
         ({"task": {"name": "recall", "keys": "x"}}, {}, "stores keys = x, which is none"),

@@ -165,14 +165,14 @@ def test_another_recipe_is_never_overwritten(trained: Path) -> None:
     before = hashes(trained)
     others = (
         ((dataclasses.replace(TASK, values=5), quick(trained), TINY), "--task-values 4, not 5"),
-        ((TASK, quick(trained, lr=0.5), TINY), f"--train-lr {QUICK.lr}, not 0.5"),
-        ((TASK, quick(trained), dataclasses.replace(TINY, n_layer=2)), "--mamba-n-layer 1, not 2"),
+        ((TASK, quick(trained, lr=0.5), TINY), f"lr {QUICK.lr}, not 0.5"),
+        ((TASK, quick(trained), dataclasses.replace(TINY, n_layer=2)), "n_layer 1, not 2"),
     )
     for job, line in others:
         for function in (train, plan):
             with pytest.raises(MechintError) as caught:
                 function(*job)
-            assert line in str(caught.value) and "--train-step-name" in str(caught.value)
+            assert line in str(caught.value) and "step_name" in str(caught.value)
     assert hashes(trained) == before
 
 
@@ -261,8 +261,8 @@ def test_what_decays_in_a_gpt2_and_how_it_is_born(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"n_head": 3}, "--gpt2-n-embd is 16, which can't be divided among 3 heads"),
-        ({"block_size": 5}, "--gpt2-block-size is 5, and the prompts of 'recall' have"),
+        ({"n_head": 3}, "n_embd is 16, which can't be divided among 3 heads"),
+        ({"block_size": 5}, "block_size is 5, and the prompts of 'recall' have"),
         ({"kv": "shared"}, "it must be one of separate, tied"),
     ],
 )
@@ -278,7 +278,7 @@ def test_sizes_that_do_not_fit(changes: dict[str, object], line: str, tmp_path: 
 def test_a_loss_that_is_no_number_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trainer.answer_logits
     monkeypatch.setattr(trainer, "answer_logits", lambda *inputs: whole(*inputs) * math.nan)
-    with pytest.raises(MechintError, match=r"the loss is nan .* at step 1; lower --train-lr"):
+    with pytest.raises(MechintError, match=r"the loss is nan .* at step 1; lower lr"):
         train(TASK, quick(tmp_path), TINY)
     assert not list(tmp_path.glob("*.pt"))
 
@@ -301,7 +301,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match=r"can't be read .*; delete it and run again"):
         train(TASK, quick(tmp_path), TINY)
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(MechintError, match="--train-step-name or --train-output-dir"):
+    with pytest.raises(MechintError, match="step_name or output_dir"):
         train(TASK, quick(tmp_path), TINY)
     torch.save(torch.zeros(1), path)
     with pytest.raises(MechintError, match="not made by this trainer"):

@@ -84,7 +84,7 @@ def test_mistakes_are_found_before_the_first_step(variants: str, says: str, tmp_
 
 
 def test_a_name_for_several_steps(tmp_path: Path) -> None:
-    with pytest.raises(MechintError, match="--train-step-name names one model"):
+    with pytest.raises(MechintError, match="step_name names one model"):
         steps(dataclasses.replace(study("baseline"), step_name="V7"), GPT2)
 
 

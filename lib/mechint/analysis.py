@@ -160,3 +160,8 @@ def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
                 f"{where} is a {family} model; the analysis {analysis.name!r} ({analysis.title}) is for "
                 f"{', '.join(analysis.families)}; choose another checkpoint or switch the analysis off"
             )
+
+
+def group_of(config: Any) -> str:
+    """The name of the analysis whose options these are, which is the group of its flags; '' for none."""
+    return next((name for name, analysis in analyses().items() if analysis.config is type(config)), "")

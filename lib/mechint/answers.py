@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import MechintError, did_you_mean
+from .options import named
 from .tasks import Prompts, pooled
 
 PART = 1 << 25
@@ -30,6 +31,24 @@ LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
 """Metrics that have a gradient."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
 """Metrics that need no other model's predictions; see :func:`answer_metric`."""
+
+
+def remedy(model: Any, task: Any) -> str:
+    """What to do where a model does not answer, by what the cause can be, as the beginning of a sentence.
+
+    Of text the tokens may be others than the model knows; a model that was trained on this very task may need more of
+    it; any other one may be asked what it never saw.
+    """
+    said = (getattr(model, "metadata", None) or {}).get("task")
+    if isinstance(said, dict) and said.get("name") == getattr(task, "name", None):
+        return "Train it longer"
+    if getattr(task, "tokenizer", None) is not None:
+        options = ", ".join(named("task", field) for field in ("tokenizer", "bos", "space"))
+        return (
+            f"Look at how prompts and answers become tokens ({options}: what the tokenizer puts in front, and whether "
+            "an answer begins with a space), or ask what the model knows"
+        )
+    return "Choose the task that it was trained on"
 
 
 def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:

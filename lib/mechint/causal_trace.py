@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import files
 from .analysis import Analysis, StagedAnalyzer
+from .answers import remedy
 from .errors import MechintError, NotAnswered, did_you_mean
 from .interchange import CORRUPTIONS, METRICS, Corruption, Interchange
 from .loader import PromptLoader
@@ -113,7 +114,7 @@ class CausalTracer(StagedAnalyzer):
         if not right.any():
             raise NotAnswered(
                 f"the model answers none of the {len(right)} prompts of {task.name!r} right, so there is nothing to "
-                f"trace; choose the task it was trained on, or train it longer"
+                f"trace. {remedy(self.model, task)}"
             )
         plan = {d: panels(self.model, self.kinds, self.severed, self.config.window, d) for d in self.directions}
         metrics: dict[str, Number] = {

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from . import files, live
 from .ablation import Ablation
+from .analysis import group_of
+from .answers import remedy
 from .circuit import Bench, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
 from .circuit_search import NotFinite, Search
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
+from .options import named
 from .progress import Progress
 from .pruning import evaluations, pruned
 from .starts import NOTES, first_scores, needed_first
@@ -163,7 +166,7 @@ class CircuitAnalyzer(CircuitEvidence):
             raise NotAnswered(
                 f"{self.model.source}: the model answers {accuracy['value']:.1%} of the held-out prompts of "
                 f"{loader.task.name!r}, below the {self.config.min_accuracy:.0%} asked for; there is no circuit to "
-                f"explain. Train it longer, choose the task it was trained on, or lower MIN_ACCURACY"
+                f"explain. {remedy(self.model, loader.task)}, or lower {named(group_of(self.config), 'min_accuracy')}"
             )
         return accuracy
 

@@ -16,8 +16,8 @@ from .discover import find_checkpoints
 from .errors import MechintError, NotAnswered
 from .experiment import DefconfigText, Experiment, run_experiment
 from .models.load import load
-from .models.tokenizer import LACKING, Encoder
-from .options import Parser, add_flags, from_flags, integer
+from .models.tokenizer import Encoder, lacking
+from .options import Parser, add_flags, from_flags, integer, named
 from .run_config import RunConfig, asked, own
 from .tasks import tokenizer_of
 from .tasks.config import TaskConfig
@@ -111,7 +111,9 @@ def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None
         raise unanswered
 
 
-NAME_IT = "name the answer in KNLP_TASK_ANSWER (--task-answer, or --answer beside --prompt)"
+def name_it() -> str:
+    """What to do where an answer must be named."""
+    return f"name the answer in {named('task', 'answer')}"
 
 
 @torch.no_grad()
@@ -125,13 +127,13 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
     checkpoints = find_checkpoints(run.checkpoint)
     if len(checkpoints) > 1:
         raise MechintError(
-            f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; {NAME_IT}"
+            f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; {name_it()}"
         )
     model = load(checkpoints[0], dtype=run.dtype, device=run.device)
     said = as_stored(dataclasses.replace(task, name="prompt"), model.metadata, str(checkpoints[0]))
     tokenizer = tokenizer_of(said, model.tokenizer, model.config.vocab_size)
     if tokenizer is None:
-        raise MechintError(f"{checkpoints[0]} has no tokenizer to read text with; {LACKING}")
+        raise MechintError(f"{checkpoints[0]} has no tokenizer to read text with; {lacking()}")
     encoder = Encoder(tokenizer, said.bos)
     ids = encoder.prompt(task.prompt).ids
     if len(ids) == len(encoder.front):
@@ -141,7 +143,7 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
     if answer is None:
         raise NotAnswered(
             f"the model goes on with {encoder.decode(token)!r}, which the tokenizer does not give back behind the "
-            f"prompt; {NAME_IT}"
+            f"prompt; {name_it()}"
         )
     print(f"the model's own answer: {answer!r}", flush=True)
     return dataclasses.replace(task, answer=answer, space=task.space if answer.startswith(" ") else "no")

@@ -9,6 +9,7 @@ from pathlib import Path
 from .errors import MechintError
 from .models.checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
 from .models.hub import is_hub_id, path_exists, refuse_missing_path, todays_name
+from .options import named
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -42,12 +43,14 @@ def find_checkpoints(pattern: str) -> list[str]:
             return _sorted(found)
         if matches:
             raise MechintError(f"{pattern} matches {len(matches)} paths, none of them a checkpoint ({matches[0]} …)")
-        raise MechintError(f"no checkpoint matches {pattern}; train one with make train, or name others with MODELS=")
+        raise MechintError(
+            f"no checkpoint matches {pattern}; train one with make train, or name others with {named('', 'checkpoint')}"
+        )
     refuse_missing_path(pattern)
     if is_hub_id(pattern):
         return [pattern]
     raise MechintError(
-        f"{pattern}: no such file or directory; name checkpoints with MODELS=<file, glob or directory>"
+        f"{pattern}: no such file or directory; name a file, a glob or a directory with {named('', 'checkpoint')}"
         f"{todays_name(pattern)}"
     )
 
@@ -65,7 +68,7 @@ def _in_directory(path: Path) -> list[str]:
             if (path / "config.json").is_file()
             else "no checkpoint (*.pt, *.safetensors)"
         )
-        raise MechintError(f"{path} holds {what}; name checkpoints with MODELS=<file, glob or directory>")
+        raise MechintError(f"{path} holds {what}; name a file, a glob or a directory with {named('', 'checkpoint')}")
     return _sorted(found)
 
 

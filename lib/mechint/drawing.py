@@ -11,6 +11,7 @@ from typing import Any
 
 from . import files, live
 from .errors import MechintError
+from .options import named
 from .report import COMPARISONS, kind_of, log_wandb, write_report
 from .report.finished import drawing as drawn_from
 from .report.members import member_lines
@@ -51,7 +52,7 @@ def logging(run: RunConfig, checkpoint: str, name: str, config: Any) -> Iterator
 def redraw(run: RunConfig, dry_run: bool) -> None:
     """Reports again from what finished analyses left; masks and numbers are not touched."""
     top = Path(run.run_dir or run.folder)
-    found = finished_below(top, "RUN_DIR")
+    found = finished_below(top, "run_dir")
     for directory in found:
         print(f"{'would draw' if dry_run else 'drawing'} {directory} again", flush=True)
     if dry_run:
@@ -71,7 +72,7 @@ def finished_below(top: str | Path, option: str) -> list[Path]:
     if not found:
         raise MechintError(
             f"{top} holds no finished analysis (no results.json in it or below it); run one first, or name another "
-            f"with {option}"
+            f"with {named('', option)}"
         )
     return found
 

@@ -20,6 +20,7 @@ from .drawing import draw, finished_below, logging, redraw, write_comparisons
 from .errors import MechintError, SaidElsewhere, say_failure
 from .loader import PromptLoader
 from .models.load import find_device
+from .options import named
 from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
 from .run_config import RunConfig, asked, elsewhere, own, request
 from .rundir import COMPLETE, check_writable, fingerprint, manifest
@@ -117,9 +118,7 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
             analysed, after the others were.
     """
     if experiment.run.mode != "from_runs" and not experiment.configs:
-        raise MechintError(
-            "no analysis is switched on; choose one in the menu (KNLP_MECHINT_SSM=y) or on the command line"
-        )
+        raise MechintError(f"no analysis is switched on; choose one or more, such as {named('', 'ssm')}")
     if not dry_run:
         workers.join()
     parts = apart(experiment) or [experiment]
@@ -161,7 +160,7 @@ def look(
     for part in parts:
         run = part.run
         if run.mode == "from_runs":
-            finished_below(run.run_dir or run.folder, "RUN_DIR")
+            finished_below(run.run_dir or run.folder, "run_dir")
             found.append(([], {}, []))
             continue
         for analysis in part.chosen():
@@ -171,7 +170,7 @@ def look(
                 raise MechintError(f"{analysis.title}: {reason}")
         checkpoints = find_checkpoints(run.checkpoint)
         directories = run_directories(run, checkpoints, list(part.configs), part.several)
-        known = finished_below(run.baseline, "BASELINE") if run.baseline else []
+        known = finished_below(run.baseline, "baseline") if run.baseline else []
         if run.visualize_wandb:
             wandb_run.check()
         check_writable(run.folder, dry=True)
@@ -295,7 +294,10 @@ def analyse_one(
     with workers.together() if by_all else contextlib.nullcontext():
         done = workers.from_first(None if helper else is_finished(directory, key, run.rerun))
     if done and not helper:
-        print(f"{checkpoint}: {analysis.title} is finished in {directory}, skipped (RERUN repeats it)", flush=True)
+        print(
+            f"{checkpoint}: {analysis.title} is finished in {directory}, skipped ({named('', 'rerun')} repeats it)",
+            flush=True,
+        )
     if done:
         return
     if not helper:

@@ -26,6 +26,7 @@ from .errors import MechintError
 from .loader import PromptLoader
 from .models.load import find_device, load
 from .models.tokenizer import check_bytes
+from .options import named
 from .probes import Labelled, derived, probe, refuse_derived, split_by_group
 from .report import log_wandb, write_report
 from .rundir import check_writable, fingerprint, manifest
@@ -90,10 +91,13 @@ class ExperimentConfig:
         """Raises :class:`MechintError` for what no model could be studied with."""
         if self.num_samples < FEWEST_SAMPLES:
             raise MechintError(
-                f"num_samples is {self.num_samples}; each split needs at least {FEWEST_SAMPLES} prompts for its probes"
+                f"{named('', 'num_samples')} is {self.num_samples}; each split needs at least "
+                f"{FEWEST_SAMPLES} prompts for its probes"
             )
         if not 0 < self.sae_sparsity_target <= 1:
-            raise MechintError(f"sae_sparsity_target is {self.sae_sparsity_target}; it is a share above 0 and up to 1")
+            raise MechintError(
+                f"{named('', 'sae_sparsity_target')} is {self.sae_sparsity_target}; it is a share above 0 and up to 1"
+            )
 
     def study(self, width: int) -> StudyConfig:
         """The study's options, for a site of so many units.
@@ -148,7 +152,7 @@ class MambaMechanisticAnalyzer:
         c.check()
         if c.use_wandb:
             wandb_run.check()
-        check_writable(c.log_dir, "log_dir")
+        check_writable(c.log_dir, named("", "log_dir"))
         with files.nothing_left(self.directory):
             self.start(c)
         return self

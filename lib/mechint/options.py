@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .errors import MechintError, did_you_mean, shown
@@ -59,6 +61,49 @@ def options(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], type, 
 def flag(group: str, field: str) -> str:
     """``flag('ssm', 'target_sparsity')`` is ``--ssm-target-sparsity``; the empty group adds no prefix."""
     return "--" + "-".join(part for part in (group, field.replace("_", "-")) if part)
+
+
+CALLED_BY = "MECHINT_CALLED_BY"
+"""The environment variable by which make tells a command who called it."""
+_way = "python"
+_own: dict[str, str] = {}
+
+
+def entered(**own: str) -> None:
+    """Says that options come from a command line, make's or one of flags; until then they come from Python.
+
+    Args:
+        own: Flags that this command has in place of a field's usual one: ``checkpoint="--model"``.
+    """
+    global _way
+    _way = "make" if os.environ.get(CALLED_BY) == "make" else "flags"
+    _own.update(own)
+
+
+def named(group: str, field: str) -> str:
+    """An option as the reader of a message knows it: a variable or symbol of make, a flag, or a field in Python."""
+    if _way == "python":
+        return field
+    if field in _own:
+        return _own[field]
+    if _way == "flags":
+        return flag(group, field)
+    if not group and field in MAKE:
+        return MAKE[field]
+    own = "" if group in MENUS_OF_THEIR_OWN else "MECHINT_"
+    return "_".join(part for part in (f"KNLP_{own}{group.upper()}".rstrip("_"), field.upper()) if part)
+
+
+def drawn_again(directory: str | Path) -> str:
+    """How the reader of a message has a finished analysis drawn again."""
+    by = {"make": f"MODELS={directory}", "flags": f"--mode=from_runs --run-dir={directory}"}
+    return by.get(_way, f"mechint.report.write_report({str(directory)!r})")
+
+
+MAKE = {"checkpoint": "MODELS=", "baseline": "BASELINE="}
+"""Shared options that have a variable on make's command line."""
+MENUS_OF_THEIR_OWN = ("task", "train", "mamba", "gpt2")
+"""Groups of options whose symbols stand beside those of the analyses, not among them."""
 
 
 def whole_number(text: str) -> int | None:

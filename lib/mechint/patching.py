@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import files, options
 from .analysis import Analysis, StagedAnalyzer
+from .answers import remedy
 from .causal_trace import listed, unfit
 from .errors import MechintError, NotAnswered, did_you_mean
 from .flow_plan import Pair, path_kinds, paths, role_pairs
@@ -173,7 +174,7 @@ class Patcher(StagedAnalyzer):
         if not done.right.any():
             raise NotAnswered(
                 f"the model answers none of the {len(done.right)} prompts of {task.name!r} right, so there is nothing "
-                f"to patch; choose the task it was trained on, or train it longer"
+                f"to patch. {remedy(self.model, task)}"
             )
         sections, metrics, notes = numbers(done)
         self.effects = {f"{name}.{k}": value for k, part in enumerate(found) for name, value in part.items()} | {

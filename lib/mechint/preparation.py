@@ -17,7 +17,7 @@ from .loader import PromptLoader
 from .models.hub import cached
 from .models.load import find_device, load
 from .run_config import RunConfig, request
-from .rundir import REPEAT, code_digest, edited, finished, is_complete, weights_digest
+from .rundir import code_digest, edited, finished, is_complete, repeat, weights_digest
 from .statistics import FEWEST
 from .tasks import Task, task_of, tokenizer_of
 from .tasks.fact_file import EVERY, FactFile
@@ -98,7 +98,7 @@ def is_finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
     if not finished(directory, key, rerun) or not is_complete(directory):
         return False
     if said := edited(directory):
-        raise MechintError(f"{said}; {REPEAT}")
+        raise MechintError(f"{said}; {repeat()}")
     return True
 
 

@@ -20,6 +20,7 @@ import torch
 
 from . import files
 from .errors import MechintError, one_line
+from .options import named
 
 
 def fingerprint(value: Any) -> str:
@@ -167,7 +168,7 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
-def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool = False) -> None:
+def check_writable(directory: str | Path, setting: str = "", dry: bool = False) -> None:
     """Raises :class:`MechintError` before any work when results could not be written.
 
     Args:
@@ -176,6 +177,7 @@ def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool
         dry: Go by the permissions alone, and write nothing.
     """
     made = [path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if not path.exists()]
+    setting = setting or named("", "output_dir")
     existing = made[-1].parent if made else Path(directory).absolute()
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise MechintError(f"{directory} can't be written to; choose another directory with {setting}")
@@ -189,11 +191,12 @@ def check_writable(directory: str | Path, setting: str = "OUTPUT_DIR", dry: bool
         raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another {setting}") from None
 
 
-REPEAT = "run the analysis again with RERUN"
-INSTEAD = "choose another OUTPUT_DIR, or set RERUN to replace them"
+def repeat() -> str:
+    """How an analysis is made again in place of what is there."""
+    return f"run the analysis again with {named('', 'rerun')}"
 
 
-def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = INSTEAD) -> bool:
+def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "") -> bool:
     """Whether ``directory`` holds the finished results of this very request; ``instead`` says what else to do.
 
     Raises:
@@ -204,7 +207,7 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = I
         return False
     old = read_mapping(path).get("key", {})
     if not isinstance(old, dict):
-        raise MechintError(f"{path} is not valid: its key is no object; {REPEAT}")
+        raise MechintError(f"{path} is not valid: its key is no object; {repeat()}")
     if old == key:
         return not (directory / ".stages").exists()
     if (directory / ".stages").exists():
@@ -216,7 +219,8 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = I
         if flat_old.get(name) != flat_new.get(name)
     ]
     differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of old times do not say what was asked
-    raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead}")
+    usual = f"choose another {named('', 'output_dir')}, or set {named('', 'rerun')} to replace them"
+    raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead or usual}")
 
 
 COMPLETE = ".complete"
@@ -253,7 +257,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     value = files.read_json(path)
     if not isinstance(value, dict):
-        raise MechintError(f"{path} is not valid: an object is wanted; {REPEAT}")
+        raise MechintError(f"{path} is not valid: an object is wanted; {repeat()}")
     return value
 
 

@@ -28,7 +28,7 @@ from .errors import MechintError
 from .feature_units import FeatureUnits
 from .flattening import check_rule, latents_at, rule_of
 from .loader import PromptLoader
-from .options import option
+from .options import named, option
 from .partial import up_to
 from .rundir import fingerprint
 from .sae import SAEConfig, SparseAutoencoder
@@ -195,7 +195,9 @@ def where(config: FeatureCircuitConfig, run_dir: str | Path | None) -> str | Pat
         return config.dictionaries
     beside = None if run_dir is None else Path(run_dir).parent / DICTIONARIES
     if beside is None or not beside.is_dir():
-        raise MechintError("a circuit of features needs dictionaries; name their directory with DICTIONARIES")
+        raise MechintError(
+            f"a circuit of features needs dictionaries; name their directory with {named('feature', 'dictionaries')}"
+        )
     return beside
 
 
@@ -204,8 +206,8 @@ def lacks(config: FeatureCircuitConfig, chosen: Collection[str]) -> str | None:
     if config.dictionaries or DICTIONARIES in chosen:
         return None
     return (
-        "there are no dictionaries; name their directory (KNLP_MECHINT_FEATURE_DICTIONARIES), or switch their training "
-        "on in the same experiment (KNLP_MECHINT_SAE=y)"
+        f"there are no dictionaries; name their directory with {named('feature', 'dictionaries')}, or switch on the "
+        f"analysis that trains them ({named('', 'sae')}) in the same experiment"
     )
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from . import files, study_circuit, study_controls, study_discovery, study_tests
 from .analysis import Analysis, StagedAnalyzer
+from .answers import remedy
 from .claims import claims, task_not_done
 from .discover import find_checkpoints
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.load import load
 from .necessity import least_draws
+from .options import named
 from .rundir import fingerprint, weights_digest
 from .study_config import DESCRIBES, STEPS, TITLES, StudyConfig, chosen_layers, skipped
 from .study_context import Context, Found
@@ -95,7 +97,7 @@ class Study(StagedAnalyzer):
         assert self.context is not None
         name = STEPS[number]
         if number in self.skip:
-            entry: Found = {"report": {"status": "skipped", "said": "Left out (SKIP_STEPS)."}}
+            entry: Found = {"report": {"status": "skipped", "said": "Left out, as asked."}}
         else:
             begin = time.monotonic()
             entry = self.stages.get(f"step {number:02}", functools.partial(self.attempt, number))
@@ -140,7 +142,8 @@ class Study(StagedAnalyzer):
             return
         assert self.context is not None
         what = f"{getattr(self.model, 'source', 'the model')} on the task {self.context.train.task.name!r}"
-        instead = "Train it longer, choose the task that it was trained on, or set MIN_ACCURACY to 0"
+        task = self.context.train.task if self.context else None
+        instead = f"{remedy(self.model, task)}, or set {named('study', 'min_accuracy')} to 0"
         if float(accuracy["value"]) < least:
             raise NotAnswered(
                 f"{what}: it answers {accuracy['value']:.1%} of the held-out prompts, below the {least:.0%} asked for. "

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .errors import MechintError, short, shown
-from .options import option, whole_number
+from .options import named, option, whole_number
 
 STEPS = {
     1: "setup",
@@ -132,10 +132,13 @@ def skipped(text: str) -> set[int]:
             continue
         number = whole_number(word) or {name: n for n, name in STEPS.items()}.get(word, 0)
         if number not in STEPS:
-            raise MechintError(f"SKIP_STEPS: there is no step {shown(word)}; take numbers from 1 to {max(STEPS)}")
+            raise MechintError(
+                f"{named('study', 'skip_steps')}: there is no step {shown(word)}; take numbers from 1 to {max(STEPS)}"
+            )
         if number in ALWAYS:
             raise MechintError(
-                f"SKIP_STEPS: step {number} ({STEPS[number]}) cannot be left out, the others stand on it; "
+                f"{named('study', 'skip_steps')}: step {number} ({STEPS[number]}) cannot be left out, the "
+                "others stand on it; "
                 f"{', '.join(str(n) for n in STEPS if n not in ALWAYS)} can"
             )
         found.add(number)

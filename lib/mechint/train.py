@@ -29,7 +29,7 @@ from .models.gpt2 import GPT2Config
 from .models.load import find_device, hf_config, to_hf_state_dict
 from .models.mamba import MambaConfig
 from .models.sites import Tap
-from .options import check
+from .options import check, named
 from .progress import Progress
 from .rundir import fingerprint
 from .tasks import Prompts, Task, TaskConfig, make_task, mix
@@ -326,7 +326,7 @@ def one_step(job: Job, state: State, device: torch.device) -> float:
     if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
         raise MechintError(
             f"training: the loss is {loss.item():g} with a gradient of norm {norm.item():g} at step {state.step + 1}; "
-            f"lower --train-lr (now {c.lr:g}), or raise --train-warmup (now {c.warmup})"
+            f"lower {named('train', 'lr')} (now {c.lr:g}), or raise {named('train', 'warmup')} (now {c.warmup})"
         )
     state.optimizer.step()
     if job.imposed:

@@ -11,7 +11,7 @@ import torch
 
 from . import files
 from .errors import MechintError
-from .options import flag
+from .options import named
 from .train_config import TrainConfig
 
 OTHERWISE = {"data": "another text", "imposed": "another way to impose a circuit"}
@@ -34,7 +34,7 @@ class Paths:
     def of(config: TrainConfig) -> Paths:
         name, directory = config.step_name, Path(config.output_dir)
         if not name or "/" in name or name.startswith("."):
-            raise MechintError(f"{flag('train', 'step_name')} is {name!r}; give a name without '/' such as V0")
+            raise MechintError(f"{named('train', 'step_name')} is {name!r}; give a name without '/' such as V0")
         return Paths(
             directory / f"final_model_step{name}.pt",
             directory / f"best_model_step{name}.pt",
@@ -70,7 +70,9 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
         raise MechintError(f"{path} can't be read ({type(error).__name__}); delete it and run again") from error
     if not isinstance(value, dict):
-        raise MechintError(f"{path} was not made by this trainer; move it away, or choose another --train-output-dir")
+        raise MechintError(
+            f"{path} was not made by this trainer; move it away, or choose another {named('train', 'output_dir')}"
+        )
     return value
 
 
@@ -82,7 +84,7 @@ def refuse_other_recipe(path: Path, theirs: dict[str, Any], ours: dict[str, Any]
         if isinstance(wanted, dict):
             known = had if isinstance(had, dict) else {}
             different += [
-                f"{flag(group, name)} {known.get(name, '(none)')}, not {value}"
+                f"{named(group, name)} {known.get(name, '(none)')}, not {value}"
                 for name, value in wanted.items()
                 if name not in known or known[name] != value
             ]
@@ -92,7 +94,7 @@ def refuse_other_recipe(path: Path, theirs: dict[str, Any], ours: dict[str, Any]
         more = f" and {len(different) - 3} more differences" if len(different) > 3 else ""
         raise MechintError(
             f"{path} was trained with {'; '.join(different[:3])}{more}. Nothing was overwritten: choose another "
-            "--train-step-name or --train-output-dir, or delete it to train anew"
+            f"{named('train', 'step_name')} or {named('train', 'output_dir')}, or delete it to train anew"
         )
 
 

@@ -11,7 +11,7 @@ from .errors import MechintError
 from .models.base import LanguageModel
 from .models.gpt2 import GPT2, GPT2Config
 from .models.mamba import Mamba, MambaConfig
-from .options import flag
+from .options import named
 from .tasks import Task
 from .train_config import Architecture, GPT2Architecture, MambaArchitecture
 
@@ -39,12 +39,12 @@ def model_config(a: Architecture, task: Task) -> MambaConfig | GPT2Config:
     assert isinstance(a, GPT2Architecture)
     if a.n_embd % a.n_head:
         raise MechintError(
-            f"{flag('gpt2', 'n_embd')} is {a.n_embd}, which can't be divided among {a.n_head} heads; choose a multiple "
-            f"of {flag('gpt2', 'n_head')}"
+            f"{named('gpt2', 'n_embd')} is {a.n_embd}, which can't be divided among {a.n_head} heads; choose a "
+            f"multiple of {named('gpt2', 'n_head')}"
         )
     if a.block_size and a.block_size < task.length:
         raise MechintError(
-            f"{flag('gpt2', 'block_size')} is {a.block_size}, and the prompts of {task.name!r} have {task.length} "
+            f"{named('gpt2', 'block_size')} is {a.block_size}, and the prompts of {task.name!r} have {task.length} "
             f"tokens; raise it, or set 0 for what the task needs"
         )
     return GPT2Config(

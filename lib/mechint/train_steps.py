@@ -10,7 +10,7 @@ from typing import Any
 from .discover import natural_key
 from .errors import MechintError, did_you_mean, short
 from .files import read_json
-from .options import flag, options, value_of
+from .options import named, options, value_of
 from .tasks import TaskConfig
 from .train import plan, train
 from .train_config import ARCHITECTURES, Architecture, TrainConfig
@@ -24,7 +24,7 @@ OF_TRAINING: dict[str, type] = {"seed": int, "lr": float}
 def read_object(path: Path) -> dict[str, Any]:
     """The metrics of one step."""
     if not path.is_file():
-        raise MechintError(f"{flag('train', 'baseline')}: {path} does not exist; name a finished training run")
+        raise MechintError(f"{named('train', 'baseline')}: {path} does not exist; name a finished training run")
     value = read_json(path)
     if not isinstance(value, dict) or "task" not in value:
         raise MechintError(f"{path} holds no training metrics; name a training_metrics_step*.json")
@@ -52,9 +52,9 @@ def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
     """
     if not config.variants.strip():
         return [Step("", config, architecture)]
-    name = flag("train", "variants")
+    name = named("train", "variants")
     if config.step_name != TrainConfig.step_name:
-        raise MechintError(f"{flag('train', 'step_name')} names one model; with {name} the steps are V0, V1, …")
+        raise MechintError(f"{named('train', 'step_name')} names one model; with {name} the steps are V0, V1, …")
     found: list[Step] = []
     for number, text in enumerate(config.variants.split(",")):
         variant = text.strip()
@@ -140,7 +140,7 @@ def baseline_metrics(baseline: str) -> dict[str, dict[str, Any]]:
     unfinished = [name for name, values in metrics.items() if "held_out_loss" not in values]
     if not metrics or unfinished:
         what = f"{unfinished[0]} has not finished" if unfinished else "it holds no training_metrics_step*.json"
-        raise MechintError(f"{flag('train', 'baseline')} {baseline}: {what}; name the directory of a finished run")
+        raise MechintError(f"{named('train', 'baseline')} {baseline}: {what}; name the directory of a finished run")
     return metrics
 
 

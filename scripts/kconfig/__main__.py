@@ -271,7 +271,7 @@ def score(args: argparse.Namespace) -> int:
 
 def _environment() -> dict[str, str]:
     paths = [str(ROOT / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MECHINT_CALLED_BY": "make"}
 
 
 COMMANDS = {

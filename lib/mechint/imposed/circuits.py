@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import MechintError
 from ..interventions import Edit
-from ..options import flag
+from ..options import named
 from ..tasks.base import Prompts, Task, generator, mix
 from ..tasks.recall import Recall
 from ..train_config import Architecture, MambaArchitecture, TrainConfig
@@ -229,19 +229,19 @@ def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture)
     """
     if not config.impose:
         return None
-    name, family = flag("train", "impose"), architecture.family
+    name, family = named("train", "impose"), architecture.family
     if not isinstance(task, Recall):
-        raise MechintError(f"{name}: there is no causal model of {task.name}; set --task-name recall")
+        raise MechintError(f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall")
     if architecture.n_layer != LAYERS:
         raise MechintError(
             f"{name}: the circuit is one of {LAYERS} layers, not {architecture.n_layer}; set "
-            f"{flag(family, 'n_layer')} to {LAYERS}"
+            f"{named(family, 'n_layer')} to {LAYERS}"
         )
     if isinstance(architecture, MambaArchitecture):
         channels, least = architecture.expand * architecture.d_model, max(ChannelCircuit.offered)
         if channels < least:
             raise MechintError(
                 f"{name}: {channels} channels of a layer are too few, {least} are the least; raise "
-                f"{flag(family, 'd_model')}"
+                f"{named(family, 'd_model')}"
             )
     return CIRCUITS[family](task, config)

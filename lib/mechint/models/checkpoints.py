@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import MechintError, one_line, short
 from ..files import check_regular, read_json, reading
+from ..options import drawn_again
 from .gguf_file import read_gguf
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -69,7 +70,7 @@ def refuse_masks(path: Path) -> None:
     if masks.name == MASKS and masks.is_file() and not (path.is_dir() and is_model_directory(path)):
         raise MechintError(
             f"{path} is a finished analysis ({MASKS}), not a checkpoint; give the checkpoint it was made from, "
-            f"or draw it again with MODELS={masks.parent} (mode from_runs)"
+            f"or draw it again with {drawn_again(masks.parent)}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MechintError, did_you_mean, short
 from ..files import sha256
+from ..options import named
 from ..progress import Progress
 from .checkpoints import SUFFIXES, WEIGHTS, index_files, is_model_directory, weight_files
 from .old_names import OLD_NAMES
@@ -107,7 +108,7 @@ def _cached(repo: str, reason: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json")
-    advice = "use a local copy with MODELS=<directory>"
+    advice = f"name the directory of a local copy with {named('', 'checkpoint')}"
     if not isinstance(found, str):
         raise MechintError(f"can't fetch {repo}: {reason}, and it is not in the cache; {advice}")
     folder = Path(found).parent

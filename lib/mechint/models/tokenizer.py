@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import files
 from ..errors import MechintError, short
+from ..options import named
 from .gguf_file import gguf_tokenizer
 
 FILE = "tokenizer.json"
@@ -23,11 +24,14 @@ BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokeniz
 """What transformers reads beside a vocabulary."""
 LIMIT = 1 << 28
 """Bytes of the largest tokenizer that is read."""
-LACKING = (
-    "put its tokenizer.json (or vocab.json with merges.txt) beside the model, or name it in KNLP_TASK_TOKENIZER "
-    "(--task-tokenizer)"
-)
-"""What to do about text without a tokenizer."""
+
+
+def lacking() -> str:
+    """What to do about text without a tokenizer."""
+    return (
+        "put its tokenizer.json (or vocab.json with merges.txt) beside the model, or name it in "
+        f"{named('task', 'tokenizer')}"
+    )
 
 
 BYTES, N_BYTES = "bytes", 256
@@ -42,7 +46,7 @@ def check_bytes(vocab_size: int | None) -> None:
     """
     if vocab_size not in (None, N_BYTES):
         raise MechintError(
-            f"text: the model has {vocab_size} tokens and no tokenizer to read text with; {LACKING}; {BYTES!r} there "
+            f"text: the model has {vocab_size} tokens and no tokenizer to read text with; {lacking()}; {BYTES!r} there "
             f"says that its tokens are bytes"
         )
 

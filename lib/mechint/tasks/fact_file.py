@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import short
-from ..models.tokenizer import LACKING, Encoded, Encoder
+from ..models.tokenizer import Encoded, Encoder, lacking
+from ..options import named
 from .base import Prompts, Task, generator, mix
 from .config import TaskConfig
 from .fact_lines import HINT, Line, check_line, read_lines
@@ -61,7 +62,7 @@ class FactFile(Task):
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
         self.name, self.whole, self.space = config.name, config.answers == "whole", config.space
         if tokenizer is None:
-            raise self.refuse("the model has no tokenizer to read text with", LACKING)
+            raise self.refuse("the model has no tokenizer to read text with", lacking())
         self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, config.bos)
         self.front = self.encoder.front
         lines = [self.prompt_of(config)] if config.name == "prompt" else self.read(config.file)
@@ -87,7 +88,7 @@ class FactFile(Task):
         if missing := [name for name, text in said.items() if not text]:
             raise self.refuse(
                 f"prompt, subject and answer must all be given, and {missing[0]} is empty",
-                f"set KNLP_TASK_{missing[0].upper()} (--task-{missing[0]})",
+                f"set {named('task', missing[0])}",
             )
         self.fingerprint = ""
         entry = {**said, **({"occurrence": config.occurrence} if config.occurrence else {})}
@@ -95,7 +96,7 @@ class FactFile(Task):
 
     def read(self, file: str) -> list[Line]:
         if not file:
-            raise self.refuse("no file is named", "set KNLP_TASK_FILE (--task-file) to a file of JSON lines")
+            raise self.refuse("no file is named", f"set {named('task', 'file')} to a file of JSON lines")
         data, lines = read_lines(Path(file).expanduser(), self.refuse)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         return lines
@@ -169,7 +170,7 @@ class FactFile(Task):
         """How a user says which occurrence of a subject is meant."""
         if self.name == "file":
             return '"occurrence" in that line'
-        return "KNLP_TASK_OCCURRENCE (--task-occurrence)"
+        return named("task", "occurrence")
 
     def answer_of(self, line: Line, prompt: str, answer: str, key: str) -> list[int]:
         """The tokens of an answer behind a prompt."""

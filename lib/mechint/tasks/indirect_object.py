@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import named
 from .base import MIN_TEMPLATES, Prompts, Task, begun, distinct, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill
@@ -57,7 +58,7 @@ class IndirectObject(Task):
         if not usable:
             raise self.refuse(
                 "none of its sentences consists of single tokens of the model's tokenizer",
-                "write prompts of your own into a file (KNLP_TASK_NAME_FILE)",
+                f"write prompts of your own into a file, and name it in {named('task', 'file')}",
             )
         self.names, self.places, self.objects = (
             torch.tensor([self.words.ids[word] for word in self.words.known(words, least, what)])
@@ -69,7 +70,7 @@ class IndirectObject(Task):
             raise self.refuse(
                 f"only {count} of its sentences consist of single tokens of the model's tokenizer, too few to hold "
                 f"some out ({MIN_TEMPLATES} needed)",
-                "write prompts of your own into a file (KNLP_TASK_NAME_FILE)",
+                f"write prompts of your own into a file, and name it in {named('task', 'file')}",
             )
         self.front = self.words.front
         self.length, self.vocab_size = len(self.front) + self.table.shape[1], self.words.vocab_size

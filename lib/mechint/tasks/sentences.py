@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.tokenizer import Encoder
+from ..options import named
 from .base import Task
 
 GLUED = (",", ".")
@@ -68,7 +69,7 @@ class Words:
             raise self.task.refuse(
                 f"only {len(found)} of its {len(words)} {what} are single tokens of the model's tokenizer, at least "
                 f"{least} are needed",
-                "write prompts of your own into a file (KNLP_TASK_NAME_FILE)",
+                f"write prompts of your own into a file, and name it in {named('task', 'file')}",
             )
         return found
 
@@ -86,7 +87,7 @@ class Words:
         if self.tokenizer.encode(text, add_special_tokens=False).ids != sentence.tolist():
             raise self.task.refuse(
                 f"the model's tokenizer joins words of {text!r}",
-                "write prompts of your own into a file (KNLP_TASK_NAME_FILE)",
+                f"write prompts of your own into a file, and name it in {named('task', 'file')}",
             )
 
     def decode(self, token: int) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..errors import MechintError, NotAnswered, short
 from ..models.sites import Tap
+from ..options import named
 from .base import Prompts, Task
 from .config import TaskConfig
 
@@ -34,7 +35,11 @@ REAL = ("text", "file", "prompt", "indirect_object", "greater_than")
 """Tasks in the tokens of a tokenizer: a model of text may be asked any of them."""
 ABOVE, TIMES, LOOKED_AT = 1.0, 2.0, 16
 """A loss in nats this much above so many times the stored one is of another text; measured on so many prompts."""
-ASK_ANYWAY = "or answer n to KNLP_TASK_STORED (--no-task-stored) to ask what the options say"
+
+
+def ask_anyway() -> str:
+    """How to ask what the options say, whatever the checkpoint does."""
+    return f"or switch off {named('task', 'stored')} to ask what the options say"
 
 
 def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the checkpoint") -> TaskConfig:
@@ -55,8 +60,8 @@ def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the
     other = config.name in REAL and name in REAL and config.name not in (name, TaskConfig.name)
     if not other and config.name not in (name, TaskConfig.name):
         raise MechintError(
-            f"{where} was trained on the task {name}, and {config.name} is asked; leave KNLP_TASK_NAME (--task-name) "
-            f"at its default, {ASK_ANYWAY}"
+            f"{where} was trained on the task {name}, and {config.name} is asked; leave "
+            f"{named('task', 'name')} at its default, {ask_anyway()}"
         )
     changes: dict[str, Any] = {} if other else {"name": name}
     for option in ("tokenizer", "bos") if other else USED[name]:
@@ -64,13 +69,13 @@ def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the
         # before the option bos there was never anything in front of a text
         theirs = said.get(option, not said.get("tokenizer") if option == "bos" else default)
         if type(theirs) is not type(default):
-            raise MechintError(f"{where} stores {option} = {short(theirs, 60)}, which is none; {ASK_ANYWAY}")
+            raise MechintError(f"{where} stores {option} = {short(theirs, 60)}, which is none; {ask_anyway()}")
         if mine == default:
             changes[option] = theirs
         elif mine != theirs and option not in SIZES:
             raise MechintError(
                 f"{where} was trained with {option} = {short(repr(theirs), 100)}, and {short(repr(mine), 100)} is "
-                f"asked; leave KNLP_TASK_{option.upper()} (--task-{option}) at its default, {ASK_ANYWAY}"
+                f"asked; leave {named('task', option)} at its default, {ask_anyway()}"
             )
     return dataclasses.replace(config, **changes)
 
@@ -96,7 +101,7 @@ def check_data(task: Task, metadata: Mapping[str, Any], where: str) -> None:
     if same and metadata["data"] not in (task.fingerprint, task.fingerprint.partition(" ")[0]):
         raise MechintError(
             f"{where} was trained on {short(config.text, 100)} when that or its tokenizer had another content; restore "
-            f"them, {ASK_ANYWAY}"
+            f"them, {ask_anyway()}"
         )
 
 
@@ -120,5 +125,5 @@ def check_loss(model: Any, task: Task, batches: Iterable[Prompts]) -> None:
         raise NotAnswered(
             f"{getattr(model, 'source', 'the model')}: the loss on this text is {loss:.2f} nats a token, and the "
             f"checkpoint stores {known:.2f}; name the text and the tokenizer that it was trained with in "
-            f"KNLP_TASK_TEXT and KNLP_TASK_TOKENIZER (--task-text, --task-tokenizer), {ASK_ANYWAY}"
+            f"{named('task', 'text')} and {named('task', 'tokenizer')}, {ask_anyway()}"
         )
