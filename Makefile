@@ -173,10 +173,10 @@ Variables
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   SCORE="--models gpt2 --seeds 2 --output-dir output/card_gpt2"   what ground-truth scores, and where that goes, since no
                      finished card is overwritten without --rerun; SCORE=--help lists all
-  PROCESSES=2        mechint and ground-truth in as many processes (torchrun): checkpoints, or models and seeds, are
-                     dealt out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
+  PROCESSES=2        mechint and ground-truth in as many processes: checkpoints, or models and seeds, are dealt
+                     out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
                      of every batch
-  DRY_RUN=1          say what would run, and run nothing
+  DRY_RUN=1          say what would run, and run nothing (1, y, yes or true; 0, n, no, off or false run it)
   V=1                show commands
   PYTHON=PATH        use this Python as it is; an active virtual environment is used too; otherwise .venv is made
 endef

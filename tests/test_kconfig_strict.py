@@ -230,3 +230,22 @@ def test_a_line_break_is_shown_as_one() -> None:
     assert mapping.shown("one\ntwo\\n") == "one␤two\\n" and mapping.meant("one␤two") == "one\ntwo"
     assert mapping.meant(mapping.shown("␤ ␦ ␛ \x1b")) == "␤ ␦ ␛ \x1b"
     assert mapping.shown("plain C:\\new") == "plain C:\\new"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "answers", "taken"),
+    [("BATCH_SIZE", ["5000000", "0", "32"], "32"), ("KNLP_MECHINT_SSM_LR", ["100", "fast", "0.5"], "0.5")],
+)
+def test_oldconfig_asks_again_for_what_no_number_can_be(
+    symbol: str, answers: list[str], taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A value outside the range is not clamped, and what is saved "as answered" is what was answered."""
+    save(load(ROOT, find(ROOT, "mamba-tiny-recall-mechint")), ROOT, tmp_path / ".config")
+    kept = [line for line in (tmp_path / ".config").read_text().splitlines(True) if f"CONFIG_{symbol}=" not in line]
+    (tmp_path / ".config").write_text("".join(kept))
+    menu, left = load(ROOT, tmp_path / ".config"), iter(answers)
+    monkeypatch.setattr("builtins.input", lambda _: next(left))
+    menus.oldconfig(menu)
+    assert menu.syms[symbol].str_value == taken and next(left, None) is None
+    assert f"{answers[0]!r} is not allowed; it must be" in capsys.readouterr().err

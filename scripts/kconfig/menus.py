@@ -120,11 +120,22 @@ def oldconfig(menu: kconfiglib.Kconfig) -> None:
         for node in menu.node_iter():
             try:
                 questions.oldconfig(node)
+                while isinstance(node.item, kconfiglib.Symbol) and _out_of_range(node.item):
+                    print(f"{node.item.user_value!r} is not allowed; it must be {allowed(node.item)}", file=sys.stderr)
+                    node.item.unset_value()  # else another value would be saved than the one that was answered
+                    questions.oldconfig(node)
             except EOFError:
                 print()
                 raise ConfigError(
                     "oldconfig has questions and no answers; `make olddefconfig` takes the defaults"
                 ) from None
+
+
+def _out_of_range(symbol: kconfiglib.Symbol) -> bool:
+    """Whether the value that a user gave a number is none that it can have; kconfiglib would take the nearest."""
+    given = symbol.user_value
+    number = symbol.orig_type == kconfiglib.INT or is_fraction(symbol)
+    return number and isinstance(given, str) and bool(symbol.visibility) and not within(given, symbol)
 
 
 def set_all(menu: kconfiglib.Kconfig, value: int) -> None:
