@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,8 @@ from safetensors.torch import save_file
 import mechint
 from mechint import MechintError
 from mechint.discover import find_checkpoints
+from mechint.models.checkpoints import LLM_C
+from mechint.models.exact import check_names, prefix_hint
 from mechint.models.load import from_state_dict, to_hf_state_dict
 from tests.builders import tiny_mamba
 from tests.standins import save_hf, save_tokenizer
@@ -265,3 +268,25 @@ def test_options(state: State) -> None:
     if not torch.cuda.is_available():
         assert "torch sees no GPU" in refused(state, device="cuda")
     from_state_dict(state, None, "m.pt", device="auto")
+
+
+def test_names_with_a_prefix_or_without_one_say_which(state: State) -> None:
+    """Every tensor is both missing and not used: the prefix is what is wrong, and the message says it."""
+    more = {f"student.core.{name}": tensor for name, tensor in state.items()}
+    wanted = sorted(state)
+    assert prefix_hint(wanted, sorted(more)).startswith("; most of the names have the prefix 'student.core.' in front")
+    assert prefix_hint(sorted(more), wanted).startswith("; most of the names lack the prefix 'student.core.'")
+    assert prefix_hint(wanted, ["a.b", "c.d"]) == "" == prefix_hint([], [])
+    with pytest.raises(
+        MechintError, match=rf"missing: {len(state)} .*not used: {len(more)} .*prefix 'student\.core\.'"
+    ):
+        check_names(more, wanted, (), "m.pt is no such model")
+
+
+@pytest.mark.parametrize("magic", sorted(LLM_C))
+def test_files_of_llm_c_are_named_for_what_they_are(magic: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(np.array([magic, 1, 64], "<i4").tobytes().ljust(1024, b"\0") + b"\1" * 64)
+    renamed = tmp_path / "model.pt"
+    renamed.write_bytes(path.read_bytes())
+    assert LLM_C[magic].partition(",")[0] in refusal(lambda: mechint.load(renamed))

@@ -33,7 +33,7 @@ def write(path: Path, model: Any, architecture: str = "llama", quantised: bool =
             add = writer.add_float32 if isinstance(said[theirs], float) else writer.add_uint32
             add(f"{architecture}.{name}", said[theirs])
     for name, value in more.items():
-        writer.add_string(f"{architecture}.{name.replace('_', '.')}", value)
+        writer.add_string(f"{architecture}.{name if '.' in name else name.replace('_', '.')}", value)
     back = {theirs: ours for ours, theirs in WHOLE.items()}
     for name, tensor in to_hf_state_dict(model).items():
         bare = name.removesuffix(".weight")
@@ -111,3 +111,14 @@ def test_bad_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "gguf" else find(name, *rest))
     with pytest.raises(MechintError, match="pip install gguf"):
         mechint.load(path)
+
+
+def test_metadata_that_is_not_read_is_refused_by_name(tmp_path: Path) -> None:
+    """What may change the model and has another value than off; what no forward needs is let through."""
+    model, path = tiny_llama(1), tmp_path / "m.gguf"
+    for name in ("attention.sliding_window", "rope.scaling_factor_new", "logit.scale", "expert.count"):
+        write(path, model, **{name: "8"})
+        with pytest.raises(MechintError, match=rf"llama\.{name} = '8', which may change"):
+            mechint.load(path)
+    write(path, model, **{"expert.used": "none", "attention.sliding_window": ""})
+    assert mechint.load(path).config.n_layer == model.config.n_layer

@@ -1,7 +1,7 @@
 """Studies of models whose circuit is known, and of random weights: claims, kills, and what is refused.
 
-Longer than other tests because all of it stands on the same finished studies, which take longest to make: in one file one
-process makes them once.
+Longer than other tests because all of it stands on the same finished studies, which take longest to make: in one file
+one process makes them once.
 """
 
 from __future__ import annotations
