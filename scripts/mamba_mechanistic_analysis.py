@@ -47,5 +47,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entered(checkpoint="--model", num_samples="--samples", log_dir="--log_dir", skip_steps="--skip_steps")
+    entered(
+        checkpoint="--model",
+        layer_idx="--layer",
+        num_samples="--samples",
+        log_dir="--log_dir",
+        skip_steps="--skip_steps",
+    )
     sys.exit(exit_status(main))

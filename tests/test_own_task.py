@@ -19,9 +19,11 @@ from mechint.ssm_circuit import SSMCircuitConfig
 from mechint.tasks import TaskConfig
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfig_text import defconfig_text
-from scripts.kconfig.defconfigs import find_all
+from scripts.kconfig.defconfigs import find, find_all
 from scripts.kconfig.loading import load
+from scripts.kconfig.models import override
 from tests.builders import tiny_mamba
+from tests.report_runs import build_run
 from tests.standins import save_hf, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,3 +120,15 @@ def test_options_of_other_tasks_are_no_part_of_a_request() -> None:
     assert asked(task, TraceConfig(task="greater_than")) == TaskConfig(name="greater_than")
     own = TraceConfig(task="prompt", window=3)
     assert request(own) == request(TraceConfig(window=3)) and elsewhere(own) == TraceConfig(window=3)
+
+
+def test_the_first_look_is_drawn_again_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make mechint MODELS=<its finished analysis>`: no checkpoint is looked for, and no model asked for its answer."""
+    run = build_run(tmp_path / "mechint_analysis_mamba_130m" / "ssm", checkpoint="state-spaces/mamba-130m-hf")
+    monkeypatch.chdir(tmp_path)
+    menu = load(ROOT, find(ROOT, "mamba-130m-mechint"))
+    override(menu, "mechint_analysis_mamba_130m", tmp_path, "mamba-130m-mechint")
+    monkeypatch.setattr(command_line, "load", lambda *a, **k: pytest.fail("a model is loaded"))
+    before = (run / "results.json").read_bytes()
+    command_line.main(defconfig_text, mapping.arguments(menu, mapping.MECHINT))
+    assert (run / "report.html").stat().st_size > 1000 and (run / "results.json").read_bytes() == before

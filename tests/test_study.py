@@ -734,6 +734,8 @@ def test_the_documented_python(tmp_path: Path, monkeypatch: Any) -> None:
     assert (analyzer.directory / "config.json").exists() and "layer 1" in (
         analyzer.directory / "experiment.log"
     ).read_text()
+    with pytest.raises(MechintError, match=r"layer_idx is 2, and x has 2 layers \(0 to 1\)$"):
+        mechint.MambaMechanisticAnalyzer(dataclasses.replace(config, layer_idx=2)).setup()
     with pytest.raises(MechintError, match="hidden_size is 768, and x has 10"):
         mechint.MambaMechanisticAnalyzer(dataclasses.replace(config, hidden_size=768)).setup()
     with pytest.raises(MechintError, match="call setup"):

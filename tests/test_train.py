@@ -335,3 +335,18 @@ def test_dry_run_says_everything_and_writes_nothing(tmp_path: Path, trained: Pat
     for part in ("67520 parameters", "4 pairs of 16 keys", "final_model_stepV0.pt", "status   new"):
         assert part in done.stdout
     assert "already trained" in plan(TASK, quick(trained), TINY)
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither empty ones nor one with nothing but its lock; what was there before stays."""
+    monkeypatch.setattr(trainer, "new_state", lambda *a: (_ for _ in ()).throw(MechintError("no memory")))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for place in (tmp_path / "new" / "deep", kept):
+        with pytest.raises(MechintError, match="no memory"):
+            train(TASK, quick(place), TINY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
+    with pytest.raises(RuntimeError), files.lock(tmp_path / "work"):
+        (tmp_path / "work" / "half").write_text("done so far")
+        raise RuntimeError("later")
+    assert (tmp_path / "work" / "half").exists()

@@ -168,6 +168,11 @@ class MambaMechanisticAnalyzer:
                 raise MechintError(
                     f"{name} is {given}, and {c.model_name} has {real}; leave it at 0 to take the model's"
                 )
+        if c.layer_idx not in range(self.model.num_layers):
+            raise MechintError(
+                f"{named('', 'layer_idx')} is {c.layer_idx}, and {c.model_name} has {self.model.num_layers} layers "
+                f"(0 to {self.model.num_layers - 1})"
+            )
         width = getattr(self.model.config, "d_inner", self.model.config.d_model)
         self.study = Study(self.model, c.study(width), self.device, seed=c.seed, run_dir=self.directory)
         files.write_json(self.directory / "config.json", dataclasses.asdict(c))
