@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from mechint import Edit, MechintError
-from mechint.minimality import removed, share_needed
+from mechint.minimality import largest, removed, share_needed
 from mechint.ssm_circuit import SSMCircuitAnalyzer
+from mechint.statistics import ClusterBootstrap
 from mechint.sweep import sweep
 from mechint.units import SSM_UNITS
 from tests.builders import tiny_mamba, tokens
 
-from .test_circuit import KEPT, SMALL, bench, known_circuit, loaders
+from .test_circuit import KEPT, SMALL, bench, known_circuit, loaders, truth
 
 
 @pytest.mark.parametrize("unit", ["channel", "path", "layer", "mode"])
@@ -43,6 +44,36 @@ def test_it_tells_passengers_from_units_that_are_needed() -> None:
     assert number["value"] == len(hurts) / 12
     others = [entry for entry in tried if entry not in idle]  # 17 templates are too few to be sure of eight of twelve
     assert all(entry["drop"]["value"] > 0 and entry["p"] < 0.5 for entry in others)
+    together = results["metrics"]["removable_together"]
+    assert 4 <= together["value"] < 8 and together["interval"] == "of 12 units, the circuit"
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 9, 100])
+def test_the_largest_count_that_may_be_is_found_in_few_tries(most: int) -> None:
+    def tried(limit: int) -> list[int]:
+        asked: list[int] = []
+
+        def may(count: int) -> bool:
+            asked.append(count)
+            return count <= limit
+
+        assert largest(most, may) == limit
+        return asked
+
+    for asked in map(tried, range(most + 1)):
+        assert len(set(asked)) == len(asked) <= 14 and all(1 <= count <= most for count in asked)
+
+
+def test_idle_units_can_go_together_and_no_needed_one_with_them() -> None:
+    model = known_circuit()
+    test = bench(model)
+    mask = torch.ones(28)
+    analyzer = SSMCircuitAnalyzer(model, dataclasses.replace(SMALL, bootstrap=100))
+    boot = ClusterBootstrap(loaders()[0].templates(), 100, 0)
+    needed = [k for k in range(28) if float(truth()[k])]
+    idle = [k for k in range(28) if k not in needed]
+    number = analyzer.removable_together(test, mask, [*idle, *needed], boot)
+    assert number["value"] == len(idle) and number["n"] == 28
 
 
 def test_the_share_that_is_needed_by_hand() -> None:

@@ -14,9 +14,9 @@ from .analysis import StagedAnalyzer
 from .circuit import METRICS, Bench, faithfulness
 from .errors import MechintError
 from .loader import PromptLoader
-from .minimality import removed, share_needed
+from .minimality import largest, removed, share_needed
 from .progress import Progress
-from .statistics import FEWEST_TESTED, ClusterBootstrap, Number, area, exact, max_t, spread, stability
+from .statistics import FEWEST_TESTED, ClusterBootstrap, Number, area, certain, exact, max_t, spread, stability
 from .units import Units
 
 
@@ -113,7 +113,7 @@ class CircuitEvidence(StagedAnalyzer):
         def cmd(c: Any, f: Any, e: Any) -> Any:
             return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
 
-        tried = self.leave_one_out(bench, loader, mask, bootstrap)
+        tried, least_needed = self.leave_one_out(bench, loader, mask, bootstrap)
         agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
         completeness = bootstrap.interval(
             lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
@@ -139,6 +139,7 @@ class CircuitEvidence(StagedAnalyzer):
             metrics["accuracy_circuit"] = bootstrap.share(chosen["accuracy"])
         if tried:
             metrics["minimality"] = share_needed(tried, size, config.bootstrap, self.seed)
+            metrics["removable_together"] = self.removable_together(bench, mask, least_needed, bootstrap)
         if agreement is not None:
             metrics["jaccard"] = agreement
         for name, entry in metrics.items():
@@ -189,16 +190,17 @@ class CircuitEvidence(StagedAnalyzer):
 
     def leave_one_out(
         self, bench: Bench, loader: PromptLoader, mask: Tensor, bootstrap: ClusterBootstrap
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[list[dict[str, Any]], list[int]]:
         """What the circuit loses without each of its units, or each of as many as the options say, drawn at random.
 
         Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "no effect on the
-        metric", adjusted for all the units tried. The worst loss comes first.
+        metric", adjusted for all the units tried. The worst loss comes first. Beside them are the units' numbers, the
+        least loss first.
         """
         config, units = self.config, self.units
         kept = mask.nonzero().flatten().tolist()
         if not config.removed_units or len(bootstrap.sizes) < FEWEST_TESTED:  # nothing that could be tested
-            return []
+            return [], []
         order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: config.removed_units]
         numbers = sorted(kept[k] for k in order)
         column = METRICS[config.metric].column
@@ -215,4 +217,29 @@ class CircuitEvidence(StagedAnalyzer):
             ((layer, name),) = [(i, names[0]) for i, names in enumerate(units.names(only)) if names]
             lost = bootstrap.interval(drop, circuit, without[:, k], full, empty)
             found.append({"layer": layer, "unit": name, "drop": lost, "p": float(p_values[k])})
-        return sorted(found, key=lambda entry: -float(entry["drop"]["value"]))
+        losses = [float(entry["drop"]["value"]) for entry in found]
+        worst = sorted(range(len(found)), key=lambda k: -losses[k])
+        return [found[k] for k in worst], [numbers[k] for k in reversed(worst)]
+
+    def removable_together(
+        self, bench: Bench, mask: Tensor, least_needed: list[int], bootstrap: ClusterBootstrap
+    ) -> Number:
+        """The most units, in the order of what each alone costs, that can go together without a certain loss.
+
+        Certain is a drop of faithfulness whose interval is above zero. Each unit of a set can be idle alone because
+        another does the same; here they go at once.
+        """
+        column = METRICS[self.config.metric].column
+        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
+
+        def may_go(count: int) -> bool:
+            rest = mask.index_fill(0, torch.tensor(least_needed[:count], device=mask.device), 0.0)
+            lost = bootstrap.interval(
+                lambda c, r, f, e: self.share(c, f, e) - self.share(r, f, e),
+                circuit, bench.measure(rest)[column].numpy(), full, empty,
+            )  # fmt: skip
+            return not certain(lost)
+
+        count = largest(len(least_needed), may_go)
+        of = "the circuit" if len(least_needed) == int(mask.sum()) else "those drawn to be removed"
+        return {**exact(count), "n": len(least_needed), "interval": f"of {len(least_needed):,} units, {of}"}

@@ -1,8 +1,10 @@
-"""Does a circuit need each of its units? Every one of them is removed alone, in one sweep over the circuit."""
+"""Does a circuit need each of its units? Every one of them is removed alone, in one sweep over the circuit, and then
+those that cost least together."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,19 @@ def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mi
 def read(answers: Answers, metric: str, cells: Tensor) -> Tensor:
     """A metric of what the head reads in each cell, [cell, prompt, answer, model] -> [cell, prompt]."""
     return torch.stack([answers.metrics(cell)[metric] for cell in cells])
+
+
+def largest(most: int, may: Callable[[int], bool]) -> int:
+    """The largest count, up to ``most``, that may be; 0 always may. Counts of 1, 2, 4, … are tried, and where one may
+    not, halves of what lies between it and the last that may."""
+    low, high = 0, 1
+    while high <= most and may(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if may(middle) else (low, middle)
+    return low
 
 
 def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) -> Number:

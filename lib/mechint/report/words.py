@@ -81,6 +81,12 @@ MEANINGS = {
         "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (p ≤ 0.05, "
         "adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
     ),
+    "removable_together": Meaning(
+        "Units that can go together",
+        "count",
+        "The largest set of units, taken in the order of what each costs alone, without all of which the held-out "
+        "faithfulness is not certainly lower (its interval of the drop holds 0); the order is of the same prompts.",
+    ),
     "kl": Meaning(
         "KL of the circuit", "nats", "Divergence of the circuit's predictions from the full model's; 0 is identical."
     ),
