@@ -18,6 +18,7 @@ from .answers import remedy
 from .circuit import Bench, check_bfloat16, check_effect
 from .circuit_evidence import CircuitEvidence
 from .circuit_search import NotFinite, Search
+from .circuit_work import announce
 from .errors import MechintError, NotAnswered
 from .loader import PromptLoader
 from .models.sites import Tap
@@ -66,6 +67,7 @@ class CircuitAnalyzer(CircuitEvidence):
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
         discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
+        announce(config, discovery, len(val_loader))
 
         scores, how = self.stages.get("attribution", lambda: first_scores(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from .gates import HOLD
 from .options import option
-from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL
-from .starts import EXACT_UNITS
 from .tasks.config import TaskConfig
 
 
@@ -92,22 +89,3 @@ def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None
             f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl or loss"
         )
     return None
-
-
-def searches_and_evidence(config: CircuitOptions) -> str:
-    """The estimated work in words, for a dry run."""
-    return circuit_work(config, config.search)
-
-
-def circuit_work(config: Any, search: str) -> str:
-    """All work of a study of one circuit, with its upper bounds, in words."""
-    smallest = search == "smallest"
-    searches = config.seeds + 3 + (5 if smallest else 0)
-    return (
-        f"{'about ' if smallest else ''}{searches} searches of {config.steps} steps; where attribution misleads up to "
-        f"{EXACT_UNITS:,} units removed one at a time to begin them with, on trained and on random weights; "
-        f"2 prunings of at most {MOST_EVALUATIONS} circuits on {config.prompts} prompts ({SMALL_EVALUATIONS:,} in "
-        f"models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then about "
-        f"{11 * (2 + config.random_circuits) + 4} evaluations and up to {config.removed_units:,} removals of single "
-        f"units on {config.eval_prompts} prompts"
-    )

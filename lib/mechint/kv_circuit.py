@@ -11,7 +11,8 @@ from .analysis import Analysis
 from .circuit import CircuitPlan
 from .circuit_analysis import CircuitAnalyzer
 from .circuit_analysis import summary as circuit_summary
-from .circuit_options import EvidenceOptions, circuit_work
+from .circuit_options import EvidenceOptions
+from .circuit_work import work
 from .errors import MechintError
 from .gates import HOLD
 from .loader import PromptLoader
@@ -168,11 +169,6 @@ def refuse(config: KVCircuitConfig, task: TaskConfig) -> str | None:
         asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
         return f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl_div"
     return None
-
-
-def work(config: KVCircuitConfig) -> str:
-    """The estimated work in words, for a dry run."""
-    return circuit_work(config, config.search)
 
 
 def summary(results: dict[str, Any]) -> list[str]:

@@ -22,7 +22,8 @@ from .activations import Streamed
 from .analysis import Analysis
 from .circuit import Bench, CircuitPlan
 from .circuit_analysis import CircuitAnalyzer, summary
-from .circuit_options import CircuitOptions, refuse_without_twins, searches_and_evidence
+from .circuit_options import CircuitOptions, refuse_without_twins
+from .circuit_work import work
 from .contexts import TaskContexts, excluded
 from .errors import MechintError
 from .feature_units import FeatureUnits
@@ -234,7 +235,7 @@ ANALYSIS = Analysis(
     analyzer=FeatureCircuitAnalyzer,
     families=("mamba", "gpt2", "llama"),
     refuse=refuse,
-    work=searches_and_evidence,
+    work=work,
     summary=summary,
     lacks=lacks,
     after=(DICTIONARIES,),

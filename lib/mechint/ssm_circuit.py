@@ -9,7 +9,8 @@ import torch
 
 from .analysis import Analysis
 from .circuit_analysis import CircuitAnalyzer, summary
-from .circuit_options import CircuitOptions, refuse_without_twins, searches_and_evidence
+from .circuit_options import CircuitOptions, refuse_without_twins
+from .circuit_work import work
 from .options import option
 from .units import SSM_UNITS, Units
 
@@ -45,7 +46,7 @@ ANALYSIS = Analysis(
     analyzer=SSMCircuitAnalyzer,
     families=("mamba",),
     refuse=refuse_without_twins,
-    work=searches_and_evidence,
+    work=work,
     summary=summary,
     default=True,
 )

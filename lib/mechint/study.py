@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import files, study_circuit, study_controls, study_discovery, study_tests
+from . import circuit_work, files, study_circuit, study_controls, study_discovery, study_tests
 from .analysis import Analysis, StagedAnalyzer
 from .answers import remedy
 from .claims import claims, task_not_done
@@ -248,10 +248,11 @@ def inputs(config: StudyConfig, run_dir: Path) -> dict[str, str]:
 
 def work(config: StudyConfig) -> str:
     left = [n for n in STEPS if n not in skipped(config.skip_steps)]
+    combined = circuit_work.work(study_circuit.plan(config), config) if 16 in left else ""
     return (
         f"{len(left)} steps; among them {2 * config.candidates} tests against "
         f"{max(config.draws, least_draws(config.candidates + 1))} random subspaces or more, as their claims need, on "
-        f"{config.eval_prompts} prompts"
+        f"{config.eval_prompts} prompts" + (f"; for the combined circuit {combined}" if combined else "")
     )
 
 

@@ -27,6 +27,7 @@ from .interventions import Edit
 from .loader import PromptLoader
 from .starts import first_scores, needed_first
 from .statistics import ClusterBootstrap, Number, jaccard, said, spread, stability
+from .study_config import StudyConfig
 from .study_context import Context, Found
 from .tasks.base import generator
 from .units import Block, UnitKind, Units
@@ -126,8 +127,8 @@ def measured_in(analyzer: Searched, metric: str) -> Iterator[None]:
         analyzer.config = before
 
 
-def plan(context: Context) -> CircuitPlan:
-    c = context.config
+def plan(c: StudyConfig) -> CircuitPlan:
+    """The search of a study's combined circuit."""
     return CircuitPlan(
         unit="unit", ablation=c.ablation, metric="kl", search="smallest", budget=1, target_faithfulness=TARGET,
         gate="hard_concrete", steps=c.mask_steps, lr=0.1, seeds=1, random_circuits=RANDOM_CIRCUITS,
@@ -144,7 +145,7 @@ def circuit(context: Context) -> Found:
     if reason := task_not_done({"setup": context.found["setup"]["report"]}):
         raise MechintError(reason)
     units = SiteUnits(context.model, context.sites)
-    analyzer = Searched(context.model, plan(context), context.model.device, units=units, seed=context.seed)
+    analyzer = Searched(context.model, plan(context.config), context.model.device, units=units, seed=context.seed)
     analyzer.stages, analyzer.random_control = context.stages, context.config.random_weights
     analyzer.effect = LEARNT[context.config.metric]
     found = analyzer.run_analysis(context.train, context.val)
