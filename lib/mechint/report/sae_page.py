@@ -137,7 +137,8 @@ def causal_rows(grid: Grid) -> list[tuple[str, ...]]:
 
 
 def _number(raw: dict[str, Any]) -> str:
-    return f"{number(raw['value'], 3)} [{number(raw['low'], 3)}, {number(raw['high'], 3)}]"
+    interval = "" if raw["low"] is None else f" [{number(raw['low'], 3)}, {number(raw['high'], 3)}]"
+    return f"{number(raw['value'], 3)}{interval}"
 
 
 LABELS = ("dictionary", "answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")
