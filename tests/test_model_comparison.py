@@ -253,6 +253,7 @@ def test_twins_are_trained_analysed_and_compared(tmp_path: Path) -> None:
     run_experiment(Experiment(one, TASK, {"compare": config}))
     again = (tmp_path / "again" / "results.json").read_bytes()
     assert again == (tmp_path / "out" / "final_model_stepV0" / "results.json").read_bytes()
+    assert json.loads(again)["model"]["step"] == 3 and json.loads(again)["training"]["lr"] == TrainConfig.lr
 
 
 def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:

@@ -152,7 +152,11 @@ def key_metrics(entry: dict[str, Any]) -> dict[str, Any]:
             if e["top"]
         ],
         "sparsity": [
-            {"layer": c["layer"], "site": c["site"], **{m: n["value"] for m, n in c["measures"].items()}}
+            {
+                "layer": c["layer"],
+                "site": c["site"],
+                **{m: n["value"] for m, n in (*c["measures"].items(), *c["percentiles"].items())},
+            }
             for c in entry["sparsity"]["cells"]
         ],
     }
