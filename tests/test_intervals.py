@@ -14,7 +14,7 @@ from mechint import command_line
 from mechint.errors import MechintError
 from mechint.probes import Labelled, probe
 from mechint.statistics import FEWEST, ClusterBootstrap, certain, said
-from mechint.trace_results import adjusted, few_notes, ratio
+from mechint.trace_results import few_notes, ratio
 from tests.test_own_task import PROMPT, checkpoint, says
 
 __all__ = ["checkpoint"]  # a fixture
@@ -72,8 +72,7 @@ def test_a_cell_of_one_cluster_has_neither_interval_nor_p_value() -> None:
     means[3:, :, 1, 1] = np.nan  # three prompts of one subject have it
     means[:, :, 1, 0] = np.nan  # nobody has it
     bootstrap = ClusterBootstrap([0, 0, 0, 1, 2, 3, 4, 5, 6], 200, 0)
-    point, low, high = ratio(bootstrap, means, ~np.isnan(means), np.ones(9))
-    p = adjusted(means, bootstrap, 200, 0)
+    point, low, high, p = ratio(bootstrap, means, ~np.isnan(means), np.ones(9))
     assert point[0, 0, 1] == pytest.approx(means[0, 0, 0, 1]) and point[0, 1, 1] == pytest.approx(
         means[:3, 0, 1, 1].mean()
     )

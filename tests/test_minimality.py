@@ -40,10 +40,7 @@ def test_it_tells_passengers_from_units_that_are_needed() -> None:
     assert {(entry["layer"], entry["unit"]) for entry in tried[:8]} == needed  # the worst losses come first
     idle = [entry for entry in tried if (entry["layer"], entry["unit"]) not in needed]
     assert len(idle) == 4 and all(entry["drop"]["value"] == 0 and entry["p"] == 1 for entry in idle)
-    hurts = [entry for entry in tried if entry["p"] <= 0.05 and entry["drop"]["value"] > 0]
-    assert number["value"] == len(hurts) / 12
-    others = [entry for entry in tried if entry not in idle]  # 17 templates are too few to be sure of eight of twelve
-    assert all(entry["drop"]["value"] > 0 and entry["p"] < 0.5 for entry in others)
+    assert all(entry["p"] <= 0.05 for entry in tried[:8]) and number["value"] == 8 / 12
     together = results["metrics"]["removable_together"]
     assert 4 <= together["value"] < 8 and together["interval"] == "of 12 units, the circuit"
 

@@ -20,7 +20,8 @@ from mechint.loader import PromptLoader
 from mechint.patching import PatchConfig, Patcher, refuse
 from mechint.role_values import RoleValues
 from mechint.run_config import RunConfig
-from mechint.statistics import FEWEST, FEWEST_TESTED, max_t
+from mechint.statistics import FEWEST, FEWEST_TESTED, ClusterBootstrap
+from mechint.step_down import adjusted
 from mechint.tasks import Prompts, TaskConfig, make_task
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.test_circuit import KEPT, known_circuit
@@ -254,7 +255,10 @@ def test_shares_and_p_values_by_hand() -> None:
     total = (join("clean") - join("corrupted")).numpy()
     assert found["metrics"]["total_effect"]["value"] == pytest.approx(total.mean())
     flow = np.moveaxis(join("flow").numpy(), -1, 0)  # [prompt, path, layer, pair]
-    p = max_t(flow, evaluation.templates(), 100, 0)
+    bootstrap, there = ClusterBootstrap(evaluation.templates(), 100, 0), ~np.isnan(flow)
+    weights = there * total[:, None, None, None]
+    with np.errstate(invalid="ignore"):
+        p = adjusted(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(flow), weights, present=there))
     for k, path in enumerate(found["flow"]["paths"]):
         for layer in range(2):
             for c in range(len(found["flow"]["pairs"])):
@@ -275,8 +279,9 @@ def test_shares_and_p_values_by_hand() -> None:
     exact = np.concatenate([join(f"necessary {kind}").numpy() for kind in ("gated", "state")]).T  # [prompt, unit]
     listed = [value for kind in found["units"] for value in kind["necessary"]["value"]]
     np.testing.assert_allclose(listed, exact.mean(0) / total.mean())
-    adjusted = [value for kind in found["units"] for value in kind["necessary"]["p"]]
-    np.testing.assert_allclose(adjusted, max_t(exact, evaluation.templates(), 100, 0))
+    listed = [value for kind in found["units"] for value in kind["necessary"]["p"]]
+    weights = np.broadcast_to(total[:, None], exact.shape)
+    np.testing.assert_allclose(listed, adjusted(bootstrap, bootstrap.tested(np.divide, exact, weights)))
     guess = join("necessary gated estimates").numpy().mean(1)
     expected = np.corrcoef(exact[:, :28].mean(0), guess)[0, 1]
     assert found["units"][0]["correlation"]["necessary"] == pytest.approx(expected)

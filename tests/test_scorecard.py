@@ -25,7 +25,7 @@ from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.methods import Budget, interchange
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
-from mechint.statistics import max_t
+from mechint.step_down import max_t
 from mechint.subspaces import shuffled_weights
 from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, MODELS, Compiled, score_units
 from mechint.units import SSM_UNITS, Units

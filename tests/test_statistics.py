@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint.statistics import (
@@ -18,8 +18,6 @@ from mechint.statistics import (
     exact,
     holm,
     jaccard,
-    max_t,
-    number,
     permutation_test,
     rank_correlation,
     said_p,
@@ -29,8 +27,8 @@ from mechint.statistics import (
     sureness,
     t_quantile,
     t_tail,
-    widened,
 )
+from mechint.step_down import ABOVE, BOTH, MANY, adjusted, max_t
 
 POPULATIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
@@ -189,16 +187,26 @@ def test_the_effective_number_of_clusters() -> None:
 
 
 def test_a_difference_from_several_baselines_counts_their_own_variation() -> None:
-    """Half widths add as squares: 3 of the prompts, and t · s / √n = 4.3027 · 2 / √3 of three baselines."""
-    found = number(1.0, -2.0, 5.0, 9, "95 % over prompts")
-    wide = widened(found, np.array([0.0, 2.0, 4.0]), "random rankings")
-    half = 4.302653 * 2 / math.sqrt(3)
-    assert wide["low"] == pytest.approx(1 - math.hypot(3, half)) and wide["high"] == pytest.approx(
-        1 + math.hypot(4, half)
-    )
-    assert (wide["value"], wide["interval"]) == (1.0, "95 % over prompts and 3 random rankings")
-    assert widened(found, np.array([3.0]), "draws") is found
-    assert widened(number(1, 0, 2, 3, "x"), np.ones(5), "draws")["low"] == 0
+    """Paired: what prompts have in common is not noise; but which baselines were drawn is."""
+    rng = np.random.default_rng(0)
+    covered, narrow = 0, 0
+    for trial in range(150):
+        prompts, own = rng.normal(0, 50, 40), rng.normal(0, 1, 5)
+        baselines = prompts + own[:, None] + 0.2 * rng.normal(size=(5, 40))
+        values = prompts + 2 + 0.2 * rng.normal(size=40)  # the mean of all baselines that there could be is 0
+        bootstrap = ClusterBootstrap(np.arange(40), 200, trial)
+        found = bootstrap.over_baselines(values, baselines, "random rankings")
+        assert found["value"] == pytest.approx((values - baselines.mean(0)).mean())
+        assert found["interval"] == "95 % bootstrap-t over 40 templates and 5 random rankings"
+        covered += found["low"] <= 2 <= found["high"]
+        exact_one = bootstrap.interval(lambda mean: mean, values - baselines.mean(0))
+        narrow += exact_one["low"] <= 2 <= exact_one["high"]
+        assert found["high"] - found["low"] < 20  # of means that are not paired about 45
+    assert covered >= 136 and narrow < 60
+    one = bootstrap.over_baselines(values, baselines[:1], "draws")
+    assert one == bootstrap.interval(lambda mean: mean, values - baselines[0])
+    alone = ClusterBootstrap(np.zeros(40), 200, 0).over_baselines(values, baselines, "draws")
+    assert alone["low"] is None and alone["interval"] == "one template: no interval"
 
 
 def test_what_terminals_say_of_adjusted_p_values_and_in_which_order() -> None:
@@ -267,45 +275,121 @@ def test_spread_and_area_by_hand() -> None:
 # ---- adjusted p-values ----------------------------------------------------------------------------------------------
 
 
-def by_hand(x: np.ndarray, draws: int, seed: int) -> list[float]:
+def by_hand(x: np.ndarray, draws: int, seed: int, side: str) -> list[float]:
     """Step-down p-values of [cluster, cell] without NaN, one draw and one cell at a time."""
     n, cells = x.shape
-    t = lambda sample, centre: abs(np.mean(sample) - centre) / (np.std(sample, ddof=1) / math.sqrt(len(sample)))
-    own = [t(x[:, k], 0.0) for k in range(cells)]
-    order = sorted(range(cells), key=lambda k: -own[k])
+    error = lambda sample: np.std(sample, ddof=1) / math.sqrt(len(sample))
+    moment = lambda k, power: np.mean((x[:, k] - x[:, k].mean()) ** power)
+    share = np.clip(np.mean([(moment(k, 4) / moment(k, 2) ** 2 - 3) / n for k in range(cells)]), 0, 1)
+
+    def t(samples: list[np.ndarray], centres: np.ndarray) -> np.ndarray:
+        errors = np.array([error(sample) for sample in samples])
+        return (np.mean(samples, 1) - centres) / np.maximum(errors, math.sqrt(share * np.mean(errors**2)))
+
+    own = t(list(x.T), np.zeros(cells))
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    above = [0] * cells
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for w in weights:
-            drawn = [t(np.repeat(x[:, k], w), x[:, k].mean()) for k in range(cells)]
-            for rank, k in enumerate(order):
-                above[k] += max(drawn[j] for j in order[rank:]) >= own[k]
-    found, largest = [0.0] * cells, 0.0
-    for k in order:
-        largest = max(largest, (1 + above[k]) / (1 + draws), 1 / (1 + draws), 2.0 ** (1 - n))
-        found[k] = largest
-    return found
+    drawn = np.array([t([np.repeat(x[:, k], w) for k in range(cells)], x.mean(0)) for w in weights])
+    found = np.ones(cells)
+    for sign in (1, -1) if side == "both" else (1,):
+        order, largest = sorted(range(cells), key=lambda k: -sign * own[k]), 0.0
+        for rank, k in enumerate(order):
+            above = sum(max(sign * row[j] for j in order[rank:]) >= sign * own[k] for row in drawn)
+            largest = max(largest, (1 + above) / (1 + draws))
+            if side == "above" or sign * own[k] > 0:
+                found[k] = max(largest, 1 / (1 + draws), 0.5**n)
+    for k in range(cells):
+        centre, scale = x[:, k].mean(), error(x[:, k])
+        samples = [np.repeat(x[:, k], w) for w in weights]
+        single = sorted((s.mean() - centre) / max(error(s), 0.3 * scale) for s in samples)
+        below = np.interp(centre / scale, single, np.linspace(0, 1, draws))
+        alone = max(min(below, 1 - below), 1 / (draws + 1), 0.5 * t_tail(centre / scale, n - 1))
+        if side == "both":
+            found[k] = min(1.0, 2 * max(found[k], alone))
+        else:
+            found[k] = max(found[k], alone if centre > 0 else 1 - alone)
+    return found.tolist()
 
 
-def test_adjusted_p_values_are_those_of_a_slow_hand_written_step_down() -> None:
-    for n in (6, 12):
+@pytest.mark.parametrize("side", [BOTH, ABOVE])
+def test_adjusted_p_values_are_those_of_a_slow_hand_written_step_down(side: str) -> None:
+    for n, heavy in ((6, 0), (12, 0), (24, 9.0)):
         x = np.random.default_rng(n).exponential(size=(n, 5)) - np.array([1.0, 1, 0.6, 0.5, -1])
-        assert max_t(x, np.arange(n), 150, 3) == pytest.approx(by_hand(x, 150, 3))
+        x[3] += heavy
+        assert max_t(x, np.arange(n), 150, 3, side) == pytest.approx(by_hand(x, 150, 3, side))
 
 
-def test_adjusted_p_values_are_over_means_of_clusters() -> None:
-    """Not over prompts, nor over sums: three large clusters decide no more than three small ones."""
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_cell_is_significant_alone_exactly_where_its_interval_leaves_zero_out(data: st.DataObject) -> None:
+    """Interval and p are of one statistic: of clusters of any size, of means and ratios, with prompts that lack it."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    sizes = np.array(data.draw(st.lists(st.integers(1, 30), min_size=4, max_size=24)))
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    shift = rng.normal(0, 1.5, 40)
+    draw = data.draw(st.sampled_from(sorted(POPULATIONS)))
+    x = POPULATIONS[draw](rng, (len(sizes), 40))[clusters] + 0.3 * rng.normal(size=(len(clusters), 40)) + shift
+    there = rng.random(x.shape) < data.draw(st.sampled_from([0.4, 1.0]))
+    below = there * rng.uniform(0.5, 2, (len(clusters), 1))
+    bootstrap = ClusterBootstrap(clusters, data.draw(st.sampled_from([100, 199, 400])), 0)
+    with np.errstate(all="ignore"):
+        found = bootstrap.tested(np.divide, np.where(there, x, 0), below, present=there)
+    outside = (found.low > 0) | (found.high < 0)
+    some = ~np.isnan(found.low)
+    assert (np.isnan(found.p) == ~some).all()
+    assert (outside == (found.p <= 0.05))[some].all()
+    many = adjusted(bootstrap, found)
+    tested = ~np.isnan(many)
+    assert (many >= found.p)[tested].all() and not (tested & ~some).any()
+    expected = some & ((found.held > 0).sum(0) >= FEWEST_TESTED)
+    assert (tested <= expected).all() and (tested == expected)[(found.held > 0).sum(0) >= MANY].all()
+
+
+def test_adjusted_p_values_are_of_what_is_printed() -> None:
+    """The mean over prompts: where one cluster is nearly all of them, neither interval nor p is sure of it."""
     rng = np.random.default_rng(0)
-    means = rng.normal(0.8, 0.6, (12, 4))
-    sizes = np.array([40, 30, 20, *[1] * 9])
-    many = max_t(np.repeat(means, sizes, 0), np.repeat(np.arange(12), sizes), 300, 1)
-    assert many == pytest.approx(max_t(means, np.arange(12), 300, 1))
+    means = rng.normal(0.8, 0.2, (18, 4))
+    sizes = np.array([400, *[1] * 17])
+    many = max_t(np.repeat(means, sizes, 0), np.repeat(np.arange(18), sizes), 300, 1)
+    assert many.min() > 0.05 and max_t(means, np.arange(18), 300, 1).max() < 0.01
+    alike = max_t(np.repeat(means, 7, 0), np.repeat(np.arange(18), 7), 300, 1)
+    assert alike == pytest.approx(max_t(means, np.arange(18), 300, 1))
     assert max_t(np.repeat(means[:6], 50, 0), np.repeat(np.arange(6), 50), 500, 0).min() >= 2.0**-5
+
+
+def test_a_long_tail_of_one_side_says_nothing_about_the_other() -> None:
+    """Costs of removals: most are small and sure, one cell has a few large ones and none is negative. One largest |t|
+    of all would find none of them."""
+    rng = np.random.default_rng(5)
+    costs = 0.5 + 0.35 * rng.exponential(size=(53, 30))
+    costs[:, 0] = 0.01
+    costs[:2, 0] = 40.0
+    p = max_t(costs, np.arange(53), 999, 0, ABOVE)
+    assert p[1:].max() <= 0.01 and p[0] > 0.05
+    assert max_t(-costs, np.arange(53), 999, 0, ABOVE).min() > 0.9
+
+
+def test_what_few_prompts_carry_is_not_certain_where_they_are_not_in_the_sample() -> None:
+    """Cells that are large in one prompt of a hundred, their means taken away: most look like a constant below zero."""
+    rng, found = np.random.default_rng(0), 0
+    for trial in range(60):
+        x = (rng.random((16, 64)) < 0.01) - 0.01 + 1e-5 * rng.normal(size=(16, 64))
+        found += max_t(x, np.arange(16), 199, trial).min() <= 0.05
+    assert found <= 60 * 0.15
+
+
+def test_no_p_value_where_few_clusters_carry_what_there_is() -> None:
+    """Of 8 clusters where most cells vary with one of them alone; 16 have one, and so has what is normal."""
+    rng = np.random.default_rng(0)
+    for clusters, size, tested in ((8, 40.0, False), (8, 1.0, True), (16, 40.0, True)):
+        x = rng.normal(1, 1, (clusters, 64))
+        x[rng.integers(clusters, size=64), np.arange(64)] *= size
+        assert np.isnan(max_t(x, np.arange(clusters), 199, 0)).all() == (not tested)
+        assert np.isnan(max_t(x, np.arange(clusters), 199, 0, ABOVE)).any() == (not tested)
 
 
 def test_what_is_the_same_in_every_cluster_is_as_certain_as_their_number_allows() -> None:
     """A cell of exactly 1.0, beside one of about 0.02 and cells of noise; zero everywhere has p = 1."""
-    for clusters, draws, least in ((6, 999, 1 / 32), (8, 999, 1 / 128), (40, 999, 1 / 1000)):
+    for clusters, draws, least in ((6, 999, 1 / 32), (8, 999, 1 / 128), (40, 999, 2 / 1000)):
         rng = np.random.default_rng(clusters)
         noise = rng.normal(size=(clusters, 30))
         ones, small = np.ones((clusters, 1)), 0.02 + 0.001 * rng.normal(size=(clusters, 1))
@@ -327,7 +411,7 @@ def test_cells_that_too_few_clusters_have_get_no_p_value() -> None:
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(0.5, 1, (12, 9))
     whole = max_t(x, np.arange(12), 100, 5)
-    monkeypatch.setattr("mechint.statistics.ROOM", 30)
+    monkeypatch.setattr("mechint.step_down.ROOM", 30)
     assert max_t(x, np.arange(12), 100, 5).tolist() == whole.tolist()
 
 

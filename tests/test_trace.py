@@ -218,7 +218,7 @@ def test_role_means_and_shares_by_hand() -> None:
     from mechint.statistics import ClusterBootstrap
 
     total = rng.uniform(1, 2, 5)
-    point, low, high = ratio(ClusterBootstrap(range(5), 200, 0), found, ~np.isnan(found), total)
+    point, low, high, _ = ratio(ClusterBootstrap(range(5), 200, 0), found, ~np.isnan(found), total)
     there = ~np.isnan(found[:, 1, 2, 1])
     assert point[1, 2, 1] == pytest.approx(found[there, 1, 2, 1].mean() / total[there].mean())
     assert ((low <= point) & (point <= high)).all()

@@ -16,7 +16,8 @@ from .errors import MechintError
 from .loader import PromptLoader
 from .minimality import largest, removed, share_needed
 from .progress import Progress
-from .statistics import FEWEST_TESTED, ClusterBootstrap, Number, area, certain, exact, max_t, spread, stability
+from .statistics import FEWEST_TESTED, ClusterBootstrap, Number, area, certain, exact, number, spread, stability
+from .step_down import ABOVE, adjusted
 from .units import Units
 
 
@@ -193,9 +194,9 @@ class CircuitEvidence(StagedAnalyzer):
     ) -> tuple[list[dict[str, Any]], list[int]]:
         """What the circuit loses without each of its units, or each of as many as the options say, drawn at random.
 
-        Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "no effect on the
-        metric", adjusted for all the units tried. The worst loss comes first. Beside them are the units' numbers, the
-        least loss first.
+        Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "its removal costs
+        nothing", of one side and adjusted for all the units tried. The worst loss comes first. Beside them are the
+        units' numbers, the least loss first. Both are empty where no p can be trusted.
         """
         config, units = self.config, self.units
         kept = mask.nonzero().flatten().tolist()
@@ -206,17 +207,20 @@ class CircuitEvidence(StagedAnalyzer):
         column = METRICS[config.metric].column
         circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
         without = removed(bench, mask, numbers, column).numpy()  # [prompts, units]
-        p_values = max_t(circuit[:, None] - without, loader.templates(), config.bootstrap, self.seed)
 
         def drop(c: Any, w: Any, f: Any, e: Any) -> Any:
             return self.share(c, f, e) - self.share(w, f, e)
 
+        lost = bootstrap.tested(drop, circuit[:, None], without, full[:, None], empty[:, None])
+        p_values = adjusted(bootstrap, lost, ABOVE)
+        if np.isnan(p_values).any():
+            return [], []
         found = []
         for k, unit in enumerate(numbers):
             only = torch.zeros_like(mask).index_fill_(0, torch.tensor([unit], device=mask.device), 1.0)
             ((layer, name),) = [(i, names[0]) for i, names in enumerate(units.names(only)) if names]
-            lost = bootstrap.interval(drop, circuit, without[:, k], full, empty)
-            found.append({"layer": layer, "unit": name, "drop": lost, "p": float(p_values[k])})
+            own = number(lost.value[k], lost.low[k], lost.high[k], bootstrap.n, bootstrap.kind)
+            found.append({"layer": layer, "unit": name, "drop": bootstrap.counted(own), "p": float(p_values[k])})
         losses = [float(entry["drop"]["value"]) for entry in found]
         worst = sorted(range(len(found)), key=lambda k: -losses[k])
         return [found[k] for k in worst], [numbers[k] for k in reversed(worst)]

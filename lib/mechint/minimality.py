@@ -75,6 +75,9 @@ def largest(most: int, may: Callable[[int], bool]) -> int:
 def share_needed(tried: list[dict[str, Any]], size: int, draws: int, seed: int) -> Number:
     """The share of the units tried whose removal certainly costs faithfulness: minimality.
 
+    A removal is certain where its p of one side, adjusted for all removals that were tried (the chance that any of them
+    is named wrongly is 5 %), is at most :data:`SIGNIFICANT`.
+
     Known exactly when every unit of the circuit was tried; else with an interval over the units drawn.
     """
     needed = np.array([entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0 for entry in tried], dtype=np.float64)

@@ -19,7 +19,7 @@ from .neuron_curves import SHARES, areas
 from .patch_results import NAMES, Finished, strongest, units
 from .shuffled import Quantities, quantity
 from .sparsity import gini
-from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation, widened
+from .statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation
 from .token_terms import TERMS
 from .unit_plan import Parts
 
@@ -239,9 +239,7 @@ def attention(done: Found, layer: int) -> list[dict[str, Any]]:
                 "mean_activation": done.bootstrap.interval(mean, done.of(f"size {name}").mean(1)),
                 "diversity": diversity(done, name),
                 "area": done.bootstrap.interval(mean, values),
-                "over_random": widened(
-                    done.bootstrap.interval(mean, values - random), draws.mean(1), "random rankings"
-                ),
+                "over_random": done.bootstrap.over_baselines(values, draws, "random rankings"),
                 "over_gradient_x_input": done.bootstrap.interval(mean, values - control),
                 **curve_of(done, [name]),
             }

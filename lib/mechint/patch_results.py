@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .flow_plan import Pair, Path
 from .statistics import Array, ClusterBootstrap, Number, certain, exact, said, sureness
-from .trace_results import adjusted, few_notes, ratio, table
+from .trace_results import few_notes, ratio, table
 from .unit_plan import Parts
 
 NAMES = ("necessary", "sufficient")
@@ -54,8 +54,7 @@ class Finished:
     def intervals(self, means: Array, total: Array | None) -> dict[str, Array]:
         """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""
         there = ~np.isnan(means)
-        value, low, high = ratio(self.bootstrap, means, there, total)
-        p = adjusted(means, self.bootstrap, self.draws, self.seed)
+        value, low, high, p = ratio(self.bootstrap, means, there, total)
         return {"value": value, "low": low, "high": high, "p": p, "n": there.sum(0)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def effective(sizes: Array) -> Array:
 def said_p(p: float | None) -> str:
     """An adjusted p-value for terminals; says so where nothing could be tested, and where it may be chance."""
     if p is None:
-        return "no p-value: too few clusters have it"
+        return "no p-value: too few clusters for one"
     return f"adjusted p {p:.2g}" + ("" if p <= 1 - LEVEL else ", which may be chance")
 
 
@@ -81,20 +82,27 @@ def sureness(p: float | None, size: float | None) -> tuple[bool, float]:
     return not (p is not None and p <= 1 - LEVEL), -abs(size or 0.0)
 
 
-def widened(found: Number, baselines: Array, what: str) -> Number:
-    """A difference from the mean of several baselines, with an interval that counts their own variation too.
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of many cells, each […], with its intervals and what tests of it are made of."""
 
-    Args:
-        found: The difference, with the interval of what was measured against that mean as if it were exact.
-        baselines: The baselines' own values, independent of the sample of prompts, [draw].
-        what: What they are draws of.
-    """
-    if found["low"] is None or len(baselines) < 2:
-        return found
-    half = t_quantile(len(baselines) - 1) * float(np.std(baselines, ddof=1)) / math.sqrt(len(baselines))
-    value = found["value"]
-    low, high = value - math.hypot(value - found["low"], half), value + math.hypot(found["high"] - value, half)
-    return {**found, "low": low, "high": high, "interval": f"{found['interval']} and {len(baselines)} {what}"}
+    value: Array
+    low: Array
+    high: Array
+    p: Array
+    """Of "it is zero", of each cell alone: at most 0.05 where the interval leaves zero out. NaN without interval."""
+    error: Array
+    """Standard errors."""
+    influence: Array
+    """Of each cluster on it, [C, …]: without the cluster it would be about this / (C - 1) less."""
+    held: Array
+    """How many values of each cluster say something to it, [C, …]."""
+
+
+def joined(parts: Sequence[Estimate]) -> Estimate:
+    """Estimates of several lots of cells as one, along the last axis."""
+    names = [field.name for field in fields(Estimate)]
+    return Estimate(**{name: np.concatenate([getattr(part, name) for part in parts], -1) for name in names})
 
 
 class ClusterBootstrap:
@@ -169,7 +177,14 @@ class ClusterBootstrap:
     def estimate(
         self, statistic: Callable[..., Array], *values: Array, present: NDArray[np.bool_] | None = None
     ) -> tuple[Array, Array, Array]:
-        """The statistic of the means of each of ``values``, and the edges of its interval, each […].
+        """The value of :meth:`tested` and the edges of its interval, each […]."""
+        found = self.tested(statistic, *values, present=present)
+        return found.value, found.low, found.high
+
+    def tested(
+        self, statistic: Callable[..., Array], *values: Array, present: NDArray[np.bool_] | None = None
+    ) -> Estimate:
+        """The statistic of the means of each of ``values``, with intervals and p-values of the same bootstrap.
 
         Args:
             statistic: Takes arrays of means whose first axis is the draw, and returns [draws, …].
@@ -177,39 +192,46 @@ class ClusterBootstrap:
                 in its degrees of freedom.
 
         Returns:
-            Edges are NaN where fewer than :data:`FEWEST` clusters say something, or the statistic is no number without
-            one of them.
+            Edges and p are NaN where fewer than :data:`FEWEST` clusters say something, or the statistic is no number
+            without one of them.
         """
         pairs = [self.means(value) for value in values]
         point, drawn = (np.asarray(statistic(*side), dtype=np.float64) for side in zip(*pairs, strict=True))
         point = point[0] if point.ndim else point
+        held = np.asarray(self.sums(np.ones(self.n) if present is None else present))
+        held = np.broadcast_to(
+            held.reshape(len(held), *[1] * (point.ndim + 1 - held.ndim), *held.shape[1:]), (len(held), *point.shape)
+        )
         if self.too_few:
-            return point, np.full_like(point, np.nan), np.full_like(point, np.nan)
+            none = np.full_like(point, np.nan)
+            return Estimate(point, none, none, none, none, np.full_like(held, np.nan), held)
         left = np.asarray(statistic(*map(self.left_out, values)), dtype=np.float64)
-        held = self.sums(np.ones(self.n) if present is None else present)
-        low, high = self.edges(point, drawn, left, effective(held) - 1)
+        found = self.edges(point, drawn, left, held)
         enough = (held > 0).sum(0) >= FEWEST
-        return point, np.where(enough, low, np.nan), np.where(enough, high, np.nan)
+        kept = {name: np.where(enough, getattr(found, name), np.nan) for name in ("low", "high", "p")}
+        return replace(found, **kept)
 
-    def edges(self, point: Array, drawn: Array, left: Array, freedom: Array) -> tuple[Array, Array]:
-        """Both edges from the draws [draws, …] and the statistics without each cluster [C, …]."""
-        count = len(left)
+    def edges(self, point: Array, drawn: Array, left: Array, held: Array) -> Estimate:
+        """Intervals and p-values from the draws [draws, …] and the statistics without each cluster [C, …]."""
+        count, freedom = len(left), np.maximum(effective(held) - 1, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             influence = (count - 1) * (left.mean(0) - left)
+            influence = np.where(np.abs(influence) <= ROUNDING * np.abs(point), 0.0, influence)
             error = np.sqrt((influence**2).mean(0) / (count - 1))
             first, second = (np.tensordot(self.weights, power, 1) / count for power in (influence, influence**2))
             own = np.sqrt(np.maximum(second - first**2, 0) / (count - 1))
             t = (drawn - point) / np.maximum(own, SMALLEST_ERROR * error)
+            observed = np.where(point == 0, 0.0, point / error)
         t = np.where(error > 0, t, 0.0)
-        ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         usable = np.isfinite(t)  # a share of an effect that a draw happens not to have is no number
-        if usable.all():
-            lower, upper = np.quantile(t, ends, axis=0)
-        else:
-            some = usable.any(0)
-            lower, upper = np.nanquantile(np.where(usable | ~some, np.where(some, t, 0.0), np.nan), ends, axis=0)
-        half = t_quantile(np.maximum(freedom, 1.0))
-        return point - np.maximum(upper, half) * error, point - np.minimum(lower, -half) * error
+        ordered = np.sort(np.where(usable | ~usable.any(0), np.where(usable, t, 0.0), np.inf), axis=0)
+        some = np.where(usable.any(0), usable.sum(0), len(t))
+        lower, upper = (quantile(ordered, some, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        half = t_quantile(freedom)
+        low, high = point - np.maximum(upper, half) * error, point - np.minimum(lower, -half) * error
+        p = np.maximum(beyond(ordered, some, observed), 2 * stats.t.sf(np.abs(observed), freedom))
+        p = np.where(np.isfinite(error), np.where(point == 0, 1.0, p), np.nan)
+        return Estimate(point, low, high, p, error, influence, held)
 
     def interval(
         self, statistic: Callable[..., Array], *values: Array, within: tuple[float, float] = (-math.inf, math.inf)
@@ -230,6 +252,41 @@ class ClusterBootstrap:
             why = f"no number without one of the {self.over}: no interval"
             return self.counted({**alone(point, self.n, ""), "interval": why})
         return self.counted(number(point, max(low, within[0]), min(high, within[1]), self.n, self.kind))
+
+    def over_baselines(self, values: Array, baselines: Array, what: str) -> Number:
+        """How far the mean of values [n] is above that of several baselines [baseline, n] of the same prompts.
+
+        A draw takes clusters and baselines with replacement, so the difference stays paired and the baselines' own
+        variation counts. Its standard error is of both, in the sample as in each draw; edges are no nearer than
+        Student's, with Satterthwaite's (1946) degrees of freedom.
+
+        Args:
+            what: What the baselines are draws of.
+        """
+        paired, several = values - baselines.mean(0), len(baselines)
+        found = self.interval(lambda mean: mean, paired)
+        if found["low"] is None or several < 2:
+            return found
+        count, draws = len(self.sizes), len(self.weights)
+        taken = np.random.default_rng(several).multinomial(several, np.full(several, 1 / several), size=draws)
+        sums = self.sums(np.stack([values, *baselines], 1))
+        means = self.weights @ sums / (self.weights @ self.sizes)[:, None]  # of each draw, [draw, 1 + baseline]
+        middle = (taken * means[:, 1:]).sum(1) / several
+        left = self.left_out(paired)
+        influence = (count - 1) * (left.mean() - left)
+        around = self.weights @ influence**2 / count - (self.weights @ influence / count) ** 2
+        between = (taken * means[:, 1:] ** 2).sum(1) / several - middle**2
+        own = np.sqrt(np.maximum(around, 0) / (count - 1) + np.maximum(between, 0) / (several - 1))
+        parts = float((influence**2).mean()) / (count - 1), float(np.var(baselines.mean(1), ddof=1)) / several
+        error = math.sqrt(sum(parts))
+        if error == 0:
+            return found
+        t = (means[:, 0] - middle - found["value"]) / np.maximum(own, SMALLEST_ERROR * error)
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / max(self.effective - 1, 1.0) + parts[1] ** 2 / (several - 1))
+        lower, upper = np.quantile(t, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        half = t_quantile(freedom)
+        low, high = found["value"] - max(upper, half) * error, found["value"] - min(lower, -half) * error
+        return {**found, "low": float(low), "high": float(high), "interval": f"{self.kind} and {several} {what}"}
 
     def counted(self, found: Number) -> Number:
         """A number with how many clusters it is over, and with their effective number."""
@@ -256,6 +313,29 @@ class ClusterBootstrap:
         low = stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1) if mean > 0 else 0.0
         high = stats.beta.ppf((1 + LEVEL) / 2, right + 1, wrong) if mean < 1 else 1.0
         return self.counted(number(mean, low, high, self.n, f"95 % {words} over {self.clusters}"))
+
+
+def quantile(ordered: Array, count: Any, share: float) -> Array:
+    """Quantiles of the first ``count`` […] of ordered [draws, …] values; between two of them by a straight line."""
+    at = share * (np.asarray(count) - 1)
+    below = np.floor(at).astype(np.int64)
+    first, second = (
+        np.take_along_axis(ordered, np.minimum(k, np.asarray(count) - 1)[None], 0)[0] for k in (below, below + 1)
+    )
+    return np.asarray(first + (second - first) * (at - below))
+
+
+def beyond(ordered: Array, count: Any, t: Array) -> Array:
+    """Twice the share of draws on the far side of t, the inverse of :func:`quantile`; at least 2 / (draws + 1)."""
+    total = np.asarray(count)
+    below = (ordered < t).sum(0)
+    first, second = (np.take_along_axis(ordered, np.clip(k, 0, total - 1)[None], 0)[0] for k in (below - 1, below))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = np.where(second > first, (t - first) / (second - first), 0.0)
+    inside = (below > 0) & (below < total)
+    share = np.where(inside, (below - 1 + np.where(inside, between, 0.0)) / np.maximum(total - 1, 1), below > 0)
+    tail = np.where(t > 0, 1 - share, share)
+    return np.asarray(np.clip(2 * tail, 2 / (total + 1), 1.0))
 
 
 def beside(values: Array, like: Array) -> Array:
@@ -322,75 +402,6 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
 def benjamini_hochberg(p: Array) -> Array:
     """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
     return np.asarray(stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)).reshape(np.shape(p))
-
-
-def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int, seed: int) -> Array:
-    """p-values of "the mean is zero" for every cell, adjusted for looking at all of them.
-
-    A step-down bootstrap of the largest t (Romano & Wolf 2005): clusters are drawn with replacement, a cell's t in a
-    draw is that of its clusters' means less its mean in the sample, divided by the draw's own standard error, and a
-    cell is compared with the largest t of itself and of all cells with a smaller t. It does not ask that effects be
-    symmetric about zero, as flips of signs do, and it keeps the cells' correlation. Every cluster counts once, however
-    many prompts it has.
-
-    Args:
-        values: [n, …]; NaN where a prompt has no such cell.
-        clusters: Of each of the n, drawn together.
-
-    Returns:
-        Two-sided adjusted p-values, […], never below 1 / (draws + 1) or 2 / 2^clusters; 1 for cells that are zero
-        throughout; NaN for cells of fewer than :data:`FEWEST_TESTED` clusters, which can't support one.
-    """
-    shape = np.shape(values)[1:]
-    means, there = cluster_means(np.asarray(values, dtype=np.float64).reshape(len(values), -1), clusters)
-    count = there.sum(0)
-    enough = count >= FEWEST_TESTED
-    found = np.full(means.shape[1], np.nan)
-    means, there, count = means[:, enough], there[:, enough], count[enough]
-    if not len(count):
-        return found.reshape(shape)
-    middle = means.sum(0) / count
-    rest = np.where(there, means - middle, 0.0)
-    rest[np.abs(rest) <= ROUNDING * np.abs(means).max(0)] = 0.0
-    observed = t_of(middle, (rest**2).sum(0), count)
-    order = np.argsort(-observed, kind="stable")
-    sorted_t, rest, there = observed[order], rest[:, order], there[:, order].astype(np.float64)
-    weights = np.random.default_rng(seed).multinomial(len(rest), np.full(len(rest), 1 / len(rest)), size=draws)
-    above = np.zeros(len(order))
-    squares = rest**2
-    step = max(1, ROOM // len(order))
-    for start in range(0, draws, step):
-        drawn = weights[start : start + step].astype(np.float64)
-        size = drawn @ there
-        moved = np.divide(drawn @ rest, size, out=np.zeros_like(size), where=size > 1)
-        t = t_of(moved, np.maximum(drawn @ squares - size * moved**2, 0.0), size)
-        largest = np.maximum.accumulate(t[:, ::-1], axis=1)[:, ::-1]  # of a cell and of those with a smaller t
-        above += (largest >= sorted_t).sum(0)
-    above[np.isinf(sorted_t)] = 0  # no draw moves what is the same in every cluster
-    least = np.maximum(1 / (1 + draws), 2.0 ** (1 - count[order]))
-    p = np.maximum.accumulate(np.maximum((1 + above) / (1 + draws), least))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.where(sorted_t > 0, p, 1.0)
-    found[enough] = adjusted
-    return found.reshape(shape)
-
-
-def cluster_means(values: Array, clusters: Sequence[int] | NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
-    """Means over each cluster's values that are no NaN, [n, cell] -> [C, cell] (0 for none), and whether it has any."""
-    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    sizes = np.bincount(cluster)
-    order, starts = np.argsort(cluster, kind="stable"), np.cumsum([0, *sizes[:-1]])
-    present = ~np.isnan(values)
-    sums = np.add.reduceat(np.where(present, values, 0.0)[order], starts, axis=0)
-    counts = np.add.reduceat(present[order].astype(np.float64), starts, axis=0)
-    return sums / np.maximum(counts, 1), counts > 0
-
-
-def t_of(mean: Array, squares: Array, count: Array) -> Array:
-    """|t| of means, from the sums of squares about them; 0 for 0, infinite for another mean without any variation."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(mean) * np.sqrt(count * (count - 1) / squares)
-    return np.asarray(np.where(mean == 0, 0.0, np.where(squares > 0, t, np.inf)))
 
 
 def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000, seed: int = 0) -> tuple[float, float]:

@@ -19,9 +19,10 @@ from .statistics import (
     Number,
     certain,
     effective,
-    max_t,
+    joined,
     said,
 )
+from .step_down import adjusted
 from .trace_plan import Panel
 
 
@@ -78,8 +79,7 @@ def numbers(
         means = np.concatenate(parts)[right]  # [prompt, panel, layer, role]
         kept[f"means.{direction}"] = means
         present = ~np.isnan(means)
-        point, low, high = ratio(bootstrap, means, present, total if shares else None)
-        p = adjusted(means, bootstrap, draws, seed)
+        point, low, high, p = ratio(bootstrap, means, present, total if shares else None)
         count = present.sum(0)
         agreement = correlation(found, direction, right)
         directions[direction] = {
@@ -117,11 +117,12 @@ def numbers(
 
 def ratio(
     bootstrap: ClusterBootstrap, means: Array, present: NDArray[np.bool_], total: Array | None
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
 
-    ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1; each of
-    the results is [panel, layer, role], NaN where no prompt has the cell, and edges are where too few clusters do.
+    ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1. Returns the
+    ratios, both edges of their intervals and their p-values, adjusted for all cells (:mod:`mechint.step_down`); each
+    [panel, layer, role], NaN where no prompt has the cell, and all but the ratio where too few clusters do.
     """
     weight = np.ones(len(means)) if total is None else total
     flat, there = np.nan_to_num(means).reshape(len(means), -1), present.reshape(len(means), -1)
@@ -131,15 +132,13 @@ def ratio(
         for start in range(0, flat.shape[1], step):
             here = slice(start, start + step)
             below = there[:, here] * weight[:, None]
-            parts.append(bootstrap.estimate(np.divide, flat[:, here], below, present=there[:, here]))
+            parts.append(bootstrap.tested(np.divide, flat[:, here], below, present=there[:, here]))
+    found = joined(parts)
     shape = means.shape[1:]
-    point, low, high = (np.concatenate(side).reshape(shape) for side in zip(*parts, strict=True))
-    return np.where(present.any(0), point, np.nan), low, high
-
-
-def adjusted(means: Array, bootstrap: ClusterBootstrap, draws: int, seed: int) -> Array:
-    """:func:`max_t` over the bootstrap's clusters."""
-    return max_t(means, bootstrap.cluster, draws, seed)
+    value = np.where(there.any(0), found.value, np.nan)
+    edges = (value, found.low, found.high, adjusted(bootstrap, found))
+    point, low, high, p = (side.reshape(shape) for side in edges)
+    return point, low, high, p
 
 
 def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:

@@ -27,7 +27,7 @@ def removed_sentence(results: Results) -> str:
     )
     return (
         f"{every} were removed from the circuit one at a time. The removal of {hurts:,} certainly costs faithfulness"
-        f" (p ≤ {ALPHA}, adjusted for all that were tried).{idle if hurts < tried else ''}"
+        f" (one-sided p ≤ {ALPHA}, adjusted for all that were tried).{idle if hurts < tried else ''}"
         + (f" The {WORST} that cost most:" if tried > WORST else "")
     )
 

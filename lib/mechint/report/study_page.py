@@ -168,7 +168,7 @@ def circuit_table(entry: Found) -> list[tuple[str, ...]]:
             ".1%",
         ),
         (
-            "minimality: tried units whose removal certainly lowers the effect (adjusted p ≤ 0.05)",
+            "minimality: tried units whose removal certainly costs faithfulness (one-sided adjusted p ≤ 0.05)",
             entry.get("minimality"),
             ".1%",
         ),

@@ -78,8 +78,8 @@ MEANINGS = {
     "minimality": Meaning(
         "Minimality",
         "share",
-        "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (p ≤ 0.05, "
-        "adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
+        "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (one-sided "
+        "p ≤ 0.05, adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
     ),
     "removable_together": Meaning(
         "Units that can go together",

@@ -11,7 +11,7 @@ import torch
 from ..causal_trace import CausalTracer, TraceConfig
 from ..models.mamba import Mamba
 from ..run import run
-from ..statistics import max_t
+from ..step_down import max_t
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..tasks.ground_truth import Compiled
