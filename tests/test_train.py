@@ -164,7 +164,7 @@ def test_finished_training_is_skipped(trained: Path, capsys: pytest.CaptureFixtu
 def test_another_recipe_is_never_overwritten(trained: Path) -> None:
     before = hashes(trained)
     others = (
-        ((dataclasses.replace(TASK, values=5), quick(trained), TINY), "--task-values 4, not 5"),
+        ((dataclasses.replace(TASK, values=5), quick(trained), TINY), "values 4, not 5"),
         ((TASK, quick(trained, lr=0.5), TINY), f"lr {QUICK.lr}, not 0.5"),
         ((TASK, quick(trained), dataclasses.replace(TINY, n_layer=2)), "n_layer 1, not 2"),
     )
