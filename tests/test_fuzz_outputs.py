@@ -19,11 +19,14 @@ import torch
 
 from mechint.analysis import analyses
 from mechint.drawing import finished_below, redraw, write_comparisons
+from mechint.errors import MechintError
 from mechint.experiment import Experiment, run_experiment
+from mechint.files import sha256
 from mechint.models.load import hf_config, to_hf_state_dict
 from mechint.report import style
+from mechint.report.finished import drawing
 from mechint.run_config import RunConfig
-from mechint.rundir import finished
+from mechint.rundir import COMPLETE, finished
 from mechint.tasks import TaskConfig
 from tests.builders import tiny_gpt2
 from tests.fuzzing import EXTREME, TEXTS, damaged, tried
@@ -32,7 +35,7 @@ from tests.test_fuzz_tasks import STRINGS
 from tests.test_sae_report import features, results, write_run
 
 SMALL: dict[str, Any] = {
-    "prompts": 16, "eval_prompts": 16, "bootstrap": 100, "controls": 0, "measure": False, "lengths": "4,8",
+    "prompts": 16, "eval_prompts": 64, "bootstrap": 100, "controls": 0, "measure": False, "lengths": "4,8",
     "examples": 2, "draws": 2, "random": 2, "removed_units": 2, "sites": "resid_post", "min_accuracy": 0.0,
 }  # fmt: skip
 NUMBERS = [0, 1, -1, 2, 0.5, -0.0, 1e300, -1e300, 1e-300, 10**9, 2**63 - 1]
@@ -49,12 +52,12 @@ def built(name: str, at: Path) -> Path:
         (at / "features").mkdir()
         (at / "features" / "one.json").write_text(json.dumps(features()))
         return at
-    model = tiny_gpt2()
+    model = tiny_gpt2(3)  # which answers a quarter of the prompts right
     torch.save({"model": to_hf_state_dict(model), "config": hf_config(model)}, at.parent / "a.pt")
     made = analyses()[name].config
     config = made(**{key: value for key, value in SMALL.items() if key in {f.name for f in dataclasses.fields(made)}})
     run = RunConfig(checkpoint=str(at.parent / "a.pt"), output_dir=str(at), batch_size=8)
-    run_experiment(Experiment(run, TaskConfig(name="recall", pairs=2, keys=12, values=12), {name: config}))
+    run_experiment(Experiment(run, TaskConfig(name="recall", pairs=2, keys=12, values=4), {name: config}))
     return at
 
 
@@ -147,3 +150,14 @@ def test_many_damaged_results_are_drawn_or_are_one_line(kind: str, tmp_path: Pat
     ends = tried(case_of(source, figures=True), range(1_000, 1_300), tmp_path)
     took = time.monotonic() - began
     print(f"{kind}: {sum(ends.values())} tried in {took:.0f} s: {dict(ends)}, tracebacks 0, hangs 0")
+
+
+def test_a_defect_of_a_drawing_is_one_when_the_analysis_draws(tmp_path: Path) -> None:
+    run = built("circuit", tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "results_sha256": sha256(run / "results.json")}))
+    with pytest.raises(KeyError), drawing(run):
+        raise KeyError("a defect")
+    (run / COMPLETE).touch()
+    with pytest.raises(MechintError, match=r"can't be drawn \(KeyError"), drawing(run):
+        raise KeyError("a damaged file")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import MechintError, short
 from ..files import sha256
-from ..rundir import written_digest
+from ..rundir import is_complete, written_digest
 from .results import SCHEMA
 from .values import Value, optional_text, read_object, read_value
 
@@ -53,14 +53,14 @@ def read_finished(run_dir: str | Path, kind: str) -> FinishedRun:
 def drawing(*directories: Path) -> Iterator[None]:
     """What drawing stumbles over in files that were damaged or edited becomes one line; a defect of ours stays one.
 
-    Of a run whose results are to the byte what the analysis wrote, any failure is a defect.
+    An analysis draws before it marks its directory as complete: what fails then is a defect.
     """
     try:
         yield
     except (MechintError, OSError, MemoryError):
         raise
     except Exception as error:
-        if all(map(as_written, directories)):
+        if all(map(being_made, directories)):
             raise
         names = ", ".join(map(str, directories))
         raise MechintError(
@@ -68,10 +68,10 @@ def drawing(*directories: Path) -> Iterator[None]:
         ) from error
 
 
-def as_written(directory: Path) -> bool:
-    """Whether results.json is to the byte what the analysis wrote, by the digest in its manifest."""
+def being_made(directory: Path) -> bool:
+    """Whether an analysis is at work here: results.json is to the byte what it wrote, and it has not ended."""
     try:
-        return written_digest(directory) == sha256(directory / "results.json")
+        return not is_complete(directory) and written_digest(directory) == sha256(directory / "results.json")
     except (MechintError, OSError):
         return False
 

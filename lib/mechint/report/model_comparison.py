@@ -15,6 +15,7 @@ from . import markdown, style
 from .along import MOST, write_along
 from .compare import run_names
 from .control import control_figure, control_findings, control_sections
+from .finished import valid
 from .measured_page import Content, Section, Study, between, figure, load_study, write_study
 from .members import Warned, gathered, member_html, member_markdown
 from .model_differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
@@ -99,7 +100,8 @@ def said(count: int | None) -> str:
 def times(study: Study) -> list[dict[str, Any]]:
     """What was timed, where it was."""
     path = study.directory / TIMES
-    return list(read_json(path)["measured"]) if path.exists() else []
+    with valid(path):
+        return list(read_json(path)["measured"]) if path.exists() else []
 
 
 # ---- several models ------------------------------------------------------------------------------------------------
