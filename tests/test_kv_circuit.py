@@ -234,7 +234,7 @@ def test_temperatures() -> None:
         ("linear:hot:0.1", "does not parse; write"),
         ("linaer:1.0:0.1", "did you mean linear"),
         ("linear:1.0:0", "a temperature is from 0.001 to 100"),
-        ("linear:1.0:nan", "a temperature is from"),
+        ("linear:1.0:nan", "does not parse; write"),
     ],
 )
 def test_a_schedule_that_does_not_parse(text: str, says: str) -> None:

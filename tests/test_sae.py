@@ -24,7 +24,9 @@ BY_COUNT = ("topk", "batch_topk", "matryoshka", "jumprelu")
 
 
 def small(architecture: str, d_in: int = 12, d_sae: int = 40, k: int = 5, seed: int = 0) -> SparseAutoencoder:
-    config = SAEConfig(architecture, d_in, d_sae, k=k if architecture in BY_COUNT else 0, penalty=1.0, site="s")
+    by_count = architecture in BY_COUNT
+    penalty = 0.0 if by_count and architecture != "jumprelu" else 1.0
+    config = SAEConfig(architecture, d_in, d_sae, k=k if by_count else 0, penalty=penalty, site="s")
     made = make(config)
     random = torch.Generator().manual_seed(seed)
     made.initialise(torch.randn(d_in, generator=random), random)

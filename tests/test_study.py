@@ -201,7 +201,7 @@ def test_a_mask_that_is_far_from_the_model_says_so() -> None:
 
 def test_a_model_that_does_not_do_the_task_is_refused_after_step_1(known: Any, capsys: Any) -> None:
     model = shuffled_weights(known.model, 0)
-    with pytest.raises(NotAnswered, match=r"answers 12.5% of the held-out prompts, below the 50% asked for. Train it"):
+    with pytest.raises(NotAnswered, match=r"answers 12.5% of the held-out prompts, below the 50% asked for. Choose"):
         study(model, known.task, dataclasses.replace(QUICK, min_accuracy=0.5))
     said = capsys.readouterr().out
     assert "1 Setup" in said and "2 Activations" not in said

@@ -90,7 +90,7 @@ def planted_scores(
     shape: dict[str, Any] = {"d_in": c.d_in, "d_sae": max(1, round(c.ratio * c.features)), "site": SITE, "seed": c.seed}
     k = max(1, round(c.active))
     configs = {
-        name: SAEConfig(name, k=k, penalty=1.0, **shape)
+        name: SAEConfig(name, k=k, penalty=1.0 if name == "jumprelu" else 0.0, **shape)
         if name in BY_COUNT
         else SAEConfig(name, penalty=c.penalty, **shape)
         for name in architectures
