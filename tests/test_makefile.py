@@ -400,7 +400,7 @@ def test_a_signal_to_make_leaves_no_process_running(tree: Tree, target: str, num
     process = subprocess.Popen(
         ["make", target, f"PYTHON={sys.executable}"], cwd=tree.root, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and a shell's background ignore some
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tree.root / "calls.jsonl").exists() and time.monotonic() < deadline:
