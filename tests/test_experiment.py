@@ -377,7 +377,7 @@ def test_where_results_go() -> None:
 
 
 def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) -> None:
-    for k in range(3):
+    for k in range(2):
         checkpoint(tmp_path / f"runs/step{k}.pt", k)
     small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
     small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
@@ -390,7 +390,7 @@ def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) ->
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("results.json"))
-    assert len(written) == 3
+    assert len(written) == 2
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}

