@@ -91,7 +91,7 @@ def test_what_can_not_be_subtracted_is_said(tmp_path: Path) -> None:
         write_trace_comparison(runs[:1], tmp_path / "out")
     (runs[1] / "effects.pt").write_bytes(b"")
     write_json(runs[1] / "manifest.json", {"prompts": "same"})
-    with pytest.raises(MechintError, match=r"effects\.pt can't be read"):
+    with pytest.raises(MechintError, match=r"effects\.pt is cut short or damaged"):
         write_trace_comparison(runs[:2], tmp_path / "out")
 
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 SSM = SSMCircuitConfig(
     steps=10, prompts=16, eval_prompts=64, random_circuits=2, bootstrap=100, min_accuracy=0.0, seeds=2,
-    search="budget", budget=6, ablation="zero",
+    search="budget", budget=6, ablation="zero", removed_units=8,
 )  # fmt: skip
 
 

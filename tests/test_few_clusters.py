@@ -36,7 +36,14 @@ def configured(name: str) -> Any:
     return made(**({key: value for key, value in SMALL.items() if key in fields} | OWN.get(name, {})))
 
 
-@pytest.mark.parametrize("name", [name for name in analyses() if name not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "neuron"))
+        for name in analyses()
+        if name not in ELSEWHERE
+    ],
+)
 def test_no_p_value_is_no_traceback(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mamba = "mamba" in analyses()[name].families
     compiled = {**BLUEPRINTS, **GPT2_BLUEPRINTS}["most_recent" if mamba else "gpt2_most_recent"]().compile(seed=0)

@@ -103,6 +103,7 @@ def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / ".stages").exists()
 
 
+@pytest.mark.exhaustive
 def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     small = [
@@ -216,6 +217,7 @@ def test_wilson_by_hand() -> None:
     assert (rate([False] * 9)["low"], rate([True] * 9)["high"]) == (0.0, 1.0)
 
 
+@pytest.mark.exhaustive
 def test_links_on_random_weights_are_asked_within_pairs_of_layers() -> None:
     """On the compiled model itself the same question has its usual answer; of random ones the mean is at chance."""
     known = compiled("count")

@@ -338,6 +338,7 @@ def test_a_probe_finds_the_channels_that_say_the_answer_where_no_idle_head_holds
     assert copied["accuracy"] == 1.0 and copied["auroc"] < 0.9
 
 
+@pytest.mark.exhaustive
 def test_the_card_asks_a_gpt2_for_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("weight_magnitude",)}
     config = ScorecardConfig(models="gpt2_latch", seeds=1, null_trials=2, null_prompts=12, trace_prompts=8)

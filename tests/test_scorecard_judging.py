@@ -100,6 +100,7 @@ def test_units_of_which_nothing_is_known_count_on_neither_side() -> None:
     assert not score_units(mask, scores).exact
 
 
+@pytest.mark.exhaustive
 def test_what_a_card_costs_is_said_of_everything(tmp_path: Path) -> None:
     config = ScorecardConfig(
         models="gpt2_most_recent", seeds=1, first_seed=SEED, trace_prompts=16, null_prompts=12, null_trials=2,
