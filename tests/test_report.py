@@ -163,10 +163,13 @@ def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None
     )
     bad = list(findings(load_results(copy)))
     assert [finding.good for finding in bad] == [False] * 4
-    assert "NO evidence" in bad[1].text and "NOT needed" in bad[2].text
+    assert "untrained network as well, so this is NO evidence" in bad[1].text and "NOT needed" in bad[2].text
     write_report(copy, heatmaps=False, curves=False)
     assert (copy / "circuit_analysis_report.md").read_text().count("✗ **warning:**") == 4
     assert (copy / "report.html").read_text().count("<li class=bad>") == 4
+    circuit = load_results(copy).metrics["faithfulness"].value
+    edit(copy, metrics__faithfulness_random_weights=value(circuit - 0.005))
+    assert "its interval meets the circuit's" in list(findings(load_results(copy)))[1].text
 
 
 def test_a_number_that_was_not_measured_is_not_printed(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-
 
 
 class Unavailable(Exception):
-    """Why there is no compiled code on this machine."""
+    """Why compiled code, or a back end of the scan, can not be used on this machine."""
 
 
 _failed: dict[tuple[Path, str], str] = {}

@@ -268,6 +268,9 @@ def findings(results: Results) -> Iterator[Finding]:
                 else "the circuit is better, but a mask alone fits MOST of that; take the size and the other controls"
                 " as the evidence."
                 if apart
+                else "its interval meets the circuit's, so faithfulness alone is NO evidence of a learned circuit; take"
+                " the other controls."
+                if weights.value < circuit.value
                 else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
             ),
         )

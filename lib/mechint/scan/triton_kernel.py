@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 
 from ..compiled import Array
 from ..errors import MechintError
-from . import chunked, native
+from . import native
 from .checks import CHANNELS, RATES, SHARED, STATE, check_sizes
+from .trial import try_scan
 
 CHUNK = 64
 """Positions between two saved states. Memory of a backward: L / CHUNK states saved and CHUNK states of scratch."""
@@ -35,10 +36,6 @@ BLOCK_E = 32
 """Channels in a block. The blocks' shares of ∂B and ∂C take 2 / BLOCK_E of what all L states would."""
 PER_THREAD = 8
 """States that a thread holds, from which the number of warps follows."""
-
-
-class Unavailable(Exception):
-    """Why the kernels cannot be used on this machine."""
 
 
 def check() -> None:
@@ -49,20 +46,7 @@ def check() -> None:
     Raises:
         Unavailable: it ran, but not to the same numbers. What Triton raises when it can't run is of many kinds.
     """
-    device = "cpu" if INTERPRETED else "cuda"
-    g = torch.Generator().manual_seed(0)
-    shapes = [(2, CHUNK + 5, 3)] * 2 + [(3, 2)] + [(2, CHUNK + 5, 2)] * 2 + [(2, 3, 2)]
-    u, dt, A, B, C, h = (torch.randn(shape, generator=g).to(device) for shape in shapes)
-    given = (u, dt.exp(), -A.exp(), B, C, h)
-    found = []
-    for scan in (Scan.apply, chunked.Scan.apply):
-        with torch.enable_grad():
-            leaves = [x.clone().requires_grad_() for x in given]
-            ends = scan(*leaves)
-            found.append([*ends, *torch.autograd.grad(sum(end.square().sum() for end in ends), leaves)])
-    for ours, plain in zip(*found, strict=True):
-        if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max())):
-            raise Unavailable("it gives other numbers than plain torch on this device")
+    try_scan(Scan, CHUNK + 5, 3, "cpu" if INTERPRETED else "cuda")
 
 
 @triton.jit
