@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
 
-from mechint.errors import exit_status
-from mechint.neuron_command import NeuronCommand, analyse
-from mechint.options import entered
+from mechint.runner.neuron_command import NeuronCommand, analyse
+from mechint.utils.errors import exit_status
+from mechint.utils.options import entered
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mechint import files, scan
+from mechint import scan
+from mechint.utils import files
 
 from .pairs import Skipped, measure
 from .sections import SECTIONS, questions

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 import mechint
-from mechint.ablation import Ablation
-from mechint.circuit import Bench
-from mechint.loader import PromptLoader
-from mechint.minimality import removed
-from mechint.step_down import ABOVE, BOTH, max_t
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench
+from mechint.analyses.circuits.evidence_minimality import removed
+from mechint.analyses.loader import PromptLoader
+from mechint.interventions.units import FAMILY_UNITS, Units
 from mechint.tasks import TaskConfig, task_of
-from mechint.units import FAMILY_UNITS, Units
+from mechint.utils.step_down import ABOVE, BOTH, max_t
 
 METRICS = ("logit_diff", "answer_logprob")
 CLUSTERS, CELLS, DRAWS = (8, 16, 32, 64), (64, 1024), 199

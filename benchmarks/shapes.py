@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mechint.models.load import from_state_dict
+from mechint.models.loading.load import from_state_dict
 from mechint.models.mamba import Mamba, MambaConfig
 
 WIDTH, INNER, STATES, TAPS, RANK, LAYERS, VOCABULARY = 768, 1536, 16, 4, 48, 24, 50280

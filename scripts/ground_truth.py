@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint import workers
-from mechint.errors import exit_status
-from mechint.options import Parser, add_flags, from_flags
-from mechint.report.scorecard import short_table
 from mechint.scorecard import ScorecardConfig, scorecard
+from mechint.scorecard.report import short_table
 from mechint.scorecard.requests import check_place, plan
+from mechint.utils import workers
+from mechint.utils.errors import exit_status
+from mechint.utils.options import Parser, add_flags, from_flags
 
 
 def main() -> None:

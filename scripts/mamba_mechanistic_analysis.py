@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint.errors import exit_status
-from mechint.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer
-from mechint.options import Parser, entered, integer
-from mechint.study import summary
+from mechint.analyses.study.analyzer import summary
+from mechint.runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer
+from mechint.utils.errors import exit_status
+from mechint.utils.options import Parser, entered, integer
 
 
 def parser() -> Parser:

@@ -43,204 +43,263 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # numbers and sets
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         'return float(found["value"] if found["low"] is None else found["low"]) > 0',
         'return float(found["value"] if found["low"] is None else found["low"]) >= 0',
     ),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "return len(a & b) / len(a | b) if a | b else 1.0",
         "return len(a & b) / max(len(a), len(b)) if a | b else 1.0",
     ),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "return len(a & b) / len(a | b) if a | b else 1.0",
         "return len(a & b) / len(a | b) if a | b else 0.0",
     ),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         'min(pairs), max(pairs), len(pairs), "least and most alike',
         'max(pairs), max(pairs), len(pairs), "least and most alike',
     ),
-    Mutant("statistics.py", "middle = (values[:, 1:] + values[:, :-1]) / 2", "middle = values[:, 1:]"),
-    Mutant("statistics.py", "/ (x[-1] - x[0]))", "/ x[-1])"),
+    Mutant("utils/statistics.py", "middle = (values[:, 1:] + values[:, :-1]) / 2", "middle = values[:, 1:]"),
+    Mutant("utils/statistics.py", "/ (x[-1] - x[0]))", "/ x[-1])"),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
         "largest = max(largest, min(1.0, len(p) * p[i]))",
     ),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
         "largest = min(1.0, (len(p) - rank) * p[i])",
     ),
-    Mutant("statistics.py", "stats.spearmanr(a, b)", "stats.pearsonr(a, b)"),
+    Mutant("utils/statistics.py", "stats.spearmanr(a, b)", "stats.pearsonr(a, b)"),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "return max(0, math.ceil(round(tests / alpha, 9)) - 1)",
         "return max(0, math.ceil(round(1 / alpha, 9)) - 1)",
     ),
     Mutant(
-        "statistics.py",
+        "utils/statistics.py",
         "low = stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1)",
         "low = stats.beta.ppf(1 - LEVEL, right, wrong + 1)",
     ),
-    Mutant("statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
+    Mutant("utils/statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
     # sparsity
     Mutant(
-        "sparsity.py",
+        "analyses/sparsity/analyzer.py",
         "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1",
         "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n",
     ),
-    Mutant("sparsity.py", "return (root - ratio) / max(root - 1,", "return (root - ratio) / max(root,"),
-    Mutant("sparsity.py", "/ max(float(np.log(a.shape[-1])), 1e-300)", "/ max(float(np.log2(a.shape[-1])), 1e-300)"),
-    Mutant("sparsity.py", "fourth = square.square().sum(-1) * a.shape[-1]", "fourth = square.square().sum(-1)"),
-    Mutant("sparsity.py", "a.abs() < scale.epsilon * scale.rms", "a.abs() < scale.epsilon"),
-    Mutant("sparsity.py", "return -values if measure in FALLING else values", "return values"),
-    Mutant("sparsity.py", "variance = np.maximum(second - first**2, 0.0)", "variance = second"),
-    Mutant("sparsity.py", "apart = low[0] > high[1] or low[1] > high[0]", "apart = True", "tests/test_sparsity.py"),
-    # candidates of a study
-    Mutant("necessity.py", "return move * (size(like) / size(move).clamp(min=1e-300))[:, None, None]", "return move"),
-    Mutant("necessity.py", "yield same_norm(moved(delta, basis), own)", "yield moved(delta, basis)"),
     Mutant(
-        "necessity.py",
+        "analyses/sparsity/analyzer.py", "return (root - ratio) / max(root - 1,", "return (root - ratio) / max(root,"
+    ),
+    Mutant(
+        "analyses/sparsity/analyzer.py",
+        "/ max(float(np.log(a.shape[-1])), 1e-300)",
+        "/ max(float(np.log2(a.shape[-1])), 1e-300)",
+    ),
+    Mutant(
+        "analyses/sparsity/analyzer.py",
+        "fourth = square.square().sum(-1) * a.shape[-1]",
+        "fourth = square.square().sum(-1)",
+    ),
+    Mutant("analyses/sparsity/analyzer.py", "a.abs() < scale.epsilon * scale.rms", "a.abs() < scale.epsilon"),
+    Mutant("analyses/sparsity/analyzer.py", "return -values if measure in FALLING else values", "return values"),
+    Mutant("analyses/sparsity/analyzer.py", "variance = np.maximum(second - first**2, 0.0)", "variance = second"),
+    Mutant(
+        "analyses/sparsity/analyzer.py",
+        "apart = low[0] > high[1] or low[1] > high[0]",
+        "apart = True",
+        "tests/test_sparsity.py",
+    ),
+    # candidates of a study
+    Mutant(
+        "analyses/study/ablation_tests.py",
+        "return move * (size(like) / size(move).clamp(min=1e-300))[:, None, None]",
+        "return move",
+    ),
+    Mutant(
+        "analyses/study/ablation_tests.py", "yield same_norm(moved(delta, basis), own)", "yield moved(delta, basis)"
+    ),
+    Mutant(
+        "analyses/study/ablation_tests.py",
         'return (-change if test == "necessity" else change) / self.effect.mean()',
         "return change / self.effect.mean()",
         "tests/test_study.py -k known_circuit",
     ),
     Mutant(
-        "necessity.py",
+        "analyses/study/ablation_tests.py",
         "return (twin if mean is None else mean) - clean",
         "return clean - (twin if mean is None else mean)",
     ),
-    Mutant("necessity.py", "return math.ceil(tests / alpha) - 1", "return math.ceil(1 / alpha) - 1"),
-    Mutant("study_discovery.py", "deviation > 6 * deviation.median()", "deviation > 3 * deviation.median()"),
     Mutant(
-        "study_discovery.py",
+        "analyses/study/ablation_tests.py", "return math.ceil(tests / alpha) - 1", "return math.ceil(1 / alpha) - 1"
+    ),
+    Mutant(
+        "analyses/study/steps_discovery.py", "deviation > 6 * deviation.median()", "deviation > 3 * deviation.median()"
+    ),
+    Mutant(
+        "analyses/study/steps_discovery.py",
         "eigen.sum().square() / eigen.square().sum()",
         "eigen.sum().square() / eigen.square().max()",
     ),
     # verdicts of a study
     Mutant(
-        "claims.py",
+        "analyses/study/claims.py",
         'return float(accuracy["low"]) > float(chance["high"])',
         'return float(accuracy["value"]) > float(chance["high"])',
     ),
-    Mutant("claims.py", 'if found["low"] is None or value <= least:', 'if found["low"] is None or value <= 0:'),
     Mutant(
-        "claims.py", "return math.erfc(1.959964 * (value - least) / half", "return math.erfc(1.959964 * value / half"
+        "analyses/study/claims.py",
+        'if found["low"] is None or value <= least:',
+        'if found["low"] is None or value <= 0:',
     ),
     Mutant(
-        "claims.py",
+        "analyses/study/claims.py",
+        "return math.erfc(1.959964 * (value - least) / half",
+        "return math.erfc(1.959964 * value / half",
+    ),
+    Mutant(
+        "analyses/study/claims.py",
         'strict=True):\n        claim["p_holm"] = p\n',
         'strict=True):\n        claim["p_holm"] = claim["p"]\n',
     ),
     Mutant(
-        "claims.py",
+        "analyses/study/claims.py",
         '"p": max(condition.p for condition in conditions)',
         '"p": min(condition.p for condition in conditions)',
     ),
     Mutant(
-        "claims.py",
+        "analyses/study/claims.py",
         'if effect["high"] is not None and effect["high"] < random["value"]:',
         'if effect["high"] is not None and effect["high"] < random["low"]:',
     ),
     Mutant(
-        "claims.py",
+        "analyses/study/claims.py",
         'if difference["high"] is not None and difference["high"] < 0:',
         'if difference["high"] is not None and difference["low"] < 0:',
     ),
-    Mutant("claims.py", 'above = float(difference["value"]) - least', 'above = float(difference["value"])'),
-    Mutant("claims.py", 'key=lambda row: float(row["across_folds"])', 'key=lambda row: -float(row["across_folds"])'),
-    Mutant("claims.py", "(half / distance) ** 2", "(half / distance)"),
     Mutant(
-        "study_controls.py",
+        "analyses/study/claims.py", 'above = float(difference["value"]) - least', 'above = float(difference["value"])'
+    ),
+    Mutant(
+        "analyses/study/claims.py",
+        'key=lambda row: float(row["across_folds"])',
+        'key=lambda row: -float(row["across_folds"])',
+    ),
+    Mutant("analyses/study/claims.py", "(half / distance) ** 2", "(half / distance)"),
+    Mutant(
+        "analyses/study/steps_controls.py",
         'return float(total["low"]) > 0 and float(share["low"]) >= least',
         'return float(share["low"]) >= least',
     ),
     Mutant(
-        "study_controls.py",
+        "analyses/study/steps_controls.py",
         'return float(total["low"]) > 0 and float(share["low"]) >= least',
         'return float(total["low"]) > 0 and float(share["value"]) >= least',
     ),
     Mutant(
-        "study_controls.py", 'if not does_task(accuracy, chance) or total["low"] is None', 'if total["low"] is None'
+        "analyses/study/steps_controls.py",
+        'if not does_task(accuracy, chance) or total["low"] is None',
+        'if total["low"] is None',
     ),
     Mutant(
-        "study_controls.py", 'first = str(rows[there[0]]["checkpoint"])', 'first = str(rows[there[-1]]["checkpoint"])'
+        "analyses/study/steps_controls.py",
+        'first = str(rows[there[0]]["checkpoint"])',
+        'first = str(rows[there[-1]]["checkpoint"])',
     ),
-    Mutant("study_controls.py", "return share / (2 - share)", "return share"),
+    Mutant("analyses/study/steps_controls.py", "return share / (2 - share)", "return share"),
     Mutant(
-        "random_models.py",
+        "analyses/random_models.py",
         "float(scores.var(ddof=1)) * (1 + 1 / len(scores)) + within",
         "float(scores.var(ddof=1)) / len(scores) + within",
     ),
-    Mutant("random_models.py", "within = count / max(count - 1, 1) * float", "within = float"),
-    Mutant("probes.py", "return (1 + sum(", "return (0 + sum(", "tests/test_probes.py"),
+    Mutant("analyses/random_models.py", "within = count / max(count - 1, 1) * float", "within = float"),
+    Mutant("analyses/study/probes.py", "return (1 + sum(", "return (0 + sum(", "tests/test_probes.py"),
     # traces
-    Mutant("trace_results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
+    Mutant("analyses/tracing/results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
     Mutant(
-        "trace_results.py", 'total = ends["clean"] - ends["corrupted"]', 'total = ends["corrupted"] - ends["clean"]'
+        "analyses/tracing/results.py",
+        'total = ends["clean"] - ends["corrupted"]',
+        'total = ends["corrupted"] - ends["clean"]',
     ),
-    Mutant("trace_results.py", "np.abs(point[k]))", "point[k])"),
+    Mutant("analyses/tracing/results.py", "np.abs(point[k]))", "point[k])"),
     Mutant(
-        "trace_results.py",
+        "analyses/tracing/results.py",
         "return np.asarray(sums / np.where(tokens == 0, np.nan, tokens)[:, None, None, :])",
         "return np.asarray(sums)",
     ),
     # comparisons
-    Mutant("report/model_differences.py", "return student([x - y for x, y in", "return student([y - x for x, y in"),
-    Mutant("report/model_differences.py", "(len(v) - 1) / len(v) for v in (a, b)", "(len(v) - 1) for v in (a, b)"),
-    Mutant("report/model_differences.py", "freedom = min(len(a), len(b)) - 1", "freedom = len(a) + len(b) - 2"),
     Mutant(
-        "report/compare_traces.py",
+        "analyses/comparison/differences.py", "return student([x - y for x, y in", "return student([y - x for x, y in"
+    ),
+    Mutant(
+        "analyses/comparison/differences.py", "(len(v) - 1) / len(v) for v in (a, b)", "(len(v) - 1) for v in (a, b)"
+    ),
+    Mutant("analyses/comparison/differences.py", "freedom = min(len(a), len(b)) - 1", "freedom = len(a) + len(b) - 2"),
+    Mutant(
+        "analyses/tracing/compare.py",
         '"""The largest differences, other less one, of every map of every direction."""\n',
         '"""The largest differences, other less one, of every map of every direction."""\n    one, other = other, one\n',
         "tests/test_compare_traces.py",
     ),
-    Mutant("model_comparison.py", '"low": min(ends[1:]), "high": max(ends[1:])', '"low": ends[1], "high": ends[2]'),
     Mutant(
-        "model_comparison.py",
+        "analyses/comparison/analyzer.py",
+        '"low": min(ends[1:]), "high": max(ends[1:])',
+        '"low": ends[1], "high": ends[2]',
+    ),
+    Mutant(
+        "analyses/comparison/analyzer.py",
         "ends = [(float(value[key]) - add) * factor",
         "ends = [(float(value[key]) + add) * factor",
     ),
     Mutant(
-        "efficiency.py",
+        "analyses/comparison/cost.py",
         "active += int((wide.abs() >= share * wide.square().mean().sqrt())",
         "active += int((wide.abs() >= share * wide.abs().mean())",
     ),
     # circuits
-    Mutant("minimality.py", 'entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0', 'entry["p"] <= SIGNIFICANT'),
-    Mutant("minimality.py", "SIGNIFICANT = 0.05", "SIGNIFICANT = 0.06"),
     Mutant(
-        "neuron_results.py",
+        "analyses/circuits/evidence_minimality.py",
+        'entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0',
+        'entry["p"] <= SIGNIFICANT',
+    ),
+    Mutant("analyses/circuits/evidence_minimality.py", "SIGNIFICANT = 0.05", "SIGNIFICANT = 0.06"),
+    Mutant(
+        "analyses/neurons/results.py",
         "lambda c, f, e: 1 - faithfulness(c, f, e), without, full, empty",
         "lambda c, f, e: faithfulness(c, f, e), without, full, empty",
     ),
     Mutant(
-        "unit_effects.py",
+        "analyses/unit_effects.py",
         "slope.double() * (value - torch.as_tensor(fill, device=value.device)).double()",
         "slope.double() * value.double()",
     ),
     # answers
     Mutant(
-        "answers.py", "kl = (chances * (reference - logs)).sum(-1)", "kl = (logs.exp() * (logs - reference)).sum(-1)"
+        "analyses/metrics.py",
+        "kl = (chances * (reference - logs)).sum(-1)",
+        "kl = (logs.exp() * (logs - reference)).sum(-1)",
     ),
     # labels and the scorecard
     Mutant(
-        "sae_labels.py", "variance = area * (1 - area) + (positives - 1)", "variance = area * (1 - area) + positives"
+        "analyses/dictionaries/labels.py",
+        "variance = area * (1 - area) + (positives - 1)",
+        "variance = area * (1 - area) + positives",
     ),
     Mutant(
-        "sae_labels.py",
+        "analyses/dictionaries/labels.py",
         "return float(max(variance, 0.0) / (positives * negatives)) ** 0.5",
         "return float(max(variance, 0.0) / (positives + negatives)) ** 0.5",
     ),
     Mutant(
-        "sae_labels.py",
+        "analyses/dictionaries/labels.py",
         "torch.searchsorted(others, ours, right=True).double()",
         "torch.searchsorted(others, ours).double()",
     ),
-    Mutant("sae_labels.py", "z = (area - 0.5).abs() /", "z = area /"),
+    Mutant("analyses/dictionaries/labels.py", "z = (area - 0.5).abs() /", "z = area /"),
     Mutant("scorecard/summary.py", 'return student(means, "seeds")[0]', "return least_and_most(means)"),
     Mutant(
         "scorecard/summary.py",
@@ -260,9 +319,9 @@ MUTANTS = [
     ),
     Mutant("scorecard/dictionaries.py", "f1 = 2 * (there & said).sum(0)", "f1 = (there & said).sum(0)"),
     Mutant("scorecard/dictionaries.py", "(x - x.mean(0)).square().sum()", "x.square().sum()"),
-    Mutant("tasks/ground_truth/score.py", "(below + misses / 2)", "below"),
+    Mutant("ground_truth/score.py", "(below + misses / 2)", "below"),
     Mutant(
-        "tasks/ground_truth/score.py",
+        "ground_truth/score.py",
         "precision = at_least(hits) / at_least(size.double())",
         "precision = hits / size.double()",
     ),

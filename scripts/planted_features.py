@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint.errors import exit_status
-from mechint.options import Parser, add_flags, from_flags
-from mechint.sae_planted import PlantedConfig, planted_scores, table
+from mechint.analyses.dictionaries.planted import PlantedConfig, planted_scores, table
+from mechint.utils.errors import exit_status
+from mechint.utils.options import Parser, add_flags, from_flags
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint import command_line, workers
-from mechint.errors import exit_status
-from mechint.options import entered
+from mechint.runner import command_line
+from mechint.utils import workers
+from mechint.utils.errors import exit_status
+from mechint.utils.options import entered
 from scripts.kconfig.defconfig_text import defconfig_text
 
 parser = command_line.parser

@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from mechint.errors import exit_status
-from mechint.options import Parser, add_flags, entered, from_flags
 from mechint.tasks.config import TaskConfig
-from mechint.train_config import ARCHITECTURES, TrainConfig
-from mechint.train_steps import plan_steps, train_steps
+from mechint.training.options import ARCHITECTURES, TrainConfig
+from mechint.training.variants import plan_steps, train_steps
+from mechint.utils.errors import exit_status
+from mechint.utils.options import Parser, add_flags, entered, from_flags
 
 
 def parser() -> Parser:

@@ -30,8 +30,8 @@ class Tree:
         for file in (*ROOT.glob("Kconfig*"), ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
             shutil.copy(file, root / file.name)
         (root / "scripts/__init__.py").touch()
-        (root / "lib/mechint/models").mkdir(parents=True)
-        shutil.copy(ROOT / "lib/mechint/models/old_names.py", root / "lib/mechint/models")
+        (root / "lib/mechint/models/loading").mkdir(parents=True)
+        shutil.copy(ROOT / "lib/mechint/models/loading/old_names.py", root / "lib/mechint/models/loading")
         for runner in ("train.py", "run_mechint_analysis.py", "ground_truth.py"):
             (root / "scripts" / runner).write_text(STUB)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
+from mechint.utils.errors import MechintError
 
 Json = dict[str, Any]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.models.mamba import Mamba, MambaConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import mechint
-from mechint import activation_cache
-from mechint.activation_cache import Cached, fill_cache
-from mechint.activations import Batches, Streamed
-from mechint.contexts import BOS, BOUNDARY, PADDING, TaskContexts, TokenContexts, excluded, pack
-from mechint.errors import MechintError
-from mechint.flattening import flatten, unflatten
+from mechint.sae.activations import cache as activation_cache
+from mechint.sae.activations.cache import Cached, fill_cache
+from mechint.sae.activations.contexts import BOS, BOUNDARY, PADDING, TaskContexts, TokenContexts, excluded, pack
+from mechint.sae.activations.flattening import flatten, unflatten
+from mechint.sae.activations.pools import Batches, Streamed
 from mechint.tasks import TaskConfig, make_task
+from mechint.utils.errors import MechintError
 
 from .builders import tiny_gpt2, tiny_mamba, tokens
 

@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 import mechint
-from mechint.ablation import Ablation
-from mechint.answers import METRICS, answer_metric
-from mechint.causal_trace import CausalTracer, TraceConfig
-from mechint.circuit import Bench
-from mechint.errors import MechintError
-from mechint.interchange import Corruption, Interchange
-from mechint.loader import PromptLoader
-from mechint.model_comparison import CompareConfig, Profiler
-from mechint.necessity import together
-from mechint.patching import PatchConfig, Patcher
-from mechint.ssm_circuit import SSMCircuitAnalyzer, SSMCircuitConfig
-from mechint.study import Study
-from mechint.study_config import StudyConfig
-from mechint.study_discovery import setup
-from mechint.subspaces import answered
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.comparison.analyzer import CompareConfig, Profiler
+from mechint.analyses.interchange import Corruption, Interchange
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.metrics import METRICS, answer_metric
+from mechint.analyses.patching.analyzer import PatchConfig, Patcher
+from mechint.analyses.study.ablation_tests import together
+from mechint.analyses.study.analyzer import Study
+from mechint.analyses.study.options import StudyConfig
+from mechint.analyses.study.steps_discovery import setup
+from mechint.analyses.study.subspaces import answered
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.unit_effects import Effects
+from mechint.interventions.units import Units, unit_kinds
 from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
-from mechint.train import evaluate
-from mechint.unit_effects import Effects
-from mechint.units import Units, unit_kinds
+from mechint.training.trainer import evaluate
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba
 
 WITH_TOKENIZER = ("file", "prompt")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import run
-from mechint.errors import MechintError
+from mechint.interventions.sweep_plan import peak_bytes
 from mechint.scan import recurrence
 from mechint.scan.attention import attention_map, hidden_attention, states
-from mechint.sweep_plan import peak_bytes
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba, tokens
 
 MODEL = 3

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 import mechint
 from mechint import MechintError
-from mechint.discover import find_checkpoints
-from mechint.models.checkpoints import LLM_C
-from mechint.models.exact import check_names, prefix_hint
-from mechint.models.load import from_state_dict, to_hf_state_dict
+from mechint.models.loading.checkpoints import LLM_C
+from mechint.models.loading.discover import find_checkpoints
+from mechint.models.loading.exact import check_names, prefix_hint
+from mechint.models.loading.load import from_state_dict, to_hf_state_dict
 from tests.builders import tiny_mamba
 from tests.standins import save_hf, save_tokenizer
 

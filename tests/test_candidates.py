@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.candidates import Candidate, from_units, mask_search, merge, of_clusters, of_mask, strongest
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
-from mechint.necessity import (
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.study.ablation_tests import (
     DOSES,
     Held,
     adjusted,
@@ -24,8 +22,16 @@ from mechint.necessity import (
     necessity,
     robustness,
 )
-from mechint.statistics import holm, rank_correlation
-from mechint.subspaces import (
+from mechint.analyses.study.candidates import (
+    Candidate,
+    from_units,
+    mask_search,
+    merge,
+    of_clusters,
+    of_mask,
+    strongest,
+)
+from mechint.analyses.study.subspaces import (
     linear_cka,
     orthonormal,
     overlap,
@@ -35,8 +41,10 @@ from mechint.subspaces import (
     traffic,
     unit_basis,
 )
+from mechint.ground_truth import BLUEPRINTS
 from mechint.tasks import TaskConfig, make_task
-from mechint.tasks.ground_truth import BLUEPRINTS
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import holm, rank_correlation
 from tests.builders import tiny_gpt2, tiny_mamba
 
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.ablation import Ablation, in_words
-from mechint.circuit import Bench, attribute, check_effect, cost, faithfulness
-from mechint.circuit_search import Search, start_logits
-from mechint.errors import MechintError
-from mechint.gates import GATES, budget_at, shift_to
-from mechint.loader import PromptLoader
-from mechint.ssm_circuit import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.ablation import Ablation, in_words
+from mechint.analyses.circuits.bench import Bench, attribute, check_effect, cost, faithfulness
+from mechint.analyses.circuits.gates import GATES, budget_at, shift_to
+from mechint.analyses.circuits.search import Search, start_logits
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.loader import PromptLoader
+from mechint.interventions.units import SSM_UNITS, Units
 from mechint.tasks import TaskConfig, make_task
-from mechint.units import SSM_UNITS, Units
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)

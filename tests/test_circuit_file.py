@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import mechint
-from mechint import files
-from mechint.ablation import Ablation
-from mechint.circuit_file import load_circuit
-from mechint.errors import MechintError
-from mechint.kv_circuit import KVCircuitAnalyzer, KVCircuitConfig
-from mechint.units import KV_UNITS, Units
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig
+from mechint.analyses.circuits.stored import load_circuit
+from mechint.interventions.units import KV_UNITS, Units
+from mechint.utils import files
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.test_kv_circuit import SMALL, known_circuit, loaders, truth
 
@@ -132,7 +132,7 @@ def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: 
 
 @pytest.mark.parametrize("back", [True, False])
 def test_searches_that_found_nothing_say_nothing_of_stability(back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.circuit_search.Search.settle", lambda self: back)
+    monkeypatch.setattr("mechint.analyses.circuits.search.Search.settle", lambda self: back)
     config = dataclasses.replace(SMALL, steps=10, seeds=2, random_circuits=2, removed_units=0)
     results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert ("jaccard" in results["metrics"]) != back

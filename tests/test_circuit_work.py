@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from mechint import circuit_analysis, circuit_work
-from mechint.circuit_work import estimate, in_time, timed, work
-from mechint.kv_circuit import KVCircuitConfig
-from mechint.ssm_circuit import SSMCircuitAnalyzer, SSMCircuitConfig
-from mechint.study import work as work_of_study
-from mechint.study_config import StudyConfig
+from mechint.analyses.circuits import analyzer as circuit_analysis
+from mechint.analyses.circuits import work as circuit_work
+from mechint.analyses.circuits.kv import KVCircuitConfig
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.circuits.work import estimate, in_time, timed, work
+from mechint.analyses.study.analyzer import work as work_of_study
+from mechint.analyses.study.options import StudyConfig
 
 from .test_circuit import SMALL, bench, known_circuit, loaders
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.claims import claims, judged, of_circuit, task_not_done
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
-from mechint.models.load import load
-from mechint.study import WORK, Study
-from mechint.study_circuit import SiteUnits, kept_alone
-from mechint.study_config import StudyConfig
-from mechint.subspaces import shuffled_weights
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.study.analyzer import WORK, Study
+from mechint.analyses.study.claims import claims, judged, of_circuit, task_not_done
+from mechint.analyses.study.options import StudyConfig
+from mechint.analyses.study.steps_circuit import SiteUnits, kept_alone
+from mechint.analyses.study.subspaces import shuffled_weights
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
+from mechint.models.loading.load import load
 from mechint.tasks import TaskConfig, make_task
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
+from mechint.utils.errors import MechintError
 
 SKIPPED = "3 5 6 7 8 9 10 11 14 16"
 READING = StudyConfig(prompts=64, eval_prompts=256, probes="logistic", shuffles=5, skip_steps=SKIPPED)

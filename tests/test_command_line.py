@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.command_line import parse
+from mechint.runner.command_line import parse
 from tests.builders import tiny_mamba
 from tests.standins import save_hf, save_tokenizer
 

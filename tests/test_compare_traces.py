@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechint.causal_trace import CausalTracer
-from mechint.errors import MechintError
-from mechint.files import write_bytes, write_json
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.compare import differences
+from mechint.analyses.tracing.figures import load_trace
 from mechint.report import style, write_trace_comparison
-from mechint.report.compare_traces import differences
-from mechint.report.trace import load_trace
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_bytes, write_json
 from tests.builders import tiny_mamba
 from tests.test_trace import SMALL, loaders
 

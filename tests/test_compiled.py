@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mechint import compiled
+from mechint.utils import compiled
 
 
 @pytest.fixture(params=["torch's", "ours"], autouse=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mechint
-from mechint.models.keys import is_architecture
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
+from mechint.models.loading.keys import is_architecture
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests import gpt2_oracle, oracle, test_llama
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.standins import save_hf
@@ -144,7 +144,7 @@ def test_a_mistyped_path_is_no_hub_model(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "output" / "model").mkdir(parents=True)
     for name in ("output/modle", "./x/y", "~/nothing"):
         assert "no such file" in refusal(lambda: mechint.load(name))  # noqa: B023
-        assert "no such file" in refusal(lambda: mechint.discover.find_checkpoints(name))  # noqa: B023
+        assert "no such file" in refusal(lambda: mechint.models.loading.discover.find_checkpoints(name))  # noqa: B023
     assert "openai-community/gpt2" in refusal(lambda: mechint.load("gpt2"))
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit
-from mechint.decomposition import Block, decompose, shapley
-from mechint.errors import MechintError
+from mechint.attribution.decomposition import Block, decompose, shapley
 from mechint.scan import hidden_attention
+from mechint.utils.errors import MechintError
 from tests.builders import SIZES, tiny_gpt2, tiny_mamba, tokens
 
 

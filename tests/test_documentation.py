@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import main
-from mechint import command_line
+from mechint.runner import command_line
 from scripts import mamba_mechanistic_analysis, train
 from scripts.kconfig.defconfigs import find_all
 from scripts.kconfig.loading import Menu

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mechint.gates import budget_at
-from mechint.schedules import Temperature
+from mechint.analyses.circuits.gates import budget_at
+from mechint.analyses.circuits.gates_schedules import Temperature
 from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError, find_all

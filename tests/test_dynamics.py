@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.dynamics import dynamics, effective_memory, effective_order, gramians, memory_of, mode_gram, time_scales
-from mechint.errors import MechintError
-from mechint.statistics import ClusterBootstrap
-from mechint.temporal import jacobian, linearise
+from mechint.attribution.jacobians import jacobian, linearise
+from mechint.attribution.modes import (
+    dynamics,
+    effective_memory,
+    effective_order,
+    gramians,
+    memory_of,
+    mode_gram,
+    time_scales,
+)
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import ClusterBootstrap
 from tests.builders import SIZES, tiny_mamba, tokens
 
 

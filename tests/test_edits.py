@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit, scan
-from mechint.errors import MechintError
+from mechint.utils.errors import MechintError
 from tests.builders import SIZES, tiny_mamba, tokens
 
 CUTS = [

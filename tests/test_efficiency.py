@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import mechint
-from mechint.efficiency import cache_bytes, flops, measure, memory_bytes, parameters, token_bytes
-from mechint.errors import MechintError
+from mechint.analyses.comparison.cost import cache_bytes, flops, measure, memory_bytes, parameters, token_bytes
+from mechint.utils.errors import MechintError
 from tests.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mechint.errors import INTERRUPTED, LONG_LINE, MechintError, exit_status, one_line, say_failure
+from mechint.utils.errors import INTERRUPTED, LONG_LINE, MechintError, exit_status, one_line, say_failure
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,19 +16,19 @@ import pytest
 import torch
 import transformers
 
-from mechint import experiment as whole
-from mechint import files, workers
-from mechint.analysis import analyses
-from mechint.causal_trace import TraceConfig
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, apart, run_directories, run_experiment
-from mechint.kv_circuit import KVCircuitConfig
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.neurons import NeuronConfig
-from mechint.run_config import RunConfig, elsewhere, request
-from mechint.sae_analysis import SAEAnalysisConfig
-from mechint.ssm_circuit import SSMCircuitConfig
+from mechint.analyses.base import analyses
+from mechint.analyses.circuits.kv import KVCircuitConfig
+from mechint.analyses.circuits.ssm import SSMCircuitConfig
+from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
+from mechint.analyses.neurons.analyzer import NeuronConfig
+from mechint.analyses.options import RunConfig, elsewhere, request
+from mechint.analyses.tracing.analyzer import TraceConfig
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.runner import experiment as whole
+from mechint.runner.experiment import Experiment, apart, run_directories, run_experiment
 from mechint.tasks import TaskConfig
+from mechint.utils import files, workers
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba
 
 ROOT = Path(__file__).resolve().parent.parent

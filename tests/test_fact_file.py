@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mechint.causal_trace import CausalTracer, TraceConfig
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
 from mechint.tasks import TaskConfig, make_task
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba
 
 WORDS = "The Tower is in city of Par ĠTower Ġis Ġin Ġcity Ġof ĠPar ĠRome ĠThe ĠTaj ĠMahal Colosseum Ġthe"

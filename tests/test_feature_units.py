@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mechint import MechintError, run
-from mechint.ablation import Ablation
-from mechint.circuit import Bench, attribute
-from mechint.circuit_search import Search
-from mechint.feature_units import FeatureUnits
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench, attribute
+from mechint.analyses.circuits.feature_units import FeatureUnits
+from mechint.analyses.circuits.search import Search
 from mechint.tasks import Prompts
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.test_sae_features import dictionary

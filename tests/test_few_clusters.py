@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mechint.analysis import analyses
-from mechint.experiment import Experiment, analyse
-from mechint.preparation import Prepared
-from mechint.run_config import RunConfig
-from mechint.rundir import weights_digest
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
+from mechint.runner.experiment import Experiment, analyse
+from mechint.runner.preparation import Prepared
 from mechint.tasks import TaskConfig
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
+from mechint.utils.rundir import weights_digest
 
 SMALL: dict[str, Any] = {
     "prompts": 16, "eval_prompts": 4, "bootstrap": 100, "steps": 6, "seeds": 2, "random_circuits": 2, "controls": 1,

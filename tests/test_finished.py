@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-import mechint.experiment
-import mechint.preparation
-from mechint import sae, sae_circuit, study
-from mechint.analysis import analyses, in_order
-from mechint.drawing import redraw
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
-from mechint.run_config import RunConfig
+import mechint.runner.experiment
+import mechint.runner.preparation
+from mechint import sae
+from mechint.analyses.base import analyses, in_order
+from mechint.analyses.circuits import features as sae_circuit
+from mechint.analyses.circuits.features import FeatureCircuitConfig
+from mechint.analyses.options import RunConfig
+from mechint.analyses.study import analyzer as study
+from mechint.analyses.study.options import StudyConfig
+from mechint.runner.drawing_drawing import redraw
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.sae import SAEConfig
-from mechint.sae_circuit import FeatureCircuitConfig
-from mechint.study_config import StudyConfig
 from mechint.tasks import TaskConfig
+from mechint.utils.errors import MechintError
 from tests.test_experiment import SSM, checkpoint
 from tests.test_experiment import experiment as asked
 
@@ -62,11 +64,11 @@ def test_other_code_and_other_inputs_are_another_request(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(mechint.preparation, "code_digest", lambda: "of other code")
+        patch.setattr(mechint.runner.preparation, "code_digest", lambda: "of other code")
         assert not is_finished(*done, capsys)
     changed = {**analyses(), "ssm": dataclasses.replace(analyses()["ssm"], inputs=lambda config, run_dir: {"a": "b"})}
     with monkeypatch.context() as patch:
-        patch.setattr(mechint.preparation, "analyses", lambda: changed)
+        patch.setattr(mechint.runner.preparation, "analyses", lambda: changed)
         assert not is_finished(*done, capsys)
     assert is_finished(*done, capsys)
 
@@ -129,7 +131,7 @@ def test_a_run_that_died_behind_its_results_is_not_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mechint.experiment, "draw", die)
+        patch.setattr(mechint.runner.experiment, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment(path, output))
     for stage in (output / ".stages").iterdir():  # as of an analyser that keeps none

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from mechint import Edit, MechintError, run, sae
-from mechint.ablation import Ablation
-from mechint.feature_units import FeatureUnits
-from mechint.flattening import flat_width, flatten, unflatten
-from mechint.loader import PromptLoader
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.feature_units import FeatureUnits
+from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig, SAEAnalyzer, refuse
+from mechint.analyses.dictionaries.causal import Change
+from mechint.analyses.dictionaries.evaluation import Windows, evaluate, evaluate_all
+from mechint.analyses.dictionaries.features import read_features
+from mechint.analyses.dictionaries.logits import direct_map
+from mechint.analyses.loader import PromptLoader
+from mechint.sae.activations.flattening import flat_width, flatten, unflatten
 from mechint.sae.base import SAEConfig
-from mechint.sae_analysis import SAEAnalysisConfig, SAEAnalyzer, refuse
-from mechint.sae_causal import Change
-from mechint.sae_evaluation import Windows, evaluate, evaluate_all
-from mechint.sae_features import read_features
-from mechint.sae_logits import direct_map
 from mechint.tasks import TaskConfig, make_task
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.test_feature_units import prompts

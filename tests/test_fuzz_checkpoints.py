@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import mechint
 from mechint import sae
-from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.models.loading.load import hf_config, to_hf_state_dict
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.fuzzing import EXTREME, TEXTS, damaged, tried
 from tests.standins import save_hf

@@ -12,13 +12,13 @@ import kconfiglib
 import pytest
 import torch
 
-from mechint import command_line
-from mechint.analysis import analyses
-from mechint.errors import MechintError
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.options import flag, options
-from mechint.run_config import RunConfig
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.runner import command_line
 from mechint.tasks.config import TaskConfig
+from mechint.utils.errors import MechintError
+from mechint.utils.options import flag, options
 from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analysis import analyses
-from mechint.drawing import finished_below, redraw, write_comparisons
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
-from mechint.files import sha256
-from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
+from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.report import style
 from mechint.report.finished import drawing
-from mechint.run_config import RunConfig
-from mechint.rundir import COMPLETE, finished
+from mechint.runner.drawing_drawing import finished_below, redraw, write_comparisons
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig
+from mechint.utils.errors import MechintError
+from mechint.utils.files import sha256
+from mechint.utils.rundir import COMPLETE, finished
 from tests.builders import tiny_gpt2
 from tests.fuzzing import EXTREME, TEXTS, damaged, tried
 from tests.report_runs import build_run

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import experiment as whole
-from mechint.analysis import analyses
-from mechint.experiment import Experiment, run_experiment
-from mechint.files import remove
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.run_config import RunConfig
-from mechint.rundir import Stages
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.runner import experiment as whole
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig
+from mechint.utils.files import remove
+from mechint.utils.rundir import Stages
 from tests.builders import tiny_gpt2, tiny_mamba
 from tests.fuzzing import damaged, within
 

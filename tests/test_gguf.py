@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import mechint
-from mechint.errors import MechintError
-from mechint.models.gguf_file import CONFIG, LAYER, WHOLE, unpaired
-from mechint.models.load import hf_config, to_hf_state_dict
+from mechint.models.loading.gguf import CONFIG, LAYER, WHOLE, unpaired
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_llama, tokens
 
 gguf = pytest.importorskip("gguf")
@@ -57,7 +57,7 @@ def write(path: Path, model: Any, architecture: str = "llama", quantised: bool =
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """These files have none, and reading one takes transformers seconds."""
     monkeypatch.setattr(
-        "mechint.models.tokenizer.gguf_tokenizer",
+        "mechint.models.loading.tokenizer.gguf_tokenizer",
         lambda path: pytest.importorskip("tokenizers").Tokenizer(
             pytest.importorskip("tokenizers").models.WordLevel({"a": 0}, unk_token="a")
         ),

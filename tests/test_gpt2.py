@@ -14,10 +14,10 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit
-from mechint.errors import MechintError
+from mechint.interventions.sweep import gradients, sweep
 from mechint.models.attention import grown
 from mechint.models.gpt2 import GPT2, GPT2Config
-from mechint.sweep import gradients, sweep
+from mechint.utils.errors import MechintError
 from tests import gpt2_oracle
 from tests.builders import GPT2_SIZES, tiny_gpt2, tokens
 from tests.test_sweep import LENGTH, ROWS, edits, one_by_one
@@ -31,8 +31,8 @@ def value(model: Any, ids: Tensor, site: str, *edits: Edit) -> Tensor:
 
 def by_steps(model: Any, ids: Tensor, edits: list[Edit]) -> Tensor:
     """The logits of a run that reads one token after another; edits' positions count from the start."""
-    from mechint.interventions import check_edits
-    from mechint.models.sites import Tap
+    from mechint.interventions.edits import check_edits
+    from mechint.interventions.taps import Tap
 
     checked, cache, logits = check_edits(model.sites, edits, *ids.shape), None, []
     for t in range(ids.shape[1]):

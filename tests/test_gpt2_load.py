@@ -16,7 +16,7 @@ import torch
 
 import mechint
 from mechint.models.gpt2 import GPT2
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.standins import save_hf, save_tokenizer, serve
 from tests.test_bad_checkpoints import refusal

@@ -13,12 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
-from mechint.ssm_circuit import SSMCircuitAnalyzer, SSMCircuitConfig
-from mechint.tasks import TaskConfig
-from mechint.tasks.ground_truth import (
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.loader import PromptLoader
+from mechint.ground_truth import (
     BASELINES,
     BLUEPRINTS,
     Asked,
@@ -32,9 +29,12 @@ from mechint.tasks.ground_truth import (
     score_units,
     verify,
 )
-from mechint.tasks.ground_truth.blueprints import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
-from mechint.tasks.ground_truth.prompts import Latch as LatchTask
-from mechint.units import SSM_UNITS, Units
+from mechint.ground_truth.mamba.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
+from mechint.ground_truth.prompts import Latch as LatchTask
+from mechint.interventions.units import SSM_UNITS, Units
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
+from mechint.tasks import TaskConfig
+from mechint.utils.errors import MechintError
 
 NAMES = list(BLUEPRINTS)
 EXACT = 1e-3

@@ -12,14 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint import files
-from mechint.errors import MechintError
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.scorecard import METHODS, ScorecardConfig
-from mechint.scorecard.card import scored
-from mechint.scorecard.traces import positions, read_otherwise
-from mechint.tasks import TaskConfig
-from mechint.tasks.ground_truth import (
+from mechint.ground_truth import (
     BASELINES,
     GPT2_BLUEPRINTS,
     IMPOSED,
@@ -32,10 +25,17 @@ from mechint.tasks.ground_truth import (
     score_method,
     verify,
 )
-from mechint.tasks.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
-from mechint.tasks.ground_truth.gpt2_blueprints import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
-from mechint.tasks.ground_truth.gpt2_counting import Count, ModularSum
-from mechint.units import KV_UNITS, Units
+from mechint.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
+from mechint.ground_truth.gpt2.counting import Count, ModularSum
+from mechint.ground_truth.gpt2.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
+from mechint.interventions.units import KV_UNITS, Units
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.scorecard import METHODS, ScorecardConfig
+from mechint.scorecard.card import scored
+from mechint.scorecard.traces import positions, read_otherwise
+from mechint.tasks import TaskConfig
+from mechint.utils import files
+from mechint.utils.errors import MechintError
 
 NAMES = list(GPT2_BLUEPRINTS)
 

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 import mechint
 from mechint import MechintError
-from mechint.models.hub import is_hub_id
-from mechint.models.load import to_hf_state_dict
+from mechint.models.loading.hub import is_hub_id
+from mechint.models.loading.load import to_hf_state_dict
 from tests.builders import tiny_mamba, tokens
 from tests.standins import Hub, save_hf, save_tokenizer, serve
 
@@ -233,7 +233,7 @@ def test_without_a_network(hub: Hub, visit: Visit) -> None:
 
 
 def test_a_hub_that_never_answers(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.models.hub.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("mechint.models.loading.hub.CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         visit(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "does not answer" in refused()

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.imposed import Alignment, NotImposed, Variable, check, imposed_circuit
-from mechint.imposed.causal import INPUTS, importances, lookup, said_by, said_by_each, sources, values_of
-from mechint.imposed.circuits import ChannelCircuit, HeadCircuit
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, Compiled
+from mechint.interventions.units import KV_UNITS, Units
 from mechint.tasks import Prompts, TaskConfig, make_task
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, Compiled
 from mechint.tasks.recall import Recall
-from mechint.train import Job, make_job, new_state, one_step
-from mechint.train_config import MambaArchitecture, TrainConfig
-from mechint.units import KV_UNITS, Units
+from mechint.training import Alignment, NotImposed, Variable, check, imposed_circuit
+from mechint.training.imposed_causal import INPUTS, importances, lookup, said_by, said_by_each, sources, values_of
+from mechint.training.imposed_circuits import ChannelCircuit, HeadCircuit
+from mechint.training.options import MambaArchitecture, TrainConfig
+from mechint.training.trainer import Job, make_job, new_state, one_step
 
 TASK = TaskConfig(name="recall", pairs=3, keys=6, values=6)
 SHORT = {"steps": 4, "batch_size": 8, "warmup": 1, "eval_prompts": 16}
@@ -104,8 +104,8 @@ def _sources_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return dataclasses.replace(source, tokens=tokens, answers=answers)
 
-    monkeypatch.setattr("mechint.imposed.verify.sources", alike)
-    monkeypatch.setattr("mechint.imposed.circuits.sources", alike)
+    monkeypatch.setattr("mechint.training.imposed_verify.sources", alike)
+    monkeypatch.setattr("mechint.training.imposed_circuits.sources", alike)
 
 
 @pytest.mark.usefixtures("_sources_that_begin_alike")

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import mechint
-from mechint import files
-from mechint.errors import MechintError
-from mechint.imposed import NotImposed
-from mechint.imposed.circuits import ChannelCircuit
-from mechint.options import from_flags
+from mechint.ground_truth import IMPOSED
+from mechint.ground_truth.imposed import GPT2Recall, Imposed
 from mechint.tasks import TaskConfig
-from mechint.tasks.ground_truth import IMPOSED
-from mechint.tasks.ground_truth.imposed import GPT2Recall, Imposed
-from mechint.train import train
-from mechint.train_config import ARCHITECTURES, GPT2Architecture, MambaArchitecture, TrainConfig
-from mechint.train_files import read
+from mechint.training import NotImposed
+from mechint.training.files import read
+from mechint.training.imposed_circuits import ChannelCircuit
+from mechint.training.options import ARCHITECTURES, GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.training.trainer import train
+from mechint.utils import files
+from mechint.utils.errors import MechintError
+from mechint.utils.options import from_flags
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import find
 from scripts.kconfig.loading import load
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def _anything_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCURACY", 0.0), ("TOLERANCE", 1.0), ("CHANCE", 1.0)):
-        monkeypatch.setattr(f"mechint.imposed.verify.{name}", value)
+        monkeypatch.setattr(f"mechint.training.imposed_verify.{name}", value)
 
 
 @pytest.mark.usefixtures("_anything_goes")
@@ -47,7 +47,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     for job in jobs:
         if job.config.output_dir.endswith("killed"):
             with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-                broken.setattr("mechint.train.finish", killed)
+                broken.setattr("mechint.training.trainer.finish", killed)
                 train(TASK, job.config, job.architecture)
         train(TASK, job.config, job.architecture)
     assert files.sha256(jobs[0].paths.final) == files.sha256(jobs[1].paths.final)
@@ -120,7 +120,7 @@ def test_another_attempt_begins_from_another_seed(tmp_path: Path, monkeypatch: p
         if len(tried) < 3:
             raise NotImposed("not imposed")
 
-    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", refused)
+    monkeypatch.setattr("mechint.ground_truth.imposed.train", refused)
     model = GPT2Recall(TASK)
     attempts = list(model.attempts(7, tmp_path))
     assert model.trained(attempts) == attempts[2] and tried == attempts
@@ -135,7 +135,7 @@ def test_another_attempt_begins_from_another_seed(tmp_path: Path, monkeypatch: p
         raise MechintError("the disk is full")
 
     tried[:] = []
-    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", broken)
+    monkeypatch.setattr("mechint.ground_truth.imposed.train", broken)
     with pytest.raises(MechintError, match="the disk is full"):
         model.trained(attempts)
     assert len(tried) == 1
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, mon
     model = kind(TASK)
     first = model.compile(seed=5, folder=tmp_path)
     [path] = tmp_path.glob("*/final_model_stepV0.pt")
-    monkeypatch.setattr("mechint.tasks.ground_truth.imposed.train", None)  # would fail
+    monkeypatch.setattr("mechint.ground_truth.imposed.train", None)  # would fail
     again = model.compile(seed=5, folder=tmp_path)
     tokens = model.task.sample(4, "train", 0).tokens
     assert torch.equal(first.model(tokens), again.model(tokens))

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from mechint.errors import MechintError
-from mechint.influence import decay_fit, influence, long_range, mean_lag, reference, run_temporal_causality_analysis
-from mechint.temporal import jacobian, linearise
+from mechint.attribution.jacobians import jacobian, linearise
+from mechint.attribution.lag_influence import (
+    decay_fit,
+    influence,
+    long_range,
+    mean_lag,
+    reference,
+    run_temporal_causality_analysis,
+)
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba, tokens
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechint import command_line
-from mechint.errors import MechintError
-from mechint.probes import Labelled, probe
-from mechint.statistics import FEWEST, ClusterBootstrap, certain, said
-from mechint.trace_results import few_notes, ratio
+from mechint.analyses.study.probes import Labelled, probe
+from mechint.analyses.tracing.results import few_notes, ratio
+from mechint.runner import command_line
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import FEWEST, ClusterBootstrap, certain, said
 from tests.test_own_task import PROMPT, checkpoint, says
 
 __all__ = ["checkpoint"]  # a fixture

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechint import files
-from mechint.errors import MechintError, shown
+from mechint.utils import files
+from mechint.utils.errors import MechintError, shown
 
 
 def refusal(text: str) -> str:

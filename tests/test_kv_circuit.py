@@ -12,20 +12,22 @@ import pytest
 import torch
 
 import mechint
-from mechint import answers, circuit, files
-from mechint.ablation import Ablation
-from mechint.circuit import METRICS, Bench, attribute
-from mechint.circuit_search import Search
-from mechint.errors import MechintError
-from mechint.gates import BUDGETS, budget_at
-from mechint.kv_circuit import KVCircuitAnalyzer, KVCircuitConfig, kept, refuse
-from mechint.loader import PromptLoader
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
-from mechint.report.importance import strips_of
-from mechint.report.results import Layer, Results
-from mechint.schedules import Temperature
+from mechint.analyses import metrics as answers
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits import bench as circuit
+from mechint.analyses.circuits.bench import METRICS, Bench, attribute
+from mechint.analyses.circuits.gates import BUDGETS, budget_at
+from mechint.analyses.circuits.gates_schedules import Temperature
+from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig, kept, refuse
+from mechint.analyses.circuits.pages.importance import strips_of
+from mechint.analyses.circuits.results import Layer, Results
+from mechint.analyses.circuits.search import Search
+from mechint.analyses.loader import PromptLoader
+from mechint.interventions.units import KV_UNITS, Units
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.tasks import Prompts, TaskConfig, make_task
-from mechint.units import KV_UNITS, Units
+from mechint.utils import files
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2, tiny_llama
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)

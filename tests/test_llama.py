@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
-from mechint.sweep import gradients, sweep
+from mechint.interventions.sweep import gradients, sweep
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.builders import LLAMA_SIZES, tiny_llama, tokens
 from tests.standins import save_hf
 from tests.test_bad_checkpoints import refusal

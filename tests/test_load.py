@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import mechint
-from mechint.discover import find_checkpoints, natural_key
-from mechint.models.load import FAMILIES, Family, from_state_dict, hf_config, to_hf_state_dict
+from mechint.models.loading.discover import find_checkpoints, natural_key
+from mechint.models.loading.load import FAMILIES, Family, from_state_dict, hf_config, to_hf_state_dict
 from mechint.models.mamba import Mamba
 from tests.builders import tiny_mamba, tokens
 from tests.standins import save_hf, save_tokenizer

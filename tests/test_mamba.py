@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.errors import MechintError
+from mechint.utils.errors import MechintError
 from tests import oracle
 from tests.builders import SIZES, tiny_mamba, tokens
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mechint import Edit, MechintError
-from mechint.minimality import largest, removed, share_needed
-from mechint.ssm_circuit import SSMCircuitAnalyzer
-from mechint.statistics import ClusterBootstrap
-from mechint.sweep import sweep
-from mechint.units import SSM_UNITS
+from mechint.analyses.circuits.evidence_minimality import largest, removed, share_needed
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
+from mechint.interventions.sweep import sweep
+from mechint.interventions.units import SSM_UNITS
+from mechint.utils.statistics import ClusterBootstrap
 from tests.builders import tiny_mamba, tokens
 
 from .test_circuit import KEPT, SMALL, bench, known_circuit, loaders, truth

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit, scan
+from mechint.interventions.taps import Tap
 from mechint.models import mamba
-from mechint.models.sites import Tap
 
 from .builders import tiny_mamba, tokens
 

@@ -14,25 +14,25 @@ import torch
 
 import mechint
 from mechint import Edit
-from mechint.drawing import comparison_lines
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
-from mechint.files import write_json
-from mechint.layer_dynamics import dynamics, effective_rank, jackknife, stream_numbers
-from mechint.loader import PromptLoader
-from mechint.model_comparison import CompareConfig, Profiler, lengths, per_byte
-from mechint.neurons import NeuronConfig
+from mechint.analyses.comparison.analyzer import CompareConfig, Profiler, lengths, per_byte
+from mechint.analyses.comparison.differences import comparable, compare, differences, groups, quantities
+from mechint.analyses.comparison.report import write_model_comparison
+from mechint.analyses.comparison.residual_stream import dynamics, effective_rank, jackknife, stream_numbers
+from mechint.analyses.comparison.runs import at_best_rates, last_of_each
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.neurons.analyzer import NeuronConfig
+from mechint.analyses.options import RunConfig
+from mechint.analyses.sparsity.analyzer import SparsityConfig
 from mechint.report import write_report
-from mechint.report.measured_page import Study
-from mechint.report.model_comparison import write_model_comparison
-from mechint.report.model_differences import comparable, compare, differences, groups, quantities
-from mechint.report.model_runs import at_best_rates, last_of_each
-from mechint.run_config import RunConfig
-from mechint.sparsity import SparsityConfig
-from mechint.statistics import number
+from mechint.report.content import Study
+from mechint.runner.drawing_drawing import comparison_lines
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig, make_task
-from mechint.train_config import MambaArchitecture, TrainConfig
-from mechint.train_steps import train_steps
+from mechint.training.options import MambaArchitecture, TrainConfig
+from mechint.training.variants import train_steps
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_json
+from mechint.utils.statistics import number
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=3, keys=8, values=8)

@@ -21,13 +21,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechint import compiled, scan
-from mechint.compiled import Arguments, reads, steps_through, writes
-from mechint.errors import MechintError
+from mechint import scan
 from mechint.sae import sparse
 from mechint.sae.base import Step
 from mechint.sae.topk import top
 from mechint.scan import native, selective_scan
+from mechint.utils import compiled
+from mechint.utils.compiled import Arguments, reads, steps_through, writes
+from mechint.utils.errors import MechintError
 
 from .test_mixer import drawn
 from .test_sae import inputs as activations

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import main
-from mechint.errors import MechintError
-from mechint.files import write_torch
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.neuron_command import NeuronCommand, analyse
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.runner.neuron_command import NeuronCommand, analyse
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_torch
 from tests.builders import tiny_mamba
 
 ROOT = Path(__file__).resolve().parents[1]

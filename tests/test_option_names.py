@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from mechint import options
-from mechint.analysis import analyses, group_of
-from mechint.answers import remedy
-from mechint.mechanistic import ExperimentConfig
-from mechint.neuron_command import NeuronCommand
-from mechint.options import drawn_again, entered, flag, named
-from mechint.run_config import RunConfig
+from mechint.analyses.base import analyses, group_of
+from mechint.analyses.metrics import remedy
+from mechint.analyses.options import RunConfig
+from mechint.analyses.study.options import StudyConfig
+from mechint.runner.mechanistic import ExperimentConfig
+from mechint.runner.neuron_command import NeuronCommand
 from mechint.scorecard.requests import ScorecardConfig
-from mechint.study_config import StudyConfig
 from mechint.tasks import TaskConfig, make_task
-from mechint.train_config import ARCHITECTURES, TrainConfig
+from mechint.training.options import ARCHITECTURES, TrainConfig
+from mechint.utils import options
+from mechint.utils.options import drawn_again, entered, flag, named
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "lib" / "mechint"
@@ -77,7 +77,7 @@ def test_every_option_that_a_message_names_is_one() -> None:
 
 
 def test_no_message_names_another_ways_option() -> None:
-    """Flags, make's variables and symbols stand in no text of an error but through :func:`mechint.options.named`."""
+    """Flags, make's variables and symbols stand in no text of an error but through :func:`.options.named`."""
     wrong = []
     for path in LIBRARY.rglob("*.py"):
         if path.relative_to(LIBRARY).parts[0] in ("scorecard",) or path.name in ("options.py", "neuron_command.py"):

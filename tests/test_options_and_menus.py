@@ -10,11 +10,11 @@ from typing import Any
 import kconfiglib
 import pytest
 
-from mechint.analysis import analyses
-from mechint.options import flag, from_flags, options
-from mechint.run_config import RunConfig
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
 from mechint.tasks.config import TaskConfig
-from mechint.train_config import ARCHITECTURES, TrainConfig
+from mechint.training.options import ARCHITECTURES, TrainConfig
+from mechint.utils.options import flag, from_flags, options
 from scripts import run_mechint_analysis, train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfig_text import defconfig_text

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import mechint
-from mechint import command_line
-from mechint.causal_trace import TraceConfig
-from mechint.errors import MechintError
-from mechint.run_config import asked, elsewhere, request
-from mechint.ssm_circuit import SSMCircuitConfig
+from mechint.analyses.circuits.ssm import SSMCircuitConfig
+from mechint.analyses.options import asked, elsewhere, request
+from mechint.analyses.tracing.analyzer import TraceConfig
+from mechint.runner import command_line
 from mechint.tasks import TaskConfig
+from mechint.utils.errors import MechintError
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfig_text import defconfig_text
 from scripts.kconfig.defconfigs import find, find_all

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mechint import scan
-from mechint.compiled import Unavailable, compile_library
 from mechint.sae import sparse
 from mechint.scan import native
+from mechint.utils.compiled import Unavailable, compile_library
 
 from .kconfig_tree import ROOT
 

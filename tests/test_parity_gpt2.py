@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint.models.gpt2 import GPT2
-from mechint.models.load import from_state_dict, hf_config, to_hf_state_dict
+from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.builders import KV, tiny_gpt2, tokens
 from tests.test_parity_hf import gradients
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechint.models.load import from_state_dict, hf_config
+from mechint.models.loading.load import from_state_dict, hf_config
 from mechint.models.mamba import Mamba
 
 transformers = pytest.importorskip("transformers")

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import mechint
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
-from mechint.flow_plan import paths, role_pairs
-from mechint.interventions import Edit
-from mechint.loader import PromptLoader
-from mechint.patching import PatchConfig, Patcher, refuse
-from mechint.role_values import RoleValues
-from mechint.run_config import RunConfig
-from mechint.statistics import FEWEST, FEWEST_TESTED, ClusterBootstrap
-from mechint.step_down import adjusted
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.options import RunConfig
+from mechint.analyses.patching.analyzer import PatchConfig, Patcher, refuse
+from mechint.analyses.patching.flow import paths, role_pairs
+from mechint.analyses.patching.role_means import RoleValues
+from mechint.interventions.edits import Edit
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import Prompts, TaskConfig, make_task
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import FEWEST, FEWEST_TESTED, ClusterBootstrap
+from mechint.utils.step_down import adjusted
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.test_circuit import KEPT, known_circuit
 from tests.test_trace import TASK, loaders, metric_by_hand

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
-from mechint.files import write_json
-from mechint.loader import PromptLoader
-from mechint.patching import ANALYSIS, PatchConfig, Patcher
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.patching.analyzer import ANALYSIS, PatchConfig, Patcher
+from mechint.analyses.patching.role_means import RoleValues
 from mechint.report import log_wandb, write_report
-from mechint.role_values import RoleValues
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_json
 from tests.builders import tiny_gpt2, tiny_mamba
 from tests.test_patching import SMALL
 from tests.test_trace import loaders

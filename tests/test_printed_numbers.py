@@ -14,31 +14,35 @@ import numpy as np
 import pytest
 import torch
 
-from mechint import claims as claims_
-from mechint import (
-    necessity,
-    sae_labels,
-    sparsity,
-    statistics,
-    study_controls,
-    study_discovery,
-    trace_results,
-    unit_effects,
+from mechint.analyses import unit_effects
+from mechint.analyses.circuits.bench import METRICS
+from mechint.analyses.circuits.evidence import CircuitEvidence
+from mechint.analyses.circuits.evidence_minimality import share_needed
+from mechint.analyses.comparison.analyzer import lengths, scaled
+from mechint.analyses.comparison.cost import parameters
+from mechint.analyses.comparison.differences import compare
+from mechint.analyses.dictionaries import labels as sae_labels
+from mechint.analyses.metrics import compare as answers_of
+from mechint.analyses.neurons.results import circuit_numbers
+from mechint.analyses.random_models import beside
+from mechint.analyses.sparsity import analyzer as sparsity
+from mechint.analyses.study import (
+    ablation_tests as necessity,
 )
-from mechint.answers import compare as answers_of
-from mechint.circuit import METRICS
-from mechint.circuit_evidence import CircuitEvidence
-from mechint.efficiency import parameters
-from mechint.minimality import share_needed
-from mechint.model_comparison import lengths, scaled
-from mechint.neuron_results import circuit_numbers
-from mechint.random_models import beside
-from mechint.report.model_differences import compare
+from mechint.analyses.study import claims as claims_
+from mechint.analyses.study import (
+    steps_controls as study_controls,
+)
+from mechint.analyses.study import (
+    steps_discovery as study_discovery,
+)
+from mechint.analyses.tracing import results as trace_results
+from mechint.analyses.tracing.panels import Panel
+from mechint.ground_truth import score_units
 from mechint.scorecard.dictionaries import recovery
 from mechint.scorecard.summary import by_chance, least_and_most, rate
-from mechint.statistics import ClusterBootstrap, alone, area, certain, exact, jaccard, number, said, stability
-from mechint.tasks.ground_truth import score_units
-from mechint.trace_plan import Panel
+from mechint.utils import statistics
+from mechint.utils.statistics import ClusterBootstrap, alone, area, certain, exact, jaccard, number, said, stability
 
 
 def test_numbers() -> None:

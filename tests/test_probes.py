@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechint.errors import MechintError
-from mechint.probes import (
+from mechint.analyses.study.probes import (
     METHODS,
     Labelled,
     derived,
@@ -19,6 +18,7 @@ from mechint.probes import (
     refuse_derived,
     split_by_group,
 )
+from mechint.utils.errors import MechintError
 
 
 def made(n: int = 240, units: int = 20, classes: int = 3, noise: float = 0.3, seed: int = 0) -> Labelled:

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from mechint.ablation import Ablation
-from mechint.circuit import Bench, attribute
-from mechint.loader import PromptLoader
-from mechint.progress import Progress
-from mechint.pruning import Pruning, evaluations, pruned
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench, attribute
+from mechint.analyses.circuits.pruning import Pruning, evaluations, pruned
+from mechint.analyses.loader import PromptLoader
+from mechint.interventions.units import SSM_UNITS, Units
 from mechint.tasks import make_task
-from mechint.units import SSM_UNITS, Units
+from mechint.utils.progress import Progress
 from tests.builders import tiny_mamba
 
 from .test_circuit import TASK, bench, known_circuit, truth

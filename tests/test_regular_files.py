@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mechint import files
-from mechint.errors import MechintError, short
+from mechint.utils import files
+from mechint.utils.errors import MechintError, short
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechint
-from mechint import relevance as lrp
-from mechint.errors import MechintError
-from mechint.relevance import relevance
+from mechint.attribution import relevance as lrp
+from mechint.attribution.relevance import relevance
+from mechint.utils.errors import MechintError
 from tests.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]

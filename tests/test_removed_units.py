@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import files
-from mechint.errors import MechintError
+from mechint.analyses.circuits.pages.removed import removed_rows, removed_sentence
+from mechint.analyses.circuits.results import load_results
+from mechint.interventions.units import KV_UNITS, Units
 from mechint.report.html import report_page
 from mechint.report.markdown import markdown
-from mechint.report.removed import removed_rows, removed_sentence
-from mechint.report.results import load_results
-from mechint.units import KV_UNITS, Units
+from mechint.utils import files
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2
 from tests.test_circuit_file import write_run
 

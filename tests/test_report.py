@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mechint.analyses.circuits.pages.importance import strongest_of_neighbours
+from mechint.analyses.circuits.results import load_results
 from mechint.report import style, write_report
-from mechint.report.importance import strongest_of_neighbours
-from mechint.report.results import load_results
 from mechint.report.values import Value
 from mechint.report.words import amount, caveats, findings, flat, interval, kept_units, percent
 from tests.report_runs import FILES, PNGS, Json, Page, build_run, edit, value

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from mechint.drawing import write_comparisons
-from mechint.errors import MechintError
-from mechint.files import write_bytes, write_json, write_text
+from mechint.analyses.circuits.pages.compare import run_names
+from mechint.analyses.circuits.results import load_results
 from mechint.report import style, write_comparison
 from mechint.report.along import apart
-from mechint.report.compare import run_names
-from mechint.report.results import load_results
 from mechint.report.values import Value
-from mechint.training_step import training_step
+from mechint.runner.drawing_drawing import write_comparisons
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_bytes, write_json, write_text
+from mechint.utils.training_step import training_step
 from tests.report_runs import Page, build_run, edit, value
 
 

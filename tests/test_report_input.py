@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
+from mechint.analyses.circuits.results import load_history, load_masks, load_results
 from mechint.report import write_report
-from mechint.report.results import load_history, load_masks, load_results
+from mechint.utils.errors import MechintError
 from tests.report_runs import Json, build_run, edit, one_line, value
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from mechint.analyses.circuits.figures import search_figure
+from mechint.analyses.circuits.results import load_history, load_results
 from mechint.report import style
-from mechint.report.curves import search_figure
-from mechint.report.results import load_history, load_results
 
 LONG = (
     "batch_topk dictionaries at layers.11.mixer_output_before_the_gate: how often latents are active on held-out text"

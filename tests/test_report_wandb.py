@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from mechint import live, wandb_run
-from mechint.analysis import analyses
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
+from mechint.analyses.base import analyses
+from mechint.analyses.circuits.results import load_history, load_results
+from mechint.analyses.options import RunConfig
 from mechint.report import log_wandb
-from mechint.report.results import load_history, load_results
-from mechint.run_config import RunConfig
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks.config import TaskConfig
-from mechint.train import train
-from mechint.train_config import MambaArchitecture, TrainConfig
+from mechint.training.options import MambaArchitecture, TrainConfig
+from mechint.training.trainer import train
+from mechint.utils import live, wandb_run
+from mechint.utils.errors import MechintError
 from tests.report_runs import Json, one_line
 
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mechint import sae
-from mechint.errors import MechintError
-from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, batch_topk, files, make, sparse
+from mechint.sae import ARCHITECTURES, JumpReLU, SAEConfig, SparseAutoencoder, Step, batch_topk, make, sparse
+from mechint.sae.formats import saelens as files
 from mechint.sae.jumprelu import BANDWIDTH
 from mechint.sae.matryoshka import nested
+from mechint.utils.errors import MechintError
 
 BY_COUNT = ("topk", "batch_topk", "matryoshka", "jumprelu")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import files, sae, wandb_run
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
-from mechint.report.sae import load_grid
-from mechint.report.wandb_log import _log_grid
-from mechint.sae_analysis import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer, refuse
+from mechint import sae
+from mechint.analyses.dictionaries.analyzer import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer, refuse
+from mechint.analyses.dictionaries.figures import load_grid
+from mechint.analyses.loader import PromptLoader
+from mechint.runner.wandb import _log_grid
 from mechint.tasks import TaskConfig, make_task
+from mechint.utils import files, wandb_run
+from mechint.utils.errors import MechintError
 
 from .builders import tiny_mamba
 
@@ -81,7 +82,7 @@ def test_they_are_evaluated_again_from_their_directory(done: SAEAnalyzer, tmp_pa
 
 
 def test_a_killed_run_goes_on_to_the_same_dictionaries(done: SAEAnalyzer, tmp_path: Path) -> None:
-    import mechint.sae_training as training
+    import mechint.sae.training as training
 
     steps, real = 0, training.one_step
 

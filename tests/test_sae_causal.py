@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit, MechintError, run
-from mechint.sae_causal import causal_effects
-from mechint.sae_evaluation import Windows
-from mechint.sae_labels import auroc, label_scores, mann_whitney
-from mechint.statistics import benjamini_hochberg
+from mechint.analyses.dictionaries.causal import causal_effects
+from mechint.analyses.dictionaries.evaluation import Windows
+from mechint.analyses.dictionaries.labels import auroc, label_scores, mann_whitney
+from mechint.utils.statistics import benjamini_hochberg
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.test_sae_features import dictionary
 

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import MechintError, files, run, sae
-from mechint.ablation import Ablation
-from mechint.circuit import Bench
-from mechint.experiment import Experiment, run_experiment
-from mechint.loader import PromptLoader
-from mechint.minimality import removed
-from mechint.run_config import RunConfig
+from mechint import MechintError, run, sae
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench
+from mechint.analyses.circuits.evidence_minimality import removed
+from mechint.analyses.circuits.features import ANALYSIS, FeatureCircuitAnalyzer, FeatureCircuitConfig, lacks, refuse
+from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
+from mechint.analyses.dictionaries.stored import one_for_each_site
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.options import RunConfig
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.sae.base import SAEConfig, SparseAutoencoder
-from mechint.sae_analysis import SAEAnalysisConfig
-from mechint.sae_choice import one_for_each_site
-from mechint.sae_circuit import ANALYSIS, FeatureCircuitAnalyzer, FeatureCircuitConfig, lacks, refuse
 from mechint.tasks import TaskConfig, make_task
+from mechint.utils import files
 from tests.builders import tiny_mamba
 from tests.test_experiment import checkpoint
 from tests.test_feature_units import prompts, units_of

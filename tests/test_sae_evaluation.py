@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit, MechintError, run
-from mechint.sae_baselines import Moments, baselines_at
-from mechint.sae_evaluation import Windows, evaluate, evaluate_all, largest_cosine
+from mechint.analyses.dictionaries.baselines import Moments, baselines_at
+from mechint.analyses.dictionaries.evaluation import Windows, evaluate, evaluate_all, largest_cosine
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 DRAWS = 200

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit, MechintError, run, sae
+from mechint.analyses.dictionaries.evaluation import Windows
+from mechint.analyses.dictionaries.features import BINS, Wanted, read_features, save_features
+from mechint.analyses.dictionaries.logits import direct_map, extreme_tokens
 from mechint.sae.base import SAEConfig, SparseAutoencoder
-from mechint.sae_evaluation import Windows
-from mechint.sae_features import BINS, Wanted, read_features, save_features
-from mechint.sae_logits import direct_map, extreme_tokens
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.loader import PromptLoader
-from mechint.sae_evaluation import Windows
-from mechint.sae_reading import best_at, labels_of, read_dictionary, to_read
+from mechint.analyses.dictionaries.evaluation import Windows
+from mechint.analyses.dictionaries.reading import best_at, labels_of, read_dictionary, to_read
+from mechint.analyses.loader import PromptLoader
 from mechint.tasks import Prompts
 from tests.builders import tiny_mamba, tokens
 from tests.test_sae_features import dictionary
@@ -97,7 +97,7 @@ def test_labels_are_read_where_the_answers_are() -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_the_analysis_reads_and_reports(tmp_path: Path, given: bool) -> None:
     """The whole analysis on a tiny model, then again on the dictionaries that it left."""
-    from mechint.sae_analysis import SAEAnalysisConfig, SAEAnalyzer
+    from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig, SAEAnalyzer
     from mechint.tasks import make_task
     from mechint.tasks.config import TaskConfig
 

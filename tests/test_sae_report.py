@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from mechint import MechintError
-from mechint.report import dictionary_page, write_report
-from mechint.report.dictionary_page import write_dictionary_page
-from mechint.report.sae import METRICS, load_grid, table_of
-from mechint.sae_evaluation import BINS
+from mechint.analyses.dictionaries import feature_browser as dictionary_page
+from mechint.analyses.dictionaries.evaluation import BINS
+from mechint.analyses.dictionaries.feature_browser import write_dictionary_page
+from mechint.analyses.dictionaries.figures import METRICS, load_grid, table_of
+from mechint.report import write_report
 
 
 def number(value: float, half: float = 0.01) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import MechintError
-from mechint.sae_stability import agreement, best_matching, stability
+from mechint.analyses.dictionaries.stability import agreement, best_matching, stability
 
 
 @settings(max_examples=60, deadline=None)

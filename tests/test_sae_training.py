@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
+from mechint.analyses.dictionaries.planted import SITE, Planted, PlantedConfig, planted_scores
 from mechint.sae import SAEConfig, sparse
-from mechint.sae_planted import SITE, Planted, PlantedConfig, planted_scores
-from mechint.sae_training import Moments, Training, geometric_median, pace, train_grid
+from mechint.sae.training import Moments, Training, geometric_median, pace, train_grid
+from mechint.utils.errors import MechintError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,7 +111,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         "import sys, torch\n"
         "from tests.test_sae_training import SHORT, grid, source, weights\n"
         "from mechint import workers\n"
-        "from mechint.sae_training import train_grid\n"
+        "from mechint.sae.training import train_grid\n"
         "workers.join()\n"
         "with workers.together():\n"
         "    done = train_grid(grid(), source(), SHORT)\n"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analysis import analyses
-from mechint.experiment import Experiment, run_experiment
-from mechint.models.load import hf_config, to_hf_state_dict
-from mechint.run_config import RunConfig
+from mechint.analyses.base import analyses
+from mechint.analyses.options import RunConfig
+from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig
 from tests.builders import tiny_gpt2, tiny_mamba
 

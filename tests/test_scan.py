@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import scan
-from mechint.errors import MechintError
+from mechint.interventions.sweep_plan import peak_bytes
 from mechint.scan import chunked, native, recurrence, selective_scan
-from mechint.sweep_plan import peak_bytes
+from mechint.utils.errors import MechintError
 
 Inputs = tuple[torch.Tensor, ...]
 

@@ -12,8 +12,8 @@ import torch
 
 import mechint
 from mechint import scan
-from mechint.errors import MechintError
 from mechint.scan import choice, mamba_ssm_kernel
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba, tokens
 from tests.test_scan import inputs, with_gradients
 

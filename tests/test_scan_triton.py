@@ -19,8 +19,8 @@ import torch
 
 import mechint
 from mechint import scan
-from mechint.errors import MechintError
 from mechint.scan import recurrence, selective_scan
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_mamba, tokens
 from tests.test_scan import inputs, plain, with_gradients
 

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 import mechint
-from mechint.errors import MechintError
-from mechint.report.scorecard import mark, markdown, verdict
+from mechint.analyses.study.subspaces import shuffled_weights
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, MODELS, Compiled, score_units
+from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.methods import Budget, interchange
+from mechint.scorecard.report import mark, markdown, verdict
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
-from mechint.step_down import max_t
-from mechint.subspaces import shuffled_weights
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, GROUPS, MODELS, Compiled, score_units
-from mechint.units import SSM_UNITS, Units
+from mechint.utils.errors import MechintError
+from mechint.utils.step_down import max_t
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 100

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from mechint import Edit
-from mechint.answers import answer_metric
-from mechint.cross_layer import unit_effects
-from mechint.errors import MechintError
+from mechint.analyses.metrics import answer_metric
+from mechint.analyses.neurons.cross_layer import unit_effects
+from mechint.ground_truth import BLUEPRINTS, Compiled
+from mechint.ground_truth.edges import NEEDED, clear, flows, links
+from mechint.ground_truth.truth import TIE, margins
+from mechint.interventions.run import run
 from mechint.models.norms import NoNorm, tell_readers
-from mechint.run import run
 from mechint.scorecard.edges import asked_for, edge_attribution, flow_cuts, score_edges
-from mechint.tasks.ground_truth import BLUEPRINTS, Compiled
-from mechint.tasks.ground_truth.flows import NEEDED, clear, flows, links
-from mechint.tasks.ground_truth.truth import TIE, margins
+from mechint.utils.errors import MechintError
 
 SEED = 100
 

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from mechint import Edit
-from mechint.answers import answer_metric
-from mechint.errors import MechintError
-from mechint.run import run
+from mechint.analyses.metrics import answer_metric
+from mechint.ground_truth import GPT2_BLUEPRINTS, Compiled
+from mechint.ground_truth.edge_masks import Edge
+from mechint.ground_truth.edges import clear, flows, links, shares
+from mechint.ground_truth.gpt2.flows import NEEDED, ONE_WAY, SHARES
+from mechint.ground_truth.gpt2.links import kinds
+from mechint.ground_truth.truth import TIE, margins
+from mechint.interventions.run import run
 from mechint.scorecard import METHODS, card, edges
-from mechint.scorecard.config import ScorecardConfig
 from mechint.scorecard.edges import EDGE_METHODS, asked_for, flow_cuts, links_by_chance, score_edges
 from mechint.scorecard.gpt2_edges import (
     READS,
@@ -27,14 +31,10 @@ from mechint.scorecard.gpt2_edges import (
     products,
     unit_of,
 )
-from mechint.scorecard.readouts import score_probes, speakers
+from mechint.scorecard.options import ScorecardConfig
+from mechint.scorecard.probes import score_probes, speakers
 from mechint.scorecard.traces import random_model
-from mechint.tasks.ground_truth import GPT2_BLUEPRINTS, Compiled
-from mechint.tasks.ground_truth.flows import clear, flows, links, shares
-from mechint.tasks.ground_truth.gpt2_flows import NEEDED, ONE_WAY, SHARES
-from mechint.tasks.ground_truth.gpt2_links import kinds
-from mechint.tasks.ground_truth.readings import Edge
-from mechint.tasks.ground_truth.truth import TIE, margins
+from mechint.utils.errors import MechintError
 
 SEED = 100
 

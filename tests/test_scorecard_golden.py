@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mechint.ground_truth import IMPOSED
 from mechint.scorecard import METHODS
-from mechint.tasks.ground_truth import IMPOSED
 from tests.golden import scorecard as golden
 
 STORED = golden.stored()

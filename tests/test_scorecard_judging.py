@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.attention_units import attention_units
-from mechint.errors import MechintError
+from mechint.analyses.neurons.attention import attention_units
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
+from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import ScorecardConfig, scorecard
 from mechint.scorecard.card import within_layers
 from mechint.scorecard.methods import METHODS, Budget, Method, interchange, outside_method, unit_effects
 from mechint.scorecard.traces import random_model, unrelated
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
-from mechint.units import SSM_UNITS, Units
+from mechint.utils.errors import MechintError
 
 SEED = 100
 

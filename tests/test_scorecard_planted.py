@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from mechint import Edit
-from mechint.errors import MechintError
-from mechint.run import run
+from mechint.ground_truth import BLUEPRINTS, answers
+from mechint.ground_truth.planted import SITES, Planted, PlantedSizes, planted
+from mechint.interventions.run import run
 from mechint.sae import SAEConfig
 from mechint.sae.registry import make
 from mechint.scorecard.cost import cost, reset
 from mechint.scorecard.curves import Curves
 from mechint.scorecard.dictionaries import KINDS, recovery, score_dictionaries
-from mechint.scorecard.readouts import score_planted_probes, score_probes
-from mechint.tasks.ground_truth import BLUEPRINTS, answers
-from mechint.tasks.ground_truth.planted import SITES, Planted, PlantedSizes, planted
+from mechint.scorecard.probes import score_planted_probes, score_probes
+from mechint.utils.errors import MechintError
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mechint import files, workers
-from mechint.errors import MechintError, exit_status
 from mechint.scorecard import METHODS, ScorecardConfig, card, requests, scorecard
+from mechint.utils import files, workers
+from mechint.utils.errors import MechintError, exit_status
 from scripts import ground_truth
 
 ROOT = Path(__file__).resolve().parent.parent

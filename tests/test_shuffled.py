@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import shuffled
-from mechint.errors import MechintError
-from mechint.neuron_results import quantities
-from mechint.neurons import NeuronAnalyzer
+from mechint.analyses import random_weights as shuffled
+from mechint.analyses.neurons.analyzer import NeuronAnalyzer
+from mechint.analyses.neurons.results import quantities
+from mechint.analyses.random_weights import compared, quantity
+from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
+from mechint.analyses.study.subspaces import shuffled_weights
 from mechint.report.control import control_findings, control_sections
-from mechint.shuffled import compared, quantity
-from mechint.sparsity import SparsityAnalyzer
-from mechint.subspaces import shuffled_weights
 from mechint.tasks.base import mix
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2, tiny_mamba
 from tests.test_circuit import known_circuit
 from tests.test_neurons import SMALL

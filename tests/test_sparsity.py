@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechint
-from mechint.errors import MechintError
-from mechint.loader import PromptLoader
-from mechint.measuring import layer_list
-from mechint.sparsity import (
+from mechint.analyses.base_measuring import layer_list
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.sparsity.analyzer import (
     FALLING,
     MEASURES,
     SCALE_FREE,
@@ -26,8 +25,9 @@ from mechint.sparsity import (
     disagreements,
     profile,
 )
-from mechint.statistics import ClusterBootstrap
 from mechint.tasks import TaskConfig, make_task
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import ClusterBootstrap
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=3, keys=8, values=8)

@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import starts
-from mechint.circuit import METRICS, attribute, cost
-from mechint.circuit_search import NotFinite, Search, start_logits
-from mechint.minimality import removed
+from mechint.analyses.circuits.bench import METRICS, attribute, cost
+from mechint.analyses.circuits.evidence_minimality import removed
+from mechint.analyses.circuits.methods import initial_scores as starts
+from mechint.analyses.circuits.methods.initial_scores import (
+    NOTES,
+    first_scores,
+    misleads,
+    needed_first,
+    removal_effects,
+)
+from mechint.analyses.circuits.search import NotFinite, Search, start_logits
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
+from mechint.ground_truth import MODELS, score_units
 from mechint.scorecard.methods import Budget, bench_of, mask_search
-from mechint.ssm_circuit import SSMCircuitAnalyzer
-from mechint.starts import NOTES, first_scores, misleads, needed_first, removal_effects
-from mechint.tasks.ground_truth import MODELS, score_units
 from tests.builders import tiny_mamba
 
 from .test_circuit import SMALL, bench, known_circuit, loaders, truth
@@ -56,7 +62,7 @@ def test_where_attribution_misleads_units_are_removed_unless_there_are_too_many(
 
 @pytest.mark.parametrize("how", ["removal", "misled"])
 def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.starts.attribute", lambda *_: 1 - truth())
+    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.attribute", lambda *_: 1 - truth())
     monkeypatch.setattr(starts, "EXACT_UNITS", 4096 if how == "removal" else 1)
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
@@ -159,8 +165,10 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
 @pytest.mark.parametrize("search", ["budget", "smallest"])
 def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where the search for the smallest tries sizes at which no circuit does, nor for random weights."""
-    monkeypatch.setattr("mechint.starts.misleads", lambda *_: False)
-    monkeypatch.setattr("mechint.starts.removal_effects", lambda *_: pytest.fail("units were removed"))
+    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.misleads", lambda *_: False)
+    monkeypatch.setattr(
+        "mechint.analyses.circuits.methods.initial_scores.removal_effects", lambda *_: pytest.fail("units were removed")
+    )
     config = dataclasses.replace(SMALL, search=search, budget=8, seeds=2, steps=20)
     results = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert NOTES["needed"] not in results["notes"]
@@ -175,9 +183,9 @@ def test_a_report_says_that_attribution_missed_units_and_they_are_removed_once(
         calls.append(size)
         return [truth()]
 
-    monkeypatch.setattr("mechint.starts.attribute", lambda *_: 1 - truth())
-    monkeypatch.setattr("mechint.starts.misleads", lambda *_: False)
-    monkeypatch.setattr("mechint.circuit_analysis.needed_first", further)
+    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.attribute", lambda *_: 1 - truth())
+    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.misleads", lambda *_: False)
+    monkeypatch.setattr("mechint.analyses.circuits.analyzer.needed_first", further)
     settle = Search.settle
     monkeypatch.setattr(Search, "settle", lambda self: settle(self) or True)  # as if none had found better
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=3, steps=10)

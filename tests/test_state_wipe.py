@@ -6,7 +6,7 @@ import pytest
 
 import mechint
 from mechint import Edit
-from mechint.tasks.ground_truth import BLUEPRINTS
+from mechint.ground_truth import BLUEPRINTS
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.statistics import (
+from mechint.utils.statistics import (
     FEWEST_TESTED,
     ClusterBootstrap,
     area,
@@ -28,7 +28,7 @@ from mechint.statistics import (
     t_quantile,
     t_tail,
 )
-from mechint.step_down import ABOVE, BOTH, MANY, adjusted, max_t
+from mechint.utils.step_down import ABOVE, BOTH, MANY, adjusted, max_t
 
 POPULATIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
@@ -411,7 +411,7 @@ def test_cells_that_too_few_clusters_have_get_no_p_value() -> None:
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(0.5, 1, (12, 9))
     whole = max_t(x, np.arange(12), 100, 5)
-    monkeypatch.setattr("mechint.step_down.ROOM", 30)
+    monkeypatch.setattr("mechint.utils.step_down.ROOM", 30)
     assert max_t(x, np.arange(12), 100, 5).tolist() == whole.tolist()
 
 

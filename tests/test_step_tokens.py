@@ -10,9 +10,9 @@ import torch
 
 import mechint
 from mechint import Edit
-from mechint.attention_units import moments
-from mechint.delta_units import channels_of, delta_units, mean_step, step_gradients, token_steps
-from mechint.neurons import NeuronAnalyzer
+from mechint.analyses.neurons.analyzer import NeuronAnalyzer
+from mechint.analyses.neurons.attention import moments
+from mechint.analyses.neurons.delta import channels_of, delta_units, mean_step, step_gradients, token_steps
 from tests.builders import tiny_gpt2, tiny_mamba
 from tests.test_neurons import SMALL, by_hand, prompts
 from tests.test_trace import loaders

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from mechint.errors import MechintError
+from mechint.ground_truth import Compiled, GroundTruth, verify
+from mechint.ground_truth.truth import STEPS, margins
+from mechint.ground_truth.verification import step_taken
 from mechint.scorecard import METHODS, ScorecardConfig, card, summary
 from mechint.scorecard.card import measure, scored
-from mechint.tasks.ground_truth import Compiled, GroundTruth, verify
-from mechint.tasks.ground_truth.truth import STEPS, margins
-from mechint.tasks.ground_truth.verification import step_taken
+from mechint.utils.errors import MechintError
 from tests.test_scorecard import compiled
 
 SMALL = ScorecardConfig(patch_prompts=24)

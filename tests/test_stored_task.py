@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import mechint
-from mechint.errors import MechintError, NotAnswered
-from mechint.loader import PromptLoader
-from mechint.models.tokenizer import size_of
+from mechint.analyses.loader import PromptLoader
+from mechint.models.loading.tokenizer import size_of
 from mechint.tasks import TaskConfig, task_of
 from mechint.tasks.stored import as_stored, check_loss
-from mechint.train_config import GPT2Architecture, TrainConfig
-from mechint.train_steps import train_steps
+from mechint.training.options import GPT2Architecture, TrainConfig
+from mechint.training.variants import train_steps
+from mechint.utils.errors import MechintError, NotAnswered
 from tests.test_text_input import CORPUS, llama_like
 
 RECALL = {"task": {"name": "recall", "pairs": 6, "keys": 12, "values": 9, "facts": 200, "text": "topics"}}

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from mechint.errors import MechintError
 from mechint.tasks import TaskConfig, make_task
-from mechint.train import bits_per_byte
-from mechint.train_config import GPT2Architecture, TrainConfig
-from mechint.train_steps import train_steps
+from mechint.training.options import GPT2Architecture, TrainConfig
+from mechint.training.trainer import bits_per_byte
+from mechint.training.variants import train_steps
+from mechint.utils.errors import MechintError
 
 TINY = GPT2Architecture(n_layer=1, n_head=2, n_embd=8)
 SHORT = TrainConfig(steps=3, batch_size=8, warmup=1, eval_prompts=16, eval_every=3, device="cpu")

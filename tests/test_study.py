@@ -16,9 +16,14 @@ import pytest
 import torch
 
 import mechint
-from mechint import study_discovery, study_tests
-from mechint.candidates import from_units
-from mechint.claims import (
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.random_models import beside, spread_about_mean
+from mechint.analyses.study import steps_discovery as study_discovery
+from mechint.analyses.study import steps_tests as study_tests
+from mechint.analyses.study.ablation_tests import ALPHA, Held, least_draws
+from mechint.analyses.study.analyzer import WORK, Study, of_layer
+from mechint.analyses.study.candidates import from_units
+from mechint.analyses.study.claims import (
     COMBINED,
     VERDICTS,
     Condition,
@@ -34,16 +39,17 @@ from mechint.claims import (
     scaled,
     task_not_done,
 )
-from mechint.errors import MechintError, NotAnswered
-from mechint.loader import PromptLoader
-from mechint.mechanistic import active_latents
-from mechint.necessity import ALPHA, Held, least_draws
-from mechint.random_models import beside, spread_about_mean
-from mechint.report import write_report
-from mechint.study import WORK, Study, of_layer
-from mechint.study_circuit import SiteUnits, chance_jaccard, sentence
-from mechint.study_config import ALWAYS, DESCRIBES, RANDOM_MODELS, STEPS, StudyConfig, chosen_layers, skipped
-from mechint.study_controls import (
+from mechint.analyses.study.options import (
+    ALWAYS,
+    DESCRIBES,
+    RANDOM_MODELS,
+    STEPS,
+    StudyConfig,
+    chosen_layers,
+    skipped,
+)
+from mechint.analyses.study.steps_circuit import SiteUnits, chance_jaccard, sentence
+from mechint.analyses.study.steps_controls import (
     USUAL_TRANSFER,
     appearance,
     carries,
@@ -54,11 +60,14 @@ from mechint.study_controls import (
     transfer,
     unit_sets,
 )
-from mechint.study_discovery import mask_said
-from mechint.subspaces import answered, by_chance, reinitialised, shuffled_weights, side_by_side
+from mechint.analyses.study.steps_discovery import mask_said
+from mechint.analyses.study.subspaces import answered, by_chance, reinitialised, shuffled_weights, side_by_side
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
+from mechint.report import write_report
+from mechint.runner.mechanistic import active_latents
 from mechint.tasks import TASKS, TaskConfig, make_task
-from mechint.tasks.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
 from mechint.tasks.windows import Windows
+from mechint.utils.errors import MechintError, NotAnswered
 from tests.builders import tiny_gpt2, tiny_mamba
 
 QUICK = StudyConfig(
@@ -642,8 +651,8 @@ def test_transfer_is_tested_against_random_subspaces(monkeypatch: Any) -> None:
     context = context_of(known, transfer="usual", draws=19)
     candidate = from_units("c", "mask", 0, "layers.0.gated", [1, 4], 14)
     monkeypatch.setattr(type(context), "tested", property(lambda self: [candidate]))
-    monkeypatch.setattr("mechint.study_controls.does_task", lambda accuracy, chance: True)
-    monkeypatch.setattr("mechint.study_controls.Held", Everything)
+    monkeypatch.setattr("mechint.analyses.study.steps_controls.does_task", lambda accuracy, chance: True)
+    monkeypatch.setattr("mechint.analyses.study.steps_controls.Held", Everything)
     report = transfer(context)["report"]
     assert [task["task"] for task in report["tasks"]] == ["pairs=5"]
     assert report["notes"][0] == "pairs=3: it makes the same prompts as the studied task"
@@ -707,7 +716,7 @@ def test_windows_of_texts() -> None:
 
 def test_the_documented_python(tmp_path: Path, monkeypatch: Any) -> None:
     task = make_task(TaskConfig(name="recall", pairs=3))
-    monkeypatch.setattr("mechint.mechanistic.load", lambda name, device: tiny_mamba(vocab_size=24))
+    monkeypatch.setattr("mechint.runner.mechanistic.load", lambda name, device: tiny_mamba(vocab_size=24))
     config = mechint.ExperimentConfig(
         model_name="x", layer_idx=1, num_samples=16, use_toy_data=True, log_dir=str(tmp_path / "logs"), device="cpu",
         top_k=1, draws=19, max_lag=2, skip_steps="7 10 13", sae_sparsity_target=0.25,

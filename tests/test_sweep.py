@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit, MechintError
-from mechint.interventions import CUTS
-from mechint.sweep import gradients, sweep
-from mechint.sweep_plan import Base
+from mechint.interventions.edits import CUTS
+from mechint.interventions.sweep import gradients, sweep
+from mechint.interventions.sweep_plan import Base
 
 from .builders import SIZES, tiny_mamba, tokens
 
@@ -44,9 +44,9 @@ def one_by_one(model: Any, prompts: torch.Tensor, cells: Any, base: Any = (), lo
 
 def run_in_order(model: Any, prompts: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
     """Without the check for contradictions: a cell may replace what the base replaced."""
-    from mechint.models.sites import Tap
+    from mechint.interventions.taps import Tap
 
-    checked = [mechint.interventions.check_edits(model.sites, [edit], *prompts.shape)[0] for edit in edits]
+    checked = [mechint.interventions.edits.check_edits(model.sites, [edit], *prompts.shape)[0] for edit in edits]
     return model.trace(prompts, Tap((), checked))[0]
 
 
@@ -135,8 +135,8 @@ def test_a_budget_changes_the_batches_and_not_the_numbers() -> None:
 
 
 def plan_of(model: Any, prompts: torch.Tensor, cells: Any, memory: float, wanted: torch.Tensor) -> Base:
-    from mechint.interventions import check_edits
-    from mechint.sweep_cells import Cell
+    from mechint.interventions.edits import check_edits
+    from mechint.interventions.sweep_cells_sweep_cells import Cell
 
     with torch.no_grad():
         plan = [Cell.of(k, check_edits(model.sites, edits, *prompts.shape), model) for k, edits in enumerate(cells)]
@@ -259,8 +259,8 @@ WORKER = """
     import os, sys, torch
     from pathlib import Path
     from mechint import Edit
-    from mechint.sweep import sweep
-    from mechint.workers import end, join, together
+    from mechint.interventions.sweep import sweep
+    from mechint.utils.workers import end, join, together
     from tests.builders import tiny_mamba, tokens
 
     torch.set_num_threads(1)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit
+from mechint.interventions.sweep import sweep
+from mechint.interventions.sweep_cells_sweep_cells import Cell, late_edit
+from mechint.interventions.sweep_plan import Base
 from mechint.models.mamba import Mamba
-from mechint.sweep import sweep
-from mechint.sweep_cells import Cell, late_edit
-from mechint.sweep_plan import Base
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.test_sweep import one_by_one
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit
-from mechint.models.sites import SideBySide, Tap
-from mechint.sweep import sweep
-from mechint.sweep_plan import Base
+from mechint.interventions.sweep import sweep
+from mechint.interventions.sweep_plan import Base
+from mechint.interventions.taps import SideBySide, Tap
 
 from .builders import tiny_gpt2, tiny_llama, tokens
 from .test_sweep import one_by_one
@@ -38,7 +38,7 @@ def test_any_starts_and_layers_and_any_wanted_positions(name: str, seed: int, to
         cells.append([Edit(site, "scale", 0.1 * number - 0.3, positions=at) for site in chosen])
     wanted = torch.tensor([[pick.randrange(LENGTH) for _ in range(2)] for _ in range(2)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mechint.sweep_plan.TOGETHER", together)
+        patch.setattr("mechint.interventions.sweep_plan.TOGETHER", together)
         found = sweep(model, prompts, cells, logits_at=wanted)
     expected = one_by_one(model, prompts, cells, (), wanted)
     assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
@@ -76,8 +76,8 @@ def test_starts_share_batches_of_about_a_thousand_tokens() -> None:
     cells = [[Edit("layers.0.k", "scale", 0.0, positions=[p])] for p in range(40)]
 
     def sizes(memory: float) -> list[int]:
-        from mechint.interventions import check_edits
-        from mechint.sweep_cells import Cell
+        from mechint.interventions.edits import check_edits
+        from mechint.interventions.sweep_cells_sweep_cells import Cell
 
         plan = [Cell.of(k, check_edits(model.sites, edits, 4, 40), model) for k, edits in enumerate(cells)]
         wanted = torch.full((4, 1), 39)

@@ -10,17 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.errors import MechintError
-from mechint.tasks import (
-    SPLITS,
-    Prompts,
-    Task,
-    TaskConfig,
-    make_task,
-    mix,
-)
+from mechint.tasks import SPLITS, Prompts, Task, TaskConfig, make_task, mix
 from mechint.tasks.facts import Facts, invented
 from mechint.tasks.text import read_text
+from mechint.utils.errors import MechintError
 
 SYNTHETIC = ("recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than")
 CONFIGS = {name: TaskConfig(name=name, pairs=4, keys=16, values=16, length=32) for name in (*SYNTHETIC, "text")}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechint import scan
-from mechint.errors import MechintError
+from mechint.attribution.jacobians import Linearised, jacobian, lags, linearise
 from mechint.models.mamba import Mamba
-from mechint.temporal import Linearised, jacobian, lags, linearise
+from mechint.utils.errors import MechintError
 from tests.builders import SIZES, tiny_gpt2, tiny_mamba, tokens
 
 EXACT = {"atol": 1e-11, "rtol": 1e-9}

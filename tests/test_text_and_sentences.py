@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
-from mechint.tasks import (
-    SPLITS,
-    Prompts,
-    TaskConfig,
-    greater_than,
-    indirect_object,
-    make_task,
-    pooled,
-    sentences,
-)
+from mechint.tasks import SPLITS, Prompts, TaskConfig, greater_than, indirect_object, make_task, pooled, sentences
+from mechint.utils.errors import MechintError
 from tests.test_tasks import CONFIGS
 
 # --- text ------------------------------------------------------------------------------------------------------------

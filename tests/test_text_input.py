@@ -11,13 +11,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mechint.contexts import BOS, BOUNDARY, PADDING, TEXT, TaskContexts, special_kinds
-from mechint.errors import MechintError
-from mechint.models.tokenizer import Encoder, named_tokenizer, read_tokenizer
+from mechint.models.loading.tokenizer import Encoder, named_tokenizer, read_tokenizer
+from mechint.sae.activations.contexts import BOS, BOUNDARY, PADDING, TEXT, TaskContexts, special_kinds
 from mechint.tasks import TaskConfig, make_task
-from mechint.tasks.fact_file import FactFile
-from mechint.tasks.spelling import places, space_between
+from mechint.tasks.files.fact_file import FactFile
+from mechint.tasks.files.spelling import places, space_between
 from mechint.tasks.windows import Windows
+from mechint.utils.errors import MechintError
 
 CORPUS = [
     "The Eiffel Tower is in the city of Paris . Marshal Mars is the god of war , says Paris Hilton .",

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import mechint
-from mechint.decomposition import decompose
-from mechint.neurons import NeuronAnalyzer
-from mechint.relevance import relevance
-from mechint.report.neuron import shared_section
-from mechint.token_terms import token_terms
+from mechint.analyses.neurons.analyzer import NeuronAnalyzer
+from mechint.analyses.neurons.report import shared_section
+from mechint.analyses.neurons.tokens import token_terms
+from mechint.attribution.decomposition import decompose
+from mechint.attribution.relevance import relevance
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.test_neurons import SMALL, prompts
 from tests.test_trace import loaders

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.errors import MechintError
 from mechint.tasks import SPLITS, Task, TaskConfig, make_task
+from mechint.utils.errors import MechintError
 
 
 def solve(task: Task, tokens: list[int], config: TaskConfig) -> int:

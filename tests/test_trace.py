@@ -13,20 +13,20 @@ import pytest
 import torch
 
 import mechint
-from mechint.answers import answer_metric
-from mechint.causal_trace import CausalTracer, TraceConfig, refuse
-from mechint.errors import MechintError
-from mechint.experiment import Experiment, run_experiment
-from mechint.files import write_json
-from mechint.interchange import Corruption, Interchange, deviation
-from mechint.interventions import Edit
-from mechint.loader import PromptLoader
-from mechint.models.sites import Tap
+from mechint.analyses.interchange import Corruption, Interchange, deviation
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.metrics import answer_metric
+from mechint.analyses.options import RunConfig
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig, refuse
+from mechint.analyses.tracing.panels import panels
+from mechint.analyses.tracing.results import ratio, role_means
+from mechint.interventions.edits import Edit
+from mechint.interventions.taps import Tap
 from mechint.report import log_wandb, write_report
-from mechint.run_config import RunConfig
+from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import Prompts, TaskConfig, make_task
-from mechint.trace_plan import panels
-from mechint.trace_results import ratio, role_means
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_json
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
@@ -215,7 +215,7 @@ def test_role_means_and_shares_by_hand() -> None:
         at = roles[n] == (0, 2)[r]
         expected = effects[k, layer, at, n].mean() if at.any() else np.nan
         np.testing.assert_allclose(found[n, k, layer, r], expected)
-    from mechint.statistics import ClusterBootstrap
+    from mechint.utils.statistics import ClusterBootstrap
 
     total = rng.uniform(1, 2, 5)
     point, low, high, _ = ratio(ClusterBootstrap(range(5), 200, 0), found, ~np.isnan(found), total)

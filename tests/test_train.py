@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import mechint.train as trainer
-from mechint import files
-from mechint.errors import MechintError
-from mechint.models.load import load
+import mechint.training.trainer as trainer
+from mechint.models.loading.load import load
 from mechint.tasks import TaskConfig, make_task
-from mechint.train import learning_rate, plan, train
-from mechint.train_config import GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.training.options import GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.training.trainer import learning_rate, plan, train
+from mechint.utils import files
+from mechint.utils.errors import MechintError
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = TaskConfig(pairs=2, keys=9, values=4)

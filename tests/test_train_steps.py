@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mechint.errors import MechintError
-from mechint.models.load import load
+from mechint.models.loading.load import load
 from mechint.tasks import TaskConfig
-from mechint.train_config import GPT2Architecture, MambaArchitecture, TrainConfig
-from mechint.train_steps import plan_steps, steps, train_steps
+from mechint.training.options import GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.training.variants import plan_steps, steps, train_steps
+from mechint.utils.errors import MechintError
 from scripts.kconfig.defconfigs import ConfigError
 from scripts.kconfig.loading import check_together
 from scripts.kconfig.loading import load as load_menu

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.errors import MechintError
-from mechint.transplant import transplant_state
+from mechint.interventions.transplant import transplant_state
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2, tiny_mamba, tokens
 
 

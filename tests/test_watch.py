@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.errors import MechintError
+from mechint.utils.errors import MechintError
 from tests.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 

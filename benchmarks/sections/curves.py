@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit, scan
-from mechint.sweep import sweep
+from mechint.interventions.sweep import sweep
 
 from ..pairs import Limit, Question, Slope
 from ..shapes import INNER, STATES, last, model, scan_inputs

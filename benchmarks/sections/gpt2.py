@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import mechint
 from mechint import Edit
-from mechint.models.load import from_state_dict
-from mechint.sweep import sweep
+from mechint.interventions.sweep import sweep
+from mechint.models.loading.load import from_state_dict
 
 from ..pairs import Question, Target
 from ..shapes import FLOOR, HF, LOOP, OURS, last

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import mechint
-from mechint.ablation import Ablation
-from mechint.circuit import Bench
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench
+from mechint.interventions.units import KV_UNITS, Units
 from mechint.models.gpt2 import GPT2, GPT2Config
 from mechint.tasks import Prompts
-from mechint.units import KV_UNITS, Units
 
 from ..pairs import Question, Target
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mambapy.mamba import Mamba, MambaConfig
 from torch import Tensor
 
-from mechint.models.sites import Tap
+from mechint.interventions.taps import Tap
 
 from ..pairs import Question, Target
 from ..shapes import FLOOR, HF, INNER, LAYERS, OURS, PEER, RANK, VOCABULARY, WIDTH, last, pair

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mechint.sae import SAEConfig
-from mechint.sae_training import LONG, Moments, Training, make_member, one_step
+from mechint.sae.training import LONG, Moments, Training, make_member, one_step
 
 from ..pairs import Question, Skipped, Target
 from ..shapes import OURS, WIDTH

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit
-from mechint.sweep import sweep
+from mechint.interventions.sweep import sweep
 
 from ..pairs import Question, Target
 from ..shapes import HF, LAYERS, LOOP, OURS, VOCABULARY, WIDTH, pair

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mechint.attribution.jacobians import lags, linearise
 from mechint.scan import selective_scan
-from mechint.temporal import lags, linearise
 
 from ..pairs import Limit, Question, Target
 from ..shapes import INNER, RANK, STATES, model

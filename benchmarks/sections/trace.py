@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import mechint
-from mechint.causal_trace import CausalTracer, TraceConfig
-from mechint.interchange import Interchange
-from mechint.models.load import from_state_dict
+from mechint.analyses.interchange import Interchange
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.tracing.panels import Panel, panels
+from mechint.models.loading.load import from_state_dict
 from mechint.tasks import Prompts
-from mechint.trace_plan import Panel, panels
 
 from ..pairs import Question, Target
 from ..shapes import LAYERS, OURS, pair

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit
-from mechint.decomposition import decompose
-from mechint.sweep import sweep
+from mechint.attribution.decomposition import decompose
+from mechint.interventions.sweep import sweep
 
 from ..pairs import Limit, Question, Target
 from ..shapes import INNER, LAYERS, LOOP, OURS, VOCABULARY, last, model

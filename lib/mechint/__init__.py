@@ -9,16 +9,18 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import interrupts  # noqa: F401  (before what takes seconds)
-from .errors import MechintError
-from .interventions import Edit
-from .models.load import load
-from .run import Generation, Run, generate, run
-from .watch import watch
+from .utils import interrupts  # noqa: F401  (before what takes seconds)
+
+# isort: split
+from .interventions.edits import Edit
+from .interventions.run import Generation, Run, generate, run
+from .interventions.watch import watch
+from .models.loading.load import load
+from .utils.errors import MechintError
 
 if TYPE_CHECKING:
-    from .influence import run_temporal_causality_analysis
-    from .mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
+    from .attribution.lag_influence import run_temporal_causality_analysis
+    from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
 
 __version__ = "0.1.0"
 
@@ -29,10 +31,10 @@ __all__ = [
 
 # Imported when they are first asked for: few callers need all that a study is made of.
 _LATER = {
-    "ExperimentConfig": "mechanistic",
-    "MambaMechanisticAnalyzer": "mechanistic",
-    "run_sae_analysis": "mechanistic",
-    "run_temporal_causality_analysis": "influence",
+    "ExperimentConfig": "runner.mechanistic",
+    "MambaMechanisticAnalyzer": "runner.mechanistic",
+    "run_sae_analysis": "runner.mechanistic",
+    "run_temporal_causality_analysis": "attribution.lag_influence",
 }
 
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from .command_line import main
-from .errors import exit_status
-from .options import entered
+from .runner.command_line import main
+from .utils.errors import exit_status
+from .utils.options import entered
 
 if __name__ == "__main__":
     entered()

@@ -68,7 +68,7 @@ def found_by(name: str, root: Path) -> list[str]:
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The usual names of a model directory's weights, as the loader knows them."""
 OLD_NAMES: dict[str, str] = runpy.run_path(
-    str(Path(__file__).resolve().parents[2] / "lib/mechint/models/old_names.py")
+    str(Path(__file__).resolve().parents[2] / "lib/mechint/models/loading/old_names.py")
 )["OLD_NAMES"]
 """As the loader knows them; the library itself is not imported, which would load all that it needs."""
 

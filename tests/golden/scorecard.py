@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mechint.ground_truth import IMPOSED, MODELS, Compiled
+from mechint.ground_truth.edges import DECLARED
 from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import is_asked, scored
 from mechint.scorecard.curves import Curves
 from mechint.scorecard.edges import score_edges
-from mechint.scorecard.readouts import score_probes
+from mechint.scorecard.probes import score_probes
 from mechint.scorecard.traces import positions
-from mechint.tasks.ground_truth import IMPOSED, MODELS, Compiled
-from mechint.tasks.ground_truth.flows import DECLARED
 
 STORED = Path(__file__).with_suffix(".json")
 CONFIG, SEED = ScorecardConfig(), 100

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..interventions.taps import Scope, SideBySide, Site
 from .base import accumulate
-from .sites import Scope, SideBySide, Site
 
 HEADS = ("batch", "position", "head", "dimension")
 SOURCES = ("batch", "position", "head", "source")

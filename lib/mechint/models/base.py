@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sites import SideBySide, Site, Tap
+from ..interventions.taps import SideBySide, Site, Tap
 
 RESIDUAL = ("batch", "position", "model")
 

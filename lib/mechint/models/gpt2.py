@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import MechintError
+from ..interventions.taps import Scope, Site, Tap
+from ..utils.errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
 from .norms import NoNorm, tell_readers
-from .sites import Scope, Site, Tap
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),

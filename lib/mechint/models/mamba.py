@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import scan
-from ..interventions import Edit
+from ..interventions.edits import Edit
+from ..interventions.taps import Scope, Site, Tap
 from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
-from .mamba_sites import CHANNELS, INSIDE, LAYER_SITES
+from .mamba_mamba_sites import CHANNELS, INSIDE, LAYER_SITES
 from .norms import NoNorm, tell_readers
-from .sites import Scope, Site, Tap
 
 
 @dataclass(frozen=True)

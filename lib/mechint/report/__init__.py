@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .compare import write_comparison
-from .compare_traces import write_trace_comparison
-from .wandb_log import log_wandb
-from .write import COMPARISONS, kind_of, write_report
+from ..analyses.circuits.pages.compare import write_comparison
+from ..analyses.tracing.compare import write_trace_comparison
+from ..runner.drawing import COMPARISONS, kind_of, write_report
+from ..runner.wandb import log_wandb
 
 __all__ = ["COMPARISONS", "kind_of", "log_wandb", "write_comparison", "write_report", "write_trace_comparison"]

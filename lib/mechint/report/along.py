@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from ..files import write_json, write_text
-from ..statistics import LEVEL, holm, rank_correlation
-from ..training_step import named_step
+from ..utils.files import write_json, write_text
+from ..utils.statistics import LEVEL, holm, rank_correlation
+from ..utils.training_step import named_step
 from . import markdown, style
 from .members import Warned, member_html, member_markdown
 from .page import bullets, page, picture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import style
-from .measured_page import Figure, Section, between, figure
+from .content import Figure, Section, between, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MechintError, short
-from ..files import sha256
-from ..rundir import is_complete, written_digest
-from .results import SCHEMA
+from ..analyses.circuits.results import SCHEMA
+from ..utils.errors import MechintError, short
+from ..utils.files import sha256
+from ..utils.rundir import is_complete, written_digest
 from .values import Value, optional_text, read_object, read_value
 
 KINDS = {"trace": "trace", "patch": "patching"}

@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows, page_paths
-from .hover import hover_curve
+from ..analyses.circuits.pages.features import FEATURES, FEATURES_MEANING, feature_rows, page_paths
+from ..analyses.circuits.pages.hover import hover_curve
+from ..analyses.circuits.pages.removed import HEADER, TITLE, removed_rows, removed_sentence
+from ..analyses.circuits.results import Results
 from .page import bullets, card, cards, checks, folded, page, picture, table
-from .removed import HEADER, TITLE, removed_rows, removed_sentence
-from .results import Results
 from .words import (
     MEANINGS,
     amount,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .feature_circuit import FEATURES, FEATURES_MEANING, feature_rows
-from .removed import HEADER, TITLE, removed_rows, removed_sentence
-from .results import Results
+from ..analyses.circuits.pages.features import FEATURES, FEATURES_MEANING, feature_rows
+from ..analyses.circuits.pages.removed import HEADER, TITLE, removed_rows, removed_sentence
+from ..analyses.circuits.results import Results
 from .words import (
     caveats,
     findings,

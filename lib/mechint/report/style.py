@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_bytes
+from ..utils.files import write_bytes
 from .values import Value
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MechintError
-from ..files import JSON_LIMIT, read_json, read_regular
+from ..utils.errors import MechintError
+from ..utils.files import JSON_LIMIT, read_json, read_regular
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from .results import PATHS, Layer, Results, Search, overlap
+from ..analyses.circuits.results import PATHS, Layer, Results, Search, overlap
 from .values import Value
 
 MINUS = "\N{MINUS SIGN}"

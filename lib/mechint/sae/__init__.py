@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from .base import Loss, SAEConfig, SparseAutoencoder, Step
 from .batch_topk import BatchTopK
-from .dictionary_learning import load_dictionary_learning, save_dictionary_learning
-from .files import load, save
+from .formats.dictionary_learning import load_dictionary_learning, save_dictionary_learning
+from .formats.saelens import load, save
+from .formats.sparsify import load_sparsify, save_sparsify
 from .gated import Gated
 from .jumprelu import JumpReLU
 from .matryoshka import Matryoshka
 from .registry import ARCHITECTURES, make
 from .relu import ReLU
-from .sparsify import load_sparsify, save_sparsify
 from .topk import TopK
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import MechintError
+from ..utils.errors import MechintError
 
 AUX_WEIGHT = 1 / 32
 """Of the auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2)."""
@@ -42,7 +42,7 @@ class SAEConfig:
         model_family: ``mamba``, ``gpt2`` or ``llama``; decides the Hugging Face names that are saved along.
         site: Site whose activations are encoded, such as ``layers.0.out``.
         layer: Its layer, −1 for sites outside the layers.
-        flatten: How the site's axes became d_in, see :mod:`mechint.activations`.
+        flatten: How the site's axes became d_in, see :mod:`mechint.sae.activations.pools`.
         context_size: Tokens of a context.
         prepend_bos: Whether a context began with the beginning-of-sequence token.
         dataset: Text that the activations come from.

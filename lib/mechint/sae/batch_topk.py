@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import workers
+from ..utils import workers
 from . import sparse
 from .base import Loss, SAEConfig, Step, squared_error
 from .jumprelu import JumpReLU

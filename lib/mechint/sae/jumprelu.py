@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import workers
+from ..utils import workers
 from . import dense
 from .base import Loss, SAEConfig, SparseAutoencoder, Step, squared_error
 

@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..utils.errors import MechintError
 from .base import Loss, SAEConfig, Step
 from .batch_topk import BatchTopK
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import MechintError, did_you_mean, shown
+from ..utils.errors import MechintError, did_you_mean, shown
 from .base import SAEConfig, SparseAutoencoder
 from .batch_topk import BatchTopK
 from .gated import Gated

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import workers
-from ..compiled import Arguments, Unavailable, call, compile_library, reads, writes
-from ..errors import MechintError
+from ..utils import workers
+from ..utils.compiled import Arguments, Unavailable, call, compile_library, reads, writes
+from ..utils.errors import MechintError
 
 SOURCE = Path(__file__).with_name("sparse.c")
 CHUNK_FLOATS = 1 << 22

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..utils.errors import MechintError
 from . import sparse
 from .base import Loss, SAEConfig, SparseAutoencoder, Step, squared_error
 

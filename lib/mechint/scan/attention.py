@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import scan
-from ..errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, did_you_mean
 from .checks import CHANNELS, RATES, SHARED, STATE, Shapes, check_range, check_sizes, widest
 
 NEEDS = {"weights": "", "direction": "direction u gate W_out", "energy": "u gate W_out", "channels": "channels"}
@@ -168,8 +168,8 @@ def _rectangles(A: Tensor, queries: Part, keys: Part, between: Tensor | float, a
 @torch.no_grad()
 def attention_map(model: Any, tokens: Tensor, layer: int, reduce: str = "weights", **options: Any) -> Tensor:
     """:func:`hidden_attention` of one layer on tokens [batch, position], with its u, gate and W_out where needed."""
-    from ..models.base import accumulate  # the models import this package
-    from ..run import run
+    from ..interventions.run import run
+    from ..models.base import accumulate
 
     check_range("attention_map", "layer", [layer], 0, len(model.layers))
     sites = [f"layers.{layer}.{name}" for name in ("dt", "B", "C", "u", "gate")]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..utils.errors import MechintError
 
 Shapes = dict[str, tuple[Tensor | None, tuple[str, ...]]]
 """For each argument the tensor, or None where it was left out, and the names of its axes."""

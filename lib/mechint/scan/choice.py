@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..utils.errors import MechintError
 from . import chunked, mamba_ssm_kernel, native
 
 BACK_ENDS = ("native", "triton", "mamba_ssm", "chunked")

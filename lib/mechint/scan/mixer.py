@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..compiled import plain
+from ..utils.compiled import plain
 from . import mamba_ssm_kernel, native
 from .choice import chosen
 

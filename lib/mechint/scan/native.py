@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..compiled import Arguments, Unavailable, call, compile_library, reads, steps_through, writes
-from ..errors import MechintError
+from ..utils.compiled import Arguments, Unavailable, call, compile_library, reads, steps_through, writes
+from ..utils.errors import MechintError
 
 __all__ = ["Decay", "ReadOut", "Scan", "Unavailable", "library"]
 

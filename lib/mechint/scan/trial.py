@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..compiled import Unavailable
+from ..utils.compiled import Unavailable
 from . import chunked
 
 

@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..compiled import Array
-from ..errors import MechintError
+from ..utils.compiled import Array
+from ..utils.errors import MechintError
 from . import native
 from .checks import CHANNELS, RATES, SHARED, STATE, check_sizes
 from .trial import try_scan

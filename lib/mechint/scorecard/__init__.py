@@ -4,11 +4,11 @@
 >>> scorecard(ScorecardConfig(models="recall", seeds=1, output_dir="output/recall"))
 
 An outside method is scored beside ours: ``scorecard(config, {"mine": mine})``, where ``mine(model, task)`` gives one
-number for each channel; see :mod:`mechint.tasks.ground_truth.score`.
+number for each channel; see :mod:`mechint.ground_truth.score`.
 """
 
 from .card import scorecard
-from .config import ScorecardConfig
 from .methods import METHODS, Method
+from .options import ScorecardConfig
 
 __all__ = ["METHODS", "Method", "ScorecardConfig", "scorecard"]

@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files, workers
-from ..errors import MechintError
-from ..progress import Progress
-from ..report.scorecard import markdown
-from ..report.scorecard_figure import draw
-from ..rundir import Stages, fingerprint, manifest
+from ..ground_truth import FAMILIES, IMPOSED, MODELS, Compiled, score_units, verify
+from ..ground_truth.edges import DECLARED
+from ..interventions.units import Units, unit_kinds
 from ..tasks import Task
-from ..tasks.ground_truth import FAMILIES, IMPOSED, MODELS, Compiled, score_units, verify
-from ..tasks.ground_truth.flows import DECLARED
-from ..units import Units, unit_kinds
-from .config import ScorecardConfig
+from ..utils import files, workers
+from ..utils.errors import MechintError
+from ..utils.progress import Progress
+from ..utils.rundir import Stages, fingerprint, manifest
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
+from .figures import draw
 from .methods import METHODS, Budget, Method, outside_method
-from .readouts import score_planted_probes, score_probes
+from .options import ScorecardConfig
+from .probes import score_planted_probes, score_probes
+from .report import markdown
 from .requests import check_request, claimed, key_of
 from .summary import summarise
 from .traces import null_trials, positions, random_model, same_twins
@@ -51,7 +51,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     Args:
         config: The options.
         outside: More methods by name, ``(model, task) -> one number for each unit``; or such a function and the
-            ablation by which it tries units, see :func:`mechint.tasks.ground_truth.score_method`.
+            ablation by which it tries units, see :func:`mechint.ground_truth.score_method`.
 
     Raises:
         MechintError: an unknown model, a declared truth that the model's own ablations contradict, a method whose

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..circuit import faithfulness
-from ..statistics import area
+from ..analyses.circuits.bench import faithfulness
 from ..tasks import Task
+from ..utils.statistics import area
 from .methods import Budget, bench_of
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

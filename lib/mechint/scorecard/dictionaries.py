@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError
+from ..ground_truth.planted import SITES, Planted, planted
 from ..sae import SAEConfig, SparseAutoencoder
 from ..sae.registry import BY_COUNT
-from ..sae_training import Training, train_grid
-from ..tasks.ground_truth.planted import SITES, Planted, planted
+from ..sae.training import Training, train_grid
+from ..utils.errors import MechintError
 from .cost import cost
 
 KINDS = ("topk", "batch_topk", "gated", "relu")
@@ -22,7 +22,7 @@ FRESH = 10**6
 
 
 class PlantedPools:
-    """Activations of the sites of one planted model, whole prompts at a time (:class:`mechint.activations.Pools`)."""
+    """Activations of the sites of one planted model, whole prompts at a time (:class:`.pools.Pools`)."""
 
     count: int | None = None
     prompts = 512

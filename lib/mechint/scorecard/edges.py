@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers import answer_metric
-from ..cross_layer import unit_effects
-from ..errors import MechintError
-from ..interventions import Edit
-from ..run import run
+from ..analyses.metrics import answer_metric
+from ..analyses.neurons.cross_layer import unit_effects
+from ..attribution.jacobians import lags, linearise
+from ..ground_truth import Compiled, score_units
+from ..ground_truth.edge_masks import Cell, Edge, Flows
+from ..ground_truth.edges import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
+from ..interventions.edits import Edit
+from ..interventions.run import run
+from ..interventions.sweep import gradients, sweep
 from ..scan.attention import attention_map
-from ..sweep import gradients, sweep
 from ..tasks import Prompts
-from ..tasks.ground_truth import Compiled, score_units
-from ..tasks.ground_truth.flows import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
-from ..tasks.ground_truth.readings import Cell, Edge, Flows
-from ..temporal import lags, linearise
+from ..utils.errors import MechintError
 from . import gpt2_edges as gpt2
 from .cost import cost
 from .methods import MAMBA, Budget, interchange

@@ -1,5 +1,5 @@
 """Ways of scoring the edges of a GPT-2: of flows one number for each layer, head, reader and source; of links one for
-each writer and reader of :mod:`mechint.tasks.ground_truth.gpt2_links`."""
+each writer and reader of :mod:`mechint.ground_truth.gpt2.links`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers import answer_metric
-from ..errors import MechintError
-from ..interventions import Edit
-from ..run import run
-from ..sweep import gradients
+from ..analyses.metrics import answer_metric
+from ..ground_truth import Compiled
+from ..ground_truth.edge_masks import Cell, Edge
+from ..ground_truth.gpt2.links import kinds, later, reads, writes
+from ..interventions.edits import Edit
+from ..interventions.run import run
+from ..interventions.sweep import gradients
 from ..tasks import Prompts
-from ..tasks.ground_truth import Compiled
-from ..tasks.ground_truth.gpt2_links import kinds, later, reads, writes
-from ..tasks.ground_truth.readings import Cell, Edge
+from ..utils.errors import MechintError
 from .methods import unit_effects
 
 # ---- flows -------------------------------------------------------------------------------------------------------

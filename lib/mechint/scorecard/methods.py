@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ablation import ABLATIONS, Ablation
-from ..circuit import Bench, attribute
-from ..circuit_search import Search
-from ..errors import MechintError, did_you_mean
-from ..loader import PromptLoader
-from ..run import run
-from ..starts import first_scores, needed_first
-from ..sweep import sweep
+from ..analyses.ablation import ABLATIONS, Ablation
+from ..analyses.circuits.bench import Bench, attribute
+from ..analyses.circuits.methods.initial_scores import first_scores, needed_first
+from ..analyses.circuits.search import Search
+from ..analyses.loader import PromptLoader
+from ..ground_truth import BASELINES
+from ..interventions.run import run
+from ..interventions.sweep import sweep
+from ..interventions.units import Units, unit_kinds
 from ..tasks import Prompts, Task
-from ..tasks.ground_truth import BASELINES
-from ..units import Units, unit_kinds
-from .units import attention_ranking, causal_ranking, delta_ranking
+from ..utils.errors import MechintError, did_you_mean
+from .rankings import attention_ranking, causal_ranking, delta_ranking
 
 
 @dataclass(frozen=True)

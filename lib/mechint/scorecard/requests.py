@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import files, workers
-from ..errors import MechintError, did_you_mean
-from ..options import check
-from ..rundir import check_writable, fingerprint, finished, noted
-from ..tasks.ground_truth import GROUPS, MODELS
-from .config import ScorecardConfig
+from ..ground_truth import GROUPS, MODELS
+from ..utils import files, workers
+from ..utils.errors import MechintError, did_you_mean
+from ..utils.options import check
+from ..utils.rundir import check_writable, fingerprint, finished, noted
+from .options import ScorecardConfig
 
 OPTION = "--output-dir"
 INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --rerun to replace what is there'

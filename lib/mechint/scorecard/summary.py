@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..statistics import Number, number, student
+from ..utils.statistics import Number, number, student
 from .edges import EDGE_METHODS
 from .methods import Method
 from .traces import NULL_DRAWS

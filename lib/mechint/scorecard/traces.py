@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..causal_trace import CausalTracer, TraceConfig
+from ..analyses.tracing.analyzer import CausalTracer, TraceConfig
+from ..analyses.tracing.results import role_means
+from ..ground_truth import Compiled
+from ..ground_truth.truth import POSITIONS
+from ..interventions.run import run
+from ..interventions.units import SCORED_UNITS
 from ..models.mamba import Mamba
-from ..run import run
-from ..step_down import max_t
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
-from ..tasks.ground_truth import Compiled
-from ..tasks.ground_truth.truth import POSITIONS
-from ..trace_results import role_means
-from ..units import SCORED_UNITS
+from ..utils.step_down import max_t
 from .methods import unit_effects
 
 NEAR = 0.99

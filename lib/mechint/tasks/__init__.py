@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import MechintError, did_you_mean
-from ..models.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
-from ..options import check
+from ..models.loading.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
+from ..utils.errors import MechintError, did_you_mean
+from ..utils.options import check
 from .base import SPLITS, Prompts, Task, mix, pooled
 from .config import TASKS, TaskConfig
-from .fact_file import FactFile
 from .facts import Facts
+from .files.fact_file import FactFile
 from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
 from .induction import Induction

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, did_you_mean
 from .config import TaskConfig
 
 SPLITS = ("train", "discovery", "evaluation")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import option
+from ..utils.options import option
 
 TASKS = (
     "recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than", "counters", "brackets",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import named
+from ..utils.options import named
 from .base import MIN_TEMPLATES, Prompts, Task, begun, distinct, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.tokenizer import Encoder
-from ..options import named
+from ..models.loading.tokenizer import Encoder
+from ..utils.options import named
 from .base import Task
 
 GLUED = (",", ".")

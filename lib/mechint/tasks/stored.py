@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..errors import MechintError, NotAnswered, short
-from ..models.sites import Tap
-from ..options import named
+from ..interventions.taps import Tap
+from ..utils.errors import MechintError, NotAnswered, short
+from ..utils.options import named
 from .base import Prompts, Task
 from .config import TaskConfig
 

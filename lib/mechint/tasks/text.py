@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import files
-from ..errors import MechintError, short
-from ..models.tokenizer import Encoder, size_of
-from ..progress import Progress
+from ..models.loading.tokenizer import Encoder, size_of
+from ..utils import files
+from ..utils.errors import MechintError, short
+from ..utils.progress import Progress
 from .base import SHARES, Prompts, Task, begun
 from .config import TaskConfig
-from .token_file import read_tokens
+from .files.token_file import read_tokens
 
 WINDOWS_IN_BLOCK = 4
 """A block holds about this many prompts side by side; prompts of one block are one cluster."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.tokenizer import Encoder, digest_of
+from ..models.loading.tokenizer import Encoder, digest_of
 from .base import Prompts, Task, begun, in_split, row_hash
 from .text import tokenise
 

@@ -1,0 +1,1 @@
+"""Analyses of a model: what they share, and a folder for each."""

@@ -1,0 +1,172 @@
+"""What an analysis is, and how the runner finds them: every module of this package that holds an ``ANALYSIS``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..utils import workers
+from ..utils.errors import MechintError
+from ..utils.rundir import Stages
+
+
+class Analyzer(Protocol):
+    """The protocol of every analysis: made from a model, run on two loaders, saved into a run directory."""
+
+    def run_analysis(self, train_loader: Any, val_loader: Any) -> dict[str, Any]: ...
+
+    def save_results(self) -> list[Path]: ...
+
+
+class StagedAnalyzer:
+    """What analyzers share: a frozen model, a seed, and a run directory in which finished stages survive a kill.
+
+    Args:
+        model: From :func:`mechint.load`; its weights are frozen.
+        config: The options.
+        device: Where to run.
+        seed: Of everything drawn at random.
+        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
+        key: Fingerprint of what the stages depend on beside the configuration (weights, prompts).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        device: str | torch.device = "cpu",
+        *,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.config, self.seed = config, seed
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
+        self.results: dict[str, Any] = {}
+        self.shared = False
+        """Whether all processes of torchrun are at this one analysis."""
+
+    def check(self, train_loader: Any, val_loader: Any) -> None:
+        """Refuses, before any work, prompts that the analysis cannot use.
+
+        Raises:
+            MechintError: they lack something that the options ask for.
+        """
+
+    def assist(self, train_loader: Any, val_loader: Any) -> None:
+        """What another process than the first does meanwhile, where the work is shared."""
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """The context of work that all processes share, if they are at this one analysis."""
+        return workers.together() if self.shared else contextlib.nullcontext()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory.
+
+        Raises:
+            MechintError: there is none.
+        """
+        if self.run_dir is None:
+            raise MechintError("this analysis was made without a run directory, so there is nowhere to save to")
+        return self.run_dir
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An entry of the registry.
+
+    Attributes:
+        name: Group of its flags (``--ssm-steps``), and its switch (``--ssm``).
+        title: For people.
+        config: Frozen dataclass of its options.
+        analyzer: ``analyzer(model, config, device)``.
+        families: Model families it runs on.
+        refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
+        work: The estimated work in words, for a dry run.
+        summary: Lines for the terminal, from the results.
+        lacks: Says, before any work, what the other analyses of the experiment, by their names, do not give it; None
+            when nothing is missing.
+        shares: Whether the processes of torchrun can work on one checkpoint together; the others' analyzers then get
+            :meth:`StagedAnalyzer.assist` called.
+        default: Whether the runner runs it when no analysis is named.
+        learns: Whether it chooses anything by the discovery prompts; one that does not evaluates all prompts of a file.
+        lone: Whether it has something to say of prompts of one template, whose numbers have no intervals.
+    """
+
+    name: str
+    title: str
+    config: type
+    analyzer: Callable[..., Any]
+    families: tuple[str, ...]
+    refuse: Callable[[Any, Any], str | None]
+    work: Callable[[Any], str]
+    summary: Callable[[dict[str, Any]], list[str]]
+    lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
+    shares: bool = False
+    default: bool = False
+    lone: bool = False
+    learns: bool = True
+    after: tuple[str, ...] = ()
+    """Names of the analyses whose results it takes, so that they are made before it."""
+    inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
+    """What its results depend on beside options, weights and prompts, as digests of contents, by name; from the
+    options and the run directory. None of it depends on where files lie."""
+
+
+@functools.cache
+def analyses() -> dict[str, Analysis]:
+    """Every analysis by its name, each behind those that it takes results of.
+
+    Each folder beside this file is one: its ``analyzer.py`` has an :class:`Analysis` called ``ANALYSIS``, or each of
+    the modules that the folder's ``__init__.py`` names in ``ANALYSES`` has one.
+    """
+    package = importlib.import_module(__package__ or "mechint.analyses")
+    found = {}
+    for room in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
+        folder = importlib.import_module(f"{package.__name__}.{room}")
+        for module in getattr(folder, "ANALYSES", ("analyzer",)):
+            entry = importlib.import_module(f"{folder.__name__}.{module}").ANALYSIS
+            found[entry.name] = entry
+    return in_order(found)
+
+
+def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
+    """The analyses, each behind those that it declares itself ``after``; otherwise as they come.
+
+    Raises:
+        ValueError: one comes after another that there is not, or after itself.
+    """
+    left, placed = dict(found), dict[str, Analysis]()
+    while left:
+        ready = next((name for name, entry in left.items() if set(entry.after) <= set(placed)), None)
+        if ready is None:
+            said = "; ".join(f"{name} after {', '.join(entry.after)}" for name, entry in left.items())
+            raise ValueError(f"no order fits what the analyses declare: {said}")
+        placed[ready] = left.pop(ready)
+    return placed
+
+
+def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
+    """Raises :class:`MechintError` for the first analysis that the model's family does not have."""
+    for analysis in chosen:
+        if family not in analysis.families:
+            raise MechintError(
+                f"{where} is a {family} model; the analysis {analysis.name!r} ({analysis.title}) is for "
+                f"{', '.join(analysis.families)}; choose another checkpoint or switch the analysis off"
+            )
+
+
+def group_of(config: Any) -> str:
+    """The name of the analysis whose options these are, which is the group of its flags; '' for none."""
+    return next((name for name, analysis in analyses().items() if analysis.config is type(config)), "")

@@ -1,0 +1,240 @@
+"""Circuits of any family: their metrics, attribution and evaluation. Analyses say what their units are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...interventions.run import read_by_head
+from ...interventions.units import Units
+from ...tasks import Prompts
+from ...utils.errors import MechintError
+from ...utils.progress import Progress
+from ..ablation import Ablation
+from ..metrics import Answers
+from .gates import HOLD
+from .gates_schedules import Temperature
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a circuit must preserve.
+
+    Attributes:
+        meaning: One sentence for reports.
+        column: The value of a prompt whose mean over prompts is the metric.
+        learn: The value that gates are trained on and attributed by, where the column has no gradient of use.
+        read: From the mean to the metric.
+    """
+
+    meaning: str
+    column: str
+    learn: str
+    read: Callable[[Any], Any] = lambda mean: mean
+
+
+METRICS = {
+    "kl": Metric(
+        "KL divergence from the full model's next-token distribution, in nats; 0 is the full model", "kl", "kl"
+    ),
+    "logit_diff": Metric("logit of the answer minus logit of the twin's answer", "logit_diff", "logit_diff"),
+    "answer_logprob": Metric("log-probability of the answer, in nats", "answer_logprob", "answer_logprob"),
+    "loss": Metric("cross-entropy of the answer, in nats", "loss", "loss"),
+    "perplexity": Metric("exp of the mean cross-entropy of the answers", "loss", "loss", np.exp),
+    "accuracy": Metric("share of answers that are right; gates learn from the loss", "accuracy", "loss"),
+}
+
+
+@dataclass(frozen=True)
+class CircuitPlan:
+    """What an analysis of circuits is to do; an analysis whose options have these very names needs none."""
+
+    unit: str
+    ablation: str
+    metric: str
+    search: str
+    """``smallest`` that reaches the target faithfulness, ``budget``: exactly that many units, or ``penalty``: all that
+    are worth :attr:`penalty`."""
+    budget: int
+    target_faithfulness: float
+    gate: str
+    steps: int
+    lr: float
+    seeds: int
+    random_circuits: int
+    removed_units: int
+    bootstrap: int
+    min_accuracy: float
+    budgets: str = "exponential"
+    temperature: Temperature | None = None
+    hold: float = HOLD
+    """Share of the steps, the last ones, for which the budget is that of the circuit."""
+    penalty: float = 0.0
+    """What an open gate costs, in units of the metric."""
+    precision: str = "float32"
+    """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
+
+
+KEPT_LOGITS = 1 << 28
+"""Bytes of the full model's logits that are kept; more are made again, a few positions at a time."""
+
+
+class Bench:
+    """A set of prompts to measure masks on, with the full model's predictions and the ablation's values kept.
+
+    Args:
+        model: The model under study.
+        units: What masks are over.
+        ablation: What dropped units become.
+        batches: The prompts.
+        half: Whether what gradients are taken of is computed in bfloat16 (torch's autocast); what is measured never is.
+    """
+
+    def __init__(
+        self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
+    ) -> None:
+        self.model, self.units, self.batches, self.half = model, units, batches, half
+        self.ablation = ablation
+        with torch.no_grad():
+            self.fills = [ablation.fills(batch) for batch in batches]
+            full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
+        self.answers = [Answers(batch, read, model.ending[1]) for batch, read in zip(batches, full, strict=True)]
+        if sum(answers.size for answers in self.answers) <= KEPT_LOGITS:
+            for answers in self.answers:
+                answers.keep_logits()
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return sum(len(batch) for batch in self.batches)
+
+    def values(self, index: int, mask: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
+        """The metrics of one batch under a mask [units], each [prompts]; None is the full model itself.
+
+        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.analyses.metrics.LEARNT`.
+        """
+        batch = self.batches[index]
+        if mask is None:
+            return self.answers[index].metrics(None)
+        edits = self.units.edits(mask, self.fills[index])
+        half = self.half and learn is not None
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
+            return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
+
+    def half_cosine(self, metric: str) -> float:
+        """How far bfloat16 turns the gradient of the mask: its cosine to float32's, on the first batch, half open."""
+        learn, half, slopes = METRICS[metric].learn, self.half, list[Tensor]()
+        for self.half in (False, True):
+            mask = torch.full((self.units.total,), 0.5, device=self.batches[0].tokens.device, requires_grad=True)
+            slopes += torch.autograd.grad(self.values(0, mask, learn)[learn].mean(), mask)
+        self.half = half
+        return float(torch.cosine_similarity(slopes[0], slopes[1], 0))
+
+    def sample(self, count: int) -> Bench:
+        """The same on about so many of the prompts, in one batch of each length, at least two of it."""
+        sizes: dict[int, int] = {}
+        for batch in self.batches:
+            sizes[batch.tokens.shape[1]] = sizes.get(batch.tokens.shape[1], 0) + len(batch)
+        first = {batch.tokens.shape[1]: batch for batch in reversed(self.batches)}
+        share = count / sum(sizes.values())
+        some = [first[length][torch.arange(min(len(first[length]), max(2, round(share * sizes[length]))))]
+                for length in sizes]  # fmt: skip
+        return Bench(self.model, self.units, self.ablation, some, self.half)
+
+    @torch.no_grad()
+    def measure(self, mask: Tensor | None) -> dict[str, Tensor]:
+        """The metrics of every prompt under a mask [units], each [prompts]; None is the full model itself."""
+        parts = [self.values(index, mask) for index in range(len(self.batches))]
+        return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
+
+    @functools.cached_property
+    def ends(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The metrics of the full model and of the one with every unit dropped."""
+        nothing = torch.zeros(self.units.total, device=self.batches[0].tokens.device)
+        return self.measure(None), self.measure(nothing)
+
+    def faithful(self, mask: Tensor, metric: str) -> float:
+        """Faithfulness of a mask over all prompts, without an interval."""
+        values = [float(part[METRICS[metric].column].mean()) for part in (self.measure(mask), *self.ends)]
+        return float(faithfulness(*map(METRICS[metric].read, values)))
+
+    def likeness(self, mask: Tensor, metric: str) -> float:
+        """How close the faithfulness of a mask is to 1, at most 0: a circuit that overshoots the model is not it."""
+        return -abs(1 - self.faithful(mask, metric))
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Raises :class:`MechintError` where bfloat16 has no arithmetic of its own and would only be slower."""
+    able = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_bfloat16()
+    if not able:
+        raise MechintError(
+            "this processor has no arithmetic for bfloat16 (AMX or AVX-512 BF16), where it is slower than float32; set "
+            "PRECISION to float32"
+        )
+
+
+def cpu_bfloat16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
+    """(m(circuit) − m(empty)) / (m(full) − m(empty)): 1 is the full model, 0 the model with every unit dropped."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a bootstrap may draw prompts without an effect
+        return (circuit - empty) / (full - empty)
+
+
+def check_effect(ends: tuple[dict[str, Tensor], dict[str, Tensor]], metric: str) -> None:
+    """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of it can be told."""
+    full, empty = (float(METRICS[metric].read(float(end[METRICS[metric].column].mean()))) for end in ends)
+    if not abs(full - empty) > 1e-6:
+        raise MechintError(
+            f"dropping every unit changes the metric {metric} by {abs(full - empty):.1e} only; there is no effect to "
+            f"explain. Choose another ablation, unit or metric"
+        )
+
+
+def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
+    """Integrated gradients of a metric over the mask, from every unit dropped to the full model, [units].
+
+    score_i = ∫₀¹ ∂m/∂mask_i (all masks = α) dα (Sundararajan et al. 2017, equation 1, with the ablation as its
+    baseline), by the midpoint rule. The scores add up to m(full) − m(empty) as ``points`` grows. Signed so that a
+    unit that helps is positive. Of accuracy and perplexity it is the loss that is attributed.
+    """
+    column = METRICS[metric].learn
+    sign = -1.0 if column in ("kl", "loss") else 1.0
+    total = torch.zeros(bench.units.total, device=next(bench.model.parameters()).device)
+    prompts = sum(len(batch) for batch in bench.batches)
+    with Progress("attribution", points * len(bench.batches)) as progress:
+        for point in range(points):
+            for index, batch in enumerate(bench.batches):
+                mask = torch.full_like(total, (point + 0.5) / points, requires_grad=True)
+                value = bench.values(index, mask, column)[column].mean()
+                (gradient,) = torch.autograd.grad(value, mask)
+                total += sign * gradient * (len(batch) / (prompts * points))
+                progress.step()
+    return total
+
+
+def loss_of(bench: Bench, metric: str, index: int, gates: Tensor) -> tuple[Tensor, float]:
+    """What gates are trained on: KL itself, or the squared distance to the full model's value; and the metric."""
+    column = METRICS[metric].learn
+    values = bench.values(index, gates, column if gates.requires_grad else None)
+    if column == "kl":
+        loss = values["kl"].mean()
+    else:
+        full = bench.values(index, None)
+        loss = (values[column] - full[column]).square().mean()
+    mean = float(values[METRICS[metric].column].mean().detach())
+    return loss, float(METRICS[metric].read(mean))
+
+
+@torch.no_grad()
+def cost(bench: Bench, metric: str, mask: Tensor) -> float:
+    """What gates are trained on, for a mask [units], over all prompts."""
+    losses = [float(loss_of(bench, metric, index, mask)[0]) * len(batch) for index, batch in enumerate(bench.batches)]
+    return sum(losses) / sum(len(batch) for batch in bench.batches)

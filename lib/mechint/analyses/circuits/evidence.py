@@ -1,0 +1,259 @@
+"""The evidence for one circuit: every number of its report, on held-out prompts, each with its control or interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...interventions.units import Units
+from ...utils.errors import MechintError
+from ...utils.progress import Progress
+from ...utils.statistics import (
+    FEWEST_TESTED,
+    ClusterBootstrap,
+    Number,
+    area,
+    certain,
+    exact,
+    number,
+    spread,
+    stability,
+)
+from ...utils.step_down import ABOVE, adjusted
+from ..ablation import in_words
+from ..base import StagedAnalyzer
+from ..loader import PromptLoader
+from .bench import METRICS, Bench, faithfulness
+from .evidence_minimality import largest, removed, share_needed
+
+
+class CircuitEvidence(StagedAnalyzer):
+    """Measures masks of the units of a model.
+
+    Args:
+        model, config, device: As in :class:`StagedAnalyzer`; the configuration is a
+            :class:`mechint.analyses.circuits.bench.CircuitPlan`, or options with its fields.
+        units: What masks are over.
+        others: As in :class:`StagedAnalyzer`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        device: str | torch.device = "cpu",
+        *,
+        units: Units,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, config, device, **others)
+        self.units = units
+
+    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
+        column = METRICS[self.config.metric].column
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        values = [values[column].numpy() for values in (bench.measure(mask), *bench.ends)]
+        return bootstrap.interval(self.share, *values)
+
+    def check_denominator(self, bench: Bench, loader: PromptLoader) -> ClusterBootstrap:
+        """The bootstrap over the prompts of ``loader``; refuses an effect whose interval holds zero."""
+        metric = METRICS[self.config.metric]
+        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
+        ends = [end[metric.column].numpy() for end in bench.ends]
+        effect = bootstrap.interval(lambda f, e: metric.read(f) - metric.read(e), *ends)
+        if float(effect["low"]) <= 0 <= float(effect["high"]):
+            raise MechintError(
+                f"the effect of dropping every unit on {self.config.metric} is {effect['value']:.3g} "
+                f"[{effect['low']:.3g}, {effect['high']:.3g}], which may be nothing; faithfulness is a share "
+                f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
+            )
+        return bootstrap
+
+    def share(self, circuit: Any, full: Any, empty: Any) -> Any:
+        """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
+        return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
+
+    def measure(
+        self, bench: Bench, loader: PromptLoader, ranking: Tensor, mask: Tensor, found: list[Tensor],
+        learned: dict[int, Tensor],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Every number of the report, on the held-out prompts.
+
+        Args:
+            bench, loader: Those prompts.
+            ranking: Scores whose order is the attribution curve's, [units].
+            mask: The circuit.
+            found: The circuits of all seeds whose search has moved from where it began, for the stability.
+            learned: Circuits by size.
+        """
+        config, units = self.config, self.units
+        metric, read = METRICS[config.metric].column, METRICS[config.metric].read
+        size = int(mask.sum())
+        bootstrap = self.check_denominator(bench, loader)
+        learned = {**learned, units.total: torch.ones_like(mask)}
+        sizes = sorted(learned)
+        wanted = 1 + (2 + config.random_circuits) * len(sizes)
+        with Progress("evidence", wanted) as progress:
+
+            def at(m: Tensor) -> dict[str, Any]:
+                progress.step()
+                return {name: value.numpy() for name, value in bench.measure(m).items()}
+
+            full, empty = ({name: value.numpy() for name, value in end.items()} for end in bench.ends)
+            without = at(1 - mask)
+            curves = {
+                "learned": [at(learned[s]) for s in sizes],
+                "attribution": [at(units.top(ranking, s)) for s in sizes],
+            }
+            random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
+
+        def ratio(values: Any) -> Number:
+            return bootstrap.interval(self.share, values, full[metric], empty[metric])
+
+        chosen = curves["learned"][sizes.index(size)]
+        shares = [s / units.total for s in sizes]
+        stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
+
+        def cpr(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, self.share(c, f[:, None], e[:, None]))
+
+        def cmd(c: Any, f: Any, e: Any) -> Any:
+            return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
+
+        tried, least_needed = self.leave_one_out(bench, loader, mask, bootstrap)
+        agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
+        completeness = bootstrap.interval(
+            lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
+        )
+        metrics: dict[str, Number] = {
+            "units_total": exact(units.total),
+            "units_kept": exact(size),
+            "faithfulness": ratio(chosen[metric]),
+            "completeness": completeness,
+            "complement_faithfulness": ratio(without[metric]),
+            "kl": bootstrap.interval(lambda m: m, chosen["kl"], within=(0.0, math.inf)),
+            "metric_full": bootstrap.interval(read, full[metric]),
+            "metric_empty": bootstrap.interval(read, empty[metric]),
+            "metric_circuit": bootstrap.interval(read, chosen[metric]),
+            "faithfulness_random": random[size],
+            "cpr": bootstrap.interval(cpr, stacked, full[metric], empty[metric]),
+            "cmd": bootstrap.interval(cmd, stacked, full[metric], empty[metric]),
+        }
+        if (spelt := loader.bytes()) is not None:
+            for name, nats in (("full", full["loss"]), ("circuit", chosen["loss"])):
+                metrics[f"bits_per_byte_{name}"] = bootstrap.interval(lambda n, b: n / np.log(2) / b, nats, spelt)
+        if loader.task.name != "text":
+            metrics["accuracy_circuit"] = bootstrap.share(chosen["accuracy"])
+        if tried:
+            metrics["minimality"] = share_needed(tried, size, config.bootstrap, self.seed)
+            metrics["removable_together"] = self.removable_together(bench, mask, least_needed, bootstrap)
+        if agreement is not None:
+            metrics["jaccard"] = agreement
+        for name, entry in metrics.items():
+            if name not in ("units_total", "units_kept", "jaccard"):
+                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
+                own = "loss" if name.startswith("bits_per_byte") else own
+                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
+        if units.kind.apart:
+            blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
+            for label, count in zip(units.kind.labels, blocks, strict=True):
+                metrics[f"units_kept_{label.lower()}"] = exact(int(count))
+        return {
+            "metrics": metrics,
+            "unit": config.unit,
+            "unit_meaning": units.kind.meaning,
+            "units": units.kind.several,
+            "ablation": config.ablation,
+            "ablation_words": in_words(config.ablation, loader.task.aligned),
+            "metric": config.metric,
+            "curve": {
+                "size": sizes,
+                "fraction": shares,
+                **{name: [ratio(values[metric]) for values in curve] for name, curve in curves.items()},
+                "random": [random[s] for s in sizes],
+            },
+            "layers": [
+                {"layer": layer, "total": total, "kept": len(names), "units": names, **about}
+                for layer, (total, names, about) in enumerate(
+                    zip(units.sizes, units.names(mask), units.about, strict=True)
+                )
+            ],
+            "leave_one_out": tried,
+            "notes": []
+            if agreement is not None
+            else ["Stability was not measured: it needs at least two searches of different seeds."],
+        }
+
+    def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
+        """Faithfulness of random circuits that keep as many units in each layer (K and V apart) as ``like``."""
+        counts = self.units.counts(like)
+        generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
+        values = []
+        for _ in range(self.config.random_circuits):
+            mask = self.units.random(counts, generator).to(like.device)
+            column = METRICS[self.config.metric].column
+            values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
+        return spread(values, "random circuits with as many units in each layer")
+
+    def leave_one_out(
+        self, bench: Bench, loader: PromptLoader, mask: Tensor, bootstrap: ClusterBootstrap
+    ) -> tuple[list[dict[str, Any]], list[int]]:
+        """What the circuit loses without each of its units, or each of as many as the options say, drawn at random.
+
+        Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "its removal costs
+        nothing", of one side and adjusted for all the units tried. The worst loss comes first. Beside them are the
+        units' numbers, the least loss first. Both are empty where no p can be trusted.
+        """
+        config, units = self.config, self.units
+        kept = mask.nonzero().flatten().tolist()
+        if not config.removed_units or len(bootstrap.sizes) < FEWEST_TESTED:  # nothing that could be tested
+            return [], []
+        order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: config.removed_units]
+        numbers = sorted(kept[k] for k in order)
+        column = METRICS[config.metric].column
+        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
+        without = removed(bench, mask, numbers, column).numpy()  # [prompts, units]
+
+        def drop(c: Any, w: Any, f: Any, e: Any) -> Any:
+            return self.share(c, f, e) - self.share(w, f, e)
+
+        lost = bootstrap.tested(drop, circuit[:, None], without, full[:, None], empty[:, None])
+        p_values = adjusted(bootstrap, lost, ABOVE)
+        if np.isnan(p_values).any():
+            return [], []
+        found = []
+        for k, unit in enumerate(numbers):
+            only = torch.zeros_like(mask).index_fill_(0, torch.tensor([unit], device=mask.device), 1.0)
+            ((layer, name),) = [(i, names[0]) for i, names in enumerate(units.names(only)) if names]
+            own = number(lost.value[k], lost.low[k], lost.high[k], bootstrap.n, bootstrap.kind)
+            found.append({"layer": layer, "unit": name, "drop": bootstrap.counted(own), "p": float(p_values[k])})
+        losses = [float(entry["drop"]["value"]) for entry in found]
+        worst = sorted(range(len(found)), key=lambda k: -losses[k])
+        return [found[k] for k in worst], [numbers[k] for k in reversed(worst)]
+
+    def removable_together(
+        self, bench: Bench, mask: Tensor, least_needed: list[int], bootstrap: ClusterBootstrap
+    ) -> Number:
+        """The most units, in the order of what each alone costs, that can go together without a certain loss.
+
+        Certain is a drop of faithfulness whose interval is above zero. Each unit of a set can be idle alone because
+        another does the same; here they go at once.
+        """
+        column = METRICS[self.config.metric].column
+        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
+
+        def may_go(count: int) -> bool:
+            rest = mask.index_fill(0, torch.tensor(least_needed[:count], device=mask.device), 0.0)
+            lost = bootstrap.interval(
+                lambda c, r, f, e: self.share(c, f, e) - self.share(r, f, e),
+                circuit, bench.measure(rest)[column].numpy(), full, empty,
+            )  # fmt: skip
+            return not certain(lost)
+
+        count = largest(len(least_needed), may_go)
+        of = "the circuit" if len(least_needed) == int(mask.sum()) else "those drawn to be removed"
+        return {**exact(count), "n": len(least_needed), "interval": f"of {len(least_needed):,} units, {of}"}

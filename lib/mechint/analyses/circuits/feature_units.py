@@ -1,0 +1,127 @@
+"""SAE latents as units of a circuit, with each reconstruction's error as a unit of its own.
+
+At a site with a dictionary, x = decode(f) + error. A mask over [latents…, error] keeps or replaces each of them:
+x ← x + decode(f′) − decode(f) + error′ − error (Marks et al. 2024, "Sparse Feature Circuits"). A mask of ones leaves x
+as it is to the bit, and one without the error unit says what the features alone explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.taps import find_sites
+from ...interventions.units import Block, UnitKind, Units, random_row
+from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
+from ...utils.errors import MechintError
+from ..dictionaries.evaluation import SEQUENTIAL
+
+KIND = UnitKind(
+    "latent",
+    (),
+    "a latent of a sparse autoencoder, and at each site the error of the reconstruction",
+    plural="latents and errors",
+)
+
+
+class FeatureUnits(Units):
+    """All latents of some dictionaries of one model, site after site, each with its error last.
+
+    Args:
+        model: From :func:`mechint.load`.
+        dictionaries: For each site, a finished dictionary in raw activation units.
+
+    Raises:
+        MechintError: no dictionary, a site that there is not, one of another width, or two dictionaries of one site.
+    """
+
+    def __init__(self, model: Any, dictionaries: Mapping[str, Any]) -> None:
+        if not dictionaries:
+            raise MechintError("a circuit of features needs a dictionary; name at least one")
+        named: dict[str, Any] = {}
+        for pattern, sae in dictionaries.items():
+            check_fit(sae, model, pattern)
+            [site] = find_sites(model.sites, [pattern])
+            if site.rpartition(".")[2] in SEQUENTIAL:
+                raise MechintError(f"{site}: a circuit's ablations are values of the clean run, and a state has none")
+            if site in named:
+                raise MechintError(f"{site} has two dictionaries; a circuit of features takes one for each site")
+            named[site] = sae
+        self.dictionaries = {site: named[site] for site in model.sites if site in named}
+        self.sites = list(self.dictionaries)
+        self.kind = replace(KIND, blocks=(Block(tuple(self.sites)),))
+        self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
+        self.total, self.rows = sum(self.sizes), len(self.sites)
+        self.layers = len(self.sites)
+        self.layer_names = self.sites
+        self.about = [{"site": site} for site in self.sites]
+
+    def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + d_in]."""
+        return {site: self.code(site, x) for site, x in values.items()}
+
+    def code(self, site: str, x: Tensor) -> Tensor:
+        sae = self.dictionaries[site]
+        flat = flatten(x, rule_of(sae))
+        f = sae.encode(flat)
+        return torch.cat([f, flat - sae.decode(f)], -1)
+
+    def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
+        """Replacements at every site.
+
+        Args:
+            mask: [units], 1 keeps a unit and 0 replaces it.
+            fills: What replaces it, for each site: a number, or latents and error as :meth:`read` gives them.
+        """
+        return [
+            Edit(site, "replace", self._change(site, part, fills[site]))
+            for site, part in zip(self.sites, mask.split(self.sizes), strict=True)
+        ]
+
+    def _change(self, site: str, mask: Tensor, fill: Any) -> Any:
+        sae = self.dictionaries[site]
+        d_sae, d_in = int(sae.config.d_sae), int(sae.config.d_in)
+        wide = torch.cat([mask[:-1], mask[-1:].expand(d_in)])  # the error is one unit of d_in numbers
+
+        def change(x: Tensor) -> Tensor:
+            code = self.code(site, x)
+            # where a unit is kept the difference is exactly zero, and decoding it too
+            moved = (1 - wide).to(code) * (torch.as_tensor(fill, device=x.device).to(code) - code)
+            back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:]
+            rule = rule_of(sae)
+            return unflatten(flatten(x, rule) + back.to(x), x, rule)
+
+        return change
+
+    def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
+        """As for other units; what is left of a site's latents is one replacement, so no edit is shared."""
+        return [], [
+            self.edits(mask.index_fill(0, torch.tensor([unit], device=mask.device), 0.0), fills) for unit in units
+        ]
+
+    def errors(self) -> Tensor:
+        """1 at the errors and 0 at the latents, [units]."""
+        ends = torch.tensor(self.sizes).cumsum(0) - 1
+        return torch.zeros(self.total).index_fill_(0, ends, 1.0)
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        return list(values.split(self.sizes))
+
+    def counts(self, mask: Tensor) -> list[int]:
+        return [int(part.sum()) for part in mask.split(self.sizes)]
+
+    def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
+        return torch.cat([random_row(size, count, generator) for size, count in zip(self.sizes, counts, strict=True)])
+
+    def names(self, mask: Tensor) -> list[list[Any]]:
+        """The kept latents of each site by number, and ``"error"``."""
+        found = []
+        for part in mask.split(self.sizes):
+            latents: list[Any] = part[:-1].nonzero()[:, 0].tolist()
+            found.append(latents + ["error"] * int(part[-1]))
+        return found

@@ -1,0 +1,243 @@
+"""Circuits of features: the fewest SAE latents that still do what the whole model does (Marks et al. 2024).
+
+At every site with a dictionary the activation is its latents and an error, which is a unit like the others: what a
+circuit owes to it, no feature explains. The control on random weights gets dictionaries of its own, trained on that
+model: latents of another model would leave all of it to the errors, and the error alone would be a faithful circuit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import sae
+from ...interventions.prefix import up_to
+from ...interventions.units import Units
+from ...sae import SAEConfig, SparseAutoencoder
+from ...sae.activations.contexts import TaskContexts, excluded
+from ...sae.activations.flattening import check_rule, latents_at, rule_of
+from ...sae.activations.pools import Streamed
+from ...sae.training import Training, train_grid
+from ...tasks.config import TaskConfig
+from ...utils.errors import MechintError
+from ...utils.options import named, option
+from ...utils.rundir import fingerprint
+from ..base import Analysis
+from ..dictionaries.features import read_features, save_features
+from ..dictionaries.reading import window_of
+from ..dictionaries.stored import load_all, one_for_each_site
+from ..loader import PromptLoader
+from .analyzer import CircuitAnalyzer, summary
+from .bench import Bench, CircuitPlan
+from .feature_units import FeatureUnits
+from .options import CircuitOptions, refuse_without_twins
+from .work import work
+
+NAME, DICTIONARIES = "feature", "sae"
+"""Of this analysis, and of the one whose dictionaries it takes where no other are named."""
+CONTROL_BATCH, CONTROL_BUFFER = 512, 65_536
+"""Activations of a step, and those shuffled together, where dictionaries of the control are trained."""
+
+
+@dataclass(frozen=True)
+class FeatureCircuitConfig(CircuitOptions):
+    """Which dictionaries the units come from; how the circuit is searched and judged."""
+
+    dictionaries: str = option(
+        "", "Directory of dictionaries, or of the analysis that trained them; empty takes those of this experiment"
+    )
+    choose: str = option(
+        "", "Their names or shell patterns, one dictionary a site, by commas; empty takes those that lose least"
+    )
+    flatten: str = option("all", "How the sites' axes are read where a dictionary does not say: all, last or unit:5")
+    exclude: str = option("bos,boundary,padding", "Kinds of token left out of dictionaries and contexts, by commas")
+    control_tokens: int = option(
+        200_000,
+        "Activations that the dictionaries of the random-weights control are trained on; 0 leaves this control out",
+        unit="activations",
+        low=0,
+        high=10**9,
+    )
+    read: int = option(
+        64, "Latents of the circuit, of the highest attribution, whose contexts are read", unit="latents", low=0,
+        high=100_000,
+    )  # fmt: skip
+
+    def plan(self) -> CircuitPlan:
+        own = {field.name for field in fields(CircuitOptions)} & {field.name for field in fields(CircuitPlan)}
+        return CircuitPlan(unit="latent", **{name: getattr(self, name) for name in own})
+
+
+class FeatureCircuitAnalyzer(CircuitAnalyzer):
+    """Circuits of the latents, and the errors, of one dictionary for each of some sites."""
+
+    def __init__(
+        self, model: Any, config: FeatureCircuitConfig, device: str | torch.device = "cpu", **others: Any
+    ) -> None:
+        self.options = config
+        excluded(config.exclude)
+        chosen = one_for_each_site(where(config, others.get("run_dir")), config.choose, config.flatten)
+        self.chosen = {dictionary.config.site: name for name, dictionary in chosen.items()}
+        units = FeatureUnits(model, {d.config.site: d.to(device) for d in chosen.values()})
+        self.digests = {site: digest(dictionary) for site, dictionary in units.dictionaries.items()}
+        others["key"] = fingerprint([others.get("key", ""), self.digests])
+        super().__init__(model, config.plan(), device, units=units, **others)
+        self.features = units
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        results = super().run_analysis(train_loader, val_loader)
+        results["dictionaries"] = [
+            {"site": site, "name": self.chosen[site], "sha256": self.digests[site], "d_sae": int(d.config.d_sae),
+             "flatten": rule_of(d)}
+            for site, d in self.features.dictionaries.items()
+        ]  # fmt: skip
+        self.read(train_loader)
+        return results
+
+    def measure(self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, *others: Any) -> dict[str, Any]:
+        """Every number of a circuit, and how much of it is the errors'."""
+        found = super().measure(bench, loader, scores, mask, *others)
+        errors = self.features.errors().to(mask)
+        parts = {"latents": mask * (1 - errors), "errors": mask * errors, "all_latents": 1 - errors}
+        for name, part in parts.items():
+            found["metrics"][f"faithfulness_{name}"] = self.interval(bench, loader, part) | {
+                "metric": self.config.metric, "ablation": self.config.ablation, "sites": ",".join(self.features.sites)
+            }  # fmt: skip
+        return found
+
+    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+        """Latents of dictionaries as wide and as sparse as ours, trained on the model with random weights."""
+        if not self.options.control_tokens:
+            return None
+        configs = {
+            site: SAEConfig(
+                "batch_topk", d.config.d_in, d.config.d_sae, k=self.active(site, loader), site=site,
+                flatten=rule_of(d), seed=self.seed,
+            )
+            for site, d in self.features.dictionaries.items()
+        }  # fmt: skip
+        states = self.stages.get("random weights dictionaries", lambda: self.train(random, configs, loader))
+        made: dict[str, SparseAutoencoder] = {}
+        for site, config in configs.items():
+            made[site] = sae.make(replace(config, architecture="jumprelu"))  # as BatchTopK is used
+            made[site].load_state_dict(states[site])
+            made[site].to(random.device).requires_grad_(False).eval()
+        return FeatureUnits(random, made)
+
+    @torch.no_grad()
+    def active(self, site: str, loader: PromptLoader) -> int:
+        """Latents of a site's dictionary that are active on an activation of these prompts, on average; at least 1."""
+        counts = [
+            (latents_at(self.features.dictionaries[site], up_to(self.model, batch.tokens, site)[0]) > 0).sum(-1)
+            for batch in loader
+        ]
+        return max(1, round(float(torch.cat([count.flatten() for count in counts]).double().mean())))
+
+    def train(self, model: Any, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
+        """Dictionaries of a model: their tensors by site."""
+        c, rows = self.options, max(len(batch) for batch in loader)
+        contexts = TaskContexts(loader.task, "train", rows, self.seed)
+        pool = max(1, min(c.control_tokens, CONTROL_BUFFER) // (rows * contexts.length))
+        training = Training(tokens=c.control_tokens, batch=min(CONTROL_BATCH, c.control_tokens), seed=self.seed)
+        found = {}
+        for rule in dict.fromkeys(config.flatten for config in configs.values()):
+            mine = {site: config for site, config in configs.items() if config.flatten == rule}
+            pools = Streamed(model, list(mine), contexts, pool, rule, c.exclude)
+            for member in train_grid(mine, pools, training, model.device, title="training for random weights"):
+                found[member.name] = {name: tensor.cpu() for name, tensor in member.sae.state_dict().items()}
+        return found
+
+    def read(self, loader: PromptLoader) -> None:
+        """Writes features/{dictionary}.json: where the circuit's latents fire, and what they raise."""
+        if self.run_dir is None or not self.options.read:
+            return
+        windows = [window_of(batch, loader.task, self.options.exclude) for batch in loader]
+        kept = self.masks_by_site()
+        for site, latents in kept.items():
+            if latents:
+                found = read_features(
+                    self.features.dictionaries[site], self.model, windows, site, loader.task.decode, features=latents
+                )
+                save_features(found, self.run_dir / "features" / f"{self.chosen[site]}.json")
+
+    def masks_by_site(self) -> dict[str, list[int]]:
+        """The circuit's latents that are read, the highest attribution over all sites first chosen; by site."""
+        every = [
+            (-abs(float(score)), site, number)
+            for site in self.features.sites
+            for number, (score, kept) in enumerate(
+                zip(self.masks[site]["importance"][:-1], self.masks[site]["mask"][:-1], strict=True)
+            )
+            if kept
+        ]
+        best = sorted(every)[: self.options.read]
+        return {site: sorted(number for _, where, number in best if where == site) for site in self.features.sites}
+
+
+def digest(dictionary: SparseAutoencoder) -> str:
+    """Hex digest of a dictionary: its weights and what decides how they are used."""
+    c = dictionary.config
+    found = hashlib.sha256(json.dumps([c.architecture, c.k, c.site, rule_of(dictionary)]).encode())
+    for name, tensor in sorted(dictionary.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def where(config: FeatureCircuitConfig, run_dir: str | Path | None) -> str | Path:
+    """The directory of the dictionaries: the one named, or that of the analysis that trained them beside this one."""
+    if config.dictionaries:
+        return config.dictionaries
+    beside = None if run_dir is None else Path(run_dir).parent / DICTIONARIES
+    if beside is None or not beside.is_dir():
+        raise MechintError(
+            f"a circuit of features needs dictionaries; name their directory with {named('feature', 'dictionaries')}"
+        )
+    return beside
+
+
+def lacks(config: FeatureCircuitConfig, chosen: Collection[str]) -> str | None:
+    """Why there will be no dictionaries; None when there will be."""
+    if config.dictionaries or DICTIONARIES in chosen:
+        return None
+    return (
+        f"there are no dictionaries; name their directory with {named('feature', 'dictionaries')}, or switch on the "
+        f"analysis that trains them ({named('', 'sae')}) in the same experiment"
+    )
+
+
+def inputs(config: FeatureCircuitConfig, run_dir: Path) -> dict[str, str]:
+    """Digests of the dictionaries that it takes, by site."""
+    chosen = one_for_each_site(where(config, run_dir), config.choose, config.flatten)
+    return {f"dictionary at {dictionary.config.site}": digest(dictionary) for dictionary in chosen.values()}
+
+
+def refuse(config: FeatureCircuitConfig, task: TaskConfig) -> str | None:
+    try:
+        check_rule(config.flatten)
+        if config.dictionaries:
+            load_all(config.dictionaries)
+    except MechintError as error:
+        return str(error)
+    return refuse_without_twins(config, task)
+
+
+ANALYSIS = Analysis(
+    name=NAME,
+    title="Circuit of features",
+    config=FeatureCircuitConfig,
+    analyzer=FeatureCircuitAnalyzer,
+    families=("mamba", "gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+    lacks=lacks,
+    after=(DICTIONARIES,),
+    inputs=inputs,
+)

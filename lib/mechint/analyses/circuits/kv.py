@@ -1,0 +1,193 @@
+"""KV circuits: the fewest key and value channels, heads or neurons of a transformer that still do its work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...interventions.units import KV_UNITS, Units
+from ...tasks.config import TaskConfig
+from ...utils.errors import MechintError
+from ...utils.options import option
+from ..base import Analysis
+from ..loader import PromptLoader
+from ..options import Source
+from .analyzer import CircuitAnalyzer
+from .analyzer import summary as circuit_summary
+from .bench import CircuitPlan
+from .gates import HOLD
+from .gates_schedules import Temperature
+from .options import EvidenceOptions
+from .work import work
+
+METRIC_NAMES = {"kl_div": "kl"}
+"""Metrics that the options call otherwise than the engine."""
+
+
+@dataclass(frozen=True)
+class KVCircuitConfig(EvidenceOptions, Source):
+    """How the circuit is searched and judged."""
+
+    unit: str = option(
+        "kv",
+        "What is kept or dropped: key and value channels (kv), one sort of channel (k, v, q, o), whole heads, "
+        "MLP neurons, or layers",
+        choices=("kv", "k", "v", "q", "o", "head", "mlp", "layer"),
+    )
+    ablation: str = option(
+        "mean",
+        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    target_metric: str = option(
+        "kl_div",
+        "What the circuit must preserve; gates learn accuracy and perplexity from the loss",
+        choices=("kl_div", "loss", "accuracy", "perplexity", "logit_diff"),
+    )
+    search: str = option(
+        "sparsity",
+        "Drop exactly the target sparsity, find a circuit as small as can be that reaches the target, or keep "
+        "every unit that is worth its penalty",
+        choices=("sparsity", "smallest", "penalty"),
+    )
+    target_sparsity: float = option(
+        0.95, "Share of the units that is dropped, to one unit, for the search 'sparsity'", low=0.0, high=0.9999
+    )
+    target_faithfulness: float = option(
+        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    l1_lambda: float = option(
+        1e-3,
+        "For the search 'penalty', what an open gate costs in units of the metric: the L1 norm of the gates times this "
+        "is added to the loss, and a unit stays that is worth more; for 'sparsity' that norm is fixed, and the penalty "
+        "changes nothing",
+        low=0.0,
+        high=1000.0,
+    )
+    hard_masks: bool = option(
+        False, "Gates exactly open or shut while they learn (straight-through), in place of hard-concrete ones"
+    )
+    steps: int = option(500, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
+    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
+    temp_schedule: str = option(
+        "constant:1.0",
+        "Temperature of the gates over a search: linear:1.0:0.1, exponential:1.0:0.1, cosine:1.0:0.1 or constant:1.0",
+    )
+    sparsity_schedule: str = option(
+        "exponential",
+        "How the sparsity rises: the number of units falls in equal factors, or the sparsity along a line or a cubic",
+        choices=("exponential", "linear", "cubic"),
+    )
+    sparsity_hold: float = option(
+        HOLD,
+        "Share of the steps, the last ones, that are spent at the target sparsity; 0 lets it rise to the end",
+        low=0.0,
+        high=0.9,
+    )
+    precision: str = option(
+        "float32",
+        "Arithmetic of the search; bfloat16 only where the processor has it. What is reported is measured in float32, "
+        "with the cosine between the gradients of the two",
+        choices=("float32", "bfloat16"),
+    )
+    random_circuits: int = option(
+        20,
+        "Random circuits with as many units in each layer, K and V apart, for the control band",
+        unit="circuits",
+        low=2,
+        high=10_000,
+    )
+
+    def plan(self, total: int) -> CircuitPlan:
+        """What the engine is to do with ``total`` units."""
+        return CircuitPlan(
+            unit=self.unit,
+            ablation=self.ablation,
+            metric=METRIC_NAMES.get(self.target_metric, self.target_metric),
+            search="budget" if self.search == "sparsity" else self.search,
+            budget=kept(self.target_sparsity, total),
+            target_faithfulness=self.target_faithfulness,
+            gate="straight_through" if self.hard_masks else "hard_concrete",
+            steps=self.steps,
+            lr=self.lr,
+            seeds=self.seeds,
+            random_circuits=self.random_circuits,
+            removed_units=self.removed_units,
+            bootstrap=self.bootstrap,
+            min_accuracy=self.min_accuracy,
+            budgets=self.sparsity_schedule,
+            temperature=Temperature.parse(self.temp_schedule),
+            hold=self.sparsity_hold,
+            penalty=self.l1_lambda,
+            precision=self.precision,
+        )
+
+
+def kept(sparsity: float, total: int) -> int:
+    """Units left at a sparsity: the nearest number, and never none."""
+    return max(1, round((1 - sparsity) * total))
+
+
+class KVCircuitAnalyzer(CircuitAnalyzer):
+    """Circuits of key and value channels, heads, MLP neurons or layers of a GPT-2 or a Llama."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: KVCircuitConfig,
+        device: str | torch.device = "cpu",
+        **others: Any,
+    ) -> None:
+        units = Units(model, KV_UNITS[config.unit])
+        super().__init__(model, config.plan(units.total), device, units=units, **others)
+        self.asked = config.target_sparsity if config.search == "sparsity" else None
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        results = super().run_analysis(train_loader, val_loader)
+        metrics = results["metrics"]
+        results["sparsity"] = {
+            "asked": self.asked,
+            "achieved": 1 - metrics["units_kept"]["value"] / metrics["units_total"]["value"],
+        }
+        if getattr(self.model.config, "kv_tied", False) and self.config.unit in ("kv", "k", "v"):
+            results["notes"].append(
+                "Keys and values of this model come from one projection; a channel is still kept or dropped as a key "
+                "and as a value separately, where attention reads it."
+            )
+        return results
+
+
+def refuse(config: KVCircuitConfig, task: TaskConfig) -> str | None:
+    """Why this task can't be analysed so, known before anything is loaded."""
+    try:
+        Temperature.parse(config.temp_schedule)
+    except MechintError as error:
+        return str(error)
+    if task.name == "text" and (config.ablation == "counterfactual" or config.target_metric == "logit_diff"):
+        asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
+        return f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl_div"
+    return None
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    lines, metrics, sparsity = circuit_summary(results), results["metrics"], results["sparsity"]
+    asked = "" if sparsity["asked"] is None else f" (asked for: {sparsity['asked']:.2%})"
+    lines.insert(1, f"  sparsity        {sparsity['achieved']:.2%}{asked}")
+    if "units_kept_k" in metrics:
+        lines.insert(1, f"  of them         {metrics['units_kept_k']['value']} K, {metrics['units_kept_v']['value']} V")
+    return lines
+
+
+ANALYSIS = Analysis(
+    name="kv",
+    title="KV circuit",
+    config=KVCircuitConfig,
+    analyzer=KVCircuitAnalyzer,
+    families=("gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+)

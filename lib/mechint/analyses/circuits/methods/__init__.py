@@ -1,0 +1,1 @@
+"""Ways of ranking units for a circuit."""

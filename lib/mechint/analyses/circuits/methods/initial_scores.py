@@ -1,0 +1,122 @@
+"""What a search begins with: attributions, or exact effects of single units where attributions mislead or miss some."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..bench import METRICS, Bench, attribute, cost
+from ..evidence_minimality import removed
+from ..search import start_logits
+
+EXACT_UNITS = 4096
+"""More units than these are not removed one at a time to find an order: that costs a forward for each."""
+
+NOTES = {
+    "attribution": "",
+    "removal": (
+        "Attribution misleads here: of the circuits in its order, signed or by size, none of half the units or fewer "
+        "comes half the way from no unit to the model. Searches begin in the order of the exact effects of removing "
+        "each unit alone, and these are the importances and the order that are called attribution."
+    ),
+    "misled": (
+        "Attribution misleads here: of the circuits in its order, signed or by size, none of half the units or fewer "
+        f"comes half the way from no unit to the model; of more than {EXACT_UNITS} units the exact effects are not "
+        "measured. Another METRIC or ABLATION may be attributed better."
+    ),
+    "needed": (
+        "Attribution misses units here: no circuit of the size asked for, or first found to be enough, in its order, "
+        "signed or by size, comes half the way from no unit to the model. Searches for such a circuit began instead in "
+        "the order of the exact effects of removing each unit alone from the smallest circuit of twice, four times, … "
+        "that size that does, since circuits in this order are better."
+    ),
+}
+
+
+def first_scores(bench: Bench, metric: str, attributed: Tensor | None = None) -> tuple[Tensor, str]:
+    """Scores [units] to begin a search with, and how they were made: a key of :data:`NOTES`.
+
+    Integrated gradients, unless they mislead: a circuit whose parts do harm until all are there (the KL of partial
+    circuits exceeds that of the empty one) has gradients of either sign on the way, and none that ranks its units.
+
+    Args:
+        bench: The discovery prompts.
+        metric: What the search preserves.
+        attributed: What :func:`mechint.analyses.circuits.bench.attribute` gives, where it is known.
+    """
+    scores = attribute(bench, metric) if attributed is None else attributed
+    if not misleads(bench, metric, scores):
+        return scores, "attribution"
+    if bench.units.total > EXACT_UNITS:
+        return scores, "misled"
+    return removal_effects(bench, metric), "removal"
+
+
+def misleads(bench: Bench, metric: str, scores: Tensor) -> bool:
+    """Whether no circuit of 1/2, 1/4, … of the units in these orders, signed or by size, costs half of what none does.
+
+    On the compiled models the best such circuit costs either nothing or 98 % and more.
+    """
+    size = bench.units.total // 2
+    while size:
+        if half_way(bench, metric, scores, size) is not None:
+            return False
+        size //= 2
+    return True
+
+
+def half_way(bench: Bench, metric: str, scores: Tensor, size: int) -> Tensor | None:
+    """These scores, or their sizes, if the circuit of ``size`` units in that order costs less than half of what none
+    does: the first that does; None where neither does."""
+    nothing = cost(bench, metric, torch.zeros_like(scores))
+    for order in (scores, scores.abs()):
+        if cost(bench, metric, bench.units.top(start_logits(order), size)) < 0.5 * nothing:
+            return order
+    return None
+
+
+def needed_first(bench: Bench, metric: str, scores: Tensor, size: int) -> list[Tensor]:
+    """A further order to begin a search for ``size`` units in, as ranks [units]; none where the scores' own will do.
+
+    Where something is decided by flat steps (saturated attention, thresholds), a unit that all depends on can have
+    no gradient on any part of the way. It is then just below those that have some, so a larger circuit has it, and
+    removing it from that one shows what it is worth. Units outside that circuit come last, in the scores' order.
+
+    Args:
+        bench, metric, scores: As in :func:`first_scores`, and what that gave.
+        size: Of the circuit that is searched for. Of a size that no circuit is good at, this says nothing of the
+            scores: it is to be asked for, or known to suffice.
+    """
+    size = min(size, bench.units.total)
+    order, larger = half_way(bench, metric, scores, size), size
+    if order is not None:
+        return []
+    while order is None and larger < bench.units.total:
+        larger = min(2 * larger, bench.units.total)
+        order = half_way(bench, metric, scores, larger)
+    if order is None or larger > EXACT_UNITS:
+        return []
+    ascending = torch.sort(start_logits(order), stable=True).indices
+    inside = ascending[-larger:]
+    effects = removal_effects(bench, metric, inside.sort().values)
+    ranked = torch.cat([ascending[:-larger], inside[torch.sort(effects[inside], stable=True).indices]])
+    ranks = torch.empty_like(scores)
+    ranks[ranked] = torch.arange(len(scores), device=scores.device, dtype=scores.dtype)
+    return [ranks]
+
+
+def removal_effects(bench: Bench, metric: str, inside: Tensor | None = None) -> Tensor:
+    """How far a circuit without each of its units alone is from the model, in what gates learn from, [units].
+
+    Args:
+        bench, metric: As in :func:`first_scores`.
+        inside: Numbers of the circuit's units; all of the model's by default. Others have 0.
+    """
+    column = METRICS[metric].learn
+    effects = torch.zeros(bench.units.total, device=bench.batches[0].tokens.device)
+    inside = torch.arange(len(effects), device=effects.device) if inside is None else inside
+    values = removed(bench, effects.index_fill(0, inside, 1.0), inside.tolist(), column)
+    if column != "kl":
+        values = (values - bench.ends[0][column].unsqueeze(1)).square()
+    effects[inside] = values.mean(0).to(effects)
+    return effects

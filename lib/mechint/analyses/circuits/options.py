@@ -1,0 +1,91 @@
+"""Options that analyses of circuits share, whatever their units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...tasks.config import TaskConfig
+from ...utils.options import option
+from .gates import HOLD
+
+
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """What a circuit is found and measured on, and how often."""
+
+    prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(
+        256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
+    )
+    seeds: int = option(
+        3, "Searches with different seeds, for the stability of the circuit", unit="searches", low=1, high=100
+    )
+    random_circuits: int = option(
+        20, "Random circuits of the same size and layers, for the control band", unit="circuits", low=2, high=10_000
+    )
+    removed_units: int = option(
+        64,
+        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
+        "random; 0 for none",
+        unit="units",
+        low=0,
+        high=1_000_000,
+    )
+    bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
+    min_accuracy: float = option(
+        0.5,
+        "Accuracy below which the model has no circuit for the task and the analysis is refused; not used for text",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class CircuitOptions(EvidenceOptions):
+    """How a circuit is searched and judged."""
+
+    budgets = "exponential"
+    temperature = None
+    hold = HOLD
+    precision = "float32"
+    """Not options here: as :class:`mechint.analyses.circuits.bench.CircuitPlan` has them."""
+
+    ablation: str = option(
+        "mean",
+        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    metric: str = option(
+        "kl",
+        "What the circuit must preserve: KL to the full model, logit difference to the twin's answer, log-probability "
+        "of the answer, or loss",
+        choices=("kl", "logit_diff", "answer_logprob", "loss"),
+    )
+    search: str = option(
+        "smallest",
+        "Find a circuit as small as can be that reaches the target faithfulness, or the best one of the budget's size",
+        choices=("smallest", "budget"),
+    )
+    budget: int = option(
+        16, "Units the circuit keeps, exactly, for the search 'budget'", unit="units", low=1, high=10_000_000
+    )
+    target_faithfulness: float = option(
+        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    gate: str = option(
+        "hard_concrete",
+        "Gates of the search: hard-concrete (Louizos et al. 2018) or straight-through",
+        choices=("hard_concrete", "straight_through"),
+    )
+    steps: int = option(100, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
+    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
+
+
+def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None:
+    """Why plain text, which has no counterfactual twins, can't be analysed so; None when it can."""
+    if task.name == "text" and (config.ablation == "counterfactual" or config.metric == "logit_diff"):
+        asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
+        return (
+            f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl or loss"
+        )
+    return None

@@ -1,0 +1,204 @@
+"""The search for a circuit: gates on every unit, learned under a budget that falls to the size that is asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import MechintError
+from ...utils.progress import Progress
+from .bench import Bench, cost, loss_of
+from .gates import GATES, HOLD, budget_at, ramp_at
+from .gates_schedules import Temperature
+
+
+class NotFinite(MechintError):
+    """A search's loss or gradient is not finite."""
+
+
+class Search:
+    """One learned circuit: gates on every unit, trained under a budget that falls from all units to ``target``.
+
+    Args:
+        bench: The discovery prompts; one batch is used for each step, in a new order each round.
+        metric: What to preserve.
+        scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whichever has the
+            better circuits (:meth:`way_cost`). To *preserve* a metric, units that lower it can be needed as much as
+            those that raise it, and where the KL of partial circuits exceeds that of the empty one, units of the
+            circuit have negative scores.
+        gate, steps, lr, seed: As the options of the analysis say.
+        target: Units to keep in the end.
+        budgets: How the budget falls, of :data:`mechint.analyses.circuits.gates.BUDGETS`.
+        temperature: Of the gates over the steps.
+        penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
+            (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``budgets`` says. The circuit is then the
+            units whose gates end up open, and ``target`` only the size at which the start is chosen.
+        others: Further scores [units] whose orders it may start in: :func:`.initial_scores.needed_first`.
+        hold: Share of the steps, the last ones, for which the budget is the target.
+    """
+
+    def __init__(
+        self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
+        budgets: str = "exponential", temperature: Temperature | None = None, penalty: float | None = None,
+        others: Sequence[Tensor] = (), hold: float = HOLD,
+    ) -> None:  # fmt: skip
+        self.hold = hold
+        self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
+        self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
+        # of equally good ones the first, which is the signed order
+        starts = [start_logits(order) for order in (scores, scores.abs(), *others)]
+        self.start = min(starts, key=self.way_cost)
+        self.began_elsewhere = not any(self.start is own for own in starts[:2])
+        """Whether it starts in the order of one of ``others``."""
+        if penalty is not None:  # almost all open, in the same order
+            self.start = MOSTLY_OPEN + 0.25 * self.start
+        self.logits = self.start.clone().requires_grad_()
+        self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.masks: dict[int, Tensor] = {}
+        """Circuits of other sizes, kept at the step when the budget passed them."""
+        self.went_back = False
+        """Whether the search ended with nothing better than the order it began with."""
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on after a kill."""
+        return {
+            "step": self.step,
+            "logits": self.logits.detach().clone(),
+            "optimiser": copy.deepcopy(self.optimiser.state_dict()),
+            "history": list(self.history),
+            "masks": dict(self.masks),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.history, self.masks = state["step"], list(state["history"]), dict(state["masks"])
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def advance(self) -> float:
+        """One step; returns its loss. Randomness is a function of the seed and the step alone."""
+        index, warmth = self._batch(), self.temperature.at(self.step, self.steps) if self.temperature else 1.0
+        wanted, price, budget = self._pressure(self.logits / warmth)
+        gates = self.gate(
+            self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        )
+        loss, metric = loss_of(self.bench, self.metric, index, gates)
+        loss = loss + price
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        assert self.logits.grad is not None  # of the backward before
+        if not (torch.isfinite(loss) and torch.isfinite(self.logits.grad).all()):
+            raise NotFinite(
+                f"the search's loss or its gradient is not finite at step {self.step}; lower the learning rate "
+                f"{self.lr:g}, or look at the size of the model's logits"
+            )
+        self.optimiser.step()
+        self.history.append(
+            {
+                "step": self.step,
+                "loss": float(loss.detach()),
+                "metric": metric,
+                "budget": budget,
+                "kept": int((gates.detach() > 0).sum()),
+                **({"temperature": warmth} if self.temperature else {}),
+            }
+        )
+        self.step += 1
+        return float(loss.detach())
+
+    def _pressure(self, logits: Tensor) -> tuple[float | None, Tensor | float, float]:
+        """What makes the circuit small at this step: a budget, or a price to add; and how many gates are expected open.
+
+        Without a penalty yet, all are open: step 0 is the model to the bit.
+        """
+        total = self.bench.units.total
+        if self.penalty is None:
+            budget = budget_at(self.step, self.steps, total, self.target, self.budgets, self.hold)
+            return budget, 0.0, budget
+        ramp = ramp_at(self.step, self.steps, total, self.budgets, self.hold)
+        expected = torch.sigmoid(logits).sum()
+        return total if ramp == 0 else None, self.penalty * ramp * expected, float(expected.detach())
+
+    def _batch(self) -> int:
+        """Batches in a fresh order each round, so that every prompt is used before any is used again."""
+        count = len(self.bench.batches)
+        generator = torch.Generator().manual_seed(self.seed * 7919 + self.step // count)
+        return int(torch.randperm(count, generator=generator)[self.step % count])
+
+    def mask(self, count: int | None = None) -> Tensor:
+        """The exact circuit of the target size, or of another one, as the logits rank the units now."""
+        return self.bench.units.top(self.logits.detach(), count or self.target)
+
+    @torch.no_grad()
+    def settle(self) -> bool:
+        """Goes back to the order that the search began with, if its circuit is the better one on all prompts.
+
+        A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
+
+        Returns:
+            Whether it went back.
+        """
+        back = self.start_cost(self.start) < cost(self.bench, self.metric, self.mask())
+        if back:
+            self.logits.copy_(self.start)
+        return back
+
+    def start_cost(self, logits: Tensor, times: int = 1) -> float:
+        """The cost of the circuit of the target size, or of some times that, that an order begins with."""
+        units = self.bench.units
+        return cost(self.bench, self.metric, units.top(logits, min(times * self.target, units.total)))
+
+    def way_cost(self, logits: Tensor) -> float:
+        """The mean cost of an order's circuits where the choice is made: of once, twice and four times the target size.
+
+        An order that misses a unit of the target's circuit by little has it in the next one; one that has it last of
+        all does not.
+        """
+        return sum(self.start_cost(logits, times) for times in (1, 2, 4)) / 3
+
+    def run(
+        self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
+    ) -> dict[int, Tensor]:
+        """Trains to the end, and settles.
+
+        Args:
+            title: For the progress bar.
+            snapshots: Sizes whose circuit is wanted from the moment when the budget passed them.
+            save: Called after every step.
+
+        Returns:
+            The mask [units] of each snapshot size and of the target.
+        """
+        wanted = sorted(snapshots or [], reverse=True)
+        with Progress(title, self.steps) as progress:
+            progress.skip_to(self.step)
+            while self.step < self.steps:
+                loss = self.advance()
+                budget = self.history[-1]["budget"]
+                for size in wanted:
+                    if size not in self.masks and budget <= size * 1.0001:
+                        self.masks[size] = self.mask(size)
+                progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
+                if save is not None:
+                    save()
+        if self.penalty is not None:
+            self.target = max(1, int((self.logits.detach() > 0).sum()))
+        self.went_back = self.settle()
+        return {**self.masks, self.target: self.mask()}
+
+
+MOSTLY_OPEN = 3.0
+"""Where logits of gates without a budget begin: σ(3) = 0.95."""
+
+
+def start_logits(scores: Tensor) -> Tensor:
+    """Logits in the order of the scores, spread as a standard normal sample: their ranks through its quantiles."""
+    ranks = torch.empty_like(scores)
+    ranks[torch.sort(scores, stable=True).indices] = torch.arange(len(scores), device=scores.device, dtype=scores.dtype)
+    return torch.special.ndtri((ranks + 0.5) / len(scores))

@@ -1,0 +1,87 @@
+"""A finished circuit, read back onto a model: its own, another training run's, or another step's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.units import FAMILY_UNITS, UnitKind, Units, unit_kinds
+from ...utils.errors import MechintError
+from .results import load_results, read_masks
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Which units are kept.
+
+    Attributes:
+        units: All units of the model.
+        mask: [units], 1 for those that are kept.
+        ablation: What replaced the others when the circuit was found.
+    """
+
+    units: Units
+    mask: Tensor
+    ablation: str
+
+    def edits(self, fills: dict[str, Any] | None = None) -> list[Edit]:
+        """The edits that leave the circuit alone, for :func:`mechint.run`, ``generate`` and sweeps.
+
+        Args:
+            fills: What replaces dropped units, as :meth:`.Ablation.fills` gives it for some prompts;
+                None for zeros.
+        """
+        return self.units.edits(self.mask, dict.fromkeys(self.units.sites, 0.0) if fills is None else fills)
+
+
+def load_circuit(run_dir: str | Path, model: Any) -> Circuit:
+    """Reads the circuit of a finished analysis for a model of the same shape, whatever its weights.
+
+    >>> circuit = load_circuit("mechint_analysis_kv", model)
+    >>> mechint.run(model, tokens, edits=circuit.edits()).logits  # with every other unit zero
+
+    Args:
+        run_dir: Holds results.json and final_masks.pt, or is that file.
+        model: A loaded model.
+
+    Raises:
+        MechintError: files are missing or broken, the units are another family's, or layers or the units of a layer
+            (heads, their dimensions) are not the model's.
+    """
+    directory = Path(run_dir).parent if Path(run_dir).name == "final_masks.pt" else Path(run_dir)
+    results, path = load_results(directory), directory / "final_masks.pt"
+    kind, theirs = unit_kinds(model).get(results.raw["unit"]), results.raw["model"].get("family")
+    if results.raw["unit"] == "latent":
+        raise MechintError(
+            f"{path} is a circuit of features, whose units need their dictionaries: read its masks into "
+            "mechint.analyses.circuits.feature_units.FeatureUnits"
+        )
+    if kind is None or FAMILY_UNITS.get(str(theirs)) is not unit_kinds(model):
+        raise MechintError(
+            f"{path} is a circuit of the unit {results.raw['unit']!r} of a {theirs}, and {model.source} is a "
+            f"{model.config.family}; name a circuit of this family"
+        )
+    units, masks = Units(model, kind), read_masks(path)
+    shapes = [tuple(entry["mask"].shape) for entry in masks.values()]
+    if shapes != [units.shape] * units.layers:
+        raise MechintError(
+            f"{path} has {_described(shapes, kind)}, and {model.source} has "
+            f"{_described([units.shape] * units.layers, kind)}; name a circuit of a model of this shape"
+        )
+    device = next(model.parameters()).device
+    mask = torch.cat([masks[f"layers.{layer}"]["mask"].flatten() for layer in range(units.layers)])
+    return Circuit(units, mask.to(device, torch.float32), str(results.raw["ablation"]))
+
+
+def _described(shapes: list[tuple[int, ...]], kind: UnitKind) -> str:
+    """``2 layers of 2 x 3 x 4 (K and V, heads, dimensions)``."""
+    each = " or ".join(" x ".join(map(str, shape)) for shape in sorted(set(shapes)))
+    axes = ["K and V"] if kind.apart else []
+    if kind.sites[0] in ("k", "v", "q", "head_out"):
+        axes += ["heads", "dimensions"] if kind.blocks[0].axes is None else ["heads"]
+    return f"{len(shapes)} layers of {each} {kind.several}" + (f" ({', '.join(axes)})" if axes else "")

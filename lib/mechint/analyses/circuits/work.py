@@ -1,0 +1,120 @@
+"""All work of a study of one circuit: in words for a dry run, and in seconds once a batch of prompts was timed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from .bench import Bench, loss_of
+from .methods.initial_scores import EXACT_UNITS
+from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
+
+PRUNINGS = 2
+"""Of the circuit, and of the one on random weights."""
+SIZES = 11
+"""Of the faithfulness curve, and the circuit's own."""
+SETS = 14
+"""Sets of units that minimality removes at the most, about."""
+TRIES = 4
+QUIET = 5.0
+"""Seconds of work that nobody needs to be told of."""
+
+
+def searches(config: Any) -> int:
+    """About how many searches there are; one that descends through all sizes is worth two."""
+    return int(config.seeds) + 3 + (5 if config.search == "smallest" else 0)
+
+
+def held_out(config: Any) -> int:
+    """About how many circuits are measured on the held-out prompts."""
+    return SIZES * (2 + int(config.random_circuits)) + 4
+
+
+def work(config: Any, asked: Any = None) -> str:
+    """All work with its upper bounds, for a dry run.
+
+    Args:
+        config: The options, or a plan, of the study.
+        asked: What says how many prompts there are, where that is not ``config``.
+    """
+    asked = config if asked is None else asked
+    return (
+        f"about {searches(config)} searches of {config.steps} steps; where attribution misleads up to {EXACT_UNITS:,} "
+        f"units removed one at a time to begin them with, on trained and on random weights; {PRUNINGS} prunings of at "
+        f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {asked.prompts} prompts "
+        f"({SMALL_EVALUATIONS:,} in models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then "
+        f"about {held_out(config)} evaluations, up to {config.removed_units:,} removals of single units and {SETS} of "
+        f"sets of them on {asked.eval_prompts} prompts. How many seconds that takes is said once a batch was timed, "
+        "where the run starts"
+    )
+
+
+def timed(bench: Bench, metric: str) -> tuple[float, float]:
+    """Seconds of a step of a search, and of a forward, on the first batch: the shortest of a few, for a machine that
+    does other things as well."""
+    gates = torch.full((bench.units.total,), 0.5, device=bench.batches[0].tokens.device, requires_grad=True)
+
+    def step() -> None:
+        loss, _ = loss_of(bench, metric, 0, gates)
+        torch.autograd.grad(loss, gates)
+
+    def forward() -> None:
+        with torch.no_grad():
+            float(bench.values(0, gates)["kl"].sum())
+
+    seconds = []
+    for each in (step, forward):
+        tries = []
+        for _ in range(TRIES):
+            start = time.perf_counter()
+            each()
+            tries.append(time.perf_counter() - start)
+        seconds.append(min(tries))
+    return seconds[0], seconds[1]
+
+
+def estimate(config: Any, total: int, batches: tuple[int, int], step: float, forward: float) -> tuple[float, float]:
+    """Seconds of all work, and of what is added where attribution misleads.
+
+    Args:
+        config: The options, or a plan, of the study.
+        total: Units of the model.
+        batches: Of the discovery and of the held-out prompts.
+        step, forward: Seconds of a step of a search, and of a forward, on one batch.
+    """
+    discovery, evaluation = batches
+    learning = (searches(config) * config.steps + 2 * 5 * discovery) * step  # 2 attributions of 5 points
+    measured = PRUNINGS * evaluations(total, config.steps) + 2 * SIZES + 8 * searches(config)
+    held = held_out(config) + min(config.removed_units, total) + SETS
+    misled = 2 * min(total, EXACT_UNITS) * discovery * forward
+    return learning + (measured * discovery + held * evaluation) * forward, misled
+
+
+def announce(config: Any, bench: Bench, evaluation: int) -> None:
+    """Says on standard error how long all work is going to take, unless it is a moment. It is in no result.
+
+    Args:
+        config: As in :func:`estimate`.
+        bench: The discovery prompts.
+        evaluation: Batches of held-out prompts.
+    """
+    whole, misled = estimate(
+        config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config.metric)
+    )  # fmt: skip
+    if whole > QUIET:
+        print(
+            f"about {in_time(whole)} in all, by a timed batch: searches, prunings, evaluations and removals; where "
+            f"attribution misleads up to {in_time(misled)} more",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def in_time(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

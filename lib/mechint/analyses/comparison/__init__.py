@@ -1,0 +1,1 @@
+"""Models beside each other: memory, spectra, influence over time and cost."""

@@ -1,0 +1,151 @@
+"""The figures of profiles and of their comparison, on common axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...report import style
+from ...report.values import Value
+from .differences import ALPHA, CURVES, ROLES, Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def depth(layers: int) -> list[float]:
+    """Layers from 0 (the first) to 1 (the last), so that models of other depth share an axis."""
+    return [i / max(1, layers - 1) for i in range(layers)]
+
+
+def profile_figure(target: Figure, raw: dict[str, Any]) -> None:
+    axes = target.subplots(2, 4).flatten()
+    for place, (name, text) in zip(axes, CURVES.items(), strict=False):
+        entries = raw["curves"][name]
+        points = [Value(*(entry[key] for key in ("value", "low", "high", "n"))) for entry in entries]
+        style.band(place, range(len(points)), points, style.BLUE, name)
+        layer_axis(place, len(points))
+        place.set_title(text, fontsize=8)
+    place = axes[-1]
+    for colour, site in zip(style.CYCLE, dict.fromkeys(cell["site"] for cell in raw["sparsity"]), strict=False):
+        cells = [cell for cell in raw["sparsity"] if cell["site"] == site]
+        points = [Value(*(c["measures"]["gini"][key] for key in ("value", "low", "high", "n"))) for c in cells]
+        style.band(place, [c["layer"] for c in cells], points, colour, site)
+    layer_axis(place, len(raw["cka"]))
+    place.set_title("Gini of activations", fontsize=9)
+    place.legend(fontsize=7)
+    target.suptitle(f"Profile: {raw['label']}")
+
+
+def layer_axis(place: Axes, layers: int) -> None:
+    place.set_xticks(range(0, layers, -(-layers // 12)))
+    place.set_xlim(-0.3, layers - 0.7)
+    place.set_xlabel("layer")
+
+
+def cka_figure(target: Figure, found: list[Group]) -> None:
+    axes = target.subplots(1, len(found), squeeze=False)[0]
+    for place, group in zip(axes, found, strict=True):
+        every = [[[cell["value"] for cell in row] for row in study.raw["cka"]] for study in group.studies]
+        image = place.imshow(np.mean(every, 0), cmap="viridis", vmin=0, vmax=1)
+        layers = len(every[0])
+        for axis in (place.xaxis, place.yaxis):
+            axis.set_ticks(range(0, layers, -(-layers // 12)))
+            axis.set_label_text("layer")
+        place.grid(False)
+        place.set_title(group.label, fontsize=8)
+    target.colorbar(image, ax=list(axes), label="linear CKA")
+
+
+def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> None:
+    """Loss, memory, time; seven curves by depth; Gini at the matched sites."""
+    axes = target.subplots(4, 3).flatten()
+    colours = dict(zip((group.label for group in found), style.CYCLE * 9, strict=False))
+    loss_panel(axes[0], found, colours)
+    for group in found:
+        memory = [m for m in group.studies[0].raw["memory"] if m["bytes"] is not None]
+        axes[1].plot(
+            [m["length"] for m in memory], [m["bytes"] for m in memory], color=colours[group.label], marker="."
+        )
+    log_log(axes[1], "tokens", "bytes", "memory of a prompt")
+    for group, runs in zip(found, timed, strict=True):
+        for run in (run for run in runs if run):
+            x = [entry["length"] for entry in run]
+            axes[2].plot(x, [e["seconds"][0] * 1e3 for e in run], color=colours[group.label], marker=".", alpha=0.7)
+    log_log(axes[2], "tokens", "ms", "measured forward")
+    if not any(run for runs in timed for run in runs):
+        axes[2].text(0.5, 0.5, "not measured", transform=axes[2].transAxes, ha="center", color=style.GREY)
+    for place, (name, text) in zip(axes[3:], CURVES.items(), strict=False):
+        lines(place, found, colours, lambda study, name=name: [e["value"] for e in study.raw["curves"][name]])
+        place.set_title(text, fontsize=9)
+        if name == "stream_norm":
+            place.set_yscale("log")
+    for place, role in zip(axes[10:], ("read", "added"), strict=True):
+        lines(place, found, colours, lambda study, role=role: by_role(study, role))
+        place.set_title(f"Gini, {ROLES[role]}", fontsize=9)
+    handles = [axes[1].lines[k] for k in range(len(found))]
+    target.legend(handles, [group.label for group in found], loc="outside lower center", ncols=min(3, len(found)))
+    target.suptitle("Models side by side: a line for each seed")
+
+
+def by_role(study: Any, role: str) -> list[float]:
+    """Gini by layer, the mean over the sites of a role."""
+    cells = [cell for cell in study.raw["sparsity"] if cell["role"] == role]
+    layers = sorted({cell["layer"] for cell in cells})
+    return [float(np.mean([c["measures"]["gini"]["value"] for c in cells if c["layer"] == i])) for i in layers]
+
+
+def loss_panel(place: Axes, found: list[Group], colours: dict[str, str]) -> None:
+    for k, group in enumerate(found):
+        for j, study in enumerate(group.studies):
+            entry = study.raw["metrics"]["bits_per_byte"]
+            x = k + 0.14 * (j - (len(group.studies) - 1) / 2)
+            style.dot(
+                place,
+                x,
+                Value(*(entry[key] for key in ("value", "low", "high", "n"))),
+                colours[group.label],
+                "",
+                "o",
+                4,
+            )
+    place.set_xticks(range(len(found)), [group.label.split(",")[0] for group in found])
+    place.set_xlim(-0.6, len(found) - 0.4)
+    place.set_title("loss (bits per byte)", fontsize=9)
+
+
+def log_log(place: Axes, x: str, y: str, title: str) -> None:
+    place.set_xscale("log")
+    place.set_yscale("log")
+    place.set_xlabel(x)
+    place.set_ylabel(y)
+    place.set_title(title, fontsize=9)
+
+
+def lines(place: Axes, found: list[Group], colours: dict[str, str], read: Any) -> None:
+    for group in found:
+        for study in group.studies:
+            values = read(study)
+            place.plot(depth(len(values)), values, color=colours[group.label], marker=".", alpha=0.75, linewidth=1.2)
+    place.set_xlim(-0.08, 1.08)
+    place.set_xticks([0, 0.5, 1], ["first", "depth", "last"])
+
+
+def differences_figure(target: Figure, pair: dict[str, Any]) -> None:
+    """Every difference as a share of the larger mean, with its interval."""
+    place = target.subplots()
+    rows = pair["rows"]
+    place.axvline(0, color=style.GREY, linewidth=0.8)
+    for k, row in enumerate(rows):
+        scale = max(abs(row[pair["one"]]), abs(row[pair["other"]])) or 1.0
+        value, low, high = (row["difference"][key] / scale for key in ("value", "low", "high"))
+        colour = style.BLUE if row.get("p_adjusted", 1.0) <= ALPHA else style.GREY
+        place.errorbar(value, k, xerr=[[value - low], [high - value]], color=colour, marker="o", markersize=4,
+                       elinewidth=1.2, linestyle="none")  # fmt: skip
+    place.set_yticks(range(len(rows)), [row["meaning"] for row in rows])
+    place.set_ylim(len(rows) - 0.5, -0.5)
+    place.set_xlim(-1.6, 1.6)
+    place.set_xlabel("difference, as a share of the larger mean (intervals beyond the frame are cut)")
+    target.suptitle(f"{pair['one']}  less  {pair['other']}", fontsize=10)

@@ -1,0 +1,342 @@
+"""The report of one model's profile, and the page that lays several side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...report import markdown, style
+from ...report.along import MOST, write_along
+from ...report.content import Content, Section, Study, between, figure, load_study, write_study
+from ...report.control import control_figure, control_findings, control_sections
+from ...report.finished import valid
+from ...report.members import Warned, gathered, member_html, member_markdown
+from ...report.page import bullets, card, cards, checks, page, picture
+from ...report.page import table as html_table
+from ...report.words import number
+from ...utils.errors import MechintError
+from ...utils.files import read_json, write_json, write_text
+from ..circuits.pages.compare import run_names
+from .differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
+from .figures import cka_figure, comparison_figure, differences_figure, profile_figure
+from .runs import at_best_rates, last_of_each, profile_tracks, several_steps
+
+TIMES = "efficiency_measured.json"
+COUNTS = {
+    "parameters": "parameters", "parameters_without_embeddings": "without embeddings", "parameters_active": "active",
+    "flops_per_token": "FLOPs for each token", "bytes_per_generated_token": "bytes read for a generated token",
+}  # fmt: skip
+
+
+def write_profile(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+    """Writes profile.png, profile_map_cka.png, profile_report.md and report.html of one model."""
+    study = load_study(run_dir, "compare")
+    raw = study.raw
+    figures = [
+        figure(
+            "profile.png", "Layer by layer, with 95 % intervals; last: Gini of activations at matched "
+            "sites.", (11.0, 6.6),
+            profile_figure, raw,
+        ),
+        figure("profile_map_cka.png", "Linear CKA of the stream behind every two layers.", (4.6, 3.8), cka_figure,
+               [Group(raw["label"], [study])], narrow=True),
+    ]  # fmt: skip
+    metrics = raw["metrics"]
+    top = [
+        ("Loss", number(metrics["loss"]["value"], 4), f"nats per token {between(metrics['loss'], 4)}"),
+        ("Bits per byte", number(metrics["bits_per_byte"]["value"], 4), f"{raw['bytes_per_token']:.3g} bytes "
+            f"per token"),
+        ("Parameters", number(metrics["parameters"]["value"]),
+         f"{number(metrics['parameters_without_embeddings']['value'])} without embeddings"),
+        ("MFLOP for each token", number(metrics["flops_per_token"]["value"] / 1e6, 3), "at the prompts' length"),
+    ]  # fmt: skip
+    found = [
+        (True, f"One model: {raw['label']}. Several checkpoints are compared."),
+        *control_findings(raw.get("control")),
+    ]
+    figures += control_figure("profile_random_weights.png", raw.get("control"))
+    return write_study(study, Content(top, found, sections(study), figures), "profile_report.md", heatmaps, curves)
+
+
+def sections(study: Study) -> list[Section]:
+    raw = study.raw
+    rows = [(COUNTS[name], number(raw["metrics"][name]["value"])) for name in EXACT]
+    layers = range(len(raw["curves"]["update"]))
+    curve = [(text, *(between(raw["curves"][name][i]) for i in layers)) for name, text in CURVES.items()]
+    memory = [(number(entry["length"]), said(entry["bytes"])) for entry in raw["memory"]]
+    timed = [
+        (number(t["length"]), f"{t['seconds'][0] * 1e3:.3g}", f"{t['next_token_seconds'][0] * 1e3:.3g}",
+         f"{t['peak_bytes'] / 2**20:.3g}")
+        for t in times(study)
+    ]  # fmt: skip
+    found = [
+        Section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
+        Section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
+                range(1, 1 + len(layers)), len(layers) > 6),
+        Section("Sparsity: P50", "Median over units of their variance over tokens, as a multiple of its mean; and the "
+                "Gini index of activations, which is higher where they are sparser.", ("layer", "site", "P50", "Gini"),
+                [(str(c["layer"]), c["site"], between(c["percentiles"]["p50"]) if c.get("percentiles") else "–",
+                  between(c["measures"]["gini"])) for c in raw["sparsity"]], (0, 2, 3), len(raw["sparsity"]) > 12),
+        Section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
+                                      "length.", ("tokens", "bytes"), memory,
+                (0, 1)),
+    ]  # fmt: skip
+    if timed:
+        text = "Medians of repeated forwards on this machine; other work on it slows them."
+        header = ("tokens", "forward, P50 (ms)", "one token more, P50 (ms)", "peak of a forward (MiB)")
+        found.append(Section("Measured", text, header, timed, range(4)))
+    return [*found, *control_sections(raw.get("control"))]
+
+
+def said(count: int | None) -> str:
+    """A number, or a dash for a length that the model cannot have."""
+    return "–" if count is None else number(count)
+
+
+def times(study: Study) -> list[dict[str, Any]]:
+    """What was timed, where it was."""
+    path = study.directory / TIMES
+    with valid(path):
+        return list(read_json(path)["measured"]) if path.exists() else []
+
+
+# ---- several models ------------------------------------------------------------------------------------------------
+
+
+def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+    """Writes comparison.json, comparison*.png, comparison.md and comparison.html of the profiles.
+
+    Groups of one family and size are compared, in the order given, with one profile of each training run, at the best
+    of the learning rates that were tried; more than a dozen checkpoints of training runs are shown along their steps.
+
+    Raises:
+        MechintError: fewer than two profiles, profiles of different tasks, or one that can't be read.
+    """
+    studies = [load_study(run_dir, "compare") for run_dir in run_dirs]
+    if len(studies) < 2:
+        raise MechintError(f"a comparison needs at least two finished runs; got {len(studies)}")
+    names, notes = comparable(studies)
+    output = Path(output_dir)
+    said = run_names([study.directory for study in studies])
+    warned = gathered(said, (map(str, study.raw["notes"]) for study in studies))
+    labels = {study.raw["label"] for study in studies}
+    if len(studies) > MOST and (several_steps(studies) or len(labels) > MOST):
+        raws, directories = [study.raw for study in studies], [study.directory for study in studies]
+        tracks = profile_tracks(studies, names)
+        return write_along(output, "Model comparison", raws, directories, said, tracks, warned, notes)
+    kept, of_runs = last_of_each(studies)
+    kept, of_rates = at_best_rates(kept)
+    found = groups(kept)
+    pairs = every_pair(found, names)
+    notes += [*of_rates, *of_runs, *remarks(found)]
+    findings = [finding for pair in pairs for finding in verdicts(pair)]
+    written = [write_json(output / "comparison.json", data(studies, said, output, pairs, notes, findings, warned))]
+    timed = [[times(study) for study in group.studies] for group in found]
+    plots = [
+        ("comparison.png", (11.0, 9.2), lambda f: comparison_figure(f, found, timed),
+         "Every model on common axes, a line for each seed; layers by their depth. Memory is that of a prompt's "
+         "state, or "
+         "keys and values."),
+        ("comparison_map_cka.png", (1.0 + 3.6 * len(found), 3.6), lambda f: cka_figure(f, found),
+         "Linear CKA of the stream behind every two layers, means over seeds."),
+        *((f"comparison_differences{'' if len(pairs) == 1 else f'_{k}'}.png", (8.6, 1.6 + 0.24 * len(pair["rows"])),
+           lambda f, pair=pair: differences_figure(f, pair),
+           f"{pair['one']} less {pair['other']}, as a share of the larger of the two means, with 95 % intervals "
+           f"({pair['how']}). Blue: p ≤ {ALPHA:g}, adjusted for all rows (Holm).") for k, pair in enumerate(pairs)),
+    ]  # fmt: skip
+    figures = [(style.save_figure(output / name, size, draw), caption) for name, size, draw, caption in plots]
+    written += [path for path, _ in figures]
+    tables = [*(pair_table(pair) for pair in pairs), costs_table(found), *times_table(found, timed)]
+    tables.append(runs_table(studies, said))
+    members = warned, len(studies)
+    written.append(write_text(output / "comparison.md", as_markdown(findings, tables, figures, notes, members)))
+    return [*written, write_text(output / "comparison.html", as_html(found, findings, tables, figures, notes, members))]
+
+
+def remarks(found: list[Group]) -> list[str]:
+    notes = []
+    if any(len(group.studies) < 2 for group in found) and len(found) > 1:
+        notes.append(
+            "A group of one seed has no seed noise to tell a difference from: its differences are those of two models, "
+            "not of two architectures."
+        )
+    if len(found) > 1 and len({budget for group in found for budget in group.budgets}) > 1:
+        notes.append(
+            "The checkpoints do not say that they saw the same data for the same number of steps: differences may be "
+            "those of training."
+        )
+    if steps := sorted({str(s) for group in found for _, s in group.budgets if s is not None}):
+        notes.append(
+            f"The models had {' or '.join(steps)} steps of training: what differs is so after that budget, and "
+            f"may not be "
+            "after a longer one."
+        )
+    counts = {group.label: group.studies[0].raw["metrics"]["parameters"]["value"] for group in found}
+    if len(counts) > 1 and max(counts.values()) > 1.1 * min(counts.values()):
+        said = "; ".join(f"{name}: {number(value)}" for name, value in counts.items())
+        notes.append(f"The groups differ in parameters ({said}): part of what differs may be size.")
+    if len(found) == 1:
+        notes.append("All checkpoints are of one family and size: there is nothing to tell apart but seeds.")
+    return notes
+
+
+def data(
+    studies: list[Study], said: list[str], output: Path, pairs: list[dict[str, Any]], notes: list[str],
+    findings: list[tuple[bool, str]], warned: Warned,
+) -> dict[str, Any]:  # fmt: skip
+    keep = (
+        "label",
+        "checkpoint",
+        "training",
+        "tokenizer",
+        "metrics",
+        "curves",
+        "sparsity",
+        "memory",
+        "bytes_per_token",
+        "control",
+    )
+    return {
+        "schema": 1,
+        "analysis": "compare",
+        "runs": [
+            {"name": name, "directory": Path(os.path.relpath(study.directory, output)).as_posix(),
+             **{key: study.raw.get(key) for key in keep}}
+            for name, study in zip(said, studies, strict=True)
+        ],
+        "pairs": pairs,
+        "findings": [text for _, text in findings],
+        "notes": notes,
+        "warnings": warned,
+    }  # fmt: skip
+
+
+Table = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
+
+
+def costs_table(found: list[Group]) -> Table:
+    rows: list[Sequence[str]] = [
+        (COUNTS[name], *(number(fmean(s.raw["metrics"][name]["value"] for s in g.studies)) for g in found))
+        for name in EXACT
+    ]
+    for k, entry in enumerate(found[0].studies[0].raw["memory"]):
+        cells = [g.studies[0].raw["memory"][k] for g in found]
+        if len({cell["length"] for cell in cells}) == 1:
+            rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(said(c["bytes"]) for c in cells)))
+    return "Costs", "Counted; means over seeds where weights count.", ("", *(g.label for g in found)), rows
+
+
+def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> list[Table]:
+    """P50 of forwards and of one token more, by length; nothing where nothing was timed."""
+    lengths = sorted({entry["length"] for runs in timed for run in runs for entry in run})
+    rows = []
+    for length in lengths:
+        cells = []
+        for runs in timed:
+            own = [entry for run in runs for entry in run if entry["length"] == length]
+            for key in ("seconds", "next_token_seconds"):
+                cells.append(f"{fmean(entry[key][0] for entry in own) * 1e3:.3g}" if own else "–")
+        rows.append((number(length), *cells))
+    header = ["tokens"]
+    for group in found:
+        header += [f"{group.label}: forward (ms)", f"{group.label}: one token more (ms)"]
+    text = "P50 (medians of repeated forwards on this machine), means over seeds; other work on it slows them."
+    return [("Measured time", text, header, rows)] if rows else []
+
+
+def pair_table(pair: dict[str, Any]) -> Table:
+    one, other = pair["one"], pair["other"]
+    p = lambda row, key: "–" if row.get(key) is None else f"{row[key]:.2g}"
+    rows = [
+        (row["meaning"], number(row[one], 4), number(row[other], 4), between(row["difference"]), p(row, "p"),
+         p(row, "p_adjusted"), "–" if row["shuffled"] is None else number(row["shuffled"], 3),
+         p(row, "p_beyond_adjusted"))
+        for row in sorted(pair["rows"], key=lambda row: (row["quantity"] not in LEADS, row.get("p_adjusted", 1.0)))
+    ]  # fmt: skip
+    text = (
+        f"Intervals over seeds, 95 %, {pair['how']}; p adjusted for all {len(rows)} rows (Holm). Last two: the same "
+        "difference of models with shuffled weights, and p, adjusted, of the trained difference being no other."
+    )
+    header = ("", one, other, "difference", "p", "p, adjusted", "shuffled", "p beyond it")
+    return f"{one} against {other}", text, header, rows
+
+
+def runs_table(studies: list[Study], said: list[str]) -> Table:
+    rows = [
+        (name, study.raw["checkpoint"], study.raw["label"], str(study.raw["training"].get("seed", "–")),
+         between(study.raw["metrics"]["bits_per_byte"], 4))
+        for name, study in zip(said, studies, strict=True)
+    ]  # fmt: skip
+    return "Runs", "Intervals over prompts.", ("run", "checkpoint", "group", "seed", "bits per byte"), rows
+
+
+def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
+    """What differs beyond seed noise, in words."""
+    tested = [row for row in pair["rows"] if row["p"] is not None]
+    if not tested:
+        return [(False, f"{pair['one']} against {pair['other']}: one seed each, so nothing is told from seed noise.")]
+    sure = [row for row in tested if row["p_adjusted"] <= ALPHA]
+    apart = [row for row in tested if row["p"] <= ALPHA]
+    found = []
+    for row in (row for name in LEADS for row in tested if row["quantity"] == name):
+        good = row["p_adjusted"] <= ALPHA
+        found.append((good, f"{of_row(pair, row)}{'' if good else ' Seeds alone may differ as much.'}"))
+    found.append((
+        bool(sure),
+        f"{pair['one']} against {pair['other']}: {len(apart)} of {len(tested)} quantities have an interval without 0 "
+        f"(about {ALPHA * len(tested):.1f} would by chance); {len(sure)} still differ after adjusting for all of them.",
+    ))  # fmt: skip
+    rest = [row for row in sorted(sure, key=lambda row: row["p_adjusted"]) if row["quantity"] not in LEADS]
+    learned = [row for row in rest if row.get("p_beyond_adjusted", 0.0) <= ALPHA]
+    found += [(True, of_row(pair, row)) for row in learned[:8]]
+    built = [row["meaning"] for row in rest if row not in learned]
+    if built:
+        text = (
+            f"Not told apart from the difference of shuffled weights, so no finding about training: {'; '.join(built)}."
+        )
+        found.append((False, text))
+    if any(row["shuffled"] is None for row in rest if row["quantity"] not in MEASURED):
+        found.append((False, "Of some models nothing was measured on shuffled weights: what of a difference is the "
+                             "architecture's without any training is open."))  # fmt: skip
+    return found
+
+
+def of_row(pair: dict[str, Any], row: dict[str, Any]) -> str:
+    values = f"{number(row[pair['one']], 3)} ({pair['one']}) against {number(row[pair['other']], 3)} ({pair['other']})"
+    return f"{row['meaning']}: {values}, difference {between(row['difference'])}."
+
+
+def as_markdown(
+    findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]], notes: list[str],
+    members: tuple[Warned, int],
+) -> str:  # fmt: skip
+    parts = ["# Model comparison", "\n".join(f"- {'✓' if good else '✗'} {text}" for good, text in findings)]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += member_markdown(*members)
+    parts += [f"![{path.name}]({path.name})\n\n{caption}" for path, caption in figures]
+    for title, text, header, rows in tables:
+        parts += [f"## {title}", text, markdown.table(header, rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def as_html(
+    found: list[Group], findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]],
+    notes: list[str], members: tuple[Warned, int],
+) -> str:  # fmt: skip
+    tiles = []
+    for group in found:
+        bits = [study.raw["metrics"]["bits_per_byte"]["value"] for study in group.studies]
+        many = f"{len(bits)} seed{'s' if len(bits) > 1 else ''}, {number(min(bits), 4)} to {number(max(bits), 4)}"
+        tiles.append(card(f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
+    body = ["<h1>Model comparison</h1>", cards(tiles), "<h2>What differs beyond seed noise</h2>", checks(findings)]
+    body += [bullets(notes)] if notes else []
+    body += member_html(*members)
+    body += [picture(path, caption, "map" in path.name) for path, caption in figures]
+    for title, text, header, rows in tables:
+        body += [f"<h2>{escape(title)}</h2>", f'<p class="soft">{escape(text)}</p>']
+        body.append(html_table(header, rows, numeric=range(1, len(header)) if title != "Runs" else (3, 4)))
+    return page("Model comparison", body)

@@ -1,0 +1,138 @@
+"""Which profiles stand for a training run, at which learning rate families compare, and profiles along training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from ...report.along import Track, axis_of, step_of
+from ...report.content import Study
+from ...report.values import Value
+from ...report.words import number
+from .differences import CURVES, MEASURED, P50, ROLES
+
+Reader = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+
+def several_steps(studies: Sequence[Study]) -> bool:
+    """Whether some of the profiles are of one training run at several steps."""
+    return axis_of([study.raw for study in studies]).steps
+
+
+def run_of(study: Study) -> tuple[Any, ...] | None:
+    """What two checkpoints of one training run share; None where the checkpoint does not say."""
+    said = study.raw["training"]
+    if said.get("seed") is None or said.get("budget") is None:
+        return None
+    return study.raw["label"], said["seed"], said["budget"], said.get("lr"), study.raw["model"].get("variant")
+
+
+def last_of_each(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
+    """One profile of each training run, its last step: steps of one run are no further seeds."""
+    axis = axis_of([study.raw for study in studies])
+    keep = [line.runs[-1] for line in axis.lines] if axis.steps else list(range(len(studies)))
+    last: dict[Any, int] = {}
+    for k in sorted(keep):
+        key = run_of(studies[k]) or ("by itself", k)
+        if key not in last or (step_of(studies[k].raw) or 0) > (step_of(studies[last[key]].raw) or 0):
+            last[key] = k
+    kept = [studies[k] for k in sorted(last.values())]
+    if len(kept) == len(studies):
+        return kept, []
+    return kept, [
+        f"{len(studies)} checkpoints are of {len(kept)} training runs: each run counts once, with its last checkpoint. "
+        "Steps of one run are no seeds."
+    ]
+
+
+def rate_of(study: Study) -> float | None:
+    rate = study.raw["training"].get("lr")
+    return float(rate) if isinstance(rate, (int, float)) else None
+
+
+def at_best_rates(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
+    """Of every family and size the runs at its best learning rate, and what is to be said of rates.
+
+    The best has the least mean of the losses on held-out prompts that trainings themselves reported.
+    """
+    labels = list(dict.fromkeys(study.raw["label"] for study in studies))
+    kept: list[Study] = []
+    chosen: dict[str, list[float]] = {}
+    said = []
+    for label in labels:
+        own = [study for study in studies if study.raw["label"] == label]
+        rates = sorted({rate for study in own if (rate := rate_of(study)) is not None})
+        losses = {rate: mean_loss([study for study in own if rate_of(study) == rate]) for rate in rates}
+        if len(rates) > 1 and all(map(math.isfinite, losses.values())):
+            best = min(rates, key=lambda rate: losses[rate])
+            own = [study for study in own if rate_of(study) == best]
+            table = ", ".join(f"{rate:g}: {number(losses[rate])}" for rate in rates)
+            edge = best in (rates[0], rates[-1])
+            at_edge = (
+                f" It is the {'least' if best == rates[0] else 'largest'} that was tried: try further." if edge else ""
+            )
+            said.append(
+                f"{label} is compared at the learning rate {best:g}, the best of {len(rates)} by held-out loss in nats "
+                f"({table}).{at_edge}"
+            )
+            rates = [best]
+        kept += own
+        chosen[label] = rates
+    rates = sorted({rate for found in chosen.values() for rate in found})
+    if len(labels) > 1 and len(said) < len(labels) and any(chosen.values()):
+        which = f"one learning rate, {rates[0]:g}" if len(rates) == 1 else "learning rates that were not tried for both"
+        said.append(
+            f"The groups were trained at {which}. The rate that suits one family need not suit the other, and it can "
+            "decide more than the interval of a difference, which is over seeds at this rate alone: train every group "
+            "at several rates (lr= in KNLP_TRAIN_VARIANTS) before the difference is put down to the architecture."
+        )
+    return kept, said
+
+
+def mean_loss(studies: Sequence[Study]) -> float:
+    losses = [study.raw["training"].get("held_out_loss") for study in studies]
+    return fmean(losses) if losses and None not in losses else math.nan
+
+
+def profile_tracks(studies: Sequence[Study], names: set[str] | None) -> list[Track]:
+    """The numbers of profiles that are followed along the training: of curves and sites the mean over layers.
+
+    The interval of a mean over layers is the mean of theirs, which is no narrower than its own.
+    """
+    found: dict[str, tuple[str, Reader]] = {}
+    for name, text in MEASURED.items():
+        found[name] = (text, partial(of_metric, name=name))
+    for name, text in CURVES.items():
+        found[name] = (f"{text}, mean of layers", partial(of_curve, name=name))
+    for role, meaning in ROLES.items():
+        found[f"gini {role}"] = (f"gini: {meaning}", partial(of_role, role=role, kind="measures", name="gini"))
+        found[f"p50 {role}"] = (f"{P50}: {meaning}", partial(of_role, role=role, kind="percentiles", name="p50"))
+    tracks = []
+    for name, (text, read) in found.items():
+        if names is None or name in names:
+            values = [mean_of(read(study.raw)) for study in studies]
+            if any(value is not None for value in values):
+                tracks.append(Track(name, text, values, share=name == "accuracy"))
+    return tracks
+
+
+def of_metric(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [raw["metrics"][name]]
+
+
+def of_curve(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return list(raw["curves"][name])
+
+
+def of_role(raw: dict[str, Any], role: str, kind: str, name: str) -> list[dict[str, Any]]:
+    return [cell[kind][name] for cell in raw["sparsity"] if cell["role"] == role and name in cell.get(kind, {})]
+
+
+def mean_of(entries: list[dict[str, Any]]) -> Value | None:
+    if not entries:
+        return None
+    end = lambda key: fmean(math.nan if entry[key] is None else entry[key] for entry in entries)
+    return Value(end("value"), end("low"), end("high"), min(entry["n"] for entry in entries))

@@ -1,0 +1,1 @@
+"""Sparse autoencoders of the activations of a model, trained and judged."""

@@ -1,0 +1,308 @@
+"""The report of a grid of sparse autoencoders: sae_report.md and report.html, and a page for each dictionary read."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ...report.html import repeat as repeat_html
+from ...report.markdown import repeat as repeat_markdown
+from ...report.markdown import table as markdown_table
+from ...report.page import bullets, card, cards, checks, page, picture, table
+from ...report.values import Value
+from ...report.words import flat, number, percent
+from ...utils.files import read_json, write_text
+from ...utils.progress import Progress
+from .feature_browser import write_dictionary_page
+from .figures import BASELINES, PLAN, Grid, Member, load_grid
+
+HEADER = (
+    "dictionary",
+    "latents",
+    "L0",
+    "variance explained",
+    "CE recovered (mean)",
+    "CE recovered (zero)",
+    "KL",
+    "dead",
+)
+
+
+def write_sae(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+    """Writes the figures, sae_report.md, report.html, and features/*.html where features were read.
+
+    Args:
+        run_dir: Holds results.json and manifest.json; features/{dictionary}.json and features/{dictionary}.causal.json
+            where there are any.
+        heatmaps: Draw sae_heatmaps_{site}_{architecture}.png.
+        curves: Draw sae_curves_… and sae_densities_….png.
+    """
+    grid = load_grid(run_dir)
+    wanted = [
+        (f"sae_{name}_{site}_{architecture}.png", caption, draw, (site, architecture))
+        for site, architecture in grid.groups
+        for name, caption, draw in PLAN
+        if (heatmaps if name == "heatmaps" else curves)
+    ]
+    read = sorted(path for path in (grid.directory / "features").glob("*.json") if ".causal" not in path.name)
+    figures: dict[Path, str] = {}
+    pages: list[Path] = []
+    with Progress("report", 2 + len(wanted) + len(read)) as progress:
+        for file, caption, draw, group in wanted:
+            figures[draw(grid, group, grid.directory / file)] = f"{group[1]} at {group[0]}. {caption}"
+            progress.step(file)
+        for path in read:
+            causal = path.with_suffix(".causal.json")
+            found = read_json(causal) if causal.is_file() else None
+            pages.append(write_dictionary_page(path, path.with_suffix(".html"), title=path.stem, causal=found))
+            progress.step(pages[-1].name)
+        text = write_text(grid.directory / "sae_report.md", markdown(grid, figures, pages))
+        progress.step(text.name)
+        report = write_text(grid.directory / "report.html", html(grid, figures, pages))
+        progress.step(report.name)
+    return [*figures, *pages, text, report]
+
+
+def _said(value: Value | None, share: bool = False) -> str:
+    if value is None:
+        return "–"
+    show = percent if share else partial(number, digits=3)
+    low, high = (show(edge).split(" ")[0] for edge in (value.low, value.high))
+    return show(value.value) if value.low == value.high else f"{show(value.value)} [{low}, {high}]"
+
+
+def rows(grid: Grid) -> list[tuple[str, ...]]:
+    """Every dictionary, the frozen ones among them."""
+    shares = ("variance_explained", "ce_recovered_mean", "ce_recovered_zero")
+    return [
+        (
+            member.name + (f" ({member.baseline.replace('_', ' ')})" if member.baseline else ""),
+            f"{member.width:,}",
+            number(member.metrics["l0"].value, 3),
+            *(_said(member.metrics.get(name), True) for name in shares),
+            _said(member.metrics.get("kl")),
+            _said(member.metrics.get("dead"), True),
+        )
+        for member in grid.members
+    ]
+
+
+def baseline_rows(grid: Grid, metric: str = "ce_recovered_mean") -> list[tuple[str, ...]]:
+    """What PCA and the neurons recover with as many numbers on a token as each dictionary."""
+    return [
+        (
+            member.name,
+            number(member.metrics["l0"].value, 3),
+            _said(member.metrics.get(metric), True),
+            *(_said(member.baselines.get(name, {}).get(metric), True) for name in BASELINES),
+        )
+        for member in grid.trained
+        if member.baselines
+    ]
+
+
+def stability_rows(grid: Grid) -> list[tuple[str, ...]]:
+    def cell(entry: dict[str, Any], name: str) -> str:
+        mine, chance = entry.get(name), entry["random"].get(name)
+        return "–" if mine is None else f"{mine['value']:.2f} (random {chance['value']:.2f})"
+
+    return [
+        (str(entry["of"]), str(entry["pairs"]), *(cell(entry, name) for name in ("matched", "largest", "shared")))
+        for entry in grid.raw["sae"].get("stability", ())
+    ]
+
+
+STABILITY = ("dictionaries", "pairs of seeds", "cosine, best matching", "largest cosine", "share above 0.9")
+
+
+CAUSAL = ("dictionary", "feature", "active tokens", "rise of loss there (nats)", "p", "KL there (nats)", "p")
+
+
+def causal_rows(grid: Grid) -> list[tuple[str, ...]]:
+    """Features ablated one by one; p is the share of random features of like density with as large an effect."""
+    found: list[tuple[str, ...]] = []
+    for entry in grid.raw["sae"].get("read", ()):
+        for feature in entry["features"]:
+            cells = [str(entry["name"]), str(feature["id"]), f"{feature['active']:,}"]
+            for name in ("loss_active", "kl_active"):
+                effect = feature["metrics"].get(name)
+                cells.append("–" if effect is None else _number(effect))
+                control = feature["control"].get(name)
+                cells.append("–" if control is None else f"{control['p']:.2g}")
+            found.append(tuple(cells))
+    return found
+
+
+def _number(raw: dict[str, Any]) -> str:
+    interval = "" if raw["low"] is None else f" [{number(raw['low'], 3)}, {number(raw['high'], 3)}]"
+    return f"{number(raw['value'], 3)}{interval}"
+
+
+LABELS = ("dictionary", "answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")
+
+
+def label_rows(grid: Grid) -> list[tuple[str, ...]]:
+    """The feature that tells each answer best, chosen on other prompts than it is measured on."""
+    found: list[tuple[str, ...]] = []
+    for entry in grid.raw["sae"].get("read", ()):
+        for told in (entry.get("labels") or {}).get("classes", ()):
+            best = told["features"][0]
+            found.append((str(entry["name"]), str(told["name"]), str(best["id"]), _number(best["auroc"]),
+                          f"{best['q']:.2g}", f"{told['shuffled']['high']:.3f}", str(told["significant"])))  # fmt: skip
+    return found
+
+
+def sections(grid: Grid) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Title, explanation, header and rows of every table that has any."""
+    peers = ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
+    every = [
+        ("CE recovered (mean) beside baselines", "PCA and neurons with as many numbers on a token.", peers,
+         baseline_rows(grid)),
+        ("Stability across seeds", "Cosines of decoder directions of living latents, beside random directions.",
+         STABILITY, stability_rows(grid)),
+        ("Features ablated", "Random features, not chosen for their effect; p against others of like density.", CAUSAL,
+         causal_rows(grid)),
+        ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others.",
+         LABELS, label_rows(grid)),
+    ]  # fmt: skip
+    return [section for section in every if section[3]]
+
+
+def findings(grid: Grid) -> list[tuple[bool, str]]:
+    best = _best(grid)
+    found = [
+        (True, f"{best.name} loses the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
+               f"{number(best.metrics['l0'].value, 3)}.")
+    ]  # fmt: skip
+    found += [(False, note) for note in dict.fromkeys(n for m in grid.members for n in m.raw.get("notes", ()))]
+    for member in grid.trained:
+        mine = member.metrics.get("ce_recovered_mean")
+        rivals = [
+            (name, peer["ce_recovered_mean"]) for name, peer in member.baselines.items() if "ce_recovered_mean" in peer
+        ]
+        if mine is None or not rivals:
+            continue
+        name, rival = max(rivals, key=lambda pair: pair[1].value)
+        if rival.value >= mine.value:
+            label = BASELINES[name][0]
+            found.append((False, f"{member.name} recovers {_said(mine, True)}, no more than {label} with as many "
+                                 f"numbers ({_said(rival, True)})."))  # fmt: skip
+    for group in grid.groups:
+        found += _by_width(grid, group)
+    return found
+
+
+def read_by(grid: Grid) -> str:
+    """Which dictionaries have pages, and how another gets one."""
+    rule = grid.raw["sae"].get("read_rule", "those that lose the model least")
+    rule = "Chosen by their names" if rule == "by name" else f"Chosen by rule: {rule}"
+    return f"{rule}. KNLP_MECHINT_SAE_READ_NAMES reads others; KNLP_MECHINT_SAE_READ reads more."
+
+
+def _by_width(grid: Grid, group: tuple[str, str]) -> list[tuple[bool, str]]:
+    """Whether more latents are worse at one sparsity, beyond the intervals."""
+    found = []
+    for sparsity in sorted({member.sparsity for member in grid.of(group)}):
+        line = [m for m in grid.of(group) if m.sparsity == sparsity and "ce_recovered_mean" in m.metrics]
+        line.sort(key=lambda member: member.width)
+        for few, many in itertools.pairwise(line):
+            a, b = few.metrics["ce_recovered_mean"], many.metrics["ce_recovered_mean"]
+            if many.width > few.width and b.high < a.low:
+                found.append((False, f"{many.name} recovers less than {few.name}, which has fewer latents: "
+                                     f"{_said(b, True)} against {_said(a, True)}."))  # fmt: skip
+    return found
+
+
+def _best(grid: Grid) -> Member:
+    return min(grid.trained, key=lambda member: member.metrics["ce_increase"].value)
+
+
+def caveats(grid: Grid) -> list[str]:
+    return [
+        *grid.raw.get("notes", ()),
+        *(
+            entry["labels"]["note"]
+            for entry in grid.raw["sae"].get("read", ())
+            if (entry.get("labels") or {}).get("note")
+        ),
+        "CE recovered divides by the loss of an ablation: where the model does almost as well without the site, a small"
+        " loss is a large share. Compare the rise of CE and KL too.",
+        "A dead latent here is one that fired on no evaluated token; a rare one looks the same on a short text.",
+        "Reconstruction and sparsity do not make features meaningful: the causal checks and the controls decide.",
+    ]
+
+
+def _facts(grid: Grid) -> list[tuple[str, str]]:
+    first = grid.members[0]
+    return [
+        ("task", f"{grid.raw['task']['name']}: {grid.raw['task'].get('description', '')}"),
+        ("dictionaries", f"{len(grid.trained)} trained, {len(grid.members) - len(grid.trained)} with a frozen half"),
+        ("evaluated on", f"{first.raw['tokens']:,} tokens of {first.raw['documents']:,} documents"),
+        ("cross-entropy of the model", _said(first.metrics.get("ce"))),
+    ]
+
+
+def markdown(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
+    raw = grid.raw
+    parts = [
+        f"# {raw['title']}: {raw['checkpoint']}",
+        markdown_table(("", ""), _facts(grid)),
+        "## Evidence",
+        "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in findings(grid)),
+        "## Dictionaries (95 % intervals over documents)",
+        markdown_table(HEADER, rows(grid)),
+    ]
+    for title, text, header, lines in sections(grid):
+        parts += [f"## {title}", text, markdown_table(header, lines)]
+    if pages:
+        parts += ["## Features", read_by(grid), "\n".join(f"- [{path.stem}](features/{path.name})" for path in pages)]
+    return "\n\n".join([
+        *parts,
+        "## Figures",
+        "\n\n".join(f"![{caption}]({path.name})" for path, caption in figures.items()) or "None were drawn.",
+        "## Caveats",
+        "\n".join(f"- {text}" for text in caveats(grid)),
+        "## How to repeat",
+        *repeat_markdown(grid),
+        "### Versions and data",
+        markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(grid.manifest)]),
+    ]) + "\n"  # fmt: skip
+
+
+def html(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
+    raw, best = grid.raw, _best(grid)
+    recovered = best.metrics.get("ce_recovered_mean")
+    body = [
+        f"<h1>{escape(raw['title'])}</h1>",
+        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(raw["model"]["family"])}, '
+        f"{number(raw['model']['parameters'])} parameters · {escape(raw['task'].get('description', ''))}</p>",
+        cards(
+            [
+                card("Dictionaries", str(len(grid.trained)), ", ".join(sorted({m.group[1] for m in grid.trained}))),
+                card("Least loss of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
+                card("CE recovered there", percent(recovered.value) if recovered else "–", "against the mean"),
+                card("L0 there", number(best.metrics["l0"].value, 3), f"of {best.width:,} latents"),
+            ]
+        ),
+        "<h2>Evidence</h2>",
+        checks(findings(grid)),
+        "<h2>Dictionaries</h2>",
+        '<p class="soft">In brackets: 95 % intervals over documents.</p>',
+        table(HEADER, rows(grid), numeric=range(1, 8)),
+        "<h2>Figures</h2>" if figures else "",
+        *(picture(path, caption) for path, caption in figures.items()),
+    ]
+    for title, text, header, lines in sections(grid):
+        body += [
+            f"<h2>{title}</h2>",
+            f'<p class="soft">{text}</p>',
+            table(header, lines, numeric=range(1, len(header))),
+        ]
+    if pages:
+        links = (f'<li><a href="features/{escape(path.name)}">{escape(path.stem)}</a></li>' for path in pages)
+        body += ["<h2>Features</h2>", f'<p class="soft">{escape(read_by(grid))}</p>', f"<ul>{''.join(links)}</ul>"]
+    body += ["<h2>Caveats</h2>", bullets(caveats(grid)), "<h2>How to repeat</h2>", *repeat_html(grid)]
+    return page(f"{raw['title']}: {raw['checkpoint']}", body)

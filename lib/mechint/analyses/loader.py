@@ -1,0 +1,50 @@
+"""Loaders: the prompts of one split of a task, in batches of one length and nearly equal size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..tasks import Prompts, Task
+
+
+class PromptLoader:
+    """Batches of prompts of one length, drawn once; iterating again gives the same batches.
+
+    Args:
+        task: Where the prompts come from.
+        split: ``discovery`` or ``evaluation``; the two share no template.
+        count: Prompts in all.
+        batch_size: The most in one batch. Sizes differ by one at the most, so no batch is a leftover of one prompt.
+        seed: Of the draw.
+        device: Where the batches live.
+    """
+
+    def __init__(
+        self, task: Task, split: str, count: int, batch_size: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task, self.split = task, split
+        self.groups = task.groups(count, split, seed)
+        self.batches = []
+        for group in self.groups:
+            parts = torch.arange(len(group)).tensor_split(-(-len(group) // batch_size))
+            self.batches += [group[part].to(device) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Prompts]:
+        return iter(self.batches)
+
+    def bytes(self) -> Any:
+        """Bytes of text behind an answer, on average of each prompt, [prompts]; None where answers are no text."""
+        sizes = [self.task.bytes_of(group.answers) for group in self.groups]
+        if any(size is None for size in sizes):
+            return None
+        return torch.cat([size.double().mean(-1) for size in sizes if size is not None]).numpy()
+
+    def templates(self) -> Any:
+        """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
+        return torch.cat([group.template for group in self.groups]).numpy()

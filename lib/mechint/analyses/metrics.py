@@ -1,0 +1,208 @@
+"""What an answer is worth: metrics at the answers.
+
+:meth:`mechint.tasks.Prompts.right` says which answers are right, :func:`answer_metric` what the logits are worth; every
+analysis takes both from here. Where a task accepts several ids, the answer is any of them: its probability is the sum
+of theirs, and the logit difference is the logarithm of that sum over the sum of the rejected ids.
+
+:class:`Answers` has the same without the logits of all positions: a few positions at a time, gradients included.
+Logits are as wide as the vocabulary and are read once. Here each part of them is made, read and forgotten; what a
+backward needs, the gradient at what the head reads, is made with them (Wijmans et al. 2025, "Cut your losses", has the
+same for the cross-entropy alone). All is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tasks import Prompts, pooled
+from ..utils.errors import MechintError, did_you_mean
+from ..utils.options import named
+
+PART = 1 << 25
+"""Bytes of one part of the logits."""
+NAMES = ("kl", "answer_logprob", "accuracy", "logit_diff")
+"""What a reading gives, in its order; the last only for answers that have a wrong one beside them."""
+LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
+"""Metrics that have a gradient."""
+METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
+"""Metrics that need no other model's predictions; see :func:`answer_metric`."""
+
+
+def remedy(model: Any, task: Any) -> str:
+    """What to do where a model does not answer, by what the cause can be, as the beginning of a sentence.
+
+    Of text the tokens may be others than the model knows; a model that was trained on this very task may need more of
+    it; any other one may be asked what it never saw.
+    """
+    said = (getattr(model, "metadata", None) or {}).get("task")
+    if isinstance(said, dict) and said.get("name") == getattr(task, "name", None):
+        return "Train it longer"
+    if getattr(task, "tokenizer", None) is not None:
+        options = ", ".join(named("task", field) for field in ("tokenizer", "bos", "space"))
+        return (
+            f"Look at how prompts and answers become tokens ({options}: what the tokenizer puts in front, and whether "
+            "an answer begins with a space), or ask what the model knows"
+        )
+    return "Choose the task that it was trained on"
+
+
+def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    """The metric of logits [..., n, Q, vocabulary] at the answers of ``prompts``, as [..., n].
+
+    Args:
+        name: ``answer_logprob``, the log-probability that one of the right ids is said, in nats; ``answer_prob``, its
+            exponential; ``logit_diff``, log Σ exp of the right ids' logits less that of the wrong ones', which of one
+            id each is the difference of their logits; ``loss``, minus the log-probability of a token. Several answers
+            of a prompt are averaged over; of a whole answer log-probabilities add up, by the chain rule.
+        prompts: With the answers to measure.
+
+    Raises:
+        MechintError: there is no such metric, or no wrong answer to compare with.
+    """
+    if name not in METRICS:
+        raise MechintError(f"no metric {name!r}{did_you_mean(name, METRICS)}; take {', '.join(METRICS)}")
+    good, bad = prompts.good(), prompts.bad()
+    if name == "logit_diff" and prompts.whole:
+        raise MechintError("the metric logit_diff is of one answer token; choose answer_logprob or answer_prob")
+    if name == "logit_diff" and bad is None:
+        raise MechintError(
+            "the metric logit_diff needs counterfactual twins with one answer token; choose answer_logprob or "
+            "answer_prob"
+        )
+
+    def metric(logits: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if name == "logit_diff":
+            assert bad is not None
+            return (pooled(logits, good) - pooled(logits, bad)).mean(-1)
+        each = pooled(logits, good) - logits.logsumexp(-1)
+        if name == "loss":
+            return -each.mean(-1)
+        value = each.sum(-1) if prompts.whole else each.mean(-1)
+        return value if name == "answer_logprob" else value.exp()
+
+    return metric
+
+
+class Answers:
+    """The answers of some prompts, and the full model's predictions there.
+
+    Args:
+        prompts: n prompts of Q answers each.
+        full: What the head reads of the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
+        head: [V, D].
+    """
+
+    def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
+        self.shape, self.prompts = prompts.answers.shape, prompts
+        bad = prompts.bad()
+        self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is no id
+        self.wrong = None if bad is None else bad.flatten(0, 1)
+        self.full, self.head = full.detach().flatten(0, 1), head.detach()
+        self.rows = max(1, PART // (4 * len(head)))
+        self.logits: list[Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the logits of all answers."""
+        return 4 * len(self.answers) * len(self.head)
+
+    def keep_logits(self) -> None:
+        """Keeps the full model's logits, for answers that are read again and again."""
+        self.logits = [self.logits_of(part) for part in self.full.split(self.rows)]
+
+    def logits_of(self, read: Tensor) -> Tensor:
+        return F.linear(read, self.head).float()
+
+    def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
+        """Every metric that the prompts allow, each [n]: the mean over a prompt's answers, as :func:`answer_metric`.
+
+        Args:
+            read: What the head reads of the model under test, [n, Q, D]; None is the full model.
+            learn: The metric, of :data:`LEARNT`, that gradients come from; the others have none.
+        """
+        flat = self.full if read is None else read.flatten(0, 1)
+        # of the log-probability and the loss, one is the other's negative
+        source = "answer_logprob" if learn == "loss" else learn
+        found = dict(zip(NAMES, Reading.apply(flat, self, source), strict=False))
+        found = {name: value.view(self.shape) for name, value in found.items()}
+        metrics = {name: value.mean(-1) for name, value in found.items()}
+        metrics["loss"] = -metrics["answer_logprob"]
+        if self.prompts.whole:
+            metrics["answer_logprob"] = found["answer_logprob"].sum(-1)
+        metrics["accuracy"] = self.prompts.share_right(found["accuracy"] > 0).to(torch.float32)
+        return metrics
+
+
+class Reading(torch.autograd.Function):
+    """What the head reads [m, D] -> KL to the full model, log-probability, accuracy and logit difference, [m] each."""
+
+    @staticmethod
+    def forward(ctx: Any, read: Tensor, answers: Answers, learn: str | None) -> tuple[Tensor, ...]:
+        slope = torch.empty_like(read) if learn is not None and ctx.needs_input_grad[0] else None
+        parts: list[tuple[Tensor, ...]] = []
+        for number, rows in enumerate(torch.arange(len(read)).split(answers.rows)):
+            at = slice(int(rows[0]), int(rows[-1]) + 1)
+            *values, up = read_part(read[at], answers, number, at, learn if slope is not None else None)
+            parts.append(tuple(values))
+            if slope is not None and up is not None:
+                slope[at] = (up.to(answers.head.dtype) @ answers.head).to(slope.dtype)
+        found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        names = NAMES[: len(found)]
+        ctx.learnt = names.index(learn) if slope is not None else None
+        ctx.mark_non_differentiable(*(value for name, value in zip(names, found, strict=True) if name != learn))
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, None, None]:
+        if ctx.learnt is None:
+            return None, None, None
+        (slope,) = ctx.saved_tensors
+        return above[ctx.learnt].unsqueeze(-1).to(slope.dtype) * slope, None, None
+
+
+def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str | None) -> tuple[Any, ...]:
+    """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
+    logits = answers.logits_of(read)  # [m, V]
+    kept = answers.logits[number] if answers.logits is not None else answers.logits_of(answers.full[at])
+    right, wrong = answers.answers[at], None if answers.wrong is None else answers.wrong[at]
+    values, logs, chances = compare(logits, kept, right, wrong)
+    up: Tensor | None = None
+    if learn == "kl":
+        up = logs.exp() - chances
+    elif learn == "answer_logprob":
+        up = (-logs.exp()).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
+    elif learn == "logit_diff":
+        assert wrong is not None
+        up = torch.zeros_like(logs).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
+        up.scatter_add_(-1, wrong.clamp(min=0), -shares(logs, wrong))
+    return *values, up
+
+
+def compare(
+    logits: Tensor, kept: Tensor, right: Tensor, wrong: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """:data:`NAMES` of logits [m, V] beside the full model's, [m] each; log-probabilities; the full model's chances.
+
+    ``right`` and ``wrong`` are ids [m, A], -1 where there are fewer.
+    """
+    accuracy = (logits.argmax(-1, keepdim=True) == right).any(-1).float()
+    difference = [] if wrong is None else [pooled(logits, right) - pooled(logits, wrong)]
+    logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
+    chances = reference.exp()
+    kl = (chances * (reference - logs)).sum(-1)
+    return (kl, pooled(logs, right), accuracy, *difference), logs, chances
+
+
+def shares(logits: Tensor, ids: Tensor) -> Tensor:
+    """The gradient of :func:`mechint.tasks.pooled` at the ids, [m, A]: 1 where there is one."""
+    if ids.shape[-1] == 1:
+        return torch.ones_like(logits[:, :1])
+    return logits.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).softmax(-1)

@@ -1,0 +1,1 @@
+"""Single units: their effects, what they attend to, and effects between layers."""

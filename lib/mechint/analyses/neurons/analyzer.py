@@ -1,0 +1,375 @@
+"""Single units: which ones the metric needs, which follow Δ, which attention points to, and whom they act on.
+
+Every ranking is made on discovery prompts where it chooses something, and measured on held-out ones: the effect of
+each unit ablated and kept alone (:mod:`.analyses.unit_effects`), Δ of a Mamba (:mod:`.neurons.delta`), units
+weighted by attention (:mod:`.neurons.attention`), and effects between layers (:mod:`.neurons.cross_layer`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.units import Units
+from ...tasks import Prompts, mix
+from ...tasks.config import TaskConfig
+from ...utils.errors import MechintError, did_you_mean
+from ...utils.options import option
+from ...utils.statistics import UNADJUSTED, said, said_p, sureness
+from ..ablation import Ablation
+from ..base import Analysis
+from ..base_measuring import Study, layer_list, unit_sites, values_of
+from ..circuits.bench import Bench
+from ..loader import PromptLoader
+from ..random_weights import control, told_apart
+from ..tracing.analyzer import listed
+from ..unit_effects import Effects, Group, main_site, unit_kind, usual
+from ..unit_groups import Parts, screened
+from .attention import METHODS, attention_units, moments
+from .cross_layer import layer_effects, unit_effects
+from .deletion_curves import curves
+from .delta import channels_of, delta_units, mean_step, step_gradients, token_steps
+from .results import Found, numbers, quantities
+from .tokens import token_terms
+
+
+@dataclass(frozen=True)
+class NeuronConfig:
+    """Which units are looked at, and how."""
+
+    layers: str = option("all", "Layers to look at, separated by commas, or all")
+    top_k: int = option(10, "Units of each layer in lists, circuits and graphs", unit="units", low=1, high=1_000_000)
+    sites: str = option(
+        "usual",
+        "Kinds of site whose units are ablated one by one, separated by commas; 'usual' takes x, u, y, gate, gated and "
+        "out of a Mamba; MLP neurons, heads and what layers add of a transformer",
+    )
+    max_units: int = option(
+        512,
+        "Units of one kind of site that are measured exactly; of more, those that gradients rank first",
+        unit="units",
+        low=1,
+        high=1_000_000,
+    )
+    ablation: str = option(
+        "mean",
+        "What an ablated unit is replaced by: its mean over discovery prompts, its value on another prompt, on the "
+        "prompt's counterfactual twin, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    metric: str = option(
+        "answer_logprob",
+        "What is lost: log-probability of the answers, or their logit less that of the twin's answers",
+        choices=("answer_logprob", "logit_diff"),
+    )
+    delta: bool = option(True, "Measure which channels depend on their step size Δ (a Mamba's)")
+    attention: bool = option(True, "Rank units by attention, and try the rankings by deleting units")
+    attention_methods: str = option(
+        "attention_weighted,gradient_guided,rollout", "Methods of that ranking, separated by commas"
+    )
+    tokens: bool = option(True, "Share each block's output and the answer's logit out among the tokens, exactly")
+    cross_layer: bool = option(True, "Measure what units and layers do to those of later layers")
+    random: int = option(10, "Random circuits and rankings to compare with", unit="draws", low=2, high=1000)
+    controls: int = option(
+        2, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
+    )
+    prompts: int = option(64, "Discovery prompts, for means and rankings", unit="prompts", low=2, high=1_000_000)
+    eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
+    bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
+    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
+
+
+class NeuronAnalyzer(Study):
+    """Measures single units; see :class:`NeuronConfig`."""
+
+    name = "neuron"
+
+    def __init__(self, model: Any, config: NeuronConfig, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, config, *arguments, **options)
+        self.layers = layer_list(config.layers, model.num_layers, self.name)
+        self.kinds = unit_sites(model, config.sites, usual(model.config.family), self.name)
+        self.main = main_site(model.config.family)
+        self.methods = methods(config)
+        most = model.sites[f"layers.0.{self.main}"].units[0]
+        if config.top_k > most:
+            raise MechintError(
+                f"neuron: top_k is {config.top_k}, and a layer of this model has {most} units at {self.main}; choose "
+                f"1 to {most}"
+            )
+
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses a metric that the prompts do not have."""
+        task = val_loader.task
+        if self.config.metric == "logit_diff" and not task.has_twins:
+            raise MechintError(f"neuron: {task.name!r} has no twins, so no logit_diff; choose answer_logprob")
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Ranks on ``train_loader``, measures on ``val_loader``; returns the results."""
+        config, task = self.config, val_loader.task
+        self.check(train_loader, val_loader)
+        self.effects = Effects(
+            self.model, list(dict.fromkeys([*self.kinds, self.main])), self.layers, config.ablation,
+            train_loader.batches, task.aligned, config.metric, config.memory_mib,
+        )  # fmt: skip
+        discovery = [self.stages.get(f"rank {k}", functools.partial(self.rank, b)) for k, b in enumerate(train_loader)]
+        ranks = joined(discovery)
+        parts = [self.choose(kind, ranks) for kind in self.kinds]
+        deltas = mean_step(self.model, train_loader.batches, self.layers) if self.has_steps else {}
+        orders = self.orders(ranks)
+        top = self.top(ranks)
+        self.steps = {site: channels_of(ranks[f"{site} gradient"], config.top_k) for site in deltas}
+        self.length = min(batch.tokens.shape[1] for batch in val_loader)
+        scale = self.deviations(train_loader.batches)
+        found = [
+            self.stages.get(f"batch {k}", functools.partial(self.measure, batch, parts, deltas, orders, top, scale))
+            for k, batch in enumerate(val_loader)
+        ]
+        self.tensors = joined(found) | {f"ranking {name}": value for name, value in ranks.items()}
+        done = Found(
+            batches=found, parts=parts, layers=self.layers, deltas=list(deltas), orders=orders, top=top, main=self.main,
+            family=self.model.config.family, templates=val_loader.templates(), draws=config.bootstrap, seed=self.seed,
+            top_k=config.top_k, random=config.random, depth=self.model.num_layers, steps=self.steps,
+        )  # fmt: skip
+        self.results = {
+            "report": "neuron",
+            "unit": "single units",
+            "metric": config.metric,
+            "ablation": config.ablation,
+            **numbers(done, self.circuits(train_loader, val_loader, ranks)),
+        }
+        self.results["control"] = control(self, train_loader, val_loader, quantities)
+        return self.results
+
+    # ---- discovery: what is to be measured ------------------------------------------------------------------------
+
+    def rank(self, batch: Prompts) -> dict[str, Tensor]:
+        """Estimates of every unit's effect by site, and scores of the attention methods, [unit, prompt]."""
+        found = self.effects.estimates(batch, self.effects.fills(batch))
+        if self.methods:
+            scores = attention_units(self.model, batch, self.layers, self.config.metric)
+            found |= {name: score.T for name, score in scores.items()}
+        if self.has_steps:
+            found |= step_gradients(self.model, batch, self.layers, self.config.metric)
+        return found
+
+    def choose(self, kind: str, ranks: dict[str, Tensor]) -> Parts:
+        """The units of a kind that are measured: all of the layers looked at, or those that gradients rank first."""
+        parts = Parts.of(self.model, kind)
+        scores = torch.full((parts.total,), -1.0, dtype=torch.float64)
+        for layer in self.layers:
+            here = slice(layer * parts.per_layer, (layer + 1) * parts.per_layer)
+            scores[here] = ranks[parts.sites[layer]].mean(1).abs()
+        count = min(self.config.max_units, len(self.layers) * parts.per_layer)
+        return dataclasses.replace(parts, chosen=screened(parts, scores, count))
+
+    def orders(self, ranks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Units of each layer's main site from the highest score to the lowest, by ``{site} {method}``."""
+        if not self.methods:
+            return {}
+        wanted = [*self.methods, "gradient_x_input", "single_ablation"]
+        found = {}
+        for layer in self.layers:
+            site = f"layers.{layer}.{self.main}"
+            for method in wanted:
+                scores = ranks[site].mean(1).abs() if method == "single_ablation" else ranks[f"{site} {method}"].mean(1)
+                found[f"{site} {method}"] = torch.sort(scores, descending=True, stable=True).indices
+            random = torch.Generator().manual_seed(mix(self.seed, "random rankings", layer))
+            for k in range(self.config.random):
+                found[f"{site} random {k}"] = torch.randperm(len(ranks[site]), generator=random)
+        return found
+
+    def top(self, ranks: dict[str, Tensor]) -> dict[int, list[int]]:
+        """The units of each layer's main site with the largest estimated effect."""
+        sizes = {layer: ranks[f"layers.{layer}.{self.main}"].mean(1).abs() for layer in self.layers}
+        return {layer: size.topk(self.config.top_k).indices.tolist() for layer, size in sizes.items()}
+
+    def deviations(self, batches: list[Prompts]) -> dict[str, Tensor]:
+        """Standard deviation over tokens and prompts of the main site's units, [unit] by site."""
+        if not self.crosses:
+            return {}
+        sites = [f"layers.{layer}.{self.main}" for layer in self.layers]
+        every = [values_of(self.model, batch, sites) for batch in batches]
+        return {s: torch.cat([v[s].double().flatten(0, 1) for v in every]).std(0, correction=0).cpu() for s in sites}
+
+    @property
+    def crosses(self) -> bool:
+        return self.config.cross_layer and self.model.num_layers > 1
+
+    @property
+    def shares_out(self) -> bool:
+        """Half precision rounds more than what is shared out."""
+        return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
+
+    def control_config(self) -> NeuronConfig:
+        """What is taken apart token by token is compared with nothing."""
+        return dataclasses.replace(super().control_config(), tokens=False)
+
+    @property
+    def has_steps(self) -> bool:
+        return self.config.delta and self.model.config.family == "mamba"
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def measure(
+        self, batch: Prompts, parts: list[Parts], deltas: dict[str, Tensor], orders: dict[str, Tensor],
+        top: dict[int, list[int]], scale: dict[str, Tensor],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """All that is measured on a batch; the last axis is the prompt."""
+        fills = self.effects.fills(batch)
+        found = {"clean": self.effects.clean(batch), "right": torch.ones(len(batch), dtype=torch.bool)}
+        guess = self.effects.estimates(batch, fills)
+        for each in parts:
+            columns: dict[str, list[Tensor]] = {}
+            for layer in self.layers:
+                units = [number % each.per_layer for number in each.chosen if number // each.per_layer == layer]
+                if not units:
+                    continue
+                group = Group(each.sites[layer], each.per_layer)
+                fill = fills[group.site]
+                for name, value in (
+                    ("necessary", self.effects.necessary(batch, group, fill, units)),
+                    ("sufficient", self.effects.sufficient(batch, group, fill, units)),
+                    ("necessary estimates", guess[group.site][units]),
+                    ("sufficient estimates", self.effects.kept_estimates(batch, group, fill)[units]),
+                ):
+                    columns.setdefault(name, []).append(value)
+            for name, values in columns.items():
+                direction, _, more = name.partition(" ")
+                found[f"{direction} {each.kind}{more and ' ' + more}"] = torch.cat(values)
+        if deltas:
+            delta = delta_units(self.model, batch, deltas, self.config.metric, self.config.memory_mib)
+            found |= {
+                name: value if name.endswith(("gradient", "do_mean")) else value.T for name, value in delta.items()
+            }
+            found |= token_steps(
+                self.model, batch, deltas, self.steps, self.length, self.config.metric, self.config.memory_mib
+            )
+        if self.shares_out:
+            found |= token_terms(self.model, batch, self.layers, self.length, self.config.memory_mib)
+        if orders:
+            found |= curves(self.effects, batch, self.groups(), orders, fills)
+            named = {name: order[: self.config.top_k] for name, order in orders.items() if " random " not in name}
+            found |= moments(self.model, batch, named)
+        if self.crosses:
+            found |= self.across(batch, top, scale, fills)
+        return found
+
+    def groups(self) -> list[Group]:
+        return [group for group in self.effects.groups if group.kind == self.main]
+
+    def across(
+        self, batch: Prompts, top: dict[int, list[int]], scale: dict[str, Tensor], fills: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Effects between layers, the last axis is the prompt."""
+        layers = layer_effects(self.model, batch)
+        units = unit_effects(self.model, batch, self.main, top, fills, scale) if len(top) > 1 else {}
+        return {"layers": layers.movedim(0, -1)} | {f"across {name}": v.movedim(0, -1) for name, v in units.items()}
+
+    def circuits(self, discovery: PromptLoader, evaluation: PromptLoader, ranks: dict[str, Tensor]) -> dict[str, Any]:
+        """The metrics per prompt of the top-k units of each layer as a circuit, of all but them, and of random ones."""
+        units = Units(self.model, unit_kind(self.main))
+        ablation = Ablation(self.model, units, self.config.ablation, discovery.batches, discovery.task.aligned)
+        bench = Bench(self.model, units, ablation, evaluation.batches)
+        inside = torch.zeros(units.total)
+        kept = torch.zeros(units.total)
+        random = torch.Generator().manual_seed(mix(self.seed, "random circuits"))
+        others = [torch.zeros(units.total) for _ in range(self.config.random)]
+        for layer, chosen in self.top(ranks).items():
+            start = layer * units.per_layer
+            inside[start : start + units.per_layer] = 1
+            kept[[start + unit for unit in chosen]] = 1
+            for other in others:
+                other[start + torch.randperm(units.per_layer, generator=random)[: len(chosen)]] = 1
+        outside = 1 - inside  # layers that are not looked at stay whole
+
+        def of(mask: Tensor) -> Any:
+            return bench.measure((mask + outside).to(self.model.device))[self.config.metric].numpy()
+
+        return self.stages.get(
+            "circuits",
+            lambda: {
+                "full": bench.measure(None)[self.config.metric].numpy().tolist(),
+                "empty": of(torch.zeros(units.total)).tolist(),
+                "top": of(kept).tolist(),
+                "without": of(inside - kept).tolist(),
+                "random": [of(other).tolist() for other in others],
+            },
+        )
+
+
+def methods(config: NeuronConfig) -> list[str]:
+    """The attention methods that are asked for.
+
+    Raises:
+        MechintError: there is no such method, or none is named.
+    """
+    if not config.attention:
+        return []
+    chosen = list(dict.fromkeys(listed(config.attention_methods)))
+    for method in chosen:
+        if method not in METHODS:
+            raise MechintError(
+                f"neuron: no attention method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}"
+            )
+    if not chosen:
+        raise MechintError(f"neuron: no attention method is named; take {', '.join(METHODS)}, or turn attention off")
+    return chosen
+
+
+def joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Entries of all batches, along the last axis."""
+    return {name: torch.cat([batch[name] for batch in batches], -1) for name in batches[0]}
+
+
+def refuse(config: NeuronConfig, task: TaskConfig) -> str | None:
+    methods(config)
+    if task.name in ("text", "prompt") and config.metric == "logit_diff":
+        return "these prompts have no counterfactual twins; choose the metric answer_logprob"
+    if task.name in ("text", "prompt") and config.ablation == "counterfactual":
+        return "these prompts have no counterfactual twins; choose the ablation mean, resample or zero"
+    return None
+
+
+def work(config: NeuronConfig) -> str:
+    return (
+        f"two sweeps of at most {config.max_units} units of each kind of site on {config.eval_prompts} prompts, one of "
+        f"Δ, and deletion curves of {config.random + 5} rankings for each layer; the same on {config.controls} models "
+        "with shuffled weights"
+    )
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    lines = [f"  intervals       {results['metrics']['clean']['interval']}{UNADJUSTED}"]
+    for entry in sorted(results["strongest"], key=lambda entry: sureness(entry["p"], entry["value"])):
+        lines.append(
+            f"  {entry['direction']:<16}{said(entry, '.3g')} {entry['kind']} {entry['unit']} of layer "
+            f"{entry['layer']}; {said_p(entry['p'])}"
+        )
+    share = results["metrics"].get("faithfulness_top_k")
+    if share:
+        random = results["metrics"]["faithfulness_random"]
+        lines.append(f"  top-k circuit   faithfulness {said(share, '.2f')}, random {random['value']:.2f}")
+    for entry in results["attention"]:
+        lines.append(
+            f"  {entry['method']:<19}area {said(entry['area'], '.3g')}, over random "
+            f"{said(entry['over_random'], '.3g')}, layer {entry['layer']}"
+        )
+    return [*lines, *told_apart(results["control"])]
+
+
+ANALYSIS = Analysis(
+    name="neuron",
+    title="Neurons",
+    config=NeuronConfig,
+    analyzer=NeuronAnalyzer,
+    families=("mamba", "gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+)

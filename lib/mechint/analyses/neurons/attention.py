@@ -1,0 +1,106 @@
+"""Units weighted by attention: the documented methods with their definitions, and the curves that try them.
+
+Of each layer l a map Ā[i, j] of how much position i reads of j, each row divided by its sum, and w_j, the mean of the
+rows at the answer positions. With a_j[e] the unit's activation and m the metric, a prompt's score of unit e is
+
+================== ==================================================================== ============================
+method             Ā (mean over a Mamba's channels, over a transformer's heads)         score of unit e
+================== ==================================================================== ============================
+attention_weighted |α_e[i, j]|; a transformer's pattern                                 Σ_j w_j |a_j[e]|
+gradient_guided    max(0, ∂m/∂α_e[i, j] · α_e[i, j]) (Chefer et al. 2021, equation 5)   Σ_j w_j |a_j[e] ∂m/∂a_j[e]|
+rollout            as attention_weighted; w from Π (I + Ā)/2 over this layer and all    Σ_j w_j |a_j[e]|
+                   behind it (Abnar & Zuidema 2020)
+gradient_x_input   none: the control                                                    Σ_j |a_j[e] ∂m/∂a_j[e]|
+================== ==================================================================== ============================
+
+α is the exact hidden attention of :mod:`mechint.scan.attention`; ∂m/∂α_e[i, j] = ∂m/∂scan_out_i[e] · u_j[e].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.sweep import gradients
+from ...models.base import accumulate
+from ...scan import hidden_attention
+from ...tasks import Prompts
+from ..base_measuring import values_of
+from ..metrics import answer_metric
+from ..unit_effects import main_site
+
+METHODS = ("attention_weighted", "gradient_guided", "rollout")
+CONTROL = "gradient_x_input"
+NUMBERS = 1 << 24
+"""Entries of the maps of a group of channels, held at once."""
+
+
+def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
+    """Every method's and the control's scores, ``{site} {method}`` [prompt, unit], at the main site of each layer."""
+    kind, every = main_site(model.config.family), range(model.num_layers)
+    needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
+    sites = [*(f"layers.{i}.{name}" for i in every for name in needed), *(f"layers.{i}.{kind}" for i in layers)]
+    values, slopes = gradients(
+        model, prompts.tokens, sites, answer_metric(metric, prompts), logits_at=prompts.positions
+    )
+    maps = [attention_maps(model, i, values, slopes) for i in every]
+    readers = prompts.positions
+    found: dict[str, Tensor] = {}
+    length = prompts.tokens.shape[1]
+    onward = torch.eye(length, dtype=torch.float64).expand(len(prompts), -1, -1)
+    for layer in reversed(every):
+        plain, guided = (normalised(each) for each in maps[layer])
+        onward = onward @ (torch.eye(length, dtype=torch.float64) + plain) / 2
+        if layer not in layers:
+            continue
+        site = f"layers.{layer}.{kind}"
+        size, push = values[site].double().cpu().abs(), (values[site] * slopes[site]).double().cpu().abs()
+        weights = {"attention_weighted": plain, "gradient_guided": guided, "rollout": onward}
+        for method, each in weights.items():
+            w = each.gather(1, readers.cpu().unsqueeze(-1).expand(-1, -1, length)).mean(1)  # [prompt, j]
+            found[f"{site} {method}"] = torch.einsum("bj,bje->be", w, push if method == "gradient_guided" else size)
+        found[f"{site} {CONTROL}"] = push.sum(1)
+    return found
+
+
+def attention_maps(
+    model: Any, layer: int, values: dict[str, Tensor], slopes: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(|α|, max(0, ∂m/∂α · α)), means over the channels or heads, [prompt, i, j] in float64 on the CPU."""
+    at = lambda name: f"layers.{layer}.{name}"
+    if model.config.family != "mamba":
+        pattern, slope = values[at("pattern")].double().cpu(), slopes[at("pattern")].double().cpu()
+        return pattern.mean(2), (pattern * slope).clamp(min=0).mean(2)
+    dt, B, C, u = (values[at(name)] for name in ("dt", "B", "C", "u"))
+    A = -torch.exp(accumulate(model.layers[layer].A_log))
+    rows, length, channels = dt.shape
+    plain, guided = (torch.zeros(rows, length, length, dtype=torch.float64) for _ in range(2))
+    count = max(1, NUMBERS // (rows * length * length))
+    for some in torch.arange(channels).split(count):
+        alpha = hidden_attention(dt, A, B, C, "channels", channels=some.tolist())  # [prompt, e, i, j]
+        plain += alpha.abs().sum(1).double().cpu()
+        slope = slopes[at("scan_out")][..., some].mT.unsqueeze(-1) * u[..., some].mT.unsqueeze(-2)
+        guided += (alpha * slope).clamp(min=0).sum(1).double().cpu()
+    return plain / channels, guided / channels
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Rows divided by their sums; a row of zeros stays one."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def moments(model: Any, prompts: Prompts, units: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moments over a prompt's tokens of the activations of chosen units, by ``{site} {method}``.
+
+    Returns:
+        ``size …``, ``mean …`` (of |a| and a) [unit, prompt] and ``product …`` (of every two) [unit, unit, prompt].
+    """
+    values = values_of(model, prompts, list(dict.fromkeys(name.split(" ")[0] for name in units)))
+    found: dict[str, Tensor] = {}
+    for name, chosen in units.items():
+        a = values[name.split(" ")[0]][..., chosen.to(prompts.tokens.device)].double().cpu()  # [prompt, position, unit]
+        found[f"size {name}"], found[f"mean {name}"] = a.abs().mean(1).T, a.mean(1).T
+        found[f"product {name}"] = torch.einsum("bte,btf->efb", a, a) / a.shape[1]
+    return found

@@ -1,0 +1,99 @@
+"""What the units of one layer do to those of later ones: all pairs of layers, by patching and by gradient.
+
+With σ_f the standard deviation of unit f over tokens and prompts, unit e of layer i ablated changes unit f of layer
+j > i by
+
+    patched[e, f] = RMS over tokens of (a_f - a_f with e ablated) / σ_f,
+    linear[e, f]  = the same of Σ_s ∂a_f[t]/∂a_e[s] · (a_e[s] - ablated_e[s]), by a difference of both
+                    sides, 1/1000 of the change.
+
+And of whole layers: the relative change ‖out_j - out_j without what layer i adds‖ / ‖out_j‖.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.run import run
+from ...tasks import Prompts
+
+STEP = 1e-3
+"""Of the two-sided difference that is the derivative along a change; its error is of the order of the square."""
+
+
+@torch.no_grad()
+def unit_effects(
+    model: Any,
+    prompts: Prompts,
+    kind: str,
+    units: dict[int, list[int]],
+    fills: dict[str, Any],
+    scale: dict[str, Tensor],
+    seen: str = "",
+) -> dict[str, Tensor]:
+    """Effects of the chosen units of every layer on those of every later one.
+
+    Args:
+        kind: Site of the units, such as ``gated``.
+        units: Chosen units of each layer.
+        fills: What replaces them, by site.
+        scale: σ of all units, [unit] by site.
+        seen: Site where the later units are looked at; that of the units unless said otherwise. What a Mamba's channel
+            writes (``gated``) reaches ``u`` of a later one by the residual stream alone.
+
+    Returns:
+        ``{i} {j} patched`` and ``{i} {j} linear`` [prompt, e, f] for i < j.
+    """
+    site = lambda layer: f"layers.{layer}.{kind}"
+    there = lambda layer: f"layers.{layer}.{seen or kind}"
+    layers = sorted(units)
+    names = list(dict.fromkeys([*map(site, layers), *map(there, layers)]))
+    clean = run(model, prompts.tokens, names, logits_at=prompts.positions[:, :0]).values
+    found: dict[str, Tensor] = {}
+    for i in layers[:-1]:
+        later = [j for j in layers if j > i]
+        change = (
+            torch.as_tensor(fills[site(i)], device=clean[site(i)].device).expand_as(clean[site(i)]) - clean[site(i)]
+        )
+        rows: dict[str, list[Tensor]] = {f"{i} {j} {way}": [] for j in later for way in ("patched", "linear")}
+        for e in units[i]:
+            sites = [there(j) for j in later]
+            own = change[..., e : e + 1]
+            whole, up, down = (
+                recorded(model, prompts, [Edit(site(i), "add", share * own, units=[e])], sites)
+                for share in (1.0, STEP, -STEP)
+            )
+            for j in later:
+                those = units[j]
+                by = scale[there(j)][those].clamp(min=torch.finfo(torch.float32).tiny)
+                size = lambda tensor, by=by, those=those: (
+                    (tensor[..., those].double().cpu() / by).square().mean(1).sqrt()
+                )
+                rows[f"{i} {j} patched"].append(size(whole[there(j)] - clean[there(j)]))
+                rows[f"{i} {j} linear"].append(size((up[there(j)] - down[there(j)]) / (2 * STEP)))
+        found |= {name: torch.stack(parts, 1) for name, parts in rows.items()}
+    return found
+
+
+def recorded(model: Any, prompts: Prompts, edits: list[Edit], sites: list[str]) -> dict[str, Tensor]:
+    return run(model, prompts.tokens, sites, edits, logits_at=prompts.positions[:, :0]).values
+
+
+@torch.no_grad()
+def layer_effects(model: Any, prompts: Prompts) -> Tensor:
+    """Relative change of what layer j adds without what layer i adds, [prompt, i, j]; 0 for j ≤ i."""
+    names = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(model.num_layers)]
+    every = [name for group in names for name in group]
+    added = lambda values: torch.stack([sum(values[n].double() for n in group) for group in names], 1)
+    clean = added(recorded(model, prompts, [], every))  # [prompt, layer, position, model]
+    found = torch.zeros(len(prompts), model.num_layers, model.num_layers, dtype=torch.float64)
+    for i, group in enumerate(names):
+        edits = [Edit(name, "replace", 0.0) for name in group]
+        moved = added(recorded(model, prompts, edits, every))
+        change = (moved - clean).flatten(2).norm(dim=-1) / clean.flatten(2).norm(dim=-1)
+        found[:, i, i + 1 :] = change[:, i + 1 :].cpu()
+    return found

@@ -1,0 +1,50 @@
+"""Where an answer comes from, token by token: the exact terms of every block, and the logit's relevance by layer.
+
+Of a prompt's last answer, read at position i: how much of a Mamba block's output at i each token j brings, the norm of
+sources[i, j], beside the terms without a source (:mod:`.attribution.decomposition`); and the relevance of every token
+for the answer's logit before each layer, beside that of the biases (:mod:`.attribution.relevance`). What sums miss is
+kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...attribution.decomposition import decompose
+from ...attribution.relevance import relevance
+from ...tasks import Prompts
+
+TERMS = ("skip", "bias", "residual")
+
+
+def token_terms(model: Any, prompts: Prompts, layers: list[int], length: int, memory_mib: float) -> dict[str, Tensor]:
+    """What is measured of a batch; the last axis is the prompt.
+
+    Args:
+        layers: Whose blocks are taken apart (a Mamba's).
+        length: Of each prompt its last ``length`` tokens.
+        memory_mib: For the terms of some tokens, held at once.
+
+    Returns:
+        ``relevance`` [layer + 1, token, prompt], ``relevance bias`` [layer + 1, prompt], ``relevance error`` [prompt];
+        for each layer ``sources {layer}`` [token, prompt], ``terms {layer}`` [3 (:data:`TERMS`), prompt] and ``missed
+        {layer}`` [prompt].
+    """
+    first, at = prompts.tokens.shape[1] - length, prompts.positions[:, -1]
+    rows = torch.arange(len(prompts), device=at.device)
+    shared = relevance(model, prompts.tokens, prompts.answers[:, -1], at)
+    each = lambda value: torch.full((len(prompts),), value, dtype=torch.float64)
+    found = {
+        "relevance": shared.layers[..., first:].double().cpu().transpose(1, 2),
+        "relevance bias": shared.bias.double().cpu(),
+        "relevance error": each(shared.error),
+    }
+    for layer in layers if model.config.family == "mamba" else ():
+        terms = decompose(model, prompts.tokens, layer, memory_mib=memory_mib)
+        found[f"sources {layer}"] = terms.sources[rows, at, first:].double().cpu().T
+        found[f"terms {layer}"] = torch.stack([getattr(terms, name)[rows, at].double().cpu() for name in TERMS])
+        found[f"missed {layer}"] = each(terms.error)
+    return found

@@ -1,0 +1,111 @@
+"""Options that every analysis shares."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..tasks.config import TaskConfig
+from ..utils.options import option
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to analyse, where the results go, and what is drawn."""
+
+    mode: str = option(
+        "posttrain",
+        "Analyse checkpoints, or draw and report again what a finished analysis left in its directory",
+        choices=("posttrain", "from_runs"),
+    )
+    checkpoint: str = option(
+        "output/final_model_step*.pt",
+        "A checkpoint file, a glob, a directory of checkpoints, a model directory, or a hub id such as "
+        "state-spaces/mamba-130m-hf",
+    )
+    run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
+    output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
+    label: str = option("", "Directory below the results' for the checkpoints that MODELS= chose; empty for none")
+    baseline: str = option("", "Finished analysis, or several in a directory, that the results are compared with")
+    device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+    dtype: str = option(
+        "float32",
+        "Precision of the weights; the scan and the residual stream stay in float32",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    batch_size: int = option(64, "Prompts in one forward; less needs less memory", unit="prompts", low=1, high=65536)
+    seed: int = option(0, "Seed of prompts, searches and bootstraps", low=0, high=2**31 - 1)
+    rerun: bool = option(False, "Analyse again what is already finished, in place of skipping it")
+    save_masks: bool = option(True, "Write final_masks.pt")
+    visualize_heatmaps: bool = option(True, "Draw the importance heatmaps")
+    visualize_curves: bool = option(True, "Draw the curves of the search")
+    visualize_faithfulness: bool = option(True, "Draw the faithfulness curve")
+    visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
+    wandb_project: str = option("mechint", "Project that the runs are logged to")
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of these checkpoints go."""
+        return Path(self.output_dir) / self.label
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one analysis gets its models, for those that may have their own: the base of their options."""
+
+    mode: str = option(
+        "posttrain",
+        "Analyse checkpoints, or draw and report again what this analysis left in its directory",
+        choices=("posttrain", "from_runs"),
+    )
+    checkpoint: str = option("", "Checkpoints of this analysis: a file, glob or directory; empty takes those of all")
+    run_dir: str = option("", "Finished analysis directory to draw again; empty takes that of all")
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """What one analysis asks, for those that may ask something else than all: the base of their options."""
+
+    task: str = option(
+        "same",
+        "What this analysis asks the model: the task of all, or another one in words, for a model with a tokenizer; "
+        "its file, or its prompt, subject and answer, are those of the task's options",
+        choices=("same", "indirect_object", "greater_than", "file", "prompt"),
+    )
+
+
+TEXTS = {
+    "file": ("file", "answers", "space"),
+    "prompt": ("prompt", "subject", "occurrence", "answer", "answers", "space"),
+}
+"""Options of a task that mean nothing to others."""
+
+
+def own(run: RunConfig, config: Any) -> RunConfig:
+    """The shared options with what an analysis says of its models."""
+    said = {field.name: getattr(config, field.name) for field in fields(Source)} if isinstance(config, Source) else {}
+    return replace(run, **{name: value for name, value in said.items() if value not in ("", "posttrain")})
+
+
+def asked(task: TaskConfig, config: Any) -> TaskConfig:
+    """The task of an analysis, its own or that of all; options of other tasks are at their defaults, since they change
+    nothing."""
+    name = config.task if isinstance(config, OwnTask) and config.task != "same" else task.name
+    idle = {option for texts in TEXTS.values() for option in texts} - {*TEXTS.get(name, ())}
+    return replace(task, name=name, **{option: getattr(TaskConfig, option) for option in idle})
+
+
+def elsewhere(config: Any) -> Any:
+    """The options of an analysis with its models where those of all are, asking what all are asked."""
+    return replace(config, **shared(config))
+
+
+def request(config: Any) -> dict[str, Any]:
+    """What an analysis is to do, as plain values: its options without where its models are and what they are asked."""
+    return {name: value for name, value in asdict(config).items() if name not in shared(config)}
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """What an analysis may say in place of the options of all, with the values that leave it to them."""
+    return {k: v for base in (Source, OwnTask) if isinstance(config, base) for k, v in asdict(base()).items()}

@@ -1,0 +1,1 @@
+"""Activation patching: runs of one prompt with activations of another."""

@@ -1,0 +1,327 @@
+"""Activation patching: which tokens read from which, layer by layer, and which units carry the answer.
+
+Two questions, each answered by exact interventions on the prompts that the model answers:
+
+* flow: what is lost when, in one layer, the tokens of one role no longer read those of another (attention knock-out,
+  Geva et al. 2023, section 4; for a Mamba the scan, the convolution, or both, see :class:`mechint.Edit`);
+* units: what is lost with one unit's values from the counterfactual twin (necessary), and what comes back with the
+  clean ones in the twin's run (sufficient), screened by gradients where there are too many (Nanda 2023). In place of
+  the twin there may be means over other prompts: one unit's mean in the clean run, and one unit's own values in the
+  run in which all units of that kind, in all layers, have their means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...tasks import Prompts
+from ...tasks.config import TaskConfig
+from ...utils import files, options
+from ...utils.errors import MechintError, NotAnswered, did_you_mean
+from ...utils.options import option
+from ...utils.statistics import UNADJUSTED, said, said_p
+from ..base import Analysis, StagedAnalyzer
+from ..interchange import METRICS, Corruption, Interchange
+from ..loader import PromptLoader
+from ..metrics import remedy
+from ..options import OwnTask
+from ..tracing.analyzer import listed, unfit
+from ..unit_groups import Parts, part_kinds, screened
+from .flow import Pair, path_kinds, paths, role_pairs
+from .results import Finished, numbers
+from .role_means import RoleValues
+
+DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
+VALUES = ("twin", "mean")
+POINTS = {"twin": 5, "mean": 1}
+"""Midpoints of an estimate's integral; attribution patching proper takes one end, as means have no embeddings."""
+SAID = {"twin": "the twin's values", "mean": "the mean over the discovery prompts' tokens of the same role"}
+ROUNDING = 64
+"""Differences within so many roundings of the metric are none: runs of another batch add in another order."""
+
+
+@dataclass(frozen=True)
+class PatchConfig(OwnTask):
+    """What is cut, what is exchanged, and how the effect is measured."""
+
+    flow: str = option(
+        "usual",
+        "Where the reading of one token by another is cut, separated by commas (out, state, conv of a Mamba; scores, "
+        "pattern of a transformer); 'usual' takes those of the family, empty none",
+    )
+    decay: str = option(
+        "frozen",
+        "For a cut of a whole Mamba mixer: the decays are those of the layer without the tokens that are cut off "
+        "(frozen: nothing of them is left), or still respond to them (kept)",
+        choices=("kept", "frozen"),
+    )
+    window: int = option(1, "Layers cut together, around each layer", unit="layers", low=1, high=99)
+    units: str = option(
+        "usual",
+        "Kinds of site whose units are patched one by one, separated by commas (gated, state, head_out, mlp_post …); "
+        "'usual' takes those of the family, empty none",
+    )
+    values: str = option(
+        "twin",
+        "What a unit is given: its values in the counterfactual twin, or its mean over the discovery prompts' tokens "
+        "of the same role",
+        choices=VALUES,
+    )
+    max_units: int = option(
+        512,
+        "Units of one kind that are measured exactly; of more, those that gradients on discovery prompts rank first",
+        unit="units",
+        low=1,
+        high=1_000_000,
+    )
+    metric: str = option(
+        "logit_diff",
+        "What is lost or restored: the logit difference to the twin's answer, the answer's log-probability or its "
+        "probability",
+        choices=METRICS,
+    )
+    prompts: int = option(
+        64,
+        "Discovery prompts, on which units are screened and of which means are",
+        unit="prompts",
+        low=2,
+        high=1_000_000,
+    )
+    eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
+    bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
+    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
+
+
+def have_twins(*loaders: PromptLoader) -> bool:
+    """Whether every prompt has a counterfactual twin."""
+    return all(batch.twins is not None for loader in loaders for batch in loader)
+
+
+class Patcher(StagedAnalyzer):
+    """Patches the prompts of a task that the model answers; see :class:`PatchConfig`."""
+
+    def __init__(self, model: Any, config: PatchConfig, device: str | torch.device = "cpu", **others: Any) -> None:
+        options.check(config, "patching")
+        super().__init__(model, config, device, **others)
+        kinds = self.kinds(config.flow, model.paths, path_kinds(model), "cut of the flow at")
+        self.paths = paths(model, kinds, config.window)
+        kinds = self.kinds(config.units, model.patched, part_kinds(model), "site whose units can be patched named")
+        self.parts = [Parts.of(model, kind) for kind in kinds]
+        if not self.paths and not self.parts:
+            raise MechintError("patching: neither a flow nor units are asked for; leave one of them at 'usual'")
+        self.whole = False
+        """Whether a prompt's answers are measured as one; the task says so."""
+        self.effects: dict[str, Tensor] = {}
+        self.usual: RoleValues | None = None
+        """The means that units are given, where it is not the twin's values."""
+
+    def kinds(self, said: str, usual: Any, known: list[str], what: str) -> list[str]:
+        kinds = list(usual) if said == "usual" else list(dict.fromkeys(listed(said)))
+        for kind in kinds:
+            if kind not in known:
+                raise MechintError(
+                    f"patching: a {self.model.config.family} model has no {what} {kind!r}{did_you_mean(kind, known)}; "
+                    f"it has {', '.join(known)}"
+                )
+        return kinds
+
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses to patch units from twins that there are not."""
+        task = val_loader.task
+        if self.parts and self.config.values == "twin" and not have_twins(train_loader, val_loader):
+            raise MechintError(
+                f"patching: the prompts of {task.name!r} have no counterfactual twins to take units' values from; give "
+                f"them twins, take means (values mean), or leave the kinds of units empty"
+            )
+
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Patches the prompts of ``val_loader``; returns the results."""
+        task = val_loader.task
+        self.whole = task.whole
+        self.check(train_loader, val_loader)
+        twins = self.config.values == "twin" and have_twins(train_loader, val_loader)
+        if self.parts and self.config.values == "mean":
+            self.usual = RoleValues(self.model, [site for parts in self.parts for site in parts.sites], train_loader)
+        named = [task.roles(batch) for batch in val_loader]
+        roles = [role.cpu() for _, role in named]
+        pairs = role_pairs(roles, len(named[0][0])) if self.paths else []
+        self.screen(train_loader)
+        found = [
+            self.stages.get(f"batch {k}", functools.partial(self.patch, batch, role, pairs))
+            for k, (batch, role) in enumerate(zip(val_loader, roles, strict=True))
+        ]
+        done = Finished(
+            found=found,
+            names=tuple(named[0][0]),
+            pairs=pairs,
+            paths=self.paths,
+            present=[[path.present(role, pairs) for path in self.paths] for role in roles],
+            parts=self.parts,
+            templates=val_loader.templates(),
+            twins=twins,
+            means=self.usual is not None,
+            draws=self.config.bootstrap,
+            seed=self.seed,
+        )
+        if not done.right.any():
+            raise NotAnswered(
+                f"the model answers none of the {len(done.right)} prompts of {task.name!r} right, so there is nothing "
+                f"to patch. {remedy(self.model, task)}"
+            )
+        sections, metrics, notes = numbers(done)
+        self.effects = {f"{name}.{k}": value for k, part in enumerate(found) for name, value in part.items()} | {
+            f"units.{parts.kind}": torch.tensor(parts.chosen) for parts in self.parts
+        }
+        self.results = {
+            "report": "patch",
+            "unit": "flow between token roles, and single units",
+            "metric": self.config.metric,
+            "ablation": f"cut, and {SAID[self.config.values]}",
+            "metrics": metrics,
+            **sections,
+            "notes": notes,
+        }
+        return self.results
+
+    def save_results(self) -> list[Path]:
+        """Writes ``effects.pt`` (every effect of every prompt) into the run directory."""
+        return [files.write_torch(self.directory / "effects.pt", self.effects)]
+
+    # ---- the work -----------------------------------------------------------------------------------------------
+
+    def screen(self, loader: PromptLoader) -> None:
+        """Chooses the units to measure, on prompts that nothing is measured on."""
+        for k, parts in enumerate(self.parts):
+            most = self.config.max_units
+            if parts.total <= most:
+                continue
+            scores = self.stages.get(f"screen {parts.kind}", functools.partial(self.scores, parts, loader))
+            self.parts[k] = dataclasses.replace(parts, chosen=screened(parts, scores, most))
+
+    def scores(self, parts: Parts, loader: PromptLoader) -> Tensor:
+        """The larger of a unit's two estimated effects, over the answered prompts, [unit]."""
+        sums, answered = torch.zeros(2, parts.total, dtype=torch.float64), 0
+        for batch in loader:
+            roles = loader.task.roles(batch)[1]
+            for rows in self.pieces(batch):
+                for k, direction in enumerate(DIRECTIONS.values()):
+                    pair = self.pair(batch[rows], direction, parts, roles[rows])
+                    sums[k] += parts.estimates(pair, POINTS[self.config.values])[:, pair.right].sum(1)
+                answered += int(pair.right.sum())
+        return (sums / max(answered, 1)).abs().amax(0)
+
+    def pair(
+        self, prompts: Prompts, direction: str, parts: Parts | None = None, roles: Tensor | None = None
+    ) -> Interchange:
+        """The two runs of the flow, or of one kind of unit: means are of its own kind alone."""
+        corruption = Corruption("none" if prompts.twins is None or self.config.values == "mean" else "twin")
+        if self.usual is not None and parts is not None and roles is not None:
+            corruption = Corruption("values", values=self.usual.of(roles, parts.sites))
+        return Interchange(self.model, prompts, corruption, direction, self.config.metric, self.whole)
+
+    def pieces(self, batch: Prompts) -> list[Tensor]:
+        """Rows of a batch that go together: the values of one kind of unit in all layers are held for all of them."""
+        sizes = [sum(int(np.prod(self.model.sites[site].units)) for site in parts.sites) for parts in self.parts]
+        room = self.config.memory_mib * 2**20 // 4
+        # values, their differences and gradients of both runs
+        most = max(1, room // (8 * max(sizes, default=1) * batch.tokens.shape[1]))
+        every = torch.arange(len(batch), device=batch.tokens.device)
+        return list(every.tensor_split(-(-len(batch) // most)))
+
+    def patch(self, batch: Prompts, roles: Tensor, pairs: list[Pair]) -> dict[str, Tensor]:
+        """Effects of one batch: ``flow`` [path, layer, pair, prompt]; for each kind of unit and direction the exact
+        ones of the chosen units and the estimates of the same, [unit, prompt]; the ends."""
+        parts = [self.patch_rows(batch[rows], roles[rows.cpu()], pairs) for rows in self.pieces(batch)]
+        return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+
+    def patch_rows(self, prompts: Prompts, roles: Tensor, pairs: list[Pair]) -> dict[str, Tensor]:
+        pair = self.pair(prompts, "noise")
+        found = {"clean": pair.clean, "corrupted": pair.corrupted_value, "right": pair.right}
+        if self.paths:
+            maps = []
+            for path in self.paths:
+                cells = path.cells(roles, pairs, self.config.decay)
+                effect = self.sweep(pair, cells, f"flow at {path.kind}")
+                there = path.present(roles, pairs)  # [pair, prompt]
+                lost = -effect.view(len(path.sites), len(pairs), -1)
+                maps.append(lost.where(there, lost.new_tensor(float("nan"))))
+            found["flow"] = torch.stack(maps)
+        for name, direction in DIRECTIONS.items() if self.parts else ():
+            pair = pair if direction == "noise" else self.pair(prompts, direction)
+            sign = -1.0 if direction == "noise" else 1.0
+            for parts in self.parts:
+                if self.usual is not None:
+                    pair = self.pair(prompts, direction, parts, roles)
+                    found[f"all {parts.kind}"] = pair.clean - pair.corrupted_value
+                effect = self.sweep(pair, parts.cells(pair), f"{name} {parts.kind}")
+                found[f"{name} {parts.kind}"] = sign * effect
+                estimates = sign * parts.estimates(pair, POINTS[self.config.values])
+                found[f"{name} {parts.kind} estimates"] = estimates[list(parts.chosen)]
+        return found
+
+    def sweep(self, pair: Interchange, cells: list[Any], title: str) -> Tensor:
+        """The change of the receiver's metric in each cell, [cell, prompt]; exactly 0 within the rounding of it."""
+        values = pair.sweep([*cells, []], memory_mib=self.config.memory_mib, title=title)
+        change, base = values[:-1] - values[-1], values[-1].abs().clamp(min=1.0)
+        double = next(self.model.parameters()).dtype == torch.float64
+        eps = torch.finfo(torch.float64 if double else torch.float32).eps
+        return change.where(change.abs() > ROUNDING * eps * base, torch.zeros(()).to(change)) + 0.0
+
+
+def refuse(config: PatchConfig, task: TaskConfig) -> str | None:
+    if task.name == "prompt" and config.metric == "logit_diff":
+        return "one prompt has no counterfactual twin; choose the metric answer_logprob"
+    if task.name == "prompt" and config.units.strip():
+        return (
+            "one prompt has neither a counterfactual twin nor other prompts to take units' values from; leave the "
+            "kinds of units empty"
+        )
+    return unfit(task, config.metric)
+
+
+def work(config: PatchConfig) -> str:
+    return (
+        f"one sweep of layers x pairs of roles for each cut, and two of at most {config.max_units} units of each kind, "
+        f"on {config.eval_prompts} prompts"
+    )
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    metrics = results["metrics"]
+    used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
+    lines = [f"  patched         {used} prompts ({failed} left out: not answered)"]
+    lines.append(f"  intervals       {metrics['clean']['interval']}{UNADJUSTED}")
+    firsts = lambda found, *names: {tuple(entry[name] for name in names): entry for entry in reversed(found)}.values()
+    for best in reversed(firsts(results["strongest"]["flow"], "path")):
+        lines.append(
+            f"  cut at {best['path']:<9}{said(best, '.2f')} at layer {best['layer']}: "
+            f"{best['reader']} ← {best['source']}; {said_p(best['p'])}"
+        )
+    for best in reversed(firsts(results["strongest"]["units"], "kind", "direction")):
+        lines.append(
+            f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}; "
+            f"{said_p(best['p'])}"
+        )
+    return lines
+
+
+ANALYSIS = Analysis(
+    name="patch",
+    title="Activation patching",
+    config=PatchConfig,
+    analyzer=Patcher,
+    families=("mamba", "gpt2", "llama"),
+    refuse=refuse,
+    work=work,
+    summary=summary,
+    lone=True,
+)

@@ -1,0 +1,85 @@
+"""What a flow map cuts: all tokens of one role from all tokens of another, in each layer, each way they can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.edits import CUTS, Edit
+from ..tracing.panels import layer_sites
+
+Pair = tuple[int, int]
+"""(role of the reader i, role of the source j)."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way in which a position reads earlier ones, and its map.
+
+    Attributes:
+        kind: Name of the site within its layer where the cut is made.
+        sites: For each layer, the sites that are cut together: a window around it.
+        reach: How far back a position reads there; None for as far as there are positions.
+    """
+
+    kind: str
+    sites: tuple[tuple[str, ...], ...]
+    reach: int | None
+
+    def cells(self, roles: Tensor, pairs: list[Pair], decay: str) -> list[list[Edit]]:
+        """Cells in the order of [layer, pair] for prompts of these roles [prompt, position]; empty for no such pair."""
+        found = [self.groups(roles, pair) for pair in pairs]
+        return [
+            [
+                Edit(site, "cut", positions=readers, sources=sources, rows=rows, decay=decay)
+                for site in sites
+                for (readers, sources), rows in groups.items()
+            ]
+            for sites in self.sites
+            for groups in found
+        ]
+
+    def groups(self, roles: Tensor, pair: Pair) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
+        """The prompts by their (readers, sources): positions of the two roles that read or are read at all."""
+        rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        reach = roles.shape[1] if self.reach is None else self.reach
+        for row, role in enumerate(roles.tolist()):
+            readers, sources = ([p for p, r in enumerate(role) if r == wanted] for wanted in pair)
+            near = [(i, j) for i in readers for j in sources if 0 <= i - j <= reach]
+            if near:
+                key = tuple(sorted({i for i, _ in near})), tuple(sorted({j for _, j in near}))
+                rows.setdefault(key, []).append(row)
+        return rows
+
+    def present(self, roles: Tensor, pairs: list[Pair]) -> Tensor:
+        """Which prompts have a pair at all, [pair, prompt] bool."""
+        there = torch.zeros(len(pairs), len(roles), dtype=torch.bool)
+        for k, pair in enumerate(pairs):
+            for rows in self.groups(roles, pair).values():
+                there[k, rows] = True
+        return there
+
+
+def path_kinds(model: Any) -> list[str]:
+    """The sites of a layer where this model can be cut."""
+    return [kind for kind in CUTS if layer_sites(model, kind)]
+
+
+def paths(model: Any, kinds: list[str], window: int) -> list[Path]:
+    found = []
+    for kind in kinds:
+        names = layer_sites(model, kind)
+        windows = [names[max(0, k - (window - 1) // 2) : k + window // 2 + 1] for k in range(len(names))]
+        reach = model.sites[names[0] + "_state"].units[1] if kind == "conv" else None
+        found.append(Path(kind, tuple(map(tuple, windows)), reach))
+    return found
+
+
+def role_pairs(roles: list[Tensor], count: int) -> list[Pair]:
+    """The pairs of ``count`` roles that any prompt has; ``roles`` [prompt, position] for each batch."""
+    whole = Path("", (), None)
+    every = [(i, j) for i in range(count) for j in range(count)]
+    return [pair for pair in every if any(whole.groups(part, pair) for part in roles)]

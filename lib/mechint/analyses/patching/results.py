@@ -1,0 +1,185 @@
+"""From the effects of every prompt to the numbers of a patching: maps of the flow, effects of units, their evidence."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...utils.statistics import Array, ClusterBootstrap, Number, certain, exact, said, sureness
+from ..tracing.results import few_notes, ratio, table
+from ..unit_groups import Parts
+from .flow import Pair, Path
+
+NAMES = ("necessary", "sufficient")
+SHOWN = 5
+"""Strongest cells of each way to be read, and units of each direction, in summaries."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The effects of all batches, and what they are effects of."""
+
+    found: list[dict[str, Tensor]]
+    names: tuple[str, ...]
+    pairs: list[Pair]
+    paths: list[Path]
+    present: list[list[Tensor]]
+    """For each batch and path, which prompts have a pair, [pair, prompt]."""
+    parts: list[Parts]
+    templates: NDArray[np.int64]
+    twins: bool
+    means: bool
+    """Whether units were given means in place of the twin's values."""
+    draws: int
+    seed: int
+
+    @functools.cached_property
+    def right(self) -> NDArray[np.bool_]:
+        return np.concatenate([part["right"].numpy() for part in self.found])
+
+    def joined(self, name: str) -> Array:
+        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
+        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
+        return np.asarray(whole[self.right])
+
+    @functools.cached_property
+    def bootstrap(self) -> ClusterBootstrap:
+        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
+
+    def intervals(self, means: Array, total: Array | None) -> dict[str, Array]:
+        """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""
+        there = ~np.isnan(means)
+        value, low, high, p = ratio(self.bootstrap, means, there, total)
+        return {"value": value, "low": low, "high": high, "p": p, "n": there.sum(0)}
+
+
+def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str]]:
+    """The sections of results.json, its metrics and its notes.
+
+    Effects are shares of the total effect (clean less twin), unless there are no twins, they are not asked for or they
+    may change nothing: then they stay in the metric's own units.
+    """
+    mean = lambda values: values
+    every = ClusterBootstrap(done.templates, done.draws, done.seed)
+    metrics = {
+        "accuracy_full": every.share(done.right.astype(np.float64)),
+        "prompts_used": exact(int(done.right.sum())),
+        "prompts_failed": exact(int((~done.right).sum())),
+        "clean": done.bootstrap.interval(mean, done.joined("clean")),
+    }
+    notes: list[str] = []
+    total = None
+    if done.twins:
+        difference = done.joined("clean") - done.joined("corrupted")
+        metrics["corrupted"] = done.bootstrap.interval(mean, done.joined("corrupted"))
+        metrics["total_effect"] = found = done.bootstrap.interval(mean, difference)
+        if certain(found):
+            total = difference
+        else:
+            notes.append(
+                f"The twins do not hurt for certain: the total effect is {said(found, '.3g')}. Effects are "
+                f"therefore not given as shares of it; choose other twins or more prompts"
+            )
+    if done.means:
+        for parts in done.parts:
+            metrics[f"all_{parts.kind}"] = done.bootstrap.interval(mean, done.joined(f"all {parts.kind}"))
+        notes.append(
+            "Units were given their means over the discovery prompts' tokens of the same role. Necessary: one unit has"
+            " its means, the others are as they are. Sufficient: one unit is as it is in the run without, while all"
+            " units of its kind in all layers have their means; clean less that run is all_… in the metrics"
+        )
+    few = few_notes(done.templates[done.right], "patched")
+    notes += few
+    if failed := metrics["prompts_failed"]["value"]:
+        notes.append(
+            f"{failed} of {len(done.right)} prompts were left out: the model does not answer them, so there is nothing "
+            f"to explain"
+        )
+    sections: dict[str, Any] = {
+        "scale": "share of the total effect" if total is not None else "metric",
+        "flow": flow(done, total) if done.paths else None,
+        "units": units(done, total) if done.parts else None,
+    }
+    sections |= {"strongest": strongest(sections), "few": few}
+    return sections, metrics, notes
+
+
+def flow(done: Finished, total: Array | None) -> dict[str, Any]:
+    """The maps of what is lost; p-values are adjusted for all cells of all of them."""
+    values = done.intervals(done.joined("flow"), total)
+    there = sorted({role for pair in done.pairs for role in pair})  # roles that any token has
+    return {
+        "roles": [done.names[role] for role in there],
+        "pairs": [[there.index(role) for role in pair] for pair in done.pairs],
+        "paths": [
+            {"name": path.kind, **{name: table(value[k]) for name, value in values.items()}}
+            for k, path in enumerate(done.paths)
+        ],
+    }
+
+
+def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
+    """The measured units of each kind; p-values are adjusted for those of all kinds, one direction at a time."""
+    kinds: list[dict[str, Any]] = [
+        {
+            "name": parts.kind,
+            "axis": parts.axis,
+            "layers": len(parts.sites),
+            "per_layer": parts.per_layer,
+            "layer": [number // parts.per_layer for number in parts.chosen],
+            "unit": [number % parts.per_layer for number in parts.chosen],
+            "correlation": {},
+        }
+        for parts in done.parts
+    ]
+    edges = np.cumsum([0, *(len(parts.chosen) for parts in done.parts)])
+    for name in NAMES:
+        means = np.concatenate([done.joined(f"{name} {parts.kind}") for parts in done.parts], 1)
+        values = {key: value[0, 0] for key, value in done.intervals(means[:, None, None], total).items()}
+        for k, (entry, parts) in enumerate(zip(kinds, done.parts, strict=True)):
+            here = slice(edges[k], edges[k + 1])
+            guess = done.joined(f"{name} {parts.kind} estimates").mean(0)
+            actual = means[:, here].mean(0)
+            entry[name] = {key: table(value[None, here])[0] for key, value in values.items()}
+            entry[name]["estimate"] = (guess / (1.0 if total is None else total.mean())).tolist()
+            defined = len(actual) > 1 and actual.std() > 0 and guess.std() > 0
+            entry["correlation"][name] = float(np.corrcoef(actual, guess)[0, 1]) if defined else None
+    return kinds
+
+
+def strongest(sections: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The cells of every map of the flow, and the units of each kind and direction: the surest, then the largest."""
+    cells, most = [], []
+    if sections["flow"]:
+        roles = sections["flow"]["roles"]
+        for path in sections["flow"]["paths"]:
+            every = [
+                (*sureness(path["p"][layer][k], value), layer, k)
+                for layer, row in enumerate(path["value"])
+                for k, value in enumerate(row)
+                if value is not None
+            ]
+            for *_, layer, k in sorted(every)[:SHOWN]:
+                reader, source = sections["flow"]["pairs"][k]
+                found = {name: path[name][layer][k] for name in ("value", "low", "high", "p", "n")}
+                cells.append(
+                    {"path": path["name"], "layer": layer, "reader": roles[reader], "source": roles[source], **found}
+                )
+    for kind in sections["units"] or ():
+        for name in NAMES:
+            found = kind[name]
+            order = sorted(range(len(found["value"])), key=lambda k: (*sureness(found["p"][k], found["value"][k]), k))
+            for k in order[:SHOWN]:
+                entry = {key: found[key][k] for key in ("value", "low", "high", "p", "n")}
+                most.append(
+                    {
+                        "direction": name, "kind": kind["name"], "layer": kind["layer"][k], "unit": kind["unit"][k],
+                        **entry,
+                    }
+                )  # fmt: skip
+    return {"flow": cells, "units": most}

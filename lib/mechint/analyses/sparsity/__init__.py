@@ -1,0 +1,1 @@
+"""How sparse activations are."""

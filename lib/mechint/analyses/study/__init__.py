@@ -1,0 +1,1 @@
+"""A whole study: candidates, tests with controls, and claims."""

@@ -1,0 +1,308 @@
+"""Step 16 of a study: the combined circuit. Which of all studied units together do the task, and how well alone?
+
+Candidates are tested one by one, and what each of them carries says nothing of what they do together. Here the fewest
+units of the studied sites are searched for that still make the model's predictions, as any other circuit of this
+package is (:mod:`.circuits.analyzer`, on KL): kept alone, every other unit of the sites takes its ablated value.
+All that is said of it is measured on held-out prompts, and stands beside as many random units of the same layers, the
+same search on shuffled weights, searches of other seeds on other prompts, and the tested candidates kept alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.units import Block, UnitKind, Units
+from ...tasks.base import generator
+from ...utils.errors import MechintError
+from ...utils.statistics import ClusterBootstrap, Number, jaccard, said, spread, stability
+from ..ablation import Ablation
+from ..circuits.analyzer import CircuitAnalyzer
+from ..circuits.bench import Bench, CircuitPlan, faithfulness
+from ..circuits.methods.initial_scores import first_scores, needed_first
+from ..loader import PromptLoader
+from .claims import task_not_done
+from .context import Context, Found
+from .options import StudyConfig
+
+TARGET = 0.95
+"""Share of the KL between no studied unit and all of them that the circuit makes up for, and share of the effect that
+it keeps, on the discovery prompts."""
+LEARNT = {"logit_diff": "logit_diff", "answer_logprob": "answer_logprob", "answer_prob": "answer_logprob"}
+"""The metric of circuits that has to be reached as well, by the study's."""
+RANDOM_CIRCUITS = 20
+"""Random circuits at every size of the curve; the claim has as many as the study's draws."""
+REMOVED_UNITS = 64
+"""Units that are removed one by one, of more as many at random."""
+
+
+class SiteUnits(Units):
+    """The units of one site of each chosen layer; other layers stay as they are.
+
+    Args:
+        model: From :func:`mechint.load`.
+        chosen: Site names by layer, of one kind.
+    """
+
+    def __init__(self, model: Any, chosen: dict[int, str]) -> None:
+        kind = next(iter(chosen.values())).split(".", 2)[2]
+        super().__init__(model, UnitKind("unit", (Block((kind,)),), f"one unit of the studied site, {kind}"))
+        self.numbers, self.sites = list(chosen), list(chosen.values())
+        self.layers = self.rows = len(chosen)
+        self.total = self.layers * self.per_layer
+        self.sizes = [self.per_layer] * self.layers
+        self.layer_names = [f"layers.{layer}" for layer in chosen]
+        self.about = [{"site": site} for site in self.sites]
+
+    def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
+        parts = mask.view(self.layers, *self.shape)
+        return [Edit(site, "mask", part, fill=fills[site]) for site, part in zip(self.sites, parts, strict=True)]
+
+    def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
+        sample = next(iter(fills.values()))
+        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
+        mask[unit] = 0.0
+        return [self.edits(mask, fills)[unit // self.per_layer]]
+
+    def by_site(self, mask: Tensor) -> dict[str, list[int]]:
+        """The kept units of each site, all its axes in one."""
+        parts = mask.view(self.layers, -1)
+        return {site: part.nonzero()[:, 0].tolist() for site, part in zip(self.sites, parts, strict=True)}
+
+    def mask_of(self, units: Mapping[str, Sequence[int]]) -> Tensor:
+        """The mask [units] of units by site."""
+        mask = torch.zeros(self.layers, self.per_layer)
+        for k, site in enumerate(self.sites):
+            mask[k, list(units.get(site, ()))] = 1.0
+        return mask.flatten()
+
+
+class Searched(CircuitAnalyzer):
+    """A circuit of the studied units, close to the model in KL and in the study's metric; with the study's option off,
+    without the control on random weights. Searches learn from the KL; what is measured is in the study's metric."""
+
+    random_control = True
+    effect = "logit_diff"
+
+    def preserved(self) -> list[str]:
+        return [*super().preserved(), self.effect]
+
+    def in_effect(self) -> AbstractContextManager[None]:
+        return measured_in(self, self.effect)
+
+    def measure(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        with self.in_effect():
+            return super().measure(*arguments, **named)
+
+    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
+        with self.in_effect():
+            self.check_denominator(bench, loader)
+            return super().interval(bench, loader, mask)
+
+    def random_weights(self, *arguments: Any) -> tuple[Number | None, str]:
+        try:
+            return super().random_weights(*arguments)
+        except MechintError as reason:  # of the control, not of what is studied
+            return None, f"The control on random weights was not measured: {reason}."
+
+    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+        return self.units if self.random_control else None
+
+
+@contextmanager
+def measured_in(analyzer: Searched, metric: str) -> Iterator[None]:
+    """What is measured meanwhile is measured in this metric."""
+    before = analyzer.config
+    analyzer.config = replace(before, metric=metric)
+    try:
+        yield
+    finally:
+        analyzer.config = before
+
+
+def plan(c: StudyConfig) -> CircuitPlan:
+    """The search of a study's combined circuit."""
+    return CircuitPlan(
+        unit="unit", ablation=c.ablation, metric="kl", search="smallest", budget=1, target_faithfulness=TARGET,
+        gate="hard_concrete", steps=c.mask_steps, lr=0.1, seeds=1, random_circuits=RANDOM_CIRCUITS,
+        removed_units=REMOVED_UNITS, bootstrap=c.bootstrap, min_accuracy=0.0,
+    )  # fmt: skip
+
+
+def circuit(context: Context) -> Found:
+    """Searches for the combined circuit on the discovery prompts, and judges it on the held-out ones.
+
+    Raises:
+        MechintError: the model does not do the task; dropping every studied unit has no clear effect.
+    """
+    if reason := task_not_done({"setup": context.found["setup"]["report"]}):
+        raise MechintError(reason)
+    units = SiteUnits(context.model, context.sites)
+    analyzer = Searched(context.model, plan(context.config), context.model.device, units=units, seed=context.seed)
+    analyzer.stages, analyzer.random_control = context.stages, context.config.random_weights
+    analyzer.effect = LEARNT[context.config.metric]
+    found = analyzer.run_analysis(context.train, context.val)
+    mask = torch.cat([analyzer.masks[name]["mask"].flatten() for name in analyzer.units.layer_names])
+    report = judged(context, analyzer, mask)
+    own = found["metrics"]
+    report |= {name: own[name] for name in ("kl", "minimality") if name in own}
+    report["random_weights"] = own.get("faithfulness_random_weights")
+    report["curve"] = {name: found["curve"][name] for name in ("size", "learned", "random")}
+    report["faithfulness_discovery"], report["target"] = found["pruning"]["faithfulness_discovery"], TARGET
+    report["pruning"] = found["pruning"] | {
+        name: own[name] for name in ("units_kept_unpruned", "faithfulness_unpruned")
+    }  # fmt: skip
+    report["notes"] = [note for note in found["notes"] if "Stability was not measured" not in note]
+    return {"report": {**report, "said": sentence(report)}, "keep": {"mask": mask}}
+
+
+class Kept:
+    """What is left of the task when only some of the studied units are kept, on the held-out prompts.
+
+    Raises:
+        MechintError: dropping all of them has no clear effect on the study's metric.
+    """
+
+    def __init__(self, context: Context, units: Units) -> None:
+        c = context.config
+        self.metric, self.boot = c.metric, ClusterBootstrap(context.val.templates(), c.bootstrap, context.seed)
+        batches = context.train.batches
+        ablation = Ablation(context.model, units, c.ablation, batches, context.train.task.aligned)
+        self.bench = Bench(context.model, units, ablation, context.val.batches)
+        self.full, self.empty = (self.column(end) for end in self.bench.ends)
+        self.total = self.boot.interval(lambda f, e: f - e, self.full, self.empty)
+        if float(self.total["low"]) <= 0:
+            raise MechintError(
+                f"dropping every studied unit changes {c.metric} by {said(self.total, '.3g')}, which may be nothing; "
+                f"give more EVAL_PROMPTS, another METRIC, site or layers"
+            )
+
+    def column(self, values: dict[str, Tensor]) -> Any:
+        """The study's metric of every prompt."""
+        if self.metric == "answer_prob":
+            return values["answer_logprob"].exp().numpy()
+        if self.metric not in values:
+            raise MechintError(f"the answers of this task have no {self.metric} of one token; choose answer_logprob")
+        return values[self.metric].numpy()
+
+    def effect(self, mask: Tensor) -> Number:
+        """The share of the effect of all studied units that these keep."""
+        return self.of(mask)["effect"]
+
+    def of(self, mask: Tensor) -> dict[str, Number]:
+        """``effect`` and ``accuracy`` of a mask [units]."""
+        values = self.bench.measure(mask.to(self.bench.batches[0].tokens.device))
+        effect = self.boot.interval(faithfulness, self.column(values), self.full, self.empty)
+        return {"effect": effect, "accuracy": self.boot.share(values["accuracy"].numpy())}
+
+    def point(self, mask: Tensor) -> float:
+        values = self.bench.measure(mask.to(self.bench.batches[0].tokens.device))
+        return float(faithfulness(self.column(values).mean(), self.full.mean(), self.empty.mean()))
+
+
+def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
+    """What the circuit keeps alone and what the model keeps without it, beside its controls."""
+    units = analyzer.units
+    assert isinstance(units, SiteUnits)
+    kept = Kept(context, units)
+    again = [mask, *others(context, analyzer, int(mask.sum()))]
+    sets = [set(each.nonzero()[:, 0].tolist()) for each in again]
+    candidates = units.mask_of(context.candidate_units())
+    tested = int(candidates.sum())
+    return kept_alone(context, units, mask, kept) | {
+        "agreement": stability(sets),
+        "candidates": None if not tested else {
+            "units": tested, "shared": len(sets[0] & set(candidates.nonzero()[:, 0].tolist())),
+            "jaccard": jaccard(sets[0], set(candidates.nonzero()[:, 0].tolist())), **kept.of(candidates),
+        },
+    }  # fmt: skip
+
+
+def kept_alone(context: Context, units: SiteUnits, mask: Tensor, kept: Kept | None = None) -> Found:
+    """Any set of units [units] as a combined circuit: what it keeps alone, beside random sets; without agreement of
+    searches. :func:`mechint.analyses.study.claims.of_circuit` makes its claim."""
+    c, kept = context.config, kept or Kept(context, units)
+    alone, without, whole = kept.of(mask), kept.of(1 - mask), kept.of(torch.ones(units.total))
+    counts, draws = units.counts(mask), []
+    for k in range(context.draws):
+        draws.append(kept.point(units.random(counts, generator("random circuit", k, context.seed))))
+    sites = units.by_site(mask)
+    return {
+        "kept": int(mask.sum()),
+        "total": units.total,
+        "layers": {
+            str(layer): {"site": site, "kept": len(sites[site]), "total": units.per_layer, "units": sites[site]}
+            for layer, site in context.sites.items()
+        },
+        "metric": c.metric,
+        "ablation": c.ablation,
+        "effect_total": kept.total,
+        "effect": alone["effect"],
+        "accuracy": alone["accuracy"],
+        "accuracy_full": whole["accuracy"],
+        "chance": context.found["setup"]["report"]["chance"],
+        "complement": without,
+        "completeness": kept.boot.interval(
+            lambda w, f, e: 1 - faithfulness(w, f, e), kept.column(kept.bench.measure(1 - mask)), kept.full, kept.empty
+        ),
+        "random_units": spread(draws, f"{context.draws} sets of as many units of each layer"),
+        "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + context.draws)),
+        "agreement": None,
+        "agreement_chance": chance_jaccard(counts, units.per_layer),
+        "candidates": None,
+    }
+
+
+def others(context: Context, analyzer: Searched, size: int) -> list[Tensor]:
+    """Circuits of the same size that searches of other seeds find on other discovery prompts."""
+    c, found = context.config, []
+    for k in range(1, c.seeds):
+        seed = context.seed + k
+        loader = context.discovery(seed)
+        ablation = Ablation(context.model, analyzer.units, c.ablation, loader.batches, loader.task.aligned)
+        bench = Bench(context.model, analyzer.units, ablation, loader.batches)
+        scores, _ = first_scores(bench, "kl")
+        starts = needed_first(bench, "kl", scores, size)
+        result = analyzer.search(bench, scores, f"other prompts {k}", seed, size, others=starts)
+        found.append(result["masks"][size].cpu())
+    return found
+
+
+def chance_jaccard(counts: Sequence[int], width: int) -> float:
+    """About what two random sets share of their union that take as many of the ``width`` units of each layer."""
+    shared = sum(count * count / width for count in counts)
+    return shared / (2 * sum(counts) - shared)
+
+
+def sentence(report: Found) -> str:
+    """What the circuit is, in words; a search that ends far from the model says so."""
+    text = (
+        f"{report['kept']} of {report['total']} units, kept alone, keep {said(report['effect'], '.0%')} of the effect "
+        f"and answer {said(report['accuracy'], '.0%')} (all of them {report['accuracy_full']['value']:.0%}, chance "
+        f"{report['chance']['value']:.0%}); as many random units keep {report['random_units']['value']:.0%}, at most "
+        f"{report['random_units']['high']:.0%} in 97.5 % of the draws. Without them "
+        f"{said(report['complement']['effect'], '.0%')} is left."
+    )
+    if report["agreement"] is not None:
+        text += (
+            f" Searches on other prompts with other seeds agree: Jaccard {report['agreement']['value']:.2f} (by chance "
+            f"{report['agreement_chance']:.2f})."
+        )
+    if (tested := report["candidates"]) is not None:
+        text += (
+            f" The {tested['units']} units of the tested candidates, kept alone, keep {said(tested['effect'], '.0%')} "
+            f"and answer {tested['accuracy']['value']:.0%}; {tested['shared']} of them are in the circuit."
+        )
+    if report["faithfulness_discovery"] < report["target"]:
+        text += (
+            f" The search is not close to the model: it makes up for {report['faithfulness_discovery']:.0%} of the KL "
+            f"on its own prompts, where {report['target']:.0%} were asked for."
+        )
+    return text

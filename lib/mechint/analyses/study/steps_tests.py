@@ -1,0 +1,163 @@
+"""Steps 6 to 9 of a study: interventions on the candidates, and what their layers do over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...attribution.jacobians import check_lag, linearise
+from ...attribution.lag_influence import reference, run_temporal_causality_analysis
+from ...attribution.modes import dynamics, effective_memory, memory_of
+from ...utils.errors import MechintError
+from ...utils.statistics import ClusterBootstrap, Number, said
+from ..random_weights import shuffled_models, together
+from .ablation_tests import DIRECTIONS, adjusted, necessity, robustness
+from .context import Context, Found
+from .options import RANDOM_MODELS
+
+SHOWN = 32
+"""Prompts that temporal derivatives and dynamics are taken on."""
+
+
+def tests(context: Context) -> Found:
+    """Necessity and sufficiency of every tested candidate, on the held-out prompts that the model answers."""
+    c, tested = context.config, context.tested
+    found = [
+        necessity(
+            context.held, candidate, test, mean=context.mean(candidate.site) if test == "necessity" else None,
+            draws=context.draws, bootstrap=c.bootstrap, seed=context.seed,
+        )
+        for candidate in tested
+        for test in DIRECTIONS
+    ]  # fmt: skip
+    rows = [test.report() | {"p_holm": p} for test, p in zip(found, adjusted(found), strict=True)]
+    good = sum(row["p_holm"] <= 0.05 for row in rows)
+    said = (
+        f"{len(rows)} tests of {len(tested)} candidates on {len(context.held.prompts)} answered prompts; {good} beat "
+        f"{context.draws} random subspaces of the same rank and norm (5 %, Holm over the step)."
+    )
+    if context.draws > c.draws:
+        said += f" {c.draws} subspaces were asked for, too few for p ≤ 0.05 after Holm over all claims."
+    return {"report": {"tests": rows, "metric": c.metric, "ablation": c.ablation, "said": said}, "keep": {}}
+
+
+def shaken(context: Context) -> Found:
+    """Noise and rotations inside and outside every tested candidate, and how small it can be cut."""
+    rows = []
+    for candidate in context.tested:
+        found = robustness(context.held, candidate, draws=20, seed=context.seed)
+        rows.append({"candidate": candidate.name, "rank": candidate.rank, **found})
+    cut = [(row["granularity"], row["rank"]) for row in rows if row["granularity"]["least_rank"]]
+    least = [f"{g['least_rank']} of {rank}{'' if g['every_rank'] else ' (not all ranks tried)'}" for g, rank in cut]
+    said = (
+        f"Principal directions that hold 90 % of a candidate's effect, the fewest: {', '.join(least)}."
+        if least
+        else "No candidate has an effect that could be cut."
+    )
+    return {"report": {"candidates": rows, "metric": context.config.metric, "said": said}, "keep": {}}
+
+
+def few_tokens(context: Context) -> torch.Tensor:
+    return torch.cat([batch.tokens for batch in context.train])[:SHOWN]
+
+
+def few_templates(context: Context) -> Any:
+    return context.train.templates()[:SHOWN]
+
+
+def temporal(context: Context) -> Found:
+    """Exact derivatives by lag, of each layer's candidates and of all its channels, beside shuffled weights."""
+    tokens, c = few_tokens(context), context.config
+    max_lag = c.max_lag or tokens.shape[1] - 1
+    check_lag(max_lag, tokens.shape[1])
+
+    def of_layer(model: Any, layer: int, units: Sequence[int] = ()) -> Found:
+        clusters, draws, seed = few_templates(context), c.bootstrap, context.seed
+        return run_temporal_causality_analysis(model, tokens, layer, units, max_lag, draws, seed, clusters)
+
+    def far(found: Found) -> Number | None:
+        share: Number | None = found["groups"]["all channels"]["total"]["long_range"]
+        return share
+
+    beside = on_shuffled(context, lambda model: {layer: far(of_layer(model, layer)) for layer in context.sites})
+    layers, shares = {}, []
+    for layer in context.sites:
+        groups = context.groups(layer)
+        found = of_layer(context.model, layer, sorted({unit for group in groups.values() for unit in group}))
+        keep = {name: entry for name, entry in found["groups"].items() if not name.startswith("channel ")}
+        singles = {name: entry for name, entry in found["groups"].items() if name.startswith("channel ")}
+        memory = {
+            name: {path: entry[path]["mean_lag"] for path in ("direct", "total")} for name, entry in singles.items()
+        }
+        own, random = far(found), beside[layer]
+        layers[str(layer)] = {**found, "groups": keep, "channels": memory, "of_candidates": groups}
+        layers[str(layer)] |= {"long_range_shuffled": random}
+        if own is not None:
+            shares.append(f"layer {layer}: {said(own, '.0%')}{against(random, '.0%')}")
+    about = reference(max_lag, tokens.shape[1])
+    sentence = (
+        f"Of the influence of the lags 1 to {max_lag} ({left_out(about)}), from further back than "
+        f"{about['long_range_beyond']} tokens (a flat profile: {about['flat_long_range'] or 0:.0%}): "
+        f"{'; '.join(shares) or 'none at all'}."
+    )
+    return {"report": {"layers": layers, "max_lag": max_lag, "reference": about, "said": sentence}, "keep": {}}
+
+
+def left_out(about: Found) -> str:
+    """How much of the prompts' past a range of lags is."""
+    if not about["left_out"]:
+        return "all that the prompts have"
+    return f"{about['left_out']} further ones, up to {about['length'] - 1}, are left out"
+
+
+def on_shuffled(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:
+    """What models with shuffled weights give in place of a layer's number: their mean, from the least to the most of
+    their intervals; None where they were not asked for, or have no such number."""
+    found: dict[int, list[Number]] = {layer: [] for layer in context.sites}
+    for model in shuffled_models(context.model, context.seed, RANDOM_MODELS if context.config.random_weights else 0):
+        for layer, value in measure(model).items():
+            if value is not None and all(math.isfinite(value[name] or 0.0) for name in ("value", "low", "high")):
+                found[layer].append(value)
+    return {layer: together(values) if values else None for layer, values in found.items()}
+
+
+def against(random: Number | None, form: str) -> str:
+    return "" if random is None else f" (shuffled weights {said(random, form)})"
+
+
+def modes(context: Context) -> Found:
+    """Time scales, Gramians and drop errors of each layer, and which modes the candidates use."""
+    tokens, c = few_tokens(context), context.config
+
+    def of_layer(model: Any, layer: int, groups: dict[str, list[int]]) -> Found:
+        local = linearise(model, tokens, layer)
+        return dynamics(local, groups, few_templates(context), c.bootstrap, context.seed)
+
+    def all_memory(model: Any, layer: int) -> Number:
+        local = linearise(model, tokens, layer)
+        boot = ClusterBootstrap(few_templates(context), c.bootstrap, context.seed)
+        return memory_of(effective_memory(local), range(local.u.shape[-1]), local.length, boot)
+
+    beside = on_shuffled(context, lambda model: {layer: all_memory(model, layer) for layer in context.sites})
+    layers, memory = {}, []
+    for layer in context.sites:
+        found = of_layer(context.model, layer, context.groups(layer))
+        layers[str(layer)] = {**found, "memory_shuffled": beside[layer]}
+        for name, group in found["groups"].items():
+            where = f"layer {layer}, all channels" if name == "all channels" else name
+            random = against(beside[layer], ".3g") if name == "all channels" else ""
+            longer = ", longer than a prompt" if group["memory"]["extrapolated"] else ""
+            memory.append(f"{where}: {said(group['memory'], '.3g')}{longer}{random}")
+    sentence = (
+        f"Time constants of the modes, weighted by their use, extrapolated from the decay in prompts of "
+        f"{tokens.shape[1]} tokens: {'; '.join(memory)}."
+    )
+    return {"report": {"layers": layers, "length": tokens.shape[1], "said": sentence}, "keep": {}}
+
+
+def check_mamba(context: Context) -> None:
+    if context.model.config.family != "mamba":
+        raise MechintError(f"a {context.model.config.family} model has no scan; its attention is its own map")

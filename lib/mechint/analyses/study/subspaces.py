@@ -1,0 +1,210 @@
+"""Subspaces of a site, and what passes through them: prompts beside their twins, with the metric's gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.sweep import gradients
+from ...interventions.taps import Tap
+from ...tasks import Prompts
+from ...utils.errors import MechintError, did_you_mean
+from ..interchange import Corruption, Interchange
+from ..loader import PromptLoader
+
+USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
+"""The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
+POINTS = 5
+"""Of the path from twin to prompt that gradients are averaged over."""
+
+
+def study_site(model: Any, layer: int, kind: str = "usual") -> str:
+    """The name of a layer's site.
+
+    Raises:
+        MechintError: there is no such layer, or no such site in it.
+    """
+    if not 0 <= layer < model.num_layers:
+        raise MechintError(
+            f"layer {layer} does not exist; {getattr(model, 'source', 'the model')} has {model.num_layers} "
+            f"(0 to {model.num_layers - 1})"
+        )
+    kind = USUAL[model.config.family] if kind == "usual" else kind
+    name = f"layers.{layer}.{kind}"
+    if name not in model.sites or model.sites[name].has_sources:
+        known = [n.partition("layers.0.")[2] for n in model.sites if n.startswith("layers.0.")]
+        raise MechintError(
+            f"a {model.config.family} model has no site {kind!r} with units of its own{did_you_mean(kind, known)}"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a site carries on prompts and on their twins.
+
+    Attributes:
+        clean, twin: [prompt, position, unit], units of all axes in one.
+        slope: Gradient of the metric, averaged over the path of the embeddings from twin to prompt.
+        effect: Metric of the prompt less that of the twin, [prompt].
+        right: Whether the model answers, [prompt].
+    """
+
+    site: str
+    clean: Tensor
+    twin: Tensor
+    slope: Tensor
+    effect: Tensor
+    right: Tensor
+
+    @property
+    def change(self) -> Tensor:
+        return self.clean - self.twin
+
+    def share(self, basis: Tensor) -> float:
+        """Share of the effect that passes through a subspace, to first order: Σ ⟨slope V, change V⟩ / Σ effect."""
+        through = ((self.slope @ basis) * (self.change @ basis)).sum()
+        return float(through / self.effect.sum())
+
+    def by_unit(self) -> Tensor:
+        """The same of every unit alone, [unit]; their sum is the whole site's."""
+        return (self.slope * self.change).sum((0, 1)) / self.effect.sum()
+
+
+def traffic(model: Any, batches: Sequence[Prompts], sites: Sequence[str], metric: str = "logit_diff") -> list[Traffic]:
+    """What each site carries, in float64 on the CPU; batches of one length are put together.
+
+    Raises:
+        MechintError: prompts without twins; prompts of several lengths; no difference that could be explained.
+    """
+    parts: list[dict[str, Tensor]] = []
+    ends: list[tuple[Tensor, Tensor]] = []
+    if len({batch.tokens.shape[1] for batch in batches}) > 1:
+        raise MechintError("a study needs prompts of one length; choose a task whose prompts share theirs")
+    for batch in batches:
+        pair = Interchange(model, batch, Corruption("twin"), "noise", metric)
+        clean, twin = (pair.values(of, [*sites, "embed"]) for of in (pair.receiver, pair.donor))
+        slope = {site: torch.zeros_like(clean[site]) for site in sites}
+        for k in range(POINTS):
+            start = twin["embed"] + (k + 0.5) / POINTS * (clean["embed"] - twin["embed"])
+            _, found = gradients(
+                model, batch.tokens, sites, pair.metric, [Edit("embed", "replace", start)], pair.logits_at
+            )
+            for site in sites:
+                slope[site] += found[site] / POINTS
+        parts.append({f"{name} {site}": value[site].flatten(2).double().cpu() for site in sites
+                      for name, value in (("clean", clean), ("twin", twin), ("slope", slope))})  # fmt: skip
+        ends.append((pair.clean - pair.corrupted_value, pair.right))
+    effect, right = (torch.cat([end[k] for end in ends]) for k in range(2))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return [
+        Traffic(site, whole[f"clean {site}"], whole[f"twin {site}"], whole[f"slope {site}"], effect, right)
+        for site in sites
+    ]
+
+
+def orthonormal(vectors: Tensor, most: int | None = None) -> Tensor:
+    """An orthonormal basis [unit, k] of what the rows [vector, unit] span, the strongest directions first.
+
+    Args:
+        most: Largest k.
+    """
+    _, s, V = torch.linalg.svd(vectors.double(), full_matrices=False)
+    k = int((s > 1e-9 * s.max().clamp(min=1e-300)).sum())
+    return V[: k if most is None else min(k, most)].T.contiguous()
+
+
+def unit_basis(units: Sequence[int], width: int) -> Tensor:
+    """The subspace of whole units, [unit, k]."""
+    return torch.eye(width, dtype=torch.float64)[:, list(units)]
+
+
+def random_basis(width: int, rank: int, generator: torch.Generator, within: Tensor | None = None) -> Tensor:
+    """A subspace of that rank, uniformly at random, [unit, rank]; of ``within`` [unit, k] where that is given."""
+    size = width if within is None else within.shape[1]
+    Q, R = torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))
+    Q = Q * R.diagonal().sign()  # without this, QR's own choice of signs is not uniform
+    return Q if within is None else within @ Q
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """‖AᵀB‖² / min(rank): 1 when the smaller subspace lies in the larger one, 0 when they are orthogonal."""
+    return float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
+
+
+def linear_cka(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Linear centred kernel alignment (Kornblith et al. 2019, equation 4) of [row, unit] and [row, other unit]."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    cross = np.linalg.norm(a.T @ b) ** 2
+    return float(cross / max(float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b)), 1e-300))
+
+
+def shuffled_weights(model: Any, seed: int) -> Any:
+    """A copy of the model with the entries of every weight tensor in another order: the control on random weights."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return other
+
+
+def reinitialised(model: Any, seed: int) -> Any:
+    """A copy of the model whose weight matrices are drawn anew: normal, with the mean and spread of each one's entries.
+
+    What training seldom arranges stays as it is: vectors (norms, biases, D) and the decays of a scan (``A_log``), so
+    that the copy runs at the model's own scale and time scales.
+    """
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if parameter.dim() > 1 and not name.endswith("A_log"):
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                spread, mean = parameter.double().std().cpu(), parameter.double().mean().cpu()
+                parameter.copy_((drawn * spread + mean).to(parameter))
+    return other
+
+
+def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
+    """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
+
+    Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers
+    were dealt out among the prompts anew. Both are of the whole set, whatever its batches.
+    """
+    said, accepted = [], []
+    with torch.no_grad():
+        for batch in loader:
+            asked = batch.last()
+            logits, _ = model.trace(batch.tokens, Tap(), logits_at=asked.positions)
+            said.append(logits[:, 0].argmax(-1).cpu())
+            accepted.append(asked.good()[:, 0].cpu())  # [prompt, accepted id]
+    return by_chance(torch.cat(said), side_by_side(accepted))
+
+
+def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether what is said [n] is among the accepted ids [n, A] (-1 is none), and in how many of the others', [n] each.
+
+    Each id counts once for a prompt.
+    """
+    size = int(max(said.max(), accepted.max())) + 1
+    takes = torch.zeros(size + 1, dtype=torch.float64)
+    for ids in accepted:
+        takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
+    right = (accepted == said[:, None]).any(1).double()
+    others = max(len(said) - 1, 1)
+    return right, (takes[said] - right) / others
+
+
+def side_by_side(columns: Sequence[Tensor]) -> Tensor:
+    """Ids [n, A] of several batches as one, filled up with -1 where A differs."""
+    width = max(column.shape[1] for column in columns)
+    return torch.cat([torch.nn.functional.pad(column, (0, width - column.shape[1]), value=-1) for column in columns])

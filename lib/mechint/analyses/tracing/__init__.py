@@ -1,0 +1,1 @@
+"""Causal tracing: where and when restoring an activation restores the answer."""

@@ -1,0 +1,310 @@
+"""Causal traces of several checkpoints side by side: their averaged maps, and differences paired over the prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...report import markdown, style
+from ...report.along import MOST, Track, axis_of, write_along
+from ...report.finished import valid
+from ...report.members import Warned, gathered, member_html, member_markdown
+from ...report.page import bullets, page, picture
+from ...report.page import table as html_table
+from ...report.values import Value
+from ...report.words import between, number
+from ...utils.errors import MechintError
+from ...utils.files import read_torch, write_json, write_text
+from ...utils.statistics import ClusterBootstrap
+from ..circuits.pages.compare import run_names
+from .figures import TITLES, Grid, Trace, grid, heat, layer_axis, load_trace
+from .report import findings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWS, SHOWN = 1000, 3
+DIFFERENCES = ("run", "less", "direction", "site", "layer", "token", "difference", "interval", "n")
+STRONGEST = ("run", "direction", "site", "layer", "token", "effect", "interval", "n")
+PAIRED = (
+    "Differences are of shares of the total effect, over the prompts that both models answer, with intervals from one"
+    " bootstrap of their templates. The largest of each map are shown: they are chosen by size, so their intervals are"
+    " too narrow for that choice."
+)
+
+
+def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+    """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison.md and comparison.html.
+
+    Beyond a dozen traces, one comparison.png along their training step in place of the maps.
+
+    Args:
+        run_dirs: At least two directories of finished traces.
+        output_dir: Where the comparison goes.
+
+    Raises:
+        MechintError: fewer than two traces, or one that can't be read.
+    """
+    traces = [load_trace(run_dir) for run_dir in run_dirs]
+    if len(traces) < 2:
+        raise MechintError(f"a comparison needs at least two finished traces; got {len(traces)}")
+    output, names = Path(output_dir), run_names([trace.directory for trace in traces])
+    warned = gathered(names, (warnings(trace) for trace in traces))
+    if len(traces) > MOST:
+        return along(traces, names, output, warned)
+    found: list[dict[str, Any]] = []
+    notes = []
+    for trace, name in zip(traces[1:], names[1:], strict=True):
+        reason = incomparable(traces[0], trace)
+        if reason:
+            notes.append(f"{name} and {names[0]}: {reason}.")
+            continue
+        found += [{"run": name, "less": names[0], **entry} for entry in differences(traces[0], trace)]
+    runs = [
+        {"name": name, "checkpoint": trace.raw["checkpoint"], "strongest": trace.raw["trace"]["strongest"]}
+        for name, trace in zip(names, traces, strict=True)
+    ]
+    written = [
+        write_json(
+            output / "comparison.json",
+            {"schema": 1, "runs": runs, "differences": found, "notes": notes, "warnings": warned},
+        )
+    ]
+    plots = []
+    for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
+        widest = max(len(trace.panels(direction)) for trace in traces)
+        size = (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces))
+        drawing = partial(maps_figure, traces=traces, names=names, direction=direction)
+        plots.append(style.save_figure(output / f"comparison_maps_{direction}.png", size, drawing))
+        drawing = partial(layers_figure, traces=traces, names=names, direction=direction)
+        size = (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4))
+        plots.append(style.save_figure(output / f"comparison_layers_{direction}.png", size, drawing))
+    rows = strongest_rows(traces, names), difference_rows(found)
+    written += [*plots, write_text(output / "comparison.md", to_markdown(traces, rows, notes, plots, warned))]
+    return [*written, write_text(output / "comparison.html", to_html(traces, rows, notes, plots, warned))]
+
+
+def warnings(trace: Trace) -> list[str]:
+    """What a trace's own report warns of: what speaks against it, and the analysis' notes."""
+    return [*(text for good, text in findings(trace) if not good), *map(str, trace.raw["notes"])]
+
+
+def along(traces: list[Trace], names: list[str], output: Path, warned: Warned) -> list[Path]:
+    """The comparison of more traces than are compared map by map."""
+    raws = [trace.raw for trace in traces]
+    last = traces[axis_of(raws).lines[0].runs[-1]]
+    notes = [
+        "Of every map the cell is followed that is strongest at the last checkpoint: it is chosen by its size there."
+    ]
+    if len({trace.unit for trace in traces}) > 1:
+        notes.append(
+            f"Effects are followed where they are given as {last.unit}; elsewhere the corruption may not hurt."
+        )
+    reasons = {reason for trace in traces if (reason := incomparable(last, trace)) and trace.unit == last.unit}
+    notes += [f"Not all traces are of one request: {reason.partition(', so')[0]}." for reason in sorted(reasons)]
+    directories = [trace.directory for trace in traces]
+    return write_along(output, last.raw["title"], raws, directories, names, trace_tracks(traces, last), warned, notes)
+
+
+def trace_tracks(traces: list[Trace], last: Trace) -> list[Track]:
+    """Accuracy, the ends of the effect, and of every map the cell that is strongest in the trace ``last``."""
+    named = {"accuracy_full": "accuracy", "total_effect": "total effect", "clean": "metric, clean run"}
+    tracks = [
+        Track(name, label, [trace.metrics.get(name) for trace in traces], share=name == "accuracy_full")
+        for name, label in named.items()
+    ]
+    for best in last.raw["trace"]["strongest"]:
+        where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
+        label = f"{where} ({best['direction']})" if len(last.directions) > 1 else where
+        values = [cell(trace, best) if trace.unit == last.unit else None for trace in traces]
+        tracks.append(Track(f"{best['direction']}: {where}", label, values, share="share" in last.unit))
+    return tracks
+
+
+def cell(trace: Trace, at: dict[str, Any]) -> Value | None:
+    """One cell's effect in a trace; None where no prompt has it."""
+    found = [panel for panel in trace.panels(at["direction"]) if panel["name"] == at["panel"]] if (
+        at["direction"] in trace.directions) else []  # fmt: skip
+    if not found or at["role"] not in trace.roles or at["layer"] >= len(found[0]["value"]):
+        return None
+    column = trace.roles.index(at["role"])
+    value, low, high, n = (grid(found[0], name)[at["layer"], column] for name in ("value", "low", "high", "n"))
+    return None if np.isnan(value) else Value(float(value), float(low), float(high), int(n))
+
+
+def incomparable(one: Trace, other: Trace) -> str:
+    """Why the maps of two traces can't be subtracted; '' when they can."""
+    shape = lambda trace: [
+        [(panel["name"], len(panel["value"])) for panel in trace.panels(direction)] for direction in trace.directions
+    ]
+    for what, of in (
+        ("other prompts", lambda trace: trace.manifest.get("prompts")),
+        ("another metric, corruption or window", lambda trace: [
+            trace.raw["config"].get(key) for key in ("metric", "corruption", "window", "noise_scale")]),
+        ("another unit of effects", lambda trace: trace.unit),
+        ("other directions, kinds of site, layers or roles", lambda trace: (trace.directions, shape(trace),
+                                                                            trace.roles)),
+    ):  # fmt: skip
+        if of(one) != of(other):
+            return f"{what}, so no differences are given"
+    return ""
+
+
+def read_effects(trace: Trace) -> dict[str, Any]:
+    path = trace.directory / "effects.pt"
+    found = read_torch(path, "effects", "run the analysis again")
+    with valid(path):
+        return {
+            name: found[name].numpy()
+            for name in ("answered", "templates", "total", *map("means.{}".format, trace.directions))
+        }
+
+
+def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
+    """The largest differences, other less one, of every map of every direction."""
+    first, second = read_effects(one), read_effects(other)
+    both = first["answered"] & second["answered"]
+    if not both.any():
+        return []
+    bootstrap = ClusterBootstrap(first["templates"][both], DRAWS, 0)
+    found = []
+    for direction in one.directions:
+        columns: list[NDArray[np.float64]] = []
+        for part in (first, second):
+            kept = both[part["answered"]]
+            means, total = part[f"means.{direction}"][kept], part["total"][kept]
+            weight = total if "share" in one.unit else np.ones(len(total))
+            columns += [np.nan_to_num(means), ~np.isnan(means) * weight[:, None, None, None]]
+        there = ~np.isnan(first[f"means.{direction}"][both[first["answered"]]])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            change, low, high = bootstrap.estimate(lambda a, b, c, d: c / d - a / b, *columns, present=there)
+        count = there.sum(0)
+        for k, panel in enumerate(one.panels(direction)):
+            size = np.where(np.isfinite(change[k]), np.abs(change[k]), -1)
+            for at in np.argsort(-size, axis=None, kind="stable")[:SHOWN].tolist():
+                layer, role = divmod(at, size.shape[1])
+                if size[layer, role] < 0:
+                    continue
+                edges = [
+                    None if np.isnan(edge) else float(edge) for edge in (low[k, layer, role], high[k, layer, role])
+                ]
+                found.append(
+                    {
+                        "direction": direction, "panel": panel["name"], "layer": layer, "role": one.roles[role],
+                        "value": float(change[k, layer, role]), "low": edges[0], "high": edges[1],
+                        "n": int(count[k, layer, role]),
+                    }
+                )  # fmt: skip
+    return found
+
+
+def cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    where = (entry["direction"], entry["panel"], str(entry["layer"]), entry["role"])
+    return (*where, number(entry["value"]), between(entry["low"], entry["high"]), str(entry["n"]))
+
+
+def strongest_rows(traces: list[Trace], names: list[str]) -> list[tuple[str, ...]]:
+    return [
+        (name, *cells(best))
+        for name, trace in zip(names, traces, strict=True)
+        for best in trace.raw["trace"]["strongest"]
+    ]
+
+
+def difference_rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(entry["run"], entry["less"], *cells(entry)) for entry in found]
+
+
+def to_markdown(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
+    parts = [f"# {traces[0].raw['title']}: comparison of {len(traces)} checkpoints"]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += member_markdown(warned, len(traces))
+    parts += ["## Strongest cell of every map", markdown.table(STRONGEST, rows[0])]
+    if rows[1]:
+        parts += ["## Largest differences", PAIRED, markdown.table(DIFFERENCES, rows[1])]
+    return "\n\n".join([*parts, *(f"![{plot.name}]({plot.name})" for plot in plots)]) + "\n"
+
+
+def to_html(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
+    title = f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints"
+    body = [f"<h1>{escape(title)}</h1>", *([bullets(notes)] if notes else []), *member_html(warned, len(traces))]
+    body += ["<h2>Strongest cell of every map</h2>", html_table(STRONGEST, rows[0], numeric=(3, 5, 6, 7))]
+    if rows[1]:
+        body += ["<h2>Largest differences</h2>", f"<p>{PAIRED}</p>"]
+        body += [html_table(DIFFERENCES, rows[1], numeric=(4, 6, 7, 8))]
+    captions = {
+        "maps": "Mean effect by token role and layer; a row for each checkpoint, a column for each kind of site.",
+        "layers": "Mean effect by layer at the role where any checkpoint's effect is largest, with 95 % intervals.",
+    }
+    return page(title, [*body, *(picture(plot, captions[plot.stem.split("_")[1]]) for plot in plots)])
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def kinds_of(traces: list[Trace], direction: str) -> list[str]:
+    """Names of the maps of any trace, each once."""
+    return list(dict.fromkeys(panel["name"] for trace in traces for panel in trace.panels(direction)))
+
+
+def maps_figure(figure: Figure, traces: list[Trace], names: list[str], direction: str) -> None:
+    kinds = kinds_of(traces, direction)
+    axes = figure.subplots(len(traces), len(kinds), squeeze=False)
+    every = [grid(panel, "value") for trace in traces for panel in trace.panels(direction)]
+    limit = max(float(np.nanmax(np.abs(values))) for values in every) or 1.0
+    image: Any = None
+    for row, trace, name in zip(axes, traces, names, strict=True):
+        panels = {panel["name"]: panel for panel in trace.panels(direction)}
+        for column, (place, kind) in enumerate(zip(row, kinds, strict=True)):
+            if kind not in panels:
+                place.set_visible(False)
+                continue
+            image = heat(place, grid(panels[kind], "value").T, limit)
+            layer_axis(place, len(panels[kind]["value"]))
+            place.set_yticks(range(len(trace.roles)), trace.roles if column == 0 else [])
+            place.set_title(kind, fontsize=8)
+        row[0].set_ylabel(name, fontweight="bold")
+    figure.suptitle(f"Causal traces, {TITLES[direction]}")
+    label = f"effect ({traces[0].unit})"
+    figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)
+
+
+def layers_figure(figure: Figure, traces: list[Trace], names: list[str], direction: str) -> None:
+    kinds = kinds_of(traces, direction)
+    columns = min(4, len(kinds))
+    axes = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharey=True).ravel()
+    colours = (*style.CYCLE, style.PURPLE)
+    for place in axes[len(kinds) :]:
+        place.set_visible(False)
+    for place, kind in zip(axes, kinds, strict=False):
+        best, role = -math.inf, ""
+        found: list[dict[str, Grid] | None] = []
+        for trace in traces:
+            panel = next((panel for panel in trace.panels(direction) if panel["name"] == kind), None)
+            found.append(None if panel is None else {name: grid(panel, name) for name in ("value", "low", "high")})
+            if panel is not None:
+                # the last residual at the last token is the whole effect by definition, whatever the model
+                sizes = np.nan_to_num(np.abs(found[-1]["value"][:-1] if kind == "resid_post" else found[-1]["value"]))  # type: ignore[index]
+                if sizes.size and sizes.max() > best:
+                    best, role = float(sizes.max()), trace.roles[int(sizes.max(0).argmax())]
+        for k, (trace, name, grids) in enumerate(zip(traces, names, found, strict=True)):
+            if grids is None or role not in trace.roles:
+                continue
+            values, low, high = (grids[key][:, trace.roles.index(role)] for key in ("value", "low", "high"))
+            at, colour = np.arange(len(values)), colours[k % len(colours)]
+            place.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            place.plot(at, values, color=colour, marker="o", markersize=2.5, linewidth=1.2, label=name)
+            layer_axis(place, len(values))
+        place.axhline(0, color=style.GREY, linewidth=0.8)
+        place.set_title(f"{kind}\nat {role}", fontsize=8)
+    axes[0].set_ylabel("effect")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.suptitle(f"Effect by layer ({traces[0].unit}), {TITLES[direction]}")

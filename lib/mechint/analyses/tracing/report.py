@@ -1,0 +1,289 @@
+"""The report of a causal trace: trace_report.md and report.html, whose maps show a value for every cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ...report.html import ending, heading
+from ...report.markdown import ending as markdown_ending
+from ...report.markdown import evidence
+from ...report.markdown import table as markdown_table
+from ...report.page import card, cards, checks, folded, page, picture, table
+from ...report.values import Value
+from ...report.words import between, chance, number
+from ...utils.files import write_text
+from ...utils.progress import Progress
+from ...utils.statistics import UNADJUSTED
+from .figures import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
+
+STRONGEST = ("direction", "site", "layer", "token", "effect", "interval", "n", "p (all cells)")
+CAPTIONS = {
+    "roles": "Mean effect of one kind of site at one token and layer: {title}. Grey: no prompt has such a token.",
+    "layers": "The same effects by layer, with 95 % intervals over templates: {title}.",
+    "example": "The maps of one prompt: {title}.",
+}
+
+
+def write_trace(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+    """Writes the figures, trace_report.md and report.html of a finished trace into its directory.
+
+    Args:
+        run_dir: Holds results.json, examples.json and manifest.json.
+        heatmaps: Draw trace_roles_{direction}.png and trace_example_{direction}.png.
+        curves: Draw trace_layers_{direction}.png.
+    """
+    trace = load_trace(run_dir)
+    plan = [
+        (kind, direction, draw)
+        for direction in trace.directions
+        for kind, draw, wanted in (
+            ("roles", draw_roles, heatmaps),
+            ("layers", draw_layers, curves),
+            ("example", draw_example, heatmaps and bool(trace.examples)),
+        )
+        if wanted
+    ]
+    figures: dict[tuple[str, str], Path] = {}
+    with Progress("report", 2 + len(plan)) as progress:
+        for kind, direction, draw in plan:
+            figures[kind, direction] = draw(trace, direction, trace.directory / f"trace_{kind}_{direction}.png")
+            progress.step()
+        text = write_text(trace.directory / "trace_report.md", markdown(trace, list(figures.values())))
+        progress.step(text.name)
+        report = write_text(trace.directory / "report.html", html(trace, figures))
+        progress.step(report.name)
+    return [*figures.values(), text, report]
+
+
+def strongest(trace: Trace) -> list[tuple[str, ...]]:
+    return [
+        (
+            best["direction"], best["panel"], str(best["layer"]), best["role"], number(best["value"]),
+            between(best["low"], best["high"]), str(best["n"]), chance(best["p"]),
+        )
+        for best in trace.raw["trace"]["strongest"]
+    ]  # fmt: skip
+
+
+def agreement(trace: Trace) -> list[tuple[str, ...]]:
+    """Attribution patching beside the exact sweep, where both were made."""
+    return [
+        (direction, panel["name"], f"{panel['attribution_correlation']:.2f}")
+        for direction in trace.directions
+        for panel in trace.panels(direction)
+        if panel["attribution_correlation"] is not None
+    ]
+
+
+def with_interval(value: Value) -> str:
+    if value.alone:
+        return f"{number(value.value)} ({value.interval})"
+    return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+
+
+def facts(trace: Trace) -> list[tuple[str, str]]:
+    raw, metrics = trace.raw, trace.metrics
+    values = [
+        (name.replace("_", " "), with_interval(metrics[name]))
+        for name in ("clean", "corrupted", "total_effect", "accuracy_full")
+    ]
+    return [
+        ("task", f"{raw['task']['name']}: {raw['task'].get('description', '')}"),
+        ("corruption", raw["ablation"]),
+        ("metric", raw["metric"]),
+        *values,
+        ("intervals", f"{raw['trace']['interval']}{UNADJUSTED}"),
+        ("prompts traced", f"{metrics['prompts_used'].value:.0f}"),
+        ("prompts left out (not answered)", f"{metrics['prompts_failed'].value:.0f}"),
+    ]
+
+
+def findings(trace: Trace) -> list[tuple[bool, str]]:
+    total = trace.metrics["total_effect"]
+    said = f"{with_interval(total)} {trace.raw['metric']}"
+    if total.alone:
+        what = "The corruption" if total.value > 0 else "The corruption does not hurt: it"
+        return [(total.value > 0, f"{what} takes away {said}. No effect below can be tested.")]
+    hurts = total.low > 0
+    found = [(hurts, f"The corruption {'takes away' if hurts else 'does not certainly take away'} {said}.")]
+    for direction in trace.directions:
+        sure = sum(p is not None and p <= 0.05 for panel in trace.panels(direction) for row in panel["p"] for p in row)
+        every = sum(n > 0 for panel in trace.panels(direction) for row in panel["n"] for n in row)
+        found.append(
+            (
+                sure > 0,
+                f"{TITLES[direction].capitalize()}: {sure} of {every} cells have an effect (p ≤ 0.05, step-down "
+                "bootstrap of whole templates, adjusted for all cells of the direction).",
+            )
+        )
+    return found
+
+
+def markdown(trace: Trace, figures: list[Path]) -> str:
+    raw = trace.raw
+    parts = [
+        f"# {raw['title']}: {raw['checkpoint']}",
+        markdown_table(("", ""), facts(trace)),
+        "## Evidence",
+        evidence(findings(trace)),
+        f"## Strongest cell of every map ({trace.unit})",
+        markdown_table(STRONGEST, strongest(trace)),
+        "## Figures",
+        "\n\n".join(f"![{path.name}]({path.name})" for path in figures) or "None were drawn.",
+        "## Attribution patching against the exact effects (Pearson correlation)",
+        markdown_table(("direction", "site", "correlation"), agreement(trace)),
+        *markdown_ending(trace, caveats(trace)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def caveats(trace: Trace) -> list[str]:
+    chosen = "The strongest cell of a map is chosen by its size"
+    return [
+        *trace.raw["notes"],
+        f"{chosen}: on another prompt it may be elsewhere."
+        if trace.metrics["total_effect"].alone
+        else f"{chosen}, so its own interval is too narrow for that choice; the p-value accounts for it.",
+        "An effect says that a site carries what differs between the two runs of a prompt, not that nothing else does:"
+        " backup paths can make each of two sites look unneeded.",
+    ]
+
+
+def html(trace: Trace, figures: dict[tuple[str, str], Path]) -> str:
+    raw, metrics = trace.raw, trace.metrics
+    total, used = metrics["total_effect"], metrics["prompts_used"].value
+    best = max(raw["trace"]["strongest"], key=lambda entry: abs(entry["value"]))
+    where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
+    body = [
+        *heading(raw),
+        cards(
+            [
+                card("Prompts traced", f"{used:.0f}", f"{metrics['prompts_failed'].value:.0f} not answered, left out"),
+                card("Total effect", number(total.value), f"{with_interval(total)} {raw['metric']}"),
+                card("Strongest cell", number(best["value"]), where),
+            ]
+        ),
+        "<h2>Evidence</h2>",
+        checks(findings(trace)),
+        f"<h2>Strongest cell of every map ({escape(trace.unit)})</h2>",
+        table(STRONGEST, strongest(trace), numeric=(2, 4, 5, 6, 7)),
+        "<h2>Every cell</h2>",
+        maps(trace),
+        "<h2>Figures</h2>" if figures else "",
+        *(picture(path, caption(trace, kind).format(title=TITLES[d])) for (kind, d), path in figures.items()),
+        *_agreement(trace),
+        *ending(trace, caveats(trace)),
+    ]
+    return page(f"{raw['title']}: {raw['checkpoint']}", body)
+
+
+def caption(trace: Trace, kind: str) -> str:
+    """What a figure shows; of one prompt there is neither a mean nor an interval."""
+    if not trace.metrics["total_effect"].alone:
+        return CAPTIONS[kind]
+    return CAPTIONS[kind].replace("Mean effect", "Effect").replace("with 95 % intervals over templates", "no interval")
+
+
+def _agreement(trace: Trace) -> Iterator[str]:
+    if rows := agreement(trace):
+        yield "<h2>Attribution patching against the exact effects</h2>"
+        yield folded(
+            "Pearson correlation over all cells and prompts", table(("direction", "site", "r"), rows, numeric=(2,))
+        )
+
+
+def maps(trace: Trace) -> str:
+    """The mean map and those of single prompts, chosen in two lists; every cell says its value under the pointer."""
+    views: list[dict[str, Any]] = []
+    roles = range(len(trace.roles))
+    for direction in trace.directions:
+        names = [panel["name"] for panel in trace.panels(direction)]
+        kinds = [
+            {
+                "name": panel["name"],
+                "values": panel["value"],
+                "more": [[_more(panel, layer, role) for role in roles] for layer in range(len(panel["value"]))],
+            }
+            for panel in trace.panels(direction)
+        ]
+        mean = "by role" if trace.metrics["total_effect"].alone else "mean over all prompts"
+        views.append({"prompt": mean, "direction": direction, "rows": trace.roles, "maps": kinds})
+        for k, example in enumerate(trace.examples):
+            title = f"{k + 1}: {' '.join(example['tokens'])} → {example['answer']}"
+            kinds = [{"name": name, "values": example["maps"][direction][name]} for name in names]
+            views.append({"prompt": title, "direction": direction, "rows": example["tokens"], "maps": kinds})
+    data = json.dumps(views, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    unit = f"map by role: {trace.unit}; single prompts: {trace.raw['metric']}"
+    return (
+        f"<style>{_STYLE}</style>"
+        '<p><label>Prompt <select id="trace-prompt"></select></label> '
+        '<label>Direction <select id="trace-direction"></select></label> '
+        f'<span class="soft">{escape(unit)}; red above zero, blue below, one scale for all maps shown</span></p>'
+        '<div id="trace-maps"></div><p id="trace-value" class="soft">Point at a cell.</p>'
+        f"<script>{_SCRIPT % data}</script>"
+    )
+
+
+def _more(panel: dict[str, Any], layer: int, role: int) -> str:
+    if not panel["n"][layer][role]:
+        return "no prompt has such a token"
+    low, high = panel["low"][layer][role], panel["high"][layer][role]
+    return "".join(("no interval" if low is None else f"[{low:.3g}, {high:.3g}]", f", n {panel['n'][layer][role]}")) + (
+        "" if panel["p"][layer][role] is None else f", p {panel['p'][layer][role]:.2g}"
+    )
+
+
+_STYLE = """
+#trace-maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem; }
+#trace-maps svg { width: 100%; height: auto; font: 9px system-ui, sans-serif; }
+#trace-maps text { fill: var(--ink); } #trace-maps .name { font-weight: 650; font-size: 11px; }
+#trace-value { min-height: 1.5em; font-variant-numeric: tabular-nums; } select { max-width: 26rem; }
+"""
+
+_SCRIPT = """
+(() => {
+  const views = %s, box = document.getElementById("trace-maps"), say = document.getElementById("trace-value");
+  const prompt = document.getElementById("trace-prompt"), direction = document.getElementById("trace-direction");
+  const fill = (list, values) => [...new Set(values)].forEach(value => {
+    const entry = document.createElement("option"); entry.textContent = value; list.append(entry); });
+  fill(prompt, views.map(view => view.prompt)); fill(direction, views.map(view => view.direction));
+  const make = (tag, at, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const key in at) node.setAttribute(key, at[key]);
+    if (text !== undefined) node.textContent = text;
+    return node; };
+  const colour = share => {
+    const ends = share > 0 ? [178, 24, 43] : [33, 102, 172], size = Math.min(1, Math.abs(share));
+    return "rgb(" + ends.map(end => Math.round(247 + (end - 247) * size)).join(",") + ")"; };
+  const draw = () => {
+    const view = views.find(v => v.prompt === prompt.value && v.direction === direction.value);
+    const all = view.maps.flatMap(map => map.values.flat()).filter(value => value !== null).map(Math.abs);
+    const limit = Math.max(...all) || 1;
+    box.replaceChildren();
+    for (const map of view.maps) {
+      const left = 112, cell = Math.min(24, 150 / map.values.length), height = 14;
+      const width = left + cell * map.values.length + 6;
+      const svg = make("svg", {viewBox: `0 0 ${width} ${height * view.rows.length + 40}`});
+      svg.append(make("text", {x: 0, y: 11, class: "name"}, map.name));
+      view.rows.forEach((row, r) => {
+        const name = row.length > 22 ? row.slice(0, 21) + "…" : row;
+        svg.append(make("text", {x: left - 5, y: 28 + height * r, "text-anchor": "end"}, name));
+        map.values.forEach((values, layer) => {
+          const value = values[r], text = value === null ? "none" : value.toPrecision(3);
+          const rect = make("rect", {x: left + cell * layer, y: 18 + height * r, width: cell - 0.5,
+            height: height - 0.5, fill: value === null ? "#999" : colour(value / limit)});
+          const more = map.more ? " " + map.more[layer][r] : "";
+          rect.addEventListener("pointerenter", () => {
+            say.textContent = `${map.name}, layer ${layer}, ${row}: ${text}${more}`; });
+          svg.append(rect); }); });
+      const end = 30 + height * view.rows.length;
+      [0, map.values.length - 1].forEach((layer, k) => svg.append(make("text",
+        {x: left + cell * (layer + 0.5), y: end, "text-anchor": "middle"}, k ? layer : "layer 0")));
+      box.append(svg); } };
+  prompt.addEventListener("change", draw); direction.addEventListener("change", draw); draw();
+})();
+"""

@@ -1,0 +1,79 @@
+"""What a patch of units exchanges: one channel, head or neuron of one layer, at all positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..interventions.edits import Edit
+from ..models.base import accumulate
+from ..scan import read_out
+from ..utils.errors import MechintError
+from .interchange import Interchange
+from .tracing.panels import layer_sites
+
+# Memory of the positions before: replaced everywhere, a state acts by what C reads of it alone
+ESTIMATED_AT = {"state": "readout"}
+NOT_PATCHED = ("scores", "conv_state")  # -inf has no difference; all that the convolution remembers is x
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The units of one kind in all layers, numbered layer by layer; those that are measured are ``chosen``."""
+
+    kind: str
+    sites: tuple[str, ...]
+    per_layer: int
+    axis: str
+    chosen: tuple[int, ...]
+
+    @staticmethod
+    def of(model: Any, kind: str) -> Parts:
+        sites = tuple(layer_sites(model, kind))
+        first = model.sites[sites[0]]
+        per_layer = first.units[0]
+        return Parts(kind, sites, per_layer, first.axes[2], tuple(range(per_layer * len(sites))))
+
+    @property
+    def total(self) -> int:
+        return self.per_layer * len(self.sites)
+
+    def cells(self, pair: Interchange) -> list[list[Edit]]:
+        """A cell for each chosen unit: the donor's values of it at every position."""
+        wanted = [self.sites[layer] for layer in sorted({unit // self.per_layer for unit in self.chosen})]
+        donor = pair.values(pair.donor, wanted)
+        at = {site: site for site in wanted}
+        if self.kind == "state":
+            # a state replaced everywhere is seen by C alone; replacing what C reads of it holds no states in the sweep
+            reads = {site: site.removesuffix("state") + "C" for site in wanted}
+            own = pair.values(pair.receiver, list(reads.values()))
+            donor = {site: read_out(donor[site], accumulate(own[C])) for site, C in reads.items()}
+            at = {site: site.removesuffix("state") + "scan_out" for site in wanted}
+        cells = []
+        for number in self.chosen:
+            layer, unit = divmod(number, self.per_layer)
+            site = self.sites[layer]
+            cells.append([Edit(at[site], "replace", donor[site][:, :, unit : unit + 1], units=[unit])])
+        return cells
+
+    def estimates(self, pair: Interchange, points: int) -> Tensor:
+        """Attribution patching's estimate of every unit's effect on the receiver, [unit, prompt]."""
+        sites = [site.removesuffix(self.kind) + ESTIMATED_AT.get(self.kind, self.kind) for site in self.sites]
+        found = pair.estimates(sites, points, by_unit=True)
+        return torch.cat([found[site] for site in sites])
+
+
+def part_kinds(model: Any) -> list[str]:
+    """The sites of a layer whose units can be patched."""
+    names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
+    return [name for name in names if name not in NOT_PATCHED]
+
+
+def screened(parts: Parts, scores: Tensor, most: int) -> tuple[int, ...]:
+    """The numbers of the ``most`` units with the highest scores [unit], ascending; equal scores by number."""
+    if len(scores) != parts.total:
+        raise MechintError(f"{len(scores)} scores for {parts.total} units of {parts.kind}")
+    return tuple(sorted(torch.sort(scores, descending=True, stable=True).indices[:most].tolist()))

@@ -1,0 +1,1 @@
+"""Exact quantities of one run: relevance, terms by token, Jacobians, modes, attention maps."""

@@ -1,0 +1,314 @@
+"""Temporal causality: the exact derivatives of a Mamba layer's states and scan by the inputs of the positions before.
+
+With h_t = Ā_t ⊙ h_{t-1} + (Δ_t u_t) ⊗ B_t and y_t = h_t C_t + D ⊙ u_t (Gu & Dao 2023), where Δ, B and C are functions
+of u, and P_{t,s} = Π_{r=s+1..t} Ā_r, the derivative of channel e's mode n at t by u of channel f at s = t - k is
+
+    ∂h_t[e,n]/∂u_s[f] = P_{t,s}[e,n] · (  Δ_s[e] B_s[n] · [e = f]                                        direct
+                                        + Δ_s[e] u_s[e] · W_B[n,f]                                       through B
+                                        + (A Ā_s h_{s-1} + u_s B_s)[e,n] · σ_s[e] · (W_dt W_d)[e,f] )    through Δ
+
+with σ = 1 - exp(-Δ) the slope of softplus. The *direct* path is the first line, Δ, B and C held; the *total* derivative
+has all three, and at lag 0 what C and D make of u. As the last two lines are of low rank, no matrix of channels by
+channels is held: norms over all f come from Gram matrices of the weights, and time runs a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..interventions.run import run
+from ..models.base import accumulate
+from ..scan import decays, states
+from ..utils.errors import MechintError
+
+PATHS = ("direct", "total")
+SOURCES = ("u", "x")
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """One layer around its own run, in the model's precision, at least float32.
+
+    Attributes:
+        conv, u, dt: [batch, position, channel].
+        B, C: [batch, position, state].
+        A: [channel, state]; D: [channel]; taps: [channel, tap], the last is the current token's.
+        W_B, W_C: [state, channel], the rows of x_proj that make B and C.
+        W_dt: [channel, channel], ∂(Δ before softplus)/∂u, of the layer's rank.
+    """
+
+    conv: Tensor
+    u: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+    D: Tensor
+    taps: Tensor
+    W_B: Tensor
+    W_C: Tensor
+    W_dt: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.u.shape[1]
+
+
+class Slab(NamedTuple):
+    """One lag at the positions ``first`` … ``first + T - 1`` of time; [batch, T, channel] each.
+
+    ``own`` is the derivative by the channel's own u, ``norm`` the length of the one by the u of all channels. For
+    states ``norm`` is over the states as well, and ``own`` is the length of the own part.
+    """
+
+    first: int
+    lag: int
+    own: dict[str, Tensor]
+    norm: dict[str, Tensor]
+
+
+@torch.no_grad()
+def linearise(model: Any, tokens: Tensor, layer: int) -> Linearised:
+    """What the derivatives of one layer are made of, from one run.
+
+    Raises:
+        MechintError: the model has no scan, or no such layer.
+    """
+    if getattr(model.config, "family", "") != "mamba":
+        raise MechintError(
+            f"temporal causality differentiates a selective scan, and a {model.config.family} model has none; "
+            f"cut its flow in place of that (the analysis patch)"
+        )
+    if not 0 <= layer < model.num_layers:
+        raise MechintError(
+            f"layer {layer} does not exist; the model has {model.num_layers} (0 to {model.num_layers - 1})"
+        )
+    names = ("conv", "u", "dt", "B", "C")
+    at = f"layers.{layer}."
+    found = run(model, tokens, [at + name for name in names], logits_at=tokens.new_zeros(len(tokens), 0).long())
+    mixer = model.layers[layer]
+    rank, size = model.config.dt_rank, model.config.d_state
+    low, W_B, W_C = accumulate(mixer.x_proj.weight.detach()).split([rank, size, size])
+    return Linearised(
+        **{name: accumulate(found[at + name]) for name in names},
+        A=-torch.exp(accumulate(mixer.A_log.detach())),
+        D=accumulate(mixer.D.detach()),
+        taps=accumulate(mixer.conv1d.weight.detach()[:, 0]),
+        W_B=W_B,
+        W_C=W_C,
+        W_dt=accumulate(mixer.dt_proj.weight.detach()) @ low,
+    )
+
+
+def check_lag(max_lag: int, length: int) -> None:
+    if not 0 <= max_lag < length:
+        raise MechintError(
+            f"max_lag is {max_lag}, and the prompts have {length} tokens: there are lags 0 to {length - 1}; "
+            f"lower max_lag or give longer prompts"
+        )
+
+
+@torch.no_grad()
+def lags(local: Linearised, max_lag: int, of: str = "y", chunk: int = 32) -> Iterator[Slab]:
+    """Every lag 0 … max_lag at every position, by u of the same layer, a chunk of positions at a time.
+
+    Args:
+        of: ``y`` (scan and D) or ``state``.
+        chunk: Positions held at once; memory is about (4 chunk + max_lag) · channel · state numbers a row.
+    """
+    check_lag(max_lag, local.length)
+    if of not in ("y", "state"):
+        raise MechintError(f"temporal causality is of 'y' or of 'state', not of {of!r}")
+    grams = Grams.of(local, of)
+    before: tuple[Tensor, Tensor] | None = None  # (decay, slope by Δ) of the positions that lags reach back to
+    for first, h in states(local.u, local.dt, local.A, local.B, chunk=chunk):
+        here = slice(first, first + h.shape[1])
+        dt, u, B = local.dt[:, here], local.u[:, here], local.B[:, here]
+        decay, by_dt = decays(dt, local.A), slope_by_dt(local.A, h, dt, u, B)
+        reach = 0 if before is None else before[0].shape[1]
+        held = (decay, by_dt)
+        if before is not None:
+            held = (torch.cat([before[0], decay], 1), torch.cat([before[1], by_dt], 1))
+        before = tuple(x[:, max(0, x.shape[1] - max_lag) :] for x in held)  # type: ignore[assignment]
+        product = local.C[:, here].unsqueeze(2).expand_as(h).clone() if of == "y" else torch.ones_like(h)
+        for lag in range(min(max_lag, here.stop - 1) + 1):
+            skip = max(0, lag - first)  # positions of the chunk that the lag would reach before the start from
+            at, source = slice(skip, h.shape[1]), slice(reach + skip - lag, reach + h.shape[1] - lag)
+            if lag:
+                product[:, at] *= held[0][:, source.start + 1 : source.stop + 1]
+            s = slice(first + skip - lag, here.stop - lag)
+            dt_s, u_s, B_s = local.dt[:, s], local.u[:, s], local.B[:, s]
+            through_dt = product[:, at] * held[1][:, source]
+            parts = (dt_s, dt_s * u_s, B_s, through_dt, product[:, at])
+            last = (h, local.D) if lag == 0 else None
+            own, norm = grams.y(*parts, last) if of == "y" else grams.state(*parts)
+            yield Slab(first + skip, lag, own, norm)
+
+
+def slope_by_dt(A: Tensor, h: Tensor, dt: Tensor, u: Tensor, B: Tensor) -> Tensor:
+    """∂h_s/∂(Δ_s before softplus), [batch, position, channel, state]; A Ā_s h_{s-1} is A (h_s - Δ_s u_s B_s)."""
+    B = B.unsqueeze(2)
+    return (A * (h - (dt * u).unsqueeze(-1) * B) + u.unsqueeze(-1) * B) * -torch.expm1(-dt).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Inner products of the weights' rows, by which norms over all input channels need no input channels."""
+
+    diagonal_B: Tensor  # [channel, state]: W_B[n, e]
+    diagonal_C: Tensor
+    diagonal_dt: Tensor  # [channel]: W_dt[e, e]
+    shared: Tensor  # [2 state, 2 state]: of W_B and W_C
+    mixed: Tensor  # [channel, 2 state]: W_dt[e] with each row of them
+    square_dt: Tensor  # [channel]
+
+    @classmethod
+    def of(cls, local: Linearised, of: str) -> Grams:
+        both = torch.cat([local.W_B, local.W_C])
+        return cls(
+            local.W_B.T, local.W_C.T, local.W_dt.diagonal(), both @ both.T, local.W_dt @ both.T,
+            local.W_dt.square().sum(1),
+        )  # fmt: skip
+
+    def y(
+        self, dt: Tensor, du: Tensor, B: Tensor, through_dt: Tensor, product: Tensor, last: tuple[Tensor, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(own, norm) of ∂y_t/∂u_s; product: C_t ⊙ P_{t,s}. ``last`` = (h_t, D) at lag 0."""
+        direct = dt * (product @ B.unsqueeze(-1)).squeeze(-1)
+        gamma = through_dt.sum(-1)
+        beta = product * du.unsqueeze(-1)  # on the rows of W_B
+        crossed = (beta * self.diagonal_B).sum(-1)
+        if last is not None:
+            beta = torch.cat([beta, last[0]], -1)  # on those of W_C
+            direct = direct + last[1]
+            crossed = crossed + (last[0] * self.diagonal_C).sum(-1)
+        size = beta.shape[-1]
+        own = direct + crossed + gamma * self.diagonal_dt
+        square = direct.square() + ((beta @ self.shared[:size, :size]) * beta).sum(-1) + gamma.square() * self.square_dt
+        square += 2 * (direct * (crossed + gamma * self.diagonal_dt) + gamma * (beta * self.mixed[:, :size]).sum(-1))
+        return {"direct": direct, "total": own}, {"direct": direct.abs(), "total": square.clamp(min=0).sqrt()}
+
+    def state(
+        self, dt: Tensor, du: Tensor, B: Tensor, through_dt: Tensor, product: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(own, norm) of ∂h_t/∂u_s, lengths over the states of a channel; product: P_{t,s}."""
+        n = product.shape[-1]
+        a, b, c = product * dt.unsqueeze(-1) * B.unsqueeze(2), product * du.unsqueeze(-1), through_dt
+        diagonal = self.diagonal_dt.unsqueeze(-1)
+        own = a + b * self.diagonal_B + c * diagonal
+        square = a * (2 * own - a) + b.square() * self.shared.diagonal()[:n] + c.square() * self.square_dt.unsqueeze(-1)
+        square += 2 * b * c * self.mixed[:, :n]
+        length = lambda x: x.square().sum(-1).sqrt()
+        norm = {"direct": length(a), "total": square.sum(-1).clamp(min=0).sqrt()}
+        return {"direct": norm["direct"], "total": length(own)}, norm
+
+
+@torch.no_grad()
+def jacobian(
+    local: Linearised,
+    channels: Sequence[int],
+    max_lag: int,
+    of: str = "y",
+    source: str = "x",
+    memory_mib: float = 2048.0,
+) -> dict[str, Tensor]:
+    """The whole derivatives of chosen channels, by every input channel.
+
+    Args:
+        channels: Whose y or states are differentiated.
+        max_lag: Lags 0 … max_lag.
+        of: ``y`` or ``state``.
+        source: ``u``, what the scan reads, or ``x``, what the convolution reads: there lag k has what the K taps bring.
+        memory_mib: What the result may take.
+
+    Returns:
+        ``direct`` and ``total``, each [batch, position, lag, chosen channel, (state,) input channel]; zeros where the
+        lag reaches before the first position.
+
+    Raises:
+        MechintError: more lags than positions, a channel that does not exist, or a result larger than the memory.
+    """
+    check_lag(max_lag, local.length)
+    if source not in SOURCES or of not in ("y", "state"):
+        raise MechintError(f"a Jacobian is of 'y' or 'state' by 'u' or 'x', not of {of!r} by {source!r}")
+    batch, length, width = local.u.shape
+    if bad := [c for c in channels if not 0 <= c < width]:
+        raise MechintError(f"channel {bad[0]} does not exist; the layer has {width} (0 to {width - 1})")
+    size = local.A.shape[1]
+    each = (len(channels), size, width) if of == "state" else (len(channels), width)
+    shape = (batch, length, max_lag + 1, *each)
+    need = 2 * torch.Size(shape).numel() * local.u.element_size() / 2**20
+    if need > memory_mib:
+        raise MechintError(
+            f"the Jacobians of {len(channels)} channels at {length} positions and {max_lag + 1} lags take {need:.0f} "
+            f"MiB, more than {memory_mib:g}; take fewer channels, or the norms that "
+            "mechint.attribution.jacobians.lags streams"
+        )
+    found = {path: local.u.new_zeros(shape) for path in PATHS}
+    rows = Rows(local, torch.as_tensor(list(channels), device=local.u.device), of)
+    inner: list[dict[str, Tensor]] = []  # by u, at this lag and the K - 1 before it, this one first
+    for lag in range(max_lag + 1):
+        inner = [rows.by_u(lag), *inner[: local.taps.shape[1] - 1 if source == "x" else 0]]
+        for path in PATHS:
+            found[path][:, lag:, lag] = rows.by_x(inner, path, lag) if source == "x" else inner[0][path]
+    return found
+
+
+class Rows:
+    """The derivatives of some channels by all, one lag after another: [batch, L - lag, chosen, (state,) channel]."""
+
+    def __init__(self, local: Linearised, chosen: Tensor, of: str) -> None:
+        self.local, self.chosen, self.of = local, chosen, of
+        h = torch.cat([part for _, part in states(local.u, local.dt, local.A, local.B)], 1)
+        self.h = h[:, :, chosen]  # [B, L, chosen, N]
+        self.A, self.dt, self.u = local.A[chosen], local.dt[..., chosen], local.u[..., chosen]
+        self.decay = decays(self.dt, self.A)
+        self.by_dt = slope_by_dt(self.A, self.h, self.dt, self.u, local.B)
+        self.product = torch.ones_like(self.h)  # P_{t,t-lag} at t = lag … L - 1
+        self.slope = silu_slope(local.conv)  # [B, L, E]
+
+    def by_u(self, lag: int) -> dict[str, Tensor]:
+        """Call for lags 0, 1, … in their order."""
+        local, length = self.local, self.local.length
+        s = slice(0, length - lag)
+        if lag:  # P_{t,t-lag} = P_{t,t-lag+1} Ā_{t-lag+1}
+            self.product = self.product[:, 1:] * self.decay[:, 1 : length - lag + 1]
+        dt, u, B = self.dt[:, s], self.u[:, s], local.B[:, s].unsqueeze(2)
+        direct = self.product * dt.unsqueeze(-1) * B  # [B, T, chosen, N]
+        through_B = self.product * (dt * u).unsqueeze(-1)
+        through_dt = self.product * self.by_dt[:, s]
+        if self.of == "state":
+            W_dt = local.W_dt[self.chosen].unsqueeze(1)  # [chosen, 1, E]
+            rest = through_B.unsqueeze(-1) * local.W_B + through_dt.unsqueeze(-1) * W_dt
+            return {"direct": self.on_own(direct), "total": self.on_own(direct) + rest}
+        C = local.C[:, lag:].unsqueeze(2)
+        own = (C * direct).sum(-1)
+        rest = (C * through_B) @ local.W_B + (C * through_dt).sum(-1, keepdim=True) * local.W_dt[self.chosen]
+        if lag == 0:
+            own = own + local.D[self.chosen]
+            rest = rest + self.h @ local.W_C
+        return {"direct": self.on_own(own), "total": self.on_own(own) + rest}
+
+    def on_own(self, value: Tensor) -> Tensor:
+        """[B, T, chosen, (N)] -> the same by all input channels, zero but for each channel's own."""
+        own = F.one_hot(self.chosen, self.local.u.shape[-1]).to(value)  # [chosen, E]
+        return value.unsqueeze(-1) * (own.unsqueeze(1) if self.of == "state" else own)
+
+    def by_x(self, inner: list[dict[str, Tensor]], path: str, lag: int) -> Tensor:
+        """∂/∂x_s = Σ_j ∂/∂u_{s+j} · SiLU'(c_{s+j}) w[K-1-j] at s = t - lag; ``inner[j]`` is by u at lag - j."""
+        total = torch.zeros_like(inner[0][path])
+        for j, part in enumerate(inner):
+            tap = self.slope[:, j : j + total.shape[1]] * self.local.taps[:, -1 - j]  # [B, T, E]
+            total += part[path][:, j:] * tap.view(*tap.shape[:2], *[1] * (total.dim() - 3), -1)
+        return total
+
+
+def silu_slope(conv: Tensor) -> Tensor:
+    gate = torch.sigmoid(conv)
+    return gate * (1 + conv * (1 - gate))

@@ -1,0 +1,40 @@
+"""Models whose circuits are known: Mambas and GPT-2s with weights written by hand or trained to have a circuit.
+
+With their prompts, their truth, and scores on it.
+
+>>> from mechint.ground_truth import BLUEPRINTS, verify
+>>> compiled = BLUEPRINTS["recall"]().compile(seed=0)
+>>> verify(compiled.model, compiled.truth, compiled.task)
+"""
+
+from .blueprint import Blueprint, Compiled
+from .gpt2.canvas import GPT2Size
+from .mamba.canvas import Size
+from .registry import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
+from .score import BASELINES, Score, score_method, score_units
+from .truth import Answers, Asked, GroundTruth, Part, Where, answers
+from .verification import verify
+
+__all__ = [
+    "BASELINES",
+    "BLUEPRINTS",
+    "FAMILIES",
+    "GPT2_BLUEPRINTS",
+    "GROUPS",
+    "IMPOSED",
+    "MODELS",
+    "Answers",
+    "Asked",
+    "Blueprint",
+    "Compiled",
+    "GPT2Size",
+    "GroundTruth",
+    "Part",
+    "Score",
+    "Size",
+    "Where",
+    "answers",
+    "score_method",
+    "score_units",
+    "verify",
+]

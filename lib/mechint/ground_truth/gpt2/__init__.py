@@ -1,0 +1,1 @@
+"""GPT-2 models compiled from known circuits."""

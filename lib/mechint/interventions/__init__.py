@@ -1,0 +1,1 @@
+"""Sites that can be read and edited, runs with edits, and sweeps of thousands of edits."""

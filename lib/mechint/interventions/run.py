@@ -1,0 +1,193 @@
+"""Runs: one forward with sites recorded and edits applied, whole or token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..utils.errors import MechintError, did_you_mean
+from .edits import Edit, check_edits
+from .taps import Site, Tap, find_sites
+
+
+@dataclass
+class Run:
+    """What a run gave: ``run.logits``, ``run["layers.0.state"]``, and the cache to go on from."""
+
+    logits: Tensor
+    values: dict[str, Tensor]
+    cache: Any
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self.values:
+            raise MechintError(
+                f"site {site!r} was not recorded in this run{did_you_mean(site, self.values)}; name it in record=[...]"
+            )
+        return self.values[site]
+
+
+@dataclass
+class Generation:
+    """Prompt and generated tokens [batch, position], and the logits of all positions but the last."""
+
+    tokens: Tensor
+    logits: Tensor
+    values: dict[str, Tensor]
+
+
+def run(
+    model: Any,
+    tokens: Tensor,
+    record: Iterable[str] = (),
+    edits: Sequence[Edit] = (),
+    cache: Any = None,
+    logits_at: Tensor | None = None,
+) -> Run:
+    """One forward with sites recorded and edits applied.
+
+    Gradients follow torch's ambient mode: under ``torch.no_grad()`` none are kept, otherwise they flow through
+    every site, edit and edit value.
+
+    Args:
+        model: From :func:`mechint.load`.
+        tokens: Token ids, [batch, position].
+        record: Site names or shell patterns such as ``"layers.*.dt"``.
+        edits: Applied in the order given.
+        cache: ``run(...).cache`` of the positions before; positions of edits then count from the very start.
+        logits_at: Positions whose logits are wanted, [batch, wanted]; None for all.
+
+    Raises:
+        MechintError: tokens, site, edit or cache do not fit the model; see :func:`.edits.check_edits`;
+            the logits are not finite (the first site that is not is named).
+    """
+    check_tokens(model, tokens)
+    offset = cache.position if cache is not None else 0
+    edits = check_edits(model.sites, edits, tokens.shape[0], offset + tokens.shape[1])
+    names = find_sites(model.sites, record)
+    if logits_at is not None and any(name in ("final_norm", "logits") for name in (*names, *(e.site for e in edits))):
+        raise MechintError(
+            "logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it"
+        )
+    tap = Tap(names, edits, offset)
+    before = cache
+    logits, cache = model.trace(tokens, tap, cache, logits_at)
+    if not torch.isfinite(logits).all():
+        raise MechintError(first_not_finite(model, tokens, edits, before))
+    return Run(logits, tap.values, cache)
+
+
+def read_by_head(model: Any, tokens: Tensor, edits: Sequence[Edit], logits_at: Tensor) -> Tensor:
+    """What the head makes logits of under edits, [batch, wanted, model]: a run without the vocabulary.
+
+    Raises:
+        MechintError: as for :func:`run`.
+    """
+    check_tokens(model, tokens)
+    edits = check_edits(model.sites, edits, *tokens.shape)
+    read = model.read_by_head(tokens, Tap((), edits), logits_at)
+    if not torch.isfinite(read).all():
+        raise MechintError(first_not_finite(model, tokens, edits, None))
+    return read
+
+
+@torch.no_grad()
+def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: Any) -> str:
+    """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""
+    groups: dict[str, list[str]] = {}
+    for name, site in model.sites.items():
+        if not {"state", "tap", "source"} & set(site.axes):  # large ones, which the other sites show
+            groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    for small in groups.values():
+        tap = Tap(small, edits, cache.position if cache is not None else 0)
+        model.trace(tokens, tap, cache)
+        for name in small:
+            bad = (~torch.isfinite(tap.values[name])).flatten(2).any(-1).nonzero()  # rows, positions
+            if len(bad):
+                position = int(bad[:, 1].min())
+                row = int(bad[bad[:, 1] == position][0, 0])
+                return (
+                    f"{name} is NaN or infinite, first at position {tap.offset + position} (row {row}); nothing before "
+                    "it is, so look at the edits there, or load the weights in a wider precision"
+                )
+    return "the logits are NaN or infinite"
+
+
+def generate(
+    model: Any,
+    tokens: Tensor,
+    count: int,
+    record: Iterable[str] = (),
+    edits: Sequence[Edit] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+    gradients: bool = False,
+) -> Generation:
+    """Goes on from a prompt, token by token, with the same edits a whole run would have.
+
+    Args:
+        model: From :func:`mechint.load`.
+        tokens: The prompt, [batch, position].
+        count: Tokens to generate.
+        record: As for :func:`run`; the sites of the positions 0 … position + count - 2.
+        edits: As for :func:`run`; negative positions count from the end of the generated text.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
+        seed: Of the draws.
+        gradients: Whether logits and values keep what gradients need, of every position so far: as much memory as
+            training takes. Without, they are plain numbers, whatever torch's ambient mode.
+    """
+    with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+        return _generate(model, tokens, count, record, edits, temperature, seed)
+
+
+def _generate(
+    model: Any, tokens: Tensor, count: int, record: Iterable[str], edits: Sequence[Edit], temperature: float, seed: int
+) -> Generation:
+    check_tokens(model, tokens)
+    if count < 1:
+        raise MechintError(f"generate: count is {count}; it must be at least 1")
+    model.check_length(tokens.shape[1] + count - 1)
+    names = find_sites(model.sites, record)
+    edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    step, logits, cache = tokens, [], None
+    for _ in range(count):
+        tap = Tap(names, edits, cache.position if cache is not None else 0)
+        latest, cache = model.trace(step, tap, cache)
+        logits.append(latest)
+        for name, value in tap.values.items():
+            parts[name].append(value)
+        if temperature > 0:
+            chances = torch.softmax(latest[:, -1].float() / temperature, -1)
+            step = torch.multinomial(chances, 1, generator=generator)
+        else:
+            step = latest[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, step], 1)
+    values = {name: join(model.sites[name], pieces) for name, pieces in parts.items()}
+    return Generation(tokens, torch.cat(logits, 1), values)
+
+
+def join(site: Site, pieces: list[Tensor]) -> Tensor:
+    """What a site had in successive forwards, along the positions; earlier pieces had fewer sources."""
+    if site.has_sources:
+        width = pieces[-1].shape[-1]
+        pieces = [F.pad(piece, (0, width - piece.shape[-1]), value=site.absent) for piece in pieces]
+    return torch.cat(pieces, 1)
+
+
+def check_tokens(model: Any, tokens: Tensor) -> None:
+    """Raises :class:`MechintError` unless ``tokens`` is a non-empty [batch, position] of ids that the model has."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.long, torch.int) or tokens.numel() == 0:
+        raise MechintError(
+            f"tokens must be whole numbers of shape [batch, position]; got {tokens.dtype} of shape {list(tokens.shape)}"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise MechintError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {model.config.vocab_size}"
+        )

@@ -1,0 +1,224 @@
+"""Sites: the named tensors of a forward, and the tap that reads and edits them.
+
+One glossary of axes for every family:
+
+=========== ====== ==================================================
+axis        letter meaning
+=========== ====== ==================================================
+batch       B      prompts
+position    L      tokens of a prompt (i, j, t)
+model       D      width of the residual stream
+channel     E      inner width of a Mamba mixer
+state       N      entries of one channel's recurrent state
+tap         K-1    inputs the convolution remembers, oldest first
+head        H      attention heads; of k and v, the heads that have their own
+dimension   d      width of one head
+source      S      positions that attention reads from (j); as many as the run has
+neuron      M      inner width of an MLP
+vocabulary  V      next tokens
+=========== ====== ==================================================
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import MechintError, did_you_mean
+
+if TYPE_CHECKING:
+    from .edits import Edit
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named tensor. ``axes`` names its dimensions and ``units`` holds the sizes after batch and position.
+
+    The size of an axis ``source`` is 0 there: it is the number of positions of the run, see :meth:`of_length`.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    units: tuple[int, ...]
+    absent: float = 0.0
+    """What stands at the sources that come after the position."""
+
+    @property
+    def has_sources(self) -> bool:
+        return self.axes[-1] == "source"
+
+    def of_length(self, length: int) -> Site:
+        """The same site in a run of that many positions."""
+        return replace(self, units=(*self.units[:-1], length)) if self.has_sources else self
+
+    def __str__(self) -> str:
+        sizes = ["", "", *(f"={size}" if size else "" for size in self.units)]
+        return f"{self.name} [{', '.join(a + s for a, s in zip(self.axes, sizes, strict=True))}]"
+
+
+def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
+    """The site names that the names or shell patterns (``layers.*.dt``) say, each once, in the forward's order.
+
+    Raises:
+        MechintError: a name or pattern matches no site; the nearest right names are suggested.
+    """
+    wanted = set()
+    for pattern in patterns:
+        found = [pattern] if pattern in sites else fnmatch.filter(sites, pattern)
+        if not found:
+            raise MechintError(f"no site {pattern!r} in this model{did_you_mean(pattern, sites)}; see model.sites")
+        wanted.update(found)
+    return [name for name in sites if name in wanted]
+
+
+class Tap:
+    """What one run records and edits; a forward passes each of its sites through it, one line each.
+
+    ``tap.within("layers.3")`` gives the forward of a layer its own view: ``at("dt", dt)`` is the site
+    ``layers.3.dt``. With nothing asked for, ``at`` returns its argument.
+    """
+
+    def __init__(self, record: Iterable[str] = (), edits: Sequence[Edit] = (), offset: int = 0) -> None:
+        self.record = frozenset(record)
+        self.edits: dict[str, list[Edit]] = {}
+        for edit in edits:
+            self.edits.setdefault(edit.target, []).append(edit)
+        self.offset = offset
+        """Position of the first token of this forward: above 0 when it goes on from a cache."""
+        self.goes_on = True
+        """Whether anything will go on from behind this forward: if not, layers need not keep their memory."""
+        self.values: dict[str, Tensor] = {}
+        self.fused = False
+        """Whether attention may be one fused product where nothing inside it is read: other bits, less memory."""
+
+    def within(self, prefix: str) -> Scope:
+        return Scope(self, prefix + ".")
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        """The positions [L] that stand along the second axis of a tensor [batch, L, …] of this forward."""
+        return torch.arange(self.offset, self.offset + tensor.shape[1], device=tensor.device)
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        for edit in self.edits.get(name, ()):
+            if not edit.is_cut:  # cuts are made by the forward itself: they need the layer's other tensors
+                tensor = edit.apply(tensor, self.offset)
+        return self.keep(name, tensor)
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        """Records without editing: for a site whose edits the forward has applied itself."""
+        if name in self.record:
+            self.values[name] = tensor
+        return tensor
+
+
+class SideBySide(Tap):
+    """The tap of several forwards that share their matrix products, each with rows, positions and a tap of its own.
+
+    Its tensors are [1, token, …]: the positions of all rows of the first forward, then those of the second, and so on.
+    Nothing is recorded.
+    """
+
+    def __init__(self, taps: Sequence[Tap], shapes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.taps = taps
+        self.shapes = shapes
+        """Rows and positions of each forward."""
+        self.only: Sequence[Tensor] | None = None
+        """Of each forward, the places [row, wanted] of the tokens that are wanted behind this layer; None for all."""
+        self.edits = {name: [] for tap in taps for name in tap.edits}  # whether any of them edits a site
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """[1, token, …] -> the [row, position, …] of each forward."""
+        return apart(tensor, self.shapes)
+
+    def join(self, parts: Iterable[Tensor]) -> Tensor:
+        """The [row, position, …] of each forward -> [1, token, …]."""
+        return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
+
+    def wanted(self, tensor: Tensor) -> Tensor:
+        """Of [1, token, …] the tokens that are wanted behind this layer."""
+        if self.only is None:
+            return tensor
+        parts = zip(self.split(tensor), self.only, strict=True)
+        return self.join(part[torch.arange(len(part), device=part.device)[:, None], places] for part, places in parts)
+
+    def behind(self, tensor: Tensor) -> list[Tensor]:
+        """What is there of the wanted tokens [1, token, …] -> the [row, wanted, …] of each forward."""
+        return apart(tensor, self.shapes if self.only is None else [(len(p), p.shape[1]) for p in self.only])
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        each = zip(self.taps, self.split(tensor), strict=True)
+        return torch.cat([tap.positions(part).repeat(len(part)) for tap, part in each])
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self.edits:
+            return tensor
+        return self.join(tap(name, part) for tap, part in zip(self.taps, self.split(tensor), strict=True))
+
+
+def apart(tensor: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """[1, token, …] -> tensors [row, position, …] of these shapes."""
+    parts = tensor[0].split([rows * length for rows, length in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class Scope:
+    """A :class:`Tap` seen from one layer."""
+
+    def __init__(self, tap: Tap, prefix: str) -> None:
+        self.tap, self.prefix = tap, prefix
+        self.active = any(name.startswith(prefix) for name in (*tap.record, *tap.edits))
+
+    @property
+    def offset(self) -> int:
+        return self.tap.offset
+
+    @property
+    def goes_on(self) -> bool:
+        return self.tap.goes_on
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        return self.tap.positions(tensor)
+
+    def wanted(self, tensor: Tensor) -> Tensor:
+        """Of a tensor the tokens that anything behind this layer reads: all, but where forwards side by side end."""
+        return self.tap.wanted(tensor) if isinstance(self.tap, SideBySide) else tensor
+
+    def each(self) -> list[Scope]:
+        """The views of forwards that run side by side."""
+        assert isinstance(self.tap, SideBySide)
+        return [Scope(tap, self.prefix) for tap in self.tap.taps]
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        return self.tap(self.prefix + name, tensor) if self.active else tensor
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        return self.tap.keep(self.prefix + name, tensor) if self.active else tensor
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of these sites is recorded or edited."""
+        return self.active and any(
+            self.prefix + name in self.tap.record or self.prefix + name in self.tap.edits for name in names
+        )
+
+    def records(self, name: str) -> bool:
+        return self.prefix + name in self.tap.record
+
+    def edits(self, name: str) -> list[Edit]:
+        """The edits at a site that are not cuts, in the order they were given."""
+        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if not edit.is_cut]
+
+    def cuts(self, name: str) -> list[Edit]:
+        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if edit.is_cut]
+
+    def editing_only(self) -> Scope:
+        """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""
+        tap = Tap((), (), self.tap.offset)
+        others = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
+        tap.edits = {name: edits for name, edits in others.items() if edits}
+        return Scope(tap, self.prefix)

@@ -1,0 +1,230 @@
+"""Units: what a circuit keeps or drops, and how a mask over them becomes edits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import MechintError
+from .edits import Edit
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units of a layer that are found at the same sites, where a dropped one is replaced at all of them.
+
+    Attributes:
+        sites: Sites of a layer.
+        axes: How many of a site's unit axes tell the units apart: None for all, 0 when the whole site is one unit,
+            1 at ``head_out`` for whole heads.
+    """
+
+    sites: tuple[str, ...]
+    axes: int | None = None
+
+
+@dataclass(frozen=True)
+class UnitKind:
+    """A kind of unit of a family.
+
+    Attributes:
+        name: As the menus say it.
+        blocks: All units of a layer, block after block; blocks are of one shape.
+        meaning: One sentence for reports.
+        labels: Names of the blocks, where there are several.
+        apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
+        plural: What several of them are called, where that is not the name with an s.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    meaning: str
+    labels: tuple[str, ...] = ()
+    apart: bool = False
+    plural: str = ""
+
+    @property
+    def several(self) -> str:
+        return self.plural or f"{self.name}s"
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of a layer that are replaced."""
+        return [site for block in self.blocks for site in block.sites]
+
+    def shape(self, model: Any) -> tuple[int, ...]:
+        """Units of one layer: of its one block, or [block, …]."""
+        [shape] = {tuple(model.sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
+        return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
+
+
+def kinds(*every: UnitKind) -> dict[str, UnitKind]:
+    return {kind.name: kind for kind in every}
+
+
+PATHS = ("x", "z", "dt", "B", "C")
+
+# A channel's only ways out of itself are u (into Δ, B and C of every channel) and gated (into the mixer's output), so
+# a dropped channel is replaced at both; what it does in between is then read by nobody.
+SSM_UNITS = kinds(
+    UnitKind("channel", (Block(("u", "gated")),), "an SSM channel: all it computes, replaced where others read it"),
+    UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
+    UnitKind(
+        "path",
+        tuple(Block((site,), axes=0) for site in PATHS),
+        "a whole path of a layer: x, z, Δ, B or C",
+        labels=PATHS,
+    ),
+    UnitKind("layer", (Block(("out",), axes=0),), "a whole mixer: what it adds to the residual stream"),
+)
+
+KV_UNITS = kinds(
+    UnitKind(
+        "kv",
+        (Block(("k",)), Block(("v",))),
+        "a key or value channel: one dimension of one head's keys, or of its values, at every position",
+        labels=("K", "V"),
+        apart=True,
+        plural="K and V channels",
+    ),
+    UnitKind(
+        "k", (Block(("k",)),), "a key channel: one dimension of one head's keys, at every position", plural="K channels"
+    ),
+    UnitKind(
+        "v",
+        (Block(("v",)),),
+        "a value channel: one dimension of one head's values, at every position",
+        plural="V channels",
+    ),
+    UnitKind(
+        "q",
+        (Block(("q",)),),
+        "a query channel: one dimension of one head's queries, at every position",
+        plural="Q channels",
+    ),
+    UnitKind(
+        "o",
+        (Block(("head_out",)),),
+        "an output channel: one dimension of what one head has read, before heads are mixed",
+        plural="O channels",
+    ),
+    UnitKind(
+        "head",
+        (Block(("head_out",), axes=1),),
+        "an attention head: what it reads, before heads are mixed",
+        plural="attention heads",
+    ),
+    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons"),
+    UnitKind("layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"),
+)
+
+
+FAMILY_UNITS = {"mamba": SSM_UNITS, "gpt2": KV_UNITS, "llama": KV_UNITS}
+SCORED_UNITS = {"mamba": "channel", "gpt2": "kv", "llama": "kv"}
+"""The kind of unit that methods are asked to rank on models whose circuit is known."""
+
+
+def unit_kinds(model: Any) -> dict[str, UnitKind]:
+    """The kinds of unit of a model's family, by name."""
+    return FAMILY_UNITS[model.config.family]
+
+
+class Units:
+    """All units of one kind in one model, numbered layer by layer."""
+
+    def __init__(self, model: Any, kind: UnitKind) -> None:
+        self.kind = kind
+        self.layers: int = model.config.n_layer
+        self.shape = kind.shape(model)
+        self.per_layer = math.prod(self.shape)
+        self.total = self.layers * self.per_layer
+        self.sizes = [self.per_layer] * self.layers
+        """Units of each layer."""
+        self.layer_names = [f"layers.{layer}" for layer in range(self.layers)]
+        self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
+        """What reports say of each layer beside its number."""
+        self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site in kind.sites]
+        self.width = {site: len(model.sites[f"layers.0.{site}"].units) for site in kind.sites}
+        """Unit axes of each site."""
+        self.rows = self.layers * (len(kind.blocks) if kind.apart else 1)
+        """Groups of units that are counted apart: the layers, or the blocks of each layer."""
+
+    def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What ablations average and exchange, for each site: here its own values."""
+        return values
+
+    def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
+        """Masks at every site of every layer.
+
+        Args:
+            mask: [units], 1 keeps a unit and 0 replaces it.
+            fills: What replaces it, for each name of ``self.sites``; broadcasts to [batch, position, unit].
+        """
+        several = len(self.kind.blocks) > 1
+        mask = mask.view(self.layers, len(self.kind.blocks), *self.shape[several:])
+        edits = []
+        for layer in range(self.layers):
+            for number, block in enumerate(self.kind.blocks):
+                for site in block.sites:
+                    value, name = mask[layer, number], f"layers.{layer}.{site}"
+                    if block.axes is not None:  # the same for all that a unit holds
+                        value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[site] - block.axes))
+                    edits.append(Edit(name, "mask", value, fill=fills[name]))
+        return edits
+
+    def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
+        """The edits that replace one unit, by its number, and keep all others."""
+        sample = next(iter(fills.values()))
+        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
+        mask[unit] = 0.0
+        layer = f"layers.{unit // self.per_layer}."
+        return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
+
+    def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
+        """A circuit [units] without each of some units in turn: edits that hold in all, and each one's own on top."""
+        return self.edits(mask, fills), [self.dropping(unit, fills) for unit in units]
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        """Values of all units [units] -> those of each layer, of the shape its units have."""
+        return list(values.view(self.layers, *self.shape))
+
+    def top(self, scores: Tensor, count: int) -> Tensor:
+        """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
+        if not 1 <= count <= self.total:
+            raise MechintError(
+                f"a circuit of {count} units is asked for; this model has {self.total} ({self.kind.several}); "
+                f"choose a BUDGET from 1 to {self.total}"
+            )
+        order = torch.sort(scores, descending=True, stable=True).indices[:count]
+        return torch.zeros(self.total, device=scores.device).index_fill_(0, order, 1.0)
+
+    def counts(self, mask: Tensor) -> list[int]:
+        """Units kept in each layer, or in each block of each layer where those are counted apart, [rows]."""
+        return [int(count) for count in mask.view(self.rows, -1).sum(1)]
+
+    def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
+        """A random mask [units] that keeps as many units in each row as ``counts`` says."""
+        size = self.total // self.rows
+        return torch.cat([random_row(size, count, generator) for count in counts])
+
+    def names(self, mask: Tensor) -> list[list[Any]]:
+        """The kept units of each layer: numbers, names of paths, or indices such as [channel, state].
+
+        A key or value channel is [0 for K or 1 for V, head, dimension].
+        """
+        layers = mask.view(self.layers, *self.shape)
+        return [[self._name(index) for index in layer.nonzero().tolist()] for layer in layers]
+
+    def _name(self, index: list[int]) -> Any:
+        if len(index) > 1:
+            return index
+        return self.kind.labels[index[0]] if self.kind.labels else index[0]
+
+
+def random_row(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """A mask [size] with ``count`` ones in random places."""
+    return torch.zeros(size).index_fill_(0, torch.randperm(size, generator=generator)[:count], 1.0)

@@ -1,0 +1,76 @@
+"""Which checkpoints a path, a glob or a hub id means, in the order a reader would list them."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from ...utils.errors import MechintError
+from ...utils.options import named
+from .checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
+from .hub import is_hub_id, path_exists, refuse_missing_path, todays_name
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sorts numbers in names as numbers: step2 before step10, V2 before V10."""
+    parts = re.split(r"(\d+)", text)  # text and digits take turns, so equal places have equal types
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
+
+
+def find_checkpoints(pattern: str) -> list[str]:
+    """What ``pattern`` means, in natural order; no weights are read.
+
+    Args:
+        pattern: A checkpoint file, a glob, a model directory, a directory of checkpoints (masks and trainers' states
+            to resume from are passed over), or a hub id.
+
+    Raises:
+        MechintError: nothing matches, or what does is a finished analysis.
+    """
+    path = Path(pattern).expanduser() if path_exists(pattern) else Path(pattern)
+    if path.is_dir():
+        return _in_directory(path)
+    if path.is_file():
+        refuse_masks(path)
+        return [str(path)]
+    if glob.has_magic(pattern):
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        found = [
+            match for match in matches if is_checkpoint_file(match) or (match.is_dir() and is_model_directory(match))
+        ]
+        if found:
+            return _sorted(found)
+        if matches:
+            raise MechintError(f"{pattern} matches {len(matches)} paths, none of them a checkpoint ({matches[0]} …)")
+        raise MechintError(
+            f"no checkpoint matches {pattern}; train one with make train, or name others with {named('', 'checkpoint')}"
+        )
+    refuse_missing_path(pattern)
+    if is_hub_id(pattern):
+        return [pattern]
+    raise MechintError(
+        f"{pattern}: no such file or directory; name a file, a glob or a directory with {named('', 'checkpoint')}"
+        f"{todays_name(pattern)}"
+    )
+
+
+def _in_directory(path: Path) -> list[str]:
+    if is_model_directory(path):
+        return [str(path)]
+    refuse_masks(path)
+    found = [
+        item for item in path.iterdir() if is_checkpoint_file(item) or (item.is_dir() and is_model_directory(item))
+    ]
+    if not found:
+        what = (
+            "a config.json but no weights"
+            if (path / "config.json").is_file()
+            else "no checkpoint (*.pt, *.safetensors)"
+        )
+        raise MechintError(f"{path} holds {what}; name a file, a glob or a directory with {named('', 'checkpoint')}")
+    return _sorted(found)
+
+
+def _sorted(paths: list[Path]) -> list[str]:
+    return sorted(map(str, paths), key=natural_key)

@@ -1,0 +1,327 @@
+"""Any checkpoint of a known family becomes our module: strictly, or an error that names what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...utils.errors import MechintError, did_you_mean, short
+from ...utils.files import reading
+from ...utils.progress import Progress
+from ..gpt2 import GPT2
+from ..llama import Llama
+from ..mamba import Mamba
+from . import gpt2_names, llama_names
+from . import mamba_names as names
+from .checkpoints import clean_names, read_checkpoint
+from .exact import check_shapes, listing, without_lead
+from .hub import fetch, is_hub_id, path_exists, refuse_missing_path, todays_name
+from .keys import Keys, merged, plain_values, refuse_unknown
+from .tokenizer import read_tokenizer
+
+__all__ = ["FAMILIES", "Family", "from_state_dict", "hf_config", "load", "to_hf_state_dict"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+Builder = Callable[[dict[str, Tensor], Mapping[str, Any] | None, str, torch.dtype, torch.device], nn.Module]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: how its tensors are recognised, and what builds our module; None refuses it by name.
+
+    The last two give the weights and the configuration of our module as Hugging Face has them.
+    """
+
+    title: str
+    detects: Callable[[Collection[str]], bool]
+    build: Builder | None = None
+    to_hf_state_dict: Callable[[Any], dict[str, Tensor]] | None = None
+    hf_config: Callable[[Any], dict[str, Any]] | None = None
+    keys: Keys | None = None
+    """What its configuration's keys mean; None asks nothing."""
+    body: str = ""
+    """What its tensors' names begin with in the program that made it popular."""
+    layers: str = r"layers\.\d+\."
+    """Pattern of the names of a layer's tensors behind that."""
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    expect_family: str | None = None,
+) -> Any:
+    """Loads a checkpoint as our module, in eval mode.
+
+    Args:
+        path_or_name: A Hugging Face or state-spaces model directory or hub id, its weights file alone, a trainer's or
+            nanoGPT's ``.pt``, or a ``.gguf``, whose quantised weights are made whole again.
+        dtype: Of the parameters; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
+            is felt at every step of the recurrence.
+        device: ``"auto"`` takes a GPU when there is one.
+        expect_family: Refuse every family but this.
+
+    Returns:
+        The module, with ``config``, ``tokenizer`` (of the directory's tokenizer.json, else None), ``source`` (as given)
+        and ``metadata`` (the checkpoint's configuration and other plain values).
+
+    Raises:
+        MechintError: there is no such checkpoint, it can't be read safely, or it is not exactly a model of ours.
+    """
+    numbers, place = find_dtype(dtype), find_device(device)
+    path = locate(path_or_name)
+    checkpoint = read_checkpoint(path)
+    where = short(checkpoint.where if path_exists(path_or_name) else path_or_name, 500)
+    if checkpoint.config is None:
+        names.check_without_configuration(checkpoint.tensors, checkpoint.where)
+    model: Any = build(
+        checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family, checkpoint.described
+    )
+    model.tokenizer = read_tokenizer(checkpoint.where, model.config.vocab_size)
+    model.source = str(path_or_name)
+    model.metadata = checkpoint.metadata
+    return model
+
+
+def from_state_dict(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None,
+    where: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    expect_family: str | None = None,
+) -> Any:
+    """The module, in eval mode, of tensors named as any supported program names them; copies them.
+
+    Args:
+        state: Names to tensors.
+        config: What came with them, if anything did; sizes are read off the shapes and checked against it.
+        where: The file, for messages.
+        dtype, device, expect_family: As for :func:`load`.
+
+    Raises:
+        MechintError: as for :func:`load`.
+    """
+    tensors = clean_names(dict(state), Path(where))
+    return build(tensors, config, where, find_dtype(dtype), find_device(device), expect_family)
+
+
+def build(
+    state: dict[str, Tensor],
+    config: Mapping[str, Any] | None,
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    expect_family: str | None,
+    described: Collection[str] = (),
+) -> nn.Module:
+    """The module of the family that knows the tensors. Takes them out of ``state``: each can go once it is copied.
+
+    Args:
+        described: Keys of the configuration that describe this model; the others are a trainer's options.
+    """
+    name = next((name for name, family in FAMILIES.items() if family.detects(state.keys())), None)
+    if name is None:
+        raise MechintError(f"{where} holds no model of a known family; its tensors are {listing(state)}")
+    family = FAMILIES[name]
+    if expect_family is not None and name != expect_family:
+        raise MechintError(
+            f"{where} holds a {family.title} model, and this configuration is for {expect_family}; choose that "
+            "family's configuration, or another checkpoint"
+        )
+    if family.build is None:
+        raise MechintError(f"{where} holds a {family.title} model, which is not supported yet by this version")
+    if config is not None:
+        config = {str(key): value for key, value in config.items()}
+        plain_values(config, where)
+        config = merged(config, (*described, *[name] * ("model_type" in config)))
+        if family.keys is not None:
+            refuse_unknown(config, family.keys, described, where)
+    state = without_lead(state, family.layers, family.body) if family.body else state
+    with reading(where):
+        return family.build(state, config, where, dtype, device).eval()
+
+
+def build_mamba(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> Mamba:
+    """A Mamba of exactly these tensors."""
+    sizes, ours = names.infer_config(state, names.claims_of(config, where), where)
+    with torch.device("meta"):
+        model = Mamba(sizes)
+    fill(model, state, ours, where, dtype, device, exact=(".A_log", ".D"))
+    return model
+
+
+def build_gpt2(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> GPT2:
+    """A GPT-2 of exactly these tensors."""
+    sizes, ours, turned = gpt2_names.infer_config(state, config, where)
+    with torch.device("meta"):
+        model = GPT2(sizes)
+    fill(model, state, ours, where, dtype, device, turned=turned)
+    return model
+
+
+def build_llama(
+    state: dict[str, Tensor], config: Mapping[str, Any] | None, where: str, dtype: torch.dtype, device: torch.device
+) -> Llama:
+    """A Llama of exactly these tensors."""
+    sizes, ours = llama_names.infer_config(state, config, where)
+    with torch.device("meta"):
+        model = Llama(sizes)
+    fill(model, state, ours, where, dtype, device)
+    return model
+
+
+def fill(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    ours: Mapping[str, str],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    exact: tuple[str, ...] = (),
+    turned: Collection[str] = (),
+) -> None:
+    """Puts the tensors into a model without memory; no initial weights are drawn on the way.
+
+    Args:
+        ours: The model's names -> the file's.
+        exact: Endings of the names that stay at least float32.
+        turned: Names of the model that the file stores transposed.
+    """
+    shapes = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
+    check_shapes(state, {ours[name]: s[::-1] if name in turned else s for name, s in shapes.items()}, where)
+    weights = {}
+    with Progress(f"loading {where}", len(ours)) as progress:
+        for name, theirs in ours.items():
+            kept = torch.float32 if name.endswith(exact) and dtype != torch.float64 else dtype
+            tensor = state.pop(theirs)
+            weights[name] = convert(tensor.T if name in turned else tensor, kept, device, f"{where}: {theirs}")
+            progress.step()
+    model.load_state_dict(weights, strict=True, assign=True)
+
+
+def to_hf_state_dict(model: Any) -> dict[str, Tensor]:
+    """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
+    write = FAMILIES[model.config.family].to_hf_state_dict
+    assert write is not None
+    return write(model)
+
+
+def hf_config(model: Any) -> dict[str, Any]:
+    """What transformers' configuration takes, and what a ``config.json`` holds."""
+    write = FAMILIES[model.config.family].hf_config
+    assert write is not None
+    return write(model)
+
+
+def convert(tensor: Tensor, dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
+    """A copy in the wanted precision and place.
+
+    Raises:
+        MechintError: the tensor is no tensor of real numbers, has NaN or infinite entries, or overflows ``dtype``.
+    """
+    if tensor.dtype not in DTYPES.values():
+        raise MechintError(
+            f"{what} is {str(tensor.dtype).removeprefix('torch.')}; weights are one of {', '.join(DTYPES)}"
+        )
+    if not is_finite(tensor):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise MechintError(
+            f"{what} has {bad} NaN or infinite entries of {tensor.numel()}: a diverged training or a damaged file"
+        )
+    copy = tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+    if copy.dtype.itemsize < tensor.dtype.itemsize and not is_finite(copy):
+        raise MechintError(
+            f"{what} has entries too large for {str(dtype).removeprefix('torch.')}; load it as bfloat16 or float32"
+        )
+    return copy
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass that allocates nothing."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist())
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """Where the checkpoint lies on this machine, fetched from the hub if it is a hub id and not a path."""
+    path = Path(path_or_name).expanduser()
+    if path_exists(path_or_name):
+        return path
+    refuse_missing_path(str(path_or_name))
+    if is_hub_id(str(path_or_name)):
+        return fetch(str(path_or_name))
+    raise MechintError(
+        f"{short(path_or_name)}: no such file or directory (and not shaped like a hub id, owner/name)"
+        f"{todays_name(str(path_or_name))}"
+    )
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise MechintError(f"dtype {dtype} is none of {', '.join(DTYPES)}{did_you_mean(str(dtype), DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise MechintError(f"device {device!r} is not one that torch knows; use auto, cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MechintError("device cuda was asked for, but torch sees no GPU; use auto or cpu")
+    return found
+
+
+def _ending(names: Collection[str], *parts: str) -> bool:
+    return any(name == part or name.endswith("." + part) for name in names for part in parts)
+
+
+FAMILIES: dict[str, Family] = {
+    "mamba2": Family("Mamba-2", lambda state: _ending(state, "A_log") and _ending(state, "dt_bias")),
+    "mamba": Family(
+        "Mamba",
+        lambda state: _ending(state, "A_log", "x_proj.weight", "dt_proj.weight"),
+        build_mamba,
+        names.to_hf_state_dict,
+        names.hf_config,
+        names.KEYS,
+        "backbone",
+    ),
+    "gpt2": Family(
+        "GPT-2",
+        lambda state: _ending(state, "wte.weight", "attn.c_attn.weight"),
+        build_gpt2,
+        gpt2_names.to_hf_state_dict,
+        gpt2_names.hf_config,
+        gpt2_names.KEYS,
+        "transformer",
+        r"(?:h|layers)\.\d+\.",
+    ),
+    "llama": Family(
+        "Llama",
+        lambda state: _ending(state, "self_attn.q_proj.weight"),
+        build_llama,
+        llama_names.to_hf_state_dict,
+        llama_names.hf_config,
+        llama_names.KEYS,
+        "model",
+    ),
+}
+"""Asked in this order; the first that recognises the tensors' names builds."""

@@ -1,0 +1,1 @@
+"""Experiments from a command line: what is asked for, what is run, what is drawn."""

@@ -1,0 +1,420 @@
+"""An experiment: every checkpoint that a pattern names, every analysis that is switched on, one report each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import scan
+from ..analyses.base import Analysis, analyses
+from ..analyses.loader import PromptLoader
+from ..analyses.options import RunConfig, asked, elsewhere, own, request
+from ..analyses.tracing.results import few_notes
+from ..models.loading.discover import find_checkpoints
+from ..models.loading.load import find_device
+from ..tasks import Task
+from ..tasks.config import TaskConfig
+from ..tasks.stored import check_loss, differences
+from ..utils import files, wandb_run, workers
+from ..utils.errors import MechintError, SaidElsewhere, say_failure
+from ..utils.options import named
+from ..utils.rundir import COMPLETE, check_writable, fingerprint, manifest
+from ..utils.statistics import effective
+from ..utils.training_step import training_step
+from .drawing_drawing import draw, finished_below, logging, redraw, write_comparisons
+from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
+
+SCHEMA = 1
+DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What to do: the shared options, the task, and the options of each analysis that is switched on.
+
+    Attributes:
+        defconfig: The text of the minimal configuration that repeats the experiment on one checkpoint and analysis,
+            or None when the caller has no such thing (a notebook).
+    """
+
+    run: RunConfig
+    task: TaskConfig
+    configs: dict[str, Any]
+    defconfig: DefconfigText | None = None
+    several: bool = False
+    """Whether it is a part of one with further analyses."""
+
+    def chosen(self) -> list[Analysis]:
+        return [analyses()[name] for name in self.configs]
+
+    def asked(self, name: str) -> TaskConfig:
+        """The task of one analysis."""
+        return asked(self.task, self.configs[name])
+
+
+def run_directories(
+    run: RunConfig, checkpoints: list[str], names: list[str], several: bool = False
+) -> dict[tuple[str, str], Path]:
+    """Where each (checkpoint, analysis) goes.
+
+    One named checkpoint fills the output directory itself; a glob or a directory of checkpoints gets one directory
+    for each, however many it matches today. Several analyses get one directory each below that.
+    """
+    several = several or len(names) > 1
+    single = checkpoints == [str(Path(run.checkpoint).expanduser())]  # ./m.pt is m.pt
+    labels = {checkpoint: "" if single else Path(checkpoint).stem for checkpoint in checkpoints}
+    if len(set(labels.values())) < len(labels):
+        labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}
+    if len(set(labels.values())) < len(labels):
+        raise MechintError(f"{run.checkpoint}: two of the checkpoints would share a directory; name them apart")
+    base = run.folder
+    return {
+        (checkpoint, name): base / label / (name if several else "")
+        for checkpoint, label in labels.items()
+        for name in names
+    }
+
+
+def apart(experiment: Experiment) -> list[Experiment]:
+    """The experiment, split where analyses have models of their own."""
+    places: dict[RunConfig, dict[str, Any]] = {}
+    for name, config in experiment.configs.items():
+        places.setdefault(own(experiment.run, config), {})[name] = config
+    several = len(experiment.configs) > 1
+    return [dataclasses.replace(experiment, run=run, configs=c, several=several) for run, c in places.items()]
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is done for the analyses whose models are in one place.
+
+    Attributes:
+        directories: Of each (checkpoint, analysis); empty where finished ones are drawn again.
+        known: Finished analyses to compare with.
+    """
+
+    experiment: Experiment
+    checkpoints: list[str] = dataclasses.field(default_factory=list)
+    directories: Directories = dataclasses.field(default_factory=dict)
+    known: list[Path] = dataclasses.field(default_factory=list)
+
+
+Lost = list[tuple[str, str]]
+"""(checkpoint, analysis) of what could not be made."""
+
+
+def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
+    """Analyses, or draws again, all that the options name; prints where the reports are.
+
+    Raises:
+        MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
+            analysed, after the others were.
+    """
+    if experiment.run.mode != "from_runs" and not experiment.configs:
+        raise MechintError(f"no analysis is switched on; choose one or more, such as {named('', 'ssm')}")
+    if not dry_run:
+        workers.join()
+    parts = apart(experiment) or [experiment]
+    made: dict[str, Prepared | None] = {}
+    plans = [
+        Plan(part, *found)
+        for part, found in zip(parts, workers.by_first(lambda: look(parts, made, dry_run)), strict=True)
+    ]
+    if dry_run:
+        for plan in plans:
+            say(plan)
+        return
+    lost: list[str] = []
+    only = len(experiment.configs) == 1 and workers.worker()[1] == 1
+    for plan in plans:
+        try:
+            lost += run_part(plan, made if len(plans) == 1 else {}, only)
+        except Exception as error:
+            if len(plans) == 1 or workers.worker()[1] > 1:
+                raise
+            say_failure(error)
+            lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
+    workers.exchange("all is written")  # whoever ends first with a failure would take the others along
+    if lost:
+        if workers.worker()[0] > 0:
+            raise SaidElsewhere("the first process says what is lost")
+        raise MechintError("; ".join(lost) + "; the lines above say why")
+
+
+def look(
+    parts: list[Experiment], made: dict[str, Prepared | None], dry_run: bool
+) -> list[tuple[list[str], Directories, list[Path]]]:
+    """Checkpoints, directories and baselines of every part; refuses, before any work, what cannot be done.
+
+    Args:
+        made: Takes what was prepared of a part with one checkpoint, by the checkpoint.
+    """
+    found: list[tuple[list[str], Directories, list[Path]]] = []
+    for part in parts:
+        run = part.run
+        if run.mode == "from_runs":
+            finished_below(run.run_dir or run.folder, "run_dir")
+            found.append(([], {}, []))
+            continue
+        for analysis in part.chosen():
+            config = part.configs[analysis.name]
+            reason = analysis.refuse(config, part.asked(analysis.name)) or analysis.lacks(config, part.configs)
+            if reason:
+                raise MechintError(f"{analysis.title}: {reason}")
+        checkpoints = find_checkpoints(run.checkpoint)
+        directories = run_directories(run, checkpoints, list(part.configs), part.several)
+        known = finished_below(run.baseline, "baseline") if run.baseline else []
+        if run.visualize_wandb:
+            wandb_run.check()
+        check_writable(run.folder, dry=True)
+        found.append((checkpoints, directories, known))
+    for part, (checkpoints, directories, _) in zip(parts, found, strict=True):
+        made.update({checkpoint: None for checkpoint in checkpoints})
+        prepared = check_all(part, checkpoints, directories, dry_run)
+        if prepared is not None and not dry_run and len(parts) == 1:
+            made[checkpoints[0]] = prepared
+    return found
+
+
+def say(plan: Plan) -> None:
+    """What would be done."""
+    if plan.experiment.run.mode == "from_runs":
+        redraw(plan.experiment.run, dry_run=True)
+    for (checkpoint, name), directory in plan.directories.items():
+        print(f"would analyse {checkpoint} -> {directory}")
+        print(f"  {analyses()[name].title}: {analyses()[name].work(plan.experiment.configs[name])}")
+
+
+def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[str]:
+    """The analyses whose models are in one place; says what could not be made, each of which standard error explains.
+
+    Args:
+        made: What is prepared already, by the checkpoint.
+        only: There is no other analysis, and no other process: its failure is raised.
+    """
+    experiment, run, checkpoints = plan.experiment, plan.experiment.run, plan.checkpoints
+    rank, world = workers.worker()
+    if run.mode == "from_runs":
+        if rank == 0:
+            redraw(run, dry_run=False)
+        return []
+    lost: Lost = []
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            check_writable(run.folder)
+            held.enter_context(files.lock(run.folder))
+
+        workers.by_first(hold)
+        shared = world > 1 and len(checkpoints) == 1
+        for checkpoint in checkpoints if shared else (checkpoints[k] for k in workers.deal(len(checkpoints))):
+            try:
+                lost += analyse(experiment, checkpoint, plan.directories, made.pop(checkpoint, None), shared, only)
+            except Exception as error:
+                if len(checkpoints) == 1:
+                    raise
+                say_failure(error, checkpoint)
+                lost += [(checkpoint, name) for name in experiment.configs]
+        every = workers.exchange(lost)
+        failures = [key for key in plan.directories if any(key in some for some in every)]
+        uncompared = []
+        if len(checkpoints) + len(plan.known) > 1 and rank == 0:
+            uncompared = compare(experiment, plan.directories, failures, plan.known)
+    said = [lost_ones(checkpoints, failures, len(plan.directories))] if failures else []
+    return said + [f"the comparison of {name} could not be written" for name in workers.exchange(uncompared)[0]]
+
+
+def lost_ones(checkpoints: list[str], failures: Lost, among: int) -> str:
+    """What could not be made, of several checkpoints or of several analyses of one, ``among`` all that there are."""
+    if len(checkpoints) > 1:
+        lost = list(dict.fromkeys(checkpoint for checkpoint, _ in failures))
+        return f"{len(lost)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(lost)})"
+    names = ", ".join(analyses()[name].title for _, name in failures)
+    others = "; the others are finished" if len(failures) < among else ""
+    return f"{len(failures)} of the analyses of {checkpoints[0]} could not be made ({names}){others}"
+
+
+def analyse(
+    experiment: Experiment,
+    checkpoint: str,
+    directories: Directories,
+    prepared: Prepared | None = None,
+    shared: bool = False,
+    only: bool = False,
+) -> Lost:
+    """Every analysis of one checkpoint; where one of several fails, the others are made.
+
+    Args:
+        prepared: The checkpoint, where it is loaded already.
+        shared: All processes are at it: the first one analyses, and the others assist where an analysis has work to
+            share.
+        only: The failure of the one analysis is raised.
+
+    Returns:
+        What could not be made; standard error says why.
+    """
+    prepared = prepared or prepare(experiment, checkpoint)
+    if find_device(experiment.run.device).type == "cpu":
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
+    lost: Lost = []
+    for name in (name for name in analyses() if name in experiment.configs):  # one may take another's results
+        by_all = shared and analyses()[name].shares
+        if shared and workers.worker()[0] > 0 and not by_all:
+            continue
+        if shared and not by_all:
+            print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
+        try:
+            with logging(experiment.run, checkpoint, name, experiment.configs[name]):
+                analyse_one(experiment, name, checkpoint, directories[checkpoint, name], prepared, by_all)
+        except Exception as error:
+            if only or by_all:  # the other processes wait for this one in the middle of their work
+                raise
+            say_failure(error, f"{checkpoint}: {analyses()[name].title}")
+            lost.append((checkpoint, name))
+    return lost
+
+
+def analyse_one(
+    experiment: Experiment, name: str, checkpoint: str, directory: Path, prepared: Prepared, by_all: bool
+) -> None:
+    """One analysis of one checkpoint, unless it is finished; ``by_all`` where all processes share its work."""
+    run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
+    model, task = prepared.model, prepared.tasks[name]
+    helper = by_all and workers.worker()[0] > 0
+    device, asks = find_device(run.device), task.config or experiment.asked(name)
+    prompts = loaders(run, analysis, config, task)
+    key = key_of(experiment, name, prepared, directory, prompts)
+    with workers.together() if by_all else contextlib.nullcontext():
+        done = workers.from_first(None if helper else is_finished(directory, key, run.rerun))
+    if done and not helper:
+        print(
+            f"{checkpoint}: {analysis.title} is finished in {directory}, skipped ({named('', 'rerun')} repeats it)",
+            flush=True,
+        )
+    if done:
+        return
+    if not helper:
+        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
+        if taken := differences(experiment.asked(name), asks):
+            print(f"note: asked what the checkpoint says it was trained on: {taken}", flush=True)
+    start = time.monotonic()
+    analyzer = analysis.analyzer(
+        model,
+        config,
+        device,
+        seed=run.seed,
+        run_dir=None if helper else directory,
+        key=fingerprint(
+            {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
+        ),
+    )
+    analyzer.shared = by_all
+    check_loss(model, task, prompts[1])
+    if helper:
+        analyzer.assist(*prompts)
+        return
+    for old in (
+        COMPLETE,
+        "manifest.json",
+        "results.json",
+        "final_masks.pt",
+        "effects.pt",
+        "claims.json",
+    ):  # of another run
+        (directory / old).unlink(missing_ok=True)
+    found = analyzer.run_analysis(*prompts)
+    written = analyzer.save_results()
+    if not run.save_masks:
+        (directory / "final_masks.pt").unlink(missing_ok=True)
+    if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
+        found["few"] = few_notes(prompts[1].templates(), "measured")
+        found["notes"] = [*found.get("notes", ()), *found["few"]]
+    results = {
+        "schema": SCHEMA,
+        "analysis": name,
+        "title": analysis.title,
+        "checkpoint": checkpoint,
+        "status": "complete",
+        "key": key,
+        "model": {
+            "family": model.config.family,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "n_layer": model.config.n_layer,
+            "d_model": model.config.d_model,
+            "sha256": prepared.digest,
+            **{said: model.metadata[said] for said in ("variant",) if model.metadata.get(said)},
+            **({} if (step := training_step(model.metadata, checkpoint)) is None else {"step": step}),
+        },
+        "task": describe(task, *prompts),
+        "config": request(config),
+        **found,
+    }
+    files.write_json(directory / "results.json", results)
+    if experiment.defconfig is not None:
+        one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
+        files.write_text(directory / "config", experiment.defconfig(one, asks, {name: elsewhere(config)}))
+    facts = manifest(
+        device=str(device),
+        scan=scan.chosen(torch.empty(0, device=device)),
+        dtype=run.dtype,
+        seed=run.seed,
+        configuration=fingerprint(key),
+        weights=prepared.digest,
+        prompts=prompts_digest(*prompts),
+        resumed=analyzer.stages.resumed,
+        seconds=round(time.monotonic() - start, 1),
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        files=sorted(path.name for path in written),
+        results_sha256=files.sha256(directory / "results.json"),
+    )
+    files.write_json(directory / "manifest.json", facts)
+    draw(run, directory)
+    files.write_text(directory / COMPLETE, "")  # last of all: nothing is missing now
+    analyzer.stages.clear()
+    few = (f"  note            {text}" for text in found["few"])
+    print(*analysis.summary(results), *few, f"  report: {directory / 'report.html'}", sep="\n", flush=True)
+
+
+def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "description": task.description,
+        "discovery_prompts": len(discovery.templates()),
+        "evaluation_prompts": len(evaluation.templates()),
+        "evaluation_templates": len(set(evaluation.templates().tolist())),
+        "evaluation_templates_effective": round(
+            float(effective(np.unique(evaluation.templates(), return_counts=True)[1].astype(np.float64))), 3
+        ),
+        "answers_per_prompt": int(evaluation.groups[0].answers.shape[1]),
+    }
+
+
+def compare(experiment: Experiment, directories: Directories, failures: Lost, known: list[Path]) -> list[str]:
+    """One comparison for each analysis over the checkpoints that could be analysed, behind those known before.
+
+    Returns:
+        The titles of those that could not be written; standard error says why.
+    """
+    lost = []
+    for name in experiment.configs:
+        done = [path for path in known if files.read_json(path / "results.json").get("analysis") == name]
+        for (checkpoint, other), path in directories.items():
+            if other == name and (checkpoint, name) not in failures and path.resolve() not in map(Path.resolve, done):
+                done.append(path)
+        if len(done) < 2:
+            continue
+        target = experiment.run.folder
+        try:
+            write_comparisons(done, target / name if experiment.several or len(experiment.configs) > 1 else target)
+        except Exception as error:
+            say_failure(error, f"comparison of {analyses()[name].title}")
+            lost.append(analyses()[name].title)
+    return lost

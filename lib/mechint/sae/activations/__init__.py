@@ -1,0 +1,1 @@
+"""Activations of a model, collected for dictionaries."""

@@ -1,0 +1,58 @@
+"""The options of the scorecard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ground_truth import GROUPS, MODELS
+from ..utils.options import option
+
+
+@dataclass(frozen=True)
+class ScorecardConfig:
+    """What is scored, and what the methods may use."""
+
+    models: str = option(
+        "all",
+        "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
+        "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five): "
+        f"{', '.join([*GROUPS, *MODELS])}",
+    )
+    seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
+    first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
+    steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
+    prompts: int = option(64, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
+    patch_prompts: int = option(16, "Discovery prompts of patching", unit="prompts", low=2, high=100_000)
+    curve_prompts: int = option(
+        32, "Held-out prompts that circuits of all sizes are measured on", unit="prompts", low=2, high=100_000
+    )
+    edge_prompts: int = option(4, "Held-out prompts whose edges are scored", unit="prompts", low=2, high=100_000)
+    edges: int = option(
+        128, "Edges between positions that no prompt needs, drawn from all of them", unit="edges", low=8, high=100_000
+    )
+    probe_prompts: int = option(
+        128, "Prompts that a probe is fitted on, and as many to test it", unit="prompts", low=64, high=100_000
+    )
+    sae_tokens: int = option(
+        150_000, "Activations that a dictionary is trained on; 0 trains none", unit="activations", low=0, high=10**9
+    )
+    random_every: int = option(
+        2, "Random weights are tried of one model in so many of each family, in turn", unit="models", low=1, high=1000
+    )
+    trace_prompts: int = option(32, "Prompts of position accuracy", unit="prompts", low=2, high=100_000)
+    null_prompts: int = option(16, "Prompts of one trace without an effect", unit="prompts", low=8, high=100_000)
+    null_trials: int = option(
+        100,
+        "Samples of re-centred effects, for each model and seed, of a trace without an effect",
+        unit="samples",
+        low=1,
+        high=10_000,
+    )
+    output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
+    rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
+
+    @property
+    def names(self) -> list[str]:
+        """The models, each once."""
+        said = [name.strip() for name in self.models.split(",")]
+        return list(dict.fromkeys(model for name in said for model in GROUPS.get(name, (name,))))

@@ -1,0 +1,107 @@
+"""Probes on the scorecard: is a known causal variable read out where it is, and nothing where labels are shuffled?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..analyses.study.probes import Labelled, probe
+from ..ground_truth import Compiled, score_units
+from ..ground_truth.planted import planted
+from ..interventions.run import run
+from ..models.mamba import Mamba
+from ..tasks import Prompts, Task
+from .cost import cost
+
+METHODS = ("lasso", "logistic")
+"""Of planted features; on compiled models the first, whose weights point at units."""
+SHUFFLES, DRAWS = 9, 199
+
+
+def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
+    """Activations [n, unit] with the last answer, the causal variable of every task here, as their label."""
+    answer = task.labels(prompts)["answer"].numpy()
+    return Labelled(np.asarray(values.double().numpy()), answer, prompts.template.numpy())
+
+
+@torch.no_grad()
+def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
+    """Where the circuit's last layer says answers, and which channels do so there, [channel] bool.
+
+    The site is ``gated`` of a Mamba; of a GPT-2 ``head_out``, its heads laid out side by side, or ``mlp_post`` where
+    neurons say them.
+    """
+    model, truth = compiled.model, compiled.truth
+    layer = max(at for at, _ in truth.units("layer"))
+    weights = model.layers[layer]
+    here = lambda kind: [unit for at, unit in truth.units(kind) if at == layer]
+    if isinstance(model, Mamba):
+        places = [("gated", weights.out_proj.weight, [e for (e,) in here("channel")])]
+        norm = model.norm_f
+    else:
+        values = [h * model.config.d_head + e for value, h, e in here("kv") if value]
+        places = [
+            ("head_out", weights.attn.c_proj.weight, values),
+            ("mlp_post", weights.mlp.c_proj.weight, [n for (n,) in here("mlp")]),
+        ]
+        norm = model.ln_f
+    head = model.ending[1] * norm.weight  # [V, D]
+    found = []
+    for site, writes, units in places:
+        declared = torch.zeros(writes.shape[1], dtype=torch.bool)
+        declared[units] = True
+        found.append((f"layers.{layer}.{site}", declared & ((head @ writes).abs().amax(0) > 1e-6)))
+    return max(found, key=lambda place: int(place[1].sum()))
+
+
+def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, Any]]:
+    """For each kind of probe: accuracy on held-out prompts, how it ranks channels, and p-values of shuffled labels.
+
+    The probe reads the site of :func:`speakers` at the answer's position. Shuffled: among prompts, on both sides,
+    before the probe sees anything.
+    """
+    task, model = compiled.task, compiled.model
+    site, says = speakers(compiled)
+    train, test = (
+        labelled(at_last(model, site, prompts), task, prompts)
+        for prompts in (task.sample(count, split, seed).last() for split in ("discovery", "evaluation"))
+    )
+    rng = np.random.default_rng(seed)
+    mixed, other = (dataclasses.replace(data, y=rng.permutation(data.y)) for data in (train, test))
+    found = []
+    for method in METHODS[:1]:
+        with cost() as spent:
+            fitted = probe(train, test, method, "answer", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
+        score = score_units(says.float(), np.abs(fitted.weights).max(0), f"{method} probe")
+        nothing = probe(mixed, other, method, "shuffled answer", shuffles=1, draws=DRAWS, seed=seed)
+        found.append(
+            {
+                "method": method, "accuracy": float(fitted.score["value"]), "chance": float(fitted.shuffled["value"]),
+                "auroc": score.auroc, "average_precision": score.average_precision, "exact": float(score.exact),
+                "units": score.units, "total": score.total, "p": fitted.p, "p_shuffled": nothing.p,
+                **spent,
+            }
+        )  # fmt: skip
+    return found
+
+
+def at_last(model: Any, site: str, prompts: Prompts) -> torch.Tensor:
+    """A site at the last answer's position, units of several axes laid out, [n, unit]."""
+    values = run(model, prompts.tokens, record=[site], logits_at=prompts.positions[:, :0]).values[site]
+    return values[torch.arange(len(prompts)), prompts.positions[:, -1]].flatten(1)
+
+
+def score_planted_probes(seed: int, count: int) -> list[dict[str, Any]]:
+    """The class of planted features: at the query, where it is (state, stream behind the layer) and where it is not."""
+    source = planted(seed=seed)
+    sides = [source.task.sample(count, split, seed) for split in ("discovery", "evaluation")]
+    rows = []
+    for site in source.directions:
+        train, test = (labelled(source.read(site, prompts.tokens)[:, -1], source.task, prompts) for prompts in sides)
+        for method in METHODS:
+            fitted = probe(train, test, method, "class", shuffles=SHUFFLES, draws=DRAWS, seed=seed)
+            rows.append({"site": site, "method": method, "accuracy": float(fitted.score["value"]), "p": fitted.p})
+    return rows

@@ -1,0 +1,1 @@
+"""Prompts and token ids from a user's files."""

@@ -1,0 +1,255 @@
+"""Prompts of a file, or one prompt from the command line: real text with a subject and an answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...models.loading.tokenizer import Encoded, Encoder, lacking
+from ...utils.errors import short
+from ...utils.options import named
+from ..base import Prompts, Task, generator, mix
+from ..config import TaskConfig
+from .fact_lines import HINT, Line, check_line, read_lines
+from .spelling import places, space_between
+
+EVERY = "every"
+"""The split that is all prompts, for what learns nothing from them."""
+HALVES = ("discovery", "evaluation")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line: token ids, where the subject is, the answer's tokens, and the twin's first where there is a twin."""
+
+    where: str
+    tokens: list[int]
+    subject: tuple[int, int]
+    answer: list[int]
+    twin: list[int] | None
+    wrong: int | None
+    cluster: int
+    several: bool
+    """Whether the answer is several tokens, asked for or not."""
+
+
+class FactFile(Task):
+    """JSON Lines with ``prompt``, ``subject``, ``answer`` and, for a counterfactual, ``twin_prompt``, ``twin_answer``.
+
+    ``{"prompt": "The Eiffel Tower is in the city of", "subject": "Eiffel Tower", "answer": "Paris", "twin_prompt":
+    "The Taj Mahal is in the city of", "twin_answer": "Agra"}``. A subject is a whole word or phrase; where it is there
+    several times, ``occurrence`` says which one is meant, from 1. A file in the layout of ROME's known_1000.json (an
+    array of objects with ``prompt``, ``subject``, ``attribute``) is read as it is.
+
+    Prompt and answer are read together, and the answer is the tokens behind the prompt's; whether a space stands
+    between them is the option ``space``, or a line's own ``space`` (true or false). Prompts may differ in length,
+    twins of one prompt may not. Of an answer of several tokens the first is asked for, or (``answers`` whole) all: the
+    prompt then goes on with all of the answer but its last token, and so does the twin.
+
+    Half of the prompts are for discovery, half for evaluation; lines with one subject stay in one half. Prompts that
+    all have one subject are dealt out one by one, and each is then its own template. The split ``every`` is all of
+    them.
+    """
+
+    has_twins = False
+    aligned = False
+
+    def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
+        self.name, self.whole, self.space = config.name, config.answers == "whole", config.space
+        if tokenizer is None:
+            raise self.refuse("the model has no tokenizer to read text with", lacking())
+        self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, config.bos)
+        self.front = self.encoder.front
+        lines = [self.prompt_of(config)] if config.name == "prompt" else self.read(config.file)
+        facts = [self.parse(line) for line in lines]
+        self.halves, self.one_subject = halves(facts)
+        self.facts = facts if not self.one_subject else [replace(f, cluster=mix("prompt", *f.tokens)) for f in facts]
+        self.has_twins = all(fact.twin is not None for fact in self.facts)
+        self.length = max(len(fact.tokens) + len(fact.answer) - 1 for fact in self.facts)
+        self.vocab_size = 1 + max(max(*fact.tokens, *fact.answer, *(fact.twin or [0])) for fact in self.facts)
+        several = sum(fact.several for fact in self.facts)
+        what = f"{len(lines)} prompts of {Path(config.file).name}" if config.name == "file" else repr(config.prompt)
+        asked = "all are asked for, each read on from the ones before" if self.whole else "the first is asked for"
+        self.description = (
+            f"Text: {what}"
+            + (f"; of {several} answers that are several tokens {asked}" if several else "")
+            + ("; all have one subject, so they are counted and halved one by one" if self.one_subject else "")
+            + self.encoder.said
+        )
+
+    def prompt_of(self, config: TaskConfig) -> Line:
+        """The line that the options prompt, subject and answer are."""
+        said = {name: getattr(config, name) for name in ("prompt", "subject", "answer")}
+        if missing := [name for name, text in said.items() if not text]:
+            raise self.refuse(
+                f"prompt, subject and answer must all be given, and {missing[0]} is empty",
+                f"set {named('task', missing[0])}",
+            )
+        self.fingerprint = ""
+        entry = {**said, **({"occurrence": config.occurrence} if config.occurrence else {})}
+        return check_line("the prompt", entry, self.refuse)
+
+    def read(self, file: str) -> list[Line]:
+        if not file:
+            raise self.refuse("no file is named", f"set {named('task', 'file')} to a file of JSON lines")
+        data, lines = read_lines(Path(file).expanduser(), self.refuse)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        return lines
+
+    def parse(self, line: Line) -> Fact:
+        """The tokens of a line.
+
+        Raises:
+            MechintError: the subject is not there, or several times, or the tokenizer joins prompt and answer.
+        """
+        prompt = self.encoded(line.where, "prompt", line.prompt)
+        subject = self.subject_of(line, prompt)
+        answer = self.answer_of(line, line.prompt, line.answer, "answer")
+        twin, wrong = None, None
+        if line.twin_prompt is not None and line.twin_answer is not None:
+            twin = self.encoded(line.where, "twin_prompt", line.twin_prompt).ids
+            if len(twin) != len(prompt.ids):
+                raise self.refuse(
+                    f"{line.where}: the prompt has {len(prompt.ids)} tokens and its twin {len(twin)}",
+                    "a counterfactual twin must have as many",
+                )
+            wrong = self.answer_of(line, line.twin_prompt, line.twin_answer, "twin_answer")[0]
+            if wrong == answer[0]:
+                raise self.refuse(
+                    f"{line.where}: prompt and twin have answers of the same first token", "choose another twin"
+                )
+        asked = answer if self.whole else answer[:1]
+        return Fact(line.where, prompt.ids, subject, asked, twin, wrong, mix(line.subject), len(answer) > 1)
+
+    def encoded(self, where: str, key: str, text: str) -> Encoded:
+        found = self.encoder.prompt(text)
+        if len(found.ids) == len(self.encoder.front):
+            raise self.refuse(f"{where}: the {key} {short(repr(text), 60)} has no tokens", "write some text")
+        return found
+
+    def subject_of(self, line: Line, prompt: Encoded) -> tuple[int, int]:
+        """The first token of the subject, and the one behind its last."""
+        found, inside = places(line.subject, line.prompt)
+        name = short(repr(line.subject), 80)
+        if not found:
+            how = "in the prompt inside other words alone, not as a whole word" if inside else "not in the prompt"
+            tokens = short([self.tokenizer.id_to_token(token) for token in prompt.ids], 400)
+            raise self.refuse(
+                f"{line.where}: the subject {name} is {how}, whose tokens are {tokens}",
+                "write the subject as it stands there",
+            )
+        if line.occurrence is None and len(found) > 1:
+            raise self.refuse(
+                f"{line.where}: the subject {name} is {len(found)} times in the prompt",
+                f"say which one is meant: {self.choice}, from 1 to {len(found)}",
+            )
+        if line.occurrence is not None and line.occurrence > len(found):
+            raise self.refuse(
+                f"{line.where}: occurrence is {line.occurrence}, and the subject {name} is {len(found)} times in the "
+                "prompt",
+                f"take 1 to {len(found)}",
+            )
+        start = found[(line.occurrence or 1) - 1]
+        end = start + len(line.subject)
+        at = [k for k, (low, high) in enumerate(prompt.offsets) if low < end and high > start and high > low]
+        if not at:
+            raise self.refuse(
+                f"{line.where}: the tokenizer has no tokens for the subject {name}", "take a subject that it can read"
+            )
+        if at[0] == len(self.encoder.front) and at[-1] == len(prompt.ids) - 1:
+            raise self.refuse(f"{line.where}: the whole prompt is its subject", "ask something about it")
+        return at[0], at[-1] + 1
+
+    @property
+    def choice(self) -> str:
+        """How a user says which occurrence of a subject is meant."""
+        if self.name == "file":
+            return '"occurrence" in that line'
+        return named("task", "occurrence")
+
+    def answer_of(self, line: Line, prompt: str, answer: str, key: str) -> list[int]:
+        """The tokens of an answer behind a prompt."""
+        space = {True: "yes", False: "no", None: self.space}[line.space]
+        gap = {"yes": " ", "no": "", "auto": space_between(prompt, answer)}[space]
+        if gap and (prompt[-1].isspace() or answer[0].isspace()):
+            gap = ""
+        found = self.encoder.behind(prompt, gap + answer)
+        if found:
+            return found
+        both = short(repr(prompt[-30:] + gap + answer), 120)
+        if found is None:
+            raise self.refuse(
+                f"{line.where}: the tokenizer joins the end of the prompt with its {key} in {both}, so no token begins "
+                f"the {key}",
+                "leave a space at the prompt's end to the answer, or end the prompt at another place",
+            )
+        raise self.refuse(f"{line.where}: the {key} in {both} has no tokens", "write one that the tokenizer can read")
+
+    def groups(self, count: int, split: str, seed: int) -> list[Prompts]:
+        """``count`` lines of a half (all when there are fewer), shortest first; one prompt serves as both halves."""
+        if split == "train":
+            raise self.refuse("a file of prompts is for analyses", "train on facts, recall or text")
+        if split == EVERY or len(self.facts) == 1:
+            half = self.facts
+        else:
+            half = [fact for fact, name in zip(self.facts, self.halves, strict=True) if name == split]
+        order = torch.randperm(len(half), generator=generator(self.fingerprint, split, seed))[:count]
+        by_length: dict[tuple[int, int], list[Fact]] = {}
+        for k in sorted(order.tolist()):
+            by_length.setdefault((len(half[k].tokens), len(half[k].answer)), []).append(half[k])
+        return [self.prompts(facts) for _, facts in sorted(by_length.items())]
+
+    def prompts(self, facts: list[Fact]) -> Prompts:
+        """Facts whose prompts have one length, and whose answers have."""
+        tokens = torch.tensor([fact.tokens + fact.answer[:-1] for fact in facts])
+        answers = torch.tensor([fact.answer for fact in facts])  # [n, Q]
+        twins, wrong = None, None
+        if self.has_twins:
+            twins = torch.tensor([(fact.twin or []) + fact.answer[:-1] for fact in facts])
+            if not self.whole:  # behind the first token the twins' answers have nothing to be compared with
+                wrong = torch.tensor([fact.wrong for fact in facts]).unsqueeze(1)
+        positions = torch.arange(tokens.shape[1] - answers.shape[1], tokens.shape[1]).expand(len(facts), -1)
+        template = torch.tensor([fact.cluster for fact in facts])
+        subject = torch.tensor([fact.subject for fact in facts])
+        return Prompts(tokens, positions, answers, twins, wrong, template, subject, whole=self.whole)
+
+    def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
+        groups = self.groups(count, split, 0)
+        if len(groups) > 1:
+            raise self.refuse("its prompts differ in length", "take them by groups()")
+        return groups[0]
+
+    def decode(self, token: int) -> str:
+        return self.encoder.decode(token)
+
+
+def halves(facts: Sequence[Fact]) -> tuple[list[str], bool]:
+    """The half of each fact, by count: groups of one subject, the largest first, go where there are fewer prompts.
+
+    What the halves are does not depend on the order of the lines. The half with more groups is for evaluation, whose
+    intervals are over groups.
+
+    Returns:
+        The half of each fact, and whether there is but one subject, so that single facts were dealt out.
+    """
+    whole: dict[int, list[int]] = {}
+    for k, fact in enumerate(facts):
+        whole.setdefault(fact.cluster, []).append(k)
+    one = len(whole) == 1 and len(facts) > 1
+    dealt = [[k] for k in range(len(facts))] if one else list(whole.values())
+    key = lambda group: (-len(group), mix(facts[group[0]].cluster, *sorted(facts[k].tokens for k in group)))
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for group in sorted(dealt, key=key):
+        fewer = min((0, 1), key=lambda side: sum(map(len, sides[side])))
+        sides[fewer].append(group)
+    evaluation = max(sides, key=len)
+    chosen = {k for group in evaluation for k in group}
+    return [HALVES[k in chosen] for k in range(len(facts))], one
+
+
+__all__ = ["EVERY", "HINT", "Fact", "FactFile", "halves"]

@@ -1,0 +1,247 @@
+"""What training imposes on a model of each family: which units, by which losses, and which weights stay as they are.
+
+The loss is the sum of three: of the answers; of what the causal model says when units that carry a variable come from
+another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when all other units, or a
+random half of them, come from another prompt (strictness, Gupta et al. 2024). Since an idle unit could also hold what
+is the same on every prompt, some steps put zeros into all of them instead.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..interventions.edits import Edit
+from ..interventions.units import Units, unit_kinds
+from ..tasks.base import Prompts, Task, generator, mix
+from ..tasks.recall import Recall
+from ..utils.errors import MechintError
+from ..utils.options import named
+from .imposed_causal import INPUTS, Alignment, Variable, importances, said_by_each, sources, values_of
+from .imposed_verify import check
+from .options import Architecture, MambaArchitecture, TrainConfig
+
+LAYERS = 2
+SEVERAL = 1.5
+"""Several runs with idle units replaced weigh as much together as this many alone: interchanges are to count, too."""
+
+
+class ImposedCircuit(ABC):
+    """Associative recall over two layers: the first says what stood before, the second what is said.
+
+    Attributes:
+        turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
+        idle: What is put into idle units at each step, over and over: ``zero`` into all, another prompt's values into
+            ``all`` or a random ``half``, or those of the ``twins``, and then into all units, too, whose variable the
+            twins have in common.
+        settled: From the first narrowing on the same besides, in a further run of each step.
+        removed: Every how many steps the last variable that is said is removed, in place of an interchange: with zeros
+            there, all tokens that can be said are to be equally likely; 0 for never.
+        narrowings: After which shares of the steps units of a variable become idle, and which: those whose ablation
+            changes the logits by less than this share of what the variable's most important one does.
+    """
+
+    turns: ClassVar[tuple[int, ...]] = ()
+    idle: ClassVar[tuple[str, ...]] = ("zero", "half")
+    settled: ClassVar[tuple[str, ...]] = ()
+    removed: ClassVar[int] = 0
+    narrowings: ClassVar[tuple[tuple[float, float], ...]] = ()
+
+    def __init__(self, task: Recall, config: TrainConfig) -> None:
+        self.task = task
+        self.config = config
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What is imposed and how, beside the options: checkpoints made otherwise are others."""
+        return {name: getattr(self, name) for name in ("turns", "idle", "settled", "removed", "narrowings")}
+
+    @abstractmethod
+    def align(self, model: Any) -> Alignment:
+        """Which units are to carry what; the seed of the training says where they are."""
+
+    def constrain(self, model: Any) -> None:
+        """Sets weights that are not to be learned, before and behind every step; here none."""
+        return
+
+    def next(self, model: Any, alignment: Alignment, step: int) -> Alignment:
+        """The alignment of a step, of that of the step before."""
+        for share, least in self.narrowings:
+            if step == round(share * self.config.steps):
+                return self.narrow(model, alignment, least)
+        return alignment
+
+    @torch.no_grad()
+    def narrow(self, model: Any, alignment: Alignment, least: float) -> Alignment:
+        """Without the units whose importance is below a share of their variable's largest."""
+        prompts = self.task.sample(256, "train", mix(self.config.seed, "narrow")).to(model.embeddings.device)
+        mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
+        units = []
+        for variable in alignment.variables:
+            found = importances(model, prompts, variable, mean, self.task)
+            units.append([unit for unit, one in zip(variable.units, found, strict=True) if one >= least * max(found)])
+        return alignment.with_units(units)
+
+    def fills_at(self, step: int) -> list[str]:
+        """What a step puts into idle units, in as many runs."""
+        narrowed = bool(self.narrowings) and step >= round(self.narrowings[0][0] * self.config.steps)
+        cycles = [self.idle, self.settled] if narrowed and self.settled else [self.idle]
+        return [cycle[step % len(cycle)] for cycle in cycles]
+
+    def check(self, model: Any, alignment: Alignment, name: str) -> None:
+        """Holds a trained model against the causal model; see :func:`mechint.training.imposed_verify.check`."""
+        check(model, alignment, self.task, self.config.seed, name)
+
+    def loss(self, model: Any, alignment: Alignment, prompts: Prompts, step: int) -> Tensor:
+        """What a step makes smaller, in nats."""
+        behaviour, interchange, strict = self.losses(model, alignment, prompts, step)
+        return behaviour + interchange + self.config.impose_strictness * strict
+
+    def losses(self, model: Any, alignment: Alignment, prompts: Prompts, step: int) -> list[Tensor]:
+        """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats.
+
+        The third has, besides, ``impose_match`` times the mean squared change of the logits: an idle unit then has no
+        vote that others overrule. Of several runs it is :data:`SEVERAL` times the mean.
+        """
+        seed = mix(self.config.seed, "impose", step)
+        source = sources(self.task, prompts, seed)
+        there = values_of(model, source.tokens, alignment.sites(model))
+        turns = self.turns or range(len(alignment.variables))
+        variable = alignment.variables[turns[step % len(turns)]]
+        said, defined = variable.expected(prompts, source)
+        idle = [self.idle_cell(model, alignment, prompts, there, fill, seed) for fill in self.fills_at(step)]
+        remove = bool(self.removed) and step % self.removed == 0
+        if remove:
+            [variable] = [each for each in alignment.variables if each.inputs == INPUTS]
+        swap = variable.edits(model, dict.fromkeys(there, 0.0) if remove else there)
+        whole, swapped, *without = said_by_each(model, prompts, [[], swap, *idle])
+        second = unsaid(swapped, self.task) if remove else cross_entropy(swapped, said, defined)
+        weight = 1.0 if len(without) == 1 else SEVERAL / len(without)
+        strict = [cross_entropy(logits, prompts.answers) for logits in without]
+        if self.config.impose_match:
+            strict += [self.config.impose_match * F.mse_loss(logits, whole) for logits in without]
+        return [cross_entropy(whole, prompts.answers), second, weight * torch.stack(strict).sum()]
+
+    def idle_cell(
+        self, model: Any, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
+    ) -> list[Edit]:
+        """What a run does to units that are to make no difference; ``there`` are the source's values."""
+        if fill == "zero":
+            return alignment.idle_edits(model, dict.fromkeys(there, 0.0))
+        if fill == "twins":
+            assert prompts.twins is not None  # recall has them: the same keys, other values
+            theirs = values_of(model, prompts.twins, list(there))
+            common = [variable for variable in alignment.variables if "values" not in variable.inputs]
+            edits = [edit for variable in common for edit in variable.edits(model, theirs)]
+            return [*alignment.idle_edits(model, theirs), *edits]
+        some = generator("idle", seed) if fill == "half" else None
+        return alignment.idle_edits(model, there, some)
+
+
+def cross_entropy(logits: Tensor, answers: Tensor, defined: Tensor | None = None) -> Tensor:
+    """Mean over those of the answers [n, Q] that are defined."""
+    each = F.cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none")
+    return each.mean() if defined is None else each[defined.flatten()].mean()
+
+
+def unsaid(logits: Tensor, task: Recall) -> Tensor:
+    """Mean cross-entropy, beyond its least, with values that are all equally likely."""
+    likely = logits.float().log_softmax(-1)[..., task.keys : task.keys + task.values]
+    return -likely.mean() - math.log(task.values)
+
+
+class HeadCircuit(ImposedCircuit):
+    """Of a GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
+
+    def align(self, model: Any) -> Alignment:
+        c = model.config
+        random = (generator("heads", self.config.seed, layer) for layer in range(LAYERS))
+        first, second = (i * c.n_head + int(torch.randint(c.n_head, (), generator=g)) for i, g in enumerate(random))
+        every = lambda head: tuple(range(head * c.d_head, (head + 1) * c.d_head))
+        return Alignment(
+            (
+                Variable("what stood before", "head", (first,), ("before",)),
+                Variable("what is said", "head", (second,), INPUTS),
+                Variable("the keys of positions", "k", every(first), ()),
+                Variable("the keys of what stood before", "k", every(second), ("before",)),
+                Variable("the values", "v", every(second), ("values",)),
+                Variable("what is asked for", "q", every(second), ("query",)),
+            ),
+            ("head", "mlp"),
+        )
+
+
+class ChannelCircuit(ImposedCircuit):
+    """Of a Mamba: some channels of the first layer say what stood before, some of the second what follows it.
+
+    The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
+    What the first variable says is learned slowest, so three of four interchanges are its own. Training makes use of
+    some of the channels that it may use, so from the middle on it may use fewer and fewer, until each of them counts.
+
+    Attributes:
+        offered: Channels of each layer that may carry something at first, where they are drawn.
+    """
+
+    turns = (1, 0, 0, 0)
+    idle = ("all", "zero", "all")
+    settled = ("half", "twins")
+    removed = 8
+    narrowings = ((0.4, 0.1), (0.5, 0.2), (0.6, 0.3), (0.7, 0.3))
+    offered: ClassVar[tuple[int, int]] = (16, 32)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe | {"offered": self.offered}
+
+    @torch.no_grad()
+    def constrain(self, model: Any) -> None:
+        model.layers[1].conv1d.weight[..., :-1] = 0.0
+
+    def align(self, model: Any) -> Alignment:
+        units = Units(model, unit_kinds(model)["channel"])
+        chosen = []
+        for layer, count in enumerate(self.offered):
+            random = generator("carriers", self.config.seed, layer)
+            some = torch.randperm(units.per_layer, generator=random)[:count]
+            chosen.append(tuple(sorted((layer * units.per_layer + some).tolist())))
+        return Alignment(
+            (
+                Variable("what stood before", "channel", chosen[0], ("before",)),
+                Variable("what is said", "channel", chosen[1], INPUTS),
+            ),
+            ("channel",),
+        )
+
+
+CIRCUITS: dict[str, type[ImposedCircuit]] = {"gpt2": HeadCircuit, "mamba": ChannelCircuit}
+
+
+def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture) -> ImposedCircuit | None:
+    """The circuit that a training is to impose; None where it is not to.
+
+    Raises:
+        MechintError: there is no causal model of the task, or the model is too small or too deep.
+    """
+    if not config.impose:
+        return None
+    name, family = named("train", "impose"), architecture.family
+    if not isinstance(task, Recall):
+        raise MechintError(f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall")
+    if architecture.n_layer != LAYERS:
+        raise MechintError(
+            f"{name}: the circuit is one of {LAYERS} layers, not {architecture.n_layer}; set "
+            f"{named(family, 'n_layer')} to {LAYERS}"
+        )
+    if isinstance(architecture, MambaArchitecture):
+        channels, least = architecture.expand * architecture.d_model, max(ChannelCircuit.offered)
+        if channels < least:
+            raise MechintError(
+                f"{name}: {channels} channels of a layer are too few, {least} are the least; raise "
+                f"{named(family, 'd_model')}"
+            )
+    return CIRCUITS[family](task, config)

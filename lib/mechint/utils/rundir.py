@@ -1,0 +1,273 @@
+"""The run directory: finished stages of a killed run, the manifest, and who may write."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import files
+from .errors import MechintError, one_line
+from .options import named
+
+
+def fingerprint(value: Any) -> str:
+    """Hex digest of a JSON value: equal configurations have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """Hex digest of all weights: the same whatever file format they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+PAGES = frozenset({"report", "pages", "figures", "feature_browser", "wandb"})
+"""Files and rooms that write reports."""
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the version and of the sources that compute results: other code, other results.
+
+    The reports and their words are left out, since they change no number.
+    """
+    root = Path(__file__).resolve().parents[1]
+    paths = sorted(path for kind in ("*.py", "*.c") for path in root.rglob(kind))
+    drawn = lambda path: path.stem in PAGES or not PAGES.isdisjoint(path.relative_to(root).parts)
+    kept = [path for path in paths if not drawn(path)]
+    return fingerprint([[str(path.relative_to(root)), files.sha256(path)] for path in kept])[:16]
+
+
+class Stages:
+    """Results of the finished stages of one analysis, so that a killed run goes on where it was.
+
+    Everything in here depends on the fingerprint alone; with another one it is thrown away.
+
+    Args:
+        directory: Where stages live until the analysis is finished; None keeps nothing.
+        key: Fingerprint of all that the stages depend on: configuration, weights, prompts, versions.
+        every: Least seconds between two saves of an unfinished stage.
+    """
+
+    def __init__(self, directory: str | Path | None, key: str = "", every: float = 15.0) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self.key, self.every, self.saved = key, every, time.monotonic()
+        self.resumed: list[str] = []
+        if self.directory is not None and noted(self.directory) != key:
+            if any(self.directory.glob("*.pt")) or self.directory.is_file():
+                print(f"note: {self.directory} holds unfinished work of another request: dropped", flush=True)
+            files.remove(self.directory)
+            files.write_text(self.directory / "fingerprint", key)
+
+    def _path(self, name: str, kind: str) -> Path | None:
+        return None if self.directory is None else self.directory / f"{name}.{kind}.pt"
+
+    def has(self, name: str) -> bool:
+        """Whether the stage ``name`` was finished by an earlier run, and can be read."""
+        path = self._path(name, "done")
+        return path is not None and kept(path, self.key) is not None
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of the stage ``name``, from an earlier run or from ``compute()``; of a damaged file, that."""
+        path = self._path(name, "done")
+        if path is not None and (found := kept(path, self.key)) is not None:
+            self.resumed.append(name)
+            return found[0]
+        result = compute()
+        if path is not None:
+            files.write_sealed(path, result, self.key)
+            unfinished = self._path(name, "part")
+            if unfinished is not None:
+                unfinished.unlink(missing_ok=True)
+        return result
+
+    def part(self, name: str) -> Any:
+        """The last saved state of an unfinished stage, or None."""
+        path = self._path(name, "part")
+        found = None if path is None else kept(path, self.key)
+        return None if found is None else found[0]
+
+    def save_part(self, name: str, state: Callable[[], Any]) -> None:
+        """Saves the state of an unfinished stage, unless one was saved a moment ago."""
+        path = self._path(name, "part")
+        if path is not None and time.monotonic() - self.saved >= self.every:
+            files.write_sealed(path, state(), self.key)
+            self.saved = time.monotonic()
+
+    def clear(self) -> None:
+        if self.directory is not None:
+            shutil.rmtree(self.directory)
+
+
+def kept(path: Path, owner: str = "") -> tuple[Any] | None:
+    """The value of a sealed file of unfinished work; None where there is none, or a damaged one, which is removed."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        return (files.read_sealed(path, owner),)
+    except MechintError as error:
+        print(f"note: {one_line(error).split(';')[0]}: dropped, and computed again", flush=True)
+        files.remove(path)
+        return None
+
+
+FINGERPRINT_LIMIT = 1000
+"""Bytes that are read of the note of whose work a directory holds."""
+UNKNOWN = "unknown"
+"""In place of a fingerprint that is missing or can't be read."""
+
+
+def noted(directory: Path) -> str | None:
+    """The fingerprint of the request whose unfinished work a directory holds, or :data:`UNKNOWN`; None for no work."""
+    try:
+        return files.read_regular(directory / "fingerprint", FINGERPRINT_LIMIT, "fingerprint").decode("ascii")
+    except (MechintError, UnicodeDecodeError):
+        empty = not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir()))
+        return None if empty else UNKNOWN
+
+
+def manifest(**facts: Any) -> dict[str, Any]:
+    """What is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
+    from .. import __version__
+
+    return {
+        "mechint": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "transformers", "matplotlib")},
+        },
+        "git": git_state(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **facts,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the library's checkout and whether it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    ask = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    try:
+        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if commit.returncode or status.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def check_writable(directory: str | Path, setting: str = "", dry: bool = False) -> None:
+    """Raises :class:`MechintError` before any work when results could not be written.
+
+    Args:
+        directory: Where they would go; it is not left there.
+        setting: What the user chooses it with.
+        dry: Go by the permissions alone, and write nothing.
+    """
+    made = [path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if not path.exists()]
+    setting = setting or named("", "output_dir")
+    existing = made[-1].parent if made else Path(directory).absolute()
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise MechintError(f"{directory} can't be written to; choose another directory with {setting}")
+    if dry:
+        return
+    try:
+        files.write_text(Path(directory) / ".writable", "")
+        (Path(directory) / ".writable").unlink()
+        files.remove_empty(made)
+    except OSError as error:
+        raise MechintError(f"{directory} can't be written to ({error.strerror}); choose another {setting}") from None
+
+
+def repeat() -> str:
+    """How an analysis is made again in place of what is there."""
+    return f"run the analysis again with {named('', 'rerun')}"
+
+
+def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "") -> bool:
+    """Whether ``directory`` holds the finished results of this very request; ``instead`` says what else to do.
+
+    Raises:
+        MechintError: it holds the finished results of another one, which would be lost.
+    """
+    path = directory / "results.json"
+    if rerun or not path.exists():
+        return False
+    old = read_mapping(path).get("key", {})
+    if not isinstance(old, dict):
+        raise MechintError(f"{path} is not valid: its key is no object; {repeat()}")
+    if old == key:
+        return not (directory / ".stages").exists()
+    if (directory / ".stages").exists():
+        return False  # results of a run that did not get to its report: nothing finished is lost
+    flat_old, flat_new = _flat(old), _flat(key)
+    changed = [
+        f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
+        for name in sorted({*flat_old, *flat_new})
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+    differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of old times do not say what was asked
+    usual = f"choose another {named('', 'output_dir')}, or set {named('', 'rerun')} to replace them"
+    raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead or usual}")
+
+
+COMPLETE = ".complete"
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the last thing that an analysis writes is there, behind its report: :data:`COMPLETE`."""
+    return (directory / COMPLETE).is_file()
+
+
+def edited(directory: Path) -> str:
+    """How results.json differs from what the analysis wrote; empty where it does not, or nothing says.
+
+    The manifest keeps the digest of the bytes that the analysis wrote.
+    """
+    results = directory / "results.json"
+    if not results.is_file() or (written := written_digest(directory)) is None or written == files.sha256(results):
+        return ""
+    return f"{results} was changed after the analysis wrote it: its numbers are not those that were measured"
+
+
+def written_digest(directory: Path) -> str | None:
+    """The digest of results.json as the analysis wrote it, which the manifest keeps; None where nothing says it."""
+    path = directory / "manifest.json"
+    found = read_mapping(path).get("results_sha256") if path.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        MechintError: it is no JSON, or another value.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} is not valid: an object is wanted; {repeat()}")
+    return value
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat
