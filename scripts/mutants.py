@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "lib" / "mechint"
 HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model", "transformers", "matplotlib.pyplot")
 """Imported once, before a process for each mutant is made."""
-PRINTED = "tests/test_printed_numbers.py"
+PRINTED = "tests/report/test_printed_numbers.py"
 COPIED = ("lib", "tests", "scripts", "pyproject.toml")
 LIMIT = 300
 """Seconds for the tests of one mutant; a mutant that makes them hang is noticed, too."""
@@ -112,7 +112,7 @@ MUTANTS = [
         "analyses/sparsity/analyzer.py",
         "apart = low[0] > high[1] or low[1] > high[0]",
         "apart = True",
-        "tests/test_sparsity.py",
+        "tests/analyses/sparsity/test_sparsity.py",
     ),
     # candidates of a study
     Mutant(
@@ -127,7 +127,7 @@ MUTANTS = [
         "analyses/study/ablation_tests.py",
         'return (-change if test == "necessity" else change) / self.effect.mean()',
         "return change / self.effect.mean()",
-        "tests/test_study.py -k known_circuit",
+        "tests/analyses/study/test_study.py -k known_circuit",
     ),
     Mutant(
         "analyses/study/ablation_tests.py",
@@ -217,7 +217,7 @@ MUTANTS = [
         "float(scores.var(ddof=1)) / len(scores) + within",
     ),
     Mutant("analyses/random_models.py", "within = count / max(count - 1, 1) * float", "within = float"),
-    Mutant("analyses/study/probes.py", "return (1 + sum(", "return (0 + sum(", "tests/test_probes.py"),
+    Mutant("analyses/study/probes.py", "return (1 + sum(", "return (0 + sum(", "tests/analyses/study/test_probes.py"),
     # traces
     Mutant("analyses/tracing/results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
     Mutant(
@@ -243,7 +243,7 @@ MUTANTS = [
         "analyses/tracing/compare.py",
         '"""The largest differences, other less one, of every map of every direction."""\n',
         '"""The largest differences, other less one, of every map of every direction."""\n    one, other = other, one\n',
-        "tests/test_compare_traces.py",
+        "tests/analyses/tracing/test_compare_traces.py",
     ),
     Mutant(
         "analyses/comparison/analyzer.py",
@@ -310,7 +310,7 @@ MUTANTS = [
         "scorecard/summary.py",
         "middle = (share + z * z / (2 * n)) / (1 + z * z / n)",
         "middle = share",
-        "tests/test_scorecard.py -k wilson",
+        "tests/scorecard/test_scorecard.py -k wilson",
     ),
     Mutant(
         "scorecard/summary.py",

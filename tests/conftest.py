@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mechint.report import write_report
-from tests.report_runs import FILES, build_run
+from tests.helpers.report_runs import FILES, build_run
 
 
 @pytest.fixture(scope="module")

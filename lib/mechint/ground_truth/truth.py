@@ -112,8 +112,8 @@ class Part:
     Attributes:
         meaning: What it does, in words.
         kind: A unit of :mod:`.interventions.units`: of a Mamba a ``channel`` (what u and the output of one channel
-            carry), a ``mode`` (a (channel, state) entry as C reads it) or a ``path`` (x, z, dt, B or C of a layer); of a
-            transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of both a
+            carry), a ``mode`` (a (channel, state) entry as C reads it) or a ``path`` (x, z, dt, B or C of a layer); of
+            a transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of both a
             ``layer``. Or else ``tap`` (of a channel's convolution, counted back from the current token), ``write``
             (into all states of a layer, at some positions), ``decay`` (of all states of a layer), or ``source`` (the
             values that a head reads, at some positions).

@@ -2,7 +2,7 @@
 
 A configuration is a frozen dataclass whose fields are made by :func:`option`. The same field is a flag of the
 runners (``steps`` of the group ``ssm`` is ``--ssm-steps``) and a symbol of a Kconfig menu
-(``KNLP_MECHINT_SSM_STEPS``); ``tests/test_options_and_menus.py`` holds the three together.
+(``KNLP_MECHINT_SSM_STEPS``); ``tests/menus/test_options_and_menus.py`` holds the three together.
 """
 
 from __future__ import annotations

@@ -1,0 +1,69 @@
+"""All work of a circuit's study is said before it starts, and how long it takes by a timed batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from mechint.analyses.circuits import analyzer as circuit_analysis
+from mechint.analyses.circuits import work as circuit_work
+from mechint.analyses.circuits.kv import KVCircuitConfig
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.circuits.work import estimate, in_time, timed, work
+from mechint.analyses.study.analyzer import work as work_of_study
+from mechint.analyses.study.options import StudyConfig
+from tests.helpers.circuits import SMALL, bench, known_circuit, loaders
+
+
+@pytest.mark.parametrize("config", [SSMCircuitConfig(), KVCircuitConfig()], ids=["ssm", "kv"])
+def test_a_dry_run_names_every_kind_of_work(config: SSMCircuitConfig | KVCircuitConfig) -> None:
+    said = work(config)
+    parts = ("searches of", "removed one at a time", "prunings", "evaluations", "removals of single units", "of sets")
+    assert all(part in said for part in parts), said
+    assert all(part in work_of_study(StudyConfig()) for part in parts)
+    assert "prunings" not in work_of_study(StudyConfig(skip_steps="16"))
+
+
+def test_seconds_by_hand() -> None:
+    config = SSMCircuitConfig(search="budget", seeds=1, steps=10, random_circuits=2, removed_units=3)
+    # 4 searches of 10 steps and 2 attributions of 5 points on 2 batches, of 2 s each
+    learning = (4 * 10 + 2 * 5 * 2) * 2.0
+    # 2 prunings of 20, 2 · 11 circuits by size and 8 for each search on 2 batches; 11 · 4 + 4 + 3 + 14 on 3
+    measured = ((2 * 20 + 2 * 11 + 8 * 4) * 2 + (11 * 4 + 4 + 3 + 14) * 3) * 0.5
+    assert estimate(config, 100, (2, 3), 2.0, 0.5) == (learning + measured, 2 * 100 * 2 * 0.5)
+    more = dataclasses.replace(config, search="smallest")
+    assert estimate(more, 100, (2, 3), 2.0, 0.5)[0] > learning + measured
+
+
+def test_time_in_words() -> None:
+    assert [in_time(seconds) for seconds in (0.1, 40, 600, 7200)] == ["1 s", "40 s", "10 min", "2.0 h"]
+
+
+def test_a_step_and_a_forward_are_timed() -> None:
+    assert all(seconds > 0 for seconds in timed(bench(known_circuit()), "kl"))
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.0, 1), (1e-6, 0)])
+def test_long_work_is_said_and_a_moment_is_not(
+    seconds: float, told: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(circuit_work, "timed", lambda bench, metric: (seconds, seconds))
+    circuit_work.announce(SSMCircuitConfig(), bench(known_circuit()), 3)
+    out, err = capfd.readouterr()
+    assert (out, err.count("in all, by a timed batch")) == ("", told)
+
+
+def test_it_is_said_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Said(Exception):
+        pass
+
+    def announce(*arguments: Any) -> None:
+        raise Said
+
+    monkeypatch.setattr(circuit_analysis, "announce", announce)
+    analyzer = SSMCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, steps=10, seeds=1))
+    monkeypatch.setattr(analyzer.stages, "get", lambda name, compute: pytest.fail(name))
+    with pytest.raises(Said):
+        analyzer.run_analysis(*loaders())

@@ -1,0 +1,90 @@
+"""Costs: counts against torch's own counter, loops over the scan, and the tensors of a real memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+import mechint
+from mechint.analyses.comparison.cost import cache_bytes, flops, measure, memory_bytes, parameters, token_bytes
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
+
+FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]
+
+
+@pytest.mark.parametrize(("build", "shapes"), FAMILIES)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), length=st.integers(1, 12))
+def test_flops_of_products_are_what_torch_counts(build: Any, shapes: Any, data: Any, length: int) -> None:
+    model = build(**data.draw(shapes)).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens(1, length))
+    ours = flops(model, length)
+    expected = length * (ours["weights"] + ours["unembedding"])
+    if model.config.family != "mamba":  # the forward multiplies with what comes later, too, before it masks it
+        expected += length * ours["mixing"] * 2 * length / (length + 1)
+    assert counter.get_total_flops() == pytest.approx(expected)
+    assert ours["total"] == ours["weights"] + ours["mixing"] + ours["unembedding"]
+
+
+def test_flops_of_the_scan_by_hand() -> None:
+    """One channel at a time, one addition or product at a time."""
+    model = tiny_mamba(n_layer=1, d_inner=3, d_state=2, d_conv=4)
+    count = 0
+    for _ in range(3):
+        count += 2 * 4  # a product and an addition (of the bias, the first) for each tap
+        count += 1  # Δ u
+        for _ in range(2):
+            count += 1 + 1 + 2 + 2  # Δ A; times B; Ā h + write; h C and its sum
+        count += 2 + 1  # y + D u, and the gate
+    assert flops(model, 9)["mixing"] == count
+
+
+@pytest.mark.parametrize(("build", "shapes"), FAMILIES)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), length=st.integers(1, 12), double=st.booleans())
+def test_memory_is_that_of_the_cache(build: Any, shapes: Any, data: Any, length: int, double: bool) -> None:
+    model = build(0, torch.float64 if double else torch.float32, **data.draw(shapes)).requires_grad_(False)
+    cache = mechint.run(model, tokens(1, length)).cache
+    assert memory_bytes(model, length) == cache_bytes(cache)
+    grows = memory_bytes(model, 2 * length) / memory_bytes(model, length)
+    assert grows == (1 if model.config.family == "mamba" else 2)
+
+
+def test_parameters_are_counted_once_and_small_ones_are_inactive() -> None:
+    for tied in (True, False):
+        model = tiny_mamba(tied=tied)
+        found = parameters(model)
+        assert found.total == sum(p.numel() for p in model.parameters())
+        assert found.embedding == 24 * 10
+    with torch.no_grad():
+        model.layers[0].out_proj.weight[:5] = 1e-6
+        model.layers[1].D.zero_()
+    fewer = parameters(model)
+    assert found.active - fewer.active >= 5 * 14 and fewer.total == found.total
+    assert parameters(model, 0.0).active == found.total - 14  # exact zeros are never active
+
+
+def test_a_generated_token_reads_weights_once_and_rows_of_embeddings() -> None:
+    model = tiny_gpt2(tied=False)
+    inside = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("wte", "wpe")))
+    assert token_bytes(model, 7) == 4 * (inside + 2 * 12) + memory_bytes(model, 7)
+    tied = tiny_mamba()
+    assert token_bytes(tied, 7) == 4 * sum(p.numel() for p in tied.parameters()) + memory_bytes(tied, 7)
+
+
+def test_measuring_gives_times_in_order_and_refuses_impossible_lengths() -> None:
+    found = measure(tiny_gpt2().requires_grad_(False), [4, 12], repeats=3)
+    assert [m.length for m in found] == [4, 12]
+    assert all(0 < m.seconds[1] <= m.seconds[0] <= m.seconds[2] and m.peak_bytes > 0 for m in found)
+    assert found[1].peak_bytes > found[0].peak_bytes
+    with pytest.raises(MechintError, match="17 positions are too many"):
+        measure(tiny_gpt2(), [16])
+    with pytest.raises(MechintError, match="each at least 1"):
+        measure(tiny_gpt2(), [])

@@ -1,0 +1,203 @@
+"""One number for one question: which answers are right, and what they are worth, is the same in every analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mechint
+from mechint.analyses.ablation import Ablation
+from mechint.analyses.circuits.bench import Bench
+from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
+from mechint.analyses.comparison.analyzer import CompareConfig, Profiler
+from mechint.analyses.interchange import Corruption, Interchange
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.metrics import METRICS, answer_metric
+from mechint.analyses.patching.analyzer import PatchConfig, Patcher
+from mechint.analyses.study.ablation_tests import together
+from mechint.analyses.study.analyzer import Study
+from mechint.analyses.study.options import StudyConfig
+from mechint.analyses.study.steps_discovery import setup
+from mechint.analyses.study.subspaces import answered
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.unit_effects import Effects
+from mechint.interventions.units import Units, unit_kinds
+from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
+from mechint.training.trainer import evaluate
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import tiny_mamba
+
+WITH_TOKENIZER = ("file", "prompt")
+SWEPT = ("greater_than",)
+"""Tasks on which the whole sweeps run, which cost seconds; elsewhere what they start from is compared."""
+
+
+def by_hand(prompts: Prompts, logits: Tensor, name: str) -> list[float]:
+    """A metric [prompt] of logits [prompt, answer, vocabulary], one number after the other."""
+    found = []
+    for row in range(len(prompts)):
+        each = []
+        for k in range(prompts.answers.shape[1]):
+            here = logits[row, k].double()
+            chances = here.softmax(-1).tolist()
+            right = [int(i) for i in prompts.good()[row, k] if i >= 0]
+            if name == "accuracy":
+                each.append(float(int(here.argmax()) in right))
+            elif name == "logit_diff":
+                bad = prompts.bad()
+                assert bad is not None
+                wrong = [int(i) for i in bad[row, k] if i >= 0]
+                each.append(math.log(sum(chances[i] for i in right)) - math.log(sum(chances[i] for i in wrong)))
+            else:
+                each.append(math.log(sum(chances[i] for i in right)))
+        if not prompts.whole:
+            found.append(sum(each) / len(each))
+        else:
+            found.append(float(all(each)) if name == "accuracy" else sum(each))
+    return found
+
+
+def half_right(model: Any, prompts: Prompts) -> Prompts:
+    """The same prompts, where every second one takes what the model says for a right answer."""
+    said = mechint.run(model, prompts.tokens, logits_at=prompts.positions).logits.argmax(-1)
+    every = (torch.arange(len(prompts)) % 2 == 0)[:, None]
+    answers = torch.where(every, said, prompts.answers)
+    if prompts.accepted is None:
+        return dataclasses.replace(prompts, answers=answers)
+    accepted = torch.cat([torch.where(every, said, -1).unsqueeze(-1), prompts.accepted], -1)
+    accepted[..., 1:][accepted[..., 1:] == accepted[..., :1]] = -1  # an id counts once
+    return dataclasses.replace(prompts, accepted=accepted)
+
+
+class HalfRight(PromptLoader):
+    """A loader whose prompts are :func:`half_right` for a model."""
+
+    def __init__(self, model: Any, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.groups = [half_right(model, group) for group in self.groups]
+        self.batches = [half_right(model, batch) for batch in self.batches]
+
+
+@pytest.fixture(scope="module", params=[name for name in TASKS if name not in WITH_TOKENIZER])
+def asked(request: pytest.FixtureRequest) -> tuple[Any, PromptLoader, PromptLoader]:
+    """A random model, and loaders of one task of which it answers about half."""
+    task = make_task(TaskConfig(name=request.param, length=12))
+    model = tiny_mamba(3, vocab_size=task.vocab_size).requires_grad_(False).eval()
+    loaders = (HalfRight(model, task, split, 8, 4, 0) for split in ("discovery", "evaluation"))
+    return model, *loaders
+
+
+@torch.no_grad()
+def reference(model: Any, batches: list[Prompts], name: str) -> list[float]:
+    rows = [by_hand(b, mechint.run(model, b.tokens, logits_at=b.positions).logits, name) for b in batches]
+    return [value for row in rows for value in row]
+
+
+def test_every_analysis_has_one_accuracy(asked: tuple[Any, PromptLoader, PromptLoader]) -> None:
+    """Over all answers of a prompt, or over the last one where an analysis asks for that alone."""
+    model, train, val = asked
+    found: dict[str, float] = {}
+    config = CompareConfig(prompts=8, eval_prompts=8, bootstrap=100, lengths="4", measure=False)
+    found["compare"] = Profiler(model, config).run_analysis(train, val)["metrics"]["accuracy"]["value"]
+    circuit = SSMCircuitAnalyzer(model, SSMCircuitConfig(min_accuracy=0.0, bootstrap=100)).check_accuracy(val)
+    every = reference(model, val.batches, "accuracy")
+    assert 0 < sum(every) < len(every)
+    kind = next(iter(unit_kinds(model).values()))
+    units = Units(model, kind)
+    bench = Bench(model, units, Ablation(model, units, "zero", train.batches, False), val.batches)
+    found["masks"] = float(torch.cat([bench.values(k, None)["accuracy"] for k in range(len(bench.batches))]).mean())
+    found["training"] = evaluate(model, together(val.batches), 8)[1]
+    if val.task.name != "text":
+        assert circuit is not None
+        found["circuit"] = circuit["value"]
+    assert found == pytest.approx({name: sum(every) / len(every) for name in found})
+    last = [batch.last() for batch in val]
+    alone = reference(model, last, "accuracy")
+    right, _ = answered(val, model)
+    assert right.tolist() == alone
+    if val.task.has_twins:
+        share = sum(alone) / len(alone)
+        if val.task.name in SWEPT:
+            traced = CausalTracer(model, TraceConfig(bootstrap=100, corruption="twin", sites="out", sever=""))
+            patched = Patcher(model, PatchConfig(bootstrap=100))
+            for analyzer in (traced, patched):
+                metrics = analyzer.run_analysis(train, val)["metrics"]
+                assert metrics["accuracy_full"]["value"] == pytest.approx(share)
+        study = Study(model, StudyConfig(bootstrap=100, skip_steps="8,9"))
+        assert setup(study.begin(train, val))["report"]["accuracy"]["value"] == pytest.approx(share)
+        pair = [Interchange(model, batch, Corruption("twin"), "noise", "answer_logprob").right for batch in val]
+        assert torch.cat(pair).double().tolist() == alone
+
+
+@pytest.mark.parametrize("name", ["answer_logprob", "logit_diff"])
+def test_every_analysis_has_one_metric(asked: tuple[Any, PromptLoader, PromptLoader], name: str) -> None:
+    model, train, val = asked
+    if name == "logit_diff" and not val.task.has_twins:
+        pytest.skip("no wrong answers")
+    every = reference(model, val.batches, name)
+    kind = next(iter(unit_kinds(model).values()))
+    units = Units(model, kind)
+    bench = Bench(model, units, Ablation(model, units, "zero", train.batches, False), val.batches)
+    masks = torch.cat([bench.values(k, None)[name] for k in range(len(bench.batches))])
+    assert masks.tolist() == pytest.approx(every, abs=1e-4)
+    effects = Effects(model, ["gated"], [0], "zero", train.batches, False, name)
+    assert torch.cat([effects.clean(batch) for batch in val]).tolist() == pytest.approx(every, abs=1e-4)
+    last = [batch.last() for batch in val]
+    pair = [Interchange(model, b, Corruption("none"), "noise", name).clean for b in val]
+    assert torch.cat(pair).tolist() == pytest.approx(reference(model, last, name), abs=1e-4)
+
+
+def whole_answers() -> tuple[Any, Prompts]:
+    """Prompts whose answers are three tokens of one: the first two prompts say all, the third two of three."""
+    model = tiny_mamba(5).requires_grad_(False)
+    tokens = torch.randint(24, (4, 9), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(6, 9).expand(4, -1)
+    said = mechint.run(model, tokens, logits_at=positions).logits.argmax(-1)
+    said[2, 0] = (said[2, 0] + 1) % 24
+    said[3] = (said[3] + 1) % 24
+    return model, Prompts(tokens, positions, said, None, None, torch.arange(4), whole=True)
+
+
+def test_a_whole_answer_is_right_when_all_of_it_is() -> None:
+    model, prompts = whole_answers()
+    logits = mechint.run(model, prompts.tokens, logits_at=prompts.positions).logits
+    assert prompts.correct(logits).tolist() == [1, 1, 0, 0] == by_hand(prompts, logits, "accuracy")
+    assert evaluate(model, prompts, 4)[1] == 0.5
+    units = Units(model, next(iter(unit_kinds(model).values())))
+    found = Bench(model, units, Ablation(model, units, "zero", [prompts], False), [prompts]).values(0, None)
+    logprob = by_hand(prompts, logits, "answer_logprob")
+    assert found["accuracy"].tolist() == [1, 1, 0, 0]
+    assert found["answer_logprob"].tolist() == pytest.approx(logprob, abs=1e-4)
+    assert found["loss"].tolist() == pytest.approx([-value / 3 for value in logprob], abs=1e-4)
+    assert answer_metric("loss", prompts)(logits).tolist() == pytest.approx(found["loss"].tolist(), abs=1e-4)
+    assert answer_metric("answer_prob", prompts)(logits).tolist() == pytest.approx([math.exp(v) for v in logprob])
+    with pytest.raises(MechintError, match="one answer token"):
+        answer_metric("logit_diff", prompts)
+
+
+def test_several_right_answers_by_hand() -> None:
+    """Chances 0.1 0.2 0.3 0.4; 1 and 2 are right, 0 and 3 wrong: 0.5 against 0.5, and the likeliest is wrong."""
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().view(1, 1, 4)
+    one = torch.zeros(1, 1, dtype=torch.long)
+    prompts = Prompts(
+        one,
+        one,
+        one + 1,
+        one,
+        one,
+        one[0],
+        accepted=torch.tensor([[[1, 2, -1]]]),
+        rejected=torch.tensor([[[0, 3, -1]]]),
+    )
+    values = {name: float(answer_metric(name, prompts)(logits)) for name in METRICS}
+    assert values == pytest.approx(
+        {"logit_diff": 0.0, "answer_logprob": math.log(0.5), "answer_prob": 0.5, "loss": -math.log(0.5)}, abs=1e-6
+    )
+    assert float(prompts.correct(logits)) == 0
+    assert float(prompts.correct(logits.flip(-1))) == 0  # 0, which is rejected
+    assert float(prompts.correct(torch.tensor([[[0.0, 0, 1, 0]]]))) == 1

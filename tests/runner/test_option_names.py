@@ -1,0 +1,133 @@
+"""How messages name options: by the way in which their reader came, and only by options that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechint.analyses.base import analyses, group_of
+from mechint.analyses.metrics import remedy
+from mechint.analyses.options import RunConfig
+from mechint.analyses.study.options import StudyConfig
+from mechint.runner.mechanistic import ExperimentConfig
+from mechint.runner.neuron_command import NeuronCommand
+from mechint.scorecard.requests import ScorecardConfig
+from mechint.tasks import TaskConfig, make_task
+from mechint.training.options import ARCHITECTURES, TrainConfig
+from mechint.utils import options
+from mechint.utils.options import drawn_again, entered, flag, named
+from tests.helpers.paths import ROOT
+
+LIBRARY = ROOT / "lib" / "mechint"
+GROUPS: dict[str, type] = {
+    "": RunConfig, "task": TaskConfig, "train": TrainConfig, **ARCHITECTURES,
+    **{name: analysis.config for name, analysis in analyses().items()},
+}  # fmt: skip
+
+
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(options, "_way", "python")
+    monkeypatch.setattr(options, "_own", {})
+    monkeypatch.delenv(options.CALLED_BY, raising=False)
+    yield
+
+
+def test_an_option_is_named_by_the_way_in(way: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = lambda: (named("", "output_dir"), named("train", "lr"), named("ssm", "steps"), named("", "checkpoint"))
+    assert (
+        said() == ("output_dir", "lr", "steps", "checkpoint") and drawn_again("d") == "mechint.report.write_report('d')"
+    )
+    entered()
+    assert said() == ("--output-dir", "--train-lr", "--ssm-steps", "--checkpoint")
+    entered(checkpoint="--model")
+    assert named("", "checkpoint") == "--model" and "--run-dir=d" in drawn_again("d")
+    monkeypatch.setattr(options, "_own", {})
+    monkeypatch.setenv(options.CALLED_BY, "make")
+    entered()
+    expected = ("KNLP_MECHINT_OUTPUT_DIR", "KNLP_TRAIN_LR", "KNLP_MECHINT_SSM_STEPS", "MODELS=")
+    assert said() == expected and drawn_again("d") == "MODELS=d"
+
+
+def test_every_option_that_a_message_names_is_one() -> None:
+    """``named("train", "lr")`` of the sources is a field of a configuration, and its symbol stands in a menu."""
+    menus = "".join(path.read_text() for path in [*ROOT.glob("Kconfig*"), *ROOT.glob("*/Kconfig*")])
+    used = set()
+    for path in LIBRARY.rglob("*.py"):
+        used |= set(re.findall(r"""named\(['"](\w*)['"], ['"](\w+)['"]\)""", path.read_text()))
+    used -= {("", name) for name in (field.name for field in dataclasses.fields(ExperimentConfig))} - {("", "seed")}
+    assert len(used) > 15
+    for group, field in sorted(used):
+        if (group, field) in {("", name) for name in analyses()}:
+            continue  # the switch of an analysis
+        assert field in {f.name for f in dataclasses.fields(GROUPS[group])}, (group, field)
+        symbol = f"KNLP_{'' if group in options.MENUS_OF_THEIR_OWN else 'MECHINT_'}{group.upper()}{'_' * bool(group)}"
+        assert f"config {symbol}{field.upper()}\n" in menus or f"config {symbol}{field.upper()}_" in menus, (
+            group,
+            field,
+        )
+
+
+def test_no_message_names_another_ways_option() -> None:
+    """Flags, make's variables and symbols stand in no text of an error but through :func:`.options.named`."""
+    wrong = []
+    for path in LIBRARY.rglob("*.py"):
+        if path.relative_to(LIBRARY).parts[0] in ("scorecard",) or path.name in ("options.py", "neuron_command.py"):
+            continue  # commands of their own, whose flags these are
+        for call in re.findall(r"(?:MechintError|NotAnswered|refuse)\((?:[^()]|\([^()]*\))*\)", path.read_text()):
+            if re.search(r"KNLP_|MODELS=|RERUN|OUTPUT_DIR|MIN_ACCURACY|SKIP_STEPS|[ (]--(?!no-deps)[a-z]+-[a-z]", call):
+                wrong.append((path.name, call[:120]))
+    assert not wrong
+
+
+def test_commands_name_their_own_options(tmp_path: Path) -> None:
+    """The same mistake through make's environment, through flags and through the documented command."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    environment.pop(options.CALLED_BY, None)
+
+    def run(script: str, *words: str, **more: str) -> str:
+        command = [sys.executable, str(ROOT / script), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env={**environment, **more}, cwd=tmp_path)
+        return done.stderr
+
+    nothing = ("scripts/run_mechint_analysis.py", "--ssm", "--checkpoint", "none*.pt")
+    assert "with --checkpoint" in run(*nothing) and "with MODELS=" in run(*nothing, **{options.CALLED_BY: "make"})
+    said = run("scripts/mamba_mechanistic_analysis.py", "--samples", "3", "--log_dir", str(tmp_path / "logs"))
+    assert said.startswith("error: --samples is 3;") and not (tmp_path / "logs").exists()
+
+
+def test_what_to_do_without_right_answers_fits_the_cause() -> None:
+    task = make_task(TaskConfig(name="recall"))
+    model: Any = type("Model", (), {"metadata": {"task": {"name": "recall"}}})
+    assert remedy(model, task) == "Train it longer"
+    assert remedy(type("Model", (), {"metadata": {}}), task) == "Choose the task that it was trained on"
+    words = type("Task", (), {"name": "file", "tokenizer": object()})
+    assert "become tokens" in remedy(model, words) and "longer" not in remedy(model, words)
+
+
+def test_groups_of_options() -> None:
+    assert group_of(StudyConfig()) == "study" and group_of(RunConfig()) == "" and flag("", "seed") == "--seed"
+
+
+CONFIGS = [RunConfig, TaskConfig, TrainConfig, *ARCHITECTURES.values(), *(a.config for a in analyses().values()),
+           ExperimentConfig, NeuronCommand, ScorecardConfig]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", list(dict.fromkeys(CONFIGS)), ids=lambda config: config.__name__)
+def test_every_option_is_read(config: type) -> None:
+    """Some source reads the field as an attribute, or by its name; an option that nobody reads does nothing."""
+    sources = "".join(path.read_text() for path in LIBRARY.rglob("*.py"))
+    unread = [
+        field.name
+        for field in dataclasses.fields(config)
+        if not re.search(rf"\.{field.name}\b|[\"']{field.name}[\"']", sources)
+    ]
+    assert not unread

@@ -1,0 +1,141 @@
+"""Prompts of a file: what is read, where the subject is, and every bad line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.tasks import TaskConfig, make_task
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import tiny_mamba
+
+WORDS = "The Tower is in city of Par ĠTower Ġis Ġin Ġcity Ġof ĠPar ĠRome ĠThe ĠTaj ĠMahal Colosseum Ġthe"
+
+
+def tokenizer() -> Any:
+    """Words with the space before them, as the byte-level tokenizers of the models write it; unknown is token 0."""
+    vocabulary = {word: k for k, word in enumerate(dict.fromkeys(["?", "Ġ", *WORDS.split(), "ĠEiffel", "is"]))}
+    found = Tokenizer(models.WordPiece(vocabulary, unk_token="?", continuing_subword_prefix=""))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return found
+
+
+FACT = {"prompt": "The Eiffel Tower is in the city of", "subject": "Eiffel Tower", "answer": "Paris"}
+TWIN = {**FACT, "prompt": "The Eiffel Tower is in", "twin_prompt": "The Taj Mahal is in", "twin_answer": "Rome"}
+
+
+def task(tmp_path: Path, *lines: Any, whole: bool = False) -> Any:
+    path = tmp_path / "facts.jsonl"
+    text = json.dumps(lines) if whole else "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
+    path.write_text(text)
+    return make_task(TaskConfig(name="file", file=str(path)), tokenizer())
+
+
+def test_a_fact_and_its_twin(tmp_path: Path) -> None:
+    found = task(tmp_path, "", TWIN)
+    prompts = found.groups(4, "evaluation", 0)[0]
+    words = [found.tokenizer.id_to_token(int(token)) for token in prompts.tokens[0]]
+    assert words == ["The", "ĠEiffel", "ĠTower", "Ġis", "Ġin"]
+    assert prompts.subject.tolist() == [[1, 3]] and found.has_twins and len(prompts) == 1
+    assert found.tokenizer.id_to_token(int(prompts.answers)) == "ĠPar"
+    assert found.tokenizer.id_to_token(int(prompts.wrong)) == "ĠRome"
+    assert "first is asked for" in found.description
+    assert [found.roles(prompts)[0][k] for k in found.roles(prompts)[1][0]] == [
+        "before", "first subject token", "last subject token", "further tokens", "last token",
+    ]  # fmt: skip
+
+
+def test_whole_answers_are_read_on_token_by_token(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    long = {**TWIN, "answer": "city of Rome"}
+    path.write_text("\n".join(map(json.dumps, (TWIN, long))))
+    found = make_task(TaskConfig(name="file", file=str(path), answers="whole"), tokenizer())
+    assert found.whole and "all are asked for" in found.description and found.length == 7
+    assert [group.tokens.shape[1] for group in found.groups(9, "every", 0)] == [6, 7]
+    grown = found.prompts(found.facts[1:])
+    words = [found.tokenizer.id_to_token(int(token)) for token in grown.tokens[0]]
+    twins = [found.tokenizer.id_to_token(int(token)) for token in grown.twins[0]]
+    assert words[5:] == twins[5:] == ["Ġcity", "Ġof"] and twins[1:3] == ["ĠTaj", "ĠMahal"]
+    assert [found.tokenizer.id_to_token(int(token)) for token in grown.answers[0]] == ["Ġcity", "Ġof", "ĠRome"]
+    assert grown.positions.tolist() == [[4, 5, 6]] and grown.wrong is None
+    names, role = found.roles(grown)
+    assert [names[k] for k in role[0].tolist()][4:] == ["last token", "answer so far", "answer so far"]
+    first = make_task(TaskConfig(name="file", file=str(path)), tokenizer())
+    assert not first.whole and all(g.answers.shape[1] == 1 for g in first.groups(9, "evaluation", 0))
+
+
+def test_the_layout_of_known_1000_and_groups_by_length(tmp_path: Path) -> None:
+    cities = [f"{'The ' * (1 + k % 3)}Colosseum" for k in range(24)]
+    lines = [
+        {"known_id": k, "subject": f"{name} {k}", "attribute": "Rome", "prompt": f"{name} {k} is in"}
+        for k, name in enumerate(cities)
+    ]
+    found = task(tmp_path, *lines, whole=True)
+    halves = [found.groups(100, split, 0) for split in ("discovery", "evaluation")]
+    assert not found.has_twins and sum(len(group) for half in halves for group in half) == 24
+    clusters = [{int(c) for group in half for c in group.template} for half in halves]
+    assert not clusters[0] & clusters[1]
+    assert all(len({group.tokens.shape[1] for group in half}) == len(half) > 1 for half in halves)
+    assert len(PromptLoader(found, "evaluation", 5, 2, 0).templates()) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 2: Expecting property name"),
+        ("[1]", r"line 2 is not an object"),
+        ({"subject": "a", "answer": "b"}, r"line 2 has no prompt"),
+        ({"prompt": "a b", "subject": "a"}, r"line 2 has no answer"),
+        (
+            {**FACT, "subject": "Big Ben"},
+            r"line 2: the subject 'Big Ben' is not in the prompt, whose tokens are \['The",
+        ),
+        ({**FACT, "subject": FACT["prompt"]}, r"line 2: the whole prompt is its subject"),
+        ({**TWIN, "twin_prompt": "The Taj is in"}, r"line 2: the prompt has 5 tokens and its twin 4"),
+        ({**TWIN, "twin_answer": ""}, r"line 2 has a twin_prompt and no twin_answer"),
+        ({**TWIN, "twin_answer": "Paris"}, r"answers of the same first token"),
+    ],
+)
+def test_bad_lines(tmp_path: Path, line: Any, message: str) -> None:
+    with pytest.raises(MechintError, match=message) as caught:
+        task(tmp_path, FACT, line)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match="is empty"):
+        task(tmp_path, "")
+    with pytest.raises(MechintError, match="no such file; name a file of JSON lines"):
+        make_task(TaskConfig(name="file", file=str(tmp_path / "none")), tokenizer())
+    with pytest.raises(MechintError, match="no file is named"):
+        make_task(TaskConfig(name="file"), tokenizer())
+    with pytest.raises(MechintError, match="has no tokenizer"):
+        make_task(TaskConfig(name="file", file="x"))
+    with pytest.raises(MechintError, match="for analyses"):
+        task(tmp_path, FACT).sample(1, "train", 0)
+    with pytest.raises(MechintError, match="must all be given"):
+        make_task(TaskConfig(name="prompt", prompt="x"), tokenizer())
+    with pytest.raises(MechintError, match=r"has \d+ different tokens but the model's vocabulary is 3"):
+        make_task(TaskConfig(name="prompt", **FACT), tokenizer(), vocab_size=3)
+
+
+def test_one_prompt_is_traced() -> None:
+    model = tiny_mamba(2).requires_grad_(False)
+    config = TraceConfig(sites="state", corruption="noise", draws=3, metric="answer_logprob", bootstrap=100)
+    words = tokenizer()
+    for answer in sorted(words.get_vocab(), key=words.token_to_id):
+        one = make_task(TaskConfig(name="prompt", **{**FACT, "answer": answer.replace("Ġ", " ") or "?"}), words)
+        try:
+            halves = [PromptLoader(one, split, 8, 8, 0) for split in ("discovery", "evaluation")]
+            found = CausalTracer(model, config).run_analysis(*halves)
+            break
+        except MechintError as error:
+            assert "answers none" in str(error)
+    assert found["metrics"]["prompts_used"]["value"] == 1
+    assert any("One prompt was traced: no interval" in note for note in found["notes"])
