@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mechint.attribution.jacobians import lags, linearise
-from mechint.scan import selective_scan
+from mechint.scan.selective import selective_scan
 
 from ..pairs import Limit, Question, Target
 from ..shapes import INNER, RANK, STATES, model

@@ -17,12 +17,11 @@ from .interventions.run import Generation, Run, generate, run
 from .interventions.watch import watch
 from .models.loading.load import load
 from .utils.errors import MechintError
+from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",

@@ -17,13 +17,12 @@ from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
 from mechint.analyses.comparison.analyzer import CompareConfig, Profiler
 from mechint.analyses.interchange import Corruption, Interchange
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.metrics import METRICS, answer_metric
+from mechint.analyses.metrics import METRICS, answer_metric, answered
 from mechint.analyses.patching.analyzer import PatchConfig, Patcher
 from mechint.analyses.study.ablation_tests import together
 from mechint.analyses.study.analyzer import Study
 from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.steps_discovery import setup
-from mechint.analyses.study.subspaces import answered
 from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
 from mechint.analyses.unit_effects import Effects
 from mechint.interventions.units import Units, unit_kinds

@@ -11,9 +11,8 @@ import torch
 from mechint.analyses import random_weights as shuffled
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.results import quantities
-from mechint.analyses.random_weights import compared, quantity
+from mechint.analyses.random_weights import compared, quantity, shuffled_weights
 from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
-from mechint.analyses.study.subspaces import shuffled_weights
 from mechint.report.control import control_findings, control_sections
 from mechint.tasks.base import mix
 from mechint.utils.errors import MechintError

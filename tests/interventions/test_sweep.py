@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit, MechintError
-from mechint.interventions.sweep import gradients, sweep
+from mechint.interventions.gradients import gradients
+from mechint.interventions.sweep import sweep
 from mechint.interventions.sweep_plan import Base
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
 from tests.helpers.paths import ROOT
@@ -83,7 +84,7 @@ def test_a_budget_changes_the_batches_and_not_the_numbers() -> None:
 
 def plan_of(model: Any, prompts: torch.Tensor, cells: Any, memory: float, wanted: torch.Tensor) -> Base:
     from mechint.interventions.edits import check_edits
-    from mechint.interventions.sweep_cells_sweep_cells import Cell
+    from mechint.interventions.sweep_cells import Cell
 
     with torch.no_grad():
         plan = [Cell.of(k, check_edits(model.sites, edits, *prompts.shape), model) for k, edits in enumerate(cells)]

@@ -76,7 +76,7 @@ def test_starts_share_batches_of_about_a_thousand_tokens() -> None:
 
     def sizes(memory: float) -> list[int]:
         from mechint.interventions.edits import check_edits
-        from mechint.interventions.sweep_cells_sweep_cells import Cell
+        from mechint.interventions.sweep_cells import Cell
 
         plan = [Cell.of(k, check_edits(model.sites, edits, 4, 40), model) for k, edits in enumerate(cells)]
         wanted = torch.full((4, 1), 39)

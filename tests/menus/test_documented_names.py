@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mechint.analyses.circuits.gates import budget_at
-from mechint.analyses.circuits.gates_schedules import Temperature
+from mechint.analyses.circuits.gates import Temperature, budget_at
 from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError, find_all

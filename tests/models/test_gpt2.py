@@ -14,7 +14,8 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit
-from mechint.interventions.sweep import gradients, sweep
+from mechint.interventions.gradients import gradients
+from mechint.interventions.sweep import sweep
 from mechint.models.attention import grown
 from mechint.models.gpt2 import GPT2, GPT2Config
 from mechint.utils.errors import MechintError

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mechint.analyses.circuits.pages.compare import run_names
 from mechint.analyses.circuits.results import load_results
 from mechint.report import style, write_comparison
 from mechint.report.along import apart
+from mechint.report.finished import run_names
 from mechint.report.values import Value
-from mechint.runner.drawing_drawing import write_comparisons
+from mechint.runner.drawing import write_comparisons
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_bytes, write_json, write_text
 from mechint.utils.training_step import training_step

@@ -16,8 +16,7 @@ import torch
 
 from mechint.analyses import unit_effects
 from mechint.analyses.circuits.bench import METRICS
-from mechint.analyses.circuits.evidence import CircuitEvidence
-from mechint.analyses.circuits.evidence_minimality import share_needed
+from mechint.analyses.circuits.evidence import CircuitEvidence, share_needed
 from mechint.analyses.comparison.analyzer import lengths, scaled
 from mechint.analyses.comparison.cost import parameters
 from mechint.analyses.comparison.differences import compare

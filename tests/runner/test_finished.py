@@ -19,7 +19,7 @@ from mechint.analyses.circuits.features import FeatureCircuitConfig
 from mechint.analyses.options import RunConfig
 from mechint.analyses.study import analyzer as study
 from mechint.analyses.study.options import StudyConfig
-from mechint.runner.drawing_drawing import redraw
+from mechint.runner.drawing import redraw
 from mechint.runner.experiment import Experiment, run_experiment
 from mechint.sae import SAEConfig
 from mechint.tasks import TaskConfig

@@ -22,7 +22,7 @@ from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.report import style
 from mechint.report.finished import drawing
-from mechint.runner.drawing_drawing import finished_below, redraw, write_comparisons
+from mechint.runner.drawing import finished_below, redraw, write_comparisons
 from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError

@@ -25,7 +25,8 @@ from mechint import scan
 from mechint.sae import sparse
 from mechint.sae.base import Step
 from mechint.sae.topk import top
-from mechint.scan import native, selective_scan
+from mechint.scan import native
+from mechint.scan.selective import selective_scan
 from mechint.utils import compiled
 from mechint.utils.compiled import Arguments, reads, steps_through, writes
 from mechint.utils.errors import MechintError

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mechint import scan
 from mechint.interventions.sweep_plan import peak_bytes
-from mechint.scan import chunked, native, recurrence, selective_scan
+from mechint.scan import chunked, native, recurrence
+from mechint.scan.selective import selective_scan
 from mechint.utils.errors import MechintError
 from tests.helpers.scans import Inputs, inputs, plain, with_gradients
 

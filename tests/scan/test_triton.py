@@ -19,7 +19,8 @@ import torch
 
 import mechint
 from mechint import scan
-from mechint.scan import recurrence, selective_scan
+from mechint.scan import recurrence
+from mechint.scan.selective import selective_scan
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.scans import inputs, plain, with_gradients

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.analyses.study.subspaces import shuffled_weights
+from mechint.analyses.random_weights import shuffled_weights
 from mechint.ground_truth import GPT2_BLUEPRINTS, GROUPS, MODELS, score_units
 from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard

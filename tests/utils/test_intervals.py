@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mechint.analyses.effect_tables import few_notes, ratio
 from mechint.analyses.study.probes import Labelled, probe
-from mechint.analyses.tracing.results import few_notes, ratio
 from mechint.runner import command_line
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import FEWEST, ClusterBootstrap, certain, said

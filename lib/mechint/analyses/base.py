@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from ..utils import workers
+from ..interventions.run import run
+from ..tasks import Prompts
+from ..utils import files, options, workers
 from ..utils.errors import MechintError
 from ..utils.rundir import Stages
+from .loader import PromptLoader
 
 
 class Analyzer(Protocol):
@@ -170,3 +176,38 @@ def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
 def group_of(config: Any) -> str:
     """The name of the analysis whose options these are, which is the group of its flags; '' for none."""
     return next((name for name, analysis in analyses().items() if analysis.config is type(config)), "")
+
+
+class Study(StagedAnalyzer, ABC):
+    """An analyzer of units, sparsity or whole models: checked options, and the numbers of every prompt to keep."""
+
+    name = ""
+
+    def __init__(self, model: Any, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
+        options.check(config, self.name)
+        super().__init__(model, config, device, **others)
+        self.tensors: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
+        """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
+
+    def control_config(self) -> Any:
+        """The options of the same study on shuffled weights."""
+        return dataclasses.replace(self.config, controls=0)
+
+    def save_results(self) -> list[Path]:
+        """Writes ``effects.pt`` (the numbers of every prompt) into the run directory; the runner writes the rest."""
+        return [files.write_torch(self.directory / "effects.pt", self.tensors)]
+
+
+@torch.no_grad()
+def values_of(model: Any, prompts: Prompts, sites: Iterable[str]) -> dict[str, Tensor]:
+    """The sites of a run, each [prompt, position, unit]: heads and their dimensions are one axis of units."""
+    found = run(model, prompts.tokens, sites, logits_at=prompts.positions[:, :0]).values
+    return {name: value.flatten(2) for name, value in found.items()}
+
+
+def width(model: Any, site: str) -> int:
+    """Units of a site: heads times their dimensions."""
+    return int(torch.tensor(model.sites[site].units).prod())

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.gradients import gradients
 from ..interventions.run import run
-from ..interventions.sweep import gradients, sweep
+from ..interventions.sweep import sweep
 from ..tasks import Prompts, mix
 from ..utils.errors import MechintError, did_you_mean
 from .metrics import answer_metric

@@ -12,16 +12,19 @@ same for the cross-entropy alone). All is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..interventions.taps import Tap
 from ..tasks import Prompts, pooled
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import named
+from .loader import PromptLoader
 
 PART = 1 << 25
 """Bytes of one part of the logits."""
@@ -206,3 +209,45 @@ def shares(logits: Tensor, ids: Tensor) -> Tensor:
     if ids.shape[-1] == 1:
         return torch.ones_like(logits[:, :1])
     return logits.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).softmax(-1)
+
+
+def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
+    """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
+
+    Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers
+    were dealt out among the prompts anew. Both are of the whole set, whatever its batches.
+    """
+    said, accepted = [], []
+    with torch.no_grad():
+        for batch in loader:
+            asked = batch.last()
+            logits, _ = model.trace(batch.tokens, Tap(), logits_at=asked.positions)
+            said.append(logits[:, 0].argmax(-1).cpu())
+            accepted.append(asked.good()[:, 0].cpu())  # [prompt, accepted id]
+    return by_chance(torch.cat(said), side_by_side(accepted))
+
+
+def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether what is said [n] is among the accepted ids [n, A] (-1 is none), and in how many of the others', [n] each.
+
+    Each id counts once for a prompt.
+    """
+    size = int(max(said.max(), accepted.max())) + 1
+    takes = torch.zeros(size + 1, dtype=torch.float64)
+    for ids in accepted:
+        takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
+    right = (accepted == said[:, None]).any(1).double()
+    others = max(len(said) - 1, 1)
+    return right, (takes[said] - right) / others
+
+
+def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
+    """(m(circuit) − m(empty)) / (m(full) − m(empty)): 1 is the full model, 0 the model with every unit dropped."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a bootstrap may draw prompts without an effect
+        return (circuit - empty) / (full - empty)
+
+
+def side_by_side(columns: Sequence[Tensor]) -> Tensor:
+    """Ids [n, A] of several batches as one, filled up with -1 where A differs."""
+    width = max(column.shape[1] for column in columns)
+    return torch.cat([torch.nn.functional.pad(column, (0, width - column.shape[1]), value=-1) for column in columns])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..tasks.config import TaskConfig
-from ..utils.options import option
+from ..utils import options
+from ..utils.errors import MechintError, did_you_mean, shown
+from ..utils.options import listed, option
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,56 @@ def request(config: Any) -> dict[str, Any]:
 def shared(config: Any) -> dict[str, Any]:
     """What an analysis may say in place of the options of all, with the values that leave it to them."""
     return {k: v for base in (Source, OwnTask) if isinstance(config, base) for k, v in asdict(base()).items()}
+
+
+def unfit(task: TaskConfig, metric: str) -> str | None:
+    """Why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
+    if task.name == "text":
+        return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
+    if task.name in ("file", "prompt") and task.answers == "whole" and metric == "logit_diff":
+        return "the logit difference is of one answer token; choose answer_logprob or the first token of the answers"
+    return None
+
+
+NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "readout")  # more than one number for a unit
+
+
+def layer_list(said: str, layers: int, where: str) -> list[int]:
+    """The layers that an option names: ``all``, or numbers separated by commas.
+
+    Raises:
+        MechintError: something that is no number, a hole between commas, or no such layer.
+    """
+    if said.strip() == "all":
+        return list(range(layers))
+    found = []
+    for part in said.split(","):
+        layer = options.whole_number(part)
+        if layer is None:
+            raise MechintError(
+                f"{where}: layers are {shown(said)}, and {shown(part)} is no layer; give all, or numbers such as 0,2"
+            )
+        if layer >= layers:
+            raise MechintError(f"{where}: no layer {layer}; this model has {layers} (0 to {layers - 1})")
+        found.append(layer)
+    return sorted(set(found))
+
+
+def unit_sites(model: Any, said: str, usual: Iterable[str], where: str) -> list[str]:
+    """Kinds of site whose last axes number the units of a layer, as an option names them.
+
+    Raises:
+        MechintError: the family has no such site, or one with several numbers for each unit.
+    """
+    names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
+    known = [name for name in names if name not in NO_UNITS]
+    kinds = list(usual) if said.strip() == "usual" else list(dict.fromkeys(listed(said)))
+    for kind in kinds:
+        if kind not in known:
+            raise MechintError(
+                f"{where}: a {model.config.family} model has no site {shown(kind)} with one number for each unit"
+                f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
+            )
+    if not kinds:
+        raise MechintError(f"{where}: no site is named; leave it at 'usual', or choose from {', '.join(known)}")
+    return kinds

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..tasks.base import mix
 from ..utils.statistics import Number, number, t_quantile
-from .study.subspaces import reinitialised, shuffled_weights
+from .random_weights import reinitialised, shuffled_weights
 
 Array = NDArray[np.float64]
 MODELS = 6

@@ -8,16 +8,18 @@ shuffled ones, and the two differ when they are apart.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from ..tasks.base import mix
 from ..utils.errors import MechintError
 from ..utils.statistics import Number, number
-from .base_measuring import Study
+from .base import Study
 from .loader import PromptLoader
-from .study.subspaces import shuffled_weights
 
 Quantities = list[dict[str, Any]]
 """Reported numbers, each under ``number`` with its ``quantity``, ``site`` and ``layer``; None where it is of all."""
@@ -100,3 +102,31 @@ def told_apart(found: dict[str, Any] | None) -> list[str]:
     apart = sum(row["differs"] for row in known)
     models = "model" if found["models"] == 1 else f"{found['models']} models"
     return [f"  {apart} of {len(known)} quantities differ from those of the {models} with shuffled weights"]
+
+
+def shuffled_weights(model: Any, seed: int) -> Any:
+    """A copy of the model with the entries of every weight tensor in another order: the control on random weights."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return other
+
+
+def reinitialised(model: Any, seed: int) -> Any:
+    """A copy of the model whose weight matrices are drawn anew: normal, with the mean and spread of each one's entries.
+
+    What training seldom arranges stays as it is: vectors (norms, biases, D) and the decays of a scan (``A_log``), so
+    that the copy runs at the model's own scale and time scales.
+    """
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if parameter.dim() > 1 and not name.endswith("A_log"):
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                spread, mean = parameter.double().std().cpu(), parameter.double().mean().cpu()
+                parameter.copy_((drawn * spread + mean).to(parameter))
+    return other

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.gradients import gradients
 from ..interventions.run import run
-from ..interventions.sweep import gradients, sweep
+from ..interventions.sweep import sweep
 from ..interventions.units import Block, UnitKind, Units
 from ..tasks import Prompts
 from .ablation import Ablation

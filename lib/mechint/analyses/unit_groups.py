@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
-from ..models.base import accumulate
-from ..scan import read_out
+from ..interventions.sites import layer_sites
+from ..scan.checks import accumulate
+from ..scan.selective import read_out
 from ..utils.errors import MechintError
 from .interchange import Interchange
-from .tracing.panels import layer_sites
 
 # Memory of the positions before: replaced everywhere, a state acts by what C reads of it alone
 ESTIMATED_AT = {"state": "readout"}

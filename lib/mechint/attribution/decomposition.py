@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.run import run
-from ..models.base import accumulate
 from ..models.mamba import Layer
-from ..scan import selective_scan
+from ..scan.checks import accumulate
+from ..scan.selective import selective_scan
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.progress import Progress
 

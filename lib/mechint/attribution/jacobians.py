@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.run import run
-from ..models.base import accumulate
-from ..scan import decays, states
+from ..scan import states
+from ..scan.checks import accumulate
+from ..scan.selective import decays
 from ..utils.errors import MechintError
 
 PATHS = ("direct", "total")

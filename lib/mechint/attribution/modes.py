@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..scan import decays, states
+from ..scan import states
+from ..scan.selective import decays
 from ..utils.errors import MechintError
 from ..utils.statistics import ClusterBootstrap, Number
 from .jacobians import Linearised

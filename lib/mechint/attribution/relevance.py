@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.run import run
-from ..models.base import accumulate
+from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

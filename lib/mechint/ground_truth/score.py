@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..interventions.sweep import gradients
+from ..interventions.gradients import gradients
 from ..interventions.units import SCORED_UNITS, Units, unit_kinds
 from ..models.mamba import Layer
 from ..tasks.base import Task

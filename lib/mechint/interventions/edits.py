@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import MechintError, did_you_mean
-from .taps import Site
+from .sites import Site
 
 MODES = ("replace", "add", "scale", "mask", "readout", "cut")
 CUTS = ("state", "conv", "out", "scores", "pattern")

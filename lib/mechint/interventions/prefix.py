@@ -11,7 +11,8 @@ from torch import Tensor
 from ..utils.errors import MechintError
 from .edits import Edit, check_edits
 from .run import check_tokens
-from .taps import Tap, find_sites
+from .sites import find_sites
+from .taps import Tap
 
 LOGITS_AT_ONCE = 1 << 25
 """Entries of [row, position, vocabulary] that are held at a time, 128 MiB in float32."""

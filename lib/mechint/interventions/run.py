@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..utils.errors import MechintError, did_you_mean
 from .edits import Edit, check_edits
-from .taps import Site, Tap, find_sites
+from .sites import Site, find_sites
+from .taps import Tap
 
 
 @dataclass

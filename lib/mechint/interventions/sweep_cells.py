@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .edits import Edit
-from .sweep_cells_sweep_cells import Cell
 from .taps import Tap
 
 
@@ -98,3 +99,79 @@ class Keeper:
         if len(self.pieces) > 1:
             self.pieces = [torch.cat(self.pieces, 1)]
         return self.pieces[0]
+
+
+HELD = (".readout", ".write", ".decay", ".conv_state")
+
+
+@dataclass
+class Cell:
+    """The edits of one cell, and the first place where it can differ from the base."""
+
+    number: int
+    edits: list[Edit]
+    layer: int
+    """The layer it runs from: behind the first edited residual, or the first edited; the number of layers for edits
+    behind them all."""
+    position: int
+    idle: bool = True
+    """Whether every edit has been seen to put there what was there already."""
+    late: Edit | None = None
+    """The only edit of that layer, where it is at a late site: what it adds to the stream behind it is all it does."""
+
+    @property
+    def joins(self) -> int:
+        """The first layer that has to be run."""
+        return self.layer if self.late is None else self.layer + 1
+
+    @staticmethod
+    def of(number: int, edits: list[Edit], model: Any) -> Cell:
+        layers = [starts_at(edit, model) for edit in edits]
+        # a cut reads its sources' positions again, so it needs all of them
+        starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
+        return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
+
+    def reaches(self, model: Any, wanted: set[int]) -> bool:
+        """Whether any wanted position can see an edit."""
+
+        def seen(edit: Edit) -> bool:
+            if edit.positions is None:
+                return True
+            layer, kind = layer_of(edit.site, model), edit.target.rpartition(".")[2]
+            # a cut at the state changes what C reads there, not the state
+            local = kind in model.local_sites or (edit.is_cut and kind == "state")
+            if layer == len(model.layers) or (layer == len(model.layers) - 1 and local):
+                return not wanted.isdisjoint(edit.positions)
+            return max(wanted) >= min(edit.positions)
+
+        return any(seen(edit) for edit in self.edits)
+
+
+def kind_of(cell: Cell) -> tuple[str, ...]:
+    """What its memory depends on."""
+    late = () if cell.late is None else ("late",)
+    return (*sorted({edit.target.rpartition(".")[2] for edit in cell.edits}), *late)
+
+
+def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
+    """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
+    if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
+        return None  # differences of half precision lose what is left of it
+    here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
+    kind = here[0].target.rpartition(".")[2]
+    if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:
+        return None
+    own = [name for name in model.sites if name.startswith(f"layers.{cell.layer}.")]
+    behind = own[own.index(here[0].site) + 1 :]
+    return None if any(edit.target in behind for edit in base) else here[0]
+
+
+def starts_at(edit: Edit, model: Any) -> int:
+    """The first layer that an edit needs run: behind a residual that it edits."""
+    return layer_of(edit.site, model) + edit.target.endswith(".resid_post")
+
+
+def layer_of(site: str, model: Any) -> int:
+    if site.startswith("layers."):
+        return int(site.split(".")[1])
+    return 0 if site in model.first_sites else len(model.layers)

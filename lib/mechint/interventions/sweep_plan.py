@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models.base import wanted as wanted_of
 from ..utils.errors import MechintError
 from .edits import Edit
-from .sweep_cells import Keeper, Probe, RowTap
-from .sweep_cells_sweep_cells import HELD, Cell, kind_of, late_edit, layer_of
+from .sweep_cells import HELD, Cell, Keeper, Probe, RowTap, kind_of, late_edit, layer_of
 from .taps import Tap
+from .taps import wanted as wanted_of
 
 TOGETHER = 1024
 """Tokens of the cells that run together, where cells of several starts do: more make no product faster."""

@@ -21,59 +21,14 @@ vocabulary  V      next tokens
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError, did_you_mean
-
 if TYPE_CHECKING:
     from .edits import Edit
-
-
-@dataclass(frozen=True)
-class Site:
-    """A named tensor. ``axes`` names its dimensions and ``units`` holds the sizes after batch and position.
-
-    The size of an axis ``source`` is 0 there: it is the number of positions of the run, see :meth:`of_length`.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    units: tuple[int, ...]
-    absent: float = 0.0
-    """What stands at the sources that come after the position."""
-
-    @property
-    def has_sources(self) -> bool:
-        return self.axes[-1] == "source"
-
-    def of_length(self, length: int) -> Site:
-        """The same site in a run of that many positions."""
-        return replace(self, units=(*self.units[:-1], length)) if self.has_sources else self
-
-    def __str__(self) -> str:
-        sizes = ["", "", *(f"={size}" if size else "" for size in self.units)]
-        return f"{self.name} [{', '.join(a + s for a, s in zip(self.axes, sizes, strict=True))}]"
-
-
-def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
-    """The site names that the names or shell patterns (``layers.*.dt``) say, each once, in the forward's order.
-
-    Raises:
-        MechintError: a name or pattern matches no site; the nearest right names are suggested.
-    """
-    wanted = set()
-    for pattern in patterns:
-        found = [pattern] if pattern in sites else fnmatch.filter(sites, pattern)
-        if not found:
-            raise MechintError(f"no site {pattern!r} in this model{did_you_mean(pattern, sites)}; see model.sites")
-        wanted.update(found)
-    return [name for name in sites if name in wanted]
 
 
 class Tap:
@@ -222,3 +177,8 @@ class Scope:
         others = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
         tap.edits = {name: edits for name, edits in others.items() if edits}
         return Scope(tap, self.prefix)
+
+
+def wanted(r: Tensor, logits_at: Tensor | None) -> Tensor:
+    """The positions [batch, wanted] of r [batch, position, model] whose logits are wanted; None for all."""
+    return r if logits_at is None else r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..interventions.taps import SideBySide, Site, Tap
-
-RESIDUAL = ("batch", "position", "model")
+from ..interventions.sites import RESIDUAL, Site
+from ..interventions.taps import SideBySide, Tap, wanted
 
 
 @dataclass
@@ -188,19 +187,9 @@ class LanguageModel(nn.Module, ABC):
         """The final norm and the head [vocabulary, model]."""
 
 
-def wanted(r: Tensor, logits_at: Tensor | None) -> Tensor:
-    """The positions [batch, wanted] of r [batch, position, model] whose logits are wanted; None for all."""
-    return r if logits_at is None else r.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, r.shape[-1]))
-
-
 def outer_sites(d_model: int, vocab_size: int) -> list[Site]:
     """The sites behind the layers, the same in every family."""
     return [
         Site("final_norm", RESIDUAL, (d_model,)),
         Site("logits", ("batch", "position", "vocabulary"), (vocab_size,)),
     ]
-
-
-def accumulate(tensor: Tensor) -> Tensor:
-    """At least float32: sums over positions and the residual stream are never held in half precision."""
-    return tensor if tensor.dtype.itemsize > 2 else tensor.float()

@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..interventions.taps import Scope, Site, Tap
+from ..interventions.sites import RESIDUAL, Site
+from ..interventions.taps import Scope, Tap
+from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
-from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
+from .base import LanguageModel, outer_sites
 from .norms import NoNorm, tell_readers
 
 LAYER_SITES: LayerSites = [

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from .. import scan
 from ..interventions.edits import Edit
-from ..interventions.taps import Scope, Site, Tap
-from .base import RESIDUAL, LanguageModel, accumulate, outer_sites
-from .mamba_mamba_sites import CHANNELS, INSIDE, LAYER_SITES
+from ..interventions.sites import RESIDUAL, Site
+from ..interventions.taps import Scope, Tap
+from ..scan.checks import accumulate
+from .base import LanguageModel, outer_sites
 from .norms import NoNorm, tell_readers
 
 
@@ -405,3 +406,41 @@ class Mamba(LanguageModel):
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:
         return self.norm_f, self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+
+CHANNELS = ("batch", "position", "channel")
+
+
+STATES = ("batch", "position", "channel", "state")
+
+
+SHARED = ("batch", "position", "state")
+
+
+# (name, axes, configuration fields of the unit sizes), in the order of the forward
+LAYER_SITES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    ("resid_pre", RESIDUAL, ("d_model",)),
+    ("norm", RESIDUAL, ("d_model",)),
+    ("x", CHANNELS, ("d_inner",)),
+    ("z", CHANNELS, ("d_inner",)),
+    ("conv", CHANNELS, ("d_inner",)),
+    ("u", CHANNELS, ("d_inner",)),
+    ("dt", CHANNELS, ("d_inner",)),
+    ("B", SHARED, ("d_state",)),
+    ("C", SHARED, ("d_state",)),
+    ("decay", STATES, ("d_inner", "d_state")),
+    ("write", STATES, ("d_inner", "d_state")),
+    ("state", STATES, ("d_inner", "d_state")),
+    ("readout", STATES, ("d_inner", "d_state")),
+    ("scan_out", CHANNELS, ("d_inner",)),
+    ("y", CHANNELS, ("d_inner",)),
+    ("gate", CHANNELS, ("d_inner",)),
+    ("gated", CHANNELS, ("d_inner",)),
+    ("out", RESIDUAL, ("d_model",)),
+    ("resid_post", RESIDUAL, ("d_model",)),
+]
+
+
+INSIDE = ("x", "z", "conv", "conv_state", "u", "dt", "B", "C", "decay", "write", "state", "readout", "scan_out", "y",
+          "gate")  # fmt: skip
+"""Sites between the projections of a mixer."""

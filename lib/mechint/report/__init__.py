@@ -1,10 +1,25 @@
-"""Results files to figures, Markdown, HTML and W&B. Reads run directories, never models."""
+"""Figures, Markdown, HTML and W&B of finished runs. Reads run directories, never models.
+
+The frame of every page is here; the pages stand beside their analyses.
+"""
 
 from __future__ import annotations
 
-from ..analyses.circuits.pages.compare import write_comparison
-from ..analyses.tracing.compare import write_trace_comparison
-from ..runner.drawing import COMPARISONS, kind_of, write_report
-from ..runner.wandb import log_wandb
+import importlib
+from typing import Any
 
-__all__ = ["COMPARISONS", "kind_of", "log_wandb", "write_comparison", "write_report", "write_trace_comparison"]
+_ELSEWHERE = {
+    "COMPARISONS": "runner.drawing",
+    "kind_of": "report.finished",
+    "log_wandb": "runner.wandb",
+    "write_comparison": "analyses.circuits.pages.compare",
+    "write_report": "runner.drawing",
+    "write_trace_comparison": "analyses.tracing.compare",
+}
+"""What is documented here and stands above this room."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(f"mechint.{_ELSEWHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

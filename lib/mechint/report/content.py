@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..analyses.circuits.results import SCHEMA
 from ..utils.errors import MechintError
 from ..utils.files import write_text
 from ..utils.progress import Progress
 from . import style
+from .finished import SCHEMA
 from .html import repeat as repeat_html
 from .markdown import repeat as repeat_markdown
 from .markdown import table as markdown_table

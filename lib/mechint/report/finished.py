@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..analyses.circuits.results import SCHEMA
 from ..utils.errors import MechintError, short
 from ..utils.files import sha256
 from ..utils.rundir import is_complete, written_digest
@@ -83,3 +82,22 @@ def valid(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise MechintError(f"{path} is not valid ({short(repr(error))}); run the analysis again") from None
+
+
+SCHEMA = 1
+
+
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """The shortest endings of the paths that tell the runs apart."""
+    parts = [directory.absolute().parts for directory in directories]
+    longest = max(map(len, parts))
+    for depth in range(1, longest + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise MechintError("the same run directory is named twice; name each run once")
+
+
+def kind_of(run_dir: str | Path) -> str:
+    """Which report a finished run gets: what results.json says, or ``circuit``."""
+    return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))

@@ -15,9 +15,9 @@ import torch
 
 from .. import scan
 from ..analyses.base import Analysis, analyses
+from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
 from ..analyses.options import RunConfig, asked, elsewhere, own, request
-from ..analyses.tracing.results import few_notes
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
 from ..tasks import Task
@@ -29,7 +29,7 @@ from ..utils.options import named
 from ..utils.rundir import COMPLETE, check_writable, fingerprint, manifest
 from ..utils.statistics import effective
 from ..utils.training_step import training_step
-from .drawing_drawing import draw, finished_below, logging, redraw, write_comparisons
+from .drawing import draw, finished_below, logging, redraw, write_comparisons
 from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
 
 SCHEMA = 1

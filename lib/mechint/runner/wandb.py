@@ -12,11 +12,11 @@ from ..analyses.dictionaries.figures import Grid, load_grid
 from ..analyses.patching.figures import Patching, load_patching
 from ..analyses.study.report import StudyResults, load_study
 from ..analyses.tracing.figures import Trace, load_trace
+from ..report.finished import kind_of
 from ..report.values import optional_text
 from ..report.words import flat
 from ..utils.files import parse_json
 from ..utils.wandb_run import Logged, artifact_name, run_name, started
-from .drawing import kind_of
 
 Read = Trace | Patching | StudyResults
 

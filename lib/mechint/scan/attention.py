@@ -68,7 +68,7 @@ def hidden_attention(
     E·(N + D), 50 times as many in mamba-130m.
 
     Args:
-        dt, A, B, C: As for :func:`mechint.scan.selective_scan`, with Δ ≥ 0.
+        dt, A, B, C: As for :func:`mechint.scan.selective.selective_scan`, with Δ ≥ 0.
         reduce, weights, channels, direction: A name from the table; [channel]; numbers of channels; [model].
         u, gate, W_out: Input of the scan and SiLU(z), [batch, position, channel]; [model, channel].
         tile: Side of the tiles; None for the largest sensible one.
@@ -165,21 +165,6 @@ def _rectangles(A: Tensor, queries: Part, keys: Part, between: Tensor | float, a
     return factors[0] @ factors[1].mT
 
 
-@torch.no_grad()
-def attention_map(model: Any, tokens: Tensor, layer: int, reduce: str = "weights", **options: Any) -> Tensor:
-    """:func:`hidden_attention` of one layer on tokens [batch, position], with its u, gate and W_out where needed."""
-    from ..interventions.run import run
-    from ..models.base import accumulate
-
-    check_range("attention_map", "layer", [layer], 0, len(model.layers))
-    sites = [f"layers.{layer}.{name}" for name in ("dt", "B", "C", "u", "gate")]
-    found = run(model, tokens, record=sites, logits_at=tokens.new_zeros(len(tokens), 1).long())
-    values = {site.split(".")[2]: found[site] for site in sites} | {"W_out": model.layers[layer].out_proj.weight}
-    options |= {name: values[name] for name in NEEDS.get(reduce, "").split() if name in values}
-    A_log = accumulate(model.layers[layer].A_log)
-    return hidden_attention(values["dt"], -torch.exp(A_log), values["B"], values["C"], reduce, **options)
-
-
 def states(
     u: Tensor,
     dt: Tensor,
@@ -193,7 +178,7 @@ def states(
     """The scan's states, only those asked for; gradients follow torch's ambient mode.
 
     Args:
-        u, dt, A, B, initial: As for :func:`mechint.scan.selective_scan`.
+        u, dt, A, B, initial: As for :func:`mechint.scan.selective.selective_scan`.
         positions: Negative ones count from the end; None for all of them, ``chunk`` positions at a time.
         reduce: None; "channel" or "state" for the mean square over that axis, taken as it streams.
 

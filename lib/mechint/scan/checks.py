@@ -46,3 +46,8 @@ def widest(*tensors: Tensor | None) -> torch.dtype:
     """The precision to compute in: float64 where one of them has it, else float32, never half."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
+
+
+def accumulate(tensor: Tensor) -> Tensor:
+    """At least float32: sums over positions and the residual stream are never held in half precision."""
+    return tensor if tensor.dtype.itemsize > 2 else tensor.float()

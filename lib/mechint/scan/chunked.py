@@ -39,7 +39,7 @@ def _time_first(*tensors: Tensor) -> list[Tensor]:
 
 
 class Scan(torch.autograd.Function):
-    """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
+    """As :func:`mechint.scan.selective.selective_scan`, whose arguments are ours."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:

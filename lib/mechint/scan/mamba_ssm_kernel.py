@@ -62,7 +62,7 @@ def check() -> None:
 
 
 class Scan(torch.autograd.Function):
-    """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
+    """As :func:`mechint.scan.selective.selective_scan`, whose arguments are ours."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:

@@ -70,7 +70,7 @@ def gated(
 
     Args:
         u, low: Input of the scan, and what the step size is the softplus of, [batch, position, channel].
-        A, B, C: As in :func:`mechint.scan.selective_scan`.
+        A, B, C: As in :func:`mechint.scan.selective.selective_scan`.
         D: [channel].
         z: [batch, position, channel]; may be half of a wider tensor.
         initial: [rows, channel, state]; fewer rows than the batch has serve it in turn.

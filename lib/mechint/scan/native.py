@@ -89,7 +89,7 @@ def forward(
 
 
 class Scan(torch.autograd.Function):
-    """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
+    """As :func:`mechint.scan.selective.selective_scan`, whose arguments are ours."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:

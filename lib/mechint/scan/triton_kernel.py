@@ -206,7 +206,7 @@ def _launch(kernel: Any, programs: int, channels: int, states: int, *arguments: 
 
 
 class Scan(torch.autograd.Function):
-    """As :func:`mechint.scan.selective_scan`, whose arguments are ours."""
+    """As :func:`mechint.scan.selective.selective_scan`, whose arguments are ours."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> Any:
@@ -265,7 +265,7 @@ def states_at(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, initial: Tensor, posi
     """The states after these positions alone, in their order, with no gradient: the scan stops after the last one.
 
     Args:
-        u, dt, A, B, initial: As in :func:`mechint.scan.selective_scan`.
+        u, dt, A, B, initial: As in :func:`mechint.scan.selective.selective_scan`.
         positions: P positions from 0 to L - 1.
 
     Returns:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..analyses.circuits.bench import faithfulness
+from ..analyses.metrics import faithfulness
 from ..tasks import Task
 from ..utils.statistics import area
 from .methods import Budget, bench_of

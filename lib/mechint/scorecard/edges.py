@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ..analyses.metrics import answer_metric
 from ..analyses.neurons.cross_layer import unit_effects
+from ..attribution.attention import attention_map
 from ..attribution.jacobians import lags, linearise
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.edge_masks import Cell, Edge, Flows
 from ..ground_truth.edges import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
 from ..interventions.edits import Edit
+from ..interventions.gradients import gradients
 from ..interventions.run import run
-from ..interventions.sweep import gradients, sweep
-from ..scan.attention import attention_map
+from ..interventions.sweep import sweep
 from ..tasks import Prompts
 from ..utils.errors import MechintError
 from . import gpt2_edges as gpt2

@@ -14,8 +14,8 @@ from ..ground_truth import Compiled
 from ..ground_truth.edge_masks import Cell, Edge
 from ..ground_truth.gpt2.links import kinds, later, reads, writes
 from ..interventions.edits import Edit
+from ..interventions.gradients import gradients
 from ..interventions.run import run
-from ..interventions.sweep import gradients
 from ..tasks import Prompts
 from ..utils.errors import MechintError
 from .methods import unit_effects

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.loading.discover import natural_key
 from ..tasks import TaskConfig
 from ..utils.errors import MechintError, did_you_mean, short
-from ..utils.files import read_json
+from ..utils.files import natural_key, read_json
 from ..utils.options import named, options, value_of
 from .files import Paths
 from .options import ARCHITECTURES, Architecture, TrainConfig

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -371,3 +372,9 @@ def _locked(directory: Path) -> Iterator[None]:
                 f"another run is writing to {directory}; wait for it, or choose another output directory"
             ) from None
         yield
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sorts numbers in names as numbers: step2 before step10, V2 before V10."""
+    parts = re.split(r"(\d+)", text)  # text and digits take turns, so equal places have equal types
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], text

@@ -254,3 +254,7 @@ def from_flags(namespace: argparse.Namespace, config_class: type[T], group: str 
     config = config_class(**values)
     check(config, where=f"--{group}-…" if group else "command line")
     return config
+
+
+def listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -21,6 +21,7 @@ import torch
 from . import files
 from .errors import MechintError, one_line
 from .options import named
+from .version import __version__
 
 
 def fingerprint(value: Any) -> str:
@@ -144,8 +145,6 @@ def noted(directory: Path) -> str | None:
 
 def manifest(**facts: Any) -> dict[str, Any]:
     """What is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
-    from .. import __version__
-
     return {
         "mechint": __version__,
         "versions": {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechint.analyses.circuits.bench import METRICS, attribute, cost
-from mechint.analyses.circuits.evidence_minimality import removed
+from mechint.analyses.circuits.evidence import removed
 from mechint.analyses.circuits.methods import initial_scores as starts
 from mechint.analyses.circuits.methods.initial_scores import (
     NOTES,

@@ -16,8 +16,7 @@ from mechint.analyses import metrics as answers
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits import bench as circuit
 from mechint.analyses.circuits.bench import METRICS, Bench, attribute
-from mechint.analyses.circuits.gates import BUDGETS, budget_at
-from mechint.analyses.circuits.gates_schedules import Temperature
+from mechint.analyses.circuits.gates import BUDGETS, Temperature, budget_at
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, kept, refuse
 from mechint.analyses.circuits.pages.importance import strips_of
 from mechint.analyses.circuits.results import Layer, Results

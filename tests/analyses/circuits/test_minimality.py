@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechint import Edit, MechintError
-from mechint.analyses.circuits.evidence_minimality import largest, removed, share_needed
+from mechint.analyses.circuits.evidence import largest, removed, share_needed
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.interventions.sweep import sweep
 from mechint.interventions.units import SSM_UNITS

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from mechint.analyses.circuits.pages.html import report_page
 from mechint.analyses.circuits.pages.removed import removed_rows, removed_sentence
+from mechint.analyses.circuits.report import markdown
 from mechint.analyses.circuits.results import load_results
 from mechint.interventions.units import KV_UNITS, Units
-from mechint.report.html import report_page
-from mechint.report.markdown import markdown
 from mechint.utils import files
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2

@@ -25,7 +25,7 @@ from mechint.analyses.options import RunConfig
 from mechint.analyses.sparsity.analyzer import SparsityConfig
 from mechint.report import write_report
 from mechint.report.content import Study
-from mechint.runner.drawing_drawing import comparison_lines
+from mechint.runner.drawing import comparison_lines
 from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig, make_task
 from mechint.training.options import MambaArchitecture, TrainConfig

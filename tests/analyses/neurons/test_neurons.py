@@ -12,13 +12,14 @@ import mechint
 from mechint import Edit
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer, refuse
-from mechint.analyses.neurons.attention import METHODS, attention_maps, attention_units, normalised
+from mechint.analyses.neurons.attention import METHODS, attention_units
 from mechint.analyses.neurons.cross_layer import layer_effects, unit_effects
 from mechint.analyses.neurons.deletion_curves import SHARES, areas, curves
 from mechint.analyses.neurons.delta import delta_units, mean_step, rankings
 from mechint.analyses.unit_effects import Effects
+from mechint.attribution.attention import attention_maps, normalised
 from mechint.ground_truth import BLUEPRINTS
-from mechint.interventions.sweep import gradients
+from mechint.interventions.gradients import gradients
 from mechint.tasks import Prompts, TaskConfig
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
@@ -163,7 +164,7 @@ def test_groups_of_channels_change_no_map(monkeypatch: pytest.MonkeyPatch) -> No
     names = [f"layers.0.{name}" for name in ("dt", "B", "C", "u", "scan_out")]
     both = gradients(model, batch.tokens, names, answer_metric("logit_diff", batch), logits_at=batch.positions)
     whole = attention_maps(model, 0, *both)
-    monkeypatch.setattr("mechint.analyses.neurons.attention.NUMBERS", 300)
+    monkeypatch.setattr("mechint.attribution.attention.NUMBERS", 300)
     torch.testing.assert_close(attention_maps(model, 0, *both), whole)
     assert float(normalised(torch.zeros(1, 2, 2)).sum()) == 0.0
 

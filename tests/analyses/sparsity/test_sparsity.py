@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechint
-from mechint.analyses.base_measuring import layer_list
+from mechint.analyses.options import layer_list
 from mechint.analyses.sparsity.analyzer import (
     FALLING,
     MEASURES,

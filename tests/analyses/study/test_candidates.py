@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.random_weights import shuffled_weights
 from mechint.analyses.study.ablation_tests import (
     DOSES,
     Held,
@@ -36,7 +37,6 @@ from mechint.analyses.study.subspaces import (
     orthonormal,
     overlap,
     random_basis,
-    shuffled_weights,
     study_site,
     traffic,
     unit_basis,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.random_weights import shuffled_weights
 from mechint.analyses.study.analyzer import WORK, Study
 from mechint.analyses.study.claims import claims, judged, of_circuit, task_not_done
 from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.steps_circuit import SiteUnits, kept_alone
-from mechint.analyses.study.subspaces import shuffled_weights
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
 from mechint.models.loading.load import load
 from mechint.tasks import TaskConfig, make_task

@@ -17,7 +17,9 @@ import torch
 
 import mechint
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.metrics import answered, by_chance, side_by_side
 from mechint.analyses.random_models import beside, spread_about_mean
+from mechint.analyses.random_weights import reinitialised, shuffled_weights
 from mechint.analyses.study import steps_discovery as study_discovery
 from mechint.analyses.study import steps_tests as study_tests
 from mechint.analyses.study.ablation_tests import ALPHA, Held, least_draws
@@ -61,7 +63,6 @@ from mechint.analyses.study.steps_controls import (
     unit_sets,
 )
 from mechint.analyses.study.steps_discovery import mask_said
-from mechint.analyses.study.subspaces import answered, by_chance, reinitialised, shuffled_weights, side_by_side
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
 from mechint.report import write_report
 from mechint.runner.mechanistic import active_latents

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import mechint
+from mechint.analyses.effect_tables import ratio
 from mechint.analyses.interchange import Corruption, Interchange, deviation
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.options import RunConfig
 from mechint.analyses.tracing.analyzer import CausalTracer, refuse
 from mechint.analyses.tracing.panels import panels
-from mechint.analyses.tracing.results import ratio, role_means
+from mechint.analyses.tracing.results import role_means
 from mechint.interventions.edits import Edit
 from mechint.interventions.taps import Tap
 from mechint.report import log_wandb, write_report

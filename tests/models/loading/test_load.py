@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import mechint
-from mechint.models.loading.discover import find_checkpoints, natural_key
+from mechint.models.loading.discover import find_checkpoints
 from mechint.models.loading.load import FAMILIES, Family, from_state_dict, hf_config, to_hf_state_dict
 from mechint.models.mamba import Mamba
+from mechint.utils.files import natural_key
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.standins import save_hf, save_tokenizer
 

@@ -22,7 +22,7 @@ from ..ablation import Ablation
 from ..base import group_of
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..study.subspaces import shuffled_weights
+from ..random_weights import shuffled_weights
 from .bench import Bench, check_bfloat16, check_effect
 from .evidence import CircuitEvidence
 from .methods.initial_scores import NOTES, first_scores, needed_first

@@ -17,9 +17,8 @@ from ...tasks import Prompts
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ..ablation import Ablation
-from ..metrics import Answers
-from .gates import HOLD
-from .gates_schedules import Temperature
+from ..metrics import Answers, faithfulness
+from .gates import HOLD, Temperature
 
 
 @dataclass(frozen=True)
@@ -180,12 +179,6 @@ def check_bfloat16(device: torch.device) -> None:
 
 def cpu_bfloat16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
-def faithfulness(circuit: Any, full: Any, empty: Any) -> Any:
-    """(m(circuit) − m(empty)) / (m(full) − m(empty)): 1 is the full model, 0 the model with every unit dropped."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # a bootstrap may draw prompts without an effect
-        return (circuit - empty) / (full - empty)
 
 
 def check_effect(ends: tuple[dict[str, Tensor], dict[str, Tensor]], metric: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
-from ...interventions.taps import find_sites
+from ...interventions.sites import find_sites
 from ...interventions.units import Block, UnitKind, Units, random_row
 from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
 from ...utils.errors import MechintError

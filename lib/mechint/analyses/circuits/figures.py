@@ -10,7 +10,8 @@ import numpy as np
 
 from ...report import style
 from ...report.values import Value
-from ...report.words import curve_name, metric_name, number, percent, units_name
+from ...report.words import number, percent
+from .pages.words import curve_name, metric_name, units_name
 from .results import Results, Trace, load_history
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from ..options import Source
 from .analyzer import CircuitAnalyzer
 from .analyzer import summary as circuit_summary
 from .bench import CircuitPlan
-from .gates import HOLD
-from .gates_schedules import Temperature
+from .gates import HOLD, Temperature
 from .options import EvidenceOptions
 from .work import work
 

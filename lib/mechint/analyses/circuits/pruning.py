@@ -16,8 +16,8 @@ from ...interventions.edits import Edit
 from ...interventions.sweep import sweep
 from ...interventions.units import Units
 from ...utils.progress import Progress
-from ..metrics import Answers
-from .bench import METRICS, Bench, faithfulness, loss_of
+from ..metrics import Answers, faithfulness
+from .bench import METRICS, Bench, loss_of
 
 FEWEST_EVALUATIONS = 40
 MOST_EVALUATIONS = 192

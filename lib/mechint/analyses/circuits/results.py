@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...report.finished import SCHEMA
 from ...report.values import Value, optional_text, read_object, read_text, read_value
 from ...utils.errors import MechintError
 from ...utils.files import parse_json, read_torch
 
-SCHEMA = 1
 REQUIRED_METRICS = ("units_total", "units_kept", "faithfulness")
 REQUIRED = {
     "analysis": str,

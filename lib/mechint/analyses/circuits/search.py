@@ -12,8 +12,7 @@ from torch import Tensor
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from .bench import Bench, cost, loss_of
-from .gates import GATES, HOLD, budget_at, ramp_at
-from .gates_schedules import Temperature
+from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
 
 
 class NotFinite(MechintError):

@@ -19,23 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...attribution.attention import attention_maps, normalised
 from ...interventions.edits import Edit
+from ...interventions.gradients import gradients
 from ...interventions.run import run
-from ...interventions.sweep import gradients
 from ...tasks import Prompts, Task
 from ...tasks.config import TaskConfig
 from ...utils import files
 from ...utils.errors import MechintError, shown
-from ...utils.options import option, whole_number
+from ...utils.options import listed, option, whole_number
 from ...utils.statistics import ClusterBootstrap, Number, exact
-from ..base import Analysis
-from ..base_measuring import Study
+from ..base import Analysis, Study
 from ..loader import PromptLoader
 from ..metrics import answer_metric
-from ..neurons.attention import attention_maps, normalised
 from ..random_weights import Quantities, control, quantity, told_apart
 from ..sparsity.analyzer import SCALE_FREE, SparsityAnalyzer, SparsityConfig, gini
-from ..tracing.analyzer import listed
 from ..unit_effects import Effects, main_site
 from .cost import flops, measure, memory_bytes, parameters, token_bytes
 from .residual_stream import dynamics, stream_numbers

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ...interventions.run import run
 from ...interventions.sweep_plan import peak_bytes
-from ...models.base import accumulate
+from ...scan.checks import accumulate
 from ...utils.errors import MechintError
 
 ACTIVE = 0.01

@@ -13,14 +13,13 @@ from ...report import markdown, style
 from ...report.along import MOST, write_along
 from ...report.content import Content, Section, Study, between, figure, load_study, write_study
 from ...report.control import control_figure, control_findings, control_sections
-from ...report.finished import valid
+from ...report.finished import run_names, valid
 from ...report.members import Warned, gathered, member_html, member_markdown
 from ...report.page import bullets, card, cards, checks, page, picture
 from ...report.page import table as html_table
 from ...report.words import number
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_json, write_text
-from ..circuits.pages.compare import run_names
 from .differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
 from .figures import cka_figure, comparison_figure, differences_figure, profile_figure
 from .runs import at_best_rates, last_of_each, profile_tracks, several_steps

@@ -6,15 +6,14 @@ in the page. Reads what :func:`mechint.analyses.dictionaries.features.save_featu
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ...report.page import card, cards, page
 from ...report.style import share_label
+from ...report.words import legible
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_text
 
@@ -69,21 +68,6 @@ def dictionary_page(raw: dict[str, Any], title: str = "", causal: dict[str, Any]
         f"<style>{_STYLE}</style><script>{_SCRIPT.replace('@DATA@', data)}</script>",
     ]
     return page(heading, body)
-
-
-_BYTE = re.compile(r"""byte \d+|(['"])(?:\\(?:x[0-9a-f]{2}|.)|(?!\1)[^\\])\1""")
-
-
-def legible(texts: dict[int, str]) -> dict[int, str]:
-    """Where all tokens are quoted characters and bytes, the characters alone: side by side they make words again."""
-    if not all(_BYTE.fullmatch(text) for text in texts.values()):
-        return texts
-    plain = {}
-    for token, text in texts.items():
-        character = "" if text.startswith("byte") else ast.literal_eval(text)
-        shown = bool(character) and (character.isprintable() or character in "\n\t\r")
-        plain[token] = character if shown else f"⟨{token}⟩"
-    return plain
 
 
 def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import style
+from ...report.finished import SCHEMA
 from ...report.values import Value, optional_text, read_object, read_value
 from ...utils.errors import MechintError
-from ..circuits.results import SCHEMA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

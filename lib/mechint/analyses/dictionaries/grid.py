@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from ...interventions.taps import Site, find_sites
+from ...interventions.sites import Site, find_sites
 from ...sae import ARCHITECTURES, SAEConfig, make
 from ...sae.activations.flattening import flat_width
 from ...sae.registry import BY_COUNT
 from ...sae.training import FROZEN
 from ...utils.errors import MechintError, shown
 from ...utils.options import finite
-from ..base_measuring import layer_list
+from ..options import layer_list
 
 
 def numbers_of(text: str, what: str) -> list[float]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.prefix import behind, layer_of, up_to
-from ...interventions.taps import Tap, find_sites
-from ...models.base import RESIDUAL
+from ...interventions.sites import RESIDUAL, find_sites
+from ...interventions.taps import Tap
 from ...utils.errors import MechintError
 
 ADDED = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "out", "attn_out", "mlp_out")

@@ -19,15 +19,14 @@ from ...interventions.units import Units
 from ...tasks import Prompts, mix
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import option
+from ...utils.options import listed, option
 from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
-from ..base import Analysis
-from ..base_measuring import Study, layer_list, unit_sites, values_of
+from ..base import Analysis, Study, values_of
 from ..circuits.bench import Bench
 from ..loader import PromptLoader
+from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
-from ..tracing.analyzer import listed
 from ..unit_effects import Effects, Group, main_site, unit_kind, usual
 from ..unit_groups import Parts, screened
 from .attention import METHODS, attention_units, moments

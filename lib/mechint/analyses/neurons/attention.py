@@ -23,18 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...interventions.sweep import gradients
-from ...models.base import accumulate
-from ...scan import hidden_attention
+from ...attribution.attention import attention_maps, normalised
+from ...interventions.gradients import gradients
 from ...tasks import Prompts
-from ..base_measuring import values_of
+from ..base import values_of
 from ..metrics import answer_metric
 from ..unit_effects import main_site
 
 METHODS = ("attention_weighted", "gradient_guided", "rollout")
 CONTROL = "gradient_x_input"
-NUMBERS = 1 << 24
-"""Entries of the maps of a group of channels, held at once."""
 
 
 def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
@@ -63,32 +60,6 @@ def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str
             found[f"{site} {method}"] = torch.einsum("bj,bje->be", w, push if method == "gradient_guided" else size)
         found[f"{site} {CONTROL}"] = push.sum(1)
     return found
-
-
-def attention_maps(
-    model: Any, layer: int, values: dict[str, Tensor], slopes: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """(|α|, max(0, ∂m/∂α · α)), means over the channels or heads, [prompt, i, j] in float64 on the CPU."""
-    at = lambda name: f"layers.{layer}.{name}"
-    if model.config.family != "mamba":
-        pattern, slope = values[at("pattern")].double().cpu(), slopes[at("pattern")].double().cpu()
-        return pattern.mean(2), (pattern * slope).clamp(min=0).mean(2)
-    dt, B, C, u = (values[at(name)] for name in ("dt", "B", "C", "u"))
-    A = -torch.exp(accumulate(model.layers[layer].A_log))
-    rows, length, channels = dt.shape
-    plain, guided = (torch.zeros(rows, length, length, dtype=torch.float64) for _ in range(2))
-    count = max(1, NUMBERS // (rows * length * length))
-    for some in torch.arange(channels).split(count):
-        alpha = hidden_attention(dt, A, B, C, "channels", channels=some.tolist())  # [prompt, e, i, j]
-        plain += alpha.abs().sum(1).double().cpu()
-        slope = slopes[at("scan_out")][..., some].mT.unsqueeze(-1) * u[..., some].mT.unsqueeze(-2)
-        guided += (alpha * slope).clamp(min=0).sum(1).double().cpu()
-    return plain / channels, guided / channels
-
-
-def normalised(weights: Tensor) -> Tensor:
-    """Rows divided by their sums; a row of zeros stays one."""
-    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def moments(model: Any, prompts: Prompts, units: dict[str, Tensor]) -> dict[str, Tensor]:

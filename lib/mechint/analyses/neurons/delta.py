@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
-from ...interventions.sweep import gradients, sweep
+from ...interventions.gradients import gradients
+from ...interventions.sweep import sweep
 from ...tasks import Prompts
-from ..base_measuring import values_of
+from ..base import values_of
 from ..metrics import answer_metric
 
 RANKINGS = ("gradient", "do_mean", "variance", "output_variance")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import style
-from ..tracing.figures import heat
+from ...report.maps import heat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

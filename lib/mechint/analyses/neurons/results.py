@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation
-from ..circuits.bench import faithfulness
+from ..metrics import faithfulness
 from ..patching.results import NAMES, Finished, strongest, units
 from ..random_weights import Quantities, quantity
 from ..sparsity.analyzer import gini

@@ -26,14 +26,13 @@ from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
-from ...utils.options import option
+from ...utils.options import listed, option
 from ...utils.statistics import UNADJUSTED, said, said_p
 from ..base import Analysis, StagedAnalyzer
 from ..interchange import METRICS, Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..options import OwnTask
-from ..tracing.analyzer import listed, unfit
+from ..options import OwnTask, unfit
 from ..unit_groups import Parts, part_kinds, screened
 from .flow import Pair, path_kinds, paths, role_pairs
 from .results import Finished, numbers

@@ -12,7 +12,8 @@ import numpy as np
 
 from ...report import style
 from ...report.finished import FinishedRun, read_finished, valid
-from ..tracing.figures import ALPHA, Grid, grid, heat
+from ...report.maps import Grid, grid, heat
+from ..tracing.figures import ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import CUTS, Edit
-from ..tracing.panels import layer_sites
+from ...interventions.sites import layer_sites
 
 Pair = tuple[int, int]
 """(role of the reader i, role of the source j)."""

@@ -11,51 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import Array, ClusterBootstrap, Number, certain, exact, said, sureness
-from ..tracing.results import few_notes, ratio, table
+from ..effect_tables import few_notes, ratio, table
 from ..unit_groups import Parts
 from .flow import Pair, Path
-
-NAMES = ("necessary", "sufficient")
-SHOWN = 5
-"""Strongest cells of each way to be read, and units of each direction, in summaries."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The effects of all batches, and what they are effects of."""
-
-    found: list[dict[str, Tensor]]
-    names: tuple[str, ...]
-    pairs: list[Pair]
-    paths: list[Path]
-    present: list[list[Tensor]]
-    """For each batch and path, which prompts have a pair, [pair, prompt]."""
-    parts: list[Parts]
-    templates: NDArray[np.int64]
-    twins: bool
-    means: bool
-    """Whether units were given means in place of the twin's values."""
-    draws: int
-    seed: int
-
-    @functools.cached_property
-    def right(self) -> NDArray[np.bool_]:
-        return np.concatenate([part["right"].numpy() for part in self.found])
-
-    def joined(self, name: str) -> Array:
-        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
-        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
-        return np.asarray(whole[self.right])
-
-    @functools.cached_property
-    def bootstrap(self) -> ClusterBootstrap:
-        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
-
-    def intervals(self, means: Array, total: Array | None) -> dict[str, Array]:
-        """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""
-        there = ~np.isnan(means)
-        value, low, high, p = ratio(self.bootstrap, means, there, total)
-        return {"value": value, "low": low, "high": high, "p": p, "n": there.sum(0)}
 
 
 def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str]]:
@@ -121,6 +79,51 @@ def flow(done: Finished, total: Array | None) -> dict[str, Any]:
             for k, path in enumerate(done.paths)
         ],
     }
+
+
+NAMES = ("necessary", "sufficient")
+
+
+SHOWN = 5
+"""Strongest cells of each way to be read, and units of each direction, in summaries."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The effects of all batches, and what they are effects of."""
+
+    found: list[dict[str, Tensor]]
+    names: tuple[str, ...]
+    pairs: list[Pair]
+    paths: list[Path]
+    present: list[list[Tensor]]
+    """For each batch and path, which prompts have a pair, [pair, prompt]."""
+    parts: list[Parts]
+    templates: NDArray[np.int64]
+    twins: bool
+    means: bool
+    """Whether units were given means in place of the twin's values."""
+    draws: int
+    seed: int
+
+    @functools.cached_property
+    def right(self) -> NDArray[np.bool_]:
+        return np.concatenate([part["right"].numpy() for part in self.found])
+
+    def joined(self, name: str) -> Array:
+        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
+        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
+        return np.asarray(whole[self.right])
+
+    @functools.cached_property
+    def bootstrap(self) -> ClusterBootstrap:
+        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
+
+    def intervals(self, means: Array, total: Array | None) -> dict[str, Array]:
+        """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""
+        there = ~np.isnan(means)
+        value, low, high, p = ratio(self.bootstrap, means, there, total)
+        return {"value": value, "low": low, "high": high, "p": p, "n": there.sum(0)}
 
 
 def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:

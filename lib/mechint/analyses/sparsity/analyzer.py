@@ -37,9 +37,9 @@ from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ...utils.progress import Progress
 from ...utils.statistics import Array, ClusterBootstrap, Number, exact, rank_correlation
-from ..base import Analysis
-from ..base_measuring import Study, layer_list, unit_sites, values_of
+from ..base import Analysis, Study, values_of
 from ..loader import PromptLoader
+from ..options import layer_list, unit_sites
 from ..random_weights import Quantities, control, quantity, told_apart
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...report.finished import SCHEMA
 from ...report.html import repeat as repeat_html
 from ...report.markdown import repeat as repeat_markdown
 from ...report.markdown import table as markdown_table
@@ -15,7 +16,6 @@ from ...report.values import Value, optional_text, read_object, read_value
 from ...utils.errors import MechintError
 from ...utils.files import write_text
 from ...utils.progress import Progress
-from ..circuits.results import SCHEMA
 from .figures import draw_study
 
 Found = dict[str, Any]

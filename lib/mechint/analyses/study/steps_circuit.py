@@ -25,9 +25,10 @@ from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, jaccard, said, spread, stability
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
-from ..circuits.bench import Bench, CircuitPlan, faithfulness
+from ..circuits.bench import Bench, CircuitPlan
 from ..circuits.methods.initial_scores import first_scores, needed_first
 from ..loader import PromptLoader
+from ..metrics import faithfulness
 from .claims import task_not_done
 from .context import Context, Found
 from .options import StudyConfig

@@ -14,10 +14,11 @@ from ...sae.training import Training, train_grid
 from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number
 from ..loader import PromptLoader
+from ..metrics import answered
 from .candidates import Candidate, closeness, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
 from .context import Context, Found, from_plain, plain
 from .probes import Labelled, Probe, probe
-from .subspaces import answered, traffic
+from .subspaces import traffic
 
 SHARE = 0.01
 """Part of the effect below which a proposal is no candidate."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
-from ...interventions.sweep import gradients
-from ...interventions.taps import Tap
+from ...interventions.gradients import gradients
 from ...tasks import Prompts
 from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange
-from ..loader import PromptLoader
 
 USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
 """The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
@@ -144,67 +141,3 @@ def linear_cka(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     a, b = a - a.mean(0), b - b.mean(0)
     cross = np.linalg.norm(a.T @ b) ** 2
     return float(cross / max(float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b)), 1e-300))
-
-
-def shuffled_weights(model: Any, seed: int) -> Any:
-    """A copy of the model with the entries of every weight tensor in another order: the control on random weights."""
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return other
-
-
-def reinitialised(model: Any, seed: int) -> Any:
-    """A copy of the model whose weight matrices are drawn anew: normal, with the mean and spread of each one's entries.
-
-    What training seldom arranges stays as it is: vectors (norms, biases, D) and the decays of a scan (``A_log``), so
-    that the copy runs at the model's own scale and time scales.
-    """
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in other.named_parameters():
-            if parameter.dim() > 1 and not name.endswith("A_log"):
-                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                spread, mean = parameter.double().std().cpu(), parameter.double().mean().cpu()
-                parameter.copy_((drawn * spread + mean).to(parameter))
-    return other
-
-
-def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
-    """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
-
-    Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers
-    were dealt out among the prompts anew. Both are of the whole set, whatever its batches.
-    """
-    said, accepted = [], []
-    with torch.no_grad():
-        for batch in loader:
-            asked = batch.last()
-            logits, _ = model.trace(batch.tokens, Tap(), logits_at=asked.positions)
-            said.append(logits[:, 0].argmax(-1).cpu())
-            accepted.append(asked.good()[:, 0].cpu())  # [prompt, accepted id]
-    return by_chance(torch.cat(said), side_by_side(accepted))
-
-
-def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether what is said [n] is among the accepted ids [n, A] (-1 is none), and in how many of the others', [n] each.
-
-    Each id counts once for a prompt.
-    """
-    size = int(max(said.max(), accepted.max())) + 1
-    takes = torch.zeros(size + 1, dtype=torch.float64)
-    for ids in accepted:
-        takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
-    right = (accepted == said[:, None]).any(1).double()
-    others = max(len(said) - 1, 1)
-    return right, (takes[said] - right) / others
-
-
-def side_by_side(columns: Sequence[Tensor]) -> Tensor:
-    """Ids [n, A] of several batches as one, filled up with -1 where A differs."""
-    width = max(column.shape[1] for column in columns)
-    return torch.cat([torch.nn.functional.pad(column, (0, width - column.shape[1]), value=-1) for column in columns])

@@ -16,19 +16,21 @@ import torch
 from torch import Tensor
 
 from ...interventions.run import run
+from ...interventions.sites import layer_sites
 from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
-from ...utils.options import option
+from ...utils.options import listed, option
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, StagedAnalyzer
+from ..effect_tables import few_notes
 from ..interchange import CORRUPTIONS, METRICS, Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..options import OwnTask
-from .panels import Panel, layer_sites, panels
-from .results import few_notes, numbers
+from ..options import OwnTask, unfit
+from .panels import Panel, panels
+from .results import numbers
 
 
 @dataclass(frozen=True)
@@ -272,10 +274,6 @@ class CausalTracer(StagedAnalyzer):
         return shown
 
 
-def listed(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def kinds_of(model: Any) -> list[str]:
     return [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
 
@@ -284,15 +282,6 @@ def refuse(config: TraceConfig, task: TaskConfig) -> str | None:
     if task.name == "prompt" and (config.corruption == "twin" or config.metric == "logit_diff"):
         return "one prompt has no counterfactual twin; choose the corruption noise and the metric answer_logprob"
     return unfit(task, config.metric)
-
-
-def unfit(task: TaskConfig, metric: str) -> str | None:
-    """Why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
-    if task.name == "text":
-        return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
-    if task.name in ("file", "prompt") and task.answers == "whole" and metric == "logit_diff":
-        return "the logit difference is of one answer token; choose answer_logprob or the first token of the answers"
-    return None
 
 
 def work(config: TraceConfig) -> str:

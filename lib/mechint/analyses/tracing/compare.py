@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ...report import markdown, style
 from ...report.along import MOST, Track, axis_of, write_along
-from ...report.finished import valid
+from ...report.finished import run_names, valid
+from ...report.maps import Grid, grid, heat, layer_axis
 from ...report.members import Warned, gathered, member_html, member_markdown
 from ...report.page import bullets, page, picture
 from ...report.page import table as html_table
@@ -23,8 +24,7 @@ from ...report.words import between, number
 from ...utils.errors import MechintError
 from ...utils.files import read_torch, write_json, write_text
 from ...utils.statistics import ClusterBootstrap
-from ..circuits.pages.compare import run_names
-from .figures import TITLES, Grid, Trace, grid, heat, layer_axis, load_trace
+from .figures import TITLES, Trace, load_trace
 from .report import findings
 
 if TYPE_CHECKING:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...report import style
 from ...report.finished import FinishedRun, read_finished, valid
+from ...report.maps import broken, grid, heat, layer_axis
 from ...utils.errors import MechintError
 from ...utils.files import read_json
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ALPHA = 0.05
@@ -25,7 +23,6 @@ TITLES = {
     "denoise": "clean value restored in the corrupted run",
     "noise": "corrupted value put into the clean run",
 }
-Grid = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,6 @@ def load_trace(run_dir: str | Path) -> Trace:
     return Trace(**vars(found), examples=examples)
 
 
-def grid(panel: dict[str, Any], name: str) -> Grid:
-    """[layer, role] with NaN for what no prompt has."""
-    return np.array([[math.nan if value is None else value for value in row] for row in panel[name]], dtype=np.float64)
-
-
 def draw_roles(trace: Trace, direction: str, path: Path) -> Path:
     """Heatmaps of the mean effect: one panel for each kind of site, token roles down, layers across."""
     kinds = trace.panels(direction)
@@ -111,28 +103,6 @@ def roles_figure(figure: Figure, trace: Trace, direction: str, columns: int) -> 
     tested = "no p-values" if trace.metrics["total_effect"].alone else f"dots: p ≤ {ALPHA:g}, adjusted for all cells"
     label = f"effect ({trace.unit}); {tested}"
     figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)
-
-
-def broken(name: str) -> str:
-    """A map's name in lines that narrow maps have room for."""
-    return name.replace(" without ", "\nwithout ")
-
-
-def heat(axes: Axes, values: Grid, limit: float) -> Any:
-    """A map on a scale centred on zero; what no prompt has is grey."""
-    axes.set_facecolor("#D0D0D0")
-    axes.grid(False)
-    return axes.imshow(
-        np.ma.masked_invalid(values), cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
-
-
-def layer_axis(axes: Axes, layers: int) -> None:
-    step = -(-layers // 8)
-    axes.set_xticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])
-    axes.tick_params(axis="x", labelbottom=True)
-    axes.set_xlabel("layer")
 
 
 def draw_layers(trace: Trace, direction: str, path: Path) -> Path:

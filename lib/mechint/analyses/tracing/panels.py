@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...interventions.edits import Edit
+from ...interventions.sites import layer_sites
 from ..interchange import Interchange
 
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
@@ -43,11 +44,6 @@ class Panel:
                 values = [(site, donor[site]) for site in sites] + [(site, own[site]) for site in held]
                 rows.append([Edit(site, "replace", value[:, p : p + 1], positions=[p]) for site, value in values])
         return rows
-
-
-def layer_sites(model: Any, kind: str) -> list[str]:
-    """The sites of one kind in all layers, bottom up."""
-    return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]
 
 
 def panels(model: Any, kinds: list[str], severed: list[str], window: int, direction: str) -> list[Panel]:

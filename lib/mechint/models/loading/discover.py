@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import glob
-import re
 from pathlib import Path
 
 from ...utils.errors import MechintError
+from ...utils.files import natural_key
 from ...utils.options import named
 from .checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
 from .hub import is_hub_id, path_exists, refuse_missing_path, todays_name
-
-
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names as numbers: step2 before step10, V2 before V10."""
-    parts = re.split(r"(\d+)", text)  # text and digits take turns, so equal places have equal types
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
 def find_checkpoints(pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...interventions.taps import Site, find_sites
+from ...interventions.sites import Site, find_sites
 from ...utils.errors import MechintError, shown
 
 

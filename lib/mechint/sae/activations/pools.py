@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...interventions.taps import Tap, find_sites
+from ...interventions.sites import find_sites
+from ...interventions.taps import Tap
 from ...tasks import mix
 from ...utils import workers
 from ...utils.errors import MechintError

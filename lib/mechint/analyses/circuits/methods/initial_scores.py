@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..bench import METRICS, Bench, attribute, cost
-from ..evidence_minimality import removed
+from ..evidence import removed
 from ..search import start_logits
 
 EXACT_UNITS = 4096

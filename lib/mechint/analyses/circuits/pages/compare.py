@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from ....report import markdown, style
 from ....report.along import MOST, Track, axis_of, write_along
+from ....report.finished import run_names
 from ....report.members import Warned, gathered, member_html, member_markdown
 from ....report.page import bullets, page, picture
 from ....report.page import table as html_table
 from ....report.values import Value
-from ....report.words import MEANINGS, amount, findings, interval, percent, units_name
+from ....report.words import percent
 from ....utils.errors import MechintError
 from ....utils.files import write_json, write_text
 from ..results import Results, load_results, overlap
 from .variants import NOISE, Difference, differences, sentence, variant_of
 from .variants import rows as difference_rows
+from .words import MEANINGS, amount, findings, interval, units_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,17 +124,6 @@ def circuit_tracks(runs: list[Results], last: int | None) -> list[Track]:
         values = [counted(overlap(run.circuit, runs[last].circuit)) for run in runs]
         tracks.append(Track("overlap_last", "overlap with the last circuit (Jaccard)", values, False, True))
     return tracks
-
-
-def run_names(directories: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell the runs apart."""
-    parts = [directory.absolute().parts for directory in directories]
-    longest = max(map(len, parts))
-    for depth in range(1, longest + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise MechintError("the same run directory is named twice; name each run once")
 
 
 def circuit_overlap(runs: Sequence[Results]) -> tuple[list[list[float]] | None, str]:

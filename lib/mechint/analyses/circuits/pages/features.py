@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ....report.words import number, percent
+from ....report.words import legible, number, percent
 from ....utils.files import read_json
-from ...dictionaries.feature_browser import legible, write_dictionary_page
+from ...dictionaries.feature_browser import write_dictionary_page
 from ..results import Results, load_masks
 
 FEATURES = ("site", "latent", "attribution", "faithfulness lost without it", "raises", "strongest context")

@@ -8,9 +8,10 @@ from math import log
 
 from ....report.style import nice_log_ticks, share_label
 from ....report.values import Value
-from ....report.words import curve_name, percent, units_name
+from ....report.words import percent
 from ..figures import FLOOR, target_faithfulness
 from ..results import Results
+from .words import curve_name, units_name
 
 WIDTH, HEIGHT = 900, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 16, 46

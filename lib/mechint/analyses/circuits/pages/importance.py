@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ....report import style
-from ....report.words import HEADED, METRICS, MINUS, metric_name
+from ....report.words import MINUS
 from ..results import PATHS, Layer, Results, load_masks
+from .words import HEADED, METRICS, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

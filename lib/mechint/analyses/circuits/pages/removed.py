@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ....report.words import number, percent, unit_in
+from ....report.words import number, percent
 from ..results import Removed, Results
+from .words import unit_in
 
 ALPHA = 0.05
 WORST = 10  # rows of the table; results.json has every unit that was tried

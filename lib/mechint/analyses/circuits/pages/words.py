@@ -1,0 +1,335 @@
+"""What the numbers of a circuit mean, and how they are written: shared by the Markdown, the page and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ....report.values import Value
+from ....report.words import number, percent
+from ..results import PATHS, Layer, Results, Search, overlap
+
+UNITS = {
+    "channel": "SSM channels",
+    "mode": "(channel, state) modes",
+    "path": "paths",
+    "layer": "layers",
+    "kv": "K and V channels",
+    "k": "K channels",
+    "v": "V channels",
+    "q": "Q channels",
+    "o": "O channels",
+    "head": "attention heads",
+    "mlp": "MLP neurons",
+    "latent": "latents and errors",
+}
+
+
+HEADED = ("kv", "k", "v", "q", "o")
+"""Units that are dimensions of heads."""
+
+
+METRICS = {
+    "kl": ("KL to the full model", "nats"),
+    "logit_diff": ("logit difference", "logits"),
+    "answer_logprob": ("log-probability of the answer", "nats"),
+    "loss": ("loss", "nats"),
+    "perplexity": ("perplexity", ""),
+    "accuracy": ("accuracy", ""),
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a metric is called, written (``count``, ``share`` or ``metric``: in the metric's own unit) and read."""
+
+    label: str
+    kind: str
+    sentence: str
+
+
+MEANINGS = {
+    "units_total": Meaning("Units in the model", "count", "Everything that could be kept or dropped."),
+    "units_kept": Meaning("Units kept", "count", "The size of the circuit, after its search and after pruning."),
+    "units_kept_k": Meaning("K channels kept", "count", "Dimensions of heads' keys among them."),
+    "units_kept_v": Meaning("V channels kept", "count", "Dimensions of heads' values among them."),
+    "faithfulness": Meaning(
+        "Faithfulness",
+        "share",
+        "How much of the way from the empty to the full model the circuit alone goes; 100 % is the full model.",
+    ),
+    "units_kept_unpruned": Meaning(
+        "Units kept before pruning", "count", "What the search itself kept, before units were removed and exchanged."
+    ),
+    "faithfulness_unpruned": Meaning(
+        "Faithfulness before pruning",
+        "share",
+        "That of the circuit as the search found it; units go by discovery prompts, which can cost it here.",
+    ),
+    "completeness": Meaning(
+        "Completeness",
+        "share",
+        "How much of the behaviour is gone when only the circuit is dropped; high: little of the work is elsewhere.",
+    ),
+    "complement_faithfulness": Meaning(
+        "Faithfulness of the complement",
+        "share",
+        "What the model still does with exactly the circuit's units dropped; low means that the circuit is needed.",
+    ),
+    "minimality": Meaning(
+        "Minimality",
+        "share",
+        "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (one-sided "
+        "p ≤ 0.05, adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
+    ),
+    "removable_together": Meaning(
+        "Units that can go together",
+        "count",
+        "The largest set of units, taken in the order of what each costs alone, without all of which the held-out "
+        "faithfulness is not certainly lower (its interval of the drop holds 0); the order is of the same prompts.",
+    ),
+    "kl": Meaning(
+        "KL of the circuit", "nats", "Divergence of the circuit's predictions from the full model's; 0 is identical."
+    ),
+    "metric_full": Meaning("Metric, full model", "metric", "The upper anchor of faithfulness: nothing dropped."),
+    "metric_empty": Meaning("Metric, empty circuit", "metric", "The lower anchor of faithfulness: every unit dropped."),
+    "metric_circuit": Meaning("Metric, circuit", "metric", "The metric with only the circuit kept."),
+    "faithfulness_random": Meaning(
+        "Faithfulness, random circuits",
+        "share",
+        "Control: random units, as many in each layer as the circuit has; median and the middle 95 % of the draws.",
+    ),
+    "faithfulness_random_weights": Meaning(
+        "Faithfulness, random weights",
+        "share",
+        "Control: the same search on the model with random weights; what a mask can fit where nothing was learned.",
+    ),
+    "faithfulness_latents": Meaning(
+        "Faithfulness, its latents alone",
+        "share",
+        "The circuit without the errors it keeps: what its features explain.",
+    ),
+    "faithfulness_errors": Meaning(
+        "Faithfulness, its errors alone",
+        "share",
+        "The errors that the circuit keeps and no latent: what it owes to what the dictionaries do not explain.",
+    ),
+    "faithfulness_all_latents": Meaning(
+        "Faithfulness, every latent",
+        "share",
+        "All latents and no error: the most that features of these dictionaries can explain.",
+    ),
+    "jaccard": Meaning(
+        "Stability (Jaccard)",
+        "share",
+        "Mean overlap of pairs of circuits from different seeds, before pruning; the interval is the least and the "
+        "most alike pair.",
+    ),
+    "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
+    "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
+    "bits_per_byte_full": Meaning(
+        "Bits per byte, full model", "number", "Loss in bits for each byte of the text's answers, whatever its tokens."
+    ),
+    "bits_per_byte_circuit": Meaning("Bits per byte, circuit", "number", "The same with only the circuit kept."),
+    "cosine_bfloat16": Meaning(
+        "Cosine of bfloat16",
+        "number",
+        "Between the mask's gradient in bfloat16, which the search used, and in float32.",
+    ),
+    "accuracy_full": Meaning("Accuracy, full model", "share", "Prompts the full model answers correctly."),
+    "accuracy_circuit": Meaning("Accuracy, circuit", "share", "Prompts the circuit alone answers correctly."),
+}
+
+
+def units_name(results: Results) -> str:
+    return UNITS.get(results.raw["unit"], f"{results.raw['unit']} units")
+
+
+def curve_name(results: Results, curve: str) -> str:
+    """A faithfulness curve in words; attribution has two orders, and the better one is drawn."""
+    by_size = curve == "attribution" and results.raw["curve"].get("attribution_order") == "size"
+    names = {"learned": "learned mask", "attribution": "attribution ranking", "random": "random circuits"}
+    return names[curve] + (" by size" if by_size else "")
+
+
+def metric_name(results: Results) -> tuple[str, str]:
+    """(name, physical unit) of the metric the circuit must preserve."""
+    return METRICS.get(results.raw["metric"], (str(results.raw["metric"]), ""))
+
+
+def amount(name: str, value: float, results: Results) -> str:
+    """A metric's value as it is written: a count, a percentage, or a number with its unit."""
+    meaning = MEANINGS.get(name)
+    if meaning is not None and meaning.kind == "share":
+        return percent(value)
+    unit = {"metric": metric_name(results)[1], "nats": "nats"}.get(meaning.kind if meaning else "", "")
+    return f"{number(value)} {unit}".rstrip()
+
+
+def interval(name: str, value: Value, results: Results) -> str:
+    """``[95.1, 97.2]`` in the value's own unit; a dash for counts, which have none."""
+    if MEANINGS.get(name, Meaning("", "", "")).kind == "count":
+        return "–"
+    if value.alone:
+        return f"({value.interval})"
+    low, high = (amount(name, edge, results).split(" ")[0] for edge in (value.low, value.high))
+    return f"[{low}, {high}]"
+
+
+def with_interval(name: str, results: Results) -> str:
+    value = results.metrics[name]
+    return f"{amount(name, value.value, results)} {interval(name, value, results)}"
+
+
+def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
+    """(name, label, value, interval, n, meaning) of every metric that was measured, in reading order."""
+    known = [name for name in MEANINGS if name in results.metrics]
+    others = sorted(set(results.metrics) - set(known))
+    rows = []
+    for name in (*known, *others):
+        meaning, value = MEANINGS.get(name, Meaning(name, "number", "")), results.metrics[name]
+        shown = amount(name, value.value, results)
+        rows.append((name, meaning.label, shown, interval(name, value, results), f"{value.n:,}", meaning.sentence))
+    return rows
+
+
+def replacement(raw: Mapping[str, Any]) -> str:
+    """What a dropped unit was replaced by, in the analysis' own words; older results name the ablation alone."""
+    return str(raw.get("ablation_words", f"what the {raw['ablation']} ablation puts in its place"))
+
+
+def headline(results: Results) -> str:
+    """The result in one sentence."""
+    raw, faithfulness = results.raw, results.metrics["faithfulness"]
+    return (
+        f"{results.kept:,} of {results.total:,} {units_name(results)} ({percent(results.kept / results.total)}) reach a"
+        f" faithfulness of {percent(faithfulness.value)} {interval('faithfulness', faithfulness, results)} on"
+        f" {faithfulness.n:,} held-out prompts of {raw['task'].get('name', 'the task')}; every other unit is"
+        f" replaced by {replacement(raw)}."
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One control, read: it either supports the circuit or warns against it."""
+
+    good: bool
+    text: str
+
+
+def findings(results: Results) -> Iterator[Finding]:
+    """How the controls came out, in plain words, by rules fixed beforehand: intervals that do not meet."""
+    circuit = results.metrics["faithfulness"]
+    random = results.metrics.get("faithfulness_random")
+    if random is not None:
+        good = circuit.low > random.high
+        yield Finding(
+            good,
+            f"Random circuits of the same size reach {with_interval('faithfulness_random', results)}: "
+            + (
+                "the circuit lies above the whole band."
+                if good
+                else "the circuit does NOT lie clearly above this band."
+            ),
+        )
+    weights = results.metrics.get("faithfulness_random_weights")
+    if weights is not None:
+        apart, half = circuit.low > weights.high, weights.value < circuit.value / 2
+        yield Finding(
+            apart and half,
+            f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
+            + (
+                "most of the circuit's faithfulness is owed to what the model has learned."
+                if apart and half
+                else "the circuit is better, but a mask alone fits MOST of that; take the size and the other controls"
+                " as the evidence."
+                if apart
+                else "its interval meets the circuit's, so faithfulness alone is NO evidence of a learned circuit; take"
+                " the other controls."
+                if weights.value < circuit.value
+                else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
+            ),
+        )
+    yield from _necessity_and_stability(results)
+
+
+def _necessity_and_stability(results: Results) -> Iterator[Finding]:
+    latents = results.metrics.get("faithfulness_latents")
+    if latents is not None:
+        good = latents.value > results.metrics["faithfulness"].value / 2
+        yield Finding(
+            good,
+            f"Without the errors that it keeps it reaches {with_interval('faithfulness_latents', results)}"
+            ": " + ("most of it is the work of latents." if good else "MOST of it is no feature's work."),
+        )
+    rest = results.metrics.get("complement_faithfulness")
+    if rest is not None:
+        good = rest.high < results.metrics["faithfulness"].low
+        yield Finding(
+            good,
+            f"Without the circuit the rest of the model reaches {with_interval('complement_faithfulness', results)}: "
+            + (
+                "the circuit is needed, too."
+                if good
+                else "the rest does the task as well, so the circuit is NOT needed."
+            ),
+        )
+    jaccard = results.metrics.get("jaccard")
+    if jaccard is not None:
+        chance = results.kept / (2 * results.total - results.kept)
+        good = jaccard.low > chance
+        yield Finding(
+            good,
+            f"Circuits from different seeds overlap by {with_interval('jaccard', results)} (Jaccard; by chance about"
+            f" {percent(chance)}): "
+            + ("the search finds related units again." if good else "NOT more than by chance."),
+        )
+
+
+def caveats(results: Results) -> list[str]:
+    """The analysis' own notes, then what holds for every circuit of this kind."""
+    raw = results.raw
+    general = [
+        f"Dropped units are replaced by {replacement(raw)} ({raw['ablation']} ablation)."
+        " Circuits found with different ablations are not comparable in size.",
+        f"The interval of the faithfulness is a {results.metrics['faithfulness'].interval}. Intervals cover the"
+        " sampling of prompts (of circuits, for the random band), not the choice of task, metric or ablation.",
+    ]
+    if "accuracy_full" not in results.metrics:
+        general.append("The task has no answers to be right or wrong about, so there is no accuracy.")
+    return [*(str(note) for note in raw["notes"]), *general]
+
+
+def search_name(search: Search) -> str:
+    return search.name + (" (went back to the order it began in)" if search.went_back else "")
+
+
+def seed_overlap(results: Results) -> tuple[list[str], list[list[float]]]:
+    """Names of the searches on the trained weights and the matrix of their Jaccard indices."""
+    trained = results.of_weights("trained")
+    return [s.name for s in trained], [[overlap(a.units, b.units) for b in trained] for a in trained]
+
+
+def unit_label(unit: tuple[int, ...], kind: str) -> str:
+    """7, (7, 3), the name of a path, or K 2.13: head 2, dimension 13."""
+    if kind in HEADED:
+        *sort, head, dimension = unit
+        return f"{'KV'[sort[0]] if sort else kind.upper()} {head}.{dimension}"
+    if kind == "path" and len(unit) == 1 and unit[0] < len(PATHS):
+        return PATHS[unit[0]]
+    return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"
+
+
+def unit_in(layer: Layer, unit: tuple[int, ...], kind: str) -> str:
+    """:func:`unit_label`, and of latents the error for the last one."""
+    return "error" if kind == "latent" and unit == (layer.total - 1,) else unit_label(unit, kind)
+
+
+def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
+    """The kept units of a layer as text; ``most`` of them, and how many more."""
+    if kind == "layer":
+        return "kept" if layer.units else "dropped"
+    shown = [unit_in(layer, unit, kind) for unit in layer.units[:most]]
+    more = layer.kept - len(shown)
+    return ", ".join(shown) + (f" … and {more:,} more" if more else "") if shown else "none"

@@ -1,0 +1,90 @@
+"""Tables of effects with intervals and adjusted p-values, shared by tracing and patching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined
+from ..utils.step_down import adjusted
+
+
+def ratio(
+    bootstrap: ClusterBootstrap, means: Array, present: NDArray[np.bool_], total: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
+
+    ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1. Returns the
+    ratios, both edges of their intervals and their p-values, adjusted for all cells (:mod:`.utils.step_down`); each
+    [panel, layer, role], NaN where no prompt has the cell, and all but the ratio where too few clusters do.
+    """
+    weight = np.ones(len(means)) if total is None else total
+    flat, there = np.nan_to_num(means).reshape(len(means), -1), present.reshape(len(means), -1)
+    parts = []
+    step = max(1, ROOM // len(bootstrap.weights))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for start in range(0, flat.shape[1], step):
+            here = slice(start, start + step)
+            below = there[:, here] * weight[:, None]
+            parts.append(bootstrap.tested(np.divide, flat[:, here], below, present=there[:, here]))
+    found = joined(parts)
+    shape = means.shape[1:]
+    value = np.where(there.any(0), found.value, np.nan)
+    edges = (value, found.low, found.high, adjusted(bootstrap, found))
+    point, low, high, p = (side.reshape(shape) for side in edges)
+    return point, low, high, p
+
+
+def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
+    """What so few subjects or templates can't say."""
+    few = len(set(templates.tolist()))
+    if len(templates) == 1:
+        return [f"One prompt was {done}: no interval and no p-value, and nothing about other prompts"]
+    if few == 1:
+        return [f"Prompts of one subject or template were {done}: no interval and no p-value"]
+    if few < FEWEST:
+        return [
+            f"Prompts of {few} different subjects or templates were {done}: no interval (it takes {FEWEST}) and no "
+            f"p-value (it takes {FEWEST_TESTED})"
+        ]
+    sizes = np.unique(templates, return_counts=True)[1].astype(np.float64)
+    if float(effective(sizes)) < FEW:
+        untested = f", and there is no p-value (it takes {FEWEST_TESTED})" if few < FEWEST_TESTED else ""
+        apart = (
+            "" if float(effective(sizes)) > 0.95 * few else f", which say as much as {effective(sizes):.1f} of one size"
+        )
+        return [
+            f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and hold the truth in "
+            f"fewer than 95 % of samples where effects are skewed{untested}"
+        ]
+    return []
+
+
+def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) -> list[float | None]:
+    """Pearson correlation of attribution patching's estimate with the exact effect, for each panel."""
+    if f"{direction} estimates" not in found[0]:
+        return [None] * len(found[0][direction])
+    pairs = []
+    for part in found:
+        answered = part["right"].numpy()
+        exact, guess = (part[name].numpy()[..., answered] for name in (direction, f"{direction} estimates"))
+        pairs.append((exact.reshape(len(exact), -1), guess.reshape(len(guess), -1)))
+    exact, guess = (np.concatenate(side, 1) for side in zip(*pairs, strict=True))
+    values: list[float | None] = []
+    for a, b in zip(exact, guess, strict=True):
+        defined = np.isfinite(b).all() and a.std() > 0 and b.std() > 0
+        values.append(float(np.corrcoef(a, b)[0, 1]) if defined else None)
+    return values
+
+
+def table(values: Array) -> list[list[float | int | None]]:
+    """[layer, role] as JSON; None for what no prompt has, and for intervals and p-values of what one alone has."""
+    return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON has it."""
+    return None if np.isnan(value) else float(value)

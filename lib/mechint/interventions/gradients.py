@@ -1,0 +1,68 @@
+"""Gradients of a metric at sites: what attribution patching multiplies with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .edits import Edit, check_edits
+from .run import check_tokens
+from .sites import find_sites
+from .sweep import Metric
+from .taps import Tap
+
+
+def gradients(
+    model: Any,
+    tokens: Tensor,
+    sites: Iterable[str],
+    metric: Metric,
+    edits: Sequence[Edit] = (),
+    logits_at: Tensor | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values and gradients of the summed metric at all sites, by one forward and one backward.
+
+    (gradient · (other value - value)).sum() over a unit's entries is attribution patching (Nanda 2023; Syed et al.
+    2023), the linear estimate of what :func:`sweep` measures.
+
+    Args:
+        sites: Names or shell patterns.
+        metric: Of logits [row, wanted, vocabulary], to anything; its sum is differentiated.
+
+    Returns:
+        (values, gradients) by site name, each of the site's shape; a site that cannot reach the metric has zeros.
+    """
+    check_tokens(model, tokens)
+    names = find_sites(model.sites, sites)
+    tap = Tap(names, check_edits(model.sites, edits, *tokens.shape))
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    # what a later position reads of these is not the recorded tensor, so the gradient is that of a shift by zero
+    shifts = {
+        name: torch.zeros(*tokens.shape, *model.sites[name].units, dtype=dtype, device=tokens.device).requires_grad_()
+        for name in names
+        if name.rpartition(".")[2] in model.carried_sites
+    }
+    for edit in check_edits(model.sites, [Edit(name, "add", shift) for name, shift in shifts.items()], *tokens.shape):
+        tap.edits[edit.site] = [*tap.edits.get(edit.site, []), edit]
+    with torch.enable_grad():
+        held = [parameter.requires_grad for parameter in model.parameters()]
+        try:
+            model.requires_grad_(False)
+            # a leaf at the bottom: everything above it has a gradient and no weight does; what is replaced gets it anew
+            leaf = torch.zeros((), device=tokens.device, requires_grad=True)
+            replaced = {name for name, edits in tap.edits.items() if any(edit.mode == "replace" for edit in edits)}
+            for name in {*model.first_sites, *replaced} - shifts.keys():
+                tap.edits[name] = [*tap.edits.get(name, []), Edit(name, "add", leaf)]
+            logits, _ = model.trace(tokens, tap, None, logits_at)
+        finally:
+            for parameter, was in zip(model.parameters(), held, strict=True):
+                parameter.requires_grad_(was)
+        ends = [shifts.get(name, tap.values[name]) for name in names]
+        found = torch.autograd.grad(metric(logits).sum(), ends, allow_unused=True)
+    values = {name: tap.values[name].detach() for name in names}
+    return values, {
+        name: torch.zeros_like(values[name]) if grad is None else grad for name, grad in zip(names, found, strict=True)
+    }
