@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .utils import interrupts  # noqa: F401  (before what takes seconds)
 
 # isort: split
+from . import old_paths
 from .interventions.edits import Edit
 from .interventions.run import Generation, Run, generate, run
 from .interventions.watch import watch
@@ -35,6 +36,9 @@ _LATER = {
     "run_sae_analysis": "runner.mechanistic",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }
+
+
+old_paths.install()
 
 
 def __getattr__(name: str) -> Any:

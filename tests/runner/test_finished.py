@@ -24,6 +24,7 @@ from mechint.runner.experiment import Experiment, run_experiment
 from mechint.sae import SAEConfig
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError
+from mechint.utils.rundir import body
 from tests.helpers.experiments import SSM, checkpoint
 from tests.helpers.experiments import experiment as asked
 
@@ -174,3 +175,16 @@ def test_analyses_come_behind_those_that_they_take_results_of() -> None:
     }
     with pytest.raises(ValueError, match="no order fits"):
         in_order(round_)
+
+
+def test_the_code_digest_is_of_what_computes_and_not_of_where_it_lies(tmp_path: Path) -> None:
+    """A moved file and another import path are the same code; another number is not."""
+    here, there = tmp_path / "a.py", tmp_path / "room" / "b.py"
+    there.parent.mkdir()
+    here.write_text("from .a import one\n\n\ndef two() -> int:\n    return 2 * one\n")
+    there.write_text(
+        "from ..room.b import (\n    one,\n)\n\ndef two() -> int:\n    from os import path\n    return 2 * one\n"
+    )
+    assert body(here) == body(there) == b"def two() -> int:\n    return 2 * one"
+    there.write_text("def two() -> int:\n    return 3 * one\n")
+    assert body(here) != body(there)

@@ -12,7 +12,7 @@ from ..ground_truth import GROUPS, MODELS
 from ..utils import files, workers
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check
-from ..utils.rundir import check_writable, fingerprint, finished, noted
+from ..utils.rundir import check_writable, code_digest, fingerprint, finished, noted
 from .options import ScorecardConfig
 
 OPTION = "--output-dir"
@@ -38,12 +38,7 @@ def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, An
     said = dataclasses.asdict(config)
     said["models"] = ",".join(name.strip() for name in config.models.split(","))
     del said["output_dir"], said["rerun"]
-    return {**said, "code": fingerprint(sources())[:12], "outside": sorted(outside)}
-
-
-def sources() -> list[str]:
-    """Hashes of the library's files: other code, other scores."""
-    return [files.sha256(path) for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py"))]
+    return {**said, "code": code_digest(), "outside": sorted(outside)}
 
 
 def standing(folder: Path, key: dict[str, Any], rerun: bool) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -44,15 +45,26 @@ PAGES = frozenset({"report", "pages", "figures", "feature_browser", "wandb"})
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of the version and of the sources that compute results: other code, other results.
+    """Digest of the sources that compute results: other code, other results.
 
-    The reports and their words are left out, since they change no number.
+    It is of what stands in the files, not of where they lie: import statements and paths are left out, so that moved
+    code is the same code. Reports and their words change no number and are left out, too.
     """
     root = Path(__file__).resolve().parents[1]
-    paths = sorted(path for kind in ("*.py", "*.c") for path in root.rglob(kind))
+    paths = (path for kind in ("*.py", "*.c") for path in root.rglob(kind))
     drawn = lambda path: path.stem in PAGES or not PAGES.isdisjoint(path.relative_to(root).parts)
-    kept = [path for path in paths if not drawn(path)]
-    return fingerprint([[str(path.relative_to(root)), files.sha256(path)] for path in kept])[:16]
+    return fingerprint(sorted(hashlib.sha256(body(path)).hexdigest() for path in paths if not drawn(path)))[:16]
+
+
+IMPORTS = re.compile(r"^[ \t]*(?:from [.\w]+ import (?:\([^)]*\)|[^\n(]*)|import [^\n]*)$", re.MULTILINE)
+
+
+def body(path: Path) -> bytes:
+    """A source file without its import statements and empty lines."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = "\n".join(line for line in IMPORTS.sub("", text).splitlines() if line.strip())
+    return text.encode()
 
 
 class Stages:
