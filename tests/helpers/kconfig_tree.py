@@ -31,6 +31,10 @@ class Tree:
         for file in (*ROOT.glob("Kconfig*"), ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
             shutil.copy(file, root / file.name)
         (root / "scripts/__init__.py").touch()
+        for menu in ROOT.glob("lib/mechint/analyses/*/Kconfig*"):
+            copy = root / menu.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(menu, copy)
         (root / "lib/mechint/models/loading").mkdir(parents=True)
         shutil.copy(ROOT / "lib/mechint/models/loading/old_names.py", root / "lib/mechint/models/loading")
         for runner in ("train.py", "run_mechint_analysis.py", "ground_truth.py"):

@@ -59,7 +59,10 @@ def test_an_option_is_named_by_the_way_in(way: None, monkeypatch: pytest.MonkeyP
 
 def test_every_option_that_a_message_names_is_one() -> None:
     """``named("train", "lr")`` of the sources is a field of a configuration, and its symbol stands in a menu."""
-    menus = "".join(path.read_text() for path in [*ROOT.glob("Kconfig*"), *ROOT.glob("*/Kconfig*")])
+    menus = "".join(
+        path.read_text()
+        for path in [*ROOT.glob("Kconfig*"), *ROOT.glob("*/Kconfig*"), *LIBRARY.glob("analyses/*/Kconfig*")]
+    )
     used = set()
     for path in LIBRARY.rglob("*.py"):
         used |= set(re.findall(r"""named\(['"](\w*)['"], ['"](\w+)['"]\)""", path.read_text()))
