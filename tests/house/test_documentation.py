@@ -1,21 +1,25 @@
-"""README and docs name targets, experiments, symbols, flags, files and imports that exist."""
+"""README and docs name targets, experiments, symbols, flags, files and imports that exist, and their Python runs."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import main
 from mechint.runner import command_line
 from scripts import mamba_mechanistic_analysis, train
 from scripts.kconfig.defconfigs import find_all
 from scripts.kconfig.loading import Menu
+from tests.helpers.experiments import checkpoint
 from tests.helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +35,11 @@ PARSERS = {
     "scripts/mamba_mechanistic_analysis.py": mamba_mechanistic_analysis.parser,
 }
 """What reads the flags of each program that the pages name."""
+ELSEWHERE = {
+    *("delta_extraction.py", "causal_analysis.py", "attention_neurons.py", "comparison_wrapper.py"),
+    *("comparison_plots.py", "utils.py", "analyzer.py", "options.py", "report.py"),
+}
+"""Files that the pages name and that are not here by these names: documented ones, and those of a new analysis."""
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
@@ -43,10 +52,24 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     return found
 
 
+def spans() -> list[tuple[str, str]]:
+    """(page, text) of the code within the sentences and tables of every page."""
+    return [
+        (page.name, text)
+        for page in PAGES
+        for text in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
+    ]
+
+
 def commands() -> list[tuple[str, str]]:
-    """(place, command) of every command of every shell block, without comments."""
+    """(place, command) of every command of every shell block and of the text, without comments."""
     found = []
-    for place, text in blocks("sh"):
+    said = [
+        (place, text)
+        for place, text in spans()
+        if re.match(r"(make|python) \S", text) and not {"…", "NAME"} & {*re.findall(r"…|NAME", text)}
+    ]
+    for place, text in [*blocks("sh"), *said]:
         for line in text.replace("\\\n", " ").splitlines():
             for command in re.split(r"&&|\|(?!\|)", line.partition(" #")[0]):
                 if command.strip():
@@ -97,6 +120,48 @@ def test_programs_and_their_flags_exist(place: str, command: str) -> None:
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     if flags:
         assert set(flags) <= {name for action in PARSERS[program]()._actions for name in action.option_strings}, place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_and_files_in_the_text_exist(page: Path) -> None:
+    roots = [ROOT, *(ROOT / folder for folder in ("tests", "lib/mechint", "lib/mechint/analyses"))]
+    said = [text for name, text in spans() if name == page.name]
+    for text in said:
+        if re.fullmatch(r"[\w./-]+\.py", text) and text not in ELSEWHERE:
+            assert any((root / text).is_file() for root in roots), f"{page.name}: {text}"
+        if match := re.match(r"mechint(?:\.[A-Za-z_]\w*)+", text):
+            named(match[0])
+
+
+def named(path: str) -> object:
+    """What a dotted path names: a module, or something in one.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    found: object = importlib.import_module("mechint")
+    names = path.split(".")[1:]
+    for i, name in enumerate(names):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(".".join(["mechint", *names[: i + 1]]))
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/edits.md"])
+def test_the_python_of_a_page_runs_from_its_top(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "output" / "final_model_stepV0.pt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for place, text in blocks("python"):
+        if place.startswith(Path(page).name + ":"):
+            exec(compile(text, place, "exec"), names)
+    model, run = names["model"], names["run"]
+    assert run["layers.0.state"].shape == (1, 5, 14, 5) and run["layers.0.state"][0, 3].abs().max() == 0
+    assert not torch.equal(run.logits, model(names["tokens"]))
+    assert "layers.1.dt" in capsys.readouterr().out or page != "README.md"
 
 
 @pytest.mark.parametrize(("place", "text"), blocks("python"))
