@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units
 from ..tasks import Prompts
@@ -37,7 +38,7 @@ class Ablation:
         by_position: Whether the prompts of the task share a layout, so that a mean of one position makes sense.
     """
 
-    def __init__(self, model: Any, units: Units, method: str, reference: list[Prompts], by_position: bool) -> None:
+    def __init__(self, model: Model, units: Units, method: str, reference: list[Prompts], by_position: bool) -> None:
         if method == "counterfactual" and any(batch.twins is None for batch in reference):
             raise MechintError(
                 "the counterfactual ablation needs prompts with counterfactual twins, and this task has none; "

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..tasks import Prompts
 from ..utils import files, options, workers
@@ -46,7 +47,7 @@ class StagedAnalyzer:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: Any,
         device: str | torch.device = "cpu",
         *,
@@ -183,7 +184,7 @@ class Study(StagedAnalyzer, ABC):
 
     name = ""
 
-    def __init__(self, model: Any, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
+    def __init__(self, model: Model, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
         options.check(config, self.name)
         super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
@@ -202,12 +203,12 @@ class Study(StagedAnalyzer, ABC):
 
 
 @torch.no_grad()
-def values_of(model: Any, prompts: Prompts, sites: Iterable[str]) -> dict[str, Tensor]:
+def values_of(model: Model, prompts: Prompts, sites: Iterable[str]) -> dict[str, Tensor]:
     """The sites of a run, each [prompt, position, unit]: heads and their dimensions are one axis of units."""
     found = run(model, prompts.tokens, sites, logits_at=prompts.positions[:, :0]).values
     return {name: value.flatten(2) for name, value in found.items()}
 
 
-def width(model: Any, site: str) -> int:
+def width(model: Model, site: str) -> int:
     """Units of a site: heads times their dimensions."""
     return int(torch.tensor(model.sites[site].units).prod())

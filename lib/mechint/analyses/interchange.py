@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..tasks import Prompts, mix
@@ -81,7 +82,7 @@ class Interchange:
     """
 
     def __init__(
-        self, model: Any, prompts: Prompts, corruption: Corruption, direction: str, metric: str, whole: bool = False
+        self, model: Model, prompts: Prompts, corruption: Corruption, direction: str, metric: str, whole: bool = False
     ) -> None:
         known(corruption.method, (*CORRUPTIONS, "values", "none"), "corruption")
         known(direction, DIRECTIONS, "direction")
@@ -191,6 +192,6 @@ class Interchange:
         return {site: self.by_prompt(value.movedim(kept, 1).flatten(2).sum(-1).T) for site, value in change.items()}
 
 
-def deviation(model: Any) -> float:
+def deviation(model: Model) -> float:
     """Standard deviation of the entries of the embedding matrix, measured on the loaded model."""
     return float(model.embeddings.detach().double().std())

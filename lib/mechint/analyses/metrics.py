@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.taps import Tap
 from ..tasks import Prompts, pooled
 from ..utils.errors import MechintError, did_you_mean
@@ -36,7 +37,7 @@ METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
 """Metrics that need no other model's predictions; see :func:`answer_metric`."""
 
 
-def remedy(model: Any, task: Any) -> str:
+def remedy(model: Model, task: Any) -> str:
     """What to do where a model does not answer, by what the cause can be, as the beginning of a sentence.
 
     Of text the tokens may be others than the model knows; a model that was trained on this very task may need more of
@@ -211,7 +212,7 @@ def shares(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).softmax(-1)
 
 
-def answered(loader: PromptLoader, model: Any) -> tuple[Tensor, Tensor]:
+def answered(loader: PromptLoader, model: Model) -> tuple[Tensor, Tensor]:
     """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
 
     Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..interventions.model import Model
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown
@@ -147,7 +148,7 @@ def layer_list(said: str, layers: int, where: str) -> list[int]:
     return sorted(set(found))
 
 
-def unit_sites(model: Any, said: str, usual: Iterable[str], where: str) -> list[str]:
+def unit_sites(model: Model, said: str, usual: Iterable[str], where: str) -> list[str]:
     """Kinds of site whose last axes number the units of a layer, as an option names them.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..interventions.model import Model
 from ..tasks.base import mix
 from ..utils.statistics import Number, number, t_quantile
 from .random_weights import reinitialised, shuffled_weights
@@ -24,7 +25,7 @@ MODELS = 6
 MAKERS: dict[str, Callable[[Any, int], Any]] = {"shuffled": shuffled_weights, "drawn anew": reinitialised}
 
 
-def random_models(model: Any, seed: int, count: int = MODELS) -> Iterator[tuple[str, Any]]:
+def random_models(model: Model, seed: int, count: int = MODELS) -> Iterator[tuple[str, Any]]:
     """(how it was made, model), the two ways in turn."""
     for k in range(count):
         name = list(MAKERS)[k % len(MAKERS)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..interventions.model import Model
 from ..tasks.base import mix
 from ..utils.errors import MechintError
 from ..utils.statistics import Number, number
@@ -29,7 +30,7 @@ def quantity(name: str, value: Number, site: str | None = None, layer: int | Non
     return {"quantity": name, "site": site, "layer": layer, "number": value}
 
 
-def shuffled_models(model: Any, seed: int, count: int) -> Iterator[Any]:
+def shuffled_models(model: Model, seed: int, count: int) -> Iterator[Any]:
     """Copies of a model, each with the entries of every weight in another order; the same ones for the same seed."""
     for k in range(count):
         yield shuffled_weights(model, mix(seed, "shuffled weights", k))
@@ -104,7 +105,7 @@ def told_apart(found: dict[str, Any] | None) -> list[str]:
     return [f"  {apart} of {len(known)} quantities differ from those of the {models} with shuffled weights"]
 
 
-def shuffled_weights(model: Any, seed: int) -> Any:
+def shuffled_weights(model: Model, seed: int) -> Any:
     """A copy of the model with the entries of every weight tensor in another order: the control on random weights."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +116,7 @@ def shuffled_weights(model: Any, seed: int) -> Any:
     return other
 
 
-def reinitialised(model: Any, seed: int) -> Any:
+def reinitialised(model: Model, seed: int) -> Any:
     """A copy of the model whose weight matrices are drawn anew: normal, with the mean and spread of each one's entries.
 
     What training seldom arranges stays as it is: vectors (norms, biases, D) and the decays of a scan (``A_log``), so

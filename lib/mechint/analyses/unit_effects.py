@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..interventions.units import Block, UnitKind, Units
@@ -75,7 +76,7 @@ class Effects:
     """
 
     def __init__(
-        self, model: Any, kinds: list[str], layers: list[int], ablation: str, reference: list[Prompts], aligned: bool,
+        self, model: Model, kinds: list[str], layers: list[int], ablation: str, reference: list[Prompts], aligned: bool,
         metric: str, memory_mib: float = 1024,
     ) -> None:  # fmt: skip
         self.model, self.metric, self.memory_mib = model, metric, memory_mib

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.sites import layer_sites
 from ..scan.checks import accumulate
 from ..scan.selective import read_out
@@ -31,7 +31,7 @@ class Parts:
     chosen: tuple[int, ...]
 
     @staticmethod
-    def of(model: Any, kind: str) -> Parts:
+    def of(model: Model, kind: str) -> Parts:
         sites = tuple(layer_sites(model, kind))
         first = model.sites[sites[0]]
         per_layer = first.units[0]
@@ -66,7 +66,7 @@ class Parts:
         return torch.cat([found[site] for site in sites])
 
 
-def part_kinds(model: Any) -> list[str]:
+def part_kinds(model: Model) -> list[str]:
     """The sites of a layer whose units can be patched."""
     names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
     return [name for name in names if name not in NOT_PATCHED]

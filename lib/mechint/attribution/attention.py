@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..scan.attention import NEEDS, hidden_attention
 from ..scan.checks import accumulate, check_range
 
 
 @torch.no_grad()
-def attention_map(model: Any, tokens: Tensor, layer: int, reduce: str = "weights", **options: Any) -> Tensor:
+def attention_map(model: Model, tokens: Tensor, layer: int, reduce: str = "weights", **options: Any) -> Tensor:
     """:func:`hidden_attention` of one layer on tokens [batch, position], with its u, gate and W_out where needed."""
     check_range("attention_map", "layer", [layer], 0, len(model.layers))
     sites = [f"layers.{layer}.{name}" for name in ("dt", "B", "C", "u", "gate")]
@@ -29,7 +30,7 @@ NUMBERS = 1 << 24
 
 
 def attention_maps(
-    model: Any, layer: int, values: dict[str, Tensor], slopes: dict[str, Tensor]
+    model: Model, layer: int, values: dict[str, Tensor], slopes: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(|α|, max(0, ∂m/∂α · α)), means over the channels or heads, [prompt, i, j] in float64 on the CPU."""
     at = lambda name: f"layers.{layer}.{name}"

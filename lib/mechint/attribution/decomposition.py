@@ -21,12 +21,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..models.mamba import Layer
 from ..scan.checks import accumulate
@@ -63,7 +63,7 @@ class Decomposition:
 
 @torch.no_grad()
 def decompose(
-    model: Any,
+    model: Model,
     tokens: Tensor,
     layer: int,
     reduce: str = "norm",
@@ -109,7 +109,7 @@ def decompose(
 class Block:
     """One block's tensors of one run, and its terms."""
 
-    def __init__(self, model: Any, tokens: Tensor, layer: int) -> None:
+    def __init__(self, model: Model, tokens: Tensor, layer: int) -> None:
         names = [f"layers.{layer}.{site}" for site in SITES]
         found = run(model, tokens, names, logits_at=tokens.new_zeros(len(tokens), 0))
         self.at = dict(zip(SITES, (found[name] for name in names), strict=True))

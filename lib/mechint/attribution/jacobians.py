@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..scan import states
 from ..scan.checks import accumulate
@@ -75,7 +76,7 @@ class Slab(NamedTuple):
 
 
 @torch.no_grad()
-def linearise(model: Any, tokens: Tensor, layer: int) -> Linearised:
+def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
     """What the derivatives of one layer are made of, from one run.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..utils.errors import MechintError
 from ..utils.statistics import ClusterBootstrap, Number
 from .jacobians import PATHS, lags, linearise
@@ -40,7 +41,7 @@ class Influence:
 
 
 def influence(
-    model: Any, tokens: Tensor, layer: int, max_lag: int, groups: Sequence[Sequence[int]] = (), of: str = "y"
+    model: Model, tokens: Tensor, layer: int, max_lag: int, groups: Sequence[Sequence[int]] = (), of: str = "y"
 ) -> Influence:
     """Streams a layer's derivatives into curves and maps; tokens [prompt, position].
 
@@ -168,7 +169,7 @@ def shares(bootstrap: ClusterBootstrap, statistic: Any, curve: Array) -> Number 
 
 @torch.no_grad()
 def run_temporal_causality_analysis(
-    model: Any,
+    model: Model,
     inputs: Tensor,
     layer_idx: int = 0,
     circuit_indices: Sequence[int] = (),

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
@@ -148,7 +149,7 @@ FAMILIES: dict[str, tuple[Any, Any, str]] = {
 """Rules of a layer, biases of a layer by the site they are added at, and the name of the final norm."""
 
 
-def relevance(model: Any, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
+def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
     """Shares out the logits of some next tokens among the tokens of their prompts.
 
     Args:

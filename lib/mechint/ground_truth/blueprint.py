@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from ..interventions.model import Model
 from ..interventions.units import SCORED_UNITS
 from ..tasks.base import Task
 from ..utils.errors import MechintError
@@ -31,7 +32,7 @@ class Compiled:
         truth: What carries it.
     """
 
-    model: Any
+    model: Model
     task: Task
     truth: GroundTruth
 
@@ -55,7 +56,7 @@ class Sizes:
 class Drawn(Protocol):
     """A model with a circuit drawn on it, see :class:`mechint.ground_truth.mamba.canvas.Canvas`."""
 
-    model: Any
+    model: Model
     layers: list[int]
     """Those of the circuit."""
 

@@ -9,10 +9,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
+from ..interventions.model import Model
 from ..models.loading.load import load
 from ..tasks.config import TaskConfig
 from ..tasks.recall import Recall
@@ -48,7 +49,7 @@ class Imposed(ABC):
         self.task = Recall(self.config)
 
     @abstractmethod
-    def declare(self, model: Any, alignment: Alignment) -> list[Part]:
+    def declare(self, model: Model, alignment: Alignment) -> list[Part]:
         """The units of the circuit, and ablations that may or may not reach them.
 
         What stood before is the same on twins, and the reading of places on every prompt, but trained units also tell
@@ -120,7 +121,7 @@ class GPT2Recall(Imposed):
     options = TrainConfig(steps=1000, lr=0.01, beta2=0.98, impose=True, impose_match=0.1, device="cpu")
     architecture = GPT2Architecture(n_embd=32)
 
-    def declare(self, model: Any, alignment: Alignment) -> list[Part]:
+    def declare(self, model: Model, alignment: Alignment) -> list[Part]:
         c, parts = model.config, []
         for layer, unsure in ((0, (ALWAYS, TWINS)), (1, (TWINS, ()))):
             (head,) = alignment.variables[layer].units
@@ -141,7 +142,7 @@ class MambaRecall(Imposed):
     )
     architecture = MambaArchitecture(d_model=32, dt_rank=4)
 
-    def declare(self, model: Any, alignment: Alignment) -> list[Part]:
+    def declare(self, model: Model, alignment: Alignment) -> list[Part]:
         E = model.config.d_inner
         return [  # training decides whose steps carry something
             Part(variable.meaning, "channel", unit // E, (unit % E,), unsure=(TWINS if k == 0 else ()) + STEPS)

@@ -170,7 +170,7 @@ def planted(sizes: PlantedSizes | None = None, seed: int = 0) -> Planted:
     task = PlantedTask(s, kind)
     codes = torch.cat([codes, torch.zeros(task.vocab_size - s.contents, s.features)])
     model, keepers = draw_model(s, task, directions, codes, random)
-    model.source = "planted features"  # type: ignore[assignment]
+    model.source = "planted features"
     nothing = torch.zeros_like(directions)
     both = torch.cat([torch.cat([directions, nothing], 1), torch.cat([nothing, directions], 1)])
     return Planted(model, task, dict(zip(SITES, (directions, directions, both), strict=True)), codes, keepers)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..interventions.gradients import gradients
+from ..interventions.model import Model
 from ..interventions.units import SCORED_UNITS, Units, unit_kinds
 from ..models.mamba import Layer
 from ..tasks.base import Task
@@ -119,7 +120,7 @@ def as_numbers(scores: Any, where: str) -> Tensor:
 # ---- baselines ---------------------------------------------------------------------------------------------------
 
 
-def weight_magnitude(model: Any, task: Task) -> Tensor:
+def weight_magnitude(model: Model, task: Task) -> Tensor:
     """Root of the summed squares of all weights that are a unit's own.
 
     Of a Mamba's channel those in the projections and the convolution, of a key or value channel its row of ``c_attn``.
@@ -136,12 +137,12 @@ def weight_magnitude(model: Any, task: Task) -> Tensor:
     return torch.cat(scores)
 
 
-def activation_magnitude(model: Any, task: Task) -> Tensor:
+def activation_magnitude(model: Model, task: Task) -> Tensor:
     """Mean size of what a unit gives others to read, over prompts and tokens: of a channel |u| + |gated|."""
     return by_unit(model, task, lambda value, slope: value)
 
 
-def gradient_x_activation(model: Any, task: Task) -> Tensor:
+def gradient_x_activation(model: Model, task: Task) -> Tensor:
     """Mean size of ∂(log-probability of the answers)/∂a · a of the same (Simonyan et al. 2013)."""
     return by_unit(model, task, lambda value, slope: value * slope)
 
@@ -151,7 +152,7 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def by_unit(model: Any, task: Task, what: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def by_unit(model: Model, task: Task, what: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The mean size of something of the values and the gradients at a unit's sites, summed over those, [unit]."""
     prompts = task.sample(PROMPTS, "discovery", 0)
     kind = unit_kinds(model)[SCORED_UNITS[model.config.family]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import PATHS, Units, unit_kinds
 from ..tasks.base import Prompts, Task
@@ -156,7 +157,7 @@ class Part:
         own = prompts.tokens.gather(1, prompts.positions)  # the tied head says the token itself when nobody speaks
         return torch.stack([asked.of(prompts) for asked in self.asked]).any(0) & (own != prompts.answers)
 
-    def removal(self, model: Any, prompts: Prompts) -> list[Edit]:
+    def removal(self, model: Model, prompts: Prompts) -> list[Edit]:
         """The edits that remove it."""
         if self.kind == "decay":
             return [Edit(f"layers.{self.layer}.decay", "replace", 1.0)]
@@ -188,7 +189,7 @@ def only_at(part: Part, there: Tensor) -> Edit:
 
 
 @torch.no_grad()
-def remove_taps(model: Any, layer: int, taps: Tensor, prompts: Prompts) -> Edit:
+def remove_taps(model: Model, layer: int, taps: Tensor, prompts: Prompts) -> Edit:
     """Takes what some taps contribute out of the convolution of one layer; ``taps`` [E, K] from the current token on.
 
     The same as cuts at ``conv``, in one edit for all positions; layers before must not be edited.
@@ -223,7 +224,7 @@ class GroundTruth:
             raise MechintError(f"no kind of part {kind!r}{did_you_mean(kind, KINDS)}; take {', '.join(KINDS)}")
         return [(part.layer, part.unit) for part in self.parts if part.kind == kind]
 
-    def mask(self, model: Any, kind: str, ablation: str = "zero", unsure: bool = False) -> Tensor:
+    def mask(self, model: Model, kind: str, ablation: str = "zero", unsure: bool = False) -> Tensor:
         """1 for the units of the circuit and 0 for all others, numbered as :class:`.units.Units` does.
 
         ``ablation``: Leaves out the units of the circuit that are the same under it, and without ``unsure`` those of
@@ -236,7 +237,7 @@ class GroundTruth:
                 mask[part.number(units)] = 1.0
         return mask
 
-    def asked(self, model: Any, kind: str, ablation: str = "zero") -> Tensor:
+    def asked(self, model: Model, kind: str, ablation: str = "zero") -> Tensor:
         """Which units a method with this ablation is asked for, bool: all but those that it may or may not reach.
 
         These are neither to be found nor to be passed over. Units that are the same under it are to be passed over.
@@ -248,7 +249,7 @@ class GroundTruth:
                 asked[part.number(units)] = False
         return asked
 
-    def _units(self, model: Any, kind: str) -> Units:
+    def _units(self, model: Model, kind: str) -> Units:
         known = unit_kinds(model)
         if kind not in known:
             raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
@@ -265,7 +266,7 @@ class Answers(NamedTuple):
 
 
 @torch.no_grad()
-def margins(model: Any, prompts: Prompts, edits: list[Edit] | None = None) -> tuple[Tensor, Tensor]:
+def margins(model: Model, prompts: Prompts, edits: list[Edit] | None = None) -> tuple[Tensor, Tensor]:
     """Logit of each answer minus the largest other, [n, Q], and the logits there, [n, Q, V]."""
     logits = run(model, prompts.tokens, edits=edits or [], logits_at=prompts.positions).logits
     index = prompts.answers.unsqueeze(-1)
@@ -273,7 +274,7 @@ def margins(model: Any, prompts: Prompts, edits: list[Edit] | None = None) -> tu
     return logits.gather(-1, index).squeeze(-1) - others, logits
 
 
-def answers(model: Any, task: Task, count: int = 10_000, batch: int = 500, seed: int = 0) -> Answers:
+def answers(model: Model, task: Task, count: int = 10_000, batch: int = 500, seed: int = 0) -> Answers:
     """Accuracy and least margin of a model on ``count`` prompts of the training split, the largest one."""
     prompts = task.sample(count, "train", seed)
     found = torch.cat([margins(model, prompts[start : start + batch])[0] for start in range(0, count, batch)])

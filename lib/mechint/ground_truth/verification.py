@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units, unit_kinds
 from ..tasks.base import Prompts, Task
@@ -19,7 +20,7 @@ ROWS = 32
 
 
 def verify(
-    model: Any, truth: GroundTruth, task: Task, count: int = 1000, split: str = "train", seed: int = 0
+    model: Model, truth: GroundTruth, task: Task, count: int = 1000, split: str = "train", seed: int = 0
 ) -> dict[str, float]:
     """Holds a declared truth against ablations of the model.
 
@@ -79,7 +80,7 @@ def verify(
     return found
 
 
-def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[Part, str, float]]:
+def blind_changes(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[Part, str, float]]:
     """For each unit and each ablation that is declared blind to it, how much a logit changes.
 
     Raises:
@@ -110,7 +111,7 @@ def blind_changes(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[
             yield part, name, change
 
 
-def step_taken(model: Any, part: Part, ablation: str, prompts: Prompts) -> Edit:
+def step_taken(model: Model, part: Part, ablation: str, prompts: Prompts) -> Edit:
     """A channel's step Δ alone, held at zero or at its mean over prompts and tokens."""
     site, value = f"layers.{part.layer}.dt", torch.zeros(len(part.unit))
     if ablation == "step_mean":
@@ -119,7 +120,7 @@ def step_taken(model: Any, part: Part, ablation: str, prompts: Prompts) -> Edit:
     return Edit(site, "replace", value, units=part.unit)
 
 
-def idle_removals(model: Any, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
+def idle_removals(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
     """For each declared kind, its name and the edits that remove every unit of it that is not declared."""
     for kind, unit_kind in unit_kinds(model).items():
         if kind not in truth.idle and all(part.kind != kind for part in truth.parts):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .edits import Edit, check_edits
+from .model import Model
 from .run import check_tokens
 from .sites import find_sites
 from .sweep import Metric
@@ -16,7 +16,7 @@ from .taps import Tap
 
 
 def gradients(
-    model: Any,
+    model: Model,
     tokens: Tensor,
     sites: Iterable[str],
     metric: Metric,
@@ -37,7 +37,8 @@ def gradients(
     """
     check_tokens(model, tokens)
     names = find_sites(model.sites, sites)
-    tap = Tap(names, check_edits(model.sites, edits, *tokens.shape))
+    edits = check_edits(model.sites, edits, *tokens.shape)
+    tap = Tap(names, edits)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     # what a later position reads of these is not the recorded tensor, so the gradient is that of a shift by zero
     shifts = {
@@ -53,7 +54,7 @@ def gradients(
             model.requires_grad_(False)
             # a leaf at the bottom: everything above it has a gradient and no weight does; what is replaced gets it anew
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
-            replaced = {name for name, edits in tap.edits.items() if any(edit.mode == "replace" for edit in edits)}
+            replaced = {edit.target for edit in edits if edit.mode == "replace"}
             for name in {*model.first_sites, *replaced} - shifts.keys():
                 tap.edits[name] = [*tap.edits.get(name, []), Edit(name, "add", leaf)]
             logits, _ = model.trace(tokens, tap, None, logits_at)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import MechintError
 from .edits import Edit, check_edits
+from .model import Model
 from .run import check_tokens
 from .sites import find_sites
 from .taps import Tap
@@ -18,7 +18,7 @@ LOGITS_AT_ONCE = 1 << 25
 """Entries of [row, position, vocabulary] that are held at a time, 128 MiB in float32."""
 
 
-def layer_of(model: Any, site: str) -> int:
+def layer_of(model: Model, site: str) -> int:
     """The layer that holds a site; -1 for sites before the layers.
 
     Raises:
@@ -32,7 +32,7 @@ def layer_of(model: Any, site: str) -> int:
     return int(site.split(".")[1])
 
 
-def up_to(model: Any, tokens: Tensor, site: str) -> tuple[Tensor, Tensor]:
+def up_to(model: Model, tokens: Tensor, site: str) -> tuple[Tensor, Tensor]:
     """The forward as far as a site.
 
     Args:
@@ -51,7 +51,7 @@ def up_to(model: Any, tokens: Tensor, site: str) -> tuple[Tensor, Tensor]:
     return tap.values[site], before
 
 
-def behind(model: Any, tokens: Tensor, before: Tensor, site: str, edits: Sequence[Edit] = ()) -> Tensor:
+def behind(model: Model, tokens: Tensor, before: Tensor, site: str, edits: Sequence[Edit] = ()) -> Tensor:
     """The residual stream behind the last layer [batch, position, model], under edits of one site.
 
     Args:
@@ -65,13 +65,13 @@ def behind(model: Any, tokens: Tensor, before: Tensor, site: str, edits: Sequenc
     return r
 
 
-def pieces(model: Any, rows: int, length: int) -> list[slice]:
+def pieces(model: Model, rows: int, length: int) -> list[slice]:
     """Runs of positions whose logits fit into :data:`LOGITS_AT_ONCE`."""
     size = max(1, LOGITS_AT_ONCE // (rows * model.embeddings.shape[0]))
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def log_probs(model: Any, r: Tensor, piece: slice) -> Tensor:
+def log_probs(model: Model, r: Tensor, piece: slice) -> Tensor:
     """Next-token log-probabilities at a run of positions [batch, piece, vocabulary], at least float32.
 
     Args:
@@ -86,7 +86,7 @@ def losses_of(scores: Tensor, targets: Tensor) -> Tensor:
     return -scores.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
 
 
-def compare(model: Any, targets: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def compare(model: Model, targets: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Loss and divergence of changed forwards beside the clean one.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..utils.errors import MechintError, did_you_mean
 from .edits import Edit, check_edits
+from .model import Model
 from .sites import Site, find_sites
 from .taps import Tap
 
@@ -42,7 +43,7 @@ class Generation:
 
 
 def run(
-    model: Any,
+    model: Model,
     tokens: Tensor,
     record: Iterable[str] = (),
     edits: Sequence[Edit] = (),
@@ -82,7 +83,7 @@ def run(
     return Run(logits, tap.values, cache)
 
 
-def read_by_head(model: Any, tokens: Tensor, edits: Sequence[Edit], logits_at: Tensor) -> Tensor:
+def read_by_head(model: Model, tokens: Tensor, edits: Sequence[Edit], logits_at: Tensor) -> Tensor:
     """What the head makes logits of under edits, [batch, wanted, model]: a run without the vocabulary.
 
     Raises:
@@ -97,7 +98,7 @@ def read_by_head(model: Any, tokens: Tensor, edits: Sequence[Edit], logits_at: T
 
 
 @torch.no_grad()
-def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: Any) -> str:
+def first_not_finite(model: Model, tokens: Tensor, edits: Sequence[Edit], cache: Any) -> str:
     """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""
     groups: dict[str, list[str]] = {}
     for name, site in model.sites.items():
@@ -119,7 +120,7 @@ def first_not_finite(model: Any, tokens: Tensor, edits: Sequence[Edit], cache: A
 
 
 def generate(
-    model: Any,
+    model: Model,
     tokens: Tensor,
     count: int,
     record: Iterable[str] = (),
@@ -146,7 +147,13 @@ def generate(
 
 
 def _generate(
-    model: Any, tokens: Tensor, count: int, record: Iterable[str], edits: Sequence[Edit], temperature: float, seed: int
+    model: Model,
+    tokens: Tensor,
+    count: int,
+    record: Iterable[str],
+    edits: Sequence[Edit],
+    temperature: float,
+    seed: int,
 ) -> Generation:
     check_tokens(model, tokens)
     if count < 1:
@@ -181,7 +188,7 @@ def join(site: Site, pieces: list[Tensor]) -> Tensor:
     return torch.cat(pieces, 1)
 
 
-def check_tokens(model: Any, tokens: Tensor) -> None:
+def check_tokens(model: Model, tokens: Tensor) -> None:
     """Raises :class:`MechintError` unless ``tokens`` is a non-empty [batch, position] of ids that the model has."""
     if tokens.dim() != 2 or tokens.dtype not in (torch.long, torch.int) or tokens.numel() == 0:
         raise MechintError(

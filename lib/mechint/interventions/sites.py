@@ -5,9 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..utils.errors import MechintError, did_you_mean
+
+if TYPE_CHECKING:
+    from .model import Model
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,6 @@ def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
 RESIDUAL = ("batch", "position", "model")
 
 
-def layer_sites(model: Any, kind: str) -> list[str]:
+def layer_sites(model: Model, kind: str) -> list[str]:
     """The sites of one kind in all layers, bottom up."""
     return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]

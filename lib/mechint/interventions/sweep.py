@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from ..utils.progress import Progress
 from ..utils.rundir import fingerprint, kept
 from ..utils.workers import gather_parts, team
 from .edits import Edit, check_edits
+from .model import Model
 from .run import check_tokens
 from .sweep_cells import Cell
 from .sweep_plan import Base
@@ -36,7 +36,7 @@ Metric = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def sweep(
-    model: Any,
+    model: Model,
     tokens: Tensor,
     cells: Sequence[Sequence[Edit]],
     metric: Metric | None = None,

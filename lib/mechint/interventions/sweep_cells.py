@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .edits import Edit
+from .model import Model
 from .taps import Tap
 
 
@@ -52,7 +52,7 @@ class RowTap(Tap):
                 else:
                     by_site.setdefault(edit.target, []).append((slice(k * rows, (k + 1) * rows), edit))
         for site, parts in by_site.items():
-            self.edits.setdefault(site, []).append(RowEdits(parts))  # type: ignore[arg-type]
+            self.edits.setdefault(site, []).append(RowEdits(parts))
 
 
 class Probe:
@@ -125,13 +125,13 @@ class Cell:
         return self.layer if self.late is None else self.layer + 1
 
     @staticmethod
-    def of(number: int, edits: list[Edit], model: Any) -> Cell:
+    def of(number: int, edits: list[Edit], model: Model) -> Cell:
         layers = [starts_at(edit, model) for edit in edits]
         # a cut reads its sources' positions again, so it needs all of them
         starts = [0 if edit.is_cut or edit.positions is None else min(edit.positions) for edit in edits]
         return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
 
-    def reaches(self, model: Any, wanted: set[int]) -> bool:
+    def reaches(self, model: Model, wanted: set[int]) -> bool:
         """Whether any wanted position can see an edit."""
 
         def seen(edit: Edit) -> bool:
@@ -153,7 +153,7 @@ def kind_of(cell: Cell) -> tuple[str, ...]:
     return (*sorted({edit.target.rpartition(".")[2] for edit in cell.edits}), *late)
 
 
-def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
+def late_edit(cell: Cell, base: Sequence[Edit], model: Model) -> Edit | None:
     """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
     if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
         return None  # differences of half precision lose what is left of it
@@ -166,12 +166,12 @@ def late_edit(cell: Cell, base: Sequence[Edit], model: Any) -> Edit | None:
     return None if any(edit.target in behind for edit in base) else here[0]
 
 
-def starts_at(edit: Edit, model: Any) -> int:
+def starts_at(edit: Edit, model: Model) -> int:
     """The first layer that an edit needs run: behind a residual that it edits."""
     return layer_of(edit.site, model) + edit.target.endswith(".resid_post")
 
 
-def layer_of(site: str, model: Any) -> int:
+def layer_of(site: str, model: Model) -> int:
     if site.startswith("layers."):
         return int(site.split(".")[1])
     return 0 if site in model.first_sites else len(model.layers)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..utils.errors import MechintError
 from .edits import Edit
+from .model import Model
 from .sweep_cells import HELD, Cell, Keeper, Probe, RowTap, kind_of, late_edit, layer_of
 from .taps import Tap
 from .taps import wanted as wanted_of
@@ -46,7 +47,7 @@ class Batch:
 class Base:
     """One run of the base, kept where cells start: residuals by layer, and each layer's memory by position."""
 
-    model: Any
+    model: Model
     tokens: Tensor
     edits: list[Edit]
     plan: list[Cell]
@@ -74,13 +75,13 @@ class Base:
                 else:
                     at_site.setdefault(edit.target, []).append((cell, edit))
         for site, parts in at_site.items():
-            tap.edits.setdefault(site, []).append(Probe(parts))  # type: ignore[arg-type]
+            tap.edits.setdefault(site, []).append(Probe(parts))
         for cell in active:
             cell.late = late_edit(cell, self.edits, self.model)
             for site in () if cell.late is None else self.late_sites(cell.late):
                 if site not in self.kept:
                     self.kept[site] = Keeper()
-                    tap.edits.setdefault(site, []).append(self.kept[site])  # type: ignore[arg-type]
+                    tap.edits.setdefault(site, []).append(self.kept[site])
         self.starts = sorted({cell.position for cell in active})
         cuts = any(edit.is_cut for edit in self.edits)
         if cuts:  # a cut in the base needs its sources in every run
@@ -109,7 +110,8 @@ class Base:
         change = edit.change(self.kept[site].value[:, start:], start)  # [row, position, unit]
         for other in others:
             change = change * edit.selection(self.kept[other].value[:, start:], start)
-        added = self.model.into_stream(cell.layer, site.rpartition(".")[2], change, edit.units)
+        units = cast("Sequence[int] | None", edit.units)  # late sites have one axis of units
+        added = self.model.into_stream(cell.layer, site.rpartition(".")[2], change, units)
         return edit.plus(r, added, start)
 
     def walk(self, tap: Tap, lowest: dict[int, int]) -> Tensor:

@@ -22,13 +22,32 @@ vocabulary  V      next tokens
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .edits import Edit
+from .edits import Edit
+
+
+class SiteEdit(Protocol):
+    """What a tap applies to the tensors of one site: an :class:`.Edit` that is no cut, or many of them at once."""
+
+    @property
+    def is_cut(self) -> bool: ...
+    @property
+    def positions(self) -> Sequence[int] | None:
+        """The positions it applies to, counted from the start of the run; None for all."""
+
+    @property
+    def length(self) -> int | None:
+        """Positions of the whole run, where known."""
+
+    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        """The edited tensor [batch, position, …], whose first column is the position ``offset``."""
+
+    def on_share(self) -> SiteEdit:
+        """The same edit of the part of a state that a cut removes."""
 
 
 class Tap:
@@ -40,7 +59,7 @@ class Tap:
 
     def __init__(self, record: Iterable[str] = (), edits: Sequence[Edit] = (), offset: int = 0) -> None:
         self.record = frozenset(record)
-        self.edits: dict[str, list[Edit]] = {}
+        self.edits: dict[str, list[SiteEdit]] = {}
         for edit in edits:
             self.edits.setdefault(edit.target, []).append(edit)
         self.offset = offset
@@ -164,12 +183,12 @@ class Scope:
     def records(self, name: str) -> bool:
         return self.prefix + name in self.tap.record
 
-    def edits(self, name: str) -> list[Edit]:
+    def edits(self, name: str) -> list[SiteEdit]:
         """The edits at a site that are not cuts, in the order they were given."""
         return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if not edit.is_cut]
 
     def cuts(self, name: str) -> list[Edit]:
-        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if edit.is_cut]
+        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if isinstance(edit, Edit) and edit.is_cut]
 
     def editing_only(self) -> Scope:
         """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import MechintError
 from .edits import Edit
+from .model import Model
 from .run import run
 
 MEMORY = ("state", "conv_state")
@@ -17,7 +17,7 @@ MEMORY = ("state", "conv_state")
 
 @torch.no_grad()
 def transplant_state(
-    model: Any,
+    model: Model,
     from_tokens: Tensor,
     to_tokens: Tensor,
     layers: Iterable[int] | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.errors import MechintError
 from .edits import Edit
+from .model import Model
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class UnitKind:
         """The sites of a layer that are replaced."""
         return [site for block in self.blocks for site in block.sites]
 
-    def shape(self, model: Any) -> tuple[int, ...]:
+    def shape(self, model: Model) -> tuple[int, ...]:
         """Units of one layer: of its one block, or [block, …]."""
         [shape] = {tuple(model.sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
         return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
@@ -128,7 +129,7 @@ SCORED_UNITS = {"mamba": "channel", "gpt2": "kv", "llama": "kv"}
 """The kind of unit that methods are asked to rank on models whose circuit is known."""
 
 
-def unit_kinds(model: Any) -> dict[str, UnitKind]:
+def unit_kinds(model: Model) -> dict[str, UnitKind]:
     """The kinds of unit of a model's family, by name."""
     return FAMILY_UNITS[model.config.family]
 
@@ -136,7 +137,7 @@ def unit_kinds(model: Any) -> dict[str, UnitKind]:
 class Units:
     """All units of one kind in one model, numbered layer by layer."""
 
-    def __init__(self, model: Any, kind: UnitKind) -> None:
+    def __init__(self, model: Model, kind: UnitKind) -> None:
         self.kind = kind
         self.layers: int = model.config.n_layer
         self.shape = kind.shape(model)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch import Tensor
 
 from ..utils.errors import MechintError, did_you_mean
+from .model import Model
 from .run import run
 
 
@@ -39,7 +39,7 @@ class Part:
 
 
 @contextlib.contextmanager
-def watch(model: Any, parts: Iterable[tuple[int, str]]) -> Iterator[dict[tuple[int, str], Part]]:
+def watch(model: Model, parts: Iterable[tuple[int, str]]) -> Iterator[dict[tuple[int, str], Part]]:
     """Keeps inputs and outputs of parts of layers whenever ``model(tokens)`` runs inside the block.
 
     Gradients flow through them as always. Sites that are no whole part are read by :func:`mechint.run`.
@@ -72,11 +72,11 @@ def watch(model: Any, parts: Iterable[tuple[int, str]]) -> Iterator[dict[tuple[i
             found[key].values = (done[before], done[after])
         return done.logits
 
-    model.forward = forward
+    model.forward = forward  # type: ignore[method-assign]
     try:
         yield found
     finally:
         if getattr(plain, "__func__", None) is type(model).forward:
             del model.forward  # the class's own again
         else:
-            model.forward = plain
+            model.forward = plain  # type: ignore[method-assign]

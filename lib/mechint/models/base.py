@@ -5,23 +5,16 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..interventions.model import Cache
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
-
-
-@dataclass
-class Cache:
-    """What a model remembers of a prompt, so that a forward can go on behind it."""
-
-    layers: list[Any]
-    position: int = 0
 
 
 class LanguageModel(nn.Module, ABC):
@@ -30,7 +23,7 @@ class LanguageModel(nn.Module, ABC):
     ``model(tokens)`` gives the logits; :func:`mechint.run` and :func:`mechint.generate` read and edit.
     """
 
-    first_sites: Collection[str] = ()
+    first_sites: Sequence[str] = ()
     """Sites before the layers."""
     carried_sites: Collection[str] = ()
     """Sites of a layer of which later positions read something else than what is recorded there."""
@@ -56,6 +49,12 @@ class LanguageModel(nn.Module, ABC):
     layers: nn.ModuleList
     sites: Any
     """Every site of the forward by name, in its order: dict[str, Site]."""
+    tokenizer: Any = None
+    """The checkpoint's :class:`~mechint.models.loading.tokenizer.Encoder`; None where it came with none."""
+    source: str = "the model"
+    """The path or name it was loaded from, for messages."""
+    metadata: Mapping[str, Any] = MappingProxyType({})
+    """The checkpoint's configuration and other plain values."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [batch, position] -> logits [batch, position, vocabulary]."""
@@ -185,6 +184,14 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def ending(self) -> tuple[nn.Module, Tensor]:
         """The final norm and the head [vocabulary, model]."""
+
+
+if TYPE_CHECKING:
+    from ..interventions.model import Model
+
+    def provides(model: LanguageModel) -> Model:
+        """Holds the class, for the type checker, to the interface that interventions and analyses ask for."""
+        return model
 
 
 def outer_sites(d_model: int, vocab_size: int) -> list[Site]:

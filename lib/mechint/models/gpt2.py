@@ -173,7 +173,6 @@ class GPT2(LanguageModel):
         if config.kv_global and not config.kv_tied:
             raise MechintError("keys and values of all heads are one projection only where keys are values (kv_tied)")
         self.config = config
-        self.tokenizer: Any = None
         sizes = (config.vocab_size, config.d_model)
         self.wte = nn.Embedding(*sizes, _weight=torch.empty(sizes))
         self.wpe = nn.Embedding(config.n_ctx, config.d_model, _weight=torch.empty(config.n_ctx, config.d_model))

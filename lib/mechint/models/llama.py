@@ -174,7 +174,6 @@ class Llama(LanguageModel):
                 "multiple, and the dimensions even"
             )
         self.config = config
-        self.tokenizer: Any = None
         self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=torch.empty(c.vocab_size, c.d_model))
         self.layers: nn.ModuleList = nn.ModuleList(Layer(c) for _ in range(c.n_layer))
         self.norm: Any = RMSNorm(c.d_model, c.norm_eps) if c.final_norm else NoNorm()

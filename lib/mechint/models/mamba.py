@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import scan
 from ..interventions.edits import Edit
 from ..interventions.sites import RESIDUAL, Site
-from ..interventions.taps import Scope, Tap
+from ..interventions.taps import Scope, SiteEdit, Tap
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
 from .norms import NoNorm, tell_readers
@@ -286,7 +286,7 @@ class Layer(nn.Module):
         return scan.read_out(read, C), states[:, -1], shares
 
     def scan_in_pieces(
-        self, selected: Selected, A: Tensor, state: Tensor, edits: list[Edit], offset: int
+        self, selected: Selected, A: Tensor, state: Tensor, edits: list[SiteEdit], offset: int
     ) -> tuple[Tensor, Tensor]:
         """The scan, stopped at each position whose state is edited: no other state is ever held."""
         length, begin, read = selected.u.shape[1], 0, []
@@ -355,7 +355,6 @@ class Mamba(LanguageModel):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer: Any = None
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f: Any = RMSNorm(config.d_model, config.norm_eps) if config.final_norm else NoNorm()

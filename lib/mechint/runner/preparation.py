@@ -14,6 +14,7 @@ import torch
 from ..analyses.base import Analysis, analyses, check_family
 from ..analyses.loader import PromptLoader
 from ..analyses.options import RunConfig, request
+from ..interventions.model import Model
 from ..models.loading.hub import cached
 from ..models.loading.load import find_device, load
 from ..tasks import Task, task_of, tokenizer_of
@@ -33,7 +34,7 @@ Directories = dict[tuple[str, str], Path]
 class Prepared:
     """A loaded checkpoint, the digest of its weights, and the task of each analysis."""
 
-    model: Any
+    model: Model
     tasks: dict[str, Task]
     digest: str
 

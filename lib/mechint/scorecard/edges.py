@@ -26,6 +26,7 @@ from ..ground_truth.edge_masks import Cell, Edge, Flows
 from ..ground_truth.edges import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..tasks import Prompts
@@ -126,7 +127,7 @@ def derivatives(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, whic
 
 
 @functools.lru_cache(maxsize=1)
-def cross_layer(model: Any, prompts: Prompts) -> dict[str, Tensor]:
+def cross_layer(model: Model, prompts: Prompts) -> dict[str, Tensor]:
     """What every channel's output, ablated by its mean, does to u of every later channel, [layer, e, layer, f]."""
     layers, width = range(model.config.n_layer), model.config.d_inner
     units = {layer: list(range(width)) for layer in layers}

@@ -15,6 +15,7 @@ from ..ground_truth.edge_masks import Cell, Edge
 from ..ground_truth.gpt2.links import kinds, later, reads, writes
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..tasks import Prompts
 from ..utils.errors import MechintError
@@ -23,7 +24,7 @@ from .methods import unit_effects
 # ---- flows -------------------------------------------------------------------------------------------------------
 
 
-def sites(model: Any, kind: str) -> list[str]:
+def sites(model: Model, kind: str) -> list[str]:
     return [f"layers.{layer}.{kind}" for layer in range(model.config.n_layer)]
 
 
@@ -70,7 +71,7 @@ NORMED = {"ln_1": "resid_pre", "ln_2": "resid_mid"}
 """The stream that each norm of a layer takes its deviation from."""
 
 
-def weights(model: Any, i: int, j: int) -> Tensor:
+def weights(model: Model, i: int, j: int) -> Tensor:
     """W of the readers · norm weights · W of the writers less its mean, as LayerNorm takes it, [writer, reader]."""
     written = writes(model, i)
     return (written - written.mean(1, keepdim=True)) @ reads(model, j).T
@@ -126,7 +127,7 @@ def attribution(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, poin
 
 
 @functools.lru_cache(maxsize=1)
-def patched(model: Any, prompts: Prompts) -> Tensor:
+def patched(model: Model, prompts: Prompts) -> Tensor:
     """What each writer, ablated by its mean, does to each reader behind it, [layer, writer, layer, reader].
 
     Root mean square over tokens in standard deviations of the reader, the mean over prompts.
@@ -151,7 +152,7 @@ def patched(model: Any, prompts: Prompts) -> Tensor:
     return found * there
 
 
-def unit_of(model: Any, layer: int, writer: int) -> tuple[str, Any]:
+def unit_of(model: Model, layer: int, writer: int) -> tuple[str, Any]:
     """The site of a writer and its unit there: (head, dimension) or (neuron,)."""
     if writer < model.config.d_model:
         return f"layers.{layer}.head_out", divmod(writer, model.config.d_head)

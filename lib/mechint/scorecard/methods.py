@@ -16,6 +16,7 @@ from ..analyses.circuits.methods.initial_scores import first_scores, needed_firs
 from ..analyses.circuits.search import Search
 from ..analyses.loader import PromptLoader
 from ..ground_truth import BASELINES
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..interventions.units import Units, unit_kinds
@@ -60,23 +61,23 @@ class Method:
     ablation: str = "zero"
     families: tuple[str, ...] = ()
 
-    def fits(self, model: Any) -> bool:
+    def fits(self, model: Model) -> bool:
         return not self.families or model.config.family in self.families
 
 
-def bench_of(model: Any, task: Task, ablation: str, budget: Budget, split: str = "discovery") -> Bench:
+def bench_of(model: Model, task: Task, ablation: str, budget: Budget, split: str = "discovery") -> Bench:
     units = Units(model, unit_kinds(model)[budget.unit])
     loader = PromptLoader(task, split, budget.prompts, 32, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
 
 
 @functools.lru_cache(maxsize=4)
-def attributed(model: Any, task: Task, ablation: str, budget: Budget) -> Tensor:
+def attributed(model: Model, task: Task, ablation: str, budget: Budget) -> Tensor:
     """Integrated gradients of KL over the mask, [units]; kept, since several methods begin with them."""
     return attribute(bench_of(model, task, ablation, budget), "kl")
 
 
-def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Tensor:
+def mask_search(model: Model, task: Task, budget: Budget, *, ablation: str) -> Tensor:
     """Logits [units] of the circuit search on KL, with the size given."""
     bench = bench_of(model, task, ablation, budget)
     scores, _ = first_scores(bench, "kl", attributed(model, task, ablation, budget))
@@ -86,13 +87,13 @@ def mask_search(model: Any, task: Task, budget: Budget, *, ablation: str) -> Ten
     return search.logits.detach()
 
 
-def attribution(model: Any, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
+def attribution(model: Model, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
     """Integrated gradients of KL over the mask, [units]; signed so that a unit which lowers it is positive."""
     scores = attributed(model, task, ablation, budget)
     return scores if signed else scores.abs()
 
 
-def interchange(model: Any, task: Task, budget: Budget, *, direction: str) -> Tensor:
+def interchange(model: Model, task: Task, budget: Budget, *, direction: str) -> Tensor:
     """Mean size of the exact effect of each single unit on the logit difference to the twin's answers, [units].
 
     ``denoise`` puts the unit's clean value into the run of the twin, ``noise`` the twin's into the clean run; at
@@ -102,7 +103,7 @@ def interchange(model: Any, task: Task, budget: Budget, *, direction: str) -> Te
     return unit_effects(model, prompts, budget.unit, direction, each=True).abs().mean(1)
 
 
-def unit_effects(model: Any, prompts: Prompts, unit: str, direction: str = "noise", each: bool = False) -> Tensor:
+def unit_effects(model: Model, prompts: Prompts, unit: str, direction: str = "noise", each: bool = False) -> Tensor:
     """The change of the logit difference by each single unit, [unit, prompt], or [unit, answer] where ``each`` is."""
     assert prompts.twins is not None and prompts.wrong is not None  # every compiled task has twins
     receiver, donor = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from ..analyses.study.probes import Labelled, probe
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.planted import planted
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..models.mamba import Mamba
 from ..tasks import Prompts, Task
@@ -40,15 +41,14 @@ def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
     here = lambda kind: [unit for at, unit in truth.units(kind) if at == layer]
     if isinstance(model, Mamba):
         places = [("gated", weights.out_proj.weight, [e for (e,) in here("channel")])]
-        norm = model.norm_f
     else:
         values = [h * model.config.d_head + e for value, h, e in here("kv") if value]
         places = [
             ("head_out", weights.attn.c_proj.weight, values),
             ("mlp_post", weights.mlp.c_proj.weight, [n for (n,) in here("mlp")]),
         ]
-        norm = model.ln_f
-    head = model.ending[1] * norm.weight  # [V, D]
+    norm, head = model.ending
+    head = head * cast(torch.Tensor, norm.weight)  # [V, D]
     found = []
     for site, writes, units in places:
         declared = torch.zeros(writes.shape[1], dtype=torch.bool)
@@ -88,7 +88,7 @@ def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, An
     return found
 
 
-def at_last(model: Any, site: str, prompts: Prompts) -> torch.Tensor:
+def at_last(model: Model, site: str, prompts: Prompts) -> torch.Tensor:
     """A site at the last answer's position, units of several axes laid out, [n, unit]."""
     values = run(model, prompts.tokens, record=[site], logits_at=prompts.positions[:, :0]).values[site]
     return values[torch.arange(len(prompts)), prompts.positions[:, -1]].flatten(1)

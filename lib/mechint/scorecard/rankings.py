@@ -14,6 +14,7 @@ from ..analyses.metrics import answer_metric
 from ..analyses.neurons.attention import attention_units
 from ..analyses.neurons.delta import delta_units, mean_step, rankings
 from ..analyses.unit_effects import Effects
+from ..interventions.model import Model
 from ..interventions.sweep import sweep
 from ..interventions.units import Units, unit_kinds
 from ..models.mamba import Mamba
@@ -52,7 +53,7 @@ def attention_ranking(model: Mamba, task: Task, budget: Any, *, ranking: str) ->
     return torch.cat([found[f"layers.{layer}.gated {ranking}"].mean(0) for layer in range(model.config.n_layer)])
 
 
-def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str, site: str) -> Tensor:
+def causal_ranking(model: Model, task: Task, budget: Any, *, direction: str, site: str) -> Tensor:
     """Mean size of the effect on the logit difference of each unit ablated, or kept, alone, [units].
 
     Of a Mamba's channels at the site: at ``u`` for what is necessary, since a channel that only feeds Δ, B or C has no
@@ -69,7 +70,7 @@ def causal_ranking(model: Any, task: Task, budget: Any, *, direction: str, site:
     return torch.cat([measure(prompts, group, fills[group.site]).abs().mean(1) for group in effects.groups])
 
 
-def alone(model: Any, prompts: Prompts, aligned: bool, unit: str, direction: str) -> Tensor:
+def alone(model: Model, prompts: Prompts, aligned: bool, unit: str, direction: str) -> Tensor:
     """The same of any kind of unit, where a group is a block of a layer: ``necessary`` or ``sufficient``, [units]."""
     units = Units(model, unit_kinds(model)[unit])
     fills = Ablation(model, units, "mean", [prompts], aligned).fills(prompts)

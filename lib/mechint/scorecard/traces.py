@@ -12,6 +12,7 @@ from ..analyses.tracing.analyzer import CausalTracer, TraceConfig
 from ..analyses.tracing.results import role_means
 from ..ground_truth import Compiled
 from ..ground_truth.truth import POSITIONS
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import SCORED_UNITS
 from ..models.mamba import Mamba
@@ -37,7 +38,7 @@ MEMORY = {"mamba": "resid_post,state", "gpt2": "resid_post,v", "llama": "resid_p
 """Sites of a trace that must find nothing: the stream, and what later tokens read."""
 
 
-def tracer(model: Any, sites: str) -> CausalTracer:
+def tracer(model: Model, sites: str) -> CausalTracer:
     return CausalTracer(model, TraceConfig(sites=sites, sever="", direction="denoise", attribution=False))
 
 
@@ -126,7 +127,7 @@ def random_model(like: Any, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def null_trials(model: Any, task: Task, count: int, trials: int, seed: int) -> dict[str, list[float]]:
+def null_trials(model: Model, task: Task, count: int, trials: int, seed: int) -> dict[str, list[float]]:
     """The least adjusted p-value of each of several samples of real effects whose means are taken away.
 
     The corrupted run of each prompt is an unrelated one, from a second draw. Effects of :data:`POOL` times ``count``
@@ -173,7 +174,7 @@ def unrelated(prompts: Prompts, others: Prompts) -> Prompts:
     )
 
 
-def effects(model: Any, task: Task, prompts: Prompts) -> Any:
+def effects(model: Model, task: Task, prompts: Prompts) -> Any:
     """Effects of a trace of residual and memory, [prompt, panel, layer, role]; all prompts count, answered or not."""
     found = tracer(model, MEMORY[model.config.family]).trace(prompts, None)["denoise"]
     _, roles = task.roles(prompts)
@@ -181,7 +182,7 @@ def effects(model: Any, task: Task, prompts: Prompts) -> Any:
     return role_means(found.numpy(), roles.numpy(), wanted)
 
 
-def same_twins(model: Any, task: Task, count: int, seed: int) -> float:
+def same_twins(model: Model, task: Task, count: int, seed: int) -> float:
     """The largest effect of any cell when every twin is the prompt itself: zero, or the trace adds something."""
     prompts = task.sample(count, "evaluation", seed)
     assert prompts.wrong is not None  # every compiled task has twins

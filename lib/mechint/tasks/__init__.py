@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..interventions.model import Model
 from ..models.loading.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check
@@ -103,7 +104,7 @@ def tokenizer_of(config: TaskConfig, tokenizer: Any = None, vocab_size: int | No
     return None if config.tokenizer == BYTES else named_tokenizer(config.tokenizer, vocab_size)
 
 
-def task_of(model: Any, config: TaskConfig) -> Task:
+def task_of(model: Model, config: TaskConfig) -> Task:
     """The task that the options ask of a model, in the light of what its checkpoint says it was trained on.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..interventions.model import Model
 from ..interventions.taps import Tap
 from ..utils.errors import MechintError, NotAnswered, short
 from ..utils.options import named
@@ -106,7 +107,7 @@ def check_data(task: Task, metadata: Mapping[str, Any], where: str) -> None:
 
 
 @torch.no_grad()
-def check_loss(model: Any, task: Task, batches: Iterable[Prompts]) -> None:
+def check_loss(model: Model, task: Task, batches: Iterable[Prompts]) -> None:
     """Refuses a text on which a checkpoint's loss is far above the one that it stores.
 
     Raises:

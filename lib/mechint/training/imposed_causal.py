@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units, unit_kinds
 from ..tasks.base import Prompts, mix
@@ -78,7 +79,7 @@ class Variable:
         before, values, query = (source.tokens if name in self.inputs else prompts.tokens for name in INPUTS)
         return lookup(before, values, query, prompts.positions)
 
-    def edits(self, model: Any, fills: dict[str, Any]) -> list[Edit]:
+    def edits(self, model: Model, fills: dict[str, Any]) -> list[Edit]:
         """Puts other values, by site, in the place of these units."""
         units = Units(model, unit_kinds(model)[self.kind])
         mask = torch.ones(units.total).index_fill_(0, torch.tensor(self.units), 0.0)
@@ -108,7 +109,7 @@ class Alignment:
             self, variables=tuple(dataclasses.replace(variable, units=tuple(own)) for variable, own in pairs)
         )
 
-    def used(self, model: Any, kind: str) -> Tensor:
+    def used(self, model: Model, kind: str) -> Tensor:
         """1 for the units of a kind that carry a variable, [units]."""
         mask = torch.zeros(Units(model, unit_kinds(model)[kind]).total)
         for variable in self.variables:
@@ -116,12 +117,12 @@ class Alignment:
                 mask[list(variable.units)] = 1.0
         return mask
 
-    def sites(self, model: Any) -> list[str]:
+    def sites(self, model: Model) -> list[str]:
         """Every site that some unit is at."""
         kinds = dict.fromkeys([*self.kinds, *(variable.kind for variable in self.variables)])
         return [site for kind in kinds for site in Units(model, unit_kinds(model)[kind]).sites]
 
-    def idle_edits(self, model: Any, fills: dict[str, Any], random: torch.Generator | None = None) -> list[Edit]:
+    def idle_edits(self, model: Model, fills: dict[str, Any], random: torch.Generator | None = None) -> list[Edit]:
         """Puts other values in the place of all idle units, or of a random half of them."""
         edits = []
         for kind in self.kinds:
@@ -132,17 +133,17 @@ class Alignment:
         return edits
 
 
-def values_of(model: Any, tokens: Tensor, sites: Collection[str]) -> dict[str, Tensor]:
+def values_of(model: Model, tokens: Tensor, sites: Collection[str]) -> dict[str, Tensor]:
     """What stands at sites [batch, position, …], with the graph where gradients are on."""
     return run(model, tokens, record=sites, logits_at=tokens[:, :0]).values
 
 
-def said_by(model: Any, prompts: Prompts, edits: Sequence[Edit]) -> Tensor:
+def said_by(model: Model, prompts: Prompts, edits: Sequence[Edit]) -> Tensor:
     """The logits of a run under edits, [n, Q, V]."""
     return run(model, prompts.tokens, edits=edits, logits_at=prompts.positions).logits
 
 
-def said_by_each(model: Any, prompts: Prompts, cells: Sequence[Sequence[Edit]]) -> list[Tensor]:
+def said_by_each(model: Model, prompts: Prompts, cells: Sequence[Sequence[Edit]]) -> list[Tensor]:
     """The logits under each of several lists of edits, [n, Q, V] each, from one run of that many times the rows."""
     n, times = len(prompts), len(cells)
     edits = [edit.on_rows(range(k * n, (k + 1) * n)) for k, cell in enumerate(cells) for edit in cell]
@@ -151,7 +152,7 @@ def said_by_each(model: Any, prompts: Prompts, cells: Sequence[Sequence[Edit]]) 
 
 
 @torch.no_grad()
-def importances(model: Any, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: Recall) -> list[float]:
+def importances(model: Model, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: Recall) -> list[float]:
     """For each unit of a variable how far the logits of values change where it alone is replaced, root mean square.
 
     Measured from the mean of those logits: what moves them all alike says nothing.

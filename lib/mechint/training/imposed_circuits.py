@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..interventions.units import Units, unit_kinds
 from ..tasks.base import Prompts, Task, generator, mix
 from ..tasks.recall import Recall
@@ -62,14 +63,14 @@ class ImposedCircuit(ABC):
         return {name: getattr(self, name) for name in ("turns", "idle", "settled", "removed", "narrowings")}
 
     @abstractmethod
-    def align(self, model: Any) -> Alignment:
+    def align(self, model: Model) -> Alignment:
         """Which units are to carry what; the seed of the training says where they are."""
 
-    def constrain(self, model: Any) -> None:
+    def constrain(self, model: Model) -> None:
         """Sets weights that are not to be learned, before and behind every step; here none."""
         return
 
-    def next(self, model: Any, alignment: Alignment, step: int) -> Alignment:
+    def next(self, model: Model, alignment: Alignment, step: int) -> Alignment:
         """The alignment of a step, of that of the step before."""
         for share, least in self.narrowings:
             if step == round(share * self.config.steps):
@@ -77,7 +78,7 @@ class ImposedCircuit(ABC):
         return alignment
 
     @torch.no_grad()
-    def narrow(self, model: Any, alignment: Alignment, least: float) -> Alignment:
+    def narrow(self, model: Model, alignment: Alignment, least: float) -> Alignment:
         """Without the units whose importance is below a share of their variable's largest."""
         prompts = self.task.sample(256, "train", mix(self.config.seed, "narrow")).to(model.embeddings.device)
         mean = {site: value.mean(0) for site, value in values_of(model, prompts.tokens, alignment.sites(model)).items()}
@@ -93,16 +94,16 @@ class ImposedCircuit(ABC):
         cycles = [self.idle, self.settled] if narrowed and self.settled else [self.idle]
         return [cycle[step % len(cycle)] for cycle in cycles]
 
-    def check(self, model: Any, alignment: Alignment, name: str) -> None:
+    def check(self, model: Model, alignment: Alignment, name: str) -> None:
         """Holds a trained model against the causal model; see :func:`mechint.training.imposed_verify.check`."""
         check(model, alignment, self.task, self.config.seed, name)
 
-    def loss(self, model: Any, alignment: Alignment, prompts: Prompts, step: int) -> Tensor:
+    def loss(self, model: Model, alignment: Alignment, prompts: Prompts, step: int) -> Tensor:
         """What a step makes smaller, in nats."""
         behaviour, interchange, strict = self.losses(model, alignment, prompts, step)
         return behaviour + interchange + self.config.impose_strictness * strict
 
-    def losses(self, model: Any, alignment: Alignment, prompts: Prompts, step: int) -> list[Tensor]:
+    def losses(self, model: Model, alignment: Alignment, prompts: Prompts, step: int) -> list[Tensor]:
         """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats.
 
         The third has, besides, ``impose_match`` times the mean squared change of the logits: an idle unit then has no
@@ -128,7 +129,7 @@ class ImposedCircuit(ABC):
         return [cross_entropy(whole, prompts.answers), second, weight * torch.stack(strict).sum()]
 
     def idle_cell(
-        self, model: Any, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
+        self, model: Model, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
     ) -> list[Edit]:
         """What a run does to units that are to make no difference; ``there`` are the source's values."""
         if fill == "zero":
@@ -158,7 +159,7 @@ def unsaid(logits: Tensor, task: Recall) -> Tensor:
 class HeadCircuit(ImposedCircuit):
     """Of a GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
 
-    def align(self, model: Any) -> Alignment:
+    def align(self, model: Model) -> Alignment:
         c = model.config
         random = (generator("heads", self.config.seed, layer) for layer in range(LAYERS))
         first, second = (i * c.n_head + int(torch.randint(c.n_head, (), generator=g)) for i, g in enumerate(random))
@@ -199,10 +200,10 @@ class ChannelCircuit(ImposedCircuit):
         return super().recipe | {"offered": self.offered}
 
     @torch.no_grad()
-    def constrain(self, model: Any) -> None:
+    def constrain(self, model: Model) -> None:
         model.layers[1].conv1d.weight[..., :-1] = 0.0
 
-    def align(self, model: Any) -> Alignment:
+    def align(self, model: Model) -> Alignment:
         units = Units(model, unit_kinds(model)["channel"])
         chosen = []
         for layer, count in enumerate(self.offered):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
+from ..interventions.model import Model
 from ..tasks.base import Prompts
 from ..tasks.recall import Recall
 from ..utils.errors import MechintError
@@ -28,7 +29,9 @@ class NotImposed(MechintError):
 
 
 @torch.no_grad()
-def check(model: Any, alignment: Alignment, task: Recall, seed: int, name: str, count: int = 1000) -> dict[str, float]:
+def check(
+    model: Model, alignment: Alignment, task: Recall, seed: int, name: str, count: int = 1000
+) -> dict[str, float]:
     """Holds a trained model, by its name, against its causal model on prompts of the evaluation split.
 
     Returns:
@@ -74,7 +77,7 @@ def expect(name: str, what: str, share: float, least: float) -> None:
         raise NotImposed(f"{name}: {share:.2%} {what}, and at least {least:.0%} must be; {REMEDY}")
 
 
-def ablations(model: Any, prompts: Prompts, there: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+def ablations(model: Model, prompts: Prompts, there: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """What takes the place of idle units, by the name of the ablation and by site."""
     assert prompts.twins is not None  # recall has them
     return {
@@ -86,7 +89,7 @@ def ablations(model: Any, prompts: Prompts, there: dict[str, Tensor]) -> dict[st
 
 
 def right(
-    model: Any, prompts: Prompts, edits: Sequence[Edit], answers: Tensor | None = None, defined: Tensor | None = None
+    model: Model, prompts: Prompts, edits: Sequence[Edit], answers: Tensor | None = None, defined: Tensor | None = None
 ) -> float:
     """Share of the answers [n, Q], of those that are defined, that a run under edits gives."""
     hits = said_by(model, prompts, edits).argmax(-1) == (prompts.answers if answers is None else answers)

@@ -12,10 +12,10 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,7 +30,11 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digest(model: Any) -> str:
+class HasWeights(Protocol):
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
+
+
+def weights_digest(model: HasWeights) -> str:
     """Hex digest of all weights: the same whatever file format they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.run import read_by_head
 from ...interventions.units import Units
 from ...tasks import Prompts
@@ -96,7 +97,7 @@ class Bench:
     """
 
     def __init__(
-        self, model: Any, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
+        self, model: Model, units: Units, ablation: Ablation, batches: list[Prompts], half: bool = False
     ) -> None:
         self.model, self.units, self.batches, self.half = model, units, batches, half
         self.ablation = ablation

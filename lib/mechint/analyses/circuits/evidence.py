@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.sweep import sweep
 from ...interventions.units import Units
 from ...utils.errors import MechintError
@@ -46,7 +47,7 @@ class CircuitEvidence(StagedAnalyzer):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: Any,
         device: str | torch.device = "cpu",
         *,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.sites import find_sites
 from ...interventions.units import Block, UnitKind, Units, random_row
 from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
@@ -40,7 +41,7 @@ class FeatureUnits(Units):
         MechintError: no dictionary, a site that there is not, one of another width, or two dictionaries of one site.
     """
 
-    def __init__(self, model: Any, dictionaries: Mapping[str, Any]) -> None:
+    def __init__(self, model: Model, dictionaries: Mapping[str, Any]) -> None:
         if not dictionaries:
             raise MechintError("a circuit of features needs a dictionary; name at least one")
         named: dict[str, Any] = {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import sae
+from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...interventions.units import Units
 from ...sae import SAEConfig, SparseAutoencoder
@@ -79,7 +80,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
     """Circuits of the latents, and the errors, of one dictionary for each of some sites."""
 
     def __init__(
-        self, model: Any, config: FeatureCircuitConfig, device: str | torch.device = "cpu", **others: Any
+        self, model: Model, config: FeatureCircuitConfig, device: str | torch.device = "cpu", **others: Any
     ) -> None:
         self.options = config
         excluded(config.exclude)
@@ -140,7 +141,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
         ]
         return max(1, round(float(torch.cat([count.flatten() for count in counts]).double().mean())))
 
-    def train(self, model: Any, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
+    def train(self, model: Model, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
         """Dictionaries of a model: their tensors by site."""
         c, rows = self.options, max(len(batch) for batch in loader)
         contexts = TaskContexts(loader.task, "train", rows, self.seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...interventions.model import Model
 from ...interventions.units import KV_UNITS, Units
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError
@@ -134,7 +135,7 @@ class KVCircuitAnalyzer(CircuitAnalyzer):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: KVCircuitConfig,
         device: str | torch.device = "cpu",
         **others: Any,

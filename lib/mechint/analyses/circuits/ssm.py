@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...interventions.model import Model
 from ...interventions.units import SSM_UNITS, Units
 from ...utils.options import option
 from ..base import Analysis
@@ -31,7 +32,7 @@ class SSMCircuitAnalyzer(CircuitAnalyzer):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: SSMCircuitConfig,
         device: str | torch.device = "cpu",
         **others: Any,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.units import FAMILY_UNITS, UnitKind, Units, unit_kinds
 from ...utils.errors import MechintError
 from .results import load_results, read_masks
@@ -39,7 +40,7 @@ class Circuit:
         return self.units.edits(self.mask, dict.fromkeys(self.units.sites, 0.0) if fills is None else fills)
 
 
-def load_circuit(run_dir: str | Path, model: Any) -> Circuit:
+def load_circuit(run_dir: str | Path, model: Model) -> Circuit:
     """Reads the circuit of a finished analysis for a model of the same shape, whatever its weights.
 
     >>> circuit = load_circuit("mechint_analysis_kv", model)

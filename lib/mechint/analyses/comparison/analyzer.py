@@ -22,6 +22,7 @@ from torch import Tensor
 from ...attribution.attention import attention_maps, normalised
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...tasks import Prompts, Task
 from ...tasks.config import TaskConfig
@@ -65,7 +66,7 @@ class Profiler(Study):
 
     name = "compare"
 
-    def __init__(self, model: Any, config: CompareConfig, *arguments: Any, **options: Any) -> None:
+    def __init__(self, model: Model, config: CompareConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
         self.lengths = lengths(config.lengths)
         self.times: list[dict[str, Any]] = []
@@ -202,7 +203,7 @@ CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_e
 """By layer: what its output is worth, how unequal its units' estimated effects are, how far and how widely it looks."""
 
 
-def measured(model: Any, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
+def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
     """Of each prompt: loss and accuracy [prompt], and the curves [prompt, layer].
 
     ``layer_effect`` is the loss in nats that removing what a layer adds costs; ``unit_effect_gini`` the Gini index of
@@ -227,7 +228,7 @@ def measured(model: Any, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
     }
 
 
-def attention_reach(model: Any, batch: Prompts) -> tuple[Tensor, Tensor]:
+def attention_reach(model: Model, batch: Prompts) -> tuple[Tensor, Tensor]:
     """Mean distance of what each layer reads, as a share of the prompt, and the entropy of it, [prompt, layer]."""
     needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
     sites = [f"layers.{i}.{name}" for i in range(model.num_layers) for name in needed]
@@ -297,14 +298,14 @@ def prompts_of(loader: PromptLoader) -> str:
     return digest.hexdigest()
 
 
-def label(model: Any) -> str:
+def label(model: Model) -> str:
     """What models of one group share: family and sizes."""
     c = model.config
     tied = ", K = V" if getattr(c, "kv_tied", False) else ""
     return f"{c.family}, {c.n_layer} layers of width {c.d_model}{tied}"
 
 
-def training(model: Any) -> dict[str, Any]:
+def training(model: Model) -> dict[str, Any]:
     """What the checkpoint says of its training, where it says so.
 
     ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...interventions.sweep_plan import peak_bytes
 from ...scan.checks import accumulate
@@ -59,7 +60,7 @@ def is_embedding(name: str) -> bool:
     return name.split(".")[0] in ("embedding", "embed_tokens", "wte", "wpe")
 
 
-def flops(model: Any, length: int) -> dict[str, float]:
+def flops(model: Model, length: int) -> dict[str, float]:
     """FLOPs for each token of a prompt, by part: ``weights``, ``unembedding``, ``mixing`` and their ``total``."""
     c = model.config
     weights = sum(2 * m.weight.numel() for layer in model.layers for m in layer.modules() if isinstance(m, nn.Linear))
@@ -71,7 +72,7 @@ def flops(model: Any, length: int) -> dict[str, float]:
     return {"weights": weights, "mixing": mixing, "unembedding": head, "total": weights + mixing + head}
 
 
-def memory_bytes(model: Any, length: int) -> int:
+def memory_bytes(model: Model, length: int) -> int:
     """Bytes that one prompt of this length leaves to go on from: state and convolution inputs, or keys and values."""
     c = model.config
     weight = next(model.parameters())
@@ -82,7 +83,7 @@ def memory_bytes(model: Any, length: int) -> int:
     return int(2 * c.n_layer * length * heads * c.d_head * weight.element_size())
 
 
-def token_bytes(model: Any, length: int) -> int:
+def token_bytes(model: Model, length: int) -> int:
     """Bytes that generating one token behind ``length`` others reads: weights, and the memory of the prompt."""
     read = 0
     tied = model.config.tied
@@ -105,7 +106,7 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(model: Any, lengths: Sequence[int], repeats: int = 5, seed: int = 0) -> list[Measured]:
+def measure(model: Model, lengths: Sequence[int], repeats: int = 5, seed: int = 0) -> list[Measured]:
     """Times one forward of random tokens at each length, after a warm-up, and of one token behind it.
 
     Raises:

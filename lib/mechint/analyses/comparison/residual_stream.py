@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...utils.statistics import Array, Number, number, t_quantile
 from ..loader import PromptLoader
@@ -75,7 +75,7 @@ def effective_rank(covariance: Tensor) -> float:
 
 
 @torch.no_grad()
-def dynamics(model: Any, loader: PromptLoader) -> Dynamics:
+def dynamics(model: Model, loader: PromptLoader) -> Dynamics:
     """Reads the stream behind every layer, and what each layer adds, on the prompts of a loader."""
     depth, width = model.num_layers, model.config.d_model
     stream = [f"layers.{i}.resid_post" for i in range(depth)]

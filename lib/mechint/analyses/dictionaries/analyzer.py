@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ... import sae
+from ...interventions.model import Model
 from ...sae import SAEConfig, SparseAutoencoder
 from ...sae.activations.cache import fill_cache
 from ...sae.activations.contexts import TaskContexts, excluded
@@ -112,7 +113,7 @@ class SAEAnalyzer(StagedAnalyzer):
     """Trains the grid on contexts of the task's training split and judges it on held-out ones."""
 
     def __init__(
-        self, model: Any, config: SAEAnalysisConfig, device: str | torch.device = "cpu", **others: Any
+        self, model: Model, config: SAEAnalysisConfig, device: str | torch.device = "cpu", **others: Any
     ) -> None:
         super().__init__(model, config, device, **others)
         self.device = torch.device(device)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.prefix import behind, log_probs, losses_of, pieces, up_to
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from ...utils.errors import MechintError
@@ -51,7 +52,7 @@ class Change:
 @torch.no_grad()
 def causal_effects(
     sae: Any,
-    model: Any,
+    model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
     features: Sequence[int],
@@ -131,7 +132,7 @@ def _controls(
 
 
 def _measure(
-    sae: Any, model: Any, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]], mode: str,
+    sae: Any, model: Model, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]], mode: str,
     amounts: dict[int, float], raises: dict[int, Sequence[int]],
 ) -> dict[tuple[int, int], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """Sums by row of the text for every pair (whose tokens and amount, which feature is changed)."""
@@ -156,7 +157,13 @@ def _measure(
 
 
 def _sums(
-    model: Any, targets: Tensor, clean: Tensor, changed: Tensor, counted: Tensor, active: Tensor, raised: Sequence[int]
+    model: Model,
+    targets: Tensor,
+    clean: Tensor,
+    changed: Tensor,
+    counted: Tensor,
+    active: Tensor,
+    raised: Sequence[int],
 ) -> dict[str, Tensor]:
     """Sums over the positions of each row."""
     parts: dict[str, list[Tensor]] = {"rise": [], "kl": [], "logits": []}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.prefix import behind, compare, up_to
 from ...sae.activations.flattening import check_fit, flat_width, flatten, rule_of, unflatten
 from ...utils.errors import MechintError
@@ -128,7 +129,7 @@ def reconstruction(dictionary: Dictionary, x: Tensor, rule: str = "") -> Tensor:
 @torch.no_grad()
 def evaluate_all(
     dictionaries: Mapping[str, Any],
-    model: Any,
+    model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
     *,
@@ -187,7 +188,7 @@ def evaluate_all(
     }
 
 
-def evaluate(sae: Any, model: Any, batches: Sequence[Windows | Tensor], site: str, **options: Any) -> dict[str, Any]:
+def evaluate(sae: Any, model: Model, batches: Sequence[Windows | Tensor], site: str, **options: Any) -> dict[str, Any]:
     """:func:`evaluate_all` of one dictionary."""
     return evaluate_all({"sae": sae}, model, batches, site, **options)["sae"]
 
@@ -212,7 +213,7 @@ def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
 
 
 def _moments(
-    model: Any, windows: Sequence[Windows], site: str, rule: str, second: bool, title: str
+    model: Model, windows: Sequence[Windows], site: str, rule: str, second: bool, title: str
 ) -> tuple[Moments, Tensor]:
     """Mean and, for PCA, covariance of the activations; and the mean of each activation of a token, [..., d_in]."""
     moments, total = Moments(flat_width(model.sites[site], rule), second), torch.zeros((), dtype=torch.float64)
@@ -233,7 +234,7 @@ class _Pass:
     """One pass over the text: sums by row for every dictionary, and for the model itself."""
 
     def __init__(
-        self, dictionaries: Mapping[str, Any], model: Any, windows: Sequence[Windows], site: str, rule: str,
+        self, dictionaries: Mapping[str, Any], model: Model, windows: Sequence[Windows], site: str, rule: str,
         mean: Tensor, title: str,
     ) -> None:  # fmt: skip
         self.dictionaries, self.model, self.windows, self.site, self.title = dictionaries, model, windows, site, title

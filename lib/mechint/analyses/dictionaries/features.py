@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...sae.activations.flattening import check_fit, flatten, rule_of, strongest, unflatten
 from ...utils.errors import MechintError
@@ -56,7 +57,9 @@ class Wanted:
 class _Text:
     """The windows of a text one after another, with the activations of the features on them."""
 
-    def __init__(self, sae: Any, model: Any, batches: Sequence[Windows | Tensor], site: str, features: Tensor) -> None:
+    def __init__(
+        self, sae: Any, model: Model, batches: Sequence[Windows | Tensor], site: str, features: Tensor
+    ) -> None:
         self.sae, self.model, self.site, self.features = sae, model, site, features
         self.windows = [as_windows(batch) for batch in batches]
 
@@ -87,7 +90,7 @@ class _Text:
 
 def read_features(
     sae: Any,
-    model: Any,
+    model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
     decode: Callable[[int], str],
@@ -274,7 +277,7 @@ def _window(f: Tensor, row: int, wanted: Wanted) -> dict[str, Any]:
 
 
 def _attribution(
-    sae: Any, model: Any, text: _Text, site: str, chosen: list[int], wanted: Wanted
+    sae: Any, model: Model, text: _Text, site: str, chosen: list[int], wanted: Wanted
 ) -> tuple[list[Any], list[Any]] | None:
     """Next tokens raised and lowered by each feature; None where the site has no direct path, or many at once."""
     rule, units = rule_of(sae), model.sites[site].units

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...interventions.model import Model
 from ...interventions.sites import Site, find_sites
 from ...sae import ARCHITECTURES, SAEConfig, make
 from ...sae.activations.flattening import flat_width
@@ -38,7 +39,7 @@ def listed(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def sites_of(model: Any, kinds: str, layers: str) -> list[str]:
+def sites_of(model: Model, kinds: str, layers: str) -> list[str]:
     """The sites of a kind list (``resid_post,out``; a full name counts, too) at the layers ``all`` or ``0,5``.
 
     Raises:
@@ -56,7 +57,7 @@ def layer_of(site: str) -> int:
     return int(site.split(".")[1]) if site.startswith("layers.") else -1
 
 
-def grid(model: Any, sites: list[Site], c: Any, about: dict[str, Any]) -> dict[str, SAEConfig]:
+def grid(model: Model, sites: list[Site], c: Any, about: dict[str, Any]) -> dict[str, SAEConfig]:
     """Name and configuration of every member.
 
     Args:

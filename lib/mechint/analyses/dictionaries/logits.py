@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.prefix import behind, layer_of, up_to
 from ...interventions.sites import RESIDUAL, find_sites
 from ...interventions.taps import Tap
@@ -28,7 +27,7 @@ def has_direct_path(site: str) -> bool:
 
 
 @torch.no_grad()
-def direct_map(model: Any, tokens: Tensor, site: str, keep: Tensor | None = None) -> Tensor:
+def direct_map(model: Model, tokens: Tensor, site: str, keep: Tensor | None = None) -> Tensor:
     """The direct effect of a site on the logits, [vocabulary, units of the site].
 
     J = W_U · J̄ · W: W brings the site to the residual stream (the mixer's or MLP's own output matrix), J̄ is the final
@@ -54,13 +53,12 @@ def direct_map(model: Any, tokens: Tensor, site: str, keep: Tensor | None = None
     last = behind(model, tokens, before, site)
     vectors = last[keep] if keep is not None else last.flatten(0, 1)
     vectors = vectors[torch.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).long()]
-    head = model.embeddings if model.lm_head is None else model.lm_head.weight
-    effect = head.detach().to(vectors) @ norm_derivative(model, vectors)
+    effect = model.ending[1].detach().to(vectors) @ norm_derivative(model, vectors)
     through = output_matrix(model, site)
     return effect if through is None else effect @ through.to(effect)
 
 
-def norm_derivative(model: Any, vectors: Tensor) -> Tensor:
+def norm_derivative(model: Model, vectors: Tensor) -> Tensor:
     """Mean over residual vectors [n, model] of the final norm's Jacobian, [model, model]."""
 
     with torch.enable_grad():
@@ -72,7 +70,7 @@ def norm_derivative(model: Any, vectors: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def output_matrix(model: Any, site: str) -> Tensor | None:
+def output_matrix(model: Model, site: str) -> Tensor | None:
     """What brings a site to the residual stream, [model, units]; None for a site that is there already."""
     prefix, _, kind = site.rpartition(".")
     if kind in ADDED:

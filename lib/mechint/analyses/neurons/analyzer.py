@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.units import Units
 from ...tasks import Prompts, mix
 from ...tasks.config import TaskConfig
@@ -88,7 +89,7 @@ class NeuronAnalyzer(Study):
 
     name = "neuron"
 
-    def __init__(self, model: Any, config: NeuronConfig, *arguments: Any, **options: Any) -> None:
+    def __init__(self, model: Model, config: NeuronConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
         self.layers = layer_list(config.layers, model.num_layers, self.name)
         self.kinds = unit_sites(model, config.sites, usual(model.config.family), self.name)

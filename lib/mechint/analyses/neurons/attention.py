@@ -18,13 +18,12 @@ gradient_x_input   none: the control                                            
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...attribution.attention import attention_maps, normalised
 from ...interventions.gradients import gradients
+from ...interventions.model import Model
 from ...tasks import Prompts
 from ..base import values_of
 from ..metrics import answer_metric
@@ -34,7 +33,7 @@ METHODS = ("attention_weighted", "gradient_guided", "rollout")
 CONTROL = "gradient_x_input"
 
 
-def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
+def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
     """Every method's and the control's scores, ``{site} {method}`` [prompt, unit], at the main site of each layer."""
     kind, every = main_site(model.config.family), range(model.num_layers)
     needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
@@ -62,7 +61,7 @@ def attention_units(model: Any, prompts: Prompts, layers: list[int], metric: str
     return found
 
 
-def moments(model: Any, prompts: Prompts, units: dict[str, Tensor]) -> dict[str, Tensor]:
+def moments(model: Model, prompts: Prompts, units: dict[str, Tensor]) -> dict[str, Tensor]:
     """Moments over a prompt's tokens of the activations of chosen units, by ``{site} {method}``.
 
     Returns:

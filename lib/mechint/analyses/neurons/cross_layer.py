@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...tasks import Prompts
 
@@ -27,7 +28,7 @@ STEP = 1e-3
 
 @torch.no_grad()
 def unit_effects(
-    model: Any,
+    model: Model,
     prompts: Prompts,
     kind: str,
     units: dict[int, list[int]],
@@ -79,12 +80,12 @@ def unit_effects(
     return found
 
 
-def recorded(model: Any, prompts: Prompts, edits: list[Edit], sites: list[str]) -> dict[str, Tensor]:
+def recorded(model: Model, prompts: Prompts, edits: list[Edit], sites: list[str]) -> dict[str, Tensor]:
     return run(model, prompts.tokens, sites, edits, logits_at=prompts.positions[:, :0]).values
 
 
 @torch.no_grad()
-def layer_effects(model: Any, prompts: Prompts) -> Tensor:
+def layer_effects(model: Model, prompts: Prompts) -> Tensor:
     """Relative change of what layer j adds without what layer i adds, [prompt, i, j]; 0 for j ≤ i."""
     names = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(model.num_layers)]
     every = [name for group in names for name in group]

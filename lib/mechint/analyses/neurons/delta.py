@@ -17,13 +17,12 @@ And of single tokens, for chosen channels: |∂m/∂Δ_t[e]|, m less m with Δ_t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
+from ...interventions.model import Model
 from ...interventions.sweep import sweep
 from ...tasks import Prompts
 from ..base import values_of
@@ -32,7 +31,7 @@ from ..metrics import answer_metric
 RANKINGS = ("gradient", "do_mean", "variance", "output_variance")
 
 
-def mean_step(model: Any, batches: list[Prompts], layers: list[int]) -> dict[str, Tensor]:
+def mean_step(model: Model, batches: list[Prompts], layers: list[int]) -> dict[str, Tensor]:
     """The mean of Δ over prompts and tokens, [channel] by site."""
     sites = [f"layers.{layer}.dt" for layer in layers]
     sums: dict[str, Tensor] = {}
@@ -45,7 +44,7 @@ def mean_step(model: Any, batches: list[Prompts], layers: list[int]) -> dict[str
 
 
 def delta_units(
-    model: Any, prompts: Prompts, means: dict[str, Tensor], metric: str, memory_mib: float = 1024
+    model: Model, prompts: Prompts, means: dict[str, Tensor], metric: str, memory_mib: float = 1024
 ) -> dict[str, Tensor]:
     """Per prompt and channel of each layer in ``means`` (from :func:`mean_step`).
 
@@ -75,7 +74,7 @@ def delta_units(
     return found
 
 
-def step_gradients(model: Any, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
+def step_gradients(model: Model, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
     """``{site} gradient``: Σ over tokens of |∂m/∂Δ|, [channel, prompt]."""
     sites = [f"layers.{layer}.dt" for layer in layers]
     _, slopes = gradients(
@@ -90,7 +89,7 @@ def channels_of(scores: Tensor, count: int) -> list[int]:
 
 
 def token_steps(
-    model: Any,
+    model: Model,
     prompts: Prompts,
     means: dict[str, Tensor],
     channels: dict[str, list[int]],

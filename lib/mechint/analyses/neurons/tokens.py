@@ -8,19 +8,18 @@ kept.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...attribution.decomposition import decompose
 from ...attribution.relevance import relevance
+from ...interventions.model import Model
 from ...tasks import Prompts
 
 TERMS = ("skip", "bias", "residual")
 
 
-def token_terms(model: Any, prompts: Prompts, layers: list[int], length: int, memory_mib: float) -> dict[str, Tensor]:
+def token_terms(model: Model, prompts: Prompts, layers: list[int], length: int, memory_mib: float) -> dict[str, Tensor]:
     """What is measured of a batch; the last axis is the prompt.
 
     Args:

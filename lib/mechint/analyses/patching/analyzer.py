@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils import files, options
@@ -107,7 +108,7 @@ def have_twins(*loaders: PromptLoader) -> bool:
 class Patcher(StagedAnalyzer):
     """Patches the prompts of a task that the model answers; see :class:`PatchConfig`."""
 
-    def __init__(self, model: Any, config: PatchConfig, device: str | torch.device = "cpu", **others: Any) -> None:
+    def __init__(self, model: Model, config: PatchConfig, device: str | torch.device = "cpu", **others: Any) -> None:
         options.check(config, "patching")
         super().__init__(model, config, device, **others)
         kinds = self.kinds(config.flow, model.paths, path_kinds(model), "cut of the flow at")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...interventions.edits import CUTS, Edit
+from ...interventions.model import Model
 from ...interventions.sites import layer_sites
 
 Pair = tuple[int, int]
@@ -63,12 +63,12 @@ class Path:
         return there
 
 
-def path_kinds(model: Any) -> list[str]:
+def path_kinds(model: Model) -> list[str]:
     """The sites of a layer where this model can be cut."""
     return [kind for kind in CUTS if layer_sites(model, kind)]
 
 
-def paths(model: Any, kinds: list[str], window: int) -> list[Path]:
+def paths(model: Model, kinds: list[str], window: int) -> list[Path]:
     found = []
     for kind in kinds:
         names = layer_sites(model, kind)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...utils.errors import MechintError
 from ..loader import PromptLoader
@@ -26,7 +26,7 @@ class RoleValues:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, sites: Sequence[str], loader: PromptLoader) -> None:
+    def __init__(self, model: Model, sites: Sequence[str], loader: PromptLoader) -> None:
         if uneven := [site for site in sites if model.sites[site].has_sources]:
             raise MechintError(
                 f"{uneven[0]} has an entry for each token of its prompt, so prompts have no mean of it; take the "

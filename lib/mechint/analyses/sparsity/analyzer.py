@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils.options import option
@@ -219,7 +220,7 @@ def quantities(results: dict[str, Any]) -> Quantities:
     ]
 
 
-def measured(model: Any, prompts: Prompts, scales: dict[str, Scale]) -> dict[str, Tensor]:
+def measured(model: Model, prompts: Prompts, scales: dict[str, Scale]) -> dict[str, Tensor]:
     """For each site every measure's mean over a prompt's tokens [prompt, measure], and each unit's mean and mean square
     over them [prompt, unit]."""
     found = {}

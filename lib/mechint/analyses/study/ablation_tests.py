@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...tasks import Prompts, mix
 from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, holm, rank_correlation, spread
@@ -48,7 +49,7 @@ class Held:
         effect: Metric of the prompts less that of the twins, [prompt].
     """
 
-    model: Any
+    model: Model
     prompts: Prompts
     clean: dict[str, Tensor]
     twin: dict[str, Tensor]
@@ -56,7 +57,7 @@ class Held:
     effect: Tensor
 
     @classmethod
-    def of(cls, model: Any, batches: Sequence[Prompts], sites: Sequence[str], metric: str, least: int = 8) -> Held:
+    def of(cls, model: Model, batches: Sequence[Prompts], sites: Sequence[str], metric: str, least: int = 8) -> Held:
         """Raises :class:`MechintError` where too few prompts are answered, or their twins say the same."""
         if len({batch.tokens.shape[1] for batch in batches}) > 1:
             raise MechintError("a study needs prompts of one length; choose a task whose prompts share theirs")

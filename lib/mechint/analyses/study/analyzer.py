@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...attribution.jacobians import check_lag
+from ...interventions.model import Model
 from ...models.loading.discover import find_checkpoints
 from ...models.loading.load import load
 from ...tasks.config import TaskConfig
@@ -73,7 +74,7 @@ DOCUMENTED = {
 class Study(StagedAnalyzer):
     """Runs the steps on a model and a task; see :class:`mechint.analyses.study.options.StudyConfig`."""
 
-    def __init__(self, model: Any, config: StudyConfig, device: Any = "cpu", **others: Any) -> None:
+    def __init__(self, model: Model, config: StudyConfig, device: Any = "cpu", **others: Any) -> None:
         super().__init__(model, config, device, **others)
         self.skip = skipped(config.skip_steps)
         layers = chosen_layers(config.layers, self.model.num_layers, getattr(model, "source", "the model"))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.units import Block, UnitKind, Units
 from ...sae import SparseAutoencoder
 from ...utils.errors import MechintError
@@ -144,14 +145,14 @@ def of_clusters(found: Traffic, layer: int, rank: int, most: int = 2) -> list[Ca
     ]
 
 
-def mask_bench(model: Any, loader: PromptLoader, kind: str) -> Bench:
+def mask_bench(model: Model, loader: PromptLoader, kind: str) -> Bench:
     """What masks over the units of a site, of all layers, are measured on: dropped units take their twins' values."""
     units = Units(model, UnitKind("unit", (Block((kind,)),), "one unit of the studied site"))
     ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
     return Bench(model, units, ablation, loader.batches)
 
 
-def closeness(model: Any, loader: PromptLoader, kind: str, kept: Tensor) -> dict[str, float | None]:
+def closeness(model: Model, loader: PromptLoader, kind: str, kept: Tensor) -> dict[str, float | None]:
     """How far from the model are the units of a mask [layer, unit], kept alone: ``kl`` in nats, ``kl_none`` without any
     unit, and ``share``, what the mask makes up for; None where there is nothing to make up for."""
     bench = mask_bench(model, loader, kind)
@@ -160,7 +161,7 @@ def closeness(model: Any, loader: PromptLoader, kind: str, kept: Tensor) -> dict
     return {"kl": kl, "kl_none": none, "share": 1 - kl / none if none > 1e-9 else None}
 
 
-def mask_search(model: Any, loader: PromptLoader, kind: str, budget: int, steps: int, seed: int) -> Tensor:
+def mask_search(model: Model, loader: PromptLoader, kind: str, budget: int, steps: int, seed: int) -> Tensor:
     """Which units of a site the search under a budget keeps, of all layers: [layer, unit] bool."""
     bench = mask_bench(model, loader, kind)
     units = bench.units

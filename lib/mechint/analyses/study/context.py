@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...utils.errors import MechintError
 from ...utils.rundir import Stages
 from ..loader import PromptLoader
@@ -31,7 +32,7 @@ class Context:
         found: By step name: what goes into results.json (``report``), and what later steps need (``keep``).
     """
 
-    model: Any
+    model: Model
     config: StudyConfig
     seed: int
     train: PromptLoader

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.units import Block, UnitKind, Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
@@ -52,7 +53,7 @@ class SiteUnits(Units):
         chosen: Site names by layer, of one kind.
     """
 
-    def __init__(self, model: Any, chosen: dict[int, str]) -> None:
+    def __init__(self, model: Model, chosen: dict[int, str]) -> None:
         kind = next(iter(chosen.values())).split(".", 2)[2]
         super().__init__(model, UnitKind("unit", (Block((kind,)),), f"one unit of the studied site, {kind}"))
         self.numbers, self.sites = list(chosen), list(chosen.values())

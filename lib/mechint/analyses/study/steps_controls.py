@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...tasks import make_task
 from ...tasks.base import generator
 from ...utils.errors import MechintError, shown
@@ -102,7 +103,7 @@ def at_answers(held: Held, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {site: at(value, held) for site, value in values.items()}
 
 
-def values_of(model: Any, prompts: Any, sites: list[str]) -> dict[str, Tensor]:
+def values_of(model: Model, prompts: Any, sites: list[str]) -> dict[str, Tensor]:
     pair = Interchange(model, prompts, Corruption("none"), "noise", "answer_logprob")
     return {site: value.flatten(2).double().cpu() for site, value in pair.values(pair.receiver, sites).items()}
 
@@ -338,7 +339,7 @@ def shuffled_tokens(context: Context) -> Held:
     return unfiltered(context, context.model, other)
 
 
-def unfiltered(context: Context, model: Any, prompts: Any) -> Held:
+def unfiltered(context: Context, model: Model, prompts: Any) -> Held:
     """Prompts as they are, answered or not."""
     sites = list(context.sites.values())
     pairs = {name: Interchange(model, prompts, Corruption("twin"), way, context.config.metric)
@@ -377,7 +378,7 @@ def random_weights(context: Context) -> Found:
     return {"models": models, "probes": found, "said": said + "."}
 
 
-def best_readings(context: Context, model: Any) -> dict[str, Any]:
+def best_readings(context: Context, model: Model) -> dict[str, Any]:
     """What each held-out prompt adds to the score of the best probe of each label, [prompt] by label."""
     rows = context.found.get("probes", {}).get("report", {}).get("probes", [])
     if not rows:

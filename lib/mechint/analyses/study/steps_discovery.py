@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...sae import SAEConfig, SparseAutoencoder
 from ...sae.training import Training, train_grid
@@ -33,7 +34,7 @@ def setup(context: Context) -> Found:
     return {"report": {"accuracy": accuracy, "chance": other, "seed": context.seed, "said": said}}
 
 
-def accuracy_and_chance(context: Context, loader: PromptLoader, model: Any) -> tuple[Number, Number]:
+def accuracy_and_chance(context: Context, loader: PromptLoader, model: Model) -> tuple[Number, Number]:
     """How often a model answers the prompts of a loader, and what chance gives; see :func:`.claims.does_task`
     for which of the two must be the larger."""
     right, chance = answered(loader, model)
@@ -151,7 +152,7 @@ def sae(context: Context) -> Found:
     return {"report": {"layers": layers, "said": said}, "keep": {"proposals": [plain(p) for p in proposals]}}
 
 
-def collected(context: Context, loader: PromptLoader, model: Any = None) -> dict[str, Tensor]:
+def collected(context: Context, loader: PromptLoader, model: Model | None = None) -> dict[str, Tensor]:
     """The sites on the prompts of a loader, [prompt, position, unit], in the studied model or another one."""
     parts: dict[str, list[Tensor]] = {site: [] for site in context.sites.values()}
     with torch.no_grad():

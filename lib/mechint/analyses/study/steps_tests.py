@@ -11,6 +11,7 @@ import torch
 from ...attribution.jacobians import check_lag, linearise
 from ...attribution.lag_influence import reference, run_temporal_causality_analysis
 from ...attribution.modes import dynamics, effective_memory, memory_of
+from ...interventions.model import Model
 from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, said
 from ..random_weights import shuffled_models, together
@@ -74,7 +75,7 @@ def temporal(context: Context) -> Found:
     max_lag = c.max_lag or tokens.shape[1] - 1
     check_lag(max_lag, tokens.shape[1])
 
-    def of_layer(model: Any, layer: int, units: Sequence[int] = ()) -> Found:
+    def of_layer(model: Model, layer: int, units: Sequence[int] = ()) -> Found:
         clusters, draws, seed = few_templates(context), c.bootstrap, context.seed
         return run_temporal_causality_analysis(model, tokens, layer, units, max_lag, draws, seed, clusters)
 
@@ -132,11 +133,11 @@ def modes(context: Context) -> Found:
     """Time scales, Gramians and drop errors of each layer, and which modes the candidates use."""
     tokens, c = few_tokens(context), context.config
 
-    def of_layer(model: Any, layer: int, groups: dict[str, list[int]]) -> Found:
+    def of_layer(model: Model, layer: int, groups: dict[str, list[int]]) -> Found:
         local = linearise(model, tokens, layer)
         return dynamics(local, groups, few_templates(context), c.bootstrap, context.seed)
 
-    def all_memory(model: Any, layer: int) -> Number:
+    def all_memory(model: Model, layer: int) -> Number:
         local = linearise(model, tokens, layer)
         boot = ClusterBootstrap(few_templates(context), c.bootstrap, context.seed)
         return memory_of(effective_memory(local), range(local.u.shape[-1]), local.length, boot)

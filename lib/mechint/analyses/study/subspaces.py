@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
+from ...interventions.model import Model
 from ...tasks import Prompts
 from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange
@@ -22,7 +23,7 @@ POINTS = 5
 """Of the path from twin to prompt that gradients are averaged over."""
 
 
-def study_site(model: Any, layer: int, kind: str = "usual") -> str:
+def study_site(model: Model, layer: int, kind: str = "usual") -> str:
     """The name of a layer's site.
 
     Raises:
@@ -75,7 +76,9 @@ class Traffic:
         return (self.slope * self.change).sum((0, 1)) / self.effect.sum()
 
 
-def traffic(model: Any, batches: Sequence[Prompts], sites: Sequence[str], metric: str = "logit_diff") -> list[Traffic]:
+def traffic(
+    model: Model, batches: Sequence[Prompts], sites: Sequence[str], metric: str = "logit_diff"
+) -> list[Traffic]:
     """What each site carries, in float64 on the CPU; batches of one length are put together.
 
     Raises:

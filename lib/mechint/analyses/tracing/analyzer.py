@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.run import run
 from ...interventions.sites import layer_sites
 from ...tasks import Prompts
@@ -83,7 +84,7 @@ class TraceConfig(OwnTask):
 class CausalTracer(StagedAnalyzer):
     """Traces the prompts of a task that the model answers; see :class:`TraceConfig`."""
 
-    def __init__(self, model: Any, config: TraceConfig, device: str | torch.device = "cpu", **others: Any) -> None:
+    def __init__(self, model: Model, config: TraceConfig, device: str | torch.device = "cpu", **others: Any) -> None:
         super().__init__(model, config, device, **others)
         self.kinds = listed(config.sites) if config.sites != "usual" else list(model.mediators)
         self.severed = listed(config.sever) if config.sever != "usual" else list(model.mixers)
@@ -274,7 +275,7 @@ class CausalTracer(StagedAnalyzer):
         return shown
 
 
-def kinds_of(model: Any) -> list[str]:
+def kinds_of(model: Model) -> list[str]:
     return [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
 
 

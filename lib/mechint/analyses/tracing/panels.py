@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from ...interventions.edits import Edit
+from ...interventions.model import Model
 from ...interventions.sites import layer_sites
 from ..interchange import Interchange
 
@@ -46,7 +46,7 @@ class Panel:
         return rows
 
 
-def panels(model: Any, kinds: list[str], severed: list[str], window: int, direction: str) -> list[Panel]:
+def panels(model: Model, kinds: list[str], severed: list[str], window: int, direction: str) -> list[Panel]:
     """The panels that the options ask for: all kinds, then the residual with each severed kind.
 
     Severing is for ``denoise``: does a restored residual still help when the mixers above stay corrupted?

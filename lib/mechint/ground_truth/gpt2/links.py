@@ -6,34 +6,33 @@ readers are its query, key and value channels, then its neurons. A neuron reads 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ..blueprint import Compiled
 
 
-def writes(model: Any, layer: int) -> Tensor:
+def writes(model: Model, layer: int) -> Tensor:
     """What each writer adds to the residual stream for each 1 that it gives, [writer, model]."""
     weights = model.layers[layer]
     return torch.cat([weights.attn.c_proj.weight.T, weights.mlp.c_proj.weight.T])
 
 
-def reads(model: Any, layer: int) -> Tensor:
+def reads(model: Model, layer: int) -> Tensor:
     """What each reader takes from the stream where its deviation is 1, norm weights within, [reader, model]."""
     weights = model.layers[layer]
     return torch.cat([weights.attn.c_attn.weight * weights.ln_1.weight, weights.mlp.c_fc.weight * weights.ln_2.weight])
 
 
-def kinds(model: Any) -> tuple[dict[str, slice], dict[str, slice]]:
+def kinds(model: Model) -> tuple[dict[str, slice], dict[str, slice]]:
     """Where each kind of writer and each kind of reader stands among those of a layer."""
     wide, whole = model.config.d_model, model.config.d_mlp
     readers = {kind: slice(k * wide, (k + 1) * wide) for k, kind in enumerate("qkv")}
     return {"v": slice(wide), "mlp": slice(wide, wide + whole)}, readers | {"mlp": slice(3 * wide, 3 * wide + whole)}
 
 
-def later(model: Any) -> Tensor:
+def later(model: Model) -> Tensor:
     """Which readers come behind which writers, [layer, writer, layer, reader] bool."""
     writers, readers = kinds(model)
     layers = model.config.n_layer
@@ -44,7 +43,7 @@ def later(model: Any) -> Tensor:
     return found
 
 
-def blocks(model: Any) -> list[tuple[int, slice, int, slice]]:
+def blocks(model: Model) -> list[tuple[int, slice, int, slice]]:
     """Pairs of one kind of writer of one layer and one kind of reader of another, behind it."""
     writers, readers = kinds(model)
     layers = range(model.config.n_layer)

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...interventions.model import Model
 from ...utils.errors import MechintError, did_you_mean, short
 from ...utils.files import reading
 from ...utils.progress import Progress
+from ..base import LanguageModel
 from ..gpt2 import GPT2
 from ..llama import Llama
 from ..mamba import Mamba
@@ -29,7 +31,7 @@ __all__ = ["FAMILIES", "Family", "from_state_dict", "hf_config", "load", "to_hf_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-Builder = Callable[[dict[str, Tensor], Mapping[str, Any] | None, str, torch.dtype, torch.device], nn.Module]
+Builder = Callable[[dict[str, Tensor], Mapping[str, Any] | None, str, torch.dtype, torch.device], LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     expect_family: str | None = None,
-) -> Any:
+) -> LanguageModel:
     """Loads a checkpoint as our module, in eval mode.
 
     Args:
@@ -82,9 +84,7 @@ def load(
     where = short(checkpoint.where if path_exists(path_or_name) else path_or_name, 500)
     if checkpoint.config is None:
         names.check_without_configuration(checkpoint.tensors, checkpoint.where)
-    model: Any = build(
-        checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family, checkpoint.described
-    )
+    model = build(checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family, checkpoint.described)
     model.tokenizer = read_tokenizer(checkpoint.where, model.config.vocab_size)
     model.source = str(path_or_name)
     model.metadata = checkpoint.metadata
@@ -99,7 +99,7 @@ def from_state_dict(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     expect_family: str | None = None,
-) -> Any:
+) -> LanguageModel:
     """The module, in eval mode, of tensors named as any supported program names them; copies them.
 
     Args:
@@ -123,7 +123,7 @@ def build(
     device: torch.device,
     expect_family: str | None,
     described: Collection[str] = (),
-) -> nn.Module:
+) -> LanguageModel:
     """The module of the family that knows the tensors. Takes them out of ``state``: each can go once it is copied.
 
     Args:
@@ -213,14 +213,14 @@ def fill(
     model.load_state_dict(weights, strict=True, assign=True)
 
 
-def to_hf_state_dict(model: Any) -> dict[str, Tensor]:
+def to_hf_state_dict(model: Model) -> dict[str, Tensor]:
     """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
     write = FAMILIES[model.config.family].to_hf_state_dict
     assert write is not None
     return write(model)
 
 
-def hf_config(model: Any) -> dict[str, Any]:
+def hf_config(model: Model) -> dict[str, Any]:
     """What transformers' configuration takes, and what a ``config.json`` holds."""
     write = FAMILIES[model.config.family].hf_config
     assert write is not None

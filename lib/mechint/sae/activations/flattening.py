@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.sites import Site, find_sites
 from ...utils.errors import MechintError, shown
 
@@ -73,7 +74,7 @@ def rule_of(dictionary: Any) -> str:
     return getattr(getattr(dictionary, "config", None), "flatten", "") or "all"
 
 
-def check_fit(dictionary: Any, model: Any, site: str) -> Site:
+def check_fit(dictionary: Any, model: Model, site: str) -> Site:
     """The site that a dictionary is to be read at.
 
     Raises:

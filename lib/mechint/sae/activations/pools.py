@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.sites import find_sites
 from ...interventions.taps import Tap
 from ...tasks import mix
@@ -66,7 +67,7 @@ class Streamed:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         sites: Sequence[str],
         contexts: Contexts,
         pool_batches: int = 16,
