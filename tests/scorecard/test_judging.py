@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analyses.neurons.attention import attention_units
+from mechint.analyses.circuits.methods.attention import attention_units
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
 from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import ScorecardConfig, scorecard

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..analyses.ablation import Ablation
+from ..analyses.circuits.methods.attention import attention_units
+from ..analyses.circuits.methods.delta import delta_units, mean_step, rankings
 from ..analyses.metrics import answer_metric
-from ..analyses.neurons.attention import attention_units
-from ..analyses.neurons.delta import delta_units, mean_step, rankings
 from ..analyses.unit_effects import Effects
 from ..interventions.model import Model
 from ..interventions.sweep import sweep

@@ -25,15 +25,17 @@ from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
 from ..base import Analysis, Study, values_of
 from ..circuits.bench import Bench
+from ..circuits.methods.attention import METHODS, attention_units
+from ..circuits.methods.delta import delta_units, mean_step
 from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
 from ..unit_effects import Effects, Group, main_site, unit_kind, usual
 from ..unit_groups import Parts, screened
-from .attention import METHODS, attention_units, moments
+from .attention import moments
 from .cross_layer import layer_effects, unit_effects
 from .deletion_curves import curves
-from .delta import channels_of, delta_units, mean_step, step_gradients, token_steps
+from .delta import channels_of, step_gradients, token_steps
 from .results import Found, numbers, quantities
 from .tokens import token_terms
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import LEVEL, Array, ClusterBootstrap, Number, exact, jaccard, number, rank_correlation
+from ..circuits.methods.attention import CONTROL
+from ..circuits.methods.delta import RANKINGS
 from ..metrics import faithfulness
 from ..patching.results import NAMES, Finished, strongest, units
 from ..random_weights import Quantities, quantity
 from ..sparsity.analyzer import gini
 from ..unit_groups import Parts
-from .attention import CONTROL
 from .deletion_curves import SHARES, areas
-from .delta import RANKINGS
 from .tokens import TERMS
 
 EDGES = 24
