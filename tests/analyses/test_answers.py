@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import mechint
 from mechint.analyses.ablation import Ablation
@@ -17,7 +16,7 @@ from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
 from mechint.analyses.comparison.analyzer import CompareConfig, Profiler
 from mechint.analyses.interchange import Corruption, Interchange
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.metrics import METRICS, answer_metric, answered
+from mechint.analyses.metrics import METRICS, answer_metric, answered, logit_differences, logprobs
 from mechint.analyses.patching.analyzer import PatchConfig, Patcher
 from mechint.analyses.study.ablation_tests import together
 from mechint.analyses.study.analyzer import Study
@@ -25,61 +24,18 @@ from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.steps_discovery import setup
 from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
 from mechint.analyses.unit_effects import Effects
+from mechint.interventions.prefix import divergence
 from mechint.interventions.units import Units, unit_kinds
 from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
+from mechint.tasks.base import accepted_by
 from mechint.training.trainer import evaluate
 from mechint.utils.errors import MechintError
+from tests.helpers.answers import HalfRight, by_hand, reference
 from tests.helpers.builders import tiny_mamba
 
 WITH_TOKENIZER = ("file", "prompt")
 SWEPT = ("greater_than",)
 """Tasks on which the whole sweeps run, which cost seconds; elsewhere what they start from is compared."""
-
-
-def by_hand(prompts: Prompts, logits: Tensor, name: str) -> list[float]:
-    """A metric [prompt] of logits [prompt, answer, vocabulary], one number after the other."""
-    found = []
-    for row in range(len(prompts)):
-        each = []
-        for k in range(prompts.answers.shape[1]):
-            here = logits[row, k].double()
-            chances = here.softmax(-1).tolist()
-            right = [int(i) for i in prompts.good()[row, k] if i >= 0]
-            if name == "accuracy":
-                each.append(float(int(here.argmax()) in right))
-            elif name == "logit_diff":
-                bad = prompts.bad()
-                assert bad is not None
-                wrong = [int(i) for i in bad[row, k] if i >= 0]
-                each.append(math.log(sum(chances[i] for i in right)) - math.log(sum(chances[i] for i in wrong)))
-            else:
-                each.append(math.log(sum(chances[i] for i in right)))
-        if not prompts.whole:
-            found.append(sum(each) / len(each))
-        else:
-            found.append(float(all(each)) if name == "accuracy" else sum(each))
-    return found
-
-
-def half_right(model: Any, prompts: Prompts) -> Prompts:
-    """The same prompts, where every second one takes what the model says for a right answer."""
-    said = mechint.run(model, prompts.tokens, logits_at=prompts.positions).logits.argmax(-1)
-    every = (torch.arange(len(prompts)) % 2 == 0)[:, None]
-    answers = torch.where(every, said, prompts.answers)
-    if prompts.accepted is None:
-        return dataclasses.replace(prompts, answers=answers)
-    accepted = torch.cat([torch.where(every, said, -1).unsqueeze(-1), prompts.accepted], -1)
-    accepted[..., 1:][accepted[..., 1:] == accepted[..., :1]] = -1  # an id counts once
-    return dataclasses.replace(prompts, accepted=accepted)
-
-
-class HalfRight(PromptLoader):
-    """A loader whose prompts are :func:`half_right` for a model."""
-
-    def __init__(self, model: Any, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.groups = [half_right(model, group) for group in self.groups]
-        self.batches = [half_right(model, batch) for batch in self.batches]
 
 
 @pytest.fixture(scope="module", params=[name for name in TASKS if name not in WITH_TOKENIZER])
@@ -89,12 +45,6 @@ def asked(request: pytest.FixtureRequest) -> tuple[Any, PromptLoader, PromptLoad
     model = tiny_mamba(3, vocab_size=task.vocab_size).requires_grad_(False).eval()
     loaders = (HalfRight(model, task, split, 8, 4, 0) for split in ("discovery", "evaluation"))
     return model, *loaders
-
-
-@torch.no_grad()
-def reference(model: Any, batches: list[Prompts], name: str) -> list[float]:
-    rows = [by_hand(b, mechint.run(model, b.tokens, logits_at=b.positions).logits, name) for b in batches]
-    return [value for row in rows for value in row]
 
 
 def test_every_analysis_has_one_accuracy(asked: tuple[Any, PromptLoader, PromptLoader]) -> None:
@@ -200,3 +150,28 @@ def test_several_right_answers_by_hand() -> None:
     assert float(prompts.correct(logits)) == 0
     assert float(prompts.correct(logits.flip(-1))) == 0  # 0, which is rejected
     assert float(prompts.correct(torch.tensor([[[0.0, 0, 1, 0]]]))) == 1
+
+
+def test_divergence_by_hand() -> None:
+    """KL((½, ½) ‖ (¼, ¾)) = ½ log 2 + ½ log ⅔."""
+    even, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert float(divergence(even, other)) == pytest.approx(expected, abs=1e-6)
+    assert float(divergence(even, other, even.exp())) == float(divergence(even, other))
+
+
+def test_one_of_several_ids_is_accepted_and_no_id_is_none() -> None:
+    said = torch.tensor([[3], [0], [2]])
+    accepted = torch.tensor([[[1, 3]], [[1, -1]], [[2, -1]]])
+    assert accepted_by(said, accepted).tolist() == [[True], [False], [True]]
+
+
+def test_the_terms_of_the_metrics_by_hand() -> None:
+    """Chances 0.1 0.2 0.3 0.4 where 1 and 2 are right and 0 is wrong: log 0.5, and log 0.5 - log 0.1."""
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().view(1, 1, 4) + 7.0
+    one = torch.zeros(1, 1, dtype=torch.long)
+    prompts = Prompts(one, one, one + 1, one, one, one[0], accepted=torch.tensor([[[1, 2]]]))
+    assert logprobs(logits, prompts).tolist() == [[pytest.approx(math.log(0.5), abs=1e-6)]]
+    assert logit_differences(logits, prompts).tolist() == [[pytest.approx(math.log(5.0), abs=1e-6)]]
+    with pytest.raises(ValueError, match="no wrong answers"):
+        logit_differences(logits, dataclasses.replace(prompts, wrong=None))

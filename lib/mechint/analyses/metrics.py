@@ -1,7 +1,7 @@
-"""What an answer is worth: metrics at the answers.
+"""Metrics at the answers: accuracy, log-probability, logit difference, KL, and the accuracy that chance would give.
 
 :meth:`mechint.tasks.Prompts.right` says which answers are right, :func:`answer_metric` what the logits are worth; every
-analysis takes both from here. Where a task accepts several ids, the answer is any of them: its probability is the sum
+analysis uses these two. Where a task accepts several ids, the answer is any of them: its probability is the sum
 of theirs, and the logit difference is the logarithm of that sum over the sum of the rejected ids.
 
 :class:`Answers` has the same without the logits of all positions: a few positions at a time, gradients included.
@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.model import Model
+from ..interventions.prefix import divergence
 from ..interventions.taps import Tap
 from ..tasks import Prompts, pooled
+from ..tasks.base import accepted_by
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import named
 from .loader import PromptLoader
@@ -30,7 +32,7 @@ from .loader import PromptLoader
 PART = 1 << 25
 """Bytes of one part of the logits."""
 NAMES = ("kl", "answer_logprob", "accuracy", "logit_diff")
-"""What a reading gives, in its order; the last only for answers that have a wrong one beside them."""
+"""The values of :class:`Reading`, in order; the last only where answers have wrong ones to compare with."""
 LEARNT = ("kl", "loss", "answer_logprob", "logit_diff")
 """Metrics that have a gradient."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
@@ -38,10 +40,10 @@ METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
 
 
 def remedy(model: Model, task: Any) -> str:
-    """What to do where a model does not answer, by what the cause can be, as the beginning of a sentence.
+    """Advises what to do about a model that fails a task, as the beginning of a sentence.
 
-    Of text the tokens may be others than the model knows; a model that was trained on this very task may need more of
-    it; any other one may be asked what it never saw.
+    A model that was trained on this task may need more training. On text the tokens may be others than the model knows.
+    Any other model may never have seen the task.
     """
     said = (getattr(model, "metadata", None) or {}).get("task")
     if isinstance(said, dict) and said.get("name") == getattr(task, "name", None):
@@ -70,10 +72,9 @@ def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
     """
     if name not in METRICS:
         raise MechintError(f"no metric {name!r}{did_you_mean(name, METRICS)}; take {', '.join(METRICS)}")
-    good, bad = prompts.good(), prompts.bad()
     if name == "logit_diff" and prompts.whole:
         raise MechintError("the metric logit_diff is of one answer token; choose answer_logprob or answer_prob")
-    if name == "logit_diff" and bad is None:
+    if name == "logit_diff" and prompts.bad() is None:
         raise MechintError(
             "the metric logit_diff needs counterfactual twins with one answer token; choose answer_logprob or "
             "answer_prob"
@@ -82,15 +83,31 @@ def answer_metric(name: str, prompts: Prompts) -> Callable[[Tensor], Tensor]:
     def metric(logits: Tensor) -> Tensor:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if name == "logit_diff":
-            assert bad is not None
-            return (pooled(logits, good) - pooled(logits, bad)).mean(-1)
-        each = pooled(logits, good) - logits.logsumexp(-1)
+            return logit_differences(logits, prompts).mean(-1)
+        each = logprobs(logits, prompts)
         if name == "loss":
             return -each.mean(-1)
         value = each.sum(-1) if prompts.whole else each.mean(-1)
         return value if name == "answer_logprob" else value.exp()
 
     return metric
+
+
+def logprobs(logits: Tensor, prompts: Prompts) -> Tensor:
+    """The log-probability that one of the right ids is said, in nats; logits [..., n, Q, vocabulary] -> [..., n, Q]."""
+    return pooled(logits, prompts.good()) - logits.logsumexp(-1)
+
+
+def logit_differences(logits: Tensor, prompts: Prompts) -> Tensor:
+    """log Σ exp of the right ids' logits less that of the wrong ones'; logits [..., n, Q, vocabulary] -> [..., n, Q].
+
+    Raises:
+        ValueError: the prompts have no wrong answers.
+    """
+    bad = prompts.bad()
+    if bad is None:
+        raise ValueError("these prompts have no wrong answers")
+    return pooled(logits, prompts.good()) - pooled(logits, bad)
 
 
 class Answers:
@@ -197,12 +214,11 @@ def compare(
 
     ``right`` and ``wrong`` are ids [m, A], -1 where there are fewer.
     """
-    accuracy = (logits.argmax(-1, keepdim=True) == right).any(-1).float()
+    accuracy = accepted_by(logits.argmax(-1), right).float()
     difference = [] if wrong is None else [pooled(logits, right) - pooled(logits, wrong)]
     logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
     chances = reference.exp()
-    kl = (chances * (reference - logs)).sum(-1)
-    return (kl, pooled(logs, right), accuracy, *difference), logs, chances
+    return (divergence(reference, logs, chances), pooled(logs, right), accuracy, *difference), logs, chances
 
 
 def shares(logits: Tensor, ids: Tensor) -> Tensor:
@@ -213,10 +229,10 @@ def shares(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def answered(loader: PromptLoader, model: Model) -> tuple[Tensor, Tensor]:
-    """Whether the model says each prompt's last answer, and what chance would give; [prompt] each.
+    """1 where the model says a prompt's last answer, else 0, and the accuracy that chance would give; [prompt] each.
 
     Chance is the share of the other prompts whose answer is what the model says: the expected accuracy if the answers
-    were dealt out among the prompts anew. Both are of the whole set, whatever its batches.
+    were assigned to the prompts at random. Both are over all prompts of the loader, whatever its batches.
     """
     said, accepted = [], []
     with torch.no_grad():
@@ -229,15 +245,17 @@ def answered(loader: PromptLoader, model: Model) -> tuple[Tensor, Tensor]:
 
 
 def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether what is said [n] is among the accepted ids [n, A] (-1 is none), and in how many of the others', [n] each.
+    """1 where the said id [n] is accepted, else 0, and the share of the other prompts that accept it; [n] each.
 
-    Each id counts once for a prompt.
+    Args:
+        said: The ids that a model says, [n].
+        accepted: The accepted ids of each prompt, [n, A]; -1 is none, and each id counts once for a prompt.
     """
     size = int(max(said.max(), accepted.max())) + 1
     takes = torch.zeros(size + 1, dtype=torch.float64)
     for ids in accepted:
         takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
-    right = (accepted == said[:, None]).any(1).double()
+    right = accepted_by(said, accepted).double()
     others = max(len(said) - 1, 1)
     return right, (takes[said] - right) / others
 

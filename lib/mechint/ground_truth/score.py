@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analyses.metrics import logprobs
 from ..interventions.gradients import gradients
 from ..interventions.model import Model
 from ..interventions.units import SCORED_UNITS, Units, unit_kinds
@@ -157,11 +158,9 @@ def by_unit(model: Model, task: Task, what: Callable[[Tensor, Tensor], Tensor]) 
     prompts = task.sample(PROMPTS, "discovery", 0)
     kind = unit_kinds(model)[SCORED_UNITS[model.config.family]]
     units = Units(model, kind)
-
-    def logprob(logits: Tensor) -> Tensor:
-        return torch.log_softmax(logits, -1).gather(-1, prompts.answers.unsqueeze(-1))
-
-    values, slopes = gradients(model, prompts.tokens, units.sites, logprob, logits_at=prompts.positions)
+    values, slopes = gradients(
+        model, prompts.tokens, units.sites, lambda logits: logprobs(logits, prompts), logits_at=prompts.positions
+    )
     found = []
     for layer in range(units.layers):
         for block in kind.blocks:

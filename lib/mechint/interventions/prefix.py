@@ -86,6 +86,16 @@ def losses_of(scores: Tensor, targets: Tensor) -> Tensor:
     return -scores.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
 
 
+def divergence(reference: Tensor, scores: Tensor, chances: Tensor | None = None) -> Tensor:
+    """KL(reference ‖ other) in nats of log-probabilities [..., vocabulary], [...].
+
+    Args:
+        chances: ``reference.exp()``, where it is known already.
+    """
+    chances = reference.exp() if chances is None else chances
+    return (chances * (reference - scores)).sum(-1)
+
+
 def compare(model: Model, targets: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Loss and divergence of changed forwards beside the clean one.
 
@@ -105,7 +115,7 @@ def compare(model: Model, targets: Tensor, clean: Tensor, changed: Sequence[Tens
         for r in changed:
             scores = log_probs(model, r, piece)
             ce.append(losses_of(scores, target))
-            kl.append((reference.exp() * (reference - scores)).sum(-1))
+            kl.append(divergence(reference, scores))
         losses.append(torch.stack(ce))
         divergences.append(torch.stack(kl) if kl else reference.new_zeros(0, *target.shape))
     return torch.cat(losses, -1), torch.cat(divergences, -1)

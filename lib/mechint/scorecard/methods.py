@@ -15,6 +15,7 @@ from ..analyses.circuits.bench import Bench, attribute
 from ..analyses.circuits.methods.initial_scores import first_scores, needed_first
 from ..analyses.circuits.search import Search
 from ..analyses.loader import PromptLoader
+from ..analyses.metrics import logit_differences
 from ..ground_truth import BASELINES
 from ..interventions.model import Model
 from ..interventions.run import run
@@ -111,13 +112,7 @@ def unit_effects(model: Model, prompts: Prompts, unit: str, direction: str = "no
     with torch.no_grad():
         values = run(model, donor, record=units.sites, logits_at=prompts.positions[:, :0]).values
     cells = [units.dropping(number, dict(values)) for number in range(units.total)]
-    both = torch.stack([prompts.answers, prompts.wrong], -1)  # [n, Q, 2]
-
-    def difference(logits: Tensor) -> Tensor:
-        """[cell, row, Q, V] -> [cell, row, Q]"""
-        right, wrong = logits.gather(-1, both.expand(*logits.shape[:-1], 2)).unbind(-1)
-        return right - wrong
-
+    difference = lambda logits: logit_differences(logits, prompts)  # [cell, row, Q, V] -> [cell, row, Q]
     # an empty cell is the receiver itself, so that units without an effect are exactly zero
     found = sweep(
         model, receiver, [*cells, []], difference, logits_at=prompts.positions, title=f"patching, {direction}"

@@ -76,8 +76,8 @@ class Prompts:
         return None if self.wrong is None else self.wrong.unsqueeze(-1)
 
     def right(self, logits: Tensor) -> Tensor:
-        """Which answers the logits [..., n, Q, V] give, [..., n, Q] bool."""
-        return (logits.argmax(-1).unsqueeze(-1) == self.good()).any(-1)
+        """True where the likeliest token is an accepted one; logits [..., n, Q, V] -> [..., n, Q] bool."""
+        return accepted_by(logits.argmax(-1), self.good())
 
     def share_right(self, right: Tensor) -> Tensor:
         """The share of a prompt's answers [..., n, Q] that is right, [..., n] in float64; of a whole answer 0 or 1."""
@@ -220,6 +220,14 @@ def begun(prompts: Prompts, front: Sequence[int]) -> Prompts:
         twins=None if prompts.twins is None else start(prompts.twins),
         subject=None if prompts.subject is None else prompts.subject + len(front),
     )
+
+
+def accepted_by(said: Tensor, accepted: Tensor) -> Tensor:
+    """True where a said id [..., n, Q] is among the accepted ids [n, Q, A] (-1 is no id), [..., n, Q].
+
+    Every analysis decides by this function whether an answer is right.
+    """
+    return (said.unsqueeze(-1) == accepted).any(-1)
 
 
 def pooled(logits: Tensor, ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,5 +93,6 @@ def right(
     model: Model, prompts: Prompts, edits: Sequence[Edit], answers: Tensor | None = None, defined: Tensor | None = None
 ) -> float:
     """Share of the answers [n, Q], of those that are defined, that a run under edits gives."""
-    hits = said_by(model, prompts, edits).argmax(-1) == (prompts.answers if answers is None else answers)
+    asked = prompts if answers is None else dataclasses.replace(prompts, answers=answers)
+    hits = asked.right(said_by(model, asked, edits))
     return float((hits if defined is None else hits[defined]).double().mean())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.prefix import behind, log_probs, losses_of, pieces, up_to
+from ...interventions.prefix import behind, divergence, log_probs, losses_of, pieces, up_to
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
@@ -171,7 +171,7 @@ def _sums(
         target = targets[:, piece]
         own, new = (log_probs(model, r, piece) for r in (clean, changed))
         parts["rise"].append((losses_of(new, target) - losses_of(own, target)).double())
-        parts["kl"].append((own.exp() * (own - new)).sum(-1).double())
+        parts["kl"].append(divergence(own, new).double())
         if len(raised):
             centred = [scores[..., list(raised)].mean(-1) - scores.mean(-1) for scores in (own, new)]
             parts["logits"].append((centred[1] - centred[0]).double())
