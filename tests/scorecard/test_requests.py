@@ -176,7 +176,7 @@ def score(*options: str, processes: str = "") -> subprocess.CompletedProcess[str
         ("--models foo", "no model 'foo'; take all, mamba, gpt2, trained, shift"),
         ("--models gpt", "no model 'gpt' (did you mean gpt2"),
         ("--models mambas", "no model 'mambas' (did you mean mamba"),
-        ("--models shift,", "models is 'shift,', where a name is missing beside a comma"),
+        ("--models shift,", "models is 'shift,', where a word is missing beside a comma"),
         (f"--output-dir {ROOT}/Makefile", "Makefile can't be written to; choose another directory with --output-dir"),
     ],
 )

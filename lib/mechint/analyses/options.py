@@ -128,15 +128,15 @@ NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "reado
 
 
 def layer_list(said: str, layers: int, where: str) -> list[int]:
-    """The layers that an option names: ``all``, or numbers separated by commas.
+    """The layers that an option names, ascending: ``all``, or numbers separated by commas or spaces.
 
     Raises:
-        MechintError: something that is no number, a hole between commas, or no such layer.
+        MechintError: something that is no number, a missing number, or no such layer.
     """
     if said.strip() == "all":
         return list(range(layers))
     found = []
-    for part in said.split(","):
+    for part in listed(said, f"{where}: layers") or [""]:
         layer = options.whole_number(part)
         if layer is None:
             raise MechintError(
@@ -156,7 +156,7 @@ def unit_sites(model: Model, said: str, usual: Iterable[str], where: str) -> lis
     """
     names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
     known = [name for name in names if name not in NO_UNITS]
-    kinds = list(usual) if said.strip() == "usual" else list(dict.fromkeys(listed(said)))
+    kinds = list(usual) if said.strip() == "usual" else list(dict.fromkeys(listed(said, f"{where}: sites")))
     for kind in kinds:
         if kind not in known:
             raise MechintError(

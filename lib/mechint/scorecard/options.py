@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ground_truth import GROUPS, MODELS
-from ..utils.options import option
+from ..utils.options import listed, option
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ class ScorecardConfig:
     @property
     def names(self) -> list[str]:
         """The models, each once."""
-        said = [name.strip() for name in self.models.split(",")]
+        said = listed(self.models, "models")
         return list(dict.fromkeys(model for name in said for model in GROUPS.get(name, (name,))))

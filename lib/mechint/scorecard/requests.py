@@ -11,7 +11,7 @@ from typing import Any
 from ..ground_truth import GROUPS, MODELS
 from ..utils import files, workers
 from ..utils.errors import MechintError, did_you_mean
-from ..utils.options import check
+from ..utils.options import check, listed
 from ..utils.rundir import check_writable, code_digest, fingerprint, finished, noted
 from .options import ScorecardConfig
 
@@ -23,20 +23,15 @@ def check_request(config: ScorecardConfig) -> None:
     """Raises :class:`MechintError` for an option out of its range, or a name that is no model and no group of them."""
     check(config)
     known = [*GROUPS, *MODELS]
-    for name in config.models.split(","):
-        if not name.strip():
-            raise MechintError(
-                f"models is {config.models!r}, where a name is missing beside a comma; leave the comma out, or take "
-                f"{', '.join(known)}"
-            )
-        if name.strip() not in known:
-            raise MechintError(f"no model {name.strip()!r}{did_you_mean(name.strip(), known)}; take {', '.join(known)}")
+    for name in listed(config.models, "models") or [""]:
+        if name not in known:
+            raise MechintError(f"no model {name!r}{did_you_mean(name, known)}; take {', '.join(known)}")
 
 
 def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, Any]:
     """All that the numbers of a card follow from; methods of others by their names alone, whatever their code."""
     said = dataclasses.asdict(config)
-    said["models"] = ",".join(name.strip() for name in config.models.split(","))
+    said["models"] = ",".join(listed(config.models))
     del said["output_dir"], said["rerun"]
     return {**said, "code": code_digest(), "outside": sorted(outside)}
 

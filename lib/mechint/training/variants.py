@@ -10,7 +10,7 @@ from typing import Any
 from ..tasks import TaskConfig
 from ..utils.errors import MechintError, did_you_mean, short
 from ..utils.files import natural_key, read_json
-from ..utils.options import named, options, value_of
+from ..utils.options import listed, named, options, value_of
 from .files import Paths
 from .options import ARCHITECTURES, Architecture, TrainConfig
 from .trainer import plan, train
@@ -55,8 +55,7 @@ def steps(config: TrainConfig, architecture: Architecture) -> list[Step]:
     if config.step_name != TrainConfig.step_name:
         raise MechintError(f"{named('train', 'step_name')} names one model; with {name} the steps are V0, V1, …")
     found: list[Step] = []
-    for number, text in enumerate(config.variants.split(",")):
-        variant = text.strip()
+    for number, variant in enumerate(listed(config.variants, name)):
         parts = [] if variant == BASELINE else variant.split("+")
         base = next((twin(part, name) for part in parts if part.strip().startswith("family=")), architecture)
         changes = dict(change(part, base, name) for part in parts if not part.strip().startswith("family="))

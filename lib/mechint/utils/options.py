@@ -256,5 +256,19 @@ def from_flags(namespace: argparse.Namespace, config_class: type[T], group: str 
     return config
 
 
-def listed(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def listed(text: str, what: str = "a list") -> list[str]:
+    """The words of a list, separated by commas or by white space: ``0,1`` and ``0 1`` are the same; empty for ''.
+
+    White space around ``=`` and ``+`` separates nothing: ``kv = tied`` is one word, ``kv=tied``.
+    Every option that holds a list is read by this function.
+
+    Args:
+        what: The option's name in the error.
+
+    Raises:
+        MechintError: a comma has no word on one side.
+    """
+    parts = re.sub(r"\s*([=+])\s*", r"\1", text).split(",") if text.strip() else []
+    if not all(part.strip() for part in parts):
+        raise MechintError(f"{what} is {shown(text)}, where a word is missing beside a comma; leave the comma out")
+    return [word for part in parts for word in part.split()]

@@ -28,7 +28,7 @@ from ...tasks import Prompts, Task
 from ...tasks.config import TaskConfig
 from ...utils import files
 from ...utils.errors import MechintError, shown
-from ...utils.options import listed, option, whole_number
+from ...utils.options import listed, named, option, whole_number
 from ...utils.statistics import ClusterBootstrap, Number, exact
 from ..base import Analysis, Study
 from ..loader import PromptLoader
@@ -253,7 +253,7 @@ def lengths(said: str) -> list[int]:
         MechintError: none, or one that is no whole number from 1 to 1,000,000.
     """
     found = []
-    for part in listed(said):
+    for part in listed(said, named("compare", "lengths")):
         length = whole_number(part)
         if length is None or not 1 <= length <= 1_000_000:
             raise MechintError(

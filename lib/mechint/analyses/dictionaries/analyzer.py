@@ -29,13 +29,13 @@ from ...sae.training import FROZEN, Trained, Training, train_grid
 from ...tasks.config import TaskConfig
 from ...utils import files, workers
 from ...utils.errors import MechintError
-from ...utils.options import option
+from ...utils.options import listed, option
 from ...utils.rundir import weights_digest
 from ...utils.statistics import exact
 from ..base import Analysis, StagedAnalyzer
 from ..loader import PromptLoader
 from .evaluation import Windows, evaluate_all
-from .grid import grid, listed, sites_of, unknown_architecture, warnings
+from .grid import grid, sites_of, unknown_architecture, warnings
 from .reading import RULE, labels_of, read_dictionary, to_read, window_of
 from .stability import stability
 from .stored import chosen_of, load_all

@@ -14,7 +14,7 @@ from ...sae.activations.flattening import flat_width
 from ...sae.registry import BY_COUNT
 from ...sae.training import FROZEN
 from ...utils.errors import MechintError, shown
-from ...utils.options import finite
+from ...utils.options import finite, listed
 from ..options import layer_list
 
 
@@ -25,7 +25,7 @@ def numbers_of(text: str, what: str) -> list[float]:
         MechintError: it is empty, or one is no positive number.
     """
     found = []
-    for word in listed(text):
+    for word in listed(text, what):
         value = finite(word)
         if value is None or value <= 0:
             raise MechintError(f"dictionaries: {what} is {shown(text)}; write positive numbers separated by commas")
@@ -33,10 +33,6 @@ def numbers_of(text: str, what: str) -> list[float]:
     if not found:
         raise MechintError(f"dictionaries: {what} is empty; write numbers separated by commas")
     return found
-
-
-def listed(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def sites_of(model: Model, kinds: str, layers: str) -> list[str]:

@@ -12,7 +12,7 @@ from ... import sae
 from ...sae import SparseAutoencoder
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean
-from .grid import listed
+from ...utils.options import listed
 from .reading import best_at
 
 

@@ -20,7 +20,7 @@ from ...interventions.units import Units
 from ...tasks import Prompts, mix
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import listed, option
+from ...utils.options import listed, named, option
 from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
 from ..base import Analysis, Study, values_of
@@ -312,7 +312,7 @@ def methods(config: NeuronConfig) -> list[str]:
     """
     if not config.attention:
         return []
-    chosen = list(dict.fromkeys(listed(config.attention_methods)))
+    chosen = list(dict.fromkeys(listed(config.attention_methods, named("neuron", "attention_methods"))))
     for method in chosen:
         if method not in METHODS:
             raise MechintError(

@@ -124,7 +124,7 @@ class Patcher(StagedAnalyzer):
         """The means that units are given, where it is not the twin's values."""
 
     def kinds(self, said: str, usual: Any, known: list[str], what: str) -> list[str]:
-        kinds = list(usual) if said == "usual" else list(dict.fromkeys(listed(said)))
+        kinds = list(usual) if said == "usual" else list(dict.fromkeys(listed(said, "patching: kinds of site")))
         for kind in kinds:
             if kind not in known:
                 raise MechintError(

@@ -25,6 +25,7 @@ from ..base import Analysis, StagedAnalyzer
 from ..circuits import work as circuit_work
 from ..loader import PromptLoader
 from ..metrics import remedy
+from ..options import layer_list
 from . import (
     steps_circuit as study_circuit,
 )
@@ -40,7 +41,7 @@ from . import (
 from .ablation_tests import least_draws
 from .claims import claims, task_not_done
 from .context import Context, Found
-from .options import DESCRIBES, STEPS, TITLES, StudyConfig, chosen_layers, skipped
+from .options import DESCRIBES, STEPS, TITLES, StudyConfig, skipped
 from .subspaces import study_site
 
 Step = Callable[[Context], Found]
@@ -77,7 +78,7 @@ class Study(StagedAnalyzer):
     def __init__(self, model: Model, config: StudyConfig, device: Any = "cpu", **others: Any) -> None:
         super().__init__(model, config, device, **others)
         self.skip = skipped(config.skip_steps)
-        layers = chosen_layers(config.layers, self.model.num_layers, getattr(model, "source", "the model"))
+        layers = layer_list(config.layers, self.model.num_layers, "study")
         self.sites = {layer: study_site(self.model, layer, config.site) for layer in layers}
         self.times: dict[str, float] = {}
         self.context: Context | None = None

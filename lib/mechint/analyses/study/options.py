@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from ...utils.errors import MechintError, short, shown
-from ...utils.options import named, option, whole_number
+from ...utils.errors import MechintError, shown
+from ...utils.options import listed, named, option, whole_number
 
 STEPS = {
     1: "setup",
@@ -127,9 +126,7 @@ def skipped(text: str) -> set[int]:
         MechintError: no such step, or one that the others stand on.
     """
     found = set()
-    for word in re.split(r"[\s,]+", text.strip()):
-        if not word:
-            continue
+    for word in listed(text, named("study", "skip_steps")):
         number = whole_number(word) or {name: n for n, name in STEPS.items()}.get(word, 0)
         if number not in STEPS:
             raise MechintError(
@@ -143,18 +140,3 @@ def skipped(text: str) -> set[int]:
             )
         found.add(number)
     return found
-
-
-def chosen_layers(text: str, count: int, where: str) -> list[int]:
-    """The layers that the option says, ascending."""
-    if text.strip() == "all":
-        return list(range(count))
-    layers = set()
-    for word in re.split(r"[\s,]+", text.strip()):
-        layer = whole_number(word)
-        if layer is None or layer >= count:
-            raise MechintError(
-                f"layer {short(word, 80) or '(none)'} does not exist; {where} has {count} (0 to {count - 1}), or all"
-            )
-        layers.add(layer)
-    return sorted(layers)

@@ -16,7 +16,7 @@ from ...interventions.model import Model
 from ...tasks import make_task
 from ...tasks.base import generator
 from ...utils.errors import MechintError, shown
-from ...utils.options import value_of
+from ...utils.options import listed, named, value_of
 from ...utils.statistics import ClusterBootstrap, holm, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
@@ -159,7 +159,7 @@ def other_tasks(context: Context) -> list[str]:
     text = context.config.transfer
     if text.strip() == "usual":
         text = USUAL_TRANSFER.get(context.train.task.name, "")
-    return [word.strip() for word in text.split(",") if word.strip()]
+    return listed(text, named("study", "transfer"))
 
 
 def prompts_made(loader: PromptLoader) -> str:

@@ -13,6 +13,7 @@ from ...interventions.run import run
 from ...sae import SAEConfig, SparseAutoencoder
 from ...sae.training import Training, train_grid
 from ...utils.errors import MechintError
+from ...utils.options import listed, named
 from ...utils.statistics import ClusterBootstrap, Number
 from ..loader import PromptLoader
 from ..metrics import answered
@@ -171,7 +172,7 @@ def labelled(context: Context, loader: PromptLoader, values: Tensor, label: str)
 
 
 def probe_methods(context: Context) -> list[str]:
-    return [word.strip() for word in context.config.probes.split(",") if word.strip()]
+    return listed(context.config.probes, named("study", "probes"))
 
 
 def probes(context: Context) -> Found:

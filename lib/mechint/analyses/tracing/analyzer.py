@@ -22,7 +22,7 @@ from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
-from ...utils.options import listed, option
+from ...utils.options import listed, named, option
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, StagedAnalyzer
 from ..effect_tables import few_notes
@@ -86,8 +86,8 @@ class CausalTracer(StagedAnalyzer):
 
     def __init__(self, model: Model, config: TraceConfig, device: str | torch.device = "cpu", **others: Any) -> None:
         super().__init__(model, config, device, **others)
-        self.kinds = listed(config.sites) if config.sites != "usual" else list(model.mediators)
-        self.severed = listed(config.sever) if config.sever != "usual" else list(model.mixers)
+        self.kinds = listed(config.sites, named("trace", "sites")) if config.sites != "usual" else list(model.mediators)
+        self.severed = listed(config.sever, named("trace", "sever")) if config.sever != "usual" else list(model.mixers)
         for kind in [*self.kinds, *self.severed]:
             if not layer_sites(model, kind):
                 raise MechintError(

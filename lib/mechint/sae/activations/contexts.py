@@ -17,6 +17,7 @@ from torch import Tensor
 from ...models.loading.tokenizer import Encoder, special_ids
 from ...tasks import Task, mix
 from ...utils.errors import MechintError, did_you_mean
+from ...utils.options import listed
 
 KINDS = ("text", "bos", "boundary", "padding")
 """What a token is: text, the beginning-of-sequence token, padding, or any other special token, as between documents."""
@@ -56,7 +57,7 @@ def excluded(names: str | Iterable[str]) -> tuple[int, ...]:
     Raises:
         MechintError: there is no such kind, or nothing would be left.
     """
-    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names) if name.strip()]
+    wanted = listed(names, "exclude") if isinstance(names, str) else list(names)
     for name in wanted:
         if name not in KINDS[1:]:
             raise MechintError(f"no kind of token {name!r}{did_you_mean(name, KINDS[1:])}; take {', '.join(KINDS[1:])}")
