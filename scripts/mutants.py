@@ -212,11 +212,11 @@ MUTANTS = [
     ),
     Mutant("analyses/study/steps_controls.py", "return share / (2 - share)", "return share"),
     Mutant(
-        "analyses/random_models.py",
+        "analyses/random_weights.py",
         "float(scores.var(ddof=1)) * (1 + 1 / len(scores)) + within",
         "float(scores.var(ddof=1)) / len(scores) + within",
     ),
-    Mutant("analyses/random_models.py", "within = count / max(count - 1, 1) * float", "within = float"),
+    Mutant("analyses/random_weights.py", "within = count / max(count - 1, 1) * float", "within = float"),
     Mutant("analyses/study/probes.py", "return (1 + sum(", "return (0 + sum(", "tests/analyses/study/test_probes.py"),
     # traces
     Mutant("analyses/tracing/results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),

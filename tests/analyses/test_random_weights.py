@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ import torch
 from mechint.analyses import random_weights as shuffled
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.results import quantities
-from mechint.analyses.random_weights import compared, quantity, shuffled_weights
+from mechint.analyses.random_weights import (
+    compared,
+    quantity,
+    shuffled_models,
+    shuffled_numbers,
+    shuffled_weights,
+)
 from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
 from mechint.report.control import control_findings, control_sections
 from mechint.tasks.base import mix
@@ -103,3 +110,24 @@ def test_a_control_that_fails_is_reported_and_the_study_is_not_lost(monkeypatch:
 def test_mistakes_of_the_request_are_no_failures_of_the_control() -> None:
     with pytest.raises(MechintError, match="controls is -1"):
         NeuronAnalyzer(tiny_mamba(), dataclasses.replace(SMALL, controls=-1))
+
+
+def test_numbers_of_shuffled_models_are_joined_by_layer() -> None:
+    """The mean of the values between the least lower and greatest upper edge; what is not finite does not count."""
+    model = tiny_mamba().requires_grad_(False)
+    values = iter([1.0, 3.0, math.nan])
+    seen: list[Any] = []
+
+    def measure(other: Any) -> dict[int, Any]:
+        seen.append(other)
+        value = next(values)
+        return {0: number(value - 1, value + 1), 1: None}
+
+    found = shuffled_numbers(model, 7, 3, [0, 1], measure)
+    assert found[1] is None and found[0] is not None
+    assert [found[0][name] for name in ("value", "low", "high", "n")] == [2.0, 0.0, 4.0, 2]
+    for k, (other, again) in enumerate(zip(seen, shuffled_models(model, 7, 3), strict=True)):
+        weights = [dict(some.named_parameters())["embedding.weight"] for some in (other, again, model)]
+        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2]), k
+        assert torch.equal(weights[0].flatten().sort().values, weights[2].flatten().sort().values)
+    assert shuffled_numbers(model, 7, 0, [0], measure) == {0: None}

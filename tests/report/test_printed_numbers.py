@@ -23,7 +23,7 @@ from mechint.analyses.comparison.differences import compare
 from mechint.analyses.dictionaries import labels as sae_labels
 from mechint.analyses.metrics import compare as answers_of
 from mechint.analyses.neurons.results import circuit_numbers
-from mechint.analyses.random_models import beside
+from mechint.analyses.random_weights import beside
 from mechint.analyses.sparsity import analyzer as sparsity
 from mechint.analyses.study import (
     ablation_tests as necessity,

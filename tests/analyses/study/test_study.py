@@ -18,8 +18,7 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answered, by_chance, side_by_side
-from mechint.analyses.random_models import beside, spread_about_mean
-from mechint.analyses.random_weights import reinitialised, shuffled_weights
+from mechint.analyses.random_weights import beside, reinitialised, shuffled_weights, spread_about_mean
 from mechint.analyses.study import steps_discovery as study_discovery
 from mechint.analyses.study import steps_tests as study_tests
 from mechint.analyses.study.ablation_tests import ALPHA, Held, least_draws

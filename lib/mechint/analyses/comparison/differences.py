@@ -82,7 +82,7 @@ def quantities(study: Study, names: set[str] | None = None) -> dict[str, tuple[s
     return found if names is None else {name: entry for name, entry in found.items() if name in names}
 
 
-def shuffled(study: Study) -> dict[str, float]:
+def untrained(study: Study) -> dict[str, float]:
     """The same numbers of the model with shuffled weights, as far as they were measured there; means over layers."""
     control = study.raw.get("control")
     rows = [row for row in control["quantities"] if row["shuffled"] is not None] if control else []
@@ -123,7 +123,7 @@ def differences(one: Group, other: Group, names: set[str] | None) -> tuple[list[
     paired = paired and None not in one.seeds and one.budgets == other.budgets
     ordered = [sorted(group.studies, key=lambda s: str(s.raw["training"].get("seed"))) for group in (one, other)]
     values = [[quantities(study, names) for study in studies] for studies in ordered]
-    random = [[shuffled(study) for study in studies] for studies in ordered]
+    random = [[untrained(study) for study in studies] for studies in ordered]
     rows: list[dict[str, Any]] = []
     for name in (name for name in values[0][0] if all(name in run for run in values[1])):
         a, b = ([run[name][1] for run in runs] for runs in values)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...utils.statistics import Number, holm, said, t_tail
-from ..random_models import spread_about_mean
+from ..random_weights import spread_about_mean
 from .ablation_tests import ALPHA
 
 Found = dict[str, Any]
@@ -137,7 +137,7 @@ def exceeds(name: str, null: str, difference: Number) -> Condition:
 
 
 def above_random_models(row: Found, least: float = LEAST_READING) -> Condition:
-    """A label is read better than in models with random weights, see :func:`mechint.analyses.random_models.beside`."""
+    """A label is read better than in models with random weights, see :func:`mechint.analyses.random_weights.beside`."""
     difference, mean = row["difference"], sum(row["random"]) / len(row["random"])
     null = f"{RANDOM} are read as well, or less than {least:.2f} worse"
     if difference["high"] < 0 or (difference["high"] < least and mean + least <= 1):

@@ -20,7 +20,7 @@ from ...utils.options import listed, named, value_of
 from ...utils.statistics import ClusterBootstrap, holm, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
-from ..random_models import beside, random_models
+from ..random_weights import beside, random_models
 from .ablation_tests import ALPHA, Held, deltas, moved, necessity, together
 from .candidates import Candidate, mask_search
 from .claims import best_probes, does_task

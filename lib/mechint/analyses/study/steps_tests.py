@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ...attribution.modes import dynamics, effective_memory, memory_of
 from ...interventions.model import Model
 from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, said
-from ..random_weights import shuffled_models, together
+from ..random_weights import shuffled_numbers
 from .ablation_tests import DIRECTIONS, adjusted, necessity, robustness
 from .context import Context, Found
 from .options import RANDOM_MODELS
@@ -83,7 +82,7 @@ def temporal(context: Context) -> Found:
         share: Number | None = found["groups"]["all channels"]["total"]["long_range"]
         return share
 
-    beside = on_shuffled(context, lambda model: {layer: far(of_layer(model, layer)) for layer in context.sites})
+    beside = untrained(context, lambda model: {layer: far(of_layer(model, layer)) for layer in context.sites})
     layers, shares = {}, []
     for layer in context.sites:
         groups = context.groups(layer)
@@ -114,15 +113,10 @@ def left_out(about: Found) -> str:
     return f"{about['left_out']} further ones, up to {about['length'] - 1}, are left out"
 
 
-def on_shuffled(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:
-    """What models with shuffled weights give in place of a layer's number: their mean, from the least to the most of
-    their intervals; None where they were not asked for, or have no such number."""
-    found: dict[int, list[Number]] = {layer: [] for layer in context.sites}
-    for model in shuffled_models(context.model, context.seed, RANDOM_MODELS if context.config.random_weights else 0):
-        for layer, value in measure(model).items():
-            if value is not None and all(math.isfinite(value[name] or 0.0) for name in ("value", "low", "high")):
-                found[layer].append(value)
-    return {layer: together(values) if values else None for layer, values in found.items()}
+def untrained(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:
+    """A number of each studied layer on models with shuffled weights; None where these are not asked for."""
+    count = RANDOM_MODELS if context.config.random_weights else 0
+    return shuffled_numbers(context.model, context.seed, count, context.sites, measure)
 
 
 def against(random: Number | None, form: str) -> str:
@@ -142,7 +136,7 @@ def modes(context: Context) -> Found:
         boot = ClusterBootstrap(few_templates(context), c.bootstrap, context.seed)
         return memory_of(effective_memory(local), range(local.u.shape[-1]), local.length, boot)
 
-    beside = on_shuffled(context, lambda model: {layer: all_memory(model, layer) for layer in context.sites})
+    beside = untrained(context, lambda model: {layer: all_memory(model, layer) for layer in context.sites})
     layers, memory = {}, []
     for layer in context.sites:
         found = of_layer(context.model, layer, context.groups(layer))
