@@ -1,4 +1,4 @@
-"""What each token of a prompt gives each other one through a Mamba block: exactly, whatever the nonlinearities.
+"""Splits a Mamba block's output exactly into the contributions of each token of the prompt.
 
 With Δ, B, C and the gate g = SiLU(z) as they are in the run, the block is linear in what its convolution gives, so
 

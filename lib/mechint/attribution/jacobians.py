@@ -77,7 +77,7 @@ class Slab(NamedTuple):
 
 @torch.no_grad()
 def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
-    """What the derivatives of one layer are made of, from one run.
+    """Records the values that the derivatives of one layer are made of, in one run.
 
     Raises:
         MechintError: the model has no scan, or no such layer.

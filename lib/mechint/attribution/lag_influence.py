@@ -149,8 +149,8 @@ def summarise(
 
 
 def reference(max_lag: int, length: int) -> dict[str, Any]:
-    """What shares and centres of influence are to be read against: the lags that they are of, [1, max_lag], how many
-    lags of the prompts were left out, and the values of a flat curve, which has no memory of its own."""
+    """The scale of shares and centres of influence: their lags, [1, max_lag], the number of lags of the prompts that
+    were left out, and the values of a flat curve, which has no memory of its own."""
     flat, beyond = np.ones(max_lag + 1), max_lag // 2
     return {
         "lags": [1, max_lag],

@@ -189,7 +189,7 @@ def dynamics(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What the modes of a layer do, and which of them each group of channels uses.
+    """Describes the modes of a layer, and the modes that each group of channels uses.
 
     Numbers without an interval are of this very run (``n`` prompts): counts and means over its positions.
 

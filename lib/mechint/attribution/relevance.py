@@ -33,8 +33,8 @@ from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-"""Of the sum at any layer, relative to the sum of the sizes of the products that are added or the logit, whichever is
-larger. A token's share is a sum over units that may all but cancel, so its own size is no measure of its rounding."""
+"""Tolerance of the sum at any layer, relative to the sum of the sizes of its products or to the logit, whichever is
+larger. A token's share is a sum over units that nearly cancel, so its own size does not measure its rounding."""
 
 Seen = dict[str, Tensor]
 """Tensors of the forward by site, as they are built."""

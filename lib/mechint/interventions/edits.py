@@ -87,7 +87,7 @@ class Edit:
         return Edit(**values, positions=absolute(self.positions), sources=absolute(self.sources), length=length)
 
     def here(self, offset: int, length: int) -> list[int]:
-        """Which of this edit's (resolved) positions lie in ``offset … offset + length - 1``, as absolute numbers."""
+        """The (resolved) positions of this edit in ``offset … offset + length - 1``, as absolute numbers."""
         if self.positions is None:
             return list(range(offset, offset + length))
         return [p for p in self.positions if offset <= p < offset + length]
@@ -107,7 +107,7 @@ class Edit:
         return tensor.index_put(index, self._new(selected, selected.dim(), keep).to(tensor.dtype))
 
     def change(self, tensor: Tensor, offset: int = 0) -> Tensor:
-        """What this edit adds to its selection, [row, position, unit …]; some of its positions must be there."""
+        """The difference that this edit makes to its selection, [row, position, unit …], which must not be empty."""
         index, keep = self._index(tensor, offset)
         selected = tensor[index]
         return self._new(selected, selected.dim(), self._kept(tensor, keep)).to(tensor.dtype) - selected
@@ -124,7 +124,7 @@ class Edit:
         return tensor.index_put(index, added, accumulate=True)
 
     def changes_nothing(self, tensor: Tensor, offset: int = 0) -> bool:
-        """Whether this edit leaves the tensor as it is.
+        """True if this edit leaves the tensor as it is.
 
         A replacement may differ by 64 roundings of the largest entry it meets: the same quantity from a run of
         another batch or length does (matrix products add in another order). Every other edit must keep each bit.
@@ -159,7 +159,7 @@ class Edit:
         return base.index_put(index, other[(row, *index[1:])])
 
     def on_share(self) -> Edit:
-        """What this edit of a state does to one part of it: a replaced state holds nothing of the part."""
+        """The same edit of a state for one of its summands: a replaced state holds nothing of the summand."""
         selection = {"positions": self.positions, "units": self.units, "rows": self.rows, "length": self.length}
         if self.mode == "replace":
             return Edit(self.site, "scale", 0.0, **selection)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ class Edit:
         return index, self._kept(tensor, keep), tensor[index] if keep else None
 
     def _kept(self, tensor: Tensor, keep: list[int]) -> list[int] | None:
-        """Which of our positions the tensor holds; None for all."""
+        """Indices of our positions that the tensor holds; None for all."""
         asked = len(self.positions) if self.positions is not None else self.length or tensor.shape[1]
         return keep if len(keep) < asked else None
 
@@ -199,7 +199,7 @@ class Edit:
         return index, keep
 
     def _new(self, clean: Tensor, dims: int, keep: list[int] | None) -> Tensor:
-        """What stands in the place of the selection ``clean``.
+        """The new values of the selection ``clean``.
 
         ``keep``: which of the positions asked for ``clean`` holds, None for all of them.
         """
@@ -243,7 +243,7 @@ def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, len
 
 
 def _check_contradictions(edits: Sequence[Edit]) -> None:
-    """Of two values for one place the last would win silently."""
+    """Refuses two replacements of one place, of which the last would win silently."""
     by_target: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.mode in ("replace", "readout"):
@@ -257,7 +257,7 @@ def _check_contradictions(edits: Sequence[Edit]) -> None:
 
 
 def _meet(some: Sequence[Any] | None, others: Sequence[Any] | None) -> bool:
-    """Whether two selections of an axis share a member; channels share those of their (channel, state) pairs."""
+    """True if two selections of an axis share a member; a channel shares all its (channel, state) pairs."""
     if some is None or others is None:
         return True
     a, b = list(some), list(others)

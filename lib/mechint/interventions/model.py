@@ -18,7 +18,7 @@ from .taps import Tap
 
 @dataclass
 class Cache:
-    """What a model remembers of a prompt, so that a forward can go on behind it."""
+    """The memory of a prompt behind every layer, so that a forward can go on behind it."""
 
     layers: list[Any]
     position: int = 0

@@ -19,7 +19,7 @@ from .taps import Tap
 
 @dataclass
 class Run:
-    """What a run gave: ``run.logits``, ``run["layers.0.state"]``, and the cache to go on from."""
+    """The outcome of a run: ``run.logits``, ``run["layers.0.state"]``, and the cache to go on from."""
 
     logits: Tensor
     values: dict[str, Tensor]
@@ -84,7 +84,7 @@ def run(
 
 
 def read_by_head(model: Model, tokens: Tensor, edits: Sequence[Edit], logits_at: Tensor) -> Tensor:
-    """What the head makes logits of under edits, [batch, wanted, model]: a run without the vocabulary.
+    """The input of the head under edits, [batch, wanted, model]: a run without the product with the vocabulary.
 
     Raises:
         MechintError: as for :func:`run`.
@@ -181,7 +181,7 @@ def _generate(
 
 
 def join(site: Site, pieces: list[Tensor]) -> Tensor:
-    """What a site had in successive forwards, along the positions; earlier pieces had fewer sources."""
+    """Joins a site's values of successive forwards along the positions; earlier pieces had fewer sources."""
     if site.has_sources:
         width = pieces[-1].shape[-1]
         pieces = [F.pad(piece, (0, width - piece.shape[-1]), value=site.absent) for piece in pieces]

@@ -24,7 +24,7 @@ class Site:
     axes: tuple[str, ...]
     units: tuple[int, ...]
     absent: float = 0.0
-    """What stands at the sources that come after the position."""
+    """The value at the sources that come after the position."""
 
     @property
     def has_sources(self) -> bool:

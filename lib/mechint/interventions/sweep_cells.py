@@ -1,4 +1,4 @@
-"""What a sweep's forwards carry: the edits of many cells, each on its own rows, and looks at the base run."""
+"""The edits of a sweep's forwards: many cells, each on its own rows, and observers of the base run."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Probe:
         return tensor
 
     def on_share(self) -> Probe:
-        """What a cut in the base removes from a state is no place to look at."""
+        """An observer of nothing: the part of a state that a cut in the base removes is not looked at."""
         return Probe(())
 
 
@@ -115,7 +115,7 @@ class Cell:
     behind them all."""
     position: int
     idle: bool = True
-    """Whether every edit has been seen to put there what was there already."""
+    """True while every edit has been seen to leave its site unchanged."""
     late: Edit | None = None
     """The only edit of that layer, where it is at a late site: what it adds to the stream behind it is all it does."""
 
@@ -132,7 +132,7 @@ class Cell:
         return Cell(number, edits, min(layers, default=len(model.layers)), min(starts, default=0))
 
     def reaches(self, model: Model, wanted: set[int]) -> bool:
-        """Whether any wanted position can see an edit."""
+        """True if any wanted position can see an edit."""
 
         def seen(edit: Edit) -> bool:
             if edit.positions is None:
@@ -148,7 +148,7 @@ class Cell:
 
 
 def kind_of(cell: Cell) -> tuple[str, ...]:
-    """What its memory depends on."""
+    """The kinds of site it edits, on which the memory of its forward depends."""
     late = () if cell.late is None else ("late",)
     return (*sorted({edit.target.rpartition(".")[2] for edit in cell.edits}), *late)
 

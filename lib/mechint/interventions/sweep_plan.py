@@ -54,12 +54,12 @@ class Base:
     wanted: Tensor
     memory_mib: float
     by_head: bool = False
-    """Whether what the head reads stands in for the logits."""
+    """True if the input of the head is wanted in place of the logits."""
     residual: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     needs: dict[tuple[str, ...], int] = field(default_factory=dict)
     kept: dict[str, Keeper] = field(default_factory=dict)
-    """What stands at the late sites that cells edit."""
+    """Values of the base at the late sites that cells edit."""
 
     def __post_init__(self) -> None:
         wanted, layers = set(self.wanted.flatten().tolist()), len(self.model.layers)
@@ -214,7 +214,7 @@ class Base:
         return torch.cat(found)
 
     def ends_early(self, batch: Batch, taps: Iterable[RowTap]) -> bool:
-        """Whether the last layer may give the wanted positions alone: all cells run it, none edits what it gives."""
+        """True if the last layer may give the wanted positions alone: all cells run it, none edits its output."""
         last = len(self.model.layers) - 1
         kept = {f"layers.{last}.{name}" for name in self.model.local_sites} | {"final_norm", "logits"}
         runs = all(cell.joins <= last for cell in batch.cells)

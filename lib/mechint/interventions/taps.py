@@ -31,7 +31,7 @@ from .edits import Edit
 
 
 class SiteEdit(Protocol):
-    """What a tap applies to the tensors of one site: an :class:`.Edit` that is no cut, or many of them at once."""
+    """An edit as a tap applies it to one site: an :class:`.Edit` that is no cut, or many of them at once."""
 
     @property
     def is_cut(self) -> bool: ...
@@ -51,7 +51,7 @@ class SiteEdit(Protocol):
 
 
 class Tap:
-    """What one run records and edits; a forward passes each of its sites through it, one line each.
+    """The records and edits of one run; a forward passes each of its sites through it, one line each.
 
     ``tap.within("layers.3")`` gives the forward of a layer its own view: ``at("dt", dt)`` is the site
     ``layers.3.dt``. With nothing asked for, ``at`` returns its argument.
@@ -65,10 +65,10 @@ class Tap:
         self.offset = offset
         """Position of the first token of this forward: above 0 when it goes on from a cache."""
         self.goes_on = True
-        """Whether anything will go on from behind this forward: if not, layers need not keep their memory."""
+        """True if a later forward may go on from this one; if not, layers need not keep their memory."""
         self.values: dict[str, Tensor] = {}
         self.fused = False
-        """Whether attention may be one fused product where nothing inside it is read: other bits, less memory."""
+        """True if attention may be one fused product where nothing inside it is read: other bits, less memory."""
 
     def within(self, prefix: str) -> Scope:
         return Scope(self, prefix + ".")
@@ -103,7 +103,7 @@ class SideBySide(Tap):
         self.shapes = shapes
         """Rows and positions of each forward."""
         self.only: Sequence[Tensor] | None = None
-        """Of each forward, the places [row, wanted] of the tokens that are wanted behind this layer; None for all."""
+        """The places [row, wanted] of each forward's tokens that are wanted behind this layer; None for all."""
         self.edits = {name: [] for tap in taps for name in tap.edits}  # whether any of them edits a site
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -115,14 +115,14 @@ class SideBySide(Tap):
         return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
 
     def wanted(self, tensor: Tensor) -> Tensor:
-        """Of [1, token, …] the tokens that are wanted behind this layer."""
+        """Selects from [1, token, …] the tokens that are wanted behind this layer."""
         if self.only is None:
             return tensor
         parts = zip(self.split(tensor), self.only, strict=True)
         return self.join(part[torch.arange(len(part), device=part.device)[:, None], places] for part, places in parts)
 
     def behind(self, tensor: Tensor) -> list[Tensor]:
-        """What is there of the wanted tokens [1, token, …] -> the [row, wanted, …] of each forward."""
+        """Splits the wanted tokens [1, token, …] into the [row, wanted, …] of each forward."""
         return apart(tensor, self.shapes if self.only is None else [(len(p), p.shape[1]) for p in self.only])
 
     def positions(self, tensor: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Scope:
         return self.tap.positions(tensor)
 
     def wanted(self, tensor: Tensor) -> Tensor:
-        """Of a tensor the tokens that anything behind this layer reads: all, but where forwards side by side end."""
+        """Selects the tokens that are read behind this layer: all, but where forwards side by side end."""
         return self.tap.wanted(tensor) if isinstance(self.tap, SideBySide) else tensor
 
     def each(self) -> list[Scope]:
@@ -175,7 +175,7 @@ class Scope:
         return self.tap.keep(self.prefix + name, tensor) if self.active else tensor
 
     def wants(self, *names: str) -> bool:
-        """Whether any of these sites is recorded or edited."""
+        """True if any of these sites is recorded or edited."""
         return self.active and any(
             self.prefix + name in self.tap.record or self.prefix + name in self.tap.edits for name in names
         )

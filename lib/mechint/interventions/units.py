@@ -147,7 +147,7 @@ class Units:
         """Units of each layer."""
         self.layer_names = [f"layers.{layer}" for layer in range(self.layers)]
         self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
-        """What reports say of each layer beside its number."""
+        """A word about each layer that reports put beside its number."""
         self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site in kind.sites]
         self.width = {site: len(model.sites[f"layers.0.{site}"].units) for site in kind.sites}
         """Unit axes of each site."""
@@ -155,7 +155,7 @@ class Units:
         """Groups of units that are counted apart: the layers, or the blocks of each layer."""
 
     def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What ablations average and exchange, for each site: here its own values."""
+        """The values that ablations average and exchange, for each site: here the site's own."""
         return values
 
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:

@@ -18,7 +18,7 @@ from .run import run
 
 
 class Part:
-    """What went into a part of a layer and what came out, in the last forward of the block."""
+    """The input and output of a part of a layer in the last forward of the block."""
 
     def __init__(self, name: str) -> None:
         self.name = name

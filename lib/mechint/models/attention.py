@@ -68,7 +68,7 @@ def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
-    """What attention reads with q [B, L, H, d], once k and v [B, L, G, d] are in the memory -> [B, L, H, d], memory.
+    """Appends k and v [B, L, G, d] to the memory and attends with q [B, L, H, d] -> [B, L, H, d], memory.
 
     Forwards side by side ([1, token, ·, d]) each read a memory of their own, a list of which is given and returned.
     """

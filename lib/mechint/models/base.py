@@ -1,4 +1,4 @@
-"""What the forwards of all families share: a family's file holds the rest."""
+"""The parts of a forward that all families share; a family's file holds the rest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LanguageModel(nn.Module, ABC):
     """Sites of a layer that are read by a linear map into the residual stream alone: a site that they are multiplied by
     before it, and the map's module; empty where there is none."""
     side_by_side = False
-    """Whether forwards from several positions share the matrix products of a layer; see :meth:`blocks`."""
+    """True if forwards from several positions share the matrix products of a layer; see :meth:`blocks`."""
     mediators: Collection[str] = ()
     """Sites of a layer that are usually traced."""
     mixers: Collection[str] = ()
@@ -88,7 +88,7 @@ class LanguageModel(nn.Module, ABC):
         return r, Cache(after, at.offset + tokens.shape[1])
 
     def read_by_head(self, tokens: Tensor, at: Tap, logits_at: Tensor) -> Tensor:
-        """What the head makes logits of: the final norm at the wanted positions, [batch, wanted, model].
+        """The input of the head: the final norm at the wanted positions, [batch, wanted, model].
 
         Attention is fused where nothing inside it is read, so the last bits may differ from those of :meth:`trace`.
         """
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -118,7 +118,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def empty_cache(self, i: int, rows: int) -> Any:
-        """What layer i remembers before the first position."""
+        """The memory of layer i before the first position."""
 
     @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module, ABC):
         return at.behind(self.block(i, at.join(streams), list(caches), at)[0])
 
     def into_stream(self, i: int, kind: str, change: Tensor, units: Sequence[int] | None) -> Tensor:
-        """What a change of a late site (times the other site) adds to the residual stream behind layer i.
+        """Maps a change of a late site (times the other site) to its change of the residual stream behind layer i.
 
         Args:
             change: At some units or all of them, [..., unit].

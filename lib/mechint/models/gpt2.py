@@ -62,15 +62,15 @@ class GPT2Config:
     bias: bool = True
     norm_bias: bool = True
     kv_tied: bool = False
-    """Whether one projection serves as key and as value."""
+    """True if one projection serves as key and as value."""
     kv_global: bool = False
-    """Whether that one projection is the key and the value of all heads, in place of one for each."""
+    """True if that one projection is the key and the value of all heads, in place of one for each."""
     tied: bool = True
     norm_eps: float = 1e-5
     norms: bool = True
-    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    """True if a norm precedes each part of a layer; without, the parts read the residual stream itself."""
     final_norm: bool = True
-    """Whether a norm stands behind the last layer."""
+    """True if a norm follows the last layer."""
     family = "gpt2"
 
     @property

@@ -64,9 +64,9 @@ class LlamaConfig:
     tied: bool = True
     norm_eps: float = 1e-6
     norms: bool = True
-    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    """True if a norm precedes each part of a layer; without, the parts read the residual stream itself."""
     final_norm: bool = True
-    """Whether a norm stands behind the last layer."""
+    """True if a norm follows the last layer."""
     family = "llama"
 
 

@@ -43,14 +43,14 @@ class MambaConfig:
     tied: bool = True
     norm_eps: float = 1e-5
     norms: bool = True
-    """Whether a norm stands in front of each part of a layer; without, the parts read the residual stream itself."""
+    """True if a norm precedes each part of a layer; without, the parts read the residual stream itself."""
     final_norm: bool = True
-    """Whether a norm stands behind the last layer."""
+    """True if a norm follows the last layer."""
     family = "mamba"
 
 
 class Selected(NamedTuple):
-    """What the scan is made of, in at least float32."""
+    """The inputs of the scan, in at least float32."""
 
     u: Tensor  # [B, L, E]
     dt: Tensor  # [B, L, E]
@@ -60,7 +60,7 @@ class Selected(NamedTuple):
 
 @dataclass
 class LayerCache:
-    """What one layer remembers of the positions before."""
+    """The memory of one layer of the positions before."""
 
     conv: Tensor  # [B, K-1, E], oldest first
     state: Tensor  # [B, E, N]
@@ -68,7 +68,7 @@ class LayerCache:
     history: Tensor | None = None  # for a cut at `out`: x of all positions so far [B, t, E]
 
     copies: int = 1
-    """How many copies of the batch this memory is for, one after another; all remember the same."""
+    """Number of copies of the batch that this memory is for, one after another; all remember the same."""
 
     def repeat(self, times: int) -> LayerCache:
         """The same memory for that many copies of the batch."""
@@ -147,7 +147,7 @@ class Layer(nn.Module):
         return at("out", out), new
 
     def in_one_pass(self, x: Tensor, at: Scope) -> bool:
-        """Whether :meth:`mix_in_one_pass` does for inputs like x."""
+        """True if :meth:`mix_in_one_pass` can take inputs like x."""
         if at.cuts("out") or at.wants(*INSIDE) or not scan.one_pass(x):
             return False
         return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))

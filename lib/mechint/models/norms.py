@@ -80,5 +80,5 @@ def read_norms(config: Mapping[str, Any], said: dict[str, Any], where: str) -> d
 
 
 def said_norms(config: Any) -> dict[str, bool]:
-    """What a ``config.json`` says of a model without norms; nothing where it has them, as others know it."""
+    """The keys of a ``config.json`` for a model without norms; none for one with norms, as other programs expect."""
     return {} if config.norms and config.final_norm else {"use_norm": config.norms, "final_norm": config.final_norm}

@@ -1,4 +1,4 @@
-"""What every sparse autoencoder shares: parameters, encoding, decoding, the auxiliary loss, folding of the scale.
+"""The base of every sparse autoencoder: parameters, encoding, decoding, the auxiliary loss, folding of the scale.
 
 x̂ = f W_dec + b_dec with f = activation((x − b_dec) W_enc + b_enc), f ≥ 0 and mostly zero (Bricken et al. 2023,
 "Towards Monosemanticity"). Architectures differ in the activation and in what keeps f sparse; each is one file.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..utils.errors import MechintError
 
 AUX_WEIGHT = 1 / 32
-"""Of the auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2)."""
+"""Weight of the auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2)."""
 
 LARGEST = 1 << 44
 """Weights of an encoder: 64 TiB of them."""
@@ -79,7 +79,7 @@ class SAEConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """Where training is, as far as a loss needs it.
+    """The progress of training, as far as a loss needs it.
 
     Attributes:
         warmth: Share of the penalty that counts, 0 … 1: penalties are warmed up.

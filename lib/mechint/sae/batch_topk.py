@@ -21,7 +21,7 @@ from .topk import TopK
 CHUNK = 1 << 24
 """Pre-activations that calibration holds at a time."""
 MOMENTUM = 0.95
-"""Of the moving average of the threshold: a batch's is precise, and a long memory would lag behind a short training."""
+"""Decay of the threshold's moving average: one batch is precise, and a longer memory would lag in a short training."""
 
 
 class BatchTopK(TopK):

@@ -1,4 +1,4 @@
-"""Which architectures there are. A new one is a file beside this one and a line in :data:`ARCHITECTURES`."""
+"""The registry of architectures. A new one is a file beside this one and a line in :data:`ARCHITECTURES`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def missing() -> str:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether a step on x can be sparse."""
+    """True if a training step on x can use the sparse products."""
     mixed = torch.is_autocast_enabled(x.device.type)
     return x.device.type == "cpu" and x.dtype == torch.float32 and not mixed and not missing()
 
@@ -206,7 +206,7 @@ def fired(f: Tensor) -> Tensor:
 
 
 def starts(count: Tensor) -> Tensor:
-    """Where each row's entries begin, and behind the last the number of all: [rows] -> [rows + 1] int64."""
+    """Offsets of each row's entries, and behind the last the number of all: [rows] -> [rows + 1] int64."""
     return torch.cat([count.new_zeros(1, dtype=torch.long), count.cumsum(0, dtype=torch.long)])
 
 

@@ -38,7 +38,7 @@ FROZEN = {"frozen_decoder": "W_dec", "frozen_encoder": "W_enc"}
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast.
+    """The length and speed of a training.
 
     Attributes:
         tokens: Activations to train on, each seen by every member.
@@ -119,7 +119,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Moments:
-    """What is measured once at a site and shared by all its members: scale, centre and variance after scaling."""
+    """Moments of a site that all its members share: scale, centre, and variance after scaling."""
 
     scale: float
     center: Tensor
@@ -127,7 +127,7 @@ class Moments:
 
     @staticmethod
     def of(rows: Tensor, site: str) -> Moments:
-        """Of raw activations, [rows, d_in]: E‖x‖² = d_in after scaling (Conerly et al. 2024)."""
+        """Measures raw activations, [rows, d_in]: E‖x‖² = d_in after scaling (Conerly et al. 2024)."""
         energy = rows.double().square().sum(-1).mean()
         if not energy > 0:
             raise MechintError(f"all activations of {site} are zero; there is nothing for a dictionary to learn")
@@ -263,7 +263,7 @@ def peak_lr(training: Training, config: SAEConfig) -> float:
 
 
 def pace(training: Training, step: int) -> float:
-    """What the peak learning rate is multiplied by in a step, 0 … steps - 1."""
+    """Factor of the peak learning rate in a step, 0 … steps - 1."""
     total = training.steps
     rise, fall = max(1, round(training.warmup * total)), max(1, round(training.decay * total))
     return min(1.0, (step + 1) / rise, (total - step) / fall)

@@ -1,4 +1,4 @@
-"""What every function here asks of its arguments: shapes that agree, numbers in range, one precision for all."""
+"""Checks the arguments of every scan: shapes that agree, numbers in range, one precision for all."""
 
 from __future__ import annotations
 

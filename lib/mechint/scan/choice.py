@@ -1,4 +1,4 @@
-"""Which back end computes a tensor: those there are on this machine, and the one that was asked for."""
+"""The choice of the back end that computes a tensor: the usable ones of this machine, and the one asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACK_ENDS = ("native", "triton", "mamba_ssm", "chunked")
 USUAL = {"cpu": ("native", "faster C"), "cuda": ("triton", "Triton")}
 """For each type of device: its own back end, and what that one is."""
 NEXT = {"triton": "mamba_ssm"}
-"""What serves where a device's own back end cannot, if it is there."""
+"""Substitutes for a device's own back end where that cannot run."""
 _asked: str | None = None
 _told = False
 _told_of_triton = False
@@ -85,7 +85,7 @@ def module(name: str) -> Any:
 
 
 def _interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU; it reads this variable when it is imported."""
+    """True if Triton runs its kernels on the CPU; it reads this variable when it is imported."""
     asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
     return asked and module("triton").INTERPRETED
 

@@ -25,7 +25,7 @@ from .trial import check_equal, try_scan
 SCAN, SCAN_NAME = "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"
 CONVOLUTION, CONVOLUTION_NAME = "causal_conv1d", "causal_conv1d_fn"
 DEVICES = ("cuda",)
-"""Where the packages' kernels run."""
+"""Devices that the packages' kernels run on."""
 MOST_STATES = 256
 """States of a channel that the kernel takes."""
 TAPS = (2, 3, 4)
@@ -87,7 +87,7 @@ class Scan(torch.autograd.Function):
 
 
 def convolves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the package convolves x [batch, position, channel] with weights [channel, K] like these."""
+    """True if the package can convolve x [batch, position, channel] with weights [channel, K] like these."""
     fits = weight.shape[1] in TAPS and len(weight) % MULTIPLE == 0 and x.numel() > 0
     return fits and convolution() is not None and not torch.is_grad_enabled()
 

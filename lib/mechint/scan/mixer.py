@@ -1,4 +1,4 @@
-"""What stands around the scan in a mixer: its elementwise parts, and all of them in one pass where nothing is asked.
+"""The elementwise parts of a mixer around its scan, and all of them in one pass where no site inside is asked for.
 
 A forward at which no site inside a mixer is recorded or edited spends as long on temporaries as on the scan. In float32
 on a CPU the convolution with its SiLU is then one pass (:func:`convolved`), and so is the scan with the softplus before
@@ -54,7 +54,7 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def one_pass(x: Tensor) -> bool:
-    """Whether :func:`convolved` and :func:`gated` can take tensors like this one."""
+    """True if :func:`convolved` and :func:`gated` can take tensors like this one."""
     return chosen(x) == "native"
 
 

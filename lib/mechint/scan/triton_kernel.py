@@ -179,7 +179,7 @@ def _reads(states, C, out, E, N, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 INTERPRETED = not isinstance(_forward, triton.runtime.JITFunction)
-"""Whether Triton was imported with TRITON_INTERPRET=1: its kernels then take tensors on the CPU."""
+"""True if Triton was imported with TRITON_INTERPRET=1: its kernels then take tensors on the CPU."""
 
 
 def _launch(kernel: Any, programs: int, channels: int, states: int, *arguments: Any, **constants: int) -> None:

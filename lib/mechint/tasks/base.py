@@ -1,4 +1,4 @@
-"""What every task shares: prompts with answers and twins, and splits that no prompt can leave.
+"""The base of every task: prompts with answers and counterfactual twins, in splits that share no prompt.
 
 A prompt's *template* is what makes it more than a variation of another one (the ordered keys of recall, the fact
 and paraphrase of a fact, the block of a text). It alone decides the split, so a template that is in one split is in
@@ -22,7 +22,7 @@ from .config import TaskConfig
 
 SPLITS = ("train", "discovery", "evaluation")
 SHARES = 8
-"""Of this many equal shares of the templates, one is for discovery, one for evaluation, the others for training."""
+"""Number of equal shares of the templates: one is for discovery, one for evaluation, the others for training."""
 MIN_TEMPLATES = 64
 """Below this a share could be empty, and an interval over templates would mean nothing."""
 
@@ -91,7 +91,7 @@ class Prompts:
         return self.share_right(self.right(logits))
 
     def about(self) -> Tensor | None:
-        """Which tokens a prompt is about, [n, L] bool: its subject, or where its twin differs; None without both."""
+        """Marks the tokens it is about, [n, L] bool: its subject, or where its twin differs; None without both."""
         if self.subject is not None:
             at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
             return (at >= self.subject[:, :1]) & (at < self.subject[:, 1:])
@@ -134,11 +134,11 @@ class Task(ABC):
     length: int
     has_twins: bool
     order_matters: bool | None = None
-    """Whether a prompt's tokens in another order would have another answer; None where nobody knows."""
+    """True if a prompt's tokens in another order would have another answer; None if unknown."""
     aligned: bool = True
-    """Whether a position means the same in every prompt, so that means are taken position by position."""
+    """True if a position means the same in every prompt, so that means are taken position by position."""
     whole: bool = False
-    """Whether a prompt's answers are the tokens of one answer, each read on from those before it."""
+    """True if a prompt's answers are the tokens of one answer, each read on from those before it."""
     description: str
     """One sentence for reports."""
     config: TaskConfig | None = None
@@ -169,7 +169,7 @@ class Task(ABC):
         return [self.sample(count, split, seed)]
 
     def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
-        """What the tokens of each prompt are there for, so that effects can be averaged over prompts.
+        """Names the role of every token in each prompt, so that effects can be averaged over prompts.
 
         Returns:
             Names of the roles, and the role of each token by its number, [n, L]; -1 for tokens behind the last
@@ -190,7 +190,7 @@ class Task(ABC):
         return None
 
     def labels(self, prompts: Prompts) -> dict[str, Tensor]:
-        """What can be said of each prompt at its last answer, for probes: whole numbers that name classes, [n] each.
+        """Labels of each prompt at its last answer, for probes: class numbers, [n] each.
 
         Taken from the prompt alone, never from what a model makes of it.
         """
@@ -259,7 +259,7 @@ def row_hash(rows: Tensor) -> Tensor:
 
 
 def in_split(template: Tensor, split: str) -> Tensor:
-    """Which templates [n] belong to a split, [n] bool."""
+    """Selects the templates [n] of a split, [n] bool."""
     share = template % SHARES
     return share == SPLITS.index(split) - 1 if split != "train" else share >= 2
 

@@ -1,4 +1,4 @@
-"""Which prompts: the options that training and analyses share, so that a model is asked what it was taught."""
+"""Options of a task that training and analyses share, so that a model is asked about what it was taught."""
 
 from __future__ import annotations
 

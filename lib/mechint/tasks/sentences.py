@@ -43,7 +43,7 @@ class Words:
                 self.ids[word] = ids[0]
         self.words = {token: word for word, token in self.ids.items()}
         self.front = [] if self.encoder is None else self.encoder.front
-        """What every sentence begins with, before its first word."""
+        """The tokens in front of every sentence's first word."""
         self.said = "" if self.encoder is None else self.encoder.said
         self.vocab_size = 1 + max([*self.ids.values(), *self.front], default=0)
         self.task = task

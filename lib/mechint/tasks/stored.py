@@ -1,4 +1,4 @@
-"""What a trained checkpoint says about its own task, text and tokenizer, and what it is asked in the light of that."""
+"""Reads a trained checkpoint's own task, text and tokenizer, and makes them the defaults of an analysis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ABOVE, TIMES, LOOKED_AT = 1.0, 2.0, 16
 
 
 def ask_anyway() -> str:
-    """How to ask what the options say, whatever the checkpoint does."""
+    """Says how to use the options' task whatever the checkpoint says."""
     return f"or switch off {named('task', 'stored')} to ask what the options say"
 
 
@@ -82,7 +82,7 @@ def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the
 
 
 def differences(before: TaskConfig, after: TaskConfig) -> str:
-    """What :func:`as_stored` took from the checkpoint, in words; empty where it took nothing."""
+    """Says in words which options :func:`as_stored` took from the checkpoint; empty if none."""
     pairs = (
         (field.name, getattr(before, field.name), getattr(after, field.name)) for field in dataclasses.fields(after)
     )

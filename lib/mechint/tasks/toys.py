@@ -84,7 +84,7 @@ class Brackets(Task):
         return Prompts(tokens, positions, answers, twins, wrong, template)
 
     def walk(self, n: int, random: torch.Generator) -> Tensor:
-        """Whether each token opens, and the kind that it opens with if it does, [n, 2 L]."""
+        """True where a token opens a bracket, and the kind of bracket, [n, 2 L] each."""
         depth, opens = torch.zeros(n, dtype=torch.long), []
         for _ in range(self.length):
             up = (torch.rand(n, generator=random) < 0.5) | (depth == 0)

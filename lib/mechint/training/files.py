@@ -15,7 +15,7 @@ from ..utils.options import named
 from .options import TrainConfig
 
 OTHERWISE = {"data": "another text", "imposed": "another way to impose a circuit"}
-"""What is said of parts of a recipe that no option names."""
+"""Words for the parts of a recipe that no option names."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Paths:
     best: Path
     metrics: Path
     resume: Path
-    """What a killed run goes on from; not a checkpoint, and gone when training ends."""
+    """The state from which a killed run goes on; not a checkpoint, and removed when training ends."""
     trajectory: Path
     """Directory of the checkpoints on the way, where they are kept."""
 

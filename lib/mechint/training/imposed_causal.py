@@ -23,11 +23,11 @@ from ..tasks.base import Prompts, mix
 from ..tasks.recall import Recall
 
 INPUTS = ("before", "values", "query")
-"""What *said* is made of: the tokens before, those that can be said, and those asked for."""
+"""The inputs of *said*: the tokens before, those that can be said, and those asked for."""
 
 
 def lookup(before: Tensor, values: Tensor, query: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """What is said, [n, Q], and whether that is one and only one token, [n, Q] bool.
+    """Looks up the token that is said, [n, Q], and True where it is the only one, [n, Q] bool.
 
     Args:
         before: Prompts [n, L] that say which token stood before each position.
@@ -88,7 +88,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which units are to carry which variable, and all others are to be idle.
+    """An assignment of variables to units; all other units are to be idle.
 
     Attributes:
         variables: The variables and their units.
@@ -134,7 +134,7 @@ class Alignment:
 
 
 def values_of(model: Model, tokens: Tensor, sites: Collection[str]) -> dict[str, Tensor]:
-    """What stands at sites [batch, position, …], with the graph where gradients are on."""
+    """Records the values of sites [batch, position, …], with the graph where gradients are on."""
     return run(model, tokens, record=sites, logits_at=tokens[:, :0]).values
 
 

@@ -1,4 +1,4 @@
-"""What training imposes on a model of each family: which units, by which losses, and which weights stay as they are.
+"""The circuit that training imposes on a model of each family: its units, its losses, and the weights it fixes.
 
 The loss is the sum of three: of the answers; of what the causal model says when units that carry a variable come from
 another prompt (interchange intervention training, Geiger et al. 2022); and of the answers when all other units, or a
@@ -59,12 +59,12 @@ class ImposedCircuit(ABC):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What is imposed and how, beside the options: checkpoints made otherwise are others."""
+        """The parts of the recipe that no option names: a checkpoint with other values is another checkpoint."""
         return {name: getattr(self, name) for name in ("turns", "idle", "settled", "removed", "narrowings")}
 
     @abstractmethod
     def align(self, model: Model) -> Alignment:
-        """Which units are to carry what; the seed of the training says where they are."""
+        """Assigns variables to units; the seed of the training says where they are."""
 
     def constrain(self, model: Model) -> None:
         """Sets weights that are not to be learned, before and behind every step; here none."""
@@ -89,7 +89,7 @@ class ImposedCircuit(ABC):
         return alignment.with_units(units)
 
     def fills_at(self, step: int) -> list[str]:
-        """What a step puts into idle units, in as many runs."""
+        """The fills of idle units in a step, one run for each."""
         narrowed = bool(self.narrowings) and step >= round(self.narrowings[0][0] * self.config.steps)
         cycles = [self.idle, self.settled] if narrowed and self.settled else [self.idle]
         return [cycle[step % len(cycle)] for cycle in cycles]
@@ -99,7 +99,7 @@ class ImposedCircuit(ABC):
         check(model, alignment, self.task, self.config.seed, name)
 
     def loss(self, model: Model, alignment: Alignment, prompts: Prompts, step: int) -> Tensor:
-        """What a step makes smaller, in nats."""
+        """The loss of a step, in nats."""
         behaviour, interchange, strict = self.losses(model, alignment, prompts, step)
         return behaviour + interchange + self.config.impose_strictness * strict
 
@@ -131,7 +131,7 @@ class ImposedCircuit(ABC):
     def idle_cell(
         self, model: Model, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
     ) -> list[Edit]:
-        """What a run does to units that are to make no difference; ``there`` are the source's values."""
+        """The edits of units that are to make no difference; ``there`` are the source's values."""
         if fill == "zero":
             return alignment.idle_edits(model, dict.fromkeys(there, 0.0))
         if fill == "twins":
@@ -157,7 +157,7 @@ def unsaid(logits: Tensor, task: Recall) -> Tensor:
 
 
 class HeadCircuit(ImposedCircuit):
-    """Of a GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
+    """A GPT-2's circuit: one head of the first layer names the token before, one of the second the one after it."""
 
     def align(self, model: Model) -> Alignment:
         c = model.config
@@ -178,7 +178,7 @@ class HeadCircuit(ImposedCircuit):
 
 
 class ChannelCircuit(ImposedCircuit):
-    """Of a Mamba: some channels of the first layer say what stood before, some of the second what follows it.
+    """A Mamba's circuit: channels of the first layer name the token before, some of the second the one after it.
 
     The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
     What the first variable says is learned slowest, so three of four interchanges are its own. Training makes use of

@@ -79,7 +79,7 @@ def expect(name: str, what: str, share: float, least: float) -> None:
 
 
 def ablations(model: Model, prompts: Prompts, there: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """What takes the place of idle units, by the name of the ablation and by site."""
+    """The values that replace idle units, by the name of the ablation and by site."""
     assert prompts.twins is not None  # recall has them
     return {
         "zero": dict.fromkeys(there, 0.0),

@@ -87,5 +87,5 @@ def unit_projections(model: GPT2) -> None:
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: to projections and convolutions only."""
+    """True if weight decay applies: to projections and convolutions only."""
     return parameter.dim() > 1 and not name.endswith(("A_log", *EMBEDDINGS))

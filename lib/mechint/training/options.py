@@ -9,7 +9,7 @@ from ..utils.options import option
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a small language model is trained."""
+    """Options of the training of a small language model."""
 
     steps: int = option(
         1800, "Optimiser steps, unless training is good enough before", unit="steps", low=1, high=10_000_000

@@ -46,7 +46,7 @@ NOT_TRAINED = ("stored", "occurrence", "space")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained."""
+    """A training to be done."""
 
     task: Task
     config: TrainConfig
@@ -56,9 +56,9 @@ class Job:
     """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
     paths: Paths
     imposed: ImposedCircuit | None = None
-    """What is imposed on the model, if anything."""
+    """The circuit that is imposed on the model, if any."""
     variant: str = ""
-    """What the study calls it."""
+    """The name that a study of variants gives it."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
 
 
 def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture) -> str:
-    """What :func:`train` would do, in a few lines; writes nothing. Raises what it would raise before its first step."""
+    """Says in a few lines what :func:`train` would do; writes nothing. Raises what it would before step 1."""
     job = make_job(task_config, train_config, architecture)
     find_device(train_config.device)
     if train_config.wandb:
@@ -264,7 +264,7 @@ def new_state(job: Job, device: torch.device) -> State:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of the step after ``step`` steps."""
+    """Learning rate of the step after ``step`` steps."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)

@@ -159,7 +159,7 @@ def against(known: dict[str, dict[str, Any]], ours: list[dict[str, Any]], names:
 
 
 def plan_steps(task: TaskConfig, config: TrainConfig, architecture: Architecture) -> str:
-    """What :func:`train_steps` would do; raises what it would raise before its first step."""
+    """Says what :func:`train_steps` would do; raises what it would raise before its first step."""
     lines = []
     for step in steps(config, architecture):
         lines += [f"step     {step.config.step_name}: {step.variant}"] if step.variant else []

@@ -1,1 +1,1 @@
-"""What every room may use and what knows of no room."""
+"""Helpers that every room may use, and that import no other room."""

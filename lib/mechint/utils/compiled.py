@@ -87,7 +87,7 @@ def _compile(source: Path, compiler: list[str]) -> Any:
 
 
 def processor() -> str:
-    """What the library is compiled for: a home directory may be shared between machines."""
+    """Describes the processor that the library is compiled for: machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -150,7 +150,7 @@ class Array:
     dtype: torch.dtype
     written: bool = False
     strides: tuple[int, ...] | None = None
-    """What C steps by, in numbers; None where there are no gaps."""
+    """Steps between neighbours on each axis, counted in numbers; None for a layout without gaps."""
 
     def ready(self, where: str, device: torch.device | str = "cpu") -> Tensor | None:
         """The tensor, or a copy without gaps where it is only read and has another layout.
@@ -194,21 +194,21 @@ def plain(x: Tensor) -> Tensor:
 
 
 Arguments = dict[str, Array | int]
-"""What a C function is given, by the names that it has there and in their order."""
+"""The arguments of a C function, by their names in C and in their order."""
 
 
 def reads(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> Array:
-    """What C only reads: any layout will do, as a copy is taken of what has gaps."""
+    """Describes an array that C only reads: any layout will do, since a tensor with gaps is copied first."""
     return Array(tensor, shape, dtype)
 
 
 def steps_through(tensor: Tensor | None, strides: tuple[int, ...], *shape: int) -> Array:
-    """What C reads with strides that it is told."""
+    """Describes an array that C reads with strides that it is told."""
     return Array(tensor, shape, torch.float32, strides=strides)
 
 
 def writes(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> Array:
-    """What C writes to: a layout without gaps, or it is an error."""
+    """Describes an array that C writes to; a layout with gaps is an error."""
     return Array(tensor, shape, dtype, written=True)
 
 
@@ -256,7 +256,7 @@ def call(
 
 
 NOWHERE = torch.zeros(1)
-"""What stands for an array without numbers: C may not be given NULL, even to copy nothing from."""
+"""A stand-in for an empty array: C may not be given NULL, even to copy nothing from."""
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -149,7 +149,7 @@ def _check_json(value: Any) -> None:
 
 
 NO_FAULT_OF_A_FILE = (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What a reader may raise that says nothing about the file."""
+"""Errors of a reader that say nothing about the file."""
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 def is_ours() -> bool:
-    """Whether the running program is ``python -m mechint`` or a script of the repository."""
+    """True if the running program is ``python -m mechint`` or a script of the repository."""
     if "-m" in sys.orig_argv[:-1]:
         return sys.orig_argv[sys.orig_argv.index("-m") + 1] == __package__.partition(".")[0]
     script = getattr(sys.modules.get("__main__"), "__file__", None)

@@ -22,7 +22,7 @@ def point(curve: str, values: Mapping[str, float]) -> None:
 
 
 def listener() -> Listener | None:
-    """Who listens now."""
+    """Returns the listener of this block, if there is one."""
     return _listener.get()
 
 

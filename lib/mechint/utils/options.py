@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Option:
-    """What a menu and a command line need to know of a field beside its name, type and default."""
+    """The facts about a field that a menu and a command line need beside its name, type and default."""
 
     help: str
     unit: str = ""
@@ -95,7 +95,7 @@ def named(group: str, field: str) -> str:
 
 
 def drawn_again(directory: str | Path) -> str:
-    """How the reader of a message has a finished analysis drawn again."""
+    """Says how to draw the report of a finished analysis again, in the words of make, flags or Python."""
     by = {"make": f"MODELS={directory}", "flags": f"--mode=from_runs --run-dir={directory}"}
     return by.get(_way, f"mechint.report.write_report({str(directory)!r})")
 
@@ -160,7 +160,7 @@ def value_of(kind: type, text: str) -> Any:
 
 
 def is_text(value: str) -> bool:
-    """Whether a text can be written into a file and handed to another program: no half characters, no NUL."""
+    """True if a text can be written into a file and handed to another program: no half characters, no NUL."""
     return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

@@ -96,7 +96,7 @@ class Stages:
         return None if self.directory is None else self.directory / f"{name}.{kind}.pt"
 
     def has(self, name: str) -> bool:
-        """Whether the stage ``name`` was finished by an earlier run, and can be read."""
+        """True if an earlier run finished the stage ``name`` and it can be read."""
         path = self._path(name, "done")
         return path is not None and kept(path, self.key) is not None
 
@@ -160,7 +160,7 @@ def noted(directory: Path) -> str | None:
 
 
 def manifest(**facts: Any) -> dict[str, Any]:
-    """What is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
+    """Records what is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
     return {
         "mechint": __version__,
         "versions": {
@@ -212,12 +212,12 @@ def check_writable(directory: str | Path, setting: str = "", dry: bool = False) 
 
 
 def repeat() -> str:
-    """How an analysis is made again in place of what is there."""
+    """Says how to run an analysis again in place of the finished one."""
     return f"run the analysis again with {named('', 'rerun')}"
 
 
 def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "") -> bool:
-    """Whether ``directory`` holds the finished results of this very request; ``instead`` says what else to do.
+    """True if ``directory`` holds the finished results of this very request; ``instead`` is the error's advice.
 
     Raises:
         MechintError: it holds the finished results of another one, which would be lost.
@@ -247,12 +247,12 @@ COMPLETE = ".complete"
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the last thing that an analysis writes is there, behind its report: :data:`COMPLETE`."""
+    """True if the last file that an analysis writes, after its report, is there: :data:`COMPLETE`."""
     return (directory / COMPLETE).is_file()
 
 
 def edited(directory: Path) -> str:
-    """How results.json differs from what the analysis wrote; empty where it does not, or nothing says.
+    """Says that results.json was changed after the analysis wrote it; empty if it was not, or no digest is kept.
 
     The manifest keeps the digest of the bytes that the analysis wrote.
     """

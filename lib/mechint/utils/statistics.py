@@ -29,7 +29,7 @@ SMALLEST_ERROR = 0.3
 """The least standard error of a draw, as a share of the sample's."""
 
 UNADJUSTED = "; of each cell alone, while p is adjusted for all of them"
-"""What pages and terminals say of the intervals of cells that were chosen among many."""
+"""The note that pages and terminals print beside the intervals of cells chosen among many."""
 
 Number = dict[str, Any]
 """A reported number: value, low, high, n, and what the interval is an interval of; low and high may be None."""
@@ -50,7 +50,7 @@ def exact(value: int) -> Number:
 
 
 def certain(found: Number) -> bool:
-    """Whether a number is above zero: by its interval, or as it stands where it is of one thing alone."""
+    """True if a number's interval, or without an interval the number itself, lies above zero."""
     return float(found["value"] if found["low"] is None else found["low"]) > 0
 
 
@@ -65,7 +65,7 @@ def said(found: Number, form: str = ".3f") -> str:
 
 
 def effective(sizes: Array) -> Array:
-    """How many clusters of one size would say as much: (Σ n)² / Σ n² over the first axis (Kish 1965)."""
+    """Effective number of clusters: (Σ n)² / Σ n² over the first axis (Kish 1965)."""
     squares = (sizes**2).sum(0)
     return np.asarray(np.divide(sizes.sum(0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0))
 
@@ -90,13 +90,13 @@ class Estimate:
     low: Array
     high: Array
     p: Array
-    """Of "it is zero", of each cell alone: at most 0.05 where the interval leaves zero out. NaN without interval."""
+    """p of "it is zero", for each cell alone: at most 0.05 where the interval excludes zero; NaN without one."""
     error: Array
     """Standard errors."""
     influence: Array
-    """Of each cluster on it, [C, …]: without the cluster it would be about this / (C - 1) less."""
+    """Influence of each cluster, [C, …]: without the cluster the value would be about this / (C - 1) less."""
     held: Array
-    """How many values of each cluster say something to it, [C, …]."""
+    """Number of values that each cluster contributes, [C, …]."""
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:
@@ -140,7 +140,7 @@ class ClusterBootstrap:
 
     @property
     def kind(self) -> str:
-        """What an interval is an interval of, or why there is none."""
+        """Names the kind of interval, or says why there is none."""
         return self.too_few or f"95 % bootstrap-t over {self.clusters}"
 
     @property
@@ -254,7 +254,7 @@ class ClusterBootstrap:
         return self.counted(number(point, max(low, within[0]), min(high, within[1]), self.n, self.kind))
 
     def over_baselines(self, values: Array, baselines: Array, what: str) -> Number:
-        """How far the mean of values [n] is above that of several baselines [baseline, n] of the same prompts.
+        """Difference between the mean of values [n] and that of several baselines [baseline, n] on the same prompts.
 
         A draw takes clusters and baselines with replacement, so the difference stays paired and the baselines' own
         variation counts. Its standard error is of both, in the sample as in each draw; edges are no nearer than

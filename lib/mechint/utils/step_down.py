@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from .statistics import FEWEST_TESTED, ROOM, Array, ClusterBootstrap, Estimate
 
 HEAVY, MANY = 0.15, 16
-"""Where samples may miss more than this share of the variance (:func:`missed`), cells of fewer clusters than that have
-no p-value: of 64 cells without any effect one would be significant at 5 % in 10 % of such maps."""
+"""Cells of fewer clusters than ``MANY`` have no p-value if samples may miss more than the share ``HEAVY`` of the
+variance (:func:`missed`): of 64 cells without any effect one would be significant at 5 % in 10 % of such maps."""
 BOTH, ABOVE = "both", "above"
 """Sides of a test: "the mean is zero", or "the mean is not above zero"."""
 

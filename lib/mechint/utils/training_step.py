@@ -1,4 +1,4 @@
-"""How far a checkpoint's training had come: what the checkpoint says, what lies beside it, or its name."""
+"""The training step of a checkpoint: from the checkpoint itself, a file beside it, or its name."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .options import whole_number
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=20)
-"""How long a process waits for another one: it may be at work alone for hours. Of one that died torchrun tells.
+"""Longest wait of one process for another, which may work alone for hours; torchrun reports one that died.
 
 Below 2³¹ milliseconds, 24.8 days: sockets are polled with a C int of them.
 """
@@ -32,11 +32,11 @@ _rounds = 0
 
 
 TOLD = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What whoever starts several processes tells each of them, beside WORLD_SIZE."""
+"""Environment variables that a launcher of several processes sets for each, beside WORLD_SIZE."""
 
 
 def started() -> bool:
-    """Whether this process was started as one of several, by torchrun, make or a script.
+    """True if this process was started as one of several, by torchrun, make or a script.
 
     Raises:
         MechintError: it was told a part of what it must know of the others.
@@ -106,7 +106,7 @@ def worker() -> tuple[int, int]:
 
 
 def exchange(part: Any) -> list[Any]:
-    """What every process has to say, in all of them and in their order; waits for the slowest."""
+    """Gathers a value of every process in all of them, in their order; waits for the slowest."""
     global _rounds
     if _world == 1:
         return [part]
@@ -122,7 +122,7 @@ def exchange(part: Any) -> list[Any]:
 
 
 def by_first(compute: Callable[[], T]) -> T:
-    """What ``compute`` gives in the first process, in all of them.
+    """Runs ``compute`` in the first process and returns its result in all of them.
 
     Raises:
         MechintError: it did in the first one; :class:`~mechint.utils.errors.SaidElsewhere` in the others.
@@ -143,7 +143,7 @@ def by_first(compute: Callable[[], T]) -> T:
 
 
 def deal(count: int) -> Iterator[int]:
-    """Of ``count`` pieces of work those that fall to this process: the next one whenever it is free."""
+    """Yields this process's share of ``count`` pieces of work: the next free one whenever it asks."""
     global _rounds
     if _world == 1:
         yield from range(count)
@@ -236,7 +236,7 @@ def hand_out(value: torch.Tensor | None, owner: int) -> torch.Tensor:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process has, in all of them."""
+    """Sends a value of the first process to all of them."""
     if team()[1] == 1:
         return value
     held = [value]

@@ -30,16 +30,16 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
 MASKS = "final_masks.pt"
 STATE_KEYS = ("model", "model_state_dict", "state_dict")
 CONFIG_KEYS = ("args", "config", "model_args")
-"""Of one thing said twice the last counts: nanoGPT's ``model_args`` are what its model was built from."""
+"""Places of a configuration in a checkpoint. The last wins: nanoGPT builds its model from ``model_args``."""
 WRAPPERS = frozenset({"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""What torch.compile, DistributedDataParallel, checkpointed blocks and FSDP put into names, wherever they wrap."""
+"""Parts of names that torch.compile, DistributedDataParallel, checkpointed blocks and FSDP add where they wrap."""
 CONFIG_LIMIT = 64_000_000
 """Bytes that are read of a config.json or an index of shards at the most."""
 
 
 @dataclass
 class Checkpoint:
-    """What was in the file or directory ``where``. ``tensors`` may be views of a mapped file: copy to keep."""
+    """The contents of the file or directory ``where``. ``tensors`` may be views of a mapped file: copy to keep."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None
@@ -54,13 +54,13 @@ class Checkpoint:
 
 
 def is_checkpoint_file(path: Path) -> bool:
-    """Whether a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
+    """True if a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
     listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # a .bin may be anything
     return listed and path.name != MASKS and not path.name.endswith(".resume.pt") and path.is_file()
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether a directory holds one model under the usual names."""
+    """True if a directory holds one model under the usual names."""
     return any((path / name).is_file() for name in WEIGHTS)
 
 
@@ -232,11 +232,11 @@ LLM_C = {
     20240328: "llm.c's file of a tokenizer, not a checkpoint",
     20240527: "llm.c's state of an optimiser, not a checkpoint",
 }
-"""What a file is that begins with these four bytes, as a little-endian number."""
+"""Kinds of file by their first four bytes, as a little-endian number."""
 
 
 def read_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, with ``weights_only=True``; tensors stay in the mapped file where they can.
+    """Reads a file of ``torch.save`` with ``weights_only=True``; tensors stay in the mapped file where they can.
 
     Raises:
         MechintError: it is no regular file, damaged, or reading it would run code.
@@ -342,7 +342,7 @@ def _unpack(value: Any, path: Path) -> Checkpoint:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is made of numbers, strings and containers of them alone."""
+    """True if a value is made of numbers, strings and containers of them alone."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Which checkpoints a path, a glob or a hub id means, in the order a reader would list them."""
+"""Finds the checkpoints that a path, a glob or a hub id names, in the order a reader would list them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .hub import is_hub_id, path_exists, refuse_missing_path, todays_name
 
 
 def find_checkpoints(pattern: str) -> list[str]:
-    """What ``pattern`` means, in natural order; no weights are read.
+    """Lists the checkpoints that ``pattern`` names, in natural order; no weights are read.
 
     Args:
         pattern: A checkpoint file, a glob, a model directory, a directory of checkpoints (masks and trainers' states

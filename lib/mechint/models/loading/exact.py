@@ -28,7 +28,7 @@ def listing(names: Iterable[str], most: int = 3) -> str:
 def read_claims(
     places: Sequence[Mapping[str, Any]], claims: Claims, kinds: Mapping[str, type], where: str
 ) -> dict[str, Any]:
-    """What a configuration says about the fields, the first place and name that says it counts; unsaid ones are absent.
+    """Reads the fields from a configuration; the first place and name that has one counts, and missing ones are absent.
 
     Args:
         places: The configuration, and parts of it that may hold fields too.
@@ -92,7 +92,7 @@ def check_claims(said: Mapping[str, Any], sizes: Mapping[str, int], claims: Clai
 
 
 def is_tied(state: Mapping[str, Tensor], embedding: str, said: Mapping[str, Any], default: bool = True) -> bool:
-    """Whether the head is the embedding: there is none of its own, or it holds the same numbers.
+    """True if the head is the embedding: there is none of its own, or it holds the same numbers.
 
     Args:
         default: Whether the family's heads are the embedding where the configuration does not say: a head that is not
@@ -120,7 +120,7 @@ def check_names(state: Collection[str], wanted: Collection[str], ignored: Collec
 
 
 def prefix_hint(missing: Collection[str], left: Collection[str]) -> str:
-    """What stands in front of most of the left names where the missing ones would fit, or the other way round."""
+    """The prefix of most of the left-over names under which the missing ones would fit, or the other way round."""
 
     def in_front(longer: Collection[str], shorter: Collection[str]) -> tuple[str, int]:
         ends = set(shorter)

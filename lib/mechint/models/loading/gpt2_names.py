@@ -86,7 +86,7 @@ ACTIVATIONS = {
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """What a configuration of any origin says about :class:`GPT2Config`'s fields; unsaid ones are left out.
+    """Reads :class:`GPT2Config`'s fields from a configuration of any origin; missing ones are left out.
 
     Raises:
         MechintError: it is another architecture's configuration, or a value has the wrong type.
@@ -256,7 +256,7 @@ def to_hf_state_dict(model: GPT2) -> dict[str, Tensor]:
 
 
 def hf_config(model: GPT2) -> dict[str, Any]:
-    """What ``transformers.GPT2Config(**…)`` takes, and what a ``config.json`` holds.
+    """The arguments of ``transformers.GPT2Config(**…)``, and the contents of a ``config.json``.
 
     Transformers has no GPT-2 without biases and none whose keys are its values; we read such files, it refuses them.
     """

@@ -31,7 +31,7 @@ class Unreachable(Exception):
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is shaped like ``owner/name`` (and not like a checkpoint's file)."""
+    """True if a name is shaped like ``owner/name`` (and not like a checkpoint's file)."""
     shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     return shaped is not None and not name.endswith(SUFFIXES)
 
@@ -51,7 +51,7 @@ def refuse_missing_path(name: str) -> None:
 
 
 def path_exists(path: str | Path) -> bool:
-    """Whether there is something of this name on this machine; False too for names that no file can have."""
+    """True if this name exists on this machine; False too for names that no file can have."""
     try:
         return Path(path).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, or the home of nobody

@@ -85,7 +85,7 @@ ARCHITECTURE = listed(
 
 @dataclass(frozen=True)
 class Keys:
-    """What the keys of a family's configuration mean."""
+    """The meaning of the keys of a family's configuration."""
 
     family: str
     """The name a reader knows: "Llama"."""
@@ -133,7 +133,7 @@ def refuse_unknown(config: Mapping[str, Any], keys: Keys, strict: Collection[str
 
 
 def off(value: Any) -> bool:
-    """Whether a switch is off; numbers are compared by type too, since ``0.0 == False``."""
+    """True if a switch is off; numbers are compared by type too, since ``0.0 == False``."""
     if isinstance(value, float):
         return value == 0.0
     return any(value is one or (type(value) is type(one) and value == one) for one in OFF)
@@ -156,7 +156,7 @@ def words(name: str) -> set[str]:
 
 
 def is_architecture(name: str) -> bool:
-    """Whether a trainer's option may be of an architecture and not of training."""
+    """True if a trainer's option may belong to the architecture and not to training."""
     found = words(str(name))
     return bool(found & ARCHITECTURE) and not found & TRAINING
 

@@ -62,7 +62,7 @@ ROTATION = Keys(
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """What a configuration says about :class:`LlamaConfig`'s fields; unsaid ones are left out.
+    """Reads :class:`LlamaConfig`'s fields from a configuration; missing ones are left out.
 
     Raises:
         MechintError: it is another architecture's configuration, or a value has the wrong type.
@@ -166,7 +166,7 @@ def to_hf_state_dict(model: Llama) -> dict[str, Tensor]:
 
 
 def hf_config(model: Llama) -> dict[str, Any]:
-    """What ``transformers.LlamaConfig(**…)`` takes, and what a ``config.json`` holds."""
+    """The arguments of ``transformers.LlamaConfig(**…)``, and the contents of a ``config.json``."""
     c = model.config
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -47,9 +47,9 @@ class Family:
     to_hf_state_dict: Callable[[Any], dict[str, Tensor]] | None = None
     hf_config: Callable[[Any], dict[str, Any]] | None = None
     keys: Keys | None = None
-    """What its configuration's keys mean; None asks nothing."""
+    """The meaning of its configuration's keys; None accepts any key."""
     body: str = ""
-    """What its tensors' names begin with in the program that made it popular."""
+    """The prefix of its tensors' names in the program that made it popular."""
     layers: str = r"layers\.\d+\."
     """Pattern of the names of a layer's tensors behind that."""
 
@@ -221,7 +221,7 @@ def to_hf_state_dict(model: Model) -> dict[str, Tensor]:
 
 
 def hf_config(model: Model) -> dict[str, Any]:
-    """What transformers' configuration takes, and what a ``config.json`` holds."""
+    """The arguments of transformers' configuration, and the contents of a ``config.json``."""
     write = FAMILIES[model.config.family].hf_config
     assert write is not None
     return write(model)
@@ -251,12 +251,12 @@ def convert(tensor: Tensor, dtype: torch.dtype, device: torch.device, what: str)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; one pass that allocates nothing."""
+    """True if no entry is NaN or infinite; one pass that allocates nothing."""
     return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist())
 
 
 def locate(path_or_name: str | Path) -> Path:
-    """Where the checkpoint lies on this machine, fetched from the hub if it is a hub id and not a path."""
+    """Path of the checkpoint on this machine, fetched from the hub if it is a hub id and not a path."""
     path = Path(path_or_name).expanduser()
     if path_exists(path_or_name):
         return path

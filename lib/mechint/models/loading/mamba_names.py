@@ -22,7 +22,7 @@ from .keys import Keys, listed, refuse_unknown
 
 @dataclass(frozen=True)
 class Layout:
-    """How one program names the tensors: ``{prefix}{embedding}.weight``, ``{prefix}layers.0.{mixer}A_log``."""
+    """The names of the tensors in one program: ``{prefix}{embedding}.weight``, ``{prefix}layers.0.{mixer}A_log``."""
 
     prefix: str
     embedding: str
@@ -68,7 +68,7 @@ INITIAL = listed(
     "time_step_scale time_step_min time_step_max time_step_init_scheme time_step_floor rescale_prenorm_residual "
     "dt_min dt_max dt_init dt_scale dt_init_floor"
 )
-"""What only initial weights are drawn by."""
+"""Keys that only decide how initial weights are drawn."""
 KEYS = Keys(
     "Mamba",
     frozenset({name for names in CLAIMS.values() for name in names} | NORM_KEYS)
@@ -101,7 +101,7 @@ SHOWN = {
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """What a configuration of any origin says about :class:`MambaConfig`'s fields; unsaid ones are left out.
+    """Reads :class:`MambaConfig`'s fields from a configuration of any origin; missing ones are left out.
 
     Raises:
         MechintError: it is another architecture's configuration, or a value has the wrong type.
@@ -267,7 +267,7 @@ def to_hf_state_dict(model: Mamba) -> dict[str, Tensor]:
 
 
 def hf_config(model: Mamba) -> dict[str, Any]:
-    """What ``transformers.MambaConfig(**…)`` takes, and what a ``config.json`` holds.
+    """The arguments of ``transformers.MambaConfig(**…)``, and the contents of a ``config.json``.
 
     Transformers computes the inner width as ``expand`` times ``hidden_size``, with whole ``expand``; a model of another
     inner width gets a fraction there, which we read and transformers refuses.

@@ -21,13 +21,13 @@ FILE = "tokenizer.json"
 VOCABULARIES = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 """Vocabularies of tokenizers that were saved without a tokenizer.json; transformers knows how to read them."""
 BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-"""What transformers reads beside a vocabulary."""
+"""Files that transformers reads beside a vocabulary."""
 LIMIT = 1 << 28
 """Bytes of the largest tokenizer that is read."""
 
 
 def lacking() -> str:
-    """What to do about text without a tokenizer."""
+    """Advice for text without a tokenizer."""
     return (
         "put its tokenizer.json (or vocab.json with merges.txt) beside the model, or name it in "
         f"{named('task', 'tokenizer')}"
@@ -109,7 +109,7 @@ def read_file(path: Path) -> Any:
 
 
 def read_slow(path: Path) -> Any:
-    """What transformers makes of a directory that has a vocabulary and no tokenizer.json."""
+    """Has transformers build the tokenizer of a directory that has a vocabulary and no tokenizer.json."""
     for file in path.parent.iterdir():
         if file.suffix in (".json", ".txt", ".model") and not file.is_file():
             raise MechintError(f"{short(file)} is no regular file; remove it, or put a {FILE} beside the model")
@@ -179,19 +179,19 @@ class Encoder:
 
     @cached_property
     def template(self) -> list[int]:
-        """What the tokenizer's template puts in front of a text, BOS most often."""
+        """The tokens that the tokenizer's template puts in front of a text, BOS most often."""
         made = self.tokenizer.encode("a", add_special_tokens=True)
         own = [k for k, sequence in enumerate(made.sequence_ids) if sequence is not None]
         return [int(token) for token in made.ids[: own[0] if own else 0]]
 
     @cached_property
     def front(self) -> list[int]:
-        """What a prompt begins with."""
+        """The tokens that a prompt begins with."""
         return self.template if self.bos else []
 
     @property
     def said(self) -> str:
-        """What is said in reports of the beginning of a prompt; empty where the template puts nothing there."""
+        """The words of reports about the beginning of a prompt; empty if the template puts nothing there."""
         names = " ".join(str(self.tokenizer.id_to_token(token)) for token in self.template)
         if not names:
             return ""

@@ -20,7 +20,7 @@ from ...utils.errors import MechintError, did_you_mean
 from ...utils.options import listed
 
 KINDS = ("text", "bos", "boundary", "padding")
-"""What a token is: text, the beginning-of-sequence token, padding, or any other special token, as between documents."""
+"""Kinds of token: text, the beginning-of-sequence token, padding, or any other special token, as between documents."""
 TEXT, BOS, BOUNDARY, PADDING = range(len(KINDS))
 NAMES = {
     BOS: ("<s>", "<bos>", "[CLS]", "<|begin_of_text|>"),

@@ -27,7 +27,7 @@ from .flattening import flat_width, flatten
 
 
 class Pools(Protocol):
-    """Where activations come from.
+    """The source of activations.
 
     Attributes:
         sites: Their names.

@@ -1,4 +1,4 @@
-"""What the formats of other libraries share: the encoder's bias with and without b_dec, and strict reading."""
+"""Shared by the formats of other libraries: the encoder's bias with and without b_dec, and strict reading."""
 
 from __future__ import annotations
 

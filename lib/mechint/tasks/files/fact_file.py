@@ -35,7 +35,7 @@ class Fact:
     wrong: int | None
     cluster: int
     several: bool
-    """Whether the answer is several tokens, asked for or not."""
+    """True if the answer is several tokens, asked for or not."""
 
 
 class FactFile(Task):
@@ -167,7 +167,7 @@ class FactFile(Task):
 
     @property
     def choice(self) -> str:
-        """How a user says which occurrence of a subject is meant."""
+        """Says how to name the occurrence of a subject that is meant."""
         if self.name == "file":
             return '"occurrence" in that line'
         return named("task", "occurrence")

@@ -33,9 +33,9 @@ class Line:
     twin_prompt: str | None = None
     twin_answer: str | None = None
     occurrence: int | None = None
-    """Which of the subject's occurrences is meant, from 1."""
+    """Number of the subject's occurrence that is meant, from 1."""
     space: bool | None = None
-    """Whether a space stands between prompt and answer."""
+    """True if a space stands between prompt and answer."""
 
 
 def read_lines(path: Path, refuse: Refusal) -> tuple[bytes, list[Line]]:

@@ -1,4 +1,4 @@
-"""Where words begin and end in real text: whole words, and the space between a prompt and its answer."""
+"""Finds word boundaries in real text: whole words, and the space between a prompt and its answer."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ WITHOUT_SPACES = (
 QUOTES = "\"'`"
 """Marks that open and close alike."""
 FOLLOWING = ".,;:!?)]}%\u2019\u201d\u00bb\u2026"
-"""What stands at the end of what is before it, without a space."""
+"""Marks that follow the word before them without a space."""
 
 
 def without_spaces(character: str) -> bool:
-    """Whether a character is of a script that puts no space between words."""
+    """True if a character is of a script that puts no space between words."""
     return any(first <= ord(character) <= last for first, last in WITHOUT_SPACES)
 
 
 def in_word(character: str) -> bool:
-    """Whether a character is part of a word: a letter, a mark on one, a digit or an underscore."""
+    """True if a character is part of a word: a letter, a mark on one, a digit or an underscore."""
     return character == "_" or unicodedata.category(character)[0] in "LMN"
 
 
 def joined(left: str, right: str) -> bool:
-    """Whether two neighbouring characters are inside one word; never so in scripts without spaces."""
+    """True if two neighbouring characters are inside one word; never so in scripts without spaces."""
     return in_word(left) and in_word(right) and not without_spaces(left) and not without_spaces(right)
 
 
 def places(word: str, text: str) -> tuple[list[int], int]:
-    """Where a word or phrase stands in a text as a whole, and how often it does so inside other words."""
+    """Finds a whole word or phrase in a text, and counts its occurrences inside other words."""
     found, inside, start = [], 0, text.find(word)
     while start >= 0:
         end = start + len(word)
@@ -52,7 +52,7 @@ def places(word: str, text: str) -> tuple[list[int], int]:
 
 
 def opens(text: str) -> bool:
-    """Whether the last character of a text opens something: a bracket, a quotation, an amount of money."""
+    """True if the last character of a text opens a bracket, a quotation or an amount of money."""
     last, before = text[-1], text[-2:-1]
     fresh = not before or before.isspace() or unicodedata.category(before) in ("Ps", "Pi")
     kind = unicodedata.category(last)

@@ -19,7 +19,7 @@ LLM_C = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 """(magic number, version) of llm.c's and modded-nanogpt's files -> their tokens."""
 MAGIC = {magic for magic, _ in LLM_C}
 OTHERS = {b"\x93NUMPY": "a NumPy array", b"PK\x03\x04": "a zip archive, such as torch.save writes", b"\x1f\x8b": "gzip"}
-"""What files of other programs begin with."""
+"""First bytes of files of other programs."""
 WIDE = 1 << 16
 """A vocabulary above this needs tokens of 32 bits."""
 
@@ -93,6 +93,6 @@ def read_tokens(path: Path, vocab_size: int | None = None) -> Stored:
 
 
 def looks_wide(tokens: Any) -> bool:
-    """Whether uint16 tokens are the halves of uint32 ones below 65,536."""
+    """True if uint16 tokens are the halves of uint32 ones below 65,536."""
     some = tokens[: 1 << 16]
     return len(some) >= 64 and len(tokens) % 2 == 0 and not some[1::2].any() and bool(some[::2].any())
