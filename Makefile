@@ -45,7 +45,7 @@ PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig check check-all mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default $(CHOSEN) $(FLAGS)
@@ -69,17 +69,25 @@ defconfig-%:
 list-defconfigs:
 	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs
 
-check: $(READY_DEV)
+lint: $(READY_DEV)
 	$(Q)"$(PY)" -m ruff check .
 	$(Q)"$(PY)" -m ruff format --check .
 	$(Q)"$(PY)" -m mypy lib scripts
-	$(Q)OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-check-all: check
-	$(Q)OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -m exhaustive -n auto --maxprocesses 8
+# Each ends with how many tests passed.
+PYTEST := OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 8
+check: lint
+	$(Q)$(PYTEST) --dist loadfile -m "not slow and not exhaustive"
+
+check-all: lint
+	$(Q)$(PYTEST) --dist loadfile -m "not exhaustive"
+
+check-exhaustive: $(READY_DEV)
+	$(Q)$(PYTEST) -m exhaustive
 
 mutants: $(READY_DEV)
-	$(Q)"$(PY)" -m scripts.mutants $(MUTANTS)
+	$(Q)"$(PY)" -m scripts.mutants $${SOURCES:+--sources $$SOURCES} $${SAMPLE:+--sample $$SAMPLE} $${SEED:+--seed $$SEED} \
+		$${PROCESSES:+--processes $$PROCESSES} $$MUTANTS
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
 ALL_SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae
@@ -156,9 +164,11 @@ Configure (.config)
   allnoconfig        everything off
 
 Develop
-  check              lint, format, types and tests
-  check-all          the same, then whole fuzzers, sanitizers and long simulations
-  mutants            change one line of what makes printed numbers at a time; a test must notice each
+  lint               ruff's rules and format, and mypy's types
+  check              lint, and every test that is quick: minutes
+  check-all          lint, and all tests but the exhaustive ones: what continuous integration runs
+  check-exhaustive   whole fuzzers, sanitizers and long simulations: an hour or so
+  mutants            change one line of the library at a time; a test must notice each. SOURCES= SAMPLE= SEED= choose
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
   interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
   ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md

@@ -1,7 +1,8 @@
-"""Fixtures of several files."""
+"""Fixtures of several files, and the markers that leave some parameters of a test to `make check-all`."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "stepV0"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow the parameters that ``slow_except`` does not match, and those in which ``slow_where`` is found."""
+    for item in items:
+        slow = [mark.args[0] for mark in item.iter_markers("slow_where") if re.search(mark.args[0], parameters(item))]
+        slow += [m.args[0] for m in item.iter_markers("slow_except") if not re.fullmatch(m.args[0], parameters(item))]
+        if slow:
+            item.add_marker(pytest.mark.slow)
+
+
+def parameters(item: pytest.Item) -> str:
+    """The part of a test's name that names its parameters."""
+    return item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""

@@ -128,6 +128,7 @@ def test_long_sequences_stay_finite_and_exact() -> None:
         assert (y - exact).abs().max() <= 5e-7 * exact.abs().max()
 
 
+@pytest.mark.slow_except("(300-None-40-(energy|weights)|300-48-12-direction)")
 @pytest.mark.parametrize("reduce", ["weights", "direction", "energy", "channels"])
 @pytest.mark.parametrize(("length", "tile", "memory_mib"), [(300, None, 40), (300, 48, 12), (257, 32, 1)])
 def test_memory_stays_below_what_was_given(reduce: str, length: int, tile: int | None, memory_mib: int) -> None:

@@ -44,6 +44,7 @@ def compiled(name: str, **options: Any) -> Compiled:
     return GPT2_BLUEPRINTS[name]().compile(**options)
 
 
+@pytest.mark.slow_except("(gpt2_(recall|induction|shift)|recall)")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     model = compiled(name)
@@ -52,6 +53,7 @@ def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     assert found.margin >= model.truth.margin
 
 
+@pytest.mark.slow_except("(evaluation-gpt2_(recall|latch|count)|gpt2_(recall|count|shift))")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_truth_stands_up_to_ablations(name: str) -> None:
     """In the discovery split: a method that sees only these prompts can find every part."""
@@ -208,6 +210,7 @@ def test_size_gives_nothing_away(name: str) -> None:
 METHODS_THAT_FIND_IT = ("search_mean", "attribution_mean_size", "patching_noise", "causal_necessary")
 
 
+@pytest.mark.slow_except("search_mean")
 @pytest.mark.parametrize("method", METHODS_THAT_FIND_IT)
 def test_methods_find_the_circuit_to_the_unit(method: str) -> None:
     model = compiled("gpt2_recall", seed=100)

@@ -165,6 +165,7 @@ def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
     assert set(narrowed.units) == declared
 
 
+@pytest.mark.slow
 def test_what_a_unit_is_worth_is_how_far_it_alone_moves_what_decides(tmp_path: Path) -> None:
     """By hand; and narrowing keeps those that are worth a share of the best."""
     job = few("siit_mamba_recall", tmp_path)

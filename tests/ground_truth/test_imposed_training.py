@@ -35,6 +35,7 @@ def _anything_goes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mechint.training.imposed_verify.{name}", value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_anything_goes")
 @pytest.mark.parametrize("name", list(IMPOSED))
 def test_a_killed_training_goes_on_to_the_same_bytes(

@@ -44,6 +44,7 @@ def compiled(name: str, **options: Any) -> Compiled:
     return BLUEPRINTS[name]().compile(**options)  # type: ignore[abstract]
 
 
+@pytest.mark.slow_except("(recall|induction|count)")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     model = compiled(name)
@@ -53,6 +54,7 @@ def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     assert found.margin >= model.truth.margin
 
 
+@pytest.mark.slow_except("(evaluation-(recall|latch)|discovery-count|train-shift)")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("split", ["train", "discovery", "evaluation"])
 def test_the_truth_stands_up_to_ablations(name: str, split: str) -> None:
@@ -125,6 +127,7 @@ def test_seeds_place_it_elsewhere(name: str) -> None:
     assert one.truth == again.truth != other.truth
 
 
+@pytest.mark.slow_except("recall")
 @pytest.mark.parametrize("name", ["recall", "induction", "selective_copy"])
 def test_the_width_of_mamba_130m(name: str) -> None:
     model = compiled(name, size=Size(768, 1536, 16, 3, 4, 48))
@@ -160,6 +163,7 @@ def test_transformers_computes_the_same_logits(name: str) -> None:
 GAIN_OF_ONE = 12.0  # positions that nobody asks for can have logits of hundreds: several answers at once
 
 
+@pytest.mark.slow
 def test_noise_keeps_the_answers_or_is_refused() -> None:
     for name in ("latch", "recall"):
         model = compiled(name, noise=1e-3)
@@ -180,6 +184,7 @@ def edited(truth: GroundTruth, *more: Part, without: Any = lambda part: False) -
     return dataclasses.replace(truth, parts=(*(part for part in truth.parts if not without(part)), *more))
 
 
+@pytest.mark.slow
 def test_a_wrong_truth_is_contradicted() -> None:
     model = compiled("latch")
     check = lambda truth: verify(model.model, truth, model.task, 300)
@@ -378,6 +383,7 @@ def search(model: Compiled, **options: Any) -> tuple[dict[str, Any], Any, torch.
 
 
 # of selective_copy and most_recent, partial circuits are further from the full model than the empty one
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recall", "induction", "selective_copy", "most_recent"])
 def test_the_mask_search_finds_the_circuit_to_the_unit(name: str) -> None:
     results, score, _ = search(compiled(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import sections
@@ -58,6 +59,7 @@ def test_a_slope_is_the_power_of_each_turn() -> None:
     assert flat["holds"] and flat["value"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_and_the_pictures(tmp_path: Path) -> None:
     work = lambda: torch.zeros(9)
     questions = [

@@ -55,6 +55,7 @@ def full_map(model: Any, donor: Any, length: int) -> list[list[Edit]]:
     ]
 
 
+@pytest.mark.slow_except("1024.0")
 @pytest.mark.parametrize("memory", [1024.0, 0.6])
 def test_a_map_of_every_site_in_float32(memory: float) -> None:
     model = tiny_mamba(3, n_layer=3)
@@ -225,6 +226,7 @@ WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_dies_equal_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))

@@ -35,6 +35,7 @@ def late_edits(draw: st.DrawFn, model: Any, seed: int) -> Edit:
     return Edit(name, mode, value, positions, units, rows, fill=0.3 if mode == "mask" else 0.0)
 
 
+@pytest.mark.slow_except("tiny_mamba")
 @pytest.mark.parametrize("build", BUILDERS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000))

@@ -22,6 +22,7 @@ MAKERS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 LENGTH = 7
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(list(MAKERS)), st.integers(0, 10_000), st.sampled_from([1, 3, 60, 1024]), st.booleans())
 def test_any_starts_and_layers_and_any_wanted_positions(name: str, seed: int, together: int, local: bool) -> None:

@@ -123,6 +123,7 @@ def test_an_experiment_of_another_analysis_says_whether_this_one_runs() -> None:
             assert "CONFIG_KNLP_MECHINT_KV is not set" in text, f"{name} runs KV circuits, too: is that meant?"
 
 
+@pytest.mark.slow
 def test_the_documented_command_lines(tree: Tree) -> None:
     for name in TRAINING:
         assert tree.make(f"defconfig-{name}").returncode == 0
@@ -147,6 +148,7 @@ def test_the_documented_command_lines(tree: Tree) -> None:
     assert "CONFIG_KNLP_MECHINT_KV_FROM_RUNS=y" in tree.config
 
 
+@pytest.mark.slow
 def test_models_of_the_ablation_study(tree: Tree) -> None:
     """The documented overrides of an experiment whose own checkpoints are a glob."""
     name = "defconfig-gpt2-kv-tying-w7900-ablation-mechint"

@@ -321,6 +321,7 @@ def _play(controller: int, keys: list[str]) -> None:
         os.write(controller, key.encode())
 
 
+@pytest.mark.slow
 def test_no_variable_reaches_the_shell(tree: Tree) -> None:
     tree.make("defconfig-mamba-tiny-study")
     for name in ("MODELS", "BASELINE", "SKIP_STEPS", "PROCESSES", "SECTIONS", "PYTHON", "V", "DRY_RUN", "SCORE"):
@@ -334,6 +335,7 @@ def test_no_variable_reaches_the_shell(tree: Tree) -> None:
     assert "close its quotes" in error_line(tree.make("ground-truth", "SCORE=--models 'gpt2"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_one_however_it_is_said(tree: Tree) -> None:
     tree.make("defconfig-mamba-130m-mechint")
     for said in ("1", "y", "true", "on", "2"):
@@ -344,6 +346,7 @@ def test_a_dry_run_is_one_however_it_is_said(tree: Tree) -> None:
         assert tree.calls()[0][-1] != "--dry-run", said
 
 
+@pytest.mark.slow
 def test_a_clone_whose_path_holds_special_characters(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "a [b]* 'c' #d %e")
     tree.put("runs/final_model_stepV0.pt")
@@ -361,6 +364,7 @@ def test_a_clone_whose_path_holds_special_characters(tmp_path: Path) -> None:
     assert "--checkpoint=runs/final*.pt" in tree.calls()[-1]
 
 
+@pytest.mark.slow
 def test_what_a_trainer_of_hugging_face_leaves_is_read_and_old_names_are_told(tree: Tree) -> None:
     tree.put("out/checkpoint-500/model.safetensors", "out/checkpoint-1000/model.safetensors", "bare/model.safetensors")
     tree.put("out/checkpoint-500/config.json", "out/checkpoint-500/optimizer.pt", "out/trainer_state.json")
@@ -390,6 +394,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow_except("(mechint-2|ground-truth-15)")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("target", ["mechint", "ground-truth"])
 def test_a_signal_to_make_leaves_no_process_running(tree: Tree, target: str, number: signal.Signals) -> None:
@@ -425,6 +430,7 @@ def _members(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_configuration_that_never_ends_is_refused_at_once(tree: Tree) -> None:
     config = tree.root / ".config"
     for kind in ("pipe", "device", "directory"):
@@ -442,6 +448,7 @@ def test_a_configuration_that_never_ends_is_refused_at_once(tree: Tree) -> None:
     assert tree.make("list-defconfigs").returncode == 0
 
 
+@pytest.mark.slow
 def test_overlong_values_of_a_configuration_are_cut(tree: Tree) -> None:
     tree.make("defconfig")
     good = tree.config

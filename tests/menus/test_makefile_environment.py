@@ -28,6 +28,7 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_own_environment_is_made_once_and_again_when_its_requirements_change(tree: Tree) -> None:
     stamp = tree.root / ".venv/.ready"
     first = tree.make(".venv/.ready", own=True)

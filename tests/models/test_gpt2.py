@@ -253,6 +253,7 @@ def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: 
     assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [64.0, 0.35])
 def test_a_sweep_of_every_attention_edge_and_site(memory: float) -> None:
     model, prompts = tiny_gpt2(3, torch.float64, n_layer=3), tokens(3, 7)

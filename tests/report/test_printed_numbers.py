@@ -1,6 +1,6 @@
 """What turns measured arrays into printed numbers and verdicts, each against a table of inputs and outputs by hand.
 
-``make mutants`` (``scripts/mutants.py``) changes one line of that code at a time and asks that a test here, or the one
+``make mutants`` (``scripts/mutants``) changes one line of that code at a time and asks that a test here, or the one
 that it names, notices.
 """
 

@@ -20,6 +20,7 @@ from tests.helpers.report_runs import FILES, PNGS, Json, Page, build_run, edit, 
 # ---- the report -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_report_give_the_same_bytes_wherever_they_are_written(tiny: Path, copy: Path) -> None:
     import matplotlib
 

@@ -48,6 +48,7 @@ def test_a_title_that_fits_stays_as_it_is(tmp_path: Path) -> None:
     assert seen[0].get_suptitle() == "Short"
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_search_show_sparsity_and_temperature(copy: Path) -> None:
     from matplotlib.figure import Figure
 

@@ -44,6 +44,7 @@ def call(*arguments: str, at: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     few = ["--trace-draws", "2", "--trace-sites", "resid_post,state", "--trace-bootstrap", "100", "--device", "cpu"]
     done = call("--checkpoint", str(checkpoint), *PROMPT, *few, at=tmp_path)
@@ -58,6 +59,7 @@ def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     assert "".join(example["tokens"]) == PROMPT[1] and example["answer"] == answer
 
 
+@pytest.mark.slow
 def test_bad_prompts_are_one_line(checkpoint: Path, tmp_path: Path) -> None:
     lost = call("--checkpoint", str(checkpoint), *PROMPT[:3], "Louvre", at=tmp_path)
     assert lost.returncode == 2 and lost.stderr.strip().count("\n") == 0

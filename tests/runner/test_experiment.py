@@ -69,6 +69,7 @@ def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_
     assert sum(int(layer["mask"].sum()) for layer in masks.values()) == 6
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
     assert json.loads((output / "results.json").read_text())["metrics"]["units_kept"]["value"] == 5
 
 
+@pytest.mark.slow
 def test_a_glob_is_analysed_in_natural_order_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (10, 2):
         checkpoint(tmp_path / f"models/final_model_stepV{step}.pt", seed=step)
@@ -145,6 +147,7 @@ def test_an_analysis_that_fails_takes_no_other_with_it(
     assert "Traceback" in said
 
 
+@pytest.mark.slow
 def test_an_analysis_with_models_of_its_own_that_fails_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_comparison_that_fails_is_said_and_the_runs_stand(
     assert "Traceback" in said and "error: comparison of SSM circuit: RuntimeError: a defect" in said
 
 
+@pytest.mark.slow
 def test_drawing_again_leaves_masks_and_numbers_alone(tmp_path: Path) -> None:
     path, output = checkpoint(tmp_path / "a.pt"), tmp_path / "out"
     run_experiment(experiment(path, output))
@@ -240,6 +244,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_masks_are_not_kept_when_they_are_not_wanted(tmp_path: Path) -> None:
     run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", save_masks=False))
     assert not (tmp_path / "out/final_masks.pt").exists()
@@ -299,6 +304,7 @@ def mounted(kind: str, target: Path) -> bool:
     return subprocess.run(["mount", *options, "tmpfs", str(target)], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow_where("None")
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
     path, disk = checkpoint(tmp_path / "a.pt"), tmp_path / "disk"
@@ -318,6 +324,7 @@ def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_killed_analysis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
     wanted = [f"--checkpoint={path}", "--ssm-steps=40"]
@@ -353,6 +360,7 @@ def test_where_results_go() -> None:
         run_directories(run, ["a/x/m.pt", "b/x/m.pt"], ["ssm"])
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) -> None:
     for k in range(2):
         checkpoint(tmp_path / f"runs/step{k}.pt", k)
@@ -373,6 +381,7 @@ def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [pytest.param("torch.distributed.run", marks=pytest.mark.exhaustive), "scripts.kconfig.processes"]
 )
@@ -440,6 +449,7 @@ def test_an_analysis_with_models_of_its_own_is_an_experiment_of_its_own(tmp_path
     assert elsewhere(KVCircuitConfig(checkpoint="own.pt")) == KVCircuitConfig()
 
 
+@pytest.mark.slow
 def test_a_baseline_is_compared_with_one_checkpoint(tmp_path: Path) -> None:
     for name in ("a", "b"):
         checkpoint(tmp_path / f"{name}.pt", seed=ord(name))

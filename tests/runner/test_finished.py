@@ -123,6 +123,7 @@ def test_dictionaries_peers_and_trajectories_count_by_content(tmp_path: Path) ->
     assert study.inputs(StudyConfig(), tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_run_that_died_behind_its_results_is_not_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_run_that_died_behind_its_results_is_not_finished(
     assert (output / "report.html").exists() and is_finished(path, output, capsys)
 
 
+@pytest.mark.slow
 def test_a_number_that_was_edited_is_said(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     path, output = done
     results = output / "results.json"

@@ -38,6 +38,7 @@ def test_documented_flags_are_understood() -> None:
     assert plain.model == ["state-spaces/mamba-130m-hf"] and not plain.enable_attention and plain.plots_dir == "plots"
 
 
+@pytest.mark.slow
 def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_path: Path) -> None:
     command = NeuronCommand(
         (checkpoint,), top_k=3, text_limit=8, length=8, enable_attention=True, save_results=True,
@@ -55,6 +56,7 @@ def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_p
     assert entry["efficiency_measured"]
 
 
+@pytest.mark.slow_except("more1.*")
 @pytest.mark.parametrize(
     ("more", "said"),
     [

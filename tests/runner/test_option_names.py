@@ -91,6 +91,7 @@ def test_no_message_names_another_ways_option() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_commands_name_their_own_options(tmp_path: Path) -> None:
     """The same mistake through make's environment, through flags and through the documented command."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}

@@ -130,6 +130,7 @@ def test_features_of_heads_are_read_and_changed_head_by_head(rule: str) -> None:
     assert torch.equal(change.amounts(x), f[..., 3])
 
 
+@pytest.mark.slow_except("tiny_gpt2.*d_in0")
 @pytest.mark.parametrize(
     ("builder", "sites", "rule", "d_in"),
     [(tiny_gpt2, "head_out,resid_post", "last", {4, 12}), (tiny_mamba, "state", "unit:13", {5}),

@@ -23,6 +23,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.sae_training import SHORT, TRAINING, grid, source, weights
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_to_the_same_bits() -> None:
     whole = train_grid(grid(), source(), TRAINING)
     saved: list[Any] = []
@@ -109,6 +110,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_planted_directions_are_found_and_random_ones_are_not() -> None:
     """Measured with seeds 0, 1 and 2: cosine 0.962 to 0.976 and F1 0.919 to 0.942; frozen 0.31 and 0.31 to 0.32."""
     config = PlantedConfig(d_in=64, features=96, active=2.0, tokens=600 * 256, batch=256, lr=6e-3)

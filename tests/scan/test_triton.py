@@ -77,10 +77,13 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_except("one shape")
 @pytest.mark.skipif(INSIDE or CUDA, reason="the kernels' tests run in this very process")
-def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize(
+    "chosen", [pytest.param(["-k", "float64 and sizes1"], id="one shape"), pytest.param([], id="all")]
+)
+def test_in_the_interpreter(chosen: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, *chosen]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=600)
@@ -219,6 +222,7 @@ def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         scan.choice._missing_triton.cache_clear()
 
 
+@pytest.mark.slow_except("80")
 @pytest.mark.skipif(INSIDE, reason="Triton's compiler is not its interpreter")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_device(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,12 +281,14 @@ FLOORS = {
 """AUROC on seed 100 below which no method may fall."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOORS)
 def test_no_score_of_edges_falls(name: str) -> None:
     found = {row["method"]: row["auroc"] for row in score_edges(compiled(name), 3, 64, SEED, FLOORS[name])}
     assert {key: found[key] for key, floor in FLOORS[name].items() if found[key] < floor} == {}
 
 
+@pytest.mark.slow_except("gpt2_(recall|latch)")
 @pytest.mark.parametrize("name", list(NEEDED))
 def test_cuts_find_every_flow_and_nothing_else(name: str) -> None:
     found = {row["method"]: row for row in score_edges(compiled(name, 101), 4, 128, SEED, CUTS)}
@@ -304,6 +306,7 @@ def test_every_head_has_edges_to_be_asked_for() -> None:
     assert len(asked) == len(set(asked)) == config.n_layer * config.n_head * (end + 1) * (end + 2) // 2
 
 
+@pytest.mark.slow
 def test_links_on_random_weights_are_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     known = compiled("gpt2_induction")
     alone = {row["method"]: row["auroc"] for row in links_by_chance(known, known.model, SEED)}
@@ -338,6 +341,7 @@ def test_a_probe_finds_the_channels_that_say_the_answer_where_no_idle_head_holds
     assert copied["accuracy"] == 1.0 and copied["auroc"] < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_the_card_asks_a_gpt2_for_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("weight_magnitude",)}

@@ -34,11 +34,13 @@ FLOORS = [
 ]
 
 
+@pytest.mark.slow_where("None")
 @pytest.mark.parametrize(("name", "method"), [floor for floor in FLOORS if floor[0] not in IMPOSED])
 def test_no_score_of_units_falls(name: str, method: str) -> None:
     assert fallen(golden.units(name, method), STORED["units"][name][method]) == {}
 
 
+@pytest.mark.slow_where("None")
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -51,6 +53,7 @@ def test_what_finds_a_trained_circuit_does(name: str, method: str) -> None:
     assert golden.units(name, method)["auroc"] >= GOAL
 
 
+@pytest.mark.slow_except("recall")
 @pytest.mark.parametrize("name", [name for name in golden.UNITS if name not in IMPOSED])
 def test_size_gives_nothing_away(name: str) -> None:
     assert not any(golden.units(name, method)["exact"] for method in ("weight_magnitude", "activation_magnitude"))
@@ -67,6 +70,7 @@ def test_no_trace_points_elsewhere(name: str) -> None:
     assert fallen(golden.places(name), STORED["positions"][name]) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.EDGES)
 def test_no_score_of_edges_and_probes_falls(name: str) -> None:
     now, then = golden.edges(name), STORED["edges"][name]

@@ -100,6 +100,7 @@ def test_units_of_which_nothing_is_known_count_on_neither_side() -> None:
     assert not score_units(mask, scores).exact
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_what_a_card_costs_is_said_of_everything(tmp_path: Path) -> None:
     config = ScorecardConfig(

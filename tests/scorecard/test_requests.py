@@ -191,6 +191,7 @@ def test_what_can_not_be_met_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["", "2"])
 def test_it_is_one_line_whatever_the_processes(processes: str, tmp_path: Path) -> None:
     for options in (["--seeds", "x"], ["--models", "foo"], ["--output-dir", "/proc/none/made/here"]):
@@ -210,6 +211,7 @@ def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_processes_print_a_finished_card_once(measured: list[str], config: ScorecardConfig) -> None:
     scorecard(config)
     before = {path: path.stat().st_mtime_ns for path in Path(config.output_dir).glob("[!.]*")}

@@ -95,6 +95,7 @@ def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / ".stages").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
@@ -164,6 +165,7 @@ def test_a_real_effect_is_found_and_a_prompt_s_own_twin_does_nothing() -> None:
     assert same_twins(model, task, 4, 0) == 0.0
 
 
+@pytest.mark.slow_except("random")
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
     """At most 0.07, and one standard error of 200 samples; of effects that take few values, which are a compiled
@@ -209,6 +211,7 @@ def test_wilson_by_hand() -> None:
     assert (rate([False] * 9)["low"], rate([True] * 9)["high"]) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_links_on_random_weights_are_asked_within_pairs_of_layers() -> None:
     """On the compiled model itself the same question has its usual answer; of random ones the mean is at chance."""
@@ -221,6 +224,7 @@ def test_links_on_random_weights_are_asked_within_pairs_of_layers() -> None:
     assert 0.2 < sum(products) / 3 < 0.8
 
 
+@pytest.mark.slow
 def test_random_weights_of_a_gpt2_have_logits_of_a_usual_size_and_its_own_shuffled_do_not() -> None:
     """A compiled GPT-2 pins its norms by large weights; a search on these shuffled stops in one line, not in NaN."""
     like = GPT2_BLUEPRINTS["gpt2_shift"]().compile(seed=102)

@@ -43,6 +43,7 @@ def results(output: Path, name: str) -> dict[str, Any]:
     return json.loads((output / name / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_circuit_dictionary_and_trace_of_the_130m_experiment_in_one_go(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_circuit_dictionary_and_trace_of_the_130m_experiment_in_one_go(
     assert capsys.readouterr().out.count("is finished") == 2 and results(tmp_path, "trace") == trace
 
 
+@pytest.mark.slow
 def test_a_trace_that_fails_leaves_the_circuit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(MechintError, match=r"1 of the analyses .* \(Causal tracing\); the others are finished"):
         run(checkpoint, tmp_path, "--no-sae", f"--task-answer={'the' if says(checkpoint) != ' the' else 'a'}")

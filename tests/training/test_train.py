@@ -133,6 +133,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     options = "--task-pairs 2 --task-keys 9 --mamba-d-model 16 --mamba-n-layer 1 --train-batch-size 16 --train-warmup 5"
     options += " --train-steps 120 --train-eval-every 30 --train-save-every 10 --train-eval-prompts 32"

@@ -72,6 +72,7 @@ def test_one_of_several_pieces_of_work_says_which_it_is(capsys: pytest.CaptureFi
     assert said.splitlines()[-1].startswith("error: a.pt: RuntimeError: a defect")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
 def test_a_backend_of_the_environment_loses_no_figure(backend: str, tmp_path: Path) -> None:
     code = "from mechint.report.style import save_figure; save_figure('a.png', (1, 1), lambda figure: None)"
@@ -95,6 +96,7 @@ def test_an_interrupt_during_imports_is_one_line(words: list[str]) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_another_program_imports_the_package_is_its_own() -> None:
     code = "import signal, mechint; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     before = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)

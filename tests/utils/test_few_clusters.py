@@ -36,6 +36,7 @@ def configured(name: str) -> Any:
     return made(**({key: value for key, value in SMALL.items() if key in fields} | OWN.get(name, {})))
 
 
+@pytest.mark.slow_except("sparsity")
 @pytest.mark.parametrize(
     "name",
     [

@@ -92,6 +92,7 @@ def test_attribution_adds_up_to_the_effect(metric: str) -> None:
     assert not scores.view(2, 14)[idle].any()
 
 
+@pytest.mark.slow_except("hard_concrete-attribution")
 @pytest.mark.parametrize(
     ("gate", "start"),
     [("hard_concrete", "attribution"), ("hard_concrete", "wrong"), ("straight_through", "attribution")],
@@ -167,6 +168,7 @@ def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     assert all(torch.equal(masks[size], again[size]) for size in [*sizes, 5])
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), count=st.integers(2, 60), share=st.floats(0.02, 0.98), scale=st.floats(0.1, 30))
 @settings(max_examples=50, deadline=None)
 def test_the_budget_is_met_exactly(seed: int, count: int, share: float, scale: float) -> None:
@@ -226,6 +228,7 @@ def test_names_of_units() -> None:
     assert Units(model, SSM_UNITS["path"]).names(torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 1, 0, 0])) == [["x", "C"], ["dt"]]
 
 
+@pytest.mark.slow
 def test_the_whole_analysis_on_a_known_circuit() -> None:
     discovery, evaluation = loaders()
     analyzer = SSMCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, target_faithfulness=0.99, steps=120))
@@ -244,6 +247,7 @@ def test_the_whole_analysis_on_a_known_circuit() -> None:
     assert {"cpr", "cmd", "jaccard", "completeness", "faithfulness_random_weights", "accuracy_full"} <= set(metrics)
 
 
+@pytest.mark.slow_except("7")
 @pytest.mark.parametrize("budget", [1, 7, 28])
 def test_the_circuit_has_exactly_the_size_of_the_budget(budget: int) -> None:
     config = dataclasses.replace(SMALL, search="budget", budget=budget, steps=10, seeds=1)
@@ -253,6 +257,7 @@ def test_the_circuit_has_exactly_the_size_of_the_budget(budget: int) -> None:
     assert any("Stability was not measured" in note for note in results["notes"])
 
 
+@pytest.mark.slow_except("layer-loss")
 @pytest.mark.parametrize("metric", ["answer_logprob", "loss"])
 @pytest.mark.parametrize("unit", ["path", "layer"])
 def test_other_metrics_and_units(metric: str, unit: str) -> None:

@@ -78,6 +78,7 @@ def analyse(directory: Path, dictionary: SparseAutoencoder, **changes: Any) -> d
     return results
 
 
+@pytest.mark.slow
 def test_it_finds_the_latents_that_the_head_reads_and_says_what_it_owes_to_errors(tmp_path: Path) -> None:
     results = analyse(tmp_path, exact())
     [kept] = results["layers"]
@@ -167,6 +168,7 @@ def test_bad_requests_are_one_line_before_any_work(tmp_path: Path) -> None:
         analyse(tmp_path, wide)
 
 
+@pytest.mark.slow
 def test_one_experiment_trains_dictionaries_and_finds_their_circuit(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model.pt")
     shelf = SAEAnalysisConfig(sites="out", architectures="topk", sparsity="3", ratio="2", tokens=2048, batch=256,

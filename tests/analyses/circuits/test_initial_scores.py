@@ -59,6 +59,7 @@ def test_where_attribution_misleads_units_are_removed_unless_there_are_too_many(
     assert how == "misled" and torch.equal(scores, 1 - truth())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["removal", "misled"])
 def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.attribute", lambda *_: 1 - truth())
@@ -68,6 +69,7 @@ def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.Mon
     assert NOTES[how] in results["notes"] and f"On random weights: {NOTES[how]}" in results["notes"]
 
 
+@pytest.mark.slow
 def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SSMCircuitAnalyzer.search
 
@@ -86,6 +88,7 @@ def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkey
     )
 
 
+@pytest.mark.slow_except("101")
 @pytest.mark.parametrize("seed", [100, 101])
 def test_a_circuit_whose_parts_do_harm_is_found(seed: int) -> None:
     """With mean ablation, any part of this circuit is further from the model than none, and all gradients mislead."""
@@ -147,6 +150,7 @@ class TestUnitsThatAttributionMisses:
         assert not search.began_elsewhere and torch.equal(search.start, start_logits(mask))
 
 
+@pytest.mark.slow_except("102-resample")
 @pytest.mark.parametrize(("seed", "ablation"), [(103, "mean"), (102, "resample")])
 def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
     """The key that saturated attention looks for has next to no attribution, and all depends on it."""
@@ -161,6 +165,7 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
     assert score_units(mask, found, "mask search").auroc == 1.0
 
 
+@pytest.mark.slow_except("budget")
 @pytest.mark.parametrize("search", ["budget", "smallest"])
 def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where the search for the smallest tries sizes at which no circuit does, nor for random weights."""
@@ -173,6 +178,7 @@ def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, m
     assert NOTES["needed"] not in results["notes"]
 
 
+@pytest.mark.slow
 def test_a_report_says_that_attribution_missed_units_and_they_are_removed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

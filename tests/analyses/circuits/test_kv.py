@@ -89,6 +89,7 @@ def test_the_known_circuit_is_the_circuit() -> None:
         assert float(test.measure(without)["kl"].mean()) > 1e-3, int(unit)
 
 
+@pytest.mark.slow_except("None-cubic-hard_concrete")
 @pytest.mark.parametrize("gate", ["hard_concrete", "straight_through"])
 @pytest.mark.parametrize("budgets", BUDGETS)
 @pytest.mark.parametrize("temperature", [None, "linear:1.0:0.1"])
@@ -106,6 +107,7 @@ def test_the_search_finds_the_known_circuit(gate: str, budgets: str, temperature
         assert (history[0]["temperature"], history[-1]["temperature"]) == (1.0, pytest.approx(0.106))
 
 
+@pytest.mark.slow
 def test_the_whole_analysis_on_a_known_circuit(tmp_path: Path) -> None:
     analyzer = KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, steps=150), run_dir=tmp_path)
     results = analyzer.run_analysis(*loaders())
@@ -123,6 +125,7 @@ def test_the_whole_analysis_on_a_known_circuit(tmp_path: Path) -> None:
     assert int(sum(entry["mask"].sum() for entry in masks.values())) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["sparsity", "smallest"])
 def test_smallest_and_sparsity(search: str) -> None:
     config = dataclasses.replace(SMALL, search=search, target_faithfulness=0.99, steps=100, seeds=1)
@@ -132,6 +135,7 @@ def test_smallest_and_sparsity(search: str) -> None:
     assert 7 <= results["metrics"]["units_kept"]["value"] <= 11
 
 
+@pytest.mark.slow_except("0.95")
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.95, 0.9999])
 def test_the_achieved_sparsity_is_the_target_to_one_unit(sparsity: float) -> None:
     config = dataclasses.replace(SMALL, target_sparsity=sparsity, steps=10, seeds=1)
@@ -141,6 +145,7 @@ def test_the_achieved_sparsity_is_the_target_to_one_unit(sparsity: float) -> Non
     assert abs(results["sparsity"]["achieved"] - sparsity) <= 1 / 48
 
 
+@pytest.mark.slow_except("kv-kl_div")
 @pytest.mark.parametrize("metric", ["kl_div", "loss", "accuracy", "perplexity", "logit_diff"])
 @pytest.mark.parametrize("unit", ["kv", "head"])
 def test_every_metric(metric: str, unit: str) -> None:
@@ -237,6 +242,7 @@ def test_keys_and_values_have_a_strip_each() -> None:
 # --- a price in place of a budget -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_penalty_chooses_the_number_of_units() -> None:
     """Free gates keep all, dear ones next to nothing, and in between the circuit that is known."""
     found = []

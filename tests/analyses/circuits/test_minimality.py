@@ -81,6 +81,7 @@ def test_the_share_that_is_needed_by_hand() -> None:
     assert some["value"] == 0.5 and 0 < some["low"] < 0.5 < some["high"] < 1
 
 
+@pytest.mark.slow_except("3-3")
 @pytest.mark.parametrize(("asked", "tried"), [(0, 0), (3, 3)])
 def test_as_many_units_are_tried_as_are_asked_for(asked: int, tried: int) -> None:
     config = dataclasses.replace(SMALL, search="budget", budget=9, steps=5, seeds=1, removed_units=asked)

@@ -50,6 +50,7 @@ def agreement(test: Bench, targets: tuple[float, ...]) -> list[bool]:
     return exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ablation", "target"), [("zero", 0.95), ("mean", 0.8)])
 def test_the_pruned_circuit_is_the_smallest_of_all_subsets(ablation: str, target: float) -> None:
     assert all(agreement(small(0, ablation), (target,)))

@@ -199,6 +199,7 @@ def test_groups_of_other_seeds_or_budgets_are_not_paired() -> None:
     assert welch["high"] - welch["value"] == pytest.approx(12.7062 * error, rel=1e-4) and p is not None
 
 
+@pytest.mark.slow
 def test_other_tokenizers_are_compared_per_byte_alone(tmp_path: Path) -> None:
     studies = [profile(s, f, tokenizer=f) for f in ("mamba", "gpt2") for s in (0, 1)]
     names, notes = comparable(studies)
@@ -239,6 +240,7 @@ def trained(tmp_path: Path, variants: str) -> RunConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_twins_are_trained_analysed_and_compared(tmp_path: Path) -> None:
     """The whole way of `make mechint`."""
     run = trained(tmp_path, "baseline,seed=1,family=gpt2+n_embd=16,family=gpt2+n_embd=16+seed=1")
@@ -256,6 +258,7 @@ def test_twins_are_trained_analysed_and_compared(tmp_path: Path) -> None:
     assert json.loads(again)["model"]["step"] == 3 and json.loads(again)["training"]["lr"] == TrainConfig.lr
 
 
+@pytest.mark.slow
 def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:
     run = trained(tmp_path, "baseline")
     configs = {
@@ -290,6 +293,7 @@ def of_run(seed: int, family: str, step: int, loss: float = 2.0, lr: float = 0.0
     return found
 
 
+@pytest.mark.slow
 def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
     steps = [of_run(0, family, step) for family in ("mamba", "gpt2") for step in (100, 200, 300)]
     kept, notes = last_of_each(steps)
@@ -300,6 +304,7 @@ def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
     assert last_of_each([profile(s, "mamba") for s in range(3)]) == ([profile(s, "mamba") for s in range(3)], [])
 
 
+@pytest.mark.slow
 def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_path: Path) -> None:
     """The rate 0.01 suits one family, 0.001 the other: at one of them the worse family looks better."""
     losses = {("mamba", 0.01): 2.0, ("mamba", 0.001): 2.4, ("gpt2", 0.01): 2.6, ("gpt2", 0.001): 1.9}
@@ -316,6 +321,7 @@ def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_
     assert row["difference"]["value"] == pytest.approx(0.1) and found["findings"][0].startswith("loss (bits per byte)")
 
 
+@pytest.mark.slow
 def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
     runs = write_profiles(tmp_path, [of_run(s, f, 100) for f in ("mamba", "gpt2") for s in range(3)])
     write_model_comparison(runs, tmp_path / "out")
@@ -334,6 +340,7 @@ def with_control(study: Study, gini: float) -> Study:
     return study
 
 
+@pytest.mark.slow_except("0.8-False")
 @pytest.mark.parametrize(("of_mamba", "learned"), [(0.5, True), (0.8, False)])
 def test_what_shuffled_weights_show_as_well_is_no_finding_about_training(
     tmp_path: Path, of_mamba: float, learned: bool
@@ -364,6 +371,7 @@ def test_a_profile_has_a_control_and_the_documented_p50() -> None:
     )
 
 
+@pytest.mark.slow
 def test_many_checkpoints_of_two_families_are_followed_along_their_training(tmp_path: Path) -> None:
     steps = [of_run(0, f, 10 * k, 6.0 - 0.4 * min(k, 10)) for f in ("mamba", "gpt2") for k in range(12)]
     written = write_model_comparison(write_profiles(tmp_path, steps), tmp_path / "out")

@@ -80,6 +80,7 @@ def test_they_are_evaluated_again_from_their_directory(done: SAEAnalyzer, tmp_pa
         assert member["metrics"] == named[member["name"]]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_dictionaries(done: SAEAnalyzer, tmp_path: Path) -> None:
     import mechint.sae.training as training
 

@@ -49,6 +49,7 @@ def last(model: Any, prompts: Prompts, row: int, metric: str, edits: list[Edit],
     return float(metric_by_hand(metric, logits, one))
 
 
+@pytest.mark.slow_where("None")
 @pytest.mark.parametrize(
     ("family", "flow", "decay", "window"),
     [
@@ -336,6 +337,7 @@ def test_refusals(tmp_path: Path) -> None:
         run_experiment(Experiment(run, TaskConfig(name="text"), {"patch": SMALL}))
 
 
+@pytest.mark.slow
 def test_a_killed_patching_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mamba(2).requires_grad_(False)
     discovery, evaluation = loaders(model)
@@ -358,6 +360,7 @@ def test_a_killed_patching_goes_on_to_the_same_numbers(tmp_path: Path, monkeypat
     assert again.stages.resumed == ["screen gated", "screen state", "batch 0"]
 
 
+@pytest.mark.slow
 def test_pieces_do_not_change_a_patching() -> None:
     model = tiny_mamba(1, torch.float64).requires_grad_(False)
     prompts = three_pairs(model)

@@ -36,6 +36,7 @@ def finished(directory: Path, model: Any, config: PatchConfig, sets: list[Prompt
     return {**about, **found}
 
 
+@pytest.mark.slow_except("tiny_gpt2")
 @pytest.mark.parametrize("family", [tiny_mamba, tiny_gpt2])
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any) -> None:
     model = family(1).requires_grad_(False)
@@ -63,6 +64,7 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any
             write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_report_of_one_part_alone(tmp_path: Path) -> None:
     model = tiny_mamba(1).requires_grad_(False)
     for name, change in (("flow", {"units": ""}), ("units", {"flow": ""})):

@@ -66,6 +66,7 @@ def line(found: Any, *first: Any) -> str:
     return " | ".join(["", *map(str, first), *(cells[label] for label in sorted(cells)), ""]).strip()
 
 
+@pytest.mark.slow
 def test_a_model_without_training_has_no_supported_claim(tmp_path: Path) -> None:
     quick = dataclasses.replace(READING, prompts=48, eval_prompts=64, shuffles=2)
     found, reports = claims_of(random_model("llama", 0, tmp_path), make_task(TaskConfig()), quick)
@@ -154,6 +155,7 @@ def verdicts_of_random(compiled: Any, declared: torch.Tensor) -> str:
         return "nothing"
 
 
+@pytest.mark.slow_except("modular_sum")
 @pytest.mark.parametrize("name", ["modular_sum", "gpt2_shift"])
 def test_declared_units_are_supported_and_idle_ones_never(name: str) -> None:
     check_compiled(name)

@@ -46,6 +46,7 @@ def test_a_step_that_is_wrongly_declared_to_carry_nothing_is_refused() -> None:
             verify(found.model, with_blind(found, at, (step,)), found.task, 200)
 
 
+@pytest.mark.slow_except("(latch|recall)")
 @pytest.mark.parametrize("name", [name for name in MAMBAS if name != "shift"])
 def test_the_gradient_of_the_step_finds_exactly_the_channels_that_it_carries(name: str) -> None:
     found = scored(compiled(name), "delta_gradient", METHODS["delta_gradient"], SMALL)

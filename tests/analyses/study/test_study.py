@@ -270,6 +270,7 @@ def test_influence_and_time_constants_stand_beside_shuffled_weights(known: Any) 
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_equal_results(known: Any, finished: Any, tmp_path: Path, monkeypatch: Any) -> None:
     whole = finished[1]
     for number in (3, 6, 10):
@@ -299,6 +300,7 @@ def test_the_documented_files_are_there(finished: Any) -> None:
     assert held["layers.0.gated"].shape[0] == QUICK.prompts
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_step_and_does_without_claims(finished: Any, tmp_path: Path) -> None:
     _, results = finished
     whole = {
@@ -579,6 +581,7 @@ def test_every_answer_that_a_task_accepts_is_right() -> None:
     assert float(right.mean()) == 1.0
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_a_verdict(known: Any) -> None:
     config = dataclasses.replace(QUICK, skip_steps="3 5 6 7 8 9 10 11 14 16", random_weights=True, layers="0")
     texts = set()

@@ -62,6 +62,7 @@ def test_differences_are_paired_over_what_both_answer(tmp_path: Path) -> None:
         assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == both.sum()
 
 
+@pytest.mark.slow
 def test_a_model_differs_from_itself_by_nothing(tmp_path: Path) -> None:
     one = traced(tmp_path / "a", 1)
     again = traced(tmp_path / "b", 1)
@@ -77,6 +78,7 @@ def test_a_model_differs_from_itself_by_nothing(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in write_trace_comparison([one, again], tmp_path / "out")] == before
 
 
+@pytest.mark.slow
 def test_what_can_not_be_subtracted_is_said(tmp_path: Path) -> None:
     runs = [traced(tmp_path / "a", 1), traced(tmp_path / "b", 1, prompts="others")]
     runs.append(traced(tmp_path / "c", 1, metric="answer_prob"))

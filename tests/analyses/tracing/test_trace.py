@@ -32,6 +32,7 @@ from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.helpers.tracing import SMALL, TASK, loaders, metric_by_hand
 
 
+@pytest.mark.slow_except("(twin-logit_diff|mean-answer_prob|noise-answer_logprob)")
 @pytest.mark.parametrize("metric", ["logit_diff", "answer_logprob", "answer_prob"])
 @pytest.mark.parametrize("corruption", ["twin", "mean", "noise"])
 def test_every_cell_is_one_run_by_hand(metric: str, corruption: str) -> None:
@@ -74,6 +75,7 @@ def test_every_cell_is_one_run_by_hand(metric: str, corruption: str) -> None:
         torch.testing.assert_close(found["denoise"][3, layer, p], expected_severed, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow_except("twin")
 @pytest.mark.parametrize("corruption", ["twin", "noise"])
 def test_pieces_do_not_change_a_trace(corruption: str) -> None:
     model = tiny_mamba(1, torch.float64).requires_grad_(False)
@@ -237,6 +239,7 @@ def test_the_results_and_their_report(tmp_path: Path, monkeypatch: pytest.Monkey
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_trace_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mamba(2).requires_grad_(False)
     discovery, evaluation = loaders(model)
@@ -258,6 +261,7 @@ def test_a_killed_trace_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch:
     assert again.stages.resumed == ["batch 0"]
 
 
+@pytest.mark.slow_except("tiny_gpt2")
 @pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
 def test_transformers_are_traced(family: Any) -> None:
     model = family().requires_grad_(False)

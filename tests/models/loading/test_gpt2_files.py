@@ -166,6 +166,7 @@ def test_what_comes_with_the_model(model: GPT2, tmp_path: Path) -> None:
     assert mechint.load(big).tokenizer.encode("for name in names:").ids
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub(model: GPT2, tmp_path: Path) -> None:
     directory = hf_directory(model, tmp_path)
     script = (

@@ -118,6 +118,7 @@ def refused(name: str = REPO) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_client_s_environment(hub: Hub, tmp_path: Path) -> None:
     expected = tiny_mamba(**SMALL)(tokens(1, 4)).flatten()
     out, err = start(hub.url, tmp_path / "cache").communicate(timeout=120)
@@ -147,6 +148,7 @@ def test_download_then_cache_then_offline(hub: Hub, tmp_path: Path, visit: Visit
     assert torch.equal(mechint.load(REPO)(tokens(1, 4)), expected)
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on_where_it_was(tmp_path: Path, visit: Visit) -> None:
     served = save(LARGE, tmp_path / "large")
     with serve({REPO: served}) as hub:

@@ -1,34 +1,19 @@
-"""Changes one line at a time of the code that turns measured arrays into printed numbers, and asks that a test notices.
+"""Mutants chosen by hand: one changed line each of the code that turns measured arrays into printed numbers and verdicts.
 
-``make mutants`` runs it. Each mutant is applied to a copy of the tree, in which the tests that are to notice it run; it
-is *killed* where one of them fails, and *survives* where all pass. A line that is no longer there (or there twice) is
-an error too: whoever rewrites it says what the mutant is now. ``python -m scripts.mutants statistics`` runs those whose
-file or line holds a word.
+Each names the test file that must notice it. A line that is no longer there (or there twice) is an error: whoever
+rewrites it says here what the mutant is now.
 """
 
 # ruff: noqa: E501 (lines of other files, changed, may be longer than those are)
 
 from __future__ import annotations
 
-import importlib
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
-LIBRARY = ROOT / "lib" / "mechint"
-HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model", "transformers", "matplotlib.pyplot")
-"""Imported once, before a process for each mutant is made."""
+from scripts.mutants.trees import LIBRARY
+
 PRINTED = "tests/report/test_printed_numbers.py"
-COPIED = ("lib", "tests", "scripts", "pyproject.toml")
-LIMIT = 300
-"""Seconds for the tests of one mutant; a mutant that makes them hang is noticed, too."""
 
 
 class Mutant(NamedTuple):
@@ -38,6 +23,19 @@ class Mutant(NamedTuple):
     original: str
     mutated: str
     tests: str = PRINTED
+
+    def apply(self, text: str) -> str:
+        return text.replace(self.original, self.mutated)
+
+
+def stale(mutant: Mutant) -> Iterator[str]:
+    """Why a mutant can't be applied, where it can't."""
+    path = LIBRARY / mutant.file
+    text = path.read_text() if path.exists() else ""
+    if (count := text.count(mutant.original)) != 1:
+        yield f"{mutant.file}: {count} times {mutant.original!r}; say in scripts/mutants/by_hand.py what the mutant is now"
+    else:
+        compile(mutant.apply(text), mutant.file, "exec")  # a test must notice, not Python
 
 
 MUTANTS = [
@@ -326,102 +324,3 @@ MUTANTS = [
         "precision = hits / size.double()",
     ),
 ]
-
-
-def main(arguments: list[str]) -> int:
-    """Runs the mutants that hold a word of the arguments, or all; the exit status says whether any was not killed."""
-    chosen = [m for m in MUTANTS if not arguments or any(word in m.file or word in m.original for word in arguments)]
-    if wrong := [problem for mutant in chosen for problem in stale(mutant)]:
-        print(*wrong, sep="\n", file=sys.stderr)
-        return 1
-    for name in HEAVY:
-        importlib.import_module(name)
-    began, survived = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as temporary:
-        trees = [copy(Path(temporary) / str(k)) for k in range(os.cpu_count() or 1)]
-        todo: list[Mutant | str] = [*sorted({mutant.tests for mutant in chosen}), *chosen]
-        for item, noticed in run(todo, trees):
-            if isinstance(item, str):
-                if noticed:
-                    print(f"{item} fails without a mutant", file=sys.stderr)
-                    return 1
-                continue
-            survived += not noticed
-            line = next((line for line in item.mutated.splitlines() if line not in item.original), item.mutated)
-            print(f"{'killed  ' if noticed else 'SURVIVED'} {item.file}: {line.strip()}", flush=True)
-    took = time.monotonic() - began
-    print(f"{len(chosen)} mutants in {took:.0f} s: {len(chosen) - survived} killed, {survived} survived")
-    return int(bool(survived) or not chosen)
-
-
-def run(todo: list[Mutant | str], trees: list[Path]) -> Iterator[tuple[Mutant | str, bool]]:
-    """For each mutant, or tests without one, whether a test fails; as many at a time as there are trees."""
-    free, running, waiting = list(trees), dict[int, tuple[Mutant | str, Path]](), list(reversed(todo))
-    try:
-        while waiting or running:
-            while waiting and free:
-                item, tree = waiting.pop(), free.pop()
-                if isinstance(item, Mutant):
-                    change(item, tree)
-                running[start(tree, item if isinstance(item, str) else item.tests)] = item, tree
-            pid, status = os.wait()
-            item, tree = running.pop(pid)
-            if isinstance(item, Mutant):
-                shutil.copy(LIBRARY / item.file, tree / LIBRARY.relative_to(ROOT) / item.file)
-            free.append(tree)
-            yield item, status != 0
-    finally:
-        for pid in running:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def stale(mutant: Mutant) -> Iterator[str]:
-    """Why a mutant can't be applied, where it can't."""
-    path = LIBRARY / mutant.file
-    text = path.read_text() if path.exists() else ""
-    if (count := text.count(mutant.original)) != 1:
-        yield f"{mutant.file}: {count} times {mutant.original!r}; say in scripts/mutants.py what the mutant is now"
-    else:
-        compile(text.replace(mutant.original, mutant.mutated), mutant.file, "exec")  # a test must notice, not Python
-
-
-def copy(to: Path) -> Path:
-    """What tests need of the tree."""
-    to.mkdir()
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, to / name)
-    return to
-
-
-def change(mutant: Mutant, tree: Path) -> None:
-    path = tree / LIBRARY.relative_to(ROOT) / mutant.file
-    path.write_text(path.read_text().replace(mutant.original, mutant.mutated))
-
-
-def start(tree: Path, tests: str) -> int:
-    """The process that runs tests in a tree; its status is 0 where all pass. What it imports of others is there."""
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        os.chdir(tree)
-        sys.path[:0] = [str(tree / "lib"), str(tree)]
-        os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
-        sys.dont_write_bytecode = True
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        signal.alarm(LIMIT)
-        pytest = importlib.import_module("pytest")
-        status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests.split()]))
-    finally:
-        os._exit(status)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

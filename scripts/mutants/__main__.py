@@ -1,0 +1,182 @@
+"""``make mutants``: changes one line of the library at a time, and asks that a test notices.
+
+Without ``--sources`` it applies the mutants of ``by_hand.py`` that hold a word of the arguments, or all. With it, it
+1. makes the one-line mutants of the named files or folders of lib/mechint (``generate.py``) and samples some of each;
+2. runs their tests once without a mutant, and notes which lines each test runs (``reached.py``);
+3. tests each mutant in a copy of the tree: first with the tests that run its line, quick ones first, then with the
+   other tests of their files;
+4. prints survivors with file, line and change, and a table of killed, equivalent and survived ones.
+
+The exit status says whether any mutant survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.mutants import by_hand, generate, reached, trees
+
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
+"""Mutants that change no result, each with its reason: nobody can write a test for them."""
+LEFT_OUT = ("report.py", "figures.py", "options.py", "__init__.py", "panels.py", "feature_browser.py")
+"""What draws or only declares is not mutated when a folder is named."""
+TESTS = {
+    "utils/statistics.py": (
+        "tests/utils",
+        "tests/report/test_printed_numbers.py",
+        "tests/analyses/test_random_weights.py",
+    ),
+    "utils/step_down.py": (
+        "tests/utils",
+        "tests/report/test_printed_numbers.py",
+        "tests/analyses/circuits/test_minimality.py",
+    ),
+}
+"""The tests of files whose folder has none of the same name, or which are tested elsewhere."""
+SECONDS = 300
+"""The time limit of the tests of a hand-made mutant; a mutant that makes them hang is noticed, too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    change: trees.Change | None
+    tests: tuple[str, ...]
+    seconds: int = SECONDS
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", help="run the hand-made mutants whose file or text holds one of these")
+    parser.add_argument("--sources", nargs="+", default=[], help="files or folders below lib/mechint to mutate")
+    parser.add_argument("--sample", type=int, help="mutants of each file (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the sample (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: the CPUs)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="start no mutant after this long (default: no limit)"
+    )
+    options = parser.parse_args(arguments)
+    for name in trees.HEAVY:
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        copies = [trees.copy(Path(temporary) / str(k)) for k in range(options.processes)]
+        return generated(options, copies) if options.sources else chosen_by_hand(options.words, copies)
+
+
+def chosen_by_hand(words: Sequence[str], copies: Sequence[Path]) -> int:
+    chosen = [m for m in by_hand.MUTANTS if not words or any(word in m.file or word in m.original for word in words)]
+    if wrong := [problem for mutant in chosen for problem in by_hand.stale(mutant)]:
+        print(*wrong, sep="\n", file=sys.stderr)
+        return 1
+    began, survived = time.monotonic(), 0
+    plain = [Job(None, tuple(tests.split())) for tests in sorted({mutant.tests for mutant in chosen})]
+    for job, noticed in trees.run([*plain, *(Job(m, tuple(m.tests.split())) for m in chosen)], copies):
+        if not isinstance(job.change, by_hand.Mutant):
+            if noticed:
+                print(f"{' '.join(job.tests)} fails without a mutant", file=sys.stderr)
+                return 1
+            continue
+        survived += not noticed
+        mutant = job.change
+        line = next((line for line in mutant.mutated.splitlines() if line not in mutant.original), mutant.mutated)
+        print(f"{'killed  ' if noticed else 'SURVIVED'} {mutant.file}: {line.strip()}", flush=True)
+    took = time.monotonic() - began
+    print(f"{len(chosen)} mutants in {took:.0f} s: {len(chosen) - survived} killed, {survived} survived")
+    return int(bool(survived) or not chosen)
+
+
+def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
+    """Samples mutants of the named sources and tests each."""
+    stop = time.monotonic() + 60 * options.minutes
+    files = [file for source in options.sources for file in files_of(source)]
+    mutants = {f: generate.sample(trees.LIBRARY / f, f, options.sample, options.seed) for f in files}
+    tests = sorted({path for file in files for path in tests_of(file)})
+    print(
+        f"{sum(map(len, mutants.values()))} mutants of {len(files)} files; recording which lines {' '.join(tests)} run",
+        flush=True,
+    )
+    lines = reached.record(copies[0], tests, files, 7200)
+    if lines is None:
+        print("a test fails without a mutant", file=sys.stderr)
+        return 1
+    why = {(e["file"], e["line"], e["becomes"]): e["why"] for e in json.loads(EQUIVALENT.read_text())}
+    table: dict[str, Counter[str]] = {file: Counter() for file in files}
+    jobs, began = [], time.monotonic()
+    for mutant in (mutant for file in files for mutant in mutants[file]):
+        first, others = lines.tests(mutant.file, *mutant.statement)
+        if mutant.key in why:
+            table[mutant.file]["equivalent"] += 1
+        elif not first:
+            survives(mutant, table, "no test runs it")
+        else:
+            quick = sum(lines.seconds[test] for test in first + others)
+            jobs.append(Job(mutant, (*first, *others), int(60 + 10 * quick)))
+    while jobs and time.monotonic() < stop:
+        now, jobs = jobs[: len(copies)], jobs[len(copies) :]
+        for job, noticed in trees.run(now, copies):
+            assert isinstance(job.change, generate.Mutant)
+            if noticed:
+                table[job.change.file]["killed"] += 1
+            else:
+                survives(job.change, table, "every test passes")
+    report(table, len(jobs), time.monotonic() - began)
+    return int(any(row["survived"] for row in table.values()))
+
+
+def survives(mutant: generate.Mutant, table: dict[str, Counter[str]], reason: str) -> None:
+    table[mutant.file]["survived"] += 1
+    print(
+        f"SURVIVED {mutant.file}:{mutant.line} ({reason})\n  - {mutant.before.strip()}\n  + {mutant.after.strip()}",
+        flush=True,
+    )
+
+
+def report(table: dict[str, Counter[str]], untried: int, seconds: float) -> None:
+    columns = ("killed", "equivalent", "survived")
+    print(f"{'file':45s} {'tried':>6s} " + " ".join(f"{column:>10s}" for column in columns))
+    total: Counter[str] = sum(table.values(), Counter())
+    for name, row in [*table.items(), ("all", total)]:
+        print(f"{name:45s} {sum(row.values()):6d} " + " ".join(f"{row[column]:10d}" for column in columns))
+    asked = total["killed"] + total["survived"]
+    share = (
+        f"{100 * total['killed'] / asked:.1f} % of {asked} that are not equivalent are killed"
+        if asked
+        else "no mutant was tried"
+    )
+    print(f"{share}; {seconds:.0f} s" + (f"; {untried} not tried for want of time" if untried else ""))
+
+
+def files_of(source: str) -> list[str]:
+    """The Python files that a source names: itself, or those of a folder that measure something."""
+    path = trees.LIBRARY / source
+    if path.is_file():
+        return [source]
+    found = [p for p in sorted(path.rglob("*.py")) if p.name not in LEFT_OUT and "pages" not in p.parts]
+    if not found:
+        sys.exit(f"error: {source} names no Python file below lib/mechint")
+    return [p.relative_to(trees.LIBRARY).as_posix() for p in found]
+
+
+def tests_of(file: str) -> tuple[str, ...]:
+    """The tests that are to notice mutants of a file: those of its folder, and hand-made tables of printed numbers."""
+    folder = Path("tests", file).parent
+    while not (trees.ROOT / folder).is_dir():
+        folder = folder.parent
+    return TESTS.get(file, (folder.as_posix(), by_hand.PRINTED))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

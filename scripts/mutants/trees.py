@@ -1,0 +1,111 @@
+"""Copies of the tree in which mutants are tested: the checkout itself is never changed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "lib" / "mechint"
+COPIED = ("lib", "tests", "scripts", "pyproject.toml")
+"""What tests need of the tree."""
+HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model", "transformers", "matplotlib.pyplot")
+"""Imported once, before a process for each mutant is made."""
+
+
+class Change(Protocol):
+    """A mutant of either kind."""
+
+    @property
+    def file(self) -> str: ...
+
+    def apply(self, text: str) -> str: ...
+
+
+class Job(Protocol):
+    """Tests that run in a copy of the tree, with a mutant in it or (None) without."""
+
+    @property
+    def change(self) -> Change | None: ...
+
+    @property
+    def tests(self) -> Sequence[str]: ...
+
+    @property
+    def seconds(self) -> int: ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+def copy(to: Path) -> Path:
+    """A copy of the tree."""
+    to.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+def run(jobs: Sequence[J], trees: Sequence[Path]) -> Iterator[tuple[J, bool]]:
+    """For each job whether a test fails, or runs out of time; as many jobs at a time as there are trees."""
+    free, running, waiting = list(trees), dict[int, tuple[J, Path]](), list(reversed(jobs))
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, tree = waiting.pop(), free.pop()
+                if job.change:
+                    target = library(tree) / job.change.file
+                    target.write_text(job.change.apply(target.read_text()))
+                running[start(tree, job.tests, job.seconds)] = job, tree
+            pid, status = os.wait()
+            job, tree = running.pop(pid)
+            if job.change:
+                shutil.copy(LIBRARY / job.change.file, library(tree) / job.change.file)
+            free.append(tree)
+            yield job, status != 0
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def library(tree: Path) -> Path:
+    return tree / LIBRARY.relative_to(ROOT)
+
+
+def start(tree: Path, tests: Sequence[str], seconds: int, plugins: Sequence[object] = ()) -> int:
+    """Starts a process that runs tests in a tree and returns its id; its status is 0 where all pass.
+
+    It imports the tree's library and tests, and shares what this process has imported of others.
+    """
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        os.chdir(tree)
+        sys.path[:] = [str(tree / "lib"), str(tree)] + [
+            p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "lib")
+        ]
+        for name in [n for n in sys.modules if n.split(".")[0] in ("mechint", "tests", "scripts")]:
+            del sys.modules[name]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
+        sys.dont_write_bytecode = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        signal.alarm(seconds)
+        pytest = importlib.import_module("pytest")
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive"]
+        status = int(pytest.main([*options, *tests], plugins=[*plugins]))
+    finally:
+        os._exit(status)
