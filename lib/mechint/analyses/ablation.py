@@ -1,11 +1,19 @@
-"""Ablations: what stands in for a dropped unit."""
+"""Ablations: the values that replace a dropped unit, and the means that they are taken from.
+
+1. :func:`means` averages sites over prompts in float64: over all tokens (:func:`of_all`), for each position
+   (:func:`of_position`), or for each role of a token (:func:`of_role`).
+2. :class:`Ablation` gives the replacement of every unit on a batch of prompts: zero, a mean, the value on another
+   prompt, or the value on the counterfactual twin.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..interventions.model import Model
 from ..interventions.run import run
@@ -27,6 +35,61 @@ def in_words(method: str, by_position: bool) -> str:
     }[method]
 
 
+Sums = tuple[dict[str, Tensor], Tensor | int]
+"""Sums of values by site, and how many of them are in each."""
+
+
+def of_all(values: dict[str, Tensor], batch: Prompts) -> Sums:
+    """Sums over prompts and tokens, by site [1, unit …]."""
+    return {site: value.double().sum((0, 1), keepdim=True)[0] for site, value in values.items()}, batch.tokens.numel()
+
+
+def of_position(values: dict[str, Tensor], batch: Prompts) -> Sums:
+    """Sums over prompts, by site [position, unit …]."""
+    return {site: value.double().sum(0) for site, value in values.items()}, len(batch)
+
+
+def of_role(roles: Callable[[Prompts], Tensor], count: int) -> Callable[[dict[str, Tensor], Prompts], Sums]:
+    """Sums over the tokens of each role, by site [role, unit …].
+
+    Args:
+        roles: Gives the role of each token [n, L]; -1 is none.
+        count: How many roles there are.
+    """
+
+    def sums(values: dict[str, Tensor], batch: Prompts) -> Sums:
+        member = one_hot(roles(batch).to(batch.tokens.device) + 1, count + 1)[..., 1:].double()
+        totals = {site: torch.einsum("nlr,nl...->r...", member, value.double()) for site, value in values.items()}
+        return totals, member.sum((0, 1))
+
+    return sums
+
+
+@torch.no_grad()
+def means(
+    batches: Iterable[Prompts],
+    read: Callable[[Prompts], dict[str, Tensor]],
+    sums: Callable[[dict[str, Tensor], Prompts], Sums] = of_all,
+) -> tuple[dict[str, Tensor], Tensor | int]:
+    """Averages sites over prompts, in float64.
+
+    Args:
+        read: Gives the values of the sites on a batch, each [prompt, position, unit …].
+        sums: How they are added up: :func:`of_all`, :func:`of_position` or :func:`of_role`.
+
+    Returns:
+        The means by site, and how many values each is a mean of; NaN where that is 0.
+    """
+    totals: dict[str, Tensor] = {}
+    count: Tensor | int = 0
+    for batch in batches:
+        found, some = sums(read(batch), batch)
+        totals = {site: total + totals[site] if totals else total for site, total in found.items()}
+        count = count + some
+    each = lambda total: count.view(-1, *[1] * (total.dim() - 1)) if isinstance(count, Tensor) else count
+    return {site: total / each(total) for site, total in totals.items()}, count
+
+
 class Ablation:
     """Gives, for each batch of prompts, the values that dropped units take.
 
@@ -45,19 +108,11 @@ class Ablation:
                 "choose mean, resample or zero"
             )
         self.model, self.units, self.method = model, units, method
-        self.means = self._means(reference, by_position) if method == "mean" else {}
-
-    @torch.no_grad()
-    def _means(self, reference: list[Prompts], by_position: bool) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        count = 0
-        for batch in reference:
-            values = self._values(batch.tokens, batch.positions)
-            for name, value in values.items():
-                total = value.double().sum(0) if by_position else value.double().sum((0, 1), keepdim=True)[0]
-                sums[name] = sums.get(name, torch.zeros_like(total)) + total
-            count += len(batch) if by_position else batch.tokens.numel()
-        return {name: (total / count).to(next(self.model.parameters()).dtype) for name, total in sums.items()}
+        self.means: dict[str, Tensor] = {}
+        if method == "mean":
+            read = lambda batch: self._values(batch.tokens, batch.positions)
+            found, _ = means(reference, read, of_position if by_position else of_all)
+            self.means = {name: value.to(next(model.parameters()).dtype) for name, value in found.items()}
 
     @torch.no_grad()
     def fills(self, prompts: Prompts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a site usually holds: its mean over the discovery prompts' tokens of the same role."""
+"""Replacement values for patching: means of a site over the discovery prompts' tokens of the same role."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.run import run
 from ...utils.errors import MechintError
+from ..ablation import means, of_role
 from ..loader import PromptLoader
 
 
@@ -32,24 +33,13 @@ class RoleValues:
                 f"{uneven[0]} has an entry for each token of its prompt, so prompts have no mean of it; take the "
                 f"twins' values or other sites"
             )
-        sums: dict[str, Tensor] = {}
-        self.names: tuple[str, ...] = ()
-        for batch in loader:
-            self.names, roles = loader.task.roles(batch)
-            member = torch.nn.functional.one_hot(roles.to(batch.tokens.device) + 1, len(self.names) + 1)[
-                ..., 1:
-            ].double()
-            values = run(model, batch.tokens, sites, logits_at=batch.positions[:, :0]).values
-            found = {"": member.sum((0, 1))} | {
-                site: torch.einsum("nlr,nl...->r...", member, values[site].double()) for site in sites
-            }
-            sums = {site: value + sums[site] if sums else value for site, value in found.items()}
-        count = sums.pop("")  # [role]
+        self.names, _ = loader.task.roles(loader.groups[0])
+        read = lambda batch: run(model, batch.tokens, sites, logits_at=batch.positions[:, :0]).values
+        roles = of_role(lambda batch: loader.task.roles(batch)[1], len(self.names))
+        found, count = means(loader, read, roles)
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self.means = {
-            site: (total / count.view(-1, *[1] * (total.dim() - 1))).to(dtype) for site, total in sums.items()
-        }
-        self.there = (count > 0).cpu()
+        self.means = {site: mean.to(dtype) for site, mean in found.items()}
+        self.there = (torch.as_tensor(count) > 0).cpu()
 
     def of(self, roles: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
         """The values for tokens of these roles [n, L], by site [n, L, unit …]; tokens without a role get zeros.

@@ -15,7 +15,6 @@ read Δ. Both rankings are here, each by its name.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ....interventions.edits import Edit
@@ -23,6 +22,7 @@ from ....interventions.gradients import gradients
 from ....interventions.model import Model
 from ....interventions.sweep import sweep
 from ....tasks import Prompts
+from ...ablation import means
 from ...base import values_of
 from ...metrics import answer_metric
 
@@ -32,13 +32,8 @@ RANKINGS = ("gradient", "do_mean", "variance", "output_variance")
 def mean_step(model: Model, batches: list[Prompts], layers: list[int]) -> dict[str, Tensor]:
     """The mean of Δ over prompts and tokens, [channel] by site."""
     sites = [f"layers.{layer}.dt" for layer in layers]
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        for site, value in values_of(model, batch, sites).items():
-            sums[site] = sums.get(site, torch.zeros((), dtype=torch.float64)) + value.double().sum((0, 1)).cpu()
-        count += batch.tokens.numel()
-    return {site: total / count for site, total in sums.items()}
+    found, _ = means(batches, lambda batch: values_of(model, batch, sites))
+    return {site: mean[0].cpu() for site, mean in found.items()}
 
 
 def delta_units(
