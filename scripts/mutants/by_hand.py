@@ -208,7 +208,7 @@ MUTANTS = [
         'first = str(rows[there[0]]["checkpoint"])',
         'first = str(rows[there[-1]]["checkpoint"])',
     ),
-    Mutant("analyses/study/steps_controls.py", "return share / (2 - share)", "return share"),
+    Mutant("utils/statistics.py", "return shared / (2 * sum(counts) - shared)", "return shared / sum(counts)"),
     Mutant(
         "analyses/random_weights.py",
         "float(scores.var(ddof=1)) * (1 + 1 / len(scores)) + within",

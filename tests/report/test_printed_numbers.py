@@ -41,7 +41,18 @@ from mechint.ground_truth import score_units
 from mechint.scorecard.dictionaries import recovery
 from mechint.scorecard.summary import by_chance, least_and_most, rate
 from mechint.utils import statistics
-from mechint.utils.statistics import ClusterBootstrap, alone, area, certain, exact, jaccard, number, said, stability
+from mechint.utils.statistics import (
+    ClusterBootstrap,
+    alone,
+    area,
+    certain,
+    chance_jaccard,
+    exact,
+    jaccard,
+    number,
+    said,
+    stability,
+)
 
 
 def test_numbers() -> None:
@@ -397,8 +408,9 @@ def test_where_a_circuit_appears() -> None:
 
 
 def test_agreement_by_chance() -> None:
-    """Half of all units each: a quarter is shared, three quarters are in either."""
-    assert study_controls.jaccard_by_chance(0.5) == pytest.approx(1 / 3) and study_controls.jaccard_by_chance(1) == 1
+    """2 of 4 units twice share 1 of 3 on average: the mean shared over the mean union."""
+    assert chance_jaccard([2], 4) == pytest.approx(1 / 3) and chance_jaccard([4], 4) == 1
+    assert chance_jaccard([1, 1], 10) == pytest.approx(0.2 / 3.8) and chance_jaccard([0, 5], 5) == 1.0
 
 
 def test_p_of_an_interval_is_five_percent_where_its_end_is() -> None:

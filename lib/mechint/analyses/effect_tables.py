@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined
+from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined, pearson
 from ..utils.step_down import adjusted
 
 
@@ -73,11 +73,7 @@ def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) ->
         exact, guess = (part[name].numpy()[..., answered] for name in (direction, f"{direction} estimates"))
         pairs.append((exact.reshape(len(exact), -1), guess.reshape(len(guess), -1)))
     exact, guess = (np.concatenate(side, 1) for side in zip(*pairs, strict=True))
-    values: list[float | None] = []
-    for a, b in zip(exact, guess, strict=True):
-        defined = np.isfinite(b).all() and a.std() > 0 and b.std() > 0
-        values.append(float(np.corrcoef(a, b)[0, 1]) if defined else None)
-    return values
+    return [pearson(a, b) for a, b in zip(exact, guess, strict=True)]
 
 
 def table(values: Array) -> list[list[float | int | None]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..interventions.model import Model
+from ..interventions.sites import layer_kinds
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown
@@ -154,8 +155,7 @@ def unit_sites(model: Model, said: str, usual: Iterable[str], where: str) -> lis
     Raises:
         MechintError: the family has no such site, or one with several numbers for each unit.
     """
-    names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
-    known = [name for name in names if name not in NO_UNITS]
+    known = [kind for kind in layer_kinds(model) if kind not in NO_UNITS]
     kinds = list(usual) if said.strip() == "usual" else list(dict.fromkeys(listed(said, f"{where}: sites")))
     for kind in kinds:
         if kind not in known:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.model import Model
-from ..interventions.sites import layer_sites
+from ..interventions.sites import layer_kinds, layer_sites
 from ..scan.checks import accumulate
 from ..scan.selective import read_out
 from ..utils.errors import MechintError
@@ -68,8 +68,7 @@ class Parts:
 
 def part_kinds(model: Model) -> list[str]:
     """The sites of a layer whose units can be patched."""
-    names = [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
-    return [name for name in names if name not in NOT_PATCHED]
+    return [kind for kind in layer_kinds(model) if kind not in NOT_PATCHED]
 
 
 def screened(parts: Parts, scores: Tensor, most: int) -> tuple[int, ...]:

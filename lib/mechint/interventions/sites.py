@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -60,3 +60,16 @@ RESIDUAL = ("batch", "position", "model")
 def layer_sites(model: Model, kind: str) -> list[str]:
     """The sites of one kind in all layers, bottom up."""
     return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]
+
+
+def layer_kinds(model: Model) -> list[str]:
+    """The kinds of site that the first layer has, in the forward's order: ``resid_pre``, ``out`` …."""
+    return [name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")]
+
+
+def layer_windows(names: Sequence[str], width: int) -> tuple[tuple[str, ...], ...]:
+    """For each layer's site, the sites of ``width`` layers around it; fewer at the first and the last layers.
+
+    Of an even width, the layer after is there and the one as far before is not.
+    """
+    return tuple(tuple(names[max(0, k - (width - 1) // 2) : k + width // 2 + 1]) for k in range(len(names)))

@@ -354,6 +354,12 @@ def jaccard(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
+def chance_jaccard(counts: Sequence[int], width: int) -> float:
+    """The Jaccard index of two random sets that hold as many of the ``width`` units of each layer: E|∩| / E|∪|."""
+    shared = sum(count * count / width for count in counts)
+    return shared / (2 * sum(counts) - shared)
+
+
 def stability(sets: Sequence[set[int]]) -> Number | None:
     """Mean pairwise Jaccard index of repeated searches, with the least and the most alike pair; None for one set."""
     pairs = [jaccard(a, b) for a, b in itertools.combinations(sets, 2)]
@@ -441,6 +447,13 @@ def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> 
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(stats.spearmanr(a, b).statistic)
+
+
+def pearson(a: Array, b: Array) -> float | None:
+    """Pearson's correlation; None where one of the two does not vary, is a single number, or is not finite."""
+    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or a.std() == 0 or b.std() == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def draws_needed(tests: int, alpha: float = 1 - LEVEL) -> int:

@@ -17,12 +17,13 @@ from mechint import Edit
 from mechint.analyses.comparison.analyzer import CompareConfig, Profiler, lengths, per_byte
 from mechint.analyses.comparison.differences import comparable, compare, differences, groups, quantities
 from mechint.analyses.comparison.report import write_model_comparison
-from mechint.analyses.comparison.residual_stream import dynamics, effective_rank, jackknife, stream_numbers
+from mechint.analyses.comparison.residual_stream import dynamics, jackknife, stream_numbers
 from mechint.analyses.comparison.runs import at_best_rates, last_of_each
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.neurons.analyzer import NeuronConfig
 from mechint.analyses.options import RunConfig
 from mechint.analyses.sparsity.analyzer import SparsityConfig
+from mechint.analyses.spectra import effective_rank
 from mechint.report import write_report
 from mechint.report.content import Study
 from mechint.runner.drawing import comparison_lines

@@ -48,7 +48,7 @@ from mechint.analyses.study.options import (
     StudyConfig,
     skipped,
 )
-from mechint.analyses.study.steps_circuit import SiteUnits, chance_jaccard, sentence
+from mechint.analyses.study.steps_circuit import SiteUnits, sentence
 from mechint.analyses.study.steps_controls import (
     USUAL_TRANSFER,
     appearance,
@@ -171,12 +171,6 @@ def test_verdicts_of_a_combined_circuit_by_hand() -> None:
     assert claim["claim"] == ("these 3 of 12 units together, kept alone, carry at least 50% of the effect of recall")
     nothing = {"circuit": {"status": "nothing", "said": "Nothing to say."}}
     assert claims(nothing, config, "recall")["claims"] == []
-
-
-def test_agreement_by_chance() -> None:
-    """By hand: 2 of 4 units twice share 1 of 3 on average (the mean shared over the mean union)."""
-    assert chance_jaccard([2], 4) == pytest.approx(1 / 3) and chance_jaccard([4], 4) == 1.0
-    assert chance_jaccard([1, 1], 10) == pytest.approx(0.2 / 3.8) and chance_jaccard([0, 5], 5) == 1.0
 
 
 def test_units_of_chosen_layers_are_edits_of_these_alone() -> None:

@@ -24,6 +24,7 @@ from ...interventions.model import Model
 from ...interventions.run import run
 from ...utils.statistics import Array, Number, number, t_quantile
 from ..loader import PromptLoader
+from ..spectra import alignment, effective_rank
 
 GROUPS = 8
 """Of templates, for the jackknife."""
@@ -57,21 +58,10 @@ class Dynamics:
         means, products = self.sums[keep].sum(0) / n, self.products[keep].sum(0) / n
         pairs = [(i, j) for i in range(self.layers) for j in range(i, self.layers)]
         covariance = {(i, j): products[k] - torch.outer(means[i], means[j]) for k, (i, j) in enumerate(pairs)}
-        size = {i: float(covariance[i, i].norm()) for i in range(self.layers)}
         cka = [[1.0] * self.layers for _ in range(self.layers)]
         for i, j in pairs:
-            both = size[i] * size[j]
-            cka[i][j] = cka[j][i] = float(covariance[i, j].square().sum()) / both if both > 0 else math.nan
+            cka[i][j] = cka[j][i] = alignment(covariance[i, j], covariance[i, i], covariance[j, j])
         return cka, [effective_rank(covariance[i, i]) for i in range(self.layers)]
-
-
-def effective_rank(covariance: Tensor) -> float:
-    """exp(entropy of the normalised eigenvalues) / width; 0 where nothing varies."""
-    values = torch.linalg.eigvalsh(covariance).clamp(min=0)
-    if not float(values.sum()) > 0:
-        return 0.0
-    p = values / values.sum()
-    return math.exp(-float(torch.xlogy(p, p).sum())) / len(values)
 
 
 @torch.no_grad()

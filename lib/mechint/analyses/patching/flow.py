@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...interventions.edits import CUTS, Edit
 from ...interventions.model import Model
-from ...interventions.sites import layer_sites
+from ...interventions.sites import layer_sites, layer_windows
 
 Pair = tuple[int, int]
 """(role of the reader i, role of the source j)."""
@@ -72,9 +72,8 @@ def paths(model: Model, kinds: list[str], window: int) -> list[Path]:
     found = []
     for kind in kinds:
         names = layer_sites(model, kind)
-        windows = [names[max(0, k - (window - 1) // 2) : k + window // 2 + 1] for k in range(len(names))]
         reach = model.sites[names[0] + "_state"].units[1] if kind == "conv" else None
-        found.append(Path(kind, tuple(map(tuple, windows)), reach))
+        found.append(Path(kind, layer_windows(names, window), reach))
     return found
 
 

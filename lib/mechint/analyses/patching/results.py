@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...utils.statistics import Array, ClusterBootstrap, Number, certain, exact, said, sureness
+from ...utils.statistics import Array, ClusterBootstrap, Number, certain, exact, pearson, said, sureness
 from ..effect_tables import few_notes, ratio, table
 from ..unit_groups import Parts
 from .flow import Pair, Path
@@ -150,8 +150,7 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
             actual = means[:, here].mean(0)
             entry[name] = {key: table(value[None, here])[0] for key, value in values.items()}
             entry[name]["estimate"] = (guess / (1.0 if total is None else total.mean())).tolist()
-            defined = len(actual) > 1 and actual.std() > 0 and guess.std() > 0
-            entry["correlation"][name] = float(np.corrcoef(actual, guess)[0, 1]) if defined else None
+            entry["correlation"][name] = pearson(actual, guess)
     return kinds
 
 

@@ -23,7 +23,7 @@ from ...interventions.model import Model
 from ...interventions.units import Block, UnitKind, Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
-from ...utils.statistics import ClusterBootstrap, Number, jaccard, said, spread, stability
+from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
 from ..circuits.bench import Bench, CircuitPlan
@@ -275,12 +275,6 @@ def others(context: Context, analyzer: Searched, size: int) -> list[Tensor]:
         result = analyzer.search(bench, scores, f"other prompts {k}", seed, size, others=starts)
         found.append(result["masks"][size].cpu())
     return found
-
-
-def chance_jaccard(counts: Sequence[int], width: int) -> float:
-    """About what two random sets share of their union that take as many of the ``width`` units of each layer."""
-    shared = sum(count * count / width for count in counts)
-    return shared / (2 * sum(counts) - shared)
 
 
 def sentence(report: Found) -> str:

@@ -17,7 +17,7 @@ from ...tasks import make_task
 from ...tasks.base import generator
 from ...utils.errors import MechintError, shown
 from ...utils.options import listed, named, value_of
-from ...utils.statistics import ClusterBootstrap, holm, jaccard, number, rank_correlation, spread
+from ...utils.statistics import ClusterBootstrap, chance_jaccard, holm, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..random_weights import beside, random_models
@@ -62,7 +62,7 @@ def reproducibility(context: Context) -> Found:
     report: Found = {
         "rows": rows,
         "mask_jaccard": number(float(np.mean(pairs)), min(pairs), max(pairs), len(pairs), "least and most alike pair"),
-        "mask_jaccard_chance": jaccard_by_chance(budget / masks[0].numel()),
+        "mask_jaccard_chance": chance_jaccard([budget], masks[0].numel()),
         "peers": peers(context),
     }
     mean = float(np.mean([row["jaccard"] for row in rows]))
@@ -72,11 +72,6 @@ def reproducibility(context: Context) -> Found:
         f"{report['peers']['said']}"
     )
     return {"report": report, "keep": {}}
-
-
-def jaccard_by_chance(share: float) -> float:
-    """The Jaccard index of two sets that hold such a share of all units each, drawn at random."""
-    return share / (2 - share)
 
 
 def peers(context: Context) -> Found:

@@ -17,6 +17,7 @@ from ...utils.options import listed, named
 from ...utils.statistics import ClusterBootstrap, Number
 from ..loader import PromptLoader
 from ..metrics import answered
+from ..spectra import participation_ratio
 from .candidates import Candidate, closeness, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
 from .context import Context, Found, from_plain, plain
 from .probes import Labelled, Probe, probe
@@ -79,7 +80,7 @@ def baseline(values: Tensor) -> Found:
         "units": int(rows.shape[1]),
         "mean": float(rows.mean()),
         "variance": float(deviation.square().mean()),
-        "rank": float(eigen.sum().square() / eigen.square().sum().clamp(min=1e-300)),
+        "rank": participation_ratio(eigen),
         "rank_99": int((share < 0.99).sum()) + 1 if total > 0 else 0,
         "kurtosis_median": float(z.pow(4).mean(0).median()) if bool(alive.any()) else None,
         "dead_units": int((~alive).sum()),

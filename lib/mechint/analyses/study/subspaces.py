@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
 from ...interventions.model import Model
+from ...interventions.sites import layer_kinds
 from ...tasks import Prompts
 from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange
+from ..spectra import alignment
 
 USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
 """The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
@@ -37,9 +40,9 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
     kind = USUAL[model.config.family] if kind == "usual" else kind
     name = f"layers.{layer}.{kind}"
     if name not in model.sites or model.sites[name].has_sources:
-        known = [n.partition("layers.0.")[2] for n in model.sites if n.startswith("layers.0.")]
         raise MechintError(
-            f"a {model.config.family} model has no site {kind!r} with units of its own{did_you_mean(kind, known)}"
+            f"a {model.config.family} model has no site {kind!r} with units of its own"
+            f"{did_you_mean(kind, layer_kinds(model))}"
         )
     return name
 
@@ -142,5 +145,5 @@ def overlap(a: Tensor, b: Tensor) -> float:
 def linear_cka(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, equation 4) of [row, unit] and [row, other unit]."""
     a, b = a - a.mean(0), b - b.mean(0)
-    cross = np.linalg.norm(a.T @ b) ** 2
-    return float(cross / max(float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b)), 1e-300))
+    found = alignment(*(torch.from_numpy(product) for product in (a.T @ b, a.T @ a, b.T @ b)))
+    return 0.0 if math.isnan(found) else found

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...interventions.model import Model
 from ...interventions.run import run
-from ...interventions.sites import layer_sites
+from ...interventions.sites import layer_kinds, layer_sites
 from ...tasks import Prompts
 from ...tasks.config import TaskConfig
 from ...utils import files
@@ -92,7 +92,7 @@ class CausalTracer(StagedAnalyzer):
             if not layer_sites(model, kind):
                 raise MechintError(
                     f"causal tracing: a {model.config.family} model has no site {kind!r}"
-                    f"{did_you_mean(kind, kinds_of(model))}; it has {', '.join(kinds_of(model))}"
+                    f"{did_you_mean(kind, layer_kinds(model))}; it has {', '.join(layer_kinds(model))}"
                 )
         self.directions = ("denoise", "noise") if config.direction == "both" else (config.direction,)
         self.whole = False
@@ -273,10 +273,6 @@ class CausalTracer(StagedAnalyzer):
                     }
                 )
         return shown
-
-
-def kinds_of(model: Model) -> list[str]:
-    return [name.partition("layers.0.")[2] for name in model.sites if name.startswith("layers.0.")]
 
 
 def refuse(config: TraceConfig, task: TaskConfig) -> str | None:

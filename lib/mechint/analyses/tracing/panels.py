@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.sites import layer_sites
+from ...interventions.sites import layer_sites, layer_windows
 from ..interchange import Interchange
 
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
@@ -55,8 +55,7 @@ def panels(model: Model, kinds: list[str], severed: list[str], window: int, dire
     for kind in kinds:
         names = layer_sites(model, kind)
         span = 1 if kind in RESIDUAL else window
-        windows = [names[max(0, layer - (span - 1) // 2) : layer + span // 2 + 1] for layer in range(len(names))]
-        found.append(Panel(kind, tuple(map(tuple, windows))))
+        found.append(Panel(kind, layer_windows(names, span)))
     for kind in severed if direction == "denoise" else ():
         names, held = layer_sites(model, "resid_post"), layer_sites(model, kind)
         above = tuple(tuple(held[layer + 1 :]) for layer in range(len(names)))
