@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
 from mechint.ground_truth import (
-    BASELINES,
     GPT2_BLUEPRINTS,
     IMPOSED,
     MODELS,
@@ -22,10 +22,8 @@ from mechint.ground_truth import (
     GPT2Size,
     Part,
     answers,
-    score_method,
     verify,
 )
-from mechint.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
 from mechint.ground_truth.gpt2.counting import Count, ModularSum
 from mechint.ground_truth.gpt2.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
 from mechint.interventions.units import KV_UNITS, Units
@@ -36,6 +34,7 @@ from mechint.scorecard.traces import positions, read_otherwise
 from mechint.tasks import TaskConfig
 from mechint.utils import files
 from mechint.utils.errors import MechintError
+from tests.helpers.baselines import baseline_scores
 
 NAMES = list(GPT2_BLUEPRINTS)
 
@@ -202,7 +201,7 @@ def test_which_answers_a_part_matters_for() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_size_gives_nothing_away(name: str) -> None:
     model = compiled(name)
-    scores = {title: score_method(model, method) for title, method in BASELINES.items()}
+    scores = baseline_scores(model)
     assert not scores["weight_magnitude"].exact
     assert not scores["activation_magnitude"].exact
 

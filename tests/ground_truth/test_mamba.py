@@ -16,7 +16,6 @@ import mechint
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
 from mechint.analyses.loader import PromptLoader
 from mechint.ground_truth import (
-    BASELINES,
     BLUEPRINTS,
     Asked,
     Compiled,
@@ -35,6 +34,7 @@ from mechint.interventions.units import SSM_UNITS, Units
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError
+from tests.helpers.baselines import baseline_scores
 
 NAMES = list(BLUEPRINTS)
 EXACT = 1e-3
@@ -351,8 +351,7 @@ def test_bad_scores_are_refused() -> None:
 def test_baselines_give_a_score_and_size_gives_nothing_away(name: str) -> None:
     model = compiled(name)
     before = {key: value.clone() for key, value in model.model.state_dict().items()}
-    scores = {title: score_method(model, method) for title, method in BASELINES.items()}
-    assert set(scores) == {"weight_magnitude", "activation_magnitude", "gradient_x_activation"}
+    scores = baseline_scores(model)
     assert not scores["weight_magnitude"].exact
     assert not scores["activation_magnitude"].exact
     assert all(torch.equal(before[key], value) for key, value in model.model.state_dict().items())

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mechint.analyses.circuits.methods.attention import attention_units
+from mechint.analyses.circuits.methods.single_units import exchange_effects
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
 from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import ScorecardConfig, scorecard
 from mechint.scorecard.card import within_layers
-from mechint.scorecard.methods import METHODS, Budget, Method, interchange, outside_method, unit_effects
+from mechint.scorecard.methods import METHODS, Budget, Method, outside_method, patched
 from mechint.scorecard.traces import random_model, unrelated
 from mechint.utils.errors import MechintError
 
@@ -45,7 +46,7 @@ def test_unrelated_twins_change_what_units_do() -> None:
     """So that the real effects whose means are taken away for false positives are there."""
     known = BLUEPRINTS["latch"]().compile(seed=SEED)
     prompts, others = (known.task.sample(8, "train", seed) for seed in (0, 1))
-    found = unit_effects(known.model, unrelated(prompts, others), "channel")
+    found = exchange_effects(known.model, unrelated(prompts, others), Units(known.model, SSM_UNITS["channel"]))
     assert float(found.abs().max()) > 1.0
 
 
@@ -68,7 +69,7 @@ def test_a_method_is_judged_by_what_its_ablation_can_see() -> None:
     known.model.requires_grad_(False)
 
     def mine(model: Any, task: Any) -> torch.Tensor:
-        return interchange(model, task, Budget(1, 16, 16, 1, "kv"), direction="noise")
+        return patched(model, task, Budget(1, 16, 16, 1, "kv"), name="patching_noise")
 
     assert score_method(known, mine, ablation="counterfactual").exact
     assert score_method(known, mine).auroc < 0.7  # keys of positions are the same on every prompt

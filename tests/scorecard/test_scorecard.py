@@ -22,7 +22,7 @@ from mechint.interventions.units import SSM_UNITS, Units
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
-from mechint.scorecard.methods import Budget, interchange
+from mechint.scorecard.methods import Budget, patched
 from mechint.scorecard.report import mark, markdown, verdict
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
@@ -134,7 +134,7 @@ def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) ->
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_the_effect_of_a_channel_is_one_run_by_hand(direction: str) -> None:
     model, task = compiled("recall").model, compiled("recall").task
-    scores = interchange(model, task, Budget(8, 96, 6, 60), direction=direction)
+    scores = patched(model, task, Budget(8, 96, 6, 60), name=f"patching_{direction}")
     units, prompts = Units(model, SSM_UNITS["channel"]), task.sample(6, "discovery", 0)
     assert prompts.twins is not None and prompts.wrong is not None
     ours, theirs = prompts.tokens, prompts.twins

@@ -11,12 +11,11 @@ from .blueprint import Blueprint, Compiled
 from .gpt2.canvas import GPT2Size
 from .mamba.canvas import Size
 from .registry import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
-from .score import BASELINES, Score, score_method, score_units
+from .score import Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers
 from .verification import verify
 
 __all__ = [
-    "BASELINES",
     "BLUEPRINTS",
     "FAMILIES",
     "GPT2_BLUEPRINTS",

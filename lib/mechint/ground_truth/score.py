@@ -1,14 +1,15 @@
-"""Scores of any method on models whose circuit is known, and three baselines.
+"""Scores any method on models whose circuit is known.
 
 A *method* is a function ``(model, task) -> scores``: the model is one of ours, the task gives prompts
 (``task.sample(count, "discovery", seed)``: tokens, answer positions, answers, twins), and the scores are one number for
 each unit, in the order of :class:`.units.Units`: for the channels of a Mamba, those of layer 0, then of layer 1,
 and so on; the higher the more it belongs to the circuit. Which kind of unit a family is asked for says
-:data:`mechint.interventions.units.SCORED_UNITS`. A method never sees the truth:
+:data:`mechint.interventions.units.SCORED_UNITS`. A method never sees the truth. The project's own methods are
+:data:`mechint.scorecard.METHODS`.
 
 >>> from mechint.ground_truth import BLUEPRINTS
->>> from mechint.ground_truth.score import score_method, weight_magnitude
->>> score_method(BLUEPRINTS["recall"]().compile(), weight_magnitude)
+>>> from mechint.ground_truth.score import score_method
+>>> score_method(BLUEPRINTS["recall"]().compile(), mine)
 """
 
 from __future__ import annotations
@@ -20,19 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analyses.metrics import logprobs
-from ..interventions.gradients import gradients
-from ..interventions.model import Model
-from ..interventions.units import SCORED_UNITS, Units, unit_kinds
-from ..models.mamba import Layer
 from ..tasks.base import Task
 from ..utils.errors import MechintError
 from .blueprint import Compiled
 
 Method = Callable[[Any, Task], Any]
-
-PROMPTS = 64
-"""Discovery prompts that the baselines look at."""
 
 
 @dataclass(frozen=True)
@@ -116,55 +109,3 @@ def as_numbers(scores: Any, where: str) -> Tensor:
         kind = type(scores).__name__ if values is None else str(values.dtype).removeprefix("torch.")
         raise MechintError(f"{where}: scores are no real numbers ({kind}); give one number for each unit")
     return values.double()
-
-
-# ---- baselines ---------------------------------------------------------------------------------------------------
-
-
-def weight_magnitude(model: Model, task: Task) -> Tensor:
-    """Root of the summed squares of all weights that are a unit's own.
-
-    Of a Mamba's channel those in the projections and the convolution, of a key or value channel its row of ``c_attn``.
-    """
-    scores = []
-    for layer in model.layers:
-        if isinstance(layer, Layer):
-            rows = [*layer.in_proj.weight.split(layer.c.d_inner), layer.conv1d.weight[:, 0], layer.dt_proj.weight]
-            rows += [layer.x_proj.weight.T, layer.out_proj.weight.T]
-        else:
-            parts = layer.attn.c_attn.weight.split(layer.attn.sizes)
-            rows = [torch.cat([parts[1], parts[-1]])]  # the same twice where keys are values
-        scores.append(torch.cat(rows, 1).norm(dim=1))
-    return torch.cat(scores)
-
-
-def activation_magnitude(model: Model, task: Task) -> Tensor:
-    """Mean size of what a unit gives others to read, over prompts and tokens: of a channel |u| + |gated|."""
-    return by_unit(model, task, lambda value, slope: value)
-
-
-def gradient_x_activation(model: Model, task: Task) -> Tensor:
-    """Mean size of ∂(log-probability of the answers)/∂a · a of the same (Simonyan et al. 2013)."""
-    return by_unit(model, task, lambda value, slope: value * slope)
-
-
-BASELINES: dict[str, Method] = {
-    method.__name__: method for method in (weight_magnitude, activation_magnitude, gradient_x_activation)
-}
-
-
-def by_unit(model: Model, task: Task, what: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The mean size of something of the values and the gradients at a unit's sites, summed over those, [unit]."""
-    prompts = task.sample(PROMPTS, "discovery", 0)
-    kind = unit_kinds(model)[SCORED_UNITS[model.config.family]]
-    units = Units(model, kind)
-    values, slopes = gradients(
-        model, prompts.tokens, units.sites, lambda logits: logprobs(logits, prompts), logits_at=prompts.positions
-    )
-    found = []
-    for layer in range(units.layers):
-        for block in kind.blocks:
-            names = [f"layers.{layer}.{site}" for site in block.sites]
-            sizes = [what(values[name], slopes[name]).abs().mean((0, 1)).flatten() for name in names]
-            found.append(torch.stack(sizes).sum(0))
-    return torch.cat(found)

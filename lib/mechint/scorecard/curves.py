@@ -18,7 +18,7 @@ from ..analyses.metrics import faithfulness
 from ..interventions.model import Model
 from ..tasks import Task
 from ..utils.statistics import area
-from .methods import Budget, bench_of
+from .methods import bench_of
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of the units that are kept, as in MIB."""
@@ -28,8 +28,7 @@ class Curves:
     """Measures the circuits of any scores of one model's units, on held-out prompts."""
 
     def __init__(self, model: Model, task: Task, unit: str, prompts: int) -> None:
-        budget = Budget(1, prompts, prompts, 1, unit)
-        self.bench = bench_of(model, task, "counterfactual", budget, "evaluation")
+        self.bench = bench_of(model, task, "counterfactual", unit, prompts, "evaluation")
         self.sizes = sorted({max(1, round(share * self.bench.units.total)) for share in SHARES})
         self.ends = [float(end["logit_diff"].mean()) for end in self.bench.ends]
         self.known: dict[tuple[int, ...], float] = {}

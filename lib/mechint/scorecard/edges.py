@@ -33,9 +33,10 @@ from ..tasks import Prompts
 from ..utils.errors import MechintError
 from . import gpt2_edges as gpt2
 from .cost import cost
-from .methods import MAMBA, Budget, interchange
+from .methods import Budget, patched
 
 GPT2 = ("gpt2",)
+MAMBA = ("mamba",)
 LINK_PROMPTS = 64
 """Discovery prompts that methods see which score links; 16 leave large sums unseen, and their links with them."""
 
@@ -151,7 +152,7 @@ def traffic_to_the_answer(compiled: Compiled, prompts: Prompts, asked: list[Edge
     """The change of a channel times what that channel does to the answer: its exact effect with the twin's values."""
     model = compiled.model
     budget = Budget(1, len(prompts), len(prompts), 1, compiled.unit)
-    effect = interchange(model, compiled.task, budget, direction="noise").view(model.config.n_layer, -1)
+    effect = patched(model, compiled.task, budget, name="patching_noise").view(model.config.n_layer, -1)
     return cross_layer(model, prompts)["patched"] * effect
 
 

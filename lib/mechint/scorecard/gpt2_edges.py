@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analyses.circuits.methods.single_units import exchange_effects
 from ..analyses.metrics import answer_metric
 from ..ground_truth import Compiled
 from ..ground_truth.edge_masks import Cell, Edge
@@ -17,9 +18,9 @@ from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
 from ..interventions.model import Model
 from ..interventions.run import run
+from ..interventions.units import Units, unit_kinds
 from ..tasks import Prompts
 from ..utils.errors import MechintError
-from .methods import unit_effects
 
 # ---- flows -------------------------------------------------------------------------------------------------------
 
@@ -166,8 +167,9 @@ def traffic(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
 def traffic_to_the_answer(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
     """The change of a reader times what that does to the answer: its exact effect with the twin's values."""
     model = compiled.model
+    each = [Units(model, unit_kinds(model)[kind]) for kind in ("q", "kv", "mlp")]
     effects = [
-        unit_effects(model, prompts, kind, each=True).abs().mean(1).float().view(model.config.n_layer, -1)
-        for kind in ("q", "kv", "mlp")
+        exchange_effects(model, prompts, units, each=True).abs().mean(1).float().view(model.config.n_layer, -1)
+        for units in each
     ]
     return patched(model, prompts) * torch.cat(effects, 1)

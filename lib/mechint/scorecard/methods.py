@@ -1,4 +1,8 @@
-"""The methods on the scorecard: each gives one number for every unit of a model, from the model and its task."""
+"""The rows of the scorecard: each asks a method of circuits for scores, by one ablation and a number of prompts.
+
+The methods themselves are :data:`mechint.analyses.circuits.methods.registry.METHODS`: what is scored here can be chosen
+for a circuit.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..analyses.ablation import ABLATIONS, Ablation
-from ..analyses.circuits.bench import Bench, attribute
-from ..analyses.circuits.methods.initial_scores import first_scores, needed_first
-from ..analyses.circuits.search import Search
+from ..analyses.circuits.bench import Bench
+from ..analyses.circuits.methods.evaluator import Evaluator
+from ..analyses.circuits.methods.registry import METHODS as RANKINGS
+from ..analyses.circuits.methods.registry import scores_of
+from ..analyses.circuits.search import SearchOptions
 from ..analyses.loader import PromptLoader
-from ..analyses.metrics import logit_differences
-from ..ground_truth import BASELINES
 from ..interventions.model import Model
-from ..interventions.run import run
-from ..interventions.sweep import sweep
-from ..interventions.units import Units, unit_kinds
-from ..tasks import Prompts, Task
+from ..interventions.units import FAMILY_UNITS, SCORED_UNITS, Units, unit_kinds
+from ..tasks import Task
 from ..utils.errors import MechintError, did_you_mean
-from .rankings import attention_ranking, causal_ranking, delta_ranking
+
+BASELINE_PROMPTS = 64
+"""Discovery prompts that the baselines look at."""
 
 
 @dataclass(frozen=True)
@@ -66,59 +69,36 @@ class Method:
         return not self.families or model.config.family in self.families
 
 
-def bench_of(model: Model, task: Task, ablation: str, budget: Budget, split: str = "discovery") -> Bench:
-    units = Units(model, unit_kinds(model)[budget.unit])
-    loader = PromptLoader(task, split, budget.prompts, 32, 0)
+def bench_of(
+    model: Model, task: Task, ablation: str, unit: str, prompts: int, split: str = "discovery", batch_size: int = 32
+) -> Bench:
+    units = Units(model, unit_kinds(model)[unit])
+    loader = PromptLoader(task, split, prompts, batch_size, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
 
 
 @functools.lru_cache(maxsize=4)
-def attributed(model: Model, task: Task, ablation: str, budget: Budget) -> Tensor:
-    """Integrated gradients of KL over the mask, [units]; kept, since several methods begin with them."""
-    return attribute(bench_of(model, task, ablation, budget), "kl")
+def evaluator_of(
+    model: Model, task: Task, ablation: str, budget: Budget, prompts: int, batch_size: int = 32
+) -> Evaluator:
+    """What a method looks at; kept, since several methods share attributions, or what rankings by Δ are made of."""
+    bench = bench_of(model, task, ablation, budget.unit, prompts, batch_size=batch_size)
+    return Evaluator(bench, "kl", budget.size, SearchOptions(steps=budget.steps), 0, task.aligned)
 
 
-def mask_search(model: Model, task: Task, budget: Budget, *, ablation: str) -> Tensor:
-    """Logits [units] of the circuit search on KL, with the size given."""
-    bench = bench_of(model, task, ablation, budget)
-    scores, _ = first_scores(bench, "kl", attributed(model, task, ablation, budget))
-    others = needed_first(bench, "kl", scores, budget.size)
-    search = Search(bench, "kl", scores, "hard_concrete", budget.steps, 0.1, 0, budget.size, others=others)
-    search.run("mask search")
-    return search.logits.detach()
+def learned(model: Model, task: Task, budget: Budget, *, name: str, ablation: str) -> Tensor:
+    """Scores [units] of a method that looks at the discovery prompts of searches and attributions, in batches."""
+    return scores_of(name, evaluator_of(model, task, ablation, budget, budget.prompts))
 
 
-def attribution(model: Model, task: Task, budget: Budget, *, ablation: str, signed: bool) -> Tensor:
-    """Integrated gradients of KL over the mask, [units]; signed so that a unit which lowers it is positive."""
-    scores = attributed(model, task, ablation, budget)
-    return scores if signed else scores.abs()
+def patched(model: Model, task: Task, budget: Budget, *, name: str, ablation: str = "zero") -> Tensor:
+    """Scores [units] of a method that looks at the discovery prompts of patching, all at once."""
+    return scores_of(name, evaluator_of(model, task, ablation, budget, budget.patch_prompts, budget.patch_prompts))
 
 
-def interchange(model: Model, task: Task, budget: Budget, *, direction: str) -> Tensor:
-    """Mean size of the exact effect of each single unit on the logit difference to the twin's answers, [units].
-
-    ``denoise`` puts the unit's clean value into the run of the twin, ``noise`` the twin's into the clean run; at
-    all positions and wherever others read it (a channel's u and gated).
-    """
-    prompts = task.sample(budget.patch_prompts, "discovery", 0)
-    return unit_effects(model, prompts, budget.unit, direction, each=True).abs().mean(1)
-
-
-def unit_effects(model: Model, prompts: Prompts, unit: str, direction: str = "noise", each: bool = False) -> Tensor:
-    """The change of the logit difference by each single unit, [unit, prompt], or [unit, answer] where ``each`` is."""
-    assert prompts.twins is not None and prompts.wrong is not None  # every compiled task has twins
-    receiver, donor = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)
-    units = Units(model, unit_kinds(model)[unit])
-    with torch.no_grad():
-        values = run(model, donor, record=units.sites, logits_at=prompts.positions[:, :0]).values
-    cells = [units.dropping(number, dict(values)) for number in range(units.total)]
-    difference = lambda logits: logit_differences(logits, prompts)  # [cell, row, Q, V] -> [cell, row, Q]
-    # an empty cell is the receiver itself, so that units without an effect are exactly zero
-    found = sweep(
-        model, receiver, [*cells, []], difference, logits_at=prompts.positions, title=f"patching, {direction}"
-    )
-    change = found[:-1] - found[-1]
-    return change.flatten(1) if each else change.mean(2)
+def baseline(model: Model, task: Task, budget: Budget, *, name: str) -> Tensor:
+    """Scores [units] of a baseline, on :data:`BASELINE_PROMPTS` discovery prompts at once."""
+    return scores_of(name, evaluator_of(model, task, "zero", budget, BASELINE_PROMPTS, BASELINE_PROMPTS))
 
 
 def from_function(function: Callable[[Any, Task], Any]) -> Callable[[Any, Task, Budget], Any]:
@@ -139,49 +119,56 @@ def outside_method(name: str, given: Any) -> Method:
     return Method(name, from_function(function), ablation)
 
 
-MAMBA = ("mamba",)
-METHODS: dict[str, Method] = {
-    **{
-        f"search_{name}": Method(f"mask search, {name}", functools.partial(mask_search, ablation=name), name)
-        for name in ("mean", "resample", "counterfactual")
-    },
-    **{
-        f"attribution_{name}_{kind}": Method(
-            f"attribution, {name}, {kind}",
-            functools.partial(attribution, ablation=name, signed=kind == "signed"),
-            name,
-        )
-        for name in ("mean", "counterfactual")
-        for kind in ("signed", "size")
-    },
-    **{
-        f"patching_{name}": Method(
-            f"single units, {name}", functools.partial(interchange, direction=name), "counterfactual"
-        )
-        for name in ("noise", "denoise")
-    },
-    **{
-        f"delta_{name}": Method(title, functools.partial(delta_ranking, ranking=name), ablation, MAMBA)
-        for name, title, ablation in (
-            ("gradient", "Δ, gradient", "step_zero"),
-            ("do_mean", "Δ held at its mean", "step_mean"),
-            ("variance", "variance of Δ", "step_mean"),
-            ("output_variance", "variance of output", "step_zero"),
-        )
-    },
-    **{
-        name: Method(title, functools.partial(attention_ranking, ranking=name), families=MAMBA)
-        for name, title in (
-            ("attention_weighted", "attention"),
-            ("gradient_guided", "attention × gradient"),
-            ("rollout", "attention rollout"),
-        )
-    },
-    **{
-        f"causal_{name}": Method(
-            f"single units, mean, {name}", functools.partial(causal_ranking, direction=name, site=site), "mean"
-        )
-        for name, site in (("necessary", "u"), ("sufficient", "gated"))
-    },
-    **{name: Method(name.replace("_", " ").replace(" x ", " × "), from_function(f)) for name, f in BASELINES.items()},
-}
+def families_of(name: str) -> tuple[str, ...]:
+    """Families whose scored kind of unit a method of circuits can rank."""
+    return tuple(
+        family for family, unit in SCORED_UNITS.items() if RANKINGS[name].refuse(FAMILY_UNITS[family][unit]) is None
+    )
+
+
+def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: str = "zero", **named: str) -> Any:
+    """(key, method) of one row: the method ``name`` of circuits, asked in the way of ``how``.
+
+    Args:
+        key, title: In results, and in tables and plots.
+        how: :func:`learned`, :func:`patched` or :func:`baseline`.
+        name: Of the registry.
+        blind_to: As :attr:`Method.ablation`.
+        named: Further arguments of ``how``.
+    """
+    return key, Method(title, functools.partial(how, name=name, **named), blind_to, families_of(name))
+
+
+METHODS: dict[str, Method] = dict(
+    [
+        *(
+            row(f"search_{by}", f"mask search, {by}", learned, "search", by, ablation=by)
+            for by in ("mean", "resample", "counterfactual")
+        ),
+        *(
+            row(f"attribution_{by}_{kind}", f"attribution, {by}, {kind}", learned, name, by, ablation=by)
+            for by in ("mean", "counterfactual")
+            for kind, name in (("signed", "attribution"), ("size", "attribution_size"))
+        ),
+        *(
+            row(f"patching_{name}", f"single units, {name}", patched, f"patching_{name}", "counterfactual")
+            for name in ("noise", "denoise")
+        ),
+        # rankings by Δ are judged by the channels whose step carries the answers, not by the whole circuit: what only
+        # feeds B or C has a step that nobody reads
+        row("delta_gradient", "Δ, gradient", patched, "delta_gradient", "step_zero"),
+        row("delta_do_mean", "Δ held at its mean", patched, "delta_do_mean", "step_mean"),
+        row("delta_variance", "variance of Δ", patched, "delta_variance", "step_mean"),
+        row("delta_output_variance", "variance of output", patched, "delta_output_variance", "step_zero"),
+        row("attention_weighted", "attention", patched, "attention_weighted"),
+        row("gradient_guided", "attention × gradient", patched, "gradient_guided"),
+        row("rollout", "attention rollout", patched, "rollout"),
+        *(
+            row(f"causal_{name}", f"single units, mean, {name}", patched, f"causal_{name}", "mean", ablation="mean")
+            for name in ("necessary", "sufficient")
+        ),
+        row("weight_magnitude", "weight magnitude", baseline, "weight_magnitude"),
+        row("activation_magnitude", "activation magnitude", baseline, "activation_magnitude"),
+        row("gradient_x_activation", "gradient × activation", baseline, "gradient_x_activation"),
+    ]
+)

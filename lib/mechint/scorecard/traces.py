@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..analyses.circuits.methods.single_units import exchange_effects
 from ..analyses.tracing.analyzer import CausalTracer, TraceConfig
 from ..analyses.tracing.results import role_means
 from ..ground_truth import Compiled
 from ..ground_truth.truth import POSITIONS
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import SCORED_UNITS
+from ..interventions.units import SCORED_UNITS, Units, unit_kinds
 from ..models.mamba import Mamba
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..utils.step_down import max_t
-from .methods import unit_effects
 
 NEAR = 0.99
 """A state restored later than it was written restores as much; its first position within 1 % of the most counts."""
@@ -159,7 +159,8 @@ def null_trials(model: Model, task: Task, count: int, trials: int, seed: int) ->
             for rows, s in zip(samples, seeds, strict=True)
         ]
 
-    units = unit_effects(model, mixed, SCORED_UNITS[model.config.family]).numpy()
+    scored = Units(model, unit_kinds(model)[SCORED_UNITS[model.config.family]])
+    units = exchange_effects(model, mixed, scored).numpy()
     return {"trace": least(effects(model, task, mixed)), "units": least(units.T)}
 
 

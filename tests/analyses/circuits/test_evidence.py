@@ -15,7 +15,7 @@ import mechint
 from mechint.analyses.ablation import Ablation, in_words
 from mechint.analyses.circuits.bench import attribute, check_effect, cost
 from mechint.analyses.circuits.gates import GATES, budget_at, shift_to
-from mechint.analyses.circuits.search import Search, start_logits
+from mechint.analyses.circuits.search import Search, SearchOptions, start_logits
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import faithfulness
@@ -105,7 +105,7 @@ def test_the_search_finds_the_known_circuit(gate: str, start: str) -> None:
     """
     test = bench(known_circuit())
     scores = attribute(test, "kl") if start == "attribution" else 1 - truth()
-    search = Search(test, "kl", scores, gate, steps=150, lr=0.1, seed=0, target=8)
+    search = Search(test, "kl", scores, SearchOptions(gate, 150), seed=0, target=8)
     search.run("test")
     assert torch.equal(search.mask(), truth())
     history = search.history
@@ -118,13 +118,13 @@ def test_the_start_is_the_order_of_sizes_and_a_worse_end_is_given_up() -> None:
     test, mask = bench(known_circuit()), truth()
     signs = torch.ones(28)
     signs[::3] = -1
-    search = Search(test, "kl", mask * signs, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    search = Search(test, "kl", mask * signs, SearchOptions(steps=10), seed=0, target=8)
     assert torch.equal(search.mask(), mask)
     with torch.no_grad():
         search.logits.copy_(-search.start)  # as if ten steps had led astray
     search.step = search.steps
     assert torch.equal(search.run("test")[8], mask) and search.went_back
-    worse = Search(test, "kl", 1 - mask, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    worse = Search(test, "kl", 1 - mask, SearchOptions(steps=10), seed=0, target=8)
     with torch.no_grad():
         worse.logits.copy_(start_logits(mask))
     assert not worse.settle()
@@ -146,7 +146,7 @@ def test_a_start_that_misses_a_unit_by_little_beats_one_that_has_another_last() 
     assert circuit(scores, 8) < circuit(scores.abs(), 8)
     way = [sum(circuit(order, count) for count in (8, 16, 28)) / 3 for order in (scores, scores.abs())]
     assert way[1] < way[0]
-    search = Search(test, "kl", scores, "hard_concrete", steps=10, lr=0.1, seed=0, target=8)
+    search = Search(test, "kl", scores, SearchOptions(steps=10), seed=0, target=8)
     assert torch.equal(search.start, start_logits(scores.abs()))
     assert [search.way_cost(start_logits(order)) for order in (scores, scores.abs())] == pytest.approx(way, abs=1e-6)
 
@@ -154,7 +154,7 @@ def test_a_start_that_misses_a_unit_by_little_beats_one_that_has_another_last() 
 def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     test = bench(tiny_mamba().requires_grad_(False))
     scores = attribute(test, "kl")
-    make = lambda: Search(test, "kl", scores, "hard_concrete", steps=30, lr=0.1, seed=3, target=5)
+    make = lambda: Search(test, "kl", scores, SearchOptions(steps=30), seed=3, target=5)
     whole = make()
     sizes = [10, 20]
     masks = whole.run("test", sizes)

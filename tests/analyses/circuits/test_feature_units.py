@@ -11,7 +11,7 @@ from mechint import MechintError, run
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench, attribute
 from mechint.analyses.circuits.feature_units import FeatureUnits
-from mechint.analyses.circuits.search import Search
+from mechint.analyses.circuits.search import Search, SearchOptions
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.dictionaries import dictionary
 from tests.helpers.feature_units import prompts, units_of
@@ -86,7 +86,7 @@ def test_the_engine_finds_the_latents_that_the_logits_are_made_of() -> None:
     silent = {3, 4, 8, 9}  # their direct effect is nothing; through the norm's scale a little is left
     assert scores[10].abs() < 1e-6
     assert scores[list(silent)].abs().max() < scores[[0, 1, 2, 5, 6, 7]].max()
-    search = Search(bench, "kl", scores, "hard_concrete", 60, 0.1, 0, 6)
+    search = Search(bench, "kl", scores, SearchOptions(steps=60), 0, 6)
     mask = search.run("test")[6]
     assert set(units.names(mask)[0]) == {0, 1, 2, 5, 6, 7}
     assert bench.faithful(mask, "kl") > 0.8

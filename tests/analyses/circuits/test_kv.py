@@ -20,7 +20,7 @@ from mechint.analyses.circuits.gates import BUDGETS, Temperature, budget_at
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, kept, refuse
 from mechint.analyses.circuits.pages.importance import strips_of
 from mechint.analyses.circuits.results import Layer, Results
-from mechint.analyses.circuits.search import Search
+from mechint.analyses.circuits.search import Search, SearchOptions
 from mechint.interventions.units import KV_UNITS, Units
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.tasks import Prompts, TaskConfig
@@ -96,7 +96,7 @@ def test_the_known_circuit_is_the_circuit() -> None:
 def test_the_search_finds_the_known_circuit(gate: str, budgets: str, temperature: str | None) -> None:
     test, count = bench(known_circuit()), int(truth().sum())
     schedule = Temperature.parse(temperature) if temperature else None
-    search = Search(test, "kl", attribute(test, "kl"), gate, 150, 0.1, 0, count, budgets, schedule)
+    search = Search(test, "kl", attribute(test, "kl"), SearchOptions(gate, 150, 0.1, budgets, schedule), 0, count)
     search.run("test")
     assert torch.equal(search.mask(), truth())
     history = search.history
@@ -261,7 +261,7 @@ def test_the_penalty_chooses_the_number_of_units() -> None:
 
 def test_step_0_of_a_priced_search_is_the_model_to_the_bit() -> None:
     test = bench(known_circuit())
-    search = Search(test, "kl", attribute(test, "kl"), "straight_through", 20, 0.1, 0, 24, penalty=0.01)
+    search = Search(test, "kl", attribute(test, "kl"), SearchOptions("straight_through", 20, penalty=0.01), 0, 24)
     search.advance()
     assert search.history[0]["kept"] == 48 and search.history[0]["metric"] == 0.0 == search.history[0]["loss"]
 

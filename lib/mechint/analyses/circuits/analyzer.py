@@ -25,9 +25,9 @@ from ..metrics import remedy
 from ..random_weights import shuffled_weights
 from .bench import Bench, check_bfloat16, check_effect
 from .evidence import CircuitEvidence
-from .methods.initial_scores import NOTES, first_scores, needed_first
+from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .pruning import evaluations, pruned
-from .search import NotFinite, Search
+from .search import NotFinite, Search, SearchOptions
 from .work import announce
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -69,12 +69,12 @@ class CircuitAnalyzer(CircuitEvidence):
         check_effect(discovery.ends, config.metric)
         announce(config, discovery, len(val_loader))
 
-        scores, how = self.stages.get("attribution", lambda: first_scores(discovery, config.metric))
+        scores, how = self.stages.get("attribution", lambda: starting_scores(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
         priced = self.priced(discovery, scores)
         enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
-        others = self.stages.get("needed", lambda: needed_first(discovery, config.metric, scores, enough))
+        others = self.stages.get("needed", lambda: further_orders(discovery, config.metric, scores, enough))
         size = self.choose_size(discovery, scores, others, enough) if config.search == "smallest" else enough
         searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size, others=others)]
         searches += [
@@ -191,11 +191,10 @@ class CircuitAnalyzer(CircuitEvidence):
         config = self.config
 
         def compute() -> dict[str, Any]:
-            schedules = (config.budgets, config.temperature, penalty)
-            search = Search(
-                bench, config.metric, scores, config.gate, steps or config.steps, config.lr, seed, size, *schedules,
-                others, config.hold,
-            )  # fmt: skip
+            how = SearchOptions(
+                config.gate, steps or config.steps, config.lr, config.budgets, config.temperature, config.hold, penalty
+            )
+            search = Search(bench, config.metric, scores, how, seed, size, others)
             part = self.stages.part(name)
             if part is not None:
                 search.restore(part)
@@ -326,11 +325,11 @@ class CircuitAnalyzer(CircuitEvidence):
                 None,
                 "The control on random weights was not measured: dropping all of its units has no clear effect.",
             )
-        scores, how = self.stages.get("random weights attribution", lambda: first_scores(bench, self.config.metric))
+        scores, how = self.stages.get("random weights attribution", lambda: starting_scores(bench, self.config.metric))
         others: list[Tensor] = []
         if needed:
             others = self.stages.get(
-                "random weights needed", lambda: needed_first(bench, self.config.metric, scores, size)
+                "random weights needed", lambda: further_orders(bench, self.config.metric, scores, size)
             )
         try:
             result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)

@@ -99,6 +99,15 @@ class FeatureUnits(Units):
 
         return change
 
+    def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
+        """The replacement at the site of one latent or error that replaces it alone."""
+        sample = next(iter(fills.values()))
+        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
+        ends = torch.tensor(self.sizes).cumsum(0)
+        site = self.sites[int((ends <= unit).sum())]
+        return [edit for edit in self.edits(mask.index_fill(0, torch.tensor([unit], device=mask.device), 0.0), fills)
+                if edit.site == site]  # fmt: skip
+
     def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
         """As for other units; what is left of a site's latents is one replacement, so no edit is shared."""
         return [], [

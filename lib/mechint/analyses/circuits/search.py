@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,31 @@ from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from .bench import Bench, cost, loss_of
 from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the gates of a search learn.
+
+    Attributes:
+        gate: Kind of gate, of :data:`mechint.analyses.circuits.gates.GATES`.
+        steps: Optimiser steps.
+        lr: Learning rate of the gates' logits.
+        schedule: How the budget falls, of :data:`mechint.analyses.circuits.gates.BUDGETS`.
+        temperature: What the logits are divided by over the steps; None for 1 throughout.
+        hold: Share of the steps, the last ones, for which the budget is the target.
+        penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
+            (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``schedule`` says. The circuit is then the
+            units whose gates end up open.
+    """
+
+    gate: str = "hard_concrete"
+    steps: int = 100
+    lr: float = 0.1
+    schedule: str = "exponential"
+    temperature: Temperature | None = None
+    hold: float = HOLD
+    penalty: float | None = None
 
 
 class NotFinite(MechintError):
@@ -29,34 +55,27 @@ class Search:
             better circuits (:meth:`way_cost`). To *preserve* a metric, units that lower it can be needed as much as
             those that raise it, and where the KL of partial circuits exceeds that of the empty one, units of the
             circuit have negative scores.
-        gate, steps, lr, seed: As the options of the analysis say.
-        target: Units to keep in the end.
-        budgets: How the budget falls, of :data:`mechint.analyses.circuits.gates.BUDGETS`.
-        temperature: Of the gates over the steps.
-        penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
-            (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``budgets`` says. The circuit is then the
-            units whose gates end up open, and ``target`` only the size at which the start is chosen.
-        others: Further scores [units] whose orders it may start in: :func:`.initial_scores.needed_first`.
-        hold: Share of the steps, the last ones, for which the budget is the target.
+        options: How the gates learn.
+        seed: Of the gates' noise and of the order of the batches.
+        target: Units to keep in the end; with a penalty, only the size at which the start is chosen.
+        others: Further scores [units] whose orders it may start in: :func:`.starting_orders.further_orders`.
     """
 
     def __init__(
-        self, bench: Bench, metric: str, scores: Tensor, gate: str, steps: int, lr: float, seed: int, target: int,
-        budgets: str = "exponential", temperature: Temperature | None = None, penalty: float | None = None,
-        others: Sequence[Tensor] = (), hold: float = HOLD,
+        self, bench: Bench, metric: str, scores: Tensor, options: SearchOptions, seed: int, target: int,
+        others: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        self.hold = hold
-        self.bench, self.metric, self.steps, self.lr, self.seed, self.target = bench, metric, steps, lr, seed, target
-        self.gate, self.budgets, self.temperature, self.penalty = GATES[gate], budgets, temperature, penalty
+        self.bench, self.metric, self.options, self.seed, self.target = bench, metric, options, seed, target
+        self.gate, self.steps = GATES[options.gate], options.steps
         # of equally good ones the first, which is the signed order
         starts = [start_logits(order) for order in (scores, scores.abs(), *others)]
         self.start = min(starts, key=self.way_cost)
         self.began_elsewhere = not any(self.start is own for own in starts[:2])
         """Whether it starts in the order of one of ``others``."""
-        if penalty is not None:  # almost all open, in the same order
+        if options.penalty is not None:  # almost all open, in the same order
             self.start = MOSTLY_OPEN + 0.25 * self.start
         self.logits = self.start.clone().requires_grad_()
-        self.optimiser = torch.optim.Adam([self.logits], lr=lr, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam([self.logits], lr=options.lr, betas=(0.9, 0.99))
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.masks: dict[int, Tensor] = {}
@@ -82,7 +101,8 @@ class Search:
 
     def advance(self) -> float:
         """One step; returns its loss. Randomness is a function of the seed and the step alone."""
-        index, warmth = self._batch(), self.temperature.at(self.step, self.steps) if self.temperature else 1.0
+        index, temperature = self._batch(), self.options.temperature
+        warmth = temperature.at(self.step, self.steps) if temperature else 1.0
         wanted, price, budget = self._pressure(self.logits / warmth)
         gates = self.gate(
             self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
@@ -95,7 +115,7 @@ class Search:
         if not (torch.isfinite(loss) and torch.isfinite(self.logits.grad).all()):
             raise NotFinite(
                 f"the search's loss or its gradient is not finite at step {self.step}; lower the learning rate "
-                f"{self.lr:g}, or look at the size of the model's logits"
+                f"{self.options.lr:g}, or look at the size of the model's logits"
             )
         self.optimiser.step()
         self.history.append(
@@ -105,7 +125,7 @@ class Search:
                 "metric": metric,
                 "budget": budget,
                 "kept": int((gates.detach() > 0).sum()),
-                **({"temperature": warmth} if self.temperature else {}),
+                **({"temperature": warmth} if temperature else {}),
             }
         )
         self.step += 1
@@ -116,13 +136,13 @@ class Search:
 
         Without a penalty yet, all are open: step 0 is the model to the bit.
         """
-        total = self.bench.units.total
-        if self.penalty is None:
-            budget = budget_at(self.step, self.steps, total, self.target, self.budgets, self.hold)
+        total, c = self.bench.units.total, self.options
+        if c.penalty is None:
+            budget = budget_at(self.step, self.steps, total, self.target, c.schedule, c.hold)
             return budget, 0.0, budget
-        ramp = ramp_at(self.step, self.steps, total, self.budgets, self.hold)
+        ramp = ramp_at(self.step, self.steps, total, c.schedule, c.hold)
         expected = torch.sigmoid(logits).sum()
-        return total if ramp == 0 else None, self.penalty * ramp * expected, float(expected.detach())
+        return total if ramp == 0 else None, c.penalty * ramp * expected, float(expected.detach())
 
     def _batch(self) -> int:
         """Batches in a fresh order each round, so that every prompt is used before any is used again."""
@@ -186,7 +206,7 @@ class Search:
                 progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
                 if save is not None:
                     save()
-        if self.penalty is not None:
+        if self.options.penalty is not None:
             self.target = max(1, int((self.logits.detach() > 0).sum()))
         self.went_back = self.settle()
         return {**self.masks, self.target: self.mask()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .bench import Bench, loss_of
-from .methods.initial_scores import EXACT_UNITS
+from .methods.starting_orders import EXACT_UNITS
 from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
 PRUNINGS = 2

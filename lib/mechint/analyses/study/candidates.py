@@ -29,8 +29,8 @@ from ...sae import SparseAutoencoder
 from ...utils.errors import MechintError
 from ..ablation import Ablation
 from ..circuits.bench import Bench, cost
-from ..circuits.methods.initial_scores import first_scores, needed_first
-from ..circuits.search import Search
+from ..circuits.methods.starting_orders import further_orders, starting_scores
+from ..circuits.search import Search, SearchOptions
 from ..loader import PromptLoader
 from .probes import Probe
 from .subspaces import Traffic, orthonormal, overlap, unit_basis
@@ -167,9 +167,9 @@ def mask_search(model: Model, loader: PromptLoader, kind: str, budget: int, step
     units = bench.units
     if not 1 <= budget <= units.total:
         raise MechintError(f"a mask of {budget} units is asked for, and there are {units.total}; lower the rank")
-    scores, _ = first_scores(bench, "kl")
-    others = needed_first(bench, "kl", scores, budget)
-    search = Search(bench, "kl", scores, "hard_concrete", steps, 0.1, seed, budget, others=others)
+    scores, _ = starting_scores(bench, "kl")
+    others = further_orders(bench, "kl", scores, budget)
+    search = Search(bench, "kl", scores, SearchOptions(steps=steps), seed, budget, others)
     mask = search.run("mask search")[budget]
     return mask.view(units.layers, -1).cpu() > 0
 

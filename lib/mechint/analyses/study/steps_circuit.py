@@ -27,7 +27,7 @@ from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccar
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
 from ..circuits.bench import Bench, CircuitPlan
-from ..circuits.methods.initial_scores import first_scores, needed_first
+from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..loader import PromptLoader
 from ..metrics import faithfulness
 from .claims import task_not_done
@@ -270,8 +270,8 @@ def others(context: Context, analyzer: Searched, size: int) -> list[Tensor]:
         loader = context.discovery(seed)
         ablation = Ablation(context.model, analyzer.units, c.ablation, loader.batches, loader.task.aligned)
         bench = Bench(context.model, analyzer.units, ablation, loader.batches)
-        scores, _ = first_scores(bench, "kl")
-        starts = needed_first(bench, "kl", scores, size)
+        scores, _ = starting_scores(bench, "kl")
+        starts = further_orders(bench, "kl", scores, size)
         result = analyzer.search(bench, scores, f"other prompts {k}", seed, size, others=starts)
         found.append(result["masks"][size].cpu())
     return found

@@ -27,6 +27,7 @@ from ....interventions.model import Model
 from ....tasks import Prompts
 from ...metrics import answer_metric
 from ...unit_effects import main_site
+from .evaluator import Evaluator
 
 METHODS = ("attention_weighted", "gradient_guided", "rollout")
 
@@ -60,3 +61,16 @@ def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: s
             found[f"{site} {method}"] = torch.einsum("bj,bje->be", w, push if method == "gradient_guided" else size)
         found[f"{site} {CONTROL}"] = push.sum(1)
     return found
+
+
+def by_attention(evaluator: Evaluator, name: str) -> Tensor:
+    """One of :data:`METHODS` for the channels of a Mamba at ``gated``, mean over the evaluator's prompts, [units]."""
+    layers = list(range(evaluator.model.config.n_layer))
+
+    def measured() -> list[dict[str, Tensor]]:
+        metric = evaluator.answer_metric
+        return [attention_units(evaluator.model, batch, layers, metric) for batch in evaluator.batches]
+
+    parts = evaluator.once("attention", measured)
+    scores = [torch.cat([part[f"layers.{layer}.gated {name}"] for part in parts]).mean(0) for layer in layers]
+    return torch.cat(scores)

@@ -25,6 +25,7 @@ from ....tasks import Prompts
 from ...ablation import means
 from ...base import values_of
 from ...metrics import answer_metric
+from .evaluator import Evaluator
 
 RANKINGS = ("gradient", "do_mean", "variance", "output_variance")
 
@@ -76,3 +77,21 @@ def rankings(found: dict[str, Tensor], site: str) -> dict[str, Tensor]:
         "variance": variance(site),
         "output_variance": variance(f"{site} output"),
     }
+
+
+# ---- as methods of circuits --------------------------------------------------------------------------------------
+
+
+def by_step(evaluator: Evaluator, name: str) -> Tensor:
+    """The size of one of :data:`RANKINGS` for every channel of every layer, [units], over the evaluator's prompts."""
+    model, metric = evaluator.model, evaluator.answer_metric
+    layers = list(range(model.config.n_layer))
+
+    def measured() -> dict[str, Tensor]:
+        means = mean_step(model, evaluator.batches, layers)
+        parts = [delta_units(model, batch, means, metric) for batch in evaluator.batches]
+        by_prompt = {key: int(key.rpartition(" ")[2] in ("gradient", "do_mean")) for key in parts[0]}
+        return {key: torch.cat([part[key] for part in parts], axis) for key, axis in by_prompt.items()}
+
+    found = evaluator.once("steps", measured)
+    return torch.cat([rankings(found, f"layers.{layer}.dt")[name].abs() for layer in layers])

@@ -10,18 +10,19 @@ import torch
 
 from mechint.analyses.circuits.bench import METRICS, attribute, cost
 from mechint.analyses.circuits.evidence import removed
-from mechint.analyses.circuits.methods import initial_scores as starts
-from mechint.analyses.circuits.methods.initial_scores import (
+from mechint.analyses.circuits.methods import single_units
+from mechint.analyses.circuits.methods import starting_orders as starts
+from mechint.analyses.circuits.methods.starting_orders import (
     NOTES,
-    first_scores,
+    further_orders,
     misleads,
-    needed_first,
     removal_effects,
+    starting_scores,
 )
-from mechint.analyses.circuits.search import NotFinite, Search, start_logits
+from mechint.analyses.circuits.search import NotFinite, Search, SearchOptions, start_logits
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.ground_truth import MODELS, score_units
-from mechint.scorecard.methods import Budget, bench_of, mask_search
+from mechint.scorecard.methods import Budget, bench_of, learned
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.circuits import SMALL, bench, known_circuit, loaders, truth
 
@@ -44,7 +45,7 @@ def test_an_order_misleads_only_if_none_of_its_circuits_comes_near_the_model() -
     assert not misleads(test, "kl", attribute(test, "kl"))
     assert not misleads(test, "kl", -truth())  # the order of sizes is right
     assert misleads(test, "kl", 1 - truth())
-    scores, how = first_scores(test, "kl")
+    scores, how = starting_scores(test, "kl")
     assert how == "attribution" and torch.equal(scores, attribute(test, "kl"))
 
 
@@ -52,17 +53,17 @@ def test_where_attribution_misleads_units_are_removed_unless_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     test = bench(known_circuit())
-    scores, how = first_scores(test, "kl", 1 - truth())
+    scores, how = starting_scores(test, "kl", 1 - truth())
     assert how == "removal" and torch.equal(scores > 1e-6, truth() > 0)
     monkeypatch.setattr(starts, "EXACT_UNITS", 27)
-    scores, how = first_scores(test, "kl", 1 - truth())
+    scores, how = starting_scores(test, "kl", 1 - truth())
     assert how == "misled" and torch.equal(scores, 1 - truth())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["removal", "misled"])
 def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.attribute", lambda *_: 1 - truth())
+    monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.attribute", lambda *_: 1 - truth())
     monkeypatch.setattr(starts, "EXACT_UNITS", 4096 if how == "removal" else 1)
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
@@ -95,11 +96,11 @@ def test_a_circuit_whose_parts_do_harm_is_found(seed: int) -> None:
     compiled = MODELS["gpt2_selective_copy"]().compile(seed=seed)
     mask = compiled.truth.mask(compiled.model, compiled.unit, "mean")
     budget = Budget(int(mask.sum()), 32, 16, 20, compiled.unit)
-    test = bench_of(compiled.model, compiled.task, "mean", budget)
+    test = bench_of(compiled.model, compiled.task, "mean", compiled.unit, 32)
     attributed = attribute(test, "kl")
     assert score_units(mask, attributed, "attribution").auroc < 0.5
-    assert first_scores(test, "kl", attributed)[1] == "removal"
-    found = mask_search(compiled.model, compiled.task, budget, ablation="mean")
+    assert starting_scores(test, "kl", attributed)[1] == "removal"
+    found = learned(compiled.model, compiled.task, budget, name="search", ablation="mean")
     assert score_units(mask, found, "mask search").auroc == 1.0
 
 
@@ -123,15 +124,15 @@ class TestUnitsThatAttributionMisses:
         test, scores, missed = self.scores()
         monkeypatch.setattr(starts, "half_way", lambda *a: a[2] if a[3] > 8 else None)
         tried: list[list[int]] = []
-        monkeypatch.setattr(starts, "removed", lambda *a: tried.append(a[2]) or removed(*a))
-        [ranks] = needed_first(test, "kl", scores, 8)
+        monkeypatch.setattr(single_units, "removed", lambda *a: tried.append(a[2]) or removed(*a))
+        [ranks] = further_orders(test, "kl", scores, 8)
         assert torch.equal(test.units.top(ranks, 8), truth())
         assert len(tried) == 1 and len(tried[0]) == 16 and missed in tried[0]  # of 16 units, once, not of all 28
         assert torch.equal(ranks.sort().values, torch.arange(28.0))
-        search = Search(test, "kl", scores, "hard_concrete", 10, 0.1, 0, 8, others=[ranks])
+        search = Search(test, "kl", scores, SearchOptions(steps=10), 0, 8, others=[ranks])
         assert search.began_elsewhere and torch.equal(search.mask(), truth())
         monkeypatch.setattr(starts, "EXACT_UNITS", 15)
-        assert needed_first(test, "kl", scores, 8) == []
+        assert further_orders(test, "kl", scores, 8) == []
 
     def test_effects_within_a_circuit_are_those_of_a_plain_loop(self) -> None:
         test = bench(tiny_mamba().requires_grad_(False), ablation="counterfactual")
@@ -146,7 +147,7 @@ class TestUnitsThatAttributionMisses:
 
     def test_the_attributions_own_start_is_kept_where_it_is_as_good(self) -> None:
         test, mask = bench(known_circuit()), truth()
-        search = Search(test, "kl", mask, "hard_concrete", 10, 0.1, 0, 8, others=[mask.flip(0), mask.clone()])
+        search = Search(test, "kl", mask, SearchOptions(steps=10), 0, 8, others=[mask.flip(0), mask.clone()])
         assert not search.began_elsewhere and torch.equal(search.start, start_logits(mask))
 
 
@@ -157,11 +158,11 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
     compiled = MODELS["gpt2_count"]().compile(seed=seed)
     mask = compiled.truth.mask(compiled.model, compiled.unit, ablation)
     budget = Budget(int(mask.sum()), 64, 16, 60, compiled.unit)
-    test = bench_of(compiled.model, compiled.task, ablation, budget)
+    test = bench_of(compiled.model, compiled.task, ablation, compiled.unit, 64)
     attributed = attribute(test, "kl")
     assert score_units(mask, attributed.abs(), "attribution").auroc < 1.0
-    assert first_scores(test, "kl", attributed)[1] == "attribution"  # a larger circuit has it
-    found = mask_search(compiled.model, compiled.task, budget, ablation=ablation)
+    assert starting_scores(test, "kl", attributed)[1] == "attribution"  # a larger circuit has it
+    found = learned(compiled.model, compiled.task, budget, name="search", ablation=ablation)
     assert score_units(mask, found, "mask search").auroc == 1.0
 
 
@@ -169,9 +170,10 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
 @pytest.mark.parametrize("search", ["budget", "smallest"])
 def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where the search for the smallest tries sizes at which no circuit does, nor for random weights."""
-    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.misleads", lambda *_: False)
+    monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.misleads", lambda *_: False)
     monkeypatch.setattr(
-        "mechint.analyses.circuits.methods.initial_scores.removal_effects", lambda *_: pytest.fail("units were removed")
+        "mechint.analyses.circuits.methods.starting_orders.removal_effects",
+        lambda *_: pytest.fail("units were removed"),
     )
     config = dataclasses.replace(SMALL, search=search, budget=8, seeds=2, steps=20)
     results = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
@@ -188,9 +190,9 @@ def test_a_report_says_that_attribution_missed_units_and_they_are_removed_once(
         calls.append(size)
         return [truth()]
 
-    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.attribute", lambda *_: 1 - truth())
-    monkeypatch.setattr("mechint.analyses.circuits.methods.initial_scores.misleads", lambda *_: False)
-    monkeypatch.setattr("mechint.analyses.circuits.analyzer.needed_first", further)
+    monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.attribute", lambda *_: 1 - truth())
+    monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.misleads", lambda *_: False)
+    monkeypatch.setattr("mechint.analyses.circuits.analyzer.further_orders", further)
     settle = Search.settle
     monkeypatch.setattr(Search, "settle", lambda self: settle(self) or True)  # as if none had found better
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=3, steps=10)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bench import METRICS, Bench, attribute, cost
-from ..evidence import removed
+from ..bench import Bench, attribute, cost
 from ..search import start_logits
+from .single_units import removal_effects
 
 EXACT_UNITS = 4096
 """More units than these are not removed one at a time to find an order: that costs a forward for each."""
@@ -33,7 +33,7 @@ NOTES = {
 }
 
 
-def first_scores(bench: Bench, metric: str, attributed: Tensor | None = None) -> tuple[Tensor, str]:
+def starting_scores(bench: Bench, metric: str, attributed: Tensor | None = None) -> tuple[Tensor, str]:
     """Scores [units] to begin a search with, and how they were made: a key of :data:`NOTES`.
 
     Integrated gradients, unless they mislead: a circuit whose parts do harm until all are there (the KL of partial
@@ -75,7 +75,7 @@ def half_way(bench: Bench, metric: str, scores: Tensor, size: int) -> Tensor | N
     return None
 
 
-def needed_first(bench: Bench, metric: str, scores: Tensor, size: int) -> list[Tensor]:
+def further_orders(bench: Bench, metric: str, scores: Tensor, size: int) -> list[Tensor]:
     """A further order to begin a search for ``size`` units in, as ranks [units]; none where the scores' own will do.
 
     Where something is decided by flat steps (saturated attention, thresholds), a unit that all depends on can have
@@ -83,7 +83,7 @@ def needed_first(bench: Bench, metric: str, scores: Tensor, size: int) -> list[T
     removing it from that one shows what it is worth. Units outside that circuit come last, in the scores' order.
 
     Args:
-        bench, metric, scores: As in :func:`first_scores`, and what that gave.
+        bench, metric, scores: As in :func:`starting_scores`, and what that gave.
         size: Of the circuit that is searched for. Of a size that no circuit is good at, this says nothing of the
             scores: it is to be asked for, or known to suffice.
     """
@@ -103,20 +103,3 @@ def needed_first(bench: Bench, metric: str, scores: Tensor, size: int) -> list[T
     ranks = torch.empty_like(scores)
     ranks[ranked] = torch.arange(len(scores), device=scores.device, dtype=scores.dtype)
     return [ranks]
-
-
-def removal_effects(bench: Bench, metric: str, inside: Tensor | None = None) -> Tensor:
-    """How far a circuit without each of its units alone is from the model, in what gates learn from, [units].
-
-    Args:
-        bench, metric: As in :func:`first_scores`.
-        inside: Numbers of the circuit's units; all of the model's by default. Others have 0.
-    """
-    column = METRICS[metric].learn
-    effects = torch.zeros(bench.units.total, device=bench.batches[0].tokens.device)
-    inside = torch.arange(len(effects), device=effects.device) if inside is None else inside
-    values = removed(bench, effects.index_fill(0, inside, 1.0), inside.tolist(), column)
-    if column != "kl":
-        values = (values - bench.ends[0][column].unsqueeze(1)).square()
-    effects[inside] = values.mean(0).to(effects)
-    return effects

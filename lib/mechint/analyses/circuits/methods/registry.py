@@ -1,0 +1,148 @@
+"""The registry of methods: every way of ranking units, for circuits of every kind and for the scorecard.
+
+A method is one function ``score(evaluator) -> Tensor [units]``; the higher the score, the more the unit belongs to the
+circuit. To add one, write such a function and give it an entry of :data:`METHODS`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....interventions.units import UnitKind
+from ....tasks import Prompts
+from ....utils.errors import MechintError
+from .attention import by_attention
+from .delta import by_step
+from .evaluator import Evaluator
+from .gradients import activation_magnitude, attribution, attribution_size, gradient_x_activation
+from .mask_search import search
+from .single_units import causal_necessary, causal_sufficient, patching_denoise, patching_noise, removal
+from .weights import PARTS, random, weight_magnitude
+
+SEARCH = "search"
+"""The method that learns a mask; the others give an order, whose top units are the circuit."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of ranking units.
+
+    Attributes:
+        score: Gives one number for each unit.
+        meaning: What the number is, in a few words, for help texts and reports.
+        source: Where it comes from.
+        units: Kinds of unit that it ranks; empty for all.
+        twins: Whether it needs prompts with counterfactual twins and one answer token.
+    """
+
+    score: Callable[[Evaluator], Tensor]
+    meaning: str
+    source: str
+    units: tuple[str, ...] = ()
+    twins: bool = False
+
+    def refuse(self, kind: UnitKind) -> str | None:
+        """Says why it cannot rank units of this kind; None when it can."""
+        if not self.units or kind.name in self.units:
+            return None
+        return f"it ranks units of the kind {', '.join(self.units)}, not {kind.several}; choose another method or unit"
+
+
+CHANNEL = ("channel",)
+AT_SITES = ("channel", "mode", "path", "layer", "kv", "k", "v", "q", "o", "head", "mlp")
+"""Kinds whose units are numbers at sites; latents of a dictionary are not."""
+STEP = "step size of a Mamba's channel"
+METHODS: dict[str, Method] = {
+    SEARCH: Method(search, "logits of gates that learn which units to keep", "Louizos et al. 2018; Cao et al. 2021"),
+    "attribution": Method(
+        attribution, "integrated gradients of the metric over the mask, signed", "Sundararajan et al. 2017"
+    ),
+    "attribution_size": Method(
+        attribution_size, "sizes of the integrated gradients of the metric over the mask", "Sundararajan et al. 2017"
+    ),
+    "removal": Method(
+        removal, "how far from the model it is without the unit alone, exactly", "single-unit ablation"
+    ),
+    "patching_noise": Method(
+        patching_noise, "exact effect of the twin's value of the unit in the clean run", "Vig et al. 2020", twins=True
+    ),
+    "patching_denoise": Method(
+        patching_denoise, "exact effect of the unit's clean value in the twin's run", "Meng et al. 2022", twins=True
+    ),
+    "causal_necessary": Method(causal_necessary, "exact effect of ablating the unit alone", "single-unit ablation"),
+    "causal_sufficient": Method(
+        causal_sufficient, "exact effect of keeping the unit alone among those of its layer", "single-unit ablation"
+    ),
+    "gradient_x_activation": Method(
+        gradient_x_activation, "size of gradient × activation where others read the unit", "Simonyan et al. 2013",
+        AT_SITES,
+    ),
+    "activation_magnitude": Method(
+        activation_magnitude, "mean size of the activation where others read the unit", "baseline", AT_SITES
+    ),
+    "weight_magnitude": Method(
+        weight_magnitude, "norm of the weights that are the unit's own", "baseline", ("channel", *PARTS)
+    ),
+    "random": Method(random, "random numbers: the order of chance", "baseline"),
+    **{
+        f"delta_{name}": Method(functools.partial(by_step, name=name), meaning, source, CHANNEL)
+        for name, meaning, source in (
+            ("gradient", f"gradient of the metric with respect to the {STEP}", "this project"),
+            ("do_mean", f"exact effect of holding the {STEP} at its mean", "this project"),
+            ("variance", f"variance of the {STEP}", "this project"),
+            ("output_variance", "variance of a Mamba's channel's output", "the documented delta-sensitive neurons"),
+        )
+    },
+    **{
+        name: Method(functools.partial(by_attention, name=name), meaning, source, CHANNEL)
+        for name, meaning, source in (
+            ("attention_weighted", "activation weighted by a Mamba's hidden attention", "Ali et al. 2024"),
+            ("gradient_guided", "gradient × activation weighted by attention × gradient", "Chefer et al. 2021"),
+            ("rollout", "activation weighted by attention rolled out over layers", "Abnar & Zuidema 2020"),
+        )
+    },
+}  # fmt: skip
+
+
+def methods_of(kinds: dict[str, UnitKind] | None = None) -> tuple[str, ...]:
+    """Names of the methods that can rank at least one of these kinds of unit, the mask search first."""
+    if kinds is None:
+        return tuple(METHODS)
+    ranks = lambda method: any(method.refuse(kind) is None for kind in kinds.values())
+    return tuple(name for name, method in METHODS.items() if ranks(method))
+
+
+def scores_of(name: str, evaluator: Evaluator) -> Tensor:
+    """The scores of a method, checked, [units] on the device of the prompts.
+
+    Raises:
+        MechintError: the method cannot rank these units or prompts, or a score is NaN or infinite.
+    """
+    check(name, evaluator.units.kind, evaluator.batches)
+    scores = METHODS[name].score(evaluator).detach()
+    if bad := int((~torch.isfinite(scores)).sum()):
+        raise MechintError(
+            f"the method {name} gives {bad} of {scores.numel()} units a score that is NaN or infinite; choose another"
+        )
+    return scores.to(evaluator.batches[0].tokens.device)
+
+
+def check(name: str, kind: UnitKind, batches: list[Prompts]) -> None:
+    """Refuses a method that cannot rank units of this kind on these prompts.
+
+    Raises:
+        MechintError: it cannot.
+    """
+    method = METHODS[name]
+    if reason := method.refuse(kind):
+        raise MechintError(f"the method {name}: {reason}")
+    if method.twins and any(batch.twins is None or batch.bad() is None for batch in batches):
+        raise MechintError(
+            f"the method {name} exchanges units with counterfactual twins, and this task has none of one answer token; "
+            "choose removal or causal_necessary"
+        )
