@@ -15,6 +15,7 @@ read Δ. Both rankings are here, each by its name.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ....interventions.edits import Edit
