@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mechint.interventions.sweep_plan import peak_bytes
+from mechint.utils.memory import peak_bytes
 
 Work = Callable[[], Any]
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mechint import run
 from mechint.attribution.attention import attention_map
-from mechint.interventions.sweep_plan import peak_bytes
 from mechint.scan import recurrence
 from mechint.scan.attention import hidden_attention, states
 from mechint.utils.errors import MechintError
+from mechint.utils.memory import peak_bytes
 from tests.helpers.builders import tiny_mamba, tokens
 
 MODEL = 3

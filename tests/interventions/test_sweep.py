@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 import mechint
 from mechint import Edit, MechintError
 from mechint.interventions.gradients import gradients
-from mechint.interventions.sweep import sweep
-from mechint.interventions.sweep_plan import Base
+from mechint.interventions.sweep import Base, sweep
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
 from tests.helpers.paths import ROOT
 from tests.helpers.sweeps import LENGTH, ROWS, edits, one_by_one

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit
-from mechint.interventions.sweep import sweep
+from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.sweep_cells import Cell, late_edit
-from mechint.interventions.sweep_plan import Base
 from mechint.models.mamba import Mamba
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.sweeps import one_by_one

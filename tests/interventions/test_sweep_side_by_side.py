@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit
-from mechint.interventions.sweep import sweep
-from mechint.interventions.sweep_plan import Base
+from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.taps import SideBySide, Tap
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tokens
 from tests.helpers.sweeps import one_by_one
@@ -38,7 +37,7 @@ def test_any_starts_and_layers_and_any_wanted_positions(name: str, seed: int, to
         cells.append([Edit(site, "scale", 0.1 * number - 0.3, positions=at) for site in chosen])
     wanted = torch.tensor([[pick.randrange(LENGTH) for _ in range(2)] for _ in range(2)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mechint.interventions.sweep_plan.TOGETHER", together)
+        patch.setattr("mechint.interventions.sweep.TOGETHER", together)
         found = sweep(model, prompts, cells, logits_at=wanted)
     expected = one_by_one(model, prompts, cells, (), wanted)
     assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))

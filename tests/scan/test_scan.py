@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import scan
-from mechint.interventions.sweep_plan import peak_bytes
 from mechint.scan import chunked, native, recurrence
 from mechint.scan.selective import selective_scan
 from mechint.utils.errors import MechintError
+from mechint.utils.memory import peak_bytes
 from tests.helpers.scans import Inputs, inputs, plain, with_gradients
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))

@@ -17,8 +17,8 @@ import mechint
 from mechint import MechintError
 from mechint.models.loading.checkpoints import LLM_C
 from mechint.models.loading.discover import find_checkpoints
-from mechint.models.loading.exact import check_names, prefix_hint
 from mechint.models.loading.load import from_state_dict, to_hf_state_dict
+from mechint.models.loading.strictness import check_names, prefix_hint
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.refusals import refusal
 from tests.helpers.standins import save_hf, save_tokenizer

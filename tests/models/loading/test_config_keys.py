@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.models.loading.keys import is_architecture
+from mechint.models.loading.config_keys import is_architecture
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.helpers import gpt2_oracle, llama_oracle, oracle
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens

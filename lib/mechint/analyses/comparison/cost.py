@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from ...interventions.model import Model
 from ...interventions.run import run
-from ...interventions.sweep_plan import peak_bytes
 from ...scan.checks import accumulate
 from ...utils.errors import MechintError
+from ...utils.memory import peak_bytes
 
 ACTIVE = 0.01
 """A parameter of less than this share of its tensor's RMS counts as inactive."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...utils.errors import MechintError, did_you_mean, shown
 from ..gpt2 import GPT2, GPT2Config
 from ..norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
-from .exact import check_claims, check_names, commonest, count_layers, is_tied, read_claims
-from .keys import Keys, listed
+from .config_keys import Keys, listed
+from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NORMS = ("ln_1", "ln_2")
@@ -143,7 +143,7 @@ def infer_config(
     """Sizes from the shapes, checked against what the configuration says.
 
     Where layers disagree the size that most of them show counts, so that the odd one is named by
-    :func:`mechint.models.loading.exact.check_shapes`.
+    :func:`mechint.models.loading.strictness.check_shapes`.
 
     Returns:
         The configuration, the map from our names to the file's, and which of ours are stored transposed.

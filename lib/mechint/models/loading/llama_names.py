@@ -11,8 +11,8 @@ from torch import Tensor
 from ...utils.errors import MechintError, shown
 from ..llama import Llama, LlamaConfig
 from ..norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
-from .exact import check_claims, check_names, commonest, count_layers, is_tied, read_claims
-from .keys import Keys, listed, refuse_unknown
+from .config_keys import Keys, listed, refuse_unknown
+from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 
 ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
 MLP = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))

@@ -22,9 +22,9 @@ from ..mamba import Mamba
 from . import gpt2_names, llama_names
 from . import mamba_names as names
 from .checkpoints import clean_names, read_checkpoint
-from .exact import check_shapes, listing, without_lead
+from .config_keys import Keys, merged, plain_values, refuse_unknown
 from .hub import fetch, is_hub_id, path_exists, refuse_missing_path, todays_name
-from .keys import Keys, merged, plain_values, refuse_unknown
+from .strictness import check_shapes, listing, without_lead
 from .tokenizer import read_tokenizer
 
 __all__ = ["FAMILIES", "Family", "from_state_dict", "hf_config", "load", "to_hf_state_dict"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...models.loading.checkpoints import read_torch
 from ...utils.errors import MechintError, did_you_mean, shown
 from ...utils.files import whole_directory
-from .. import keys
 from ..base import SAEConfig, SparseAutoencoder
+from . import config_keys as keys
 from .convert import biases, configuration, plain, rebuild, take
 from .saelens import check_matrices, hook_name, with_unit_rows
 

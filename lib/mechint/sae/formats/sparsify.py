@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from ...models.loading.checkpoints import read_safetensors
 from ...utils.errors import MechintError, shown
 from ...utils.files import whole_directory
-from .. import keys
 from ..base import SAEConfig, SparseAutoencoder
+from . import config_keys as keys
 from .convert import biases, configuration, plain, rebuild, take
 from .saelens import hook_name
 

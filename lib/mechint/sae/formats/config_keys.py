@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..models.loading.keys import listed, off, short_name
-from ..utils.errors import MechintError, shown
+from ...models.loading.config_keys import listed, off, short_name
+from ...utils.errors import MechintError, shown
 
 LARGEST = 2**31
 """No size of a dictionary is larger."""
