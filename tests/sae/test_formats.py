@@ -48,7 +48,7 @@ def test_their_files_encode_as_they_do_there(path: Path) -> None:
 def test_every_architecture_of_theirs_is_here() -> None:
     assert len(FILES) == 14
     assert {path.values[0].name for path in FILES if path.values[0].parent.name == "dictionary_learning"} == set(
-        sae.dictionary_learning.KINDS
+        sae.formats.dictionary_learning.KINDS
     )
 
 
@@ -179,7 +179,7 @@ def test_hookpoints_are_those_of_the_base_model(tmp_path: Path) -> None:
         ("llama", "layers.2.resid_post", 2, "layers.2"), ("gpt2", "layers.1.q", 1, "layers.1.q"),
     ):  # fmt: skip
         config = replace(made.config, model_family=family, site=site, layer=layer)
-        assert sae.sparsify.hookpoint(config) == module
+        assert sae.formats.sparsify.hookpoint(config) == module
     assert SAEConfig("topk", 4, 8, k=2).site == "" and (tmp_path / "layers.3.mixer" / "cfg.json").is_file()
 
 
