@@ -33,7 +33,7 @@ class Analyzer(Protocol):
     def save_results(self) -> list[Path]: ...
 
 
-class StagedAnalyzer:
+class StagedAnalyzer(Analyzer):
     """What analyzers share: a frozen model, a seed, and a run directory in which finished stages survive a kill.
 
     Args:
@@ -114,7 +114,7 @@ class Analysis:
     name: str
     title: str
     config: type
-    analyzer: Callable[..., Any]
+    analyzer: Callable[..., StagedAnalyzer]
     families: tuple[str, ...]
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]

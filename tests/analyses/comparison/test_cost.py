@@ -8,14 +8,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import mechint
-from mechint.analyses.comparison.cost import cache_bytes, flops, measure, memory_bytes, parameters, token_bytes
+from mechint.analyses.comparison.cost import flops, measure, memory_bytes, parameters, token_bytes
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the tensors in the memory of a run: measured."""
+
+    def tensors(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        items = value if isinstance(value, (list, tuple)) else list(getattr(value, "__dict__", {}).values())
+        return [tensor for item in items for tensor in tensors(item)]
+
+    return sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in tensors(layer))
 
 
 @pytest.mark.parametrize(("build", "shapes"), FAMILIES)

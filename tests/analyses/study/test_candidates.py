@@ -18,7 +18,6 @@ from mechint.analyses.study.ablation_tests import (
     adjusted,
     by_rank,
     granularity,
-    least_draws,
     least_rank,
     necessity,
     robustness,
@@ -44,7 +43,7 @@ from mechint.analyses.study.subspaces import (
 from mechint.ground_truth import BLUEPRINTS
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
-from mechint.utils.statistics import holm, rank_correlation
+from mechint.utils.statistics import draws_needed, holm, rank_correlation
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 
 
@@ -146,7 +145,7 @@ def test_cka_and_holm_and_ranks() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
     assert rank_correlation([1, 2, 3], [2, 9, 10]) == pytest.approx(1.0) and rank_correlation([1, 2], [3, 3]) is None
     assert rank_correlation([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
-    assert least_draws(8) == 159 and strongest(torch.tensor([0.5, 0.0, 0.001, 0.4]), 4) == [0, 3]
+    assert draws_needed(8) == 159 and strongest(torch.tensor([0.5, 0.0, 0.001, 0.4]), 4) == [0, 3]
 
 
 def test_granularity_of_one_direction(known: Any) -> None:

@@ -21,7 +21,7 @@ from mechint.analyses.metrics import answered, by_chance, side_by_side
 from mechint.analyses.random_weights import beside, reinitialised, shuffled_weights, spread_about_mean
 from mechint.analyses.study import steps_discovery as study_discovery
 from mechint.analyses.study import steps_tests as study_tests
-from mechint.analyses.study.ablation_tests import ALPHA, Held, least_draws
+from mechint.analyses.study.ablation_tests import ALPHA, Held
 from mechint.analyses.study.analyzer import WORK, Study, of_layer
 from mechint.analyses.study.candidates import from_units
 from mechint.analyses.study.claims import (
@@ -67,6 +67,7 @@ from mechint.runner.mechanistic import active_latents
 from mechint.tasks import TASKS, TaskConfig, make_task
 from mechint.tasks.windows import Windows
 from mechint.utils.errors import MechintError, NotAnswered
+from mechint.utils.statistics import draws_needed
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 
 QUICK = StudyConfig(
@@ -430,8 +431,8 @@ def test_p_is_adjusted_for_all_claims_and_draws_must_be_enough() -> None:
     assert made["verdicts"]["supported"] == 0 and made["claims"][0]["p_holm"] == pytest.approx(0.055)
     assert made["claims"][0]["why"] == "11 claims need at least 219 random draws for p ≤ 0.05 after Holm"
     assert judged(weak[:10])["verdicts"]["supported"] == 10  # 10 · 0.005 is 0.05
-    assert least_draws(11) == 219
-    assert all(n / (1 + least_draws(n)) <= ALPHA * (1 + 1e-9) for n in range(1, 100))
+    assert draws_needed(11) == 219
+    assert all(n / (1 + draws_needed(n)) <= ALPHA * (1 + 1e-9) for n in range(1, 100))
 
 
 def test_what_the_model_does_not_do_no_circuit_explains_and_labels_are_still_read() -> None:
@@ -623,7 +624,7 @@ def test_shuffled_tokens_are_asked_only_where_order_matters(known: Any, monkeypa
 
 
 def test_enough_subspaces_are_drawn_for_all_claims(known: Any) -> None:
-    assert context_of(known, candidates=9, draws=19).draws == least_draws(9 + 1 + 1) == 219  # one label, one together
+    assert context_of(known, candidates=9, draws=19).draws == draws_needed(9 + 1 + 1) == 219  # one label, one together
     assert context_of(known, candidates=9, draws=400).draws == 400
 
 

@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...interventions.model import Model
 from ...interventions.run import run
@@ -137,15 +137,3 @@ def seconds(device: torch.device, repeats: int, work: Any) -> tuple[float, float
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - start)
     return median(took), min(took), max(took)
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors in the memory of a run: what :func:`memory_bytes` counts, measured."""
-
-    def tensors(value: Any) -> list[Tensor]:
-        if isinstance(value, Tensor):
-            return [value]
-        items = value if isinstance(value, (list, tuple)) else list(getattr(value, "__dict__", {}).values())
-        return [tensor for item in items for tensor in tensors(item)]
-
-    return sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in tensors(layer))

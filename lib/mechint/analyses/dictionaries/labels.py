@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from ...utils.errors import MechintError
@@ -77,7 +78,7 @@ def _one(
 ) -> dict[str, Any]:  # fmt: skip
     positive = labels == label
     found = auroc(discovery, positive)
-    q = benjamini_hochberg(mann_whitney(discovery, found, int(positive.sum())))
+    q = benjamini_hochberg(mann_whitney(discovery, positive))
     chosen = torch.sort((found - 0.5).abs(), descending=True, stable=True).indices[:best].tolist()
     shuffled = np.array([float((auroc(discovery, positive[order]) - 0.5).abs().max()) + 0.5 for order in orders])
     mine = held_out == label
@@ -98,15 +99,11 @@ def _one(
             "shuffled": control, "significant": int((q <= 0.05).sum())}  # fmt: skip
 
 
-def mann_whitney(f: Tensor, area: Tensor, positives: int) -> NDArray[np.float64]:
+def mann_whitney(f: Tensor, positive: Tensor) -> NDArray[np.float64]:
     """Two-sided p-values of AUROC = ½ for each column, normal approximation corrected for ties, [latent]."""
-    n = len(f)
-    ordered = f.T.contiguous().sort(1).values
-    equal = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
-    ties = (equal.double().square() - 1).sum(1)  # Σ over groups of t³ − t
-    spread = ((n + 1) - ties / (n * (n - 1))) / (12 * positives * (n - positives))
-    z = (area - 0.5).abs() / spread.clamp_min(1e-300).sqrt()
-    return np.asarray(torch.where(spread > 1e-15, torch.special.erfc(z / 2**0.5), torch.ones_like(z)).cpu())
+    sides = (f[positive].double().cpu().numpy(), f[~positive].double().cpu().numpy())
+    found = stats.mannwhitneyu(*sides, axis=0, use_continuity=False, method="asymptotic")
+    return np.nan_to_num(np.asarray(found.pvalue), nan=1.0)  # a column of one value has no z
 
 
 def _hanley_mcneil(area: float, positives: int, negatives: int) -> float:

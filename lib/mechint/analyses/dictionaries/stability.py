@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...utils.errors import MechintError
@@ -19,48 +19,6 @@ MATCHED_AT_MOST = 4096
 """Dictionaries larger than this are compared by largest cosines alone: the best matching takes latents³ steps."""
 SAME = 0.9
 """Cosine from which two directions count as the same; what "shared" says."""
-
-
-def best_matching(score: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The one-to-one matching with the largest total score (Kuhn 1955; shortest augmenting paths of Jonker & Volgenant
-    1987).
-
-    Args:
-        score: [row, column], no more rows than columns.
-
-    Returns:
-        The column of each row.
-    """
-    rows, columns = score.shape
-    if rows > columns:
-        raise ValueError(f"{rows} rows can't each have one of {columns} columns")
-    cost = -np.asarray(score, dtype=np.float64)
-    price_row, price = cost.min(1), np.zeros(columns)
-    row_of, column_of = np.full(columns, -1), np.full(rows, -1)
-    for row, column in enumerate(cost.argmin(1)):  # most rows want a column that no other one wants
-        if row_of[column] < 0:
-            row_of[column], column_of[row] = row, column
-    for start in np.flatnonzero(column_of < 0):
-        distance = cost[start] - price_row[start] - price
-        before, done = np.full(columns, start), np.zeros(columns, dtype=bool)
-        while True:
-            column = int(np.where(done, np.inf, distance).argmin())
-            reach, row = distance[column], row_of[column]
-            if row < 0:
-                break
-            done[column] = True
-            through = reach + cost[row] - price_row[row] - price
-            better = ~done & (through < distance)
-            distance[better], before[better] = through[better], row
-        price_row[row_of[done]] += reach - distance[done]
-        price_row[start] += reach
-        price[done] -= reach - distance[done]
-        while True:  # hands every row on the path the column that it was reached by
-            row = before[column]
-            row_of[column], column_of[row], column = row, column, column_of[row]
-            if row == start:
-                break
-    return column_of
 
 
 def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
@@ -77,7 +35,7 @@ def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
         few, many = sorted((a, b), key=len)
         unit = [torch.nn.functional.normalize(side.detach().double(), dim=-1).cpu().numpy() for side in (few, many)]
         cosine = unit[0] @ unit[1].T
-        found["matched"] = float(cosine[np.arange(len(few)), best_matching(cosine)].mean())
+        found["matched"] = float(cosine[linear_sum_assignment(cosine, maximize=True)].mean())
     return found
 
 

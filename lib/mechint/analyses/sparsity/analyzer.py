@@ -55,7 +55,6 @@ ROLES: dict[str, dict[str, tuple[str, ...]]] = {
 """Matched sites: the residual stream, what a layer adds to it, and what its output projections read."""
 POOL = 1 << 16
 """Most activations of one batch and site that the optimal threshold is taken from, evenly spaced."""
-EXAMPLES = 8
 
 
 @dataclass(frozen=True)

@@ -205,11 +205,6 @@ def adjusted(tests: Sequence[Tested]) -> list[float]:
     return holm([test.p for test in tests])
 
 
-def least_draws(tests: int, alpha: float = ALPHA) -> int:
-    """Random subspaces without which not even the best of so many tests could be significant after Holm."""
-    return math.ceil(tests / alpha) - 1
-
-
 # ---- robustness: what the effect stands on --------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from ...utils import files
 from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
 from ...utils.rundir import fingerprint, weights_digest
+from ...utils.statistics import draws_needed
 from ..base import Analysis, StagedAnalyzer
 from ..circuits import work as circuit_work
 from ..loader import PromptLoader
@@ -38,7 +39,6 @@ from . import (
 from . import (
     steps_tests as study_tests,
 )
-from .ablation_tests import least_draws
 from .claims import claims, task_not_done
 from .context import Context, Found
 from .options import DESCRIBES, STEPS, TITLES, StudyConfig, skipped
@@ -266,7 +266,7 @@ def work(config: StudyConfig) -> str:
     combined = circuit_work.work(study_circuit.plan(config), config) if 16 in left else ""
     return (
         f"{len(left)} steps; among them {2 * config.candidates} tests against "
-        f"{max(config.draws, least_draws(config.candidates + 1))} random subspaces or more, as their claims need, on "
+        f"{max(config.draws, draws_needed(config.candidates + 1))} random subspaces or more, as their claims need, on "
         f"{config.eval_prompts} prompts" + (f"; for the combined circuit {combined}" if combined else "")
     )
 

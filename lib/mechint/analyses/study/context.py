@@ -12,8 +12,9 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...utils.errors import MechintError
 from ...utils.rundir import Stages
+from ...utils.statistics import draws_needed
 from ..loader import PromptLoader
-from .ablation_tests import Held, least_draws
+from .ablation_tests import Held
 from .candidates import Candidate
 from .options import STEPS, StudyConfig
 from .subspaces import Traffic
@@ -80,7 +81,7 @@ class Context:
         Claims are one for each candidate, one for each label, and one for the candidates together.
         """
         labels = self.train.task.labels(self.train.batches[0])
-        return max(self.config.draws, least_draws(self.config.candidates + len(labels) + 1))
+        return max(self.config.draws, draws_needed(self.config.candidates + len(labels) + 1))
 
     @property
     def held(self) -> Held:

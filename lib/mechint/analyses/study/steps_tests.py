@@ -11,7 +11,6 @@ from ...attribution.jacobians import check_lag, linearise
 from ...attribution.lag_influence import reference, run_temporal_causality_analysis
 from ...attribution.modes import dynamics, effective_memory, memory_of
 from ...interventions.model import Model
-from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, said
 from ..random_weights import shuffled_numbers
 from .ablation_tests import DIRECTIONS, adjusted, necessity, robustness
@@ -151,8 +150,3 @@ def modes(context: Context) -> Found:
         f"{tokens.shape[1]} tokens: {'; '.join(memory)}."
     )
     return {"report": {"layers": layers, "length": tokens.shape[1], "said": sentence}, "keep": {}}
-
-
-def check_mamba(context: Context) -> None:
-    if context.model.config.family != "mamba":
-        raise MechintError(f"a {context.model.config.family} model has no scan; its attention is its own map")
