@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import mechint
 from mechint.analyses.interchange import Interchange
-from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.analyses.tracing.panels import Panel, panels
 from mechint.models.loading.load import from_state_dict
 from mechint.tasks import Prompts

@@ -13,16 +13,19 @@ import mechint
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
-from mechint.analyses.comparison.analyzer import CompareConfig, Profiler
+from mechint.analyses.comparison.analyzer import Profiler
+from mechint.analyses.comparison.options import CompareConfig
 from mechint.analyses.interchange import Corruption, Interchange
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import METRICS, answer_metric, answered, logit_differences, logprobs
-from mechint.analyses.patching.analyzer import PatchConfig, Patcher
+from mechint.analyses.patching.analyzer import Patcher
+from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.study.ablation_tests import together
 from mechint.analyses.study.analyzer import Study
 from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.steps_discovery import setup
-from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.analyses.unit_effects import Effects
 from mechint.interventions.prefix import divergence
 from mechint.interventions.units import Units, unit_kinds

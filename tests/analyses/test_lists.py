@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from mechint.analyses.base import analyses
-from mechint.analyses.comparison.analyzer import lengths
+from mechint.analyses.comparison.options import lengths
 from mechint.analyses.dictionaries.grid import numbers_of, sites_of, unknown_architecture
 from mechint.analyses.dictionaries.stored import chosen_of
-from mechint.analyses.neurons.analyzer import NeuronAnalyzer, NeuronConfig
-from mechint.analyses.neurons.analyzer import methods as attention_methods
+from mechint.analyses.neurons.analyzer import NeuronAnalyzer
+from mechint.analyses.neurons.options import NeuronConfig
+from mechint.analyses.neurons.options import methods as attention_methods
 from mechint.analyses.options import layer_list, unit_sites
-from mechint.analyses.patching.analyzer import PatchConfig, Patcher
+from mechint.analyses.patching.analyzer import Patcher
+from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.study.options import skipped
-from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.sae.activations.contexts import excluded
 from mechint.scorecard.options import ScorecardConfig
 from mechint.scorecard.requests import check_request

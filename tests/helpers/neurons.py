@@ -8,7 +8,7 @@ import torch
 
 import mechint
 from mechint import Edit
-from mechint.analyses.neurons.analyzer import NeuronConfig
+from mechint.analyses.neurons.options import NeuronConfig
 from mechint.tasks import Prompts
 from tests.helpers.builders import tokens
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.sparsity.analyzer import SparsityConfig
+from mechint.analyses.sparsity.options import SparsityConfig
 from mechint.tasks import TaskConfig, make_task
 
 SMALL = SparsityConfig(prompts=10, eval_prompts=12, bootstrap=100, controls=0)

@@ -9,7 +9,7 @@ import torch
 
 import mechint
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.tracing.analyzer import TraceConfig
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.tasks import Prompts, TaskConfig, make_task
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)

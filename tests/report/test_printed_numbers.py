@@ -17,9 +17,10 @@ import torch
 from mechint.analyses import unit_effects
 from mechint.analyses.circuits.bench import METRICS
 from mechint.analyses.circuits.evidence import CircuitEvidence, share_needed
-from mechint.analyses.comparison.analyzer import lengths, scaled
+from mechint.analyses.comparison.analyzer import scaled
 from mechint.analyses.comparison.cost import parameters
 from mechint.analyses.comparison.differences import compare
+from mechint.analyses.comparison.options import lengths
 from mechint.analyses.dictionaries import labels as sae_labels
 from mechint.analyses.metrics import compare as answers_of
 from mechint.analyses.neurons.results import circuit_numbers

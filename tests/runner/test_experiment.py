@@ -19,9 +19,9 @@ import transformers
 from mechint.analyses.base import analyses
 from mechint.analyses.circuits.kv import KVCircuitConfig
 from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
-from mechint.analyses.neurons.analyzer import NeuronConfig
+from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.options import RunConfig, elsewhere, request
-from mechint.analyses.tracing.analyzer import TraceConfig
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.runner import experiment as whole
 from mechint.runner.experiment import apart, run_directories, run_experiment
 from mechint.tasks import TaskConfig

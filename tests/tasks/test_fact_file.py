@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.tracing.analyzer import CausalTracer, TraceConfig
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba

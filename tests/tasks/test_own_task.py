@@ -11,7 +11,7 @@ import pytest
 
 from mechint.analyses.circuits.ssm import SSMCircuitConfig
 from mechint.analyses.options import asked, elsewhere, request
-from mechint.analyses.tracing.analyzer import TraceConfig
+from mechint.analyses.tracing.options import TraceConfig
 from mechint.runner import command_line
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError

@@ -179,8 +179,8 @@ def group_of(config: Any) -> str:
     return next((name for name, analysis in analyses().items() if analysis.config is type(config)), "")
 
 
-class Study(StagedAnalyzer, ABC):
-    """An analyzer of units, sparsity or whole models: checked options, and the numbers of every prompt to keep."""
+class ControlledAnalyzer(StagedAnalyzer, ABC):
+    """An analyzer that is repeated on models with random weights, and keeps the numbers of every prompt."""
 
     name = ""
 
@@ -194,7 +194,7 @@ class Study(StagedAnalyzer, ABC):
         """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
 
     def control_config(self) -> Any:
-        """The options of the same study on shuffled weights."""
+        """The options of the same analysis on shuffled weights."""
         return dataclasses.replace(self.config, controls=0)
 
     def save_results(self) -> list[Path]:

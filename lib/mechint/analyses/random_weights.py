@@ -28,7 +28,7 @@ from ..interventions.model import Model
 from ..tasks.base import mix
 from ..utils.errors import MechintError
 from ..utils.statistics import Array, Number, number, t_quantile
-from .base import Study
+from .base import ControlledAnalyzer
 from .loader import PromptLoader
 
 Quantities = list[dict[str, Any]]
@@ -88,7 +88,10 @@ def quantity(name: str, value: Number, site: str | None = None, layer: int | Non
 
 
 def control(
-    study: Study, discovery: PromptLoader, evaluation: PromptLoader, quantities: Callable[[dict[str, Any]], Quantities]
+    study: ControlledAnalyzer,
+    discovery: PromptLoader,
+    evaluation: PromptLoader,
+    quantities: Callable[[dict[str, Any]], Quantities],
 ) -> dict[str, Any] | None:
     """Runs a finished study again on ``config.controls`` shuffled models; None where there are to be none.
 

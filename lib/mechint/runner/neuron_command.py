@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..analyses.comparison.analyzer import MEASURED, CompareConfig
-from ..analyses.neurons.analyzer import NeuronConfig
+from ..analyses.comparison.analyzer import MEASURED
+from ..analyses.comparison.options import CompareConfig
+from ..analyses.neurons.options import NeuronConfig
 from ..analyses.options import RunConfig
-from ..analyses.sparsity.analyzer import SparsityConfig
+from ..analyses.sparsity.options import SparsityConfig
 from ..models.loading.load import load
 from ..report import COMPARISONS
 from ..tasks.config import TaskConfig

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ..analyses.circuits.methods.single_units import exchange_effects
-from ..analyses.tracing.analyzer import CausalTracer, TraceConfig
+from ..analyses.tracing.analyzer import CausalTracer
+from ..analyses.tracing.options import TraceConfig
 from ..analyses.tracing.results import role_means
 from ..ground_truth import Compiled
 from ..ground_truth.truth import POSITIONS

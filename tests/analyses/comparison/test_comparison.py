@@ -14,15 +14,16 @@ import torch
 
 import mechint
 from mechint import Edit
-from mechint.analyses.comparison.analyzer import CompareConfig, Profiler, lengths, per_byte
+from mechint.analyses.comparison.analyzer import Profiler, per_byte
 from mechint.analyses.comparison.differences import comparable, compare, differences, groups, quantities
+from mechint.analyses.comparison.options import CompareConfig, lengths
 from mechint.analyses.comparison.report import write_model_comparison
 from mechint.analyses.comparison.residual_stream import dynamics, jackknife, stream_numbers
 from mechint.analyses.comparison.runs import at_best_rates, last_of_each
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.neurons.analyzer import NeuronConfig
+from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.options import RunConfig
-from mechint.analyses.sparsity.analyzer import SparsityConfig
+from mechint.analyses.sparsity.options import SparsityConfig
 from mechint.analyses.spectra import effective_rank
 from mechint.report import write_report
 from mechint.report.content import Study

@@ -13,9 +13,10 @@ from mechint import Edit
 from mechint.analyses.circuits.methods.attention import METHODS, attention_units
 from mechint.analyses.circuits.methods.delta import delta_units, mean_step, rankings
 from mechint.analyses.metrics import answer_metric
-from mechint.analyses.neurons.analyzer import NeuronAnalyzer, refuse
+from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.cross_layer import layer_effects, unit_effects
 from mechint.analyses.neurons.deletion_curves import SHARES, areas, curves
+from mechint.analyses.neurons.options import refuse
 from mechint.analyses.unit_effects import Effects
 from mechint.attribution.attention import attention_maps, normalised
 from mechint.ground_truth import BLUEPRINTS

@@ -14,8 +14,9 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
-from mechint.analyses.patching.analyzer import Patcher, refuse
+from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.flow import paths, role_pairs
+from mechint.analyses.patching.options import refuse
 from mechint.analyses.patching.role_means import RoleValues
 from mechint.interventions.edits import Edit
 from mechint.runner.experiment import Experiment, run_experiment

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.patching.analyzer import ANALYSIS, PatchConfig, Patcher
+from mechint.analyses.patching.analyzer import ANALYSIS, Patcher
+from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.patching.role_means import RoleValues
 from mechint.report import log_wandb, write_report
 from mechint.utils.errors import MechintError

@@ -14,15 +14,9 @@ from torch import Tensor
 
 import mechint
 from mechint.analyses.options import layer_list
-from mechint.analyses.sparsity.analyzer import (
-    FALLING,
-    MEASURES,
-    SCALE_FREE,
-    Scale,
-    SparsityAnalyzer,
-    disagreements,
-    profile,
-)
+from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
+from mechint.analyses.sparsity.measures import FALLING, MEASURES, SCALE_FREE, Scale
+from mechint.analyses.sparsity.results import disagreements, profile
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba

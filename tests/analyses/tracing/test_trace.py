@@ -18,7 +18,8 @@ from mechint.analyses.interchange import Corruption, Interchange, deviation
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.options import RunConfig
-from mechint.analyses.tracing.analyzer import CausalTracer, refuse
+from mechint.analyses.tracing.analyzer import CausalTracer
+from mechint.analyses.tracing.options import refuse
 from mechint.analyses.tracing.panels import panels
 from mechint.analyses.tracing.results import role_means
 from mechint.interventions.edits import Edit

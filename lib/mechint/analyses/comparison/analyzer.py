@@ -1,67 +1,49 @@
-"""One model's profile, measured so that it can be laid beside any other's: Mamba or transformer, on the same prompts.
+"""One model's profile, measured so that it can be compared with any other's: Mamba or transformer, on the same prompts.
 
-The runner makes a profile of every checkpoint; two or more are compared (:mod:`mechint.analyses.comparison.report`):
-models of one family and size are a group, its members differ by the seed of training, and what differs between groups
-is told from what differs between seeds. Quantities are per token, and the loss per byte too, so that models with
-different tokenizers compare at all.
+1. Measure loss and accuracy on held-out prompts, in nats per token and in bits per byte of text.
+2. Measure the curves over layers: the loss from removing a layer, the inequality of its units' effects, how far and how
+   widely it looks (:mod:`.curves`), and how the residual stream changes (:mod:`.residual_stream`).
+3. Measure the scale-free sparsities at matched sites (:mod:`mechint.analyses.sparsity.analyzer`).
+4. Count parameters, floating-point operations and bytes of memory; measure seconds and peak memory (:mod:`.cost`).
+5. Repeat curves and sparsities on models with shuffled weights.
+
+Two or more profiles are compared by :mod:`mechint.analyses.comparison.report`: models of one family and size are a
+group, whose members differ by the seed of training, and differences between groups are tested against those between
+seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...attribution.attention import attention_maps, normalised
-from ...interventions.edits import Edit
-from ...interventions.gradients import gradients
 from ...interventions.model import Model
-from ...interventions.run import run
-from ...tasks import Prompts, Task
-from ...tasks.config import TaskConfig
+from ...tasks import Task
 from ...utils import files
-from ...utils.errors import MechintError, shown
-from ...utils.options import listed, named, option, whole_number
 from ...utils.statistics import ClusterBootstrap, Number, exact
-from ..base import Analysis, Study
+from ..base import Analysis, ControlledAnalyzer
 from ..loader import PromptLoader
-from ..metrics import answer_metric
 from ..random_weights import Quantities, control, quantity, told_apart
-from ..sparsity.analyzer import SCALE_FREE, SparsityAnalyzer, SparsityConfig, gini
+from ..sparsity.analyzer import SparsityAnalyzer
+from ..sparsity.measures import SCALE_FREE
+from ..sparsity.options import SparsityConfig
 from ..unit_effects import Effects, main_site
 from .cost import flops, measure, memory_bytes, parameters, token_bytes
+from .curves import CURVES, measured
+from .identity import label, prompts_of, tokenizer_of, training
+from .options import CompareConfig, lengths, refuse
 from .residual_stream import dynamics, stream_numbers
 
 MEASURED = "efficiency_measured.json"
 """Times and peaks, which no two runs share: beside results.json, not in it."""
 
 
-@dataclass(frozen=True)
-class CompareConfig:
-    """What a profile holds."""
-
-    lengths: str = option("32,128,512,2048", "Prompt lengths whose memory is counted, separated by commas")
-    measure: bool = option(True, "Measure seconds and peak memory, too, at those lengths that the model can have")
-    active: float = option(
-        0.01, "Share of its tensor's RMS below which a parameter counts as inactive", low=0.0, high=1.0
-    )
-    epsilon: float = option(0.1, "Share of a unit's RMS below which an activation counts as none", low=1e-6, high=1.0)
-    prompts: int = option(64, "Discovery prompts, for means and thresholds", unit="prompts", low=2, high=1_000_000)
-    eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
-    bootstrap: int = option(1000, "Bootstrap draws", unit="draws", low=100, high=100_000)
-    controls: int = option(
-        1, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
-    )
-
-
-class Profiler(Study):
+class Profiler(ControlledAnalyzer):
     """Measures one model; see :class:`CompareConfig`."""
 
     name = "compare"
@@ -199,72 +181,6 @@ def structure(results: dict[str, Any]) -> Quantities:
     return [*curves, *cells]
 
 
-CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_entropy")
-"""By layer: what its output is worth, how unequal its units' estimated effects are, how far and how widely it looks."""
-
-
-def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
-    """Of each prompt: loss and accuracy [prompt], and the curves [prompt, layer].
-
-    ``layer_effect`` is the loss in nats that removing what a layer adds costs; ``unit_effect_gini`` the Gini index of
-    the sizes of its main units' estimated effects; ``attention_distance`` Σ_j Ā[i, j] (i - j) / L and
-    ``attention_entropy`` -Σ_j Ā log Ā / log(i + 1), means over positions i ≥ 1 of the map of
-    :mod:`mechint.analyses.neurons.attention` with its rows divided by their sums.
-    """
-    with torch.no_grad():
-        logits = run(model, batch.tokens, logits_at=batch.positions).logits
-    cells = [[Edit(f"layers.{i}.{site}", "replace", 0.0) for site in model.mixers] for i in range(model.num_layers)]
-    swept = effects.sweep(batch, [*cells, []], "layers removed")
-    estimates = effects.estimates(batch, effects.fills(batch))
-    unequal = [gini(estimates[group.site].T, None) for group in effects.groups]  # type: ignore[arg-type]
-    distance, spread = attention_reach(model, batch)
-    return {
-        "loss": answer_metric("loss", batch)(logits).double().cpu(),
-        "accuracy": batch.correct(logits).cpu(),
-        "layer_effect": (swept[-1] - swept[:-1]).T.contiguous(),
-        "unit_effect_gini": torch.stack(unequal, 1),
-        "attention_distance": distance,
-        "attention_entropy": spread,
-    }
-
-
-def attention_reach(model: Model, batch: Prompts) -> tuple[Tensor, Tensor]:
-    """Mean distance of what each layer reads, as a share of the prompt, and the entropy of it, [prompt, layer]."""
-    needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
-    sites = [f"layers.{i}.{name}" for i in range(model.num_layers) for name in needed]
-    values, slopes = gradients(
-        model, batch.tokens, sites, answer_metric("answer_logprob", batch), logits_at=batch.positions
-    )
-    length = batch.tokens.shape[1]
-    at = torch.arange(length, dtype=torch.float64)
-    back = (at[:, None] - at) / length
-    distance, spread = [], []
-    for layer in range(model.num_layers):
-        plain = normalised(attention_maps(model, layer, values, slopes)[0])  # [prompt, i, j]
-        distance.append((plain * back).sum(-1)[:, 1:].mean(-1))
-        spread.append((-torch.xlogy(plain, plain).sum(-1)[:, 1:] / torch.log(at[1:] + 1)).mean(-1))
-    return torch.stack(distance, 1), torch.stack(spread, 1)
-
-
-def lengths(said: str) -> list[int]:
-    """The lengths of an option, ascending.
-
-    Raises:
-        MechintError: none, or one that is no whole number from 1 to 1,000,000.
-    """
-    found = []
-    for part in listed(said, named("compare", "lengths")):
-        length = whole_number(part)
-        if length is None or not 1 <= length <= 1_000_000:
-            raise MechintError(
-                f"compare: lengths are {shown(said)}, and {shown(part)} is none; give numbers from 1 to 1000000"
-            )
-        found.append(length)
-    if not found:
-        raise MechintError("compare: no length is named; give some such as 32,128,512")
-    return sorted(set(found))
-
-
 def per_byte(task: Task, loader: PromptLoader, loss: Number) -> tuple[Number, float]:
     """The loss in bits for each byte of text, and the bytes of a token: of plain text its own, elsewhere 1."""
     tokenizer = getattr(task, "tokenizer", None)
@@ -279,58 +195,6 @@ def scaled(value: Number, factor: float, add: float = 0.0) -> Number:
     """The number (value - add) · factor."""
     ends = [(float(value[key]) - add) * factor for key in ("value", "low", "high")]
     return {**value, "value": ends[0], "low": min(ends[1:]), "high": max(ends[1:])}
-
-
-def tokenizer_of(task: Task) -> str:
-    """What tells tokenizers apart: a hash of the tokenizer's definition, ``bytes``, or the task's own symbols."""
-    tokenizer = getattr(task, "tokenizer", None)
-    if tokenizer is not None:
-        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-    return "bytes" if task.name == "text" else f"symbols of {task.name}"
-
-
-def prompts_of(loader: PromptLoader) -> str:
-    """A hash of the prompts' tokens and answers: equal ones were measured on the same prompts."""
-    digest = hashlib.sha256()
-    for batch in loader:
-        for tensor in (batch.tokens, batch.answers):
-            digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def label(model: Model) -> str:
-    """What models of one group share: family and sizes."""
-    c = model.config
-    tied = ", K = V" if getattr(c, "kv_tied", False) else ""
-    return f"{c.family}, {c.n_layer} layers of width {c.d_model}{tied}"
-
-
-def training(model: Model) -> dict[str, Any]:
-    """What the checkpoint says of its training, where it says so.
-
-    ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
-    ``held_out_loss``, the least that was seen while it was trained.
-    """
-    metadata = getattr(model, "metadata", None) or {}
-    train = metadata.get("train")
-    if not isinstance(train, dict):
-        return {}
-    budget = {k: v for k, v in train.items() if k not in ("seed", "step_name", "lr")}
-    said = [metadata.get("task"), metadata.get("data"), budget]
-    digest = hashlib.sha256(repr(said).encode()).hexdigest()
-    best = metadata.get("best_val_loss")
-    return {
-        "seed": train.get("seed"),
-        "steps": metadata.get("iter_num"),
-        "budget": digest,
-        "lr": train.get("lr"),
-        "held_out_loss": best if isinstance(best, float) and math.isfinite(best) else None,
-    }
-
-
-def refuse(config: CompareConfig, task: TaskConfig) -> str | None:
-    lengths(config.lengths)
-    return None
 
 
 def work(config: CompareConfig) -> str:

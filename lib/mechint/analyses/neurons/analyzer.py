@@ -1,15 +1,23 @@
-"""Single units: which ones the metric needs, which follow Δ, which attention points to, and whom they act on.
+"""Single units: which the metric needs, which respond to Δ, which attention points to, and which others they affect.
 
-Every ranking is made on discovery prompts where it chooses something, and measured on held-out ones: the effect of
-each unit ablated and kept alone (:mod:`.analyses.unit_effects`), Δ of a Mamba (:mod:`.neurons.delta`), units
-weighted by attention (:mod:`.neurons.attention`), and effects between layers (:mod:`.neurons.cross_layer`).
+1. Rank units on discovery prompts: estimated effects of ablation, gradients of Δ, and scores of attention methods.
+2. On held-out prompts, ablate each unit alone and keep each unit alone (:mod:`.analyses.unit_effects`); where there are
+   too many units, measure those that gradients rank first.
+3. Give each channel of a Mamba its mean Δ, and measure the change of the metric (:mod:`.neurons.delta`).
+4. Remove units in the order of each ranking, and compare the curves with those of random orders
+   (:mod:`.deletion_curves`).
+5. Ablate the highest ranked units of a layer, and measure the change of the units of later layers
+   (:mod:`.cross_layer`).
+6. Compare the rankings with each other, find circuits of the main site, and repeat the main quantities on models with
+   shuffled weights.
+
+All choices are made on discovery prompts, and all numbers are of held-out prompts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +26,12 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.units import Units
 from ...tasks import Prompts, mix
-from ...tasks.config import TaskConfig
-from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import listed, named, option
+from ...utils.errors import MechintError
 from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
-from ..base import Analysis, Study, values_of
+from ..base import Analysis, ControlledAnalyzer, values_of
 from ..circuits.bench import Bench
-from ..circuits.methods.attention import METHODS, attention_units
+from ..circuits.methods.attention import attention_units
 from ..circuits.methods.delta import delta_units, mean_step
 from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
@@ -36,57 +42,12 @@ from .attention import moments
 from .cross_layer import layer_effects, unit_effects
 from .deletion_curves import curves
 from .delta import channels_of, step_gradients, token_steps
+from .options import NeuronConfig, methods, refuse
 from .results import Found, numbers, quantities
 from .tokens import token_terms
 
 
-@dataclass(frozen=True)
-class NeuronConfig:
-    """Which units are looked at, and how."""
-
-    layers: str = option("all", "Layers to look at, separated by commas, or all")
-    top_k: int = option(10, "Units of each layer in lists, circuits and graphs", unit="units", low=1, high=1_000_000)
-    sites: str = option(
-        "usual",
-        "Kinds of site whose units are ablated one by one, separated by commas; 'usual' takes x, u, y, gate, gated and "
-        "out of a Mamba; MLP neurons, heads and what layers add of a transformer",
-    )
-    max_units: int = option(
-        512,
-        "Units of one kind of site that are measured exactly; of more, those that gradients rank first",
-        unit="units",
-        low=1,
-        high=1_000_000,
-    )
-    ablation: str = option(
-        "mean",
-        "What an ablated unit is replaced by: its mean over discovery prompts, its value on another prompt, on the "
-        "prompt's counterfactual twin, or zero",
-        choices=("mean", "resample", "counterfactual", "zero"),
-    )
-    metric: str = option(
-        "answer_logprob",
-        "What is lost: log-probability of the answers, or their logit less that of the twin's answers",
-        choices=("answer_logprob", "logit_diff"),
-    )
-    delta: bool = option(True, "Measure which channels depend on their step size Δ (a Mamba's)")
-    attention: bool = option(True, "Rank units by attention, and try the rankings by deleting units")
-    attention_methods: str = option(
-        "attention_weighted,gradient_guided,rollout", "Methods of that ranking, separated by commas"
-    )
-    tokens: bool = option(True, "Share each block's output and the answer's logit out among the tokens, exactly")
-    cross_layer: bool = option(True, "Measure what units and layers do to those of later layers")
-    random: int = option(10, "Random circuits and rankings to compare with", unit="draws", low=2, high=1000)
-    controls: int = option(
-        2, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
-    )
-    prompts: int = option(64, "Discovery prompts, for means and rankings", unit="prompts", low=2, high=1_000_000)
-    eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
-    bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
-
-
-class NeuronAnalyzer(Study):
+class NeuronAnalyzer(ControlledAnalyzer):
     """Measures single units; see :class:`NeuronConfig`."""
 
     name = "neuron"
@@ -304,37 +265,9 @@ class NeuronAnalyzer(Study):
         )
 
 
-def methods(config: NeuronConfig) -> list[str]:
-    """The attention methods that are asked for.
-
-    Raises:
-        MechintError: there is no such method, or none is named.
-    """
-    if not config.attention:
-        return []
-    chosen = list(dict.fromkeys(listed(config.attention_methods, named("neuron", "attention_methods"))))
-    for method in chosen:
-        if method not in METHODS:
-            raise MechintError(
-                f"neuron: no attention method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}"
-            )
-    if not chosen:
-        raise MechintError(f"neuron: no attention method is named; take {', '.join(METHODS)}, or turn attention off")
-    return chosen
-
-
 def joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Entries of all batches, along the last axis."""
     return {name: torch.cat([batch[name] for batch in batches], -1) for name in batches[0]}
-
-
-def refuse(config: NeuronConfig, task: TaskConfig) -> str | None:
-    methods(config)
-    if task.name in ("text", "prompt") and config.metric == "logit_diff":
-        return "these prompts have no counterfactual twins; choose the metric answer_logprob"
-    if task.name in ("text", "prompt") and config.ablation == "counterfactual":
-        return "these prompts have no counterfactual twins; choose the ablation mean, resample or zero"
-    return None
 
 
 def work(config: NeuronConfig) -> str:

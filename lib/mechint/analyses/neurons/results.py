@@ -18,7 +18,7 @@ from ..circuits.methods.delta import RANKINGS
 from ..metrics import faithfulness
 from ..patching.results import NAMES, Finished, strongest, units
 from ..random_weights import Quantities, quantity
-from ..sparsity.analyzer import gini
+from ..sparsity.measures import gini
 from ..unit_groups import Parts
 from .deletion_curves import SHARES, areas
 from .tokens import TERMS

@@ -1,20 +1,22 @@
 """Activation patching: which tokens read from which, layer by layer, and which units carry the answer.
 
-Two questions, each answered by exact interventions on the prompts that the model answers:
-
-* flow: what is lost when, in one layer, the tokens of one role no longer read those of another (attention knock-out,
-  Geva et al. 2023, section 4; for a Mamba the scan, the convolution, or both, see :class:`mechint.Edit`);
-* units: what is lost with one unit's values from the counterfactual twin (necessary), and what comes back with the
-  clean ones in the twin's run (sufficient), screened by gradients where there are too many (Nanda 2023). In place of
-  the twin there may be means over other prompts: one unit's mean in the clean run, and one unit's own values in the
-  run in which all units of that kind, in all layers, have their means.
+1. Screen units by gradients on the discovery prompts, where there are more than are measured exactly.
+2. Leave out the held-out prompts that the model answers wrong.
+3. Flow: in one layer (or a window of layers), stop the tokens of one role from reading those of another, and measure
+   what the metric loses (attention knock-out, Geva et al. 2023, section 4; of a Mamba the scan, the convolution, or
+   both are cut, see :class:`mechint.Edit`).
+4. Units, necessary: give one unit the values of the counterfactual twin, and measure what the metric loses. Units,
+   sufficient: give the twin's run the clean values of one unit, and measure what comes back. Where means replace the
+   twin's values, one unit has its mean in the clean run; or one unit has its own values in a run where all units of its
+   kind, in all layers, have their means.
+5. Estimate every unit's effect by gradients (Nanda 2023), and correlate the estimates with the exact effects.
+6. Average over prompts. Intervals and adjusted p-values are over templates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,80 +26,26 @@ from torch import Tensor
 
 from ...interventions.model import Model
 from ...tasks import Prompts
-from ...tasks.config import TaskConfig
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
-from ...utils.options import listed, option
+from ...utils.options import listed
 from ...utils.statistics import UNADJUSTED, said, said_p
 from ..base import Analysis, StagedAnalyzer
-from ..interchange import METRICS, Corruption, Interchange
+from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..options import OwnTask, unfit
 from ..unit_groups import Parts, part_kinds, screened
 from .flow import Pair, path_kinds, paths, role_pairs
+from .options import PatchConfig, refuse
 from .results import Finished, numbers
 from .role_means import RoleValues
 
 DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
-VALUES = ("twin", "mean")
 POINTS = {"twin": 5, "mean": 1}
 """Midpoints of an estimate's integral; attribution patching proper takes one end, as means have no embeddings."""
 SAID = {"twin": "the twin's values", "mean": "the mean over the discovery prompts' tokens of the same role"}
 ROUNDING = 64
 """Differences within so many roundings of the metric are none: runs of another batch add in another order."""
-
-
-@dataclass(frozen=True)
-class PatchConfig(OwnTask):
-    """What is cut, what is exchanged, and how the effect is measured."""
-
-    flow: str = option(
-        "usual",
-        "Where the reading of one token by another is cut, separated by commas (out, state, conv of a Mamba; scores, "
-        "pattern of a transformer); 'usual' takes those of the family, empty none",
-    )
-    decay: str = option(
-        "frozen",
-        "For a cut of a whole Mamba mixer: the decays are those of the layer without the tokens that are cut off "
-        "(frozen: nothing of them is left), or still respond to them (kept)",
-        choices=("kept", "frozen"),
-    )
-    window: int = option(1, "Layers cut together, around each layer", unit="layers", low=1, high=99)
-    units: str = option(
-        "usual",
-        "Kinds of site whose units are patched one by one, separated by commas (gated, state, head_out, mlp_post …); "
-        "'usual' takes those of the family, empty none",
-    )
-    values: str = option(
-        "twin",
-        "What a unit is given: its values in the counterfactual twin, or its mean over the discovery prompts' tokens "
-        "of the same role",
-        choices=VALUES,
-    )
-    max_units: int = option(
-        512,
-        "Units of one kind that are measured exactly; of more, those that gradients on discovery prompts rank first",
-        unit="units",
-        low=1,
-        high=1_000_000,
-    )
-    metric: str = option(
-        "logit_diff",
-        "What is lost or restored: the logit difference to the twin's answer, the answer's log-probability or its "
-        "probability",
-        choices=METRICS,
-    )
-    prompts: int = option(
-        64,
-        "Discovery prompts, on which units are screened and of which means are",
-        unit="prompts",
-        low=2,
-        high=1_000_000,
-    )
-    eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
-    bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
 def have_twins(*loaders: PromptLoader) -> bool:
@@ -274,17 +222,6 @@ class Patcher(StagedAnalyzer):
         double = next(self.model.parameters()).dtype == torch.float64
         eps = torch.finfo(torch.float64 if double else torch.float32).eps
         return change.where(change.abs() > ROUNDING * eps * base, torch.zeros(()).to(change)) + 0.0
-
-
-def refuse(config: PatchConfig, task: TaskConfig) -> str | None:
-    if task.name == "prompt" and config.metric == "logit_diff":
-        return "one prompt has no counterfactual twin; choose the metric answer_logprob"
-    if task.name == "prompt" and config.units.strip():
-        return (
-            "one prompt has neither a counterfactual twin nor other prompts to take units' values from; leave the "
-            "kinds of units empty"
-        )
-    return unfit(task, config.metric)
 
 
 def work(config: PatchConfig) -> str:

@@ -1,7 +1,14 @@
-"""The study: sixteen steps from activations to claims, each a room of its own; this orders them and passes results on.
+"""The study: sixteen steps from activations to claims; this module runs them in order and passes results on.
 
-A step that has nothing to say, or whose input another step did not find, says why, and the study goes on. Finished
-steps survive a kill. Claims and verdicts are computed from the steps' results.
+1. Setup: accuracy on held-out prompts beside chance. A model that does not do the task ends the study here.
+2. Activations of each studied site, and the part of the effect that passes through it.
+3-5. Dictionaries, probes and mask search propose candidates; the strongest are tested.
+6. Necessity and sufficiency of each candidate on held-out prompts, against random subspaces.
+7-11. Descriptions: robustness, influence over time, dynamics, reproducibility, transfer to other tasks.
+12. Figures. 13. Controls: random units, shuffled tokens, random weights. 14. Other checkpoints, and cost.
+15. Claims with verdicts, from the other steps' results (:mod:`.claims`). 16. The combined circuit.
+
+A step whose input another step did not find says why, and the study goes on. Finished steps survive a kill.
 """
 
 from __future__ import annotations

@@ -1,13 +1,22 @@
-"""Causal tracing: where, in which layer and at which token, a model carries what its answer depends on.
+"""Causal tracing: in which layer and at which token a model carries what its answer depends on.
+
+1. Run every held-out prompt, and leave out the prompts that the model answers wrong.
+2. Corrupt the tokens that a prompt is about: with those of its counterfactual twin, with noise on their embeddings, or
+   with the mean embedding of the discovery prompts' subjects.
+3. For each kind of site, layer and token, put the clean value into the corrupted run (``denoise``), the corrupted value
+   into the clean run (``noise``), or both, and measure the metric. Layers may be exchanged in windows.
+4. For ``denoise``, repeat step 3 for the residual stream while one kind of site of all layers above keeps its corrupted
+   values (severed).
+5. Estimate every effect by gradients (attribution patching), and correlate the estimates with the exact effects.
+6. Average over prompts by the role of the token. Intervals and adjusted p-values are over templates.
 
 After Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2) and, for Mamba, Sharma, Atkinson
-& Bau 2024, at every kind of site: a restored state is carried on by the recurrence, so it is not its read-out.
+& Bau 2024. A restored state is carried on by the recurrence; restoring its read-out changes one token alone.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +28,18 @@ from ...interventions.model import Model
 from ...interventions.run import run
 from ...interventions.sites import layer_kinds, layer_sites
 from ...tasks import Prompts
-from ...tasks.config import TaskConfig
 from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
-from ...utils.options import listed, named, option
+from ...utils.options import listed, named
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, StagedAnalyzer
 from ..effect_tables import few_notes
-from ..interchange import CORRUPTIONS, METRICS, Corruption, Interchange
+from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..options import OwnTask, unfit
+from .options import TraceConfig, refuse
 from .panels import Panel, panels
 from .results import numbers
-
-
-@dataclass(frozen=True)
-class TraceConfig(OwnTask):
-    """What is restored, in which run, and how the effect is measured."""
-
-    sites: str = option(
-        "usual",
-        "Kinds of site to trace, separated by commas (resid_post,state,dt …); 'usual' takes those of the family",
-    )
-    sever: str = option(
-        "usual",
-        "Kinds of site that stay corrupted above a restored residual, one map for each, separated by commas; 'usual' "
-        "takes what the layers add to the residual, empty none",
-    )
-    window: int = option(
-        1, "Layers restored together at sites other than the residual, around each layer", unit="layers", low=1, high=99
-    )
-    direction: str = option(
-        "both",
-        "Restore the clean value in the corrupted run (denoise: what suffices), the other way round (noise: what is "
-        "needed), or both",
-        choices=("denoise", "noise", "both"),
-    )
-    corruption: str = option(
-        "twin",
-        "What corrupts the subject's tokens: the counterfactual twin's tokens, noise on their embeddings, or the mean "
-        "embedding",
-        choices=CORRUPTIONS,
-    )
-    noise_scale: float = option(
-        3.0, "Noise, in standard deviations of the embedding matrix", unit="deviations", low=0.01, high=1000.0
-    )
-    draws: int = option(10, "Noisy runs of each prompt, for the corruption 'noise'", unit="runs", low=1, high=1000)
-    metric: str = option(
-        "logit_diff",
-        "What is restored: the logit difference to the twin's answer, the answer's log-probability or its probability",
-        choices=METRICS,
-    )
-    attribution: bool = option(True, "Also estimate every effect by gradients, and report how well that agrees")
-    prompts: int = option(
-        64, "Discovery prompts, for the mean embedding of the corruption 'mean'", unit="prompts", low=2, high=1_000_000
-    )
-    eval_prompts: int = option(64, "Prompts that are traced", unit="prompts", low=2, high=1_000_000)
-    examples: int = option(8, "Prompts whose own maps are shown in the report", unit="prompts", low=1, high=200)
-    bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
 class CausalTracer(StagedAnalyzer):
@@ -273,12 +234,6 @@ class CausalTracer(StagedAnalyzer):
                     }
                 )
         return shown
-
-
-def refuse(config: TraceConfig, task: TaskConfig) -> str | None:
-    if task.name == "prompt" and (config.corruption == "twin" or config.metric == "logit_diff"):
-        return "one prompt has no counterfactual twin; choose the corruption noise and the metric answer_logprob"
-    return unfit(task, config.metric)
 
 
 def work(config: TraceConfig) -> str:

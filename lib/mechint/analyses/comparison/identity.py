@@ -1,0 +1,58 @@
+"""Identifies the model, tokenizer and prompts of a profile, so that only comparable profiles are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+from ...interventions.model import Model
+from ...tasks import Task
+from ..loader import PromptLoader
+
+
+def tokenizer_of(task: Task) -> str:
+    """What tells tokenizers apart: a hash of the tokenizer's definition, ``bytes``, or the task's own symbols."""
+    tokenizer = getattr(task, "tokenizer", None)
+    if tokenizer is not None:
+        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return "bytes" if task.name == "text" else f"symbols of {task.name}"
+
+
+def prompts_of(loader: PromptLoader) -> str:
+    """A hash of the prompts' tokens and answers: equal ones were measured on the same prompts."""
+    digest = hashlib.sha256()
+    for batch in loader:
+        for tensor in (batch.tokens, batch.answers):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def label(model: Model) -> str:
+    """What models of one group share: family and sizes."""
+    c = model.config
+    tied = ", K = V" if getattr(c, "kv_tied", False) else ""
+    return f"{c.family}, {c.n_layer} layers of width {c.d_model}{tied}"
+
+
+def training(model: Model) -> dict[str, Any]:
+    """What the checkpoint says of its training, where it says so.
+
+    ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
+    ``held_out_loss``, the least that was seen while it was trained.
+    """
+    metadata = getattr(model, "metadata", None) or {}
+    train = metadata.get("train")
+    if not isinstance(train, dict):
+        return {}
+    budget = {k: v for k, v in train.items() if k not in ("seed", "step_name", "lr")}
+    said = [metadata.get("task"), metadata.get("data"), budget]
+    digest = hashlib.sha256(repr(said).encode()).hexdigest()
+    best = metadata.get("best_val_loss")
+    return {
+        "seed": train.get("seed"),
+        "steps": metadata.get("iter_num"),
+        "budget": digest,
+        "lr": train.get("lr"),
+        "held_out_loss": best if isinstance(best, float) and math.isfinite(best) else None,
+    }
