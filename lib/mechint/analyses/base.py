@@ -1,4 +1,4 @@
-"""What an analysis is, and how the runner finds them: every module of this package that holds an ``ANALYSIS``."""
+"""The registry of analyses, and the base classes of analyzers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Analyzer(Protocol):
 
 
 class StagedAnalyzer(Analyzer):
-    """What analyzers share: a frozen model, a seed, and a run directory in which finished stages survive a kill.
+    """The base of analyzers: a frozen model, a seed, and a run directory in which finished stages survive a kill.
 
     Args:
         model: From :func:`mechint.load`; its weights are frozen.
@@ -61,7 +61,7 @@ class StagedAnalyzer(Analyzer):
         self.stages = Stages(None if self.run_dir is None else self.run_dir / ".stages", key)
         self.results: dict[str, Any] = {}
         self.shared = False
-        """Whether all processes of torchrun are at this one analysis."""
+        """True if all processes of torchrun work on this one analysis."""
 
     def check(self, train_loader: Any, val_loader: Any) -> None:
         """Refuses, before any work, prompts that the analysis cannot use.
@@ -71,7 +71,7 @@ class StagedAnalyzer(Analyzer):
         """
 
     def assist(self, train_loader: Any, val_loader: Any) -> None:
-        """What another process than the first does meanwhile, where the work is shared."""
+        """Does the share of another process than the first, where the work is shared."""
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """The context of work that all processes share, if they are at this one analysis."""
@@ -127,7 +127,7 @@ class Analysis:
     after: tuple[str, ...] = ()
     """Names of the analyses whose results it takes, so that they are made before it."""
     inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
-    """What its results depend on beside options, weights and prompts, as digests of contents, by name; from the
+    """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""
 
 

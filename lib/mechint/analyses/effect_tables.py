@@ -39,7 +39,7 @@ def ratio(
 
 
 def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
-    """What so few subjects or templates can't say."""
+    """Notes on what cannot be estimated from so few subjects or templates."""
     few = len(set(templates.tolist()))
     if len(templates) == 1:
         return [f"One prompt was {done}: no interval and no p-value, and nothing about other prompts"]

@@ -26,14 +26,14 @@ from ..utils.errors import MechintError, did_you_mean
 from .metrics import answer_metric
 
 CORRUPTIONS = ("twin", "noise", "mean")
-"""What an analysis can be asked for; ``values`` and ``none`` beside these are for those that need no other prompt."""
+"""Corruptions that an option can name; the code also uses ``values`` and ``none``, which need no other prompt."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
 DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """What happens to the tokens that a prompt is about.
+    """The corruption of the tokens that a prompt is about.
 
     Args:
         method: ``twin`` runs the counterfactual twin instead; ``noise`` adds normal noise to the embeddings of these
@@ -102,7 +102,7 @@ class Interchange:
         self.clean, self.corrupted_value = (self.by_prompt(self.metric(found)) for found in logits)
         """The metric of the two runs, [prompt]."""
         self.right = self.by_prompt(rows.correct(logits[0])) == 1
-        """Whether the clean run says the answer, [prompt]."""
+        """True where the clean run says the right answer, [prompt]."""
 
     def corrupted(self, rows: Prompts, corruption: Corruption) -> tuple[Tensor, list[Edit]]:
         if corruption.method == "none":

@@ -161,7 +161,7 @@ class Answers:
 
 
 class Reading(torch.autograd.Function):
-    """What the head reads [m, D] -> KL to the full model, log-probability, accuracy and logit difference, [m] each."""
+    """Computes KL to the full model, log-probability, accuracy and logit difference [m] from its input [m, D]."""
 
     @staticmethod
     def forward(ctx: Any, read: Tensor, answers: Answers, learn: str | None) -> tuple[Tensor, ...]:

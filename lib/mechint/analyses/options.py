@@ -17,7 +17,7 @@ from ..utils.options import listed, option
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to analyse, where the results go, and what is drawn."""
+    """The options of a run: checkpoints, directories, device, and what is drawn."""
 
     mode: str = option(
         "posttrain",
@@ -51,13 +51,13 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the results of these checkpoints go."""
+        """The directory of the results of these checkpoints."""
         return Path(self.output_dir) / self.label
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one analysis gets its models, for those that may have their own: the base of their options."""
+    """The models of one analysis: the base of the options of analyses that may have models of their own."""
 
     mode: str = option(
         "posttrain",
@@ -70,7 +70,7 @@ class Source:
 
 @dataclass(frozen=True)
 class OwnTask:
-    """What one analysis asks, for those that may ask something else than all: the base of their options."""
+    """The task of one analysis: the base of the options of analyses that may have a task of their own."""
 
     task: str = option(
         "same",
@@ -107,12 +107,12 @@ def elsewhere(config: Any) -> Any:
 
 
 def request(config: Any) -> dict[str, Any]:
-    """What an analysis is to do, as plain values: its options without where its models are and what they are asked."""
+    """The options of an analysis as plain values, without those of its models and its task."""
     return {name: value for name, value in asdict(config).items() if name not in shared(config)}
 
 
 def shared(config: Any) -> dict[str, Any]:
-    """What an analysis may say in place of the options of all, with the values that leave it to them."""
+    """The options of an analysis that may replace those of all, with the values that leave these in place."""
     return {k: v for base in (Source, OwnTask) if isinstance(config, base) for k, v in asdict(base()).items()}
 
 

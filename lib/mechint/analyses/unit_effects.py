@@ -1,4 +1,4 @@
-"""What single units of a layer do: ablated alone, kept alone, and estimated by one backward.
+"""Effects of the single units of a layer: each ablated alone, each kept alone, and estimated by one backward pass.
 
 A unit is one number for each token at one site: a channel of a Mamba's ``x``, ``u``, ``y``, ``gate`` or ``gated``, an
 entry of what a mixer adds (``out``), an MLP neuron, or a whole attention head at ``head_out``. With m the metric of a
@@ -90,7 +90,7 @@ class Effects:
         }
 
     def fills(self, prompts: Prompts) -> dict[str, Any]:
-        """What replaces the units of each site; broadcasts to [prompt, position, unit …]."""
+        """The replacement of the units of each site; broadcasts to [prompt, position, unit …]."""
         found: dict[str, Any] = {}
         for ablation in self.ablations.values():
             found |= ablation.fills(prompts)
@@ -108,14 +108,14 @@ class Effects:
         ).double()  # fmt: skip
 
     def necessary(self, prompts: Prompts, group: Group, fill: Any, units: list[int] | None = None) -> Tensor:
-        """What is lost when each unit alone is ablated, [unit, prompt]."""
+        """Computes the effect of ablating each unit alone, [unit, prompt]."""
         chosen = range(group.units) if units is None else units
         cells = [[Edit(group.site, "replace", part(fill, e, self.axes(group)), units=[e])] for e in chosen]
         found = self.sweep(prompts, [*cells, []], f"ablating {group.site}")
         return found[-1] - found[:-1]
 
     def sufficient(self, prompts: Prompts, group: Group, fill: Any, units: list[int] | None = None) -> Tensor:
-        """What comes back when each unit alone is kept and the others of its site are ablated, [unit, prompt]."""
+        """Computes the effect of keeping each unit alone while the others of its site are ablated, [unit, prompt]."""
         chosen = range(group.units) if units is None else units
         cells = [[self.mask(group, [e], fill)] for e in chosen]
         found = self.sweep(prompts, [*cells, [self.mask(group, [], fill)]], f"keeping one of {group.site}")
@@ -158,5 +158,5 @@ def along(slope: Tensor, value: Tensor, fill: Any) -> Tensor:
 
 
 def part(fill: Any, unit: int, axes: int) -> Any:
-    """What replaces one unit, with its axis kept; a number serves every unit."""
+    """The replacement of one unit, with its axis kept; a number serves every unit."""
     return fill if not isinstance(fill, Tensor) else fill.narrow(fill.dim() - axes, unit, 1)

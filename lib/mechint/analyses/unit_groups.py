@@ -1,4 +1,4 @@
-"""What a patch of units exchanges: one channel, head or neuron of one layer, at all positions."""
+"""The units that patching exchanges: one channel, head or neuron of one layer, at all positions."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Profiler(ControlledAnalyzer):
 
 
 def structure(results: dict[str, Any]) -> Quantities:
-    """What is compared with shuffled weights: every curve of every layer, and every measure of sparsity."""
+    """Lists the quantities compared with shuffled weights: every curve of every layer, every measure of sparsity."""
     curves = [
         quantity(name, value, None, layer)
         for name, values in results["curves"].items()

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and bytes for each token, memory of the prompt by length, measured seconds.
+"""Costs of a model: parameters, FLOPs and bytes for each token, memory of the prompt by length, measured seconds.
 
 Counted, for a prompt of L tokens (⊙ and + are one each; exponentials, activations and norms are left out, as usual):
 
@@ -38,7 +38,7 @@ ACTIVE = 0.01
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many there are; ``active`` are those of at least :data:`ACTIVE` of their tensor's RMS, or as asked."""
+    """Counts of parameters; ``active`` are those of at least :data:`ACTIVE` of their tensor's RMS, or as asked."""
 
     total: int
     embedding: int

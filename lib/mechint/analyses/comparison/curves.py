@@ -20,7 +20,7 @@ CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_e
 
 
 def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
-    """Of each prompt: loss and accuracy [prompt], and the curves [prompt, layer].
+    """Measures the loss and accuracy of each prompt [prompt], and the curves [prompt, layer].
 
     ``layer_effect`` is the loss in nats that removing what a layer adds costs; ``unit_effect_gini`` the Gini index of
     the sizes of its main units' estimated effects; ``attention_distance`` Σ_j Ā[i, j] (i - j) / L and

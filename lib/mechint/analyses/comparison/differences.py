@@ -1,4 +1,4 @@
-"""What differs between groups of models beyond their seeds, from the profiles of all of them."""
+"""Differences between groups of models, tested against the differences between training seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEASURED = {
     "gain_per_mflop": "nats gained over a uniform guess per MFLOP",
 }  # fmt: skip
 LEADS = ("bits_per_byte", "accuracy")
-"""What a comparison says first, whether it differs or not."""
+"""The quantities that a comparison reports first, significant or not."""
 P50 = "P50 of units' variance over its mean"
 CURVES = {
     "stream_norm": "RMS of the stream", "update": "update of the stream (share)",
@@ -95,7 +95,7 @@ def untrained(study: Study) -> dict[str, float]:
 
 
 def comparable(studies: Sequence[Study]) -> tuple[set[str] | None, list[str]]:
-    """Which quantities compare between these runs (None: all), and what to know about it."""
+    """The quantities that can be compared between these runs (None: all), and notes on the others."""
     notes = []
     left_out: set[str] = set()
     if len({study.raw["tokenizer"] for study in studies}) > 1:

@@ -12,7 +12,7 @@ from ..loader import PromptLoader
 
 
 def tokenizer_of(task: Task) -> str:
-    """What tells tokenizers apart: a hash of the tokenizer's definition, ``bytes``, or the task's own symbols."""
+    """Identifies a tokenizer: a hash of its definition, ``bytes``, or the task's own symbols."""
     tokenizer = getattr(task, "tokenizer", None)
     if tokenizer is not None:
         return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
@@ -29,14 +29,14 @@ def prompts_of(loader: PromptLoader) -> str:
 
 
 def label(model: Model) -> str:
-    """What models of one group share: family and sizes."""
+    """The name of a model's group, whose members share family and sizes."""
     c = model.config
     tied = ", K = V" if getattr(c, "kv_tied", False) else ""
     return f"{c.family}, {c.n_layer} layers of width {c.d_model}{tied}"
 
 
 def training(model: Model) -> dict[str, Any]:
-    """What the checkpoint says of its training, where it says so.
+    """The metadata of a checkpoint about its training, as far as it has any.
 
     ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
     ``held_out_loss``, the least that was seen while it was trained.

@@ -11,7 +11,7 @@ from ...utils.options import listed, named, option, whole_number
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What a profile holds."""
+    """The contents of a profile, its prompts and its controls."""
 
     lengths: str = option("32,128,512,2048", "Prompt lengths whose memory is counted, separated by commas")
     measure: bool = option(True, "Measure seconds and peak memory, too, at those lengths that the model can have")

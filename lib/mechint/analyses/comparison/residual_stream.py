@@ -1,4 +1,4 @@
-"""How the residual stream changes from layer to layer: sizes, directions and dimensions.
+"""Changes of the residual stream from layer to layer: sizes, directions and dimensions.
 
 ================ ====================================================================================================
 stream_norm      RMS over the width of the stream behind a layer, mean over tokens
@@ -27,12 +27,12 @@ from ..loader import PromptLoader
 from ..spectra import alignment, effective_rank
 
 GROUPS = 8
-"""Of templates, for the jackknife."""
+"""Groups of templates for the jackknife."""
 
 
 @dataclass
 class Dynamics:
-    """What is measured of a loader's prompts.
+    """Sums and means of the residual stream over a loader's prompts.
 
     Attributes:
         norms, updates: [prompt, layer].

@@ -1,4 +1,4 @@
-"""Which profiles stand for a training run, at which learning rate families compare, and profiles along training."""
+"""Chooses the profile that represents each training run, its learning rate, and the profiles along training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Reader = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 def several_steps(studies: Sequence[Study]) -> bool:
-    """Whether some of the profiles are of one training run at several steps."""
+    """True if some of the profiles are of one training run at several steps."""
     return axis_of([study.raw for study in studies]).steps
 
 
 def run_of(study: Study) -> tuple[Any, ...] | None:
-    """What two checkpoints of one training run share; None where the checkpoint does not say."""
+    """A key that checkpoints of one training run share; None where the checkpoint does not say."""
     said = study.raw["training"]
     if said.get("seed") is None or said.get("budget") is None:
         return None
@@ -54,7 +54,7 @@ def rate_of(study: Study) -> float | None:
 
 
 def at_best_rates(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
-    """Of every family and size the runs at its best learning rate, and what is to be said of rates.
+    """The runs at the best learning rate of every family and size, and notes about the rates.
 
     The best has the least mean of the losses on held-out prompts that trainings themselves reported.
     """

@@ -169,7 +169,7 @@ class NeuronAnalyzer(ControlledAnalyzer):
         return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
 
     def control_config(self) -> NeuronConfig:
-        """What is taken apart token by token is compared with nothing."""
+        """The options of the control, which skips the token decomposition."""
         return dataclasses.replace(super().control_config(), tokens=False)
 
     @property

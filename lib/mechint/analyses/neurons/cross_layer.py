@@ -1,4 +1,4 @@
-"""What the units of one layer do to those of later ones: all pairs of layers, by patching and by gradient.
+"""Effects of the units of one layer on those of later layers, for all pairs of layers, by patching and by gradient.
 
 With σ_f the standard deviation of unit f over tokens and prompts, unit e of layer i ablated changes unit f of layer
 j > i by
@@ -23,7 +23,7 @@ from ...interventions.run import run
 from ...tasks import Prompts
 
 STEP = 1e-3
-"""Of the two-sided difference that is the derivative along a change; its error is of the order of the square."""
+"""The step of the two-sided difference that estimates a derivative; its error is of the order of the step's square."""
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def token_steps(
     metric: str,
     memory_mib: float = 1024,
 ) -> dict[str, Tensor]:
-    """What the step of single tokens does, for chosen channels of each site and the last ``length`` tokens.
+    """Computes the effects of single tokens' Δ, for chosen channels of each site and the last ``length`` tokens.
 
     Returns:
         ``{site} token gradient``, ``{site} token do_mean`` and ``{site} token step`` [channel, token, prompt].

@@ -12,7 +12,7 @@ from ..circuits.methods.attention import METHODS
 
 @dataclass(frozen=True)
 class NeuronConfig:
-    """Which units are looked at, and how."""
+    """The units that are measured, the ablation, the metric and the rankings."""
 
     layers: str = option("all", "Layers to look at, separated by commas, or all")
     top_k: int = option(10, "Units of each layer in lists, circuits and graphs", unit="units", low=1, high=1_000_000)

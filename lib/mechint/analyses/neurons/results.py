@@ -29,7 +29,7 @@ EDGES = 24
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of all batches (the last axis of everything is the prompt), and what it was measured on."""
+    """The measurements of all batches, whose last axis is the prompt, and the settings that they were made with."""
 
     batches: list[dict[str, Tensor]]
     parts: list[Parts]
@@ -155,7 +155,7 @@ def delta(done: Found, site: str) -> dict[str, Any]:
 
 
 def tokens(done: Found, site: str) -> dict[str, Any]:
-    """What the step of single tokens does, [channel, token] each; tokens are counted from the last, which is -1."""
+    """Summarises the effects of single tokens' Δ, [channel, token] each; the last token is -1."""
     found: dict[str, Any] = {"channels": done.steps[site]}
     for name in ("gradient", "do_mean", "step"):
         found[name] = columns(done.bootstrap, same, done.of(f"{site} token {name}"))
@@ -164,7 +164,7 @@ def tokens(done: Found, site: str) -> dict[str, Any]:
 
 
 def profile(done: Found, name: str) -> dict[str, Number]:
-    """Of the units' effects [unit, prompt]: their mean size, and the Gini index of the units' mean sizes."""
+    """Computes the mean size of the units' effects [unit, prompt], and the Gini index of the units' mean sizes."""
     size = np.abs(done.of(name))
     return {
         "size": done.bootstrap.interval(lambda mean: mean, size.mean(1), within=(0.0, np.inf)),
@@ -196,7 +196,7 @@ def diversity(done: Found, name: str) -> Number | None:
 
 
 def quantities(results: dict[str, Any]) -> Quantities:
-    """What is compared with shuffled weights: how large and how unequal effects are, and what rankings are worth."""
+    """Lists the quantities compared with shuffled weights: sizes and inequality of effects, and values of rankings."""
     metrics, main = results["metrics"], results["circuit"]["site"]
     found = [quantity(results["metric"], metrics["clean"])]
     for name in ("effect_of_all_units", "faithfulness_top_k", "completeness_top_k"):
@@ -270,7 +270,7 @@ def curve_of(done: Found, names: list[str]) -> dict[str, Any]:
 
 
 def shared_out(done: Found) -> dict[str, Any] | None:
-    """What the last answer's logit and every block's output at its position come from; None where it is not asked."""
+    """Summarises the token terms of the last answer's logit and of every block; None where they are not asked for."""
     if not done.has("relevance"):
         return None
     relevance = columns(done.bootstrap, same, done.of("relevance"))  # [layer, token]

@@ -1,4 +1,4 @@
-"""Where an answer comes from, token by token: the exact terms of every block, and the logit's relevance by layer.
+"""Terms of an answer, token by token: the exact terms of every block's output, and the logit's relevance by layer.
 
 Of a prompt's last answer, read at position i: how much of a Mamba block's output at i each token j brings, the norm of
 sources[i, j], beside the terms without a source (:mod:`.attribution.decomposition`); and the relevance of every token
@@ -20,7 +20,7 @@ TERMS = ("skip", "bias", "residual")
 
 
 def token_terms(model: Model, prompts: Prompts, layers: list[int], length: int, memory_mib: float) -> dict[str, Tensor]:
-    """What is measured of a batch; the last axis is the prompt.
+    """Measures a batch; the last axis of every tensor is the prompt.
 
     Args:
         layers: Whose blocks are taken apart (a Mamba's).

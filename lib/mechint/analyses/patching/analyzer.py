@@ -49,7 +49,7 @@ ROUNDING = 64
 
 
 def have_twins(*loaders: PromptLoader) -> bool:
-    """Whether every prompt has a counterfactual twin."""
+    """True if every prompt has a counterfactual twin."""
     return all(batch.twins is not None for loader in loaders for batch in loader)
 
 
@@ -66,7 +66,7 @@ class Patcher(StagedAnalyzer):
         if not self.paths and not self.parts:
             raise MechintError("patching: neither a flow nor units are asked for; leave one of them at 'usual'")
         self.whole = False
-        """Whether a prompt's answers are measured as one; the task says so."""
+        """True if the answers of a prompt are the tokens of one answer; the task says so."""
         self.effects: dict[str, Tensor] = {}
         self.usual: RoleValues | None = None
         """The means that units are given, where it is not the twin's values."""

@@ -1,4 +1,4 @@
-"""What a flow map cuts: all tokens of one role from all tokens of another, in each layer, each way they can be read."""
+"""Cuts of the flow: in one layer, all tokens of one role stop reading those of another, by one path or by all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Path:
         return rows
 
     def present(self, roles: Tensor, pairs: list[Pair]) -> Tensor:
-        """Which prompts have a pair at all, [pair, prompt] bool."""
+        """True where a prompt has tokens of both roles of a pair, [pair, prompt]."""
         there = torch.zeros(len(pairs), len(roles), dtype=torch.bool)
         for k, pair in enumerate(pairs):
             for rows in self.groups(roles, pair).values():

@@ -15,7 +15,7 @@ VALUES = ("twin", "mean")
 
 @dataclass(frozen=True)
 class PatchConfig(OwnTask):
-    """What is cut, what is exchanged, and how the effect is measured."""
+    """The flows that are cut, the units that are exchanged, and the metric."""
 
     flow: str = option(
         "usual",

@@ -102,7 +102,7 @@ class Finished:
     templates: NDArray[np.int64]
     twins: bool
     means: bool
-    """Whether units were given means in place of the twin's values."""
+    """True if units were given means in place of the twin's values."""
     draws: int
     seed: int
 

@@ -1,1 +1,1 @@
-"""How sparse activations are."""
+"""Sparsity of activations."""

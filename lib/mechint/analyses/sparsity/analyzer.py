@@ -1,4 +1,4 @@
-"""How sparse activations are, by measures fixed beforehand, on held-out prompts, with intervals.
+"""Sparsity of activations, by measures fixed beforehand, on held-out prompts, with intervals.
 
 1. On discovery prompts, take each unit's root mean square and the threshold that leaves out the target share.
 2. On held-out prompts, compute every measure of :mod:`.measures` at every chosen site and layer, for each token.

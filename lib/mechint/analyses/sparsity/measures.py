@@ -30,7 +30,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scale:
-    """What thresholds are relative to, from other prompts than those measured."""
+    """The values that thresholds are relative to, from other prompts than those measured."""
 
     rms: Tensor  # [unit]
     optimal: float

@@ -16,7 +16,7 @@ OTHERS = 1e-5
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """Where and how sparsity is measured."""
+    """The layers and sites that are measured, and the thresholds."""
 
     layers: str = option("all", "Layers to look at, separated by commas, or all")
     sites: str = option(

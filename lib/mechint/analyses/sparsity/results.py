@@ -16,7 +16,7 @@ PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
 
 def quantities(results: dict[str, Any]) -> Quantities:
-    """What is compared with shuffled weights: every measure of every layer and site."""
+    """Lists the quantities compared with shuffled weights: every measure of every layer and site."""
     return [
         quantity(name, value, cell["site"], cell["layer"])
         for cell in results["cells"]
@@ -91,7 +91,7 @@ def disagreements(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def gap(ends: list[Array], i: int, j: int) -> float:
-    """How much sparser cell i is than j, 0 unless their intervals are apart."""
+    """The difference in sparsity of cells i and j, above 0 where i is sparser; 0 unless their intervals are apart."""
     value, low, high = (np.sort([end[[i, j]] for end in ends], 0)[k] for k in (1, 0, 2))
     apart = low[0] > high[1] or low[1] > high[0]
     return float(value[0] - value[1]) if apart else 0.0

@@ -33,7 +33,7 @@ from .subspaces import orthonormal, random_basis
 DIRECTIONS = {"necessity": "noise", "sufficiency": "denoise"}
 DOSES = (0.25, 0.5, 0.75, 1.0)
 CELLS_MIB = 256
-"""What the edits of one sweep may take."""
+"""Memory that the edits of one sweep may take."""
 ALPHA = 0.05
 NONE = 0.01
 """Effects below this share are rounding and noise; nothing can be cut from them."""
@@ -154,7 +154,7 @@ class Tested:
 
 
 def deltas(held: Held, candidate: Candidate, test: str, mean: Tensor | None) -> Tensor:
-    """What full replacement at the site would add, [prompt, position, unit]."""
+    """The change that full replacement makes at the site, [prompt, position, unit]."""
     clean, twin = held.clean[candidate.site], held.twin[candidate.site]
     if test == "sufficiency":
         return clean - twin

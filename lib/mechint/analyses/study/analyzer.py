@@ -68,7 +68,7 @@ WORK: dict[int, Step] = {
     14: study_controls.scale,
     16: study_circuit.circuit,
 }
-"""What each step does; 12 is the report's, and 15 follows from the others."""
+"""The function of each step; step 12 is the report's, and 15 follows from the others."""
 DOCUMENTED = {
     "sae": "sae_results",
     "probes": "probe_results",
@@ -106,7 +106,7 @@ class Study(StagedAnalyzer):
                 check_lag(self.config.max_lag, min(int(batch.tokens.shape[1]) for batch in loader))
 
     def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
-        """What the steps work on."""
+        """Prepares the context that the steps share."""
         self.check(train_loader, val_loader)
         task_config = getattr(train_loader.task, "config", None)
         self.context = Context(
@@ -238,7 +238,7 @@ def nothing(reason: str) -> Found:
 
 
 def of_layer(report: Found, layer: int) -> Found:
-    """What a step found about one layer."""
+    """The part of a step's report about one layer."""
     found = {name: value for name, value in report.items() if name in ("status", "said", "metric", "ablation", "notes")}
     if "layers" in report:
         found["layer"] = report["layers"].get(str(layer))

@@ -71,7 +71,7 @@ class Candidate:
         return int(self.basis.shape[1])
 
     def report(self) -> dict[str, Any]:
-        """What goes into results.json."""
+        """The candidate as plain values, for results.json."""
         names = ("name", "layer", "site", "rank", "share", "agreement", "evidence")
         return {n: getattr(self, n) for n in names} | {"sources": list(self.sources), "units": list(self.units)}
 
@@ -106,7 +106,7 @@ def of_sae(found: Traffic, layer: int, dictionary: SparseAutoencoder, rank: int)
 
 
 def of_probe(found: Probe, layer: int, site: str, rank: int) -> list[Candidate]:
-    """What a probe reads, if it reads more than shuffled labels give."""
+    """The candidate that a probe reads, if it reads more than a probe of shuffled labels."""
     if float(found.selectivity["low"]) <= 0 or not np.any(found.weights):
         return []
     basis = orthonormal(torch.as_tensor(found.weights), rank)
@@ -146,15 +146,19 @@ def of_clusters(found: Traffic, layer: int, rank: int, most: int = 2) -> list[Ca
 
 
 def mask_bench(model: Model, loader: PromptLoader, kind: str) -> Bench:
-    """What masks over the units of a site, of all layers, are measured on: dropped units take their twins' values."""
+    """The bench that measures masks over the units of a site, in all layers; dropped units take their twins' values."""
     units = Units(model, UnitKind("unit", (Block((kind,)),), "one unit of the studied site"))
     ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
     return Bench(model, units, ablation, loader.batches)
 
 
 def closeness(model: Model, loader: PromptLoader, kind: str, kept: Tensor) -> dict[str, float | None]:
-    """How far from the model are the units of a mask [layer, unit], kept alone: ``kl`` in nats, ``kl_none`` without any
-    unit, and ``share``, what the mask makes up for; None where there is nothing to make up for."""
+    """Measures how far from the model the units of a mask [layer, unit] are, kept alone.
+
+    Returns:
+        ``kl`` in nats, ``kl_none`` without any unit, and ``share``, the part of ``kl_none`` that the mask makes up for;
+        None where there is nothing to make up for.
+    """
     bench = mask_bench(model, loader, kind)
     mask = kept.flatten().float().to(bench.batches[0].tokens.device)
     kl, none = (cost(bench, "kl", each) for each in (mask, torch.zeros_like(mask)))
@@ -162,7 +166,7 @@ def closeness(model: Model, loader: PromptLoader, kind: str, kept: Tensor) -> di
 
 
 def mask_search(model: Model, loader: PromptLoader, kind: str, budget: int, steps: int, seed: int) -> Tensor:
-    """Which units of a site the search under a budget keeps, of all layers: [layer, unit] bool."""
+    """True for the units of a site, of all layers, that the search under a budget keeps: [layer, unit]."""
     bench = mask_bench(model, loader, kind)
     units = bench.units
     if not 1 <= budget <= units.total:

@@ -91,7 +91,7 @@ def judged(made: list[Found], not_done: str = "") -> Found:
 
 
 def does_task(accuracy: Number, chance: Number) -> bool:
-    """Whether a model answers more than chance gives: its accuracy's interval lies above that of chance."""
+    """True if a model answers more than chance gives: the interval of its accuracy lies above that of chance."""
     if accuracy["low"] is None or chance["high"] is None:
         return False
     return float(accuracy["low"]) > float(chance["high"])
@@ -164,7 +164,7 @@ def p_above(found: Number, least: float) -> float:
 
 
 def conjunction(conditions: list[Condition]) -> Found:
-    """What a claim takes from its conditions: them, its p, and what would refute it."""
+    """The parts of a claim that follow from its conditions: these, its p, and what would refute it."""
     return {
         "conditions": [asdict(condition) for condition in conditions],
         "p": max(condition.p for condition in conditions),
@@ -275,7 +275,7 @@ def of_probes(found: dict[str, Found], config: Any, task: str) -> list[Found]:
 
 
 def best_probes(rows: list[Found]) -> list[Found]:
-    """Of each label the probe that reads it best across folds of the discovery prompts; of equals the first."""
+    """The best probe of each label across folds of the discovery prompts; of equals the first."""
     labels = dict.fromkeys(row["label"] for row in rows)
     of = lambda label: [row for row in rows if row["label"] == label]
     return [max(of(label), key=lambda row: float(row["across_folds"])) for label in labels]

@@ -1,4 +1,4 @@
-"""What the steps of a study share: the model, its prompts, and what earlier steps found."""
+"""The context that the steps of a study share: the model, its prompts, and the results of earlier steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Context:
     _held: Held | None = None
 
     def keep(self, step: int) -> Found:
-        """What an earlier step left.
+        """The values that an earlier step kept for later ones.
 
         Raises:
             MechintError: it was skipped, or had nothing to say.
@@ -59,7 +59,7 @@ class Context:
 
     @property
     def carried(self) -> dict[str, Traffic]:
-        """What the sites carry on the discovery prompts, by site."""
+        """Activations, gradients and effects of the sites on the discovery prompts, by site."""
         return {site: Traffic(**value) for site, value in self.keep(2)["traffic"].items()}
 
     @property
@@ -91,7 +91,7 @@ class Context:
         return self._held
 
     def mean(self, site: str) -> Tensor | None:
-        """What ablation puts in the place of a candidate's part, [position, unit]; None for the twin's value."""
+        """The mean that ablation replaces a candidate's part with, [position, unit]; None for the twin's value."""
         if self.config.ablation == "counterfactual":
             return None
         return self.carried[site].clean.mean(0)

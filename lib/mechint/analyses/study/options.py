@@ -1,4 +1,4 @@
-"""What a study does: the options of its steps, and the list of the steps."""
+"""The options of a study, and the list of its steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ALWAYS = (1, 2, 12, 15)
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What is studied, and how strictly."""
+    """The layers and site that are studied, the steps, and how strict the tests are."""
 
     layers: str = option("all", "Layers to study, separated by commas (0 or 0,3); all takes every layer")
     site: str = option(

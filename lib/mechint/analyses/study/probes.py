@@ -87,7 +87,7 @@ class Probe:
     hits: Array
 
     def report(self) -> dict[str, Any]:
-        """What goes into results.json."""
+        """The probe as plain values, for results.json."""
         names = (
             "method", "label", "classes", "score", "shuffled", "selectivity", "p", "permutations", "strength",
             "across_folds", "path",
@@ -235,7 +235,7 @@ class Fit:
         return path, max(path, key=lambda point: (point["score"], point["strength"]))
 
     def hits(self, parts: list[Array]) -> Array:
-        """What each prompt adds to the score, [prompt]; their mean is the score."""
+        """The contribution of each prompt to the score, [prompt]; their mean is the score."""
         return 1 - parts[0] / parts[1].mean() if self.numeric else parts[0]
 
     def statistic(self, *means: Any) -> Any:
@@ -351,7 +351,7 @@ def needed(accuracy: float, chance: float, power: float = 0.8) -> int:
 
 
 def power_note(groups: int, chance: float) -> str:
-    """What so few held-out templates could show, and how many would do."""
+    """Says which accuracy so few held-out templates could show, and how many would be enough."""
     least, chance = detectable(max(groups, 2), min(chance, 0.99)), min(chance, 0.99)
     aim = min(0.99, chance + 0.2)
     can = f"find an accuracy of {least:.2f} or more" if least <= 1 else "find no accuracy at all"

@@ -120,7 +120,7 @@ class Searched(CircuitAnalyzer):
 
 @contextmanager
 def measured_in(analyzer: Searched, metric: str) -> Iterator[None]:
-    """What is measured meanwhile is measured in this metric."""
+    """Measures everything inside the context in this metric."""
     before = analyzer.config
     analyzer.config = replace(before, metric=metric)
     try:
@@ -166,7 +166,7 @@ def circuit(context: Context) -> Found:
 
 
 class Kept:
-    """What is left of the task when only some of the studied units are kept, on the held-out prompts.
+    """Measures the task on the held-out prompts when only some of the studied units are kept.
 
     Raises:
         MechintError: dropping all of them has no clear effect on the study's metric.
@@ -210,7 +210,7 @@ class Kept:
 
 
 def judged(context: Context, analyzer: Searched, mask: Tensor) -> Found:
-    """What the circuit keeps alone and what the model keeps without it, beside its controls."""
+    """Measures the circuit alone, the model without it, and the controls."""
     units = analyzer.units
     assert isinstance(units, SiteUnits)
     kept = Kept(context, units)
@@ -278,7 +278,7 @@ def others(context: Context, analyzer: Searched, size: int) -> list[Tensor]:
 
 
 def sentence(report: Found) -> str:
-    """What the circuit is, in words; a search that ends far from the model says so."""
+    """Describes the circuit in words; says where a search ended far from the model."""
     text = (
         f"{report['kept']} of {report['total']} units, kept alone, keep {said(report['effect'], '.0%')} of the effect "
         f"and answer {said(report['accuracy'], '.0%')} (all of them {report['accuracy_full']['value']:.0%}, chance "

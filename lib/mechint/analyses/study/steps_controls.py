@@ -212,14 +212,14 @@ def transfer(context: Context) -> Found:
 
 
 def carries(row: Found, least: float) -> bool:
-    """Whether a candidate is needed for another task: at least so much of the effect is surely lost without it, and
+    """True if a candidate is needed for another task: at least so much of the effect is surely lost without it, and
     random subspaces of its rank and norm do less (5 %, Holm)."""
     low = row["effect"]["low"]
     return row["p_holm"] <= ALPHA and low is not None and float(low) >= least
 
 
 def said_of_transfer(report: Found, tested: int, least: float) -> str:
-    """What transfer found, about the candidates."""
+    """Describes the results of transfer."""
     parts = []
     for task in report["tasks"]:
         names = [row["candidate"] for row in report["rows"] if row["task"] == task["task"] and row["carries"]]
@@ -374,7 +374,7 @@ def random_weights(context: Context) -> Found:
 
 
 def best_readings(context: Context, model: Model) -> dict[str, Any]:
-    """What each held-out prompt adds to the score of the best probe of each label, [prompt] by label."""
+    """The contribution of each held-out prompt to the score of the best probe of each label, [prompt] by label."""
     rows = context.found.get("probes", {}).get("report", {}).get("probes", [])
     if not rows:
         return {}
@@ -430,8 +430,8 @@ def appearance(rows: list[Found]) -> Found:
 
 
 def present(accuracy: Any, chance: Any, total: Any, share: Any, least: float) -> bool:
-    """Whether a candidate is there at a checkpoint: the model does the task, tells prompts from their twins, and surely
-    loses at least so large a share of that difference without the candidate."""
+    """True if a candidate is present at a checkpoint: the model does the task, tells prompts from their twins, and
+    surely loses at least so large a share of that difference without the candidate."""
     if not does_task(accuracy, chance) or total["low"] is None or share["low"] is None:
         return False
     return float(total["low"]) > 0 and float(share["low"]) >= least

@@ -28,7 +28,7 @@ SHARE = 0.01
 
 
 def setup(context: Context) -> Found:
-    """Whether the model does the task at all."""
+    """Measures the model's accuracy on held-out prompts beside chance."""
     accuracy, other = accuracy_and_chance(context, context.val, context.model)
     said = (
         f"The model answers {accuracy['value']:.0%} of {accuracy['n']} held-out prompts; chance: {other['value']:.0%}."
@@ -37,7 +37,7 @@ def setup(context: Context) -> Found:
 
 
 def accuracy_and_chance(context: Context, loader: PromptLoader, model: Model) -> tuple[Number, Number]:
-    """How often a model answers the prompts of a loader, and what chance gives; see :func:`.claims.does_task`
+    """The accuracy of a model on the prompts of a loader, and the accuracy by chance; see :func:`.claims.does_task`
     for which of the two must be the larger."""
     right, chance = answered(loader, model)
     boot = ClusterBootstrap(loader.templates(), context.config.bootstrap, context.seed)
@@ -45,7 +45,7 @@ def accuracy_and_chance(context: Context, loader: PromptLoader, model: Model) ->
 
 
 def activations(context: Context) -> Found:
-    """What the sites carry, collected once, and how it is spread."""
+    """Collects activations, gradients and effects of the sites, and statistics of the activations."""
     found = traffic(context.model, context.train.batches, list(context.sites.values()), context.config.metric)
     layers = {}
     for layer, carried in zip(context.sites, found, strict=True):
@@ -123,7 +123,7 @@ def dictionary(
 
 
 def sae_numbers(sae: SparseAutoencoder, values: Tensor, templates: Any, draws: int, seed: int) -> Found:
-    """How well a dictionary describes activations [prompt, position, unit] that it was not trained on."""
+    """Evaluates a dictionary on activations [prompt, position, unit] that it was not trained on."""
     with torch.no_grad():
         f = sae.encode(values.float())
         rest = (sae.decode(f).double() - values).square().sum(-1).mean(1)
@@ -222,7 +222,7 @@ CLOSE = 0.9
 
 
 def mask_said(budget: int, close: Found) -> str:
-    """How close the mask search's units are to the model, as it must be known before they are taken for a circuit."""
+    """Describes how close the units of the mask search are to the model."""
     text = f"The {budget} units of the mask search, kept alone, are {close['kl']:.3g} nats from the model"
     if close["share"] is None:
         return f"{text}, and so are none of them."

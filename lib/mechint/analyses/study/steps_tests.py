@@ -106,7 +106,7 @@ def temporal(context: Context) -> Found:
 
 
 def left_out(about: Found) -> str:
-    """How much of the prompts' past a range of lags is."""
+    """Says how much of the prompts' past a range of lags covers."""
     if not about["left_out"]:
         return "all that the prompts have"
     return f"{about['left_out']} further ones, up to {about['length'] - 1}, are left out"

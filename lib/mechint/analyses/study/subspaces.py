@@ -23,7 +23,7 @@ from ..spectra import alignment
 USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
 """The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
 POINTS = 5
-"""Of the path from twin to prompt that gradients are averaged over."""
+"""Points of the path from twin to prompt that gradients are averaged over."""
 
 
 def study_site(model: Model, layer: int, kind: str = "usual") -> str:
@@ -49,7 +49,7 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a site carries on prompts and on their twins.
+    """Activations of a site on prompts and on their twins, with the metric's gradient and effect.
 
     Attributes:
         clean, twin: [prompt, position, unit], units of all axes in one.
@@ -82,7 +82,7 @@ class Traffic:
 def traffic(
     model: Model, batches: Sequence[Prompts], sites: Sequence[str], metric: str = "logit_diff"
 ) -> list[Traffic]:
-    """What each site carries, in float64 on the CPU; batches of one length are put together.
+    """Collects activations, gradients and effects of each site in float64 on the CPU; batches of one length are joined.
 
     Raises:
         MechintError: prompts without twins; prompts of several lengths; no difference that could be explained.

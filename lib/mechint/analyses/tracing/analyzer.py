@@ -57,7 +57,7 @@ class CausalTracer(StagedAnalyzer):
                 )
         self.directions = ("denoise", "noise") if config.direction == "both" else (config.direction,)
         self.whole = False
-        """Whether a prompt's answers are measured as one; the task says so."""
+        """True if the answers of a prompt are the tokens of one answer; the task says so."""
         self.effects: dict[str, Tensor] = {}
         self.examples: list[dict[str, Any]] = []
 

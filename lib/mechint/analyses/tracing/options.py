@@ -12,7 +12,7 @@ from ..options import OwnTask, unfit
 
 @dataclass(frozen=True)
 class TraceConfig(OwnTask):
-    """What is restored, in which run, and how the effect is measured."""
+    """The sites that are restored, the runs, the corruption and the metric."""
 
     sites: str = option(
         "usual",
