@@ -26,13 +26,23 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow the parameters that ``slow_except`` does not match, and those in which ``slow_where`` is found."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks as slow the parameters that ``slow_except`` does not match, and those in which ``slow_where`` is found.
+
+    A pattern that matches none of the parameters is an error, unless single tests were asked for by name.
+    """
+    matched: dict[tuple[str, str], bool] = {}
     for item in items:
-        slow = [mark.args[0] for mark in item.iter_markers("slow_where") if re.search(mark.args[0], parameters(item))]
-        slow += [m.args[0] for m in item.iter_markers("slow_except") if not re.fullmatch(m.args[0], parameters(item))]
-        if slow:
-            item.add_marker(pytest.mark.slow)
+        for mark in (*item.iter_markers("slow_where"), *item.iter_markers("slow_except")):
+            match = re.search if mark.name == "slow_where" else re.fullmatch
+            found = bool(match(mark.args[0], parameters(item)))
+            if found == (mark.name == "slow_where"):
+                item.add_marker(pytest.mark.slow)
+            pattern = item.nodeid.split("[")[0], mark.args[0]
+            matched[pattern] = matched.get(pattern, False) or found
+    stale = [f"{test}: {pattern!r} matches no parameter" for (test, pattern), found in matched.items() if not found]
+    if stale and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError("\n".join(stale))
 
 
 def parameters(item: pytest.Item) -> str:

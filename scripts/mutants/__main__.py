@@ -20,31 +20,29 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from scripts.mutants import by_hand, generate, reached, trees
+from scripts.mutants import by_hand, generate, reached, swap, trees
 
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 """Mutants that change no result, each with its reason: nobody can write a test for them."""
 LEFT_OUT = ("report.py", "figures.py", "options.py", "__init__.py", "panels.py", "feature_browser.py")
 """What draws or only declares is not mutated when a folder is named."""
+STATISTICS = ("tests/utils/test_statistics.py", "tests/utils/test_intervals.py", by_hand.PRINTED)
 TESTS = {
-    "utils/statistics.py": (
-        "tests/utils",
-        "tests/report/test_printed_numbers.py",
-        "tests/analyses/test_random_weights.py",
-    ),
-    "utils/step_down.py": (
-        "tests/utils",
-        "tests/report/test_printed_numbers.py",
-        "tests/analyses/circuits/test_minimality.py",
-    ),
+    "utils/statistics.py": STATISTICS,
+    "utils/step_down.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
 }
-"""The tests of files whose folder has none of the same name, or which are tested elsewhere."""
+"""The tests of files that other folders test, too, or which are a small part of their folder."""
 SECONDS = 300
 """The time limit of the tests of a hand-made mutant; a mutant that makes them hang is noticed, too."""
+
+
+ANEW = 99
+"""The status of a process that could not put its mutant into imported modules."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in trees.HEAVY:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as temporary:
-        copies = [trees.copy(Path(temporary) / str(k)) for k in range(options.processes)]
+        copies = [trees.copy(Path(temporary) / str(k)) for k in range(options.processes + bool(options.sources))]
         return generated(options, copies) if options.sources else chosen_by_hand(options.words, copies)
 
 
@@ -103,18 +101,23 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
     stop = time.monotonic() + 60 * options.minutes
     files = [file for source in options.sources for file in files_of(source)]
     mutants = {f: generate.sample(trees.LIBRARY / f, f, options.sample, options.seed) for f in files}
+    why = {(e["file"], e["line"], e["becomes"]): e["why"] for e in json.loads(EQUIVALENT.read_text())}
     tests = sorted({path for file in files for path in tests_of(file)})
     print(
-        f"{sum(map(len, mutants.values()))} mutants of {len(files)} files; recording which lines {' '.join(tests)} run",
+        f"{sum(map(len, mutants.values()))} mutants of {len(files)} files; first without one: {' '.join(tests)}",
         flush=True,
     )
-    lines = reached.record(copies[0], tests, files, 7200)
+    trees.enter(copies[0])
+    lines = reached.record(copies[0], tests, files)
     if lines is None:
         print("a test fails without a mutant", file=sys.stderr)
         return 1
-    why = {(e["file"], e["line"], e["becomes"]): e["why"] for e in json.loads(EQUIVALENT.read_text())}
     table: dict[str, Counter[str]] = {file: Counter() for file in files}
     jobs, began = [], time.monotonic()
+    print(
+        f"{len(lines.seconds)} tests take {sum(lines.seconds.values()):.0f} s while their lines are recorded",
+        flush=True,
+    )
     for mutant in (mutant for file in files for mutant in mutants[file]):
         first, others = lines.tests(mutant.file, *mutant.statement)
         if mutant.key in why:
@@ -123,17 +126,50 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
             survives(mutant, table, "no test runs it")
         else:
             quick = sum(lines.seconds[test] for test in first + others)
-            jobs.append(Job(mutant, (*first, *others), int(60 + 10 * quick)))
-    while jobs and time.monotonic() < stop:
-        now, jobs = jobs[: len(copies)], jobs[len(copies) :]
-        for job, noticed in trees.run(now, copies):
-            assert isinstance(job.change, generate.Mutant)
-            if noticed:
-                table[job.change.file]["killed"] += 1
-            else:
-                survives(job.change, table, "every test passes")
-    report(table, len(jobs), time.monotonic() - began)
+            jobs.append(Job(mutant, (*first, *others), int(120 + 10 * quick)))
+    for job, noticed in attempts(jobs, copies, stop):
+        assert isinstance(job.change, generate.Mutant)
+        if noticed:
+            table[job.change.file]["killed"] += 1
+            print(f"killed   {job.change.file}:{job.change.line}: {job.change.after.strip()}", flush=True)
+        else:
+            survives(job.change, table, "every test passes")
+    tried = sum(sum(row.values()) for row in table.values())
+    report(table, sum(map(len, mutants.values())) - tried, time.monotonic() - began)
     return int(any(row["survived"] for row in table.values()))
+
+
+def attempts(jobs: Sequence[Job], copies: Sequence[Path], stop: float) -> Iterator[tuple[Job, bool]]:
+    """For each job whether a test fails, until the clock says ``stop``; as many at a time as there are copies but one.
+
+    A mutant of a function is put into the modules that this process has imported. Others are written into a copy, whose
+    modules are imported anew.
+    """
+    anew, waiting, running = [], list(reversed(jobs)), dict[int, Job]()
+    while waiting or running:
+        while waiting and len(running) < len(copies) - 1 and time.monotonic() < stop:
+            job = waiting.pop()
+            running[trees.fork(partial(put_in, job, copies[0]), job.seconds)] = job
+        if not running:
+            break
+        pid, status = os.wait()
+        job = running.pop(pid)
+        if os.waitstatus_to_exitcode(status) == ANEW:
+            anew.append(job)
+        else:
+            yield job, status != 0
+    while anew and time.monotonic() < stop:
+        now, anew = anew[: len(copies) - 1], anew[len(copies) - 1 :]
+        yield from trees.run(now, copies[1:])
+
+
+def put_in(job: Job, tree: Path) -> int:
+    """Tests a mutant in a forked process; ANEW where its modules must be imported anew."""
+    assert isinstance(job.change, generate.Mutant)
+    path = trees.library(tree) / job.change.file
+    if job.change.statement == (0, 0) or not swap.swap(path, job.change.apply(path.read_text())):
+        return ANEW
+    return trees.run_tests(job.tests)
 
 
 def survives(mutant: generate.Mutant, table: dict[str, Counter[str]], reason: str) -> None:

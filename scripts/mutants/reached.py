@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,8 +15,6 @@ from typing import Any
 import pytest
 
 from scripts.mutants import trees
-
-FILE = "reached.json"
 
 
 class Recorder:
@@ -62,10 +59,6 @@ class Recorder:
             sys.settrace(None)
             self.seconds[test] += time.process_time() - began
 
-    def pytest_sessionfinish(self) -> None:
-        lines = {t: {f: sorted(n) for f, n in files.items() if f} for t, files in self.lines.items()}
-        (self.tree / FILE).write_text(json.dumps({"lines": lines, "seconds": self.seconds}))
-
 
 @dataclass
 class Reached:
@@ -87,11 +80,20 @@ class Reached:
         return sorted(near, key=self.seconds.__getitem__), sorted(others, key=self.seconds.__getitem__)
 
 
-def record(tree: Path, tests: Sequence[str], files: Sequence[str], seconds: int) -> Reached | None:
-    """Runs tests without a mutant; None where one fails."""
-    pid = trees.start(tree, tests, seconds, [Recorder(tree, files)])
-    if os.waitpid(pid, 0)[1]:
+def record(tree: Path, tests: Sequence[str], files: Sequence[str]) -> Reached | None:
+    """Runs tests without a mutant in this process, which has entered the tree; None where one fails.
+
+    The modules stay imported, and processes that are forked from here need not import them again.
+    """
+    kept = os.dup(1), os.dup(2)
+    trees.silent()
+    recorder = Recorder(tree, files)
+    try:
+        status = trees.run_tests(tests, [recorder])
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+    if status:
         return None
-    said = json.loads((tree / FILE).read_text())
-    lines = {t: {f: set(n) for f, n in found.items()} for t, found in said["lines"].items()}
-    return Reached(lines, said["seconds"])
+    lines = {t: {f: n for f, n in found.items() if f} for t, found in recorder.lines.items()}
+    return Reached(lines, dict(recorder.seconds))

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -83,29 +83,51 @@ def library(tree: Path) -> Path:
     return tree / LIBRARY.relative_to(ROOT)
 
 
-def start(tree: Path, tests: Sequence[str], seconds: int, plugins: Sequence[object] = ()) -> int:
+def start(tree: Path, tests: Sequence[str], seconds: int) -> int:
     """Starts a process that runs tests in a tree and returns its id; its status is 0 where all pass.
 
     It imports the tree's library and tests, and shares what this process has imported of others.
     """
+
+    def work() -> int:
+        enter(tree)
+        return run_tests(tests)
+
+    return fork(work, seconds)
+
+
+def fork(work: Callable[[], int], seconds: int) -> int:
+    """Starts a process that does some work without a word within a time limit, and returns its id."""
     if pid := os.fork():
         return pid
     status = 1
     try:
-        os.chdir(tree)
-        sys.path[:] = [str(tree / "lib"), str(tree)] + [
-            p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "lib")
-        ]
-        for name in [n for n in sys.modules if n.split(".")[0] in ("mechint", "tests", "scripts")]:
-            del sys.modules[name]
-        os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
-        sys.dont_write_bytecode = True
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
+        silent()
         signal.alarm(seconds)
-        pytest = importlib.import_module("pytest")
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive"]
-        status = int(pytest.main([*options, *tests], plugins=[*plugins]))
+        status = work()
     finally:
         os._exit(status)
+
+
+def enter(tree: Path) -> None:
+    """Makes this process import the library and the tests of a copy, whatever it has imported of another."""
+    os.chdir(tree)
+    here = (ROOT, ROOT / "lib")
+    sys.path[:] = [str(tree / "lib"), str(tree), *(p for p in sys.path if Path(p).resolve() not in here)]
+    for name in [n for n in sys.modules if n.split(".")[0] in ("mechint", "tests", "scripts")]:
+        del sys.modules[name]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
+    sys.dont_write_bytecode = True
+
+
+def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
+    """Runs quick tests of the working directory without a word until one fails; 0 where all pass."""
+    pytest = importlib.import_module("pytest")
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive"]
+    return int(pytest.main([*options, *tests], plugins=[*plugins]))
+
+
+def silent() -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)

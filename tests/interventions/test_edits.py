@@ -28,7 +28,7 @@ def value(model: Any, ids: Tensor, site: str, *edits: Edit) -> Tensor:
     return mechint.run(model, ids, record=[site], edits=edits)[site]
 
 
-@pytest.mark.slow_except("native")
+@pytest.mark.slow_where("chunked")
 @pytest.mark.parametrize("name", [name for name, reason in scan.available().items() if not reason])
 @given(sizes=SIZES, seed=st.integers(0, 50))
 @settings(max_examples=10, deadline=None)

@@ -34,13 +34,13 @@ FLOORS = [
 ]
 
 
-@pytest.mark.slow_where("None")
+@pytest.mark.slow_except("recall-(?!search_[rc]).*|gpt2_count-(?!search).*")
 @pytest.mark.parametrize(("name", "method"), [floor for floor in FLOORS if floor[0] not in IMPOSED])
 def test_no_score_of_units_falls(name: str, method: str) -> None:
     assert fallen(golden.units(name, method), STORED["units"][name][method]) == {}
 
 
-@pytest.mark.slow_where("None")
+@pytest.mark.slow_where("siit_gpt2_recall-search_resample")
 @pytest.mark.parametrize(
     ("name", "method"),
     [

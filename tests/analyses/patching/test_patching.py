@@ -50,7 +50,7 @@ def last(model: Any, prompts: Prompts, row: int, metric: str, edits: list[Edit],
     return float(metric_by_hand(metric, logits, one))
 
 
-@pytest.mark.slow_where("None")
+@pytest.mark.slow_where("tiny_mamba-out,state,conv-kept-2")
 @pytest.mark.parametrize(
     ("family", "flow", "decay", "window"),
     [
