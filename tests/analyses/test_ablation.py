@@ -11,7 +11,7 @@ from torch import Tensor
 import mechint
 from mechint.analyses.ablation import Ablation, means, of_all, of_position, of_role
 from mechint.analyses.circuits.methods.delta import mean_step
-from mechint.interventions.units import Units, unit_kinds
+from mechint.interventions.units import Units
 from mechint.tasks import Prompts
 from tests.helpers.builders import tiny_mamba, tokens
 
@@ -63,7 +63,7 @@ def test_a_dropped_unit_takes_its_mean(by_position: bool) -> None:
     model = tiny_mamba(2).requires_grad_(False)
     ids = tokens(5, 6, 3)
     batches = [batch(ids[:3].tolist()), batch(ids[3:].tolist())]
-    units = Units(model, next(iter(unit_kinds(model).values())))
+    units = Units(model, next(iter(model.unit_kinds.values())))
     fills = Ablation(model, units, "mean", batches, by_position).fills(batches[0])
     for site in units.sites:
         rows = [mechint.run(model, row[None], record=[site])[site][0].double() for row in ids]

@@ -28,7 +28,7 @@ from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
 from mechint.analyses.unit_effects import Effects
 from mechint.interventions.prefix import divergence
-from mechint.interventions.units import Units, unit_kinds
+from mechint.interventions.units import Units
 from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
 from mechint.tasks.base import accepted_by
 from mechint.training.trainer import evaluate
@@ -59,7 +59,7 @@ def test_every_analysis_has_one_accuracy(asked: tuple[Any, PromptLoader, PromptL
     circuit = SSMCircuitAnalyzer(model, SSMCircuitConfig(min_accuracy=0.0, bootstrap=100)).check_accuracy(val)
     every = reference(model, val.batches, "accuracy")
     assert 0 < sum(every) < len(every)
-    kind = next(iter(unit_kinds(model).values()))
+    kind = next(iter(model.unit_kinds.values()))
     units = Units(model, kind)
     bench = Bench(model, units, Ablation(model, units, "zero", train.batches, False), val.batches)
     found["masks"] = float(torch.cat([bench.values(k, None)["accuracy"] for k in range(len(bench.batches))]).mean())
@@ -92,7 +92,7 @@ def test_every_analysis_has_one_metric(asked: tuple[Any, PromptLoader, PromptLoa
     if name == "logit_diff" and not val.task.has_twins:
         pytest.skip("no wrong answers")
     every = reference(model, val.batches, name)
-    kind = next(iter(unit_kinds(model).values()))
+    kind = next(iter(model.unit_kinds.values()))
     units = Units(model, kind)
     bench = Bench(model, units, Ablation(model, units, "zero", train.batches, False), val.batches)
     masks = torch.cat([bench.values(k, None)[name] for k in range(len(bench.batches))])
@@ -120,7 +120,7 @@ def test_a_whole_answer_is_right_when_all_of_it_is() -> None:
     logits = mechint.run(model, prompts.tokens, logits_at=prompts.positions).logits
     assert prompts.correct(logits).tolist() == [1, 1, 0, 0] == by_hand(prompts, logits, "accuracy")
     assert evaluate(model, prompts, 4)[1] == 0.5
-    units = Units(model, next(iter(unit_kinds(model).values())))
+    units = Units(model, next(iter(model.unit_kinds.values())))
     found = Bench(model, units, Ablation(model, units, "zero", [prompts], False), [prompts]).values(0, None)
     logprob = by_hand(prompts, logits, "answer_logprob")
     assert found["accuracy"].tolist() == [1, 1, 0, 0]

@@ -98,7 +98,7 @@ class Analysis:
         title: For people.
         config: Frozen dataclass of its options.
         analyzer: ``analyzer(model, config, device)``.
-        families: Model families it runs on.
+        families: Model families it runs on; empty for every family.
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
@@ -115,10 +115,10 @@ class Analysis:
     title: str
     config: type
     analyzer: Callable[..., StagedAnalyzer]
-    families: tuple[str, ...]
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]
     summary: Callable[[dict[str, Any]], list[str]]
+    families: tuple[str, ...] = ()
     lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
     shares: bool = False
     default: bool = False
@@ -129,6 +129,10 @@ class Analysis:
     inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
     """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""
+
+    def fits(self, family: str) -> bool:
+        """True if it runs on models of this family."""
+        return not self.families or family in self.families
 
 
 @functools.cache
@@ -167,7 +171,7 @@ def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
 def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
     """Raises :class:`MechintError` for the first analysis that the model's family does not have."""
     for analysis in chosen:
-        if family not in analysis.families:
+        if not analysis.fits(family):
             raise MechintError(
                 f"{where} is a {family} model; the analysis {analysis.name!r} ({analysis.title}) is for "
                 f"{', '.join(analysis.families)}; choose another checkpoint or switch the analysis off"

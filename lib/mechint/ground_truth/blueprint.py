@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from ..interventions.model import Model
-from ..interventions.units import SCORED_UNITS
 from ..tasks.base import Task
 from ..utils.errors import MechintError
 from .truth import GroundTruth, Part, answers
@@ -39,7 +38,7 @@ class Compiled:
     @property
     def unit(self) -> str:
         """The kind of unit that methods are asked to score."""
-        return SCORED_UNITS[self.model.config.family]
+        return self.model.scored_unit
 
 
 class Sizes:

@@ -4,7 +4,7 @@ A *method* is a function ``(model, task) -> scores``: the model is one of ours, 
 (``task.sample(count, "discovery", seed)``: tokens, answer positions, answers, twins), and the scores are one number for
 each unit, in the order of :class:`.units.Units`: for the channels of a Mamba, those of layer 0, then of layer 1,
 and so on; the higher the more it belongs to the circuit. Which kind of unit a family is asked for says
-:data:`mechint.interventions.units.SCORED_UNITS`. A method never sees the truth. The project's own methods are
+:attr:`.LanguageModel.scored_unit`. A method never sees the truth. The project's own methods are
 :data:`mechint.scorecard.METHODS`.
 
 >>> from mechint.ground_truth import BLUEPRINTS
@@ -53,7 +53,7 @@ def score_method(compiled: Compiled, method: Method, unit: str | None = None, ab
     Args:
         compiled: From a blueprint.
         method: A function of the model and the task; see the top of this file.
-        unit: What it scores, a key of :func:`mechint.interventions.units.unit_kinds`; None is that of its family.
+        unit: What it scores, a key of :attr:`.LanguageModel.unit_kinds`; None is that of its family.
         ablation: What it replaces units by, if anything: by ``mean`` and ``resample`` units need not be found that are
             the same on every prompt, by ``counterfactual`` those that are on both twins.
 

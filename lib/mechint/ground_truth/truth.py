@@ -12,7 +12,7 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import PATHS, Units, unit_kinds
+from ..interventions.units import PATHS, Units
 from ..tasks.base import Prompts, Task
 from ..utils.errors import MechintError, did_you_mean
 
@@ -168,7 +168,7 @@ class Part:
         if self.kind in POSITIONS:
             assert self.where is not None
             return [only_at(self, ~self.where.of(prompts))]
-        units = Units(model, unit_kinds(model)[self.kind])
+        units = Units(model, model.unit_kinds[self.kind])
         return units.dropping(self.number(units), dict.fromkeys(units.sites, 0.0))
 
     def number(self, units: Units) -> int:
@@ -250,7 +250,7 @@ class GroundTruth:
         return asked
 
     def _units(self, model: Model, kind: str) -> Units:
-        known = unit_kinds(model)
+        known = model.unit_kinds
         if kind not in known:
             raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
         return Units(model, known[kind])

@@ -10,7 +10,7 @@ import torch
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import Units, unit_kinds
+from ..interventions.units import Units
 from ..tasks.base import Prompts, Task
 from ..utils.errors import MechintError
 from .truth import POSITIONS, STEPS, TIE, GroundTruth, Part, margins, only_at, remove_taps
@@ -94,7 +94,7 @@ def blind_changes(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterato
             if name in STEPS:
                 edits = [step_taken(model, part, name, prompts)]
             else:
-                units = Units(model, unit_kinds(model)[part.kind])
+                units = Units(model, model.unit_kinds[part.kind])
                 if (part.kind, name) not in taken:
                     other = donors[name]
                     assert other is not None  # every task that is compiled has twins
@@ -122,7 +122,7 @@ def step_taken(model: Model, part: Part, ablation: str, prompts: Prompts) -> Edi
 
 def idle_removals(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterator[tuple[str, list[Edit]]]:
     """For each declared kind, its name and the edits that remove every unit of it that is not declared."""
-    for kind, unit_kind in unit_kinds(model).items():
+    for kind, unit_kind in model.unit_kinds.items():
         if kind not in truth.idle and all(part.kind != kind for part in truth.parts):
             continue
         units, mask = Units(model, unit_kind), truth.mask(model, kind)

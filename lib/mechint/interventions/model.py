@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .sites import Site
 from .taps import Tap
+
+if TYPE_CHECKING:
+    from .units import UnitKind
 
 
 @dataclass
@@ -64,7 +67,13 @@ class Model(Protocol):
     @property
     def paths(self) -> Collection[str]: ...
     @property
-    def patched(self) -> Collection[str]: ...
+    def patched(self) -> Sequence[str]: ...
+    @property
+    def projected(self) -> Collection[str]: ...
+    @property
+    def unit_kinds(self) -> Mapping[str, UnitKind]: ...
+    @property
+    def scored_unit(self) -> str: ...
     @property
     def num_layers(self) -> int: ...
     @property

@@ -124,16 +124,6 @@ KV_UNITS = kinds(
 )
 
 
-FAMILY_UNITS = {"mamba": SSM_UNITS, "gpt2": KV_UNITS, "llama": KV_UNITS}
-SCORED_UNITS = {"mamba": "channel", "gpt2": "kv", "llama": "kv"}
-"""The kind of unit that methods are asked to rank on models whose circuit is known."""
-
-
-def unit_kinds(model: Model) -> dict[str, UnitKind]:
-    """The kinds of unit of a model's family, by name."""
-    return FAMILY_UNITS[model.config.family]
-
-
 class Units:
     """All units of one kind in one model, numbered layer by layer."""
 

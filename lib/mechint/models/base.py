@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..interventions.model import Cache
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
+from ..interventions.units import UnitKind
 
 
 class LanguageModel(nn.Module, ABC):
@@ -42,8 +43,14 @@ class LanguageModel(nn.Module, ABC):
     """Parts of a layer by the name users know, each with the sites of its input and output."""
     paths: Collection[str] = ()
     """Sites of a layer where a cut of the flow between two positions is usually made."""
-    patched: Collection[str] = ()
-    """Sites of a layer whose units are usually patched one by one."""
+    patched: Sequence[str] = ()
+    """Sites of a layer whose units are usually patched one by one; the first is the one that is usually studied."""
+    projected: Collection[str] = ()
+    """Sites of a layer that its output projections read."""
+    unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
+    """The kinds of unit that a circuit can be made of, by name."""
+    scored_unit: str = ""
+    """The kind of unit that methods are asked to rank on models whose circuit is known."""
 
     config: Any
     layers: nn.ModuleList

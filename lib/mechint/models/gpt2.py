@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import Scope, Tap
+from ..interventions.units import KV_UNITS
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
@@ -160,6 +161,9 @@ class GPT2(LanguageModel):
     )
     paths = ("scores",)  # as in a prompt without the source (Geva et al. 2023, section 4)
     patched = ("head_out",)
+    projected = ("head_out", "mlp_post")
+    unit_kinds = KV_UNITS
+    scored_unit = "kv"
     local_sites = (
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",

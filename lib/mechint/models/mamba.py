@@ -22,6 +22,7 @@ from .. import scan
 from ..interventions.edits import Edit
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import Scope, SiteEdit, Tap
+from ..interventions.units import SSM_UNITS
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
 from .norms import NoNorm, tell_readers
@@ -347,6 +348,9 @@ class Mamba(LanguageModel):
     )  # fmt: skip
     paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
     patched = ("gated", "state")  # all that a channel computes, and what it remembers alone
+    projected = ("gated",)
+    unit_kinds = SSM_UNITS
+    scored_unit = "channel"
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
     late_sites = MappingProxyType(
         {"y": ("gate", "out_proj"), "gate": ("y", "out_proj"), "gated": ("", "out_proj"), "out": ("", "")}

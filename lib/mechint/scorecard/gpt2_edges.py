@@ -18,7 +18,7 @@ from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import Units, unit_kinds
+from ..interventions.units import Units
 from ..tasks import Prompts
 from ..utils.errors import MechintError
 
@@ -167,7 +167,7 @@ def traffic(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
 def traffic_to_the_answer(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
     """The change of a reader times what that does to the answer: its exact effect with the twin's values."""
     model = compiled.model
-    each = [Units(model, unit_kinds(model)[kind]) for kind in ("q", "kv", "mlp")]
+    each = [Units(model, model.unit_kinds[kind]) for kind in ("q", "kv", "mlp")]
     effects = [
         exchange_effects(model, prompts, units, each=True).abs().mean(1).float().view(model.config.n_layer, -1)
         for units in each

@@ -21,7 +21,8 @@ from ..analyses.circuits.methods.registry import scores_of
 from ..analyses.circuits.search import SearchOptions
 from ..analyses.loader import PromptLoader
 from ..interventions.model import Model
-from ..interventions.units import FAMILY_UNITS, SCORED_UNITS, Units, unit_kinds
+from ..interventions.units import Units
+from ..models.loading.load import model_classes
 from ..tasks import Task
 from ..utils.errors import MechintError, did_you_mean
 
@@ -72,7 +73,7 @@ class Method:
 def bench_of(
     model: Model, task: Task, ablation: str, unit: str, prompts: int, split: str = "discovery", batch_size: int = 32
 ) -> Bench:
-    units = Units(model, unit_kinds(model)[unit])
+    units = Units(model, model.unit_kinds[unit])
     loader = PromptLoader(task, split, prompts, batch_size, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
 
@@ -122,7 +123,9 @@ def outside_method(name: str, given: Any) -> Method:
 def families_of(name: str) -> tuple[str, ...]:
     """Families whose scored kind of unit a method of circuits can rank."""
     return tuple(
-        family for family, unit in SCORED_UNITS.items() if RANKINGS[name].refuse(FAMILY_UNITS[family][unit]) is None
+        family
+        for family, model in model_classes().items()
+        if RANKINGS[name].refuse(model.unit_kinds[model.scored_unit]) is None
     )
 
 

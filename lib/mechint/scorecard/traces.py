@@ -16,7 +16,7 @@ from ..ground_truth import Compiled
 from ..ground_truth.truth import POSITIONS
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import SCORED_UNITS, Units, unit_kinds
+from ..interventions.units import Units
 from ..models.mamba import Mamba
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
@@ -160,7 +160,7 @@ def null_trials(model: Model, task: Task, count: int, trials: int, seed: int) ->
             for rows, s in zip(samples, seeds, strict=True)
         ]
 
-    scored = Units(model, unit_kinds(model)[SCORED_UNITS[model.config.family]])
+    scored = Units(model, model.unit_kinds[model.scored_unit])
     units = exchange_effects(model, mixed, scored).numpy()
     return {"trace": least(effects(model, task, mixed)), "units": least(units.T)}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import Units, unit_kinds
+from ..interventions.units import Units
 from ..tasks.base import Prompts, mix
 from ..tasks.recall import Recall
 
@@ -64,7 +64,7 @@ class Variable:
 
     Attributes:
         meaning: In words.
-        kind: Of the units, a key of :func:`mechint.interventions.units.unit_kinds`.
+        kind: Of the units, a key of :attr:`~mechint.models.base.LanguageModel.unit_kinds`.
         units: Their numbers.
         inputs: Which of :data:`INPUTS` come from the source when these units do; none where nothing may change.
     """
@@ -81,7 +81,7 @@ class Variable:
 
     def edits(self, model: Model, fills: dict[str, Any]) -> list[Edit]:
         """Puts other values, by site, in the place of these units."""
-        units = Units(model, unit_kinds(model)[self.kind])
+        units = Units(model, model.unit_kinds[self.kind])
         mask = torch.ones(units.total).index_fill_(0, torch.tensor(self.units), 0.0)
         return [edit for edit in units.edits(mask, fills) if not bool((torch.as_tensor(edit.value) == 1).all())]
 
@@ -111,7 +111,7 @@ class Alignment:
 
     def used(self, model: Model, kind: str) -> Tensor:
         """1 for the units of a kind that carry a variable, [units]."""
-        mask = torch.zeros(Units(model, unit_kinds(model)[kind]).total)
+        mask = torch.zeros(Units(model, model.unit_kinds[kind]).total)
         for variable in self.variables:
             if variable.kind == kind:
                 mask[list(variable.units)] = 1.0
@@ -120,13 +120,13 @@ class Alignment:
     def sites(self, model: Model) -> list[str]:
         """Every site that some unit is at."""
         kinds = dict.fromkeys([*self.kinds, *(variable.kind for variable in self.variables)])
-        return [site for kind in kinds for site in Units(model, unit_kinds(model)[kind]).sites]
+        return [site for kind in kinds for site in Units(model, model.unit_kinds[kind]).sites]
 
     def idle_edits(self, model: Model, fills: dict[str, Any], random: torch.Generator | None = None) -> list[Edit]:
         """Puts other values in the place of all idle units, or of a random half of them."""
         edits = []
         for kind in self.kinds:
-            units, keep = Units(model, unit_kinds(model)[kind]), self.used(model, kind)
+            units, keep = Units(model, model.unit_kinds[kind]), self.used(model, kind)
             if random is not None:
                 keep = torch.maximum(keep, (torch.rand(units.total, generator=random) < 0.5).float())
             edits += units.edits(keep, fills)

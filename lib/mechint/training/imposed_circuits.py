@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.model import Model
-from ..interventions.units import Units, unit_kinds
+from ..interventions.units import Units
 from ..tasks.base import Prompts, Task, generator, mix
 from ..tasks.recall import Recall
 from ..utils.errors import MechintError
@@ -204,7 +204,7 @@ class ChannelCircuit(ImposedCircuit):
         model.layers[1].conv1d.weight[..., :-1] = 0.0
 
     def align(self, model: Model) -> Alignment:
-        units = Units(model, unit_kinds(model)["channel"])
+        units = Units(model, model.unit_kinds["channel"])
         chosen = []
         for layer, count in enumerate(self.offered):
             random = generator("carriers", self.config.seed, layer)

@@ -234,7 +234,6 @@ ANALYSIS = Analysis(
     title="Circuit of features",
     config=FeatureCircuitConfig,
     analyzer=FeatureCircuitAnalyzer,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.units import FAMILY_UNITS, UnitKind, Units, unit_kinds
+from ...interventions.units import UnitKind, Units
+from ...models.loading.load import model_classes
 from ...utils.errors import MechintError
 from .results import load_results, read_masks
 
@@ -56,13 +57,14 @@ def load_circuit(run_dir: str | Path, model: Model) -> Circuit:
     """
     directory = Path(run_dir).parent if Path(run_dir).name == "final_masks.pt" else Path(run_dir)
     results, path = load_results(directory), directory / "final_masks.pt"
-    kind, theirs = unit_kinds(model).get(results.raw["unit"]), results.raw["model"].get("family")
+    kind, theirs = model.unit_kinds.get(results.raw["unit"]), results.raw["model"].get("family")
     if results.raw["unit"] == "latent":
         raise MechintError(
             f"{path} is a circuit of features, whose units need their dictionaries: read its masks into "
             "mechint.analyses.circuits.feature_units.FeatureUnits"
         )
-    if kind is None or FAMILY_UNITS.get(str(theirs)) is not unit_kinds(model):
+    known = model_classes().get(str(theirs))
+    if kind is None or known is None or known.unit_kinds != model.unit_kinds:
         raise MechintError(
             f"{path} is a circuit of the unit {results.raw['unit']!r} of a {theirs}, and {model.source} is a "
             f"{model.config.family}; name a circuit of this family"

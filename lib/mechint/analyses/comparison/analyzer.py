@@ -223,7 +223,6 @@ ANALYSIS = Analysis(
     title="Model comparison",
     config=CompareConfig,
     analyzer=Profiler,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

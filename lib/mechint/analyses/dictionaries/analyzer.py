@@ -385,7 +385,6 @@ ANALYSIS = Analysis(
     title="Sparse autoencoders",
     config=SAEAnalysisConfig,
     analyzer=SAEAnalyzer,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

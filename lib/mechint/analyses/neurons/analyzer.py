@@ -303,7 +303,6 @@ ANALYSIS = Analysis(
     title="Neurons",
     config=NeuronConfig,
     analyzer=NeuronAnalyzer,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

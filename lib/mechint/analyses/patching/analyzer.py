@@ -256,7 +256,6 @@ ANALYSIS = Analysis(
     title="Activation patching",
     config=PatchConfig,
     analyzer=Patcher,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -32,14 +32,14 @@ from .measures import MEASURES, SCALE_FREE, Scale
 from .options import DOCUMENTED, OTHERS, SparsityConfig, refuse
 from .results import agreement, disagreements, mean_of, profile, quantities
 
-ROLES: dict[str, dict[str, tuple[str, ...]]] = {
-    "mamba": {"stream": ("resid_post",), "added": ("out",), "read": ("gated",)},
-    "gpt2": {"stream": ("resid_post",), "added": ("attn_out", "mlp_out"), "read": ("head_out", "mlp_post")},
-    "llama": {"stream": ("resid_post",), "added": ("attn_out", "mlp_out"), "read": ("head_out", "mlp_post")},
-}
-"""Matched sites: the residual stream, what a layer adds to it, and what its output projections read."""
 POOL = 1 << 16
 """Most activations of one batch and site that the optimal threshold is taken from, evenly spaced."""
+
+
+def site_roles(model: Model) -> dict[str, str]:
+    """Matched sites and their roles: the residual stream, what a layer adds to it, what its output projections read."""
+    roles = {"stream": ("resid_post",), "added": model.mixers, "read": model.projected}
+    return {site: role for role, sites in roles.items() for site in sites}
 
 
 class SparsityAnalyzer(ControlledAnalyzer):
@@ -50,7 +50,7 @@ class SparsityAnalyzer(ControlledAnalyzer):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Thresholds from ``train_loader``, measures on ``val_loader``; returns the results."""
         layers = layer_list(self.config.layers, self.model.num_layers, self.name)
-        roles = {site: role for role, sites in ROLES[self.model.config.family].items() for site in sites}
+        roles = site_roles(self.model)
         kinds = unit_sites(self.model, self.config.sites, roles, self.name)
         cells = [(layer, kind) for kind in kinds for layer in layers]
         names = [f"layers.{layer}.{kind}" for layer, kind in cells]
@@ -150,7 +150,6 @@ ANALYSIS = Analysis(
     title="Sparsity of activations",
     config=SparsityConfig,
     analyzer=SparsityAnalyzer,
-    families=tuple(ROLES),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -293,7 +293,6 @@ ANALYSIS = Analysis(
     title="Study",
     config=StudyConfig,
     analyzer=Study,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -20,8 +20,6 @@ from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange
 from ..spectra import alignment
 
-USUAL = {"mamba": "gated", "gpt2": "head_out", "llama": "head_out"}
-"""The site of a layer whose units are studied: all that an SSM channel or a head passes on."""
 POINTS = 5
 """Points of the path from twin to prompt that gradients are averaged over."""
 
@@ -37,7 +35,7 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
             f"layer {layer} does not exist; {getattr(model, 'source', 'the model')} has {model.num_layers} "
             f"(0 to {model.num_layers - 1})"
         )
-    kind = USUAL[model.config.family] if kind == "usual" else kind
+    kind = model.patched[0] if kind == "usual" else kind  # all that an SSM channel or a head passes on
     name = f"layers.{layer}.{kind}"
     if name not in model.sites or model.sites[name].has_sources:
         raise MechintError(

@@ -259,7 +259,6 @@ ANALYSIS = Analysis(
     title="Causal tracing",
     config=TraceConfig,
     analyzer=CausalTracer,
-    families=("mamba", "gpt2", "llama"),
     refuse=refuse,
     work=work,
     summary=summary,

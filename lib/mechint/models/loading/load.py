@@ -43,6 +43,7 @@ class Family:
 
     title: str
     detects: Callable[[Collection[str]], bool]
+    model: type[LanguageModel] | None = None
     build: Builder | None = None
     to_hf_state_dict: Callable[[Any], dict[str, Tensor]] | None = None
     hf_config: Callable[[Any], dict[str, Any]] | None = None
@@ -293,11 +294,17 @@ def _ending(names: Collection[str], *parts: str) -> bool:
     return any(name == part or name.endswith("." + part) for name in names for part in parts)
 
 
+def model_classes() -> dict[str, type[LanguageModel]]:
+    """The class of every family that can be loaded, by the family's name."""
+    return {name: family.model for name, family in FAMILIES.items() if family.model is not None}
+
+
 FAMILIES: dict[str, Family] = {
     "mamba2": Family("Mamba-2", lambda state: _ending(state, "A_log") and _ending(state, "dt_bias")),
     "mamba": Family(
         "Mamba",
         lambda state: _ending(state, "A_log", "x_proj.weight", "dt_proj.weight"),
+        Mamba,
         build_mamba,
         names.to_hf_state_dict,
         names.hf_config,
@@ -307,6 +314,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         "GPT-2",
         lambda state: _ending(state, "wte.weight", "attn.c_attn.weight"),
+        GPT2,
         build_gpt2,
         gpt2_names.to_hf_state_dict,
         gpt2_names.hf_config,
@@ -317,6 +325,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         "Llama",
         lambda state: _ending(state, "self_attn.q_proj.weight"),
+        Llama,
         build_llama,
         llama_names.to_hf_state_dict,
         llama_names.hf_config,
