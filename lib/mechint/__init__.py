@@ -22,11 +22,12 @@ from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .attribution.lag_influence import run_temporal_causality_analysis
+    from .runner.finished import results
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "generate", "load", "run", "run_sae_analysis", "run_temporal_causality_analysis", "watch",
+    "generate", "load", "results", "run", "run_sae_analysis", "run_temporal_causality_analysis", "watch",
 ]  # fmt: skip
 
 # Imported when they are first asked for: few callers need all that a study is made of.
@@ -34,6 +35,7 @@ _LATER = {
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "run_sae_analysis": "runner.mechanistic",
+    "results": "runner.finished",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }
 

@@ -191,7 +191,7 @@ def build_run(
     return directory
 
 
-PNGS = ["ssm_channel_importance.png", "sparsity_curves.png", "faithfulness_curve.png"]
+PNGS = ["faithfulness_curve.png", "ssm_channel_importance.png", "sparsity_curves.png"]
 FILES = [*PNGS, "circuit_analysis_report.md", "report.html"]
 
 

@@ -38,6 +38,7 @@ PARSERS = {
 ELSEWHERE = {
     *("delta_extraction.py", "causal_analysis.py", "attention_neurons.py", "comparison_wrapper.py"),
     *("comparison_plots.py", "utils.py", "analyzer.py", "options.py", "report.py"),
+    *(f"lib/mechint/analyses/margin/{name}.py" for name in ("__init__", "options", "analyzer", "report")),
 }
 """Files that the pages name and that are not here by these names: documented ones, and those of a new analysis."""
 

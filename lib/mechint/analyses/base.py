@@ -8,7 +8,7 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,10 @@ from torch import Tensor
 
 from ..interventions.model import Model
 from ..interventions.run import run
+from ..report.finished import CIRCUIT, Drawn
+from ..report.results import Cell, no_cell
+from ..report.to_log import ToLog, metrics_to_log
+from ..report.values import read_object
 from ..tasks import Prompts
 from ..utils import files, options, workers
 from ..utils.errors import MechintError
@@ -90,12 +94,39 @@ class StagedAnalyzer(Analyzer):
 
 
 @dataclass(frozen=True)
+class Later:
+    """A function that is imported when it is first called, so that nothing of matplotlib is imported before it draws.
+
+    Attributes:
+        place: Its module below ``mechint`` and its name there, as in ``analyses.tracing.report:write_trace``.
+    """
+
+    place: str
+
+    def find(self) -> Callable[..., Any]:
+        """The function.
+
+        Raises:
+            ImportError, AttributeError: there is no such module, or nothing of that name in it.
+        """
+        module, _, name = self.place.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(f"mechint.{module}"), name)
+        return found
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.find()(*arguments, **named)
+
+
+@dataclass(frozen=True)
 class Analysis:
     """An entry of the registry.
 
     Attributes:
         name: Group of its flags (``--ssm-steps``), and its switch (``--ssm``).
         title: For people.
+        report: ``report(run_dir, drawn)`` writes the figures and pages of a finished run and returns their paths,
+            report.html last; ``drawn`` is a :class:`~mechint.report.finished.Drawn`.
+        headline: ``headline(run_dir)`` says in one sentence what a finished run found.
         config: Frozen dataclass of its options.
         analyzer: ``analyzer(model, config, device)``.
         families: Model families it runs on; empty for every family.
@@ -118,6 +149,8 @@ class Analysis:
     refuse: Callable[[Any, Any], str | None]
     work: Callable[[Any], str]
     summary: Callable[[dict[str, Any]], list[str]]
+    report: Callable[[Path, Drawn], list[Path]]
+    headline: Callable[[Path], str]
     families: tuple[str, ...] = ()
     lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
     shares: bool = False
@@ -129,6 +162,19 @@ class Analysis:
     inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
     """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""
+    compare: Callable[[Sequence[Path], Path], list[Path]] | None = None
+    """``compare(run_dirs, output)`` writes the pages of several finished runs, comparison.html last; None where there
+    is no comparison."""
+    to_log: Callable[[Path], ToLog] = metrics_to_log
+    """Gives what goes to Weights & Biases from a finished run."""
+    cell: Cell = no_cell
+    """Says what a number of results.json is of, beyond what stands around it: ``cell(raw, address, index)``."""
+    report_kind: str = ""
+    """The entry ``report`` of its results.json; analyses of one kind share their pages. Empty is the name."""
+
+    @property
+    def kind(self) -> str:
+        return self.report_kind or self.name
 
     def fits(self, family: str) -> bool:
         """True if it runs on models of this family."""
@@ -166,6 +212,21 @@ def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
             raise ValueError(f"no order fits what the analyses declare: {said}")
         placed[ready] = left.pop(ready)
     return placed
+
+
+def analysis_of(run_dir: str | Path) -> Analysis:
+    """The analysis that made a finished run; of one that has another name now, the first with the same pages.
+
+    Raises:
+        MechintError: results.json is missing or not valid, or no analysis has such results.
+    """
+    path = Path(run_dir) / "results.json"
+    raw = read_object(path)
+    kind = raw.get("report", CIRCUIT)
+    alike = [entry for entry in analyses().values() if entry.kind == kind]
+    if not alike:
+        raise MechintError(f"{path} holds results of the kind {kind!r}, which no analysis of this version has")
+    return next((entry for entry in alike if entry.name == raw.get("analysis")), alike[0])
 
 
 def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:

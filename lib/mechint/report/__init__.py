@@ -16,7 +16,7 @@ _ELSEWHERE = {
     "write_report": "runner.drawing",
     "write_trace_comparison": "analyses.tracing.compare",
 }
-"""What is documented here and stands above this room."""
+"""Names that are documented here and stand above this room."""
 
 
 def __getattr__(name: str) -> Any:

@@ -13,21 +13,19 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
-from ..utils.files import write_json, write_text
+from ..utils.files import write_json
 from ..utils.statistics import LEVEL, holm, rank_correlation
 from ..utils.training_step import named_step
-from . import markdown, style
-from .members import Warned, member_html, member_markdown
-from .page import bullets, page, picture
-from .page import table as html_table
+from . import style
+from .compose import write_page
+from .content import Bullets, Content, Section, figure, table_section
+from .members import Warned, member_section
 from .values import Value
 from .words import chance, number, percent
 
@@ -87,7 +85,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """What checkpoints are laid along; ``note`` says why, where it is not the training step."""
+    """The axis that checkpoints are laid along; ``note`` says why, where it is not the training step."""
 
     label: str
     lines: list[Line]
@@ -103,7 +101,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Change:
-    """What one number did over one training run.
+    """The change of one number over one training run.
 
     Attributes:
         first, last: Runs at both ends, of those that have the number.
@@ -134,7 +132,7 @@ def step_of(raw: Mapping[str, Any]) -> int | None:
 
 
 def training_run(raw: Mapping[str, Any], step: int | None, by_name: bool) -> tuple[str, ...]:
-    """What the checkpoints of one training run share: variant and directory, and the name but for its step."""
+    """A key that the checkpoints of one training run share: variant and directory, and the name but for its step."""
     path = Path(str(raw["checkpoint"]))
     rest = re.sub(r"\d+", lambda found: "#" if int(found[0]) == step else found[0], path.name) if by_name else ""
     return str(raw["model"].get("variant") or ""), str(path.parent), rest
@@ -186,7 +184,7 @@ def apart(one: Value, other: Value) -> float | None:
 
 
 def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:
-    """What every number did along every training run, and how many tests there were; certain changes first."""
+    """The change of every number along every training run, certain ones first; and the number of tests."""
     tests: list[tuple[int, int, str, int]] = []  # track, line, against which end, run
     p: list[float] = []
     ends: dict[tuple[int, int], list[int]] = {}
@@ -222,7 +220,7 @@ def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:
 
 
 def headline(axis: Axis, found: Sequence[Change], count: int) -> str:
-    """What changed, in one sentence."""
+    """The changes in one sentence."""
     several = f"{len(axis.lines)} training runs" if axis.steps and len(axis.lines) > 1 else "one training run"
     places = [at for run in axis.lines for at in run.at]
     over = f" of {several}, steps {min(places):,} to {max(places):,}" if axis.steps else ", in the order given"
@@ -345,31 +343,24 @@ def write_along(
     }  # fmt: skip
     written = [write_json(output / "comparison.json", data)]
     lines = -(-len(tracks) // COLUMNS)
-    drawing = partial(figure_along, tracks=tracks, axis=axis, found=found, title=title)
-    plot = style.save_figure(output / "comparison.png", (11.0, 1.4 + 2.2 * lines), drawing)
-    tables = [
-        ("What changed", CHANGES, change_rows(found, axis)),
-        (f"Checkpoints ({len(shown(axis, found))} of {len(raws)}; comparison.json has all)",
-         *table_of(names, tracks, axis, found)),
-        *extra,
-    ]  # fmt: skip
     caption = (
         f"Every number along the {axis.label}, with 95 % intervals where it has them. Dotted: the earliest checkpoint"
         " that certainly differs from the first."
     )
-    parts = [f"# {title}: comparison of {len(raws)} checkpoints", findings[0]]
-    parts += ["\n".join(f"- {text}" for text in texts) for texts in (sure, notes) if texts]
-    parts += [f"![{plot.name}]({plot.name})\n\n{caption}", *member_markdown(warned, len(raws))]
-    for heading, header, rows in tables:
-        parts += [f"## {heading}", markdown.table(header, rows)]
-    written += [plot, write_text(output / "comparison.md", "\n\n".join(parts) + "\n")]
-    body = [f"<h1>{escape(title)}: comparison</h1>", f'<p class="lead">{escape(findings[0])}</p>']
-    body += [bullets(texts) for texts in (sure, notes) if texts]
-    body += [picture(plot, caption), *member_html(warned, len(raws))]
-    for heading, header, rows in tables:
-        body += [f"<h2>{escape(heading)}</h2>", html_table(header, rows, numeric=range(1 if rows is tables[0][2] else 2,
-                                                                                       len(header)))]  # fmt: skip
-    return [*written, write_text(output / "comparison.html", page(f"{title}: comparison", body))]
+    size = (11.0, 1.4 + 2.2 * lines)
+    plot = figure("comparison.png", caption, size, figure_along, tracks, axis, found, title)
+    header, rows = table_of(names, tracks, axis, found)
+    listed = f"Checkpoints ({len(rows)} of {len(raws)}; comparison.json has all)"
+    sections = [
+        Section("What changed, and how it was told", [Bullets(sure), Bullets(notes)]),
+        Section("Figure", [plot]),
+        member_section(warned, len(raws)),
+        table_section("Changes", "", CHANGES, change_rows(found, axis), range(1, len(CHANGES))),
+        table_section(listed, "", header, rows, range(2, len(header))),
+        *(table_section(name, "", head, lines, range(2, len(head))) for name, head, lines in extra),
+    ]
+    content = Content(f"{title}: comparison of {len(raws)} checkpoints", sections, lead=findings[0])
+    return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
 def plain(value: Value) -> dict[str, Any]:

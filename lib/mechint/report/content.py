@@ -1,172 +1,240 @@
-"""The page of a finished study, whatever it measured: cards, findings, tables, figures, caveats, how to repeat it."""
+"""The content of a page, in blocks: :mod:`.markdown` and :mod:`.html` write all of them, :mod:`.compose` both files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..utils.errors import MechintError
-from ..utils.files import write_text
-from ..utils.progress import Progress
 from . import style
-from .finished import SCHEMA
-from .html import repeat as repeat_html
-from .markdown import repeat as repeat_markdown
-from .markdown import table as markdown_table
-from .page import bullets, card, cards, checks, folded, page, picture, table
-from .values import optional_text, read_object, read_value
-from .words import flat, number
+from .finished import Drawn, FinishedRun
+from .words import Long, flat, number
 
 
 @dataclass(frozen=True)
-class Study:
-    """results.json of a study, and what lies beside it."""
+class Text:
+    """A paragraph.
 
-    directory: Path
-    raw: dict[str, Any]
-    manifest: dict[str, Any]
-    config: str | None
+    Attributes:
+        soft: It explains what stands below it, in a softer colour.
+        code: Words between backticks are code.
+    """
 
-
-@dataclass(frozen=True)
-class Section:
-    """A table with a heading and a sentence; ``numeric`` columns are set right; long ones are folded in HTML."""
-
-    title: str
     text: str
+    soft: bool = False
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines that are written as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of plain text.
+
+    Attributes:
+        numeric: Columns that are set right.
+        folded: What HTML shows until the table is opened; '' shows the table.
+    """
+
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Long]]
     numeric: Sequence[int] = ()
-    folded: bool = False
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list; ``folded`` as of :class:`Table`."""
+
+    items: Sequence[str]
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """A list whose entries carry a tick, or a warning."""
+
+    items: Sequence[tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Links:
+    """Other pages beside this one: (title, relative address)."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Widget:
+    """HTML that has no counterpart in Markdown."""
+
+    html: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure to draw: file name, caption, size in inches, and what draws it."""
+    """A figure.
+
+    Attributes:
+        name: Of its file.
+        make: Draws it to a path, which it returns.
+        kind: Of figures: ``heatmaps``, ``curves`` or ``faithfulness``; '' is always drawn.
+        html: What HTML shows in its place, where it can be read point by point there.
+    """
 
     name: str
     caption: str
-    size: tuple[float, float]
-    draw: Callable[[Any], None]
+    make: Callable[[Path], Path]
     narrow: bool = False
+    kind: str = ""
+    html: str = ""
+
+    def wanted(self, drawn: Drawn) -> bool:
+        return not self.kind or bool(getattr(drawn, self.kind))
+
+
+Block = Text | Code | Table | Bullets | Checks | Links | Widget | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and its blocks; a section whose blocks are all empty is left out."""
+
+    title: str
+    blocks: Sequence[Block]
+    level: int = 2
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a report says; plain text."""
+    """The content of a page.
 
-    cards: Sequence[tuple[str, str, str]]
-    findings: Sequence[tuple[bool, str]]
-    sections: Sequence[Section]
-    figures: Sequence[Figure]
-    caveats: Sequence[str] = field(default_factory=list)
-
-
-def load_study(run_dir: str | Path, report: str) -> Study:
-    """Reads a finished study of one kind.
-
-    Raises:
-        MechintError: a file is missing, is not valid, or has another schema or kind.
+    Attributes:
+        title: The heading.
+        about: (checkpoint, what it is), below the heading.
+        lead: The result in one sentence.
+        cards: (what, value, more) of the first numbers.
+        facts: (name, text) of what was measured, and how.
     """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != report:
-        raise MechintError(f"{path} is no finished {report} study of schema {SCHEMA}; run the analysis again")
-    if not isinstance(raw.get("metrics"), dict):
-        raise MechintError(f"{path} has no metrics; run the analysis again")
-    for name, value in raw["metrics"].items():
-        read_value(value, path, f"metrics.{name}")
-    return Study(directory, raw, read_object(directory / "manifest.json"), optional_text(directory / "config"))
+
+    title: str
+    sections: Sequence[Section]
+    about: tuple[str, str] = ("", "")
+    lead: str = ""
+    cards: Sequence[tuple[str, str, str]] = ()
+    facts: Sequence[tuple[str, str]] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
 
 
-def write_study(
-    study: Study, content: Content, text_name: str, heatmaps: bool = True, curves: bool = True
-) -> list[Path]:
-    """Writes the figures, the Markdown report and report.html of a study into its directory."""
-    plan = list(content.figures) if heatmaps and curves else [f for f in content.figures if wanted(f, heatmaps, curves)]
-    figures: list[tuple[Figure, Path]] = []
-    with Progress("report", 2 + len(plan)) as progress:
-        for figure in plan:
-            figures.append((figure, style.save_figure(study.directory / figure.name, figure.size, figure.draw)))
-            progress.step(figure.name)
-        text = write_text(study.directory / text_name, markdown(study, content, figures))
-        progress.step(text.name)
-        report = write_text(study.directory / "report.html", html(study, content, figures))
-        progress.step(report.name)
-    return [*(path for _, path in figures), text, report]
+def of_run(
+    run: FinishedRun,
+    sections: Sequence[Section],
+    caveats: Sequence[str],
+    *,
+    title: str = "",
+    lead: str = "",
+    cards: Sequence[tuple[str, str, str]] = (),
+    facts: Sequence[tuple[str, str]] = (),
+) -> Content:
+    """The page of one finished run, which ends with its caveats and how to repeat it."""
+    every = [*sections, Section("Caveats", [Bullets(caveats)]), *how_to_repeat(run)]
+    about = (str(run.raw["checkpoint"]), subject(run.raw))
+    return Content(title or str(run.raw["title"]), every, about, lead, cards, facts)
 
 
-def wanted(figure: Figure, heatmaps: bool, curves: bool) -> bool:
-    return heatmaps if "map" in figure.name else curves
+def study(
+    run: FinishedRun,
+    cards: Sequence[tuple[str, str, str]],
+    findings: Sequence[tuple[bool, str]],
+    sections: Sequence[Section],
+    figures: Sequence[Figure],
+    caveats: Sequence[str] = (),
+) -> Content:
+    """The page of a run that has cards, findings, figures and tables, in this order."""
+    first = [Section("Evidence", [Checks(findings)]), Section("Figures", figures)]
+    return of_run(run, [*first, *sections], [*run.raw["notes"], *caveats], cards=cards)
 
 
-def markdown(study: Study, content: Content, figures: list[tuple[Figure, Path]]) -> str:
-    raw = study.raw
-    parts = [
-        f"# {raw['title']}: {raw['checkpoint']}",
-        f"{subject(raw)}. Metric: {raw['metric']}. Ablation: {raw['ablation']}.",
-        markdown_table(("", "", ""), content.cards),
-        "## Evidence",
-        "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in content.findings),
+def table_section(
+    title: str,
+    text: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | Long]],
+    numeric: Sequence[int] = (),
+    folded: bool = False,
+) -> Section:
+    """A section of one table with a sentence above it."""
+    shown = Table(header, rows, numeric, f"{len(rows)} rows" if folded else "")
+    return Section(title, [*([Text(text, soft=True)] if text else []), shown])
+
+
+def figure(
+    name: str, caption: str, size: tuple[float, float], draw: Any, *arguments: Any, narrow: bool = False
+) -> Figure:
+    """A figure whose ``draw`` takes the arguments behind matplotlib's figure; of size in inches.
+
+    It is a heat map where its name says ``map``, else a curve.
+    """
+
+    def drawn(target: Any) -> None:
+        draw(target, *arguments)
+
+    make = partial(style.save_figure, size=size, draw=drawn)
+    return Figure(name, caption, make, narrow, "heatmaps" if "map" in name else "curves")
+
+
+def subject(raw: Mapping[str, Any]) -> str:
+    """The model and its task in a line."""
+    model, task = raw["model"], raw["task"]
+    size = f"{number(model['parameters'])} parameters" if "parameters" in model else ""
+    shape = f"{model['n_layer']} layers of width {model.get('d_model', '?')}" if "n_layer" in model else ""
+    said = ", ".join(part for part in (str(model.get("family", "")), size, shape) if part)
+    return f"{said} · {task.get('description') or task.get('name', '')}"
+
+
+def how_to_repeat(run: FinishedRun) -> list[Section]:
+    """Sections on running the analysis and drawing it again; its options, versions, seeds and data."""
+    again: list[Block] = []
+    if run.config is not None:
+        again = [
+            Text(
+                "Copy `config` (beside this file) to `.config` at the top of the repository, then run"
+                " `make olddefconfig && make mechint`. On a CPU the results are the same to the byte.",
+                code=True,
+            ),
+            Code(run.config.strip()),
+        ]
+    again.append(
+        Text(
+            "To draw this report again without running the analysis: `make mechint MODELS=<this directory>`, or"
+            ' `from mechint.report import write_report; write_report("<this directory>")`.',
+            code=True,
+        )
+    )
+    options = Table(("option", "value"), list(flat(run.raw["config"])), folded="Options of the analysis")
+    data = Table(
+        ("entry", "value"),
+        list(flat(run.manifest)),
+        folded="Versions, seeds and data (manifest.json, without times)",
+    )
+    return [
+        Section("How to repeat", again),
+        Section("Options", [options], level=3),
+        Section("Versions and data", [data], level=3),
     ]
-    for section in content.sections:
-        parts += [f"## {section.title}", section.text, markdown_table(section.header, section.rows)]
-    parts += [
-        "## Figures",
-        "\n\n".join(f"![{path.name}]({path.name})\n\n{figure.caption}" for figure, path in figures)
-        or "None were drawn.",
-        "## Caveats",
-        "\n".join(f"- {text}" for text in (*raw["notes"], *content.caveats)),
-        "## How to repeat",
-        *repeat_markdown(study),
-        "### Versions and data",
-        markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(study.manifest)]),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def html(study: Study, content: Content, figures: list[tuple[Figure, Path]]) -> str:
-    raw = study.raw
-    body = [
-        f"<h1>{escape(raw['title'])}</h1>",
-        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(subject(raw))}</p>',
-        cards([card(*entry) for entry in content.cards]),
-        "<h2>Evidence</h2>",
-        checks(content.findings),
-        "<h2>Figures</h2>" if figures else "",
-        *(picture(path, figure.caption, figure.narrow) for figure, path in figures),
-    ]
-    for section in content.sections:
-        body += [f"<h2>{escape(section.title)}</h2>", f'<p class="soft">{escape(section.text)}</p>']
-        shown = table(section.header, section.rows, section.numeric)
-        body.append(folded(f"{len(section.rows)} rows", shown) if section.folded else shown)
-    body += ["<h2>Caveats</h2>", bullets((*raw["notes"], *content.caveats)), "<h2>How to repeat</h2>"]
-    return page(f"{raw['title']}: {raw['checkpoint']}", [*body, *repeat_html(study)])
-
-
-def subject(raw: dict[str, Any]) -> str:
-    model = raw["model"]
-    said = raw["task"].get("description", "")
-    return f"{model['family']}, {number(model['parameters'])} parameters, {model['n_layer']} layers · {said}"
 
 
 def between(entry: dict[str, Any], digits: int = 3) -> str:
     """``0.412 [0.38, 0.44]`` of a reported number."""
     value, low, high = (number(entry[key], digits) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
-
-
-def figure(
-    name: str, caption: str, size: tuple[float, float], draw: Any, *arguments: Any, narrow: bool = False
-) -> Figure:
-    """A figure whose ``draw`` takes the arguments behind matplotlib's figure."""
-
-    def drawn(target: Any) -> None:
-        draw(target, *arguments)
-
-    return Figure(name, caption, size, partial(drawn), narrow)

@@ -1,4 +1,4 @@
-"""How a report shows the control on random weights: what differs from shuffled weights, what does not, a figure."""
+"""The control on random weights in a report: what differs from shuffled weights, what does not, a figure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import style
-from .content import Figure, Section, between, figure
+from .content import Figure, Section, between, figure, table_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,9 @@ def control_sections(control: dict[str, Any] | None) -> list[Section]:
         "shuffled weights do not have."
     )
     return [
-        Section("Random weights", said, ("quantity", "where", "trained", "shuffled", "differs"), rows, (2, 3), True)
+        table_section(
+            "Random weights", said, ("quantity", "where", "trained", "shuffled", "differs"), rows, (2, 3), True
+        )
     ]
 
 
@@ -99,7 +101,7 @@ def draw(target: Canvas, rows: list[dict[str, Any]], panels: list[str]) -> None:
 
 
 def short(row: dict[str, Any]) -> str:
-    """Where, in a tick: the layer where there is one, else the site."""
+    """The place in a tick's label: the layer where there is one, else the site."""
     return (row["site"] or "all") if row["layer"] is None else f"layer {row['layer']}"
 
 

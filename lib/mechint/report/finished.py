@@ -1,4 +1,7 @@
-"""What the reports of all finished runs that are no circuits share: the header, and how what is wrong is said."""
+"""Finished runs: the one reader of results.json, manifest.json and config, and one line for whatever is wrong in them.
+
+What every analysis writes is read here; an analysis parses what it alone writes beside its own pages.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +16,72 @@ from ..utils.files import sha256
 from ..utils.rundir import is_complete, written_digest
 from .values import Value, optional_text, read_object, read_value
 
-KINDS = {"trace": "trace", "patch": "patching"}
-"""The entry ``report`` of results.json -> what such a run is called."""
+SCHEMA = 1
+CIRCUIT = "circuit"
+"""The kind of a run whose results.json has no entry ``report``."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The figures of a report: heat maps, curves, and the curve of faithfulness."""
+
+    heatmaps: bool = True
+    curves: bool = True
+    faithfulness: bool = True
+
+
+ALL_FIGURES = Drawn()
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """results.json of a finished run, and what lies beside it."""
+    """A finished run, as every analysis leaves it.
+
+    Attributes:
+        raw: results.json.
+        metrics: Its ``metrics``, checked, by name in alphabetical order.
+        manifest: manifest.json.
+        config: The configuration that repeats the run, where there is one.
+    """
 
     directory: Path
     raw: dict[str, Any]
     metrics: dict[str, Value]
     manifest: dict[str, Any]
-    config: str | None
+    config: str | None = None
 
 
-def read_finished(run_dir: str | Path, kind: str) -> FinishedRun:
+def read_finished(run_dir: str | Path, kind: str | None = None) -> FinishedRun:
     """Reads what every finished run has.
 
     Args:
-        kind: One of :data:`KINDS`.
+        kind: Refuse runs of another kind, as :func:`kind_of` names it; None takes all.
 
     Raises:
-        MechintError: a file is missing, is not valid, or is of another kind or schema.
+        MechintError: a file is missing or not valid, the run is not finished, or is of another kind or schema.
     """
     directory = Path(run_dir)
     path = directory / "results.json"
     raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != kind:
-        raise MechintError(f"{path} is not a finished {KINDS[kind]} of schema {SCHEMA}; run the analysis again")
-    with valid(path):
-        metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
-    manifest = read_object(directory / "manifest.json")
-    return FinishedRun(directory, raw, metrics, manifest, optional_text(directory / "config"))
+    if raw.get("schema") != SCHEMA:
+        raise MechintError(
+            f"{path} has schema {raw.get('schema')!r} and this version reads schema {SCHEMA}; run the analysis again"
+        )
+    if raw.get("status") != "complete":
+        raise MechintError(f"{path} says status {raw.get('status')!r}, not 'complete'; let the analysis finish first")
+    if kind is not None and (found := raw.get("report", CIRCUIT)) != kind:
+        raise MechintError(f"{path} holds results of the kind {found!r}, not {kind!r}; name another run")
+    if not isinstance(raw.get("metrics"), dict):
+        raise MechintError(f"{path} has no 'metrics' of type dict; run the analysis again")
+    metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
+    return FinishedRun(
+        directory, raw, metrics, read_object(directory / "manifest.json"), optional_text(directory / "config")
+    )
 
 
 @contextlib.contextmanager
 def drawing(*directories: Path) -> Iterator[None]:
-    """What drawing stumbles over in files that were damaged or edited becomes one line; a defect of ours stays one.
+    """Turns what drawing damaged or edited files raises into one line; a defect of the code stays one.
 
     An analysis draws before it marks its directory as complete: what fails then is a defect.
     """
@@ -68,7 +99,7 @@ def drawing(*directories: Path) -> Iterator[None]:
 
 
 def being_made(directory: Path) -> bool:
-    """Whether an analysis is at work here: results.json is to the byte what it wrote, and it has not ended."""
+    """True while an analysis works here: results.json is to the byte what it wrote, and it has not ended."""
     try:
         return not is_complete(directory) and written_digest(directory) == sha256(directory / "results.json")
     except (MechintError, OSError):
@@ -77,14 +108,11 @@ def being_made(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def valid(path: Path) -> Iterator[None]:
-    """What looking into results.json stumbles over becomes one line."""
+    """Turns what looking into a damaged results.json raises into one line."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise MechintError(f"{path} is not valid ({short(repr(error))}); run the analysis again") from None
-
-
-SCHEMA = 1
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
@@ -99,5 +127,5 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """Which report a finished run gets: what results.json says, or ``circuit``."""
-    return str(read_object(Path(run_dir) / "results.json").get("report", "circuit"))
+    """The kind of a finished run: the entry ``report`` of its results.json, or ``circuit`` where there is none."""
+    return str(read_object(Path(run_dir) / "results.json").get("report", CIRCUIT))

@@ -1,43 +1,69 @@
-"""report.html: the whole analysis in one file that opens from disk."""
+"""Writes the blocks of a page as one HTML file that opens from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from html import escape
-from typing import Any
+from pathlib import Path
 
-from .page import bullets, folded, table
-from .words import flat, number
-
-
-def heading(raw: Mapping[str, Any]) -> Iterator[str]:
-    """The title of a report, and what it is about."""
-    model, task = raw["model"], raw["task"]
-    size = f"{number(model['parameters'])} parameters" if "parameters" in model else ""
-    shape = f"{model.get('n_layer', '?')} layers of width {model.get('d_model', '?')}"
-    said = ", ".join(part for part in (str(model.get("family", "")), size, shape) if part)
-    about = f"{said} · {task.get('description') or task.get('name', '')}"
-    yield f"<h1>{escape(raw['title'])}</h1>"
-    yield f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(about)}</p>'
+from .content import Block, Bullets, Checks, Code, Content, Figure, Links, Section, Table, Text, Widget
+from .page import bullets, card, cards, checks, folded, page, picture, table
 
 
-def ending(results: Any, caveats: Iterable[str]) -> Iterator[str]:
-    """What every report ends with: caveats, and how to repeat it."""
-    yield "<h2>Caveats</h2>"
-    yield bullets(caveats)
-    yield "<h2>How to repeat</h2>"
-    yield from repeat(results)
+def html(content: Content, drawn: Mapping[str, Path]) -> str:
+    """The whole page; ``drawn`` has the figures that were drawn, by name."""
+    checkpoint, about = content.about
+    body = [f"<h1>{escape(content.title)}</h1>"]
+    if checkpoint:
+        body.append(f'<p class="soft"><code>{escape(checkpoint)}</code> · {escape(about)}</p>')
+    if content.lead:
+        body.append(f'<p class="lead">{escape(content.lead)}</p>')
+    if content.cards:
+        body.append(cards(card(*entry) for entry in content.cards))
+    if content.facts:
+        body.append(folded("What was measured", table(("", ""), content.facts)))
+    for section in content.sections:
+        body += of_section(section, drawn)
+    return page(f"{content.title}: {checkpoint}" if checkpoint else content.title, body)
 
 
-def repeat(results: Any) -> Iterator[str]:
-    if results.config is not None:
-        yield (
-            "<p>Copy <code>config</code>, which lies beside this file, to <code>.config</code> at the top of the"
-            " repository, then run <code>make olddefconfig &amp;&amp; make mechint</code>. On a CPU the results are the"
-            " same to the byte.</p>"
-        )
-        yield f"<pre>{escape(results.config.strip())}</pre>"
-    yield folded("Options of the analysis", table(("option", "value"), flat(results.raw["config"])))
-    yield folded(
-        "Versions, seeds and data (manifest.json, without times)", table(("entry", "value"), flat(results.manifest))
-    )
+def of_section(section: Section, drawn: Mapping[str, Path]) -> list[str]:
+    """The heading and the blocks of a section; nothing where all its blocks are empty.
+
+    One that is a folded table alone needs no heading: what stands on the fold says it.
+    """
+    blocks = [text for block in section.blocks if (text := of_block(block, drawn))]
+    first = section.blocks[0] if len(section.blocks) == 1 else None
+    says_itself = section.level > 2 and isinstance(first, Table) and first.folded
+    heading = [] if says_itself else [f"<h{section.level}>{escape(section.title)}</h{section.level}>"]
+    return [*heading, *blocks] if blocks else []
+
+
+def of_block(block: Block, drawn: Mapping[str, Path]) -> str:
+    match block:
+        case Text(text, soft, code):
+            said = escape(text)
+            if code:
+                said = re.sub(r"`([^`]+)`", r"<code>\1</code>", said)
+            return f'<p class="soft">{said}</p>' if soft else f"<p>{said}</p>"
+        case Code(text):
+            return f"<pre>{escape(text)}</pre>"
+        case Table(header, rows, numeric, fold):
+            shown = table(header, rows, numeric)
+            return "" if not rows else folded(fold, shown) if fold else shown
+        case Bullets(items, fold):
+            return "" if not items else folded(fold, bullets(items)) if fold else bullets(items)
+        case Checks(items):
+            return checks(items) if items else ""
+        case Links(items):
+            links = (f'<li><a href="{escape(address)}">{escape(title)}</a></li>' for title, address in items)
+            return f"<ul>{''.join(links)}</ul>" if items else ""
+        case Figure(name, caption, _, narrow):
+            if name not in drawn:
+                return ""
+            if block.html:
+                return f"<figure>{block.html}<figcaption>{escape(caption)}</figcaption></figure>"
+            return picture(drawn[name], caption, narrow)
+        case Widget(text):
+            return text

@@ -1,51 +1,58 @@
-"""circuit_analysis_report.md: the result, the evidence, how to read it, and how to repeat it."""
+"""Writes the blocks of a page as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
-from .words import flat
+from .content import Block, Bullets, Checks, Code, Content, Figure, Links, Section, Table, Text
+from .words import Long
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(content: Content, drawn: Collection[str]) -> str:
+    """The whole page; ``drawn`` are the names of the figures that lie beside it."""
+    checkpoint, about = content.about
+    parts = [
+        f"# {content.title}{f': {checkpoint}' if checkpoint else ''}",
+        content.lead,
+        about,
+        table(("", "", ""), content.cards) if content.cards else "",
+        table(("", ""), content.facts) if content.facts else "",
+    ]
+    for section in content.sections:
+        parts += of_section(section, drawn)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def of_section(section: Section, drawn: Collection[str]) -> list[str]:
+    """The heading and the paragraphs of a section; nothing where all its blocks are empty."""
+    blocks = [text for block in section.blocks if (text := of_block(block, drawn))]
+    return [f"{'#' * section.level} {section.title}", *blocks] if blocks else []
+
+
+def of_block(block: Block, drawn: Collection[str]) -> str:
+    match block:
+        case Text(text):
+            return text
+        case Code(text):
+            return f"```\n{text}\n```"
+        case Table(header, rows):
+            return table(header, rows) if rows else ""
+        case Bullets(items):
+            return "\n".join(f"- {text}" for text in items)
+        case Checks(items):
+            return "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in items)
+        case Links(items):
+            return "\n".join(f"- [{title}]({address})" for title, address in items)
+        case Figure(name, caption):
+            return f"![{name}]({name})\n\n{caption}" if name in drawn else ""
+        case _:
+            return ""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str | Long]]) -> str:
     """A Markdown table; bars and line breaks in cells are escaped."""
-    lines = [list(header), ["---"] * len(header), *(list(row) for row in rows)]
+    plain = ([cell.short if isinstance(cell, Long) else cell for cell in row] for row in rows)
+    lines = [list(header), ["---"] * len(header), *plain]
     return "\n".join(
         "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
-
-
-def evidence(found: Iterable[tuple[bool, str]]) -> str:
-    """A list whose entries carry a tick, or a warning."""
-    return "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in found)
-
-
-def ending(results: Any, caveats: Iterable[str]) -> list[str]:
-    """The paragraphs that every report ends with: caveats, how to repeat it, versions and data."""
-    return [
-        "## Caveats",
-        "\n".join(f"- {text}" for text in caveats),
-        "## How to repeat",
-        *repeat(results),
-        "### Versions and data",
-        table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(results.manifest)]),
-    ]
-
-
-def repeat(results: Any) -> list[str]:
-    """Paragraphs that say how to run the analysis again and how to draw it again."""
-    parts = []
-    if results.config is not None:
-        parts += [
-            "Copy `config` (beside this file) to `.config` at the top of the repository, then run"
-            " `make olddefconfig && make mechint`. On a CPU the results are the same to the byte.",
-            "```\n" + results.config.strip("\n") + "\n```",
-        ]
-    parts += [
-        "To draw this report again without running the analysis: `make mechint MODELS=<this directory>`, or"
-        ' `from mechint.report import write_report; write_report("<this directory>")`.',
-        "### Options",
-        table(("option", "value"), [(f"`{key}`", value) for key, value in flat(results.raw["config"])]),
-    ]
-    return parts

@@ -1,13 +1,11 @@
-"""What the reports of compared runs warn of, each by itself: a comparison hides none of it."""
+"""The warnings of compared runs' own reports: a comparison hides none of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 
-from . import markdown
-from .page import table as html_table
+from .content import Section, Table, Text
 
 Warned = list[tuple[str, list[str]]]
 """(what is warned of, names of the runs whose reports warn of it), in the order in which warnings come."""
@@ -32,7 +30,7 @@ def gathered(names: Sequence[str], warnings: Iterable[Iterable[str]]) -> Warned:
 
 
 def of_whom(names: Sequence[str], among: int) -> str:
-    """Which runs, in words: all of them, or the first few by name."""
+    """Runs in words: all of them, or the first few by name."""
     if len(names) == among > 1:
         return f"all {among}"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -43,14 +41,9 @@ def member_rows(warned: Warned, among: int) -> list[tuple[str, str]]:
     return [(text, of_whom(names, among)) for text, names in warned]
 
 
-def member_markdown(warned: Warned, among: int) -> list[str]:
-    """Paragraphs: the heading and the table, or that there is nothing."""
-    return [f"## {TITLE}", markdown.table(HEADER, member_rows(warned, among)) if warned else UNWARNED]
-
-
-def member_html(warned: Warned, among: int) -> list[str]:
-    found = html_table(HEADER, member_rows(warned, among)) if warned else f"<p>{UNWARNED}</p>"
-    return [f"<h2>{escape(TITLE)}</h2>", found]
+def member_section(warned: Warned, among: int) -> Section:
+    """The table of warnings, or that there is none."""
+    return Section(TITLE, [Table(HEADER, member_rows(warned, among)) if warned else Text(UNWARNED)])
 
 
 def member_lines(warned: Warned, among: int) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from .words import Long
+
 # The policy makes "no network" a fact the browser enforces: nothing but what is inside the file can load.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -66,11 +68,16 @@ def cards(items: Iterable[str]) -> str:
     return f'<div class="cards">{"".join(items)}</div>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str | Long]], numeric: Sequence[int] = ()) -> str:
     """A table of plain text; the columns in ``numeric`` are set right."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        marked = (f"<{tag}{' class=n' if i in numeric else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells))
+    def said(cell: str | Long) -> str:
+        if isinstance(cell, str) or cell.short == cell.whole:
+            return escape(cell if isinstance(cell, str) else cell.whole)
+        return folded(cell.short, f'<div class="units">{escape(cell.whole)}</div>')
+
+    def row(cells: Sequence[str | Long], tag: str) -> str:
+        marked = (f"<{tag}{' class=n' if i in numeric else ''}>{said(cell)}</{tag}>" for i, cell in enumerate(cells))
         return f"<tr>{''.join(marked)}</tr>"
 
     body = "\n".join(row(cells, "td") for cells in rows)

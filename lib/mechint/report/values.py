@@ -1,4 +1,4 @@
-"""What is read from a run directory: files in our own words, and numbers with their intervals."""
+"""Reads files of a run directory, and numbers with their intervals; errors are one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Value:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no interval."""
+        """True if there is no interval."""
         return math.isnan(self.low)
 
 

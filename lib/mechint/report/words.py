@@ -1,14 +1,23 @@
-"""What the numbers mean, and how they are written: shared by the Markdown, the page and the comparison."""
+"""The forms of numbers in all pages: percentages, significant digits, intervals, p-values."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Long:
+    """A cell of a table whose whole text HTML shows when it is opened; Markdown has the short one."""
+
+    short: str
+    whole: str
 
 
 def percent(share: float) -> str:
@@ -56,7 +65,7 @@ _BYTE = re.compile(r"""byte \d+|(['"])(?:\\(?:x[0-9a-f]{2}|.)|(?!\1)[^\\])\1""")
 
 
 def legible(texts: dict[int, str]) -> dict[int, str]:
-    """Where all tokens are quoted characters and bytes, the characters alone: side by side they make words again."""
+    """The characters alone where all tokens are quoted characters and bytes: side by side they make words again."""
     if not all(_BYTE.fullmatch(text) for text in texts.values()):
         return texts
     plain = {}

@@ -1,4 +1,4 @@
-"""write_report: every figure and page of one finished run, beside its results."""
+"""write_report: every figure and page of one finished run, beside its results; and the pages that compare runs."""
 
 from __future__ import annotations
 
@@ -6,55 +6,32 @@ import contextlib
 import functools
 import html
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..analyses.circuits.figures import draw_faithfulness, draw_search
-from ..analyses.circuits.pages.compare import write_comparison
-from ..analyses.circuits.pages.features import write_feature_pages
-from ..analyses.circuits.pages.html import report_page
-from ..analyses.circuits.pages.importance import draw_importance
-from ..analyses.circuits.report import markdown
-from ..analyses.circuits.results import load_results
-from ..analyses.comparison.report import write_model_comparison, write_profile
-from ..analyses.dictionaries.report import write_sae
-from ..analyses.neurons.report import write_neurons
+from ..analyses.base import analyses, analysis_of
 from ..analyses.options import RunConfig, request
-from ..analyses.patching.report import write_patching
-from ..analyses.sparsity.report import write_sparsity
-from ..analyses.study.report import write_study
-from ..analyses.tracing.compare import write_trace_comparison
-from ..analyses.tracing.report import write_trace
-from ..report.finished import drawing, kind_of
-from ..report.finished import drawing as drawn_from
+from ..report.finished import CIRCUIT, Drawn, drawing, kind_of
 from ..report.members import member_lines
 from ..utils import files, live
 from ..utils.errors import MechintError
 from ..utils.files import write_text
 from ..utils.options import named
-from ..utils.progress import Progress
 from ..utils.rundir import check_writable, edited
 from ..utils.wandb_run import Logged, run_name, started
 from .wandb import log_wandb
 
-COMPARISONS = {
-    "circuit": write_comparison,
-    "trace": write_trace_comparison,
-    "compare": write_model_comparison,
-}
-"""Pages of several finished runs of a kind, in a directory above them."""
+
+def comparisons() -> dict[str, Callable[[Sequence[Any], Any], list[Path]]]:
+    """Writers of comparisons of several finished runs, by their kind: ``compare(run_dirs, output_dir)``."""
+    return {entry.kind: entry.compare for entry in analyses().values() if entry.compare is not None}
 
 
-STUDIES = {
-    "trace": write_trace,
-    "patch": write_patching,
-    "sae": write_sae,
-    "sparsity": write_sparsity,
-    "neuron": write_neurons,
-    "compare": write_profile,
-}
-"""Reports of other kinds than a circuit's, by ``report`` in results.json."""
+def __getattr__(name: str) -> Any:
+    if name == "COMPARISONS":
+        return comparisons()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def write_report(
@@ -66,9 +43,9 @@ def write_report(
 
     Args:
         run_dir: Holds results.json, manifest.json, and what the figures below need.
-        heatmaps: Draw ``{analysis}_channel_importance.png``; needs final_masks.pt.
-        curves: Draw sparsity_curves.png; needs history.jsonl.
-        faithfulness: Draw faithfulness_curve.png.
+        heatmaps: Draw the heat maps; those of a circuit need final_masks.pt.
+        curves: Draw the curves; those of a circuit's search need history.jsonl.
+        faithfulness: Draw faithfulness_curve.png of a circuit.
 
     Returns:
         The paths written, report.html last.
@@ -76,9 +53,10 @@ def write_report(
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
-    with drawing(Path(run_dir)):
-        written = write_pages(run_dir, heatmaps, curves, faithfulness)
-    if said := edited(Path(run_dir)):
+    directory = Path(run_dir)
+    with drawing(directory):
+        written = analysis_of(directory).report(directory, Drawn(heatmaps, curves, faithfulness))
+    if said := edited(directory):
         print(f"warning: {said}", file=sys.stderr, flush=True)
         for path in written:
             mark(path, said)
@@ -95,37 +73,9 @@ def mark(page: Path, said: str) -> None:
         write_text(page, f"{head}{line}\n**{said}.**\n{rest}")
 
 
-def write_pages(run_dir: str | Path, heatmaps: bool, curves: bool, faithfulness: bool) -> list[Path]:
-    """The pages and figures of :func:`write_report`."""
-    if (kind := kind_of(run_dir)) in STUDIES:
-        return STUDIES[kind](run_dir, heatmaps=heatmaps, curves=curves)
-    if kind == "study":
-        return write_study(run_dir)
-    results = load_results(run_dir)
-    directory = results.directory
-    plan = [
-        (heatmaps, "importance", f"{results.raw['analysis']}_channel_importance.png", draw_importance),
-        (curves, "search", "sparsity_curves.png", draw_search),
-        (faithfulness, "faithfulness", "faithfulness_curve.png", draw_faithfulness),
-    ]
-    figures = {}
-    with Progress("report", 2 + sum(wanted for wanted, *_ in plan)) as progress:
-        for wanted, name, file, draw in plan:
-            if wanted:
-                figures[name] = draw(results, directory / file)
-                progress.step(file)
-        pages = write_feature_pages(results)
-        text = markdown(results, [path.name for path in figures.values()])
-        report = write_text(directory / "circuit_analysis_report.md", text)
-        progress.step(report.name)
-        page = write_text(directory / "report.html", report_page(results, figures))
-        progress.step(page.name)
-    return [*figures.values(), *pages, report, page]
-
-
 def draw(run: RunConfig, directory: Path) -> None:
-    """The report of one run directory, and its W&B run."""
-    drawable = kind_of(directory) != "circuit" or (directory / "final_masks.pt").exists()
+    """Writes the report of one run directory, and logs it to W&B where that is asked for."""
+    drawable = kind_of(directory) != CIRCUIT or (directory / "final_masks.pt").exists()
     write_report(
         directory,
         heatmaps=run.visualize_heatmaps and drawable,
@@ -152,7 +102,7 @@ def logging(run: RunConfig, checkpoint: str, name: str, config: Any) -> Iterator
 
 
 def redraw(run: RunConfig, dry_run: bool) -> None:
-    """Reports again from what finished analyses left; masks and numbers are not touched."""
+    """Writes the reports of finished analyses again; masks and numbers stay as they are."""
     top = Path(run.run_dir or run.folder)
     found = finished_below(top, "run_dir")
     for directory in found:
@@ -163,7 +113,7 @@ def redraw(run: RunConfig, dry_run: bool) -> None:
     with files.lock(top):
         for directory in found:
             draw(run, directory)
-            print(f"report: {directory / 'report.html'}")
+            print(f"  {analysis_of(directory).headline(directory)}", f"report: {directory / 'report.html'}", sep="\n")
         if len(found) > 1:
             write_comparisons(found, top)
 
@@ -180,7 +130,7 @@ def finished_below(top: str | Path, option: str) -> list[Path]:
 
 
 def comparison_lines(directory: Path) -> list[str]:
-    """What a comparison found, and what its members' own reports warn of, for the terminal."""
+    """Lines for the terminal: what a comparison found, and what the compared runs' own reports warn of."""
     raw = files.read_json(directory / "comparison.json")
     warned = [(str(text), list(names)) for text, names in raw["warnings"]]
     found = [f"  {text}" for text in (*raw.get("findings", ()), *raw.get("notes", ()))]
@@ -188,20 +138,26 @@ def comparison_lines(directory: Path) -> list[str]:
 
 
 def write_comparisons(directories: list[Path], target: Path) -> None:
-    """A comparison for each kind of report there are several of."""
-    for kind, write in COMPARISONS.items():
-        alike = [directory for directory in directories if kind_of(directory) == kind]
+    """Writes a comparison for each analysis of which there are several finished runs."""
+    by_name: dict[str, list[Path]] = {}
+    for directory in directories:
+        by_name.setdefault(analysis_of(directory).name, []).append(directory)
+    kinds = [analyses()[name].kind for name in by_name]
+    for name, alike in by_name.items():
+        entry = analyses()[name]
         if len(alike) < 2:
+            continue
+        if entry.compare is None:
+            print(f"no comparison is written of several results of {entry.title}; each has its own report")
             continue
         changed = [said for directory in alike if (said := edited(directory))]
         for said in changed:
             print(f"warning: {said}", file=sys.stderr, flush=True)
-        with drawn_from(*alike):
-            written = write(alike, target if len(alike) == len(directories) else target / kind)
+        place = entry.kind if kinds.count(entry.kind) == 1 else name
+        with drawing(*alike):
+            written = entry.compare(alike, target if len(alike) == len(directories) else target / place)
         for path in written:
             for said in changed:
                 mark(path, said)
             if path.suffix == ".html":
                 print(f"comparison: {path}", *comparison_lines(path.parent), sep="\n", flush=True)
-    if sum(kind_of(directory) == "patch" for directory in directories) > 1:
-        print("no comparison is written of several patchings; each has its own report")

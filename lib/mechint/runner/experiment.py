@@ -20,6 +20,8 @@ from ..analyses.loader import PromptLoader
 from ..analyses.options import RunConfig, asked, elsewhere, own, request
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
+from ..report.finished import CIRCUIT
+from ..report.results import Header, Model
 from ..tasks import Task
 from ..tasks.config import TaskConfig
 from ..tasks.stored import check_loss, differences
@@ -32,7 +34,6 @@ from ..utils.training_step import training_step
 from .drawing import draw, finished_below, logging, redraw, write_comparisons
 from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
 
-SCHEMA = 1
 DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
 
 
@@ -337,26 +338,25 @@ def analyse_one(
     if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
         found["few"] = few_notes(prompts[1].templates(), "measured")
         found["notes"] = [*found.get("notes", ()), *found["few"]]
-    results = {
-        "schema": SCHEMA,
-        "analysis": name,
-        "title": analysis.title,
-        "checkpoint": checkpoint,
-        "status": "complete",
-        "key": key,
-        "model": {
-            "family": model.config.family,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "n_layer": model.config.n_layer,
-            "d_model": model.config.d_model,
-            "sha256": prepared.digest,
-            **{said: model.metadata[said] for said in ("variant",) if model.metadata.get(said)},
-            **({} if (step := training_step(model.metadata, checkpoint)) is None else {"step": step}),
-        },
-        "task": describe(task, *prompts),
-        "config": request(config),
-        **found,
-    }
+    if "report" not in found and analysis.kind != CIRCUIT:
+        found["report"] = analysis.kind
+    results = Header(
+        analysis=name,
+        title=analysis.title,
+        checkpoint=checkpoint,
+        key=key,
+        model=Model(
+            family=model.config.family,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            n_layer=model.config.n_layer,
+            d_model=model.config.d_model,
+            sha256=prepared.digest,
+            variant=model.metadata.get("variant") or None,
+            step=training_step(model.metadata, checkpoint),
+        ),
+        task=describe(task, *prompts),
+        config=request(config),
+    ).with_results(found)
     files.write_json(directory / "results.json", results)
     if experiment.defconfig is not None:
         one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..analyses.comparison.analyzer import MEASURED
 from ..analyses.comparison.options import CompareConfig
+from ..analyses.comparison.report import write_model_comparison
 from ..analyses.neurons.options import NeuronConfig
 from ..analyses.options import RunConfig
 from ..analyses.sparsity.options import SparsityConfig
 from ..models.loading.load import load
-from ..report import COMPARISONS
 from ..tasks.config import TaskConfig
 from ..utils import files
 from ..utils.errors import MechintError
@@ -90,7 +90,7 @@ def analyse(command: NeuronCommand, outputs: str | Path = OUTPUTS) -> CommandRes
         entry["key_metrics"] = key_metrics(entry)
     if several:
         target = Path(outputs) / "comparison"
-        found.written += COMPARISONS["compare"]([Path(outputs) / name / "compare" for name in names], target)
+        found.written += write_model_comparison([Path(outputs) / name / "compare" for name in names], target)
         found.lines.append(f"comparison: {target / 'comparison.html'}")
     if command.save_results:
         path = files.write_json(Path(outputs) / "analysis_results.json", found.analysis_results)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analyses.circuits.pages.html import report_page
 from mechint.analyses.circuits.pages.removed import removed_rows, removed_sentence
-from mechint.analyses.circuits.report import markdown
+from mechint.analyses.circuits.report import content
 from mechint.analyses.circuits.results import load_results
 from mechint.interventions.units import KV_UNITS, Units
+from mechint.report.html import html
+from mechint.report.markdown import markdown
 from mechint.utils import files
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2
@@ -42,7 +43,7 @@ def test_the_worst_ten_and_the_count_of_the_rest(tmp_path: Path) -> None:
     assert "removal of 12 certainly costs" in sentence and "3 are not surely needed: passengers" in sentence
     assert len(rows) == 10 and rows[0] == ("1", "V 0.3", "90.0 %", "[89.0, 91.0]", "0.06")
     assert [row[2] for row in rows[1:]] == [f"{k}.0 %" for k in range(12, 3, -1)]
-    text, page = markdown(results, []), report_page(results, {})
+    text, page = markdown(content(results), {}), html(content(results), {})
     assert "## Removed one at a time" in text and "<h2>Removed one at a time</h2>" in page
     for row in rows:
         assert f"| {' | '.join(row)} |" in text
@@ -64,7 +65,8 @@ def test_when_every_unit_is_needed_there_is_no_talk_of_passengers(tmp_path: Path
 
 def test_what_was_not_tried_is_not_told(tmp_path: Path) -> None:
     results = load_results(a_run(tmp_path / "run", []))
-    assert "one at a time" not in markdown(results, []) and "one at a time" not in report_page(results, {})
+    page = content(results)
+    assert "one at a time" not in markdown(page, {}) and "one at a time" not in html(page, {})
 
 
 @pytest.mark.parametrize("broken", [{"layer": 0}, {"layer": 0, "unit": 1, "drop": {"value": 1}, "p": 0.1}, 7])

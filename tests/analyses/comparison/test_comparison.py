@@ -26,7 +26,7 @@ from mechint.analyses.options import RunConfig
 from mechint.analyses.sparsity.options import SparsityConfig
 from mechint.analyses.spectra import effective_rank
 from mechint.report import write_report
-from mechint.report.content import Study
+from mechint.report.finished import FinishedRun
 from mechint.runner.drawing import comparison_lines
 from mechint.runner.experiment import Experiment, run_experiment
 from mechint.tasks import TaskConfig, make_task
@@ -138,7 +138,7 @@ def test_bytes_of_tokens_are_counted_in_the_text(tmp_path: Path) -> None:
     assert size == 4 and bits["value"] == pytest.approx(2 / 4 / math.log(2)) and bits["low"] < bits["high"]
 
 
-def profile(seed: int, family: str, shift: float = 0.0, noise: float = 0.01, **more: Any) -> Study:
+def profile(seed: int, family: str, shift: float = 0.0, noise: float = 0.01, **more: Any) -> FinishedRun:
     """A made-up profile: numbers with noise by seed, the Gini of one role shifted."""
     random = np.random.default_rng([seed, len(family)])
     value = lambda middle: number(middle + noise * random.standard_normal(), middle - 1, middle + 1, 9, "x")
@@ -163,7 +163,7 @@ def profile(seed: int, family: str, shift: float = 0.0, noise: float = 0.01, **m
         ],
         "memory": [{"length": 8, "bytes": 64}], **more,
     }  # fmt: skip
-    return Study(Path("/nowhere"), raw, {}, None)
+    return FinishedRun(Path("/nowhere"), raw, {}, {})
 
 
 def test_a_planted_difference_is_found_and_no_other() -> None:
@@ -279,7 +279,7 @@ def test_neurons_and_sparsity_are_reported(tmp_path: Path) -> None:
     assert raw["metrics"]["units_measured"]["value"] == 64
 
 
-def write_profiles(top: Path, studies: list[Study]) -> list[Path]:
+def write_profiles(top: Path, studies: list[FinishedRun]) -> list[Path]:
     """Run directories of made-up profiles."""
     for k, study in enumerate(studies):
         write_json(top / f"run{k}" / "results.json", study.raw)
@@ -287,7 +287,7 @@ def write_profiles(top: Path, studies: list[Study]) -> list[Path]:
     return [top / f"run{k}" for k in range(len(studies))]
 
 
-def of_run(seed: int, family: str, step: int, loss: float = 2.0, lr: float = 0.01, noise: float = 0.01) -> Study:
+def of_run(seed: int, family: str, step: int, loss: float = 2.0, lr: float = 0.01, noise: float = 0.01) -> FinishedRun:
     """A made-up profile of one step of one training run."""
     said = {"seed": seed, "steps": step, "budget": "b", "lr": lr, "held_out_loss": loss}
     found = profile(seed, family, noise=noise, training=said, checkpoint=f"{family}{seed}/step{step:06}.pt")
@@ -332,7 +332,7 @@ def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
     assert any("one learning rate, 0.01" in line for line in comparison_lines(tmp_path / "out"))
 
 
-def with_control(study: Study, gini: float) -> Study:
+def with_control(study: FinishedRun, gini: float) -> FinishedRun:
     """The profile with the Gini index that models with shuffled weights have at what output projections read."""
     entry = lambda x: number(x, x - 0.01, x + 0.01, 1, "x")
     rows = [

@@ -13,9 +13,9 @@ import torch
 
 from mechint import sae
 from mechint.analyses.dictionaries.analyzer import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer, refuse
-from mechint.analyses.dictionaries.figures import load_grid
+from mechint.analyses.dictionaries.report import to_log
 from mechint.analyses.loader import PromptLoader
-from mechint.runner.wandb import _log_grid
+from mechint.runner.wandb import log_numbers
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils import files, wandb_run
 from mechint.utils.errors import MechintError
@@ -179,7 +179,7 @@ def test_curves_and_the_table_go_to_wandb(done: SAEAnalyzer) -> None:
     files.write_json(done.directory / "manifest.json", {})
     run = Run()
     with wandb_run.Logged(lambda: contextlib.nullcontext(run)) as logged:
-        _log_grid(Run, logged, load_grid(done.directory))
+        log_numbers(Run, logged, to_log(done.directory))
     name = "layers.1.resid_post-topk-k3-x2-s0"
     curve = [row[f"mechint/training/variance_explained/{name}"] for row in run.rows[:-1] if name in str(row)]
     assert curve == [point["variance_explained"] for point in done.history[name]]

@@ -317,7 +317,7 @@ def test_the_report_shows_every_step_and_does_without_claims(finished: Any, tmp_
     (tmp_path / "results.json").write_text(json.dumps({**whole, "steps": nothing, "claims": none}))
     assert {path.name for path in write_report(tmp_path)} == {"study_report.md", "report.html"}
     (tmp_path / "results.json").write_text(json.dumps({**whole, "schema": 99}))
-    with pytest.raises(MechintError, match="not a finished study"):
+    with pytest.raises(MechintError, match="has schema 99"):
         write_report(tmp_path)
 
 

@@ -39,6 +39,7 @@ from .analyzer import CircuitAnalyzer, summary
 from .bench import Bench, CircuitPlan
 from .feature_units import FeatureUnits
 from .options import CircuitOptions, refuse_without_twins
+from .pages import PAGES
 from .work import work
 
 NAME, DICTIONARIES = "feature", "sae"
@@ -240,4 +241,5 @@ ANALYSIS = Analysis(
     lacks=lacks,
     after=(DICTIONARIES,),
     inputs=inputs,
+    **PAGES,
 )

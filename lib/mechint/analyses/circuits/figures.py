@@ -34,7 +34,7 @@ def _loss_differs(traces: list[Trace]) -> bool:
 
 
 def _annealed(traces: list[Trace]) -> bool:
-    """Whether the gates have a temperature, which then has a panel."""
+    """True if the gates have a temperature, which then has a panel."""
     return any("temperature" in step for trace in traces for step in trace.steps)
 
 
@@ -96,7 +96,7 @@ def _sparsity_axis(axes: Axes, total: int) -> None:
 
 
 def _looks(traces: list[Trace]) -> list[tuple[Trace, dict[str, Any]]]:
-    """How each search is drawn; searches for the size share one legend entry, and so do very many seeds."""
+    """The look of each search; searches for the size share one legend entry, and so do very many seeds."""
     finals = [trace for trace in traces if trace.final and trace.weights == "trained"]
     many, looks, named = len(finals) > len(style.CYCLE), [], set()
     for trace in traces:

@@ -20,6 +20,7 @@ from .analyzer import summary as circuit_summary
 from .bench import CircuitPlan
 from .gates import HOLD, Temperature
 from .options import EvidenceOptions
+from .pages import PAGES
 from .work import work
 
 METRIC_NAMES = {"kl_div": "kl"}
@@ -190,4 +191,5 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    **PAGES,
 )

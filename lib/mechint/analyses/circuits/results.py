@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...report.finished import SCHEMA
-from ...report.values import Value, optional_text, read_object, read_text, read_value
+from ...report.finished import CIRCUIT, FinishedRun, read_finished
+from ...report.results import Address
+from ...report.values import Value, read_text, read_value
 from ...utils.errors import MechintError
 from ...utils.files import parse_json, read_torch
 
@@ -23,14 +24,12 @@ REQUIRED = {
     "analysis": str,
     "title": str,
     "checkpoint": str,
-    "status": str,
     "model": dict,
     "task": dict,
     "config": dict,
     "unit": str,
     "ablation": str,
     "metric": str,
-    "metrics": dict,
     "curve": dict,
     "layers": list,
     "searches": list,
@@ -86,18 +85,13 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Results:
-    """A finished circuit analysis, checked. ``raw`` is results.json as read."""
+class Results(FinishedRun):
+    """A finished circuit analysis, checked."""
 
-    directory: Path
-    raw: dict[str, Any]
-    metrics: dict[str, Value]
-    sizes: list[int]
-    curves: dict[str, list[Value]]
-    layers: list[Layer]
-    searches: list[Search]
-    manifest: dict[str, Any]
-    config: str | None
+    sizes: list[int] = field(default_factory=list)
+    curves: dict[str, list[Value]] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
     removed: list[Removed] = field(default_factory=list)
 
     @property
@@ -129,34 +123,22 @@ def load_results(run_dir: str | Path) -> Results:
     Raises:
         MechintError: a file is missing, is not valid, has another schema, or contradicts itself.
     """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA:
-        raise MechintError(
-            f"{path} has schema {raw.get('schema')!r} and this version reads schema {SCHEMA}; run the analysis again"
-        )
+    found = read_finished(run_dir, CIRCUIT)
+    raw, metrics, path = found.raw, found.metrics, found.directory / "results.json"
     for key, kind in REQUIRED.items():
         if not isinstance(raw.get(key), kind):
             raise MechintError(f"{path} has no {key!r} of type {kind.__name__}; run the analysis again")
-    if raw["status"] != "complete":
-        raise MechintError(f"{path} says status {raw['status']!r}, not 'complete'; let the analysis finish first")
-    metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
     for name in REQUIRED_METRICS:
         if name not in metrics:
             raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")
     sizes, curves = _curves(raw["curve"], path)
     layers = _each(raw["layers"], path, "layers", _layer)
     results = Results(
-        directory=directory,
-        raw=raw,
-        metrics=metrics,
+        **vars(found),
         sizes=sizes,
         curves=curves,
         layers=layers,
         searches=_each(raw["searches"], path, "searches", lambda search: _search(search, layers)),
-        manifest=read_object(directory / "manifest.json"),
-        config=optional_text(directory / "config"),
         removed=_each(raw.get("leave_one_out", []), path, "leave_one_out", partial(_removed, path=path, layers=layers)),
     )
     for name, counted in (("units_total", results.total), ("units_kept", results.kept)):
@@ -265,6 +247,13 @@ def _with_its_seed(trace: Trace, results: Results, names: set[str]) -> Trace:
         if search.name not in names and trace.name == f"size {search.budget}" and trace.weights == search.weights:
             return replace(trace, name=search.name, final=True)
     return trace
+
+
+def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
+    """What a point of the faithfulness curve is of: the number of units kept."""
+    if address[0] != "curve" or not isinstance(address[-1], int):
+        return {}
+    return {"name": f"{raw['curve']['size'][address[-1]]} units kept"}
 
 
 def overlap(one: frozenset[tuple[int, ...]], other: frozenset[tuple[int, ...]]) -> float:

@@ -13,6 +13,7 @@ from ...utils.options import option
 from ..base import Analysis
 from .analyzer import CircuitAnalyzer, summary
 from .options import CircuitOptions, refuse_without_twins
+from .pages import PAGES
 from .work import work
 
 
@@ -50,4 +51,5 @@ ANALYSIS = Analysis(
     work=work,
     summary=summary,
     default=True,
+    **PAGES,
 )

@@ -26,7 +26,7 @@ from ...interventions.model import Model
 from ...tasks import Task
 from ...utils import files
 from ...utils.statistics import ClusterBootstrap, Number, exact
-from ..base import Analysis, ControlledAnalyzer
+from ..base import Analysis, ControlledAnalyzer, Later
 from ..loader import PromptLoader
 from ..random_weights import Quantities, control, quantity, told_apart
 from ..sparsity.analyzer import SparsityAnalyzer
@@ -226,4 +226,8 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    report=Later("analyses.comparison.report:write_profile"),
+    headline=Later("analyses.comparison.report:headline"),
+    compare=Later("analyses.comparison.report:write_model_comparison"),
+    cell=Later("analyses.comparison.report:cell"),
 )

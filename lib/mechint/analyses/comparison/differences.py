@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ...report.content import Study
+from ...report.finished import FinishedRun
 from ...utils.errors import MechintError
 from ...utils.statistics import holm, number, student, t_quantile, t_tail
 
@@ -44,7 +44,7 @@ class Group:
     """Models of one family and size."""
 
     label: str
-    studies: list[Study]
+    studies: list[FinishedRun]
 
     @property
     def seeds(self) -> list[Any]:
@@ -55,13 +55,13 @@ class Group:
         return {(study.raw["training"].get("budget"), study.raw["training"].get("steps")) for study in self.studies}
 
 
-def groups(studies: Sequence[Study]) -> list[Group]:
+def groups(studies: Sequence[FinishedRun]) -> list[Group]:
     """The runs by their label, in the order in which labels come."""
     labels = dict.fromkeys(study.raw["label"] for study in studies)
     return [Group(label, [study for study in studies if study.raw["label"] == label]) for label in labels]
 
 
-def quantities(study: Study, names: set[str] | None = None) -> dict[str, tuple[str, float]]:
+def quantities(study: FinishedRun, names: set[str] | None = None) -> dict[str, tuple[str, float]]:
     """(meaning, value) of every number of a profile that is compared, means over layers."""
     raw = study.raw
     metrics = {name: float(value["value"]) for name, value in raw["metrics"].items()}
@@ -82,7 +82,7 @@ def quantities(study: Study, names: set[str] | None = None) -> dict[str, tuple[s
     return found if names is None else {name: entry for name, entry in found.items() if name in names}
 
 
-def untrained(study: Study) -> dict[str, float]:
+def untrained(study: FinishedRun) -> dict[str, float]:
     """The same numbers of the model with shuffled weights, as far as they were measured there; means over layers."""
     control = study.raw.get("control")
     rows = [row for row in control["quantities"] if row["shuffled"] is not None] if control else []
@@ -94,7 +94,7 @@ def untrained(study: Study) -> dict[str, float]:
     return {name: fmean(values) for name, values in found.items()}
 
 
-def comparable(studies: Sequence[Study]) -> tuple[set[str] | None, list[str]]:
+def comparable(studies: Sequence[FinishedRun]) -> tuple[set[str] | None, list[str]]:
     """The quantities that can be compared between these runs (None: all), and notes on the others."""
     notes = []
     left_out: set[str] = set()

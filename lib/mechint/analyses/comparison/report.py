@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...report import markdown, style
 from ...report.along import MOST, write_along
-from ...report.content import Content, Section, Study, between, figure, load_study, write_study
+from ...report.compose import write_page
+from ...report.content import Block, Bullets, Checks, Content, Figure, Section, between, figure, table_section
+from ...report.content import study as study_of
 from ...report.control import control_figure, control_findings, control_sections
-from ...report.finished import run_names, valid
-from ...report.members import Warned, gathered, member_html, member_markdown
-from ...report.page import bullets, card, cards, checks, page, picture
-from ...report.page import table as html_table
+from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished, run_names, valid
+from ...report.members import Warned, gathered, member_section
+from ...report.results import Address
 from ...report.words import number
 from ...utils.errors import MechintError
-from ...utils.files import read_json, write_json, write_text
+from ...utils.files import read_json, write_json
 from .differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
 from .figures import cka_figure, comparison_figure, differences_figure, profile_figure
 from .runs import at_best_rates, last_of_each, profile_tracks, several_steps
@@ -31,9 +30,9 @@ COUNTS = {
 }  # fmt: skip
 
 
-def write_profile(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+def write_profile(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes profile.png, profile_map_cka.png, profile_report.md and report.html of one model."""
-    study = load_study(run_dir, "compare")
+    study = read_finished(run_dir, "compare")
     raw = study.raw
     figures = [
         figure(
@@ -58,10 +57,30 @@ def write_profile(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = 
         *control_findings(raw.get("control")),
     ]
     figures += control_figure("profile_random_weights.png", raw.get("control"))
-    return write_study(study, Content(top, found, sections(study), figures), "profile_report.md", heatmaps, curves)
+    content = study_of(study, top, found, sections(study), figures)
+    return write_page(study.directory, content, "profile_report.md", drawn)
 
 
-def sections(study: Study) -> list[Section]:
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    raw = read_finished(run_dir, "compare").raw
+    loss, bits = raw["metrics"]["loss"], raw["metrics"]["bits_per_byte"]
+    return (
+        f"{raw['label']}: {between(loss, 4)} nats per token, {number(bits['value'], 4)} bits per byte, "
+        f"{number(raw['metrics']['parameters']['value'])} parameters."
+    )
+
+
+def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
+    """Columns of a number: the layer of a curve's point, and the two layers of a similarity."""
+    if address[0] == "curves" and len(address) == 3:
+        return {"metric": address[1], "layer": address[2]}
+    if address[0] == "cka" and len(address) == 3:
+        return {"name": f"layers {address[1]} and {address[2]}"}
+    return {}
+
+
+def sections(study: FinishedRun) -> list[Section]:
     raw = study.raw
     rows = [(COUNTS[name], number(raw["metrics"][name]["value"])) for name in EXACT]
     layers = range(len(raw["curves"]["update"]))
@@ -73,21 +92,22 @@ def sections(study: Study) -> list[Section]:
         for t in times(study)
     ]  # fmt: skip
     found = [
-        Section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
-        Section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
+        table_section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
+        table_section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
                 range(1, 1 + len(layers)), len(layers) > 6),
-        Section("Sparsity: P50", "Median over units of their variance over tokens, as a multiple of its mean; and the "
-                "Gini index of activations, which is higher where they are sparser.", ("layer", "site", "P50", "Gini"),
+        table_section("Sparsity: P50", "Median over units of their variance over tokens, as a multiple of its "
+                "mean; and the Gini index of activations, which is higher where they are sparser.",
+                ("layer", "site", "P50", "Gini"),
                 [(str(c["layer"]), c["site"], between(c["percentiles"]["p50"]) if c.get("percentiles") else "–",
                   between(c["measures"]["gini"])) for c in raw["sparsity"]], (0, 2, 3), len(raw["sparsity"]) > 12),
-        Section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
+        table_section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
                                       "length.", ("tokens", "bytes"), memory,
                 (0, 1)),
     ]  # fmt: skip
     if timed:
         text = "Medians of repeated forwards on this machine; other work on it slows them."
         header = ("tokens", "forward, P50 (ms)", "one token more, P50 (ms)", "peak of a forward (MiB)")
-        found.append(Section("Measured", text, header, timed, range(4)))
+        found.append(table_section("Measured", text, header, timed, range(4)))
     return [*found, *control_sections(raw.get("control"))]
 
 
@@ -96,8 +116,8 @@ def said(count: int | None) -> str:
     return "–" if count is None else number(count)
 
 
-def times(study: Study) -> list[dict[str, Any]]:
-    """What was timed, where it was."""
+def times(study: FinishedRun) -> list[dict[str, Any]]:
+    """The measured times of a profile; none where nothing was timed."""
     path = study.directory / TIMES
     with valid(path):
         return list(read_json(path)["measured"]) if path.exists() else []
@@ -115,7 +135,7 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     Raises:
         MechintError: fewer than two profiles, profiles of different tasks, or one that can't be read.
     """
-    studies = [load_study(run_dir, "compare") for run_dir in run_dirs]
+    studies = [read_finished(run_dir, "compare") for run_dir in run_dirs]
     if len(studies) < 2:
         raise MechintError(f"a comparison needs at least two finished runs; got {len(studies)}")
     names, notes = comparable(studies)
@@ -147,13 +167,12 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
            f"{pair['one']} less {pair['other']}, as a share of the larger of the two means, with 95 % intervals "
            f"({pair['how']}). Blue: p ≤ {ALPHA:g}, adjusted for all rows (Holm).") for k, pair in enumerate(pairs)),
     ]  # fmt: skip
-    figures = [(style.save_figure(output / name, size, draw), caption) for name, size, draw, caption in plots]
-    written += [path for path, _ in figures]
+    figures = [figure(name, caption, size, draw, narrow="map" in name) for name, size, draw, caption in plots]
     tables = [*(pair_table(pair) for pair in pairs), costs_table(found), *times_table(found, timed)]
     tables.append(runs_table(studies, said))
     members = warned, len(studies)
-    written.append(write_text(output / "comparison.md", as_markdown(findings, tables, figures, notes, members)))
-    return [*written, write_text(output / "comparison.html", as_html(found, findings, tables, figures, notes, members))]
+    content = page_of(found, findings, tables, figures, notes, members)
+    return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
 def remarks(found: list[Group]) -> list[str]:
@@ -184,7 +203,7 @@ def remarks(found: list[Group]) -> list[str]:
 
 
 def data(
-    studies: list[Study], said: list[str], output: Path, pairs: list[dict[str, Any]], notes: list[str],
+    studies: list[FinishedRun], said: list[str], output: Path, pairs: list[dict[str, Any]], notes: list[str],
     findings: list[tuple[bool, str]], warned: Warned,
 ) -> dict[str, Any]:  # fmt: skip
     keep = (
@@ -214,10 +233,7 @@ def data(
     }  # fmt: skip
 
 
-Table = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
-
-
-def costs_table(found: list[Group]) -> Table:
+def costs_table(found: list[Group]) -> Section:
     rows: list[Sequence[str]] = [
         (COUNTS[name], *(number(fmean(s.raw["metrics"][name]["value"] for s in g.studies)) for g in found))
         for name in EXACT
@@ -226,10 +242,12 @@ def costs_table(found: list[Group]) -> Table:
         cells = [g.studies[0].raw["memory"][k] for g in found]
         if len({cell["length"] for cell in cells}) == 1:
             rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(said(c["bytes"]) for c in cells)))
-    return "Costs", "Counted; means over seeds where weights count.", ("", *(g.label for g in found)), rows
+    header = ("", *(g.label for g in found))
+    text = "Counted; means over seeds where weights count."
+    return table_section("Costs", text, header, rows, range(1, len(header)))
 
 
-def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> list[Table]:
+def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> list[Section]:
     """P50 of forwards and of one token more, by length; nothing where nothing was timed."""
     lengths = sorted({entry["length"] for runs in timed for run in runs for entry in run})
     rows = []
@@ -244,10 +262,10 @@ def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> 
     for group in found:
         header += [f"{group.label}: forward (ms)", f"{group.label}: one token more (ms)"]
     text = "P50 (medians of repeated forwards on this machine), means over seeds; other work on it slows them."
-    return [("Measured time", text, header, rows)] if rows else []
+    return [table_section("Measured time", text, header, rows, range(1, len(header)))] if rows else []
 
 
-def pair_table(pair: dict[str, Any]) -> Table:
+def pair_table(pair: dict[str, Any]) -> Section:
     one, other = pair["one"], pair["other"]
     p = lambda row, key: "–" if row.get(key) is None else f"{row[key]:.2g}"
     rows = [
@@ -261,20 +279,21 @@ def pair_table(pair: dict[str, Any]) -> Table:
         "difference of models with shuffled weights, and p, adjusted, of the trained difference being no other."
     )
     header = ("", one, other, "difference", "p", "p, adjusted", "shuffled", "p beyond it")
-    return f"{one} against {other}", text, header, rows
+    return table_section(f"{one} against {other}", text, header, rows, range(1, len(header)))
 
 
-def runs_table(studies: list[Study], said: list[str]) -> Table:
+def runs_table(studies: list[FinishedRun], said: list[str]) -> Section:
     rows = [
         (name, study.raw["checkpoint"], study.raw["label"], str(study.raw["training"].get("seed", "–")),
          between(study.raw["metrics"]["bits_per_byte"], 4))
         for name, study in zip(said, studies, strict=True)
     ]  # fmt: skip
-    return "Runs", "Intervals over prompts.", ("run", "checkpoint", "group", "seed", "bits per byte"), rows
+    header = ("run", "checkpoint", "group", "seed", "bits per byte")
+    return table_section("Runs", "Intervals over prompts.", header, rows, (3, 4))
 
 
 def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
-    """What differs beyond seed noise, in words."""
+    """Differences beyond seed noise, in words."""
     tested = [row for row in pair["rows"] if row["p"] is not None]
     if not tested:
         return [(False, f"{pair['one']} against {pair['other']}: one seed each, so nothing is told from seed noise.")]
@@ -309,33 +328,16 @@ def of_row(pair: dict[str, Any], row: dict[str, Any]) -> str:
     return f"{row['meaning']}: {values}, difference {between(row['difference'])}."
 
 
-def as_markdown(
-    findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]], notes: list[str],
-    members: tuple[Warned, int],
-) -> str:  # fmt: skip
-    parts = ["# Model comparison", "\n".join(f"- {'✓' if good else '✗'} {text}" for good, text in findings)]
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += member_markdown(*members)
-    parts += [f"![{path.name}]({path.name})\n\n{caption}" for path, caption in figures]
-    for title, text, header, rows in tables:
-        parts += [f"## {title}", text, markdown.table(header, rows)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def as_html(
-    found: list[Group], findings: list[tuple[bool, str]], tables: list[Table], figures: list[tuple[Path, str]],
+def page_of(
+    found: list[Group], findings: list[tuple[bool, str]], tables: list[Section], figures: list[Figure],
     notes: list[str], members: tuple[Warned, int],
-) -> str:  # fmt: skip
-    tiles = []
+) -> Content:  # fmt: skip
+    """The page of the comparison."""
+    cards = []
     for group in found:
         bits = [study.raw["metrics"]["bits_per_byte"]["value"] for study in group.studies]
         many = f"{len(bits)} seed{'s' if len(bits) > 1 else ''}, {number(min(bits), 4)} to {number(max(bits), 4)}"
-        tiles.append(card(f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
-    body = ["<h1>Model comparison</h1>", cards(tiles), "<h2>What differs beyond seed noise</h2>", checks(findings)]
-    body += [bullets(notes)] if notes else []
-    body += member_html(*members)
-    body += [picture(path, caption, "map" in path.name) for path, caption in figures]
-    for title, text, header, rows in tables:
-        body += [f"<h2>{escape(title)}</h2>", f'<p class="soft">{escape(text)}</p>']
-        body.append(html_table(header, rows, numeric=range(1, len(header)) if title != "Runs" else (3, 4)))
-    return page("Model comparison", body)
+        cards.append((f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
+    evidence: list[Block] = [Checks(findings), Bullets(notes)]
+    first = [Section("What differs beyond seed noise", evidence), member_section(*members), Section("Figures", figures)]
+    return Content("Model comparison", [*first, *tables], cards=cards)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ...report.along import Track, axis_of, step_of
-from ...report.content import Study
+from ...report.finished import FinishedRun
 from ...report.values import Value
 from ...report.words import number
 from .differences import CURVES, MEASURED, P50, ROLES
@@ -17,12 +17,12 @@ from .differences import CURVES, MEASURED, P50, ROLES
 Reader = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
-def several_steps(studies: Sequence[Study]) -> bool:
+def several_steps(studies: Sequence[FinishedRun]) -> bool:
     """True if some of the profiles are of one training run at several steps."""
     return axis_of([study.raw for study in studies]).steps
 
 
-def run_of(study: Study) -> tuple[Any, ...] | None:
+def run_of(study: FinishedRun) -> tuple[Any, ...] | None:
     """A key that checkpoints of one training run share; None where the checkpoint does not say."""
     said = study.raw["training"]
     if said.get("seed") is None or said.get("budget") is None:
@@ -30,7 +30,7 @@ def run_of(study: Study) -> tuple[Any, ...] | None:
     return study.raw["label"], said["seed"], said["budget"], said.get("lr"), study.raw["model"].get("variant")
 
 
-def last_of_each(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
+def last_of_each(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """One profile of each training run, its last step: steps of one run are no further seeds."""
     axis = axis_of([study.raw for study in studies])
     keep = [line.runs[-1] for line in axis.lines] if axis.steps else list(range(len(studies)))
@@ -48,18 +48,18 @@ def last_of_each(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
     ]
 
 
-def rate_of(study: Study) -> float | None:
+def rate_of(study: FinishedRun) -> float | None:
     rate = study.raw["training"].get("lr")
     return float(rate) if isinstance(rate, (int, float)) else None
 
 
-def at_best_rates(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
+def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """The runs at the best learning rate of every family and size, and notes about the rates.
 
     The best has the least mean of the losses on held-out prompts that trainings themselves reported.
     """
     labels = list(dict.fromkeys(study.raw["label"] for study in studies))
-    kept: list[Study] = []
+    kept: list[FinishedRun] = []
     chosen: dict[str, list[float]] = {}
     said = []
     for label in labels:
@@ -92,12 +92,12 @@ def at_best_rates(studies: Sequence[Study]) -> tuple[list[Study], list[str]]:
     return kept, said
 
 
-def mean_loss(studies: Sequence[Study]) -> float:
+def mean_loss(studies: Sequence[FinishedRun]) -> float:
     losses = [study.raw["training"].get("held_out_loss") for study in studies]
     return fmean(losses) if losses and None not in losses else math.nan
 
 
-def profile_tracks(studies: Sequence[Study], names: set[str] | None) -> list[Track]:
+def profile_tracks(studies: Sequence[FinishedRun], names: set[str] | None) -> list[Track]:
     """The numbers of profiles that are followed along the training: of curves and sites the mean over layers.
 
     The interval of a mean over layers is the mean of theirs, which is no narrower than its own.

@@ -32,7 +32,7 @@ from ...utils.errors import MechintError
 from ...utils.options import listed, option
 from ...utils.rundir import weights_digest
 from ...utils.statistics import exact
-from ..base import Analysis, StagedAnalyzer
+from ..base import Analysis, Later, StagedAnalyzer
 from ..loader import PromptLoader
 from .evaluation import Windows, evaluate_all
 from .grid import grid, sites_of, unknown_architecture, warnings
@@ -43,7 +43,7 @@ from .stored import chosen_of, load_all
 
 @dataclass(frozen=True)
 class SAEAnalysisConfig:
-    """Which dictionaries, how they are trained, and what they are judged on."""
+    """Options of the dictionaries, of their training and of their evaluation."""
 
     sites: str = option(
         "resid_post", "Kinds of site, separated by commas: resid_post, out, conv, y, state, write, mlp_out and so on"
@@ -341,7 +341,7 @@ class SAEAnalyzer(StagedAnalyzer):
 
 
 def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the trained dictionary that loses the model least."""
+    """Metrics of the trained dictionary that loses the model least."""
     real = [member for member in members if not member["baseline"]]
     best = min(real, key=lambda member: member["metrics"]["ce_increase"]["value"])
     return {f"best_{name}": best["metrics"][name] for name in ("ce_increase", "variance_explained", "l0")}
@@ -389,4 +389,7 @@ ANALYSIS = Analysis(
     work=work,
     summary=summary,
     shares=True,
+    report=Later("analyses.dictionaries.report:write_sae"),
+    headline=Later("analyses.dictionaries.report:headline"),
+    to_log=Later("analyses.dictionaries.report:to_log"),
 )

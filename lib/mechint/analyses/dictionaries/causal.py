@@ -1,4 +1,4 @@
-"""Whether features do what they seem to: ablated or steered in the forward, beside other features of equal density."""
+"""Causal tests of features: each ablated or steered in the forward, beside other features of equal density."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEANING = {
 
 
 class Change:
-    """What is done to one feature: x ← x + Δf · its decoder direction. The reconstruction's error stays as it is.
+    """An intervention on one feature: x ← x + Δf · its decoder direction. The reconstruction's error stays as it is.
 
     Args:
         sae: In raw activation units.

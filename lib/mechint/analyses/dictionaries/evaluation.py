@@ -1,4 +1,4 @@
-"""How good a dictionary is: reconstruction, sparsity, and what the model loses when it reads the reconstruction.
+"""The quality of a dictionary: reconstruction, sparsity, and what the model loses when it reads the reconstruction.
 
 Nothing here holds more than one batch of activations. Every number is a ratio of sums over documents, and its interval
 a bootstrap that draws whole documents. What a number means is in :data:`MEANING`.
@@ -53,7 +53,7 @@ MEANING = {
 
 
 class Dictionary(Protocol):
-    """What is evaluated: ``encode`` [token, d_in] -> [token, latent], ``decode`` back, both in raw activation units."""
+    """A dictionary: ``encode`` [token, d_in] -> [token, latent], ``decode`` back, both in raw activation units."""
 
     def encode(self, x: Tensor) -> Tensor: ...
 
@@ -79,7 +79,7 @@ class Windows:
     answers: Tensor | None = None
 
     def targets(self) -> Tensor:
-        """What should follow each position, [row, position]; −1 where no loss is taken."""
+        """The token that follows each position, [row, position]; −1 where no loss is taken."""
         if self.answers is not None:
             return self.answers
         keep, none = self.kept(), torch.full_like(self.tokens[:, :1], -1)

@@ -1,4 +1,4 @@
-"""What the features of a dictionary are: where they fire, how often and how strongly, what they raise, who is near.
+"""Descriptions of a dictionary's features: where, how often and how strongly they fire, what they raise, neighbours.
 
 Three passes over the text, none of which holds more than a batch: the strongest windows of every feature; a random
 sample of windows from equal intervals of activation (Bricken et al. 2023, "Towards Monosemanticity"); and the
@@ -27,12 +27,12 @@ from .logits import direct_map, extreme_tokens, has_direct_path
 
 SCHEMA = 1
 BINS = 20
-"""Of the histogram of a feature's activations, from 0 to its largest."""
+"""Bins of the histogram of a feature's activations, from 0 to its largest."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How much is told of each feature.
+    """Numbers of examples that describe each feature.
 
     Attributes:
         top: Windows with the strongest activations.

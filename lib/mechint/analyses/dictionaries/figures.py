@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import style
-from ...report.finished import SCHEMA
-from ...report.values import Value, optional_text, read_object, read_value
-from ...utils.errors import MechintError
+from ...report.finished import FinishedRun, read_finished, valid
+from ...report.values import Value, read_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """How a metric is shown: its name, whether it is a share, and the scale of its colours."""
+    """A metric's name, its form and the scale of its colours."""
 
     label: str
     share: bool = False
@@ -82,14 +81,10 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """results.json of a grid, and what lies beside it."""
+class Grid(FinishedRun):
+    """A finished grid of dictionaries."""
 
-    directory: Path
-    raw: dict[str, Any]
-    members: list[Member]
-    manifest: dict[str, Any]
-    config: str | None
+    members: list[Member] = field(default_factory=list)
 
     @property
     def trained(self) -> list[Member]:
@@ -110,18 +105,13 @@ def load_grid(run_dir: str | Path) -> Grid:
     Raises:
         MechintError: a file is missing, is not valid, or has another schema.
     """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != "sae":
-        raise MechintError(f"{path} is not a finished grid of dictionaries of schema {SCHEMA}; run the analysis again")
-    try:
-        members = [_member(entry, path) for entry in raw["sae"]["members"]]
+    found = read_finished(run_dir, "sae")
+    path = found.directory / "results.json"
+    with valid(path):
+        members = [_member(entry, path) for entry in found.raw["sae"]["members"]]
         if not members:
             raise ValueError("no dictionaries")
-    except (KeyError, TypeError, ValueError) as error:
-        raise MechintError(f"{path} is not valid ({error!r}); run the analysis again") from None
-    return Grid(directory, raw, members, read_object(directory / "manifest.json"), optional_text(directory / "config"))
+    return Grid(**vars(found), members=members)
 
 
 def _member(entry: dict[str, Any], path: Path) -> Member:

@@ -1,4 +1,4 @@
-"""Which dictionaries a grid has: every architecture x sparsity x width x seed at every site, and the controls."""
+"""The dictionaries of a grid: every architecture x sparsity x width x seed at every site, and the controls."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def checked(config: SAEConfig) -> SAEConfig:
 
 
 def warnings(members: dict[str, SAEConfig]) -> list[str]:
-    """What is known to give poor dictionaries, though it was asked for."""
+    """Notes on options that are known to give poor dictionaries."""
     narrow = sorted(
         {f"{c.site} ({c.d_sae} latents of {c.d_in} dimensions)" for c in members.values() if c.d_sae < c.d_in}
     )

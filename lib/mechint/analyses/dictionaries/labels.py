@@ -1,4 +1,4 @@
-"""Which features tell a label: AUROC of every latent for every class, against shuffled labels."""
+"""Features that tell a label: AUROC of every latent for every class, against shuffled labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which next tokens a direction raises: the direct path from a site through the final norm to the logits."""
+"""The next tokens that a direction raises: the direct path from a site through the final norm to the logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE = 64
 
 
 def has_direct_path(site: str) -> bool:
-    """Whether what is added at a site reaches the logits by a linear map and the final norm alone."""
+    """True if what is added at a site reaches the logits by a linear map and the final norm alone."""
     kind = site.rpartition(".")[2]
     return kind in ADDED or kind in LINEAR
 
@@ -71,7 +71,7 @@ def norm_derivative(model: Model, vectors: Tensor) -> Tensor:
 
 
 def output_matrix(model: Model, site: str) -> Tensor | None:
-    """What brings a site to the residual stream, [model, units]; None for a site that is there already."""
+    """The map from a site to the residual stream, [model, units]; None for a site that is there already."""
     prefix, _, kind = site.rpartition(".")
     if kind in ADDED:
         return None

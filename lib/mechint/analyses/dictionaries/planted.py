@@ -61,7 +61,7 @@ class Planted:
 
 
 def score(sae: SparseAutoencoder, source: Planted) -> dict[str, Any]:
-    """How well a dictionary found the planted directions, on activations that no training saw.
+    """Scores of a dictionary against the planted directions, on activations that no training saw.
 
     Returns:
         ``mean_cosine`` of each direction with its nearest latent, ``f1`` of that latent's activity as a detector of

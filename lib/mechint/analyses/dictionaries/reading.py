@@ -128,7 +128,7 @@ def labels_of(
     sae: Any, model: Model, site: str, discovery: Sequence[Prompts], evaluation: Sequence[Prompts], task: Any,
     seed: int = 0,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Which latents, where the answer is given, tell which answer it is; None for plain text, which has no labels.
+    """Latents at the answer's position that tell which answer it is; None for plain text, which has no labels.
 
     Features are chosen on the prompts of one split and measured on those of another; see
     :func:`mechint.analyses.dictionaries.labels.label_scores`.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...report.html import repeat as repeat_html
-from ...report.markdown import repeat as repeat_markdown
-from ...report.markdown import table as markdown_table
-from ...report.page import bullets, card, cards, checks, page, picture, table
-from ...report.values import Value
-from ...report.words import flat, number, percent
-from ...utils.files import read_json, write_text
+from ...report.compose import write_page
+from ...report.content import Checks, Content, Figure, Links, Section, Table, Text, of_run, table_section
+from ...report.finished import ALL_FIGURES, Drawn
+from ...report.to_log import ToLog
+from ...report.values import Value, optional_text
+from ...report.words import number, percent
+from ...utils.files import parse_json, read_json
 from ...utils.progress import Progress
 from .feature_browser import write_dictionary_page
 from .figures import BASELINES, PLAN, Grid, Member, load_grid
@@ -31,39 +30,64 @@ HEADER = (
 )
 
 
-def write_sae(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+def write_sae(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes the figures, sae_report.md, report.html, and features/*.html where features were read.
 
     Args:
         run_dir: Holds results.json and manifest.json; features/{dictionary}.json and features/{dictionary}.causal.json
             where there are any.
-        heatmaps: Draw sae_heatmaps_{site}_{architecture}.png.
-        curves: Draw sae_curves_… and sae_densities_….png.
+        drawn: Which figures to draw.
     """
     grid = load_grid(run_dir)
-    wanted = [
-        (f"sae_{name}_{site}_{architecture}.png", caption, draw, (site, architecture))
-        for site, architecture in grid.groups
-        for name, caption, draw in PLAN
-        if (heatmaps if name == "heatmaps" else curves)
-    ]
     read = sorted(path for path in (grid.directory / "features").glob("*.json") if ".causal" not in path.name)
-    figures: dict[Path, str] = {}
     pages: list[Path] = []
-    with Progress("report", 2 + len(wanted) + len(read)) as progress:
-        for file, caption, draw, group in wanted:
-            figures[draw(grid, group, grid.directory / file)] = f"{group[1]} at {group[0]}. {caption}"
-            progress.step(file)
+    with Progress("pages of features", len(read)) as progress:
         for path in read:
             causal = path.with_suffix(".causal.json")
             found = read_json(causal) if causal.is_file() else None
             pages.append(write_dictionary_page(path, path.with_suffix(".html"), title=path.stem, causal=found))
             progress.step(pages[-1].name)
-        text = write_text(grid.directory / "sae_report.md", markdown(grid, figures, pages))
-        progress.step(text.name)
-        report = write_text(grid.directory / "report.html", html(grid, figures, pages))
-        progress.step(report.name)
-    return [*figures, *pages, text, report]
+    written = write_page(grid.directory, content(grid, pages), "sae_report.md", drawn)
+    return [*written[:-2], *pages, *written[-2:]]
+
+
+def content(grid: Grid, pages: list[Path]) -> Content:
+    """The page: every dictionary, the figures, baselines, stability, ablated features, and links to their pages."""
+    links = Links([(path.stem, f"features/{path.name}") for path in pages])
+    shown = Table(HEADER, rows(grid), range(1, 8))
+    every = [
+        Section("Evidence", [Checks(findings(grid))]),
+        Section("Dictionaries", [Text("In brackets: 95 % intervals over documents.", soft=True), shown]),
+        Section("Figures", figures(grid)),
+        *sections(grid),
+        Section("Features", [Text(read_by(grid), soft=True), links] if pages else []),
+    ]
+    said = caveats(grid)
+    return of_run(grid, every, said, lead=headline_of(grid), cards=cards(grid), facts=_facts(grid))
+
+
+def cards(grid: Grid) -> list[tuple[str, str, str]]:
+    best = _best(grid)
+    recovered = best.metrics.get("ce_recovered_mean")
+    return [
+        ("Dictionaries", str(len(grid.trained)), ", ".join(sorted({member.group[1] for member in grid.trained}))),
+        ("Least loss of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
+        ("CE recovered there", percent(recovered.value) if recovered else "–", "against the mean"),
+        ("L0 there", number(best.metrics["l0"].value, 3), f"of {best.width:,} latents"),
+    ]
+
+
+def figures(grid: Grid) -> list[Figure]:
+    return [
+        Figure(
+            f"sae_{name}_{site}_{architecture}.png",
+            f"{architecture} at {site}. {caption}",
+            partial(draw, grid, (site, architecture)),
+            kind="heatmaps" if name == "heatmaps" else "curves",
+        )
+        for site, architecture in grid.groups
+        for name, caption, draw in PLAN
+    ]
 
 
 def _said(value: Value | None, share: bool = False) -> str:
@@ -91,7 +115,7 @@ def rows(grid: Grid) -> list[tuple[str, ...]]:
 
 
 def baseline_rows(grid: Grid, metric: str = "ce_recovered_mean") -> list[tuple[str, ...]]:
-    """What PCA and the neurons recover with as many numbers on a token as each dictionary."""
+    """The CE that PCA and the neurons recover with as many numbers on a token as each dictionary."""
     return [
         (
             member.name,
@@ -155,8 +179,8 @@ def label_rows(grid: Grid) -> list[tuple[str, ...]]:
     return found
 
 
-def sections(grid: Grid) -> list[tuple[str, str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Title, explanation, header and rows of every table that has any."""
+def sections(grid: Grid) -> list[Section]:
+    """Every table that has any rows."""
     peers = ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
     every = [
         ("CE recovered (mean) beside baselines", "PCA and neurons with as many numbers on a token.", peers,
@@ -168,15 +192,15 @@ def sections(grid: Grid) -> list[tuple[str, str, tuple[str, ...], list[tuple[str
         ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others.",
          LABELS, label_rows(grid)),
     ]  # fmt: skip
-    return [section for section in every if section[3]]
+    return [
+        table_section(title, text, header, found, range(1, len(header)))
+        for title, text, header, found in every
+        if found
+    ]
 
 
 def findings(grid: Grid) -> list[tuple[bool, str]]:
-    best = _best(grid)
-    found = [
-        (True, f"{best.name} loses the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
-               f"{number(best.metrics['l0'].value, 3)}.")
-    ]  # fmt: skip
+    found = [(True, headline_of(grid))]
     found += [(False, note) for note in dict.fromkeys(n for m in grid.members for n in m.raw.get("notes", ()))]
     for member in grid.trained:
         mine = member.metrics.get("ce_recovered_mean")
@@ -196,14 +220,14 @@ def findings(grid: Grid) -> list[tuple[bool, str]]:
 
 
 def read_by(grid: Grid) -> str:
-    """Which dictionaries have pages, and how another gets one."""
+    """The rule that chose the dictionaries with pages, and the option that chooses others."""
     rule = grid.raw["sae"].get("read_rule", "those that lose the model least")
     rule = "Chosen by their names" if rule == "by name" else f"Chosen by rule: {rule}"
     return f"{rule}. KNLP_MECHINT_SAE_READ_NAMES reads others; KNLP_MECHINT_SAE_READ reads more."
 
 
 def _by_width(grid: Grid, group: tuple[str, str]) -> list[tuple[bool, str]]:
-    """Whether more latents are worse at one sparsity, beyond the intervals."""
+    """Findings where more latents are worse at one sparsity, beyond the intervals."""
     found = []
     for sparsity in sorted({member.sparsity for member in grid.of(group)}):
         line = [m for m in grid.of(group) if m.sparsity == sparsity and "ce_recovered_mean" in m.metrics]
@@ -245,64 +269,43 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
     ]
 
 
-def markdown(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
-    raw = grid.raw
-    parts = [
-        f"# {raw['title']}: {raw['checkpoint']}",
-        markdown_table(("", ""), _facts(grid)),
-        "## Evidence",
-        "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in findings(grid)),
-        "## Dictionaries (95 % intervals over documents)",
-        markdown_table(HEADER, rows(grid)),
-    ]
-    for title, text, header, lines in sections(grid):
-        parts += [f"## {title}", text, markdown_table(header, lines)]
-    if pages:
-        parts += ["## Features", read_by(grid), "\n".join(f"- [{path.stem}](features/{path.name})" for path in pages)]
-    return "\n\n".join([
-        *parts,
-        "## Figures",
-        "\n\n".join(f"![{caption}]({path.name})" for path, caption in figures.items()) or "None were drawn.",
-        "## Caveats",
-        "\n".join(f"- {text}" for text in caveats(grid)),
-        "## How to repeat",
-        *repeat_markdown(grid),
-        "### Versions and data",
-        markdown_table(("entry", "value"), [(f"`{key}`", value) for key, value in flat(grid.manifest)]),
-    ]) + "\n"  # fmt: skip
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return headline_of(load_grid(run_dir))
 
 
-def html(grid: Grid, figures: dict[Path, str], pages: list[Path]) -> str:
-    raw, best = grid.raw, _best(grid)
-    recovered = best.metrics.get("ce_recovered_mean")
-    body = [
-        f"<h1>{escape(raw['title'])}</h1>",
-        f'<p class="soft"><code>{escape(raw["checkpoint"])}</code> · {escape(raw["model"]["family"])}, '
-        f"{number(raw['model']['parameters'])} parameters · {escape(raw['task'].get('description', ''))}</p>",
-        cards(
-            [
-                card("Dictionaries", str(len(grid.trained)), ", ".join(sorted({m.group[1] for m in grid.trained}))),
-                card("Least loss of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
-                card("CE recovered there", percent(recovered.value) if recovered else "–", "against the mean"),
-                card("L0 there", number(best.metrics["l0"].value, 3), f"of {best.width:,} latents"),
-            ]
-        ),
-        "<h2>Evidence</h2>",
-        checks(findings(grid)),
-        "<h2>Dictionaries</h2>",
-        '<p class="soft">In brackets: 95 % intervals over documents.</p>',
-        table(HEADER, rows(grid), numeric=range(1, 8)),
-        "<h2>Figures</h2>" if figures else "",
-        *(picture(path, caption) for path, caption in figures.items()),
+def headline_of(grid: Grid) -> str:
+    best = _best(grid)
+    return (
+        f"{best.name} loses the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
+        f"{number(best.metrics['l0'].value, 3)}."
+    )
+
+
+def to_log(run_dir: str | Path) -> ToLog:
+    """The curves of every training, and the metrics of every dictionary with their intervals."""
+    grid = load_grid(run_dir)
+    history = grid.directory / "history.jsonl"
+    points = []
+    for line_number, line in enumerate((optional_text(history) or "").splitlines(), 1):
+        entry = parse_json(line, f"{history} line {line_number}")
+        points.append((entry.pop("member"), entry))
+    names = list(grid.members[0].metrics)
+    columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+    found = [[(name, member.metrics.get(name)) for name in names] for member in grid.members]
+    data = [
+        [member.raw["name"], member.raw["d_sae"], *itertools.chain(*(ends(value) for _, value in values))]
+        for member, values in zip(grid.members, found, strict=True)
     ]
-    for title, text, header, lines in sections(grid):
-        body += [
-            f"<h2>{title}</h2>",
-            f'<p class="soft">{text}</p>',
-            table(header, lines, numeric=range(1, len(header))),
-        ]
-    if pages:
-        links = (f'<li><a href="features/{escape(path.name)}">{escape(path.stem)}</a></li>' for path in pages)
-        body += ["<h2>Features</h2>", f'<p class="soft">{escape(read_by(grid))}</p>', f"<ul>{''.join(links)}</ul>"]
-    body += ["<h2>Caveats</h2>", bullets(caveats(grid)), "<h2>How to repeat</h2>", *repeat_html(grid)]
-    return page(f"{raw['title']}: {raw['checkpoint']}", body)
+    summary = {
+        f"mechint/{name}/{member.raw['name']}": value.value
+        for member, values in zip(grid.members, found, strict=True)
+        for name, value in values
+        if value is not None
+    }
+    return ToLog(summary, {"dictionaries": (columns, data)}, points)
+
+
+def ends(value: Value | None) -> tuple[float | None, ...]:
+    """A value and both ends of its interval, as three cells of a table."""
+    return (None,) * 3 if value is None else (value.value, value.low, value.high)

@@ -22,7 +22,7 @@ SAME = 0.9
 
 
 def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
-    """How alike two sets of directions [n, d] and [m, d] are.
+    """Similarity of two sets of directions [n, d] and [m, d].
 
     Returns:
         ``largest``: mean over both sets of the largest cosine with the other one; ``shared``: share of directions
@@ -81,7 +81,7 @@ def _over_pairs(sides: Sequence[Tensor]) -> dict[str, Number]:
 
 
 def planted(directions: Tensor, learned: Tensor) -> dict[str, Number]:
-    """How well learned directions [m, d] recover known ones [n, d]: their largest cosines, over the known ones."""
+    """Recovery of known directions [n, d] by learned ones [m, d]: the largest cosine of each known one."""
     best = largest_cosine(directions, learned)
     share = float((best >= SAME).double().mean())
     return {

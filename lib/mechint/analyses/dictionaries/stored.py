@@ -36,7 +36,7 @@ def load_all(directory: str | Path, flatten: str = "all") -> dict[str, SparseAut
 
 
 def folder(directory: str | Path) -> Path:
-    """Where the dictionaries of a run directory, or of a directory of dictionaries, lie."""
+    """Directories of the dictionaries of a run, or of a directory of dictionaries."""
     top = Path(directory)
     return top / "dictionaries" if (top / "dictionaries").is_dir() else top
 
@@ -78,7 +78,7 @@ def chosen_of(every: Mapping[str, Any], names: str) -> list[str]:
 
 
 def best_of(every: dict[str, SparseAutoencoder], directory: str | Path) -> list[str]:
-    """Of each site the one that loses the model least; without that measurement all that were trained whole."""
+    """The dictionary of each site that loses the model least; without that measurement all that were trained whole."""
     top = Path(directory)
     results = next((path for path in (top, top.parent) if (path / "results.json").is_file()), None)
     members: list[dict[str, Any]] = files.read_json(results / "results.json")["sae"]["members"] if results else []

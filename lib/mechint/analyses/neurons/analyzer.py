@@ -29,7 +29,7 @@ from ...tasks import Prompts, mix
 from ...utils.errors import MechintError
 from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
-from ..base import Analysis, ControlledAnalyzer, values_of
+from ..base import Analysis, ControlledAnalyzer, Later, values_of
 from ..circuits.bench import Bench
 from ..circuits.methods.attention import attention_units
 from ..circuits.methods.delta import delta_units, mean_step
@@ -306,4 +306,7 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    report=Later("analyses.neurons.report:write_neurons"),
+    headline=Later("analyses.neurons.report:headline"),
+    cell=Later("analyses.patching.figures:cell"),
 )

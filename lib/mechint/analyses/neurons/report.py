@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...report.content import Content, Figure, Section, Study, between, figure, load_study, write_study
+from ...report.compose import write_page
+from ...report.content import Figure, Section, between, figure, study, table_section
 from ...report.control import control_figure, control_findings, control_sections
+from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
 from ...report.words import number, percent
 from ...utils.statistics import UNADJUSTED
 from ..patching import figures as patch
@@ -25,15 +27,15 @@ ALPHA = 0.05
 ACTIVE = ("mean_activation", "diversity")
 
 
-def write_neurons(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+def write_neurons(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes the figures, neuron_report.md and report.html of a finished study of units."""
-    study = load_study(run_dir, "neuron")
-    raw = study.raw
-    shown = as_patching(study)
+    run = read_finished(run_dir, "neuron")
+    raw = run.raw
+    shown = as_patching(run)
     plan = [*unit_figures(raw, shown), *step_figures(raw), *curve_figures(raw), *layer_figures(raw)]
     plan += control_figure("neuron_control.png", raw["control"])
-    content = Content(top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
-    return write_study(study, content, "neuron_report.md", heatmaps, curves)
+    content = study(run, top(raw), findings(raw), sections(raw, shown), plan, caveats(raw))
+    return write_page(run.directory, content, "neuron_report.md", drawn)
 
 
 def unit_figures(raw: dict[str, Any], shown: Patching) -> list[Figure]:
@@ -53,7 +55,7 @@ def unit_figures(raw: dict[str, Any], shown: Patching) -> list[Figure]:
 
 
 def step_figures(raw: dict[str, Any]) -> list[Figure]:
-    """Of Δ, and of what tokens bring."""
+    """Figures of Δ, and of what tokens bring."""
     plan = []
     if raw["delta"]:
         plan.append(
@@ -100,7 +102,7 @@ def curve_figures(raw: dict[str, Any]) -> list[Figure]:
 
 
 def layer_figures(raw: dict[str, Any]) -> list[Figure]:
-    """Of what layers and their units do to later ones."""
+    """Figures of the effects of layers and their units on later ones."""
     plan = []
     if raw["across"]:
         plan.append(
@@ -123,9 +125,9 @@ def layer_figures(raw: dict[str, Any]) -> list[Figure]:
     return plan
 
 
-def as_patching(study: Study) -> Patching:
+def as_patching(run: FinishedRun) -> Patching:
     """The units in the form of a patching, whose tables and figures are the same."""
-    return Patching(study.directory, study.raw, {}, study.manifest, study.config)
+    return Patching(**vars(run))
 
 
 def largest(shown: Patching) -> Patching:
@@ -184,10 +186,10 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
 
 def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
     found = [
-        Section("Units", f"Effects in units of {raw['metric']}; the largest of each kind. Intervals: "
+        table_section("Units", f"Effects in units of {raw['metric']}; the largest of each kind. Intervals: "
                 f"{raw['metrics']['clean']['interval']}{UNADJUSTED}.", UNITS, unit_rows(shown),
                 range(1, 10), True),
-        Section("Gradients against exact effects", "Attribution patching on the units that were measured exactly.",
+        table_section("Gradients against exact effects", "Attribution patching on the units measured exactly.",
                 ("site", "units", "measured", "correlation, necessary", "correlation, sufficient"), screen_rows(shown),
                 range(1, 5)),
     ]  # fmt: skip
@@ -200,7 +202,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in entry["top"]["gradient"]
         ]
         found.append(
-            Section(f"Step size Δ, layer {entry['layer']}: the channels it matters for", "Sorted by the exact "
+            table_section(f"Step size Δ, layer {entry['layer']}: the channels it matters for", "Sorted by the exact "
                 "gradient.",
                     ("channel", *RANKINGS.values()), rows, range(5))
         )  # fmt: skip
@@ -212,7 +214,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in raw["delta"] for i, a in enumerate(names) for j, b in enumerate(names) if i < j
         ]  # fmt: skip
         found.append(
-            Section("Do the rankings of Δ agree?", "Spearman's correlation over all channels, and overlap of "
+            table_section("Do the rankings of Δ agree?", "Spearman's correlation over all channels, and overlap of "
                     "the top ones.",
                     ("layer", "one", "other", "Spearman", "Jaccard of the top"), rows, (0, 3, 4))
         )  # fmt: skip
@@ -226,7 +228,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in raw["attention"]
         ]  # fmt: skip
         found.append(
-            Section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
+            table_section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
                     f"{raw['metric']}; "
                     "ranked on discovery prompts, measured on others. Of the top units: the mean size of an activation "
                     "and diversity, 1 less the mean size of the correlation of two of them over tokens.",
@@ -240,7 +242,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for p in raw["across"]["pairs"]
         ]  # fmt: skip
         found.append(
-            Section("Units of one layer on those of later ones", 
+            table_section("Units of one layer on those of later ones", 
                     "Means over pairs of top units, in standard deviations.",
                     ("from layer", "to layer", "by patching", "by gradient", "Spearman of the two"), rows,
                     range(5), len(rows) > 40)
@@ -255,7 +257,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in raw["across"]["edges"]
         ]
         found.append(
-            Section("Strongest edges", "layer.unit, in standard deviations of the target.",
+            table_section("Strongest edges", "layer.unit, in standard deviations of the target.",
                     ("from", "to", "by patching", "by gradient"), edges, (2, 3), True)
         )  # fmt: skip
     return found + control_sections(raw["control"])
@@ -275,7 +277,7 @@ def shared_section(found: dict[str, Any]) -> Section:
         "the most that an earlier one does, D u, biases, and the stream. Their sum misses the output by the last "
         f"column, of its largest entry; relevance misses the logit by {found['missed']:.1e} of its size at any layer."
     )
-    return Section(
+    return table_section(
         "Token by token", said,
         ("layer", "last token", "largest other", "D u", "biases", "residual", "missed"), rows, range(7),
     )  # fmt: skip
@@ -296,3 +298,8 @@ def caveats(raw: dict[str, Any]) -> list[str]:
             "it is shown under its own name."
         )
     return found
+
+
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return findings(read_finished(run_dir, "neuron").raw)[0][1]

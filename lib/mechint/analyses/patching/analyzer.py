@@ -30,7 +30,7 @@ from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
 from ...utils.options import listed
 from ...utils.statistics import UNADJUSTED, said, said_p
-from ..base import Analysis, StagedAnalyzer
+from ..base import Analysis, Later, StagedAnalyzer
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
@@ -260,4 +260,8 @@ ANALYSIS = Analysis(
     work=work,
     summary=summary,
     lone=True,
+    report=Later("analyses.patching.report:write_patching"),
+    headline=Later("analyses.patching.report:headline"),
+    to_log=Later("analyses.patching.report:to_log"),
+    cell=Later("analyses.patching.figures:cell"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from ...report import style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import Grid, grid, heat
+from ...report.results import Address
 from ..tracing.figures import ALPHA
 
 if TYPE_CHECKING:
@@ -75,6 +77,22 @@ def load_patching(run_dir: str | Path) -> Patching:
     return found
 
 
+def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
+    """Columns of a cell: one pair of roles of a layer, or one unit ablated or kept alone."""
+    if not index or address[0] not in ("flow", "units"):
+        return {}
+    kind_of_interval = {"interval": raw["metrics"]["clean"]["interval"]}
+    if address[0] == "flow":
+        roles, (layer, pair) = raw["flow"]["roles"], index
+        reader, source = (roles[k] for k in raw["flow"]["pairs"][pair])
+        site = raw["flow"]["paths"][address[2]]["name"]
+        return {"metric": "lost", "site": site, "layer": layer, "name": f"{reader} ← {source}", **kind_of_interval}
+    kind, direction = raw["units"][address[1]], str(address[2])
+    (k,) = index
+    return {"metric": "effect", "site": kind["name"], "layer": kind["layer"][k], "unit": kind["unit"][k],
+            "name": direction, **kind_of_interval}  # fmt: skip
+
+
 def layer_maps(patching: Patching, entry: dict[str, Any], name: str) -> list[Grid]:
     """One number of a way to be read, for each layer [reader, source] with NaN for what no prompt has."""
     roles, pairs = len(patching.roles), patching.raw["flow"]["pairs"]
@@ -88,7 +106,7 @@ def layer_maps(patching: Patching, entry: dict[str, Any], name: str) -> list[Gri
 
 
 def draw_flow(patching: Patching, entry: dict[str, Any], path: Path) -> Path:
-    """What is lost without the flow: a map for each layer, readers down and sources across."""
+    """Losses without the flow: a map for each layer, readers down and sources across."""
     layers, roles = len(entry["value"]), len(patching.roles)
     columns = min(COLUMNS, layers)
     rows = -(-layers // columns)
@@ -181,7 +199,7 @@ def draw_ranking(patching: Patching, path: Path) -> Path:
 
 
 def ranked(kind: dict[str, Any], most: int) -> list[int]:
-    """Which units of a kind have the largest effect in either direction."""
+    """The units of a kind with the largest effect in either direction."""
     size = np.maximum(*(np.abs(np.array(kind[name]["value"])) for name in DIRECTIONS))
     return [int(k) for k in np.argsort(-size, kind="stable")[:most]]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from html import escape
 from pathlib import Path
 
-from ...report.html import ending, heading
-from ...report.markdown import ending as markdown_ending
-from ...report.markdown import evidence
-from ...report.markdown import table as markdown_table
-from ...report.page import card, cards, checks, page, picture, table
+from ...report.compose import write_page
+from ...report.content import Checks, Content, Figure, Section, Widget, of_run, table_section
+from ...report.finished import ALL_FIGURES, Drawn
+from ...report.to_log import ToLog, metric_values, records
 from ...report.words import between, chance, number
-from ...utils.files import write_text
-from ...utils.progress import Progress
 from ...utils.statistics import UNADJUSTED
 from ..tracing.report import with_interval
 from .figures import (
@@ -36,37 +33,50 @@ UNITS = ("kind", "layer", "unit", "necessary", "interval", "p", "sufficient", "i
 SCREENS = ("kind", "units", "measured", "estimate and exact, necessary (r)", "sufficient (r)")
 
 
-def write_patching(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
-    """Writes the figures, patch_report.md and report.html of a finished patching into its directory.
-
-    Args:
-        run_dir: Holds results.json and manifest.json.
-        heatmaps: Draw patch_flow_{site}.png.
-        curves: Draw patch_units.png and patch_ranking.png.
-    """
+def write_patching(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
+    """Writes the figures, patch_report.md and report.html of a finished patching into its directory."""
     patching = load_patching(run_dir)
-    plan: list[tuple[str, str, Callable[[Path], Path]]] = []
-    if heatmaps:
-        for entry in patching.paths:
-            caption = (
-                f"What is lost when, in one layer, no token of a role reads one of another at {entry['name']} "
-                f"({WAYS[entry['name']]}). Grey: no prompt has such a pair."
-            )
-            plan.append((f"patch_flow_{entry['name']}.png", caption, partial(draw_flow, patching, entry)))
-    if curves and patching.kinds:
-        plan.append(("patch_units.png", "Effect of every measured unit.", partial(draw_units, patching)))
-        text = "The units with the largest effect in either direction, with 95 % intervals over templates."
-        plan.append(("patch_ranking.png", text, partial(draw_ranking, patching)))
-    figures: dict[Path, str] = {}
-    with Progress("report", 2 + len(plan)) as progress:
-        for name, caption, draw in plan:
-            figures[draw(patching.directory / name)] = caption
-            progress.step(name)
-        text_file = write_text(patching.directory / "patch_report.md", markdown(patching, list(figures)))
-        progress.step(text_file.name)
-        report = write_text(patching.directory / "report.html", html(patching, figures))
-        progress.step(report.name)
-    return [*figures, text_file, report]
+    return write_page(patching.directory, content(patching), "patch_report.md", drawn)
+
+
+def content(patching: Patching) -> Content:
+    """The page: flow between tokens with a map of every cell, units, and the figures."""
+    sections = [Section("Evidence", [Checks(findings(patching))])]
+    unit = patching.unit
+    if patching.paths:
+        title = f"Flow between tokens: the largest losses ({unit})"
+        sections += [
+            table_section(title, "", FLOWS, flow_rows(patching), (1, 4, 5, 6, 7)),
+            Section("Every cell of the flow", [Widget("\n".join(maps(patching)))]),
+        ]
+    if patching.kinds:
+        exact = "Attribution patching against the exact effects"
+        sections += [
+            table_section(f"Units ({unit})", "", UNITS, unit_rows(patching), range(1, 10)),
+            table_section(exact, "", SCREENS, screen_rows(patching), (1, 2, 3, 4)),
+        ]
+    sections.append(Section("Figures", figures(patching)))
+    cards, said = list(top_cards(patching)), caveats(patching)
+    return of_run(patching, sections, said, lead=headline_of(patching), cards=cards, facts=facts(patching))
+
+
+def figures(patching: Patching) -> list[Figure]:
+    found = [
+        Figure(
+            f"patch_flow_{entry['name']}.png",
+            f"What is lost when, in one layer, no token of a role reads one of another at {entry['name']} "
+            f"({WAYS[entry['name']]}). Grey: no prompt has such a pair.",
+            partial(draw_flow, patching, entry),
+            kind="heatmaps",
+        )
+        for entry in patching.paths
+    ]
+    if patching.kinds:
+        ranking = "The units with the largest effect in either direction, with 95 % intervals over templates."
+        every = "Effect of every measured unit."
+        found.append(Figure("patch_units.png", every, partial(draw_units, patching), kind="curves"))
+        found.append(Figure("patch_ranking.png", ranking, partial(draw_ranking, patching), kind="curves"))
+    return found
 
 
 def flow_rows(patching: Patching) -> list[tuple[str, ...]]:
@@ -93,7 +103,7 @@ def unit_rows(patching: Patching) -> list[tuple[str, ...]]:
 
 
 def screen_rows(patching: Patching) -> list[tuple[str, ...]]:
-    """How well attribution patching agrees, on the units that were measured exactly."""
+    """The correlation of attribution patching with exact effects, on the units that were measured exactly."""
     return [
         (
             f"{kind['name']} ({kind['axis']})", str(kind["layers"] * kind["per_layer"]), str(len(kind["unit"])),
@@ -168,75 +178,19 @@ def caveats(patching: Patching) -> list[str]:
     return texts
 
 
-def markdown(patching: Patching, figures: list[Path]) -> str:
-    raw = patching.raw
-    parts = [
-        f"# {raw['title']}: {raw['checkpoint']}",
-        markdown_table(("", ""), facts(patching)),
-        "## Evidence",
-        evidence(findings(patching)),
-    ]
-    if patching.paths:
-        parts += [f"## Flow between tokens: the largest losses ({patching.unit})"]
-        parts += [markdown_table(FLOWS, flow_rows(patching))]
-    if patching.kinds:
-        parts += [
-            f"## Units ({patching.unit})",
-            markdown_table(UNITS, unit_rows(patching)),
-            "## Attribution patching against the exact effects",
-            markdown_table(SCREENS, screen_rows(patching)),
-        ]
-    parts += [
-        "## Figures",
-        "\n\n".join(f"![{path.name}]({path.name})" for path in figures) or "None were drawn.",
-        *markdown_ending(patching, caveats(patching)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def html(patching: Patching, figures: dict[Path, str]) -> str:
-    raw = patching.raw
-    body = [
-        *heading(raw),
-        cards(list(top_cards(patching))),
-        "<h2>Evidence</h2>",
-        checks(findings(patching)),
-    ]
-    if patching.paths:
-        body += [
-            f"<h2>Flow between tokens: the largest losses ({escape(patching.unit)})</h2>",
-            table(FLOWS, flow_rows(patching), numeric=(1, 4, 5, 6, 7)),
-            "<h2>Every cell of the flow</h2>",
-            *maps(patching),
-        ]
-    if patching.kinds:
-        body += [
-            f"<h2>Units ({escape(patching.unit)})</h2>",
-            table(UNITS, unit_rows(patching), numeric=range(1, 10)),
-            "<h2>Attribution patching against the exact effects</h2>",
-            table(SCREENS, screen_rows(patching), numeric=(1, 2, 3, 4)),
-        ]
-    body += [
-        "<h2>Figures</h2>" if figures else "",
-        *(picture(path, caption) for path, caption in figures.items()),
-        *ending(patching, caveats(patching)),
-    ]
-    return page(f"{raw['title']}: {raw['checkpoint']}", body)
-
-
-def top_cards(patching: Patching) -> Iterator[str]:
+def top_cards(patching: Patching) -> Iterator[tuple[str, str, str]]:
     metrics, best = patching.metrics, patching.raw["strongest"]
     failed = f"{metrics['prompts_failed'].value:.0f} not answered, left out"
-    yield card("Prompts patched", f"{metrics['prompts_used'].value:.0f}", failed)
+    yield ("Prompts patched", f"{metrics['prompts_used'].value:.0f}", failed)
     if total := metrics.get("total_effect"):
-        yield card("Total effect", number(total.value), f"{with_interval(total)} {patching.raw['metric']}")
+        yield ("Total effect", number(total.value), f"{with_interval(total)} {patching.raw['metric']}")
     if best["flow"]:
         cell = max(best["flow"], key=lambda entry: abs(entry["value"]))
         where = f"cut at {cell['path']}, layer {cell['layer']}: {cell['reader']} ← {cell['source']}"
-        yield card("Largest loss of flow", number(cell["value"]), where)
+        yield ("Largest loss of flow", number(cell["value"]), where)
     if best["units"]:
         unit = max(best["units"], key=lambda entry: abs(entry["value"]))
-        yield card(
+        yield (
             "Largest unit", number(unit["value"]), f"{unit['kind']} {unit['unit']}, layer {unit['layer']}, "
             f"{unit['direction']}",
         )  # fmt: skip
@@ -296,3 +250,34 @@ table.flow thead th { vertical-align: bottom; padding: 0; } table.flow thead spa
 table.flow td { width: 1.5rem; height: 1.1rem; padding: 0; border: 0; } table.flow td.none { background: #999; }
 table.flow td:hover { outline: 2px solid var(--ink); }
 """
+
+
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return headline_of(load_patching(run_dir))
+
+
+def headline_of(patching: Patching) -> str:
+    best = patching.raw["strongest"]
+    said = []
+    if best["flow"]:
+        cell = max(best["flow"], key=lambda entry: abs(entry["value"]))
+        said.append(
+            f"the largest loss of flow is {number(cell['value'])} (cut at {cell['path']} of layer "
+            f"{cell['layer']}: {cell['reader']} ← {cell['source']})"
+        )
+    if best["units"]:
+        unit = max(best["units"], key=lambda entry: abs(entry["value"]))
+        said.append(
+            f"the largest unit is {unit['kind']} {unit['unit']} of layer {unit['layer']} "
+            f"({number(unit['value'])}, {unit['direction']})"
+        )
+    text = "; ".join(said) or "nothing was patched"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def to_log(run_dir: str | Path) -> ToLog:
+    """The metrics, and the largest losses and units."""
+    patching = load_patching(run_dir)
+    tables = [records(f"strongest_{name}", best) for name, best in patching.raw["strongest"].items()]
+    return ToLog(metric_values(patching.metrics), {title: table for found in tables for title, table in found.items()})

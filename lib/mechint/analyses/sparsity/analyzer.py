@@ -24,7 +24,7 @@ from ...interventions.model import Model
 from ...tasks import Prompts
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact
-from ..base import Analysis, ControlledAnalyzer, values_of
+from ..base import Analysis, ControlledAnalyzer, Later, values_of
 from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
@@ -153,4 +153,6 @@ ANALYSIS = Analysis(
     refuse=refuse,
     work=work,
     summary=summary,
+    report=Later("analyses.sparsity.report:write_sparsity"),
+    headline=Later("analyses.sparsity.report:headline"),
 )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import style
-from ...report.content import Content, Section, between, figure, load_study, write_study
+from ...report.compose import write_page
+from ...report.content import Section, between, figure, study, table_section
 from ...report.control import control_findings, control_sections
+from ...report.finished import ALL_FIGURES, Drawn, read_finished
 from ...report.values import Value
 from ...report.words import number
 
@@ -24,10 +26,10 @@ NAMES = {
 """↑: higher is sparser."""
 
 
-def write_sparsity(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
+def write_sparsity(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes sparsity_profile.png, sparsity_map_agreement.png, sparsity_report.md and report.html."""
-    study = load_study(run_dir, "sparsity")
-    raw, cells = study.raw, study.raw["cells"]
+    run = read_finished(run_dir, "sparsity")
+    raw, cells = run.raw, run.raw["cells"]
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
     figures = [
         figure(
@@ -51,8 +53,8 @@ def write_sparsity(run_dir: str | Path, *, heatmaps: bool = True, curves: bool =
             narrow=True,
         ),
     ]
-    content = Content(top(raw), findings(raw), sections(raw), figures, caveats(raw))
-    return write_study(study, content, "sparsity_report.md", heatmaps, curves)
+    content = study(run, top(raw), findings(raw), sections(raw), figures, caveats(raw))
+    return write_page(run.directory, content, "sparsity_report.md", drawn)
 
 
 def top(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -105,17 +107,17 @@ def sections(raw: dict[str, Any]) -> list[Section]:
     ]  # fmt: skip
     config = raw["config"]
     return [
-        Section(
+        table_section(
             "Every measure", f"Means over tokens of held-out prompts, with 95 % intervals. ε = {config['epsilon']:g}; "
             f"the optimal τ reaches {config['target']:g} on discovery prompts; the fixed τ is the documented "
             f"{raw['fixed_threshold']:g} and is not comparable between families.",
             ("layer", "site", "role", "units", *(NAMES[m] for m in measures)), rows, range(3, 4 + len(measures)),
         ),
-        Section(
+        table_section(
             "Percentiles of the units' variance", "Variance over tokens, as multiples of the mean over units.",
             ("layer", "site", *(p.upper() for p in percent), "optimal τ"), shares, range(2, 3 + len(percent)), True,
         ),
-        Section(
+        table_section(
             "Where measures disagree", "Pairs of sites that two measures order oppositely, each with intervals apart, "
             "and the clearest pair: the one that is sparser by the first measure, and by the second.",
             ("first measure", "second measure", "pairs", "sparser by the first", "sparser by the second"), odd, (2,),
@@ -187,3 +189,8 @@ def agreement_figure(target: Figure, agree: dict[str, Any]) -> None:
     place.grid(False)
     target.colorbar(image, ax=place, label="Spearman's correlation")
     target.suptitle("Do the measures agree?")
+
+
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return findings(read_finished(run_dir, "sparsity").raw)[0][1]

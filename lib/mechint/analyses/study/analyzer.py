@@ -29,7 +29,7 @@ from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
 from ...utils.rundir import fingerprint, weights_digest
 from ...utils.statistics import draws_needed
-from ..base import Analysis, StagedAnalyzer
+from ..base import Analysis, Later, StagedAnalyzer
 from ..circuits import work as circuit_work
 from ..loader import PromptLoader
 from ..metrics import remedy
@@ -297,4 +297,7 @@ ANALYSIS = Analysis(
     work=work,
     summary=summary,
     inputs=inputs,
+    report=Later("analyses.study.report:write_study"),
+    headline=Later("analyses.study.report:headline"),
+    to_log=Later("analyses.study.report:to_log"),
 )

@@ -54,14 +54,14 @@ def claims_figure(figure: Figure, found: Found) -> None:
 
 
 def claim_label(claim: Found) -> str:
-    """What a claim is of, in a few words."""
+    """The subject of a claim in a few words."""
     if claim["kind"] == "combined":
         return f"the combined circuit, {sum(layer['kept'] for layer in claim['layers'].values())} units"
     return str(claim.get("candidate", claim["claim"]))
 
 
 def circuit_figure(figure: Figure, found: Found) -> None:
-    """What is kept alone, of the circuit and its controls; and how close to the model circuits of every size are."""
+    """Effects kept by the circuit and its controls alone; and the closeness to the model of circuits of every size."""
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     left.axvline(0, color=style.GREY, linewidth=0.8)
     rows = circuit_rows(found)

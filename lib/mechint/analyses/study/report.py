@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...report.finished import SCHEMA
-from ...report.html import repeat as repeat_html
-from ...report.markdown import repeat as repeat_markdown
-from ...report.markdown import table as markdown_table
-from ...report.page import bullets, card, cards, folded, page, picture, table
-from ...report.values import Value, optional_text, read_object, read_value
-from ...utils.errors import MechintError
-from ...utils.files import write_text
-from ...utils.progress import Progress
+from ...report.compose import write_page
+from ...report.content import Block, Bullets, Content, Figure, Section, Table, Text, of_run
+from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
+from ...report.to_log import ToLog, metric_values, records
 from .figures import draw_study
 
 Found = dict[str, Any]
@@ -32,44 +25,44 @@ NOTES = {"circuit": "Notes of the search"}
 HEADER = ("verdict", "claim", "effect", "95 % interval", "n", "p (all claims)", "why")
 
 
-@dataclass(frozen=True)
-class StudyResults:
-    """results.json of a finished study, and what lies beside it."""
-
-    directory: Path
-    raw: Found
-    metrics: dict[str, Value]
-    manifest: dict[str, Any]
-    config: str | None
+def write_study(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
+    """Writes all figures, study_report.md and report.html of a finished study into its directory."""
+    found = read_finished(run_dir, "study")
+    figures = draw_study(found.raw, found.directory)
+    return write_page(found.directory, content(found, figures), "study_report.md", drawn)
 
 
-def load_study(run_dir: str | Path) -> StudyResults:
-    """Reads a finished study.
-
-    Raises:
-        MechintError: a file is missing, or is not that of a finished study.
-    """
-    directory = Path(run_dir)
-    path = directory / "results.json"
-    raw = read_object(path)
-    if raw.get("schema") != SCHEMA or raw.get("status") != "complete" or raw.get("report") != "study":
-        raise MechintError(f"{path} is not a finished study of schema {SCHEMA}; run the analysis again")
-    metrics = {name: read_value(value, path, f"metrics.{name}") for name, value in sorted(raw["metrics"].items())}
-    manifest = read_object(directory / "manifest.json")
-    return StudyResults(directory, raw, metrics, manifest, optional_text(directory / "config"))
+Figures = dict[str, tuple[Path, str]]
+"""Step -> its figure, drawn, and the caption."""
 
 
-def write_study(run_dir: str | Path) -> list[Path]:
-    """Writes the figures, study_report.md and report.html of a finished study into its directory."""
-    found = load_study(run_dir)
-    with Progress("report", 3) as progress:
-        figures = draw_study(found.raw, found.directory)
-        progress.step("figures")
-        text = write_text(found.directory / "study_report.md", markdown(found, figures))
-        progress.step(text.name)
-        report = write_text(found.directory / "report.html", html(found, figures))
-        progress.step(report.name)
-    return [*(file for file, _ in figures.values()), text, report]
+def content(run: FinishedRun, figures: Figures) -> Content:
+    """The page: the combined circuit, the claims with their evidence, then every step."""
+    raw = run.raw
+    verdicts, setup = raw["claims"]["verdicts"], raw["steps"]["setup"]
+    cards = [(name, str(verdicts[name]), "claims") for name in ("supported", "refuted", "underpowered")]
+    if "accuracy" in setup:
+        value = setup["accuracy"]
+        cards.append(("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}"))
+    steps = [section(raw, name, figures) for name in TITLES if name != "circuit"]
+    sections = [section(raw, "circuit", figures), claims(raw, figures), *steps]
+    lead = f"{raw['claims']['said'].capitalize()} {raw['task']['description']}."
+    return of_run(run, sections, list(raw.get("notes", ())), title=title_of(raw), lead=lead, cards=cards)
+
+
+def claims(raw: Found, figures: Figures) -> Section:
+    """Every claim, and what stands behind each."""
+    made = raw["claims"]["claims"]
+    if not made:
+        return Section("15 · Claims", [Text(raw["claims"]["said"])])
+    behind = [Bullets(evidence(claim), folded=f"{claim['verdict']}: {claim['claim']}") for claim in made]
+    return Section("15 · Claims", [Table(HEADER, claim_rows(raw), (2, 3, 4, 5)), shown(figures["claims"]), *behind])
+
+
+def shown(figure: tuple[Path, str]) -> Figure:
+    """A figure that is drawn already."""
+    path, caption = figure
+    return Figure(path.name, caption, lambda place: path)
 
 
 def claim_rows(raw: Found) -> list[tuple[str, ...]]:
@@ -84,7 +77,7 @@ def claim_rows(raw: Found) -> list[tuple[str, ...]]:
 
 
 def evidence(claim: Found) -> list[str]:
-    """What stands behind one claim, and what would refute it."""
+    """The evidence for one claim, and the outcome that would refute it."""
     lines = [
         f"{name}: {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}], {value['interval']}"
         for name, value in claim["controls"].items()
@@ -105,51 +98,19 @@ def title_of(raw: Found) -> str:
     return f"Study of {Path(raw['checkpoint']).name or raw['checkpoint']} on {raw['task']['name']}"
 
 
-def html(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
-    raw = found.raw
-    verdicts = raw["claims"]["verdicts"]
-    setup = raw["steps"]["setup"]
-    body = [f"<h1>{escape(title_of(raw))}</h1>"]
-    body.append(
-        f'<p class="lead">{escape(raw["claims"]["said"].capitalize())} {escape(raw["task"]["description"])}.</p>'
-    )
-    items = [card(name, str(verdicts[name]), "claims") for name in ("supported", "refuted", "underpowered")]
-    if "accuracy" in setup:
-        value = setup["accuracy"]
-        items.append(
-            card("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}")
-        )
-    body.append(cards(items))
-    body += section(raw, "circuit", figures)
-    body.append("<h2>15 · Claims</h2>")
-    if raw["claims"]["claims"]:
-        body.append(table(HEADER, claim_rows(raw), numeric=(2, 3, 4, 5)))
-        body.append(picture(*figures["claims"]))
-        for claim in raw["claims"]["claims"]:
-            body.append(folded(f"{claim['verdict']}: {claim['claim']}", bullets(evidence(claim))))
-    else:
-        body.append(f"<p>{escape(raw['claims']['said'])}</p>")
-    for name in TITLES:
-        if name != "circuit":
-            body += section(raw, name, figures)
-    body += ["<h2>Again</h2>", *repeat_html(found)]
-    return page(title_of(raw), body)
-
-
-def section(raw: Found, name: str, figures: dict[str, tuple[Path, str]]) -> list[str]:
+def section(raw: Found, name: str, figures: Figures) -> Section:
     """A step's title, what it says, its figure and its notes; of the combined circuit its numbers and its units too."""
     entry = raw["steps"].get(name)
     if entry is None:
-        return []
-    body = [f"<h2>{escape(TITLES[name])}</h2>", f"<p>{escape(entry['said'])}</p>"]
+        return Section(TITLES[name], [])
+    blocks: list[Block] = [Text(entry["said"])]
     if name in figures:
-        body.append(picture(*figures[name]))
+        blocks.append(shown(figures[name]))
     if name == "circuit" and "effect" in entry:
-        body.append(table(CIRCUIT_HEADER, circuit_table(entry), numeric=(1,)))
-        body.append(folded("The units", bullets(unit_lines(entry))))
+        blocks += [Table(CIRCUIT_HEADER, circuit_table(entry), (1,)), Bullets(unit_lines(entry), folded="The units")]
     if entry.get("notes"):
-        body.append(folded(NOTES.get(name, "What could not be measured"), bullets(entry["notes"])))
-    return body
+        blocks.append(Bullets(entry["notes"], folded=NOTES.get(name, "What could not be measured")))
+    return Section(TITLES[name], blocks)
 
 
 def circuit_table(entry: Found) -> list[tuple[str, ...]]:
@@ -194,26 +155,17 @@ def unit_lines(entry: Found) -> list[str]:
     ]
 
 
-def markdown(found: StudyResults, figures: dict[str, tuple[Path, str]]) -> str:
-    raw = found.raw
-    lines = [f"# {title_of(raw)}", "", raw["claims"]["said"].capitalize(), ""]
-    lines += [*section_markdown(raw, "circuit", figures), "", "## Claims", ""]
-    if raw["claims"]["claims"]:
-        lines += [markdown_table(HEADER, claim_rows(raw)), ""]
-        for claim in raw["claims"]["claims"]:
-            lines += [f"**{claim['verdict']}**: {claim['claim']}", "", *(f"- {line}" for line in evidence(claim)), ""]
-    for name in TITLES:
-        if name != "circuit":
-            lines += section_markdown(raw, name, figures)
-    return "\n".join([*lines, "## Again", "", "\n\n".join(repeat_markdown(found))]).rstrip() + "\n"
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return str(read_finished(run_dir, "study").raw["claims"]["said"]).capitalize()
 
 
-def section_markdown(raw: Found, name: str, figures: dict[str, tuple[Path, str]]) -> list[str]:
-    entry = raw["steps"].get(name)
-    if entry is None:
-        return []
-    lines = [f"## {TITLES[name]}", "", entry["said"], ""]
-    lines += [f"![{figures[name][1]}]({figures[name][0].name})", ""] if name in figures else []
-    if name == "circuit" and "effect" in entry:
-        lines += [markdown_table(CIRCUIT_HEADER, circuit_table(entry)), "", *(f"- {u}" for u in unit_lines(entry))]
-    return [*lines, *(f"- {note}" for note in entry.get("notes", ()))]
+def to_log(run_dir: str | Path) -> ToLog:
+    """The metrics, and every claim with its verdict."""
+    found = read_finished(run_dir, "study")
+    names = ("verdict", "claim", "why", "p_holm")
+    claims = [
+        {name: claim[name] for name in names} | {"effect": claim["effect"]["value"]}
+        for claim in found.raw["claims"]["claims"]
+    ]
+    return ToLog(metric_values(found.metrics), records("claims", claims))

@@ -32,7 +32,7 @@ from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
 from ...utils.options import listed, named
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
-from ..base import Analysis, StagedAnalyzer
+from ..base import Analysis, Later, StagedAnalyzer
 from ..effect_tables import few_notes
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
@@ -264,4 +264,9 @@ ANALYSIS = Analysis(
     summary=summary,
     lone=True,
     learns=False,
+    report=Later("analyses.tracing.report:write_trace"),
+    headline=Later("analyses.tracing.report:headline"),
+    compare=Later("analyses.tracing.compare:write_trace_comparison"),
+    to_log=Later("analyses.tracing.report:to_log"),
+    cell=Later("analyses.tracing.figures:cell"),
 )

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...report import markdown, style
+from ...report import content as blocks
+from ...report import style
 from ...report.along import MOST, Track, axis_of, write_along
+from ...report.compose import write_page
+from ...report.content import Bullets, Content, Section, Table, Text, figure, table_section
 from ...report.finished import run_names, valid
 from ...report.maps import Grid, grid, heat, layer_axis
-from ...report.members import Warned, gathered, member_html, member_markdown
-from ...report.page import bullets, page, picture
-from ...report.page import table as html_table
+from ...report.members import Warned, gathered, member_section
 from ...report.values import Value
 from ...report.words import between, number
 from ...utils.errors import MechintError
-from ...utils.files import read_torch, write_json, write_text
+from ...utils.files import read_torch, write_json
 from ...utils.statistics import ClusterBootstrap
 from .figures import TITLES, Trace, load_trace
 from .report import findings
@@ -80,19 +79,19 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     plots = []
     for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
         widest = max(len(trace.panels(direction)) for trace in traces)
-        size = (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces))
-        drawing = partial(maps_figure, traces=traces, names=names, direction=direction)
-        plots.append(style.save_figure(output / f"comparison_maps_{direction}.png", size, drawing))
-        drawing = partial(layers_figure, traces=traces, names=names, direction=direction)
-        size = (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4))
-        plots.append(style.save_figure(output / f"comparison_layers_{direction}.png", size, drawing))
+        for kind, size, draw in (
+            ("maps", (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces)), maps_figure),
+            ("layers", (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4)), layers_figure),
+        ):
+            name = f"comparison_{kind}_{direction}.png"
+            plots.append(figure(name, CAPTIONS[kind], size, draw, traces, names, direction))
     rows = strongest_rows(traces, names), difference_rows(found)
-    written += [*plots, write_text(output / "comparison.md", to_markdown(traces, rows, notes, plots, warned))]
-    return [*written, write_text(output / "comparison.html", to_html(traces, rows, notes, plots, warned))]
+    content = page_of(traces, rows, notes, plots, warned)
+    return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
 def warnings(trace: Trace) -> list[str]:
-    """What a trace's own report warns of: what speaks against it, and the analysis' notes."""
+    """The warnings of a trace's own report: findings that speak against it, and the analysis' notes."""
     return [*(text for good, text in findings(trace) if not good), *map(str, trace.raw["notes"])]
 
 
@@ -222,28 +221,22 @@ def difference_rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [(entry["run"], entry["less"], *cells(entry)) for entry in found]
 
 
-def to_markdown(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
-    parts = [f"# {traces[0].raw['title']}: comparison of {len(traces)} checkpoints"]
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += member_markdown(warned, len(traces))
-    parts += ["## Strongest cell of every map", markdown.table(STRONGEST, rows[0])]
-    if rows[1]:
-        parts += ["## Largest differences", PAIRED, markdown.table(DIFFERENCES, rows[1])]
-    return "\n\n".join([*parts, *(f"![{plot.name}]({plot.name})" for plot in plots)]) + "\n"
+CAPTIONS = {
+    "maps": "Mean effect by token role and layer; a row for each checkpoint, a column for each kind of site.",
+    "layers": "Mean effect by layer at the role where any checkpoint's effect is largest, with 95 % intervals.",
+}
 
 
-def to_html(traces: list[Trace], rows: Any, notes: list[str], plots: list[Path], warned: Warned) -> str:
-    title = f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints"
-    body = [f"<h1>{escape(title)}</h1>", *([bullets(notes)] if notes else []), *member_html(warned, len(traces))]
-    body += ["<h2>Strongest cell of every map</h2>", html_table(STRONGEST, rows[0], numeric=(3, 5, 6, 7))]
-    if rows[1]:
-        body += ["<h2>Largest differences</h2>", f"<p>{PAIRED}</p>"]
-        body += [html_table(DIFFERENCES, rows[1], numeric=(4, 6, 7, 8))]
-    captions = {
-        "maps": "Mean effect by token role and layer; a row for each checkpoint, a column for each kind of site.",
-        "layers": "Mean effect by layer at the role where any checkpoint's effect is largest, with 95 % intervals.",
-    }
-    return page(title, [*body, *(picture(plot, captions[plot.stem.split("_")[1]]) for plot in plots)])
+def page_of(traces: list[Trace], rows: Any, notes: list[str], plots: list[blocks.Figure], warned: Warned) -> Content:
+    """The page of the comparison."""
+    sections = [
+        Section("Notes", [Bullets(notes)]),
+        member_section(warned, len(traces)),
+        table_section("Strongest cell of every map", "", STRONGEST, rows[0], (3, 5, 6, 7)),
+        Section("Largest differences", [Text(PAIRED), Table(DIFFERENCES, rows[1], (4, 6, 7, 8))] if rows[1] else []),
+        Section("Figures", plots),
+    ]
+    return Content(f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints", sections)
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------

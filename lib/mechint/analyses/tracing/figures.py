@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from ...report import style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import broken, grid, heat, layer_axis
+from ...report.results import Address
 from ...utils.errors import MechintError
 from ...utils.files import read_json
 
@@ -29,7 +31,7 @@ TITLES = {
 class Trace(FinishedRun):
     """A finished causal trace."""
 
-    examples: list[dict[str, Any]]
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def roles(self) -> list[str]:
@@ -69,6 +71,17 @@ def load_trace(run_dir: str | Path) -> Trace:
             f"{found.directory / 'examples.json'} can't be read ({error}); run the analysis again"
         ) from None
     return Trace(**vars(found), examples=examples)
+
+
+def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
+    """Columns of a cell of a map: kind of site, layer, and the direction with the token's role."""
+    if not index:
+        return {}
+    trace, (layer, role) = raw["trace"], index
+    direction = str(address[2])
+    site = trace["directions"][direction]["panels"][address[4]]["name"]
+    name = f"{direction}: {trace['roles'][role]}"
+    return {"metric": "effect", "site": site, "layer": layer, "name": name, "interval": trace["interval"]}
 
 
 def draw_roles(trace: Trace, direction: str, path: Path) -> Path:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...report.html import ending, heading
-from ...report.markdown import ending as markdown_ending
-from ...report.markdown import evidence
-from ...report.markdown import table as markdown_table
-from ...report.page import card, cards, checks, folded, page, picture, table
+from ...report.compose import write_page
+from ...report.content import Checks, Content, Figure, Section, Widget, of_run, table_section
+from ...report.finished import ALL_FIGURES, Drawn
+from ...report.to_log import ToLog, metric_values, records
 from ...report.values import Value
 from ...report.words import between, chance, number
-from ...utils.files import write_text
-from ...utils.progress import Progress
 from ...utils.statistics import UNADJUSTED
 from .figures import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
 
@@ -28,35 +25,63 @@ CAPTIONS = {
 }
 
 
-def write_trace(run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True) -> list[Path]:
-    """Writes the figures, trace_report.md and report.html of a finished trace into its directory.
-
-    Args:
-        run_dir: Holds results.json, examples.json and manifest.json.
-        heatmaps: Draw trace_roles_{direction}.png and trace_example_{direction}.png.
-        curves: Draw trace_layers_{direction}.png.
-    """
+def write_trace(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
+    """Writes the figures, trace_report.md and report.html of a finished trace into its directory."""
     trace = load_trace(run_dir)
-    plan = [
-        (kind, direction, draw)
-        for direction in trace.directions
-        for kind, draw, wanted in (
-            ("roles", draw_roles, heatmaps),
-            ("layers", draw_layers, curves),
-            ("example", draw_example, heatmaps and bool(trace.examples)),
+    return write_page(trace.directory, content(trace), "trace_report.md", drawn)
+
+
+def content(trace: Trace) -> Content:
+    """The page: the strongest cells, a map of every cell, the figures, and how well estimates agree."""
+    sections = [
+        Section("Evidence", [Checks(findings(trace))]),
+        table_section(f"Strongest cell of every map ({trace.unit})", "", STRONGEST, strongest(trace), (2, 4, 5, 6, 7)),
+        Section("Every cell", [Widget(maps(trace))]),
+        Section("Figures", figures(trace)),
+        table_section(
+            "Attribution patching against the exact effects",
+            "Pearson correlation over all cells and prompts.",
+            ("direction", "site", "correlation"),
+            rows,
+            (2,),
+            True,
         )
-        if wanted
+        if (rows := agreement(trace))
+        else Section("", []),
     ]
-    figures: dict[tuple[str, str], Path] = {}
-    with Progress("report", 2 + len(plan)) as progress:
-        for kind, direction, draw in plan:
-            figures[kind, direction] = draw(trace, direction, trace.directory / f"trace_{kind}_{direction}.png")
-            progress.step()
-        text = write_text(trace.directory / "trace_report.md", markdown(trace, list(figures.values())))
-        progress.step(text.name)
-        report = write_text(trace.directory / "report.html", html(trace, figures))
-        progress.step(report.name)
-    return [*figures.values(), text, report]
+    said = caveats(trace)
+    return of_run(trace, sections, said, lead=headline_of(trace), cards=cards(trace), facts=facts(trace))
+
+
+def cards(trace: Trace) -> list[tuple[str, str, str]]:
+    total, best = trace.metrics["total_effect"], largest(trace)
+    used, failed = (trace.metrics[name].value for name in ("prompts_used", "prompts_failed"))
+    return [
+        ("Prompts traced", f"{used:.0f}", f"{failed:.0f} not answered, left out"),
+        ("Total effect", number(total.value), f"{with_interval(total)} {trace.raw['metric']}"),
+        ("Strongest cell", number(best["value"]), f"{best['panel']}, layer {best['layer']}, {best['role']}"),
+    ]
+
+
+def largest(trace: Trace) -> dict[str, Any]:
+    """The strongest cell of all maps."""
+    return dict(max(trace.raw["trace"]["strongest"], key=lambda entry: abs(entry["value"])))
+
+
+def figures(trace: Trace) -> list[Figure]:
+    """Three figures for each direction: means by role, by layer with intervals, and one prompt's maps."""
+    plan = [("roles", draw_roles, "heatmaps"), ("layers", draw_layers, "curves")]
+    plan += [("example", draw_example, "heatmaps")] if trace.examples else []
+    return [
+        Figure(
+            f"trace_{name}_{direction}.png",
+            caption(trace, name).format(title=TITLES[direction]),
+            partial(draw, trace, direction),
+            kind=kind,
+        )
+        for direction in trace.directions
+        for name, draw, kind in plan
+    ]
 
 
 def strongest(trace: Trace) -> list[tuple[str, ...]]:
@@ -123,24 +148,6 @@ def findings(trace: Trace) -> list[tuple[bool, str]]:
     return found
 
 
-def markdown(trace: Trace, figures: list[Path]) -> str:
-    raw = trace.raw
-    parts = [
-        f"# {raw['title']}: {raw['checkpoint']}",
-        markdown_table(("", ""), facts(trace)),
-        "## Evidence",
-        evidence(findings(trace)),
-        f"## Strongest cell of every map ({trace.unit})",
-        markdown_table(STRONGEST, strongest(trace)),
-        "## Figures",
-        "\n\n".join(f"![{path.name}]({path.name})" for path in figures) or "None were drawn.",
-        "## Attribution patching against the exact effects (Pearson correlation)",
-        markdown_table(("direction", "site", "correlation"), agreement(trace)),
-        *markdown_ending(trace, caveats(trace)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def caveats(trace: Trace) -> list[str]:
     chosen = "The strongest cell of a map is chosen by its size"
     return [
@@ -153,47 +160,11 @@ def caveats(trace: Trace) -> list[str]:
     ]
 
 
-def html(trace: Trace, figures: dict[tuple[str, str], Path]) -> str:
-    raw, metrics = trace.raw, trace.metrics
-    total, used = metrics["total_effect"], metrics["prompts_used"].value
-    best = max(raw["trace"]["strongest"], key=lambda entry: abs(entry["value"]))
-    where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
-    body = [
-        *heading(raw),
-        cards(
-            [
-                card("Prompts traced", f"{used:.0f}", f"{metrics['prompts_failed'].value:.0f} not answered, left out"),
-                card("Total effect", number(total.value), f"{with_interval(total)} {raw['metric']}"),
-                card("Strongest cell", number(best["value"]), where),
-            ]
-        ),
-        "<h2>Evidence</h2>",
-        checks(findings(trace)),
-        f"<h2>Strongest cell of every map ({escape(trace.unit)})</h2>",
-        table(STRONGEST, strongest(trace), numeric=(2, 4, 5, 6, 7)),
-        "<h2>Every cell</h2>",
-        maps(trace),
-        "<h2>Figures</h2>" if figures else "",
-        *(picture(path, caption(trace, kind).format(title=TITLES[d])) for (kind, d), path in figures.items()),
-        *_agreement(trace),
-        *ending(trace, caveats(trace)),
-    ]
-    return page(f"{raw['title']}: {raw['checkpoint']}", body)
-
-
 def caption(trace: Trace, kind: str) -> str:
-    """What a figure shows; of one prompt there is neither a mean nor an interval."""
+    """The caption of a figure; of one prompt there is neither a mean nor an interval."""
     if not trace.metrics["total_effect"].alone:
         return CAPTIONS[kind]
     return CAPTIONS[kind].replace("Mean effect", "Effect").replace("with 95 % intervals over templates", "no interval")
-
-
-def _agreement(trace: Trace) -> Iterator[str]:
-    if rows := agreement(trace):
-        yield "<h2>Attribution patching against the exact effects</h2>"
-        yield folded(
-            "Pearson correlation over all cells and prompts", table(("direction", "site", "r"), rows, numeric=(2,))
-        )
 
 
 def maps(trace: Trace) -> str:
@@ -266,7 +237,7 @@ _SCRIPT = """
     box.replaceChildren();
     for (const map of view.maps) {
       const left = 112, cell = Math.min(24, 150 / map.values.length), height = 14;
-      const width = left + cell * map.values.length + 6;
+      const width = Math.max(left + cell * map.values.length + 6, 6.5 * map.name.length);
       const svg = make("svg", {viewBox: `0 0 ${width} ${height * view.rows.length + 40}`});
       svg.append(make("text", {x: 0, y: 11, class: "name"}, map.name));
       view.rows.forEach((row, r) => {
@@ -287,3 +258,22 @@ _SCRIPT = """
   prompt.addEventListener("change", draw); direction.addEventListener("change", draw); draw();
 })();
 """
+
+
+def headline(run_dir: str | Path) -> str:
+    """The result in one sentence."""
+    return headline_of(load_trace(run_dir))
+
+
+def headline_of(trace: Trace) -> str:
+    best = largest(trace)
+    return (
+        f"The strongest cell is {best['panel']} of layer {best['layer']} at the token “{best['role']}”: "
+        f"{number(best['value'])} ({between(best['low'], best['high'])}), {trace.unit}."
+    )
+
+
+def to_log(run_dir: str | Path) -> ToLog:
+    """The metrics, and the strongest cell of every map."""
+    trace = load_trace(run_dir)
+    return ToLog(metric_values(trace.metrics), records("strongest", trace.raw["trace"]["strongest"]))

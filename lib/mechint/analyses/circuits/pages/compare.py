@@ -6,21 +6,20 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....report import markdown, style
+from ....report import content as blocks
+from ....report import style
 from ....report.along import MOST, Track, axis_of, write_along
+from ....report.compose import write_page
+from ....report.content import Bullets, Content, Section, Table, figure, table_section
 from ....report.finished import run_names
-from ....report.members import Warned, gathered, member_html, member_markdown
-from ....report.page import bullets, page, picture
-from ....report.page import table as html_table
+from ....report.members import Warned, gathered, member_section
 from ....report.values import Value
 from ....report.words import percent
 from ....utils.errors import MechintError
-from ....utils.files import write_json, write_text
+from ....utils.files import write_json
 from ..results import Results, load_results, overlap
 from .variants import NOISE, Difference, differences, sentence, variant_of
 from .variants import rows as difference_rows
@@ -72,15 +71,19 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
     matrix, reason = circuit_overlap(runs)
     tests = differences(runs, names)
     written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason, tests, warned))]
-    drawing = partial(comparison_figure, runs=runs, names=names, matrix=matrix)
-    plot = style.save_figure(output / "comparison.png", (10.0, max(6.4, 2.6 + 0.5 * len(runs))), drawing)
-    body = [*_paragraphs(runs, names), sentence(*tests), _notes(runs, reason)]
-    written += [plot, write_text(output / "comparison.md", _markdown(runs, names, matrix, body, plot, tests, warned))]
-    return [*written, write_text(output / "comparison.html", _html(runs, names, matrix, body, plot, tests, warned))]
+    caption = (
+        "Faithfulness over the share of units kept, with intervals; the circuit of each run, its controls and its size;"
+        " the overlap of the circuits, where their units are the same."
+    )
+    size = (10.0, max(6.4, 2.6 + 0.5 * len(runs)))
+    plot = figure("comparison.png", caption, size, comparison_figure, runs, names, matrix)
+    said = [*_paragraphs(runs, names), sentence(*tests), _notes(runs, reason)]
+    content = page_of(runs, names, matrix, said, plot, tests, warned)
+    return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
 def warnings(run: Results) -> list[str]:
-    """What a run's own report warns of: controls that came out against it, and the analysis' notes."""
+    """The warnings of a run's own report: controls that speak against the circuit, and the analysis' notes."""
     return [*(finding.text for finding in findings(run) if not finding.good), *map(str, run.raw["notes"])]
 
 
@@ -137,7 +140,7 @@ ELSEWHERE = "The models have different layers or units, so their circuits have n
 
 
 def shape(run: Results) -> tuple[Any, ...]:
-    """What two circuits share whose units are the same things."""
+    """A key that two circuits share if their units are the same things."""
     return (run.raw["unit"], tuple((layer.label, layer.total) for layer in run.layers), *dictionaries(run))
 
 
@@ -220,42 +223,27 @@ def _notes(runs: list[Results], reason: str) -> str:
     return " ".join(notes)
 
 
-def _markdown(
-    runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests, warned: Warned
-) -> str:
-    parts = [f"# {runs[0].raw['title']}: comparison", *filter(None, body), markdown.table(*_rows(runs, names))]
-    parts += member_markdown(warned, len(runs))
-    if tests[1]:
-        parts += ["Differences beside the noise of seeds:", markdown.table(*difference_rows(tests[1]))]
-    if matrix is not None:
-        parts += ["Overlap of the circuits (Jaccard):", markdown.table(*_overlap_rows(names, matrix))]
-    checkpoints = markdown.table(
-        ("run", "checkpoint"), [(n, f"`{r.raw['checkpoint']}`") for n, r in zip(names, runs, strict=True)]
-    )
-    return "\n\n".join([*parts, f"![{plot.name}]({plot.name})", checkpoints]) + "\n"
-
-
-def _html(
-    runs: list[Results], names: list[str], matrix: Any, body: list[str], plot: Path, tests: Tests, warned: Warned
-) -> str:
-    title = f"{runs[0].raw['title']}: comparison"
+def page_of(
+    runs: list[Results], names: list[str], matrix: Any, said: list[str], plot: blocks.Figure, tests: Tests,
+    warned: Warned,
+) -> Content:  # fmt: skip
+    """The page of the comparison."""
     header, rows = _rows(runs, names)
-    parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(body[0])}</p>']
-    parts += [bullets(text for text in body[1:] if text)] if any(body[1:]) else []
-    parts += [html_table(header, rows, numeric=range(1, len(header))), *member_html(warned, len(runs))]
-    caption = (
-        "Faithfulness over the share of units kept, with intervals; the circuit of each run, its controls and its size;"
-        " the overlap of the circuits, where their units are the same."
-    )
-    parts.append(picture(plot, caption))
+    checkpoints = [(name, str(run.raw["checkpoint"])) for name, run in zip(names, runs, strict=True)]
+    sections = [
+        Section("Runs", [Bullets([text for text in said[1:] if text]), Table(header, rows, range(1, len(header)))]),
+        member_section(warned, len(runs)),
+        Section("Figure", [plot]),
+    ]
     if tests[1]:
-        header, rows = difference_rows(tests[1])
-        parts += ["<h2>Differences beside the noise of seeds</h2>", html_table(header, rows, numeric=range(3, 7))]
+        sections.append(
+            table_section("Differences beside the noise of seeds", "", *difference_rows(tests[1]), range(3, 7))
+        )
     if matrix is not None:
-        header, rows = _overlap_rows(names, matrix)
-        parts += ["<h2>Overlap of the circuits (Jaccard)</h2>", html_table(header, rows, numeric=range(1, len(header)))]
-    checkpoints = [(name, run.raw["checkpoint"]) for name, run in zip(names, runs, strict=True)]
-    return page(title, [*parts, "<h2>Checkpoints</h2>", html_table(("run", "checkpoint"), checkpoints)])
+        shown = _overlap_rows(names, matrix)
+        sections.append(table_section("Overlap of the circuits (Jaccard)", "", *shown, range(1, len(shown[0]))))
+    sections.append(table_section("Checkpoints", "", ("run", "checkpoint"), checkpoints))
+    return Content(f"{runs[0].raw['title']}: comparison", sections, lead=said[0])
 
 
 # ---- the figure -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a report of a circuit of features adds: what its latents fire on and raise, and a page for each dictionary."""
+"""The part of a report that circuits of features have alone: what latents fire on and raise, a page a dictionary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AROUND = 12
 
 
 def read_files(results: Results) -> dict[str, dict[str, Any]]:
-    """What was read of the circuit's latents, by site."""
+    """Descriptions of the circuit's latents, by site."""
     names = {str(entry["name"]): str(entry["site"]) for entry in results.raw.get("dictionaries", ())}
     folder = results.directory / "features"
     return {site: read_json(path) for name, site in names.items() if (path := folder / f"{name}.json").is_file()}

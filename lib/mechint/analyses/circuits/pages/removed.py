@@ -13,12 +13,12 @@ TITLE = "Removed one at a time"
 
 
 def needed(entry: Removed) -> bool:
-    """Whether its removal certainly costs faithfulness."""
+    """True if its removal certainly costs faithfulness."""
     return entry.p <= ALPHA and entry.drop.value > 0
 
 
 def removed_sentence(results: Results) -> str:
-    """How many units the circuit needs, and how many it does not, of those that were tried."""
+    """A sentence with the number of tried units that the circuit needs, and of those that it does not."""
     tried = len(results.removed)
     hurts = sum(map(needed, results.removed))
     every = f"All {tried:,} units" if tried == results.kept else f"{tried:,} of the {results.kept:,} units, at random,"

@@ -1,4 +1,4 @@
-"""Whether variants of a study differ by more than seeds do: permutation tests, adjusted for their number."""
+"""Permutation tests of variants of a study against the noise of seeds, adjusted for their number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two variants in one quantity: means, their difference, and the chance of one as large among shuffled seeds."""
+    """Two variants in one quantity: means, their difference, and the chance of one as large among shuffled seeds."""
 
     quantity: str
     one: str
@@ -39,7 +39,7 @@ class Difference:
 
 
 def variant_of(run: Results) -> str:
-    """What the study calls a run, whatever its seed: ``kv=tied`` of ``kv=tied+seed=1``; empty outside a study."""
+    """The name of a run's variant without its seed: ``kv=tied`` of ``kv=tied+seed=1``; empty outside a study."""
     said = str(run.raw["model"].get("variant", ""))
     rest = [part.strip() for part in said.split("+") if not part.strip().startswith("seed=")]
     return "+".join(rest) or ("baseline" if said else "")
@@ -75,14 +75,14 @@ def differences(runs: Sequence[Results], names: Sequence[str]) -> tuple[str, lis
 
 
 def of_run(run: Results) -> dict[str, float]:
-    """What is compared of one model: numbers on the held-out prompts."""
+    """The numbers of one model on the held-out prompts that are compared."""
     shown = {"faithfulness": "faithfulness", "cpr": "area under the faithfulness curve"}
     found = {label: run.metrics[name].value for name, label in shown.items() if name in run.metrics}
     return {**found, **of_circuit(run, run.circuit)}
 
 
 def of_searches(runs: Sequence[Results]) -> list[dict[str, float]]:
-    """What is compared of the searches of some models: numbers on the discovery prompts."""
+    """The numbers of some models' searches on the discovery prompts that are compared."""
     return [
         {"faithfulness (discovery prompts)": search.faithfulness, **of_circuit(run, search.units)}
         for run in runs
@@ -101,7 +101,7 @@ def of_circuit(run: Results, units: frozenset[tuple[int, ...]]) -> dict[str, flo
 
 
 def sentence(noise: str, found: Sequence[Difference]) -> str:
-    """What the tests say, in words."""
+    """The outcome of the tests in one sentence."""
     if not found:
         return "Whether the differences exceed the noise of seeds was not tested: it needs two seeds or more of each."
     large = [d for d in found if d.significant]

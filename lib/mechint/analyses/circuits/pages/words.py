@@ -1,4 +1,4 @@
-"""What the numbers of a circuit mean, and how they are written: shared by the Markdown, the page and comparisons."""
+"""Meanings and forms of a circuit's numbers: shared by its page and by comparisons."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """How a metric is called, written (``count``, ``share`` or ``metric``: in the metric's own unit) and read."""
+    """A metric's label, its form (``count``, ``share`` or ``metric``: in the metric's own unit) and its meaning."""
 
     label: str
     kind: str
@@ -195,7 +195,7 @@ def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
 
 
 def replacement(raw: Mapping[str, Any]) -> str:
-    """What a dropped unit was replaced by, in the analysis' own words; older results name the ablation alone."""
+    """The value that replaced a dropped unit, in the analysis' own words; older results name the ablation alone."""
     return str(raw.get("ablation_words", f"what the {raw['ablation']} ablation puts in its place"))
 
 
@@ -219,7 +219,7 @@ class Finding:
 
 
 def findings(results: Results) -> Iterator[Finding]:
-    """How the controls came out, in plain words, by rules fixed beforehand: intervals that do not meet."""
+    """The outcome of each control in plain words, by rules fixed beforehand: intervals that do not meet."""
     circuit = results.metrics["faithfulness"]
     random = results.metrics.get("faithfulness_random")
     if random is not None:

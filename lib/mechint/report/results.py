@@ -1,0 +1,241 @@
+"""The schema of results.json, written by the runner and read by everybody else; docs/results.md says it in words.
+
+Every analysis writes a header (:class:`Header`), its metrics and its notes; what it adds lies beside them under names
+of its own. Any number there is an object with ``value``, ``low``, ``high`` and ``n``, or such an object of lists, one
+number for each cell; :func:`number_rows` finds them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import MechintError
+from .finished import SCHEMA, FinishedRun
+from .values import Value, read_value
+
+Address = tuple[str | int, ...]
+"""Keys and places in lists that lead to an entry of results.json."""
+Cell = Callable[[Mapping[str, Any], Address, tuple[int, ...]], dict[str, Any]]
+"""``cell(raw, address, index)``: the columns of a :class:`Row` that an analysis knows of the number at ``address``; of
+a cell of a grid, that stands at ``index`` of the lists there."""
+NUMBER = ("value", "low", "high", "n")
+NAMED = ("name", "claim", "candidate", "quantity", "label", "role")
+SITES = ("site", "panel")
+"""Keys of an object that say what its numbers are of and at which site, the first that it has."""
+
+
+def no_cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
+    """Adds no columns: what stands around a number says all."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """The entry ``model``: what was analysed.
+
+    Attributes:
+        family: ``mamba``, ``gpt2`` or ``llama``.
+        parameters: Their number.
+        n_layer, d_model: Layers, and the width of the residual stream.
+        sha256: Digest of the weights.
+        variant: As the checkpoint names it, where it does.
+        step: Of its training, where it is known.
+    """
+
+    family: str
+    parameters: int
+    n_layer: int
+    d_model: int
+    sha256: str
+    variant: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of every results.json.
+
+    Attributes:
+        analysis: Name of the analysis, which is its switch on the command line.
+        title: For people.
+        checkpoint: As it was asked for.
+        key: All that the results depend on, by name.
+        model: What was analysed.
+        task: What it was asked: name, description, and numbers of prompts.
+        config: The options of the analysis.
+        status: ``complete``.
+        schema: Version of this file; another number means that entries changed their meaning.
+    """
+
+    analysis: str
+    title: str
+    checkpoint: str
+    key: Mapping[str, Any]
+    model: Model
+    task: Mapping[str, Any]
+    config: Mapping[str, Any]
+    status: str = "complete"
+    schema: int = SCHEMA
+
+    def with_results(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole of results.json, for writing: the header and what an analysis found."""
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        model = {name: value for name, value in vars(self.model).items() if value is not None}
+        return {**said, "model": model, **found}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a finished run.
+
+    Attributes:
+        entry: Where it stands in results.json: keys and places in lists, joined by dots.
+        metric: Its name there.
+        site, layer, unit, name: What it is of, as far as its surroundings say; None otherwise.
+        value, low, high: The number and its interval; the ends are NaN where there is none.
+        n: Number of things that it was measured on.
+        interval: What the interval is of, or why there is none.
+        p: Its p-value, where it has one.
+    """
+
+    analysis: str
+    checkpoint: str
+    entry: str
+    metric: str
+    site: str | None
+    layer: int | None
+    unit: int | str | None
+    name: str | None
+    value: float
+    low: float
+    high: float
+    n: int
+    interval: str
+    p: float | None
+
+
+def number_rows(raw: Mapping[str, Any], path: Path, cell: Cell = no_cell) -> Iterator[Row]:
+    """Every number of results.json, in the order in which the file has them.
+
+    Args:
+        path: Of the file, for errors.
+        cell: Says what numbers are of, beyond what stands around them.
+
+    Raises:
+        MechintError: a number lacks a part, or is not finite.
+    """
+    told: dict[str, Any] = {"analysis": str(raw.get("analysis", "")), "checkpoint": str(raw.get("checkpoint", ""))}
+
+    def visit(entry: Any, address: Address, of: dict[str, Any]) -> Iterator[Row]:
+        if isinstance(entry, list):
+            for k, one in enumerate(entry):
+                yield from visit(one, (*address, k), of)
+        if not isinstance(entry, dict):
+            return
+        of = {**of, **surroundings(entry, address)}
+        if all(key in entry for key in NUMBER):
+            for index, number in numbers_of(entry):
+                at = (*address, *(("value", *index) if index else ()))
+                more = cell(raw, address, index)
+                value = read_value(number, path, ".".join(map(str, at)))
+                said = {"metric": metric_of(address), **of, **vars(value), **more}
+                yield Row(**told, entry=".".join(map(str, at)), p=number.get("p"), **said)
+        for key, one in entry.items():
+            if key not in ("config", "key", "task"):
+                yield from visit(one, (*address, key), of)
+
+    try:
+        yield from visit(raw, (), dict.fromkeys(("site", "layer", "unit", "name")))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise MechintError(f"{path} is not valid ({type(error).__name__}: {error}); run the analysis again") from None
+
+
+def metric_of(address: Address) -> str:
+    """The last name that leads to a number."""
+    return next((part for part in reversed(address) if isinstance(part, str)), "")
+
+
+def surroundings(entry: Mapping[str, Any], address: Address) -> dict[str, Any]:
+    """Columns that an object gives to the numbers in it: site, layer, unit and name."""
+    found: dict[str, Any] = {}
+    if len(address) > 1 and address[-2] == "layers" and str(address[-1]).isdigit():
+        found["layer"] = int(address[-1])
+    if not address:
+        return found
+    for column, keys in (("site", SITES), ("name", NAMED)):
+        said = next((entry[key] for key in keys if isinstance(entry.get(key), str)), None)
+        found |= {} if said is None else {column: said}
+    if isinstance(entry.get("layer"), int):
+        found["layer"] = entry["layer"]
+        unit = entry.get("unit")
+        if unit is not None:
+            found["unit"] = ".".join(map(str, unit)) if isinstance(unit, list) else unit
+    return found
+
+
+def numbers_of(entry: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+    """The number that an object is, at the index (), or those of its cells; cells without a value are left out.
+
+    A part that all cells share is written once.
+    """
+    keys = [*NUMBER, *(["p"] if "p" in entry else [])]
+
+    def visit(parts: list[Any], index: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+        if isinstance(parts[0], list):
+            every = [part if isinstance(part, list) else [part] * len(parts[0]) for part in parts]
+            for k, cells in enumerate(zip(*every, strict=True)):
+                yield from visit(list(cells), (*index, k))
+        elif parts[0] is not None or not index:
+            more = {"interval": entry["interval"]} if "interval" in entry else {}
+            yield index, {**dict(zip(keys, parts, strict=True)), **more}
+
+    yield from visit([entry[key] for key in keys], ())
+
+
+class RunResults:
+    """A finished run: what it says, and all its numbers as rows of one table.
+
+    Attributes:
+        directory: Of the run.
+        raw: results.json.
+        metrics: Its metrics by name, each with value, low, high, n and interval.
+        manifest: manifest.json: versions, seeds, device, digests.
+        headline: What was found, in one sentence.
+    """
+
+    def __init__(self, run: FinishedRun, headline: str = "", cell: Cell = no_cell) -> None:
+        self.directory: Path = run.directory
+        self.raw: dict[str, Any] = run.raw
+        self.metrics: dict[str, Value] = run.metrics
+        self.manifest: dict[str, Any] = run.manifest
+        self.headline = headline
+        self._rows = list(number_rows(run.raw, run.directory / "results.json", cell))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every number as a dictionary with the fields of :class:`Row`; ends that are not there are None."""
+        blank = lambda x: None if isinstance(x, float) and math.isnan(x) else x
+        return [{name: blank(value) for name, value in vars(row).items()} for row in self._rows]
+
+    def frame(self) -> Any:
+        """Every number as a row of a pandas DataFrame with the fields of :class:`Row` as columns.
+
+        Raises:
+            MechintError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise MechintError(
+                "a frame needs pandas, which is not installed; pip install pandas, or take rows(), which needs nothing"
+            ) from None
+        return pandas.DataFrame(map(vars, self._rows), columns=[field.name for field in dataclasses.fields(Row)])
+
+    def __repr__(self) -> str:
+        said = f": {self.headline}" if self.headline else ""
+        return f"<{self.raw.get('title', 'results')} of {self.raw.get('checkpoint')}, {len(self._rows)} numbers{said}>"
