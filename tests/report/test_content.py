@@ -63,6 +63,8 @@ def test_what_is_empty_leaves_no_heading() -> None:
     content = Content("t", [Section("Nothing", empty), Section("Figures", [never]), Section("Only text", [Text("x")])])
     for page in (markdown(content, {}), html(content, {})):
         assert "Nothing" not in page and "Figures" not in page and "Only text" in page
+    said = Content("t", [table_section("Differences", "of all", ("a",), [])])
+    assert "## Differences\n\nof all\n\nNone." in markdown(said, {})
 
 
 def test_figures_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def study(
 ) -> Content:
     """The page of a run that has cards, findings, figures and tables, in this order."""
     first = [Section("Evidence", [Checks(findings)]), Section("Figures", figures)]
-    return of_run(run, [*first, *sections], [*run.raw["notes"], *caveats], cards=cards)
+    facts = [(name, str(run.raw[name])) for name in ("metric", "ablation") if name in run.raw]
+    return of_run(run, [*first, *sections], [*run.raw["notes"], *caveats], cards=cards, facts=facts)
 
 
 def table_section(
@@ -173,9 +174,9 @@ def table_section(
     numeric: Sequence[int] = (),
     folded: bool = False,
 ) -> Section:
-    """A section of one table with a sentence above it."""
+    """A section of one table with a sentence above it; one without rows says so."""
     shown = Table(header, rows, numeric, f"{len(rows)} rows" if folded else "")
-    return Section(title, [*([Text(text, soft=True)] if text else []), shown])
+    return Section(title, [*([Text(text, soft=True)] if text else []), shown if rows else Text("None.")])
 
 
 def figure(
