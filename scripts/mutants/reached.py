@@ -29,6 +29,7 @@ class Recorder:
         self.lines: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         self.seconds: dict[str, float] = defaultdict(float)
         self.files: dict[CodeType, str | None] = {}
+        self.failed: list[str] = []
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
@@ -37,6 +38,10 @@ class Recorder:
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         yield from self.record(item.nodeid, item.nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(f"{report.nodeid}: {str(report.longrepr)[-500:]}")
 
     def record(self, holder: str, test: str) -> Iterator[None]:
         reached, began = self.lines[holder], time.process_time()
@@ -80,8 +85,8 @@ class Reached:
         return sorted(near, key=self.seconds.__getitem__), sorted(others, key=self.seconds.__getitem__)
 
 
-def record(tree: Path, tests: Sequence[str], files: Sequence[str]) -> Reached | None:
-    """Runs tests without a mutant in this process, which has entered the tree; None where one fails.
+def record(tree: Path, tests: Sequence[str], files: Sequence[str]) -> Reached:
+    """Runs tests without a mutant in this process, which has entered the tree; exits where one fails.
 
     The modules stay imported, and processes that are forked from here need not import them again.
     """
@@ -94,6 +99,6 @@ def record(tree: Path, tests: Sequence[str], files: Sequence[str]) -> Reached | 
         os.dup2(kept[0], 1)
         os.dup2(kept[1], 2)
     if status:
-        return None
+        sys.exit(f"error: without a mutant pytest's status is {status}; {' '.join(recorder.failed)}")
     lines = {t: {f: n for f, n in found.items() if f} for t, found in recorder.lines.items()}
     return Reached(lines, dict(recorder.seconds))

@@ -100,6 +100,21 @@ def test_reductions_and_memory_change_nothing_else() -> None:
     assert norms.error <= 1e-12
 
 
+def test_the_error_is_relative_to_the_largest_output() -> None:
+    block = Block(tiny_mamba(7, torch.float64).requires_grad_(False), tokens(2, 5, 3), 1)
+    block.at["resid_post"] = 2 * block.at["resid_post"]  # twice what the terms add up to
+    assert block.decompose("vectors", None, 64.0).error == pytest.approx(0.5)
+
+
+def test_as_many_tokens_are_held_as_the_memory_takes() -> None:
+    """At 2 · 40 places six numbers per channel, two per state and two vectors of the model's width, of 8 bytes each."""
+    model = tiny_mamba(7, torch.float64, d_inner=64, d_state=3).requires_grad_(False)
+    block, one = Block(model, tokens(2, 40, 3), 1), 2 * 40 * (6 * 64 + 2 * 3 + 2 * 10) * 8 / 2**20
+    assert [block.at_once(share * one) for share in (1, 1.99, 2, 5.5, 1000)] == [1, 1, 2, 5, 40]
+    with pytest.raises(MechintError, match="needs memory_mib"):
+        block.at_once(0.99 * one)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -110,7 +110,7 @@ def test_kept_modes_take_over_what_they_can() -> None:
 
 
 def test_directions_of_rounding_are_none() -> None:
-    """Of 16 states, a short past and a short future, a channel has as many directions as these and no more."""
+    """A channel of 16 states has no more directions than its past and its future have positions."""
     local = linearise(tiny_mamba(7, n_layer=1, d_state=16), tokens(2, 9, 1), 0)
     for at, most in ((0, 1), (2, 3), (4, 5), (8, 1)):
         ours = gramians(local, at).hankel()

@@ -152,7 +152,7 @@ def test_an_idle_unit_that_matters_is_named_with_its_ablation() -> None:
 
 
 def test_a_circuit_is_narrowed_to_the_channels_that_matter() -> None:
-    """Of the circuit of a compiled Mamba among idle channels, the circuit is kept."""
+    """The circuit of a compiled Mamba is kept where idle channels stand beside it."""
     compiled = BLUEPRINTS["recall"](TASK).compile(seed=1)
     model = compiled.model.requires_grad_(False)
     declared = {e for layer, (e,) in compiled.truth.units("channel") if layer == 0}
@@ -212,7 +212,7 @@ def test_several_runs_with_idle_units_replaced_weigh_as_one_and_a_half(tmp_path:
 
 
 def test_twins_leave_what_they_have_in_common(tmp_path: Path) -> None:
-    """Of a compiled circuit's first variable, too, the twins' values change nothing, unlike those of its second."""
+    """The twins' values of a compiled circuit's first variable change nothing, unlike those of its second."""
     model, task = oracle()[0].model, Recall(TASK)
     circuit = HeadCircuit(task, few("siit_gpt2_recall", tmp_path).config)
     before, said, *_ = oracle()[1].variables

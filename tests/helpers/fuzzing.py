@@ -1,4 +1,4 @@
-"""What all fuzzers share: damaged files, values that nobody expects, and how the cases of many seeds ended."""
+"""Shared by all fuzzers: damaged files, unexpected values, and a count of how the cases of many seeds ended."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def tried(case: Callable[[random.Random, Path], Callable[[], object]], seeds: range, at: Path) -> Counter[str]:
-    """How the cases of these seeds ended; the seeds that ended in another exception are named by the assertion."""
+    """Counts how the cases of these seeds ended; the assertion names the seeds that ended in another exception."""
     ends: Counter[str] = Counter()
     faults = []
     for seed in seeds:

@@ -69,7 +69,7 @@ def make_mamba_130m(directory: str | Path, seed: int = 0) -> Path:
 
 @dataclass
 class Hub:
-    """What the stand-in serves, and what it was asked for."""
+    """The files that the stand-in serves, and the requests that it got."""
 
     models: dict[str, Path]
     requests: list[str] = field(default_factory=list)

@@ -34,7 +34,7 @@ PARSERS = {
     "scripts/train.py": train.parser,
     "scripts/mamba_mechanistic_analysis.py": mamba_mechanistic_analysis.parser,
 }
-"""What reads the flags of each program that the pages name."""
+"""The parser of each program that the pages name."""
 ELSEWHERE = {
     *("delta_extraction.py", "causal_analysis.py", "attention_neurons.py", "comparison_wrapper.py"),
     *("comparison_plots.py", "utils.py", "analyzer.py", "options.py", "report.py"),
@@ -135,7 +135,7 @@ def test_modules_and_files_in_the_text_exist(page: Path) -> None:
 
 
 def named(path: str) -> object:
-    """What a dotted path names: a module, or something in one.
+    """Returns the module that a dotted path names, or the thing in one.
 
     Raises:
         AttributeError: there is none.

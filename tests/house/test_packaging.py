@@ -1,4 +1,4 @@
-"""What is installed by ``pip install .`` works elsewhere: with a compiler, and without one in plain torch."""
+"""An installation by ``pip install .`` works elsewhere: with a compiler, and without one in plain torch."""
 
 from __future__ import annotations
 

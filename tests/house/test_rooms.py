@@ -90,7 +90,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_pages_read_no_models() -> None:
-    """What draws a report reads results: nothing in it runs, loads or edits a model."""
+    """A module that draws a report reads results: nothing in it runs, loads or edits a model."""
     known, wrong = modules(), []
     for module, path in known.items():
         if path.stem in ("report", "figures", "feature_browser") or {"report", "pages"} & set(module.split(".")):
@@ -116,7 +116,7 @@ def test_no_module_is_long_without_a_reason() -> None:
 
 @pytest.mark.parametrize("old", MOVED)
 def test_old_paths_answer_with_a_warning(old: str) -> None:
-    """What the documentation of earlier releases imported is still there."""
+    """The imports that the documentation of earlier releases showed still work."""
     with pytest.warns(DeprecationWarning, match=f"mechint.{old} is now mechint"):
         __import__("sys").modules.pop(f"mechint.{old}", None)
         module = importlib.import_module(f"mechint.{old}")

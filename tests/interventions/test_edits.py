@@ -1,4 +1,4 @@
-"""What each intervention means, each held against a slow and obvious computation."""
+"""Each intervention against a slow and obvious computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How make finds its Python: PYTHON=, an active virtual environment, or a .venv of its own. Nothing is downloaded."""
+"""The Python that make uses: PYTHON=, an active virtual environment, or a .venv of its own. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ runpy.run_path({str(script)!r}, run_name="__main__")
 
 
 def test_packages_are_known_by_their_distributions_names(tmp_path: Path) -> None:
-    """What is imported by another name is found; what other machines need is not asked for."""
+    """A package that is imported by another name is found; one that only other machines need is not asked for."""
     script = ROOT / "scripts/kconfig/environment.py"
     (tmp_path / "wanted.txt").write_text(
         "pytest-xdist==1\nscikit-learn==1\nno-such-thing==1; platform_system == 'Plan9'\n"

@@ -1,4 +1,4 @@
-"""What MODELS= takes a path, a glob or a name for."""
+"""MODELS= takes a path, a glob or a name."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_many_variants_with_seeds_are_held_against_the_noise_of_seeds(tmp_path: 
 
 
 def test_two_intervals_are_told_apart_as_their_difference_would_be() -> None:
-    """Of normal means with standard errors 3 and 4 the difference has 5; where one side is longer, that side counts."""
+    """Standard errors of 3 and 4 give a difference one of 5; the longer side of an interval counts."""
     of = lambda middle, error: Value(middle, middle - 1.959964 * error, middle + 1.959964 * error, 9)
     for gap, p in ((0.0, 1.0), (5.0, 0.317311), (9.79982, 0.05), (-12.879146, 0.01)):
         assert apart(of(0.0, 3.0), of(gap, 4.0)) == pytest.approx(p, abs=1e-6)

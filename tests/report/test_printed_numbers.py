@@ -1,4 +1,4 @@
-"""What turns measured arrays into printed numbers and verdicts, each against a table of inputs and outputs by hand.
+"""Functions that turn measured arrays into printed numbers and verdicts, each against a table made by hand.
 
 ``make mutants`` (``scripts/mutants``) changes one line of that code at a time and asks that a test here, or the one
 that it names, notices.

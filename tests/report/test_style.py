@@ -1,4 +1,4 @@
-"""What every figure has in common: titles that fit, and panels that show what their names promise."""
+"""All figures have titles that fit, and panels that show what their names promise."""
 
 from __future__ import annotations
 

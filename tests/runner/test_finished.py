@@ -1,4 +1,4 @@
-"""What counts as finished: every input by content, every file written, no number changed since; and in which order."""
+"""A finished analysis: every input by content, every file written, no number changed since; and in which order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def is_finished(path: Path, output: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> bool:
-    """Whether the request is skipped as finished; another one is refused."""
+    """True if the request is skipped as finished; another one is refused."""
     try:
         run_experiment(experiment(path, output, **changes))
     except MechintError as error:

@@ -38,7 +38,7 @@ VALUES = [
 GROUPS: dict[str, Any] = {"": RunConfig, "task": TaskConfig, **{n: a.config for n, a in analyses().items()}}
 FLAGS = [(group, flag(group, field.name), kind) for group, made in GROUPS.items() for field, kind, _ in options(made)]
 KEPT = ("--output-dir", "--label")
-"""Where results go: a hostile value would write there, and is tried by itself."""
+"""Options that say where results go: a hostile value would write there, and is tried by itself."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How messages name options: by the way in which their reader came, and only by options that there are."""
+"""Messages name options as their reader wrote them (flag, symbol or argument), and only options that exist."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ OWN: dict[str, dict[str, Any]] = {
     "sae": {"tokens": 1000, "sites": "mlp_out", "layers": "0", "sparsity": "2", "ratio": "2", "seeds": 1, "batch": 64},
 }
 CHAINS = {**{name: (name,) for name in analyses()}, "feature": ("sae", "feature")}
-"""What is run for an analysis: it, behind those whose results it takes."""
+"""The analyses that are run for one: itself, after those whose results it takes."""
 DATED = {"manifest.json", "report.html"}  # a date, and a page that shows it
 ELSEWHERE = {"study": "tests/analyses/study/test_study.py: a study that was killed thrice equals a whole one"}
 QUICK = ("sparsity",)

@@ -1,4 +1,4 @@
-"""What a run logs to W&B, read back from its offline file."""
+"""The log of a W&B run, read back from its offline file."""
 
 from __future__ import annotations
 

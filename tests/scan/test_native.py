@@ -1,4 +1,4 @@
-"""What Python hands to C: any layout, size and value gives the right numbers or one line, and never leaves its memory.
+"""Arrays handed to C: any layout, size and value gives the right numbers or one line, and never leaves its memory.
 
 ``test_under_sanitizers`` runs this file and the other tests of C code once more, compiled with AddressSanitizer and
 UBSan, in a process of its own.
@@ -79,7 +79,7 @@ def agree(ours: list[Tensor], exact: list[Tensor], least: float = 1e-4) -> None:
 
 
 def results(function: Any, leaves: list[Tensor], layouts: tuple[str, ...], weights: tuple[str, ...]) -> list[Tensor]:
-    """What a function makes of its arguments in these layouts, and the gradients through the layouts."""
+    """Returns a function's results for arguments in these layouts, and the gradients through the layouts."""
     leaves = [x.clone().requires_grad_() for x in leaves]
     out = function(*(LAYOUTS[layout](x) for layout, x in zip(layouts, leaves, strict=True)))
     grads = [LAYOUTS[w](drawn(*o.shape, seed=k).to(o.dtype)) for k, (w, o) in enumerate(zip(weights, out, strict=True))]

@@ -51,7 +51,7 @@ def kernels() -> Any:
 
 @pytest.fixture
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int, int]:
-    """Of one of SHAPES, with its CHUNK and BLOCK_E set."""
+    """The sizes of one of SHAPES, with its CHUNK and BLOCK_E set."""
     *shape, chunk, block = request.param
     monkeypatch.setattr(kernels(), "CHUNK", chunk)
     monkeypatch.setattr(kernels(), "BLOCK_E", block)

@@ -12,7 +12,8 @@ STORED = golden.stored()
 FINDS = 0.9
 """A stored AUROC from which a method finds a circuit. What is below says how it fails, and is no floor."""
 NOISE = 0.05
-"""What other processors' rounding may move a score that is not perfect, an average precision three times that.
+"""The amount by which another processor's rounding may move a score that is not perfect; three times that for an
+average precision.
 
 Where a compiled circuit is found to the unit it must stay so.
 """

@@ -1,4 +1,4 @@
-"""How the scorecard judges: what a method is asked for, on random weights too, and what everything costs."""
+"""The scorecard's judgement: what a method is asked for, on random weights too, and what everything costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scorecard is asked for: a card that is there is not lost, and a refusal is one line."""
+"""Requests of a scorecard: a finished card is not lost, and a refusal is one line."""
 
 from __future__ import annotations
 

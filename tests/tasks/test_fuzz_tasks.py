@@ -39,7 +39,7 @@ SUFFIX = [
     "\\",
     "$",
 ]
-"""What may stand in a prompt or an answer."""
+"""Values that may stand in a prompt or an answer."""
 KEYS = (
     "prompt",
     "subject",

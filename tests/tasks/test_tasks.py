@@ -30,7 +30,7 @@ def solve_copy(task: Task, prompt: list[int], position: int) -> int:
 
 
 def solve_induction(task: Task, prompt: list[int], position: int) -> int:
-    """What followed the current token the time before: the answer must be the only candidate."""
+    """Returns the token that followed the current one the time before; the answer must be the only candidate."""
     before = [i for i in range(position) if prompt[i] == prompt[position]]
     assert len(before) == 1
     return prompt[before[0] + 1]

@@ -1,4 +1,4 @@
-"""What a user reads of a failure: one line, no longer than can be read, with advice that fits."""
+"""A user reads one line about a failure, no longer than can be read, with advice that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where there is no interval, and where a bootstrap would give one of no width."""
+"""Numbers without an interval, and samples of which a bootstrap would give one of no width."""
 
 from __future__ import annotations
 

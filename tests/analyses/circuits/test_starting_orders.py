@@ -1,4 +1,4 @@
-"""What searches begin with, where attributions rank the units and where they mislead."""
+"""The scores that a search starts from: where attributions rank the units, and where they mislead."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_the_attribution_curve_is_that_of_the_better_order() -> None:
 
 
 def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of faithfulness 1.5 and 0.9 the second is closer to the model, which is 1."""
+    """A faithfulness of 0.9 is closer to the model's, which is 1, than one of 1.5."""
     from tests.helpers.kv import bench
 
     test, analyzer = bench(known_circuit()), KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL))

@@ -154,7 +154,7 @@ def test_what_can_be_refused_without_a_model_is() -> None:
 
 
 class Run:
-    """What W&B is given."""
+    """The summary that W&B is given."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -144,7 +144,7 @@ def test_every_number_is_that_of_a_plain_loop(seed: int, rows: list[int], length
 
 
 def test_losses_are_taken_where_the_task_asks() -> None:
-    """Of one answer in each row, which no later token repeats, and at the last position, too."""
+    """Counts one answer in each row, which no later token repeats, and at the last position, too."""
     model, site, text = tiny_mamba(dtype=torch.float64).requires_grad_(False), "layers.0.out", tokens(4, 6)
     answers = torch.full_like(text, -1)
     answers[:, 5], answers[1, 2] = torch.tensor([3, 1, 4, 1]), 9

@@ -1,4 +1,4 @@
-"""What a patching leaves: results, figures, Markdown, a page, and W&B."""
+"""The files of a patching analysis: results, figures, Markdown, a page, and W&B."""
 
 from __future__ import annotations
 

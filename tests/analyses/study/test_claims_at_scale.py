@@ -25,7 +25,7 @@ from mechint.utils.errors import MechintError
 
 SKIPPED = "3 5 6 7 8 9 10 11 14 16"
 READING = StudyConfig(prompts=64, eval_prompts=256, probes="logistic", shuffles=5, skip_steps=SKIPPED)
-"""What claims of labels need, with one kind of probe."""
+"""The options that claims about labels need, with one kind of probe."""
 FAMILIES = ("mamba", "gpt2", "llama")
 
 
@@ -48,7 +48,7 @@ def random_model(family: str, seed: int, directory: Path) -> Any:
 
 
 def claims_of(model: Any, task: Any, config: StudyConfig, seed: int = 0) -> Any:
-    """What a study would claim if it went on whatever its first step found: all its steps, one by one."""
+    """Runs every step of a study, whatever the first one found, and returns the claims."""
     made = Study(model, config, "cpu", seed=seed)
     sizes = (("discovery", config.prompts), ("evaluation", config.eval_prompts))
     made.begin(*(PromptLoader(task, split, count, 32, seed) for split, count in sizes))
@@ -173,7 +173,7 @@ SEEDED = dataclasses.replace(READING, prompts=128, skip_steps="3 7 8 9 10 11 14 
 
 
 def identity(claim: Any) -> str:
-    """What a claim is about: a label, or the units of a candidate."""
+    """Returns the subject of a claim: a label, or the units of a candidate."""
     return str(claim["label"]) if claim["kind"] == "probe" else f"{claim['site']} {claim['units']}"
 
 

@@ -109,7 +109,7 @@ def test_claims_on_a_known_circuit_are_the_truth(known: Any, finished: Any) -> N
 
 
 def test_the_combined_circuit_of_a_compiled_model_is_the_declared_one(known: Any, finished: Any) -> None:
-    """Of the studied site the declared channels and no other, kept alone, are the model; without them nothing is."""
+    """The declared channels of the studied site alone answer as the model does; without them nothing is answered."""
     _, results = finished
     found = results["steps"]["circuit"]
     declared = {(layer, unit[0]) for layer, unit in known.truth.units("channel")}

@@ -1,4 +1,4 @@
-"""What is no good checkpoint is refused in one line that says what, where and what to do."""
+"""A bad checkpoint is refused in one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 

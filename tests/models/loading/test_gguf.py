@@ -114,7 +114,7 @@ def test_bad_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_metadata_that_is_not_read_is_refused_by_name(tmp_path: Path) -> None:
-    """What may change the model and has another value than off; what no forward needs is let through."""
+    """A setting that may change the model must be off; one that no forward needs is let through."""
     model, path = tiny_llama(1), tmp_path / "m.gguf"
     for name in ("attention.sliding_window", "rope.scaling_factor_new", "logit.scale", "expert.count"):
         write(path, model, **{name: "8"})

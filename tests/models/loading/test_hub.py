@@ -82,7 +82,7 @@ def start(endpoint: str, cache: Path, **environment: str) -> subprocess.Popen[st
 
 
 def test_a_tokenizer_without_tokenizer_json_is_fetched_too(visit: Visit, tmp_path: Path) -> None:
-    """What a local directory is read from, is fetched: vocab.json, merges.txt and what transformers reads beside."""
+    """The files that a local directory would be read from are fetched: vocab.json, merges.txt and transformers' own."""
     from transformers import GPT2Tokenizer
 
     directory = save_hf(tiny_mamba(vocab_size=300, d_model=8, d_inner=16), tmp_path / "served")
