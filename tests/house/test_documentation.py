@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import main
-from mechint.runner import command_line
+from mechint.runner import command_line, subcommands
 from scripts import mamba_mechanistic_analysis, train
 from scripts.kconfig.defconfigs import find_all
 from scripts.kconfig.loading import Menu
@@ -119,8 +119,11 @@ def test_programs_and_their_flags_exist(place: str, command: str) -> None:
     else:
         assert (ROOT / program).is_file(), place
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if program == "-m" and len(words) > 3 and not words[3].startswith("-") and words[2] == "mechint":
+        assert words[3] in subcommands.commands() or words[3] == "score", place
     if flags:
-        assert set(flags) <= {name for action in PARSERS[program]()._actions for name in action.option_strings}, place
+        known = {name for action in PARSERS[program]()._actions for name in action.option_strings}
+        assert set(flags) <= known | {"--help-all"}, place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

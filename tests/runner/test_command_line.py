@@ -1,4 +1,4 @@
-"""``python -m mechint``: one prompt in a few words, and the same flags as everywhere."""
+"""``python -m mechint``: a command for each analysis, one prompt in a few words, and the same flags as everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import pytest
 import torch
 
 import mechint
+from mechint.__main__ import SCORE
+from mechint.analyses.base import analyses
+from mechint.runner import command_line, subcommands
 from mechint.runner.command_line import parse
+from mechint.utils.errors import MechintError
+from mechint.utils.options import flag, options
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.paths import ROOT
 from tests.helpers.standins import save_hf, save_tokenizer
@@ -76,3 +81,70 @@ def test_what_is_said_beside_a_prompt_is_kept() -> None:
     assert (flags.patch_metric, flags.patch_units, flags.trace_corruption) == ("answer_prob", "", "noise")
     plain = parse([])
     assert plain.run_ssm and not plain.run_trace and plain.task_name == "recall" and plain.trace_corruption == "twin"
+
+
+COMMANDS = {**subcommands.commands(), "score": SCORE}
+
+
+def test_every_analysis_is_a_command_and_the_overview_is_short() -> None:
+    lines = subcommands.overview(COMMANDS).splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    assert set(COMMANDS) == {*analyses(), "train", "score"}
+    for name, analysis in analyses().items():
+        assert sum(line.startswith(f"  {name}") and analysis.title in line for line in lines) == 1
+    names = [each for name, command in COMMANDS.items() for each in (name, *command.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_is_short_and_names_its_options(name: str) -> None:
+    text = subcommands.help_of(name, COMMANDS[name])
+    lines = text.splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 120
+    if name in analyses():
+        wanted = [flag(name, field.name) for field, _, _ in options(analyses()[name].config)]
+        assert all(any(line.startswith(f"  {each} ") for line in lines) for each in wanted)
+        assert "--checkpoint" in text and "--task-name" in text
+    known = {each for action in COMMANDS[name].parser()._actions for each in action.option_strings}
+    said = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert said and set(said) <= known
+
+
+@pytest.mark.parametrize("name", sorted(analyses()))
+def test_a_command_runs_its_analysis_alone_with_or_without_a_prompt(name: str) -> None:
+    for words in ([], PROMPT, ["--batch-size", "3"]):
+        flags = parse(words, only=name)
+        assert [each for each in analyses() if getattr(flags, f"run_{each}")] == [name]
+    both = parse(["--trace", "--patch"], only=name)
+    assert {each for each in analyses() if getattr(both, f"run_{each}")} == {name, "trace", "patch"}
+
+
+def test_a_word_is_dispatched_to_its_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[object, object]] = []
+    monkeypatch.setattr(
+        command_line, "main", lambda defconfig=None, arguments=None, only=None: told.append((arguments, only))
+    )
+    for words in (["trace", "--dry-run"], ["mamba-circuit"], ["--trace", "--dry-run"]):
+        subcommands.main(words, {"score": SCORE})
+    assert told == [(["--dry-run"], "trace"), ([], "ssm"), (["--trace", "--dry-run"], None)]
+    subcommands.main([], {"score": SCORE})
+    subcommands.main(["--help"], {"score": SCORE})
+    out = capsys.readouterr().out.splitlines()
+    assert out[: len(out) // 2] == out[len(out) // 2 :] == subcommands.overview(COMMANDS).splitlines()
+    subcommands.main(["trace", "--help-all"])
+    assert "--ssm-steps" in capsys.readouterr().out and len(told) == 3
+
+
+def test_an_unknown_command_is_one_line_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=r"no command 'trase' \(did you mean trace"):
+        subcommands.main(["trase"])
+    done = call("scoer", at=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "no command 'scoer' (did you mean score" in done.stderr
+
+
+def test_a_command_refuses_a_flag_that_there_is_not(tmp_path: Path) -> None:
+    done = call("trace", "--trace-drawz", "2", at=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean trace-draws" in done.stderr

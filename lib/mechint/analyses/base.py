@@ -122,7 +122,7 @@ class Analysis:
     """An entry of the registry.
 
     Attributes:
-        name: Group of its flags (``--ssm-steps``), and its switch (``--ssm``).
+        name: Group of its flags (``--ssm-steps``), its switch (``--ssm``), and its command (``python -m mechint ssm``).
         title: For people.
         report: ``report(run_dir, drawn)`` writes the figures and pages of a finished run and returns their paths,
             report.html last; ``drawn`` is a :class:`~mechint.report.finished.Drawn`.
@@ -159,6 +159,8 @@ class Analysis:
     learns: bool = True
     after: tuple[str, ...] = ()
     """Names of the analyses whose results it takes, so that they are made before it."""
+    aliases: tuple[str, ...] = ()
+    """Other names of its command, where its own is short for something."""
     inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
     """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""

@@ -59,9 +59,16 @@ def parser() -> Parser:
     return top
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept."""
+def parse(arguments: Sequence[str] | None = None, only: str | None = None) -> argparse.Namespace:
+    """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept.
+
+    Args:
+        arguments: In place of the process's own.
+        only: The analysis that runs unless the flags switch others on; None runs those that run by default.
+    """
     top = parser()
+    chosen = {} if only is None else {f"run_{name}": name == only for name in analyses()}
+    top.set_defaults(**chosen)
     flags = top.parse_all(arguments)
     if flags.prompt is None:
         if any(getattr(flags, name) is not None for name in ("subject", "occurrence", "answer")):
@@ -73,17 +80,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     top.set_defaults(**{f"task_{name}": getattr(flags, name) or "" for name in ("prompt", "subject", "answer")})
     if flags.occurrence is not None:
         top.set_defaults(task_occurrence=flags.occurrence)
+    top.set_defaults(**chosen)
     return top.parse_all(arguments)
 
 
-def main(defconfig: DefconfigText | None = None, arguments: Sequence[str] | None = None) -> None:
+def main(
+    defconfig: DefconfigText | None = None, arguments: Sequence[str] | None = None, only: str | None = None
+) -> None:
     """Runs what the command line says.
 
     Args:
         defconfig: Gives the text of the configuration that repeats a run, for callers that have such a thing.
         arguments: In place of the process's own.
+        only: As in :func:`parse`.
     """
-    flags = parse(arguments)
+    flags = parse(arguments, only)
     run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
     configs: dict[str, Any] = {
         name: from_flags(flags, analysis.config, name)

@@ -12,9 +12,10 @@ import dataclasses
 import math
 import os
 import re
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -241,6 +242,30 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, group: str = 
                 metavar=None if opt.choices else metavar,
                 help=text,
             )
+
+
+def flag_lines(config_class: type, group: str = "", only: Collection[str] = (), left: int = 0) -> list[str]:
+    """The flags of a configuration class for a short help: name, sentence, choices and default.
+
+    Args:
+        config_class: Its options.
+        group: Group of its flags.
+        only: The fields to show; empty for all.
+        left: Least number of characters before the sentences.
+    """
+    shown_ones = [entry for entry in options(config_class) if not only or entry[0].name in only]
+    names = [flag(group, field.name) for field, _, _ in shown_ones]
+    left = max([left, *(len(name) + 4 for name in names)])
+    lines = []
+    for name, (field, kind, opt) in zip(names, shown_ones, strict=True):
+        default = {True: "y", False: "n"}[field.default] if kind is bool else field.default
+        said = set(re.findall(r"[\w-]+", opt.help))
+        notes = [" | ".join(opt.choices)] if not set(opt.choices) <= said else []
+        notes += [f"default: {default}"] if default != "" else []
+        text = opt.help + (f" ({'; '.join(notes)})" if notes else "")
+        first, later = f"  {name}".ljust(left), " " * left
+        lines += textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+    return lines
 
 
 def _dest(group: str, field: str) -> str:

@@ -235,6 +235,7 @@ ANALYSIS = Analysis(
     title="Circuit of features",
     config=FeatureCircuitConfig,
     analyzer=FeatureCircuitAnalyzer,
+    aliases=("feature-circuit",),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -187,6 +187,7 @@ ANALYSIS = Analysis(
     title="KV circuit",
     config=KVCircuitConfig,
     analyzer=KVCircuitAnalyzer,
+    aliases=("transformer-circuit",),
     families=("gpt2", "llama"),
     refuse=refuse,
     work=work,

@@ -46,6 +46,7 @@ ANALYSIS = Analysis(
     title="SSM circuit",
     config=SSMCircuitConfig,
     analyzer=SSMCircuitAnalyzer,
+    aliases=("mamba-circuit",),
     families=("mamba",),
     refuse=refuse_without_twins,
     work=work,

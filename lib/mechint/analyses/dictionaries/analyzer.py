@@ -385,6 +385,7 @@ ANALYSIS = Analysis(
     title="Sparse autoencoders",
     config=SAEAnalysisConfig,
     analyzer=SAEAnalyzer,
+    aliases=("dictionaries",),
     refuse=refuse,
     work=work,
     summary=summary,
