@@ -172,7 +172,7 @@ def score(*options: str, processes: str = "") -> subprocess.CompletedProcess[str
         ("--seeds 0", "seeds is 0; it must be a whole number at least 1"),
         ("--bogus 1", "no option --bogus; --help lists all"),
         ("--seed 1", "no option --seed (did you mean seeds"),
-        ("--models gpt2 shift", "'shift' stands behind no option; separate names by commas"),
+        ("--models gpt2 shift", "'shift' follows no option; separate names by commas"),
         ("--models foo", "no model 'foo'; take all, mamba, gpt2, trained, shift"),
         ("--models gpt", "no model 'gpt' (did you mean gpt2"),
         ("--models mambas", "no model 'mambas' (did you mean mamba"),

@@ -39,6 +39,8 @@ def parser() -> Parser:
         prog="python -m mechint",
         description="Runs the analyses that are switched on over every checkpoint that a pattern names.",
     )
+    top.all_options = "--help-all"
+    top.add_argument("--help-all", action="help", help="show every option and exit")
     top.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
     one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
     one.add_argument("--prompt", metavar="TEXT", help="the prompt")

@@ -57,16 +57,12 @@ def main(arguments: Sequence[str], others: Mapping[str, Command] | None = None) 
     first, *rest = arguments or ("--help",)
     if first in ("-h", "--help"):
         print(overview(known))
-    elif first == "--help-all":
-        command_line.parser().print_help()
     elif first.startswith("-"):
         command_line.main(arguments=arguments)
     else:
         name, command = find(first, known)
         if {"-h", "--help"} & set(rest):
             print(help_of(name, command))
-        elif "--help-all" in rest:
-            command.parser().print_help()
         else:
             command.run(rest)
 
@@ -138,4 +134,6 @@ def help_of(name: str, command: Command) -> str:
     lines = [f"usage: {PROGRAM} {name} [option …]", "", command.title]
     for title, flags in command.sections():
         lines += ["", f"{title}:", *flags]
-    return "\n".join([*lines, "", f"--dry-run says what would run. {PROGRAM} {name} --help-all shows every option."])
+    return "\n".join(
+        [*lines, "", f"--dry-run says what would run. {PROGRAM} --help-all shows every option of the analyses."]
+    )

@@ -15,6 +15,7 @@ TITLE = "Trains a small language model on a task, or resumes a killed training."
 
 def parser() -> Parser:
     top = Parser(description=TITLE)
+    top.add_argument("--help-all", action="help", help="show every option and exit")
     top.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
     top.add_argument(
         "--family", choices=tuple(ARCHITECTURES), default="mamba", help="the model family (default: mamba)"

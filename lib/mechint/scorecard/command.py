@@ -17,6 +17,7 @@ TITLE = "Scores every method on models whose circuit is known, and on random wei
 
 def parser() -> Parser:
     top = Parser(description=TITLE, allow_abbrev=False)
+    top.add_argument("--help-all", action="help", help="show every option and exit")
     top.add_argument("--dry-run", action="store_true", help="say what would be scored, and score nothing")
     top.add_argument("--check", action="store_true", help="refuse what a run would refuse; score and print nothing")
     add_flags(top, ScorecardConfig)

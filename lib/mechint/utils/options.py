@@ -203,8 +203,11 @@ def check(config: Any, where: str = "") -> None:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others: :func:`mechint.utils.errors.exit_status` prints it."""
 
+    all_options = "--help"
+    """The flag that lists every option."""
+
     def error(self, message: str) -> NoReturn:
-        raise MechintError(f"{message}; --help says what each option takes")
+        raise MechintError(f"{message}; {self.all_options} says what each option takes")
 
     def parse_all(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The flags of the command line, or of ``arguments``; a word that is none of them is refused by name."""
@@ -214,9 +217,10 @@ class Parser(argparse.ArgumentParser):
         word = rest[0].split("=")[0]
         if word.startswith("-"):
             known = [name.strip("-") for name in self._option_string_actions]
-            raise MechintError(f"no option {word}{did_you_mean(word.strip('-'), known)}; --help lists all")
+            raise MechintError(f"no option {word}{did_you_mean(word.strip('-'), known)}; {self.all_options} lists all")
         raise MechintError(
-            f"{shown(rest[0])} stands behind no option; separate names by commas, without spaces; --help lists all"
+            f"{shown(rest[0])} follows no option; separate names by commas, without spaces; "
+            f"{self.all_options} lists all"
         )
 
 
@@ -258,7 +262,7 @@ def flag_lines(config_class: type, group: str = "", only: Collection[str] = (), 
     left = max([left, *(len(name) + 4 for name in names)])
     lines = []
     for name, (field, kind, opt) in zip(names, shown_ones, strict=True):
-        default = {True: "y", False: "n"}[field.default] if kind is bool else field.default
+        default = ("y" if field.default else "n") if kind is bool else field.default
         said = set(re.findall(r"[\w-]+", opt.help))
         notes = [" | ".join(opt.choices)] if not set(opt.choices) <= said else []
         notes += [f"default: {default}"] if default != "" else []
