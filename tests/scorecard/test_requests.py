@@ -75,7 +75,7 @@ def test_a_finished_card_of_another_request_is_kept(
     scorecard(config)
     path = Path(config.output_dir) / "results.json"
     if change == "code":
-        monkeypatch.setattr(requests, "sources", lambda: ["other"])
+        monkeypatch.setattr(requests, "code_digest", lambda: "other")
     elif change == "old":  # written before the request was
         files.write_json(path, {name: v for name, v in json.loads(path.read_text()).items() if name != "key"})
     else:
