@@ -77,10 +77,10 @@ def correlation(found: list[dict[str, Tensor]], direction: str, right: Array) ->
 
 
 def table(values: Array) -> list[list[float | int | None]]:
-    """[layer, role] as JSON; None for what no prompt has, and for intervals and p-values of what one alone has."""
+    """Converts [layer, role] to JSON: NaN becomes None."""
     return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
 
 
 def plain(value: Any) -> Any:
-    """A number as JSON has it."""
+    """Converts a number to JSON: NaN becomes None."""
     return None if np.isnan(value) else float(value)

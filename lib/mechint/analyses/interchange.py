@@ -1,4 +1,4 @@
-"""Interchange: a clean and a corrupted run of each prompt, and what parts of one do in the other.
+"""Interchange: a clean and a corrupted run of each prompt, and parts of one put into the other.
 
 The two directions of causal mediation (Vig et al. 2020; Meng et al. 2022; Zhang & Nanda 2024):
 

@@ -84,11 +84,11 @@ TEXTS = {
     "file": ("file", "answers", "space"),
     "prompt": ("prompt", "subject", "occurrence", "answer", "answers", "space"),
 }
-"""Options of a task that mean nothing to others."""
+"""Options that only these tasks use."""
 
 
 def own(run: RunConfig, config: Any) -> RunConfig:
-    """The shared options with what an analysis says of its models."""
+    """The shared options, with the models that an analysis names for itself."""
     said = {field.name: getattr(config, field.name) for field in fields(Source)} if isinstance(config, Source) else {}
     return replace(run, **{name: value for name, value in said.items() if value not in ("", "posttrain")})
 
@@ -102,7 +102,7 @@ def asked(task: TaskConfig, config: Any) -> TaskConfig:
 
 
 def elsewhere(config: Any) -> Any:
-    """The options of an analysis with its models where those of all are, asking what all are asked."""
+    """The options of an analysis with the models and the task of all analyses in place of its own."""
     return replace(config, **shared(config))
 
 
@@ -117,7 +117,7 @@ def shared(config: Any) -> dict[str, Any]:
 
 
 def unfit(task: TaskConfig, metric: str) -> str | None:
-    """Why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
+    """Says why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
     if task.name == "text":
         return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
     if task.name in ("file", "prompt") and task.answers == "whole" and metric == "logit_diff":

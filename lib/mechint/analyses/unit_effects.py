@@ -62,7 +62,7 @@ class Group:
 
 
 class Effects:
-    """The units of some sites and layers, with what replaces them.
+    """The units of some sites and layers, with their replacements.
 
     Args:
         model: From :func:`mechint.load`, frozen.
@@ -140,7 +140,7 @@ class Effects:
         return {site: along(slopes[site], values[site], fills[site]) for site in sites}
 
     def kept_estimates(self, prompts: Prompts, group: Group, fill: Any) -> Tensor:
-        """The same of ``sufficient``, from the run with all units of a group ablated, [unit, prompt]."""
+        """Estimates ``sufficient`` by gradients, from the run with all units of a group ablated, [unit, prompt]."""
         value_of = answer_metric(self.metric, prompts)
         with torch.no_grad():
             clean = run(self.model, prompts.tokens, [group.site], logits_at=prompts.positions[:, :0])[group.site]

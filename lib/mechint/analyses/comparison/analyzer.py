@@ -40,7 +40,7 @@ from .options import CompareConfig, lengths, refuse
 from .residual_stream import dynamics, stream_numbers
 
 MEASURED = "efficiency_measured.json"
-"""Times and peaks, which no two runs share: beside results.json, not in it."""
+"""The file of times and peaks of memory; these differ from run to run, so they are not in results.json."""
 
 
 class Profiler(ControlledAnalyzer):
@@ -157,7 +157,7 @@ class Profiler(ControlledAnalyzer):
 
     @property
     def most(self) -> int:
-        """The longest prompt that the model can have, or more than any that is asked for."""
+        """The longest prompt that the model can read, or one more than the longest length asked for."""
         return getattr(self.model.config, "n_ctx", None) or max(self.lengths) + 1
 
     def save_results(self) -> list[Path]:

@@ -16,7 +16,7 @@ from ..sparsity.measures import gini
 from ..unit_effects import Effects
 
 CURVES = ("layer_effect", "unit_effect_gini", "attention_distance", "attention_entropy")
-"""By layer: what its output is worth, how unequal its units' estimated effects are, how far and how widely it looks."""
+"""Curves over layers: effect of removing a layer, inequality of unit effects, distance and entropy of attention."""
 
 
 def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor
     cells = [[Edit(f"layers.{i}.{site}", "replace", 0.0) for site in model.mixers] for i in range(model.num_layers)]
     swept = effects.sweep(batch, [*cells, []], "layers removed")
     estimates = effects.estimates(batch, effects.fills(batch))
-    unequal = [gini(estimates[group.site].T, None) for group in effects.groups]  # type: ignore[arg-type]
+    unequal = [gini(estimates[group.site].T) for group in effects.groups]
     distance, spread = attention_reach(model, batch)
     return {
         "loss": answer_metric("loss", batch)(logits).double().cpu(),

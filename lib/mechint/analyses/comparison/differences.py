@@ -83,7 +83,7 @@ def quantities(study: FinishedRun, names: set[str] | None = None) -> dict[str, t
 
 
 def untrained(study: FinishedRun) -> dict[str, float]:
-    """The same numbers of the model with shuffled weights, as far as they were measured there; means over layers."""
+    """The numbers of :func:`quantities` on shuffled weights, as far as they were measured; means over layers."""
     control = study.raw.get("control")
     rows = [row for row in control["quantities"] if row["shuffled"] is not None] if control else []
     roles = {cell["site"]: cell["role"] for cell in study.raw["sparsity"]}

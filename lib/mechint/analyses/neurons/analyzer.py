@@ -165,7 +165,7 @@ class NeuronAnalyzer(ControlledAnalyzer):
 
     @property
     def shares_out(self) -> bool:
-        """Half precision rounds more than what is shared out."""
+        """True if the token decomposition is asked for, and the precision is enough for it: half precision is not."""
         return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
 
     def control_config(self) -> NeuronConfig:
@@ -182,7 +182,7 @@ class NeuronAnalyzer(ControlledAnalyzer):
         self, batch: Prompts, parts: list[Parts], deltas: dict[str, Tensor], orders: dict[str, Tensor],
         top: dict[int, list[int]], scale: dict[str, Tensor],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """All that is measured on a batch; the last axis is the prompt."""
+        """Measures one batch; the last axis of every tensor is the prompt."""
         fills = self.effects.fills(batch)
         found = {"clean": self.effects.clean(batch), "right": torch.ones(len(batch), dtype=torch.bool)}
         guess = self.effects.estimates(batch, fills)
@@ -279,7 +279,7 @@ def work(config: NeuronConfig) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """The figures a user wants to see at once."""
+    """Lines for the terminal: the main numbers."""
     lines = [f"  intervals       {results['metrics']['clean']['interval']}{UNADJUSTED}"]
     for entry in sorted(results["strongest"], key=lambda entry: sureness(entry["p"], entry["value"])):
         lines.append(

@@ -86,7 +86,7 @@ def recorded(model: Model, prompts: Prompts, edits: list[Edit], sites: list[str]
 
 @torch.no_grad()
 def layer_effects(model: Model, prompts: Prompts) -> Tensor:
-    """Relative change of what layer j adds without what layer i adds, [prompt, i, j]; 0 for j ≤ i."""
+    """Computes the relative change of layer j's output when layer i's is removed, [prompt, i, j]; 0 for j ≤ i."""
     names = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(model.num_layers)]
     every = [name for group in names for name in group]
     added = lambda values: torch.stack([sum(values[n].double() for n in group) for group in names], 1)

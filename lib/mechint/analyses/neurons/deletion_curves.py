@@ -1,4 +1,4 @@
-"""Deletion curves: a ranking of units is good when deleting its first units hurts and deleting its last ones does not.
+"""Deletion curves: a good ranking lowers the metric when its first units are deleted, and not when its last ones are.
 
 Of each ranking two curves over the share of a layer's units that is ablated: MoRF (most relevant first, Samek et al.
 2017) and LeRF (least relevant first; read from its end, the insertion curve of the most relevant). The area between

@@ -1,4 +1,4 @@
-"""From what was measured of every prompt to the numbers of a study of units."""
+"""Summarises the measurements of every prompt into the results of an analysis of units."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def circuit_numbers(
 def columns(bootstrap: ClusterBootstrap, statistic: Callable[..., Array], *values: Array) -> dict[str, Any]:
     """Columns of a table: a statistic of the means of each of ``values`` [prompt, …], with its edges; None for none."""
     point, low, high = bootstrap.estimate(statistic, *values)
-    return {"value": point.tolist(), "low": listed(low), "high": listed(high)}
+    return {"value": point.tolist(), "low": as_json(low), "high": as_json(high)}
 
 
-def listed(edges: Array) -> list[Any]:
-    """Edges as JSON has them: None where there is none."""
+def as_json(edges: Array) -> list[Any]:
+    """Converts the edges of intervals to JSON: NaN becomes None."""
     return np.where(np.isnan(edges), np.array(None), edges.astype(object)).tolist()
 
 
@@ -174,11 +174,11 @@ def profile(done: Found, name: str) -> dict[str, Number]:
 
 def unequal(sizes: Array) -> Array:
     """The Gini index over the last axis."""
-    return np.asarray(gini(torch.from_numpy(np.ascontiguousarray(sizes)), None))  # type: ignore[arg-type]
+    return np.asarray(gini(torch.from_numpy(np.ascontiguousarray(sizes))))
 
 
 def diversity(done: Found, name: str) -> Number | None:
-    """1 less the mean size of the correlation over tokens of every two of a ranking's top units; None of one unit."""
+    """Computes 1 - mean |correlation| over tokens of every two of a ranking's top units; None for one unit."""
     means, products = done.of(f"mean {name}"), done.of(f"product {name}")
     k = means.shape[1]
     if k < 2:

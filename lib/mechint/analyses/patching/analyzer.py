@@ -45,7 +45,7 @@ POINTS = {"twin": 5, "mean": 1}
 """Midpoints of an estimate's integral; attribution patching proper takes one end, as means have no embeddings."""
 SAID = {"twin": "the twin's values", "mean": "the mean over the discovery prompts' tokens of the same role"}
 ROUNDING = 64
-"""Differences within so many roundings of the metric are none: runs of another batch add in another order."""
+"""Differences within so many roundings of the metric count as 0: other batches add numbers in another order."""
 
 
 def have_twins(*loaders: PromptLoader) -> bool:
@@ -82,7 +82,7 @@ class Patcher(StagedAnalyzer):
         return kinds
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses to patch units from twins that there are not."""
+        """Refuses to patch units with the values of twins where prompts have none."""
         task = val_loader.task
         if self.parts and self.config.values == "twin" and not have_twins(train_loader, val_loader):
             raise MechintError(
@@ -146,7 +146,7 @@ class Patcher(StagedAnalyzer):
     # ---- the work -----------------------------------------------------------------------------------------------
 
     def screen(self, loader: PromptLoader) -> None:
-        """Chooses the units to measure, on prompts that nothing is measured on."""
+        """Chooses the units to measure, by estimates on the discovery prompts."""
         for k, parts in enumerate(self.parts):
             most = self.config.max_units
             if parts.total <= most:
@@ -232,7 +232,7 @@ def work(config: PatchConfig) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """The figures a user wants to see at once."""
+    """Lines for the terminal: the main numbers."""
     metrics = results["metrics"]
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
     lines = [f"  patched         {used} prompts ({failed} left out: not answered)"]

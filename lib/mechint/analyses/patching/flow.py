@@ -12,7 +12,7 @@ from ...interventions.model import Model
 from ...interventions.sites import layer_sites, layer_windows
 
 Pair = tuple[int, int]
-"""(role of the reader i, role of the source j)."""
+"""The role of the reader i, and the role of the source j."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Path:
         ]
 
     def groups(self, roles: Tensor, pair: Pair) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-        """The prompts by their (readers, sources): positions of the two roles that read or are read at all."""
+        """Groups the prompts by the positions of the two roles, (readers, sources), that can read or be read."""
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         reach = roles.shape[1] if self.reach is None else self.reach
         for row, role in enumerate(roles.tolist()):

@@ -1,4 +1,4 @@
-"""From the effects of every prompt to the numbers of a patching: maps of the flow, effects of units, their evidence."""
+"""Summarises the effects of every prompt into results: maps of the flow, effects of units, intervals and p-values."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
 
 
 def flow(done: Finished, total: Array | None) -> dict[str, Any]:
-    """The maps of what is lost; p-values are adjusted for all cells of all of them."""
+    """The maps of the flow's effects; p-values are adjusted for all cells of all maps."""
     values = done.intervals(done.joined("flow"), total)
     there = sorted({role for pair in done.pairs for role in pair})  # roles that any token has
     return {
@@ -90,7 +90,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Finished:
-    """The effects of all batches, and what they are effects of."""
+    """The effects of all batches, with the paths, units and prompts that they belong to."""
 
     found: list[dict[str, Tensor]]
     names: tuple[str, ...]

@@ -38,7 +38,8 @@ class Scale:
     epsilon: float
 
 
-def gini(a: Tensor, scale: Scale) -> Tensor:
+def gini(a: Tensor, scale: Scale | None = None) -> Tensor:
+    """The Gini index over the last axis."""
     x, n = a.abs().sort(-1).values, a.shape[-1]
     weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1
     return (x * weight).sum(-1) / (n * x.sum(-1)).clamp(min=torch.finfo(x.dtype).tiny)

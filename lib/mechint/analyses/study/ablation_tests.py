@@ -1,4 +1,4 @@
-"""Is a candidate needed, does it suffice, and how robustly: held-out interventions, against random subspaces.
+"""Tests of necessity, sufficiency and robustness of a candidate: held-out interventions against random subspaces.
 
 At the candidate's site, at all positions, with V its basis and x_twin the same prompt's twin:
 
@@ -36,12 +36,12 @@ CELLS_MIB = 256
 """Memory that the edits of one sweep may take."""
 ALPHA = 0.05
 NONE = 0.01
-"""Effects below this share are rounding and noise; nothing can be cut from them."""
+"""Effects below this share count as rounding and noise."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Answered held-out prompts of one length, all in one batch, with what the study's sites carry on them.
+    """Answered held-out prompts of one length, all in one batch, with activations, gradients and effects of the sites.
 
     Attributes:
         clean, twin: By site, [prompt, position, unit] float64.

@@ -129,7 +129,7 @@ class Study(StagedAnalyzer):
         return report
 
     def attempt(self, number: int) -> Found:
-        """A step; what it cannot do is its result, and the study goes on."""
+        """Runs a step; where it cannot be done, the reason is its result, and the study goes on."""
         assert self.context is not None
         if number in (8, 9) and self.model.config.family != "mamba":
             return nothing(f"a {self.model.config.family} model has no state-space recurrence to differentiate")

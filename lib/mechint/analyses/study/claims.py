@@ -1,4 +1,4 @@
-"""Claims: what a study says, each with its effect, interval, controls, what would refute it, and a verdict.
+"""Claims of a study, each with its effect, interval, controls, the condition that would refute it, and a verdict.
 
 Everything here is a function of results: nothing is typed in. A claim is a conjunction of *conditions*, each of which
 is the opposite of a null hypothesis: the effect is at least so large; random subspaces do less; models with random
@@ -98,7 +98,7 @@ def does_task(accuracy: Number, chance: Number) -> bool:
 
 
 def task_not_done(found: dict[str, Found]) -> str:
-    """Why nothing that the model does can be claimed; empty where it does the task better than chance."""
+    """Says why nothing can be claimed about the model; empty where it does the task better than chance."""
     setup = found.get("setup", {})
     if "accuracy" not in setup or does_task(setup["accuracy"], setup["chance"]):
         return ""

@@ -1,4 +1,4 @@
-"""Probes: can a label of the task be read linearly from a site, by which units, and more than a shuffled label can?
+"""Probes: linear decoding of a label of the task from a site, the units that it uses, and shuffled labels as control.
 
 Lasso (Tibshirani 1996) and elastic net (Zou & Hastie 2005), on the classes' indicators with one set of units for all of
 them, and logistic regression. The strength of the penalty is chosen on the training prompts alone, by folds that no
@@ -26,7 +26,7 @@ STRENGTHS = 12
 """Points of the regularisation path, evenly spaced on a logarithmic scale."""
 FOLDS = 3
 MIN_GROUPS = 10
-"""Held-out templates below which an interval would say nothing."""
+"""Held-out templates below which no interval is given."""
 MOST_CLASSES = 256
 
 
@@ -290,7 +290,7 @@ def split_by_group(data: Labelled, share: float, seed: int) -> tuple[Labelled, L
 
 
 def check(train: Labelled, test: Labelled, method: str, label: str) -> None:
-    """Raises :class:`MechintError` for what a probe could say nothing about."""
+    """Raises :class:`MechintError` for labels and activations that no probe can be fitted to or tested on."""
     where = f"probe of {label!r}"
     if method not in METHODS:
         raise MechintError(f"{where}: no method {method!r}{did_you_mean(method, METHODS)}; take {', '.join(METHODS)}")
@@ -343,7 +343,7 @@ def detectable(n: int, chance: float, power: float = 0.8) -> float:
 
 
 def needed(accuracy: float, chance: float, power: float = 0.8) -> int:
-    """Independent prompts with which that accuracy is told from chance."""
+    """Counts the independent prompts that are needed to tell that accuracy from chance."""
     n = 2
     while detectable(n, chance, power) > accuracy:
         n += 1 + n // 8
@@ -362,7 +362,7 @@ def power_note(groups: int, chance: float) -> str:
 
 
 def derived(train: Labelled, test: Labelled) -> str:
-    """Why the label is told to be a function of the activations; empty when nothing shows it.
+    """Says why the label must be a function of the activations; empty when nothing shows it.
 
     A quantity that unseen rows give back to rounding by least squares; classes that are a unit's own side of its mean
     or median on every prompt, split exactly there.

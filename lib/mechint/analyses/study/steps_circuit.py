@@ -1,4 +1,4 @@
-"""Step 16 of a study: the combined circuit. Which of all studied units together do the task, and how well alone?
+"""Step 16 of a study: the combined circuit, those of all studied units that together do the task, kept alone.
 
 Candidates are tested one by one, and what each of them carries says nothing of what they do together. Here the fewest
 units of the studied sites are searched for that still make the model's predictions, as any other circuit of this

@@ -1,4 +1,4 @@
-"""Steps 10, 11, 13 and 14 of a study: does it come out again, elsewhere, and not where it must not."""
+"""Steps 10, 11, 13 and 14 of a study: reproducibility, transfer to other tasks, controls, and other checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps 6 to 9 of a study: interventions on the candidates, and what their layers do over time."""
+"""Steps 6 to 9 of a study: interventions on the candidates, and the dynamics of their layers over time."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def work(config: TraceConfig) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """The figures a user wants to see at once."""
+    """Lines for the terminal: the main numbers."""
     metrics, lines = results["metrics"], []
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
     total = metrics["total_effect"]

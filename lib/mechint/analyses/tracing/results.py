@@ -1,4 +1,4 @@
-"""From the effects of every prompt to the numbers of a trace: means by role of the token, intervals, p-values."""
+"""Summarises the effects of every prompt into a trace: means by role of the token, intervals, p-values."""
 
 from __future__ import annotations
 
