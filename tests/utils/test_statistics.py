@@ -378,7 +378,7 @@ def test_what_few_prompts_carry_is_not_certain_where_they_are_not_in_the_sample(
 
 
 def test_no_p_value_where_few_clusters_carry_what_there_is() -> None:
-    """No p-value over 8 clusters where most cells vary with one of them alone; one over 16, and where cells are normal."""
+    """No p-value over 8 clusters where most cells vary with one of them alone; one over 16, or of normal cells."""
     rng = np.random.default_rng(0)
     for clusters, size, tested in ((8, 40.0, False), (8, 1.0, True), (16, 40.0, True)):
         x = rng.normal(1, 1, (clusters, 64))
