@@ -125,7 +125,7 @@ class Block:
         padded = F.pad(self.at["x"] - inner, (0, 0, K - 1, 0))
         players = torch.stack([padded[:, k : k + self.length] * weight[:, k] for k in range(K)])  # [K, B, L, E]
         there = torch.arange(self.length, device=padded.device)[:, None] + torch.arange(K).to(padded.device) >= K - 1
-        # tokens before the first have no input, and so no bias of the input projection either
+        # positions before the first token have no input, so the projection's bias is missing there too
         empty = there.to(weight) @ (weight * inner[:, None]).T + (0 if bias is None else bias)  # [L, E]
         return shapley(players, empty.expand_as(players[0]))
 
@@ -201,7 +201,7 @@ def shapley(players: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
     for size in range(K + 1):
         for coalition in itertools.combinations(range(K), size):
             worth = F.silu(empty + players[list(coalition)].sum(0))
-            # a coalition is what its members' joining made, and what the others' joining starts from
+            # each coalition ends the joining of its members and starts that of the others
             if size:
                 values[list(coalition)] += worth / (K * math.comb(K - 1, size - 1))
             if size < K:

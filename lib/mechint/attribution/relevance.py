@@ -172,7 +172,7 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
 
     def edit(site: str, rule: Callable[[Seen, Tensor, str], Tensor] | None) -> Edit:
         def value(clean: Tensor) -> Tensor:
-            # what is kept is what everything behind this site is computed from
+            # everything behind this site is computed from the kept tensor
             seen[site] = clean if rule is None else rule(seen, clean, site.rpartition(".")[0])
             return seen[site]
 

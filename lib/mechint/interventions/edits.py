@@ -208,7 +208,7 @@ class Edit:
             if callable(value):
                 return value(clean).to(clean)
             value = torch.as_tensor(value, dtype=clean.dtype, device=clean.device)
-            axis = value.dim() - dims + 1  # of the positions in a value that may lack leading axes
+            axis = value.dim() - dims + 1  # the position axis of a value that may lack leading axes
             if keep is None or axis < 0 or value.shape[axis] == 1:
                 return value
             return value.index_select(axis, torch.as_tensor(keep, device=value.device))

@@ -40,7 +40,7 @@ def gradients(
     edits = check_edits(model.sites, edits, *tokens.shape)
     tap = Tap(names, edits)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    # what a later position reads of these is not the recorded tensor, so the gradient is that of a shift by zero
+    # later positions do not read the recorded tensor of these, so the gradient is taken at an added shift of zero
     shifts = {
         name: torch.zeros(*tokens.shape, *model.sites[name].units, dtype=dtype, device=tokens.device).requires_grad_()
         for name in names
@@ -52,7 +52,7 @@ def gradients(
         held = [parameter.requires_grad for parameter in model.parameters()]
         try:
             model.requires_grad_(False)
-            # a leaf at the bottom: everything above it has a gradient and no weight does; what is replaced gets it anew
+            # a leaf below gives every site a gradient and no weight one; replaced sites cut it off, so they get it again
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
             replaced = {edit.target for edit in edits if edit.mode == "replace"}
             for name in {*model.first_sites, *replaced} - shifts.keys():

@@ -178,7 +178,7 @@ class Base:
                 if edit.is_cut:
                     cell.idle = False
                 elif edit.target.endswith(HELD) or (edit.target.endswith(".state") and edit.positions is None):
-                    cell.idle = False  # a look at these would hold every state of the base
+                    cell.idle = False  # observing these would hold every state of the base
                 else:
                     at_site.setdefault(edit.target, []).append((cell, edit))
         for site, parts in at_site.items():
@@ -271,7 +271,7 @@ class Base:
         """The cells of some groups, in even batches: a small rest would waste its matrix products."""
         cells = [cell for group in groups for cell in group.cells]
         for kind in {kind_of(cell) for cell in cells} - self.needs.keys():
-            # starts come in ascending order, and a later one needs less; the highest of these is the cheapest trial
+            # a later start and a higher layer need less memory: the cheapest trial comes from the earliest, highest cell
             one = max((cell for cell in cells if kind_of(cell) == kind), key=lambda cell: (-cell.position, cell.joins))
             self.needs[kind] = peak_bytes(self.run, Batch([Group(one.position, [one])]), wanted)
         needed = max(self.needs[kind_of(cell)] for cell in cells)
@@ -347,12 +347,12 @@ class Base:
                 edits = [cell.edits for cell in joining]
                 fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
             r = fresh if r is None else torch.cat([r, fresh])
-        assert r is not None  # it is asked for from its first cell on
+        assert r is not None  # the group's first cell has set it
         return r
 
     def ended(self, streams: list[Tensor], taps: list[RowTap], places: list[Tensor]) -> list[Tensor]:
         """The logits of streams [row, position, model] behind the last layer at places [row, wanted] of each."""
         if self.by_head or any(name in tap.edits for tap in taps for name in ("final_norm", "logits")):
             return [self.finish(*each) for each in zip(streams, taps, places, strict=True)]
-        read = [wanted_of(*each) for each in zip(streams, places, strict=True)]  # one product for all
+        read = [wanted_of(*each) for each in zip(streams, places, strict=True)]  # one matrix product for all
         return list(self.model.finish(torch.cat(read), Tap()).split([len(each) for each in read]))

@@ -46,7 +46,7 @@ class RowTap(Tap):
         by_site: dict[str, list[tuple[slice, Edit]]] = {}
         for k, cell in enumerate(edits):
             for edit in cell:
-                if edit.is_cut:  # the forward makes these itself and knows rows
+                if edit.is_cut:  # the forward makes cuts itself and handles rows
                     chosen = [k * rows + row for row in (range(rows) if edit.rows is None else edit.rows)]
                     self.edits.setdefault(edit.target, []).append(edit.on_rows(chosen))
                 else:
@@ -156,7 +156,7 @@ def kind_of(cell: Cell) -> tuple[str, ...]:
 def late_edit(cell: Cell, base: Sequence[Edit], model: Model) -> Edit | None:
     """The cell's only edit in its first layer, if that is at a late site and the base edits nothing behind it there."""
     if cell.layer == len(model.layers) or next(model.parameters()).dtype.itemsize < 4:
-        return None  # differences of half precision lose what is left of it
+        return None  # a difference of half-precision numbers would lose the effect
     here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
     kind = here[0].target.rpartition(".")[2]
     if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:

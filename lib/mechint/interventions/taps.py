@@ -104,7 +104,7 @@ class SideBySide(Tap):
         """Rows and positions of each forward."""
         self.only: Sequence[Tensor] | None = None
         """The places [row, wanted] of each forward's tokens that are wanted behind this layer; None for all."""
-        self.edits = {name: [] for tap in taps for name in tap.edits}  # whether any of them edits a site
+        self.edits = {name: [] for tap in taps for name in tap.edits}  # the sites that any of them edits
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """[1, token, …] -> the [row, position, …] of each forward."""

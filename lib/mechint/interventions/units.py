@@ -69,8 +69,8 @@ def kinds(*every: UnitKind) -> dict[str, UnitKind]:
 
 PATHS = ("x", "z", "dt", "B", "C")
 
-# A channel's only ways out of itself are u (into Δ, B and C of every channel) and gated (into the mixer's output), so
-# a dropped channel is replaced at both; what it does in between is then read by nobody.
+# Other channels read a channel only at u (for Δ, B and C) and at gated (for the mixer's output), so a dropped channel
+# is replaced at both; the values in between then reach nothing.
 SSM_UNITS = kinds(
     UnitKind("channel", (Block(("u", "gated")),), "an SSM channel: all it computes, replaced where others read it"),
     UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
@@ -162,7 +162,7 @@ class Units:
             for number, block in enumerate(self.kind.blocks):
                 for site in block.sites:
                     value, name = mask[layer, number], f"layers.{layer}.{site}"
-                    if block.axes is not None:  # the same for all that a unit holds
+                    if block.axes is not None:  # the same for all entries of a unit
                         value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[site] - block.axes))
                     edits.append(Edit(name, "mask", value, fill=fills[name]))
         return edits

@@ -107,14 +107,14 @@ def attend(q: Tensor, cache: LayerCache, at: Scope, places: Tensor | None = None
     scores = scores.masked_fill(future, -math.inf)
     scores = at.keep("scores", scores.transpose(1, 2)).transpose(1, 2)
     if edited:
-        alone = (scores == -math.inf).all(-1, keepdim=True)  # every source cut: reads nothing, and is no NaN
+        alone = (scores == -math.inf).all(-1, keepdim=True)  # every source is cut: the position reads nothing, and gives no NaN
         pattern = scores.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
     else:
         pattern = scores.softmax(-1)  # [B, H, L, S]
     if at.wants("pattern"):
         pattern = edit_sources("pattern", pattern, future, at).masked_fill(future, 0.0)
         pattern = at.keep("pattern", pattern.transpose(1, 2)).transpose(1, 2)
-        pattern = pattern.masked_fill(future, 0.0)  # once more, so that what is recorded has no gradient there
+        pattern = pattern.masked_fill(future, 0.0)  # masked again, so that the recorded pattern has no gradient there
     head_out = pattern.to(values.dtype) @ values.transpose(1, 2)  # [B, H, L, d]
     return at("head_out", head_out.transpose(1, 2).contiguous())
 

@@ -184,7 +184,7 @@ class GPT2(LanguageModel):
         self.ln_f: Any = LayerNorm(config.d_model, config.norm_eps, config.norm_bias) if config.final_norm else NoNorm()
         tell_readers(self.ln_f, self.wte)
         self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if not self.wte.weight.is_meta:  # drawing for no memory would import torch's whole compiler, 2 s
+        if not self.wte.weight.is_meta:  # drawing on the meta device would import torch's compiler, 2 s
             self.reset_parameters()
 
     @torch.no_grad()

@@ -113,7 +113,7 @@ class Layer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(c.d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=c.proj_bias)
-        if not self.D.is_meta:  # drawing for no memory would import torch's whole compiler, 2 s
+        if not self.D.is_meta:  # drawing on the meta device would import torch's compiler, 2 s
             self.reset_parameters()
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class Layer(nn.Module):
             inner.append(piece)
             past = x[:, max(end - self.c.d_conv + 1, 0) : end]
             if state is None:
-                return piece, [None]  # nothing goes on, so there was one piece
+                return piece, [None]  # without a memory there was only one piece
             kept = cache.whole().conv[:, past.shape[1] :]
             memories.append(LayerCache(torch.cat([kept, past], 1), state))
         return torch.cat(inner, 1) if len(inner) > 1 else inner[0], memories

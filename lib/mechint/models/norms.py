@@ -38,7 +38,7 @@ class NoNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.readers: list[nn.Module] = []  # a list, so that they are no part of this module
+        self.readers: list[nn.Module] = []  # in a list, so that torch does not register them as submodules
 
     def forward(self, r: Tensor) -> Tensor:  # [..., D]
         return r.to(next(self.readers[0].parameters()).dtype)

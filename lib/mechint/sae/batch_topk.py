@@ -74,7 +74,7 @@ class BatchTopK(TopK):
             above = torch.relu(self.pre_activations(rows)).flatten()
             kept = torch.cat([kept, above[above > 0]])
             kept = kept.topk(min(len(kept), self.config.k * len(x) * workers.team()[1] + 1), sorted=False).values
-        # activations must exceed the threshold, so it is the first that is not to be active
+        # activations must exceed the threshold, so it is the largest inactive one
         self.threshold.copy_(workers.kth_largest(kept, self.config.k * len(x), beyond=1))
 
     @torch.no_grad()

@@ -196,7 +196,7 @@ def train_grid(
             "members": {member.name: member.state() for member in members},
         }
 
-    quiet = math.inf if rank else 2.0  # one process tells of the progress of all
+    quiet = math.inf if rank else 2.0  # the first process reports the progress of all
     with Progress(f"{title}: {len(members)} dictionaries", training.steps, quiet) as progress:
         progress.skip_to(step)
         while step < training.steps:

@@ -47,6 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "attention_map":  # of a whole model, so it stands two floors up
+    if name == "attention_map":  # it takes a whole model, so it lies in a higher room
         return importlib.import_module("mechint.attribution.attention").attention_map
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -208,7 +208,7 @@ def states(
         for first in range(0, length, chunk):
             held, state = some(range(first, min(first + chunk, length)), first, state)
             yield first, held
-            del held  # the caller's alone
+            del held  # only the caller keeps it
 
     wanted = check_range("states", "position", () if positions is None else positions, -length, length)
     return chunks(state) if positions is None else some(wanted, 0, state)[0]

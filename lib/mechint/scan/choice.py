@@ -56,7 +56,7 @@ def _failing(back_end: Any) -> str:
     """Why a back end fails its own check, '' when it does not."""
     try:
         back_end.check()
-    except Exception as error:  # of many kinds, an import's too: whatever is wrong with it, chunked can do the work
+    except Exception as error:  # any error, of an import too: the chunked scan can replace it
         lines = str(error).strip().splitlines()
         return f"its kernel fails ({lines[0] if lines else type(error).__name__})"
     return ""

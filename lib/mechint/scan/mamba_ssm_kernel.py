@@ -96,6 +96,6 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> 
     """:func:`mechint.scan.convolve` by causal-conv1d, without gradients."""
     by_package = convolution()
     assert by_package is not None
-    before = memory.expand(len(x), -1, -1).contiguous().transpose(1, 2)  # channels stay neighbours
+    before = memory.expand(len(x), -1, -1).contiguous().transpose(1, 2)  # channels stay next to each other in memory
     found: Tensor = by_package(x.contiguous().transpose(1, 2), weight.contiguous(), bias, initial_states=before)
     return found.transpose(1, 2).contiguous()

@@ -251,7 +251,7 @@ def generator(*labels: object) -> torch.Generator:
 def row_hash(rows: Tensor) -> Tensor:
     """A well-mixed number, 0 … 2^62 - 1, for each row of whole numbers, [n, width] -> [n]. Order matters."""
     value = torch.full((len(rows),), 0x2545F491, dtype=torch.long)
-    for column in rows.unbind(1):  # multiplication wraps around, as it should
+    for column in rows.unbind(1):  # the product may wrap around: it is a hash
         value = (value ^ (column + 1)) * 0x1B03738712FAD5C9
         value = value ^ (value >> 29)
     value = value * 0x369DEA0F31A53F85

@@ -40,7 +40,7 @@ class Facts(Task):
         random = generator("facts", config.seed)
         self.facts = config.facts
         self.people = -(-self.facts // len(RELATIONS))
-        side = math.ceil(math.sqrt(2 * self.people))  # half of the names that can be made belong to somebody
+        side = math.ceil(math.sqrt(2 * self.people))  # half of the possible names are used
         places = min(config.values, self.people)
         verbs = sorted({word for ways in RELATIONS for way in ways for word in way})
         self.words = [*ADVERBS, *verbs]

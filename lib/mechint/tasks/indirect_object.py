@@ -92,7 +92,7 @@ class IndirectObject(Task):
             lambda n: torch.stack([torch.randint(size, (n,), generator=random) for size in sizes], 1), count, split
         )  # [n, (frame, place, object)]
         pair = self.names[distinct(count, 2, len(self.names), random)]  # [n, 2] in the order of the sentence
-        again = torch.randint(2, (count,), generator=random)  # which of them comes again
+        again = torch.randint(2, (count,), generator=random)  # the one that is repeated
         said, asked = (pair.gather(1, k.unsqueeze(1)).squeeze(1) for k in (again, 1 - again))
         sentence = lambda third: fill(
             self.table[row[:, 0]],

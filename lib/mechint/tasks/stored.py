@@ -67,7 +67,7 @@ def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the
     changes: dict[str, Any] = {} if other else {"name": name}
     for option in ("tokenizer", "bos") if other else USED[name]:
         default, mine = getattr(TaskConfig, option), getattr(config, option)
-        # before the option bos there was never anything in front of a text
+        # checkpoints older than the option bos had no token in front of a text
         theirs = said.get(option, not said.get("tokenizer") if option == "bos" else default)
         if type(theirs) is not type(default):
             raise MechintError(f"{where} stores {option} = {short(theirs, 60)}, which is none; {ask_anyway()}")

@@ -66,7 +66,7 @@ class Brackets(Task):
 
     def __init__(self, config: TaskConfig) -> None:
         self.kinds, self.depth = config.keys, config.pairs
-        self.length = config.length - 1 + config.length % 2  # odd, so that something is open at the end
+        self.length = config.length - 1 + config.length % 2  # odd, so that a bracket is open at the end
         if self.kinds ** (self.length // 2) < MIN_TEMPLATES:
             raise self.refuse(f"{self.length} tokens of {self.kinds} kinds are too few prompts", "raise either")
         self.vocab_size = 2 * self.kinds

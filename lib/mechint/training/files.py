@@ -63,9 +63,9 @@ def read(path: Path) -> dict[str, Any]:
     files.check_regular(path, None, "checkpoint", "delete it and run again")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:  # the file may be whole, and is not to be deleted
+    except MemoryError:  # the file may be intact, so it must not be deleted
         raise
-    except OSError as error:  # the same: a directory without permission, a disk that is gone
+    except OSError as error:  # likewise: no permission, or a missing disk
         raise MechintError(f"{path} can't be read ({error.strerror or error}); nothing was overwritten") from error
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
         raise MechintError(f"{path} can't be read ({type(error).__name__}); delete it and run again") from error

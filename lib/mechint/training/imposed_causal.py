@@ -48,7 +48,7 @@ def sources(task: Recall, prompts: Prompts, seed: int) -> Prompts:
     """For each prompt another one of the same keys: in another order, with other values, asked in another order."""
     random = torch.Generator().manual_seed(mix("sources", seed))
     count, pairs, device = len(prompts), task.pairs, prompts.tokens.device
-    prompts = prompts.to("cpu")  # where the random numbers are
+    prompts = prompts.to("cpu")  # where the random numbers are drawn
     order = torch.rand(count, pairs, generator=random).argsort(1)
     keys = prompts.tokens[:, 0 : 2 * pairs : 2].gather(1, order)
     values = torch.randint(task.values, keys.shape, generator=random)

@@ -376,7 +376,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
     )
     live.point("", state.history[-1])
     state.losses = []
-    good = accuracy >= c.stop_accuracy and job.imposed is None  # answers are learned before the circuit is
+    good = accuracy >= c.stop_accuracy and job.imposed is None  # a model learns the answers before the imposed circuit
     state.good = state.good + 1 if good else 0
     if val_loss < state.best_val_loss:
         state.best_val_loss = val_loss

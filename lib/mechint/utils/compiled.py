@@ -134,7 +134,7 @@ def share(call: Callable[..., None], pieces: int, threads: int) -> None:
             for part in parts[openmp.omp_get_thread_num() :: openmp.omp_get_num_threads()]:
                 call(*part)
         except BaseException as error:
-            failed.append(error)  # nothing can be raised through C
+            failed.append(error)  # an exception cannot pass through C
 
     openmp.GOMP_parallel(BODY(body), None, threads, 0)
     if failed:

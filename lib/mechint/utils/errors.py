@@ -105,7 +105,7 @@ def say_failure(error: Exception, what: str = "") -> None:
     before = f"{what}: " if what and what not in str(error) else ""
     if isinstance(error, MechintError):
         say_error(f"{before}{error}")
-    elif isinstance(error, OSError):  # a full disk, a read-only directory: the path and the system's own words
+    elif isinstance(error, OSError):  # a full disk or a read-only directory: the path and the system's message
         where = f" ({error.filename})" if error.filename else ""
         say_error(f"{before}{error.strerror or error}{where}; {what_to_do(error)}")
     else:

@@ -165,7 +165,7 @@ def reading(path: str | Path, advice: str = "copy or download it again") -> Iter
         raise
     except OSError as error:
         raise MechintError(f"{short(path)} can't be read ({error.strerror or error}); name another file") from None
-    except BaseException as error:  # as many types as there are ways to break a file; panics are no Exception
+    except BaseException as error:  # readers raise many types for broken files; Rust panics are no Exception
         reason = short(next(iter(str(error).splitlines()), ""))
         raise MechintError(
             f"{path} is cut short or damaged ({type(error).__name__}{': ' * bool(reason)}{reason}); {advice}"
@@ -376,5 +376,5 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
     """Sorts numbers in names as numbers: step2 before step10, V2 before V10."""
-    parts = re.split(r"(\d+)", text)  # text and digits take turns, so equal places have equal types
+    parts = re.split(r"(\d+)", text)  # text and digits alternate, so equal places have equal types
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text

@@ -38,7 +38,7 @@ class _Live(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         given = {tensor.untyped_storage()._cdata for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:  # a view makes nothing
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:  # a view allocates nothing
                 self.see(tensor.untyped_storage())
         return made
 

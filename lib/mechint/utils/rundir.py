@@ -231,14 +231,14 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "
     if old == key:
         return not (directory / ".stages").exists()
     if (directory / ".stages").exists():
-        return False  # results of a run that did not get to its report: nothing finished is lost
+        return False  # a run that stopped before its report: no finished results are lost
     flat_old, flat_new = _flat(old), _flat(key)
     changed = [
         f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
         for name in sorted({*flat_old, *flat_new})
         if flat_old.get(name) != flat_new.get(name)
     ]
-    differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of old times do not say what was asked
+    differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of early releases hold no key
     usual = f"choose another {named('', 'output_dir')}, or set {named('', 'rerun')} to replace them"
     raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead or usual}")
 

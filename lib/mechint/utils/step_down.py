@@ -116,11 +116,11 @@ def tails(
         draw = t_of(moved, np.sqrt(np.maximum(variance, share * variance.mean(1, keepdims=True))))
         for sign, order, found in zip(signs, orders, above, strict=True):
             ranked = sign * draw[:, order[::-1]]
-            largest = np.maximum.accumulate(ranked, axis=1)[:, ::-1]  # of a cell and of those with a smaller t
+            largest = np.maximum.accumulate(ranked, axis=1)[:, ::-1]  # running maximum over the cells with a smaller t
             found += (largest >= sign * t[order]).sum(0)
     shares = []
     for sign, order, found in zip(signs, orders, above, strict=True):
-        found[sign * t[order] == np.inf] = 0  # no draw moves what is the same in every cluster
+        found[sign * t[order] == np.inf] = 0  # a value equal in every cluster does not vary between draws
         p = np.empty(len(order))
         p[order] = np.maximum.accumulate((1 + found) / (1 + len(bootstrap.weights)))
         shares.append(p)

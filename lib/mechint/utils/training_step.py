@@ -30,7 +30,7 @@ def training_step(metadata: Mapping[str, Any], checkpoint: str) -> int | None:
     if state.is_file():
         try:
             found = read_json(state)
-        except (MechintError, ValueError):  # it is the trainer's, and no part of the model: its name may still say it
+        except (MechintError, ValueError):  # a trainer's file, no part of the model: the name may still hold the step
             found = None
         if isinstance(found, dict) and is_step(found.get("global_step")):
             return int(found["global_step"])

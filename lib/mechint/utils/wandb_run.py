@@ -40,7 +40,7 @@ def check() -> Mode:
         )
     mode: Mode = wandb.setup().settings.mode  # setup() remembers the mode of its first call
     if asked:
-        mode = "offline" if asked == "dryrun" else cast(Mode, asked)  # its older name
+        mode = "offline" if asked == "dryrun" else cast(Mode, asked)  # the older name of offline
     if mode not in LOCAL and not wandb.login(prompt=False, verify=False):
         raise MechintError(f"not logged in to Weights & Biases; {HINT}")
     return mode

@@ -66,7 +66,7 @@ def join() -> None:
     global _store, _rank, _world
     if _store is None and started():
         store, _rank, _world = next(iter(group.rendezvous("env://")))
-        # after a worker has died, its restarted peers would find the words of the dead in the same store
+        # after a worker died, its restarted peers would find its old messages in the same store
         _store = group.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         if torch.cuda.is_available():  # "cuda" is then this process' own
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", _rank)) % torch.cuda.device_count())
@@ -116,7 +116,7 @@ def exchange(part: Any) -> list[Any]:
     _store.wait(said, PATIENCE)
     every = [pickle.loads(_store.get(key)) for key in said]
     _store.set(read[_rank], b"")
-    if _rank == 0:  # the store may be its own, and end with it
+    if _rank == 0:  # the first process may host the store, which ends with it
         _store.wait(read, PATIENCE)
     return every
 

@@ -55,7 +55,7 @@ class Checkpoint:
 
 def is_checkpoint_file(path: Path) -> bool:
     """True if a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
-    listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # a .bin may be anything
+    listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # other programs write .bin files too
     return listed and path.name != MASKS and not path.name.endswith(".resume.pt") and path.is_file()
 
 
@@ -185,7 +185,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     from safetensors import safe_open
 
-    def read(name: str) -> Tensor:  # a mapping of its own for each tensor: memory goes as soon as that tensor does
+    def read(name: str) -> Tensor:  # one mapping for each tensor, so that memory is freed with the tensor
         with safe_open(str(path), framework="pt") as file:
             return file.get_tensor(name)
 
@@ -306,7 +306,7 @@ def _globals(path: Path) -> Iterator[str]:
                 words.append(memo.get(int(value or 0)))
             elif "UNICODE" in opcode.name:
                 words.append(value)
-    except ValueError:  # not a pickle to its end; what was found so far has been said
+    except ValueError:  # not a pickle to its end; the findings so far are kept
         return
 
 

@@ -20,7 +20,7 @@ from .strictness import check_claims, check_names, commonest, count_layers, is_t
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NORMS = ("ln_1", "ln_2")
 
-# GPT2Config's field, and under which names a configuration may state it: transformers', nanoGPT's, a trainer's
+# GPT2Config's field, and its names in configurations: transformers', nanoGPT's, a trainer's
 CLAIMS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "n_ctx": ("n_positions", "block_size", "n_ctx", "max_position_embeddings", "max_seq_len", "context_length"),

@@ -54,7 +54,7 @@ def path_exists(path: str | Path) -> bool:
     """True if this name exists on this machine; False too for names that no file can have."""
     try:
         return Path(path).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, or the home of nobody
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, or no home directory
         return False
 
 
@@ -253,7 +253,7 @@ def _translated(repo: str) -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         raise Unreachable(f"the hub answers {error.response.status_code}") from None
-    except Exception as error:  # of whichever client is installed; anything else goes on
+    except Exception as error:  # the installed HTTP client has its own types; others are raised again
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
             raise
         raise Unreachable(f"the hub does not answer ({type(error).__name__}: {error})") from None

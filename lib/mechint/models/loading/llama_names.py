@@ -18,7 +18,7 @@ ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
 MLP = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
-# LlamaConfig's field, and under which names a configuration may state it
+# LlamaConfig's field, and its names in configurations
 CLAIMS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "d_model": ("hidden_size",),

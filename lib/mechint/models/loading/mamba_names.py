@@ -48,7 +48,7 @@ LAYOUTS = (
     Layout("", "embedding", ""),  # our own state_dict()
 )
 
-# MambaConfig's field, and under which names a configuration may state it: transformers', the authors', a trainer's
+# MambaConfig's field, and its names in configurations: transformers', the authors', a trainer's
 CLAIMS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "d_model": ("hidden_size", "d_model"),
@@ -90,7 +90,7 @@ MIXER = Keys(
 )  # fmt: skip
 OTHERS = re.compile(r"falcon|jamba|zamba|bamba|samba|mamba-?_?[23]|hybrid", re.IGNORECASE)
 """Models whose tensors may have Mamba's names, by what a configuration may call them."""
-# the size, and the tensor of each layer and its axis that show it
+# a size, and the tensor of each layer and the axis that have it
 SHOWN = {
     "d_inner": ("A_log", 0),
     "d_state": ("A_log", 1),

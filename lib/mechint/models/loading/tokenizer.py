@@ -102,7 +102,7 @@ def read_file(path: Path) -> Any:
         return Tokenizer.from_str(data.decode("utf-8"))
     except files.NO_FAULT_OF_A_FILE:
         raise
-    except BaseException as error:  # tokenizers raises Exception, and panics, which are none
+    except BaseException as error:  # tokenizers raises Exception, or panics, which is none
         raise MechintError(
             f"{short(path)} is not a tokenizer ({short(error)}); fetch it again, or remove it to go without"
         ) from None

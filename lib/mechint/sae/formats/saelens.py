@@ -238,7 +238,7 @@ def from_tensors(config: SAEConfig, tensors: dict[str, torch.Tensor], where: str
     """A frozen dictionary from tensors by SAELens' names; strict in both directions."""
     try:
         sae = make(config)
-    except MechintError as error:  # of the architecture, which knows no file
+    except MechintError as error:  # the architecture's error names no file
         raise MechintError(f"{where}: {error}") from None
     missing = sorted(set(sae.tensors.values()) - set(tensors))
     extra = sorted(short(name) for name in set(tensors) - set(sae.tensors.values()))

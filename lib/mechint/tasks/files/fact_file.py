@@ -222,7 +222,7 @@ class FactFile(Task):
         twins, wrong = None, None
         if self.has_twins:
             twins = torch.tensor([(fact.twin or []) + fact.answer[:-1] for fact in facts])
-            if not self.whole:  # behind the first token the twins' answers have nothing to be compared with
+            if not self.whole:  # after the first token the twins' answers are not comparable
                 wrong = torch.tensor([fact.wrong for fact in facts]).unsqueeze(1)
         positions = torch.arange(tokens.shape[1] - answers.shape[1], tokens.shape[1]).expand(len(facts), -1)
         template = torch.tensor([fact.cluster for fact in facts])
