@@ -28,7 +28,9 @@ def place(row: dict[str, Any]) -> str:
 
 def control_findings(control: dict[str, Any] | None) -> list[tuple[bool, str]]:
     if control is None:
-        return [(False, "Nothing was measured on shuffled weights: what a model without training would show is open.")]
+        return [
+            (False, "Nothing was measured on shuffled weights, so it is not known what an untrained model would show.")
+        ]
     known = [row for row in control["quantities"] if row["differs"] is not None]
     apart, alike = ([row for row in known if row["differs"] is wanted] for wanted in (True, False))
     models = "a model" if control["models"] == 1 else f"{control['models']} models"
@@ -74,7 +76,7 @@ def control_figure(name: str, control: dict[str, Any] | None) -> list[Figure]:
     panels = list(dict.fromkeys(row["quantity"] for row in control["quantities"]))[:MOST]
     caption = (
         "Every quantity of the trained model (blue) beside the same of models with shuffled weights (purple, from the "
-        "least to the most of their 95 % intervals). What is not apart says nothing of the training."
+        "least to the most of their 95 % intervals). A quantity whose intervals overlap is no evidence of training."
     )
     lines = -(-len(panels) // COLUMNS)
     return [figure(name, caption, (11.0, 0.9 + 2.3 * lines), draw, control["quantities"], panels)]

@@ -40,7 +40,7 @@ def test_the_worst_ten_and_the_count_of_the_rest(tmp_path: Path) -> None:
     results = load_results(a_run(tmp_path / "run", [*hurts, *idle]))
     sentence, rows = removed_sentence(results), removed_rows(results)
     assert "15 of the 48 units, at random," in sentence and "The 10 that cost most" in sentence
-    assert "removal of 12 certainly costs" in sentence and "3 are not surely needed: passengers" in sentence
+    assert "removal of 12 certainly costs" in sentence and "3 are not certainly needed" in sentence
     assert len(rows) == 10 and rows[0] == ("1", "V 0.3", "90.0 %", "[89.0, 91.0]", "0.06")
     assert [row[2] for row in rows[1:]] == [f"{k}.0 %" for k in range(12, 3, -1)]
     text, page = markdown(content(results), {}), html(content(results), {})
@@ -51,12 +51,12 @@ def test_the_worst_ten_and_the_count_of_the_rest(tmp_path: Path) -> None:
     assert "removal of 12 certainly costs" in page
 
 
-def test_when_every_unit_is_needed_there_is_no_talk_of_passengers(tmp_path: Path) -> None:
+def test_when_every_unit_is_needed_no_other_unit_is_told_of(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", [tried(0, 0.9, 0.001), tried(0, 0.4, 0.002, layer=1)], unit="layer")
     results = load_results(run)
-    assert removed_sentence(results).startswith("All 2 units were removed") and "passengers" not in removed_sentence(
-        results
-    )
+    assert removed_sentence(results).startswith(
+        "All 2 units were removed"
+    ) and "not certainly needed" not in removed_sentence(results)
     assert [row[:3] for row in removed_rows(results)] == [
         ("0", "the whole layer", "90.0 %"),
         ("1", "the whole layer", "40.0 %"),

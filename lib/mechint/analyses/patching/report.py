@@ -13,7 +13,7 @@ from ...report.finished import ALL_FIGURES, Drawn
 from ...report.to_log import ToLog, metric_values, records
 from ...report.words import between, chance, number
 from ...utils.statistics import UNADJUSTED
-from ..tracing.report import with_interval
+from ..tracing.report import lowered, with_interval
 from .figures import (
     ALPHA,
     DIRECTIONS,
@@ -135,8 +135,7 @@ def findings(patching: Patching) -> list[tuple[bool, str]]:
     found = []
     if total := patching.metrics.get("total_effect"):
         hurts = (total.value if total.alone else total.low) > 0
-        said = f"{with_interval(total)} {patching.raw['metric']}"
-        found.append((hurts, f"The twin {'takes away' if hurts else 'does not certainly take away'} {said}."))
+        found.append((hurts, lowered("The counterfactual prompt", total, str(patching.raw["metric"]), hurts)))
     if patching.metrics["clean"].alone:
         return [*found, (False, f"{patching.metrics['clean'].interval}, so nothing below can be tested.".capitalize())]
     test = "step-down bootstrap of whole templates, adjusted for all of them"

@@ -46,8 +46,8 @@ def content(run: FinishedRun, figures: Figures) -> Content:
         cards.append(("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}"))
     steps = [section(raw, name, figures) for name in TITLES if name != "circuit"]
     sections = [section(raw, "circuit", figures), claims(raw, figures), *steps]
-    lead = f"{raw['claims']['said'].capitalize()} {raw['task']['description']}."
-    return of_run(run, sections, list(raw.get("notes", ())), title=title_of(raw), lead=lead, cards=cards)
+    said = list(raw.get("notes", ()))
+    return of_run(run, sections, said, title=title_of(raw), lead=headline_of(raw), cards=cards)
 
 
 def claims(raw: Found, figures: Figures) -> Section:
@@ -157,7 +157,13 @@ def unit_lines(entry: Found) -> list[str]:
 
 def headline(run_dir: str | Path) -> str:
     """The result in one sentence."""
-    return str(read_finished(run_dir, "study").raw["claims"]["said"]).capitalize()
+    return headline_of(read_finished(run_dir, "study").raw)
+
+
+def headline_of(raw: Found) -> str:
+    made = len(raw["claims"]["claims"])
+    said = str(raw["claims"]["said"])
+    return f"Claims tested: {made}; {said}" if made else said.capitalize()
 
 
 def to_log(run_dir: str | Path) -> ToLog:

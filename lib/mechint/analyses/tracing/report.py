@@ -127,14 +127,21 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
     ]
 
 
+def lowered(what: str, total: Value, metric: str, hurts: bool) -> str:
+    """A sentence on the total effect: the metric of the clean run less that of the other."""
+    name = metric.replace("_", " ")
+    if hurts:
+        return f"{what} lowers the {name} by {with_interval(total)}."
+    return f"{what} does not certainly lower the {name}: the total effect is {with_interval(total)}."
+
+
 def findings(trace: Trace) -> list[tuple[bool, str]]:
     total = trace.metrics["total_effect"]
-    said = f"{with_interval(total)} {trace.raw['metric']}"
+    hurts = (total.value if total.alone else total.low) > 0
+    said = lowered("The corruption", total, str(trace.raw["metric"]), hurts)
     if total.alone:
-        what = "The corruption" if total.value > 0 else "The corruption does not hurt: it"
-        return [(total.value > 0, f"{what} takes away {said}. No effect below can be tested.")]
-    hurts = total.low > 0
-    found = [(hurts, f"The corruption {'takes away' if hurts else 'does not certainly take away'} {said}.")]
+        return [(hurts, f"{said} No effect below can be tested.")]
+    found = [(hurts, said)]
     for direction in trace.directions:
         sure = sum(p is not None and p <= 0.05 for panel in trace.panels(direction) for row in panel["p"] for p in row)
         every = sum(n > 0 for panel in trace.panels(direction) for row in panel["n"] for n in row)

@@ -23,8 +23,8 @@ def removed_sentence(results: Results) -> str:
     hurts = sum(map(needed, results.removed))
     every = f"All {tried:,} units" if tried == results.kept else f"{tried:,} of the {results.kept:,} units, at random,"
     idle = (
-        f" {tried - hurts:,} {'is' if tried - hurts == 1 else 'are'} not surely needed: passengers, units that stand in"
-        " for one another, or losses too small for this many prompts."
+        f" {tried - hurts:,} {'is' if tried - hurts == 1 else 'are'} not certainly needed: they may do nothing,"
+        " others may stand in for them, or their loss may be too small for this many prompts."
     )
     return (
         f"{every} were removed from the circuit one at a time. The removal of {hurts:,} certainly costs faithfulness"
