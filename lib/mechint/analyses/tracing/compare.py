@@ -33,7 +33,7 @@ DRAWS, SHOWN = 1000, 3
 DIFFERENCES = ("run", "less", "direction", "site", "layer", "token", "difference", "interval", "n")
 STRONGEST = ("run", "direction", "site", "layer", "token", "effect", "interval", "n")
 PAIRED = (
-    "Differences are of shares of the total effect, over the prompts that both models answer, with intervals from one"
+    "Differences of effects ({unit}), over the prompts that both models answer, with intervals from one"
     " bootstrap of their templates. The largest of each map are shown: they are chosen by size, so their intervals are"
     " too narrow for that choice."
 )
@@ -233,7 +233,10 @@ def page_of(traces: list[Trace], rows: Any, notes: list[str], plots: list[blocks
         Section("Notes", [Bullets(notes)]),
         member_section(warned, len(traces)),
         table_section("Strongest cell of every map", "", STRONGEST, rows[0], (3, 5, 6, 7)),
-        Section("Largest differences", [Text(PAIRED), Table(DIFFERENCES, rows[1], (4, 6, 7, 8))] if rows[1] else []),
+        Section(
+            "Largest differences",
+            [Text(PAIRED.format(unit=traces[0].unit)), Table(DIFFERENCES, rows[1], (4, 6, 7, 8))] if rows[1] else [],
+        ),
         Section("Figures", plots),
     ]
     return Content(f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints", sections)
