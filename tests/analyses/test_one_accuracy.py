@@ -22,7 +22,7 @@ SILENT = ("neuron", "sparsity", "sae")
 LAST = ("trace", "patch", "study")
 """Analyses that ask for the last answer of each prompt; the others ask for all answers."""
 SMALL: dict[str, Any] = {
-    "prompts": 16, "eval_prompts": 16, "bootstrap": 100, "steps": 10, "controls": 0, "random": 1, "random_circuits": 2,
+    "prompts": 16, "eval_prompts": 16, "bootstrap": 100, "steps": 10, "controls": 0, "random": 2, "random_circuits": 2,
     "removed_units": 2, "seeds": 1, "min_accuracy": 0.0, "lengths": "4", "measure": False, "examples": 1,
     "random_weights": False, "sites": "out", "sever": "", "attribution": False, "search": "budget", "budget": 4,
     "ablation": "zero", "architectures": "topk", "sparsity": "2", "ratio": "1", "layers": "0", "tokens": 2000,
