@@ -75,7 +75,7 @@ def commands() -> dict[str, Command]:
 
 
 def of_analysis(analysis: Analysis) -> Command:
-    families = ", ".join(analysis.families)
+    families = ", ".join(analysis.families) or "any family"
     return Command(
         f"{analysis.title} ({families})",
         lambda arguments: command_line.main(arguments=arguments, only=analysis.name),
