@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,22 @@ def test_every_symbol_has_a_help_text(menu: Menu) -> None:
         assert symbol.nodes[0].prompt, symbol.name
     for choice in menu.unique_choices:
         assert len(help_text(choice).strip()) > 20, choice.name
+
+
+def plain(text: str) -> str:
+    """A sentence in the form in which two are compared: without quotes and the last stop, in small letters."""
+    return " ".join(re.sub(r"['`]", "", text).replace(";", ".").split()).rstrip(".").lower()
+
+
+@pytest.mark.parametrize(("runner", "name", "field", "kind", "option"), FIELDS, ids=[f"{f[0]}{f[1]}" for f in FIELDS])
+def test_a_help_begins_with_the_sentence_of_its_option(
+    menu: Menu, runner: str, name: str, field: Any, kind: type, option: Any
+) -> None:
+    """A menu may say more. Of a choice the first clause is enough: each member has a help of its own."""
+    [item] = by_flag(menu, runner)[name]
+    sentence = re.split(r"[:;,(]", option.help)[0] if isinstance(item, kconfiglib.Choice) else option.help
+    said, begins = plain(help_text(item)), plain(sentence)
+    assert said.startswith(begins) and not said[len(begins) : len(begins) + 1].isalnum(), (option.help, help_text(item))
 
 
 @pytest.mark.parametrize("runner", mapping.RUNNERS)
