@@ -8,12 +8,15 @@ import torch
 
 from mechint.attribution.jacobians import jacobian, linearise
 from mechint.attribution.lag_influence import (
+    FLOOR,
+    Influence,
     decay_fit,
     influence,
     long_range,
     mean_lag,
     reference,
     run_temporal_causality_analysis,
+    summarise,
 )
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba, tokens
@@ -57,9 +60,30 @@ def test_curves_and_maps_are_the_jacobians() -> None:
         norm = whole[path].norm(dim=-1)  # [prompt, position, lag, chosen]
         for k in range(6):
             np.testing.assert_allclose(found.curves[path][:, k][:, [1, 4]], norm[:, k:, k].mean(1), atol=1e-9)
+        own = torch.stack([whole[path][..., 0, 1], whole[path][..., 1, 4]], -1).abs()  # by the channel's own u
+        for k in range(6):
+            np.testing.assert_allclose(found.own[path][:, k][:, [1, 4]], own[:, k:, k].mean(1), atol=1e-9)
         at = norm[0].square().mean(-1).sqrt()
         assert found.maps[path][0, 7, 4] == pytest.approx(float(at[7, 3]), rel=1e-6)
         assert np.isnan(found.maps[path][0, 4, 7]) and np.isnan(found.maps[path][0, 8, 1])
+
+
+def test_a_group_s_curve_is_the_root_mean_square_over_its_channels() -> None:
+    """Two prompts, lags 0 to 2, three channels of which the first two are the group."""
+    curves = np.array([[[3.0, 4.0, 9.0], [1.0, 7.0, 9.0], [0.0, 0.0, 9.0]]] * 2)
+    found = Influence("y", {"direct": curves, "total": 2 * curves}, {}, {})
+    group = summarise(found, {"circuit": [0, 1]}, [0, 1], 50, 0)["circuit"]
+    expected = [12.5**0.5, 5.0, 0.0]
+    assert [entry["value"] for entry in group["direct"]["curve"]] == pytest.approx(expected)
+    assert [entry["value"] for entry in group["total"]["curve"]] == pytest.approx([2 * value for value in expected])
+    assert group["direct"]["long_range_beyond"] == 1 and group["direct"]["long_range"]["value"] == 0.0
+    assert group["direct"]["mean_lag"]["value"] == 1.0 and group["direct"]["fit"] is None
+
+
+def test_a_value_at_the_floor_of_rounding_is_not_fitted() -> None:
+    assert decay_fit(np.array([1.0, 0.5, 0.25, 0.125, FLOOR])) is None
+    fit = decay_fit(np.array([1.0, 0.5, 0.25, 0.125, 2 * FLOOR]))
+    assert fit is not None and fit["lags"] == 4
 
 
 def test_the_documented_call() -> None:
@@ -77,5 +101,7 @@ def test_the_documented_call() -> None:
     assert curve["value"] == found["groups"]["channel 3"]["total"]["long_range"]["value"] and curve["n"] == 4
     with pytest.raises(MechintError, match="channels 0 to 13"):
         run_temporal_causality_analysis(model, tokens(2, 10), 0, [14], 3)
+    with pytest.raises(MechintError, match="channels 0 to 13"):  # one of several is enough
+        run_temporal_causality_analysis(model, tokens(2, 10), 0, [1, 14], 3)
     with pytest.raises(MechintError, match="lower max_lag or give longer prompts"):
         run_temporal_causality_analysis(model, tokens(2, 10), 0, [1], 10)
