@@ -86,28 +86,28 @@ MUTANTS = [
     Mutant("utils/statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
     # sparsity
     Mutant(
-        "analyses/sparsity/analyzer.py",
+        "analyses/sparsity/measures.py",
         "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n - 1",
         "weight = 2 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device) - n",
     ),
     Mutant(
-        "analyses/sparsity/analyzer.py", "return (root - ratio) / max(root - 1,", "return (root - ratio) / max(root,"
+        "analyses/sparsity/measures.py", "return (root - ratio) / max(root - 1,", "return (root - ratio) / max(root,"
     ),
     Mutant(
-        "analyses/sparsity/analyzer.py",
+        "analyses/sparsity/measures.py",
         "/ max(float(np.log(a.shape[-1])), 1e-300)",
         "/ max(float(np.log2(a.shape[-1])), 1e-300)",
     ),
     Mutant(
-        "analyses/sparsity/analyzer.py",
+        "analyses/sparsity/measures.py",
         "fourth = square.square().sum(-1) * a.shape[-1]",
         "fourth = square.square().sum(-1)",
     ),
-    Mutant("analyses/sparsity/analyzer.py", "a.abs() < scale.epsilon * scale.rms", "a.abs() < scale.epsilon"),
-    Mutant("analyses/sparsity/analyzer.py", "return -values if measure in FALLING else values", "return values"),
-    Mutant("analyses/sparsity/analyzer.py", "variance = np.maximum(second - first**2, 0.0)", "variance = second"),
+    Mutant("analyses/sparsity/measures.py", "a.abs() < scale.epsilon * scale.rms", "a.abs() < scale.epsilon"),
+    Mutant("analyses/sparsity/results.py", "return -values if measure in FALLING else values", "return values"),
+    Mutant("analyses/sparsity/results.py", "variance = np.maximum(second - first**2, 0.0)", "variance = second"),
     Mutant(
-        "analyses/sparsity/analyzer.py",
+        "analyses/sparsity/results.py",
         "apart = low[0] > high[1] or low[1] > high[0]",
         "apart = True",
         "tests/analyses/sparsity/test_sparsity.py",
@@ -133,15 +133,13 @@ MUTANTS = [
         "return clean - (twin if mean is None else mean)",
     ),
     Mutant(
-        "analyses/study/ablation_tests.py", "return math.ceil(tests / alpha) - 1", "return math.ceil(1 / alpha) - 1"
-    ),
-    Mutant(
         "analyses/study/steps_discovery.py", "deviation > 6 * deviation.median()", "deviation > 3 * deviation.median()"
     ),
     Mutant(
-        "analyses/study/steps_discovery.py",
-        "eigen.sum().square() / eigen.square().sum()",
-        "eigen.sum().square() / eigen.square().max()",
+        "analyses/spectra.py",
+        "squares = float(eigenvalues.square().sum())",
+        "squares = float(eigenvalues.square().max())",
+        "tests/analyses/test_spectra.py",
     ),
     # verdicts of a study
     Mutant(
@@ -260,11 +258,11 @@ MUTANTS = [
     ),
     # circuits
     Mutant(
-        "analyses/circuits/evidence_minimality.py",
+        "analyses/circuits/evidence.py",
         'entry["p"] <= SIGNIFICANT and entry["drop"]["value"] > 0',
         'entry["p"] <= SIGNIFICANT',
     ),
-    Mutant("analyses/circuits/evidence_minimality.py", "SIGNIFICANT = 0.05", "SIGNIFICANT = 0.06"),
+    Mutant("analyses/circuits/evidence.py", "SIGNIFICANT = 0.05", "SIGNIFICANT = 0.06"),
     Mutant(
         "analyses/neurons/results.py",
         "lambda c, f, e: 1 - faithfulness(c, f, e), without, full, empty",
@@ -277,9 +275,9 @@ MUTANTS = [
     ),
     # answers
     Mutant(
-        "analyses/metrics.py",
-        "kl = (chances * (reference - logs)).sum(-1)",
-        "kl = (logs.exp() * (logs - reference)).sum(-1)",
+        "interventions/prefix.py",
+        "return (chances * (reference - scores)).sum(-1)",
+        "return (scores.exp() * (scores - reference)).sum(-1)",
     ),
     # labels and the scorecard
     Mutant(
@@ -297,7 +295,7 @@ MUTANTS = [
         "torch.searchsorted(others, ours, right=True).double()",
         "torch.searchsorted(others, ours).double()",
     ),
-    Mutant("analyses/dictionaries/labels.py", "z = (area - 0.5).abs() /", "z = area /"),
+    Mutant("analyses/dictionaries/labels.py", "axis=0, use_continuity=False", "axis=0, use_continuity=True"),
     Mutant("scorecard/summary.py", 'return student(means, "seeds")[0]', "return least_and_most(means)"),
     Mutant(
         "scorecard/summary.py",
