@@ -52,7 +52,7 @@ def gradients(
         held = [parameter.requires_grad for parameter in model.parameters()]
         try:
             model.requires_grad_(False)
-            # a leaf below gives every site a gradient and no weight one; replaced sites cut it off, so they get it again
+            # a leaf below gives every site a gradient and no weight one; replaced sites cut it off and get it again
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
             replaced = {edit.target for edit in edits if edit.mode == "replace"}
             for name in {*model.first_sites, *replaced} - shifts.keys():

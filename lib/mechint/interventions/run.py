@@ -102,7 +102,7 @@ def first_not_finite(model: Model, tokens: Tensor, edits: Sequence[Edit], cache:
     """Says which site is the first with NaN or infinite numbers, one layer looked at after another."""
     groups: dict[str, list[str]] = {}
     for name, site in model.sites.items():
-        if not {"state", "tap", "source"} & set(site.axes):  # large sites are left out: a fault in them shows at the others
+        if not {"state", "tap", "source"} & set(site.axes):  # a fault in these large sites shows at others
             groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for small in groups.values():
         tap = Tap(small, edits, cache.position if cache is not None else 0)

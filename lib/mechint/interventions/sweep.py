@@ -271,7 +271,7 @@ class Base:
         """The cells of some groups, in even batches: a small rest would waste its matrix products."""
         cells = [cell for group in groups for cell in group.cells]
         for kind in {kind_of(cell) for cell in cells} - self.needs.keys():
-            # a later start and a higher layer need less memory: the cheapest trial comes from the earliest, highest cell
+            # later starts and higher layers need less memory: the cheapest sure trial is the earliest, highest cell
             one = max((cell for cell in cells if kind_of(cell) == kind), key=lambda cell: (-cell.position, cell.joins))
             self.needs[kind] = peak_bytes(self.run, Batch([Group(one.position, [one])]), wanted)
         needed = max(self.needs[kind_of(cell)] for cell in cells)

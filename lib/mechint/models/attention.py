@@ -107,7 +107,7 @@ def attend(q: Tensor, cache: LayerCache, at: Scope, places: Tensor | None = None
     scores = scores.masked_fill(future, -math.inf)
     scores = at.keep("scores", scores.transpose(1, 2)).transpose(1, 2)
     if edited:
-        alone = (scores == -math.inf).all(-1, keepdim=True)  # every source is cut: the position reads nothing, and gives no NaN
+        alone = (scores == -math.inf).all(-1, keepdim=True)  # every source is cut: reads nothing, gives no NaN
         pattern = scores.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
     else:
         pattern = scores.softmax(-1)  # [B, H, L, S]

@@ -55,7 +55,7 @@ class Checkpoint:
 
 def is_checkpoint_file(path: Path) -> bool:
     """True if a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
-    listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # other programs write .bin files too
+    listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # others write .bin, too
     return listed and path.name != MASKS and not path.name.endswith(".resume.pt") and path.is_file()
 
 

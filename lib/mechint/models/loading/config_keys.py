@@ -145,7 +145,7 @@ def normal(value: Any) -> Any:
         return re.sub(r"[\s_-]", "", value.lower())
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    return value if value is None or isinstance(value, bool) else written(value)  # other values are compared by their written form
+    return value if value is None or isinstance(value, bool) else written(value)  # others by their text
 
 
 def words(name: str) -> set[str]:

@@ -64,7 +64,7 @@ def opens(text: str) -> bool:
         return not text[:-1].rstrip(" \u00a0")[-1:].isdigit()  # 5 $ is an amount that has ended
     if last in "#@/\\_":
         return True
-    return (kind[0] == "S" or kind == "Pd" or last in "&*") and not fresh  # "x=" is followed by "1" as in x=1, and "x =" by " 1"
+    return (kind[0] == "S" or kind == "Pd" or last in "&*") and not fresh  # as in x=1, and in x = 1
 
 
 def space_between(prompt: str, answer: str) -> str:
