@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "prompts": 16, "eval_prompts": 16, "bootstrap": 100, "steps": 10, "controls": 0, "random": 2, "random_circuits": 2,
     "removed_units": 2, "seeds": 1, "min_accuracy": 0.0, "lengths": "4", "measure": False, "examples": 1,
     "random_weights": False, "sites": "out", "sever": "", "attribution": False, "search": "budget", "budget": 4,
-    "ablation": "zero", "architectures": "topk", "sparsity": "2", "ratio": "1", "layers": "0", "tokens": 2000,
+    "ablation": "zero", "architectures": "topk", "sparsity": "2", "ratio": "1", "layers": "0", "tokens": 4096,
     "skip_steps": " ".join(str(step) for step in STEPS if step not in ALWAYS), "minimality": False,
 }  # fmt: skip
 """Values of options that make an analysis short, for those that have them."""
@@ -82,6 +82,12 @@ def test_an_analysis_counts_right_answers_as_everybody(name: str, tmp_path: Path
     config = TaskConfig(name="greater_than", length=12)
     found, share = accuracy(name, config, tmp_path)
     assert found == pytest.approx(share)
+
+
+@pytest.mark.parametrize("name", list(analyses()))
+def test_no_analysis_refuses_every_task(name: str) -> None:
+    """Else the small options, and not the task, were what it refuses, and nothing below would run."""
+    assert any(not refused(name, TaskConfig(name=task, length=12)) for task in TASKS if task not in WITH_TOKENIZER)
 
 
 @pytest.mark.exhaustive
