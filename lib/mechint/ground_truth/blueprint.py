@@ -1,4 +1,4 @@
-"""What compiled models of every family share: sizes that are checked, and the steps from a drawing to a model."""
+"""The base of compiled models of every family: checked sizes, and the steps from a drawing to a model."""
 
 from __future__ import annotations
 
@@ -143,5 +143,5 @@ class Blueprint(ABC):
 
 
 def by_chance(symbols: int) -> float:
-    """How often two of so many symbols are the same, at most, in the few prompts that a removal is tried on."""
+    """The most often that two of so many symbols are the same in the few prompts that a removal is tried on."""
     return 1 / symbols + 0.25

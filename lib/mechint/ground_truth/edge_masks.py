@@ -1,4 +1,4 @@
-"""How edges between positions are written down: masks of which position reads which, one for each way of reading."""
+"""Masks of the edges between positions: which position reads which, one mask for each way of reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Cell = tuple[int, str]
 Edge = tuple[int, str, int, int]
 """(layer, way of reading, reader i, source j)."""
 Flows = dict[Cell, Tensor]
-"""Whether position i must read position j, [n, i, j] bool, by layer and way."""
+"""True where position i must read position j, [n, i, j] bool, by layer and way."""
 
 
 def query(prompts: Prompts) -> Tensor:

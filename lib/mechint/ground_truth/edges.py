@@ -23,7 +23,7 @@ from .truth import Where
 
 
 def flows(compiled: Compiled, prompts: Prompts) -> Flows:
-    """What each prompt's last answer needs to be read, but for prompts that :func:`clear` leaves out.
+    """The reads that each prompt's last answer needs, without the prompts that :func:`clear` leaves out.
 
     Raises:
         MechintError: no flows are declared for this model.
@@ -36,7 +36,7 @@ def flows(compiled: Compiled, prompts: Prompts) -> Flows:
 
 
 def shares(compiled: Compiled, prompts: Prompts) -> Flows:
-    """Of these flows, those whose source gives nothing: it matters by the attention alone that it takes from others."""
+    """The flows whose source gives nothing: it matters only by the attention that it takes from others."""
     declared = gpt2.SHARES.get(gpt2.key_of(compiled)) if is_gpt2(compiled) else None
     return declared(compiled.task, prompts.last(), gpt2.heads_of(compiled)) if declared else {}
 
@@ -133,7 +133,7 @@ NEEDED: dict[str, Callable[[Task, Prompts, list[int]], Flows]] = {
     "induction": _induction,
     "recall": _recall,
 }
-"""Of the compiled Mambas, by the task's name."""
+"""Edges of the compiled Mambas, by the task's name."""
 DECLARED = {*NEEDED, *gpt2.NEEDED}
 """Names of all models that have their edges."""
 
@@ -165,7 +165,7 @@ def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
 
 @torch.no_grad()
 def links(compiled: Compiled) -> Tensor:
-    """Which declared channel reads what which declared channel of an earlier layer writes, [layer, e, layer, f] bool.
+    """True where a declared channel reads a declared channel of an earlier layer, [layer, e, layer, f] bool.
 
     Of a GPT-2 its units, see :mod:`.gpt2_links`. Drawn channels read and write named directions alone, so a link is a
     product of weights that is not zero.

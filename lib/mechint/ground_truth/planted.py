@@ -151,7 +151,7 @@ class Planted:
         return value[..., : dims if site == "layers.0.resid_pre" else 2 * dims]
 
     def strengths(self, site: str, tokens: Tensor) -> Tensor:
-        """How strongly each feature of a site is there, [n, L, feature]: what is true, from the tokens alone."""
+        """The true strength of each feature of a site, [n, L, feature], from the tokens alone."""
         now = self.codes[tokens]
         content = tokens < self.task.sizes.contents
         steps = torch.arange(tokens.shape[1]).expand_as(tokens)

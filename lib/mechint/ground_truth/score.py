@@ -30,7 +30,7 @@ Method = Callable[[Any, Task], Any]
 
 @dataclass(frozen=True)
 class Score:
-    """How well scores rank a circuit above everything else.
+    """Measures how well scores rank a circuit above everything else.
 
     Attributes:
         auroc: Chance that a unit of the circuit is scored above an idle one; equal scores count half.
@@ -100,7 +100,7 @@ def score_units(truth: Any, scores: Any, where: str = "scores", asked: Tensor | 
 
 
 def as_numbers(scores: Any, where: str) -> Tensor:
-    """What a method returned, in double precision."""
+    """The scores that a method returned, in double precision."""
     try:
         values = torch.as_tensor(scores).detach().cpu()
     except (TypeError, ValueError, RuntimeError):

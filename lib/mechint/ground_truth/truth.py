@@ -1,4 +1,4 @@
-"""What a model is known to compute and with what, declared as data; what removes a part of it, and how it answers."""
+"""The known circuit of a model, declared as data; the edits that remove its parts, and the model's answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIE = 1e-2
 
 @dataclass(frozen=True)
 class Asked:
-    """Which answers a part matters for; None is any.
+    """The answers that a part matters for; None is any.
 
     Attributes:
         token: The token at the position of the answer.
@@ -172,7 +172,7 @@ class Part:
         return units.dropping(self.number(units), dict.fromkeys(units.sites, 0.0))
 
     def number(self, units: Units) -> int:
-        """Which of the units of its kind it is."""
+        """Its index among the units of its kind."""
         return int(np.ravel_multi_index((self.layer, *(self.unit or (0,))), (units.layers, *units.shape)))
 
 
@@ -238,7 +238,7 @@ class GroundTruth:
         return mask
 
     def asked(self, model: Model, kind: str, ablation: str = "zero") -> Tensor:
-        """Which units a method with this ablation is asked for, bool: all but those that it may or may not reach.
+        """The units a method with this ablation is asked for, bool: all but those that it may or may not reach.
 
         These are neither to be found nor to be passed over. Units that are the same under it are to be passed over.
         """
@@ -257,7 +257,7 @@ class GroundTruth:
 
 
 class Answers(NamedTuple):
-    """How a model answers prompts."""
+    """The answers of a model to prompts."""
 
     accuracy: float
     margin: float

@@ -115,7 +115,7 @@ def groups(names: list[str]) -> list[list[str]]:
 def collect(
     config: ScorecardConfig, methods: dict[str, Method], stages: Stages
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What :func:`measure` says of each model and seed, and :func:`plant` of each seed; all processes share the work.
+    """Runs :func:`measure` for each model and seed, and :func:`plant` for each seed; all processes share the work.
 
     Nothing is planted where no dictionary is to be trained.
     """
@@ -184,13 +184,13 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
 
 
 def is_asked(method: Method, compiled: Compiled) -> bool:
-    """Whether a method is for this family, and its ablation leaves anything of the circuit to be found."""
+    """True if a method is for this family and its ablation leaves a part of the circuit to be found."""
     fits = method.fits(compiled.model)
     return fits and bool(compiled.truth.mask(compiled.model, compiled.unit, method.ablation).any())
 
 
 def in_turn(name: str, seed: int, config: ScorecardConfig) -> bool:
-    """Whether it is this model's turn to be tried with random weights: each seed takes others of its family."""
+    """True if this model is tried with random weights for this seed: each seed takes others of its family."""
     family = [other for other in config.names if FAMILIES[other] == FAMILIES[name]]
     return (family.index(name) + seed - config.first_seed) % config.random_every == 0
 
@@ -209,7 +209,7 @@ def scored(
 
 
 def truths(compiled: Compiled) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """What is to be found, and what is asked for, by model, kind of unit and ablation."""
+    """The circuit to be found, and the units asked for, by model, kind of unit and ablation."""
     return compiled.truth.mask, compiled.truth.asked
 
 

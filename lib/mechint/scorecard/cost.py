@@ -1,4 +1,4 @@
-"""What a method costs: seconds, and the memory that it takes at its peak beside what was there before."""
+"""Measures the cost of a method: seconds, and its peak memory beside the memory in use before."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ..utils.statistics import area
 from .methods import bench_of
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Of the units that are kept, as in MIB."""
+"""Shares of the units that are kept, as in MIB."""
 
 
 class Curves:

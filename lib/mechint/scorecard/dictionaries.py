@@ -42,7 +42,7 @@ class PlantedPools:
 
 @torch.no_grad()
 def recovery(sae: SparseAutoencoder, x: Tensor, directions: Tensor, strengths: Tensor) -> dict[str, float]:
-    """How well a dictionary has known features.
+    """Measures how well a dictionary recovers known features.
 
     Args:
         x: Activations that no training saw, [row, width].

@@ -78,7 +78,7 @@ class EdgeMethod:
 
 
 def flow_cuts(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, at: str = "scores") -> dict[Cell, Tensor]:
-    """What the logit difference loses when one position's reading of one other is cut (attention knock-out).
+    """The loss of logit difference when one position's reading of another is cut (attention knock-out).
 
     ``at``: Of a head, the site of the cut: at ``scores`` the reader's other sources share what is free, at ``pattern``
     they keep their weights.
@@ -129,7 +129,7 @@ def derivatives(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, whic
 
 @functools.lru_cache(maxsize=1)
 def cross_layer(model: Model, prompts: Prompts) -> dict[str, Tensor]:
-    """What every channel's output, ablated by its mean, does to u of every later channel, [layer, e, layer, f]."""
+    """The effect of mean-ablating every channel's output on u of every later channel, [layer, e, layer, f]."""
     layers, width = range(model.config.n_layer), model.config.d_inner
     units = {layer: list(range(width)) for layer in layers}
     seen = {f"layers.{k}.u" for k in layers}
@@ -358,7 +358,7 @@ def every_edge(compiled: Compiled, end: int) -> set[Edge]:
 
 
 def seeing(compiled: Compiled, method: EdgeMethod) -> Tensor:
-    """Which pairs of declared units a method can see at both ends, [layer, e, layer, f] bool."""
+    """The pairs of declared units that a method can see at both ends, [layer, e, layer, f] bool."""
     writer, reader = link_ends(compiled, method.writer, method.reader)
     return writer[:, :, None, None] & reader[None, None]
 

@@ -90,7 +90,7 @@ def products(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
 
 
 def joined(values: Any, layer: int, names: tuple[str, ...]) -> Tensor:
-    """What stands at several sites of a layer side by side, heads laid out, [n, L, unit]."""
+    """Concatenates the values of several sites of a layer, heads laid out, [n, L, unit]."""
     return torch.cat([values[f"layers.{layer}.{name}"].flatten(2) for name in names], -1)
 
 
@@ -129,7 +129,7 @@ def attribution(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, poin
 
 @functools.lru_cache(maxsize=1)
 def patched(model: Model, prompts: Prompts) -> Tensor:
-    """What each writer, ablated by its mean, does to each reader behind it, [layer, writer, layer, reader].
+    """The effect of mean-ablating each writer on each reader after it, [layer, writer, layer, reader].
 
     Root mean square over tokens in standard deviations of the reader, the mean over prompts.
     """

@@ -32,7 +32,7 @@ BASELINE_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may use.
+    """The budget of a method.
 
     Attributes:
         size: Units to find: as many as the circuit has.
@@ -82,7 +82,7 @@ def bench_of(
 def evaluator_of(
     model: Model, task: Task, ablation: str, budget: Budget, prompts: int, batch_size: int = 32
 ) -> Evaluator:
-    """What a method looks at; kept, since several methods share attributions, or what rankings by Δ are made of."""
+    """The evaluator of a method; kept, since several methods share attributions or the values of rankings by Δ."""
     bench = bench_of(model, task, ablation, budget.unit, prompts, batch_size=batch_size)
     return Evaluator(bench, "kl", budget.size, SearchOptions(steps=budget.steps), 0, task.aligned)
 

@@ -10,7 +10,7 @@ from ..utils.options import listed, option
 
 @dataclass(frozen=True)
 class ScorecardConfig:
-    """What is scored, and what the methods may use."""
+    """The models that are scored, and the budget of the methods."""
 
     models: str = option(
         "all",

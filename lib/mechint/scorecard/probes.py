@@ -18,7 +18,7 @@ from ..tasks import Prompts, Task
 from .cost import cost
 
 METHODS = ("lasso", "logistic")
-"""Of planted features; on compiled models the first, whose weights point at units."""
+"""Probes of planted features; on compiled models only the first, whose weights point at units."""
 SHUFFLES, DRAWS = 9, 199
 
 
@@ -30,7 +30,7 @@ def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
 
 @torch.no_grad()
 def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
-    """Where the circuit's last layer says answers, and which channels do so there, [channel] bool.
+    """The site where the circuit's last layer writes answers, and the channels that write them, [channel] bool.
 
     The site is ``gated`` of a Mamba; of a GPT-2 ``head_out``, its heads laid out side by side, or ``mlp_post`` where
     neurons say them.

@@ -82,7 +82,7 @@ def interval(value: dict[str, Any]) -> str:
 
 
 def holds(value: dict[str, Any]) -> str:
-    """Whether an interval holds 0.5; one seed has no interval."""
+    """True if an interval holds 0.5; one seed has no interval."""
     if value["n"] < 2:
         return "–"
     return "yes" if value["low"] <= 0.5 <= value["high"] else "**no**"

@@ -1,4 +1,4 @@
-"""What a scorecard is asked for, and who may write where: a card that is there is never lost to another request."""
+"""The request of a scorecard, and the check that another request's finished card is never overwritten."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_place(config: ScorecardConfig, dry: bool = False) -> dict[str, Any] | 
 
 
 def plan(config: ScorecardConfig) -> str:
-    """What would be scored and where it would go, in words; nothing is written.
+    """Says what would be scored and where it would go; writes nothing.
 
     Raises:
         MechintError: the request would be refused.

@@ -85,7 +85,7 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
 
 @torch.no_grad()
 def read_otherwise(compiled: Compiled, prompts: Prompts) -> torch.Tensor:
-    """What each prompt has otherwise than its twin, of what is read from there in the twin's run, [layer, n, L] bool.
+    """True where a prompt differs from its twin in a value that the twin's run reads there, [layer, n, L] bool.
 
     Of a Mamba writes, which every later state keeps some of; of a transformer the declared value channels of heads that
     give the position any attention.

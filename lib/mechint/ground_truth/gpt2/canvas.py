@@ -316,7 +316,7 @@ class Templates:
         self.canvas = canvas
         D, d = canvas.width, canvas.size.d_head
         self.heads = []
-        """Of each head queries, keys and values [3, d, width], and their biases [3, d]."""
+        """The queries, keys and values of each head [3, d, width], and their biases [3, d]."""
         norms: dict[str, list[Tensor]] = {"match": [], "value": [], "out": [], "neuron": [], "neuron out": []}
         for block in canvas.active:
             attn, mlp, used = block.weights.attn, block.weights.mlp, block.used

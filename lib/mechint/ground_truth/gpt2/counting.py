@@ -49,7 +49,7 @@ class Counting(GPT2Blueprint):
     heavy: float
 
     def level(self, count: int) -> float:
-        """What the head writes for a count."""
+        """The values that the head writes for a count."""
         return self.heavy * count / (self.heavy + count)
 
     def decode(self, block: Block, most: int, token: Callable[[int], int]) -> list[Decoder]:
@@ -83,7 +83,7 @@ class Counting(GPT2Blueprint):
 
 
 def heavy(task: SumTask) -> float:
-    """What the first position weighs beside the numbers of a sum."""
+    """Weight of the first position beside the numbers of a sum."""
     return 1.25 * task.most
 
 

@@ -125,7 +125,7 @@ NEEDED: dict[str, Declared] = {
     "gpt2_recall": _recall,
 }
 SHARES: dict[str, Declared] = {"gpt2_count": _share_of_the_first, "gpt2_selective_copy": _shares_of_the_count}
-"""Of these flows, those whose source gives nothing and matters by its share of attention alone."""
+"""The flows whose source gives nothing and matters only by its share of attention."""
 
 
 # ---- prompts with one way only -----------------------------------------------------------------------------------

@@ -14,26 +14,26 @@ from ..blueprint import Compiled
 
 
 def writes(model: Model, layer: int) -> Tensor:
-    """What each writer adds to the residual stream for each 1 that it gives, [writer, model]."""
+    """The direction that each writer adds to the residual stream for each 1 that it gives, [writer, model]."""
     weights = model.layers[layer]
     return torch.cat([weights.attn.c_proj.weight.T, weights.mlp.c_proj.weight.T])
 
 
 def reads(model: Model, layer: int) -> Tensor:
-    """What each reader takes from the stream where its deviation is 1, norm weights within, [reader, model]."""
+    """The direction that each reader takes from a stream of deviation 1, norm weights included, [reader, model]."""
     weights = model.layers[layer]
     return torch.cat([weights.attn.c_attn.weight * weights.ln_1.weight, weights.mlp.c_fc.weight * weights.ln_2.weight])
 
 
 def kinds(model: Model) -> tuple[dict[str, slice], dict[str, slice]]:
-    """Where each kind of writer and each kind of reader stands among those of a layer."""
+    """The slice of each kind of writer, and of each kind of reader, among those of a layer."""
     wide, whole = model.config.d_model, model.config.d_mlp
     readers = {kind: slice(k * wide, (k + 1) * wide) for k, kind in enumerate("qkv")}
     return {"v": slice(wide), "mlp": slice(wide, wide + whole)}, readers | {"mlp": slice(3 * wide, 3 * wide + whole)}
 
 
 def later(model: Model) -> Tensor:
-    """Which readers come behind which writers, [layer, writer, layer, reader] bool."""
+    """True where a reader comes after a writer, [layer, writer, layer, reader] bool."""
     writers, readers = kinds(model)
     layers = model.config.n_layer
     behind = torch.ones(layers, layers, dtype=torch.bool).triu(1)[:, None, :, None]
@@ -71,7 +71,7 @@ def ends(compiled: Compiled, writer: str = "zero", reader: str = "zero") -> tupl
 
 @torch.no_grad()
 def links(compiled: Compiled) -> Tensor:
-    """Which declared reader reads what which declared writer writes, [layer, writer, layer, reader] bool.
+    """True where a declared reader reads a declared writer, [layer, writer, layer, reader] bool.
 
     Drawn units read and write named directions alone, so a link is a product of weights that is not zero.
     """

@@ -27,7 +27,7 @@ MATCH = 80.0
 """Score of a full match; the sink has three quarters, half a match has half: each is e^-20 of the one above."""
 SINK = 0.75 * MATCH
 STEP = 10.0
-"""What a position's score is above that of the one before, where the last of several is wanted."""
+"""Gain of a position's score over the one before, where the last of several is wanted."""
 
 
 class GPT2Blueprint(Blueprint):
@@ -64,7 +64,7 @@ class GPT2Blueprint(Blueprint):
         return value(head, meaning, head.value({at: 1.0}, {at: GAIN}), *asked, accuracy=accuracy)
 
     def sink(self, head: Head, asks: dict[int, float] | float, start: int, score: float) -> None:
-        """What a query goes to that finds nothing else: the first position, where direction ``start`` holds 1."""
+        """The target of a query that finds nothing else: the first position, where direction ``start`` holds 1."""
         head.match(asks, {start: 1.0}, score)
 
     def before(self, head: Head, places: list[int], asked: dict[int, Asked], accuracy: float = 0.0) -> list[Part]:
@@ -216,11 +216,11 @@ class Lookup(GPT2Blueprint):
 
     active = 2
     places: list[int]
-    """Where a token may first stand that is asked for later."""
+    """The first position of a token that is asked for later."""
     asked: range
     said: range
     before_blind: tuple[str, ...] = ()
-    """What is blind to the codes of the tokens before."""
+    """Ablations that are blind to the codes of the tokens before."""
 
     def channels(self) -> int:
         return max(len(self.places), len(self.asked) + 1, len(self.said))
@@ -295,7 +295,7 @@ class SelectiveCopy(GPT2Blueprint):
         self.neurons, self.heavy = self.task.carried, 4.0 * self.task.carried
 
     def share(self, count: int) -> float:
-        """What the count writes, ``heavy`` times the share; half a token off where the first one is carried."""
+        """The output of the count, ``heavy`` times the share; half a token off where the first one is carried."""
         return count * self.heavy / (self.heavy + max(0.0, count - 0.5))
 
     def channels(self) -> int:
