@@ -1,4 +1,16 @@
-"""The study of one circuit, whatever its units: search, evidence and controls, in stages that survive a kill."""
+"""Finds one circuit of a model, whatever its units and its method, and measures it, in stages that survive a kill.
+
+1. Refuse what cannot be measured: a metric that the prompts lack, a model that fails the task, an ablation without an
+   effect.
+2. Attribute the metric to every unit on the discovery prompts (:mod:`.methods.starting_orders`).
+3. Find the circuit on the discovery prompts, by the method that the options name:
+   a. ``search``: learn masks (:mod:`.search`) at sizes that are halved between, for the smallest that reaches the
+      target, again with other seeds, and prune the best one (:mod:`.pruning`);
+   b. any other method of :mod:`.methods.registry`: rank the units, and take the top ones, as many as the budget says or
+      as the fewest that reach the target.
+4. Repeat step 3 at the same size on the same model with shuffled weights: the control.
+5. Measure the circuit on the held-out prompts, with its intervals and controls (:mod:`.evidence`).
+"""
 
 from __future__ import annotations
 
@@ -23,17 +35,22 @@ from ..base import group_of
 from ..loader import PromptLoader
 from ..metrics import remedy
 from ..random_weights import shuffled_weights
-from .bench import Bench, check_bfloat16, check_effect
+from .bench import Bench, attribute, check_bfloat16, check_effect
 from .evidence import CircuitEvidence
+from .methods.evaluator import Evaluator
+from .methods.found import FoundCircuit, how_pruned, went_back
+from .methods.registry import METHODS, SEARCH, scores_of
+from .methods.registry import check as check_method
 from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .pruning import evaluations, pruned
 from .search import NotFinite, Search, SearchOptions
 from .work import announce
 
+Masks = dict[str, Any]
+
+
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
-
-Masks = dict[str, Any]
 
 
 class CircuitAnalyzer(CircuitEvidence):
@@ -67,71 +84,35 @@ class CircuitAnalyzer(CircuitEvidence):
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
         discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
-        announce(config, discovery, len(val_loader))
+        if config.method == SEARCH:
+            announce(config, discovery, len(val_loader))
 
-        scores, how = self.stages.get("attribution", lambda: starting_scores(discovery, config.metric))
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
-        descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
-        priced = self.priced(discovery, scores)
-        enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
-        others = self.stages.get("needed", lambda: further_orders(discovery, config.metric, scores, enough))
-        size = self.choose_size(discovery, scores, others, enough) if config.search == "smallest" else enough
-        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size, others=others)]
-        searches += [
-            self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)
-            for k in range(1, config.seeds)
-        ]
-        found = [result["masks"][size] for result in searches]
-        on_discovery = [discovery.faithful(mask, config.metric) for mask in found]
-        best = min(range(len(found)), key=lambda k: abs(1 - on_discovery[k]))
-        target = config.target_faithfulness if config.search == "smallest" else math.inf
-        ended = self.pruned(discovery, "circuit", found[best], searches[best]["logits"], target, size)
-        circuit, searched, size = ended["mask"], size, int(ended["mask"].sum())
-        sizes = sorted({*shares, size})
-        learned = self.by_size(discovery, sizes, searches[best]["logits"], descent["masks"])
-        learned[size] = circuit
-        order, ranking = self.ranking(discovery, scores, size)
-        control, control_note = self.random_weights(train_loader, val_loader, searched, size, bool(others))
+        if config.method == SEARCH:
+            found = self.searched(discovery, shares)
+        else:
+            found = self.ranked(discovery, shares, train_loader.task.aligned)
+        size = int(found.mask.sum())
+        order, ranking = self.ranking(discovery, found.attribution, size)
+        control, control_note = self.random_weights(train_loader, val_loader, found.size, size, found.begins_elsewhere)
 
         bench = Bench(self.model, self.units, ablation, val_loader.batches)
-        moved = [mask for mask, result in zip(found, searches, strict=True) if not result["went_back"]]
-        elsewhere = any(result["began_elsewhere"] for result in searches)
-        self.results = self.measure(bench, val_loader, ranking, circuit, moved, learned)
-        if len(moved) < len(found):
-            begun = "order" if elsewhere else "attribution's order"
-            self.results["notes"].append(
-                f"{len(found) - len(moved)} of {len(found)} searches ended with a worse circuit on the discovery "
-                f"prompts than the {begun}, which they begin with, and went back to that one. They are left "
-                "out of the stability: nothing in it depends on the seed. More STEPS, or another LR, may find a better "
-                "circuit."
-            )
+        self.results = self.measure(bench, val_loader, ranking, found.mask, found.moved, found.by_size)
+        metrics, notes = self.results["metrics"], self.results["notes"]
         self.results["curve"]["attribution_order"] = order
         if control is not None:
-            self.results["metrics"]["faithfulness_random_weights"] = control
-        unpruned = self.interval(bench, val_loader, found[best])
-        self.results["metrics"] |= {"faithfulness_unpruned": unpruned, "units_kept_unpruned": exact(searched)}
-        self.results["pruning"] = {name: value for name, value in ended.items() if name != "mask"} | {
-            "units_searched": searched,
-            "units": size,
-            "exchanged": int((circuit > found[best]).sum()),
-            "faithfulness_discovery_searched": on_discovery[best],
-            "faithfulness_discovery": discovery.faithful(circuit, config.metric),
-        }
-        self.results["notes"].append(how_pruned(self.results, target))
-        notes = (NOTES[how], NOTES["needed"] if elsewhere else "", control_note)
-        self.results["notes"] += [note for note in notes if note]
+            metrics["faithfulness_random_weights"] = control
+        if found.before_pruning is not None:
+            metrics["faithfulness_unpruned"] = self.interval(bench, val_loader, found.before_pruning)
+            metrics["units_kept_unpruned"] = exact(found.size)
         if accuracy is not None:
-            self.results["metrics"]["accuracy_full"] = accuracy
+            metrics["accuracy_full"] = accuracy
         if self.half:
             cosine = discovery.half_cosine(config.metric)
-            self.results["metrics"]["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
-        self.results["searches"] = [
-            {"name": f"seed {k}", "weights": "trained", "budget": searched, "chosen": k == best,
-             "faithfulness_discovery": on_discovery[k], "units": self.units.names(mask),
-             "went_back": searches[k]["went_back"]}
-            for k, mask in enumerate(found)
-        ]  # fmt: skip
-        self.keep_masks(circuit, searches[best]["logits"], scores)
+            metrics["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
+        self.results |= found.results
+        notes += [note for note in (*found.notes(self.results), control_note) if note]
+        self.keep_masks(found.mask, found.scores, found.importance)
         return self.results
 
     def save_results(self) -> list[Path]:
@@ -152,6 +133,7 @@ class CircuitAnalyzer(CircuitEvidence):
                 f"the metric logit_diff compares with a counterfactual twin's answer, and the task "
                 f"{loader.task.name!r} has none of one token; choose kl, answer_logprob or loss"
             )
+        check_method(self.config.method, self.units.kind, loader.batches)
 
     @torch.no_grad()
     def check_accuracy(self, loader: PromptLoader) -> Number | None:
@@ -171,6 +153,130 @@ class CircuitAnalyzer(CircuitEvidence):
                 f"explain. {remedy(self.model, loader.task)}, or lower {named(group_of(self.config), 'min_accuracy')}"
             )
         return accuracy
+
+    # ---- the circuit --------------------------------------------------------------------------------------------
+
+    def searched(self, discovery: Bench, shares: list[int]) -> FoundCircuit:
+        """The best circuit of several searches, pruned.
+
+        Args:
+            discovery: The discovery prompts.
+            shares: Sizes of the faithfulness curve.
+        """
+        config = self.config
+        scores, how = self.stages.get("attribution", lambda: starting_scores(discovery, config.metric))
+        descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
+        priced = self.priced(discovery, scores)
+        enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
+        others = self.stages.get("needed", lambda: further_orders(discovery, config.metric, scores, enough))
+        size = self.choose_size(discovery, scores, others, enough) if config.search == "smallest" else enough
+        searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size, others=others)]
+        searches += [
+            self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)
+            for k in range(1, config.seeds)
+        ]
+        masks = [result["masks"][size] for result in searches]
+        likeness = [discovery.faithful(mask, config.metric) for mask in masks]
+        best = min(range(len(masks)), key=lambda k: abs(1 - likeness[k]))
+        target = config.target_faithfulness if config.search == "smallest" else math.inf
+        ended = self.pruned(discovery, "circuit", masks[best], searches[best]["logits"], target, size)
+        circuit, logits = ended["mask"], searches[best]["logits"]
+        by_size = self.by_size(discovery, sorted({*shares, int(circuit.sum())}), logits, descent["masks"])
+        elsewhere = any(result["began_elsewhere"] for result in searches)
+        return FoundCircuit(
+            mask=circuit,
+            size=size,
+            scores=logits,
+            importance=scores,
+            attribution=scores,
+            by_size=by_size | {int(circuit.sum()): circuit},
+            moved=[mask for mask, result in zip(masks, searches, strict=True) if not result["went_back"]],
+            before_pruning=masks[best],
+            begins_elsewhere=bool(others),
+            results={
+                "pruning": {name: value for name, value in ended.items() if name != "mask"}
+                | {
+                    "units_searched": size,
+                    "units": int(circuit.sum()),
+                    "exchanged": int((circuit > masks[best]).sum()),
+                    "faithfulness_discovery_searched": likeness[best],
+                    "faithfulness_discovery": discovery.faithful(circuit, config.metric),
+                },
+                "searches": [
+                    {
+                        "name": f"seed {k}",
+                        "weights": "trained",
+                        "budget": size,
+                        "chosen": k == best,
+                        "faithfulness_discovery": likeness[k],
+                        "units": self.units.names(mask),
+                        "went_back": searches[k]["went_back"],
+                    }
+                    for k, mask in enumerate(masks)
+                ],
+            },
+            notes=lambda results: [
+                went_back(sum(bool(result["went_back"]) for result in searches), len(searches), elsewhere),
+                how_pruned(results, target),
+                NOTES[how],
+                NOTES["needed"] if elsewhere else "",
+            ],
+        )
+
+    def ranked(self, discovery: Bench, shares: list[int], aligned: bool) -> FoundCircuit:
+        """The top units in the order of the method: the budget's number, or the fewest that reach the target.
+
+        Args:
+            discovery: The discovery prompts.
+            shares: Sizes of the faithfulness curve.
+            aligned: Whether a position means the same in every prompt.
+        """
+        config, method = self.config, METHODS[self.config.method]
+        attributed = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
+        scores = self.stages.get("ranking", lambda: self.scores(discovery, aligned))
+        size = config.budget if config.search == "budget" else self.fewest(discovery, scores)
+        mask = self.units.top(scores, size)
+        reached = discovery.faithful(mask, config.metric)
+        said = (
+            f"The circuit is the {size:,} units with the highest scores of the method {config.method}: "
+            f"{method.meaning} ({method.source}). A ranking has no search: nothing was pruned or exchanged, and no "
+            "other seed was tried."
+        )
+        return FoundCircuit(
+            mask=mask,
+            size=size,
+            scores=scores,
+            importance=scores,
+            attribution=attributed,
+            by_size={each: self.units.top(scores, each) for each in sorted({*shares, size})},
+            results={
+                "ranking": {
+                    "method": config.method,
+                    "meaning": method.meaning,
+                    "source": method.source,
+                    "units": size,
+                    "faithfulness_discovery": reached,
+                },
+                "searches": [],
+            },
+            notes=lambda results: [said],
+        )
+
+    def scores(self, bench: Bench, aligned: bool) -> Tensor:
+        """The scores of the method, [units]."""
+        config = self.config
+        how = SearchOptions(config.gate, config.steps, config.lr)
+        return scores_of(config.method, Evaluator(bench, config.metric, config.budget, how, self.seed, aligned))
+
+    def fewest(self, bench: Bench, scores: Tensor) -> int:
+        """The fewest top units that reach the target on the discovery prompts, as all larger sizes of the grid do."""
+        grid = self.grid()
+        high = self.enough(bench, {size: self.units.top(scores, size) for size in grid})
+        low = max((size for size in grid if size < high), default=0)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.reached(bench, self.units.top(scores, middle)) else (middle, high)
+        return high
 
     # ---- the search ---------------------------------------------------------------------------------------------
 
@@ -325,23 +431,31 @@ class CircuitAnalyzer(CircuitEvidence):
                 None,
                 "The control on random weights was not measured: dropping all of its units has no clear effect.",
             )
-        scores, how = self.stages.get("random weights attribution", lambda: starting_scores(bench, self.config.metric))
-        others: list[Tensor] = []
-        if needed:
-            others = self.stages.get(
-                "random weights needed", lambda: further_orders(bench, self.config.metric, scores, size)
-            )
         try:
-            result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)
+            if self.config.method != SEARCH:
+                name = "random weights ranking"
+                scores = self.stages.get(name, lambda: self.scores(bench, train_loader.task.aligned))
+                return self.interval(held_out, val_loader, units.top(scores, wanted)), ""
+            mask, notes = self.searched_at_random(bench, size, wanted, needed)
         except NotFinite as error:  # shuffled norms of some models make logits of 10⁷; the trained one's circuit stands
             return None, f"The control on random weights was not measured: {error}."
-        ended = self.pruned(bench, "random weights", result["masks"][size], result["logits"], math.inf, wanted)
-        mask = ended["mask"]
+        number = self.interval(held_out, val_loader, mask)
+        return number, " ".join(f"On random weights: {note}" for note in notes if note)
+
+    def searched_at_random(self, bench: Bench, size: int, wanted: int, needed: bool) -> tuple[Tensor, list[str]]:
+        """The circuit of ``wanted`` units that a search for ``size`` and pruning find on random weights; and notes."""
+        stages, metric = self.stages, self.config.metric
+        scores, how = stages.get("random weights attribution", lambda: starting_scores(bench, metric))
+        others: list[Tensor] = []
+        if needed:
+            others = stages.get("random weights needed", lambda: further_orders(bench, metric, scores, size))
+        result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)
+        mask: Tensor = self.pruned(
+            bench, "random weights", result["masks"][size], result["logits"], math.inf, wanted
+        )["mask"]  # fmt: skip
         if int(mask.sum()) > wanted:  # at the bound of its evaluations
             mask = self.units.top(result["logits"].masked_fill(mask == 0, -math.inf), wanted)
-        number = self.interval(held_out, val_loader, mask)
-        notes = (NOTES[how], NOTES["needed"] if result["began_elsewhere"] else "")
-        return number, " ".join(f"On random weights: {note}" for note in notes if note)
+        return mask, [NOTES[how], NOTES["needed"] if result["began_elsewhere"] else ""]
 
     def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
         """The units of the model with random weights; None where it is not to be searched."""
@@ -359,43 +473,6 @@ class CircuitAnalyzer(CircuitEvidence):
             }
             for name, *own in zip(self.units.layer_names, *parts, strict=True)
         }
-
-
-def how_pruned(results: dict[str, Any], target: float) -> str:
-    """What pruning made of the circuit, and what of it is certain, in words.
-
-    Args:
-        results: With the metrics of the circuit, and what was done to it.
-        target: Faithfulness that a circuit had to keep on the discovery prompts; infinite where the size is given.
-    """
-    metrics, done = results["metrics"], results["pruning"]
-    before, after = (f"{metrics[name]['value']:.3f}" for name in ("faithfulness_unpruned", "faithfulness"))
-    tried = f"none of the exchanges that were tried ({done['exchanges']:,}) makes it"
-    if math.isinf(target):
-        text = (
-            f"Exchanges of single units on the discovery prompts put {done['exchanged']:,} others into the circuit of "
-            f"the search: held-out faithfulness {before} before, {after} after."
-        )
-        end = f"In the end {tried} more like the model."
-    elif done["faithfulness_discovery_searched"] < target:
-        return (
-            f"No unit was removed or exchanged: on the discovery prompts the faithfulness of the search's circuit is "
-            f"{done['faithfulness_discovery_searched']:.3f}, below the target {target:g}."
-        )
-    else:
-        text = (
-            f"The search kept {done['units_searched']:,} units, with a held-out faithfulness of {before}; removing and "
-            f"exchanging units on the discovery prompts left {done['units']:,}, with {after}."
-        )
-        end = f"On these prompts no single unit can go, and {tried} smaller." if done["minimal"] else ""
-    if done["whole"] and end:
-        return f"{text} {end}"
-    bound = f"at the bound of its work, {done['evaluations']:,} circuits measured"
-    if done["minimal"]:
-        return f"{text} On these prompts no single unit can go; exchanges stopped {bound}."
-    return (
-        f"{text} It stopped {bound}, so a smaller circuit, or a better one of its size, may be found by the same steps."
-    )
 
 
 def summary(results: dict[str, Any]) -> list[str]:

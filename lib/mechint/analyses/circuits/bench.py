@@ -71,6 +71,8 @@ class CircuitPlan:
     removed_units: int
     bootstrap: int
     min_accuracy: float
+    method: str = "search"
+    """Of :data:`mechint.analyses.circuits.methods.registry.METHODS`."""
     budgets: str = "exponential"
     temperature: Temperature | None = None
     hold: float = HOLD

@@ -37,8 +37,8 @@ from ..dictionaries.stored import load_all, one_for_each_site
 from ..loader import PromptLoader
 from .analyzer import CircuitAnalyzer, summary
 from .bench import Bench, CircuitPlan
-from .feature_units import FeatureUnits
-from .options import CircuitOptions, refuse_without_twins
+from .feature_units import KIND, FeatureUnits
+from .options import CircuitOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .work import work
 
@@ -67,6 +67,7 @@ class FeatureCircuitConfig(CircuitOptions):
         low=0,
         high=10**9,
     )
+    method: str = method_option({KIND.name: KIND})
     read: int = option(
         64, "Latents of the circuit, of the highest attribution, whose contexts are read", unit="latents", low=0,
         high=100_000,
@@ -227,7 +228,7 @@ def refuse(config: FeatureCircuitConfig, task: TaskConfig) -> str | None:
             load_all(config.dictionaries)
     except MechintError as error:
         return str(error)
-    return refuse_without_twins(config, task)
+    return refuse_without_twins(config, task) or refuse_method(config, KIND, task)
 
 
 ANALYSIS = Analysis(

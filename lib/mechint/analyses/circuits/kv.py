@@ -19,7 +19,7 @@ from .analyzer import CircuitAnalyzer
 from .analyzer import summary as circuit_summary
 from .bench import CircuitPlan
 from .gates import HOLD, Temperature
-from .options import EvidenceOptions
+from .options import EvidenceOptions, method_option, refuse_method
 from .pages import PAGES
 from .work import work
 
@@ -37,6 +37,7 @@ class KVCircuitConfig(EvidenceOptions, Source):
         "MLP neurons, or layers",
         choices=("kv", "k", "v", "q", "o", "head", "mlp", "layer"),
     )
+    method: str = method_option(KV_UNITS)
     ablation: str = option(
         "mean",
         "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
@@ -123,6 +124,7 @@ class KVCircuitConfig(EvidenceOptions, Source):
             hold=self.sparsity_hold,
             penalty=self.l1_lambda,
             precision=self.precision,
+            method=self.method,
         )
 
 
@@ -169,7 +171,7 @@ def refuse(config: KVCircuitConfig, task: TaskConfig) -> str | None:
     if task.name == "text" and (config.ablation == "counterfactual" or config.target_metric == "logit_diff"):
         asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
         return f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl_div"
-    return None
+    return refuse_method(config, KV_UNITS[config.unit], task)
 
 
 def summary(results: dict[str, Any]) -> list[str]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ...interventions.units import UnitKind
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from .gates import HOLD
+from .methods.registry import METHODS, SEARCH, methods_of
+
+METHOD_HELP = (
+    "How the circuit is found: search learns which units to keep and prunes the circuit; every other method ranks the "
+    "units, and the circuit is the top of its order"
+)
+
+
+def method_option(kinds: dict[str, UnitKind]) -> Any:
+    """The option ``method`` of circuits of these kinds of unit: the methods that can rank at least one of them."""
+    return option(SEARCH, METHOD_HELP, choices=methods_of(kinds))
 
 
 @dataclass(frozen=True)
 class EvidenceOptions:
     """What a circuit is found and measured on, and how often."""
 
+    method: str = option(SEARCH, METHOD_HELP, choices=tuple(METHODS))
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
         256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
@@ -87,5 +101,23 @@ def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None
         asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
         return (
             f"the {asked} needs counterfactual twins, and plain text has none; choose mean or resample, and kl or loss"
+        )
+    return None
+
+
+def refuse_method(config: EvidenceOptions, kind: UnitKind, task: TaskConfig) -> str | None:
+    """Says why the method cannot rank units of this kind on this task; None when it can."""
+    method = METHODS[config.method]
+    if reason := method.refuse(kind):
+        return f"the method {config.method}: {reason}"
+    if method.twins and task.name == "text":
+        return (
+            f"the method {config.method} exchanges units with counterfactual twins, and plain text has none; choose "
+            "removal or causal_necessary"
+        )
+    if config.method != SEARCH and getattr(config, "search", "") == "penalty":
+        return (
+            f"a penalty is a price of open gates, and the method {config.method} has no gates; choose the size with "
+            "the search sparsity or smallest, or the method search"
         )
     return None

@@ -30,7 +30,7 @@ from .pages.words import (
     seed_overlap,
     units_name,
 )
-from .results import Results, load_history, load_masks, load_results
+from .results import SEARCH, Results, load_history, load_masks, load_results
 
 LISTED = 40
 """Kept units of a layer that are written out; HTML opens the rest, and results.json has them all."""
@@ -105,6 +105,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 
 def figures(results: Results) -> list[Figure]:
+    """The figures of the report; a ranking has no search whose steps could be drawn."""
+    steps = Figure("sparsity_curves.png", CAPTIONS["search"], partial(draw_search, results), narrow=True, kind="curves")
     place = f"{results.raw['analysis']}_channel_importance.png"
     return [
         Figure(
@@ -115,7 +117,7 @@ def figures(results: Results) -> list[Figure]:
             html=hover_curve(results),
         ),
         Figure(place, CAPTIONS["importance"], partial(draw_importance, results), kind="heatmaps"),
-        Figure("sparsity_curves.png", CAPTIONS["search"], partial(draw_search, results), narrow=True, kind="curves"),
+        *([steps] if results.method == SEARCH else []),
     ]
 
 
@@ -190,9 +192,8 @@ def to_log(run_dir: str | Path) -> ToLog:
         "faithfulness": (["circuit", "units kept", "share", "faithfulness", "low", "high", "n"], curve),
         "manifest": (["entry", "value"], list(flat(results.manifest))),
     }
-    points = [
-        (search.name, {**step, "units": results.total}) for search in load_history(results) for step in search.steps
-    ]
+    searches = load_history(results) if results.method == SEARCH else []
+    points = [(search.name, {**step, "units": results.total}) for search in searches for step in search.steps]
     return ToLog(summary(results), tables, points, "masks")
 
 

@@ -35,6 +35,8 @@ REQUIRED = {
     "searches": list,
     "notes": list,
 }
+SEARCH = "search"
+"""The method that learns a mask, and has a history."""
 CURVES = ("learned", "attribution", "random")
 PATHS = ("x", "z", "dt", "B", "C")  # the order of a layer's paths in its mask
 
@@ -93,6 +95,11 @@ class Results(FinishedRun):
     layers: list[Layer] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
     removed: list[Removed] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """How the circuit was found; results of earlier releases know the search alone."""
+        return str(self.raw["config"].get("method", SEARCH))
 
     @property
     def total(self) -> int:

@@ -9,10 +9,11 @@ import torch
 
 from ...interventions.model import Model
 from ...interventions.units import SSM_UNITS, Units
+from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ..base import Analysis
 from .analyzer import CircuitAnalyzer, summary
-from .options import CircuitOptions, refuse_without_twins
+from .options import CircuitOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .work import work
 
@@ -26,6 +27,7 @@ class SSMCircuitConfig(CircuitOptions):
         "What is kept or dropped: SSM channels, (channel, state) modes, the paths x z dt B C of a layer, or layers",
         choices=("channel", "mode", "path", "layer"),
     )
+    method: str = method_option(SSM_UNITS)
 
 
 class SSMCircuitAnalyzer(CircuitAnalyzer):
@@ -41,6 +43,11 @@ class SSMCircuitAnalyzer(CircuitAnalyzer):
         super().__init__(model, config, device, units=Units(model, SSM_UNITS[config.unit]), **others)
 
 
+def refuse(config: SSMCircuitConfig, task: TaskConfig) -> str | None:
+    """Says why this task cannot be analysed so; None when it can."""
+    return refuse_without_twins(config, task) or refuse_method(config, SSM_UNITS[config.unit], task)
+
+
 ANALYSIS = Analysis(
     name="ssm",
     title="SSM circuit",
@@ -48,7 +55,7 @@ ANALYSIS = Analysis(
     analyzer=SSMCircuitAnalyzer,
     aliases=("mamba-circuit",),
     families=("mamba",),
-    refuse=refuse_without_twins,
+    refuse=refuse,
     work=work,
     summary=summary,
     default=True,

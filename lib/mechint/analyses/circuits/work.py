@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .bench import Bench, loss_of
+from .methods.registry import SEARCH
 from .methods.starting_orders import EXACT_UNITS
 from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
@@ -41,6 +42,12 @@ def work(config: Any, asked: Any = None) -> str:
         asked: What says how many prompts there are, where that is not ``config``.
     """
     asked = config if asked is None else asked
+    if config.method != SEARCH:
+        return (
+            f"a ranking of all units by the method {config.method} on {asked.prompts} prompts, on trained and on "
+            f"random weights; then about {held_out(config)} evaluations, up to {config.removed_units:,} removals of "
+            f"single units and {SETS} of sets of them on {asked.eval_prompts} prompts"
+        )
     return (
         f"about {searches(config)} searches of {config.steps} steps; where attribution misleads up to {EXACT_UNITS:,} "
         f"units removed one at a time to begin them with, on trained and on random weights; {PRUNINGS} prunings of at "

@@ -92,9 +92,9 @@ METHODS: dict[str, Method] = {
     **{
         f"delta_{name}": Method(functools.partial(by_step, name=name), meaning, source, CHANNEL)
         for name, meaning, source in (
-            ("gradient", f"gradient of the metric with respect to the {STEP}", "this project"),
-            ("do_mean", f"exact effect of holding the {STEP} at its mean", "this project"),
-            ("variance", f"variance of the {STEP}", "this project"),
+            ("gradient", f"gradient of the metric with respect to the {STEP}", "mechint"),
+            ("do_mean", f"exact effect of holding the {STEP} at its mean", "mechint"),
+            ("variance", f"variance of the {STEP}", "mechint"),
             ("output_variance", "variance of a Mamba's channel's output", "the documented delta-sensitive neurons"),
         )
     },

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....report import style
 from ....report.words import MINUS
-from ..results import PATHS, Layer, Results, load_masks
+from ..results import PATHS, SEARCH, Layer, Results, load_masks
 from .words import HEADED, METRICS, metric_name
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def figure(figure: Figure, results: Results, strips: Strips) -> None:
     name, unit = attributed(results)
     gap = "\n" if strips.channels <= WRITTEN else " "
     what = f"importance: attribution of the {name}{gap}({unit} per {named}; positive helps)"
+    if results.method != SEARCH:
+        what = f"importance: score of the method {results.method}"
     strongest = max(float(scores.abs().max()) for scores in strips.scores)
     beyond = "both" if strongest > colour.norm.vmax else "neither"
     figure.colorbar(colour, cax=panels["scale"], orientation="horizontal", extend=beyond, extendfrac=0.02, label=what)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....report.values import Value
 from ....report.words import number, percent
-from ..results import PATHS, Layer, Results, Search, overlap
+from ..results import PATHS, SEARCH, Layer, Results, Search, overlap
 
 UNITS = {
     "channel": "SSM channels",
@@ -149,7 +149,8 @@ def units_name(results: Results) -> str:
 def curve_name(results: Results, curve: str) -> str:
     """A faithfulness curve in words; attribution has two orders, and the better one is drawn."""
     by_size = curve == "attribution" and results.raw["curve"].get("attribution_order") == "size"
-    names = {"learned": "learned mask", "attribution": "attribution ranking", "random": "random circuits"}
+    own = "learned mask" if results.method == SEARCH else f"ranking by {results.method}"
+    names = {"learned": own, "attribution": "attribution ranking", "random": "random circuits"}
     return names[curve] + (" by size" if by_size else "")
 
 

@@ -1,0 +1,91 @@
+"""A circuit as a method found it on the discovery prompts, and how it was found, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FoundCircuit:
+    """A circuit as its method found it on the discovery prompts.
+
+    Attributes:
+        mask: The circuit, [units] of 0 and 1.
+        size: Units that it had before pruning.
+        scores: The order of the units that it was taken from, [units]: logits of gates, or scores of a ranking.
+        importance: What reports call the importance of each unit, [units].
+        attribution: The attribution that its curve is drawn of, [units].
+        by_size: Circuits of the method by size, for the faithfulness curve.
+        results: What it adds to the results.
+        notes: From the results, what reports say of how it was found; empty ones are left out.
+        moved: The circuits of all seeds whose search moved from where it began, for the stability.
+        before_pruning: The circuit that was pruned, if one was.
+        begins_elsewhere: Whether searches had a further order to begin in.
+    """
+
+    mask: Tensor
+    size: int
+    scores: Tensor
+    importance: Tensor
+    attribution: Tensor
+    by_size: dict[int, Tensor]
+    results: dict[str, Any]
+    notes: Callable[[dict[str, Any]], list[str]]
+    moved: list[Tensor] = field(default_factory=list)
+    before_pruning: Tensor | None = None
+    begins_elsewhere: bool = False
+
+
+def went_back(returned: int, searches: int, elsewhere: bool) -> str:
+    """Says how many searches ended with the circuit that they began with; empty where none did."""
+    if not returned:
+        return ""
+    begun = "order" if elsewhere else "attribution's order"
+    return (
+        f"{returned} of {searches} searches ended with a worse circuit on the discovery "
+        f"prompts than the {begun}, which they begin with, and went back to "
+        "that one. They are left out of the stability: nothing in it depends on the seed. More STEPS, or another LR, "
+        "may find a better circuit."
+    )
+
+
+def how_pruned(results: dict[str, Any], target: float) -> str:
+    """What pruning made of the circuit, and what of it is certain, in words.
+
+    Args:
+        results: With the metrics of the circuit, and what was done to it.
+        target: Faithfulness that a circuit had to keep on the discovery prompts; infinite where the size is given.
+    """
+    metrics, done = results["metrics"], results["pruning"]
+    before, after = (f"{metrics[name]['value']:.3f}" for name in ("faithfulness_unpruned", "faithfulness"))
+    tried = f"none of the exchanges that were tried ({done['exchanges']:,}) makes it"
+    if math.isinf(target):
+        text = (
+            f"Exchanges of single units on the discovery prompts put {done['exchanged']:,} others into the circuit of "
+            f"the search: held-out faithfulness {before} before, {after} after."
+        )
+        end = f"In the end {tried} more like the model."
+    elif done["faithfulness_discovery_searched"] < target:
+        return (
+            f"No unit was removed or exchanged: on the discovery prompts the faithfulness of the search's circuit is "
+            f"{done['faithfulness_discovery_searched']:.3f}, below the target {target:g}."
+        )
+    else:
+        text = (
+            f"The search kept {done['units_searched']:,} units, with a held-out faithfulness of {before}; removing and "
+            f"exchanging units on the discovery prompts left {done['units']:,}, with {after}."
+        )
+        end = f"On these prompts no single unit can go, and {tried} smaller." if done["minimal"] else ""
+    if done["whole"] and end:
+        return f"{text} {end}"
+    bound = f"at the bound of its work, {done['evaluations']:,} circuits measured"
+    if done["minimal"]:
+        return f"{text} On these prompts no single unit can go; exchanges stopped {bound}."
+    return (
+        f"{text} It stopped {bound}, so a smaller circuit, or a better one of its size, may be found by the same steps."
+    )
