@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from .. import scan
 from ..analyses.base import Analysis, analyses
-from ..analyses.effect_tables import few_notes
-from ..analyses.loader import PromptLoader
-from ..analyses.options import RunConfig, asked, elsewhere, own, request
+from ..analyses.options import RunConfig, asked, own
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
-from ..report.finished import CIRCUIT
-from ..report.results import Header, Model
-from ..tasks import Task
 from ..tasks.config import TaskConfig
-from ..tasks.stored import check_loss, differences
 from ..utils import files, wandb_run, workers
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
-from ..utils.rundir import COMPLETE, check_writable, fingerprint, manifest
-from ..utils.statistics import effective
-from ..utils.training_step import training_step
-from .drawing import draw, finished_below, logging, redraw, write_comparisons
-from .preparation import Directories, Prepared, check_all, is_finished, key_of, loaders, prepare, prompts_digest
+from ..utils.rundir import check_writable
+from .drawing import finished_below, logging, redraw, write_comparisons
+from .one_analysis import analyse_one
+from .preparation import Directories, Prepared, check_all, prepare
 
 DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
 
@@ -281,120 +270,6 @@ def analyse(
             say_failure(error, f"{checkpoint}: {analyses()[name].title}")
             lost.append((checkpoint, name))
     return lost
-
-
-def analyse_one(
-    experiment: Experiment, name: str, checkpoint: str, directory: Path, prepared: Prepared, by_all: bool
-) -> None:
-    """One analysis of one checkpoint, unless it is finished; ``by_all`` where all processes share its work."""
-    run, analysis, config = experiment.run, analyses()[name], experiment.configs[name]
-    model, task = prepared.model, prepared.tasks[name]
-    helper = by_all and workers.worker()[0] > 0
-    device, asks = find_device(run.device), task.config or experiment.asked(name)
-    prompts = loaders(run, analysis, config, task)
-    key = key_of(experiment, name, prepared, directory, prompts)
-    with workers.together() if by_all else contextlib.nullcontext():
-        done = workers.from_first(None if helper else is_finished(directory, key, run.rerun))
-    if done and not helper:
-        print(
-            f"{checkpoint}: {analysis.title} is finished in {directory}, skipped ({named('', 'rerun')} repeats it)",
-            flush=True,
-        )
-    if done:
-        return
-    if not helper:
-        print(f"{checkpoint}: {analysis.title} on the task {task.name!r} -> {directory}", flush=True)
-        if taken := differences(experiment.asked(name), asks):
-            print(f"note: asked what the checkpoint says it was trained on: {taken}", flush=True)
-    start = time.monotonic()
-    analyzer = analysis.analyzer(
-        model,
-        config,
-        device,
-        seed=run.seed,
-        run_dir=None if helper else directory,
-        key=fingerprint(
-            {**key, "threads": torch.get_num_threads(), "scan": scan.chosen(torch.empty(0, device=device))}
-        ),
-    )
-    analyzer.shared = by_all
-    check_loss(model, task, prompts[1])
-    if helper:
-        analyzer.assist(*prompts)
-        return
-    for old in (
-        COMPLETE,
-        "manifest.json",
-        "results.json",
-        "final_masks.pt",
-        "effects.pt",
-        "claims.json",
-    ):  # of another run
-        (directory / old).unlink(missing_ok=True)
-    found = analyzer.run_analysis(*prompts)
-    written = analyzer.save_results()
-    if not run.save_masks:
-        (directory / "final_masks.pt").unlink(missing_ok=True)
-    if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
-        found["few"] = few_notes(prompts[1].templates(), "measured")
-        found["notes"] = [*found.get("notes", ()), *found["few"]]
-    if "report" not in found and analysis.kind != CIRCUIT:
-        found["report"] = analysis.kind
-    results = Header(
-        analysis=name,
-        title=analysis.title,
-        checkpoint=checkpoint,
-        key=key,
-        model=Model(
-            family=model.config.family,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            n_layer=model.config.n_layer,
-            d_model=model.config.d_model,
-            sha256=prepared.digest,
-            variant=model.metadata.get("variant") or None,
-            step=training_step(model.metadata, checkpoint),
-        ),
-        task=describe(task, *prompts),
-        config=request(config),
-    ).with_results(found)
-    files.write_json(directory / "results.json", results)
-    if experiment.defconfig is not None:
-        one = dataclasses.replace(run, checkpoint=checkpoint, output_dir=str(directory), label="", baseline="")
-        files.write_text(directory / "config", experiment.defconfig(one, asks, {name: elsewhere(config)}))
-    facts = manifest(
-        device=str(device),
-        scan=scan.chosen(torch.empty(0, device=device)),
-        dtype=run.dtype,
-        seed=run.seed,
-        configuration=fingerprint(key),
-        weights=prepared.digest,
-        prompts=prompts_digest(*prompts),
-        resumed=analyzer.stages.resumed,
-        seconds=round(time.monotonic() - start, 1),
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        files=sorted(path.name for path in written),
-        results_sha256=files.sha256(directory / "results.json"),
-    )
-    files.write_json(directory / "manifest.json", facts)
-    draw(run, directory)
-    files.write_text(directory / COMPLETE, "")  # last of all: nothing is missing now
-    analyzer.stages.clear()
-    few = (f"  note            {text}" for text in found["few"])
-    print(*analysis.summary(results), *few, f"  report: {directory / 'report.html'}", sep="\n", flush=True)
-
-
-def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "description": task.description,
-        "discovery_prompts": len(discovery.templates()),
-        "evaluation_prompts": len(evaluation.templates()),
-        "evaluation_templates": len(set(evaluation.templates().tolist())),
-        "evaluation_templates_effective": round(
-            float(effective(np.unique(evaluation.templates(), return_counts=True)[1].astype(np.float64))), 3
-        ),
-        "answers_per_prompt": int(evaluation.groups[0].answers.shape[1]),
-    }
 
 
 def compare(experiment: Experiment, directories: Directories, failures: Lost, known: list[Path]) -> list[str]:
