@@ -115,7 +115,6 @@ def build_run(
             "units_kept": value(kept, 0, total),
             "faithfulness": value(0.961 - 0.01 * seed),
             "completeness": value(0.93, 0.02),
-            "complement_faithfulness": value(0.07, 0.02),
             "kl": value(0.118, 0.02),
             "metric_full": value(0.0, 0.0),
             "metric_empty": value(3.04, 0.05),

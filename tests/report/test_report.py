@@ -154,13 +154,21 @@ def test_numbers_are_written_as_what_they_are(tiny: Path) -> None:
     assert interval("units_kept", Value(16, 16, 16, 1), results) == "–"
 
 
+def test_results_of_earlier_releases_say_completeness_once(copy: Path) -> None:
+    """They have the faithfulness of the complement beside it, which is 1 less the completeness."""
+    edit(copy, metrics__complement_faithfulness=value(0.07, 0.02))
+    assert "complement_faithfulness" not in load_results(copy).metrics
+    write_report(copy, heatmaps=False, curves=False)
+    assert "complement_faithfulness" not in (copy / "circuit_analysis_report.md").read_text()
+
+
 def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None:
     assert [finding.good for finding in findings(load_results(copy))] == [True] * 4
     edit(
         copy,
         metrics__faithfulness_random=value(0.95),
         metrics__faithfulness_random_weights=value(0.97),
-        metrics__complement_faithfulness=value(0.99),
+        metrics__completeness=value(0.01),
         metrics__jaccard=value(0.03, 0.02),
     )
     bad = list(findings(load_results(copy)))

@@ -138,7 +138,6 @@ class CircuitEvidence(StagedAnalyzer):
             "units_kept": exact(size),
             "faithfulness": ratio(chosen[metric]),
             "completeness": completeness,
-            "complement_faithfulness": ratio(without[metric]),
             "kl": bootstrap.interval(lambda m: m, chosen["kl"], within=(0.0, math.inf)),
             "metric_full": bootstrap.interval(read, full[metric]),
             "metric_empty": bootstrap.interval(read, empty[metric]),

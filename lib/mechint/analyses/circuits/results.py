@@ -35,6 +35,8 @@ REQUIRED = {
     "searches": list,
     "notes": list,
 }
+COMPLEMENT = "complement_faithfulness"
+"""A metric of earlier releases: 1 less the completeness, which says the same."""
 SEARCH = "search"
 """The method that learns a mask, and has a history."""
 CURVES = ("learned", "attribution", "random")
@@ -135,6 +137,7 @@ def load_results(run_dir: str | Path) -> Results:
     for key, kind in REQUIRED.items():
         if not isinstance(raw.get(key), kind):
             raise MechintError(f"{path} has no {key!r} of type {kind.__name__}; run the analysis again")
+    metrics.pop(COMPLEMENT, None)
     for name in REQUIRED_METRICS:
         if name not in metrics:
             raise MechintError(f"{path} lacks the metric {name!r}; run the analysis again")

@@ -70,12 +70,9 @@ MEANINGS = {
     "completeness": Meaning(
         "Completeness",
         "share",
-        "How much of the behaviour is gone when only the circuit is dropped; high: little of the work is elsewhere.",
-    ),
-    "complement_faithfulness": Meaning(
-        "Faithfulness of the complement",
-        "share",
-        "What the model still does with exactly the circuit's units dropped; low means that the circuit is needed.",
+        "Share of the effect that is lost when only the circuit is dropped: 1 less the faithfulness of the others. "
+        "High: little of the work is elsewhere. Wang et al. (2023) compare instead circuit and model with the same "
+        "subsets of the circuit removed from both.",
     ),
     "minimality": Meaning(
         "Minimality",
@@ -264,12 +261,12 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
             f"Without the errors that it keeps it reaches {with_interval('faithfulness_latents', results)}"
             ": " + ("most of it is the work of latents." if good else "MOST of it is no feature's work."),
         )
-    rest = results.metrics.get("complement_faithfulness")
-    if rest is not None:
-        good = rest.high < results.metrics["faithfulness"].low
+    lost = results.metrics.get("completeness")
+    if lost is not None:
+        good = 1 - lost.low < results.metrics["faithfulness"].low
         yield Finding(
             good,
-            f"Without the circuit the rest of the model reaches {with_interval('complement_faithfulness', results)}: "
+            f"Without the circuit {with_interval('completeness', results)} of the model's effect is lost: "
             + (
                 "the circuit is needed, too."
                 if good
