@@ -42,7 +42,7 @@ class SearchOptions:
 
 
 class NotFinite(MechintError):
-    """A search's loss or gradient is not finite."""
+    """The loss or the gradient of a search, or a score of a method, is not finite."""
 
 
 class Search:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....interventions.units import UnitKind
 from ....tasks import Prompts
 from ....utils.errors import MechintError
+from ..search import NotFinite
 from .attention import by_attention
 from .delta import by_step
 from .evaluator import Evaluator
@@ -121,12 +122,13 @@ def scores_of(name: str, evaluator: Evaluator) -> Tensor:
     """The scores of a method, checked, [units] on the device of the prompts.
 
     Raises:
-        MechintError: the method cannot rank these units or prompts, or a score is NaN or infinite.
+        MechintError: the method cannot rank these units or prompts.
+        NotFinite: a score is NaN or infinite.
     """
     check(name, evaluator.units.kind, evaluator.batches)
     scores = METHODS[name].score(evaluator).detach()
     if bad := int((~torch.isfinite(scores)).sum()):
-        raise MechintError(
+        raise NotFinite(
             f"the method {name} gives {bad} of {scores.numel()} units a score that is NaN or infinite; choose another"
         )
     return scores.to(evaluator.batches[0].tokens.device)
