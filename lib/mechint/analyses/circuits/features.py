@@ -38,7 +38,7 @@ from ..loader import PromptLoader
 from .analyzer import CircuitAnalyzer, summary
 from .bench import Bench, CircuitPlan
 from .feature_units import KIND, FeatureUnits
-from .options import CircuitOptions, method_option, refuse_method, refuse_without_twins
+from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .work import work
 
@@ -49,7 +49,7 @@ CONTROL_BATCH, CONTROL_BUFFER = 512, 65_536
 
 
 @dataclass(frozen=True)
-class FeatureCircuitConfig(CircuitOptions):
+class FeatureCircuitConfig(BudgetOptions):
     """Which dictionaries the units come from; how the circuit is searched and judged."""
 
     dictionaries: str = option(
@@ -74,7 +74,7 @@ class FeatureCircuitConfig(CircuitOptions):
     )  # fmt: skip
 
     def plan(self) -> CircuitPlan:
-        own = {field.name for field in fields(CircuitOptions)} & {field.name for field in fields(CircuitPlan)}
+        own = {field.name for field in fields(BudgetOptions)} & {field.name for field in fields(CircuitPlan)}
         return CircuitPlan(unit="latent", **{name: getattr(self, name) for name in own})
 
 

@@ -19,7 +19,7 @@ from .analyzer import CircuitAnalyzer
 from .analyzer import summary as circuit_summary
 from .bench import CircuitPlan
 from .gates import HOLD, Temperature
-from .options import EvidenceOptions, method_option, refuse_method
+from .options import CircuitOptions, method_option, refuse_method
 from .pages import PAGES
 from .work import work
 
@@ -28,7 +28,7 @@ METRIC_NAMES = {"kl_div": "kl"}
 
 
 @dataclass(frozen=True)
-class KVCircuitConfig(EvidenceOptions, Source):
+class KVCircuitConfig(CircuitOptions, Source):
     """How the circuit is searched and judged."""
 
     unit: str = option(
@@ -38,11 +38,6 @@ class KVCircuitConfig(EvidenceOptions, Source):
         choices=("kv", "k", "v", "q", "o", "head", "mlp", "layer"),
     )
     method: str = method_option(KV_UNITS)
-    ablation: str = option(
-        "mean",
-        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
-        choices=("mean", "resample", "counterfactual", "zero"),
-    )
     target_metric: str = option(
         "kl_div",
         "What the circuit must preserve; gates learn accuracy and perplexity from the loss",
@@ -57,9 +52,6 @@ class KVCircuitConfig(EvidenceOptions, Source):
     target_sparsity: float = option(
         0.95, "Share of the units that is dropped, to one unit, for the search 'sparsity'", low=0.0, high=0.9999
     )
-    target_faithfulness: float = option(
-        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
-    )
     l1_lambda: float = option(
         1e-3,
         "For the search 'penalty', what an open gate costs in units of the metric: the L1 norm of the gates times this "
@@ -72,7 +64,6 @@ class KVCircuitConfig(EvidenceOptions, Source):
         False, "Gates exactly open or shut while they learn (straight-through), in place of hard-concrete ones"
     )
     steps: int = option(500, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
-    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
     temp_schedule: str = option(
         "constant:1.0",
         "Temperature of the gates over a search: linear:1.0:0.1, exponential:1.0:0.1, cosine:1.0:0.1 or constant:1.0",

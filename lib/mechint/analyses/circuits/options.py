@@ -23,10 +23,19 @@ def method_option(kinds: dict[str, UnitKind]) -> Any:
 
 
 @dataclass(frozen=True)
-class EvidenceOptions:
-    """What a circuit is found and measured on, and how often."""
+class CircuitOptions:
+    """Options of circuits of every kind: by which method one is found, on which prompts, and how it is judged."""
 
     method: str = option(SEARCH, METHOD_HELP, choices=tuple(METHODS))
+    ablation: str = option(
+        "mean",
+        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
+        choices=("mean", "resample", "counterfactual", "zero"),
+    )
+    target_faithfulness: float = option(
+        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
+    )
+    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
     prompts: int = option(256, "Discovery prompts", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
         256, "Held-out prompts that every reported number is measured on", unit="prompts", low=2, high=1_000_000
@@ -55,8 +64,8 @@ class EvidenceOptions:
 
 
 @dataclass(frozen=True)
-class CircuitOptions(EvidenceOptions):
-    """How a circuit is searched and judged."""
+class BudgetOptions(CircuitOptions):
+    """Options of circuits whose size is a number of units."""
 
     budgets = "exponential"
     temperature = None
@@ -64,11 +73,6 @@ class CircuitOptions(EvidenceOptions):
     precision = "float32"
     """Not options here: as :class:`mechint.analyses.circuits.bench.CircuitPlan` has them."""
 
-    ablation: str = option(
-        "mean",
-        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
-        choices=("mean", "resample", "counterfactual", "zero"),
-    )
     metric: str = option(
         "kl",
         "What the circuit must preserve: KL to the full model, logit difference to the twin's answer, log-probability "
@@ -83,20 +87,16 @@ class CircuitOptions(EvidenceOptions):
     budget: int = option(
         16, "Units the circuit keeps, exactly, for the search 'budget'", unit="units", low=1, high=10_000_000
     )
-    target_faithfulness: float = option(
-        0.95, "Faithfulness the smallest circuit must reach on the discovery prompts", low=0.05, high=0.999
-    )
     gate: str = option(
         "hard_concrete",
         "Gates of the search: hard-concrete (Louizos et al. 2018) or straight-through",
         choices=("hard_concrete", "straight_through"),
     )
     steps: int = option(100, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
-    lr: float = option(0.1, "Learning rate of the gates' logits", low=1e-5, high=10.0)
 
 
-def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None:
-    """Why plain text, which has no counterfactual twins, can't be analysed so; None when it can."""
+def refuse_without_twins(config: BudgetOptions, task: TaskConfig) -> str | None:
+    """Says why plain text, which has no counterfactual twins, cannot be analysed so; None when it can."""
     if task.name == "text" and (config.ablation == "counterfactual" or config.metric == "logit_diff"):
         asked = "ablation counterfactual" if config.ablation == "counterfactual" else "metric logit_diff"
         return (
@@ -105,7 +105,7 @@ def refuse_without_twins(config: CircuitOptions, task: TaskConfig) -> str | None
     return None
 
 
-def refuse_method(config: EvidenceOptions, kind: UnitKind, task: TaskConfig) -> str | None:
+def refuse_method(config: CircuitOptions, kind: UnitKind, task: TaskConfig) -> str | None:
     """Says why the method cannot rank units of this kind on this task; None when it can."""
     method = METHODS[config.method]
     if reason := method.refuse(kind):

@@ -13,13 +13,13 @@ from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ..base import Analysis
 from .analyzer import CircuitAnalyzer, summary
-from .options import CircuitOptions, method_option, refuse_method, refuse_without_twins
+from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .work import work
 
 
 @dataclass(frozen=True)
-class SSMCircuitConfig(CircuitOptions):
+class SSMCircuitConfig(BudgetOptions):
     """How the circuit is searched and judged."""
 
     unit: str = option(
