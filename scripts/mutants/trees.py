@@ -122,7 +122,10 @@ def enter(tree: Path) -> None:
 
 def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
     """Runs quick tests of the working directory without a word until one fails; 0 where all pass."""
-    pytest = importlib.import_module("pytest")
+    pytest, hypothesis = importlib.import_module("pytest"), importlib.import_module("hypothesis")
+    patient = hypothesis.settings(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    hypothesis.settings.register_profile("mutants", patient)  # recording lines takes time
+    hypothesis.settings.load_profile("mutants")
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive"]
     return int(pytest.main([*options, *tests], plugins=[*plugins]))
 
