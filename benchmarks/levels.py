@@ -20,7 +20,7 @@ from mechint.analyses.circuits.evidence import removed
 from mechint.analyses.loader import PromptLoader
 from mechint.interventions.units import FAMILY_UNITS, Units
 from mechint.tasks import TaskConfig, task_of
-from mechint.utils.step_down import ABOVE, BOTH, max_t
+from mechint.utils.multiple_tests import ABOVE, BOTH, max_t
 
 METRICS = ("logit_diff", "answer_logprob")
 CLUSTERS, CELLS, DRAWS = (8, 16, 32, 64), (64, 1024), 199

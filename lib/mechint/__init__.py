@@ -22,8 +22,8 @@ from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .attribution.lag_influence import run_temporal_causality_analysis
-    from .runner.finished import results
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
+    from .runner.results import results
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
@@ -35,7 +35,7 @@ _LATER = {
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "run_sae_analysis": "runner.mechanistic",
-    "results": "runner.finished",
+    "results": "runner.results",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }
 

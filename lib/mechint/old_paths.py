@@ -38,7 +38,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "sae_evaluation": ("analyses.dictionaries.evaluation",),
     "sae_training": ("sae.training",),
     "statistics": ("utils.statistics",),
-    "step_down": ("utils.step_down",),
+    "step_down": ("utils.multiple_tests",),
     "sweep": ("interventions.sweep", "interventions.gradients"),
     "tasks.ground_truth": ("ground_truth",),
     "tasks.ground_truth.flows": ("ground_truth.edges",),

@@ -34,7 +34,7 @@ LEFT_OUT = ("report.py", "figures.py", "options.py", "__init__.py", "panels.py",
 STATISTICS = ("tests/utils/test_statistics.py", "tests/utils/test_intervals.py", by_hand.PRINTED)
 TESTS = {
     "utils/statistics.py": STATISTICS,
-    "utils/step_down.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
+    "utils/multiple_tests.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
 }
 """The tests of files that other folders test, too, or which are a small part of their folder."""
 SECONDS = 300

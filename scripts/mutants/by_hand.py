@@ -281,21 +281,21 @@ MUTANTS = [
     ),
     # labels and the scorecard
     Mutant(
-        "analyses/dictionaries/labels.py",
+        "analyses/dictionaries/answer_auroc.py",
         "variance = area * (1 - area) + (positives - 1)",
         "variance = area * (1 - area) + positives",
     ),
     Mutant(
-        "analyses/dictionaries/labels.py",
+        "analyses/dictionaries/answer_auroc.py",
         "return float(max(variance, 0.0) / (positives * negatives)) ** 0.5",
         "return float(max(variance, 0.0) / (positives + negatives)) ** 0.5",
     ),
     Mutant(
-        "analyses/dictionaries/labels.py",
+        "analyses/dictionaries/answer_auroc.py",
         "torch.searchsorted(others, ours, right=True).double()",
         "torch.searchsorted(others, ours).double()",
     ),
-    Mutant("analyses/dictionaries/labels.py", "axis=0, use_continuity=False", "axis=0, use_continuity=True"),
+    Mutant("analyses/dictionaries/answer_auroc.py", "axis=0, use_continuity=False", "axis=0, use_continuity=True"),
     Mutant("scorecard/summary.py", 'return student(means, "seeds")[0]', "return least_and_most(means)"),
     Mutant(
         "scorecard/summary.py",

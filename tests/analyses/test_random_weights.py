@@ -12,13 +12,7 @@ import torch
 from mechint.analyses import random_weights as shuffled
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.results import quantities
-from mechint.analyses.random_weights import (
-    compared,
-    quantity,
-    shuffled_models,
-    shuffled_numbers,
-    shuffled_weights,
-)
+from mechint.analyses.random_weights import compared, quantity, shuffled_models, shuffled_numbers, shuffled_weights
 from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
 from mechint.report.control import control_findings, control_sections
 from mechint.tasks.base import mix

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint import run
 from mechint.attribution.attention import attention_map
+from mechint.mechint import run
 from mechint.scan import recurrence
-from mechint.scan.attention import hidden_attention, states
+from mechint.scan.attention_weights import hidden_attention, states
 from mechint.utils.errors import MechintError
 from mechint.utils.memory import peak_bytes
 from tests.helpers.builders import tiny_mamba, tokens

@@ -13,17 +13,7 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
-from mechint.ground_truth import (
-    GPT2_BLUEPRINTS,
-    IMPOSED,
-    MODELS,
-    Asked,
-    Compiled,
-    GPT2Size,
-    Part,
-    answers,
-    verify,
-)
+from mechint.ground_truth import GPT2_BLUEPRINTS, IMPOSED, MODELS, Asked, Compiled, GPT2Size, Part, answers, verify
 from mechint.ground_truth.gpt2.counting import Count, ModularSum
 from mechint.ground_truth.gpt2.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
 from mechint.interventions.units import KV_UNITS, Units

@@ -11,7 +11,7 @@ import torch
 from mechint.analyses.circuits.ssm import SSMCircuitConfig
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
-from mechint.runner.experiment import Experiment
+from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from tests.helpers.builders import tiny_mamba
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mechint.analyses.circuits.results import load_results
-from mechint.report import style, write_comparison
+from mechint.report import figure_style as style
+from mechint.report import write_comparison
 from mechint.report.along import apart
 from mechint.report.finished import run_names
 from mechint.report.values import Value

@@ -21,21 +21,15 @@ from mechint.analyses.comparison.analyzer import scaled
 from mechint.analyses.comparison.cost import parameters
 from mechint.analyses.comparison.differences import compare
 from mechint.analyses.comparison.options import lengths
-from mechint.analyses.dictionaries import labels as sae_labels
+from mechint.analyses.dictionaries import answer_auroc as sae_labels
 from mechint.analyses.metrics import compare as answers_of
 from mechint.analyses.neurons.results import circuit_numbers
 from mechint.analyses.random_weights import beside
 from mechint.analyses.sparsity import analyzer as sparsity
-from mechint.analyses.study import (
-    ablation_tests as necessity,
-)
+from mechint.analyses.study import ablation_tests as necessity
 from mechint.analyses.study import claims as claims_
-from mechint.analyses.study import (
-    steps_controls as study_controls,
-)
-from mechint.analyses.study import (
-    steps_discovery as study_discovery,
-)
+from mechint.analyses.study import steps_controls as study_controls
+from mechint.analyses.study import steps_discovery as study_discovery
 from mechint.analyses.tracing import results as trace_results
 from mechint.analyses.tracing.panels import Panel
 from mechint.ground_truth import score_units

@@ -12,7 +12,8 @@ import torch
 from mechint.analyses.circuits.pages.importance import strongest_of_neighbours
 from mechint.analyses.circuits.pages.words import amount, caveats, findings, interval, kept_units
 from mechint.analyses.circuits.results import load_results
-from mechint.report import style, write_report
+from mechint.report import figure_style as style
+from mechint.report import write_report
 from mechint.report.values import Value
 from mechint.report.words import flat, percent
 from tests.helpers.report_runs import FILES, PNGS, Json, Page, build_run, edit, value

@@ -10,7 +10,7 @@ import pytest
 
 from mechint.analyses.circuits.figures import search_figure
 from mechint.analyses.circuits.results import load_history, load_results
-from mechint.report import style
+from mechint.report import figure_style as style
 
 LONG = (
     "batch_topk dictionaries at layers.11.mixer_output_before_the_gate: how often latents are active on held-out text"

@@ -20,7 +20,8 @@ from mechint.analyses.options import RunConfig
 from mechint.analyses.study import analyzer as study
 from mechint.analyses.study.options import StudyConfig
 from mechint.runner.drawing import redraw
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.sae import SAEConfig
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError

@@ -18,7 +18,8 @@ from mechint.analyses.base import analyses
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.runner import experiment as whole
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from mechint.utils.files import remove
 from mechint.utils.rundir import Stages

@@ -15,7 +15,8 @@ import torch
 from mechint.analyses.base import analyses
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 

@@ -17,7 +17,8 @@ from mechint.analyses.base import analyses
 from mechint.analyses.circuits.results import load_history, load_results
 from mechint.analyses.options import RunConfig
 from mechint.report import log_wandb
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.tasks.config import TaskConfig
 from mechint.training.options import MambaArchitecture, TrainConfig
 from mechint.training.trainer import train

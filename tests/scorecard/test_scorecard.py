@@ -27,7 +27,7 @@ from mechint.scorecard.report import mark, markdown, verdict
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
 from mechint.utils.errors import MechintError
-from mechint.utils.step_down import max_t
+from mechint.utils.multiple_tests import max_t
 from tests.helpers.paths import ROOT
 from tests.helpers.scorecards import SEED, compiled
 

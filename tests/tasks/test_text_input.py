@@ -13,7 +13,7 @@ import torch
 from mechint.models.loading.tokenizer import Encoder, named_tokenizer, read_tokenizer
 from mechint.sae.activations.contexts import BOS, BOUNDARY, PADDING, TEXT, TaskContexts, special_kinds
 from mechint.tasks import TaskConfig, make_task
-from mechint.tasks.files.fact_file import FactFile
+from mechint.tasks.files.prompt_file import FactFile
 from mechint.tasks.files.word_boundaries import places, space_between
 from mechint.tasks.windows import Windows
 from mechint.utils.errors import MechintError

@@ -75,7 +75,7 @@ def test_one_of_several_pieces_of_work_says_which_it_is(capsys: pytest.CaptureFi
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
 def test_a_backend_of_the_environment_loses_no_figure(backend: str, tmp_path: Path) -> None:
-    code = "from mechint.report.style import save_figure; save_figure('a.png', (1, 1), lambda figure: None)"
+    code = "from mechint.report.figure_style import save_figure; save_figure('a.png', (1, 1), lambda figure: None)"
     environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "lib")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "a.png").exists(), done.stderr

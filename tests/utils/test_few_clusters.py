@@ -11,8 +11,9 @@ import pytest
 from mechint.analyses.base import analyses
 from mechint.analyses.options import RunConfig
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS
-from mechint.runner.experiment import Experiment, analyse
+from mechint.runner.experiment import analyse
 from mechint.runner.preparation import Prepared
+from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from mechint.utils.rundir import weights_digest
 

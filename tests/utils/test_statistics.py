@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint.utils.multiple_tests import ABOVE, BOTH, MANY, adjusted, holm, max_t
 from mechint.utils.statistics import (
     FEWEST_TESTED,
     ClusterBootstrap,
@@ -16,7 +17,6 @@ from mechint.utils.statistics import (
     draws_needed,
     effective,
     exact,
-    holm,
     jaccard,
     permutation_test,
     rank_correlation,
@@ -28,7 +28,6 @@ from mechint.utils.statistics import (
     t_quantile,
     t_tail,
 )
-from mechint.utils.step_down import ABOVE, BOTH, MANY, adjusted, max_t
 
 POPULATIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
@@ -411,7 +410,7 @@ def test_cells_that_too_few_clusters_have_get_no_p_value() -> None:
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(0.5, 1, (12, 9))
     whole = max_t(x, np.arange(12), 100, 5)
-    monkeypatch.setattr("mechint.utils.step_down.ROOM", 30)
+    monkeypatch.setattr("mechint.utils.multiple_tests.ROOM", 30)
     assert max_t(x, np.arange(12), 100, 5).tolist() == whole.tolist()
 
 

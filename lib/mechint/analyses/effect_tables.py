@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..utils.multiple_tests import adjusted
 from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined, pearson
-from ..utils.step_down import adjusted
 
 
 def ratio(
@@ -18,7 +18,7 @@ def ratio(
     """Mean effect over the prompts that have the cell, divided by the mean total effect of the same prompts.
 
     ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1. Returns the
-    ratios, both edges of their intervals and their p-values, adjusted for all cells (:mod:`.utils.step_down`); each
+    ratios, both edges of their intervals and their p-values, adjusted for all cells (:mod:`.multiple_tests`); each
     [panel, layer, role], NaN where no prompt has the cell, and all but the ratio where too few clusters do.
     """
     weight = np.ones(len(means)) if total is None else total

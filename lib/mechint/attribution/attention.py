@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..scan.attention import NEEDS, hidden_attention
+from ..scan.attention_weights import NEEDS, hidden_attention
 from ..scan.checks import accumulate, check_range
 
 

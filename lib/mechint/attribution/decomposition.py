@@ -6,10 +6,10 @@ With Δ, B, C and the gate g = SiLU(z) as they are in the run, the block is line
     sources[i, j] = W_out (g_i ⊙ Σ_t α[i, t] ⊙ φ_t(j)),         skip_i = W_out (g_i ⊙ D ⊙ u_i),
     bias_i        = W_out (g_i ⊙ Σ_t α[i, t] ⊙ φ_t(∅)) + b_out,  residual_i = resid_pre_i,
 
-where α is the scan as attention (:mod:`mechint.scan.attention`) and φ_t(j) what token j has in u_t = SiLU(c_t). The
-convolution c_t is a sum over K taps, and SiLU of a sum is split by Shapley's value (1953) over the 2^K coalitions of
-taps; the empty one, φ_t(∅), is what SiLU makes of the biases. So Σ_j φ_t(j) + φ_t(∅) = u_t to rounding, where SiLU of
-each token alone would miss a quarter of it and more.
+where α is the scan as attention (:mod:`mechint.scan.attention_weights`) and φ_t(j) what token j has in
+u_t = SiLU(c_t). The convolution c_t is a sum over K taps, and SiLU of a sum is split by Shapley's value (1953) over the
+2^K coalitions of taps; the empty one, φ_t(∅), is what SiLU makes of the biases. So Σ_j φ_t(j) + φ_t(∅) = u_t to
+rounding, where SiLU of each token alone would miss a quarter of it and more.
 
 The scan is linear in u: the part of token j is the scan of φ(j) alone, from j on. That streams over j and never holds
 [position, position, channel].

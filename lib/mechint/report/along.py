@@ -20,9 +20,10 @@ import numpy as np
 from scipy import stats
 
 from ..utils.files import write_json
-from ..utils.statistics import LEVEL, holm, rank_correlation
+from ..utils.multiple_tests import holm
+from ..utils.statistics import LEVEL, rank_correlation
 from ..utils.training_step import named_step
-from . import style
+from . import figure_style as style
 from .compose import write_page
 from .content import Bullets, Content, Section, figure, table_section
 from .members import Warned, member_section

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import style
+from . import figure_style as style
 from .finished import Drawn, FinishedRun
 from .words import Long, flat, number
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import style
+from . import figure_style as style
 from .content import Figure, Section, between, figure, table_section
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from ..tasks.config import TaskConfig
 from ..tasks.stored import as_stored
 from ..utils.errors import MechintError, NotAnswered
 from ..utils.options import Parser, add_flags, from_flags, integer, named
-from .experiment import DefconfigText, Experiment, run_experiment
+from .experiment import run_experiment
+from .request import DefconfigText, Experiment
 
 ONE_PROMPT: dict[str, Any] = {
     "task_name": "prompt",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..analyses.base import Analysis, analyses
-from ..analyses.options import RunConfig, asked, own
+from ..analyses.base import analyses
+from ..analyses.options import RunConfig, own
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
-from ..tasks.config import TaskConfig
 from ..utils import files, wandb_run, workers
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
@@ -22,32 +20,7 @@ from ..utils.rundir import check_writable
 from .drawing import finished_below, logging, redraw, write_comparisons
 from .one_analysis import analyse_one
 from .preparation import Directories, Prepared, check_all, prepare
-
-DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What to do: the shared options, the task, and the options of each analysis that is switched on.
-
-    Attributes:
-        defconfig: The text of the minimal configuration that repeats the experiment on one checkpoint and analysis,
-            or None when the caller has no such thing (a notebook).
-    """
-
-    run: RunConfig
-    task: TaskConfig
-    configs: dict[str, Any]
-    defconfig: DefconfigText | None = None
-    several: bool = False
-    """Whether it is a part of one with further analyses."""
-
-    def chosen(self) -> list[Analysis]:
-        return [analyses()[name] for name in self.configs]
-
-    def asked(self, name: str) -> TaskConfig:
-        """The task of one analysis."""
-        return asked(self.task, self.configs[name])
+from .request import Experiment
 
 
 def run_directories(

@@ -18,7 +18,8 @@ from ..tasks.config import TaskConfig
 from ..utils import files
 from ..utils.errors import MechintError
 from ..utils.statistics import FEWEST
-from .experiment import Experiment, run_experiment
+from .experiment import run_experiment
+from .request import Experiment
 
 OUTPUTS = "analysis_outputs"
 SPARSE_LAYERS = 3

@@ -7,7 +7,7 @@ import dataclasses
 import resource
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,7 @@ from ..utils.statistics import effective
 from ..utils.training_step import training_step
 from .drawing import draw
 from .preparation import Prepared, is_finished, key_of, loaders, prompts_digest
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
+from .request import Experiment
 
 OF_ANOTHER_RUN = (COMPLETE, "manifest.json", "results.json", "final_masks.pt", "effects.pt", "claims.json")
 """Files of an earlier run that go before the work."""

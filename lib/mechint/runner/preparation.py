@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,14 +18,12 @@ from ..interventions.model import Model
 from ..models.loading.hub import cached
 from ..models.loading.load import find_device, load
 from ..tasks import Task, task_of, tokenizer_of
-from ..tasks.files.fact_file import EVERY, FactFile
+from ..tasks.files.prompt_file import EVERY, FactFile
 from ..tasks.stored import check_loss
 from ..utils.errors import MechintError, NotAnswered
 from ..utils.rundir import code_digest, edited, finished, is_complete, repeat, weights_digest
 from ..utils.statistics import FEWEST
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
+from .request import Experiment
 
 Directories = dict[tuple[str, str], Path]
 

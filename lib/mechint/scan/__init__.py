@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .attention import hidden_attention, states
+from .attention_weights import hidden_attention, states
 from .choice import available, chosen, using
 from .mixer import convolve, convolved, gated, one_pass, silu, softplus
 from .reference import recurrence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..report.style import BLUE, GREY, INK, RED, save_figure
+from ..report.figure_style import BLUE, GREY, INK, RED, save_figure
 from .report import by_place, mark, titles_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..interventions.units import Units
 from ..models.mamba import Mamba
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
-from ..utils.step_down import max_t
+from ..utils.multiple_tests import max_t
 
 NEAR = 0.99
 """A state restored later than it was written restores as much; its first position within 1 % of the most counts."""

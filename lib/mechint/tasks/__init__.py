@@ -15,7 +15,7 @@ from ..utils.options import check
 from .base import SPLITS, Prompts, Task, mix, pooled
 from .config import TASKS, TaskConfig
 from .facts import Facts
-from .files.fact_file import FactFile
+from .files.prompt_file import FactFile
 from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
 from .induction import Induction

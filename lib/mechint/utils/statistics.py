@@ -405,11 +405,6 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
     return number(mean, mean - half, mean + half, len(x), f"95 % by Student's t over {what}"), p
 
 
-def benjamini_hochberg(p: Array) -> Array:
-    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
-    return np.asarray(stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)).reshape(np.shape(p))
-
-
 def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000, seed: int = 0) -> tuple[float, float]:
     """Two-sided p-value of "the two have one mean", from shuffling who belongs to which (Fisher 1935).
 
@@ -430,16 +425,6 @@ def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000,
     apart = np.abs(sums / size - (both.sum() - sums) / (len(both) - size))
     mirrored = 2 if size == len(b) else 1  # of equal sizes, who is who exchanged is as far apart
     return float(np.mean(apart >= observed * (1 - 1e-9) - 1e-12)), mirrored / len(chosen)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, so that the chance of any false one is at most α (Holm 1979)."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float | None:

@@ -19,7 +19,8 @@ from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
 from mechint.ground_truth import MODELS, Compiled
 from mechint.interventions.units import KV_UNITS, SSM_UNITS
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.scorecard import METHODS as ROWS
 from mechint.scorecard.methods import Budget
 from mechint.tasks import TaskConfig

@@ -19,11 +19,12 @@ from mechint.analyses.patching.flow import paths, role_pairs
 from mechint.analyses.patching.options import refuse
 from mechint.analyses.patching.role_means import RoleValues
 from mechint.interventions.edits import Edit
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.utils.errors import MechintError
+from mechint.utils.multiple_tests import adjusted
 from mechint.utils.statistics import FEWEST, FEWEST_TESTED, ClusterBootstrap
-from mechint.utils.step_down import adjusted
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.helpers.circuits import KEPT, known_circuit
 from tests.helpers.patching import SMALL

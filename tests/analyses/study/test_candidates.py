@@ -43,7 +43,8 @@ from mechint.analyses.study.subspaces import (
 from mechint.ground_truth import BLUEPRINTS
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
-from mechint.utils.statistics import draws_needed, holm, rank_correlation
+from mechint.utils.multiple_tests import holm
+from mechint.utils.statistics import draws_needed, rank_correlation
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 
 

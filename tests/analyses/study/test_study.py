@@ -40,14 +40,7 @@ from mechint.analyses.study.claims import (
     scaled,
     task_not_done,
 )
-from mechint.analyses.study.options import (
-    ALWAYS,
-    DESCRIBES,
-    RANDOM_MODELS,
-    STEPS,
-    StudyConfig,
-    skipped,
-)
+from mechint.analyses.study.options import ALWAYS, DESCRIBES, RANDOM_MODELS, STEPS, StudyConfig, skipped
 from mechint.analyses.study.steps_circuit import SiteUnits, sentence
 from mechint.analyses.study.steps_controls import (
     USUAL_TRANSFER,

@@ -13,7 +13,8 @@ import pytest
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.compare import differences
 from mechint.analyses.tracing.figures import load_trace
-from mechint.report import style, write_trace_comparison
+from mechint.report import figure_style as style
+from mechint.report import write_trace_comparison
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_bytes, write_json
 from tests.helpers.builders import tiny_mamba

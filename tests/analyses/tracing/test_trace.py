@@ -25,7 +25,8 @@ from mechint.analyses.tracing.results import role_means
 from mechint.interventions.edits import Edit
 from mechint.interventions.taps import Tap
 from mechint.report import log_wandb, write_report
-from mechint.runner.experiment import Experiment, run_experiment
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json

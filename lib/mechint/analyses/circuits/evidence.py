@@ -15,6 +15,7 @@ from ...interventions.model import Model
 from ...interventions.sweep import sweep
 from ...interventions.units import Units
 from ...utils.errors import MechintError
+from ...utils.multiple_tests import ABOVE, adjusted
 from ...utils.progress import Progress
 from ...utils.statistics import (
     FEWEST_TESTED,
@@ -27,7 +28,6 @@ from ...utils.statistics import (
     spread,
     stability,
 )
-from ...utils.step_down import ABOVE, adjusted
 from ..ablation import in_words
 from ..base import StagedAnalyzer
 from ..loader import PromptLoader

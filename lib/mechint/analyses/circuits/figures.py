@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...report import style
+from ...report import figure_style as style
 from ...report.values import Value
 from ...report.words import number, percent
 from .pages.words import curve_name, metric_name, units_name

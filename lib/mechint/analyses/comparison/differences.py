@@ -11,7 +11,8 @@ from typing import Any
 
 from ...report.finished import FinishedRun
 from ...utils.errors import MechintError
-from ...utils.statistics import holm, number, student, t_quantile, t_tail
+from ...utils.multiple_tests import holm
+from ...utils.statistics import number, student, t_quantile, t_tail
 
 EXACT = (
     "parameters",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...report import style
+from ...report import figure_style as style
 from ...report.values import Value
 from .differences import ALPHA, CURVES, ROLES, Group
 

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...report.figure_style import share_label
 from ...report.page import card, cards, page
-from ...report.style import share_label
 from ...report.words import legible
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_text

@@ -17,10 +17,10 @@ from ...sae.activations.flattening import latents_at, strongest
 from ...tasks import Prompts, Task
 from ...utils import files
 from ...utils.errors import MechintError
+from .answer_auroc import label_scores
 from .causal import causal_effects
 from .evaluation import Windows
 from .features import read_features, save_features
-from .labels import label_scores
 
 RAISED = 3
 """Tokens of a feature's attribution whose logits the causal check looks at."""
@@ -131,7 +131,7 @@ def labels_of(
     """Latents at the answer's position that tell which answer it is; None for plain text, which has no labels.
 
     Features are chosen on the prompts of one split and measured on those of another; see
-    :func:`mechint.analyses.dictionaries.labels.label_scores`.
+    :func:`mechint.analyses.dictionaries.answer_auroc.label_scores`.
     """
     if task.name == "text":
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...report import style
+from ...report import figure_style as style
 from ...report.compose import write_page
 from ...report.content import Section, between, figure, study, table_section
 from ...report.control import control_findings, control_sections

@@ -25,7 +25,8 @@ from ...interventions.edits import Edit
 from ...interventions.model import Model
 from ...tasks import Prompts, mix
 from ...utils.errors import MechintError
-from ...utils.statistics import ClusterBootstrap, Number, holm, rank_correlation, spread
+from ...utils.multiple_tests import holm
+from ...utils.statistics import ClusterBootstrap, Number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from .candidates import Candidate
 from .subspaces import orthonormal, random_basis

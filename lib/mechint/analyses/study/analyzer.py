@@ -34,18 +34,10 @@ from ..circuits import work as circuit_work
 from ..loader import PromptLoader
 from ..metrics import remedy
 from ..options import layer_list
-from . import (
-    steps_circuit as study_circuit,
-)
-from . import (
-    steps_controls as study_controls,
-)
-from . import (
-    steps_discovery as study_discovery,
-)
-from . import (
-    steps_tests as study_tests,
-)
+from . import steps_circuit as study_circuit
+from . import steps_controls as study_controls
+from . import steps_discovery as study_discovery
+from . import steps_tests as study_tests
 from .claims import claims, task_not_done
 from .context import Context, Found
 from .options import DESCRIBES, STEPS, TITLES, StudyConfig, skipped

@@ -19,7 +19,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...utils.statistics import Number, holm, said, t_tail
+from ...utils.multiple_tests import holm
+from ...utils.statistics import Number, said, t_tail
 from ..random_weights import spread_about_mean
 from .ablation_tests import ALPHA
 

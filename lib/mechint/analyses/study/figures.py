@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...report import style
+from ...report import figure_style as style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

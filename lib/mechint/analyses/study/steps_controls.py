@@ -16,8 +16,9 @@ from ...interventions.model import Model
 from ...tasks import make_task
 from ...tasks.base import generator
 from ...utils.errors import MechintError, shown
+from ...utils.multiple_tests import holm
 from ...utils.options import listed, named, value_of
-from ...utils.statistics import ClusterBootstrap, chance_jaccard, holm, jaccard, number, rank_correlation, spread
+from ...utils.statistics import ClusterBootstrap, chance_jaccard, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..random_weights import beside, random_models

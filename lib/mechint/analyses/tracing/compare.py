@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...report import content as blocks
-from ...report import style
+from ...report import figure_style as style
 from ...report.along import MOST, Track, axis_of, write_along
 from ...report.compose import write_page
 from ...report.content import Bullets, Content, Section, Table, Text, figure, table_section

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...report import style
+from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import broken, grid, heat, layer_axis
 from ...report.results import Address

@@ -8,13 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.statistics import (
-    Array,
-    ClusterBootstrap,
-    Number,
-    certain,
-    said,
-)
+from ...utils.statistics import Array, ClusterBootstrap, Number, certain, said
 from ..effect_tables import correlation, plain, ratio, table
 from .panels import Panel
 

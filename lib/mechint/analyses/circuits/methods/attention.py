@@ -13,7 +13,7 @@ rollout            as attention_weighted; w from Π (I + Ā)/2 over this layer a
 gradient_x_input   none: the control                                                    Σ_j |a_j[e] ∂m/∂a_j[e]|
 ================== ==================================================================== ============================
 
-α is the exact hidden attention of :mod:`mechint.scan.attention`; ∂m/∂α_e[i, j] = ∂m/∂scan_out_i[e] · u_j[e].
+α is the exact hidden attention of :mod:`mechint.scan.attention_weights`; ∂m/∂α_e[i, j] = ∂m/∂scan_out_i[e] · u_j[e].
 """
 
 from __future__ import annotations

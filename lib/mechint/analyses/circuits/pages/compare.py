@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....report import content as blocks
-from ....report import style
+from ....report import figure_style as style
 from ....report.along import MOST, Track, axis_of, write_along
 from ....report.compose import write_page
 from ....report.content import Bullets, Content, Section, Table, figure, table_section

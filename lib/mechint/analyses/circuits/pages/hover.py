@@ -6,7 +6,7 @@ import json
 from html import escape
 from math import log
 
-from ....report.style import nice_log_ticks, share_label
+from ....report.figure_style import nice_log_ticks, share_label
 from ....report.values import Value
 from ....report.words import percent
 from ..figures import FLOOR, target_faithfulness

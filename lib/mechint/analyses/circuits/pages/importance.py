@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....report import style
+from ....report import figure_style as style
 from ....report.words import MINUS
 from ..results import PATHS, SEARCH, Layer, Results, load_masks
 from .words import HEADED, METRICS, metric_name

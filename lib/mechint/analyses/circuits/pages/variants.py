@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....report.words import MINUS
-from ....utils.statistics import holm, permutation_test
+from ....utils.multiple_tests import holm
+from ....utils.statistics import permutation_test
 from ..results import Results
 
 TRAINING, SEARCH = "training", "search"

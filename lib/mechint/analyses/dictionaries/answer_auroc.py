@@ -11,7 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from ...utils.errors import MechintError
-from ...utils.statistics import LEVEL, benjamini_hochberg, number
+from ...utils.multiple_tests import benjamini_hochberg
+from ...utils.statistics import LEVEL, number
 
 FEWEST = 5
 """Prompts of a class, and of all others, below which no AUROC is given."""

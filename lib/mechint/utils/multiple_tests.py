@@ -1,4 +1,8 @@
-"""p-values of many cells, adjusted for looking at all of them: a step-down bootstrap of the largest t, side by side."""
+"""Adjusts p-values for the number of tests.
+
+Many cells of one map: a step-down bootstrap of the largest t, side by side (:func:`max_t`). A list of p-values: Holm's
+method and Benjamini and Hochberg's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from .statistics import FEWEST_TESTED, ROOM, Array, ClusterBootstrap, Estimate
 
@@ -131,3 +136,18 @@ def t_of(mean: Array, error: Array) -> Array:
     """Means over standard errors; 0 for 0, infinite for another mean without any variation."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(mean == 0, 0.0, mean / error))
+
+
+def benjamini_hochberg(p: Array) -> Array:
+    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
+    return np.asarray(stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)).reshape(np.shape(p))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, so that the chance of any false one is at most α (Holm 1979)."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
