@@ -231,7 +231,7 @@ def test_text_has_no_twins() -> None:
 
 def test_keys_and_values_have_a_strip_each() -> None:
     layers = [Layer(0, 24, ((0, 2, 1), (1, 0, 3))), Layer(1, 24, ((1, 2, 3),))]
-    results = Results(Path(), {"unit": "kv"}, {}, [], {}, layers, [], {}, None)
+    results = Results(Path(), {"unit": "kv"}, {}, {}, None, sizes=[], curves={}, layers=layers, searches=[])
     scores = torch.arange(24.0).view(2, 3, 4)
     strips = strips_of(results, {0: scores, 1: scores})
     assert strips.labels == ["0 K", "0 V", "1 K", "1 V"] and strips.heads == 3

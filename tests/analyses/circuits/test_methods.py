@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_scorecard(name: str, method: str) -> None:
     scored = ROWS[SAME[method]].scores(
         compiled.model, compiled.task, Budget(1, PROMPTS, PROMPTS, 10, compiled.unit)
     )  # fmt: skip
-    assert torch.equal(column(circuit(compiled, method), "logits"), scored.to(torch.float32).flatten())
+    assert torch.equal(column(circuit(compiled, method), "logits"), scored.flatten())
 
 
 def test_every_row_of_the_scorecard_asks_a_method_that_a_circuit_can_choose() -> None:
