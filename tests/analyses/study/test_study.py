@@ -18,9 +18,8 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answered, by_chance, side_by_side
-from mechint.analyses.random_weights import beside, reinitialised, shuffled_weights, spread_about_mean
+from mechint.analyses.random_weights import beside, reinitialised, shuffled_models, shuffled_weights, spread_about_mean
 from mechint.analyses.study import steps_discovery as study_discovery
-from mechint.analyses.study import steps_tests as study_tests
 from mechint.analyses.study.ablation_tests import ALPHA, Held
 from mechint.analyses.study.analyzer import WORK, Study, of_layer
 from mechint.analyses.study.candidates import from_units
@@ -253,7 +252,7 @@ def test_influence_and_time_constants_stand_beside_shuffled_weights(known: Any) 
             0 < entry["n"] <= RANDOM_MODELS and entry["low"] <= entry["value"] <= entry["high"] for entry in entries
         )
         assert "shuffled weights" in steps[step]["said"]
-    models = [study_tests.shuffled_models(known.model, 0, 2) for _ in range(2)]
+    models = [shuffled_models(known.model, 0, 2) for _ in range(2)]
     for a, b in zip(*models, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
