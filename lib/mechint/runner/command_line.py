@@ -126,7 +126,7 @@ def main(
 
 
 def name_it() -> str:
-    """What to do where an answer must be named."""
+    """Advice for a prompt whose answer must be named."""
     return f"name the answer in {named('task', 'answer')}"
 
 

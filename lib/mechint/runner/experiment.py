@@ -26,7 +26,7 @@ from .request import Experiment
 def run_directories(
     run: RunConfig, checkpoints: list[str], names: list[str], several: bool = False
 ) -> dict[tuple[str, str], Path]:
-    """Where each (checkpoint, analysis) goes.
+    """Returns the directory of each (checkpoint, analysis).
 
     One named checkpoint fills the output directory itself; a glob or a directory of checkpoints gets one directory
     for each, however many it matches today. Several analyses get one directory each below that.
@@ -57,7 +57,7 @@ def apart(experiment: Experiment) -> list[Experiment]:
 
 @dataclasses.dataclass
 class Plan:
-    """What is done for the analyses whose models are in one place.
+    """The work for the analyses whose models are in one place.
 
     Attributes:
         directories: Of each (checkpoint, analysis); empty where finished ones are drawn again.
@@ -148,7 +148,7 @@ def look(
 
 
 def say(plan: Plan) -> None:
-    """What would be done."""
+    """Prints the work, without doing it."""
     if plan.experiment.run.mode == "from_runs":
         redraw(plan.experiment.run, dry_run=True)
     for (checkpoint, name), directory in plan.directories.items():
@@ -196,7 +196,8 @@ def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[s
 
 
 def lost_ones(checkpoints: list[str], failures: Lost, among: int) -> str:
-    """What could not be made, of several checkpoints or of several analyses of one, ``among`` all that there are."""
+    """Says in one line what could not be made, of several checkpoints or of several analyses of one, ``among`` all that
+    there are."""
     if len(checkpoints) > 1:
         lost = list(dict.fromkeys(checkpoint for checkpoint, _ in failures))
         return f"{len(lost)} of {len(checkpoints)} checkpoints could not be analysed ({', '.join(lost)})"

@@ -117,7 +117,7 @@ FEWEST_SAMPLES = 16
 
 
 def active_latents(share: float, width: float, units: int) -> int:
-    """How many latents a share of a dictionary is, to the nearest one.
+    """Returns the number of latents in a share of a dictionary, to the nearest one.
 
     Raises:
         MechintError: less than one of them.

@@ -31,7 +31,7 @@ CONTROLS = 1
 
 @dataclass(frozen=True)
 class NeuronCommand:
-    """What the command line says; names and defaults as they were documented."""
+    """The options of the command line; names and defaults as they were documented."""
 
     model: tuple[str, ...] = ("state-spaces/mamba-130m-hf",)
     layer: int = 0

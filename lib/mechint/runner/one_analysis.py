@@ -83,7 +83,7 @@ class Request:
 
     @property
     def helper(self) -> bool:
-        """Whether another process leads the work, and this one takes a part of it."""
+        """True if another process leads the work, and this one takes a part of it."""
         return self.by_all and workers.worker()[0] > 0
 
 
@@ -199,7 +199,7 @@ def write_results(wanted: Request, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(wanted: Request) -> Model:
-    """What results say of the model."""
+    """Describes the model for the results."""
     model = wanted.prepared.model
     return Model(
         family=model.config.family,
@@ -233,7 +233,7 @@ def write_manifest(wanted: Request, resumed: Any, written: list[Path], seconds: 
 
 
 def describe(task: Task, discovery: PromptLoader, evaluation: PromptLoader) -> dict[str, Any]:
-    """What results say of the task and its prompts."""
+    """Describes the task and its prompts for the results."""
     return {
         "name": task.name,
         "description": task.description,

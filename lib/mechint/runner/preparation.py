@@ -1,4 +1,4 @@
-"""What is looked at before any work: models, tasks, prompts, and what each analysis needs of them."""
+"""Checks before any work: models, tasks, prompts, and what each analysis needs of them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def prompts_digest(*loaders: PromptLoader) -> str:
 
 
 def is_finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
-    """Whether the directory holds the whole results of this very request, as they were written.
+    """True if the directory holds the whole results of this very request, as they were written.
 
     Raises:
         MechintError: it holds those of another request, or some that were changed since.

@@ -15,7 +15,7 @@ DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What to do: the shared options, the task, and the options of each analysis that is switched on.
+    """An experiment: the shared options, the task, and the options of each analysis that is switched on.
 
     Attributes:
         defconfig: The text of the minimal configuration that repeats the experiment on one checkpoint and analysis,
@@ -27,7 +27,7 @@ class Experiment:
     configs: dict[str, Any]
     defconfig: DefconfigText | None = None
     several: bool = False
-    """Whether it is a part of one with further analyses."""
+    """True if it is a part of an experiment with further analyses."""
 
     def chosen(self) -> list[Analysis]:
         return [analyses()[name] for name in self.configs]

@@ -111,7 +111,7 @@ def find(word: str, known: Mapping[str, Command]) -> tuple[str, Command]:
 
 
 def overview(known: Mapping[str, Command]) -> str:
-    """What ``python -m mechint --help`` prints."""
+    """Returns the text of ``python -m mechint --help``."""
     names = {name: ", ".join((name, *command.aliases)) for name, command in known.items()}
     width = max(map(len, names.values()))
     return "\n".join(
@@ -130,7 +130,7 @@ def overview(known: Mapping[str, Command]) -> str:
 
 
 def help_of(name: str, command: Command) -> str:
-    """What ``python -m mechint NAME --help`` prints."""
+    """Returns the text of ``python -m mechint NAME --help``."""
     lines = [f"usage: {PROGRAM} {name} [option …]", "", command.title]
     for title, flags in command.sections():
         lines += ["", f"{title}:", *flags]

@@ -396,7 +396,8 @@ class CircuitAnalyzer(CircuitEvidence):
         return found
 
     def ranking(self, bench: Bench, scores: Tensor, size: int) -> tuple[str, Tensor]:
-        """How attribution ranks the units, for its curve: ``signed`` or by ``size``, and the scores of that order.
+        """Chooses the order of the units by attribution, for its curve: ``signed`` or by ``size``, and the scores of
+        that order.
 
         The one whose circuit of this size is the better on the discovery prompts, as the searches choose their start:
         a learned mask is to be held against the better of both. Of equally good ones it is the signed order.
@@ -462,7 +463,7 @@ class CircuitAnalyzer(CircuitEvidence):
         return self.units
 
     def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
-        """What ``final_masks.pt`` holds, for each layer."""
+        """Returns the tensors of ``final_masks.pt``, for each layer."""
         parts = [self.units.by_layer(tensor.detach().cpu()) for tensor in (logits, mask, scores)]
         self.masks = {
             name: {

@@ -24,7 +24,7 @@ from .gates import HOLD, Temperature
 
 @dataclass(frozen=True)
 class Metric:
-    """What a circuit must preserve.
+    """The quantity that a circuit must preserve.
 
     Attributes:
         meaning: One sentence for reports.
@@ -53,7 +53,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class CircuitPlan:
-    """What an analysis of circuits is to do; an analysis whose options have these very names needs none."""
+    """The work of an analysis of circuits; an analysis whose options have these very names needs none."""
 
     unit: str
     ablation: str
@@ -72,13 +72,13 @@ class CircuitPlan:
     bootstrap: int
     min_accuracy: float
     method: str = "search"
-    """Of :data:`mechint.analyses.circuits.methods.registry.METHODS`."""
+    """One of :data:`mechint.analyses.circuits.methods.registry.METHODS`."""
     budgets: str = "exponential"
     temperature: Temperature | None = None
     hold: float = HOLD
     """Share of the steps, the last ones, for which the budget is that of the circuit."""
     penalty: float = 0.0
-    """What an open gate costs, in units of the metric."""
+    """The price of an open gate, in units of the metric."""
     precision: str = "float32"
     """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
 
@@ -129,7 +129,7 @@ class Bench:
             return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
 
     def half_cosine(self, metric: str) -> float:
-        """How far bfloat16 turns the gradient of the mask: its cosine to float32's, on the first batch, half open."""
+        """Computes the cosine of the mask's gradient in bfloat16 to that in float32, on the first batch, half open."""
         learn, half, slopes = METRICS[metric].learn, self.half, list[Tensor]()
         for self.half in (False, True):
             mask = torch.full((self.units.total,), 0.5, device=self.batches[0].tokens.device, requires_grad=True)
@@ -166,7 +166,7 @@ class Bench:
         return float(faithfulness(*map(METRICS[metric].read, values)))
 
     def likeness(self, mask: Tensor, metric: str) -> float:
-        """How close the faithfulness of a mask is to 1, at most 0: a circuit that overshoots the model is not it."""
+        """Returns minus the distance of a mask's faithfulness from 1: a circuit that overshoots the model is not it."""
         return -abs(1 - self.faithful(mask, metric))
 
 
@@ -217,7 +217,8 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
 
 
 def loss_of(bench: Bench, metric: str, index: int, gates: Tensor) -> tuple[Tensor, float]:
-    """What gates are trained on: KL itself, or the squared distance to the full model's value; and the metric."""
+    """Returns the training loss of gates: KL itself, or the squared distance to the full model's value; and the
+    metric."""
     column = METRICS[metric].learn
     values = bench.values(index, gates, column if gates.requires_grad else None)
     if column == "kl":
@@ -231,6 +232,6 @@ def loss_of(bench: Bench, metric: str, index: int, gates: Tensor) -> tuple[Tenso
 
 @torch.no_grad()
 def cost(bench: Bench, metric: str, mask: Tensor) -> float:
-    """What gates are trained on, for a mask [units], over all prompts."""
+    """Returns the training loss of gates for a mask [units], over all prompts."""
     losses = [float(loss_of(bench, metric, index, mask)[0]) * len(batch) for index, batch in enumerate(bench.batches)]
     return sum(losses) / sum(len(batch) for batch in bench.batches)

@@ -205,7 +205,8 @@ class CircuitEvidence(StagedAnalyzer):
     def leave_one_out(
         self, bench: Bench, loader: PromptLoader, mask: Tensor, bootstrap: ClusterBootstrap
     ) -> tuple[list[dict[str, Any]], list[int]]:
-        """What the circuit loses without each of its units, or each of as many as the options say, drawn at random.
+        """Measures the drop in faithfulness without each of the circuit's units, or of as many as the options say, at
+        random.
 
         Each entry has the unit's layer and name, the drop in faithfulness and its interval, and p of "its removal costs
         nothing", of one side and adjusted for all the units tried. The worst loss comes first. Beside them are the

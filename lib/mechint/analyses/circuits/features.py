@@ -43,14 +43,14 @@ from .pages import PAGES
 from .work import work
 
 NAME, DICTIONARIES = "feature", "sae"
-"""Of this analysis, and of the one whose dictionaries it takes where no other are named."""
+"""Names of this analysis, and of the one whose dictionaries it takes where no others are named."""
 CONTROL_BATCH, CONTROL_BUFFER = 512, 65_536
 """Activations of a step, and those shuffled together, where dictionaries of the control are trained."""
 
 
 @dataclass(frozen=True)
 class FeatureCircuitConfig(BudgetOptions):
-    """Which dictionaries the units come from; how the circuit is searched and judged."""
+    """The dictionaries that the units come from, the search for the circuit, and its evidence."""
 
     dictionaries: str = option(
         "", "Directory of dictionaries, or of the analysis that trained them; empty takes those of this experiment"

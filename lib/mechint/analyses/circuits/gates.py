@@ -104,7 +104,7 @@ def budget_at(
 
 
 def ramp_at(step: int, steps: int, total: int, schedule: str, hold: float = HOLD) -> float:
-    """How much of a penalty holds at a step, 0 … 1: it rises as the sparsity of a budget does that falls to one."""
+    """Share of the penalty that holds at a step, 0 … 1: it rises as the sparsity of a budget does that falls to one."""
     if step == 0:
         return 0.0  # exactly, so that the first step is the model's
     total = max(2, total)
@@ -119,7 +119,7 @@ LOW, HIGH = 0.001, 100.0
 
 @dataclass(frozen=True)
 class Temperature:
-    """What the gates' logits are divided by: below 1, gates are closer to open or shut and their gradient steeper.
+    """Divisor of the gates' logits: below 1, gates are closer to open or shut and their gradient steeper.
 
     The number of open gates stays the budget at any temperature, and the circuit is the exact top of the logits, which
     no temperature reorders.

@@ -29,7 +29,7 @@ METRIC_NAMES = {"kl_div": "kl"}
 
 @dataclass(frozen=True)
 class KVCircuitConfig(CircuitOptions, Source):
-    """How the circuit is searched and judged."""
+    """The search for the circuit, and its evidence."""
 
     unit: str = option(
         "kv",
@@ -94,7 +94,7 @@ class KVCircuitConfig(CircuitOptions, Source):
     )
 
     def plan(self, total: int) -> CircuitPlan:
-        """What the engine is to do with ``total`` units."""
+        """Returns the plan of the search over ``total`` units."""
         return CircuitPlan(
             unit=self.unit,
             ablation=self.ablation,

@@ -27,7 +27,7 @@ SMALL_MODEL = 16
 SMALL_EVALUATIONS = 1024
 """Evaluations in a model of so few units that subsets can be tried out."""
 BACKWARD = 3
-"""What a gradient at a circuit costs, in evaluations of a circuit."""
+"""Cost of a gradient at a circuit, in evaluations of a circuit."""
 SAMPLE = 32
 """About so many discovery prompts say in which order units are tried; all of them say whether they go."""
 FEW = 16
@@ -37,9 +37,9 @@ SOME = 3
 TOGETHER = 8
 """So many circuits or more are measured in a sweep, which has a base to compute first."""
 WORTH = 1e-3
-"""How much closer to the model's a faithfulness has to be for an exchange at the same size."""
+"""Least gain in faithfulness for which units are exchanged at the same size."""
 ROUNDING = 1e-6
-"""What a faithfulness has to be above the target, or above another one, to count as such."""
+"""Least difference by which a faithfulness counts as above the target, or above another one."""
 
 
 def evaluations(total: int, steps: int = 100) -> int:
@@ -61,7 +61,7 @@ it took to know it."""
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning made of a circuit.
+    """The result of pruning a circuit.
 
     Attributes:
         mask: The circuit, [units] of 0 and 1.
@@ -150,7 +150,7 @@ class Pruning:
         """Evaluations of circuits on all prompts, or work worth as much."""
         self.exchanges = 0
         self.far: dict[int, float] = {}
-        """How far from the model the circuit was on the sample when it was last measured without a unit, by unit."""
+        """Distance of the circuit from the model on the sample when it was last measured without a unit, by unit."""
 
     def run(self) -> bool:
         """Prunes :attr:`mask`; whether nothing is left to try."""
@@ -164,12 +164,12 @@ class Pruning:
             return False
 
     def affordable(self) -> bool:
-        """Whether exchanges leave enough for the removal of every unit alone, if that can be paid for at all."""
+        """True if exchanges leave enough for the removal of every unit alone, if that can be paid for at all."""
         kept = int(self.mask.sum())
         return math.isinf(self.target) or kept >= self.limit or self.spent + kept <= self.limit
 
     def minimal(self) -> bool:
-        """Whether every unit of the circuit was removed alone and may not go."""
+        """True if every unit of the circuit was removed alone and none may go."""
         keys = [key_of(less(self.mask, [unit])) for unit in key_of(self.mask)]
         known = [self.seen[key][0] for key in keys if key in self.used]
         return math.isfinite(self.target) and len(known) == len(keys) and not any(self.allowed(f, 0) for f in known)
@@ -200,7 +200,7 @@ class Pruning:
         return self.measured(shares, masks, lambda new, all, fills: all.removals(mask, [units[k] for k in new], fills))
 
     def measured(self, shares: Shares, masks: list[Tensor], cells: Cells) -> list[float]:
-        """What is known of these circuits, once those that are new are measured."""
+        """Measures those of these circuits that are new, and returns what is known of all."""
         own = () if shares is self.whole else (-1,)
         keys = [(*own, *key_of(mask)) for mask in masks]
         fresh = [k for k, key in enumerate(keys) if key not in self.used and key not in keys[:k]]
@@ -239,13 +239,14 @@ class Pruning:
         return self.slopes[key]
 
     def like(self, faithful: float) -> float:
-        """How close a faithfulness is to the model's: a circuit that overshoots the model is not it."""
+        """Returns minus the distance of a faithfulness from the model's: a circuit that overshoots the model is not
+        it."""
         return -abs(1 - faithful)
 
     # ---- moves --------------------------------------------------------------------------------------------------
 
     def allowed(self, faithful: float, size: int) -> bool:
-        """Whether a circuit of this faithfulness and size may be what comes out."""
+        """True if a circuit of this faithfulness and size is acceptable as the result."""
         return size >= self.size if math.isinf(self.target) else faithful >= self.target + ROUNDING
 
     def shrunk(self, mask: Tensor, held: int = -1) -> Tensor:
@@ -290,11 +291,11 @@ class Pruning:
         return sorted(units, key=self.needed)
 
     def needed(self, unit: int) -> tuple[float, float, int]:
-        """How late a unit is tried."""
+        """Sort key of a unit: the later, the larger."""
         return self.far.get(unit, math.inf), float(self.order[unit]), unit
 
     def longest(self, mask: Tensor, ranked: list[int], most: int) -> int:
-        """How many of the first units can go together, if more can never go where fewer can't."""
+        """Counts the first units that can go together, if more can never go where fewer can't."""
         if math.isinf(self.target):
             return most
         low, high = 0, most + 1
@@ -368,7 +369,7 @@ class Pruning:
         return list(dict.fromkeys(itertools.chain.from_iterable(zip(*both, strict=True))))[: self.window]
 
     def better(self, other: Tensor) -> bool:
-        """Whether a circuit is smaller than the one at hand, or as large and closer to the model."""
+        """True if a circuit is smaller than the one at hand, or as large and closer to the model."""
         size, now = int(other.sum()), int(self.mask.sum())
         if size != now:
             return size < now
@@ -416,7 +417,7 @@ class Shares:
 
     @torch.no_grad()
     def of(self, new: list[int], masks: list[Tensor], cells: Cells) -> list[list[float]]:
-        """Of some of the masks, the faithfulness and the share of the prompts that were measured for it; of those that
+        """Measures the faithfulness of some of the masks, and the share of the prompts that this took; of those that
         have missed the target before the end, an upper bound that misses it."""
         bench, sums = self.bench, torch.zeros(len(new), len(self.columns), dtype=torch.float64)
         live, seen = list(range(len(new))), torch.zeros(len(new))
@@ -438,7 +439,7 @@ class Shares:
         return [[self.share(each), float(part) / self.prompts] for each, part in zip(sums, seen, strict=True)]
 
     def missed(self, sums: Tensor) -> bool:
-        """Whether a circuit misses the target whatever the prompts that are left give: KL is never negative."""
+        """True if a circuit misses the target whatever the prompts that are left give: KL is never negative."""
         if math.isinf(self.target) or "kl" not in self.metrics:
             return False
         k = self.metrics.index("kl")

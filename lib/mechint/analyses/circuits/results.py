@@ -80,7 +80,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Removed:
-    """What the circuit loses without one of its units: the drop in faithfulness, and p, adjusted, of none."""
+    """The loss of the circuit without one of its units: the drop in faithfulness, and p, adjusted, of none."""
 
     layer: int
     unit: tuple[int, ...]
@@ -100,7 +100,7 @@ class Results(FinishedRun):
 
     @property
     def method(self) -> str:
-        """How the circuit was found; results of earlier releases know the search alone."""
+        """The method that found the circuit; results of earlier releases know the search alone."""
         return str(self.raw["config"].get("method", SEARCH))
 
     @property
@@ -260,7 +260,7 @@ def _with_its_seed(trace: Trace, results: Results, names: set[str]) -> Trace:
 
 
 def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
-    """What a point of the faithfulness curve is of: the number of units kept."""
+    """The horizontal axis of the faithfulness curve: the number of units kept."""
     if address[0] != "curve" or not isinstance(address[-1], int):
         return {}
     return {"name": f"{raw['curve']['size'][address[-1]]} units kept"}

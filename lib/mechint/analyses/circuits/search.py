@@ -18,7 +18,7 @@ from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How the gates of a search learn.
+    """Options of the training of a search's gates.
 
     Attributes:
         gate: Kind of gate, of :data:`mechint.analyses.circuits.gates.GATES`.
@@ -71,7 +71,7 @@ class Search:
         starts = [start_logits(order) for order in (scores, scores.abs(), *others)]
         self.start = min(starts, key=self.way_cost)
         self.began_elsewhere = not any(self.start is own for own in starts[:2])
-        """Whether it starts in the order of one of ``others``."""
+        """True if it starts in the order of one of ``others``."""
         if options.penalty is not None:  # almost all open, in the same order
             self.start = MOSTLY_OPEN + 0.25 * self.start
         self.logits = self.start.clone().requires_grad_()
@@ -81,7 +81,7 @@ class Search:
         self.masks: dict[int, Tensor] = {}
         """Circuits of other sizes, kept at the step when the budget passed them."""
         self.went_back = False
-        """Whether the search ended with nothing better than the order it began with."""
+        """True if the search ended with nothing better than the order it began with."""
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after a kill."""
@@ -132,7 +132,8 @@ class Search:
         return float(loss.detach())
 
     def _pressure(self, logits: Tensor) -> tuple[float | None, Tensor | float, float]:
-        """What makes the circuit small at this step: a budget, or a price to add; and how many gates are expected open.
+        """Returns the pressure towards a small circuit at this step: a budget, or a price to add; and how many gates
+        are expected open.
 
         Without a penalty yet, all are open: step 0 is the model to the bit.
         """
@@ -213,7 +214,7 @@ class Search:
 
 
 MOSTLY_OPEN = 3.0
-"""Where logits of gates without a budget begin: σ(3) = 0.95."""
+"""Logits at which gates without a budget begin: σ(3) = 0.95."""
 
 
 def start_logits(scores: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from .work import work
 
 @dataclass(frozen=True)
 class SSMCircuitConfig(BudgetOptions):
-    """How the circuit is searched and judged."""
+    """The search for the circuit, and its evidence."""
 
     unit: str = option(
         "channel",

@@ -19,7 +19,7 @@ from .results import load_results, read_masks
 
 @dataclass(frozen=True)
 class Circuit:
-    """Which units are kept.
+    """The units that a circuit keeps.
 
     Attributes:
         units: All units of the model.

@@ -14,9 +14,9 @@ from .methods.starting_orders import EXACT_UNITS
 from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
 PRUNINGS = 2
-"""Of the circuit, and of the one on random weights."""
+"""Circuits that are pruned: the circuit, and the one on random weights."""
 SIZES = 11
-"""Of the faithfulness curve, and the circuit's own."""
+"""Sizes at which faithfulness is measured: those of the curve, and the circuit's own."""
 SETS = 14
 """Sets of units that minimality removes at the most, about."""
 TRIES = 4

@@ -1,4 +1,5 @@
-"""What a method of ranking units may look at: prompts of the discovery half, and what masks over the units do there."""
+"""The data that a method of ranking units may use: prompts of the discovery half, and what masks over the units do
+there."""
 
 from __future__ import annotations
 

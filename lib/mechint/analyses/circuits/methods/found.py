@@ -55,7 +55,7 @@ def went_back(returned: int, searches: int, elsewhere: bool) -> str:
 
 
 def how_pruned(results: dict[str, Any], target: float) -> str:
-    """What pruning made of the circuit, and what of it is certain, in words.
+    """Says in words how pruning changed the circuit, and which of it is certain.
 
     Args:
         results: With the metrics of the circuit, and what was done to it.

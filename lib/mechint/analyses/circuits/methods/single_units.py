@@ -22,12 +22,12 @@ from .evaluator import Evaluator
 
 
 def removal(evaluator: Evaluator) -> Tensor:
-    """How far the model without each of its units alone is from the model, in what gates learn from, [units]."""
+    """Computes the loss that gates learn from for the model without each of its units alone, [units]."""
     return removal_effects(evaluator.bench, evaluator.metric)
 
 
 def removal_effects(bench: Bench, metric: str, inside: Tensor | None = None) -> Tensor:
-    """How far a circuit without each of its units alone is from the model, in what gates learn from, [units].
+    """Computes the loss that gates learn from for a circuit without each of its units alone, [units].
 
     Args:
         bench: The discovery prompts.

@@ -1,4 +1,5 @@
-"""What a search begins with: attributions, or exact effects of single units where attributions mislead or miss some."""
+"""Orders of the units that a search begins with: attributions, or exact effects of single units where attributions
+mislead or miss some."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def starting_scores(bench: Bench, metric: str, attributed: Tensor | None = None)
 
 
 def misleads(bench: Bench, metric: str, scores: Tensor) -> bool:
-    """Whether no circuit of 1/2, 1/4, … of the units in these orders, signed or by size, costs half of what none does.
+    """True if no circuit of 1/2, 1/4, … of the units in these orders, signed or by size, costs half of what none does.
 
     On the compiled models the best such circuit costs either nothing or 98 % and more.
     """
