@@ -208,7 +208,7 @@ def test_loading_copies_and_draws_nothing(model: Mamba) -> None:
 
 def test_a_family_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     built = torch.nn.Linear(1, 1)
-    toy = Family("Toy", lambda names: "toy.weight" in names, lambda *_: built)
+    toy = Family("Toy", lambda names: "toy.weight" in names, build=lambda *_: built)
     monkeypatch.setitem(FAMILIES, "toy", toy)
     assert from_state_dict({"toy.weight": torch.ones(1)}, None, "here") is built
 
