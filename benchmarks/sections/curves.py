@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 import mechint
-from mechint import scan
+from mechint import Edit, scan
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 
 from ..pairs import Limit, Question, Slope
 from ..shapes import INNER, STATES, last, model, scan_inputs

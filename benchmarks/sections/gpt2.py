@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import mechint
+from mechint import Edit
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 from mechint.models.loading.load import from_state_dict
 
 from ..pairs import Question, Target

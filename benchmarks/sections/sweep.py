@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import mechint
+from mechint import Edit
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 
 from ..pairs import Question, Target
 from ..shapes import HF, LAYERS, LOOP, OURS, VOCABULARY, WIDTH, pair

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import mechint
+from mechint import Edit
 from mechint.attribution.decomposition import decompose
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 
 from ..pairs import Limit, Question, Target
 from ..shapes import INNER, LAYERS, LOOP, OURS, VOCABULARY, last, model

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import run
 from mechint.attribution.attention import attention_map
-from mechint.mechint import run
 from mechint.scan import recurrence
 from mechint.scan.attention_weights import hidden_attention, states
 from mechint.utils.errors import MechintError

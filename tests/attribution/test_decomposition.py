@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint import Edit
 from mechint.attribution.decomposition import Block, decompose, shapley
-from mechint.mechint import Edit
 from mechint.scan import hidden_attention
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_mamba, tokens

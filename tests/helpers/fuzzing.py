@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mechint.mechint import MechintError
+from mechint import MechintError
 
 SECONDS = 20
 """No mutated file takes longer: most take a hundredth of a second."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 import mechint
+from mechint import Edit
 from mechint.analyses.neurons.options import NeuronConfig
-from mechint.mechint import Edit
 from mechint.tasks import Prompts
 from tests.helpers.builders import tokens
 

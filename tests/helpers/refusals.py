@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mechint.mechint import MechintError
+from mechint import MechintError
 
 
 def refusal(action: Callable[[], object]) -> str:

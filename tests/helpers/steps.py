@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechint.mechint import Edit
+from mechint import Edit
 
 
 def by_steps(model: Any, ids: Tensor, edits: list[Edit]) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 import mechint
+from mechint import Edit
 from mechint.interventions.edits import CUTS
-from mechint.mechint import Edit
 
 ROWS, LENGTH = 2, 6
 

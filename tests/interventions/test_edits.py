@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechint
-from mechint import scan
-from mechint.mechint import Edit
+from mechint import Edit, scan
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import mechint
+from mechint import Edit
 from mechint.ground_truth import BLUEPRINTS
-from mechint.mechint import Edit
 
 
 @pytest.mark.parametrize("seed", range(5))

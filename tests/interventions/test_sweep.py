@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint import Edit, MechintError
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import Base, sweep
-from mechint.mechint import Edit, MechintError
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
 from tests.helpers.paths import ROOT
 from tests.helpers.sweeps import LENGTH, ROWS, edits, one_by_one

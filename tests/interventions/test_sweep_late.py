@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import Edit
 from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.sweep_cells import Cell, late_edit
-from mechint.mechint import Edit
 from mechint.models.mamba import Mamba
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.sweeps import one_by_one

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint import Edit
 from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.taps import SideBySide, Tap
-from mechint.mechint import Edit
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tokens
 from tests.helpers.sweeps import one_by_one
 

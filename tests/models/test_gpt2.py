@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechint
+from mechint import Edit
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 from mechint.models.attention import grown
 from mechint.models.gpt2 import GPT2, GPT2Config
 from mechint.utils.errors import MechintError

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint import Edit
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import sweep
-from mechint.mechint import Edit
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.helpers.builders import LLAMA_SIZES, tiny_llama, tokens
 from tests.helpers.llama_oracle import oracle

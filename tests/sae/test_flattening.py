@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechint import sae
+from mechint import Edit, MechintError, run, sae
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.feature_units import FeatureUnits
 from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig, SAEAnalyzer, refuse
@@ -19,7 +19,6 @@ from mechint.analyses.dictionaries.evaluation import Windows, evaluate, evaluate
 from mechint.analyses.dictionaries.features import read_features
 from mechint.analyses.dictionaries.logits import direct_map
 from mechint.analyses.loader import PromptLoader
-from mechint.mechint import Edit, MechintError, run
 from mechint.sae.activations.flattening import flat_width, flatten, unflatten
 from mechint.sae.base import SAEConfig
 from mechint.tasks import TaskConfig, make_task

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mechint import sae
-from mechint.mechint import MechintError
+from mechint import MechintError, sae
 from mechint.sae.base import SAEConfig
 from tests.golden.sae.ours import ARCHITECTURES, example
 from tests.helpers.dictionary_files import GOLDEN, LOAD

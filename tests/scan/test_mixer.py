@@ -11,9 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint import scan
+from mechint import Edit, scan
 from mechint.interventions.taps import Tap
-from mechint.mechint import Edit
 from mechint.models import mamba
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.scans import drawn

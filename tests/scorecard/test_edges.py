@@ -9,13 +9,13 @@ import functools
 import pytest
 import torch
 
+from mechint import Edit
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.neurons.cross_layer import unit_effects
 from mechint.ground_truth import BLUEPRINTS, Compiled
 from mechint.ground_truth.edges import NEEDED, clear, flows, links
 from mechint.ground_truth.truth import TIE, margins
 from mechint.interventions.run import run
-from mechint.mechint import Edit
 from mechint.models.norms import NoNorm, tell_readers
 from mechint.scorecard.edges import asked_for, edge_attribution, flow_cuts, score_edges
 from mechint.utils.errors import MechintError

@@ -9,6 +9,7 @@ import functools
 import pytest
 import torch
 
+from mechint import Edit
 from mechint.analyses.metrics import answer_metric
 from mechint.ground_truth import GPT2_BLUEPRINTS, Compiled
 from mechint.ground_truth.edge_masks import Edge
@@ -17,7 +18,6 @@ from mechint.ground_truth.gpt2.flows import NEEDED, ONE_WAY, SHARES
 from mechint.ground_truth.gpt2.links import kinds
 from mechint.ground_truth.truth import TIE, margins
 from mechint.interventions.run import run
-from mechint.mechint import Edit
 from mechint.scorecard import METHODS, card, edges
 from mechint.scorecard.edges import EDGE_METHODS, asked_for, flow_cuts, links_by_chance, score_edges
 from mechint.scorecard.gpt2_edges import (

@@ -9,10 +9,10 @@ import gc
 import pytest
 import torch
 
+from mechint import Edit
 from mechint.ground_truth import BLUEPRINTS, answers
 from mechint.ground_truth.planted import SITES, Planted, PlantedSizes, planted
 from mechint.interventions.run import run
-from mechint.mechint import Edit
 from mechint.sae import SAEConfig
 from mechint.sae.registry import make
 from mechint.scorecard.cost import cost, reset

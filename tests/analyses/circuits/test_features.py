@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint import sae
+from mechint import MechintError, run, sae
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench
 from mechint.analyses.circuits.evidence import removed
@@ -19,7 +19,6 @@ from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
 from mechint.analyses.dictionaries.stored import one_for_each_site
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
-from mechint.mechint import MechintError, run
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.sae.base import SAEConfig, SparseAutoencoder

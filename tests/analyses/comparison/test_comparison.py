@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mechint
+from mechint import Edit
 from mechint.analyses.comparison.analyzer import Profiler, per_byte
 from mechint.analyses.comparison.differences import comparable, compare, differences, groups, quantities
 from mechint.analyses.comparison.options import CompareConfig, lengths
@@ -24,7 +25,6 @@ from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.options import RunConfig
 from mechint.analyses.sparsity.options import SparsityConfig
 from mechint.analyses.spectra import effective_rank
-from mechint.mechint import Edit
 from mechint.report import write_report
 from mechint.report.finished import FinishedRun
 from mechint.runner.drawing import comparison_lines

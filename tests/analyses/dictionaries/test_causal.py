@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import Edit, MechintError, run
 from mechint.analyses.dictionaries.answer_auroc import auroc, label_scores, mann_whitney
 from mechint.analyses.dictionaries.causal import causal_effects
 from mechint.analyses.dictionaries.evaluation import Windows
-from mechint.mechint import Edit, MechintError, run
 from mechint.utils.multiple_tests import benjamini_hochberg
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.helpers.dictionaries import dictionary

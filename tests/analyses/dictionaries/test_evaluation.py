@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import Edit, MechintError, run
 from mechint.analyses.dictionaries.baselines import Moments, baselines_at
 from mechint.analyses.dictionaries.evaluation import Windows, evaluate, evaluate_all, largest_cosine
-from mechint.mechint import Edit, MechintError, run
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 DRAWS = 200

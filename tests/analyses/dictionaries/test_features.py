@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import Edit, MechintError, run
 from mechint.analyses.dictionaries.evaluation import Windows
 from mechint.analyses.dictionaries.features import BINS, Wanted, read_features, save_features
 from mechint.analyses.dictionaries.logits import direct_map, extreme_tokens
-from mechint.mechint import Edit, MechintError, run
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.dictionaries import dictionary
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mechint import MechintError
 from mechint.analyses.dictionaries import feature_browser as dictionary_page
 from mechint.analyses.dictionaries.feature_browser import write_dictionary_page
 from mechint.analyses.dictionaries.figures import METRICS, load_grid, table_of
-from mechint.mechint import MechintError
 from mechint.report import write_report
 from tests.helpers.dictionary_runs import features, member, number, results, write_run
 

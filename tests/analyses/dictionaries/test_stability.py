@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechint import MechintError
 from mechint.analyses.dictionaries.stability import agreement, stability
-from mechint.mechint import MechintError
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mechint
+from mechint import Edit
 from mechint.analyses.circuits.methods.attention import METHODS, attention_units
 from mechint.analyses.circuits.methods.delta import delta_units, mean_step, rankings
 from mechint.analyses.metrics import answer_metric
@@ -20,7 +21,6 @@ from mechint.analyses.unit_effects import Effects
 from mechint.attribution.attention import attention_maps, normalised
 from mechint.ground_truth import BLUEPRINTS
 from mechint.interventions.gradients import gradients
-from mechint.mechint import Edit
 from mechint.tasks import Prompts, TaskConfig
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import mechint
-from mechint.mechint import MechintError
+from mechint import MechintError
 from mechint.models.loading.checkpoints import LLM_C
 from mechint.models.loading.discover import find_checkpoints
 from mechint.models.loading.load import from_state_dict, to_hf_state_dict

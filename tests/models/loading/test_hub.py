@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import mechint
-from mechint.mechint import MechintError
+from mechint import MechintError
 from mechint.models.loading.hub import is_hub_id
 from mechint.models.loading.load import to_hf_state_dict
 from tests.helpers.builders import tiny_mamba, tokens
