@@ -29,7 +29,7 @@ from ...utils import files, live
 from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
 from ...utils.progress import Progress
-from ...utils.statistics import ClusterBootstrap, Number, exact, number, said
+from ...utils.statistics import ClusterBootstrap, Number, exact, number
 from ..ablation import Ablation
 from ..base import group_of
 from ..loader import PromptLoader
@@ -463,7 +463,7 @@ class CircuitAnalyzer(CircuitEvidence):
         return self.units
 
     def keep_masks(self, mask: Tensor, logits: Tensor, scores: Tensor) -> None:
-        """Returns the tensors of ``final_masks.pt``, for each layer."""
+        """Makes the tensors of ``final_masks.pt``, for each layer."""
         parts = [self.units.by_layer(tensor.detach().cpu()) for tensor in (logits, mask, scores)]
         self.masks = {
             name: {
@@ -474,28 +474,3 @@ class CircuitAnalyzer(CircuitEvidence):
             }
             for name, *own in zip(self.units.layer_names, *parts, strict=True)
         }
-
-
-def summary(results: dict[str, Any]) -> list[str]:
-    """The figures a user wants to see at once."""
-    metrics = results["metrics"]
-
-    def say(name: str, form: str = ".3f") -> str:
-        entry = metrics.get(name)
-        if entry is None:
-            return "not measured"
-        return said(entry, form)
-
-    kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
-    lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]
-    for title, name in (
-        ("faithfulness", "faithfulness"),
-        ("before pruning", "faithfulness_unpruned"),
-        ("random circuits", "faithfulness_random"),
-        ("random weights", "faithfulness_random_weights"),
-        ("completeness", "completeness"),
-        ("minimality", "minimality"),
-        ("stability", "jaccard"),
-    ):
-        lines.append(f"  {title:<16}{say(name)}")
-    return lines

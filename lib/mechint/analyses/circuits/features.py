@@ -35,11 +35,12 @@ from ..dictionaries.features import read_features, save_features
 from ..dictionaries.reading import window_of
 from ..dictionaries.stored import load_all, one_for_each_site
 from ..loader import PromptLoader
-from .analyzer import CircuitAnalyzer, summary
+from .analyzer import CircuitAnalyzer
 from .bench import Bench, CircuitPlan
 from .feature_units import KIND, FeatureUnits
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
+from .results import summary
 from .work import work
 
 NAME, DICTIONARIES = "feature", "sae"

@@ -18,6 +18,7 @@ from ...report.results import Address
 from ...report.values import Value, read_text, read_value
 from ...utils.errors import MechintError
 from ...utils.files import parse_json, read_torch
+from ...utils.statistics import said
 
 REQUIRED_METRICS = ("units_total", "units_kept", "faithfulness")
 REQUIRED = {
@@ -335,3 +336,28 @@ def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
     if isinstance(raw, str):
         return (PATHS.index(raw),)
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The figures a user wants to see at once."""
+    metrics = results["metrics"]
+
+    def say(name: str, form: str = ".3f") -> str:
+        entry = metrics.get(name)
+        if entry is None:
+            return "not measured"
+        return said(entry, form)
+
+    kept, total = metrics["units_kept"]["value"], metrics["units_total"]["value"]
+    lines = [f"  kept            {kept} of {total} {results['units']} ({kept / total:.1%})"]
+    for title, name in (
+        ("faithfulness", "faithfulness"),
+        ("before pruning", "faithfulness_unpruned"),
+        ("random circuits", "faithfulness_random"),
+        ("random weights", "faithfulness_random_weights"),
+        ("completeness", "completeness"),
+        ("minimality", "minimality"),
+        ("stability", "jaccard"),
+    ):
+        lines.append(f"  {title:<16}{say(name)}")
+    return lines

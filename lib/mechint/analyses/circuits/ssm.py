@@ -12,9 +12,10 @@ from ...interventions.units import SSM_UNITS, Units
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ..base import Analysis
-from .analyzer import CircuitAnalyzer, summary
+from .analyzer import CircuitAnalyzer
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
+from .results import summary
 from .work import work
 
 
