@@ -14,6 +14,7 @@ from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.results import quantities
 from mechint.analyses.random_weights import compared, quantity, shuffled_models, shuffled_numbers, shuffled_weights
 from mechint.analyses.sparsity.analyzer import SparsityAnalyzer
+from mechint.report.content import Table
 from mechint.report.control import control_findings, control_sections
 from mechint.tasks.base import mix
 from mechint.utils.errors import MechintError
@@ -47,7 +48,8 @@ def test_two_differ_when_the_interval_is_apart_from_every_shuffled_one() -> None
     assert said[0][1].startswith("1 of 2 quantities differ") and "b (gated, layer 0)" in said[1][1]
     assert said[2] == (False, "A shuffled model could not be measured: why")
     [section] = control_sections(found)
-    assert [row[-1] for row in section.rows] == ["yes", "no", "–"] and section.rows[2][3] == "–"
+    [table] = [block for block in section.blocks if isinstance(block, Table)]
+    assert [row[-1] for row in table.rows] == ["yes", "no", "–"] and table.rows[2][3] == "–"
 
 
 def test_no_controls_are_said_to_be_none() -> None:

@@ -14,6 +14,7 @@ from mechint.analyses.neurons.report import shared_section
 from mechint.analyses.neurons.tokens import token_terms
 from mechint.attribution.decomposition import decompose
 from mechint.attribution.relevance import relevance
+from mechint.report.content import Table
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.helpers.neurons import SMALL, prompts
 from tests.helpers.tracing import loaders
@@ -62,7 +63,8 @@ def test_the_study_reports_means_over_prompts_with_what_the_sums_miss() -> None:
     for block in found["blocks"]:
         assert 0 < block["missed"] < 1e-5 and len(block["sources"]["value"]) == length
         assert block["residual"]["low"] <= block["residual"]["value"] <= block["residual"]["high"]
-    assert len(shared_section(found).rows) == model.num_layers
+    [table] = [block for block in shared_section(found).blocks if isinstance(block, Table)]
+    assert len(table.rows) == model.num_layers
 
 
 def test_half_precision_and_a_switched_off_section_have_none() -> None:
