@@ -75,6 +75,7 @@ def test_each_control_is_the_same_study_of_a_shuffled_model(build: Any) -> None:
         assert row["shuffled"]["low"] == min(v["low"] for v in values)
 
 
+@pytest.mark.slow
 def test_a_known_circuit_differs_from_its_shuffled_weights_and_they_from_each_other_do_not() -> None:
     model, both = known_circuit(), loaders(known_circuit(), 8, 16)
     config = dataclasses.replace(SMALL, sites="gated", controls=2, cross_layer=False)

@@ -58,6 +58,7 @@ def test_its_menu_and_its_experiment_are_found(tree: Path) -> None:
     assert "mamba-tiny-margin" in find_all(tree) and "mamba-tiny-margin" not in find_all(ROOT)
 
 
+@pytest.mark.slow
 def test_it_runs_and_is_drawn_logged_and_read_like_the_others(tree: Path) -> None:
     said = call(
         tree, "-m", "mechint", "--checkpoint=model.pt", "--output-dir=out", "--no-ssm", "--margin",

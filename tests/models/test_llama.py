@@ -39,6 +39,7 @@ def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int
         np.testing.assert_allclose(run[name].numpy(), correct, rtol=0, atol=1e-10 * largest, err_msg=name)
 
 
+@pytest.mark.slow
 @given(sizes=LLAMA_SIZES, seed=st.integers(0, 50))
 @settings(max_examples=10, deadline=None)
 def test_recording_and_identity_edits_keep_every_bit(sizes: dict, seed: int) -> None:

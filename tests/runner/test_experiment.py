@@ -44,6 +44,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
+@pytest.mark.slow
 def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_twice(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "models/final_model_stepV0.pt")
     for output in ("one", "two"):

@@ -76,6 +76,7 @@ def test_a_frozen_decoder_is_random_and_rows_have_norm_1() -> None:
     assert not torch.equal(done["topk"].W_dec, other["topk"].W_dec)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """The same batches, halved, and the sums put together: all that differs is the order of additions."""
     with socket.socket() as free:

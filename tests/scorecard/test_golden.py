@@ -41,7 +41,7 @@ def test_no_score_of_units_falls(name: str, method: str) -> None:
     assert fallen(golden.units(name, method), STORED["units"][name][method]) == {}
 
 
-@pytest.mark.slow_where("siit_gpt2_recall-search_resample")
+@pytest.mark.slow_where("siit_gpt2_recall-search")
 @pytest.mark.parametrize(
     ("name", "method"),
     [

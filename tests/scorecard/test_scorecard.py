@@ -43,6 +43,7 @@ def test_positions_are_not_asked_for_where_twins_have_the_same_there() -> None:
     assert positions(compiled("shift"), 8) == {}  # no state at all
 
 
+@pytest.mark.slow
 def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
     monkeypatch.setattr(card, "METHODS", few)

@@ -342,6 +342,7 @@ def test_tied_globally_is_tied_with_every_head_alike() -> None:
     assert again.config == one.config and torch.equal(again(tokens), one(tokens))
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):

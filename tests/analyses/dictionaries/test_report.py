@@ -16,6 +16,7 @@ from mechint.report import write_report
 from tests.helpers.dictionary_runs import features, member, number, results, write_run
 
 
+@pytest.mark.slow
 def test_the_report_has_every_dictionary_and_the_same_bytes_twice(tmp_path: Path) -> None:
     raw = results()
     run = write_run(tmp_path / "run", raw)

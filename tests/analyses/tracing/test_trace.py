@@ -201,6 +201,7 @@ def test_role_means_and_shares_by_hand() -> None:
     assert ((low <= point) & (point <= high)).all()
 
 
+@pytest.mark.slow
 def test_the_results_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mamba(1).requires_grad_(False)
     discovery, evaluation = loaders(model)
