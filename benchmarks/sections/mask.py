@@ -11,7 +11,8 @@ from torch import Tensor
 import mechint
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.models.gpt2 import GPT2, GPT2Config
 from mechint.tasks import Prompts
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mechint.analyses.spectra import alignment, effective_rank, participation_ratio
-from mechint.interventions.sites import layer_kinds, layer_sites, layer_windows
+from mechint.interventions.model import layer_kinds, layer_sites
+from mechint.interventions.sites import layer_windows
 from mechint.utils.statistics import pearson
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 

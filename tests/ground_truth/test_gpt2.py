@@ -16,7 +16,8 @@ from mechint.ground_truth import BLUEPRINTS as MAMBA_BLUEPRINTS
 from mechint.ground_truth import GPT2_BLUEPRINTS, IMPOSED, MODELS, Asked, Compiled, GPT2Size, Part, answers, verify
 from mechint.ground_truth.gpt2.counting import Count, ModularSum
 from mechint.ground_truth.gpt2.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import scored

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, Compiled
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.tasks import Prompts, make_task
 from mechint.tasks.recall import Recall
 from mechint.training import Alignment, NotImposed, Variable, check, imposed_circuit

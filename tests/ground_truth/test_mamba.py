@@ -30,7 +30,8 @@ from mechint.ground_truth import (
 )
 from mechint.ground_truth.mamba.models import Induction, Latch, MostRecent, Recall, SelectiveCopy, Shift
 from mechint.ground_truth.prompts import Latch as LatchTask
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.utils import files
 
 

@@ -10,7 +10,8 @@ from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench
 from mechint.analyses.circuits.ssm import SSMCircuitConfig
 from mechint.analyses.loader import PromptLoader
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.tasks import TaskConfig, make_task
 from tests.helpers.builders import tiny_mamba
 

@@ -23,7 +23,7 @@ from mechint.interventions.gradients import gradients
 from mechint.interventions.sites import RESIDUAL, Site
 from mechint.interventions.sweep import sweep
 from mechint.interventions.taps import Tap
-from mechint.interventions.units import Block, UnitKind
+from mechint.interventions.unit_kinds import Block, UnitKind
 from mechint.models.base import LanguageModel, outer_sites
 from mechint.models.loading.load import FAMILIES, Family
 from mechint.models.mamba import RMSNorm

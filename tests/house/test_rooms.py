@@ -83,6 +83,16 @@ def test_imports_run_downward() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_files_import_each_other() -> None:
+    """No circle of files either, not even for types: files can be put in an order in which each needs earlier ones."""
+    known = modules()
+    left = {module: imports(module, path, known) - {module} for module, path in known.items()}
+    while ready := [module for module, needed in left.items() if not needed & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert not left, f"in a circle, or above one: {', '.join(sorted(left))}"
+
+
 def test_every_room_has_a_floor() -> None:
     known = modules()
     rooms = {room_of(module, path) for module, path in known.items()}

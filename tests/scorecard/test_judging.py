@@ -12,7 +12,8 @@ import torch
 from mechint.analyses.circuits.methods.attention import attention_units
 from mechint.analyses.circuits.methods.single_units import exchange_effects
 from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, score_method, score_units
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.scorecard import ScorecardConfig, scorecard
 from mechint.scorecard.card import within_layers
 from mechint.scorecard.methods import METHODS, Budget, Method, outside_method, patched

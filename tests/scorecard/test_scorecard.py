@@ -18,7 +18,8 @@ import torch
 import mechint
 from mechint.analyses.random_weights import shuffled_weights
 from mechint.ground_truth import GPT2_BLUEPRINTS, GROUPS, MODELS, score_units
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance

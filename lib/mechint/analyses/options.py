@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..interventions.model import Model
-from ..interventions.sites import layer_kinds
+from ..interventions.model import Model, layer_kinds
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown

@@ -20,7 +20,8 @@ from ..interventions.gradients import gradients
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
-from ..interventions.units import Block, UnitKind, Units
+from ..interventions.unit_kinds import Block, UnitKind
+from ..interventions.units import Units
 from ..tasks import Prompts
 from .ablation import Ablation
 from .metrics import answer_metric

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..interventions.edits import Edit
-from ..interventions.model import Model
-from ..interventions.sites import layer_kinds, layer_sites
+from ..interventions.model import Model, layer_kinds, layer_sites
 from ..scan.checks import accumulate
 from ..scan.selective import read_out
 from ..utils.errors import MechintError

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import PATHS, Units
+from ..interventions.unit_kinds import PATHS
+from ..interventions.units import Units
 from ..tasks.base import Prompts, Task
 from ..utils.errors import MechintError, did_you_mean
 

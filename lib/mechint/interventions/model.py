@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .sites import Site
 from .taps import Tap
-
-if TYPE_CHECKING:
-    from .units import UnitKind
+from .unit_kinds import UnitKind
 
 
 @dataclass
@@ -114,3 +112,13 @@ class Model(Protocol):
     def to(self, device: str | torch.device) -> Any: ...
     def eval(self) -> Any: ...
     def __hash__(self) -> int: ...
+
+
+def layer_sites(model: Model, kind: str) -> list[str]:
+    """The sites of one kind in all layers, bottom up."""
+    return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]
+
+
+def layer_kinds(model: Model) -> list[str]:
+    """The kinds of site that the first layer has, in the forward's order: ``resid_pre``, ``out`` …."""
+    return [name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")]

@@ -5,12 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ..utils.errors import MechintError, did_you_mean
-
-if TYPE_CHECKING:
-    from .model import Model
 
 
 @dataclass(frozen=True)
@@ -55,16 +51,6 @@ def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
 
 
 RESIDUAL = ("batch", "position", "model")
-
-
-def layer_sites(model: Model, kind: str) -> list[str]:
-    """The sites of one kind in all layers, bottom up."""
-    return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]
-
-
-def layer_kinds(model: Model) -> list[str]:
-    """The kinds of site that the first layer has, in the forward's order: ``resid_pre``, ``out`` …."""
-    return [name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")]
 
 
 def layer_windows(names: Sequence[str], width: int) -> tuple[tuple[str, ...], ...]:

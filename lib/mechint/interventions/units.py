@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,116 +11,7 @@ from torch import Tensor
 from ..utils.errors import MechintError
 from .edits import Edit
 from .model import Model
-
-
-@dataclass(frozen=True)
-class Block:
-    """Units of a layer that are found at the same sites, where a dropped one is replaced at all of them.
-
-    Attributes:
-        sites: Sites of a layer.
-        axes: How many of a site's unit axes tell the units apart: None for all, 0 when the whole site is one unit,
-            1 at ``head_out`` for whole heads.
-    """
-
-    sites: tuple[str, ...]
-    axes: int | None = None
-
-
-@dataclass(frozen=True)
-class UnitKind:
-    """A kind of unit of a family.
-
-    Attributes:
-        name: As the menus say it.
-        blocks: All units of a layer, block after block; blocks are of one shape.
-        meaning: One sentence for reports.
-        labels: Names of the blocks, where there are several.
-        apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
-        plural: What several of them are called, where that is not the name with an s.
-    """
-
-    name: str
-    blocks: tuple[Block, ...]
-    meaning: str
-    labels: tuple[str, ...] = ()
-    apart: bool = False
-    plural: str = ""
-
-    @property
-    def several(self) -> str:
-        return self.plural or f"{self.name}s"
-
-    @property
-    def sites(self) -> list[str]:
-        """The sites of a layer that are replaced."""
-        return [site for block in self.blocks for site in block.sites]
-
-    def shape(self, model: Model) -> tuple[int, ...]:
-        """Units of one layer: of its one block, or [block, …]."""
-        [shape] = {tuple(model.sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
-        return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
-
-
-def kinds(*every: UnitKind) -> dict[str, UnitKind]:
-    return {kind.name: kind for kind in every}
-
-
-PATHS = ("x", "z", "dt", "B", "C")
-
-# Other channels read a channel only at u (for Δ, B and C) and at gated (for the mixer's output), so a dropped channel
-# is replaced at both; the values in between then reach nothing.
-SSM_UNITS = kinds(
-    UnitKind("channel", (Block(("u", "gated")),), "an SSM channel: all it computes, replaced where others read it"),
-    UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
-    UnitKind(
-        "path",
-        tuple(Block((site,), axes=0) for site in PATHS),
-        "a whole path of a layer: x, z, Δ, B or C",
-        labels=PATHS,
-    ),
-    UnitKind("layer", (Block(("out",), axes=0),), "a whole mixer: what it adds to the residual stream"),
-)
-
-KV_UNITS = kinds(
-    UnitKind(
-        "kv",
-        (Block(("k",)), Block(("v",))),
-        "a key or value channel: one dimension of one head's keys, or of its values, at every position",
-        labels=("K", "V"),
-        apart=True,
-        plural="K and V channels",
-    ),
-    UnitKind(
-        "k", (Block(("k",)),), "a key channel: one dimension of one head's keys, at every position", plural="K channels"
-    ),
-    UnitKind(
-        "v",
-        (Block(("v",)),),
-        "a value channel: one dimension of one head's values, at every position",
-        plural="V channels",
-    ),
-    UnitKind(
-        "q",
-        (Block(("q",)),),
-        "a query channel: one dimension of one head's queries, at every position",
-        plural="Q channels",
-    ),
-    UnitKind(
-        "o",
-        (Block(("head_out",)),),
-        "an output channel: one dimension of what one head has read, before heads are mixed",
-        plural="O channels",
-    ),
-    UnitKind(
-        "head",
-        (Block(("head_out",), axes=1),),
-        "an attention head: what it reads, before heads are mixed",
-        plural="attention heads",
-    ),
-    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons"),
-    UnitKind("layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"),
-)
+from .unit_kinds import UnitKind
 
 
 class Units:
@@ -130,7 +20,7 @@ class Units:
     def __init__(self, model: Model, kind: UnitKind) -> None:
         self.kind = kind
         self.layers: int = model.config.n_layer
-        self.shape = kind.shape(model)
+        self.shape = kind.shape(model.sites)
         self.per_layer = math.prod(self.shape)
         self.total = self.layers * self.per_layer
         self.sizes = [self.per_layer] * self.layers

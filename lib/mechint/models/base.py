@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..interventions.model import Cache
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
-from ..interventions.units import UnitKind
+from ..interventions.unit_kinds import UnitKind
 
 
 class LanguageModel(nn.Module, ABC):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import Scope, Tap
-from ..interventions.units import KV_UNITS
+from ..interventions.unit_kinds import KV_UNITS
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read

@@ -22,7 +22,7 @@ from .. import scan
 from ..interventions.edits import Edit
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import Scope, SiteEdit, Tap
-from ..interventions.units import SSM_UNITS
+from ..interventions.unit_kinds import SSM_UNITS
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
 from .norms import NoNorm, tell_readers

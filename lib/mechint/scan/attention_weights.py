@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import scan
 from ..utils.errors import MechintError, did_you_mean
+from . import selective
 from .checks import CHANNELS, RATES, SHARED, STATE, Shapes, check_range, check_sizes, widest
 
 NEEDS = {"weights": "", "direction": "direction u gate W_out", "energy": "u gate W_out", "channels": "channels"}
@@ -200,7 +200,7 @@ def states(
         for t, k in sorted((t, k) for k, t in enumerate(wanted)):
             if t >= begin:  # B in C's place: the read-out is not looked at
                 u_, dt_, B_ = (x[:, begin : t + 1] for x in (u, dt, B))
-                state, begin = scan.selective_scan(u_, dt_, A, B_, B_, state)[1], t + 1
+                state, begin = selective.selective_scan(u_, dt_, A, B_, B_, state)[1], t + 1
             held[:, k] = state if axis is None else state.square().mean(axis)
         return held, state
 

@@ -19,7 +19,8 @@ from mechint.analyses.circuits.search import Search, SearchOptions, start_logits
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import faithfulness
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba

@@ -21,7 +21,8 @@ from mechint.analyses.circuits.kv import KVCircuitAnalyzer, kept, refuse
 from mechint.analyses.circuits.pages.importance import strips_of
 from mechint.analyses.circuits.results import Layer, Results
 from mechint.analyses.circuits.search import Search, SearchOptions
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.tasks import Prompts, TaskConfig
 from mechint.utils import files

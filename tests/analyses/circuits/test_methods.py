@@ -18,7 +18,7 @@ from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig, 
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
 from mechint.ground_truth import MODELS, Compiled
-from mechint.interventions.units import KV_UNITS, SSM_UNITS
+from mechint.interventions.unit_kinds import KV_UNITS, SSM_UNITS
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.scorecard import METHODS as ROWS

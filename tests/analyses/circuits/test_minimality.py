@@ -11,7 +11,7 @@ from mechint import Edit, MechintError
 from mechint.analyses.circuits.evidence import largest, removed, share_needed
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.interventions.sweep import sweep
-from mechint.interventions.units import SSM_UNITS
+from mechint.interventions.unit_kinds import SSM_UNITS
 from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.circuits import KEPT, SMALL, bench, known_circuit, loaders, truth

@@ -11,7 +11,8 @@ from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench, attribute
 from mechint.analyses.circuits.pruning import Pruning, evaluations, pruned
 from mechint.analyses.loader import PromptLoader
-from mechint.interventions.units import SSM_UNITS, Units
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
 from mechint.tasks import make_task
 from mechint.utils.progress import Progress
 from tests.helpers.builders import tiny_mamba

@@ -11,7 +11,8 @@ import torch
 from mechint.analyses.circuits.pages.removed import removed_rows, removed_sentence
 from mechint.analyses.circuits.report import content
 from mechint.analyses.circuits.results import load_results
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.report.html import html
 from mechint.report.markdown import markdown
 from mechint.utils import files

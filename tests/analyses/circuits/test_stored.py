@@ -14,7 +14,8 @@ import mechint
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer
 from mechint.analyses.circuits.stored import load_circuit
-from mechint.interventions.units import KV_UNITS, Units
+from mechint.interventions.unit_kinds import KV_UNITS
+from mechint.interventions.units import Units
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.circuit_runs import write_run

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...interventions.edits import Edit
 from ...interventions.model import Model
 from ...interventions.sites import find_sites
-from ...interventions.units import Block, UnitKind, Units, random_row
+from ...interventions.unit_kinds import Block, UnitKind
+from ...interventions.units import Units, random_row
 from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
 from ...utils.errors import MechintError
 from ..dictionaries.evaluation import SEQUENTIAL

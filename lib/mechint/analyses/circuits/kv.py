@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...interventions.model import Model
-from ...interventions.units import KV_UNITS, Units
+from ...interventions.unit_kinds import KV_UNITS
+from ...interventions.units import Units
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError
 from ...utils.options import option

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...interventions.units import UnitKind
+from ...interventions.unit_kinds import UnitKind
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from .gates import HOLD

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...interventions.model import Model
-from ...interventions.units import SSM_UNITS, Units
+from ...interventions.unit_kinds import SSM_UNITS
+from ...interventions.units import Units
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ..base import Analysis

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.units import UnitKind, Units
+from ...interventions.unit_kinds import UnitKind
+from ...interventions.units import Units
 from ...models.loading.load import model_classes
 from ...utils.errors import MechintError
 from .results import load_results, read_masks

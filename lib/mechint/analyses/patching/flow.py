@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import CUTS, Edit
-from ...interventions.model import Model
-from ...interventions.sites import layer_sites, layer_windows
+from ...interventions.model import Model, layer_sites
+from ...interventions.sites import layer_windows
 
 Pair = tuple[int, int]
 """The role of the reader i, and the role of the source j."""

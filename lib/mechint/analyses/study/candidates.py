@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.units import Block, UnitKind, Units
+from ...interventions.unit_kinds import Block, UnitKind
+from ...interventions.units import Units
 from ...sae import SparseAutoencoder
 from ...utils.errors import MechintError
 from ..ablation import Ablation

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.units import Block, UnitKind, Units
+from ...interventions.unit_kinds import Block, UnitKind
+from ...interventions.units import Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability

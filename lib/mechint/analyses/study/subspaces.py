@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
-from ...interventions.model import Model
-from ...interventions.sites import layer_kinds
+from ...interventions.model import Model, layer_kinds
 from ...tasks import Prompts
 from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange

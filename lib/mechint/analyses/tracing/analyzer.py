@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model
+from ...interventions.model import Model, layer_kinds, layer_sites
 from ...interventions.run import run
-from ...interventions.sites import layer_kinds, layer_sites
 from ...tasks import Prompts
 from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from ...interventions.edits import Edit
-from ...interventions.model import Model
-from ...interventions.sites import layer_sites, layer_windows
+from ...interventions.model import Model, layer_sites
+from ...interventions.sites import layer_windows
 from ..interchange import Interchange
 
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")

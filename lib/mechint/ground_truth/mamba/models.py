@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
-from ...interventions.units import PATHS
+from ...interventions.unit_kinds import PATHS
 from ...tasks.config import TaskConfig
 from ...tasks.induction import Induction as InductionTask
 from ...tasks.recall import Recall as RecallTask

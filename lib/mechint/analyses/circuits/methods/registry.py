@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....interventions.units import UnitKind
+from ....interventions.unit_kinds import UnitKind
 from ....tasks import Prompts
 from ....utils.errors import MechintError
 from ..search import NotFinite

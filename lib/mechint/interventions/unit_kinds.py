@@ -1,0 +1,120 @@
+"""Kinds of unit of a family: which entries of a layer's sites a circuit keeps or drops together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units of a layer that are found at the same sites, where a dropped one is replaced at all of them.
+
+    Attributes:
+        sites: Sites of a layer.
+        axes: How many of a site's unit axes tell the units apart: None for all, 0 when the whole site is one unit,
+            1 at ``head_out`` for whole heads.
+    """
+
+    sites: tuple[str, ...]
+    axes: int | None = None
+
+
+@dataclass(frozen=True)
+class UnitKind:
+    """A kind of unit of a family.
+
+    Attributes:
+        name: As the menus say it.
+        blocks: All units of a layer, block after block; blocks are of one shape.
+        meaning: One sentence for reports.
+        labels: Names of the blocks, where there are several.
+        apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
+        plural: What several of them are called, where that is not the name with an s.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    meaning: str
+    labels: tuple[str, ...] = ()
+    apart: bool = False
+    plural: str = ""
+
+    @property
+    def several(self) -> str:
+        return self.plural or f"{self.name}s"
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of a layer that are replaced."""
+        return [site for block in self.blocks for site in block.sites]
+
+    def shape(self, sites: Mapping[str, Site]) -> tuple[int, ...]:
+        """Units of one layer of a model with these sites: of its one block, or [block, …]."""
+        [shape] = {tuple(sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
+        return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
+
+
+def kinds(*every: UnitKind) -> dict[str, UnitKind]:
+    return {kind.name: kind for kind in every}
+
+
+PATHS = ("x", "z", "dt", "B", "C")
+
+
+# Other channels read a channel only at u (for Δ, B and C) and at gated (for the mixer's output), so a dropped channel
+# is replaced at both; the values in between then reach nothing.
+SSM_UNITS = kinds(
+    UnitKind("channel", (Block(("u", "gated")),), "an SSM channel: all it computes, replaced where others read it"),
+    UnitKind("mode", (Block(("readout",)),), "one (channel, state) entry of the recurrent state, as C reads it"),
+    UnitKind(
+        "path",
+        tuple(Block((site,), axes=0) for site in PATHS),
+        "a whole path of a layer: x, z, Δ, B or C",
+        labels=PATHS,
+    ),
+    UnitKind("layer", (Block(("out",), axes=0),), "a whole mixer: what it adds to the residual stream"),
+)
+
+
+KV_UNITS = kinds(
+    UnitKind(
+        "kv",
+        (Block(("k",)), Block(("v",))),
+        "a key or value channel: one dimension of one head's keys, or of its values, at every position",
+        labels=("K", "V"),
+        apart=True,
+        plural="K and V channels",
+    ),
+    UnitKind(
+        "k", (Block(("k",)),), "a key channel: one dimension of one head's keys, at every position", plural="K channels"
+    ),
+    UnitKind(
+        "v",
+        (Block(("v",)),),
+        "a value channel: one dimension of one head's values, at every position",
+        plural="V channels",
+    ),
+    UnitKind(
+        "q",
+        (Block(("q",)),),
+        "a query channel: one dimension of one head's queries, at every position",
+        plural="Q channels",
+    ),
+    UnitKind(
+        "o",
+        (Block(("head_out",)),),
+        "an output channel: one dimension of what one head has read, before heads are mixed",
+        plural="O channels",
+    ),
+    UnitKind(
+        "head",
+        (Block(("head_out",), axes=1),),
+        "an attention head: what it reads, before heads are mixed",
+        plural="attention heads",
+    ),
+    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons"),
+    UnitKind("layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"),
+)
