@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import mechint.runner.experiment
+import mechint.runner.one_analysis
 import mechint.runner.preparation
 from mechint import sae
 from mechint.analyses.base import analyses, in_order
@@ -134,7 +134,7 @@ def test_a_run_that_died_behind_its_results_is_not_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mechint.runner.experiment, "draw", die)
+        patch.setattr(mechint.runner.one_analysis, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment(path, output))
     for stage in (output / ".stages").iterdir():  # as of an analyser that keeps none
