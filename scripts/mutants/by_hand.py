@@ -63,12 +63,12 @@ MUTANTS = [
     Mutant("utils/statistics.py", "middle = (values[:, 1:] + values[:, :-1]) / 2", "middle = values[:, 1:]"),
     Mutant("utils/statistics.py", "/ (x[-1] - x[0]))", "/ x[-1])"),
     Mutant(
-        "utils/statistics.py",
+        "utils/multiple_tests.py",
         "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
         "largest = max(largest, min(1.0, len(p) * p[i]))",
     ),
     Mutant(
-        "utils/statistics.py",
+        "utils/multiple_tests.py",
         "largest = max(largest, min(1.0, (len(p) - rank) * p[i]))",
         "largest = min(1.0, (len(p) - rank) * p[i])",
     ),
