@@ -19,7 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "activations": ("sae.activations.pools",),
     "attention_units": (
         "analyses.circuits.methods.attention",
-        "analyses.neurons.attention",
+        "analyses.neurons.moments",
         "attribution.attention",
     ),
     "circuit_file": ("analyses.circuits.stored",),

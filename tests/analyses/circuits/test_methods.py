@@ -13,7 +13,8 @@ import torch
 from mechint.analyses.circuits.analyzer import CircuitAnalyzer
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig
 from mechint.analyses.circuits.kv import refuse as refuse_kv
-from mechint.analyses.circuits.methods.registry import METHODS, SEARCH, methods_of
+from mechint.analyses.circuits.methods.evaluator import Evaluator
+from mechint.analyses.circuits.methods.registry import METHODS, SEARCH, methods_of, scores_of
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig, refuse
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
@@ -142,6 +143,36 @@ def test_a_method_that_cannot_rank_is_refused_before_the_work() -> None:
     assert refuse(SSMCircuitConfig(method="removal"), recall) is None
     with pytest.raises(MechintError, match="weight_magnitude"):
         circuit(known("latch"), "weight_magnitude", unit="mode")
+
+
+@pytest.mark.slow_except(
+    "latch-(removal|causal_necessary|random)|gpt2_most_recent-(patching_noise|gradient_x_activation)"
+)
+@pytest.mark.parametrize(("model", "method"), RANKINGS)
+def test_a_ranking_says_by_which_metric_it_scores(model: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that asks for a metric of the answers declares it; the report says where that is not the circuit's."""
+    asked = []
+
+    class Asked(Evaluator):
+        @property
+        def answer_metric(self) -> str:
+            asked.append(method)
+            return super().answer_metric
+
+    def recorded(name: str, evaluator: Evaluator) -> torch.Tensor:
+        fields = {field.name: getattr(evaluator, field.name) for field in dataclasses.fields(Evaluator)}
+        return scores_of(name, Asked(**fields))
+
+    monkeypatch.setattr("mechint.analyses.circuits.analyzer.scores_of", recorded)
+    results = circuit(known(model), method).results
+    shared = method.startswith("delta_") or method in ("attention_weighted", "rollout")  # computed with others that ask
+    assert bool(asked) == (METHODS[method].metric == "answers") or shared
+    scored_by = results["ranking"]["metric"]
+    assert scored_by == {"preserved": "kl", "answers": "logit_diff"}.get(
+        METHODS[method].metric, METHODS[method].metric or None
+    )
+    said = any(f"Its scores are of {scored_by}, and not of kl" in note for note in results["notes"])
+    assert said == (scored_by not in (None, "kl"))
 
 
 def test_a_ranking_is_run_reported_and_drawn_again(tmp_path: Path) -> None:

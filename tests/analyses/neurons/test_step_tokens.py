@@ -12,8 +12,8 @@ import mechint
 from mechint import Edit
 from mechint.analyses.circuits.methods.delta import delta_units, mean_step
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
-from mechint.analyses.neurons.attention import moments
 from mechint.analyses.neurons.delta import channels_of, step_gradients, token_steps
+from mechint.analyses.neurons.moments import moments
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.neurons import SMALL, by_hand, prompts
 from tests.helpers.tracing import loaders

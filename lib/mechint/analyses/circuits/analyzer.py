@@ -233,7 +233,8 @@ class CircuitAnalyzer(CircuitEvidence):
         """
         config, method = self.config, METHODS[self.config.method]
         attributed = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
-        scores = self.stages.get("ranking", lambda: self.scores(discovery, aligned))
+        evaluator = self.evaluator(discovery, aligned)
+        scores = self.stages.get("ranking", lambda: scores_of(config.method, evaluator))
         size = config.budget if config.search == "budget" else self.fewest(discovery, scores)
         mask = self.units.top(scores, size)
         reached = discovery.faithful(mask, config.metric)
@@ -242,6 +243,9 @@ class CircuitAnalyzer(CircuitEvidence):
             f"{method.meaning} ({method.source}). A ranking has no search: nothing was pruned or exchanged, and no "
             "other seed was tried."
         )
+        scored_by = method.scored_by(evaluator)
+        if scored_by not in ("", config.metric):
+            said += f" Its scores are of {scored_by}, and not of {config.metric}, which the circuit is to preserve."
         return FoundCircuit(
             mask=mask,
             size=size,
@@ -254,6 +258,7 @@ class CircuitAnalyzer(CircuitEvidence):
                     "method": config.method,
                     "meaning": method.meaning,
                     "source": method.source,
+                    "metric": scored_by or None,
                     "units": size,
                     "faithfulness_discovery": reached,
                 },
@@ -262,11 +267,11 @@ class CircuitAnalyzer(CircuitEvidence):
             notes=lambda results: [said],
         )
 
-    def scores(self, bench: Bench, aligned: bool) -> Tensor:
-        """The scores of the method, [units]."""
+    def evaluator(self, bench: Bench, aligned: bool) -> Evaluator:
+        """Gives a method the prompts that it ranks the units on."""
         config = self.config
         how = SearchOptions(config.gate, config.steps, config.lr)
-        return scores_of(config.method, Evaluator(bench, config.metric, config.budget, how, self.seed, aligned))
+        return Evaluator(bench, config.metric, config.budget, how, self.seed, aligned)
 
     def fewest(self, bench: Bench, scores: Tensor) -> int:
         """The fewest top units that reach the target on the discovery prompts, as all larger sizes of the grid do."""
@@ -435,7 +440,9 @@ class CircuitAnalyzer(CircuitEvidence):
         try:
             if self.config.method != SEARCH:
                 name = "random weights ranking"
-                scores = self.stages.get(name, lambda: self.scores(bench, train_loader.task.aligned))
+                scores = self.stages.get(
+                    name, lambda: scores_of(self.config.method, self.evaluator(bench, train_loader.task.aligned))
+                )
                 return self.interval(held_out, val_loader, units.top(scores, wanted)), ""
             mask, notes = self.searched_at_random(bench, size, wanted, needed)
         except NotFinite as error:  # shuffled norms of some models make logits of 10⁷; the trained one's circuit stands

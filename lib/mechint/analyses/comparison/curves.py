@@ -25,7 +25,7 @@ def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor
     ``layer_effect`` is the loss in nats that removing what a layer adds costs; ``unit_effect_gini`` the Gini index of
     the sizes of its main units' estimated effects; ``attention_distance`` Σ_j Ā[i, j] (i - j) / L and
     ``attention_entropy`` -Σ_j Ā log Ā / log(i + 1), means over positions i ≥ 1 of the map of
-    :mod:`mechint.analyses.neurons.attention` with its rows divided by their sums.
+    :mod:`mechint.analyses.circuits.methods.attention` with its rows divided by their sums.
     """
     with torch.no_grad():
         logits = run(model, batch.tokens, logits_at=batch.positions).logits

@@ -38,10 +38,10 @@ from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
 from ..unit_effects import Effects, Group, main_site, unit_kind, usual
 from ..unit_groups import Parts, screened
-from .attention import moments
 from .cross_layer import layer_effects, unit_effects
 from .deletion_curves import curves
 from .delta import channels_of, step_gradients, token_steps
+from .moments import moments
 from .options import NeuronConfig, methods, refuse
 from .results import Found, numbers, quantities
 from .tokens import token_terms

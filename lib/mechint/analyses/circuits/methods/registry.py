@@ -39,6 +39,8 @@ class Method:
         source: Where it comes from.
         units: Kinds of unit that it ranks; empty for all.
         twins: Whether it needs prompts with counterfactual twins and one answer token.
+        metric: The metric that its scores are of: ``preserved`` for that of the circuit, ``answers`` for
+            :attr:`Evaluator.answer_metric`, a metric by name, or empty for none.
     """
 
     score: Callable[[Evaluator], Tensor]
@@ -46,6 +48,11 @@ class Method:
     source: str
     units: tuple[str, ...] = ()
     twins: bool = False
+    metric: str = ""
+
+    def scored_by(self, evaluator: Evaluator) -> str:
+        """Returns the name of the metric that its scores are of; empty for none."""
+        return {"preserved": evaluator.metric, "answers": evaluator.answer_metric}.get(self.metric, self.metric)
 
     def refuse(self, kind: UnitKind) -> str | None:
         """Says why it cannot rank units of this kind; None when it can."""
@@ -59,29 +66,39 @@ AT_SITES = ("channel", "mode", "path", "layer", "kv", "k", "v", "q", "o", "head"
 """Kinds whose units are numbers at sites; latents of a dictionary are not."""
 STEP = "step size of a Mamba's channel"
 METHODS: dict[str, Method] = {
-    SEARCH: Method(search, "logits of gates that learn which units to keep", "Louizos et al. 2018; Cao et al. 2021"),
+    SEARCH: Method(search, "logits of gates that learn which units to keep", "Louizos et al. 2018; Cao et al. 2021",
+        metric="preserved",
+    ),
     "attribution": Method(
-        attribution, "integrated gradients of the metric over the mask, signed", "Sundararajan et al. 2017"
+        attribution, "integrated gradients of the metric over the mask, signed", "Sundararajan et al. 2017",
+        metric="preserved",
     ),
     "attribution_size": Method(
-        attribution_size, "sizes of the integrated gradients of the metric over the mask", "Sundararajan et al. 2017"
+        attribution_size, "sizes of the integrated gradients of the metric over the mask", "Sundararajan et al. 2017",
+        metric="preserved",
     ),
     "removal": Method(
-        removal, "how far from the model it is without the unit alone, exactly", "single-unit ablation"
+        removal, "how far from the model it is without the unit alone, exactly", "single-unit ablation",
+        metric="preserved",
     ),
     "patching_noise": Method(
-        patching_noise, "exact effect of the twin's value of the unit in the clean run", "Vig et al. 2020", twins=True
+        patching_noise, "exact effect of the twin's value of the unit in the clean run", "Vig et al. 2020", twins=True,
+        metric="logit_diff",
     ),
     "patching_denoise": Method(
-        patching_denoise, "exact effect of the unit's clean value in the twin's run", "Meng et al. 2022", twins=True
+        patching_denoise, "exact effect of the unit's clean value in the twin's run", "Meng et al. 2022", twins=True,
+        metric="logit_diff",
     ),
-    "causal_necessary": Method(causal_necessary, "exact effect of ablating the unit alone", "single-unit ablation"),
+    "causal_necessary": Method(
+        causal_necessary, "exact effect of ablating the unit alone", "single-unit ablation", metric="answers"
+    ),
     "causal_sufficient": Method(
-        causal_sufficient, "exact effect of keeping the unit alone among those of its layer", "single-unit ablation"
+        causal_sufficient, "exact effect of keeping the unit alone among those of its layer", "single-unit ablation",
+        metric="answers",
     ),
     "gradient_x_activation": Method(
         gradient_x_activation, "size of gradient × activation where others read the unit", "Simonyan et al. 2013",
-        AT_SITES,
+        AT_SITES, metric="answer_logprob",
     ),
     "activation_magnitude": Method(
         activation_magnitude, "mean size of the activation where others read the unit", "baseline", AT_SITES
@@ -91,7 +108,10 @@ METHODS: dict[str, Method] = {
     ),
     "random": Method(random, "random numbers: the order of chance", "baseline"),
     **{
-        f"delta_{name}": Method(functools.partial(by_step, name=name), meaning, source, CHANNEL)
+        f"delta_{name}": Method(
+            functools.partial(by_step, name=name), meaning, source, CHANNEL,
+            metric="answers" if name in ("gradient", "do_mean") else "",
+        )
         for name, meaning, source in (
             ("gradient", f"gradient of the metric with respect to the {STEP}", "mechint"),
             ("do_mean", f"exact effect of holding the {STEP} at its mean", "mechint"),
@@ -100,7 +120,10 @@ METHODS: dict[str, Method] = {
         )
     },
     **{
-        name: Method(functools.partial(by_attention, name=name), meaning, source, CHANNEL)
+        name: Method(
+            functools.partial(by_attention, name=name), meaning, source, CHANNEL,
+            metric="answers" if name == "gradient_guided" else "",
+        )
         for name, meaning, source in (
             ("attention_weighted", "activation weighted by a Mamba's hidden attention", "Ali et al. 2024"),
             ("gradient_guided", "gradient × activation weighted by attention × gradient", "Chefer et al. 2021"),
