@@ -2,9 +2,8 @@
 
 Without ``--sources`` it applies the mutants of ``by_hand.py`` that hold a word of the arguments, or all. With it, it
 1. makes the one-line mutants of the named files or folders of lib/mechint (``generate.py``) and samples some of each;
-2. runs their tests once without a mutant, and notes which lines each test runs (``reached.py``);
-3. tests each mutant in a copy of the tree: first with the tests that run its line, quick ones first, then with the
-   other tests of their files;
+2. runs their tests once without a mutant, and notes which lines each test runs (``reached.py``), which it keeps;
+3. tests each mutant with the tests that run its line, quick ones first;
 4. prints survivors with file, line and change, and a table of killed, equivalent and survived ones.
 
 The exit status says whether any mutant survived.
@@ -31,16 +30,20 @@ EQUIVALENT = Path(__file__).with_name("equivalent.json")
 """Mutants that change no result, each with its reason: nobody can write a test for them."""
 LEFT_OUT = ("report.py", "figures.py", "options.py", "__init__.py", "panels.py", "feature_browser.py")
 """What draws or only declares is not mutated when a folder is named."""
-STATISTICS = ("tests/utils/test_statistics.py", "tests/utils/test_intervals.py", by_hand.PRINTED)
+STATISTICS = (
+    *(f"tests/utils/test_{name}.py" for name in ("statistics", "multiple_tests", "intervals")),
+    by_hand.PRINTED,
+)
 TESTS = {
     "utils/statistics.py": STATISTICS,
     "utils/multiple_tests.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
 }
 """The tests of files that other folders test, too, or which are a small part of their folder."""
 SECONDS = 300
-"""The time limit of the tests of a hand-made mutant; a mutant that makes them hang is noticed, too."""
+"""The limit of processor time of the tests of a hand-made mutant; a mutant that makes them hang is noticed, too."""
 
-
+LEAST = 30
+"""The limit of processor time of quick tests, which have to import the library anew for some mutants."""
 ANEW = 99
 """The status of a process that could not put its mutant into imported modules."""
 
@@ -101,29 +104,30 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
     stop = time.monotonic() + 60 * options.minutes
     files = [file for source in options.sources for file in files_of(source)]
     mutants = {f: generate.sample(trees.LIBRARY / f, f, options.sample, options.seed) for f in files}
+    made = {f: len(generate.mutants(trees.LIBRARY / f, f)) for f in files}
     why = {(e["file"], e["line"], e["becomes"]): e["why"] for e in json.loads(EQUIVALENT.read_text())}
     tests = sorted({path for file in files for path in tests_of(file)})
+    of_each = (
+        "all" if options.sample is None else f"up to {options.sample} of each file, drawn with seed {options.seed}"
+    )
     print(
-        f"{sum(map(len, mutants.values()))} mutants of {len(files)} files; first without one: {' '.join(tests)}",
+        f"{sum(map(len, mutants.values()))} of {sum(made.values())} mutants of {len(files)} files ({of_each}); "
+        f"first without one: {' '.join(tests)}",
         flush=True,
     )
     trees.enter(copies[0])
-    lines = reached.record(copies[0], tests, files)
-    table: dict[str, Counter[str]] = {file: Counter() for file in files}
+    lines = reached.reach(copies[0], tests, files)
+    table: dict[str, Counter[str]] = {file: Counter(made=made[file]) for file in files}
     jobs, began = [], time.monotonic()
-    print(
-        f"{len(lines.seconds)} tests take {sum(lines.seconds.values()):.0f} s while their lines are recorded",
-        flush=True,
-    )
     for mutant in (mutant for file in files for mutant in mutants[file]):
-        first, others = lines.tests(mutant.file, *mutant.statement)
+        near = lines.tests(mutant.file, *mutant.statement)
         if mutant.key in why:
             table[mutant.file]["equivalent"] += 1
-        elif not first:
+        elif not near:
             survives(mutant, table, "no test runs it")
         else:
-            quick = sum(lines.seconds[test] for test in first + others)
-            jobs.append(Job(mutant, (*first, *others), int(120 + 10 * quick)))
+            quick = sum(lines.seconds[test] for test in near)
+            jobs.append(Job(mutant, tuple(near), int(LEAST + 4 * quick)))
     for job, noticed in attempts(jobs, copies, stop):
         assert isinstance(job.change, generate.Mutant)
         if noticed:
@@ -131,8 +135,8 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
             print(f"killed   {job.change.file}:{job.change.line}: {job.change.after.strip()}", flush=True)
         else:
             survives(job.change, table, "every test passes")
-    tried = sum(sum(row.values()) for row in table.values())
-    report(table, sum(map(len, mutants.values())) - tried, time.monotonic() - began)
+    print(of_each)
+    report(table, sum(map(len, mutants.values())), time.monotonic() - began)
     return int(any(row["survived"] for row in table.values()))
 
 
@@ -154,7 +158,7 @@ def attempts(jobs: Sequence[Job], copies: Sequence[Path], stop: float) -> Iterat
         if os.waitstatus_to_exitcode(status) == ANEW:
             anew.append(job)
         else:
-            yield job, status != 0
+            yield job, trees.noticed(status)
     while anew and time.monotonic() < stop:
         now, anew = anew[: len(copies) - 1], anew[len(copies) - 1 :]
         yield from trees.run(now, copies[1:])
@@ -177,13 +181,17 @@ def survives(mutant: generate.Mutant, table: dict[str, Counter[str]], reason: st
     )
 
 
-def report(table: dict[str, Counter[str]], untried: int, seconds: float) -> None:
-    columns = ("killed", "equivalent", "survived")
-    print(f"{'file':45s} {'tried':>6s} " + " ".join(f"{column:>10s}" for column in columns))
+COLUMNS = ("killed", "equivalent", "survived")
+"""What becomes of a mutant that is tried."""
+
+
+def report(table: dict[str, Counter[str]], sampled: int, seconds: float) -> None:
+    print(f"{'file':45s} {'mutants':>8s} {'tried':>6s} " + " ".join(f"{column:>10s}" for column in COLUMNS))
     total: Counter[str] = sum(table.values(), Counter())
     for name, row in [*table.items(), ("all", total)]:
-        print(f"{name:45s} {sum(row.values()):6d} " + " ".join(f"{row[column]:10d}" for column in columns))
-    asked = total["killed"] + total["survived"]
+        counts = [row[column] for column in COLUMNS]
+        print(f"{name:45s} {row['made']:8d} {sum(counts):6d} " + " ".join(f"{count:10d}" for count in counts))
+    asked, untried = total["killed"] + total["survived"], sampled - sum(total[column] for column in COLUMNS)
     share = (
         f"{100 * total['killed'] / asked:.1f} % of {asked} that are not equivalent are killed"
         if asked

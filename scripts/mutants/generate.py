@@ -147,9 +147,10 @@ Found = tuple[list[tuple[Span, str]], tuple[int, int]]
 
 def replaceable(tree: ast.Module) -> Iterator[Found]:
     """The replacements of every node that has some."""
+    silent = {id(default) for node in ast.walk(tree) if isinstance(node, ast.arguments) for default in seeds(node)}
 
     def walk(node: ast.AST, statement: tuple[int, int], names: tuple[str, ...], inside: bool) -> Iterator[Found]:
-        if isinstance(node, UNTOUCHED) or is_docstring(node):
+        if isinstance(node, UNTOUCHED) or is_docstring(node) or id(node) in silent:
             return
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inside = True
@@ -168,6 +169,16 @@ def replaceable(tree: ast.Module) -> Iterator[Found]:
                     yield from walk(child, statement, names, inside)
 
     return walk(tree, (0, 0), (), False)
+
+
+def seeds(arguments: ast.arguments) -> list[ast.expr]:
+    """The defaults of arguments named ``seed``: another draws other samples, and no result is more right."""
+    named = [*arguments.posonlyargs, *arguments.args][::-1]
+    pairs = [
+        *zip(named, arguments.defaults[::-1], strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return [default for argument, default in pairs if argument.arg == "seed" and default is not None]
 
 
 def is_docstring(node: ast.AST) -> bool:

@@ -19,6 +19,10 @@ HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model",
 """Imported once, before a process for each mutant is made."""
 
 
+WAITS = 20
+"""By how much the limit of a process's wall clock exceeds that of its time of the processor."""
+
+
 class Change(Protocol):
     """A mutant of either kind."""
 
@@ -57,7 +61,7 @@ def copy(to: Path) -> Path:
 
 
 def run(jobs: Sequence[J], trees: Sequence[Path]) -> Iterator[tuple[J, bool]]:
-    """For each job whether a test fails, or runs out of time; as many jobs at a time as there are trees."""
+    """For each job whether it is noticed (:func:`noticed`); as many jobs at a time as there are trees."""
     free, running, waiting = list(trees), dict[int, tuple[J, Path]](), list(reversed(jobs))
     try:
         while waiting or running:
@@ -72,7 +76,7 @@ def run(jobs: Sequence[J], trees: Sequence[Path]) -> Iterator[tuple[J, bool]]:
             if job.change:
                 shutil.copy(LIBRARY / job.change.file, library(tree) / job.change.file)
             free.append(tree)
-            yield job, status != 0
+            yield job, noticed(status)
     finally:
         for pid in running:
             os.kill(pid, signal.SIGKILL)
@@ -96,14 +100,26 @@ def start(tree: Path, tests: Sequence[str], seconds: int) -> int:
     return fork(work, seconds)
 
 
+def noticed(status: int) -> bool:
+    """True if the process of a mutant ended with a failed test, or used up its time of the processor.
+
+    A process that only waited too long is no sign of a mutant: the machine may have been busy.
+    """
+    return os.waitstatus_to_exitcode(status) not in (0, -signal.SIGALRM)
+
+
 def fork(work: Callable[[], int], seconds: int) -> int:
-    """Starts a process that does some work without a word within a time limit, and returns its id."""
+    """Starts a process that does some work without a word and returns its id.
+
+    It is ended by SIGPROF after that many seconds of the processor, and by SIGALRM where it waits for ever.
+    """
     if pid := os.fork():
         return pid
     status = 1
     try:
         silent()
-        signal.alarm(seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(WAITS * seconds)
         status = work()
     finally:
         os._exit(status)
@@ -120,13 +136,13 @@ def enter(tree: Path) -> None:
     sys.dont_write_bytecode = True
 
 
-def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
-    """Runs quick tests of the working directory without a word until one fails; 0 where all pass."""
+def run_tests(tests: Sequence[str], plugins: Sequence[object] = (), *more: str) -> int:
+    """Runs quick tests of the working directory until one fails, with more options of pytest; 0 where all pass."""
     pytest, hypothesis = importlib.import_module("pytest"), importlib.import_module("hypothesis")
     patient = hypothesis.settings(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
     hypothesis.settings.register_profile("mutants", patient)  # recording lines takes time
     hypothesis.settings.load_profile("mutants")
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive"]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive", *more]
     return int(pytest.main([*options, *tests], plugins=[*plugins]))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mechint.analyses.effect_tables import few_notes, ratio
 from mechint.analyses.study.probes import Labelled, probe
@@ -52,6 +53,26 @@ def test_a_share_of_both_holds_the_truth_and_stays_from_0_to_1(share: float, clu
         covered += found["low"] <= share <= found["high"]
         assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
     assert covered >= 183
+
+
+def test_a_share_of_clusters_of_any_size_by_hand() -> None:
+    """Korn and Graubard's steps in their order, on ten answers of four clusters."""
+    clusters, right = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3], [1.0, 1, 0, 1, 1, 0, 1, 0, 1, 1]
+    share, without = 0.7, [5 / 7, 5 / 8, 7 / 9, 4 / 6]
+    variance = 3 / 4 * sum((each - sum(without) / 4) ** 2 for each in without)
+    effective_clusters = 100 / (9 + 4 + 1 + 16)
+    correction = (stats.t.ppf(0.975, 9) / stats.t.ppf(0.975, effective_clusters - 1)) ** 2
+    trials = share * (1 - share) / variance * correction
+    assert trials < 10
+    found = ClusterBootstrap(clusters, 50, 0).share(np.array(right))
+    low, high = (
+        stats.beta.ppf(0.025, 7 / 10 * trials, 0.3 * trials + 1),
+        stats.beta.ppf(0.975, 0.7 * trials + 1, 0.3 * trials),
+    )
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((share, low, high))
+    assert (found["clusters"], found["clusters_effective"]) == (4, 3.333) and "Korn & Graubard" in found["interval"]
+    alike = ClusterBootstrap([0, 0, 1, 1, 2, 2, 3, 3], 50, 0).share(np.array([1.0, 0] * 4))
+    assert alike["low"] == pytest.approx(stats.beta.ppf(0.025, 4, 5))  # never more trials than answers
 
 
 @pytest.mark.parametrize(("n", "why"), [(1, "one prompt: no interval"), (3, "one template: no interval")])

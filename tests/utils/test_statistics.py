@@ -18,6 +18,7 @@ from mechint.utils.statistics import (
     effective,
     exact,
     jaccard,
+    pearson,
     permutation_test,
     rank_correlation,
     said_p,
@@ -110,6 +111,26 @@ def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert (found["low"], found["high"], p) == (1.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="at least two"):
         student([1.0], "seeds")
+
+
+def test_students_interval_by_hand() -> None:
+    """(0.2, 0.5, 0.5): mean 0.4, standard error √(0.06 / 2 / 3) = 0.1, quantile 4.30265; p of t = 4 is 1 - 4 / √18."""
+    found, p = student([0.2, 0.5, 0.5], "seeds")
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.4, -0.0302653, 0.8302653), abs=1e-6)
+    assert p == pytest.approx(1 - 4 / math.sqrt(18)) and found["n"] == 3
+    assert student([0.0, 0.0], "seeds")[1] == 1.0 and student([2.0, 2.0], "seeds")[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ([0, 1, 2], [1, 3, 5], 1.0), ([0, 1, 2], [0, 1, 0], 0.0), ([0, 0, 3], [1, 4, 1], -0.5), ([0, 1], [3, 2], -1.0),
+        ([1, 1, 1], [1, 2, 3], None), ([1, 2, 3], [1, 1, 1], None), ([1], [2], None), ([], [], None),
+        ([1, 2, math.nan], [1, 2, 3], None), ([1, 2, 3], [1, 2, math.inf], None),
+    ],
+)  # fmt: skip
+def test_correlations_by_hand(a: list[float], b: list[float], value: float | None) -> None:
+    assert pearson(np.array(a), np.array(b)) == (None if value is None else pytest.approx(value))
 
 
 def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:
