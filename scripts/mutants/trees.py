@@ -62,19 +62,19 @@ def copy(to: Path) -> Path:
 
 def run(jobs: Sequence[J], trees: Sequence[Path]) -> Iterator[tuple[J, bool]]:
     """For each job whether it is noticed (:func:`noticed`); as many jobs at a time as there are trees."""
-    free, running, waiting = list(trees), dict[int, tuple[J, Path]](), list(reversed(jobs))
+    free, running, waiting = list(trees), dict[int, tuple[J, Path, str]](), list(reversed(jobs))
     try:
         while waiting or running:
             while waiting and free:
                 job, tree = waiting.pop(), free.pop()
+                text = (library(tree) / job.change.file).read_text() if job.change else ""
                 if job.change:
-                    target = library(tree) / job.change.file
-                    target.write_text(job.change.apply(target.read_text()))
-                running[start(tree, job.tests, job.seconds)] = job, tree
+                    (library(tree) / job.change.file).write_text(job.change.apply(text))
+                running[start(tree, job.tests, job.seconds)] = job, tree, text
             pid, status = os.wait()
-            job, tree = running.pop(pid)
+            job, tree, text = running.pop(pid)
             if job.change:
-                shutil.copy(LIBRARY / job.change.file, library(tree) / job.change.file)
+                (library(tree) / job.change.file).write_text(text)
             free.append(tree)
             yield job, noticed(status)
     finally:
