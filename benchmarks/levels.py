@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 import mechint
 from mechint.analyses.ablation import Ablation
-from mechint.analyses.circuits.bench import Bench
-from mechint.analyses.circuits.evidence import removed
+from mechint.analyses.circuits.bench import Bench, removed
 from mechint.analyses.loader import PromptLoader
 from mechint.interventions.units import FAMILY_UNITS, Units
 from mechint.tasks import TaskConfig, task_of

@@ -12,8 +12,7 @@ import torch
 
 from mechint import MechintError, run, sae
 from mechint.analyses.ablation import Ablation
-from mechint.analyses.circuits.bench import Bench
-from mechint.analyses.circuits.evidence import removed
+from mechint.analyses.circuits.bench import Bench, removed
 from mechint.analyses.circuits.features import ANALYSIS, FeatureCircuitAnalyzer, FeatureCircuitConfig, lacks, refuse
 from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
 from mechint.analyses.dictionaries.stored import one_for_each_site

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mechint import Edit, MechintError
-from mechint.analyses.circuits.evidence import largest, removed, share_needed
+from mechint.analyses.circuits.bench import removed
+from mechint.analyses.circuits.evidence import largest, share_needed
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.interventions.sweep import sweep
 from mechint.interventions.unit_kinds import SSM_UNITS

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analyses.circuits.bench import METRICS, attribute, cost
-from mechint.analyses.circuits.evidence import removed
+from mechint.analyses.circuits.bench import METRICS, attribute, cost, removed
 from mechint.analyses.circuits.methods import single_units
 from mechint.analyses.circuits.methods import starting_orders as starts
 from mechint.analyses.circuits.methods.starting_orders import (

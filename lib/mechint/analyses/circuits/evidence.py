@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.sweep import sweep
 from ...interventions.units import Units
 from ...utils.errors import MechintError
 from ...utils.multiple_tests import ABOVE, adjusted
@@ -31,8 +29,8 @@ from ...utils.statistics import (
 from ..ablation import in_words
 from ..base import StagedAnalyzer
 from ..loader import PromptLoader
-from ..metrics import Answers, faithfulness
-from .bench import METRICS, Bench
+from ..metrics import faithfulness
+from .bench import METRICS, Bench, removed
 
 
 class CircuitEvidence(StagedAnalyzer):
@@ -264,46 +262,6 @@ class CircuitEvidence(StagedAnalyzer):
 
 
 SIGNIFICANT = 0.05
-
-
-@torch.no_grad()
-def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mib: float = 1024.0) -> Tensor:
-    """A metric of the circuit without each of these units in turn.
-
-    The circuit's own edits are the base of the sweep and a cell drops one unit more, so layers below a unit are those
-    of the circuit and are not computed again.
-
-    Args:
-        bench: Prompts, and what dropped units become.
-        mask: The circuit, [units] of 0 and 1.
-        units: Numbers of units.
-        metric: Of :meth:`mechint.analyses.metrics.Answers.metrics`.
-        memory_mib: What the sweep may hold.
-
-    Returns:
-        [prompts, len(units)], float64 on the CPU.
-    """
-    parts = []
-    for batch, fills, answers in zip(bench.batches, bench.fills, bench.answers, strict=True):
-        base, cells = bench.units.removals(mask, units, fills)
-        found = sweep(
-            bench.model,
-            batch.tokens,
-            cells,
-            functools.partial(read, answers, metric),
-            base=base,
-            logits_at=batch.positions,
-            memory_mib=memory_mib,
-            title="units removed",
-            by_head=True,
-        )
-        parts.append(found.T.double())
-    return torch.cat(parts)
-
-
-def read(answers: Answers, metric: str, cells: Tensor) -> Tensor:
-    """A metric of what the head reads in each cell, [cell, prompt, answer, model] -> [cell, prompt]."""
-    return torch.stack([answers.metrics(cell)[metric] for cell in cells])
 
 
 def largest(most: int, may: Callable[[int], bool]) -> int:

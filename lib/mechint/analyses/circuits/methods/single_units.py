@@ -16,8 +16,7 @@ from ....models.mamba import Mamba
 from ....tasks import Prompts
 from ...metrics import answer_metric, logit_differences
 from ...unit_effects import Effects
-from ..bench import METRICS, Bench
-from ..evidence import removed
+from ..bench import METRICS, Bench, removed
 from .evaluator import Evaluator
 
 
