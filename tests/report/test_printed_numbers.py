@@ -16,7 +16,7 @@ import torch
 
 from mechint.analyses import unit_effects
 from mechint.analyses.circuits.bench import METRICS
-from mechint.analyses.circuits.evidence import CircuitEvidence, share_needed
+from mechint.analyses.circuits.evidence import Evidence, share_needed
 from mechint.analyses.comparison.analyzer import scaled
 from mechint.analyses.comparison.cost import parameters
 from mechint.analyses.comparison.differences import compare
@@ -263,8 +263,8 @@ def test_parameters_below_a_share_of_the_rms_are_inactive() -> None:
 @pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("answer_logprob", 1), ("logit_diff", 1)])
 def test_faithfulness_is_a_share_of_the_way_from_empty_to_full(metric: str, sign: int) -> None:
     read = METRICS[metric].read
-    evidence = SimpleNamespace(config=SimpleNamespace(metric=metric))
-    share = CircuitEvidence.share(evidence, np.array([0.5]), np.array([0.9]), np.array([0.1]))  # type: ignore[arg-type]
+    evidence = SimpleNamespace(options=SimpleNamespace(metric=metric))
+    share = Evidence.share(evidence, np.array([0.5]), np.array([0.9]), np.array([0.1]))  # type: ignore[arg-type]
     assert float(share[0]) == pytest.approx(0.5) and np.sign(read(np.array([0.9])) - read(np.array([0.1])))[0] == sign
 
 

@@ -9,11 +9,10 @@ import torch
 
 from mechint import Edit, MechintError
 from mechint.analyses.circuits.bench import removed
-from mechint.analyses.circuits.evidence import largest, share_needed
+from mechint.analyses.circuits.evidence import Evidence, largest, share_needed
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.interventions.sweep import sweep
 from mechint.interventions.unit_kinds import SSM_UNITS
-from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.circuits import KEPT, SMALL, bench, known_circuit, loaders, truth
 
@@ -62,14 +61,10 @@ def test_the_largest_count_that_may_be_is_found_in_few_tries(most: int) -> None:
 
 
 def test_idle_units_can_go_together_and_no_needed_one_with_them() -> None:
-    model = known_circuit()
-    test = bench(model)
-    mask = torch.ones(28)
-    analyzer = SSMCircuitAnalyzer(model, dataclasses.replace(SMALL, bootstrap=100))
-    boot = ClusterBootstrap(loaders()[0].templates(), 100, 0)
+    evidence = Evidence(bench(known_circuit()), loaders()[0], dataclasses.replace(SMALL, bootstrap=100), seed=0)
     needed = [k for k in range(28) if float(truth()[k])]
     idle = [k for k in range(28) if k not in needed]
-    number = analyzer.removable_together(test, mask, [*idle, *needed], boot)
+    number = evidence.removable_together(torch.ones(28), [*idle, *needed])
     assert number["value"] == len(idle) and number["n"] == 28
 
 

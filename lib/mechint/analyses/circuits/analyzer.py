@@ -17,12 +17,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
 from ...interventions.taps import Tap
 from ...interventions.units import Units
 from ...utils import files, live
@@ -31,46 +33,53 @@ from ...utils.options import named
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, Number, exact, number
 from ..ablation import Ablation
-from ..base import group_of
+from ..base import StagedAnalyzer, group_of
 from ..loader import PromptLoader
 from ..metrics import remedy
 from ..random_weights import shuffled_weights
 from .bench import Bench, attribute, check_bfloat16, check_effect
-from .evidence import CircuitEvidence
+from .evidence import Evidence
 from .methods.evaluator import Evaluator
-from .methods.found import FoundCircuit, how_pruned, went_back
+from .methods.found import FoundCircuit, how_pruned, how_ranked, went_back
 from .methods.registry import METHODS, SEARCH, scores_of
 from .methods.registry import check as check_method
 from .methods.starting_orders import NOTES, further_orders, starting_scores
+from .options import CircuitOptions
 from .pruning import evaluations, pruned
-from .search import NotFinite, Search, SearchOptions
+from .search import NotFinite, Search
 from .work import announce
 
 Masks = dict[str, Any]
+C = TypeVar("C", bound=CircuitOptions)
 
 
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
 
 
-class CircuitAnalyzer(CircuitEvidence):
+class CircuitAnalyzer(StagedAnalyzer, Generic[C]):
     """Finds the circuit of a model on a task and measures how much of the model it is.
 
     Args:
-        arguments: As in :class:`CircuitEvidence`; the seed is that of searches, controls and bootstraps.
+        model, config, device, others: As in :class:`StagedAnalyzer`; the seed is that of searches, controls and
+            bootstraps.
+        units: What masks are over.
     """
 
     name = "circuit"
     title = "Circuit"
 
-    def __init__(self, *arguments: Any, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        config = self.config
+    def __init__(
+        self, model: Model, config: C, device: str | torch.device = "cpu", *, units: Units, **others: Any
+    ) -> None:
+        super().__init__(model, config, device, **others)
+        self.config: C = config
+        self.units, self.learning, self.asked = units, config.learning, config.size(units.total)
         self.half = config.precision == "bfloat16"
         if self.half:
             check_bfloat16(self.model.device)
-        if config.search == "budget":
-            self.units.top(torch.zeros(self.units.total), config.budget)  # refuses a budget that there is not
+        if self.asked is not None:
+            self.units.top(torch.zeros(self.units.total), self.asked)  # refuses a size that there is not
         self.masks: Masks = {}
         self.history: list[dict[str, Any]] = []
 
@@ -96,14 +105,14 @@ class CircuitAnalyzer(CircuitEvidence):
         order, ranking = self.ranking(discovery, found.attribution, size)
         control, control_note = self.random_weights(train_loader, val_loader, found.size, size, found.begins_elsewhere)
 
-        bench = Bench(self.model, self.units, ablation, val_loader.batches)
-        self.results = self.measure(bench, val_loader, ranking, found.mask, found.moved, found.by_size)
+        evidence = self.evidence(Bench(self.model, self.units, ablation, val_loader.batches), val_loader)
+        self.results = self.measured(evidence, found, ranking)
         metrics, notes = self.results["metrics"], self.results["notes"]
         self.results["curve"]["attribution_order"] = order
         if control is not None:
             metrics["faithfulness_random_weights"] = control
         if found.before_pruning is not None:
-            metrics["faithfulness_unpruned"] = self.interval(bench, val_loader, found.before_pruning)
+            metrics["faithfulness_unpruned"] = evidence.interval(found.before_pruning)
             metrics["units_kept_unpruned"] = exact(found.size)
         if accuracy is not None:
             metrics["accuracy_full"] = accuracy
@@ -153,6 +162,22 @@ class CircuitAnalyzer(CircuitEvidence):
                 f"explain. {remedy(self.model, loader.task)}, or lower {named(group_of(self.config), 'min_accuracy')}"
             )
         return accuracy
+
+    # ---- the evidence -------------------------------------------------------------------------------------------
+
+    def evidence(self, bench: Bench, loader: PromptLoader) -> Evidence:
+        """Gives what measures circuits on some held-out prompts."""
+        return Evidence(bench, loader, self.config, self.seed)
+
+    def measured(self, evidence: Evidence, found: FoundCircuit, ranking: Tensor) -> dict[str, Any]:
+        """Every number of the circuit.
+
+        Args:
+            evidence: Measures on the held-out prompts.
+            found: The circuit.
+            ranking: Scores whose order is the attribution curve's, [units].
+        """
+        return evidence.measure(ranking, found.mask, found.moved, found.by_size)
 
     # ---- the circuit --------------------------------------------------------------------------------------------
 
@@ -235,17 +260,10 @@ class CircuitAnalyzer(CircuitEvidence):
         attributed = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
         evaluator = self.evaluator(discovery, aligned)
         scores = self.stages.get("ranking", lambda: scores_of(config.method, evaluator))
-        size = config.budget if config.search == "budget" else self.fewest(discovery, scores)
+        size = self.fewest(discovery, scores) if self.asked is None else self.asked
         mask = self.units.top(scores, size)
         reached = discovery.faithful(mask, config.metric)
-        said = (
-            f"The circuit is the {size:,} units with the highest scores of the method {config.method}: "
-            f"{method.meaning} ({method.source}). A ranking has no search: nothing was pruned or exchanged, and no "
-            "other seed was tried."
-        )
         scored_by = method.scored_by(evaluator)
-        if scored_by not in ("", config.metric):
-            said += f" Its scores are of {scored_by}, and not of {config.metric}, which the circuit is to preserve."
         return FoundCircuit(
             mask=mask,
             size=size,
@@ -264,14 +282,12 @@ class CircuitAnalyzer(CircuitEvidence):
                 },
                 "searches": [],
             },
-            notes=lambda results: [said],
+            notes=lambda results: [how_ranked(results)],
         )
 
     def evaluator(self, bench: Bench, aligned: bool) -> Evaluator:
         """Gives a method the prompts that it ranks the units on."""
-        config = self.config
-        how = SearchOptions(config.gate, config.steps, config.lr)
-        return Evaluator(bench, config.metric, config.budget, how, self.seed, aligned)
+        return Evaluator(bench, self.config.metric, self.asked or 1, self.learning, self.seed, aligned)
 
     def fewest(self, bench: Bench, scores: Tensor) -> int:
         """The fewest top units that reach the target on the discovery prompts, as all larger sizes of the grid do."""
@@ -302,9 +318,7 @@ class CircuitAnalyzer(CircuitEvidence):
         config = self.config
 
         def compute() -> dict[str, Any]:
-            how = SearchOptions(
-                config.gate, steps or config.steps, config.lr, config.budgets, config.temperature, config.hold, penalty
-            )
+            how = replace(self.learning, steps=steps or config.steps, penalty=penalty)
             search = Search(bench, config.metric, scores, how, seed, size, others)
             part = self.stages.part(name)
             if part is not None:
@@ -331,10 +345,10 @@ class CircuitAnalyzer(CircuitEvidence):
 
     def priced(self, bench: Bench, scores: Tensor) -> dict[str, Any] | None:
         """The search whose penalty chooses the number of units; None where something else does."""
-        if self.config.search != "penalty":
+        if self.config.price is None:
             return None
         half = max(1, self.units.total // 2)
-        return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.penalty)
+        return self.search(bench, scores, "seed 0", self.seed, half, penalty=self.config.price)
 
     def pruned(self, bench: Bench, name: str, mask: Tensor, order: Tensor, target: float, size: int) -> dict[str, Any]:
         """One stage: a circuit as a search found it, pruned to the target or, where that is infinite, to the size."""
@@ -366,8 +380,8 @@ class CircuitAnalyzer(CircuitEvidence):
 
     def enough(self, bench: Bench, descent: dict[int, Tensor]) -> int:
         """The budget, or the smallest size on the grid from which the descent, in passing, reached the target."""
-        if self.config.search == "budget":
-            return int(self.config.budget)
+        if self.asked is not None:
+            return self.asked
         grid = self.grid()
         short = [at for at, size in enumerate(grid) if not self.reached(bench, descent[size])]
         return grid[max(short, default=-1) + 1]
@@ -429,9 +443,10 @@ class CircuitAnalyzer(CircuitEvidence):
         ablation = Ablation(model, units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
         bench = Bench(model, units, ablation, train_loader.batches, self.half)
         held_out = Bench(model, units, ablation, val_loader.batches)
+        evidence = self.evidence(held_out, val_loader)
         try:
             check_effect(bench.ends, self.config.metric)
-            self.check_denominator(held_out, val_loader)
+            Evidence(held_out, val_loader, self.config, self.seed).check()
         except MechintError:
             return (
                 None,
@@ -443,11 +458,11 @@ class CircuitAnalyzer(CircuitEvidence):
                 scores = self.stages.get(
                     name, lambda: scores_of(self.config.method, self.evaluator(bench, train_loader.task.aligned))
                 )
-                return self.interval(held_out, val_loader, units.top(scores, wanted)), ""
+                return evidence.interval(units.top(scores, wanted)), ""
             mask, notes = self.searched_at_random(bench, size, wanted, needed)
         except NotFinite as error:  # shuffled norms of some models make logits of 10⁷; the trained one's circuit stands
             return None, f"The control on random weights was not measured: {error}."
-        number = self.interval(held_out, val_loader, mask)
+        number = evidence.interval(mask)
         return number, " ".join(f"On random weights: {note}" for note in notes if note)
 
     def searched_at_random(self, bench: Bench, size: int, wanted: int, needed: bool) -> tuple[Tensor, list[str]]:

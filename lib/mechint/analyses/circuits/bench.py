@@ -20,7 +20,6 @@ from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ..ablation import Ablation
 from ..metrics import Answers, faithfulness
-from .gates import HOLD, Temperature
 
 
 @dataclass(frozen=True)
@@ -50,38 +49,6 @@ METRICS = {
     "perplexity": Metric("exp of the mean cross-entropy of the answers", "loss", "loss", np.exp),
     "accuracy": Metric("share of answers that are right; gates learn from the loss", "accuracy", "loss"),
 }
-
-
-@dataclass(frozen=True)
-class CircuitPlan:
-    """The work of an analysis of circuits; an analysis whose options have these very names needs none."""
-
-    unit: str
-    ablation: str
-    metric: str
-    search: str
-    """``smallest`` that reaches the target faithfulness, ``budget``: exactly that many units, or ``penalty``: all that
-    are worth :attr:`penalty`."""
-    budget: int
-    target_faithfulness: float
-    gate: str
-    steps: int
-    lr: float
-    seeds: int
-    random_circuits: int
-    removed_units: int
-    bootstrap: int
-    min_accuracy: float
-    method: str = "search"
-    """One of :data:`mechint.analyses.circuits.methods.registry.METHODS`."""
-    budgets: str = "exponential"
-    temperature: Temperature | None = None
-    hold: float = HOLD
-    """Share of the steps, the last ones, for which the budget is that of the circuit."""
-    penalty: float = 0.0
-    """The price of an open gate, in units of the metric."""
-    precision: str = "float32"
-    """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
 
 
 KEPT_LOGITS = 1 << 28

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model
-from ...interventions.units import Units
 from ...utils.errors import MechintError
 from ...utils.multiple_tests import ABOVE, adjusted
 from ...utils.progress import Progress
 from ...utils.statistics import (
     FEWEST_TESTED,
+    Array,
     ClusterBootstrap,
     Number,
     area,
@@ -27,78 +26,80 @@ from ...utils.statistics import (
     stability,
 )
 from ..ablation import in_words
-from ..base import StagedAnalyzer
 from ..loader import PromptLoader
 from ..metrics import faithfulness
 from .bench import METRICS, Bench, removed
+from .options import CircuitOptions
 
 
-class CircuitEvidence(StagedAnalyzer):
-    """Measures masks of the units of a model.
+class Evidence:
+    """Measures circuits on the held-out prompts of a model.
 
     Args:
-        model, config, device: As in :class:`StagedAnalyzer`; the configuration is a
-            :class:`mechint.analyses.circuits.bench.CircuitPlan`, or options with its fields.
-        units: What masks are over.
-        others: As in :class:`StagedAnalyzer`.
+        bench: The held-out prompts, with the model's units and what replaces them.
+        loader: The same prompts with their task and their templates, which intervals are over.
+        options: What the circuit preserves, and how many controls and draws there are.
+        seed: Of the random circuits, the removed units and the bootstrap.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        config: Any,
-        device: str | torch.device = "cpu",
-        *,
-        units: Units,
-        **others: Any,
-    ) -> None:
-        super().__init__(model, config, device, **others)
-        self.units = units
+    def __init__(self, bench: Bench, loader: PromptLoader, options: CircuitOptions, seed: int) -> None:
+        self.bench, self.loader, self.options, self.seed = bench, loader, options, seed
+        self.units, self.column = bench.units, METRICS[options.metric].column
+        self.bootstrap = ClusterBootstrap(loader.templates(), options.bootstrap, seed)
 
-    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
-        column = METRICS[self.config.metric].column
-        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        values = [values[column].numpy() for values in (bench.measure(mask), *bench.ends)]
-        return bootstrap.interval(self.share, *values)
+    def check(self) -> None:
+        """Refuses to measure shares of an effect that may be nothing.
 
-    def check_denominator(self, bench: Bench, loader: PromptLoader) -> ClusterBootstrap:
-        """The bootstrap over the prompts of ``loader``; refuses an effect whose interval holds zero."""
-        metric = METRICS[self.config.metric]
-        bootstrap = ClusterBootstrap(loader.templates(), self.config.bootstrap, self.seed)
-        ends = [end[metric.column].numpy() for end in bench.ends]
-        effect = bootstrap.interval(lambda f, e: metric.read(f) - metric.read(e), *ends)
+        Raises:
+            MechintError: the interval of the effect of dropping every unit holds zero.
+        """
+        read = METRICS[self.options.metric].read
+        effect = self.bootstrap.interval(lambda f, e: read(f) - read(e), *self.ends)
         if float(effect["low"]) <= 0 <= float(effect["high"]):
             raise MechintError(
-                f"the effect of dropping every unit on {self.config.metric} is {effect['value']:.3g} "
+                f"the effect of dropping every unit on {self.options.metric} is {effect['value']:.3g} "
                 f"[{effect['low']:.3g}, {effect['high']:.3g}], which may be nothing; faithfulness is a share "
                 f"of it. Use more EVAL_PROMPTS, another metric or another ablation"
             )
-        return bootstrap
+
+    @property
+    def ends(self) -> list[Array]:
+        """The metric's column of every prompt in the full model and in the one with every unit dropped, [prompts]."""
+        return [end[self.column].numpy() for end in self.bench.ends]
+
+    def values(self, mask: Tensor) -> Array:
+        """The metric's column of every prompt under a mask [units], [prompts]."""
+        return self.bench.measure(mask)[self.column].numpy()
+
+    def interval(self, mask: Tensor) -> Number:
+        """The faithfulness of a mask [units].
+
+        Raises:
+            MechintError: as :meth:`check` does.
+        """
+        self.check()
+        return self.bootstrap.interval(self.share, self.values(mask), *self.ends)
 
     def share(self, circuit: Any, full: Any, empty: Any) -> Any:
         """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
-        return faithfulness(*map(METRICS[self.config.metric].read, (circuit, full, empty)))
+        return faithfulness(*map(METRICS[self.options.metric].read, (circuit, full, empty)))
 
-    def measure(
-        self, bench: Bench, loader: PromptLoader, ranking: Tensor, mask: Tensor, found: list[Tensor],
-        learned: dict[int, Tensor],
-    ) -> dict[str, Any]:  # fmt: skip
+    def measure(self, ranking: Tensor, mask: Tensor, found: list[Tensor], learned: dict[int, Tensor]) -> dict[str, Any]:
         """Every number of the report, on the held-out prompts.
 
         Args:
-            bench, loader: Those prompts.
             ranking: Scores whose order is the attribution curve's, [units].
             mask: The circuit.
             found: The circuits of all seeds whose search has moved from where it began, for the stability.
             learned: Circuits by size.
         """
-        config, units = self.config, self.units
-        metric, read = METRICS[config.metric].column, METRICS[config.metric].read
+        self.check()
+        options, units, bench, loader = self.options, self.units, self.bench, self.loader
+        metric, read, bootstrap = self.column, METRICS[options.metric].read, self.bootstrap
         size = int(mask.sum())
-        bootstrap = self.check_denominator(bench, loader)
         learned = {**learned, units.total: torch.ones_like(mask)}
         sizes = sorted(learned)
-        wanted = 1 + (2 + config.random_circuits) * len(sizes)
+        wanted = 1 + (2 + options.random_circuits) * len(sizes)
         with Progress("evidence", wanted) as progress:
 
             def at(m: Tensor) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class CircuitEvidence(StagedAnalyzer):
         def cmd(c: Any, f: Any, e: Any) -> Any:
             return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
 
-        tried, least_needed = self.leave_one_out(bench, loader, mask, bootstrap)
+        tried, least_needed = self.leave_one_out(mask)
         agreement = stability([set(m.nonzero().flatten().tolist()) for m in found])
         completeness = bootstrap.interval(
             lambda c, f, e: 1 - self.share(c, f, e), without[metric], full[metric], empty[metric]
@@ -150,27 +151,27 @@ class CircuitEvidence(StagedAnalyzer):
         if loader.task.name != "text":
             metrics["accuracy_circuit"] = bootstrap.share(chosen["accuracy"])
         if tried:
-            metrics["minimality"] = share_needed(tried, size, config.bootstrap, self.seed)
-            metrics["removable_together"] = self.removable_together(bench, mask, least_needed, bootstrap)
+            metrics["minimality"] = share_needed(tried, size, options.bootstrap, self.seed)
+            metrics["removable_together"] = self.removable_together(mask, least_needed)
         if agreement is not None:
             metrics["jaccard"] = agreement
         for name, entry in metrics.items():
             if name not in ("units_total", "units_kept", "jaccard"):
-                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, config.metric)
+                own = {"kl": "kl", "accuracy_circuit": "accuracy"}.get(name, options.metric)
                 own = "loss" if name.startswith("bits_per_byte") else own
-                entry |= {"metric": own, "ablation": config.ablation, "sites": ",".join(units.kind.sites)}
+                entry |= {"metric": own, "ablation": options.ablation, "sites": ",".join(units.kind.sites)}
         if units.kind.apart:
             blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
             for label, count in zip(units.kind.labels, blocks, strict=True):
                 metrics[f"units_kept_{label.lower()}"] = exact(int(count))
         return {
             "metrics": metrics,
-            "unit": config.unit,
+            "unit": options.unit,
             "unit_meaning": units.kind.meaning,
             "units": units.kind.several,
-            "ablation": config.ablation,
-            "ablation_words": in_words(config.ablation, loader.task.aligned),
-            "metric": config.metric,
+            "ablation": options.ablation,
+            "ablation_words": in_words(options.ablation, loader.task.aligned),
+            "metric": options.metric,
             "curve": {
                 "size": sizes,
                 "fraction": shares,
@@ -194,15 +195,12 @@ class CircuitEvidence(StagedAnalyzer):
         counts = self.units.counts(like)
         generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
         values = []
-        for _ in range(self.config.random_circuits):
+        for _ in range(self.options.random_circuits):
             mask = self.units.random(counts, generator).to(like.device)
-            column = METRICS[self.config.metric].column
-            values.append(float(self.share(at(mask)[column].mean(), full.mean(), empty.mean())))
+            values.append(float(self.share(at(mask)[self.column].mean(), full.mean(), empty.mean())))
         return spread(values, "random circuits with as many units in each layer")
 
-    def leave_one_out(
-        self, bench: Bench, loader: PromptLoader, mask: Tensor, bootstrap: ClusterBootstrap
-    ) -> tuple[list[dict[str, Any]], list[int]]:
+    def leave_one_out(self, mask: Tensor) -> tuple[list[dict[str, Any]], list[int]]:
         """Measures the drop in faithfulness without each of the circuit's units, or of as many as the options say, at
         random.
 
@@ -210,15 +208,14 @@ class CircuitEvidence(StagedAnalyzer):
         nothing", of one side and adjusted for all the units tried. The worst loss comes first. Beside them are the
         units' numbers, the least loss first. Both are empty where no p can be trusted.
         """
-        config, units = self.config, self.units
+        options, units, bootstrap = self.options, self.units, self.bootstrap
         kept = mask.nonzero().flatten().tolist()
-        if not config.removed_units or len(bootstrap.sizes) < FEWEST_TESTED:  # nothing that could be tested
+        if not options.removed_units or len(bootstrap.sizes) < FEWEST_TESTED:  # nothing that could be tested
             return [], []
-        order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: config.removed_units]
+        order = np.random.default_rng(self.seed + 32_452_843).permutation(len(kept))[: options.removed_units]
         numbers = sorted(kept[k] for k in order)
-        column = METRICS[config.metric].column
-        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
-        without = removed(bench, mask, numbers, column).numpy()  # [prompts, units]
+        circuit, (full, empty) = self.values(mask), self.ends
+        without = removed(self.bench, mask, numbers, self.column).numpy()  # [prompts, units]
 
         def drop(c: Any, w: Any, f: Any, e: Any) -> Any:
             return self.share(c, f, e) - self.share(w, f, e)
@@ -237,23 +234,18 @@ class CircuitEvidence(StagedAnalyzer):
         worst = sorted(range(len(found)), key=lambda k: -losses[k])
         return [found[k] for k in worst], [numbers[k] for k in reversed(worst)]
 
-    def removable_together(
-        self, bench: Bench, mask: Tensor, least_needed: list[int], bootstrap: ClusterBootstrap
-    ) -> Number:
+    def removable_together(self, mask: Tensor, least_needed: list[int]) -> Number:
         """The most units, in the order of what each alone costs, that can go together without a certain loss.
 
         Certain is a drop of faithfulness whose interval is above zero. Each unit of a set can be idle alone because
         another does the same; here they go at once.
         """
-        column = METRICS[self.config.metric].column
-        circuit, full, empty = (end[column].numpy() for end in (bench.measure(mask), *bench.ends))
+        circuit, (full, empty) = self.values(mask), self.ends
 
         def may_go(count: int) -> bool:
             rest = mask.index_fill(0, torch.tensor(least_needed[:count], device=mask.device), 0.0)
-            lost = bootstrap.interval(
-                lambda c, r, f, e: self.share(c, f, e) - self.share(r, f, e),
-                circuit, bench.measure(rest)[column].numpy(), full, empty,
-            )  # fmt: skip
+            drop = lambda c, r, f, e: self.share(c, f, e) - self.share(r, f, e)
+            lost = self.bootstrap.interval(drop, circuit, self.values(rest), full, empty)
             return not certain(lost)
 
         count = largest(len(least_needed), may_go)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from ..dictionaries.reading import window_of
 from ..dictionaries.stored import load_all, one_for_each_site
 from ..loader import PromptLoader
 from .analyzer import CircuitAnalyzer
-from .bench import Bench, CircuitPlan
+from .evidence import Evidence
 from .feature_units import KIND, FeatureUnits
+from .methods.found import FoundCircuit
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .results import summary
@@ -74,25 +75,24 @@ class FeatureCircuitConfig(BudgetOptions):
         high=100_000,
     )  # fmt: skip
 
-    def plan(self) -> CircuitPlan:
-        own = {field.name for field in fields(BudgetOptions)} & {field.name for field in fields(CircuitPlan)}
-        return CircuitPlan(unit="latent", **{name: getattr(self, name) for name in own})
+    @property
+    def unit(self) -> str:
+        return KIND.name
 
 
-class FeatureCircuitAnalyzer(CircuitAnalyzer):
+class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
     """Circuits of the latents, and the errors, of one dictionary for each of some sites."""
 
     def __init__(
         self, model: Model, config: FeatureCircuitConfig, device: str | torch.device = "cpu", **others: Any
     ) -> None:
-        self.options = config
         excluded(config.exclude)
         chosen = one_for_each_site(where(config, others.get("run_dir")), config.choose, config.flatten)
         self.chosen = {dictionary.config.site: name for name, dictionary in chosen.items()}
         units = FeatureUnits(model, {d.config.site: d.to(device) for d in chosen.values()})
         self.digests = {site: digest(dictionary) for site, dictionary in units.dictionaries.items()}
         others["key"] = fingerprint([others.get("key", ""), self.digests])
-        super().__init__(model, config.plan(), device, units=units, **others)
+        super().__init__(model, config, device, units=units, **others)
         self.features = units
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
@@ -105,20 +105,20 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
         self.read(train_loader)
         return results
 
-    def measure(self, bench: Bench, loader: PromptLoader, scores: Tensor, mask: Tensor, *others: Any) -> dict[str, Any]:
+    def measured(self, evidence: Evidence, found: FoundCircuit, ranking: Tensor) -> dict[str, Any]:
         """Every number of a circuit, and how much of it is the errors'."""
-        found = super().measure(bench, loader, scores, mask, *others)
+        results, mask = super().measured(evidence, found, ranking), found.mask
         errors = self.features.errors().to(mask)
         parts = {"latents": mask * (1 - errors), "errors": mask * errors, "all_latents": 1 - errors}
         for name, part in parts.items():
-            found["metrics"][f"faithfulness_{name}"] = self.interval(bench, loader, part) | {
+            results["metrics"][f"faithfulness_{name}"] = evidence.interval(part) | {
                 "metric": self.config.metric, "ablation": self.config.ablation, "sites": ",".join(self.features.sites)
             }  # fmt: skip
-        return found
+        return results
 
     def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
         """Latents of dictionaries as wide and as sparse as ours, trained on the model with random weights."""
-        if not self.options.control_tokens:
+        if not self.config.control_tokens:
             return None
         configs = {
             site: SAEConfig(
@@ -146,7 +146,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
 
     def train(self, model: Model, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
         """Dictionaries of a model: their tensors by site."""
-        c, rows = self.options, max(len(batch) for batch in loader)
+        c, rows = self.config, max(len(batch) for batch in loader)
         contexts = TaskContexts(loader.task, "train", rows, self.seed)
         pool = max(1, min(c.control_tokens, CONTROL_BUFFER) // (rows * contexts.length))
         training = Training(tokens=c.control_tokens, batch=min(CONTROL_BATCH, c.control_tokens), seed=self.seed)
@@ -160,9 +160,9 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
 
     def read(self, loader: PromptLoader) -> None:
         """Writes features/{dictionary}.json: where the circuit's latents fire, and what they raise."""
-        if self.run_dir is None or not self.options.read:
+        if self.run_dir is None or not self.config.read:
             return
-        windows = [window_of(batch, loader.task, self.options.exclude) for batch in loader]
+        windows = [window_of(batch, loader.task, self.config.exclude) for batch in loader]
         kept = self.masks_by_site()
         for site, latents in kept.items():
             if latents:
@@ -181,7 +181,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer):
             )
             if kept
         ]
-        best = sorted(every)[: self.options.read]
+        best = sorted(every)[: self.config.read]
         return {site: sorted(number for _, where, number in best if where == site) for site in self.features.sites}
 
 

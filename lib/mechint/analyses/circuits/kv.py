@@ -17,11 +17,11 @@ from ..base import Analysis
 from ..loader import PromptLoader
 from ..options import Source
 from .analyzer import CircuitAnalyzer
-from .bench import CircuitPlan
 from .gates import HOLD, Temperature
 from .options import CircuitOptions, method_option, refuse_method
 from .pages import PAGES
 from .results import summary as circuit_summary
+from .search import SearchOptions
 from .work import work
 
 METRIC_NAMES = {"kl_div": "kl"}
@@ -94,30 +94,22 @@ class KVCircuitConfig(CircuitOptions, Source):
         high=10_000,
     )
 
-    def plan(self, total: int) -> CircuitPlan:
-        """Returns the plan of the search over ``total`` units."""
-        return CircuitPlan(
-            unit=self.unit,
-            ablation=self.ablation,
-            metric=METRIC_NAMES.get(self.target_metric, self.target_metric),
-            search="budget" if self.search == "sparsity" else self.search,
-            budget=kept(self.target_sparsity, total),
-            target_faithfulness=self.target_faithfulness,
-            gate="straight_through" if self.hard_masks else "hard_concrete",
-            steps=self.steps,
-            lr=self.lr,
-            seeds=self.seeds,
-            random_circuits=self.random_circuits,
-            removed_units=self.removed_units,
-            bootstrap=self.bootstrap,
-            min_accuracy=self.min_accuracy,
-            budgets=self.sparsity_schedule,
-            temperature=Temperature.parse(self.temp_schedule),
-            hold=self.sparsity_hold,
-            penalty=self.l1_lambda,
-            precision=self.precision,
-            method=self.method,
-        )
+    @property
+    def metric(self) -> str:
+        return METRIC_NAMES.get(self.target_metric, self.target_metric)
+
+    def size(self, total: int) -> int | None:
+        return kept(self.target_sparsity, total) if self.search == "sparsity" else None
+
+    @property
+    def price(self) -> float | None:
+        return self.l1_lambda if self.search == "penalty" else None
+
+    @property
+    def learning(self) -> SearchOptions:
+        gate = "straight_through" if self.hard_masks else "hard_concrete"
+        temperature = Temperature.parse(self.temp_schedule)
+        return SearchOptions(gate, self.steps, self.lr, self.sparsity_schedule, temperature, self.sparsity_hold)
 
 
 def kept(sparsity: float, total: int) -> int:
@@ -125,7 +117,7 @@ def kept(sparsity: float, total: int) -> int:
     return max(1, round((1 - sparsity) * total))
 
 
-class KVCircuitAnalyzer(CircuitAnalyzer):
+class KVCircuitAnalyzer(CircuitAnalyzer[KVCircuitConfig]):
     """Circuits of key and value channels, heads, MLP neurons or layers of a GPT-2 or a Llama."""
 
     def __init__(
@@ -135,15 +127,13 @@ class KVCircuitAnalyzer(CircuitAnalyzer):
         device: str | torch.device = "cpu",
         **others: Any,
     ) -> None:
-        units = Units(model, KV_UNITS[config.unit])
-        super().__init__(model, config.plan(units.total), device, units=units, **others)
-        self.asked = config.target_sparsity if config.search == "sparsity" else None
+        super().__init__(model, config, device, units=Units(model, KV_UNITS[config.unit]), **others)
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         results = super().run_analysis(train_loader, val_loader)
         metrics = results["metrics"]
         results["sparsity"] = {
-            "asked": self.asked,
+            "asked": self.config.target_sparsity if self.config.search == "sparsity" else None,
             "achieved": 1 - metrics["units_kept"]["value"] / metrics["units_total"]["value"],
         }
         if getattr(self.model.config, "kv_tied", False) and self.config.unit in ("kv", "k", "v"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 from ...interventions.unit_kinds import UnitKind
 from ...tasks.config import TaskConfig
 from ...utils.options import option
-from .gates import HOLD
 from .methods.registry import METHODS, SEARCH, methods_of
+from .search import SearchOptions
 
 METHOD_HELP = (
     "How the circuit is found: search learns which units to keep and prunes the circuit; every other method ranks the "
@@ -23,8 +24,12 @@ def method_option(kinds: dict[str, UnitKind]) -> Any:
 
 
 @dataclass(frozen=True)
-class CircuitOptions:
-    """Options of circuits of every kind: by which method one is found, on which prompts, and how it is judged."""
+class CircuitOptions(ABC):
+    """Options of circuits of every kind: by which method one is found, on which prompts, and how it is judged.
+
+    The analyzer reads these fields and the properties below, which are options of some kinds and follow from options of
+    other names in others.
+    """
 
     method: str = option(SEARCH, METHOD_HELP, choices=tuple(METHODS))
     ablation: str = option(
@@ -62,16 +67,49 @@ class CircuitOptions:
         high=1.0,
     )
 
+    @property
+    @abstractmethod
+    def unit(self) -> str:
+        """The kind of unit that is kept or dropped."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """The quantity that the circuit preserves, of :data:`mechint.analyses.circuits.bench.METRICS`."""
+
+    @property
+    @abstractmethod
+    def search(self) -> str:
+        """The way to choose the number of units: ``smallest`` is the least that reaches the target faithfulness."""
+
+    @abstractmethod
+    def size(self, total: int) -> int | None:
+        """Returns how many of ``total`` units the circuit keeps, exactly; None where the search finds the number."""
+
+    @property
+    def price(self) -> float | None:
+        """The price of an open gate, in units of the metric; None where the number of units is chosen otherwise."""
+        return None
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Optimiser steps of one search."""
+
+    @property
+    @abstractmethod
+    def learning(self) -> SearchOptions:
+        """The options of a search's gates."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the search: ``float32``, or ``bfloat16`` by autocast."""
+        return "float32"
+
 
 @dataclass(frozen=True)
 class BudgetOptions(CircuitOptions):
     """Options of circuits whose size is a number of units."""
-
-    budgets = "exponential"
-    temperature = None
-    hold = HOLD
-    precision = "float32"
-    """Not options here: as :class:`mechint.analyses.circuits.bench.CircuitPlan` has them."""
 
     metric: str = option(
         "kl",
@@ -94,6 +132,13 @@ class BudgetOptions(CircuitOptions):
     )
     steps: int = option(100, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
 
+    def size(self, total: int) -> int | None:
+        return self.budget if self.search == "budget" else None
+
+    @property
+    def learning(self) -> SearchOptions:
+        return SearchOptions(self.gate, self.steps, self.lr)
+
 
 def refuse_without_twins(config: BudgetOptions, task: TaskConfig) -> str | None:
     """Says why plain text, which has no counterfactual twins, cannot be analysed so; None when it can."""
@@ -115,7 +160,7 @@ def refuse_method(config: CircuitOptions, kind: UnitKind, task: TaskConfig) -> s
             f"the method {config.method} exchanges units with counterfactual twins, and plain text has none; choose "
             "removal or causal_necessary"
         )
-    if config.method != SEARCH and getattr(config, "search", "") == "penalty":
+    if config.method != SEARCH and config.price is not None:
         return (
             f"a penalty is a price of open gates, and the method {config.method} has no gates; choose the size with "
             "the search sparsity or smallest, or the method search"

@@ -32,7 +32,7 @@ class SSMCircuitConfig(BudgetOptions):
     method: str = method_option(SSM_UNITS)
 
 
-class SSMCircuitAnalyzer(CircuitAnalyzer):
+class SSMCircuitAnalyzer(CircuitAnalyzer[SSMCircuitConfig]):
     """Circuits of SSM channels, (channel, state) modes, paths or layers of a Mamba."""
 
     def __init__(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 import torch
 
 from .bench import Bench, loss_of
 from .methods.registry import SEARCH
 from .methods.starting_orders import EXACT_UNITS
+from .options import CircuitOptions
 from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
 PRUNINGS = 2
@@ -24,37 +24,31 @@ QUIET = 5.0
 """Seconds of work that nobody needs to be told of."""
 
 
-def searches(config: Any) -> int:
+def searches(config: CircuitOptions) -> int:
     """About how many searches there are; one that descends through all sizes is worth two."""
-    return int(config.seeds) + 3 + (5 if config.search == "smallest" else 0)
+    return config.seeds + 3 + (5 if config.search == "smallest" else 0)
 
 
-def held_out(config: Any) -> int:
+def held_out(config: CircuitOptions) -> int:
     """About how many circuits are measured on the held-out prompts."""
-    return SIZES * (2 + int(config.random_circuits)) + 4
+    return SIZES * (2 + config.random_circuits) + 4
 
 
-def work(config: Any, asked: Any = None) -> str:
-    """All work with its upper bounds, for a dry run.
-
-    Args:
-        config: The options, or a plan, of the study.
-        asked: What says how many prompts there are, where that is not ``config``.
-    """
-    asked = config if asked is None else asked
+def work(config: CircuitOptions) -> str:
+    """All work with its upper bounds, for a dry run."""
     if config.method != SEARCH:
         return (
-            f"a ranking of all units by the method {config.method} on {asked.prompts} prompts, on trained and on "
+            f"a ranking of all units by the method {config.method} on {config.prompts} prompts, on trained and on "
             f"random weights; then about {held_out(config)} evaluations, up to {config.removed_units:,} removals of "
-            f"single units and {SETS} of sets of them on {asked.eval_prompts} prompts"
+            f"single units and {SETS} of sets of them on {config.eval_prompts} prompts"
         )
     return (
         f"about {searches(config)} searches of {config.steps} steps; where attribution misleads up to {EXACT_UNITS:,} "
         f"units removed one at a time to begin them with, on trained and on random weights; {PRUNINGS} prunings of at "
-        f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {asked.prompts} prompts "
+        f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {config.prompts} prompts "
         f"({SMALL_EVALUATIONS:,} in models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then "
         f"about {held_out(config)} evaluations, up to {config.removed_units:,} removals of single units and {SETS} of "
-        f"sets of them on {asked.eval_prompts} prompts. How many seconds that takes is said once a batch was timed, "
+        f"sets of them on {config.eval_prompts} prompts. How many seconds that takes is said once a batch was timed, "
         "where the run starts"
     )
 
@@ -83,11 +77,13 @@ def timed(bench: Bench, metric: str) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
-def estimate(config: Any, total: int, batches: tuple[int, int], step: float, forward: float) -> tuple[float, float]:
+def estimate(
+    config: CircuitOptions, total: int, batches: tuple[int, int], step: float, forward: float
+) -> tuple[float, float]:
     """Seconds of all work, and of what is added where attribution misleads.
 
     Args:
-        config: The options, or a plan, of the study.
+        config: The options of the circuit.
         total: Units of the model.
         batches: Of the discovery and of the held-out prompts.
         step, forward: Seconds of a step of a search, and of a forward, on one batch.
@@ -100,7 +96,7 @@ def estimate(config: Any, total: int, batches: tuple[int, int], step: float, for
     return learning + (measured * discovery + held * evaluation) * forward, misled
 
 
-def announce(config: Any, bench: Bench, evaluation: int) -> None:
+def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
     """Says on standard error how long all work is going to take, unless it is a moment. It is in no result.
 
     Args:

@@ -262,7 +262,7 @@ def inputs(config: StudyConfig, run_dir: Path) -> dict[str, str]:
 
 def work(config: StudyConfig) -> str:
     left = [n for n in STEPS if n not in skipped(config.skip_steps)]
-    combined = circuit_work.work(study_circuit.plan(config), config) if 16 in left else ""
+    combined = circuit_work.work(study_circuit.circuit_options(config)) if 16 in left else ""
     return (
         f"{len(left)} steps; among them {2 * config.candidates} tests against "
         f"{max(config.draws, draws_needed(config.candidates + 1))} random subspaces or more, as their claims need, on "

@@ -9,9 +9,8 @@ same search on shuffled weights, searches of other seeds on other prompts, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,10 @@ from ...utils.errors import MechintError
 from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
-from ..circuits.bench import Bench, CircuitPlan
+from ..circuits.bench import Bench
+from ..circuits.evidence import Evidence
 from ..circuits.methods.starting_orders import further_orders, starting_scores
+from ..circuits.options import BudgetOptions
 from ..loader import PromptLoader
 from ..metrics import faithfulness
 from .claims import task_not_done
@@ -87,7 +88,16 @@ class SiteUnits(Units):
         return mask.flatten()
 
 
-class Searched(CircuitAnalyzer):
+@dataclass(frozen=True)
+class SiteOptions(BudgetOptions):
+    """Options of a study's combined circuit."""
+
+    @property
+    def unit(self) -> str:
+        return "unit"
+
+
+class Searched(CircuitAnalyzer[SiteOptions]):
     """A circuit of the studied units, close to the model in KL and in the study's metric; with the study's option off,
     without the control on random weights. Searches learn from the KL; what is measured is in the study's metric."""
 
@@ -97,17 +107,8 @@ class Searched(CircuitAnalyzer):
     def preserved(self) -> list[str]:
         return [*super().preserved(), self.effect]
 
-    def in_effect(self) -> AbstractContextManager[None]:
-        return measured_in(self, self.effect)
-
-    def measure(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        with self.in_effect():
-            return super().measure(*arguments, **named)
-
-    def interval(self, bench: Bench, loader: PromptLoader, mask: Tensor) -> Number:
-        with self.in_effect():
-            self.check_denominator(bench, loader)
-            return super().interval(bench, loader, mask)
+    def evidence(self, bench: Bench, loader: PromptLoader) -> Evidence:
+        return Evidence(bench, loader, replace(self.config, metric=self.effect), self.seed)
 
     def random_weights(self, *arguments: Any) -> tuple[Number | None, str]:
         try:
@@ -119,23 +120,12 @@ class Searched(CircuitAnalyzer):
         return self.units if self.random_control else None
 
 
-@contextmanager
-def measured_in(analyzer: Searched, metric: str) -> Iterator[None]:
-    """Measures everything inside the context in this metric."""
-    before = analyzer.config
-    analyzer.config = replace(before, metric=metric)
-    try:
-        yield
-    finally:
-        analyzer.config = before
-
-
-def plan(c: StudyConfig) -> CircuitPlan:
-    """The search of a study's combined circuit."""
-    return CircuitPlan(
-        unit="unit", ablation=c.ablation, metric="kl", search="smallest", budget=1, target_faithfulness=TARGET,
-        gate="hard_concrete", steps=c.mask_steps, lr=0.1, seeds=1, random_circuits=RANDOM_CIRCUITS,
-        removed_units=REMOVED_UNITS, bootstrap=c.bootstrap, min_accuracy=0.0,
+def circuit_options(c: StudyConfig) -> SiteOptions:
+    """The options of a study's combined circuit, from those of the study."""
+    return SiteOptions(
+        ablation=c.ablation, metric="kl", search="smallest", target_faithfulness=TARGET, steps=c.mask_steps, seeds=1,
+        prompts=c.prompts, eval_prompts=c.eval_prompts, random_circuits=RANDOM_CIRCUITS, removed_units=REMOVED_UNITS,
+        bootstrap=c.bootstrap, min_accuracy=0.0,
     )  # fmt: skip
 
 
@@ -148,7 +138,8 @@ def circuit(context: Context) -> Found:
     if reason := task_not_done({"setup": context.found["setup"]["report"]}):
         raise MechintError(reason)
     units = SiteUnits(context.model, context.sites)
-    analyzer = Searched(context.model, plan(context.config), context.model.device, units=units, seed=context.seed)
+    options, device = circuit_options(context.config), context.model.device
+    analyzer = Searched(context.model, options, device, units=units, seed=context.seed)
     analyzer.stages, analyzer.random_control = context.stages, context.config.random_weights
     analyzer.effect = LEARNT[context.config.metric]
     found = analyzer.run_analysis(context.train, context.val)

@@ -89,3 +89,16 @@ def how_pruned(results: dict[str, Any], target: float) -> str:
     return (
         f"{text} It stopped {bound}, so a smaller circuit, or a better one of its size, may be found by the same steps."
     )
+
+
+def how_ranked(results: dict[str, Any]) -> str:
+    """Says in words how a ranking found the circuit, and by which metric where that is not the circuit's."""
+    ranking, metric = results["ranking"], results["metric"]
+    text = (
+        f"The circuit is the {ranking['units']:,} units with the highest scores of the method {ranking['method']}: "
+        f"{ranking['meaning']} ({ranking['source']}). A ranking has no search: nothing was pruned or "
+        "exchanged, and no other seed was tried."
+    )
+    if ranking["metric"] in (None, metric):
+        return text
+    return f"{text} Its scores are of {ranking['metric']}, and not of {metric}, which the circuit is to preserve."
