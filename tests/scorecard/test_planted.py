@@ -14,7 +14,7 @@ from mechint.ground_truth import BLUEPRINTS, answers
 from mechint.ground_truth.planted import SITES, Planted, PlantedSizes, planted
 from mechint.interventions.run import run
 from mechint.sae import SAEConfig
-from mechint.sae.registry import make
+from mechint.sae.architectures import make
 from mechint.scorecard.cost import cost, reset
 from mechint.scorecard.curves import Curves
 from mechint.scorecard.dictionaries import KINDS, recovery, score_dictionaries

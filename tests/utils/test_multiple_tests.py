@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mechint.utils.multiple_tests import ABOVE, BOTH, adjusted, benjamini_hochberg, missed
+from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, max_t_of, missed
 from mechint.utils.statistics import ClusterBootstrap, Estimate
 
 DRAWS = 60
@@ -28,7 +28,7 @@ def quotient(mean: float, error: float) -> float:
 
 
 def step_down(bootstrap: ClusterBootstrap, found: Estimate, side: str) -> list[float]:
-    """The p-values of :func:`adjusted`, one draw and one cell at a time."""
+    """The p-values of :func:`max_t_of`, one draw and one cell at a time."""
     influence, held = found.influence, found.held
     tested = [k for k in range(held.shape[1]) if sum(held[:, k] > 0) >= 6 and not math.isnan(found.p[k])]
     share = excess(influence[:, tested], held[:, tested])
@@ -98,7 +98,7 @@ def test_clusters_of_any_size_with_cells_that_some_lack(side: str, count: int, h
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = bootstrap.tested(np.divide, np.nan_to_num(values), there.astype(float), present=there)
-    ours, slow = adjusted(bootstrap, found, side), step_down(bootstrap, found, side)
+    ours, slow = max_t_of(bootstrap, found, side), step_down(bootstrap, found, side)
     assert ours == pytest.approx(np.array(slow), nan_ok=True)
     assert np.isnan(ours).any() == lacking and np.isnan(ours[0]) == bool(heavy and count < 16)
 
@@ -110,8 +110,8 @@ def test_one_cell_alone(middle: float) -> None:
     bootstrap = ClusterBootstrap(range(7), DRAWS, 0)
     found = bootstrap.tested(lambda mean: mean, values)
     for side in (BOTH, ABOVE):
-        assert adjusted(bootstrap, found, side) == pytest.approx(np.array(step_down(bootstrap, found, side)))
-    assert adjusted(bootstrap, found, ABOVE)[0] >= 1 - found.p[0] / 2 - 1e-12 or middle > 0
+        assert max_t_of(bootstrap, found, side) == pytest.approx(np.array(step_down(bootstrap, found, side)))
+    assert max_t_of(bootstrap, found, ABOVE)[0] >= 1 - found.p[0] / 2 - 1e-12 or middle > 0
 
 
 def test_what_samples_may_miss_by_hand() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.utils.multiple_tests import ABOVE, BOTH, MANY, adjusted, holm, max_t
+from mechint.utils.multiple_tests import ABOVE, BOTH, MANY, holm, max_t, max_t_of
 from mechint.utils.statistics import (
     FEWEST_TESTED,
     ClusterBootstrap,
@@ -357,7 +357,7 @@ def test_a_cell_is_significant_alone_exactly_where_its_interval_leaves_zero_out(
     some = ~np.isnan(found.low)
     assert (np.isnan(found.p) == ~some).all()
     assert (outside == (found.p <= 0.05))[some].all()
-    many = adjusted(bootstrap, found)
+    many = max_t_of(bootstrap, found)
     tested = ~np.isnan(many)
     assert (many >= found.p)[tested].all() and not (tested & ~some).any()
     expected = some & ((found.held > 0).sum(0) >= FEWEST_TESTED)

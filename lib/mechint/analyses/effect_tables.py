@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..utils.multiple_tests import adjusted
+from ..utils.multiple_tests import max_t_of
 from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined, pearson
 
 
@@ -33,7 +33,7 @@ def ratio(
     found = joined(parts)
     shape = means.shape[1:]
     value = np.where(there.any(0), found.value, np.nan)
-    edges = (value, found.low, found.high, adjusted(bootstrap, found))
+    edges = (value, found.low, found.high, max_t_of(bootstrap, found))
     point, low, high, p = (side.reshape(shape) for side in edges)
     return point, low, high, p
 

@@ -9,8 +9,8 @@ With their prompts, their truth, and scores on it.
 
 from .blueprint import Blueprint, Compiled
 from .gpt2.canvas import GPT2Size
+from .known_models import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
 from .mamba.canvas import Size
-from .registry import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
 from .score import Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers
 from .verification import verify

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from .architectures import ARCHITECTURES, make
 from .base import Loss, SAEConfig, SparseAutoencoder, Step
 from .batch_topk import BatchTopK
 from .formats.dictionary_learning import load_dictionary_learning, save_dictionary_learning
@@ -15,7 +16,6 @@ from .formats.sparsify import load_sparsify, save_sparsify
 from .gated import Gated
 from .jumprelu import JumpReLU
 from .matryoshka import Matryoshka
-from .registry import ARCHITECTURES, make
 from .relu import ReLU
 from .topk import TopK
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ground_truth.planted import SITES, Planted, planted
 from ..sae import SAEConfig, SparseAutoencoder
-from ..sae.registry import BY_COUNT
+from ..sae.architectures import BY_COUNT
 from ..sae.training import Training, train_grid
 from ..utils.errors import MechintError
 from .cost import cost

@@ -1,7 +1,7 @@
 """The rows of the scorecard: each asks a method of circuits for scores, by one ablation and a number of prompts.
 
-The methods themselves are :data:`mechint.analyses.circuits.methods.registry.METHODS`: what is scored here can be chosen
-for a circuit.
+The methods themselves are :data:`mechint.analyses.circuits.methods.all_methods.METHODS`: what is scored here can be
+chosen for a circuit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..analyses.ablation import ABLATIONS, Ablation
 from ..analyses.circuits.bench import Bench
+from ..analyses.circuits.methods.all_methods import METHODS as RANKINGS
+from ..analyses.circuits.methods.all_methods import scores_of
 from ..analyses.circuits.methods.evaluator import Evaluator
-from ..analyses.circuits.methods.registry import METHODS as RANKINGS
-from ..analyses.circuits.methods.registry import scores_of
 from ..analyses.circuits.search import SearchOptions
 from ..analyses.loader import PromptLoader
 from ..interventions.model import Model

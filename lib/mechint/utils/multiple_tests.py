@@ -25,14 +25,14 @@ def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int
     """Adjusted p-values of "the mean is zero" of every cell of [n, …] values, NaN where a prompt has no such cell.
 
     The mean is over all prompts that have the cell, as it is printed; ``clusters`` of them are drawn together. See
-    :func:`adjusted`.
+    :func:`max_t_of`.
     """
     bootstrap = ClusterBootstrap(clusters, draws, seed)
     there = ~np.isnan(values)
-    return adjusted(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(values), there, present=there), side)
+    return max_t_of(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(values), there, present=there), side)
 
 
-def adjusted(bootstrap: ClusterBootstrap, found: Estimate, side: str = BOTH) -> Array:
+def max_t_of(bootstrap: ClusterBootstrap, found: Estimate, side: str = BOTH) -> Array:
     """p-values of "the statistic is zero" for every cell, adjusted for looking at all of them.
 
     A step-down bootstrap of the largest t (Romano & Wolf 2005), for either side alone: where effects are skewed, t of a

@@ -13,8 +13,8 @@ import torch
 from mechint.analyses.circuits.analyzer import CircuitAnalyzer
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig
 from mechint.analyses.circuits.kv import refuse as refuse_kv
+from mechint.analyses.circuits.methods.all_methods import METHODS, SEARCH, methods_of, scores_of
 from mechint.analyses.circuits.methods.evaluator import Evaluator
-from mechint.analyses.circuits.methods.registry import METHODS, SEARCH, methods_of, scores_of
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig, refuse
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig

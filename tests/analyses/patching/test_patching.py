@@ -23,7 +23,7 @@ from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.utils.errors import MechintError
-from mechint.utils.multiple_tests import adjusted
+from mechint.utils.multiple_tests import max_t_of
 from mechint.utils.statistics import FEWEST, FEWEST_TESTED, ClusterBootstrap
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.helpers.circuits import KEPT, known_circuit
@@ -261,7 +261,7 @@ def test_shares_and_p_values_by_hand() -> None:
     bootstrap, there = ClusterBootstrap(evaluation.templates(), 100, 0), ~np.isnan(flow)
     weights = there * total[:, None, None, None]
     with np.errstate(invalid="ignore"):
-        p = adjusted(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(flow), weights, present=there))
+        p = max_t_of(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(flow), weights, present=there))
     for k, path in enumerate(found["flow"]["paths"]):
         for layer in range(2):
             for c in range(len(found["flow"]["pairs"])):
@@ -284,7 +284,7 @@ def test_shares_and_p_values_by_hand() -> None:
     np.testing.assert_allclose(listed, exact.mean(0) / total.mean())
     listed = [value for kind in found["units"] for value in kind["necessary"]["p"]]
     weights = np.broadcast_to(total[:, None], exact.shape)
-    np.testing.assert_allclose(listed, adjusted(bootstrap, bootstrap.tested(np.divide, exact, weights)))
+    np.testing.assert_allclose(listed, max_t_of(bootstrap, bootstrap.tested(np.divide, exact, weights)))
     guess = join("necessary gated estimates").numpy().mean(1)
     expected = np.corrcoef(exact[:, :28].mean(0), guess)[0, 1]
     assert found["units"][0]["correlation"]["necessary"] == pytest.approx(expected)

@@ -15,7 +15,6 @@ from mechint.analyses.random_weights import shuffled_weights
 from mechint.analyses.study.ablation_tests import (
     DOSES,
     Held,
-    adjusted,
     by_rank,
     granularity,
     least_rank,
@@ -153,7 +152,6 @@ def test_granularity_of_one_direction(known: Any) -> None:
     model, site, true, _, _, held = known
     found = granularity(held, from_units("one", "mask", 0, site, true[:1], model.config.d_inner))
     assert found["ranks"] == [1] and found["every_rank"] and found["n"] == len(held.prompts)
-    assert len(adjusted([])) == 0
 
 
 def test_the_least_rank_is_the_least_of_all() -> None:

@@ -6,8 +6,8 @@
 3. Find the circuit on the discovery prompts, by the method that the options name:
    a. ``search``: learn masks (:mod:`.search`) at sizes that are halved between, for the smallest that reaches the
       target, again with other seeds, and prune the best one (:mod:`.pruning`);
-   b. any other method of :mod:`.methods.registry`: rank the units, and take the top ones, as many as the budget says or
-      as the fewest that reach the target.
+   b. any other method of :mod:`.methods.all_methods`: rank the units, and take the top ones, as many as the budget says
+      or as the fewest that reach the target.
 4. Repeat step 3 at the same size on the same model with shuffled weights: the control.
 5. Measure the circuit on the held-out prompts, with its intervals and controls (:mod:`.evidence`).
 """
@@ -39,10 +39,10 @@ from ..metrics import remedy
 from ..random_weights import shuffled_weights
 from .bench import Bench, attribute, check_bfloat16, check_effect
 from .evidence import Evidence
+from .methods.all_methods import METHODS, SEARCH, scores_of
+from .methods.all_methods import check as check_method
 from .methods.evaluator import Evaluator
 from .methods.found import FoundCircuit, how_pruned, how_ranked, went_back
-from .methods.registry import METHODS, SEARCH, scores_of
-from .methods.registry import check as check_method
 from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .options import CircuitOptions
 from .pruning import evaluations, pruned

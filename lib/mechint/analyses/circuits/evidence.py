@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import MechintError
-from ...utils.multiple_tests import ABOVE, adjusted
+from ...utils.multiple_tests import ABOVE, max_t_of
 from ...utils.progress import Progress
 from ...utils.statistics import (
     FEWEST_TESTED,
@@ -221,7 +221,7 @@ class Evidence:
             return self.share(c, f, e) - self.share(w, f, e)
 
         lost = bootstrap.tested(drop, circuit[:, None], without, full[:, None], empty[:, None])
-        p_values = adjusted(bootstrap, lost, ABOVE)
+        p_values = max_t_of(bootstrap, lost, ABOVE)
         if np.isnan(p_values).any():
             return [], []
         found = []

@@ -9,7 +9,7 @@ from typing import Any
 from ...interventions.unit_kinds import UnitKind
 from ...tasks.config import TaskConfig
 from ...utils.options import option
-from .methods.registry import METHODS, SEARCH, methods_of
+from .methods.all_methods import METHODS, SEARCH, methods_of
 from .search import SearchOptions
 
 METHOD_HELP = (

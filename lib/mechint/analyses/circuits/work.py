@@ -8,7 +8,7 @@ import time
 import torch
 
 from .bench import Bench, loss_of
-from .methods.registry import SEARCH
+from .methods.all_methods import SEARCH
 from .methods.starting_orders import EXACT_UNITS
 from .options import CircuitOptions
 from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations

@@ -24,7 +24,7 @@ from ...sae.activations.cache import fill_cache
 from ...sae.activations.contexts import TaskContexts, excluded
 from ...sae.activations.flattening import check_fit, check_rule, flat_width, rule_of
 from ...sae.activations.pools import Pools, Streamed
-from ...sae.registry import BY_COUNT
+from ...sae.architectures import BY_COUNT
 from ...sae.training import FROZEN, Trained, Training, train_grid
 from ...tasks.config import TaskConfig
 from ...utils import files, workers

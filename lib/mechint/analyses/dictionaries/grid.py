@@ -11,7 +11,7 @@ from ...interventions.model import Model
 from ...interventions.sites import Site, find_sites
 from ...sae import ARCHITECTURES, SAEConfig, make
 from ...sae.activations.flattening import flat_width
-from ...sae.registry import BY_COUNT
+from ...sae.architectures import BY_COUNT
 from ...sae.training import FROZEN
 from ...utils.errors import MechintError, shown
 from ...utils.options import finite, listed

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...sae import ARCHITECTURES, SAEConfig, SparseAutoencoder
-from ...sae.registry import BY_COUNT
+from ...sae.architectures import BY_COUNT
 from ...sae.training import Training, train_grid
 from ...utils.options import option
 from .stability import planted

@@ -25,7 +25,6 @@ from ...interventions.edits import Edit
 from ...interventions.model import Model
 from ...tasks import Prompts, mix
 from ...utils.errors import MechintError
-from ...utils.multiple_tests import holm
 from ...utils.statistics import ClusterBootstrap, Number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from .candidates import Candidate
@@ -199,11 +198,6 @@ def necessity(
         numbers,
         rank_correlation([0.0, *DOSES], [0.0, *doses.mean(1).tolist()]),
     )
-
-
-def adjusted(tests: Sequence[Tested]) -> list[float]:
-    """Holm's p-values over all tests of the step."""
-    return holm([test.p for test in tests])
 
 
 # ---- robustness: what the effect stands on --------------------------------------------------------------------------

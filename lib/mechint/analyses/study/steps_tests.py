@@ -11,9 +11,10 @@ from ...attribution.jacobians import check_lag, linearise
 from ...attribution.lag_influence import reference, run_temporal_causality_analysis
 from ...attribution.modes import dynamics, effective_memory, memory_of
 from ...interventions.model import Model
+from ...utils.multiple_tests import holm
 from ...utils.statistics import ClusterBootstrap, Number, said
 from ..random_weights import shuffled_numbers
-from .ablation_tests import DIRECTIONS, adjusted, necessity, robustness
+from .ablation_tests import DIRECTIONS, necessity, robustness
 from .context import Context, Found
 from .options import RANDOM_MODELS
 
@@ -32,7 +33,8 @@ def tests(context: Context) -> Found:
         for candidate in tested
         for test in DIRECTIONS
     ]  # fmt: skip
-    rows = [test.report() | {"p_holm": p} for test, p in zip(found, adjusted(found), strict=True)]
+    p_values = holm([test.p for test in found])
+    rows = [test.report() | {"p_holm": p} for test, p in zip(found, p_values, strict=True)]
     good = sum(row["p_holm"] <= 0.05 for row in rows)
     said = (
         f"{len(rows)} tests of {len(tested)} candidates on {len(context.held.prompts)} answered prompts; {good} beat "

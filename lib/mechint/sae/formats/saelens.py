@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from ...models.loading.checkpoints import CONFIG_LIMIT, read_safetensors
 from ...utils.errors import MechintError, short, shown
 from ...utils.files import read_json, reading, whole_directory
+from ..architectures import ARCHITECTURES, make
 from ..base import SAEConfig, SparseAutoencoder
-from ..registry import ARCHITECTURES, make
 from . import config_keys as keys
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
