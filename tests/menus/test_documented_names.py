@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mechint.analyses.circuits.gates import Temperature, budget_at
+from mechint.analyses.circuits.search.gates import Temperature, budget_at
 from scripts import train
 from scripts.kconfig import mapping
 from scripts.kconfig.defconfigs import ConfigError, find_all

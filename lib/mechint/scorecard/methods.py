@@ -18,7 +18,7 @@ from ..analyses.circuits.bench import Bench
 from ..analyses.circuits.methods.all_methods import METHODS as RANKINGS
 from ..analyses.circuits.methods.all_methods import scores_of
 from ..analyses.circuits.methods.evaluator import Evaluator
-from ..analyses.circuits.search import SearchOptions
+from ..analyses.circuits.search.learning import SearchOptions
 from ..analyses.loader import PromptLoader
 from ..interventions.model import Model
 from ..interventions.units import Units

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import mechint
 from mechint.analyses.ablation import Ablation, in_words
 from mechint.analyses.circuits.bench import attribute, check_effect, cost
-from mechint.analyses.circuits.gates import GATES, budget_at, shift_to
-from mechint.analyses.circuits.search import Search, SearchOptions, start_logits
+from mechint.analyses.circuits.search.gates import GATES, budget_at, shift_to
+from mechint.analyses.circuits.search.learning import Search, SearchOptions, start_logits
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import faithfulness

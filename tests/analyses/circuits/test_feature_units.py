@@ -11,7 +11,7 @@ from mechint import MechintError, run
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench, attribute
 from mechint.analyses.circuits.feature_units import FeatureUnits
-from mechint.analyses.circuits.search import Search, SearchOptions
+from mechint.analyses.circuits.search.learning import Search, SearchOptions
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.dictionaries import dictionary
 from tests.helpers.feature_units import prompts, units_of

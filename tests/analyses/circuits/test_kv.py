@@ -16,11 +16,11 @@ from mechint.analyses import metrics as answers
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits import bench as circuit
 from mechint.analyses.circuits.bench import METRICS, Bench, attribute
-from mechint.analyses.circuits.gates import BUDGETS, Temperature, budget_at
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, kept, refuse
 from mechint.analyses.circuits.pages.importance import strips_of
 from mechint.analyses.circuits.results import Layer, Results
-from mechint.analyses.circuits.search import Search, SearchOptions
+from mechint.analyses.circuits.search.gates import BUDGETS, Temperature, budget_at
+from mechint.analyses.circuits.search.learning import Search, SearchOptions
 from mechint.interventions.unit_kinds import KV_UNITS
 from mechint.interventions.units import Units
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict

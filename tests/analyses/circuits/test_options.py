@@ -9,10 +9,10 @@ import pytest
 from mechint.analyses.base import group_of
 from mechint.analyses.circuits.bench import METRICS
 from mechint.analyses.circuits.features import FeatureCircuitConfig
-from mechint.analyses.circuits.gates import BUDGETS, GATES
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, KVCircuitConfig
 from mechint.analyses.circuits.options import CircuitOptions
-from mechint.analyses.circuits.search import SearchOptions
+from mechint.analyses.circuits.search.gates import BUDGETS, GATES
+from mechint.analyses.circuits.search.learning import SearchOptions
 from mechint.analyses.circuits.ssm import SSMCircuitConfig
 from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.steps_circuit import circuit_options

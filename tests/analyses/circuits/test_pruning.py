@@ -9,7 +9,7 @@ import torch
 
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench, attribute
-from mechint.analyses.circuits.pruning import Pruning, evaluations, pruned
+from mechint.analyses.circuits.search.pruning import Pruning, evaluations, pruned
 from mechint.analyses.loader import PromptLoader
 from mechint.interventions.unit_kinds import SSM_UNITS
 from mechint.interventions.units import Units

@@ -18,7 +18,7 @@ from mechint.analyses.circuits.methods.starting_orders import (
     removal_effects,
     starting_scores,
 )
-from mechint.analyses.circuits.search import NotFinite, Search, SearchOptions, start_logits
+from mechint.analyses.circuits.search.learning import NotFinite, Search, SearchOptions, start_logits
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.ground_truth import MODELS, score_units
 from mechint.scorecard.methods import Budget, bench_of, learned

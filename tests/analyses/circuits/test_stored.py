@@ -110,7 +110,7 @@ def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: 
 
 @pytest.mark.parametrize("back", [True, False])
 def test_searches_that_found_nothing_say_nothing_of_stability(back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechint.analyses.circuits.search.Search.settle", lambda self: back)
+    monkeypatch.setattr("mechint.analyses.circuits.search.learning.Search.settle", lambda self: back)
     config = dataclasses.replace(SMALL, steps=10, seeds=2, random_circuits=2, removed_units=0)
     results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert ("jaccard" in results["metrics"]) != back

@@ -4,8 +4,8 @@
    effect.
 2. Attribute the metric to every unit on the discovery prompts (:mod:`.methods.starting_orders`).
 3. Find the circuit on the discovery prompts, by the method that the options name:
-   a. ``search``: learn masks (:mod:`.search`) at sizes that are halved between, for the smallest that reaches the
-      target, again with other seeds, and prune the best one (:mod:`.pruning`);
+   a. ``search``: learn masks (:mod:`.search.learning`) at sizes that are halved between, for the smallest that reaches
+      the target, again with other seeds, and prune the best one (:mod:`.search.pruning`);
    b. any other method of :mod:`.methods.all_methods`: rank the units, and take the top ones, as many as the budget says
       or as the fewest that reach the target.
 4. Repeat step 3 at the same size on the same model with shuffled weights: the control.
@@ -45,8 +45,8 @@ from .methods.evaluator import Evaluator
 from .methods.found import FoundCircuit, how_pruned, how_ranked, went_back
 from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .options import CircuitOptions
-from .pruning import evaluations, pruned
-from .search import NotFinite, Search
+from .search.learning import NotFinite, Search
+from .search.pruning import evaluations, pruned
 from .work import announce
 
 Masks = dict[str, Any]

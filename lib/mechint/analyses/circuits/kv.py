@@ -17,11 +17,11 @@ from ..base import Analysis
 from ..loader import PromptLoader
 from ..options import Source
 from .analyzer import CircuitAnalyzer
-from .gates import HOLD, Temperature
 from .options import CircuitOptions, method_option, refuse_method
 from .pages import PAGES
 from .results import summary as circuit_summary
-from .search import SearchOptions
+from .search.gates import HOLD, Temperature
+from .search.learning import SearchOptions
 from .work import work
 
 METRIC_NAMES = {"kl_div": "kl"}

@@ -10,7 +10,7 @@ from ...interventions.unit_kinds import UnitKind
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from .methods.all_methods import METHODS, SEARCH, methods_of
-from .search import SearchOptions
+from .search.learning import SearchOptions
 
 METHOD_HELP = (
     "How the circuit is found: search learns which units to keep and prunes the circuit; every other method ranks the "

@@ -11,7 +11,7 @@ from .bench import Bench, loss_of
 from .methods.all_methods import SEARCH
 from .methods.starting_orders import EXACT_UNITS
 from .options import CircuitOptions
-from .pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
+from .search.pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
 PRUNINGS = 2
 """Circuits that are pruned: the circuit, and the one on random weights."""

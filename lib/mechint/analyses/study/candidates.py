@@ -31,7 +31,7 @@ from ...utils.errors import MechintError
 from ..ablation import Ablation
 from ..circuits.bench import Bench, cost
 from ..circuits.methods.starting_orders import further_orders, starting_scores
-from ..circuits.search import Search, SearchOptions
+from ..circuits.search.learning import Search, SearchOptions
 from ..loader import PromptLoader
 from .probes import Probe
 from .subspaces import Traffic, orthonormal, overlap, unit_basis

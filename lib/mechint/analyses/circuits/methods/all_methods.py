@@ -16,7 +16,7 @@ from torch import Tensor
 from ....interventions.unit_kinds import UnitKind
 from ....tasks import Prompts
 from ....utils.errors import MechintError
-from ..search import NotFinite
+from ..search.learning import NotFinite
 from .attention import by_attention
 from .delta import by_step
 from .evaluator import Evaluator

@@ -11,7 +11,7 @@ from ....interventions.model import Model
 from ....interventions.units import Units
 from ....tasks import Prompts
 from ..bench import Bench
-from ..search import SearchOptions
+from ..search.learning import SearchOptions
 
 T = TypeVar("T")
 

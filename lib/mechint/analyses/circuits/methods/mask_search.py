@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..search import Search
+from ..search.learning import Search
 from .evaluator import Evaluator
 from .gradients import attribution
 from .starting_orders import further_orders, starting_scores

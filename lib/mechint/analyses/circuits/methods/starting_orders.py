@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..bench import Bench, attribute, cost
-from ..search import start_logits
+from ..search.learning import start_logits
 from .single_units import removal_effects
 
 EXACT_UNITS = 4096

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...utils.errors import MechintError
-from ...utils.progress import Progress
-from .bench import Bench, cost, loss_of
+from ....utils.errors import MechintError
+from ....utils.progress import Progress
+from ..bench import Bench, cost, loss_of
 from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
 
 
@@ -21,10 +21,10 @@ class SearchOptions:
     """Options of the training of a search's gates.
 
     Attributes:
-        gate: Kind of gate, of :data:`mechint.analyses.circuits.gates.GATES`.
+        gate: Kind of gate, of :data:`mechint.analyses.circuits.search.gates.GATES`.
         steps: Optimiser steps.
         lr: Learning rate of the gates' logits.
-        schedule: How the budget falls, of :data:`mechint.analyses.circuits.gates.BUDGETS`.
+        schedule: How the budget falls, of :data:`mechint.analyses.circuits.search.gates.BUDGETS`.
         temperature: What the logits are divided by over the steps; None for 1 throughout.
         hold: Share of the steps, the last ones, for which the budget is the target.
         penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss

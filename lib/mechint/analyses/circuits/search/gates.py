@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...utils.errors import MechintError, did_you_mean, shown
-from ...utils.options import finite
+from ....utils.errors import MechintError, did_you_mean, shown
+from ....utils.options import finite
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch of the hard-concrete distribution (Louizos, Welling & Kingma 2018, section 2.2)."""

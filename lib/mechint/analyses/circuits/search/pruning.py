@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...interventions.edits import Edit
-from ...interventions.sweep import sweep
-from ...interventions.units import Units
-from ...utils.progress import Progress
-from ..metrics import Answers, faithfulness
-from .bench import METRICS, Bench, loss_of
+from ....interventions.edits import Edit
+from ....interventions.sweep import sweep
+from ....interventions.units import Units
+from ....utils.progress import Progress
+from ...metrics import Answers, faithfulness
+from ..bench import METRICS, Bench, loss_of
 
 FEWEST_EVALUATIONS = 40
 MOST_EVALUATIONS = 192
