@@ -23,8 +23,9 @@ from mechint.interventions.units import Units
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
+from mechint.scorecard.figures import mark
 from mechint.scorecard.methods import Budget, patched
-from mechint.scorecard.report import mark, markdown, verdict
+from mechint.scorecard.report import markdown, verdict
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
 from mechint.utils.errors import MechintError

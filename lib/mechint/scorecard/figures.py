@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report.figure_style import BLUE, GREY, INK, RED, save_figure
-from .report import by_place, mark, titles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,3 +129,19 @@ def chance(axes: Axes, results: dict[str, Any]) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_title("Random weights")
     axes.set_xlabel("AUROC within layers" + (", 95 %" if results["config"]["seeds"] > 1 else ""))
+
+
+def by_place(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["model"]): row for row in results["card"]}
+
+
+def titles_of(results: dict[str, Any], kind: str) -> dict[str, str]:
+    """Titles of ``methods`` or ``edge_methods`` in the order they stand in, which sorted keys of a file have not."""
+    return {key: results[kind][key] for key in results["order"] if key in results[kind]}
+
+
+def mark(row: dict[str, Any]) -> str:
+    """Exact recovery: a full circle for all seeds, the number of them for some, nothing for none."""
+    n = row["exact"]["n"]
+    hits = round(row["exact"]["value"] * n)
+    return "●" if hits == n else f"({hits} of {n})" if hits else ""

@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..report.markdown import table
-
-
-def by_place(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["method"], row["model"]): row for row in results["card"]}
-
-
-def titles_of(results: dict[str, Any], kind: str) -> dict[str, str]:
-    """Titles of ``methods`` or ``edge_methods`` in the order they stand in, which sorted keys of a file have not."""
-    return {key: results[kind][key] for key in results["order"] if key in results[kind]}
+from .figures import by_place, mark, titles_of
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -288,13 +280,6 @@ def long_table(results: dict[str, Any]) -> str:
             for row in results["card"]
         ],
     )
-
-
-def mark(row: dict[str, Any]) -> str:
-    """Exact recovery: a full circle for all seeds, the number of them for some, nothing for none."""
-    n = row["exact"]["n"]
-    hits = round(row["exact"]["value"] * n)
-    return "●" if hits == n else f"({hits} of {n})" if hits else ""
 
 
 def percent(share: float) -> str:
