@@ -171,7 +171,7 @@ Develop
   mutants            change one line of the library at a time; a test must notice each. SOURCES= SAMPLE= SEED= choose
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
   interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
-  ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.md
+  ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.html
   clean              remove caches
   mrproper           clean, and remove .config and the environments; results stay
   help               this text

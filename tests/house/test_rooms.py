@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_pages_read_no_models() -> None:
             for other in imports(module, path, known):
                 if room_of(other, known[other]) in ("models", "interventions", "scan", "attribution", "tasks"):
                     wrong.append(f"{module} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_pages_have_one_composer() -> None:
+    """Only :mod:`mechint.report.html` puts a page's pieces together, and a page is written from a ``Content``."""
+    known, wrong = modules(), []
+    for module, path in known.items():
+        inside = room_of(module, path) == "report"
+        if "mechint.report.page" in imports(module, path, known) and module != "mechint.report.html":
+            wrong.append(f"{module} imports the pieces of a page")
+        if not inside and re.search(r"<(html|style|script)\b", path.read_text(), re.IGNORECASE):
+            wrong.append(f"{module} writes HTML that a block of report.content stands for")
     assert not wrong, "\n".join(wrong)
 
 

@@ -20,12 +20,13 @@ from mechint.analyses.random_weights import shuffled_weights
 from mechint.ground_truth import GPT2_BLUEPRINTS, GROUPS, MODELS, score_units
 from mechint.interventions.unit_kinds import SSM_UNITS
 from mechint.interventions.units import Units
+from mechint.report.markdown import markdown
 from mechint.scorecard import METHODS, ScorecardConfig, card, scorecard
 from mechint.scorecard.card import in_turn
 from mechint.scorecard.edges import links_by_chance
 from mechint.scorecard.figures import mark
 from mechint.scorecard.methods import Budget, patched
-from mechint.scorecard.report import markdown, verdict
+from mechint.scorecard.report import content, verdict
 from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
 from mechint.utils.errors import MechintError
@@ -53,11 +54,13 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock",
         "results.json",
+        "scorecard.html",
         "scorecard.md",
         "scorecard.png",
     ]
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert markdown(json.loads((tmp_path / "results.json").read_text())) == (tmp_path / "scorecard.md").read_text()
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert markdown(content(read), {"scorecard.png"}) == (tmp_path / "scorecard.md").read_text()
     assert [row["exact"]["value"] for row in results["card"]] == [1.0, 0.0]
     assert [row["share"]["value"] for row in results["positions"]] == [1.0, 1.0]
     assert results["false_positives"]["same_twins_largest_effect"] == 0.0
@@ -115,7 +118,7 @@ def test_two_processes_share_a_card_and_write_what_one_writes(tmp_path: Path) ->
         command.append(f"--output-dir={tmp_path / name}")
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("scorecard.md") == 1
+        assert done.stdout.count("scorecard.html") == 1
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert len(one["parts"]) == 2
 

@@ -73,9 +73,17 @@ class Links:
 
 @dataclass(frozen=True)
 class Widget:
-    """HTML that has no counterpart in Markdown."""
+    """HTML that has no counterpart in Markdown.
+
+    Attributes:
+        style, script: What it needs beside the page's own style sheet.
+        data: Stands where the script says ``@DATA@``, as JSON.
+    """
 
     html: str
+    style: str = ""
+    script: str = ""
+    data: Any = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Figure:
         name: Of its file.
         make: Draws it to a path, which it returns.
         kind: Of figures: ``heatmaps``, ``curves`` or ``faithfulness``; '' is always drawn.
-        html: What HTML shows in its place, where it can be read point by point there.
+        widget: HTML shows it in the figure's place, where it can be read point by point.
     """
 
     name: str
@@ -94,7 +102,7 @@ class Figure:
     make: Callable[[Path], Path]
     narrow: bool = False
     kind: str = ""
-    html: str = ""
+    widget: Widget | None = None
 
     def wanted(self, drawn: Drawn) -> bool:
         return not self.kind or bool(getattr(drawn, self.kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from html import escape
@@ -62,8 +63,18 @@ def of_block(block: Block, drawn: Mapping[str, Path]) -> str:
         case Figure(name, caption, _, narrow):
             if name not in drawn:
                 return ""
-            if block.html:
-                return f"<figure>{block.html}<figcaption>{escape(caption)}</figcaption></figure>"
+            if block.widget:
+                return f"<figure>{of_widget(block.widget)}<figcaption>{escape(caption)}</figcaption></figure>"
             return picture(drawn[name], caption, narrow)
-        case Widget(text):
-            return text
+        case Widget():
+            return of_widget(block)
+
+
+def of_widget(widget: Widget) -> str:
+    """Its style, HTML and script; no text among the data can end the script."""
+    parts = [f"<style>{widget.style}</style>"] if widget.style else []
+    parts.append(widget.html)
+    if widget.script:
+        data = json.dumps(widget.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+        parts.append(f"<script>{widget.script.replace('@DATA@', data)}</script>")
+    return "".join(parts)

@@ -25,11 +25,10 @@ from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
-from .figures import draw
 from .methods import METHODS, Budget, Method, outside_method
 from .options import ScorecardConfig
 from .probes import score_planted_probes, score_probes
-from .report import markdown
+from .report import write_scorecard
 from .requests import check_request, claimed, key_of
 from .summary import summarise
 from .traces import null_trials, positions, random_model, same_twins
@@ -43,7 +42,7 @@ Outside = Callable[[Any, Task], Any] | tuple[Callable[[Any, Task], Any], str]
 
 
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
-    """Scores everything and writes results.json, scorecard.md and scorecard.png; returns the results.
+    """Scores everything and writes results.json, scorecard.html, .md and .png; returns the results.
 
     A killed run goes on behind the last model and seed that it finished, and a finished one is not repeated. Processes
     that torchrun started share the models and seeds, each taking the next when it is free; all return the results.
@@ -95,8 +94,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
         }
         if first:
             files.write_json(folder / "results.json", results)
-            files.write_text(folder / "scorecard.md", markdown(results))
-            draw(results, folder / "scorecard.png")
+            write_scorecard(folder, results)
             stages.clear()
     return results
 

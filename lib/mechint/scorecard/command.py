@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..report.markdown import table
 from ..utils import workers
 from ..utils.options import Parser, add_flags, from_flags
 from .card import scorecard
@@ -36,5 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     results = scorecard(config)
     if workers.worker()[0] == 0:
-        print(*(short_table(results, models) for models in results["groups"]), sep="\n\n")
-        print(f"scorecard: {Path(config.output_dir) / 'scorecard.md'}")
+        tables = (short_table(results, models) for models in results["groups"])
+        print(*(table(shown.header, shown.rows) for shown in tables), sep="\n\n")
+        print(f"scorecard: {Path(config.output_dir) / 'scorecard.html'}")

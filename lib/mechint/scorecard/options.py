@@ -48,7 +48,7 @@ class ScorecardConfig:
         low=1,
         high=10_000,
     )
-    output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.md and scorecard.png")
+    output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.html, .md and .png")
     rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
 
     @property

@@ -1,72 +1,119 @@
-"""The scorecard as Markdown; its picture is in :mod:`mechint.scorecard.figures`."""
+"""The page of the scorecard; its picture is in :mod:`mechint.scorecard.figures`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from ..report.markdown import table
-from .figures import by_place, mark, titles_of
+from ..report.compose import write_page
+from ..report.content import Block, Content, Figure, Section, Table, Text, table_section
+from .figures import by_place, draw, mark, titles_of
+
+NO = "✗ no"
+"""A verdict that a reader must not miss."""
 
 
-def markdown(results: dict[str, Any]) -> str:
+def write_scorecard(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """Writes scorecard.png, scorecard.md and scorecard.html."""
+    return write_page(folder, content(results), "scorecard.md", page_name="scorecard.html")
+
+
+def content(results: dict[str, Any]) -> Content:
     """The whole card: AUROC and exact recovery side by side, then every number, then where nothing is to be found."""
     sections = [units_section, random_section, edge_section, trace_section, probe_section, dictionary_section,
                 nothing_section, numbers_section]  # fmt: skip
-    return "\n\n".join(block for section in sections for block in section(results) if block) + "\n"
+    every = [section for write in sections for section in write(results)]
+    return Content("Scorecard: methods on models whose circuit is known", every, lead=headline(results))
 
 
-def units_section(results: dict[str, Any]) -> list[str]:
+def headline(results: dict[str, Any]) -> str:
+    """The number of methods that find every circuit, and on how many models each was asked."""
+    asked: dict[str, list[bool]] = {}
+    for row in results["card"]:
+        asked.setdefault(row["method"], []).append(row["exact"]["value"] == 1.0)
+    found = [results["methods"][key] for key in titles_of(results, "methods") if all(asked.get(key, [False]))]
+    named = f": {', '.join(found)}" if found else ""
+    models = len({row["model"] for row in results["card"]})
+    return (
+        f"{len(found)} of {len(asked)} methods find the circuit to the unit on every seed of every model that they "
+        f"are asked of, among {models}{named}."
+    )
+
+
+def picture(results: dict[str, Any]) -> Figure:
+    caption = (
+        "Left: AUROC of each method and model, mean over seeds; ● is the circuit (or all edges) to the unit on every "
+        "seed, k/n on k of n seeds, – not asked. Right: AUROC on random weights, where 0.5 is expected, with 95 % "
+        "intervals over seeds; below, cosines of dictionaries with planted features, least to most over seeds."
+    )
+    return Figure("scorecard.png", caption, partial(draw, results))
+
+
+def units_section(results: dict[str, Any]) -> list[Section]:
     config = results["config"]
-    return [
-        "# Scorecard: methods on models whose circuit is known",
+    units = Text(
         f"Each compiled model has {config['seeds']} seeds, from {config['first_seed']} on: the circuit stands "
         "elsewhere in each. AUROC of the units of the circuit among all, mean over seeds; `●` is the circuit to the "
         "unit on every seed, else the number of seeds is said. Units of the circuit "
         "that are the same under a method's ablation are not to be found by it; of trained ones whose part in that is "
         "not known it is not asked.",
-        *(short_table(results, models) for models in results["groups"]),
+        soft=True,
+        code=True,
+    )
+    faithful = Text(
         "How faithful the circuits of all sizes are that each method's scores give (CMD of Mueller et al. 2025: area "
         "between faithfulness and 1, the smaller the better); the last row is the declared circuit itself, its units "
         "in the order of their numbers.",
-        *(areas_table(results, models) for models in results["groups"]),
+        soft=True,
+    )
+    groups = results["groups"]
+    return [
+        Section("Units", [picture(results), units, *(short_table(results, models) for models in groups)]),
+        Section("Faithfulness", [faithful, *(areas_table(results, models) for models in groups)]),
     ]
 
 
-def areas_table(results: dict[str, Any], models: list[str]) -> str:
+def areas_table(results: dict[str, Any], models: list[str]) -> Table:
     cells = by_place(results)
     best = {row["model"]: row for row in results["best"]}
     said = lambda row: f"{row['cmd']['value']:.3f}" if row else "–"
     asked = asked_of(results, models)
     every = [(title, *(said(cells.get((key, model))) for model in models)) for key, title in asked.items()]
-    return table(("CMD", *models), [*every, ("the declared circuit", *(said(best[model]) for model in models))])
+    rows = [*every, ("the declared circuit", *(said(best[model]) for model in models))]
+    return Table(("CMD", *models), rows, numbers(models))
 
 
-def random_section(results: dict[str, Any]) -> list[str]:
+def numbers(columns: Sequence[Any]) -> range:
+    """The places of columns of numbers behind the first of a table."""
+    return range(1, len(columns) + 1)
+
+
+def random_section(results: dict[str, Any]) -> list[Section]:
     if not results["random"]:
         return []
     titles = titles_of(results, "methods") | titles_of(results, "edge_methods")
-    return [
-        "## Random weights",
+    said = (
         "AUROC of the same methods on random weights of the same sizes, against the same masks and links, within a "
         "layer or between two (keys and values apart): it should be 0.5. Each seed tries one model in "
         f"{results['config']['random_every']} of each family, in turn; 95 % intervals by Student's t over the means of "
         f"the seeds, for each method alone: of {len(results['random'])} such intervals one may miss by chance. (Flows "
-        "are not asked: on any weights near positions are read more than far ones.)",
-        table(
-            ("method", "AUROC", "interval", "models", "seeds", "holds 0.5"),
-            [
-                (
-                    titles[row["method"]],
-                    f"{row['auroc']['value']:.3f}",
-                    interval(row["auroc"]),
-                    str(row["models"]),
-                    str(row["auroc"]["n"]),
-                    holds(row["auroc"]),
-                )
-                for row in results["random"]
-            ],
-        ),
+        "are not asked: on any weights near positions are read more than far ones.)"
+    )
+    rows = [
+        (
+            titles[row["method"]],
+            f"{row['auroc']['value']:.3f}",
+            interval(row["auroc"]),
+            str(row["models"]),
+            str(row["auroc"]["n"]),
+            holds(row["auroc"]),
+        )
+        for row in results["random"]
     ]
+    header = ("method", "AUROC", "interval", "models", "seeds", "holds 0.5")
+    return [table_section("Random weights", said, header, rows, range(1, 5))]
 
 
 def interval(value: dict[str, Any]) -> str:
@@ -77,10 +124,10 @@ def holds(value: dict[str, Any]) -> str:
     """True if an interval holds 0.5; one seed has no interval."""
     if value["n"] < 2:
         return "–"
-    return "yes" if value["low"] <= 0.5 <= value["high"] else "**no**"
+    return "yes" if value["low"] <= 0.5 <= value["high"] else NO
 
 
-def edge_section(results: dict[str, Any]) -> list[str]:
+def edge_section(results: dict[str, Any]) -> list[Section]:
     if not results["edges"]:
         return []
     cells = {(row["method"], row["model"]): row for row in results["edges"]}
@@ -92,93 +139,90 @@ def edge_section(results: dict[str, Any]) -> list[str]:
         mark = " ●" if row["exact"]["low"] == 1.0 else ""
         return f"{row['auroc']['value']:.3f} / {row['average_precision']['value']:.2f}{mark}"
 
-    def one(models: list[str]) -> str:
+    def one(models: list[str]) -> Table:
         asked = {key for key, model in cells if model in models}
         titles = {key: title for key, title in titles_of(results, "edge_methods").items() if key in asked}
-        return table(("method", *models), [(t, *(said(key, model) for model in models)) for key, t in titles.items()])
+        rows = [(title, *(said(key, model) for model in models)) for key, title in titles.items()]
+        return Table(("method", *models), rows, numbers(models))
 
     having = {model for _, model in cells}
-    return [
-        "## Edges",
+    text = Text(
         "AUROC / average precision, mean over seeds; `●` is every edge above all others on every seed and prompt. "
         "Flows are edges between positions, through the convolution or the scan of a layer or through one head of it, "
         f"on {results['config']['edge_prompts']} prompts of a seed, among {results['config']['edges']} edges that no "
         "prompt needs; links are edges between channels of two layers (of a GPT-2 value channels and neurons that "
         "write, query, key and value channels and neurons that read), among all pairs. What sees no more than a source "
         "gives is not asked for flows whose source only takes attention from others.",
-        *(one(models) for models in results["groups"] if having & set(models)),
-    ]
+        soft=True,
+        code=True,
+    )
+    return [Section("Edges", [text, *(one(models) for models in results["groups"] if having & set(models))])]
 
 
-def trace_section(results: dict[str, Any]) -> list[str]:
-    return [
-        "## Causal traces",
+def trace_section(results: dict[str, Any]) -> list[Section]:
+    said = (
         "Share of prompts whose largest denoising effect is at a declared layer and position (of a state: the first "
-        "that is within 1 % of the largest, for a state restored later restores as much), mean over seeds.",
-        table(
-            ("model", "site", "share of prompts", "least … most"),
-            [
-                (row["model"], row["site"], percent(row["share"]["value"]), between(row["share"]))
-                for row in results["positions"]
-            ],
-        ),
+        "that is within 1 % of the largest, for a state restored later restores as much), mean over seeds."
+    )
+    rows = [
+        (row["model"], row["site"], percent(row["share"]["value"]), between(row["share"]))
+        for row in results["positions"]
     ]
+    return [table_section("Causal traces", said, ("model", "site", "share of prompts", "least … most"), rows, (2, 3))]
 
 
-def probe_section(results: dict[str, Any]) -> list[str]:
-    blocks = []
+def probe_section(results: dict[str, Any]) -> list[Section]:
+    blocks: list[Block] = []
     if results["probes"]:
-        blocks = [
-            "## Probes",
-            "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out` or `mlp_post`), at the "
-            "answer's position: accuracy on held-out prompts, that on shuffled labels, and how its weights rank the "
-            "channels that say the answers. A probe finds what is there, not what is used: where an idle head reads "
-            "the same, it may rank that head's channels first.",
-            table(
-                ("model", "accuracy", "shuffled", "AUROC of channels", "average precision"),
-                [
-                    (
-                        row["model"],
-                        *(ranged(row[name]) for name in ("accuracy", "chance", "auroc", "average_precision")),
-                    )
-                    for row in results["probes"]
-                ],
+        names = ("accuracy", "chance", "auroc", "average_precision")
+        rows = [(row["model"], *(ranged(row[name]) for name in names)) for row in results["probes"]]
+        header = ("model", "accuracy", "shuffled", "AUROC of channels", "average precision")
+        blocks += [
+            Text(
+                "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out` or `mlp_post`), at "
+                "the answer's position: accuracy on held-out prompts, that on shuffled labels, and how its weights "
+                "rank the channels that say the answers. A probe finds what is there, not what is used: where an idle "
+                "head reads the same, it may rank that head's channels first.",
+                soft=True,
+                code=True,
             ),
+            Table(header, rows, range(1, 5)),
         ]
     if results["planted_probes"]:
+        found = [(row["site"], row["method"], ranged(row["accuracy"])) for row in results["planted_probes"]]
         blocks += [
-            "The class of planted features, read at the query; `layers.0.resid_pre` does not have it there:",
-            table(
-                ("site", "probe", "accuracy"),
-                [(row["site"], row["method"], ranged(row["accuracy"])) for row in results["planted_probes"]],
+            Text(
+                "The class of planted features, read at the query; `layers.0.resid_pre` does not have it there:",
+                soft=True,
+                code=True,
             ),
+            Table(("site", "probe", "accuracy"), found, (2,)),
         ]
-    return blocks
+    return [Section("Probes", blocks)]
 
 
-def dictionary_section(results: dict[str, Any]) -> list[str]:
+def dictionary_section(results: dict[str, Any]) -> list[Section]:
     if not results["dictionaries"]:
         return []
-    return [
-        "## Dictionaries on planted features",
+    said = (
         "Of a model whose residual stream and state hold more known directions than dimensions: mean cosine of each "
         "direction with the nearest latent, F1 of that latent as a detector of the feature, and the cosine with the "
         "directions of another model, which is what the same number of latents has with any directions. "
-        f"Trained on {results['config']['sae_tokens']:,} activations.",
-        table(
-            ("site", "dictionary", "mean cosine", "F1", "another's cosine", "another's F1", "L0 (true)", "explained"),
-            [
-                (
-                    row["site"],
-                    row["method"],
-                    *(ranged(row[name]) for name in ("mean_cosine", "f1", "stranger_cosine", "stranger_f1")),
-                    f"{row['l0']['value']:.2f} ({row['true_l0']['value']:.2f})",
-                    ranged(row["explained"]),
-                )
-                for row in results["dictionaries"]
-            ],
-        ),
+        f"Trained on {results['config']['sae_tokens']:,} activations."
+    )
+    names = ("mean_cosine", "f1", "stranger_cosine", "stranger_f1")
+    rows = [
+        (
+            row["site"],
+            row["method"],
+            *(ranged(row[name]) for name in names),
+            f"{row['l0']['value']:.2f} ({row['true_l0']['value']:.2f})",
+            ranged(row["explained"]),
+        )
+        for row in results["dictionaries"]
     ]
+    header = ("site", "dictionary", "mean cosine", "F1", "another's cosine", "another's F1", "L0 (true)", "explained")
+    return [table_section("Dictionaries on planted features", said, header, rows, range(2, 8))]
 
 
 RATES = {
@@ -190,55 +234,56 @@ RATES = {
 }
 
 
-def nothing_section(results: dict[str, Any]) -> list[str]:
+def nothing_section(results: dict[str, Any]) -> list[Section]:
     false = results["false_positives"]
-    return [
-        "## Where nothing is to be found",
+    said = (
         "Twins are unrelated prompts of a second draw, and the mean over all prompts is subtracted from each real "
         "effect: share of samples of these prompts in which any cell, or unit, is significant at "
         f"{false['level']:.0%}, adjusted for all of them. Cells of fewer values than a sample has prompts are left "
-        "out. Of probes: share of shuffled labels whose p is at most that.",
-        table(
-            ("what", "false positives", "95 % interval", "samples", "at or below the level"),
-            [
-                (
-                    title,
-                    percent(false[key]["value"]),
-                    f"{percent(false[key]['low'])} … {percent(false[key]['high'])}",
-                    str(false[key]["n"]),
-                    verdict(false[key], false["level"]),
-                )
-                for key, title in RATES.items()
-                if key in false
-            ],
-        ),
-        "With each prompt as its own twin the largest effect of any cell of a trace is "
-        f"{false['same_twins_largest_effect']:g}.",
+        "out. Of probes: share of shuffled labels whose p is at most that."
+    )
+    rows = [
+        (
+            title,
+            percent(false[key]["value"]),
+            f"{percent(false[key]['low'])} … {percent(false[key]['high'])}",
+            str(false[key]["n"]),
+            verdict(false[key], false["level"]),
+        )
+        for key, title in RATES.items()
+        if key in false
     ]
+    same = (
+        "With each prompt as its own twin the largest effect of any cell of a trace is "
+        f"{false['same_twins_largest_effect']:g}."
+    )
+    table = Table(("what", "false positives", "95 % interval", "samples", "at or below the level"), rows, range(1, 4))
+    return [Section("Where nothing is to be found", [Text(said, soft=True), table, Text(same)])]
 
 
-def numbers_section(results: dict[str, Any]) -> list[str]:
+def numbers_section(results: dict[str, Any]) -> list[Section]:
     titles = results["edge_methods"] | {"trace": "causal trace", "lasso": "probe"}
     minutes = sum(part["seconds"] for part in [*results["parts"], *results["planted"]]) / 60
-    return [
-        "## Every number of units",
+    units = Text(
         "Mean [least … most] over seeds. Seconds and memory: of rankings by Δ, and of attribution with one ablation, "
         "the first that is asked for pays for all. Memory is the process's peak beside what it held before.",
-        long_table(results),
-        "The same of what scores no units; of all dictionaries of a site together, which are trained side by side.",
-        table(
-            ("what", "seconds", "MiB at most"),
-            [
-                (
-                    titles.get(row["what"], row["what"]),
-                    f"{row['seconds']['value']:.2f} [{row['seconds']['low']:.2f} … {row['seconds']['high']:.2f}]",
-                    f"{row['peak_mib']['high']:.0f}" if "peak_mib" in row else "–",
-                )
-                for row in results["costs"]
-            ],
-        ),
-        f"Measuring took {minutes:.0f} minutes, those of all processes added up.",
+        soft=True,
+    )
+    rows = [
+        (
+            titles.get(row["what"], row["what"]),
+            f"{row['seconds']['value']:.2f} [{row['seconds']['low']:.2f} … {row['seconds']['high']:.2f}]",
+            f"{row['peak_mib']['high']:.0f}" if "peak_mib" in row else "–",
+        )
+        for row in results["costs"]
     ]
+    others = Text(
+        "The same of what scores no units; of all dictionaries of a site together, which are trained side by side.",
+        soft=True,
+    )
+    costs = Table(("what", "seconds", "MiB at most"), rows, (1, 2))
+    took = Text(f"Measuring took {minutes:.0f} minutes, those of all processes added up.")
+    return [Section("Every number of units", [units, long_table(results), others, costs, took])]
 
 
 def ranged(value: dict[str, Any]) -> str:
@@ -251,35 +296,32 @@ def asked_of(results: dict[str, Any], models: list[str]) -> dict[str, str]:
     return {key: title for key, title in titles_of(results, "methods").items() if key in asked}
 
 
-def short_table(results: dict[str, Any], models: list[str]) -> str:
+def short_table(results: dict[str, Any], models: list[str]) -> Table:
     cells = by_place(results)
     said = lambda row: f"{row['auroc']['value']:.3f} {mark(row)}".strip() if row else "–"
-    return table(
-        ("method", *models),
-        [
-            (title, *(said(cells.get((key, model))) for model in models))
-            for key, title in asked_of(results, models).items()
-        ],
-    )
+    rows = [
+        (title, *(said(cells.get((key, model))) for model in models))
+        for key, title in asked_of(results, models).items()
+    ]
+    return Table(("method", *models), rows, numbers(models))
 
 
-def long_table(results: dict[str, Any]) -> str:
-    return table(
-        ("model", "method", "circuit", "AUROC", "average precision", "exact", "CPR", "CMD", "seconds", "MiB"),
-        [
-            (
-                row["model"],
-                results["methods"][row["method"]],
-                f"{'–'.join(map(str, sorted({min(row['units']), max(row['units'])})))} of {row['total']}",
-                *(ranged(row[name]) for name in ("auroc", "average_precision")),
-                f"{row['exact']['value']:.0%}",
-                *(ranged(row[name]) for name in ("cpr", "cmd")),
-                f"{row['seconds']['value']:.2f} [{row['seconds']['low']:.2f} … {row['seconds']['high']:.2f}]",
-                f"{row['peak_mib']['value']:.0f}" if "peak_mib" in row else "–",
-            )
-            for row in results["card"]
-        ],
-    )
+def long_table(results: dict[str, Any]) -> Table:
+    rows = [
+        (
+            row["model"],
+            results["methods"][row["method"]],
+            f"{'–'.join(map(str, sorted({min(row['units']), max(row['units'])})))} of {row['total']}",
+            *(ranged(row[name]) for name in ("auroc", "average_precision")),
+            f"{row['exact']['value']:.0%}",
+            *(ranged(row[name]) for name in ("cpr", "cmd")),
+            f"{row['seconds']['value']:.2f} [{row['seconds']['low']:.2f} … {row['seconds']['high']:.2f}]",
+            f"{row['peak_mib']['value']:.0f}" if "peak_mib" in row else "–",
+        )
+        for row in results["card"]
+    ]
+    header = ("model", "method", "circuit", "AUROC", "average precision", "exact", "CPR", "CMD", "seconds", "MiB")
+    return Table(header, rows, range(2, 10), folded=f"{len(rows)} rows")
 
 
 def percent(share: float) -> str:
@@ -293,4 +335,4 @@ def between(share: dict[str, Any]) -> str:
 def verdict(share: dict[str, Any], level: float) -> str:
     if share["value"] <= level:
         return "yes"
-    return "above, within chance" if share["low"] <= level else "**no**"
+    return "above, within chance" if share["low"] <= level else NO

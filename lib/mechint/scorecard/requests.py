@@ -110,7 +110,7 @@ def plan(config: ScorecardConfig) -> str:
         f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}; items: {items}",
         f"models: {', '.join(names)}",
         f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
-        f"results: {folder / 'results.json'}, scorecard.md and scorecard.png beside it",
+        f"results: {folder / 'results.json'}, scorecard.html, .md and .png beside it",
     ]
     unfinished = noted(folder / ".stages")
     if old is not None:

@@ -114,7 +114,7 @@ def figures(results: Results) -> list[Figure]:
             CAPTIONS["faithfulness"],
             partial(draw_faithfulness, results),
             kind="faithfulness",
-            html=hover_curve(results),
+            widget=hover_curve(results),
         ),
         Figure(place, CAPTIONS["importance"], partial(draw_importance, results), kind="heatmaps"),
         *([steps] if results.method == SEARCH else []),

@@ -6,13 +6,12 @@ in the page. Reads what :func:`mechint.analyses.dictionaries.features.save_featu
 
 from __future__ import annotations
 
-import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...report.content import Content, Section, Widget
 from ...report.figure_style import share_label
-from ...report.page import card, cards, page
+from ...report.html import html
 from ...report.words import legible
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_text
@@ -34,7 +33,7 @@ def write_dictionary_page(
     Args:
         features: ``features.json``, or what is in it.
         path: The HTML file.
-        title: Heading; the dictionary's site where empty.
+        title: Heading; ``Dictionary`` where empty.
         causal: What :func:`mechint.analyses.dictionaries.causal.causal_effects` found of some of the features.
 
     Raises:
@@ -44,30 +43,25 @@ def write_dictionary_page(
     where = "the features" if isinstance(features, dict) else str(features)
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA or "features" not in raw:
         raise MechintError(f"{where}: no features of schema {SCHEMA}; read the dictionary's features again")
-    return write_text(path, dictionary_page(raw, title, causal))
+    return write_text(path, html(content(raw, title, causal), {}))
 
 
-def dictionary_page(raw: dict[str, Any], title: str = "", causal: dict[str, Any] | None = None) -> str:
-    """The whole page, from the JSON object of the features."""
+def content(raw: dict[str, Any], title: str = "", causal: dict[str, Any] | None = None) -> Content:
+    """The page, from the JSON object of the features."""
     told = raw["features"]
     alive = [feature for feature in told if feature["density"] > 0]
     densities = sorted(feature["density"] for feature in alive)
-    heading = title or f"Dictionary at {raw['site']}"
     middle = share_label(float(f"{densities[len(densities) // 2]:.3g}")) if densities else "none"
-    shown = [
-        card("Features", f"{len(told):,}", f"of {raw['d_sae']:,}, {raw['architecture']}, d_in {raw['d_in']:,}"),
-        card("Active at least once", f"{len(alive):,}", f"on {raw['tokens']:,} tokens, {raw['windows']:,} windows"),
-        card("Median density", middle, "share of tokens a living feature is active on"),
-    ]
-    data = json.dumps(_compact(raw, causal), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    body = [
-        f"<h1>{escape(heading)}</h1>",
-        f'<p class="soft">Site <code>{escape(raw["site"])}</code> · token attribution: {escape(raw["logits"])}</p>',
-        cards(shown),
-        _CONTROLS,
-        f"<style>{_STYLE}</style><script>{_SCRIPT.replace('@DATA@', data)}</script>",
-    ]
-    return page(heading, body)
+    return Content(
+        title or "Dictionary",
+        [Section("Features", [Widget(_CONTROLS, _STYLE, _SCRIPT, _compact(raw, causal))])],
+        about=(raw["site"], f"token attribution: {raw['logits']}"),
+        cards=[
+            ("Features", f"{len(told):,}", f"of {raw['d_sae']:,}, {raw['architecture']}, d_in {raw['d_in']:,}"),
+            ("Active at least once", f"{len(alive):,}", f"on {raw['tokens']:,} tokens, {raw['windows']:,} windows"),
+            ("Median density", middle, "share of tokens a living feature is active on"),
+        ],
+    )
 
 
 def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def content(patching: Patching) -> Content:
         title = f"Flow between tokens: the largest losses ({unit})"
         sections += [
             table_section(title, "", FLOWS, flow_rows(patching), (1, 4, 5, 6, 7)),
-            Section("Every cell of the flow", [Widget("\n".join(maps(patching)))]),
+            Section("Every cell of the flow", [Widget("\n".join(maps(patching)), _STYLE)]),
         ]
     if patching.kinds:
         exact = "Attribution patching against the exact effects"
@@ -197,7 +197,6 @@ def top_cards(patching: Patching) -> Iterator[tuple[str, str, str]]:
 
 def maps(patching: Patching) -> Iterator[str]:
     """A map for each way to be read and layer; every cell says its value under the pointer, without scripts."""
-    yield f"<style>{_STYLE}</style>"
     yield (
         f'<p class="soft">Readers down, read tokens across; {escape(patching.unit)}; red is a loss, blue a gain, one '
         "scale for all maps. Point at a cell for its value.</p>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -36,7 +35,7 @@ def content(trace: Trace) -> Content:
     sections = [
         Section("Evidence", [Checks(findings(trace))]),
         table_section(f"Strongest cell of every map ({trace.unit})", "", STRONGEST, strongest(trace), (2, 4, 5, 6, 7)),
-        Section("Every cell", [Widget(maps(trace))]),
+        Section("Every cell", [maps(trace)]),
         Section("Figures", figures(trace)),
         table_section(
             "Attribution patching against the exact effects",
@@ -174,7 +173,7 @@ def caption(trace: Trace, kind: str) -> str:
     return CAPTIONS[kind].replace("Mean effect", "Effect").replace("with 95 % intervals over templates", "no interval")
 
 
-def maps(trace: Trace) -> str:
+def maps(trace: Trace) -> Widget:
     """The mean map and those of single prompts, chosen in two lists; every cell says its value under the pointer."""
     views: list[dict[str, Any]] = []
     roles = range(len(trace.roles))
@@ -194,16 +193,14 @@ def maps(trace: Trace) -> str:
             title = f"{k + 1}: {' '.join(example['tokens'])} → {example['answer']}"
             kinds = [{"name": name, "values": example["maps"][direction][name]} for name in names]
             views.append({"prompt": title, "direction": direction, "rows": example["tokens"], "maps": kinds})
-    data = json.dumps(views, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     unit = f"map by role: {trace.unit}; single prompts: {trace.raw['metric']}"
-    return (
-        f"<style>{_STYLE}</style>"
+    shown = (
         '<p><label>Prompt <select id="trace-prompt"></select></label> '
         '<label>Direction <select id="trace-direction"></select></label> '
         f'<span class="soft">{escape(unit)}; red above zero, blue below, one scale for all maps shown</span></p>'
         '<div id="trace-maps"></div><p id="trace-value" class="soft">Point at a cell.</p>'
-        f"<script>{_SCRIPT % data}</script>"
     )
+    return Widget(shown, _STYLE, _SCRIPT, views)
 
 
 def _more(panel: dict[str, Any], layer: int, role: int) -> str:
@@ -224,7 +221,7 @@ _STYLE = """
 
 _SCRIPT = """
 (() => {
-  const views = %s, box = document.getElementById("trace-maps"), say = document.getElementById("trace-value");
+  const views = @DATA@, box = document.getElementById("trace-maps"), say = document.getElementById("trace-value");
   const prompt = document.getElementById("trace-prompt"), direction = document.getElementById("trace-direction");
   const fill = (list, values) => [...new Set(values)].forEach(value => {
     const entry = document.createElement("option"); entry.textContent = value; list.append(entry); });

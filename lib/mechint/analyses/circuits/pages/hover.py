@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from math import log
 
+from ....report.content import Widget
 from ....report.figure_style import nice_log_ticks, share_label
 from ....report.values import Value
 from ....report.words import percent
@@ -43,8 +43,8 @@ class _Plot:
         return round(TOP + (self.ceiling - inside) / (self.ceiling - self.floor) * (HEIGHT - TOP - BOTTOM), 2)
 
 
-def hover_curve(results: Results) -> str:
-    """A <div> with legend, SVG and script. Everything a pointer shows is also in results.json."""
+def hover_curve(results: Results) -> Widget:
+    """A <div> with legend and SVG, and its script. Everything a pointer shows is also in results.json."""
     plot = _Plot(results)
     parts = [*_frame(plot, results)]
     for name, points in results.curves.items():
@@ -59,13 +59,11 @@ def hover_curve(results: Results) -> str:
             edges = f"[{_edge(curve[i].low)}, {_edge(curve[i].high)}]"
             lines.append(f"{curve_name(results, name)}: {percent(curve[i].value)} {edges}")
         rows.append({"x": plot.x(plot.sizes[place]), "lines": lines})
-    data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     label = f"Faithfulness over the number of {units_name(results)} kept"
     frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}"'
     svg = f'<svg id="hover-curve" {frame}>{"".join(parts)}</svg>'
     box = '<div id="hover-box" hidden></div>'
-    script = f"<script>{_SCRIPT % data}</script>"
-    return f'<style>{_STYLE}</style><div class="hover">{_legend(results)}{svg}{box}</div>{script}'
+    return Widget(f'<div class="hover">{_legend(results)}{svg}{box}</div>', _STYLE, _SCRIPT, rows)
 
 
 def _edge(share: float) -> str:
@@ -176,5 +174,5 @@ _SCRIPT = """
     box.style.left = (left + box.offsetWidth > frame.width ? best.x * scale - box.offsetWidth - 12 : left) + "px";
   }
   if (rows.length) { svg.addEventListener("pointermove", move); svg.addEventListener("pointerleave", leave); }
-})(%s);
+})(@DATA@);
 """
