@@ -16,8 +16,8 @@ import mechint
 from mechint import Edit
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import sweep
-from mechint.models.attention import grown
 from mechint.models.gpt2 import GPT2, GPT2Config
+from mechint.models.parts.attention import grown
 from mechint.utils.errors import MechintError
 from tests.helpers import gpt2_oracle
 from tests.helpers.builders import GPT2_SIZES, tiny_gpt2, tokens

@@ -16,7 +16,7 @@ from mechint.ground_truth import BLUEPRINTS, Compiled
 from mechint.ground_truth.edges import NEEDED, clear, flows, links
 from mechint.ground_truth.truth import TIE, margins
 from mechint.interventions.run import run
-from mechint.models.norms import NoNorm, tell_readers
+from mechint.models.parts.norms import NoNorm, tell_readers
 from mechint.scorecard.edges import asked_for, edge_attribution, flow_cuts, score_edges
 from mechint.utils.errors import MechintError
 

@@ -22,9 +22,9 @@ from ..interventions.taps import Scope, Tap
 from ..interventions.unit_kinds import KV_UNITS
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
-from .attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .base import LanguageModel, outer_sites
-from .norms import NoNorm, tell_readers
+from .parts.attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
+from .parts.norms import NoNorm, tell_readers
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),

@@ -25,7 +25,7 @@ from ..interventions.taps import Scope, SiteEdit, Tap
 from ..interventions.unit_kinds import SSM_UNITS
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
-from .norms import NoNorm, tell_readers
+from .parts.norms import NoNorm, tell_readers
 
 
 @dataclass(frozen=True)

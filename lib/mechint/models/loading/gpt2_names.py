@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...utils.errors import MechintError, did_you_mean, shown
 from ..gpt2 import GPT2, GPT2Config
-from ..norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
+from ..parts.norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 from .config_keys import Keys, listed
 from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 

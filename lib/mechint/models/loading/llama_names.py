@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...utils.errors import MechintError, shown
 from ..llama import Llama, LlamaConfig
-from ..norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
+from ..parts.norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 from .config_keys import Keys, listed, refuse_unknown
 from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 

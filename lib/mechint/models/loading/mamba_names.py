@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...utils.errors import MechintError, shown
 from ..mamba import Mamba, MambaConfig
-from ..norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
+from ..parts.norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
 from .checkpoints import WEIGHTS
 from .config_keys import Keys, listed, refuse_unknown
 from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims

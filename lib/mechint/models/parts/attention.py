@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..interventions.sites import Site
-from ..interventions.taps import Scope, SideBySide
-from ..scan.checks import accumulate
+from ...interventions.sites import Site
+from ...interventions.taps import Scope, SideBySide
+from ...scan.checks import accumulate
 
 HEADS = ("batch", "position", "head", "dimension")
 SOURCES = ("batch", "position", "head", "source")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..utils.errors import MechintError, shown
+from ...utils.errors import MechintError, shown
 
 NORM_CLAIMS: dict[str, tuple[str, ...]] = {
     "norms": ("use_norm", "use_norms", "use_layernorm", "use_layer_norm", "use_ln", "layer_norms", "norms"),
