@@ -79,7 +79,7 @@ SSM_UNITS = kinds(
 )
 
 
-KV_UNITS = kinds(
+ATTENTION_UNITS = kinds(
     UnitKind(
         "kv",
         (Block(("k",)), Block(("v",))),
@@ -115,6 +115,51 @@ KV_UNITS = kinds(
         "an attention head: what it reads, before heads are mixed",
         plural="attention heads",
     ),
-    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons"),
-    UnitKind("layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"),
+)
+
+
+NEURON_UNITS = kinds(
+    UnitKind("mlp", (Block(("mlp_post",)),), "an MLP neuron, behind its activation", plural="MLP neurons")
+)
+
+
+KV_UNITS = {
+    **ATTENTION_UNITS,
+    **NEURON_UNITS,
+    **kinds(
+        UnitKind(
+            "layer", (Block(("attn_out", "mlp_out"), axes=0),), "a whole layer: what its attention and its MLP add"
+        )
+    ),
+}
+
+
+EXPERT_UNITS = kinds(
+    UnitKind("expert", (Block(("expert_weight",)),), "an expert of a mixture, by the weight that its router gives it")
+)
+
+
+# The norm behind a read-out mixes the heads, so a dropped one is replaced before it.
+MEMORY_UNITS = kinds(
+    UnitKind(
+        "ssm_head",
+        (Block(("y",), axes=1),),
+        "a head of the recurrence: what it reads of its memory, before heads are mixed",
+        plural="SSM heads",
+    ),
+    UnitKind(
+        "ssm_channel",
+        (Block(("y",)),),
+        "one value channel of a head of the recurrence, before heads are mixed",
+        plural="SSM channels",
+    ),
+)
+
+
+SHORT_CONV_UNITS = kinds(
+    UnitKind(
+        "conv_channel",
+        (Block(("u", "gated")),),
+        "a channel of a short convolution: all it computes, replaced where others read it",
+    )
 )

@@ -26,7 +26,7 @@ from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .base import LanguageModel, outer_sites
 from .parts.attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
-from .parts.norms import NoNorm, tell_readers
+from .parts.norms import LayerNorm, NoNorm, tell_readers
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),
@@ -82,18 +82,6 @@ class GPT2Config:
     def n_kv_head(self) -> int:
         """Heads that have keys and values of their own."""
         return 1 if self.kv_global else self.n_head
-
-
-class LayerNorm(nn.Module):
-    def __init__(self, size: int, eps: float, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
-        self.eps = eps
-
-    def forward(self, r: Tensor) -> Tensor:  # [..., D], computed in the stream's precision
-        bias = None if self.bias is None else self.bias.to(r.dtype)
-        return F.layer_norm(r, self.weight.shape, self.weight.to(r.dtype), bias, self.eps).to(self.weight.dtype)
 
 
 class Attention(nn.Module):

@@ -24,7 +24,7 @@ from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .base import LanguageModel, outer_sites
 from .parts.attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
-from .parts.norms import NoNorm, tell_readers
+from .parts.norms import NoNorm, RMSNorm, tell_readers
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),
@@ -69,17 +69,6 @@ class LlamaConfig:
     final_norm: bool = True
     """True if a norm follows the last layer."""
     family = "llama"
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, r: Tensor) -> Tensor:  # [..., D], computed in the stream's precision
-        r = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * r.to(self.weight.dtype)
 
 
 def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:

@@ -25,7 +25,8 @@ from ..interventions.taps import Scope, SiteEdit, Tap
 from ..interventions.unit_kinds import SSM_UNITS
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
-from .parts.norms import NoNorm, tell_readers
+from .parts.convolution import CausalConvolution
+from .parts.norms import NoNorm, RMSNorm, tell_readers
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,6 @@ class LayerCache:
         return LayerCache(each(self.conv), each(self.state), [each(share) for share in self.shares], history)
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, r: Tensor) -> Tensor:  # [..., D]
-        r = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * r.to(self.weight.dtype)
-
-
 class Layer(nn.Module):
     """Norm and mixer; the residual connection is the model's."""
 
@@ -107,7 +97,7 @@ class Layer(nn.Module):
         self.norm: Any = RMSNorm(c.d_model, c.norm_eps) if c.norms else NoNorm()
         self.in_proj = nn.Linear(c.d_model, 2 * c.d_inner, bias=c.proj_bias)
         tell_readers(self.norm, self.in_proj)
-        self.conv1d = nn.Conv1d(c.d_inner, c.d_inner, c.d_conv, groups=c.d_inner, bias=c.conv_bias)
+        self.conv1d = CausalConvolution(c.d_inner, c.d_conv, c.conv_bias)
         self.x_proj = nn.Linear(c.d_inner, c.dt_rank + 2 * c.d_state, bias=False)
         self.dt_proj = nn.Linear(c.dt_rank, c.d_inner)
         self.A_log = nn.Parameter(torch.empty(c.d_inner, c.d_state))
@@ -190,7 +180,7 @@ class Layer(nn.Module):
 
         ``decay_of``: u whose Δ the decays come from, if not our own.
         """
-        conv, memory = self.convolve(x, cache.conv, at)  # [B, L, E], [B, K-1, E]
+        conv, memory = self.conv1d(x, cache.conv, at)  # [B, L, E], [B, K-1, E]
         u = at("u", scan.silu(conv))  # [B, L, E]
         low, B, C = self.x_proj(u).split([self.c.dt_rank, self.c.d_state, self.c.d_state], dim=-1)
         dt = at("dt", scan.softplus(self.dt_proj(low)))  # [B, L, R] -> [B, L, E]
@@ -207,43 +197,6 @@ class Layer(nn.Module):
     def step_size(self, u: Tensor, at: Scope) -> Tensor:
         """Δ of u [B, L, E], with the edits at ``dt``."""
         return at("dt", scan.softplus(self.dt_proj(self.x_proj(u)[..., : self.c.dt_rank])))
-
-    def convolve(self, x: Tensor, memory: Tensor, at: Scope) -> tuple[Tensor, Tensor]:
-        """Causal depthwise convolution of x [B, L, E] behind memory [B, K-1, E]; the last tap is the current token."""
-        K, L = self.c.d_conv, x.shape[1]
-        if at.edits("conv_state"):
-            windows, memory = self.edited_windows(x, memory, at)
-            conv = torch.cat([self.taps(window) for window in windows], 1)
-        else:
-            whole = torch.cat([memory, x], 1)  # [B, K-1+L, E]
-            conv, memory = self.taps(whole), whole[:, L:]
-            windows = [whole[:, t : t + K] for t in range(L)] if at.cuts("conv") else []
-            if at.wants("conv_state"):
-                at.keep("conv_state", whole.unfold(1, K - 1, 1)[:, 1:])  # [B, L, E, K-1]
-        for cut in at.cuts("conv"):
-            without = []
-            for t, window in enumerate(windows):
-                there = [t + at.offset - (K - 1) + k not in (cut.sources or ()) for k in range(K)]
-                without.append(self.taps(cut.own(window) * window.new_tensor(there)[:, None]))
-            conv = cut.graft(conv, torch.cat(without, 1), at.offset)
-        return at("conv", conv), memory
-
-    def edited_windows(self, x: Tensor, memory: Tensor, at: Scope) -> tuple[list[Tensor], Tensor]:
-        """The K inputs that each position sees, [B, K, E] each, when the memory of some positions is edited."""
-        windows, memories = [], []
-        for t in range(x.shape[1]):
-            windows.append(torch.cat([memory, x[:, t : t + 1]], 1))
-            memory = windows[-1][:, 1:]
-            for edit in at.edits("conv_state"):
-                memory = edit.apply(memory.transpose(1, 2).unsqueeze(1), at.offset + t).squeeze(1).transpose(1, 2)
-            memories.append(memory)
-        at.keep("conv_state", torch.stack(memories, 1).transpose(2, 3))  # [B, L, E, K-1]
-        return windows, memory
-
-    def taps(self, window: Tensor) -> Tensor:
-        """The convolution of every K neighbours, [B, L+K-1, E] -> [B, L, E]."""
-        past = self.c.d_conv - 1
-        return scan.convolve(window[:, past:], window[:, :past], self.conv1d.weight[:, 0], self.conv1d.bias)
 
     def scan(
         self, selected: Selected, dt_decay: Tensor, cache: LayerCache, at: Scope
@@ -323,7 +276,7 @@ class Layer(nn.Module):
             history, z = cut.own(history), cut.own(z)
         empty, decay_of = self.empty_cache(len(z)), None
         if cut.decay == "kept":
-            decay_of = inside("u", scan.silu(self.convolve(history, empty.conv, inside)[0]))
+            decay_of = inside("u", scan.silu(self.conv1d(history, empty.conv, inside)[0]))
         inner, _ = self.mix(history * present, z, empty, inside, decay_of)
         whole = self.out_proj(inside("gated", inner)[:, -x.shape[1] :])
         return cut.graft(out, whole if apart else cut.own(whole), at.offset)
@@ -331,7 +284,7 @@ class Layer(nn.Module):
     def empty_cache(self, rows: int) -> LayerCache:
         c, like = self.c, self.in_proj.weight
         state = accumulate(like.new_zeros(rows, c.d_inner, c.d_state))
-        return LayerCache(like.new_zeros(rows, c.d_conv - 1, c.d_inner), state)
+        return LayerCache(self.conv1d.empty_memory(rows), state)
 
 
 class Mamba(LanguageModel):

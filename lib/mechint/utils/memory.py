@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def size(held: Any, counted: set[int]) -> int:
-    """Bytes that a tensor, or the tensors of a dataclass or list, keep alive, without those counted before."""
+    """Bytes that a tensor, or the tensors of a dataclass, list or dict, keep alive, without those counted before."""
     if isinstance(held, Tensor):
         storage = held.untyped_storage()
         fresh = storage._cdata not in counted
         counted.add(storage._cdata)
         return storage.nbytes() if fresh else 0
-    parts: Iterable[Any] = held if isinstance(held, (list, tuple)) else getattr(held, "__dict__", {}).values()
+    inside = held if isinstance(held, dict) else getattr(held, "__dict__", {})
+    parts: Iterable[Any] = held if isinstance(held, (list, tuple)) else inside.values()
     return sum(size(part, counted) for part in parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from ...interventions.model import Model
-from ...utils.errors import MechintError, did_you_mean, short
+from ...utils.errors import MechintError, did_you_mean, short, shown
 from ...utils.files import reading
 from ...utils.progress import Progress
 from ..base import LanguageModel
+from ..families import declared
+from ..family import StackFamily
 from ..gpt2 import GPT2
 from ..llama import Llama
 from ..mamba import Mamba
-from . import gpt2_names, llama_names
+from ..stack import Stack
+from . import gpt2_names, llama_names, stack_files
 from . import mamba_names as names
 from .checkpoints import clean_names, read_checkpoint
 from .config_keys import Keys, merged, plain_values, refuse_unknown
+from .convert import DTYPES, convert
 from .hub import fetch, is_hub_id, path_exists, refuse_missing_path, todays_name
+from .stack_files import build_stack
 from .strictness import check_shapes, listing, without_lead
 from .tokenizer import read_tokenizer
 
 __all__ = ["FAMILIES", "Family", "from_state_dict", "hf_config", "load", "to_hf_state_dict"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 Builder = Callable[[dict[str, Tensor], Mapping[str, Any] | None, str, torch.dtype, torch.device], LanguageModel]
 
@@ -130,15 +132,20 @@ def build(
     Args:
         described: Keys of the configuration that describe this model; the others are a trainer's options.
     """
+    stacked = declared_family(config, described, where)
+    if stacked is not None:
+        if expect_family is not None and stacked.name != expect_family:
+            raise wrong_family(where, stacked.title, expect_family)
+        assert config is not None
+        plain_values(config, where)
+        with reading(where):
+            return build_stack(stacked, state, config, where, dtype, device).eval()
     name = next((name for name, family in FAMILIES.items() if family.detects(state.keys())), None)
     if name is None:
         raise MechintError(f"{where} holds no model of a known family; its tensors are {listing(state)}")
     family = FAMILIES[name]
     if expect_family is not None and name != expect_family:
-        raise MechintError(
-            f"{where} holds a {family.title} model, and this configuration is for {expect_family}; choose that "
-            "family's configuration, or another checkpoint"
-        )
+        raise wrong_family(where, family.title, expect_family)
     if family.build is None:
         raise MechintError(f"{where} holds a {family.title} model, which is not supported yet by this version")
     if config is not None:
@@ -150,6 +157,40 @@ def build(
     state = without_lead(state, family.layers, family.body) if family.body else state
     with reading(where):
         return family.build(state, config, where, dtype, device).eval()
+
+
+def wrong_family(where: str, title: str, wanted: str) -> MechintError:
+    return MechintError(
+        f"{where} holds a {title} model, and this configuration is for {wanted}; choose that family's configuration, "
+        "or another checkpoint"
+    )
+
+
+def declared_family(config: Mapping[str, Any] | None, described: Collection[str], where: str) -> StackFamily | None:
+    """The family of layers made of parts that a configuration names; None where it names none.
+
+    Raises:
+        MechintError: a model's own configuration names a family that is not known here.
+    """
+    named = (config or {}).get("model_type")
+    if not isinstance(named, str) or (named in FAMILIES and FAMILIES[named].build is not None):
+        return None
+    if named in declared():
+        return declared()[named]
+    if "model_type" in described and named not in OTHER_WORDS:
+        raise MechintError(
+            f"{where}: a model of the type {shown(named)} is not supported; supported are {', '.join(supported())}"
+        )
+    return None
+
+
+OTHER_WORDS = ("gpt", "nanogpt", "mamba1")
+"""Words by which trainers call a GPT-2 or a Mamba."""
+
+
+def supported() -> list[str]:
+    """The names of the families that can be loaded."""
+    return sorted({*(name for name, family in FAMILIES.items() if family.build is not None), *declared()})
 
 
 def build_mamba(
@@ -216,6 +257,8 @@ def fill(
 
 def to_hf_state_dict(model: Model) -> dict[str, Tensor]:
     """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
+    if isinstance(model, Stack):
+        return stack_files.to_hf_state_dict(declared()[model.config.family], model)
     write = FAMILIES[model.config.family].to_hf_state_dict
     assert write is not None
     return write(model)
@@ -223,37 +266,11 @@ def to_hf_state_dict(model: Model) -> dict[str, Tensor]:
 
 def hf_config(model: Model) -> dict[str, Any]:
     """The arguments of transformers' configuration, and the contents of a ``config.json``."""
+    if isinstance(model, Stack):
+        return declared()[model.config.family].write(model)
     write = FAMILIES[model.config.family].hf_config
     assert write is not None
     return write(model)
-
-
-def convert(tensor: Tensor, dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
-    """A copy in the wanted precision and place.
-
-    Raises:
-        MechintError: the tensor is no tensor of real numbers, has NaN or infinite entries, or overflows ``dtype``.
-    """
-    if tensor.dtype not in DTYPES.values():
-        raise MechintError(
-            f"{what} is {str(tensor.dtype).removeprefix('torch.')}; weights are one of {', '.join(DTYPES)}"
-        )
-    if not is_finite(tensor):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise MechintError(
-            f"{what} has {bad} NaN or infinite entries of {tensor.numel()}: a diverged training or a damaged file"
-        )
-    copy = tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-    if copy.dtype.itemsize < tensor.dtype.itemsize and not is_finite(copy):
-        raise MechintError(
-            f"{what} has entries too large for {str(dtype).removeprefix('torch.')}; load it as bfloat16 or float32"
-        )
-    return copy
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """True if no entry is NaN or infinite; one pass that allocates nothing."""
-    return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist())
 
 
 def locate(path_or_name: str | Path) -> Path:

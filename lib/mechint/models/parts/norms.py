@@ -1,4 +1,4 @@
-"""The norms that a model may go without: in front of a layer's parts, and behind the last layer.
+"""Norms, and models without them: in front of a layer's parts, and behind the last layer.
 
 Weights of 1 are no absent norm: they divide by the size of the stream. Without a norm the stream is read as it is.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...scan.checks import accumulate
 from ...utils.errors import MechintError, shown
 
 NORM_CLAIMS: dict[str, tuple[str, ...]] = {
@@ -28,6 +31,72 @@ NORM_KEYS = frozenset({*NEGATED, "no_final_norm"})
 def norm_kinds(*present: str) -> dict[str, tuple[str, ...]]:
     """Keys that name a kind of norm, with the values that are understood: the family's own, or none."""
     return dict.fromkeys(KINDS, (*present, *ABSENT))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in the precision of what it gets.
+
+    Args:
+        size: Entries of the last axis.
+        eps: Added to the mean square.
+        plus: What is added to the weight: 1 where a checkpoint stores the weight less one (Gemma, Qwen3.5).
+    """
+
+    def __init__(self, size: int, eps: float, plus: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - plus))
+        self.eps = eps
+        self.plus = plus
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        r = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
+        if self.plus:
+            return (r * (self.plus + self.weight.to(r.dtype))).to(self.weight.dtype)
+        return self.weight * r.to(self.weight.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm (Ba et al. 2016), computed in the precision of what it gets."""
+
+    def __init__(self, size: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.eps = eps
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        bias = None if self.bias is None else self.bias.to(r.dtype)
+        return F.layer_norm(r, self.weight.shape, self.weight.to(r.dtype), bias, self.eps).to(self.weight.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm of each group of a gated tensor (Dao & Gu 2024, section 7; Yang et al. 2024).
+
+    Args:
+        size: Entries of the last axis.
+        eps: Added to the mean square.
+        groups: Groups that are normed apart.
+        norm_first: True if the gate multiplies what the norm gives; False if the norm reads the product.
+    """
+
+    def __init__(self, size: int, eps: float, groups: int = 1, norm_first: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps, self.groups, self.norm_first = eps, groups, norm_first
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """y, gate [..., size] -> [..., size], computed in at least float32; the gate is behind its activation."""
+        wide, gate = accumulate(y), accumulate(gate)
+        wide = wide if self.norm_first else wide * gate
+        parts = wide.unflatten(-1, (self.groups, -1))
+        normed = (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
+        normed = accumulate(self.weight) * normed
+        return (normed * gate if self.norm_first else normed).to(y.dtype)
+
+
+def unit_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x [..., d] divided by its length; ``eps`` is added to the square (as in the published gated delta rules)."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
 class NoNorm(nn.Module):

@@ -1,0 +1,1 @@
+"""Families whose layers mix positions by attention alone."""

@@ -1,0 +1,191 @@
+"""Reads one model's ``config.json``: every key is asked for by the family, has no effect, or is refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...utils.errors import MechintError, shown
+from ..parts.feed_forward import ACTIVATION_NAMES
+from ..parts.rotation import Rotation
+from .config_keys import HARMLESS, normal, off, short_name
+from .strictness import LARGEST
+
+NEEDED = object()
+"""The default of a key that a configuration must have."""
+
+
+class ConfigReader:
+    """The keys of a configuration, each of which is read once.
+
+    Args:
+        raw: The configuration.
+        where: Its file, for messages.
+        title: The family, as messages call it.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], where: str, title: str) -> None:
+        self.raw, self.where, self.title = dict(raw), where, title
+        self.seen = {"architectures", "model_type", "auto_map"}
+
+    def _value(self, name: str, default: Any) -> Any:
+        self.seen.add(name)
+        value = self.raw.get(name)
+        if value is not None:
+            return value
+        if default is NEEDED:
+            raise MechintError(f"{self.where}: the configuration lacks {name}, which a {self.title} needs; add it")
+        return default
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> MechintError:
+        return MechintError(f"{self.where}: the configuration has {name} = {shown(value)}, which is no {wanted}")
+
+    def size(self, name: str, default: Any = NEEDED, least: int = 1) -> Any:
+        """A whole number of at least ``least``, or the default where the key is absent."""
+        value = self._value(name, default)
+        if value is default and default is not NEEDED and self.raw.get(name) is None:
+            return value
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise self._wrong(name, value, f"size from {least}")
+        return value
+
+    def number(self, name: str, default: Any = NEEDED, positive: bool = True) -> float:
+        """A finite number, above 0 unless it may be anything."""
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not math.isfinite(value) or (positive and value <= 0):
+            raise self._wrong(name, value, "number" + " above 0" * positive)
+        return float(value)
+
+    def numbers(self, name: str, count: int, default: Sequence[float]) -> tuple[float, ...]:
+        """A list of so many finite numbers."""
+        value = self._value(name, list(default))
+        listed = value if isinstance(value, (list, tuple)) else ()
+        if len(listed) != count or not all(type(x) in (int, float) and math.isfinite(x) for x in listed):
+            raise self._wrong(name, value, f"list of {count} numbers")
+        return tuple(float(x) for x in listed)
+
+    def limits(self, name: str) -> tuple[float, float]:
+        """The least and the largest of something; a missing key means 0 to infinity."""
+        value = self._value(name, [0.0, math.inf])
+        # transformers writes infinity so, since JSON has none
+        listed = [math.inf if x == {"__float__": "Infinity"} else x for x in value] if isinstance(value, list) else []
+        if [type(x) in (int, float) for x in listed] != [True, True] or not 0 <= listed[0] < listed[1]:
+            raise self._wrong(name, value, "pair of limits")
+        return float(listed[0]), float(listed[1])
+
+    def switch(self, name: str, default: Any = NEEDED) -> bool:
+        """True or false."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "switch (true or false)")
+        return value
+
+    def word(self, name: str, known: Sequence[str], default: Any = NEEDED) -> str:
+        """One of some words."""
+        value = self._value(name, default)
+        if value not in known:
+            raise MechintError(
+                f"{self.where}: {name} is {shown(value)}, and our {self.title} knows {', '.join(known)} there; "
+                "not supported"
+            )
+        return str(value)
+
+    def activation(self, name: str, default: str = "silu") -> str:
+        """Our name of an activation."""
+        value = self._value(name, default)
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
+            raise MechintError(
+                f"{self.where}: {name} is {shown(value)}; activations known here are {', '.join(ACTIVATION_NAMES)}"
+            )
+        return ACTIVATION_NAMES[value]
+
+    def kinds(self, name: str, known: Mapping[str, str], count: int, default: Sequence[str] | None = None) -> list[str]:
+        """A kind for each of ``count`` layers: the words of the file become those of ``known``."""
+        value = self._value(name, NEEDED if default is None else list(default))
+        if not isinstance(value, (list, tuple)) or not all(isinstance(kind, str) for kind in value):
+            raise self._wrong(name, value, "list of kinds of layer")
+        if odd := [kind for kind in value if kind not in known]:
+            raise MechintError(
+                f"{self.where}: {name} has {shown(odd[0])}; a {self.title} has layers of the kinds {', '.join(known)}"
+            )
+        if len(value) != count:
+            raise MechintError(f"{self.where}: {name} names {len(value)} layers, and the model has {count}; correct it")
+        return [known[kind] for kind in value]
+
+    def rotation(self, size: int, default_theta: float = 10000.0, fraction: float = 1.0) -> Rotation:
+        """The rotation of heads of ``size`` dimensions, from today's keys (rope_parameters) or the earlier ones.
+
+        Args:
+            default_theta, fraction: What the family has where nothing is said.
+        """
+        said: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            value = self._value(name, {})
+            if not isinstance(value, Mapping):
+                raise self._wrong(name, value, "setting of a rotation")
+            said |= {key: item for key, item in value.items() if item is not None}
+        theta = said.pop("rope_theta", self._value("rope_theta", default_theta))
+        part = said.pop("partial_rotary_factor", self._value("partial_rotary_factor", fraction))
+        kind = said.pop("rope_type", said.pop("type", "default"))
+        said.pop("type", None)
+        numbers = {"rope_theta": theta, "partial_rotary_factor": part}
+        names = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+                 "original_max_position_embeddings")}.get(kind, ())  # fmt: skip
+        if kind not in ("default", "linear", "llama3"):
+            raise MechintError(
+                f"{self.where}: the rotation is of the type {shown(kind)}; known here are default, linear and llama3"
+            )
+        numbers |= {name: said.pop(name, None) for name in names}
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+                raise self._wrong(f"{name} of the rotation", value, "number above 0")
+        if left := [name for name, value in said.items() if not off(value) and name not in ROTATION_HARMLESS]:
+            raise MechintError(f"{self.where}: the rotation has {left[0]} = {shown(said[left[0]])}; not supported")
+        turned = int(size * float(part))
+        if turned < 2 or turned % 2:
+            raise MechintError(f"{self.where}: {turned} of a head's {size} dimensions can't be turned in pairs")
+        return Rotation(
+            float(theta), 0 if turned == size else turned, float(numbers.get("factor") or 1.0),
+            float(numbers.get("low_freq_factor") or 1.0), float(numbers.get("high_freq_factor") or 4.0),
+            int(numbers.get("original_max_position_embeddings") or 0),
+        )  # fmt: skip
+
+    def inside(self, name: str, section: Mapping[str, Any], others: str) -> None:
+        """Goes on with a section of the configuration; beside it only ``others`` and harmless keys may stand."""
+        self.ignore(f"{name} {others}")
+        outer = self.raw
+        self.done()
+        self.raw = {**{key: outer[key] for key in ("tie_word_embeddings",) if key in outer}, **section}
+
+    def only(self, name: str, *values: Any) -> None:
+        """The key must have one of these values where it is there: what we compute anyway."""
+        self.seen.add(name)
+        value = self.raw.get(name)
+        if value is not None and normal(value) not in [normal(one) for one in values]:
+            raise MechintError(
+                f"{self.where}: {name} is {shown(value)}, and our {self.title} has {shown(values[0])} there; not "
+                "supported"
+            )
+
+    def ignore(self, names: str) -> None:
+        """These keys change nothing of what the model computes."""
+        self.seen.update(names.split())
+
+    def done(self) -> None:
+        """Raises :class:`MechintError` for keys that nobody has asked for, unless they are off or have no effect."""
+        left = [
+            f"{short_name(name)} = {shown(value, 40)}"
+            for name, value in self.raw.items()
+            if name not in self.seen and name not in HARMLESS and not off(value)
+        ]
+        if left:
+            more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+            raise MechintError(
+                f"{self.where}: the configuration has {', '.join(left[:4])}{more}, which may change what the model "
+                f"computes and which our {self.title} does not have; not supported (remove what has no effect)"
+            )
+
+
+ROTATION_HARMLESS = frozenset({"mrope_section", "mrope_interleaved"})
+"""Settings of positions in images, which a text does not have: all its axes count the same positions."""

@@ -1,0 +1,102 @@
+"""Files of families that are made of parts: exactly the tensors that the configuration says, or an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import MechintError
+from ...utils.progress import Progress
+from ..family import Names, StackFamily
+from ..stack import Stack
+from .config_reader import ConfigReader
+from .convert import convert
+from .strictness import check_names, check_shapes, listing
+
+EXACT = ("A_log", "D", "dt_bias")
+"""Last words of the names that stay at least float32: their rounding is felt at every step of a recurrence."""
+
+
+def build_stack(
+    family: StackFamily,
+    state: dict[str, Tensor],
+    config: Mapping[str, Any],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Stack:
+    """The model of exactly these tensors. Takes them out of ``state``: each can go once it is copied.
+
+    Raises:
+        MechintError: the configuration lacks or has what the family does not know, or it and the tensors disagree.
+    """
+    reader = ConfigReader(config, where, family.title)
+    sizes = family.read(reader)
+    reader.done()
+    with torch.device("meta"):
+        model = family.build(sizes)
+    shapes = model.state_dict()
+    body = body_of(state, family.names)
+    plan = family.names.plan(list(shapes), body)
+    left_out = drop(state, family.names.left_out)
+    check_head(state, sizes.tied, family.names.theirs("embed_tokens.weight", body), where)
+    ignored = [name for name in state if name.endswith("rotary_emb.inv_freq")]  # older files hold what we compute
+    check_names(
+        state.keys(), plan.keys(), ignored, f"{where} is not exactly a {family.title} of {sizes.n_layer} layers"
+    )
+    wanted = {}
+    for theirs, (ours, fused) in plan.items():
+        made = shapes[ours[0]] if fused is None else fused.join([shapes[name] for name in ours], sizes)
+        wanted[theirs] = list(made.shape)
+    check_shapes(state, wanted, where)
+    weights = {}
+    with Progress(f"loading {where}", len(plan)) as progress:
+        for theirs, (ours, fused) in plan.items():
+            tensor = state.pop(theirs)
+            for name, piece in zip(ours, [tensor] if fused is None else fused.split(tensor, sizes), strict=True):
+                exact = name.rpartition(".")[2] in EXACT and dtype != torch.float64
+                weights[name] = convert(piece, torch.float32 if exact else dtype, device, f"{where}: {theirs}")
+            progress.step()
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.left_out = left_out
+    return model
+
+
+def body_of(state: Mapping[str, Tensor], names: Names) -> str:
+    """Finds the prefix of the names: of those that may be, the one under which the embedding is there."""
+    return next((body for body in names.bodies if names.theirs("embed_tokens.weight", body) in state), names.bodies[0])
+
+
+def drop(state: dict[str, Tensor], pattern: str) -> str:
+    """Takes out the tensors that belong to no part of the language model, and says which."""
+    gone = [name for name in state if pattern and re.match(pattern, name)]
+    for name in gone:
+        del state[name]
+    return f"left out: {listing(gone)}" if gone else ""
+
+
+def check_head(state: dict[str, Tensor], tied: bool, embedding: str, where: str) -> None:
+    """Takes out a head that is the embedding; raises :class:`MechintError` where it is said to be and is not."""
+    head, rows = state.get("lm_head.weight"), state.get(embedding)
+    if not tied or head is None or rows is None:
+        return
+    if head.shape != rows.shape or not torch.equal(head, rows):
+        raise MechintError(
+            f"{where}: the configuration says that the head is the embedding (tie_word_embeddings), and lm_head.weight "
+            "has other numbers; correct the configuration, or remove the tensor"
+        )
+    del state["lm_head.weight"]
+
+
+def to_hf_state_dict(family: StackFamily, model: Stack) -> dict[str, Tensor]:
+    """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
+    ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    plan = family.names.plan(list(ours), family.names.bodies[0])
+    return {
+        theirs: ours[names[0]] if fused is None else fused.join([ours[name] for name in names], model.config)
+        for theirs, (names, fused) in plan.items()
+    }

@@ -1,0 +1,149 @@
+"""Matrix memories as parts have them: their sites, their edits and cuts, and what they remember.
+
+Axes: B batch, L position, H head, K key, V value, E convolution channel; the formula is :mod:`mechint.scan.matrix`'s.
+Sites: ``key`` k, ``value`` v, ``query`` q, ``decay`` a, ``erase`` p (delta rules alone), ``write`` k vᵀ, ``state`` S,
+``readout`` (what q reads of S) and ``scan_out`` y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interventions.taps import Scope
+from ...interventions.unit_kinds import MEMORY_UNITS
+from ...scan.matrix import HEADS, KEYS, Writes, decayed, matrix_scan, read_at, written
+from .base import Part, PartSite
+
+VALUES = (*HEADS, "value")
+STATES = (*KEYS, "value")
+
+
+@dataclass
+class MemoryCache:
+    """The memory of a recurrence of the positions before."""
+
+    conv: Tensor  # [B, K-1, E], oldest first
+    state: Tensor  # [B, H, K, V]
+    shares: list[Tensor] = field(default_factory=list)  # for each cut at `state`, its sources' share of its rows
+
+    def repeat(self, times: int) -> MemoryCache:
+        """The same memory for that many copies of the batch, one copy after another."""
+        each = lambda x: x.repeat(times, *[1] * (x.dim() - 1))
+        return replace(
+            self, conv=each(self.conv), state=each(self.state), shares=[each(share) for share in self.shares]
+        )
+
+
+class Recurrence(Part):
+    """A part with a matrix memory behind a convolution.
+
+    A subclass sets ``conv1d`` and the sizes, makes the writes, and calls :meth:`remember`.
+    """
+
+    out = "ssm_out"
+    mixes = True
+    carried = ("state", "conv_state")
+    paths = ("state", "conv")
+    patched = ("y", "state")
+    unit_kinds = MEMORY_UNITS
+    heads: int
+    """H."""
+    key_size: int
+    """K."""
+    value_size: int
+    """V."""
+    erases = False
+    """True if writes erase along their key."""
+    key_decay = False
+    """True if every key channel has a decay of its own."""
+    conv1d: Any
+
+    def memory_sites(self) -> list[PartSite]:
+        """The sites from the writes to the read-out."""
+        H, K, V = self.heads, self.key_size, self.value_size
+        keys = lambda name: PartSite(name, KEYS, (H, K))
+        return [
+            PartSite("value", VALUES, (H, V)), keys("key"), keys("query"),
+            keys("decay") if self.key_decay else PartSite("decay", HEADS, (H,)),
+            *[keys("erase")] * self.erases,
+            *(PartSite(name, STATES, (H, K, V)) for name in ("write", "state", "readout")),
+            PartSite("scan_out", VALUES, (H, V)),
+        ]  # fmt: skip
+
+    def empty_cache(self, rows: int) -> MemoryCache:
+        weight = self.conv1d.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        state = torch.zeros(rows, self.heads, self.key_size, self.value_size, dtype=dtype, device=weight.device)
+        return MemoryCache(self.conv1d.empty_memory(rows), state)
+
+    def remember(self, w: Writes, query: Tensor, cache: MemoryCache, at: Scope) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Passes the writes through their sites, and reads.
+
+        Args:
+            w: Before any edit, in at least float32.
+            query: q [B, L, H, K].
+
+        Returns:
+            y [B, L, H, V], the last state [B, H, K, V], and each cut's share of it.
+        """
+        value, key, query = at("value", w.value), at("key", w.key), at("query", query)
+        decay = at("decay", w.decay)
+        erase = None if w.erase is None else at("erase", w.erase)
+        w = Writes(decay, key, value, erase, w.erased)
+        if not at.wants("write", "state", "readout"):
+            y, state = matrix_scan(w, query, cache.state)
+            return at("scan_out", y), state, []
+        y, state, shares = self.watched(w, query, cache, at)
+        return at("scan_out", y), state, shares
+
+    def watched(self, w: Writes, query: Tensor, cache: MemoryCache, at: Scope) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The scan with edits and records of writes, states and read-outs; only what is recorded is held."""
+        cuts = at.cuts("state")
+        state, shares = cache.state, list(cache.shares) or [torch.zeros_like(cut.own(cache.state)) for cut in cuts]
+        kept: dict[str, list[Tensor]] = {name: [] for name in ("write", "state", "readout") if at.records(name)}
+        read_outs = []
+        for t in range(w.key.shape[1]):
+            here = at.offset + t
+            write = edited(at, "write", written(w, t), here)
+            share_before = shares
+            state = edited(at, "state", decayed(state, w, t) + write, here)
+            shares = []
+            for cut, share in zip(cuts, share_before, strict=True):
+                own = Writes(*(None if x is None else cut.own(x) for x in w))  # type: ignore[arg-type]
+                share = decayed(share, own, t)
+                share = share + cut.own(write) if here in (cut.sources or ()) else share
+                shares.append(edited_share(at, cut, state, share, here))
+            read = state
+            for cut, share in zip(cuts, shares, strict=True):
+                less = (cut.own(read) - share).unsqueeze(1)
+                read = cut.graft(read.unsqueeze(1), less, here).squeeze(1)
+            read = edited(at, "readout", read, here)
+            read_outs.append(read_at(query, read, t))
+            for name, tensor in (("write", write), ("state", state), ("readout", read)):
+                if name in kept:
+                    kept[name].append(tensor)
+        for name, tensors in kept.items():
+            at.keep(name, torch.stack(tensors, 1))
+        return torch.stack(read_outs, 1), state, shares
+
+
+def edited(at: Scope, name: str, tensor: Tensor, position: int) -> Tensor:
+    """A tensor [B, ...] of one position with the edits at a site."""
+    for edit in at.edits(name):
+        tensor = edit.apply(tensor.unsqueeze(1), position).squeeze(1)
+    return tensor
+
+
+def edited_share(at: Scope, cut: Any, state: Tensor, share: Tensor, position: int) -> Tensor:
+    """A cut's share [own rows, ...] of a state [B, ...] with the edits of the state, which name rows of the batch."""
+    if not (edits := at.edits("state")):
+        return share
+    rows = cut.own(torch.arange(len(state), device=state.device))
+    whole = torch.zeros_like(state).index_copy(0, rows, share)
+    for edit in edits:
+        whole = edit.on_share().apply(whole.unsqueeze(1), position).squeeze(1)
+    return whole[rows]

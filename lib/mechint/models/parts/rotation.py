@@ -1,0 +1,70 @@
+"""Rotary position embedding (Su et al. 2021), with the scalings that published models use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...scan.checks import accumulate
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The turn of queries and keys by their positions."""
+
+    theta: float = 10000.0
+    """Base of the frequencies: pair m of d/2 turns by theta^(-2m/d) for each position."""
+    size: int = 0
+    """Dimensions of a head that are turned, the first ones; 0 for all."""
+    factor: float = 1.0
+    """Long wavelengths are stretched by this; all of them where ``original`` is 0."""
+    low: float = 1.0
+    high: float = 4.0
+    """Llama 3: wavelengths above original / low are stretched, those below original / high are kept."""
+    original: int = 0
+    """Positions of the first training, for Llama 3's scaling; 0 for a scaling of all wavelengths alike."""
+    interleaved: bool = False
+    """True if dimensions 2m and 2m + 1 are a pair, and not m and m + d/2."""
+
+    def written(self, d: int) -> dict[str, Any]:
+        """The ``rope_parameters`` of a ``config.json``, for heads of d dimensions."""
+        said: dict[str, Any] = {"rope_type": "default", "rope_theta": self.theta}
+        if self.size:
+            said["partial_rotary_factor"] = self.size / d
+        if self.factor != 1.0:
+            said |= {"rope_type": "llama3" if self.original else "linear", "factor": self.factor}
+        if self.original:
+            said |= {"low_freq_factor": self.low, "high_freq_factor": self.high}
+            said["original_max_position_embeddings"] = self.original
+        return said
+
+    def frequencies(self, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Radians for each position, [size / 2]."""
+        base = self.theta ** -(torch.arange(0, size, 2, device=device).to(dtype) / size)
+        if self.factor == 1.0:
+            return base
+        if not self.original:
+            return base / self.factor
+        wavelength = 2 * math.pi / base
+        smooth = ((self.original / wavelength - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - smooth) * base / self.factor + smooth * base
+
+    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, L, ·, d] turned by its positions [L]; computed in at least float32."""
+        size = self.size or x.shape[3]
+        wide = accumulate(x)
+        exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
+        angles = positions.to(exact)[:, None, None] * self.frequencies(size, x.device, exact)  # [L, 1, size/2]
+        cos, sin = angles.cos(), angles.sin()
+        turned, rest = wide[..., :size], wide[..., size:]
+        if self.interleaved:
+            first, second = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+        else:
+            first, second = turned.chunk(2, -1)
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+        return (torch.cat([turned, rest], -1) if rest.shape[-1] else turned).to(x.dtype)

@@ -1,0 +1,187 @@
+"""A language model of layers that are made of parts: one walk for every family that declares its layers.
+
+Axes: B batch, L position, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..interventions.sites import RESIDUAL, Site
+from ..interventions.taps import Tap
+from ..interventions.taps import wanted as wanted_of
+from ..interventions.unit_kinds import Block, UnitKind
+from ..scan.checks import accumulate
+from .base import LanguageModel, outer_sites
+from .parts.attention import LayerCache
+from .parts.base import Layer, LayerMemory, Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The fields that every family of layers made of parts has."""
+
+    vocab_size: int
+    d_model: int
+    n_layer: int
+    tied: bool = True
+    """True if the head is the embedding."""
+    embed_scale: float = 1.0
+    """Multiplies the embeddings."""
+    logit_scale: float = 1.0
+    """Multiplies the logits."""
+    logit_cap: float = 0.0
+    """Logits are cap · tanh(logit / cap) (Gemma 2); 0 leaves them as they are."""
+    family = ""
+
+
+class Stack(LanguageModel):
+    """Embedding, layers, norm and head; a family's subclass says the layers and the last norm."""
+
+    first_sites = ("embed",)
+    left_out = ""
+    """Tensors of the file that belong to no part of the language model, for messages."""
+
+    def __init__(self, config: Any, layer: Callable[[int], Layer], norm: nn.Module) -> None:
+        super().__init__()
+        c = self.config = config
+        rows = torch.empty(c.vocab_size, c.d_model)
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=rows)
+        self.layers: nn.ModuleList = nn.ModuleList(layer(i) for i in range(c.n_layer))
+        self.norm = norm
+        self.lm_head = None if c.tied else nn.Linear(c.d_model, c.vocab_size, bias=False)
+        if not rows.is_meta:
+            nn.init.normal_(self.embed_tokens.weight, std=0.02)
+
+    def parts_of(self, i: int) -> dict[str, Part]:
+        """The parts of a layer by attribute."""
+        return cast(Layer, self.layers[i]).parts
+
+    @functools.cached_property
+    def every_part(self) -> list[Part]:
+        """One part of each class and out site, in the order of the forward."""
+        found: dict[tuple[type, str], Part] = {}
+        for i in range(len(self.layers)):
+            for part in self.parts_of(i).values():
+                found.setdefault((type(part), part.out), part)
+        return list(found.values())
+
+    def union(self, what: str) -> tuple[str, ...]:
+        """An attribute of all parts, each name once."""
+        return tuple(dict.fromkeys(name for part in self.every_part for name in getattr(part, what)))
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.embed_tokens.weight
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every site of the forward, in its order."""
+        c = self.config
+        found = [Site("embed", RESIDUAL, (c.d_model,))]
+        for i, layer in enumerate(self.layers):
+            for name, axes, units, absent in cast(Layer, layer).sites(c.d_model):
+                found.append(Site(f"layers.{i}.{name}", axes, units, absent))
+        return {site.name: site for site in [*found, *outer_sites(c.d_model, c.vocab_size)]}
+
+    @functools.cached_property
+    def carried_sites(self) -> Collection[str]:  # type: ignore[override]
+        return self.union("carried")
+
+    @functools.cached_property
+    def local_sites(self) -> Collection[str]:  # type: ignore[override]
+        """Sites that are local in every part that has them, and the stream behind the last mixing step."""
+        mixes = {site.name for part in self.every_part if part.mixes for site in part.sites()}
+        local = [name for name in self.union("local") if name not in mixes or self.everywhere("local", name)]
+        return (*local, "resid_post")
+
+    def everywhere(self, what: str, name: str) -> bool:
+        """True if every part that has a site says this of it."""
+        having = [part for part in self.every_part if name in {site.name for site in part.sites()} | {part.out}]
+        return all(name in getattr(part, what) for part in having)
+
+    @functools.cached_property
+    def late_sites(self) -> Mapping[str, tuple[str, str]]:  # type: ignore[override]
+        """Late sites of parts whose output is added as it is, where all layers that have them call the map alike."""
+        found: dict[str, set[tuple[str, str] | None]] = {}
+        for layer in cast("list[Layer]", list(self.layers)):
+            for branch in (branch for step in layer.steps for branch in step):
+                for name in branch.parts:
+                    part, plain = layer.parts[name], branch.scale == 1.0 and name not in branch.behind
+                    for site in {one.name for one in part.sites()} | {part.out}:
+                        other, module = part.late.get(site, (None, ""))
+                        said = None if other is None or not plain else (other, f"{name}.{module}" if module else "")
+                        found.setdefault(site, set()).add(said)
+        alike = {site: next(iter(said)) for site, said in found.items() if len(said) == 1}
+        return {site: said for site, said in alike.items() if said is not None}
+
+    @functools.cached_property
+    def mediators(self) -> Collection[str]:  # type: ignore[override]
+        return ("resid_post", *self.union("mediators"))
+
+    @functools.cached_property
+    def mixers(self) -> Collection[str]:  # type: ignore[override]
+        return tuple(dict.fromkeys(part.out for part in self.every_part))
+
+    @functools.cached_property
+    def paths(self) -> Collection[str]:  # type: ignore[override]
+        return self.union("paths")
+
+    @functools.cached_property
+    def patched(self) -> Sequence[str]:  # type: ignore[override]
+        return self.union("patched")
+
+    @functools.cached_property
+    def projected(self) -> Collection[str]:  # type: ignore[override]
+        return self.union("projected")
+
+    @functools.cached_property
+    def unit_kinds(self) -> Mapping[str, UnitKind]:  # type: ignore[override]
+        found = {name: kind for part in self.every_part for name, kind in part.unit_kinds.items()}
+        whole = UnitKind("layer", (Block(tuple(self.mixers), axes=0),), "a whole layer: what its parts add")
+        return {**found, "layer": whole}
+
+    @functools.cached_property
+    def side_by_side(self) -> bool:  # type: ignore[override]
+        """True if attention alone mixes positions, once in every layer and in its first step."""
+        for layer in self.layers:
+            mixing = [part for part in cast(Layer, layer).parts.values() if part.mixes]
+            if len(mixing) != 1 or not isinstance(mixing[0].empty_cache(1), LayerCache):
+                return False
+            if not cast(Layer, layer).mixing[0]:
+                return False
+        return True
+
+    def begin(self, tokens: Tensor, at: Tap) -> Tensor:
+        rows = accumulate(self.embed_tokens(tokens))
+        return at("embed", rows if self.config.embed_scale == 1.0 else rows * self.config.embed_scale)
+
+    def empty_cache(self, i: int, rows: int) -> LayerMemory:
+        return cast(Layer, self.layers[i]).empty_cache(rows)
+
+    def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
+        return self.layers[i](r, cache, at.within(f"layers.{i}"))
+
+    def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
+        if any(part.mixes and not hasattr(part.empty_cache(1), "before") for part in self.parts_of(i).values()):
+            return super().block_from_start(i, r, starts, at)
+        r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)
+        return r, [memory.before(start) for start in starts]
+
+    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
+        norm, head = self.ending
+        c = self.config
+        logits = F.linear(at("final_norm", norm(wanted_of(r, logits_at))), head)
+        logits = logits if c.logit_scale == 1.0 else logits * c.logit_scale
+        return at("logits", c.logit_cap * torch.tanh(logits / c.logit_cap) if c.logit_cap else logits)
+
+    @property
+    def ending(self) -> tuple[nn.Module, Tensor]:
+        return self.norm, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight

@@ -1,0 +1,114 @@
+"""The recurrence of matrix memories: one step after another, any precision, differentiable, editable.
+
+One formula stands behind state-space duality (Dao & Gu 2024) and the gated delta rules (Yang et al. 2024, Kimi Team
+2025), with state S [batch, head, key, value]::
+
+    S_t = T_t (a_t ⊙ S_{t-1}) + k_t v_tᵀ        T_t = I − p_t r_tᵀ, or I where nothing is erased
+    y_t = q_tᵀ S_t
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_sizes
+
+HEADS = ("batch", "position", "head")
+KEYS = (*HEADS, "key")
+
+
+class Writes(NamedTuple):
+    """The inputs of a recurrence at every position, in at least float32."""
+
+    decay: Tensor
+    """a [B, L, H], or [B, L, H, K] where every key channel has its own."""
+    key: Tensor
+    """k [B, L, H, K]."""
+    value: Tensor
+    """v [B, L, H, V]; the step size or write strength is in it."""
+    erase: Tensor | None = None
+    """p [B, L, H, K]; None where nothing is erased."""
+    erased: Tensor | None = None
+    """r [B, L, H, K], the direction that is erased."""
+
+
+def check(w: Writes, query: Tensor, initial: Tensor) -> None:
+    """Raises :class:`MechintError` for shapes that disagree; the axis is named."""
+    check_sizes(
+        "the recurrence",
+        {
+            "decay": (w.decay, HEADS if w.decay.dim() == 3 else KEYS), "key": (w.key, KEYS),
+            "value": (w.value, (*HEADS, "value")), "query": (query, KEYS), "erase": (w.erase, KEYS),
+            "erased": (w.erased, KEYS), "initial": (initial, ("batch", "head", "key", "value")),
+        },
+        empty=True,
+    )  # fmt: skip
+
+
+def decayed(state: Tensor, w: Writes, t: int) -> Tensor:
+    """T_t (a_t ⊙ S): what position t keeps of a state [B, H, K, V]."""
+    a = w.decay[:, t]
+    kept = a[..., None, None] * state if a.dim() == 2 else a[..., None] * state
+    if w.erase is None or w.erased is None:
+        return kept
+    gone = torch.matmul(w.erased[:, t].unsqueeze(-2), kept)  # [B, H, 1, V]
+    return kept - w.erase[:, t].unsqueeze(-1) * gone
+
+
+def written(w: Writes, t: int) -> Tensor:
+    """k_t v_tᵀ, [B, H, K, V]."""
+    return w.key[:, t].unsqueeze(-1) * w.value[:, t].unsqueeze(-2)
+
+
+def read_at(query: Tensor, state: Tensor, t: int) -> Tensor:
+    """q_tᵀ S, [B, H, V]: query [B, L, H, K], state [B, H, K, V]."""
+    return torch.matmul(query[:, t].unsqueeze(-2), state).squeeze(-2)
+
+
+def states(w: Writes, initial: Tensor) -> Iterator[Tensor]:
+    """S_t [B, H, K, V] of one position after another; only one is held.
+
+    Args:
+        initial: The state before the first position, [B, H, K, V].
+    """
+    state = initial
+    for t in range(w.key.shape[1]):
+        state = decayed(state, w, t) + written(w, t)
+        yield state
+
+
+def matrix_scan(w: Writes, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """y_t = q_tᵀ S_t, [B, L, H, V], and the last state [B, H, K, V].
+
+    Args:
+        query: q [B, L, H, K].
+        initial: The state before the first position, [B, H, K, V].
+    """
+    check(w, query, initial)
+    state, read = initial, []
+    for t, state in enumerate(states(w, initial)):
+        read.append(read_at(query, state, t))
+    return torch.stack(read, 1), state
+
+
+def matrix_map(w: Writes, query: Tensor) -> Tensor:
+    """The exact attention map: y_i = Σ_j M[i, j] v_j with M[i, j] = q_iᵀ T_i a_i … T_{j+1} a_{j+1} k_j.
+
+    Returns:
+        M [B, H, reader, source]; the value's write strength is in v.
+    """
+    B, L, H, _ = w.key.shape
+    found = w.key.new_zeros(B, H, L, L)
+    for i in range(L):
+        c = query[:, i]  # [B, H, K]: what i reads of a state at j
+        for j in range(i, -1, -1):
+            found[:, :, i, j] = (c * w.key[:, j]).sum(-1)
+            if w.erase is not None and w.erased is not None:
+                c = c - w.erased[:, j] * (w.erase[:, j] * c).sum(-1, keepdim=True)
+            a = w.decay[:, j]
+            c = (a if a.dim() == 3 else a.unsqueeze(-1)) * c
+    return found

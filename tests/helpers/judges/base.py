@@ -1,0 +1,110 @@
+"""transformers promoted to float64, and random weights under which every path moves the logits.
+
+Its recurrences, norms and softmax ask for float32 even inside a float64 model; :func:`promoted` gives them float64. It
+judges whole prompts alone, without a cache and without padding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 37
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A family as transformers has it.
+
+    Attributes:
+        family: Its name, ours.
+        make: A source of random numbers -> transformers' model with a random small configuration.
+        skip_parts: Attributes of parts whose outputs are not compared, since transformers computes them elsewhere.
+    """
+
+    family: str
+    make: Callable[[random.Random], Any]
+    skip_parts: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def promoted() -> Iterator[None]:
+    """Inside, what asks for float32 gets float64."""
+    to, softmax = torch.Tensor.to, torch.nn.functional.softmax
+    wide = lambda x: torch.float64 if x is torch.float32 else x
+
+    def to_wide(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "dtype" in kwargs:
+            kwargs["dtype"] = wide(kwargs["dtype"])
+        return to(self, *map(wide, args), **kwargs)
+
+    def wide_softmax(x: Tensor, *args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+        return softmax(x, *args, dtype=wide(dtype), **kwargs)
+
+    with (
+        mock.patch.object(torch.Tensor, "to", to_wide),
+        mock.patch.object(torch.Tensor, "float", lambda self: to(self, torch.float64)),
+        mock.patch.object(torch.nn.functional, "softmax", wide_softmax),
+    ):
+        yield
+
+
+def judged(judge: Judge, seed: int) -> Any:
+    """transformers' model in float64, with random configuration and weights."""
+    rng = random.Random(f"{judge.family} {seed}")
+    torch.manual_seed(seed)
+    model = judge.make(rng).eval().double()
+    randomise(model, seed)
+    for module in model.modules():
+        exact_frequencies(module)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int) -> None:
+    """Random weights of a size at which every path moves the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = lambda p: torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    for name, p in model.named_parameters():
+        if name.endswith("A_log"):
+            p.copy_(drawn(p) * 0.5 - 0.5)
+        elif p.dim() == 1 and "norm" in name and name.endswith("weight"):
+            p.add_(drawn(p) * 0.2)
+        elif p.dim() == 1:
+            p.copy_(drawn(p) * 0.3)
+        else:
+            p.copy_(drawn(p) * (0.8 * p.shape[-1] ** -0.5 if p.shape[-1] > 4 else 0.4))
+
+
+def exact_frequencies(module: nn.Module) -> None:
+    """Makes a rotation's frequencies anew in float64: transformers holds them in float32."""
+    if not hasattr(module, "inv_freq") or not hasattr(module, "config"):
+        return
+    config: Any = module.config
+    said = config.rope_parameters
+    if said.get("rope_type", "default") != "default":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        with promoted():
+            torch.set_default_dtype(torch.float64)
+            try:
+                module.inv_freq = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"))[0].double()
+            finally:
+                torch.set_default_dtype(torch.float32)
+        return
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = int(size * said.get("partial_rotary_factor", 1.0))
+    module.inv_freq = said["rope_theta"] ** -(torch.arange(0, turned, 2, dtype=torch.float64) / turned)
+
+
+def logits_of(model: Any, tokens: Tensor) -> Tensor:
+    """The logits of a whole prompt, in float64."""
+    with promoted():
+        return model(tokens, use_cache=False).logits

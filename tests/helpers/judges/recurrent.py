@@ -1,0 +1,62 @@
+"""Random small models of the families with a recurrence."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import transformers as T
+
+from tests.helpers.judges.base import VOCABULARY, Judge
+
+
+def mamba2(rng: random.Random) -> Any:
+    groups, expand = rng.choice([1, 2]), rng.choice([1, 2])
+    heads, size = groups * rng.choice([1, 2]), rng.choice([2, 4])
+    inner = heads * size
+    config = T.Mamba2Config(
+        vocab_size=VOCABULARY, hidden_size=inner // expand, num_hidden_layers=rng.randint(1, 3), expand=expand,
+        num_heads=heads, head_dim=size, state_size=rng.randint(1, 6), n_groups=groups, chunk_size=8,
+        conv_kernel=rng.randint(2, 4), use_conv_bias=rng.random() < 0.5, use_bias=rng.random() < 0.5,
+        tie_word_embeddings=rng.random() < 0.5, layer_norm_epsilon=rng.choice([1e-5, 1e-3]),
+        time_step_limit=rng.choice([(0.0, float("inf")), (0.1, 0.9)]),
+    )  # fmt: skip
+    return T.Mamba2ForCausalLM(config)
+
+
+def falcon_h1(rng: random.Random) -> Any:
+    groups, kv = rng.choice([1, 2]), rng.choice([1, 2])
+    ssm_heads, size = groups * rng.choice([1, 2]), rng.choice([4, 6])
+    scale = lambda: rng.choice([0.5, 0.75, 1.25])  # exact in float32, which transformers keeps some of them in
+    config = T.FalconH1Config(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=rng.randint(1, 3), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
+        head_dim=rng.choice([4, 6]), mamba_d_ssm=ssm_heads * size, mamba_n_heads=ssm_heads, mamba_d_head=size,
+        mamba_d_state=rng.randint(1, 6), mamba_n_groups=groups, mamba_chunk_size=8, mamba_d_conv=rng.randint(2, 4),
+        mamba_conv_bias=rng.random() < 0.5, mamba_rms_norm=rng.random() < 0.5,
+        mamba_norm_before_gate=rng.random() < 0.5, attention_bias=rng.random() < 0.5, mlp_bias=rng.random() < 0.5,
+        tie_word_embeddings=rng.random() < 0.5, lm_head_multiplier=scale(), embedding_multiplier=scale(),
+        mlp_multipliers=[scale(), scale()], key_multiplier=scale(), attention_out_multiplier=scale(),
+        attention_in_multiplier=scale(), ssm_multipliers=[scale() for _ in range(5)], ssm_in_multiplier=scale(),
+        ssm_out_multiplier=scale(), time_step_limit=rng.choice([(0.0, float("inf")), (0.1, 0.9)]),
+    )  # fmt: skip
+    return T.FalconH1ForCausalLM(config)
+
+
+def qwen3_5(rng: random.Random) -> Any:
+    kv, key_heads = rng.choice([1, 2]), rng.choice([1, 2])
+    kinds = [rng.choice(["linear_attention", "full_attention"]) for _ in range(rng.randint(1, 3))]
+    config = T.Qwen3_5TextConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=len(kinds), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv, head_dim=8,
+        linear_num_key_heads=key_heads, linear_num_value_heads=key_heads * rng.choice([1, 2]),
+        linear_key_head_dim=rng.choice([3, 4]), linear_value_head_dim=rng.choice([4, 6]), layer_types=kinds,
+        linear_conv_kernel_dim=rng.randint(2, 4), tie_word_embeddings=rng.random() < 0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0,
+                         "partial_rotary_factor": rng.choice([0.25, 0.5])},
+        attention_bias=rng.random() < 0.5,
+    )  # fmt: skip
+    return T.Qwen3_5ForCausalLM(config)
+
+
+JUDGES = [Judge("mamba2", mamba2), Judge("falcon_h1", falcon_h1), Judge("qwen3_5", qwen3_5)]
