@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechint import scan
-from mechint.attribution.jacobians import Linearised, jacobian, lags, linearise
+from mechint.attribution.jacobians import Grams, Linearised, jacobian, lags, linearise
 from mechint.models.mamba import Mamba
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_mamba, tokens
@@ -161,3 +161,30 @@ def test_bad_requests_are_refused() -> None:
         linearise(tiny_mamba(), tokens(1, 6), 2)
     with pytest.raises(MechintError, match="has none"):
         linearise(tiny_gpt2(), tokens(1, 6), 0)
+
+
+@pytest.mark.parametrize("of", ["y", "state"])
+def test_what_cancels_has_no_length(of: str) -> None:
+    """One channel whose path through Δ undoes the others: a square of rounding, which may lie below zero."""
+    generator = torch.Generator().manual_seed(0)
+    rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.1
+    weights = {"W_B": rand(1, 1), "W_C": rand(1, 1), "W_dt": rand(1, 1)}
+    none = torch.zeros(1, 1, 1, dtype=torch.float64)
+    local = Linearised(conv=none, u=none, dt=none, B=none, C=none, A=none[0], D=none[0, 0], taps=none[0], **weights)
+    dt, du, B, product = rand(1, 500, 1), rand(1, 500, 1), rand(1, 500, 1), rand(1, 500, 1, 1)
+    rest = product[..., 0] * (dt * B + du * weights["W_B"])
+    through_dt = (-rest / weights["W_dt"]).unsqueeze(-1)
+    grams = Grams.of(local, of)
+    _, norm = (
+        grams.y(dt, du, B, through_dt, product, None) if of == "y" else grams.state(dt, du, B, through_dt, product)
+    )
+    assert bool((norm["total"] >= 0).all()) and float(norm["total"].max()) < 1e-7
+
+
+def test_the_memory_that_a_jacobian_takes_is_that_of_its_two_results() -> None:
+    local = linearise(tiny_mamba(1, torch.float64), tokens(2, 6), 0)
+    found = jacobian(local, [1, 4], 3, "state")
+    mib = sum(part.numel() * part.element_size() for part in found.values()) / 2**20
+    jacobian(local, [1, 4], 3, "state", memory_mib=mib)
+    with pytest.raises(MechintError, match="take fewer channels"):
+        jacobian(local, [1, 4], 3, "state", memory_mib=mib * 0.999)

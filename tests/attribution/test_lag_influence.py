@@ -33,6 +33,15 @@ def test_fits_find_the_decay_that_is_there() -> None:
     assert decay_fit(np.zeros(20)) is None and decay_fit(np.array([1.0, 0.5, 0.2])) is None
 
 
+def test_how_well_a_curve_fits_by_hand() -> None:
+    """Logarithms 0, -1, -1, -2: slope -0.6, residuals 0.1, 0.3, 0.3, 0.1 of a total of 2. Against log lag: Σxx is
+    1.0843 and Σxy -1.3863."""
+    fit = decay_fit(np.exp([5.0, 0.0, -1.0, -1.0, -2.0]))
+    assert fit is not None and fit["tau"] == pytest.approx(1 / 0.6) and fit["r2_exponential"] == pytest.approx(0.9)
+    assert fit["power"] == pytest.approx(1.3863 / 1.0843, rel=1e-4) and not fit["extrapolated"] and fit["lags"] == 4
+    assert fit["r2_power"] == pytest.approx(1.3863**2 / 1.0843 / 2, rel=1e-4) and fit["better"] == "exponential"
+
+
 def test_shares_of_a_flat_curve() -> None:
     flat = np.ones((2, 11))
     assert long_range(flat, 5) == pytest.approx([0.5, 0.5]) and mean_lag(flat) == pytest.approx([5.5, 5.5])

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import mechint
 from mechint.attribution.jacobians import jacobian, linearise
 from mechint.attribution.modes import (
+    Gramians,
+    ModeGram,
     dynamics,
     effective_memory,
     effective_order,
@@ -132,6 +134,74 @@ def test_time_constants_are_of_each_prompt_and_may_be_longer_than_it() -> None:
     boot = ClusterBootstrap(range(3), 100, 0)
     assert memory_of(memory, [0, 1], 3, boot)["value"] == 3.0 and not memory_of(memory, [0, 1], 3, boot)["extrapolated"]
     assert memory_of(memory, [1], 3, boot)["value"] == 4.0 and memory_of(memory, [1], 3, boot)["extrapolated"]
+
+
+def test_every_number_of_the_summary_by_loops() -> None:
+    """Three prompts of five tokens, three channels of two modes; the states are the model's own."""
+    model = tiny_mamba(5, torch.float64, n_layer=1, d_inner=3, d_state=2)
+    local, at, group = linearise(model, tokens(3, 5, 2), 0), 2, [2, 0]
+    found = dynamics(local, {"mine": group}, draws=20)
+    h = mechint.run(model, tokens(3, 5, 2), ["layers.0.state"])["layers.0.state"].detach()
+    read = h * local.C.unsqueeze(2)  # [prompt, position, channel, mode]
+    rate = local.dt.unsqueeze(-1) * local.A.abs()
+    tau = 1 / rate.mean((0, 1))  # [channel, mode]
+    assert (found["position"], found["n"], found["length"], found["states"]) == (at, 3, 5, 2)
+    assert found["tau"] == pytest.approx([sum(float(tau[e, n]) for e in range(3)) / 3 for n in range(2)])
+    assert found["decay_now"] == pytest.approx(torch.exp(-rate).mean((0, 1, 2)).tolist())
+
+    squares = read.square().sum(1)  # [prompt, channel, mode]
+    memory = [
+        [sum(float(squares[b, e, n] / squares[b, e].sum() / rate[b, :, e, n].mean()) for n in range(2)) for e in group]
+        for b in range(3)
+    ]
+    of_prompts = [sum(row) / 2 for row in memory]
+    mine = found["groups"]["mine"]
+    assert mine["memory_tokens"] == pytest.approx([sum(row[k] for row in memory) / 3 for k in range(2)])
+    assert mine["memory"]["value"] == pytest.approx(sum(of_prompts) / 3)
+    assert mine["memory"]["extrapolated"] == (sum(of_prompts) / 3 > 5)
+    torch.testing.assert_close(effective_memory(local, chunk=2)[:, group], torch.tensor(memory).double())
+
+    own = squares.sum(0)[group]  # [channel of the group, mode]
+    share = own / own.sum(1, keepdim=True)
+    assert mine["mode_use"] == pytest.approx(share.mean(0).tolist())
+    energy = float(read[:, :, group].sum(-1).square().mean((0, 1)).sum())
+    assert mine["drop_error"] == pytest.approx([float(own[:, n].sum()) / 15 / energy for n in range(2)])
+    rest = [0.0, 0.0]
+    for e in group:
+        for n in range(2):
+            lost, kept = read[:, :, e, n].flatten(), read[:, :, e, 1 - n].flatten()
+            rest[n] += float((lost - kept * (kept @ lost) / (kept @ kept)).square().mean())
+    assert mine["drop_error_refitted"] == pytest.approx([each / energy for each in rest])
+    ranked = sorted((float(tau[e, n]), float(share[k, n]) / 2) for k, e in enumerate(group) for n in range(2))
+    middle = next(value for k, (value, _) in enumerate(ranked) if sum(use for _, use in ranked[: k + 1]) >= 0.5)
+    assert mine["tau_used_median"] == pytest.approx(middle)
+    for e, variation in zip(group, mine["tau_variation"], strict=True):
+        low, half, high = (float(1 / torch.quantile(local.dt[..., e].flatten(), share)) for share in (0.9, 0.5, 0.1))
+        assert variation == pytest.approx((high - low) / half)
+
+    singular = torch.zeros(3, 2, dtype=torch.float64)  # of the map from inputs up to ``at`` to outputs from it on
+    for b in range(3):
+        for e in range(3):
+            held = lambda first, last, e=e, b=b: torch.exp(-rate[b, first + 1 : last + 1, e].sum(0))
+            past = torch.stack([held(s, at) * local.dt[b, s, e] * local.B[b, s] for s in range(at + 1)], 1)
+            future = torch.stack([held(at, t) * local.C[b, t] for t in range(at, 5)])
+            singular[e] += torch.linalg.svdvals(future @ past)[:2] / 3
+    assert found["hankel"] == pytest.approx(singular.mean(0).tolist()) and found["hankel_rank"] == 2
+    order = singular.sum(1).square() / singular.square().sum(1)
+    assert mine["order"] == pytest.approx(order[group].tolist())
+
+
+def test_what_rounding_leaves_is_neither_negative_nor_a_direction() -> None:
+    """Modes that do the same can stand in for each other wholly; one position before has one direction."""
+    generator = torch.Generator().manual_seed(0)
+    same = torch.rand(200, 1, 3, generator=generator, dtype=torch.float64)
+    gram = ModeGram(same * same.mT, 9)
+    lost = gram.drop_refitted(torch.tensor([1.0, 0.0, 0.0]).expand(200, 3))
+    assert float(lost.min()) >= 0 and float(lost.max()) < 1e-12
+    whole = torch.eye(4, dtype=torch.float64)[None, None]
+    count = lambda at: int((Gramians(at, 6, whole, whole).hankel() > 0).sum())
+    assert [count(at) for at in range(6)] == [1, 2, 3, 3, 2, 1]
+    assert Gramians(3, 7, 4 * whole, 9 * whole).hankel().tolist() == [[[6.0] * 4]]
 
 
 def test_order_and_summary() -> None:

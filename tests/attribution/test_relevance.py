@@ -92,6 +92,18 @@ def test_shares_that_do_not_add_up_are_an_error(monkeypatch: pytest.MonkeyPatch)
         relevance(tiny_mamba(), tokens(2, 6), torch.tensor([1, 2]))
 
 
+def test_how_far_shares_miss_by_hand() -> None:
+    """Of 4.5, missed by 0.5 at every layer, where products of 13, 5 and 6 are added; -20 is missed by 1."""
+    layers = torch.tensor([[[1.0, 2], [-10, -9]], [[2, 2], [-10, -7]], [[3, 2], [-10, -7]]])
+    bias = torch.tensor([[1.0, 2], [1, 0], [0, -2]])
+    sizes = torch.tensor([[10.0, 1], [4, 1], [6, 1]]), torch.tensor([[2.0, 0], [1, 0], [0, 0]])
+    found = lrp.checked(torch.tensor([4.5, -20.0]), layers, bias, sizes, 0.101)
+    assert (found.error, found.of_logit) == pytest.approx((0.5 / 5, 0.5 / 4.5))
+    assert torch.equal(found.tokens, layers[0])
+    with pytest.raises(MechintError, match=r"at layer 1 the shares miss the logit by 1\.0e-01"):
+        lrp.checked(torch.tensor([4.5, -20.0]), layers, bias, sizes, 0.09)
+
+
 def test_half_precision_and_unknown_families_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ids, targets = tokens(1, 4), torch.tensor([1])
     with pytest.raises(MechintError, match="load in float32"):
