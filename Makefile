@@ -87,7 +87,7 @@ check-exhaustive: $(READY_DEV)
 
 mutants: $(READY_DEV)
 	$(Q)"$(PY)" -m scripts.mutants $${SOURCES:+--sources $$SOURCES} $${SAMPLE:+--sample $$SAMPLE} $${SEED:+--seed $$SEED} \
-		$${PROCESSES:+--processes $$PROCESSES} $$MUTANTS
+		$${PROCESSES:+--processes $$PROCESSES} $${MOST:+--most $$MOST} $$MUTANTS
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
 ALL_SECTIONS := scan model gpt2 cache sweep trace units attention mask temporal curves gpu sae

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample (default: %(default)s)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: the CPUs)"
+    )
+    parser.add_argument(
+        "--most", type=float, default=1e9, help="seconds of the tests of a mutant, quick ones first (default: all)"
     )
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="start no mutant after this long (default: no limit)"
@@ -126,8 +130,9 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
         elif not near:
             survives(mutant, table, "no test runs it")
         else:
-            quick = sum(lines.seconds[test] for test in near)
-            jobs.append(Job(mutant, tuple(near), int(LEAST + 4 * quick)))
+            together = list(itertools.accumulate(lines.seconds[test] for test in near))
+            count = max(1, sum(seconds <= options.most for seconds in together))
+            jobs.append(Job(mutant, tuple(near[:count]), int(LEAST + 4 * together[count - 1])))
     for job, noticed in attempts(jobs, copies, stop):
         assert isinstance(job.change, generate.Mutant)
         if noticed:
@@ -135,7 +140,7 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
             print(f"killed   {job.change.file}:{job.change.line}: {job.change.after.strip()}", flush=True)
         else:
             survives(job.change, table, "every test passes")
-    print(of_each)
+    print(of_each + (f"; of each the quickest {options.most:g} s of its tests" if options.most < 1e9 else ""))
     report(table, sum(map(len, mutants.values())), time.monotonic() - began)
     return int(any(row["survived"] for row in table.values()))
 
