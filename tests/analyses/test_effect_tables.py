@@ -1,0 +1,69 @@
+"""Tables of effects by hand: shares of the total, correlations of estimates, notes on few prompts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mechint.analyses import effect_tables
+from mechint.analyses.effect_tables import correlation, few_notes, plain, ratio, table
+from mechint.utils.statistics import ClusterBootstrap
+
+
+def test_shares_are_of_the_total_of_the_prompts_that_have_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Effects of 8 prompts on two cells; the second has no role in the last two. The third no prompt has."""
+    random = np.random.default_rng(0)
+    total, cells = random.uniform(1, 2, 8), random.uniform(0, 1, (8, 1, 1, 3))
+    cells[6:, 0, 0, 1] = cells[:, 0, 0, 2] = np.nan
+    bootstrap, there = ClusterBootstrap(range(8), 50, 0), ~np.isnan(cells)
+    shares, low, high, p = ratio(bootstrap, cells, there, total)
+    expected = [cells[:, 0, 0, 0].sum() / total.sum(), cells[:6, 0, 0, 1].sum() / total[:6].sum()]
+    assert shares[0, 0, :2] == pytest.approx(expected) and math.isnan(shares[0, 0, 2]) and shares.shape == (1, 1, 3)
+    assert (low[0, 0, :2] < shares[0, 0, :2]).all() and (shares[0, 0, :2] < high[0, 0, :2]).all()
+    assert np.isfinite(p[0, 0, :2]).all() and math.isnan(p[0, 0, 2])
+    whole, *_ = ratio(bootstrap, cells, there, None)
+    assert whole[0, 0, :2] == pytest.approx([cells[:, 0, 0, 0].mean(), cells[:6, 0, 0, 1].mean()])
+    monkeypatch.setattr(effect_tables, "ROOM", 60)  # one cell at a time
+    again = ratio(bootstrap, cells, there, total)
+    for one, other in zip(again, (shares, low, high, p), strict=True):
+        assert one == pytest.approx(other, nan_ok=True)
+
+
+def test_estimates_are_correlated_over_the_answered_prompts_of_all_batches() -> None:
+    """Layers, tokens and prompts together, each panel alone; what was not answered says nothing."""
+    exact = torch.tensor([[[[1.0, 9.0]], [[2.0, 9.0]]], [[[0.0, 9.0]], [[1.0, 9.0]]]])  # [panel, layer, token, prompt]
+    guess = torch.tensor([[[[2.0, 0.0]], [[4.0, 5.0]]], [[[0.0, 0.0]], [[1.0, 5.0]]]])
+    more = {"denoise": exact[..., :1] + 2, "denoise estimates": guess[..., :1] + 4, "right": torch.tensor([True])}
+    more["denoise estimates"][1] = torch.tensor([[[0.0]], [[1.0]]])
+    batch = {"denoise": exact, "denoise estimates": guess, "right": torch.tensor([True, False])}
+    found = correlation([batch, more], "denoise", np.array([True, False, True]))
+    # of the second panel (0, 1, 2, 3) with (0, 1, 0, 1): Σxy 1, Σxx 5, Σyy 1
+    assert found == pytest.approx([1.0, 1 / math.sqrt(5)])
+    assert correlation([{"noise": exact, "right": batch["right"]}], "noise", np.array([True, False])) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ([1], "One prompt was traced"), ([2], "one subject or template"), ([1, 2], "2 different subjects"),
+        ([1, 1, 1], "no interval (it takes 4) and no p-value (it takes 6)"),
+        ([1] * 5, "Only 5 different subjects or templates were traced: intervals"),
+        ([1] * 5, "fewer than 95 % of samples where effects are skewed, and there is no p-value (it takes 6)"),
+        ([1] * 6, "are skewed"), ([1] * 7, "Only 7"), ([2] * 8, ""), ([1] * 9, ""),
+        # (40 + 8)² / (40² + 8) of one size
+        ([40, *[1] * 8], "Only 9 different subjects or templates were traced, which say as much as 1.4 of one size:"),
+        ([6, 5, 6, 5, 6, 5, 6], "Only 7 different subjects or templates were traced: intervals"),
+    ],
+)  # fmt: skip
+def test_notes_on_few_prompts(sizes: list[int], says: str) -> None:
+    notes = few_notes(np.repeat(np.arange(len(sizes)), sizes), "traced")
+    assert len(notes) == bool(says) and all(says in note for note in notes)
+    assert all(("no p-value" in note) == (len(sizes) < 6) for note in notes)
+
+
+def test_what_is_not_there_is_none_in_json() -> None:
+    assert table(np.array([[1.5, np.nan], [-2.0, 0.0]])) == [[1.5, None], [-2.0, 0.0]]
+    assert plain(np.nan) is None and plain(np.float64(0.25)) == 0.25
