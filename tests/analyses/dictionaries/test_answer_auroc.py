@@ -11,7 +11,7 @@ from mechint.analyses.dictionaries.planted import Planted, PlantedConfig, score
 
 
 def test_the_scores_of_a_class_by_hand() -> None:
-    """Latent 2 tells class 1 but for one pair of 25, latent 0 the other way round but for five; latent 1 is constant."""
+    """Latent 2 tells class 1 but for one pair of 25, latent 0 the other way round but for five; 1 is constant."""
     labels = torch.tensor([0] * 5 + [1] * 5)
     f = torch.zeros(10, 3, dtype=torch.float64)
     f[:, 1] = 3.0
