@@ -150,7 +150,7 @@ def replaceable(tree: ast.Module) -> Iterator[Found]:
     silent = {id(default) for node in ast.walk(tree) if isinstance(node, ast.arguments) for default in seeds(node)}
 
     def walk(node: ast.AST, statement: tuple[int, int], names: tuple[str, ...], inside: bool) -> Iterator[Found]:
-        if isinstance(node, UNTOUCHED) or is_docstring(node) or id(node) in silent:
+        if isinstance(node, UNTOUCHED) or is_docstring(node) or is_declared(node) or id(node) in silent:
             return
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inside = True
@@ -179,6 +179,11 @@ def seeds(arguments: ast.arguments) -> list[ast.expr]:
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
     return [default for argument, default in pairs if argument.arg == "seed" and default is not None]
+
+
+def is_declared(node: ast.AST) -> bool:
+    """True of a call that declares an option of a menu: its range and default are choices."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "option"
 
 
 def is_docstring(node: ast.AST) -> bool:
