@@ -1,4 +1,4 @@
-"""The interfaces that the type checker holds: a model is no `Any`, and a family's class provides what `Model` names."""
+"""The interfaces that the type checker holds: models and options are no `Any`; families provide what `Model` names."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def test_no_model_is_of_any_type() -> None:
         if untyped.search(line)
     ]
     assert not found, "say Model (mechint.interventions.model) or the family's class:\n" + "\n".join(found)
+
+
+def test_no_options_are_of_any_type() -> None:
+    untyped = re.compile(r"\bconfig: (?:Any|object)\b|\bconfigs: dict\[str, Any\]|\bdef \w*config\w*\(.*-> Any:")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for room in ("analyses", "runner", "utils")
+        for path in sorted((ROOT / "lib/mechint" / room).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if untyped.search(line)
+    ]
+    assert not found, "say the dataclass of the analysis, AnalysisOptions or Dataclass:\n" + "\n".join(found)
 
 
 @pytest.mark.parametrize("family", [Mamba, GPT2, Llama])

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -23,21 +23,23 @@ from ..report.results import Cell, no_cell
 from ..report.to_log import ToLog, metrics_to_log
 from ..report.values import read_object
 from ..tasks import Prompts
+from ..tasks.config import TaskConfig
 from ..utils import files, options, workers
 from ..utils.errors import MechintError
 from ..utils.rundir import Stages
 from .loader import PromptLoader
+from .options import AnalysisOptions, Config
 
 
 class Analyzer(Protocol):
     """The protocol of every analysis: made from a model, run on two loaders, saved into a run directory."""
 
-    def run_analysis(self, train_loader: Any, val_loader: Any) -> dict[str, Any]: ...
+    def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]: ...
 
     def save_results(self) -> list[Path]: ...
 
 
-class StagedAnalyzer(Analyzer):
+class StagedAnalyzer(Analyzer, Generic[Config]):
     """The base of analyzers: a frozen model, a seed, and a run directory in which finished stages survive a kill.
 
     Args:
@@ -52,7 +54,7 @@ class StagedAnalyzer(Analyzer):
     def __init__(
         self,
         model: Model,
-        config: Any,
+        config: Config,
         device: str | torch.device = "cpu",
         *,
         seed: int = 0,
@@ -67,14 +69,14 @@ class StagedAnalyzer(Analyzer):
         self.shared = False
         """True if all processes of torchrun work on this one analysis."""
 
-    def check(self, train_loader: Any, val_loader: Any) -> None:
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Refuses, before any work, prompts that the analysis cannot use.
 
         Raises:
             MechintError: they lack something that the options ask for.
         """
 
-    def assist(self, train_loader: Any, val_loader: Any) -> None:
+    def assist(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Does the share of another process than the first, where the work is shared."""
 
     def together(self) -> contextlib.AbstractContextManager[None]:
@@ -118,7 +120,7 @@ class Later:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Generic[Config]):
     """An entry of the registry.
 
     Attributes:
@@ -144,15 +146,15 @@ class Analysis:
 
     name: str
     title: str
-    config: type
-    analyzer: Callable[..., StagedAnalyzer]
-    refuse: Callable[[Any, Any], str | None]
-    work: Callable[[Any], str]
+    config: type[Config]
+    analyzer: Callable[..., StagedAnalyzer[Config]]
+    refuse: Callable[[Config, TaskConfig], str | None]
+    work: Callable[[Config], str]
     summary: Callable[[dict[str, Any]], list[str]]
     report: Callable[[Path, Drawn], list[Path]]
     headline: Callable[[Path], str]
     families: tuple[str, ...] = ()
-    lacks: Callable[[Any, Collection[str]], str | None] = lambda config, chosen: None
+    lacks: Callable[[Config, Collection[str]], str | None] = lambda config, chosen: None
     shares: bool = False
     default: bool = False
     lone: bool = False
@@ -161,7 +163,7 @@ class Analysis:
     """Names of the analyses whose results it takes, so that they are made before it."""
     aliases: tuple[str, ...] = ()
     """Other names of its command, where its own is short for something."""
-    inputs: Callable[[Any, Path], dict[str, str]] = lambda config, run_dir: {}
+    inputs: Callable[[Config, Path], dict[str, str]] = lambda config, run_dir: {}
     """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""
     compare: Callable[[Sequence[Path], Path], list[Path]] | None = None
@@ -184,7 +186,7 @@ class Analysis:
 
 
 @functools.cache
-def analyses() -> dict[str, Analysis]:
+def analyses() -> dict[str, Analysis[Any]]:
     """Every analysis by its name, each behind those that it takes results of.
 
     Each folder beside this file is one: its ``analyzer.py`` has an :class:`Analysis` called ``ANALYSIS``, or each of
@@ -200,13 +202,13 @@ def analyses() -> dict[str, Analysis]:
     return in_order(found)
 
 
-def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
+def in_order(found: dict[str, Analysis[Any]]) -> dict[str, Analysis[Any]]:
     """The analyses, each behind those that it declares itself ``after``; otherwise as they come.
 
     Raises:
         ValueError: one comes after another that there is not, or after itself.
     """
-    left, placed = dict(found), dict[str, Analysis]()
+    left, placed = dict(found), dict[str, Analysis[Any]]()
     while left:
         ready = next((name for name, entry in left.items() if set(entry.after) <= set(placed)), None)
         if ready is None:
@@ -216,7 +218,7 @@ def in_order(found: dict[str, Analysis]) -> dict[str, Analysis]:
     return placed
 
 
-def analysis_of(run_dir: str | Path) -> Analysis:
+def analysis_of(run_dir: str | Path) -> Analysis[Any]:
     """The analysis that made a finished run; of one that has another name now, the first with the same pages.
 
     Raises:
@@ -231,7 +233,7 @@ def analysis_of(run_dir: str | Path) -> Analysis:
     return next((entry for entry in alike if entry.name == raw.get("analysis")), alike[0])
 
 
-def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
+def check_family(chosen: Iterable[Analysis[Any]], family: str, where: str) -> None:
     """Raises :class:`MechintError` for the first analysis that the model's family does not have."""
     for analysis in chosen:
         if not analysis.fits(family):
@@ -241,17 +243,17 @@ def check_family(chosen: Iterable[Analysis], family: str, where: str) -> None:
             )
 
 
-def group_of(config: Any) -> str:
+def group_of(config: AnalysisOptions) -> str:
     """The name of the analysis whose options these are, which is the group of its flags; '' for none."""
     return next((name for name, analysis in analyses().items() if analysis.config is type(config)), "")
 
 
-class ControlledAnalyzer(StagedAnalyzer, ABC):
+class ControlledAnalyzer(StagedAnalyzer[Config], ABC):
     """An analyzer that is repeated on models with random weights, and keeps the numbers of every prompt."""
 
     name = ""
 
-    def __init__(self, model: Model, config: Any, device: str | torch.device = "cpu", **others: Any) -> None:
+    def __init__(self, model: Model, config: Config, device: str | torch.device = "cpu", **others: Any) -> None:
         options.check(config, self.name)
         super().__init__(model, config, device, **others)
         self.tensors: dict[str, Tensor] = {}
@@ -260,7 +262,7 @@ class ControlledAnalyzer(StagedAnalyzer, ABC):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks and sets thresholds on ``train_loader``, measures on ``val_loader``; returns the results."""
 
-    def control_config(self) -> Any:
+    def control_config(self) -> Config:
         """The options of the same analysis on shuffled weights."""
         return dataclasses.replace(self.config, controls=0)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..tasks import Prompts, Task
+from ..utils.statistics import Array
 
 
 class PromptLoader:
@@ -38,13 +40,13 @@ class PromptLoader:
     def __iter__(self) -> Iterator[Prompts]:
         return iter(self.batches)
 
-    def bytes(self) -> Any:
+    def bytes(self) -> Array | None:
         """Bytes of text behind an answer, on average of each prompt, [prompts]; None where answers are no text."""
         sizes = [self.task.bytes_of(group.answers) for group in self.groups]
         if any(size is None for size in sizes):
             return None
         return torch.cat([size.double().mean(-1) for size in sizes if size is not None]).numpy()
 
-    def templates(self) -> Any:
+    def templates(self) -> NDArray[np.int64]:
         """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
         return torch.cat([group.template for group in self.groups]).numpy()

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..interventions.model import Model
 from ..interventions.prefix import divergence
 from ..interventions.taps import Tap
-from ..tasks import Prompts, pooled
+from ..tasks import Prompts, Task, pooled
 from ..tasks.base import accepted_by
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import named
@@ -39,7 +39,7 @@ METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
 """Metrics that need no other model's predictions; see :func:`answer_metric`."""
 
 
-def remedy(model: Model, task: Any) -> str:
+def remedy(model: Model, task: Task) -> str:
     """Advises what to do about a model that fails a task, as the beginning of a sentence.
 
     A model that was trained on this task may need more training. On text the tokens may be others than the model knows.

@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..interventions.model import Model, layer_kinds
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown
-from ..utils.options import listed, option
+from ..utils.options import Dataclass, listed, option
+
+
+class AnalysisOptions(Dataclass, Protocol):
+    """The options of any analysis: a dataclass that says at least how many prompts there are."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that it ranks, learns or takes means on."""
+
+    @property
+    def eval_prompts(self) -> int:
+        """Prompts that it measures on."""
+
+
+Config = TypeVar("Config", bound=AnalysisOptions)
+"""The options of one analysis."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +102,13 @@ TEXTS = {
 """Options that only these tasks use."""
 
 
-def own(run: RunConfig, config: Any) -> RunConfig:
+def own(run: RunConfig, config: AnalysisOptions) -> RunConfig:
     """The shared options, with the models that an analysis names for itself."""
     said = {field.name: getattr(config, field.name) for field in fields(Source)} if isinstance(config, Source) else {}
     return replace(run, **{name: value for name, value in said.items() if value not in ("", "posttrain")})
 
 
-def asked(task: TaskConfig, config: Any) -> TaskConfig:
+def asked(task: TaskConfig, config: AnalysisOptions) -> TaskConfig:
     """The task of an analysis, its own or that of all; options of other tasks are at their defaults, since they change
     nothing."""
     name = config.task if isinstance(config, OwnTask) and config.task != "same" else task.name
@@ -100,17 +116,17 @@ def asked(task: TaskConfig, config: Any) -> TaskConfig:
     return replace(task, name=name, **{option: getattr(TaskConfig, option) for option in idle})
 
 
-def elsewhere(config: Any) -> Any:
+def elsewhere(config: Config) -> Config:
     """The options of an analysis with the models and the task of all analyses in place of its own."""
     return replace(config, **shared(config))
 
 
-def request(config: Any) -> dict[str, Any]:
+def request(config: AnalysisOptions) -> dict[str, Any]:
     """The options of an analysis as plain values, without those of its models and its task."""
     return {name: value for name, value in asdict(config).items() if name not in shared(config)}
 
 
-def shared(config: Any) -> dict[str, Any]:
+def shared(config: AnalysisOptions) -> dict[str, Any]:
     """The options of an analysis that may replace those of all, with the values that leave these in place."""
     return {k: v for base in (Source, OwnTask) if isinstance(config, base) for k, v in asdict(base()).items()}
 

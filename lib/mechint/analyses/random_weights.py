@@ -37,7 +37,7 @@ MODELS = 6
 """Random models that each study compares with."""
 
 
-def shuffled_weights(model: Model, seed: int) -> Any:
+def shuffled_weights(model: Model, seed: int) -> Model:
     """Copies the model with the entries of every weight tensor in another order."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ def shuffled_weights(model: Model, seed: int) -> Any:
     return other
 
 
-def reinitialised(model: Model, seed: int) -> Any:
+def reinitialised(model: Model, seed: int) -> Model:
     """Copies the model with new weight matrices: normal, with the mean and standard deviation of each one's entries.
 
     Vectors (norms, biases, D) and the decays of a scan (``A_log``) stay as they are, so that the copy runs at the
@@ -65,17 +65,17 @@ def reinitialised(model: Model, seed: int) -> Any:
     return other
 
 
-MAKERS: dict[str, Callable[[Any, int], Any]] = {"shuffled": shuffled_weights, "drawn anew": reinitialised}
+MAKERS: dict[str, Callable[[Model, int], Model]] = {"shuffled": shuffled_weights, "drawn anew": reinitialised}
 """Ways of making a model with random weights, from the model and a seed."""
 
 
-def shuffled_models(model: Model, seed: int, count: int) -> Iterator[Any]:
+def shuffled_models(model: Model, seed: int, count: int) -> Iterator[Model]:
     """Yields copies of a model, each with the entries of every weight in another order; the same for the same seed."""
     for k in range(count):
         yield shuffled_weights(model, mix(seed, "shuffled weights", k))
 
 
-def random_models(model: Model, seed: int, count: int = MODELS) -> Iterator[tuple[str, Any]]:
+def random_models(model: Model, seed: int, count: int = MODELS) -> Iterator[tuple[str, Model]]:
     """Yields (name of the way it was made, model), the two ways of :data:`MAKERS` in turn."""
     for k in range(count):
         name = list(MAKERS)[k % len(MAKERS)]
@@ -88,7 +88,7 @@ def quantity(name: str, value: Number, site: str | None = None, layer: int | Non
 
 
 def control(
-    study: ControlledAnalyzer,
+    study: ControlledAnalyzer[Any],
     discovery: PromptLoader,
     evaluation: PromptLoader,
     quantities: Callable[[dict[str, Any]], Quantities],

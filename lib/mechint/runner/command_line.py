@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..analyses.base import analyses
-from ..analyses.options import RunConfig, asked, own
+from ..analyses.options import AnalysisOptions, RunConfig, asked, own
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import load
 from ..models.loading.tokenizer import Encoder, lacking
@@ -99,7 +99,7 @@ def main(
     """
     flags = parse(arguments, only)
     run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
-    configs: dict[str, Any] = {
+    configs: dict[str, AnalysisOptions] = {
         name: from_flags(flags, analysis.config, name)
         for name, analysis in analyses().items()
         if getattr(flags, f"run_{name}")

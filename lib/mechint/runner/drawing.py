@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analyses.base import analyses, analysis_of
-from ..analyses.options import RunConfig, request
+from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..report.finished import CIRCUIT, Drawn, drawing, kind_of
 from ..report.members import member_lines
 from ..utils import files, live
@@ -88,7 +88,7 @@ def draw(run: RunConfig, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def logging(run: RunConfig, checkpoint: str, name: str, config: Any) -> Iterator[None]:
+def logging(run: RunConfig, checkpoint: str, name: str, config: AnalysisOptions) -> Iterator[None]:
     """Logs an analysis to Weights & Biases while it is under way, where that is asked for."""
     if not run.visualize_wandb:
         yield

@@ -11,7 +11,7 @@ from ..analyses.comparison.analyzer import MEASURED
 from ..analyses.comparison.options import CompareConfig
 from ..analyses.comparison.report import write_model_comparison
 from ..analyses.neurons.options import NeuronConfig
-from ..analyses.options import RunConfig
+from ..analyses.options import AnalysisOptions, RunConfig
 from ..analyses.sparsity.options import SparsityConfig
 from ..models.loading.load import load
 from ..tasks.config import TaskConfig
@@ -80,7 +80,11 @@ def analyse(command: NeuronCommand, outputs: str | Path = OUTPUTS) -> CommandRes
     for name, model in zip(names, command.model, strict=True):
         directory = Path(outputs) / (name if several else "")
         sparsity = SparsityConfig(layers=first_layers(model, command.layer), controls=CONTROLS, **shares)
-        configs = {"neuron": neuron, "sparsity": sparsity, "compare": CompareConfig(**shares)}
+        configs: dict[str, AnalysisOptions] = {
+            "neuron": neuron,
+            "sparsity": sparsity,
+            "compare": CompareConfig(**shares),
+        }
         run = RunConfig(checkpoint=model, output_dir=str(directory), rerun=True, batch_size=16)
         run_experiment(Experiment(run, task, configs))
         entry = found.analysis_results[model] = {}

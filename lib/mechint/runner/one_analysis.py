@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from .. import scan
-from ..analyses.base import Analysis, analyses
+from ..analyses.base import Analysis, StagedAnalyzer, analyses
 from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
-from ..analyses.options import elsewhere, request
+from ..analyses.options import AnalysisOptions, elsewhere, request
 from ..models.loading.load import find_device
 from ..report.finished import CIRCUIT
 from ..report.results import Header, Model
@@ -51,7 +51,7 @@ class Request:
     """
 
     experiment: Experiment
-    analysis: Analysis
+    analysis: Analysis[Any]
     checkpoint: str
     directory: Path
     prepared: Prepared
@@ -60,7 +60,7 @@ class Request:
     by_all: bool
 
     @property
-    def config(self) -> Any:
+    def config(self) -> AnalysisOptions:
         return self.experiment.configs[self.analysis.name]
 
     @property
@@ -140,7 +140,7 @@ def announce(wanted: Request) -> None:
         print(f"note: asked what the checkpoint says it was trained on: {taken}", flush=True)
 
 
-def analyzer_of(wanted: Request) -> Any:
+def analyzer_of(wanted: Request) -> StagedAnalyzer[Any]:
     """The analyzer, whose stages belong to the request, the number of threads and the kernel.
 
     Raises:
@@ -160,7 +160,7 @@ def analyzer_of(wanted: Request) -> Any:
     return analyzer
 
 
-def compute(wanted: Request, analyzer: Any) -> tuple[dict[str, Any], list[Path]]:
+def compute(wanted: Request, analyzer: StagedAnalyzer[Any]) -> tuple[dict[str, Any], list[Path]]:
     """The analysis's own results, and the files that it has written."""
     for old in OF_ANOTHER_RUN:
         (wanted.directory / old).unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def described(wanted: Request) -> Model:
     )
 
 
-def write_manifest(wanted: Request, resumed: Any, written: list[Path], seconds: float) -> None:
+def write_manifest(wanted: Request, resumed: list[str], written: list[Path], seconds: float) -> None:
     """Writes manifest.json: how, where and by which versions the results were made."""
     run, directory = wanted.experiment.run, wanted.directory
     facts = manifest(

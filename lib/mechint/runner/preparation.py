@@ -13,7 +13,7 @@ import torch
 
 from ..analyses.base import Analysis, analyses, check_family
 from ..analyses.loader import PromptLoader
-from ..analyses.options import RunConfig, request
+from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..interventions.model import Model
 from ..models.loading.hub import cached
 from ..models.loading.load import find_device, load
@@ -45,7 +45,7 @@ def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
     wanted = {name: experiment.asked(name) for name in experiment.configs}
     made = {task: task_of(model, task) for task in dict.fromkeys(wanted.values())}
     for analysis in experiment.chosen():
-        task = made[wanted[analysis.name]].config
+        task = made[wanted[analysis.name]].config or wanted[analysis.name]
         if task != wanted[analysis.name] and (reason := analysis.refuse(experiment.configs[analysis.name], task)):
             raise MechintError(f"{analysis.title}: {reason}")
     return Prepared(model, {name: made[task] for name, task in wanted.items()}, weights_digest(model))
@@ -101,7 +101,9 @@ def is_finished(directory: Path, key: dict[str, Any], rerun: bool) -> bool:
     return True
 
 
-def loaders(run: RunConfig, analysis: Analysis, config: Any, task: Task) -> tuple[PromptLoader, PromptLoader]:
+def loaders(
+    run: RunConfig, analysis: Analysis[Any], config: AnalysisOptions, task: Task
+) -> tuple[PromptLoader, PromptLoader]:
     """The prompts of the discovery and of the evaluation half; an analysis that learns nothing evaluates all of a file.
 
     Raises:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..analyses.base import Analysis, analyses
-from ..analyses.options import RunConfig, asked
+from ..analyses.options import AnalysisOptions, RunConfig, asked
 from ..tasks.config import TaskConfig
 
-DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, Any]], str]
+DefconfigText = Callable[[RunConfig, TaskConfig, dict[str, AnalysisOptions]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Experiment:
 
     run: RunConfig
     task: TaskConfig
-    configs: dict[str, Any]
+    configs: dict[str, AnalysisOptions]
     defconfig: DefconfigText | None = None
     several: bool = False
     """True if it is a part of an experiment with further analyses."""
 
-    def chosen(self) -> list[Analysis]:
+    def chosen(self) -> list[Analysis[Any]]:
         return [analyses()[name] for name in self.configs]
 
     def asked(self, name: str) -> TaskConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..analyses.base import Analysis, analyses
 from ..analyses.options import RunConfig
@@ -74,7 +75,7 @@ def commands() -> dict[str, Command]:
     return found
 
 
-def of_analysis(analysis: Analysis) -> Command:
+def of_analysis(analysis: Analysis[Any]) -> Command:
     families = ", ".join(analysis.families) or "any family"
     return Command(
         f"{analysis.title} ({families})",
@@ -85,7 +86,7 @@ def of_analysis(analysis: Analysis) -> Command:
     )
 
 
-def analysis_sections(analysis: Analysis) -> list[tuple[str, list[str]]]:
+def analysis_sections(analysis: Analysis[Any]) -> list[tuple[str, list[str]]]:
     """The flags that the help of an analysis shows: its own, and the most used ones of all."""
     left = 4 + max(len(flag(analysis.name, field.name)) for field, _, _ in options(analysis.config))
     shared = flag_lines(RunConfig, only=SHARED, left=left) + flag_lines(TaskConfig, "task", only=ASKED, left=left)

@@ -18,11 +18,19 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from .errors import MechintError, did_you_mean, shown
 
-T = TypeVar("T")
+
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=Dataclass)
+"""The class of some options."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ def allowed(kind: type, opt: Option) -> str:
     return " ".join([name, " and ".join(bounds)]).strip()
 
 
-def check(config: Any, where: str = "") -> None:
+def check(config: Dataclass, where: str = "") -> None:
     """Raises :class:`MechintError` for the first field whose value is outside its range or choices."""
     for field, kind, opt in options(type(config)):
         value = getattr(config, field.name)
@@ -278,7 +286,7 @@ def _dest(group: str, field: str) -> str:
 
 def from_flags(namespace: argparse.Namespace, config_class: type[T], group: str = "") -> T:
     """The checked configuration that the parsed flags say."""
-    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    fields = dataclasses.fields(config_class)
     values = {field.name: getattr(namespace, _dest(group, field.name)) for field in fields}
     config = config_class(**values)
     check(config, where=f"--{group}-…" if group else "command line")

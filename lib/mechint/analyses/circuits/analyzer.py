@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the faithfulness curve as shares of all units; those of the MIB benchmark (Mueller et al. 2025)."""
 
 
-class CircuitAnalyzer(StagedAnalyzer, Generic[C]):
+class CircuitAnalyzer(StagedAnalyzer[C]):
     """Finds the circuit of a model on a task and measures how much of the model it is.
 
     Args:
@@ -73,7 +73,6 @@ class CircuitAnalyzer(StagedAnalyzer, Generic[C]):
         self, model: Model, config: C, device: str | torch.device = "cpu", *, units: Units, **others: Any
     ) -> None:
         super().__init__(model, config, device, **others)
-        self.config: C = config
         self.units, self.learning, self.asked = units, config.learning, config.size(units.total)
         self.half = config.precision == "bfloat16"
         if self.half:
@@ -480,7 +479,7 @@ class CircuitAnalyzer(StagedAnalyzer, Generic[C]):
             mask = self.units.top(result["logits"].masked_fill(mask == 0, -math.inf), wanted)
         return mask, [NOTES[how], NOTES["needed"] if result["began_elsewhere"] else ""]
 
-    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+    def units_of(self, random: Model, loader: PromptLoader) -> Units | None:
         """The units of the model with random weights; None where it is not to be searched."""
         return self.units
 

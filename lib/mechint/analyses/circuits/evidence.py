@@ -80,7 +80,7 @@ class Evidence:
         self.check()
         return self.bootstrap.interval(self.share, self.values(mask), *self.ends)
 
-    def share(self, circuit: Any, full: Any, empty: Any) -> Any:
+    def share(self, circuit: Array, full: Array, empty: Array) -> Array:
         """Faithfulness from the means over prompts of the circuit, the full and the empty model."""
         return faithfulness(*map(METRICS[self.options.metric].read, (circuit, full, empty)))
 
@@ -102,7 +102,7 @@ class Evidence:
         wanted = 1 + (2 + options.random_circuits) * len(sizes)
         with Progress("evidence", wanted) as progress:
 
-            def at(m: Tensor) -> dict[str, Any]:
+            def at(m: Tensor) -> dict[str, Array]:
                 progress.step()
                 return {name: value.numpy() for name, value in bench.measure(m).items()}
 
@@ -114,17 +114,17 @@ class Evidence:
             }
             random = {s: self.random_band(at, learned[s], full[metric], empty[metric]) for s in sizes}
 
-        def ratio(values: Any) -> Number:
+        def ratio(values: Array) -> Number:
             return bootstrap.interval(self.share, values, full[metric], empty[metric])
 
         chosen = curves["learned"][sizes.index(size)]
         shares = [s / units.total for s in sizes]
         stacked = np.stack([values[metric] for values in curves["learned"]], 1)  # [prompts, sizes]
 
-        def cpr(c: Any, f: Any, e: Any) -> Any:
+        def cpr(c: Array, f: Array, e: Array) -> Array:
             return area(shares, self.share(c, f[:, None], e[:, None]))
 
-        def cmd(c: Any, f: Any, e: Any) -> Any:
+        def cmd(c: Array, f: Array, e: Array) -> Array:
             return area(shares, np.abs(1 - self.share(c, f[:, None], e[:, None])))
 
         tried, least_needed = self.leave_one_out(mask)
@@ -190,7 +190,7 @@ class Evidence:
             else ["Stability was not measured: it needs at least two searches of different seeds."],
         }
 
-    def random_band(self, at: Any, like: Tensor, full: Any, empty: Any) -> Number:
+    def random_band(self, at: Callable[[Tensor], dict[str, Array]], like: Tensor, full: Array, empty: Array) -> Number:
         """Faithfulness of random circuits that keep as many units in each layer (K and V apart) as ``like``."""
         counts = self.units.counts(like)
         generator = torch.Generator().manual_seed(self.seed + 15_485_863 + int(like.sum()))
@@ -217,7 +217,7 @@ class Evidence:
         circuit, (full, empty) = self.values(mask), self.ends
         without = removed(self.bench, mask, numbers, self.column).numpy()  # [prompts, units]
 
-        def drop(c: Any, w: Any, f: Any, e: Any) -> Any:
+        def drop(c: Array, w: Array, f: Array, e: Array) -> Array:
             return self.share(c, f, e) - self.share(w, f, e)
 
         lost = bootstrap.tested(drop, circuit[:, None], without, full[:, None], empty[:, None])

@@ -116,7 +116,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
             }  # fmt: skip
         return results
 
-    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+    def units_of(self, random: Model, loader: PromptLoader) -> Units | None:
         """Latents of dictionaries as wide and as sparse as ours, trained on the model with random weights."""
         if not self.config.control_tokens:
             return None

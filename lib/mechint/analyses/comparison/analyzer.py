@@ -43,7 +43,7 @@ MEASURED = "efficiency_measured.json"
 """The file of times and peaks of memory; these differ from run to run, so they are not in results.json."""
 
 
-class Profiler(ControlledAnalyzer):
+class Profiler(ControlledAnalyzer[CompareConfig]):
     """Measures one model; see :class:`CompareConfig`."""
 
     name = "compare"

@@ -17,11 +17,11 @@ state and convolution inputs, the same at any length; a transformer's keys and v
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -122,13 +122,13 @@ def measure(model: Model, lengths: Sequence[int], repeats: int = 5, seed: int = 
         prompt, last = tokens[:, :-1], torch.full((1, 1), length - 1, device=tokens.device)
         peak = peak_bytes(lambda p=prompt, at=last: run(model, p, logits_at=at))  # warms up, too
         cache = run(model, prompt, logits_at=last).cache
-        whole = seconds(model.device, repeats, lambda p=prompt, at=last: run(model, p, logits_at=at))
-        more = seconds(model.device, repeats, lambda t=tokens, c=cache: run(model, t[:, -1:], cache=c))
+        whole = seconds(model.device, repeats, functools.partial(run, model, prompt, logits_at=last))
+        more = seconds(model.device, repeats, functools.partial(run, model, tokens[:, -1:], cache=cache))
         found.append(Measured(length, whole, peak, more, repeats))
     return found
 
 
-def seconds(device: torch.device, repeats: int, work: Any) -> tuple[float, float, float]:
+def seconds(device: torch.device, repeats: int, work: Callable[[], object]) -> tuple[float, float, float]:
     took = []
     for _ in range(repeats):
         start = time.perf_counter()

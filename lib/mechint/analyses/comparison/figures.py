@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import figure_style as style
+from ...report.finished import FinishedRun
 from ...report.values import Value
 from .differences import ALPHA, CURVES, ROLES, Group
 
@@ -90,7 +91,7 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     target.suptitle("Models side by side: a line for each seed")
 
 
-def by_role(study: Any, role: str) -> list[float]:
+def by_role(study: FinishedRun, role: str) -> list[float]:
     """Gini by layer, the mean over the sites of a role."""
     cells = [cell for cell in study.raw["sparsity"] if cell["role"] == role]
     layers = sorted({cell["layer"] for cell in cells})

@@ -109,7 +109,7 @@ class SAEAnalysisConfig:
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
 
 
-class SAEAnalyzer(StagedAnalyzer):
+class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
     """Trains the grid on contexts of the task's training split and judges it on held-out ones."""
 
     def __init__(

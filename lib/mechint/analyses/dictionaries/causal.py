@@ -12,6 +12,7 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.prefix import behind, divergence, log_probs, losses_of, pieces, up_to
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
+from ...sae.base import SparseAutoencoder
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, Number
@@ -35,7 +36,7 @@ class Change:
         mode: ``ablate`` sets the feature to zero; ``steer`` adds ``amount`` to it at every position.
     """
 
-    def __init__(self, sae: Any, feature: int, mode: str, amount: float) -> None:
+    def __init__(self, sae: SparseAutoencoder, feature: int, mode: str, amount: float) -> None:
         self.sae, self.feature, self.mode, self.amount = sae, feature, mode, amount
 
     def amounts(self, x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Change:
 
 @torch.no_grad()
 def causal_effects(
-    sae: Any,
+    sae: SparseAutoencoder,
     model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
@@ -132,8 +133,8 @@ def _controls(
 
 
 def _measure(
-    sae: Any, model: Model, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]], mode: str,
-    amounts: dict[int, float], raises: dict[int, Sequence[int]],
+    sae: SparseAutoencoder, model: Model, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]],
+    mode: str, amounts: dict[int, float], raises: dict[int, Sequence[int]],
 ) -> dict[tuple[int, int], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """Sums by row of the text for every pair (whose tokens and amount, which feature is changed)."""
     found: dict[tuple[int, int], list[dict[str, Tensor]]] = {pair: [] for pair in asked}

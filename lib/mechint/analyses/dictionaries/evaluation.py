@@ -188,7 +188,9 @@ def evaluate_all(
     }
 
 
-def evaluate(sae: Any, model: Model, batches: Sequence[Windows | Tensor], site: str, **options: Any) -> dict[str, Any]:
+def evaluate(
+    sae: Dictionary, model: Model, batches: Sequence[Windows | Tensor], site: str, **options: Any
+) -> dict[str, Any]:
     """:func:`evaluate_all` of one dictionary."""
     return evaluate_all({"sae": sae}, model, batches, site, **options)["sae"]
 
@@ -281,7 +283,7 @@ class _Pass:
         for k, name in enumerate(self.dictionaries):
             self.keep(self.sums[name], ce_sae=by_row(losses[3 + k]), kl=by_row(divergences[2 + k]))
 
-    def reconstruct(self, name: str, dictionary: Any, x: Tensor, rows: Tensor, count: int) -> Tensor:
+    def reconstruct(self, name: str, dictionary: Dictionary, x: Tensor, rows: Tensor, count: int) -> Tensor:
         """x̂ of the kept activations [token, d_in]; adds what is summed over tokens."""
         parts: list[Tensor] = []
         sums: dict[str, list[Tensor]] = {}
@@ -348,7 +350,7 @@ def _numbers(done: _Pass, name: str, bootstrap: ClusterBootstrap, d_in: int) -> 
 
 
 def _result(
-    done: _Pass, name: str, dictionary: Any, bootstrap: ClusterBootstrap, moments: Moments, site: str,
+    done: _Pass, name: str, dictionary: Dictionary, bootstrap: ClusterBootstrap, moments: Moments, site: str,
     peers: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     metrics = _numbers(done, name, bootstrap, moments.size)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...sae.activations.flattening import check_fit, flatten, rule_of, strongest, unflatten
+from ...sae.base import SparseAutoencoder
 from ...utils.errors import MechintError
 from ...utils.files import write_text
 from ...utils.progress import Progress
@@ -58,7 +59,7 @@ class _Text:
     """The windows of a text one after another, with the activations of the features on them."""
 
     def __init__(
-        self, sae: Any, model: Model, batches: Sequence[Windows | Tensor], site: str, features: Tensor
+        self, sae: SparseAutoencoder, model: Model, batches: Sequence[Windows | Tensor], site: str, features: Tensor
     ) -> None:
         self.sae, self.model, self.site, self.features = sae, model, site, features
         self.windows = [as_windows(batch) for batch in batches]
@@ -89,7 +90,7 @@ class _Text:
 
 
 def read_features(
-    sae: Any,
+    sae: SparseAutoencoder,
     model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
@@ -277,7 +278,7 @@ def _window(f: Tensor, row: int, wanted: Wanted) -> dict[str, Any]:
 
 
 def _attribution(
-    sae: Any, model: Model, text: _Text, site: str, chosen: list[int], wanted: Wanted
+    sae: SparseAutoencoder, model: Model, text: _Text, site: str, chosen: list[int], wanted: Wanted
 ) -> tuple[list[Any], list[Any]] | None:
     """Next tokens raised and lowered by each feature; None where the site has no direct path, or many at once."""
     rule, units = rule_of(sae), model.sites[site].units
@@ -295,7 +296,7 @@ def _attribution(
     return pairs(up, raised), pairs(down, lowered)
 
 
-def _neighbours(sae: Any, chosen: list[int], count: int) -> list[list[Any]]:
+def _neighbours(sae: SparseAutoencoder, chosen: list[int], count: int) -> list[list[Any]]:
     """The features whose decoder directions have the largest cosines with each."""
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=-1)
     count = min(count, len(unit) - 1)

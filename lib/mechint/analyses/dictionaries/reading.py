@@ -14,6 +14,7 @@ from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...sae.activations.contexts import excluded, special_kinds
 from ...sae.activations.flattening import latents_at, strongest
+from ...sae.base import SparseAutoencoder
 from ...tasks import Prompts, Task
 from ...utils import files
 from ...utils.errors import MechintError
@@ -76,9 +77,9 @@ def window_of(prompts: Prompts, task: Task, exclude: str) -> Windows:
 
 
 def read_dictionary(
-    sae: Any, model: Model, site: str, name: str, contexts: Sequence[Windows], held_out: Sequence[Windows],
-    task: Any, *, density: Tensor, checked: int, controls: int = 16, draws: int = 1000, seed: int = 0,
-    directory: Path | None = None,
+    sae: SparseAutoencoder, model: Model, site: str, name: str, contexts: Sequence[Windows],
+    held_out: Sequence[Windows], task: Task, *, density: Tensor, checked: int, controls: int = 16, draws: int = 1000,
+    seed: int = 0, directory: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reads one dictionary and writes ``{name}.json`` and ``{name}.causal.json`` into ``directory``.
 
@@ -125,8 +126,8 @@ def read_dictionary(
 
 
 def labels_of(
-    sae: Any, model: Model, site: str, discovery: Sequence[Prompts], evaluation: Sequence[Prompts], task: Any,
-    seed: int = 0,
+    sae: SparseAutoencoder, model: Model, site: str, discovery: Sequence[Prompts], evaluation: Sequence[Prompts],
+    task: Task, seed: int = 0,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Latents at the answer's position that tell which answer it is; None for plain text, which has no labels.
 
@@ -144,7 +145,7 @@ def labels_of(
 
 
 @torch.no_grad()
-def _at_answers(sae: Any, model: Model, site: str, batches: Sequence[Prompts]) -> tuple[Tensor, Tensor]:
+def _at_answers(sae: SparseAutoencoder, model: Model, site: str, batches: Sequence[Prompts]) -> tuple[Tensor, Tensor]:
     """Latents at the positions of the answers [answer, latent], and the answers [answer]."""
     found, answers = [], []
     for batch in batches:

@@ -47,7 +47,7 @@ from .results import Found, numbers, quantities
 from .tokens import token_terms
 
 
-class NeuronAnalyzer(ControlledAnalyzer):
+class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
     """Measures single units; see :class:`NeuronConfig`."""
 
     name = "neuron"

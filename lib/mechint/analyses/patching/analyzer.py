@@ -53,7 +53,7 @@ def have_twins(*loaders: PromptLoader) -> bool:
     return all(batch.twins is not None for loader in loaders for batch in loader)
 
 
-class Patcher(StagedAnalyzer):
+class Patcher(StagedAnalyzer[PatchConfig]):
     """Patches the prompts of a task that the model answers; see :class:`PatchConfig`."""
 
     def __init__(self, model: Model, config: PatchConfig, device: str | torch.device = "cpu", **others: Any) -> None:

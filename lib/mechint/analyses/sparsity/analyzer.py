@@ -42,7 +42,7 @@ def site_roles(model: Model) -> dict[str, str]:
     return {site: role for role, sites in roles.items() for site in sites}
 
 
-class SparsityAnalyzer(ControlledAnalyzer):
+class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
     """Measures sparsity at every chosen layer and site; see the top of this file."""
 
     name = "sparsity"

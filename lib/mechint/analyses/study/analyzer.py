@@ -71,7 +71,7 @@ DOCUMENTED = {
 """Steps whose results are also written for each layer, under these names."""
 
 
-class Study(StagedAnalyzer):
+class Study(StagedAnalyzer[StudyConfig]):
     """Runs the steps on a model and a task; see :class:`mechint.analyses.study.options.StudyConfig`."""
 
     def __init__(self, model: Model, config: StudyConfig, device: Any = "cpu", **others: Any) -> None:
@@ -156,8 +156,7 @@ class Study(StagedAnalyzer):
             return
         assert self.context is not None
         what = f"{getattr(self.model, 'source', 'the model')} on the task {self.context.train.task.name!r}"
-        task = self.context.train.task if self.context else None
-        instead = f"{remedy(self.model, task)}, or set {named('study', 'min_accuracy')} to 0"
+        instead = f"{remedy(self.model, self.context.train.task)}, or set {named('study', 'min_accuracy')} to 0"
         if float(accuracy["value"]) < least:
             raise NotAnswered(
                 f"{what}: it answers {accuracy['value']:.1%} of the held-out prompts, below the {least:.0%} asked for. "

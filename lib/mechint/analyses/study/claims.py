@@ -23,6 +23,7 @@ from ...utils.multiple_tests import holm
 from ...utils.statistics import Number, said, t_tail
 from ..random_weights import spread_about_mean
 from .ablation_tests import ALPHA
+from .options import StudyConfig
 
 Found = dict[str, Any]
 RANDOM = "models with random weights"
@@ -56,7 +57,7 @@ class Condition:
     least: float | None = None
 
 
-def claims(found: dict[str, Found], config: Any, task: str) -> Found:
+def claims(found: dict[str, Found], config: StudyConfig, task: str) -> Found:
     """``claims``: the list, the combined circuit and then the strongest first; ``verdicts``: how many of each;
     ``tests``: p-values that were adjusted.
 
@@ -176,7 +177,7 @@ def conjunction(conditions: list[Condition]) -> Found:
 # ---- claims -------------------------------------------------------------------------------------------------------
 
 
-def of_candidates(found: dict[str, Found], config: Any, task: str) -> list[Found]:
+def of_candidates(found: dict[str, Found], config: StudyConfig, task: str) -> list[Found]:
     """One claim for each tested candidate: needed and sufficient, and more than every control that was asked."""
     rows = found.get("necessity", {}).get("tests", [])
     about = {row["name"]: row for row in found.get("candidates", {}).get("candidates", [])}
@@ -237,7 +238,7 @@ def circuit_conditions(tests: dict[str, Found], control: Found, least: float, ra
     return conditions
 
 
-def of_probes(found: dict[str, Found], config: Any, task: str) -> list[Found]:
+def of_probes(found: dict[str, Found], config: StudyConfig, task: str) -> list[Found]:
     """One claim for each label, where probes read it best across folds of the discovery prompts.
 
     Reading is no use: it says nothing of what the model needs.
@@ -344,7 +345,7 @@ WHOLE = 0.5
 """The share of the effect that it must keep alone."""
 
 
-def of_circuit(found: dict[str, Found], config: Any, task: str) -> list[Found]:
+def of_circuit(found: dict[str, Found], config: StudyConfig, task: str) -> list[Found]:
     """The claim of the combined circuit, where there is one: its units, kept alone, do the task."""
     c = found.get("circuit", {})
     if "effect" not in c:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
+from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError
 from ...utils.rundir import Stages
 from ...utils.statistics import draws_needed
@@ -39,7 +40,7 @@ class Context:
     train: PromptLoader
     val: PromptLoader
     sites: dict[int, str]
-    task_config: Any = None
+    task_config: TaskConfig | None = None
     stages: Stages = field(default_factory=lambda: Stages(None, ""))
     found: dict[str, Found] = field(default_factory=dict)
     _held: Held | None = None

@@ -23,7 +23,7 @@ from ...interventions.unit_kinds import Block, UnitKind
 from ...interventions.units import Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
-from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability
+from ...utils.statistics import Array, ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
 from ..circuits.bench import Bench
@@ -116,7 +116,7 @@ class Searched(CircuitAnalyzer[SiteOptions]):
         except MechintError as reason:  # of the control, not of what is studied
             return None, f"The control on random weights was not measured: {reason}."
 
-    def units_of(self, random: Any, loader: PromptLoader) -> Units | None:
+    def units_of(self, random: Model, loader: PromptLoader) -> Units | None:
         return self.units if self.random_control else None
 
 
@@ -178,7 +178,7 @@ class Kept:
                 f"give more EVAL_PROMPTS, another METRIC, site or layers"
             )
 
-    def column(self, values: dict[str, Tensor]) -> Any:
+    def column(self, values: dict[str, Tensor]) -> Array:
         """The study's metric of every prompt."""
         if self.metric == "answer_prob":
             return values["answer_logprob"].exp().numpy()

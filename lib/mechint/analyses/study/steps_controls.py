@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...tasks import make_task
+from ...tasks import Prompts, make_task
 from ...tasks.base import generator
+from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError, shown
 from ...utils.multiple_tests import holm
 from ...utils.options import listed, named, value_of
-from ...utils.statistics import ClusterBootstrap, chance_jaccard, jaccard, number, rank_correlation, spread
+from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..random_weights import beside, random_models
@@ -79,7 +80,7 @@ def peers(context: Context) -> Found:
     """Similarity of the sites to those of other training seeds, on the same held-out prompts."""
     if not context.config.peers:
         return {"models": [], "said": "No models of other training seeds were given (PEERS)."}
-    rows = []
+    rows: list[Found] = []
     own = at_answers(context.held, context.held.clean)
     for path, other in models_of(context, context.config.peers):
         held = Held.of(other, [context.held.prompts], list(context.sites.values()), context.config.metric, least=2)
@@ -99,12 +100,12 @@ def at_answers(held: Held, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {site: at(value, held) for site, value in values.items()}
 
 
-def values_of(model: Model, prompts: Any, sites: list[str]) -> dict[str, Tensor]:
+def values_of(model: Model, prompts: Prompts, sites: list[str]) -> dict[str, Tensor]:
     pair = Interchange(model, prompts, Corruption("none"), "noise", "answer_logprob")
     return {site: value.flatten(2).double().cpu() for site, value in pair.values(pair.receiver, sites).items()}
 
 
-def models_of(context: Context, pattern: str) -> Any:
+def models_of(context: Context, pattern: str) -> Iterator[tuple[str, Model]]:
     """(path, model) of the checkpoints of a glob, each checked to be of the same sizes."""
     from ...models.loading.discover import find_checkpoints
     from ...models.loading.load import load
@@ -117,7 +118,7 @@ def models_of(context: Context, pattern: str) -> Any:
         yield path, other
 
 
-def changed_task(context: Context, text: str) -> Any:
+def changed_task(context: Context, text: str) -> TaskConfig:
     """The task's options with changes such as ``name=induction+keys=8``."""
     if context.task_config is None:
         raise MechintError("the study was not told the task's options, so it cannot change them")
@@ -335,7 +336,7 @@ def shuffled_tokens(context: Context) -> Held:
     return unfiltered(context, context.model, other)
 
 
-def unfiltered(context: Context, model: Model, prompts: Any) -> Held:
+def unfiltered(context: Context, model: Model, prompts: Prompts) -> Held:
     """Prompts as they are, answered or not."""
     sites = list(context.sites.values())
     pairs = {name: Interchange(model, prompts, Corruption("twin"), way, context.config.metric)
@@ -430,7 +431,7 @@ def appearance(rows: list[Found]) -> Found:
     return {"appears": first, "appearance": said}
 
 
-def present(accuracy: Any, chance: Any, total: Any, share: Any, least: float) -> bool:
+def present(accuracy: Number, chance: Number, total: Number, share: Number, least: float) -> bool:
     """True if a candidate is present at a checkpoint: the model does the task, tells prompts from their twins, and
     surely loses at least so large a share of that difference without the candidate."""
     if not does_task(accuracy, chance) or total["low"] is None or share["low"] is None:
@@ -438,7 +439,7 @@ def present(accuracy: Any, chance: Any, total: Any, share: Any, least: float) ->
     return float(total["low"]) > 0 and float(share["low"]) >= least
 
 
-def moment(context: Context, path: str, other: Any) -> Found:
+def moment(context: Context, path: str, other: Model) -> Found:
     """One checkpoint: accuracy, and whether a candidate of the finished model already carries the effect there."""
     accuracy, chance = accuracy_and_chance(context, context.val, other)
     boot = ClusterBootstrap(context.val.templates(), context.config.bootstrap, context.seed)

@@ -65,8 +65,9 @@ def few_tokens(context: Context) -> torch.Tensor:
     return torch.cat([batch.tokens for batch in context.train])[:SHOWN]
 
 
-def few_templates(context: Context) -> Any:
-    return context.train.templates()[:SHOWN]
+def few_templates(context: Context) -> list[int]:
+    found: list[int] = context.train.templates()[:SHOWN].tolist()
+    return found
 
 
 def temporal(context: Context) -> Found:

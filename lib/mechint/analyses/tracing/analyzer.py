@@ -41,7 +41,7 @@ from .panels import Panel, panels
 from .results import numbers
 
 
-class CausalTracer(StagedAnalyzer):
+class CausalTracer(StagedAnalyzer[TraceConfig]):
     """Traces the prompts of a task that the model answers; see :class:`TraceConfig`."""
 
     def __init__(self, model: Model, config: TraceConfig, device: str | torch.device = "cpu", **others: Any) -> None:

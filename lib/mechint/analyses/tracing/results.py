@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import Array, ClusterBootstrap, Number, certain, said
@@ -29,7 +30,7 @@ def numbers(
     names: tuple[str, ...],
     plan: dict[str, list[Panel]],
     right: Array,
-    templates: Array,
+    templates: NDArray[np.int64],
     draws: int,
     seed: int,
     metrics: dict[str, Number],
