@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .parts.base import Layer
@@ -21,16 +22,60 @@ class Fused:
     """Several of our tensors that a file holds as one.
 
     Attributes:
-        ours: Ends of our names, behind what they share: ``("q_proj", "k_proj", "v_proj")``.
+        ours: Ends of our names, behind what they share: ``("q_proj", "k_proj", "v_proj")``. A ``*`` stands for 0, 1 and
+            so on, as far as there are: all ends with 0, all with 1, ….
         theirs: The end of the file's name: ``query_key_value``.
         split: The file's tensor and the configuration -> ours, in their order.
         join: Our tensors and the configuration -> the file's.
+        bare: True if the file's name has no ``.weight`` behind that.
+        sometimes: True if some files hold these tensors so and others apart or under another name; never written.
     """
 
     ours: tuple[str, ...]
     theirs: str
     split: Split
     join: Join
+    bare: bool = False
+    sometimes: bool = False
+
+    def held(self, name: str, names: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
+        """The tensor that holds this one of ours, as we would call it, and all that it holds; None for none.
+
+        Args:
+            name: The first of those that are held together.
+            names: All of ours.
+        """
+        stem, _, suffix = name.rpartition(".")
+        first = self.ours[0].replace("*", "0")
+        if not stem.endswith("." + first):
+            return None
+        front = stem.removesuffix(first)
+        ours, number = [], 0
+        while f"{front}{self.ours[0].replace('*', str(number))}.{suffix}" in names:
+            ours += [f"{front}{end.replace('*', str(number))}.{suffix}" for end in self.ours]
+            number += 1
+            if "*" not in self.ours[0]:
+                break
+        if not set(ours) <= set(names):
+            return None
+        return f"{front}{self.theirs}" + f".{suffix}" * (not self.bare), tuple(ours)
+
+
+def stacked(ours: Sequence[str], theirs: str, bare: bool = False, sometimes: bool = False) -> Fused:
+    """All experts' matrices as one tensor [expert, rows of these matrices in turn, column].
+
+    Args:
+        ours: ``experts.*.gate_proj`` and ``experts.*.up_proj``, say.
+    """
+    each = len(ours)
+
+    def split(tensor: Tensor, config: object) -> list[Tensor]:
+        return [piece for expert in tensor for piece in expert.chunk(each)]
+
+    def join(pieces: Sequence[Tensor], config: object) -> Tensor:
+        return torch.stack([torch.cat(list(pieces[i : i + each])) for i in range(0, len(pieces), each)])
+
+    return Fused(tuple(ours), theirs, split, join, bare, sometimes)
 
 
 @dataclass(frozen=True)
@@ -57,22 +102,28 @@ class Names:
             ours = re.sub(pattern, new, ours)
         return body + ours
 
-    def plan(self, names: Sequence[str], body: str) -> dict[str, tuple[tuple[str, ...], Fused | None]]:
-        """The file's names, each with the names of our tensors that it holds and how they are joined."""
+    def plan(
+        self, names: Sequence[str], body: str, there: Collection[str] = ()
+    ) -> dict[str, tuple[tuple[str, ...], Fused | None]]:
+        """The file's names, each with the names of our tensors that it holds and how they are joined.
+
+        Args:
+            names: Ours.
+            body: What stands in front of the file's.
+            there: The file's names, which decide how tensors are held that files hold in several ways.
+        """
         found: dict[str, tuple[tuple[str, ...], Fused | None]] = {}
         taken: set[str] = set()
+        known = set(names)
         for name in names:
             if name in taken:
                 continue
-            stem, _, suffix = name.rpartition(".")
-            for fused in self.fused:
-                if stem.endswith("." + fused.ours[0]):
-                    front = stem.removesuffix(fused.ours[0])
-                    ours = tuple(f"{front}{end}.{suffix}" for end in fused.ours)
-                    if set(ours) <= set(names):
-                        found[self.theirs(f"{front}{fused.theirs}.{suffix}", body)] = (ours, fused)
-                        taken.update(ours)
-                        break
+            ways = [(fused, held) for fused in self.fused if (held := fused.held(name, known))]
+            ways.sort(key=lambda way: (self.theirs(way[1][0], body) not in there, way[0].sometimes))
+            if ways and (not ways[0][0].sometimes or self.theirs(ways[0][1][0], body) in there):
+                fused, (theirs, ours) = ways[0]
+                found[self.theirs(theirs, body)] = (ours, fused)
+                taken.update(ours)
             else:
                 found[self.theirs(name, body)] = ((name,), None)
         return found

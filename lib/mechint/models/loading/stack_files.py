@@ -17,8 +17,8 @@ from .config_reader import ConfigReader
 from .convert import convert
 from .strictness import check_names, check_shapes, listing
 
-EXACT = ("A_log", "D", "dt_bias")
-"""Last words of the names that stay at least float32: their rounding is felt at every step of a recurrence."""
+EXACT = ("A_log", "D", "dt_bias", "e_score_correction_bias")
+"""Last words of the names that stay at least float32: every step of a recurrence, or a choice, feels their rounding."""
 
 
 def build_stack(
@@ -41,7 +41,7 @@ def build_stack(
         model = family.build(sizes)
     shapes = model.state_dict()
     body = body_of(state, family.names)
-    plan = family.names.plan(list(shapes), body)
+    plan = family.names.plan(list(shapes), body, state)
     left_out = drop(state, family.names.left_out)
     check_head(state, sizes.tied, family.names.theirs("embed_tokens.weight", body), where)
     ignored = [name for name in state if name.endswith("rotary_emb.inv_freq")]  # older files hold what we compute
