@@ -78,6 +78,13 @@ def stacked(ours: Sequence[str], theirs: str, bare: bool = False, sometimes: boo
     return Fused(tuple(ours), theirs, split, join, bare, sometimes)
 
 
+def chunked(ours: Sequence[str], theirs: str) -> Fused:
+    """Matrices of equally many rows as one, one below the other."""
+    return Fused(
+        tuple(ours), theirs, lambda tensor, config: tensor.chunk(len(ours)), lambda pieces, config: torch.cat([*pieces])
+    )
+
+
 @dataclass(frozen=True)
 class Names:
     """The names of tensors on disk.

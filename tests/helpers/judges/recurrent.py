@@ -39,6 +39,7 @@ def falcon_h1(rng: random.Random) -> Any:
         mlp_multipliers=[scale(), scale()], key_multiplier=scale(), attention_out_multiplier=scale(),
         attention_in_multiplier=scale(), ssm_multipliers=[scale() for _ in range(5)], ssm_in_multiplier=scale(),
         ssm_out_multiplier=scale(), time_step_limit=rng.choice([(0.0, float("inf")), (0.1, 0.9)]),
+        hidden_act=rng.choice(["silu", "gelu"]),
     )  # fmt: skip
     return T.FalconH1ForCausalLM(config)
 

@@ -17,6 +17,7 @@ from ...scan.checks import accumulate
 from ...scan.matrix import Writes
 from .base import PartSite
 from .convolution import CHANNELS, CausalConvolution
+from .feed_forward import ACTIVATIONS
 from .norms import GatedRMSNorm
 from .recurrence import HEADS, VALUES, MemoryCache, Recurrence
 
@@ -35,6 +36,7 @@ class Mamba2Mixer(Recurrence):
         limits: The least and largest Δ.
         in_scale, out_scale: Multiply what the mixer reads and gives (Falcon-H1).
         scales: What z, x, B, C and dt are multiplied by behind the projection (Falcon-H1).
+        activation: Our name of the activation behind the convolution; the gate's is SiLU.
     """
 
     mediators = ("ssm_out", "conv", "dt", "decay", "key", "query", "write", "state", "readout", "gate")
@@ -59,11 +61,13 @@ class Mamba2Mixer(Recurrence):
         in_scale: float = 1.0,
         out_scale: float = 1.0,
         scales: tuple[float, ...] = (1.0,) * 5,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.heads, self.value_size, self.key_size, self.groups = heads, value_size, key_size, groups
         self.inner, shared = heads * value_size, groups * key_size
         self.sizes = [self.inner, self.inner + 2 * shared, heads]
+        self.activation = scan.silu if activation == "silu" else ACTIVATIONS[activation]
         self.limits, self.in_scale, self.out_scale = limits, in_scale, out_scale
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=proj_bias)
         self.conv1d = CausalConvolution(self.inner + 2 * shared, taps, conv_bias)
@@ -106,7 +110,7 @@ class Mamba2Mixer(Recurrence):
         z = at("z", z.unflatten(-1, (self.heads, -1)).contiguous())  # [B, L, H, P]
         conv, memory = self.conv1d(at("x", x.contiguous()), cache.conv, at)
         shared = self.groups * self.key_size
-        u, B, C = scan.silu(conv).split([self.inner, shared, shared], -1)
+        u, B, C = self.activation(conv).split([self.inner, shared, shared], -1)
         u = at("u", u.unflatten(-1, (self.heads, -1)).contiguous())  # [B, L, H, P]
         dt = scan.softplus(accumulate(low) + accumulate(self.dt_bias)).clamp(*self.limits)
         dt = at("dt", dt)  # [B, L, H]

@@ -102,7 +102,7 @@ def layer(c: FalconH1Config, i: int) -> Layer:
     mamba = Mamba2Mixer(
         c.d_model, c.ssm_heads, c.ssm_head_size, c.d_state, c.n_groups, c.d_conv, conv_bias=c.conv_bias,
         proj_bias=c.proj_bias, eps=c.norm_eps, norm=c.gated_norm, norm_groups=c.n_groups, limits=c.dt_limits,
-        in_scale=c.ssm_in, out_scale=c.ssm_out, scales=c.ssm_scales,
+        in_scale=c.ssm_in, out_scale=c.ssm_out, scales=c.ssm_scales, activation=c.activation,
     )  # fmt: skip
     attention = Attention(
         c.d_model, c.n_head, c.n_kv_head, c.d_head, bias=c.attention_bias, out_bias=c.attention_bias,
