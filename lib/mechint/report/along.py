@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..utils.files import write_json
 from ..utils.multiple_tests import holm
@@ -181,7 +181,7 @@ def apart(one: Value, other: Value) -> float | None:
     half = math.hypot(*ends)
     if half == 0:
         return None if change else 1.0
-    return float(2 * stats.norm.sf(abs(change) / half * stats.norm.ppf((1 + LEVEL) / 2)))
+    return float(2 * scipy.stats.norm.sf(abs(change) / half * scipy.stats.norm.ppf((1 + LEVEL) / 2)))
 
 
 def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from .statistics import FEWEST_TESTED, ROOM, Array, ClusterBootstrap, Estimate
 
@@ -140,7 +140,8 @@ def t_of(mean: Array, error: Array) -> Array:
 
 def benjamini_hochberg(p: Array) -> Array:
     """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
-    return np.asarray(stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)).reshape(np.shape(p))
+    found = scipy.stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)
+    return np.asarray(found).reshape(np.shape(p))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
@@ -229,7 +229,7 @@ class ClusterBootstrap:
         lower, upper = (quantile(ordered, some, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         half = t_quantile(freedom)
         low, high = point - np.maximum(upper, half) * error, point - np.minimum(lower, -half) * error
-        p = np.maximum(beyond(ordered, some, observed), 2 * stats.t.sf(np.abs(observed), freedom))
+        p = np.maximum(beyond(ordered, some, observed), 2 * scipy.stats.t.sf(np.abs(observed), freedom))
         p = np.where(np.isfinite(error), np.where(point == 0, 1.0, p), np.nan)
         return Estimate(point, low, high, p, error, influence, held)
 
@@ -310,8 +310,8 @@ class ClusterBootstrap:
             trials = min(mean * (1 - mean) / max(varies, 1e-300) * fewer, self.n)
             words = "Korn & Graubard"
         right, wrong = mean * trials, (1 - mean) * trials
-        low = stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1) if mean > 0 else 0.0
-        high = stats.beta.ppf((1 + LEVEL) / 2, right + 1, wrong) if mean < 1 else 1.0
+        low = scipy.stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1) if mean > 0 else 0.0
+        high = scipy.stats.beta.ppf((1 + LEVEL) / 2, right + 1, wrong) if mean < 1 else 1.0
         return self.counted(number(mean, low, high, self.n, f"95 % {words} over {self.clusters}"))
 
 
@@ -380,12 +380,12 @@ def area(fractions: Sequence[float], values: Array) -> Array:
 
 def t_tail(t: float, freedom: float) -> float:
     """Two-sided p-value of Student's t."""
-    return float(2 * stats.t.sf(abs(t), freedom))
+    return float(2 * scipy.stats.t.sf(abs(t), freedom))
 
 
 def t_quantile(freedom: Any) -> Any:
     """The t outside of which 1 - :data:`LEVEL` lies, for one number of degrees of freedom or an array of them."""
-    found = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    found = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)
     return found if np.ndim(found) else float(found)
 
 
@@ -431,7 +431,7 @@ def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> 
     """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def pearson(a: Array, b: Array) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from ...utils.errors import MechintError
@@ -103,7 +103,7 @@ def _one(
 def mann_whitney(f: Tensor, positive: Tensor) -> NDArray[np.float64]:
     """Two-sided p-values of AUROC = ½ for each column, normal approximation corrected for ties, [latent]."""
     sides = (f[positive].double().cpu().numpy(), f[~positive].double().cpu().numpy())
-    found = stats.mannwhitneyu(*sides, axis=0, use_continuity=False, method="asymptotic")
+    found = scipy.stats.mannwhitneyu(*sides, axis=0, use_continuity=False, method="asymptotic")
     return np.nan_to_num(np.asarray(found.pvalue), nan=1.0)  # a column of one value has no z
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...utils.errors import MechintError
@@ -35,7 +35,7 @@ def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
         few, many = sorted((a, b), key=len)
         unit = [torch.nn.functional.normalize(side.detach().double(), dim=-1).cpu().numpy() for side in (few, many)]
         cosine = unit[0] @ unit[1].T
-        found["matched"] = float(cosine[linear_sum_assignment(cosine, maximize=True)].mean())
+        found["matched"] = float(cosine[scipy.optimize.linear_sum_assignment(cosine, maximize=True)].mean())
     return found
 
 
