@@ -87,12 +87,12 @@ def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Fig
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         draw(figure)
         plain_powers(figure)
         fit_titles(figure)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        canvas.print_png(buffer, metadata={"Software": None})  # what savefig writes, which draws the figure twice
     return write_bytes(path, buffer.getvalue())
 
 
@@ -121,7 +121,10 @@ def plain_powers(figure: Figure) -> None:
 
 def fit_titles(figure: Figure) -> None:
     """Breaks titles into lines where they are wider than the room they have, so that none is cut off."""
-    figure.draw_without_rendering()  # places the panels
+    layout = figure.get_layout_engine()
+    if layout is None:
+        raise ValueError("titles are fitted to panels that a layout engine places")
+    layout.execute(figure)
     title = figure.get_suptitle()
     if title:
         figure.suptitle(_broken(figure.suptitle(title), 0.97 * figure.bbox.width))
