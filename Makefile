@@ -77,7 +77,7 @@ lint: $(READY_DEV)
 # Each ends with how many tests passed.
 PYTEST := OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 8
 check: lint
-	$(Q)$(PYTEST) --dist loadfile -m "not slow and not exhaustive"
+	$(Q)$(PYTEST) --dist loadfile -m "not slow and not exhaustive" --hypothesis-profile=quick
 
 check-all: lint
 	$(Q)$(PYTEST) --dist loadfile -m "not exhaustive"

@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from mechint.report import write_report
+from mechint.report import figure_style, write_report
+from mechint.utils.files import write_bytes
 from tests.helpers.report_runs import FILES, build_run
+
+settings.register_profile("quick", max_examples=25)  # of `make check`; mutants and `make check-all` try them all
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +27,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "stepV0"))
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files of a few bytes: most of the time of a small run would go into drawing them."""
+    monkeypatch.setattr(figure_style, "save_figure", lambda path, size, draw: write_bytes(path, b"no figure"))
 
 
 @pytest.hookimpl(tryfirst=True)

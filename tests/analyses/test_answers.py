@@ -50,6 +50,7 @@ def asked(request: pytest.FixtureRequest) -> tuple[Any, PromptLoader, PromptLoad
     return model, *loaders
 
 
+@pytest.mark.slow_except("recall|counters|greater_than|text")
 def test_every_analysis_has_one_accuracy(asked: tuple[Any, PromptLoader, PromptLoader]) -> None:
     """Over all answers of a prompt, or over the last one where an analysis asks for that alone."""
     model, train, val = asked

@@ -16,6 +16,7 @@ from mechint.scan.attention_weights import hidden_attention, states
 from mechint.utils.errors import MechintError
 from mechint.utils.memory import peak_bytes
 from tests.helpers.builders import tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 MODEL = 3
 
@@ -77,7 +78,7 @@ SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 11), st.integers(1, 4), st.
 
 
 @given(shape=SHAPES, tile=st.one_of(st.none(), st.integers(1, 12)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_reduction_equals_explicit_loops(shape: tuple[int, ...], tile: int | None) -> None:
     x = inputs(*shape)  # type: ignore[arg-type]
     alpha, size = slow(x), shape[2]
@@ -149,7 +150,7 @@ def test_bfloat16_is_computed_in_float32() -> None:
 
 
 @given(shape=SHAPES, chunk=st.integers(1, 12), data=st.data(), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_states_equal_the_recurrence(shape: tuple[int, ...], chunk: int, data: Any, dtype: torch.dtype) -> None:
     x = inputs(*shape, dtype=dtype)  # type: ignore[arg-type,misc]
     every, length = slow_states({name: value.double() for name, value in x.items()}).to(dtype), shape[1]

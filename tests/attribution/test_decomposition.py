@@ -17,9 +17,10 @@ from mechint.attribution.decomposition import Block, decompose, shapley
 from mechint.scan import hidden_attention
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(sizes=SIZES, batch=st.integers(1, 3), length=st.integers(1, 9), seed=st.integers(0, 99), double=st.booleans())
 def test_terms_add_up_to_the_output_at_any_shape(sizes: dict, batch: int, length: int, seed: int, double: bool) -> None:
     model = tiny_mamba(seed, torch.float64 if double else torch.float32, **sizes).requires_grad_(False)

@@ -16,6 +16,7 @@ from mechint.attribution.jacobians import Grams, Linearised, jacobian, lags, lin
 from mechint.models.mamba import Mamba
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 EXACT = {"atol": 1e-11, "rtol": 1e-9}
 
@@ -63,7 +64,7 @@ def prepared(model: Mamba, row: Tensor, layer: int) -> tuple[Linearised, dict[st
     return local, {name: found[f"layers.{layer}.{name}"].detach() for name in ("x", "u")}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(SIZES, st.integers(2, 7), st.sampled_from(["u", "x"]), st.sampled_from(["y", "state"]), st.data())
 def test_jacobians_are_autograds(sizes: dict[str, Any], length: int, source: str, of: str, data: Any) -> None:
     model = tiny_mamba(1, torch.float64, **sizes)
@@ -83,7 +84,7 @@ def test_jacobians_are_autograds(sizes: dict[str, Any], length: int, source: str
             torch.testing.assert_close(found[path][0, :, lag], expected, **EXACT)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(SIZES, st.integers(2, 9), st.integers(1, 5), st.sampled_from(["y", "state"]), st.data())
 def test_streamed_norms_are_those_of_the_whole(
     sizes: dict[str, Any], length: int, chunk: int, of: str, data: Any

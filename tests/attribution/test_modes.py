@@ -25,6 +25,7 @@ from mechint.attribution.modes import (
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 
 def test_the_gram_predicts_ten_thousand_real_drops() -> None:
@@ -53,7 +54,7 @@ def test_the_gram_predicts_ten_thousand_real_drops() -> None:
     assert tried >= 10_000 and worst <= 5e-7
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(SIZES, st.integers(2, 8), st.data())
 def test_gramians_are_sums_over_impulse_responses(sizes: dict[str, Any], length: int, data: Any) -> None:
     sizes["n_layer"] = 1

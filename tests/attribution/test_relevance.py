@@ -15,12 +15,13 @@ from mechint.attribution import relevance as lrp
 from mechint.attribution.relevance import relevance
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]
 
 
 @pytest.mark.parametrize(("build", "shapes"), FAMILIES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(data=st.data(), length=st.integers(1, 9), seed=st.integers(0, 99), double=st.booleans())
 def test_every_layer_adds_up_to_the_logit(
     build: Any, shapes: Any, data: Any, length: int, seed: int, double: bool

@@ -26,6 +26,7 @@ from mechint.tasks import TaskConfig
 from mechint.utils import files
 from mechint.utils.errors import MechintError
 from tests.helpers.baselines import baseline_scores
+from tests.helpers.examples import examples
 
 NAMES = list(GPT2_BLUEPRINTS)
 
@@ -34,7 +35,7 @@ def compiled(name: str, **options: Any) -> Compiled:
     return GPT2_BLUEPRINTS[name]().compile(**options)
 
 
-@pytest.mark.slow_except("(gpt2_(recall|induction|shift)|recall)")
+@pytest.mark.slow_except("gpt2_recall")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     model = compiled(name)
@@ -91,7 +92,7 @@ def test_other_sizes_of_task(blueprint: Any) -> None:
     assert found.margin >= model.truth.margin
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=examples(8), deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(NAMES),
     seed=st.integers(0, 1000),

@@ -25,6 +25,7 @@ from mechint.training.imposed_causal import INPUTS, importances, lookup, said_by
 from mechint.training.imposed_circuits import ChannelCircuit, HeadCircuit
 from mechint.training.options import MambaArchitecture, TrainConfig
 from mechint.training.trainer import new_state, one_step
+from tests.helpers.examples import examples
 from tests.helpers.imposed import TASK, few
 
 
@@ -33,7 +34,7 @@ def slow_lookup(before: list[int], values: list[int], query: list[int], position
     return [{values[j] for j in range(1, position + 1) if before[j - 1] == query[position]} for position in positions]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seed=st.integers(0, 10_000), pairs=st.integers(2, 4))
 def test_the_causal_model_by_hand(seed: int, pairs: int) -> None:
     task = Recall(dataclasses.replace(TASK, pairs=pairs, keys=9))

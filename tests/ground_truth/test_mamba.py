@@ -36,6 +36,7 @@ from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError
 from tests.helpers.baselines import baseline_scores
+from tests.helpers.examples import examples
 
 NAMES = list(BLUEPRINTS)
 EXACT = 1e-3
@@ -45,7 +46,7 @@ def compiled(name: str, **options: Any) -> Compiled:
     return BLUEPRINTS[name]().compile(**options)  # type: ignore[abstract]
 
 
-@pytest.mark.slow_except("(recall|induction|count)")
+@pytest.mark.slow_except("recall")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_answer_of_ten_thousand_prompts_is_right(name: str) -> None:
     model = compiled(name)
@@ -98,7 +99,7 @@ def test_other_sizes_of_task(blueprint: Any) -> None:
     assert found.margin >= model.truth.margin
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=examples(10), deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(NAMES),
     seed=st.integers(0, 1000),
@@ -311,7 +312,7 @@ def slow_scores(truth: Any, scores: Any) -> tuple[float, float]:
 
 
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 30), levels=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_scores_by_all_pairs(seed: int, size: int, levels: int) -> None:
     random = np.random.default_rng(seed)
     truth = random.random(size) < 0.4

@@ -14,6 +14,7 @@ import mechint
 from mechint import Edit, scan
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 CUTS = [
     {"site": "layers.1.state", "positions": [6], "sources": [2]},
@@ -31,7 +32,7 @@ def value(model: Any, ids: Tensor, site: str, *edits: Edit) -> Tensor:
 @pytest.mark.slow_where("chunked")
 @pytest.mark.parametrize("name", [name for name, reason in scan.available().items() if not reason])
 @given(sizes=SIZES, seed=st.integers(0, 50))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_identity_edits_keep_every_bit(name: str, sizes: dict, seed: int) -> None:
     with scan.using(name):
         check_identity_edits(sizes, seed)
@@ -81,7 +82,7 @@ def test_an_edit_that_matters_changes_the_logits_at_every_site(mode: str) -> Non
 
 
 @given(seed=st.integers(0, 200), at=st.integers(0, 6), layer=st.integers(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_a_replaced_state_equals_going_on_from_a_donor(seed: int, at: int, layer: int) -> None:
     """do(h_t := donor's h_t), checked by continuing from the receiver's cache with the donor's state in it."""
     model = tiny_mamba(seed, torch.float64)

@@ -19,11 +19,12 @@ from mechint import Edit, MechintError
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import Base, sweep
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
+from tests.helpers.examples import examples
 from tests.helpers.paths import ROOT
 from tests.helpers.sweeps import LENGTH, ROWS, edits, one_by_one
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data(), SIZES, st.integers(0, 10_000))
 def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: dict[str, Any], seed: int) -> None:
     model = tiny_mamba(seed, torch.float64, **sizes)

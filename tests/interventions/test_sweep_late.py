@@ -14,6 +14,7 @@ from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.sweep_cells import Cell, late_edit
 from mechint.models.mamba import Mamba
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.examples import examples
 from tests.helpers.sweeps import one_by_one
 
 BUILDERS = (tiny_mamba, tiny_gpt2, tiny_llama)
@@ -36,7 +37,7 @@ def late_edits(draw: st.DrawFn, model: Any, seed: int) -> Edit:
 
 @pytest.mark.slow_except("tiny_mamba")
 @pytest.mark.parametrize("build", BUILDERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_any_late_edits_over_any_base_equal_one_run_each(build: Any, data: st.DataObject, seed: int) -> None:
     model = build(seed, torch.float64).requires_grad_(False)

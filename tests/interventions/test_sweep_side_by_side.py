@@ -15,6 +15,7 @@ from mechint import Edit
 from mechint.interventions.sweep import Base, sweep
 from mechint.interventions.taps import SideBySide, Tap
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tokens
+from tests.helpers.examples import examples
 from tests.helpers.sweeps import one_by_one
 
 MAKERS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
@@ -22,7 +23,7 @@ LENGTH = 7
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.sampled_from(list(MAKERS)), st.integers(0, 10_000), st.sampled_from([1, 3, 60, 1024]), st.booleans())
 def test_any_starts_and_layers_and_any_wanted_positions(name: str, seed: int, together: int, local: bool) -> None:
     """Each row wants positions of its own; some of them lie before some of the starts."""

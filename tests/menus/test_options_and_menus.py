@@ -144,10 +144,11 @@ def test_generated_arguments_parse_to_what_the_menus_say(name: str, runner: str)
     arguments = mapping.arguments(menu, runner)
     flags = parser(runner).parse_args(arguments)
     passed = {argument.split("=")[0].replace("--no-", "--") for argument in arguments}
+    reached = by_flag(menu, runner)
     for group, config in CONFIGS[runner].items():
         values = from_flags(flags, config, group)
         for field in dataclasses.fields(config):
-            [item] = by_flag(menu, runner)[flag(group, field.name)]
+            [item] = reached[flag(group, field.name)]
             if flag(group, field.name) not in passed:
                 assert not item.visibility, f"{item.name} is shown and not passed on"
                 continue

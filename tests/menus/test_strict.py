@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scripts.kconfig import mapping, menus
 from scripts.kconfig.defconfigs import ConfigError, describe, find, find_all, listing
 from scripts.kconfig.loading import Menu, check_together, load, minimal, save, write
+from tests.helpers.examples import examples
 from tests.helpers.paths import ROOT
 
 ON = "CONFIG_KNLP_MECHINT=y\n"
@@ -91,13 +92,13 @@ def test_comments_and_blank_lines_are_fine(tmp_path: Path) -> None:
     assert load(ROOT, tmp_path / "file").syms["BATCH_SIZE"].str_value == "9"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.integers(-10, 70000))
 def test_a_whole_number_is_taken_exactly_within_its_range(number: int) -> None:
     _taken("CONFIG_BATCH_SIZE", str(number), 1 <= number <= 65536, number)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.floats(-1, 12, allow_nan=False))
 def test_a_fraction_is_taken_exactly_within_its_range(number: float) -> None:
     _taken("CONFIG_KNLP_MECHINT_SSM_LR", f'"{number!r}"', 1e-5 <= number <= 10, number)

@@ -21,6 +21,7 @@ from mechint.models.parts.attention import grown
 from mechint.utils.errors import MechintError
 from tests.helpers import gpt2_oracle
 from tests.helpers.builders import GPT2_SIZES, tiny_gpt2, tokens
+from tests.helpers.examples import examples
 from tests.helpers.steps import by_steps
 from tests.helpers.sweeps import LENGTH, ROWS, edits, one_by_one
 
@@ -32,7 +33,7 @@ def value(model: Any, ids: Tensor, site: str, *edits: Edit) -> Tensor:
 
 
 @given(sizes=GPT2_SIZES, batch=st.integers(1, 3), length=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int) -> None:
     model = tiny_gpt2(seed, torch.float64, **sizes)
     ids = tokens(batch, length, seed)
@@ -47,7 +48,7 @@ def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int
 
 
 @given(sizes=GPT2_SIZES, seed=st.integers(0, 50))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_recording_and_identity_edits_keep_every_bit(sizes: dict, seed: int) -> None:
     model, ids = tiny_gpt2(seed, **sizes), tokens(2, 7, seed)
     with torch.no_grad():
@@ -240,7 +241,7 @@ def test_gradients_flow_through_every_site_and_edit() -> None:
         assert gradient.abs().sum() > 0, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data(), GPT2_SIZES, st.integers(0, 10_000))
 def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: dict[str, Any], seed: int) -> None:
     model = tiny_gpt2(seed, torch.float64, **sizes)

@@ -17,6 +17,7 @@ from mechint.interventions.gradients import gradients
 from mechint.interventions.sweep import sweep
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.helpers.builders import LLAMA_SIZES, tiny_llama, tokens
+from tests.helpers.examples import examples
 from tests.helpers.llama_oracle import oracle
 from tests.helpers.parity import gradients as parameter_gradients
 from tests.helpers.refusals import refusal
@@ -26,7 +27,7 @@ from tests.helpers.sweeps import LENGTH, ROWS, edits, one_by_one
 
 
 @given(sizes=LLAMA_SIZES, batch=st.integers(1, 2), length=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int) -> None:
     model, ids = tiny_llama(seed, torch.float64, **sizes), tokens(batch, length, seed)
     with torch.no_grad():
@@ -41,7 +42,7 @@ def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int
 
 @pytest.mark.slow
 @given(sizes=LLAMA_SIZES, seed=st.integers(0, 50))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_recording_and_identity_edits_keep_every_bit(sizes: dict, seed: int) -> None:
     model, ids = tiny_llama(seed, **sizes), tokens(2, 7, seed)
     with torch.no_grad():
@@ -71,7 +72,7 @@ def test_prefill_and_token_by_token_agree_under_an_edit_that_matters(name: str) 
     assert not changed[:2].any() and changed[2:].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.data(), LLAMA_SIZES, st.integers(0, 10_000))
 def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: dict[str, Any], seed: int) -> None:
     model, prompts = tiny_llama(seed, torch.float64, **sizes), tokens(ROWS, LENGTH, seed)
@@ -93,7 +94,7 @@ def test_gradients_of_all_sites_at_once_are_those_of_each() -> None:
         assert float((expected - found[name]).abs().max()) <= 1e-12 and found[name].any(), name
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=examples(10), deadline=None, derandomize=True)
 @given(sizes=LLAMA_SIZES, seed=st.integers(0, 99))
 def test_parity_with_transformers(sizes: dict[str, Any], seed: int) -> None:
     transformers = pytest.importorskip("transformers")

@@ -12,10 +12,11 @@ import mechint
 from mechint.utils.errors import MechintError
 from tests.helpers import oracle
 from tests.helpers.builders import SIZES, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 
 @given(sizes=SIZES, batch=st.integers(1, 3), length=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_every_site_equals_the_numpy_recurrence(sizes: dict, batch: int, length: int, seed: int) -> None:
     model = tiny_mamba(seed, torch.float64, **sizes)
     ids = tokens(batch, length, seed)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mechint.models.gpt2 import GPT2
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.helpers.builders import KV, tiny_gpt2, tokens
+from tests.helpers.examples import examples
 from tests.helpers.parity import gradients
 
 transformers = pytest.importorskip("transformers")
@@ -71,7 +72,7 @@ def compare(theirs: Any, dtype: torch.dtype, length: int = 11) -> tuple[float, f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(12), deadline=None, derandomize=True)
 @given(sizes=SHAPES, seed=st.integers(0, 99))
 def test_random_shapes_give_the_same_logits_and_gradients(dtype: torch.dtype, sizes: dict[str, Any], seed: int) -> None:
     compare(hf_model(seed, **sizes), dtype)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mechint.models.loading.load import from_state_dict, hf_config
 from mechint.models.mamba import Mamba
+from tests.helpers.examples import examples
 from tests.helpers.parity import gradients
 
 transformers = pytest.importorskip("transformers")
@@ -71,7 +72,7 @@ def compare(theirs: Any, length: int = 11) -> None:
         assert error <= TOLERANCE * max(1, gradient.data.abs().max().item()), (name, error)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(12), deadline=None, derandomize=True)
 @given(sizes=SHAPES, seed=st.integers(0, 99))
 def test_random_shapes_give_the_same_logits_and_gradients(sizes: dict[str, Any], seed: int) -> None:
     compare(hf_model(seed, **sizes))

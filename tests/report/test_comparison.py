@@ -74,6 +74,7 @@ def study(tmp_path: Path, variants: list[str]) -> list[Path]:
     return runs
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_variants_are_named_and_held_against_training_seeds(tmp_path: Path) -> None:
     seeds = ["baseline", "seed=1", "seed=2", "seed=3"]
     runs = study(tmp_path, [*seeds, *(f"kv=tied+{s}" if "=" in s else "kv=tied" for s in seeds)])

@@ -71,6 +71,7 @@ def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_a_glob_is_analysed_in_natural_order_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (10, 2):
         checkpoint(tmp_path / f"models/final_model_stepV{step}.pt", seed=step)
@@ -133,6 +135,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None
 TRACE = TraceConfig(prompts=8, eval_prompts=8, draws=1, sites="resid_post", sever="", bootstrap=100)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_analysis_that_fails_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +152,7 @@ def test_an_analysis_that_fails_takes_no_other_with_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_an_analysis_with_models_of_its_own_that_fails_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +250,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_masks_are_not_kept_when_they_are_not_wanted(tmp_path: Path) -> None:
     run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", save_masks=False))
     assert not (tmp_path / "out/final_masks.pt").exists()
@@ -451,6 +456,7 @@ def test_an_analysis_with_models_of_its_own_is_an_experiment_of_its_own(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_a_baseline_is_compared_with_one_checkpoint(tmp_path: Path) -> None:
     for name in ("a", "b"):
         checkpoint(tmp_path / f"{name}.pt", seed=ord(name))

@@ -29,10 +29,13 @@ from mechint.utils.rundir import body
 from tests.helpers.experiments import SSM, checkpoint
 from tests.helpers.experiments import experiment as asked
 
+PLAIN: dict[str, Any] = dict.fromkeys(("visualize_heatmaps", "visualize_curves", "visualize_faithfulness"), False)
+"""Pages without figures, which take longer than such a search."""
+
 
 def experiment(path: Path, output: Path, **changes: Any) -> Experiment:
     """A small search with as many prompts as show an effect."""
-    return asked(path, output, **{"eval_prompts": 96, **changes})
+    return asked(path, output, **{"eval_prompts": 96, **PLAIN, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_a_moved_checkpoint_or_text_is_the_same_and_a_changed_one_is_not(
     ssm = dataclasses.replace(SSM, search="budget", budget=4, removed_units=0, eval_prompts=96)
 
     def request(model: Path, text: Path) -> bool:
-        run = RunConfig(checkpoint=str(model), output_dir=str(tmp_path / "out"), batch_size=8)
+        run = RunConfig(checkpoint=str(model), output_dir=str(tmp_path / "out"), batch_size=8, **PLAIN)
         try:
             run_experiment(Experiment(run, TaskConfig(name="text", text=str(text), length=8), {"ssm": ssm}))
         except MechintError as error:

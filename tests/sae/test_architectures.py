@@ -20,6 +20,7 @@ from mechint.sae.formats import saelens as files
 from mechint.sae.jumprelu import BANDWIDTH
 from mechint.sae.matryoshka import nested
 from mechint.utils.errors import MechintError
+from tests.helpers.examples import examples
 from tests.helpers.sae import inputs, small
 
 
@@ -87,7 +88,7 @@ def test_batch_topk_keeps_k_on_average_and_its_threshold_follows() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(rows=st.integers(1, 200), k=st.integers(1, 40), chunk=st.integers(1, 500), seed=st.integers(0, 99))
 def test_calibration_gives_k_active_latents_on_average(
     architecture: str, rows: int, k: int, chunk: int, seed: int
@@ -178,7 +179,7 @@ def test_the_auxiliary_loss_moves_dead_latents_and_no_others(architecture: str) 
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     architecture=st.sampled_from(["topk", "batch_topk"]),
     rows=st.integers(1, 300),
@@ -213,7 +214,7 @@ def test_the_sparse_step_equals_the_dense_one(
 
 
 @pytest.mark.skipif(bool(sparse.missing()), reason="no C compiler")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rows=st.integers(1, 40), width=st.integers(1, 150), half=st.floats(1e-3, 3.0), seed=st.integers(0, 999))
 def test_jumprelu_in_two_passes_is_jumprelu(rows: int, width: int, half: float, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)

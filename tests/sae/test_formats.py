@@ -22,6 +22,7 @@ from mechint import MechintError, sae
 from mechint.sae.base import SAEConfig
 from tests.golden.sae.ours import ARCHITECTURES, example
 from tests.helpers.dictionary_files import GOLDEN, LOAD
+from tests.helpers.examples import examples
 
 SAVE = {
     "saelens": sae.save, "dictionary_learning": sae.save_dictionary_learning, "sparsify": sae.save_sparsify,
@@ -52,7 +53,7 @@ def test_every_architecture_of_theirs_is_here() -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     architecture=st.sampled_from(ARCHITECTURES), library=st.sampled_from(sorted(SAVE)), subtract=st.booleans(),
     unit=st.booleans(), seed=st.integers(0, 1000),

@@ -15,6 +15,7 @@ from mechint import Edit, scan
 from mechint.interventions.taps import Tap
 from mechint.models import mamba
 from tests.helpers.builders import tiny_mamba, tokens
+from tests.helpers.examples import examples
 from tests.helpers.scans import drawn
 
 native = pytest.mark.skipif(bool(scan.available()["native"]), reason="no C compiler")
@@ -38,7 +39,7 @@ def test_elementwise_parts_over_their_range(ours: Any, exact: Any) -> None:
     seed=st.integers(0, 999),
 )
 @example(sizes=(2, 150, 19, 4), biased=True, seed=0)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_the_convolution_and_its_gradients(sizes: tuple[int, ...], biased: bool, seed: int) -> None:
     """Against torch's own, in float64 (its plain form here) and float32 (C, where there is a compiler)."""
     batch, length, channels, taps = sizes
@@ -74,7 +75,7 @@ def test_gradients_of_elementwise_parts(part: Any) -> None:
     go_on=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_one_pass_is_step_by_step_to_the_bit(
     sizes: tuple[int, ...], rows: tuple[int, int], go_on: bool, seed: int
 ) -> None:

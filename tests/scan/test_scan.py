@@ -15,6 +15,7 @@ from mechint.scan import chunked, native, recurrence
 from mechint.scan.selective import selective_scan
 from mechint.utils.errors import MechintError
 from mechint.utils.memory import peak_bytes
+from tests.helpers.examples import examples
 from tests.helpers.scans import Inputs, inputs, plain, with_gradients
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))
@@ -22,7 +23,7 @@ BACK_ENDS = [name for name, reason in scan.available().items() if not reason]
 
 
 @given(shape=SHAPES, steps=st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_chunked_values_and_gradients_equal_the_recurrence(shape: tuple[int, ...], steps: int) -> None:
     args = inputs(*shape, torch.float64)  # type: ignore[arg-type]
     saved, chunked.CHUNK_BYTES = chunked.CHUNK_BYTES, steps * args[5].numel() * 8
@@ -41,7 +42,7 @@ def test_chunked_values_and_gradients_equal_the_recurrence(shape: tuple[int, ...
     threads=st.integers(1, 3),
     groups=st.integers(1, 6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_native_values_and_gradients_equal_the_recurrence_in_float64(
     shape: tuple[int, ...], threads: int, groups: int
 ) -> None:

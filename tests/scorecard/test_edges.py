@@ -34,6 +34,7 @@ def test_every_compiled_mamba_has_its_edges() -> None:
     assert set(NEEDED) == {name for name in BLUEPRINTS if compiled(name).model.config.family == "mamba"}
 
 
+@pytest.mark.slow_except("shift|count|recall")
 @pytest.mark.parametrize("name", list(NEEDED))
 def test_each_declared_flow_is_needed_and_all_others_are_not(name: str) -> None:
     model = compiled(name)

@@ -67,6 +67,7 @@ def test_what_is_declared_is_of_compiled_models() -> None:
     assert set(ONE_WAY) | set(SHARES) <= set(NEEDED)
 
 
+@pytest.mark.slow_except("gpt2_(latch|induction|recall)")
 @pytest.mark.parametrize("name", list(NEEDED))
 def test_each_declared_flow_is_needed_and_all_others_are_not(name: str) -> None:
     model = compiled(name)
@@ -91,6 +92,7 @@ def test_each_declared_flow_is_needed_and_all_others_are_not(name: str) -> None:
     assert margins(model.model, prompts, rest)[0].min() > model.truth.margin - 1e-2
 
 
+@pytest.mark.slow_except("gpt2_(latch|count)")
 @pytest.mark.parametrize("name", list(ONE_WAY))
 def test_prompts_that_are_left_out_have_a_second_way(name: str) -> None:
     """Some flow of them that would be declared can be cut one way or the other, and the answer stays right."""

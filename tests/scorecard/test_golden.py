@@ -35,13 +35,13 @@ FLOORS = [
 ]
 
 
-@pytest.mark.slow_except("recall-(?!search_[rc]).*|gpt2_count-(?!search).*")
+@pytest.mark.slow_except("recall-(?!search_[rc]).*|gpt2_count-(attribution_counterfactual_size|causal_necessary)")
 @pytest.mark.parametrize(("name", "method"), [floor for floor in FLOORS if floor[0] not in IMPOSED])
 def test_no_score_of_units_falls(name: str, method: str) -> None:
     assert fallen(golden.units(name, method), STORED["units"][name][method]) == {}
 
 
-@pytest.mark.slow_where("siit_gpt2_recall-search")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -60,12 +60,14 @@ def test_size_gives_nothing_away(name: str) -> None:
     assert not any(golden.units(name, method)["exact"] for method in ("weight_magnitude", "activation_magnitude"))
 
 
+@pytest.mark.slow_where("siit")
 @pytest.mark.parametrize("name", golden.UNITS)
 def test_every_method_that_is_asked_has_a_stored_score(name: str) -> None:
     assert list(STORED["units"][name]) == golden.asked(name)
     assert set(STORED["units"][name]) <= set(METHODS)
 
 
+@pytest.mark.slow_where("siit")
 @pytest.mark.parametrize("name", golden.UNITS)
 def test_no_trace_points_elsewhere(name: str) -> None:
     assert fallen(golden.places(name), STORED["positions"][name]) == {}

@@ -171,7 +171,7 @@ def test_a_real_effect_is_found_and_a_prompt_s_own_twin_does_nothing() -> None:
     assert same_twins(model, task, 4, 0) == 0.0
 
 
-@pytest.mark.slow_except("random")
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["compiled", "random"])
 def test_false_positives_are_at_the_nominal_level(weights: str) -> None:
     """At most 0.07, and one standard error of 200 samples; of effects that take few values, which are a compiled

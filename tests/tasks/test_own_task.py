@@ -107,6 +107,7 @@ def test_options_of_other_tasks_are_no_part_of_a_request() -> None:
     assert request(own) == request(TraceConfig(window=3)) and elsewhere(own) == TraceConfig(window=3)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_first_look_is_drawn_again_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make mechint MODELS=<its finished analysis>`: no checkpoint is looked for, and no model asked for its answer."""
     run = build_run(tmp_path / "mechint_analysis_mamba_130m" / "ssm", checkpoint="state-spaces/mamba-130m-hf")

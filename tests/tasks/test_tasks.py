@@ -14,6 +14,7 @@ from mechint.tasks import SPLITS, Prompts, Task, TaskConfig, make_task, mix
 from mechint.tasks.facts import Facts, invented
 from mechint.tasks.text import read_text
 from mechint.utils.errors import MechintError
+from tests.helpers.examples import examples
 from tests.helpers.task_configs import CONFIGS, SYNTHETIC
 
 
@@ -110,7 +111,7 @@ def test_answers_and_twins_are_right(name: str, split: str) -> None:
     length=st.integers(4, 40),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_sizes_give_right_prompts_or_one_line(pairs: int, keys: int, values: int, length: int, seed: int) -> None:
     for name in ("recall", "induction", "selective_copy"):
         try:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mechint.tasks import SPLITS, Task, TaskConfig, make_task
 from mechint.utils.errors import MechintError
+from tests.helpers.examples import examples
 
 
 def solve(task: Task, tokens: list[int], config: TaskConfig) -> int:
@@ -38,7 +39,7 @@ CONFIGS: Any = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(CONFIGS, st.sampled_from(SPLITS), st.integers(0, 99))
 def test_answers_are_right_and_twins_differ(config: TaskConfig, split: str, seed: int) -> None:
     task = make_task(config)

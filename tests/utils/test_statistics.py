@@ -29,6 +29,7 @@ from mechint.utils.statistics import (
     t_quantile,
     t_tail,
 )
+from tests.helpers.examples import examples
 
 POPULATIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
@@ -338,7 +339,7 @@ def test_adjusted_p_values_are_those_of_a_slow_hand_written_step_down(side: str)
         assert max_t(x, np.arange(n), 150, 3, side) == pytest.approx(by_hand(x, 150, 3, side))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_a_cell_is_significant_alone_exactly_where_its_interval_leaves_zero_out(data: st.DataObject) -> None:
     """Interval and p are of one statistic: of clusters of any size, of means and ratios, with prompts that lack it."""

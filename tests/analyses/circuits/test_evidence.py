@@ -25,6 +25,7 @@ from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.circuits import KEPT, SMALL, bench, known_circuit, loaders, truth
+from tests.helpers.examples import examples
 
 
 @pytest.mark.parametrize("unit", list(SSM_UNITS))
@@ -171,7 +172,7 @@ def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 99), count=st.integers(2, 60), share=st.floats(0.02, 0.98), scale=st.floats(0.1, 30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_the_budget_is_met_exactly(seed: int, count: int, share: float, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, generator=generator, dtype=torch.float64) * scale
@@ -208,7 +209,7 @@ def test_gates_start_in_the_order_of_the_scores() -> None:
 
 
 @given(count=st.integers(1, 28), seed=st.integers(0, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_top_and_random_keep_exactly_what_is_asked(count: int, seed: int) -> None:
     units = Units(tiny_mamba(), SSM_UNITS["channel"])
     scores = torch.randn(28, generator=torch.Generator().manual_seed(seed)).round()
@@ -258,7 +259,7 @@ def test_the_circuit_has_exactly_the_size_of_the_budget(budget: int) -> None:
     assert any("Stability was not measured" in note for note in results["notes"])
 
 
-@pytest.mark.slow_except("layer-loss")
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["answer_logprob", "loss"])
 @pytest.mark.parametrize("unit", ["path", "layer"])
 def test_other_metrics_and_units(metric: str, unit: str) -> None:

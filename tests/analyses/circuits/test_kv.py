@@ -146,7 +146,7 @@ def test_the_achieved_sparsity_is_the_target_to_one_unit(sparsity: float) -> Non
     assert abs(results["sparsity"]["achieved"] - sparsity) <= 1 / 48
 
 
-@pytest.mark.slow_except("kv-kl_div")
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["kl_div", "loss", "accuracy", "perplexity", "logit_diff"])
 @pytest.mark.parametrize("unit", ["kv", "head"])
 def test_every_metric(metric: str, unit: str) -> None:

@@ -65,6 +65,12 @@ def circuit(compiled: Compiled, method: str, **changes: Any) -> CircuitAnalyzer:
     return analyzer
 
 
+@functools.cache
+def ranked(name: str, method: str) -> CircuitAnalyzer:
+    """The circuit of a ranking that two tests look at."""
+    return circuit(known(name), method)
+
+
 def column(analyzer: CircuitAnalyzer, name: str) -> torch.Tensor:
     return torch.cat([entry[name].flatten() for entry in analyzer.masks.values()])
 
@@ -77,10 +83,18 @@ RANKINGS = [
 ]
 
 
+FEW = (
+    "latch-(attribution|removal|patching_noise|causal_necessary|weight_magnitude|random|delta_gradient|rollout)"
+    "|gpt2_most_recent-(attribution_size|patching_noise|gradient_x_activation)"
+)
+"""A method of each kind; the scores of all of them on other models are in tests/scorecard/test_golden.py."""
+
+
+@pytest.mark.slow_except(FEW)
 @pytest.mark.parametrize(("name", "method"), RANKINGS)
 def test_the_circuit_of_a_ranking_is_the_top_of_its_order_and_is_judged_as_any_other(name: str, method: str) -> None:
     compiled = known(name)
-    analyzer = circuit(compiled, method)
+    analyzer = ranked(name, method)
     metrics, scores, mask = analyzer.results["metrics"], column(analyzer, "logits"), column(analyzer, "mask")
     size = int(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual").sum())
     assert metrics["units_kept"]["value"] == int(mask.sum()) == size
@@ -102,6 +116,7 @@ SAME = {
 """Methods of circuits, and the rows of the scorecard that ask them with the same ablation or with none."""
 
 
+@pytest.mark.slow_except(FEW)
 @pytest.mark.parametrize(
     ("name", "method"), [(n, m) for n, m in RANKINGS if m in SAME and ROWS[SAME[m]].fits(known(n).model)]
 )
@@ -110,7 +125,7 @@ def test_scores_are_those_of_the_scorecard(name: str, method: str) -> None:
     scored = ROWS[SAME[method]].scores(
         compiled.model, compiled.task, Budget(1, PROMPTS, PROMPTS, 10, compiled.unit)
     )  # fmt: skip
-    assert torch.equal(column(circuit(compiled, method), "logits"), scored.flatten())
+    assert torch.equal(column(ranked(name, method), "logits"), scored.flatten())
 
 
 def test_every_row_of_the_scorecard_asks_a_method_that_a_circuit_can_choose() -> None:

@@ -17,6 +17,7 @@ from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.circuits import KEPT, SMALL, bench, known_circuit, loaders, truth
 
 
+@pytest.mark.slow_except("(kl|logit_diff)-channel|loss-path|kl-layer|accuracy-mode")
 @pytest.mark.parametrize("unit", ["channel", "path", "layer", "mode"])
 @pytest.mark.parametrize("metric", ["kl", "loss", "accuracy", "logit_diff"])
 def test_a_sweep_over_the_circuit_equals_one_measurement_for_each_unit(unit: str, metric: str) -> None:

@@ -88,7 +88,7 @@ def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkey
     )
 
 
-@pytest.mark.slow_except("101")
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [100, 101])
 def test_a_circuit_whose_parts_do_harm_is_found(seed: int) -> None:
     """With mean ablation, any part of this circuit is further from the model than none, and all gradients mislead."""
@@ -165,7 +165,7 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
     assert score_units(mask, found, "mask search").auroc == 1.0
 
 
-@pytest.mark.slow_except("budget")
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["budget", "smallest"])
 def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where the search for the smallest tries sizes at which no circuit does, nor for random weights."""

@@ -15,6 +15,7 @@ import mechint
 from mechint.analyses.comparison.cost import flops, measure, memory_bytes, parameters, token_bytes
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 FAMILIES = [(tiny_mamba, SIZES), (tiny_gpt2, GPT2_SIZES), (tiny_llama, LLAMA_SIZES)]
 
@@ -32,7 +33,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 @pytest.mark.parametrize(("build", "shapes"), FAMILIES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(data=st.data(), length=st.integers(1, 12))
 def test_flops_of_products_are_what_torch_counts(build: Any, shapes: Any, data: Any, length: int) -> None:
     model = build(**data.draw(shapes)).requires_grad_(False)
@@ -60,7 +61,7 @@ def test_flops_of_the_scan_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("build", "shapes"), FAMILIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(data=st.data(), length=st.integers(1, 12), double=st.booleans())
 def test_memory_is_that_of_the_cache(build: Any, shapes: Any, data: Any, length: int, double: bool) -> None:
     model = build(0, torch.float64 if double else torch.float32, **data.draw(shapes)).requires_grad_(False)

@@ -17,6 +17,7 @@ from mechint.analyses.dictionaries.evaluation import Windows
 from mechint.utils.multiple_tests import benjamini_hochberg
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.helpers.dictionaries import dictionary
+from tests.helpers.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_refusals() -> None:
 # ---- labels -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seed=st.integers(0, 999), ours=st.integers(1, 9), others=st.integers(1, 9), levels=st.integers(1, 4))
 def test_auroc_is_the_share_of_pairs_in_order(seed: int, ours: int, others: int, levels: int) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from mechint import Edit, MechintError, run
 from mechint.analyses.dictionaries.baselines import Moments, baselines_at
 from mechint.analyses.dictionaries.evaluation import Windows, evaluate, evaluate_all, largest_cosine
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.examples import examples
 
 DRAWS = 200
 
@@ -81,7 +82,7 @@ def test_perfect_dictionary_recovers_all_and_the_mean_recovers_nothing(builder: 
     assert any(note.startswith("reconstruction_bias was not measured") for note in zero["notes"])
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(5), deadline=None)
 @given(seed=st.integers(0, 99), rows=st.lists(st.integers(1, 3), min_size=1, max_size=3), length=st.integers(3, 8))
 def test_every_number_is_that_of_a_plain_loop(seed: int, rows: list[int], length: int) -> None:
     """One position at a time in float64, with positions left out and rows that share a document."""

@@ -18,13 +18,14 @@ from mechint.analyses.dictionaries.features import BINS, Wanted, read_features, 
 from mechint.analyses.dictionaries.logits import direct_map, extreme_tokens
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.dictionaries import dictionary
+from tests.helpers.examples import examples
 
 
 def spell(token: int) -> str:
     return f"<{token}>"
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 @given(
     seed=st.integers(0, 99), cuts=st.sets(st.integers(1, 7), max_size=3), length=st.integers(4, 9),
     top=st.integers(1, 4), before=st.integers(0, 3), after=st.integers(0, 2),

@@ -94,6 +94,7 @@ def test_labels_are_read_where_the_answers_are() -> None:
     assert labels_of(made, model, "layers.0.resid_pre", few, few, task) is None
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.slow_except("True")
 @pytest.mark.parametrize("given", [False, True])
 def test_the_analysis_reads_and_reports(tmp_path: Path, given: bool) -> None:

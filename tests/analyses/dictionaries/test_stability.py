@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from mechint import MechintError
 from mechint.analyses.dictionaries.stability import agreement, stability
+from tests.helpers.examples import examples
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(rows=st.integers(1, 5), more=st.integers(0, 2), seed=st.integers(0, 10_000))
 def test_no_one_to_one_matching_is_better(rows: int, more: int, seed: int) -> None:
     """The mean cosine under the best of all matchings, each tried; the larger side may keep directions for itself."""

@@ -51,7 +51,7 @@ def last(model: Any, prompts: Prompts, row: int, metric: str, edits: list[Edit],
     return float(metric_by_hand(metric, logits, one))
 
 
-@pytest.mark.slow_where("tiny_mamba-out,state,conv-kept-2")
+@pytest.mark.slow_where("tiny_mamba-out,state,conv-kept-2|llama")
 @pytest.mark.parametrize(
     ("family", "flow", "decay", "window"),
     [
@@ -93,6 +93,7 @@ def test_every_cell_of_the_flow_is_one_run_by_hand(family: Any, flow: str, decay
                     assert float(found[k, layer, c, row]) == pytest.approx(lost, rel=0, abs=1e-10)
 
 
+@pytest.mark.slow_where("llama")
 @pytest.mark.parametrize(
     ("family", "units", "metric"),
     [
@@ -124,6 +125,7 @@ def test_every_unit_is_one_run_by_hand(family: Any, units: str, metric: str) -> 
                     assert got == pytest.approx(value, rel=0, abs=1e-10), (name, site, unit)
 
 
+@pytest.mark.slow_where("llama")
 @pytest.mark.parametrize(
     ("family", "units"), [(tiny_mamba, "gated,state,B"), (tiny_gpt2, "head_out,mlp_post"), (tiny_llama, "usual")]
 )

@@ -73,6 +73,7 @@ def test_a_report_of_one_part_alone(tmp_path: Path) -> None:
         assert write_report(tmp_path / name)[-1].name == "report.html"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_means_need_no_twins_and_their_results_say_what_they_are(tmp_path: Path) -> None:
     model = tiny_mamba(1).requires_grad_(False)
     config = dataclasses.replace(SMALL, values="mean", flow="out", units="gated", max_units=9)

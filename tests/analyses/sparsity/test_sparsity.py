@@ -20,6 +20,7 @@ from mechint.analyses.sparsity.results import disagreements, profile
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
+from tests.helpers.examples import examples
 from tests.helpers.sparsity import SMALL, loaders
 
 
@@ -42,7 +43,7 @@ def by_formula(name: str, x: np.ndarray, of: Scale) -> float:
     return float((size < limit).mean())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(units=st.integers(2, 12), seed=st.integers(0, 999), power=st.integers(-6, 6), zeros=st.floats(0, 0.7))
 def test_every_measure_is_its_formula(units: int, seed: int, power: int, zeros: float) -> None:
     random = torch.Generator().manual_seed(seed)

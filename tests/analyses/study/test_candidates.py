@@ -45,6 +45,7 @@ from mechint.utils.errors import MechintError
 from mechint.utils.multiple_tests import holm
 from mechint.utils.statistics import draws_needed, rank_correlation
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
+from tests.helpers.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_sources_propose_the_known_units_and_agree(known: Any) -> None:
     assert candidates[-1].evidence < 1e-6 and all(table[i][i] == pytest.approx(1.0) for i in range(len(table)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(2, 9), st.data())
 def test_bases_are_orthonormal_and_overlap_is_a_share(width: int, data: Any) -> None:
     rank = data.draw(st.integers(1, width))

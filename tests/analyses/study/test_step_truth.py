@@ -26,6 +26,7 @@ def with_blind(found: Compiled, at: int, blind: tuple[str, ...]) -> GroundTruth:
     return dataclasses.replace(found.truth, parts=tuple(parts))
 
 
+@pytest.mark.slow_except("shift|count|recall")
 @pytest.mark.parametrize("name", MAMBAS)
 def test_a_step_is_declared_to_carry_something_where_it_does_and_nowhere_else(name: str) -> None:
     found = compiled(name)
