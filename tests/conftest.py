@@ -16,7 +16,7 @@ from tests.helpers.report_runs import FILES, build_run
 settings.register_profile("quick", max_examples=25)  # of `make check`; mutants and `make check-all` try them all
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its report written; tests that change files take a copy."""
     run = build_run(tmp_path_factory.mktemp("runs") / "stepV0")

@@ -76,6 +76,7 @@ def refused(name: str, config: TaskConfig) -> bool:
     return analyses()[name].refuse(options_of(analyses()[name]), config) is not None
 
 
+@pytest.mark.slow_except("ssm|kv|compare")
 @pytest.mark.parametrize("name", QUICK)
 def test_an_analysis_counts_right_answers_as_everybody(name: str, tmp_path: Path) -> None:
     """On a task with several right answers, where five definitions of accuracy once differed."""

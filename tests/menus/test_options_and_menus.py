@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,16 @@ def test_a_help_begins_with_the_sentence_of_its_option(
     assert said.startswith(begins) and not said[len(begins) : len(begins) + 1].isalnum(), (option.help, help_text(item))
 
 
+@functools.lru_cache(maxsize=1)
+def loaded(name: str) -> Menu:
+    """The menus of one experiment, which each runner is asked about in turn."""
+    return load(ROOT, find_all(ROOT)[name])
+
+
 @pytest.mark.parametrize("runner", mapping.RUNNERS)
 @pytest.mark.parametrize("name", find_all(ROOT))
 def test_generated_arguments_parse_to_what_the_menus_say(name: str, runner: str) -> None:
-    menu = load(ROOT, find_all(ROOT)[name])
+    menu = loaded(name)
     arguments = mapping.arguments(menu, runner)
     flags = parser(runner).parse_args(arguments)
     passed = {argument.split("=")[0].replace("--no-", "--") for argument in arguments}

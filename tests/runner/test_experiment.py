@@ -310,7 +310,7 @@ def mounted(kind: str, target: Path) -> bool:
     return subprocess.run(["mount", *options, "tmpfs", str(target)], capture_output=True).returncode == 0
 
 
-@pytest.mark.slow_where("full")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
     path, disk = checkpoint(tmp_path / "a.pt"), tmp_path / "disk"

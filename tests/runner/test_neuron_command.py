@@ -56,7 +56,7 @@ def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_p
     assert entry["efficiency_measured"]
 
 
-@pytest.mark.slow_except("more1.*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -69,6 +69,7 @@ def quiet_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     tiny: Path, quiet_wandb: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.slow_except("one shape")
+@pytest.mark.slow
 @pytest.mark.skipif(INSIDE or CUDA, reason="the kernels' tests run in this very process")
 @pytest.mark.parametrize(
     "chosen", [pytest.param(["-k", "float64 and sizes1"], id="one shape"), pytest.param([], id="all")]

@@ -75,7 +75,7 @@ FLOORS = {
 """AUROC on seed 100 below which no method may fall."""
 
 
-@pytest.mark.slow_except("induction")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOORS)
 def test_no_score_of_edges_falls(name: str) -> None:
     found = {row["method"]: row for row in score_edges(compiled(name), 2, 48, SEED, FLOORS[name])}

@@ -136,6 +136,7 @@ def test_a_probe_that_is_always_right_is_not_certain() -> None:
     assert found.selectivity["low"] < found.selectivity["value"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_one_prompt_has_no_interval_anywhere(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

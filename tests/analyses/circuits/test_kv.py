@@ -31,6 +31,7 @@ from tests.helpers.builders import tiny_gpt2, tiny_llama
 from tests.helpers.kv import KEYS, SMALL, TASK, VALUES, bench, known_circuit, loaders, truth
 
 
+@pytest.mark.slow_where("resample|zero")
 @pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
 @pytest.mark.parametrize("unit", list(KV_UNITS))
 @pytest.mark.parametrize("ablation", ["mean", "resample", "counterfactual", "zero"])

@@ -108,6 +108,7 @@ def test_a_circuit_that_overshoots_the_model_is_not_the_better_one(monkeypatch: 
     assert torch.equal(analyzer.by_size(test, [9], -truth(), {})[9], high)
 
 
+@pytest.mark.slow_except("True")
 @pytest.mark.parametrize("back", [True, False])
 def test_searches_that_found_nothing_say_nothing_of_stability(back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechint.analyses.circuits.search.learning.Search.settle", lambda self: back)

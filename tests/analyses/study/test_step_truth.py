@@ -62,6 +62,7 @@ def test_holding_the_step_finds_the_channels_whose_step_selects(name: str) -> No
     assert scored(compiled(name), "delta_do_mean", METHODS["delta_do_mean"], SMALL)["exact"]
 
 
+@pytest.mark.slow
 def test_a_method_is_not_asked_where_nothing_is_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*CONSTANT, "shift"):
         assert not compiled(name).truth.mask(compiled(name).model, "channel", "step_mean").any()
