@@ -74,3 +74,13 @@ def legible(texts: dict[int, str]) -> dict[int, str]:
         shown = bool(character) and (character.isprintable() or character in "\n\t\r")
         plain[token] = character if shown else f"⟨{token}⟩"
     return plain
+
+
+METRICS = {
+    "kl": ("KL to the full model", "nats"),
+    "logit_diff": ("logit difference", "logits"),
+    "answer_logprob": ("log-probability of the answer", "nats"),
+    "loss": ("loss", "nats"),
+    "perplexity": ("perplexity", ""),
+    "accuracy": ("accuracy", ""),
+}

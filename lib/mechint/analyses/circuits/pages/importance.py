@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ....report import figure_style as style
-from ....report.words import MINUS
+from ....report.words import METRICS, MINUS
 from ..results import PATHS, SEARCH, Layer, Results, load_masks
-from .words import HEADED, METRICS, metric_name
+from .words import HEADED, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....report.values import Value
-from ....report.words import number, percent
+from ....report.words import METRICS, number, percent
 from ..results import PATHS, SEARCH, Layer, Results, Search, overlap
 
 UNITS = {
@@ -28,16 +28,6 @@ UNITS = {
 
 HEADED = ("kv", "k", "v", "q", "o")
 """Units that are dimensions of heads."""
-
-
-METRICS = {
-    "kl": ("KL to the full model", "nats"),
-    "logit_diff": ("logit difference", "logits"),
-    "answer_logprob": ("log-probability of the answer", "nats"),
-    "loss": ("loss", "nats"),
-    "perplexity": ("perplexity", ""),
-    "accuracy": ("accuracy", ""),
-}
 
 
 @dataclass(frozen=True)
