@@ -47,6 +47,7 @@ UNITS = {"name": "head_out", "axis": "head", "layers": 2, "per_layer": 4, "layer
 PATCH: Json = {
     **HEADER, "analysis": "patch", "report": "patch", "metric": "logit_diff", "metrics": METRICS, "units": [UNITS],
     "flow": {"roles": ["key", "value"], "pairs": [[0, 0], [1, 0]], "paths": [{"name": "out", **grid([0.5, 0.75])}]},
+    "scale": "share of the total effect",
     "strongest": {"flow": [], "units": [{"kind": "head_out", "layer": 0, "unit": 3, "direction": "necessary",
                                          **value(0.5), "p": 0.2}]},
 }  # fmt: skip
@@ -146,9 +147,16 @@ def test_a_frame_needs_pandas_and_has_the_rows(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MechintError, match=r"pip install pandas, or take rows\(\)") as error:
         found.frame()
     one_line(error)
-    stand_in = types.SimpleNamespace(DataFrame=lambda rows, columns: (list(rows), columns))
-    monkeypatch.setitem(sys.modules, "pandas", stand_in)
-    rows, columns = found.frame()
+    seen: list[Any] = []
+
+    def frame(rows: Any, columns: list[str]) -> Any:
+        seen.extend((list(rows), columns))
+        return types.SimpleNamespace(astype=lambda kinds: kinds)
+
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=frame))
+    kinds = found.frame()
+    rows, columns = seen
+    assert set(kinds) == set(columns) and kinds["layer"] == "Int64" and kinds["p"] == "float64"
     assert columns == [field.name for field in dataclasses.fields(Row)] and len(rows) == len(found.rows())
     assert all(list(row) == columns for row in rows)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import figure_style as style
 from .finished import Drawn, FinishedRun
-from .words import Long, flat, number
+from .words import Long, flat, number, with_interval
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ class Figure:
     name: str
     caption: str
     make: Callable[[Path], Path]
-    narrow: bool = False
     kind: str = ""
     widget: Widget | None = None
 
@@ -187,9 +186,7 @@ def table_section(
     return Section(title, [*([Text(text, soft=True)] if text else []), shown if rows else Text("None.")])
 
 
-def figure(
-    name: str, caption: str, size: tuple[float, float], draw: Any, *arguments: Any, narrow: bool = False
-) -> Figure:
+def figure(name: str, caption: str, size: tuple[float, float], draw: Any, *arguments: Any) -> Figure:
     """A figure whose ``draw`` takes the arguments behind matplotlib's figure; of size in inches.
 
     It is a heat map where its name says ``map``, else a curve.
@@ -199,7 +196,7 @@ def figure(
         draw(target, *arguments)
 
     make = partial(style.save_figure, size=size, draw=drawn)
-    return Figure(name, caption, make, narrow, "heatmaps" if "map" in name else "curves")
+    return Figure(name, caption, make, "heatmaps" if "map" in name else "curves")
 
 
 def subject(raw: Mapping[str, Any]) -> str:
@@ -243,7 +240,6 @@ def how_to_repeat(run: FinishedRun) -> list[Section]:
     ]
 
 
-def between(entry: dict[str, Any], digits: int = 3) -> str:
-    """``0.412 [0.38, 0.44]`` of a reported number."""
-    value, low, high = (number(entry[key], digits) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+def between(entry: dict[str, Any]) -> str:
+    """``0.412 [0.380, 0.440]`` of a reported number."""
+    return with_interval(entry["value"], entry["low"], entry["high"])

@@ -60,12 +60,12 @@ def of_block(block: Block, drawn: Mapping[str, Path]) -> str:
         case Links(items):
             links = (f'<li><a href="{escape(address)}">{escape(title)}</a></li>' for title, address in items)
             return f"<ul>{''.join(links)}</ul>" if items else ""
-        case Figure(name, caption, _, narrow):
+        case Figure(name, caption):
             if name not in drawn:
                 return ""
             if block.widget:
                 return f"<figure>{of_widget(block.widget)}<figcaption>{escape(caption)}</figcaption></figure>"
-            return picture(drawn[name], caption, narrow)
+            return picture(drawn[name], caption)
         case Widget():
             return of_widget(block)
 

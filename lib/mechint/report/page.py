@@ -50,11 +50,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | Long]], numeric: 
     return f'<div class="wide"><table><thead>{row(header, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def picture(path: Path, caption: str, narrow: bool = False) -> str:
-    """A PNG inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    kind = ' class="narrow"' if narrow else ""
-    image = f'<img{kind} alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+PIXELS = 0.6
+"""CSS pixels to a figure's pixel at most: text of all figures is alike, and none is blown up."""
+
+
+def picture(path: Path, caption: str) -> str:
+    """A PNG inside the page, no wider than its own width warrants."""
+    png = path.read_bytes()
+    width = round(PIXELS * int.from_bytes(png[16:20], "big"))  # of its header
+    data = base64.b64encode(png).decode()
+    image = f'<img style="max-width: {width}px" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

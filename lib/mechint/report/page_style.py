@@ -4,10 +4,11 @@ from __future__ import annotations
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5c636b; --paper: #ffffff; --card: #f5f6f7; --line: #dfe2e5;
-  --blue: #0072b2; --orange: #b97700; --grey: #767676; --red: #c44e00; --purple: #b0548a; --green: #00805c; }
+  --blue: #0072b2; --orange: #b97700; --grey: #767676; --red: #c44e00; --purple: #b0548a; --green: #00805c;
+  --shade: #0003; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --soft: #a3a9b0; --paper: #17191c; --card: #212428;
   --line: #363b41; --blue: #56b4e9; --orange: #e69f00; --grey: #9a9fa5; --red: #ff8a3d; --purple: #dd9cc2;
-  --green: #3cc79a; } }
+  --green: #3cc79a; --shade: #fff3; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -21,14 +22,19 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem .9rem; }
 .card .what { color: var(--soft); font-size: .82rem; } .card .value { font-size: 1.5rem; font-weight: 650; }
 .card .more { color: var(--soft); font-size: .82rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(90deg, var(--paper) 40%, transparent) left,
+  linear-gradient(270deg, var(--paper) 40%, transparent) right,
+  linear-gradient(90deg, var(--shade), transparent) left, linear-gradient(270deg, var(--shade), transparent) right;
+  background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, .7rem 100%, .7rem 100%;
+  background-attachment: local, local, scroll, scroll; }
+input, select { max-width: 100%; }
+.warning { color: var(--red); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
 td .units { overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0 2rem; }
 figure img { width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
-figure img.narrow { max-width: 46rem; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; max-width: 52rem; }
 ul.findings { list-style: none; padding: 0; } ul.findings li { padding: .2rem 0 .2rem 1.7rem; position: relative; }
 ul.findings li::before { position: absolute; left: .2rem; font-weight: 700; content: "✓"; color: var(--green); }

@@ -120,6 +120,14 @@ class Row:
     p: float | None
 
 
+KINDS = {
+    **dict.fromkeys(("analysis", "checkpoint", "entry", "metric", "site", "name", "interval"), "string"),
+    **dict.fromkeys(("value", "low", "high", "p"), "float64"),
+    **dict.fromkeys(("layer", "n"), "Int64"),
+}
+"""pandas' types of the columns of a frame, which a column of nothing but None would not show."""
+
+
 def number_rows(raw: Mapping[str, Any], path: Path, cell: Cell = no_cell) -> Iterator[Row]:
     """Every number of results.json, in the order in which the file has them.
 
@@ -225,6 +233,9 @@ class RunResults:
     def frame(self) -> Any:
         """Every number as a row of a pandas DataFrame with the fields of :class:`Row` as columns.
 
+        Columns have the same types in every run, whatever it lacks; those of ``unit`` are whole numbers, or text
+        where any unit of the run has several.
+
         Raises:
             MechintError: pandas is not installed.
         """
@@ -234,7 +245,9 @@ class RunResults:
             raise MechintError(
                 "a frame needs pandas, which is not installed; pip install pandas, or take rows(), which needs nothing"
             ) from None
-        return pandas.DataFrame(map(vars, self._rows), columns=[field.name for field in dataclasses.fields(Row)])
+        frame = pandas.DataFrame(map(vars, self._rows), columns=[field.name for field in dataclasses.fields(Row)])
+        unit = "string" if any(isinstance(row.unit, str) for row in self._rows) else "Int64"
+        return frame.astype({**KINDS, "unit": unit})
 
     def __repr__(self) -> str:
         said = f": {self.headline}" if self.headline else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, inf, log10
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
@@ -35,9 +35,39 @@ def number(value: float, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
+def decimals(low: float | None, high: float | None) -> int | None:
+    """Decimals that an interval warrants, two significant digits of its width; None where it has no width."""
+    if low is None or high is None or not 0 < high - low < inf:
+        return None
+    return max(0, 1 - floor(log10(high - low)))
+
+
+def fixed(value: float, places: int | None) -> str:
+    """A number with so many decimals, and :func:`number` where none are given; zero has no sign."""
+    if places is None:
+        return number(value)
+    text = f"{value:,.{places}f}"
+    return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", MINUS)
+
+
 def between(low: float | None, high: float | None) -> str:
-    """The interval of a table's row; None where there is none."""
-    return "none" if low is None or high is None else f"{number(low)} to {number(high)}"
+    """The interval of a table's row, with the decimals that its width warrants; None where there is none."""
+    if low is None or high is None:
+        return "none"
+    return " to ".join(fixed(edge, decimals(low, high)) for edge in (low, high))
+
+
+def value_cells(value: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """A value and its interval in two cells of a table's row."""
+    return fixed(value, decimals(low, high)), between(low, high)
+
+
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """``0.412 [0.380, 0.440]``, all with the decimals that the interval warrants; the number alone without one."""
+    if low is None or high is None or not low <= high:
+        return number(value)
+    value_, low_, high_ = (fixed(x, decimals(low, high)) for x in (value, low, high))
+    return f"{value_} [{low_}, {high_}]"
 
 
 def chance(p: float | None) -> str:
@@ -83,4 +113,19 @@ METRICS = {
     "loss": ("loss", "nats"),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
+    "answer_prob": ("probability of the answer", ""),
 }
+"""Metric -> what it is called, and its unit."""
+
+
+def metric_label(metric: str) -> str:
+    """A metric as axes and tables name it: ``log-probability of the answer (nats)``."""
+    name, unit = METRICS.get(metric, (metric.replace("_", " "), ""))
+    return f"{name} ({unit})" if unit and unit not in name else name
+
+
+def gap(texts: Iterable[str]) -> str:
+    """What stands between the tokens of a text: a space where none of them brings spaces or single characters."""
+    known = list(texts)
+    spaced = any(text[:1] in "\u0120\u2581 " or text[-1:] == " " for text in known if text)
+    return "" if spaced or all(len(text) == 1 or text.startswith("⟨") for text in known) else " "

@@ -106,7 +106,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 def figures(results: Results) -> list[Figure]:
     """The figures of the report; a ranking has no search whose steps could be drawn."""
-    steps = Figure("sparsity_curves.png", CAPTIONS["search"], partial(draw_search, results), narrow=True, kind="curves")
+    steps = Figure("sparsity_curves.png", CAPTIONS["search"], partial(draw_search, results), kind="curves")
     place = f"{results.raw['analysis']}_channel_importance.png"
     return [
         Figure(

@@ -41,11 +41,11 @@ def write_profile(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]
             profile_figure, raw,
         ),
         figure("profile_map_cka.png", "Linear CKA of the stream behind every two layers.", (4.6, 3.8), cka_figure,
-               [Group(raw["label"], [study])], narrow=True),
+               [Group(raw["label"], [study])]),
     ]  # fmt: skip
     metrics = raw["metrics"]
     top = [
-        ("Loss", number(metrics["loss"]["value"], 4), f"nats per token {between(metrics['loss'], 4)}"),
+        ("Loss", number(metrics["loss"]["value"], 4), f"nats per token {between(metrics['loss'])}"),
         ("Bits per byte", number(metrics["bits_per_byte"]["value"], 4), f"{raw['bytes_per_token']:.3g} bytes "
             f"per token"),
         ("Parameters", number(metrics["parameters"]["value"]),
@@ -66,7 +66,7 @@ def headline(run_dir: str | Path) -> str:
     raw = read_finished(run_dir, "compare").raw
     loss, bits = raw["metrics"]["loss"], raw["metrics"]["bits_per_byte"]
     return (
-        f"{raw['label']}: {between(loss, 4)} nats per token, {number(bits['value'], 4)} bits per byte, "
+        f"{raw['label']}: {between(loss)} nats per token, {number(bits['value'], 4)} bits per byte, "
         f"{number(raw['metrics']['parameters']['value'])} parameters."
     )
 
@@ -167,7 +167,7 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
            f"{pair['one']} less {pair['other']}, as a share of the larger of the two means, with 95 % intervals "
            f"({pair['how']}). Blue: p ≤ {ALPHA:g}, adjusted for all rows (Holm).") for k, pair in enumerate(pairs)),
     ]  # fmt: skip
-    figures = [figure(name, caption, size, draw, narrow="map" in name) for name, size, draw, caption in plots]
+    figures = [figure(name, caption, size, draw) for name, size, draw, caption in plots]
     tables = [*(pair_table(pair) for pair in pairs), costs_table(found), *times_table(found, timed)]
     tables.append(runs_table(studies, said))
     members = warned, len(studies)
@@ -285,7 +285,7 @@ def pair_table(pair: dict[str, Any]) -> Section:
 def runs_table(studies: list[FinishedRun], said: list[str]) -> Section:
     rows = [
         (name, study.raw["checkpoint"], study.raw["label"], str(study.raw["training"].get("seed", "–")),
-         between(study.raw["metrics"]["bits_per_byte"], 4))
+         between(study.raw["metrics"]["bits_per_byte"]))
         for name, study in zip(said, studies, strict=True)
     ]  # fmt: skip
     header = ("run", "checkpoint", "group", "seed", "bits per byte")

@@ -12,7 +12,7 @@ from typing import Any
 from ...report.content import Content, Section, Widget
 from ...report.figure_style import share_label
 from ...report.html import html
-from ...report.words import legible
+from ...report.words import gap, legible
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_text
 
@@ -81,7 +81,7 @@ def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, An
     ]  # fmt: skip
     rows = {row: [place[token] for token in ids] for row, ids in raw["rows"].items()}
     return {"t": list(texts.values()), "r": rows, "f": listed, "mode": (causal or {}).get("mode", ""),
-            "names": EFFECTS}  # fmt: skip
+            "names": EFFECTS, "gap": gap(texts.values())}  # fmt: skip
 
 
 def _effect(entry: dict[str, Any] | None) -> list[Any]:
@@ -113,6 +113,7 @@ _CONTROLS = """
 _STYLE = """
 body { max-width: 92rem; }
 #tools { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: 1rem 0 .7rem; }
+#tools label { max-width: 100%; }
 #tools input[type=search] { width: 27rem; } #tools input, #tools select { font: inherit; }
 #both { display: grid; grid-template-columns: minmax(20rem, 26rem) 1fr; gap: 1.4rem; align-items: start; }
 @media (max-width: 60rem) { #both { grid-template-columns: 1fr; } }
@@ -147,8 +148,9 @@ _SCRIPT = """
   const list = el("list"), high = el("high"), one = el("one"), tip = el("tip");
   const make = (tag, cls, text) => { const n = document.createElement(tag); if (cls) n.className = cls;
     if (text !== undefined) n.textContent = text; return n; };
+  const minus = text => text.replace("-", "−").replace("e-", "e−");
   const num = v => v === 0 ? "0" : Math.abs(v) >= 1e-3 && Math.abs(v) < 1e5
-    ? String(+v.toPrecision(3)) : v.toExponential(1);
+    ? minus(String(+v.toPrecision(3))) : minus(v.toExponential(1));
   const pct = v => v === 0 ? "never" : num(100 * v) + " %";
   const count = n => n.toLocaleString("en");
   const visible = text => text.replace(/\\n/g, "↵").replace(/\\t/g, "⇥").replace(/\\r/g, "␍");
@@ -159,7 +161,8 @@ _SCRIPT = """
     return hit ? Math.abs(hit[1]) : -1; };
   const words = new Map();  // made when a search first needs it
   const haystack = f => { if (!words.has(f[0])) words.set(f[0], (f[5].map(w =>
-      D.r[w[0]].slice(w[1], w[2]).map(t => D.t[t]).join("")).join("\\n") + "\\n" + f[7].map(p => D.t[p[0]]).join("\\n"))
+      D.r[w[0]].slice(w[1], w[2]).map(t => D.t[t]).join(D.gap)).join("\\n") + "\\n" +
+      f[7].map(p => D.t[p[0]]).join("\\n"))
       .toLowerCase()); return words.get(f[0]); };
   let order = [], chosen = null;
   const refresh = () => {
@@ -190,6 +193,7 @@ _SCRIPT = """
     const line = make("div", "text"), acts = new Map(w[4]);
     line.append(make("span", "v", num(acts.get(w[3]) || 0)));
     for (let t = w[1]; t < w[2]; t++) {
+      if (D.gap && t > w[1]) line.append(D.gap);
       const bit = make("i", t === w[3] ? "peak" : "", visible(D.t[D.r[w[0]][t]])), a = acts.get(t) || 0;
       const share = Math.round(12 + 63 * a / top);
       if (a) bit.style.background = `color-mix(in srgb, var(--orange) ${share}%, transparent)`;

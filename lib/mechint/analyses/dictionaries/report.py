@@ -12,7 +12,7 @@ from ...report.content import Checks, Content, Figure, Links, Section, Table, Te
 from ...report.finished import ALL_FIGURES, Drawn
 from ...report.to_log import ToLog
 from ...report.values import Value, optional_text
-from ...report.words import number, percent
+from ...report.words import number, percent, with_interval
 from ...utils.files import parse_json, read_json
 from ...utils.progress import Progress
 from .feature_browser import write_dictionary_page
@@ -161,8 +161,9 @@ def causal_rows(grid: Grid) -> list[tuple[str, ...]]:
 
 
 def _number(raw: dict[str, Any]) -> str:
-    interval = "" if raw["low"] is None else f" [{number(raw['low'], 3)}, {number(raw['high'], 3)}]"
-    return f"{number(raw['value'], 3)}{interval}"
+    if raw["low"] is None:
+        return number(raw["value"], 3)
+    return with_interval(raw["value"], raw["low"], raw["high"])
 
 
 LABELS = ("dictionary", "answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")

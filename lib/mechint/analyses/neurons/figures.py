@@ -8,6 +8,7 @@ import numpy as np
 
 from ...report import figure_style as style
 from ...report.maps import heat
+from ...report.words import metric_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def curves_figure(target: Figure, entries: list[dict[str, Any]], metric: str) ->
                 )
         style.percent_axis(place, "x")
         place.set_xlabel(f"share of {own[0]['site']} units ablated")
-        place.set_ylabel(metric.replace("_", " "))
+        place.set_ylabel(metric_label(metric))
         place.set_title(f"layer {layer}")
         area_bars(bars, own)
     handles, labels = axes[0][0].get_legend_handles_labels()

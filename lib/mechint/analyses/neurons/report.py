@@ -10,7 +10,7 @@ from ...report.compose import write_page
 from ...report.content import Figure, Section, between, figure, study, table_section
 from ...report.control import control_figure, control_findings, control_sections
 from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
-from ...report.words import number, percent
+from ...report.words import METRICS, metric_label, number, percent
 from ...utils.statistics import UNADJUSTED
 from ..patching import figures as patch
 from ..patching.figures import DIRECTIONS, Patching
@@ -119,7 +119,7 @@ def layer_figures(raw: dict[str, Any]) -> list[Figure]:
                     "neuron_graph.png", "The strongest effects of single units on single units of later layers; "
                     "the width "
                     "is the effect in standard deviations of the unit that it reaches.", (7.2, 4.6), graph_figure,
-                    raw["across"], narrow=True,
+                    raw["across"],
                 )
             )  # fmt: skip
     return plan
@@ -142,7 +142,7 @@ def top(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
     found = [
         ("Prompts measured", number(metrics["prompts_used"]["value"]), "held-out"),
         ("Units measured", number(metrics["units_measured"]["value"]), "each ablated alone, and kept alone"),
-        (raw["metric"].replace("_", " "), number(metrics["clean"]["value"], 3), between(metrics["clean"])),
+        (METRICS[raw["metric"]][0], number(metrics["clean"]["value"], 3), between(metrics["clean"])),
     ]
     if "faithfulness_top_k" in metrics:
         share, random = metrics["faithfulness_top_k"], metrics["faithfulness_random"]
@@ -186,7 +186,7 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
 
 def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
     found = [
-        table_section("Units", f"Effects in units of {raw['metric']}; the largest of each kind. Intervals: "
+        table_section("Units", f"Effects on the {metric_label(raw['metric'])}; the largest of each kind. Intervals: "
                 f"{raw['metrics']['clean']['interval']}{UNADJUSTED}.", UNITS, unit_rows(shown),
                 range(1, 10), True),
         table_section("Gradients against exact effects", "Attribution patching on the units measured exactly.",
@@ -229,7 +229,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
         ]  # fmt: skip
         found.append(
             table_section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
-                    f"{raw['metric']}; "
+                    f"{metric_label(raw['metric'])}; "
                     "ranked on discovery prompts, measured on others. Of the top units: the mean size of an activation "
                     "and diversity, 1 less the mean size of the correlation of two of them over tokens.",
                     ("layer", "method", "area", "over random", "over gradient × input", "mean activation", "diversity",

@@ -15,6 +15,7 @@ from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import Grid, grid, heat
 from ...report.results import Address
+from ...report.words import metric_label
 from ..tracing.figures import ALPHA
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Patching(FinishedRun):
     @property
     def unit(self) -> str:
         scale = str(self.raw["scale"])
-        return scale if scale != "metric" else str(self.raw["metric"]).replace("_", " ")
+        return scale if scale != "metric" else metric_label(str(self.raw["metric"]))
 
     @property
     def paths(self) -> list[dict[str, Any]]:

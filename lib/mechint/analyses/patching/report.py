@@ -11,7 +11,7 @@ from ...report.compose import write_page
 from ...report.content import Checks, Content, Figure, Section, Widget, of_run, table_section
 from ...report.finished import ALL_FIGURES, Drawn
 from ...report.to_log import ToLog, metric_values, records
-from ...report.words import between, chance, number
+from ...report.words import chance, metric_label, number, value_cells
 from ...utils.statistics import UNADJUSTED
 from ..tracing.report import lowered, with_interval
 from .figures import (
@@ -82,8 +82,8 @@ def figures(patching: Patching) -> list[Figure]:
 def flow_rows(patching: Patching) -> list[tuple[str, ...]]:
     return [
         (
-            best["path"], str(best["layer"]), best["reader"], best["source"], number(best["value"]),
-            between(best["low"], best["high"]), str(best["n"]), chance(best["p"]),
+            best["path"], str(best["layer"]), best["reader"], best["source"],
+            *value_cells(best["value"], best["low"], best["high"]), str(best["n"]), chance(best["p"]),
         )
         for best in patching.raw["strongest"]["flow"]
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def unit_rows(patching: Patching) -> list[tuple[str, ...]]:
             cells: list[str] = []
             for name in DIRECTIONS:
                 value, low, high, p = (kind[name][key][k] for key in ("value", "low", "high", "p"))
-                cells += [number(value), between(low, high), chance(p)]
+                cells += [*value_cells(value, low, high), chance(p)]
             count = str(kind[DIRECTIONS[0]]["n"][k])
             rows.append((kind["name"], str(kind["layer"][k]), str(kind["unit"][k]), *cells, count))
     return rows
@@ -118,7 +118,7 @@ def facts(patching: Patching) -> list[tuple[str, str]]:
     names = ("clean", "corrupted", "total_effect", "accuracy_full")
     return [
         ("task", f"{raw['task']['name']}: {raw['task'].get('description', '')}"),
-        ("metric", raw["metric"]),
+        ("metric", metric_label(raw["metric"])),
         *((name.replace("_", " "), with_interval(metrics[name])) for name in names if name in metrics),
         *(
             (f"clean less all of {kind['name']} at their means", with_interval(metrics[f"all_{kind['name']}"]))
@@ -182,17 +182,18 @@ def top_cards(patching: Patching) -> Iterator[tuple[str, str, str]]:
     failed = f"{metrics['prompts_failed'].value:.0f} not answered, left out"
     yield ("Prompts patched", f"{metrics['prompts_used'].value:.0f}", failed)
     if total := metrics.get("total_effect"):
-        yield ("Total effect", number(total.value), f"{with_interval(total)} {patching.raw['metric']}")
+        yield ("Total effect", number(total.value), f"{with_interval(total)}, {metric_label(patching.raw['metric'])}")
     if best["flow"]:
         cell = max(best["flow"], key=lambda entry: abs(entry["value"]))
         where = f"cut at {cell['path']}, layer {cell['layer']}: {cell['reader']} ← {cell['source']}"
-        yield ("Largest loss of flow", number(cell["value"]), where)
+        yield ("Largest loss of flow", number(cell["value"], 3), f"{patching.unit}: {where}")
     if best["units"]:
         unit = max(best["units"], key=lambda entry: abs(entry["value"]))
         yield (
-            "Largest unit", number(unit["value"]), f"{unit['kind']} {unit['unit']}, layer {unit['layer']}, "
-            f"{unit['direction']}",
-        )  # fmt: skip
+            "Largest unit",
+            number(unit["value"], 3),
+            f"{patching.unit}: {unit['kind']} {unit['unit']}, layer {unit['layer']}, {unit['direction']}",
+        )
 
 
 def maps(patching: Patching) -> Iterator[str]:
@@ -261,16 +262,16 @@ def headline_of(patching: Patching) -> str:
     if best["flow"]:
         cell = max(best["flow"], key=lambda entry: abs(entry["value"]))
         said.append(
-            f"the largest loss of flow is {number(cell['value'])} (cut at {cell['path']} of layer "
+            f"the largest loss of flow is {number(cell['value'], 3)} (cut at {cell['path']} of layer "
             f"{cell['layer']}: {cell['reader']} ← {cell['source']})"
         )
     if best["units"]:
         unit = max(best["units"], key=lambda entry: abs(entry["value"]))
         said.append(
             f"the largest unit is {unit['kind']} {unit['unit']} of layer {unit['layer']} "
-            f"({number(unit['value'])}, {unit['direction']})"
+            f"({number(unit['value'], 3)}, {unit['direction']})"
         )
-    text = "; ".join(said) or "nothing was patched"
+    text = f"{'; '.join(said)}, {patching.unit}" if said else "nothing was patched"
     return f"{text[0].upper()}{text[1:]}."
 
 

@@ -50,7 +50,6 @@ def write_sparsity(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path
             (5.6, 4.8),
             agreement_figure,
             raw["agreement"],
-            narrow=True,
         ),
     ]
     content = study(run, top(raw), findings(raw), sections(raw), figures, caveats(raw))

@@ -19,7 +19,7 @@ from ...report.finished import run_names, valid
 from ...report.maps import Grid, grid, heat, layer_axis
 from ...report.members import Warned, gathered, member_section
 from ...report.values import Value
-from ...report.words import between, number
+from ...report.words import value_cells
 from ...utils.errors import MechintError
 from ...utils.files import read_torch, write_json
 from ...utils.statistics import ClusterBootstrap
@@ -206,7 +206,11 @@ def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
 
 def cells(entry: dict[str, Any]) -> tuple[str, ...]:
     where = (entry["direction"], entry["panel"], str(entry["layer"]), entry["role"])
-    return (*where, number(entry["value"]), between(entry["low"], entry["high"]), str(entry["n"]))
+    return (
+        *where,
+        *value_cells(entry["value"], entry["low"], entry["high"]),
+        str(entry["n"]),
+    )
 
 
 def strongest_rows(traces: list[Trace], names: list[str]) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import broken, grid, heat, layer_axis
 from ...report.results import Address
+from ...report.words import metric_label
 from ...utils.errors import MechintError
 from ...utils.files import read_json
 
@@ -44,7 +45,7 @@ class Trace(FinishedRun):
     @property
     def unit(self) -> str:
         scale = str(self.raw["trace"]["unit"])
-        return scale if scale != "metric" else str(self.raw["metric"]).replace("_", " ")
+        return scale if scale != "metric" else metric_label(str(self.raw["metric"]))
 
     def panels(self, direction: str) -> list[dict[str, Any]]:
         return list(self.raw["trace"]["directions"][direction]["panels"])
@@ -188,5 +189,5 @@ def example_figure(figure: Figure, example: dict[str, Any], direction: str, trac
     for k in range(len(maps), rows * columns):
         axes[k // columns][k % columns].set_visible(False)
     figure.suptitle(f"One prompt, answer “{example['answer']}”: {TITLES[direction]}")
-    label = f"effect on the {trace.raw['metric'].replace('_', ' ')}"
+    label = f"effect on the {metric_label(trace.raw['metric'])}"
     figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)

@@ -7,12 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...report import words
 from ...report.compose import write_page
 from ...report.content import Checks, Content, Figure, Section, Widget, of_run, table_section
 from ...report.finished import ALL_FIGURES, Drawn
 from ...report.to_log import ToLog, metric_values, records
 from ...report.values import Value
-from ...report.words import between, chance, number
+from ...report.words import METRICS, chance, metric_label, number, value_cells
 from ...utils.statistics import UNADJUSTED
 from .figures import TITLES, Trace, draw_example, draw_layers, draw_roles, load_trace
 
@@ -54,11 +55,12 @@ def content(trace: Trace) -> Content:
 
 def cards(trace: Trace) -> list[tuple[str, str, str]]:
     total, best = trace.metrics["total_effect"], largest(trace)
+    where = f"{best['panel']}, layer {best['layer']}, {best['role']}"
     used, failed = (trace.metrics[name].value for name in ("prompts_used", "prompts_failed"))
     return [
         ("Prompts traced", f"{used:.0f}", f"{failed:.0f} not answered, left out"),
-        ("Total effect", number(total.value), f"{with_interval(total)} {trace.raw['metric']}"),
-        ("Strongest cell", number(best["value"]), f"{best['panel']}, layer {best['layer']}, {best['role']}"),
+        ("Total effect", number(total.value), f"{with_interval(total)}, {metric_label(trace.raw['metric'])}"),
+        ("Strongest cell", number(best["value"], 3), f"{trace.unit}: {where}"),
     ]
 
 
@@ -86,8 +88,8 @@ def figures(trace: Trace) -> list[Figure]:
 def strongest(trace: Trace) -> list[tuple[str, ...]]:
     return [
         (
-            best["direction"], best["panel"], str(best["layer"]), best["role"], number(best["value"]),
-            between(best["low"], best["high"]), str(best["n"]), chance(best["p"]),
+            best["direction"], best["panel"], str(best["layer"]), best["role"],
+            *value_cells(best["value"], best["low"], best["high"]), str(best["n"]), chance(best["p"]),
         )
         for best in trace.raw["trace"]["strongest"]
     ]  # fmt: skip
@@ -104,9 +106,8 @@ def agreement(trace: Trace) -> list[tuple[str, ...]]:
 
 
 def with_interval(value: Value) -> str:
-    if value.alone:
-        return f"{number(value.value)} ({value.interval})"
-    return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+    said = words.with_interval(value.value, value.low, value.high)
+    return f"{said} ({value.interval})" if value.alone else said
 
 
 def facts(trace: Trace) -> list[tuple[str, str]]:
@@ -118,7 +119,7 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
     return [
         ("task", f"{raw['task']['name']}: {raw['task'].get('description', '')}"),
         ("corruption", raw["ablation"]),
-        ("metric", raw["metric"]),
+        ("metric", metric_label(raw["metric"])),
         *values,
         ("intervals", f"{raw['trace']['interval']}{UNADJUSTED}"),
         ("prompts traced", f"{metrics['prompts_used'].value:.0f}"),
@@ -128,7 +129,7 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
 
 def lowered(what: str, total: Value, metric: str, hurts: bool) -> str:
     """A sentence on the total effect: the metric of the clean run less that of the other."""
-    name = metric.replace("_", " ")
+    name = METRICS[metric][0]
     if hurts:
         return f"{what} lowers the {name} by {with_interval(total)}."
     return f"{what} does not certainly lower the {name}: the total effect is {with_interval(total)}."
@@ -193,7 +194,7 @@ def maps(trace: Trace) -> Widget:
             title = f"{k + 1}: {' '.join(example['tokens'])} → {example['answer']}"
             kinds = [{"name": name, "values": example["maps"][direction][name]} for name in names]
             views.append({"prompt": title, "direction": direction, "rows": example["tokens"], "maps": kinds})
-    unit = f"map by role: {trace.unit}; single prompts: {trace.raw['metric']}"
+    unit = f"map by role: {trace.unit}; single prompts: {metric_label(trace.raw['metric'])}"
     shown = (
         '<p><label>Prompt <select id="trace-prompt"></select></label> '
         '<label>Direction <select id="trace-direction"></select></label> '
@@ -271,9 +272,10 @@ def headline(run_dir: str | Path) -> str:
 
 def headline_of(trace: Trace) -> str:
     best = largest(trace)
+    value, interval = value_cells(best["value"], best["low"], best["high"])
     return (
         f"The strongest cell is {best['panel']} of layer {best['layer']} at the token “{best['role']}”: "
-        f"{number(best['value'])} ({between(best['low'], best['high'])}), {trace.unit}."
+        f"{value} ({interval}), {trace.unit}."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ....report.words import legible, number, percent
+from ....report.words import gap, legible, number, percent
 from ....utils.files import read_json
 from ...dictionaries.feature_browser import write_dictionary_page
 from ..results import Results, load_masks
@@ -77,5 +77,4 @@ def context(raw: dict[str, Any], feature: dict[str, Any]) -> str:
     window, ids = feature["top"][0], raw["rows"][str(feature["top"][0]["row"])]
     low, high = max(window["from"], window["peak"] - AROUND), min(window["to"], window["peak"] + AROUND // 2 + 1)
     shown = (f"«{words[ids[t]]}»" if t == window["peak"] else words[ids[t]] for t in range(low, high))
-    space = "" if words != {int(token): text for token, text in raw["vocabulary"].items()} else " "
-    return space.join(shown)
+    return gap(words.values()).join(shown)
