@@ -86,6 +86,23 @@ def chunked(ours: Sequence[str], theirs: str) -> Fused:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """One tensor of ours that a file holds in several, one behind another along the first axis.
+
+    Attributes:
+        ours: The end of our name: ``linear_attn.conv1d.weight``.
+        theirs: The ends of the file's names, in their order.
+        rows: The configuration -> the rows of each.
+        anywhere: True if files are cut at other rows, too.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    rows: Callable[[Any], Sequence[int]]
+    anywhere: bool = False
+
+
+@dataclass(frozen=True)
 class Names:
     """The names of tensors on disk.
 
@@ -93,12 +110,16 @@ class Names:
         bodies: What may stand in front of every name but the head's; the first is written.
         renamed: Patterns in our names -> what stands there in the file's, without the body; all, in this order.
         fused: Tensors that a file holds as one.
+        pieces: Tensors that a file holds in several.
+        others: Patterns of other names that a file may have -> what stands there in those that are written.
         left_out: Pattern of the file's names that belong to no part of the language model; "" for none.
     """
 
     bodies: tuple[str, ...] = ("model.",)
     renamed: Mapping[str, str] = field(default_factory=dict)
     fused: tuple[Fused, ...] = ()
+    pieces: tuple[Pieces, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
     left_out: str = ""
 
     def theirs(self, ours: str, body: str) -> str:
@@ -108,6 +129,14 @@ class Names:
         for pattern, new in self.renamed.items():
             ours = re.sub(pattern, new, ours)
         return body + ours
+
+    def in_pieces(self, ours: str, body: str) -> tuple[Pieces, list[str]] | None:
+        """How a file holds a tensor of ours in several, and their names there; None where it is one."""
+        for pieces in self.pieces:
+            if ours.endswith("." + pieces.ours):
+                front = ours.removesuffix(pieces.ours)
+                return pieces, [self.theirs(front + end, body) for end in pieces.theirs]
+        return None
 
     def plan(
         self, names: Sequence[str], body: str, there: Collection[str] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -27,11 +27,22 @@ class Judge:
         family: Its name, ours.
         make: A source of random numbers -> transformers' model with a random small configuration.
         skip_parts: Attributes of parts whose outputs are not compared, since transformers computes them elsewhere.
+        cut_anywhere: Ends of names of tensors that transformers' files cut at other rows than ours: what is compared is
+            all of them together.
     """
 
     family: str
     make: Callable[[random.Random], Any]
     skip_parts: tuple[str, ...] = ()
+    cut_anywhere: tuple[str, ...] = ()
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by their names in a file, with one in the place of those that may be cut anywhere."""
+        found = dict(tensors)
+        for first in [name for name in tensors if self.cut_anywhere and name.endswith(self.cut_anywhere[0])]:
+            front = first.removesuffix(self.cut_anywhere[0])
+            found[front + "whole"] = torch.cat([found.pop(front + end) for end in self.cut_anywhere])
+        return found
 
 
 @contextlib.contextmanager

@@ -45,19 +45,109 @@ def falcon_h1(rng: random.Random) -> Any:
 
 
 def qwen3_5(rng: random.Random) -> Any:
+    return T.Qwen3_5ForCausalLM(T.Qwen3_5TextConfig(**qwen_sizes(rng)))
+
+
+def qwen3_next(rng: random.Random) -> Any:
+    return T.Qwen3NextForCausalLM(T.Qwen3NextConfig(**qwen_sizes(rng), num_experts=0))
+
+
+def qwen_sizes(rng: random.Random) -> dict[str, Any]:
     kv, key_heads = rng.choice([1, 2]), rng.choice([1, 2])
     kinds = [rng.choice(["linear_attention", "full_attention"]) for _ in range(rng.randint(1, 3))]
-    config = T.Qwen3_5TextConfig(
-        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), intermediate_size=rng.choice([10, 14]),
-        num_hidden_layers=len(kinds), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv, head_dim=8,
-        linear_num_key_heads=key_heads, linear_num_value_heads=key_heads * rng.choice([1, 2]),
-        linear_key_head_dim=rng.choice([3, 4]), linear_value_head_dim=rng.choice([4, 6]), layer_types=kinds,
-        linear_conv_kernel_dim=rng.randint(2, 4), tie_word_embeddings=rng.random() < 0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0,
-                         "partial_rotary_factor": rng.choice([0.25, 0.5])},
-        attention_bias=rng.random() < 0.5,
+    return {
+        "vocab_size": VOCABULARY, "hidden_size": rng.choice([8, 12]), "intermediate_size": rng.choice([10, 14]),
+        "num_hidden_layers": len(kinds), "num_attention_heads": kv * rng.choice([1, 2]), "num_key_value_heads": kv,
+        "head_dim": 8, "linear_num_key_heads": key_heads, "linear_num_value_heads": key_heads * rng.choice([1, 2]),
+        "linear_key_head_dim": rng.choice([3, 4]), "linear_value_head_dim": rng.choice([4, 6]), "layer_types": kinds,
+        "linear_conv_kernel_dim": rng.randint(2, 4), "tie_word_embeddings": rng.random() < 0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
+                            "partial_rotary_factor": rng.choice([0.25, 0.5])},
+        "attention_bias": rng.random() < 0.5,
+    }  # fmt: skip
+
+
+def olmo_hybrid(rng: random.Random) -> Any:
+    kv, key_heads = rng.choice([1, 2]), rng.choice([1, 2])
+    kinds = ["linear_attention", "full_attention", rng.choice(["linear_attention", "full_attention"])]
+    kinds = kinds[: rng.choice([2, 3])]
+    rng.shuffle(kinds)  # transformers refuses a model that lacks one of the kinds
+    config = T.OlmoHybridConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 16]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=len(kinds), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
+        linear_num_key_heads=key_heads, linear_num_value_heads=key_heads * rng.choice([1, 2]), layer_types=kinds,
+        linear_key_head_dim=rng.choice([3, 4]), linear_value_head_dim=rng.choice([4, 6]),
+        linear_conv_kernel_dim=rng.randint(2, 4), linear_allow_neg_eigval=rng.random() < 0.5,
+        tie_word_embeddings=rng.random() < 0.5, attention_bias=rng.random() < 0.5, pad_token_id=0, eos_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": rng.choice([None, 1000.0])},
+        rms_norm_eps=rng.choice([1e-6, 1e-3]),
     )  # fmt: skip
-    return T.Qwen3_5ForCausalLM(config)
+    return T.OlmoHybridForCausalLM(config)
 
 
-JUDGES = [Judge("mamba2", mamba2), Judge("falcon_h1", falcon_h1), Judge("qwen3_5", qwen3_5)]
+def lfm2(rng: random.Random) -> Any:
+    kv = rng.choice([1, 2])
+    kinds = [rng.choice(["conv", "full_attention"]) for _ in range(rng.randint(1, 3))]
+    config = T.Lfm2Config(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 16]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=len(kinds), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
+        layer_types=kinds, conv_L_cache=rng.randint(2, 4), conv_bias=rng.random() < 0.5,
+        block_auto_adjust_ff_dim=rng.random() < 0.5, block_multiple_of=rng.choice([4, 5]),
+        block_ffn_dim_multiplier=rng.choice([1.0, 1.5]), tie_word_embeddings=rng.random() < 0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0}, norm_eps=rng.choice([1e-5, 1e-3]),
+    )  # fmt: skip
+    return T.Lfm2ForCausalLM(config)
+
+
+def kimi_linear(rng: random.Random) -> Any:
+    kinds = [rng.choice(["linear_attention", "full_attention"]) for _ in range(rng.randint(1, 3))]
+    heads = rng.choice([1, 2])
+    config = T.KimiLinearConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=len(kinds), num_attention_heads=heads, num_key_value_heads=heads, layer_types=kinds,
+        mlp_layer_types=["dense"] * len(kinds), kv_lora_rank=rng.choice([3, 5]), q_lora_rank=rng.choice([None, 4]),
+        qk_nope_head_dim=rng.choice([3, 4]), qk_rope_head_dim=rng.choice([2, 4]), v_head_dim=rng.choice([3, 5]),
+        linear_num_heads=rng.choice([1, 2]), linear_head_dim=rng.choice([3, 4]), attention_bias=rng.random() < 0.5,
+        linear_conv_kernel_dim=rng.randint(2, 4),
+        rms_norm_eps=rng.choice([1e-5, 1e-3]), pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return T.KimiLinearForCausalLM(config)
+
+
+def falcon_mamba(rng: random.Random) -> Any:
+    config = T.FalconMambaConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), num_hidden_layers=rng.randint(1, 3), expand=2,
+        state_size=rng.randint(1, 6), conv_kernel=rng.randint(2, 4), time_step_rank=rng.randint(1, 3),
+        use_bias=rng.random() < 0.5, use_conv_bias=rng.random() < 0.5, tie_word_embeddings=rng.random() < 0.5,
+        layer_norm_epsilon=rng.choice([1e-5, 1e-3]), mixer_rms_eps=rng.choice([1e-6, 1e-2]),
+        intermediate_size=rng.choice([10, 24]),
+    )  # fmt: skip
+    return T.FalconMambaForCausalLM(config)
+
+
+def jamba(rng: random.Random) -> Any:
+    kv, period = rng.choice([1, 2]), rng.choice([1, 2, 3])
+    config = T.JambaConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 16]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=rng.randint(1, 3), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
+        attn_layer_period=period, attn_layer_offset=rng.randrange(period), num_experts=1,
+        mamba_d_state=rng.randint(1, 6), mamba_d_conv=rng.randint(2, 4), mamba_expand=rng.choice([1, 2]),
+        mamba_dt_rank=rng.choice(["auto", 2, 3]), mamba_conv_bias=rng.random() < 0.5,
+        mamba_proj_bias=rng.random() < 0.5, tie_word_embeddings=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-2]),
+    )  # fmt: skip
+    return T.JambaForCausalLM(config)
+
+
+JUDGES = [
+    Judge("mamba2", mamba2),
+    Judge("falcon_h1", falcon_h1),
+    Judge("qwen3_5", qwen3_5),
+    Judge("qwen3_next", qwen3_next),
+    # its files cut the convolution into three equal pieces, whatever the sizes of keys and values
+    Judge("olmo_hybrid", olmo_hybrid, cut_anywhere=tuple(f"{one}_conv1d.weight" for one in "qkv")),
+    Judge("lfm2", lfm2),
+    Judge("kimi_linear", kimi_linear),
+    Judge("falcon_mamba", falcon_mamba),
+    Judge("jamba", jamba),
+]

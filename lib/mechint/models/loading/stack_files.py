@@ -41,6 +41,8 @@ def build_stack(
         model = family.build(sizes)
     shapes = model.state_dict()
     body = body_of(state, family.names)
+    use_other_names(state, family.names.others)
+    join_pieces(state, family, sizes, shapes, body, where)
     plan = family.names.plan(list(shapes), body, state)
     left_out = drop(state, family.names.left_out)
     check_head(state, sizes.tied, family.names.theirs("embed_tokens.weight", body), where)
@@ -71,6 +73,33 @@ def body_of(state: Mapping[str, Tensor], names: Names) -> str:
     return next((body for body in names.bodies if names.theirs("embed_tokens.weight", body) in state), names.bodies[0])
 
 
+def use_other_names(state: dict[str, Tensor], others: Mapping[str, str]) -> None:
+    """Renames tensors that this file calls otherwise than those that are written."""
+    for pattern, new in others.items():
+        for name in [name for name in state if re.search(pattern, name)]:
+            if (todays := re.sub(pattern, new, name)) not in state:
+                state[todays] = state.pop(name)
+
+
+def join_pieces(
+    state: dict[str, Tensor], family: StackFamily, config: Any, shapes: Mapping[str, Tensor], body: str, where: str
+) -> None:
+    """Puts one tensor in the place of those that are one of ours; raises :class:`MechintError` where some lack."""
+    for ours, like in shapes.items():
+        if (held := family.names.in_pieces(ours, body)) is None or family.names.theirs(ours, body) in state:
+            continue
+        pieces, names = held
+        if lacking := [name for name in names if name not in state]:
+            raise MechintError(
+                f"{where} is not exactly a {family.title} of {config.n_layer} layers: it lacks {listing(lacking)}"
+            )
+        rows = list(pieces.rows(config))
+        found = [state[name].shape[0] if state[name].dim() else 0 for name in names]
+        rows = found if pieces.anywhere and sum(found) == sum(rows) else rows
+        check_shapes(state, {name: [n, *like.shape[1:]] for name, n in zip(names, rows, strict=True)}, where)
+        state[family.names.theirs(ours, body)] = torch.cat([state.pop(name) for name in names])
+
+
 def drop(state: dict[str, Tensor], pattern: str) -> str:
     """Takes out the tensors that belong to no part of the language model, and says which."""
     gone = [name for name in state if pattern and re.match(pattern, name)]
@@ -95,8 +124,13 @@ def check_head(state: dict[str, Tensor], tied: bool, embedding: str, where: str)
 def to_hf_state_dict(family: StackFamily, model: Stack) -> dict[str, Tensor]:
     """The weights under Hugging Face's names, detached and on the CPU; a tied head is left out, as it is there."""
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    plan = family.names.plan(list(ours), family.names.bodies[0])
-    return {
-        theirs: ours[names[0]] if fused is None else fused.join([ours[name] for name in names], model.config)
-        for theirs, (names, fused) in plan.items()
-    }
+    names, body = family.names, family.names.bodies[0]
+    found: dict[str, Tensor] = {}
+    for theirs, (held, fused) in names.plan(list(ours), body).items():
+        tensor = ours[held[0]] if fused is None else fused.join([ours[name] for name in held], model.config)
+        if (cut := names.in_pieces(held[0], body)) is None:
+            found[theirs] = tensor
+        else:
+            rows = list(cut[0].rows(model.config))
+            found |= {name: piece.clone() for name, piece in zip(cut[1], tensor.split(rows), strict=True)}
+    return found

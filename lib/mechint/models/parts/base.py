@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...interventions.sites import RESIDUAL
@@ -58,6 +59,11 @@ class Part(nn.Module):
     def sites(self) -> Sequence[PartSite]:
         """The sites between the norm and :attr:`out`, in the order of the forward."""
         raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
 
     def empty_cache(self, rows: int) -> Any:
         """The memory before the first position; None where there is nothing to remember."""
@@ -152,7 +158,7 @@ class Layer(nn.Module):
             added = None
             mixing = self.mixing[number]
             for branch in step:
-                n = self[branch.norm](r) if branch.norm else r
+                n = self[branch.norm](r) if branch.norm else r.to(self.parts[branch.parts[0]].dtype)
                 n = at(branch.site, n) if branch.site else n
                 for name in branch.parts:
                     part = self.parts[name]

@@ -73,7 +73,7 @@ class GatedDelta(Recurrence):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The published initialisation: A ~ U(0, 16), dt_bias of ones."""
-        self.A_log.copy_(torch.empty(self.heads).uniform_(1e-3, 16).log())
+        self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1e-3, 16).log())
         self.dt_bias.fill_(1.0)
 
     def sites(self) -> list[PartSite]:
@@ -108,7 +108,7 @@ class GatedDelta(Recurrence):
         strength = torch.sigmoid(accumulate(self.in_proj_b(n)))
         beta = at("beta", 2 * strength if self.doubled else strength)  # [B, L, H]
         dt = at("dt", self.step_size(n))
-        rate = -torch.exp(accumulate(self.A_log))  # [H]
+        rate = -torch.exp(accumulate(self.A_log)).flatten()  # [H]
         decay = torch.exp((rate[:, None] if self.key_decay else rate) * dt)
         beta = beta.unsqueeze(-1)
         writes = Writes(decay, key, beta * accumulate(u), beta * key, key)
@@ -130,7 +130,8 @@ class KimiDelta(GatedDelta):
         self.f_a_proj = nn.Linear(d_model, rank, bias=False)
         self.f_b_proj = nn.Linear(rank, self.heads * self.key_size, bias=False)
         self.g_a_proj = nn.Linear(d_model, rank, bias=False)
-        self.g_b_proj = nn.Linear(rank, wide, bias=True)
+        self.g_b_proj = nn.Linear(rank, wide, bias=False)
+        self.A_log = nn.Parameter(torch.empty(1, 1, self.heads, 1))  # as it is published
         self.dt_bias = nn.Parameter(torch.empty(self.heads * self.key_size))
 
     def step_size(self, n: Tensor) -> Tensor:

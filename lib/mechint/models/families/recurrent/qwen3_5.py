@@ -1,4 +1,4 @@
-"""Qwen3.5 (the text part): gated delta rules, and in every fourth layer attention with an output gate."""
+"""Qwen3-Next and the text part of Qwen3.5: gated delta rules, and in some layers attention with an output gate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...family import Names, StackFamily
+import torch
+from torch import Tensor
+
+from ....utils.errors import MechintError
+from ...family import Fused, Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.attention import Attention
 from ...parts.base import Branch, Layer
@@ -21,7 +25,7 @@ KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen35Config(StackConfig):
-    """Sizes and switches of the text part of a Qwen3.5."""
+    """Sizes and switches of a Qwen3-Next, or of the text part of a Qwen3.5."""
 
     kinds: Sequence[str]
     """``delta`` or ``attention``, for each layer."""
@@ -41,23 +45,64 @@ class Qwen35Config(StackConfig):
     family = "qwen3_5"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Qwen3NextConfig(Qwen35Config):
+    """Sizes and switches of a Qwen3-Next."""
+
+    family = "qwen3_next"
+
+
 def read(raw: ConfigReader) -> Qwen35Config:
     """The configuration of a ``config.json``; of a published one its ``text_config``."""
     if isinstance(text := raw.raw.get("text_config"), dict):
         raw.inside("text_config", text, "vision_config image_token_id video_token_id vision_start_token_id "
                    "vision_end_token_id")  # fmt: skip
-    raw.ignore("max_position_embeddings mtp_num_hidden_layers mamba_ssm_dtype mtp_use_dedicated_embeddings")
+    raw.ignore("mtp_num_hidden_layers mamba_ssm_dtype mtp_use_dedicated_embeddings")
+    raw.only("attn_output_gate", True)
+    return Qwen35Config(**sizes(raw))
+
+
+def read_next(raw: ConfigReader) -> Qwen3NextConfig:
+    """The configuration of a ``config.json`` of Qwen3-Next."""
+    raw.ignore("router_aux_loss_coef moe_intermediate_size shared_expert_intermediate_size num_experts_per_tok "
+               "norm_topk_prob")  # fmt: skip
+    dense_only(raw, raw.size("num_hidden_layers"))
+    return Qwen3NextConfig(**sizes(raw))
+
+
+def dense_only(raw: ConfigReader, n_layer: int) -> None:
+    """Refuses a configuration that has a mixture of experts in some layer."""
+    dense, every = raw.raw.get("mlp_only_layers") or [], raw.size("decoder_sparse_step", 1)
+    raw.ignore("mlp_only_layers")
+    mixed = [i for i in range(n_layer) if i not in dense and (i + 1) % every == 0]
+    if mixed:
+        raw.only("num_experts", 0)
+        if raw.raw.get("num_experts") is None:
+            raise MechintError(f"{raw.where}: layer {mixed[0]} has a mixture of experts; not supported")
+    raw.ignore("num_experts")
+
+
+def sizes(raw: ConfigReader) -> dict[str, Any]:
+    """What both families say alike."""
+    raw.ignore("max_position_embeddings")
     heads, n_layer = raw.size("num_attention_heads"), raw.size("num_hidden_layers")
     every = raw.size("full_attention_interval", 4)
     default = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(n_layer)]
     d_head = raw.size("head_dim", 256)
-    raw.only("attn_output_gate", True)
-    return Qwen35Config(
+    kinds = tuple(raw.kinds("layer_types", KINDS, n_layer, default))
+    if "delta" in kinds:
+        raw.only("hidden_act", "silu", "swish")  # it is the activation behind the convolution, too
+    key_heads, value_heads = raw.size("linear_num_key_heads"), raw.size("linear_num_value_heads")
+    if value_heads % key_heads:
+        raise MechintError(
+            f"{raw.where}: linear_num_value_heads = {value_heads} is no multiple of linear_num_key_heads = {key_heads}"
+        )
+    return dict(
         vocab_size=raw.size("vocab_size"),
         d_model=raw.size("hidden_size"),
         n_layer=n_layer,
         tied=raw.switch("tie_word_embeddings", False),
-        kinds=tuple(raw.kinds("layer_types", KINDS, n_layer, default)),
+        kinds=kinds,
         n_head=heads,
         n_kv_head=raw.size("num_key_value_heads", heads),
         d_head=d_head,
@@ -65,8 +110,8 @@ def read(raw: ConfigReader) -> Qwen35Config:
         rotation=raw.rotation(d_head, fraction=0.25),
         d_mlp=raw.size("intermediate_size"),
         activation=raw.activation("hidden_act"),
-        key_heads=raw.size("linear_num_key_heads"),
-        value_heads=raw.size("linear_num_value_heads"),
+        key_heads=key_heads,
+        value_heads=value_heads,
         key_size=raw.size("linear_key_head_dim"),
         value_size=raw.size("linear_value_head_dim"),
         d_conv=raw.size("linear_conv_kernel_dim", 4),
@@ -117,7 +162,58 @@ def write(model: Stack) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_next(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json`` of Qwen3-Next."""
+    names = {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
+    return {**write(model), **names, "num_experts": 0}
+
+
+def join_heads(parts: Sequence[Tensor], c: Qwen35Config, widths: Sequence[int]) -> Tensor:
+    """Rows of several projections, of which each key head has so many, ordered by key head."""
+    each = [part.unflatten(0, (c.key_heads, width)) for part, width in zip(parts, widths, strict=True)]
+    return torch.cat(each, 1).flatten(0, 1)
+
+
+def split_heads(whole: Tensor, c: Qwen35Config, widths: Sequence[int]) -> list[Tensor]:
+    """The projections of rows that are ordered by key head."""
+    return [part.flatten(0, 1) for part in whole.unflatten(0, (c.key_heads, -1)).split(list(widths), 1)]
+
+
+def widths(c: Qwen35Config) -> list[int]:
+    """Rows of queries, keys, values and output gates for each key head."""
+    values = c.value_heads // c.key_heads * c.value_size
+    return [c.key_size, c.key_size, values, values]
+
+
+def join_qkvz(parts: Sequence[Tensor], c: Qwen35Config) -> Tensor:
+    qkv, z = parts
+    keys = c.key_heads * c.key_size
+    return join_heads([*qkv.split([keys, keys, c.value_heads * c.value_size]), z], c, widths(c))
+
+
+def split_qkvz(whole: Tensor, c: Qwen35Config) -> list[Tensor]:
+    *qkv, z = split_heads(whole, c, widths(c))
+    return [torch.cat(qkv), z]
+
+
+IN_PROJECTIONS = (
+    Fused(("in_proj_qkv", "in_proj_z"), "in_proj_qkvz", split_qkvz, join_qkvz),
+    Fused(("in_proj_b", "in_proj_a"), "in_proj_ba", lambda whole, c: split_heads(whole, c, shares(c)),
+          lambda parts, c: join_heads(parts, c, shares(c))),
+)  # fmt: skip
+"""Qwen3-Next's projections, in which the rows of every key head stand together."""
+
+
+def shares(c: Qwen35Config) -> list[int]:
+    """Write strengths and decays for each key head."""
+    return [c.value_heads // c.key_heads] * 2
+
+
 FAMILIES = [
+    StackFamily(
+        "qwen3_next", "Qwen3-Next", read_next, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write_next,
+        Names(fused=IN_PROJECTIONS, left_out=r"mtp\."),
+    ),
     StackFamily(
         "qwen3_5", "Qwen3.5", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write,
         Names(("model.", "model.language_model."), left_out=r"(model\.)?(visual|mtp)\."), ("qwen3_5_text",),
