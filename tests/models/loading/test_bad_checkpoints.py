@@ -130,7 +130,7 @@ def test_other_families_are_refused_by_name(state: State) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "falcon_mamba"}, "falcon_mamba"),
+        ({"model_type": "falcon_mamba"}, "lacks hidden_size, which a Falcon-Mamba needs"),
         ({"mixer_rms_eps": 1e-6}, "FalconMamba"),
         ({"model_type": "mamba", "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"ssm_cfg": {"layer": "Mamba2"}}, "Mamba2"),

@@ -50,6 +50,14 @@ class ConfigReader:
             raise self._wrong(name, value, f"size from {least}")
         return value
 
+    def rank(self, name: str, d_model: int) -> int:
+        """The rank of Mamba-1's Δ: a sixteenth of the model's width where the key is absent or says ``auto``."""
+        if self.raw.get(name) == "auto":
+            self.seen.add(name)
+            return math.ceil(d_model / 16)
+        rank: int = self.size(name, math.ceil(d_model / 16))
+        return rank
+
     def number(self, name: str, default: Any = NEEDED, positive: bool = True) -> float:
         """A finite number, above 0 unless it may be anything."""
         value = self._value(name, default)

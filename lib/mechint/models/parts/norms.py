@@ -55,6 +55,17 @@ class RMSNorm(nn.Module):
         return self.weight * r.to(self.weight.dtype)
 
 
+class WeightlessRMSNorm(nn.Module):
+    """Root-mean-square norm without a weight, computed in the precision of what it gets."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        return r * torch.rsqrt(r.square().mean(-1, keepdim=True) + self.eps)
+
+
 class LayerNorm(nn.Module):
     """Layer norm (Ba et al. 2016), computed in the precision of what it gets."""
 
