@@ -131,7 +131,7 @@ class Names:
         return body + ours
 
     def in_pieces(self, ours: str, body: str) -> tuple[Pieces, list[str]] | None:
-        """How a file holds a tensor of ours in several, and their names there; None where it is one."""
+        """The pieces that a file holds a tensor of ours in, and their names there; None where it is one."""
         for pieces in self.pieces:
             if ours.endswith("." + pieces.ours):
                 front = ours.removesuffix(pieces.ours)

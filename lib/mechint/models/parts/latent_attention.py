@@ -19,7 +19,7 @@ from .norms import RMSNorm
 
 LATENT = ("batch", "position", "dimension")
 EPS = 1e-6
-"""Of the norms of the small vectors, whatever the configuration says of the other norms."""
+"""The constant of the small vectors' norms, whatever the configuration says of the other norms."""
 
 
 class LatentAttention(Part):

@@ -25,7 +25,7 @@ class FalconMambaConfig(StackConfig):
     proj_bias: bool
     norm_eps: float
     inner_eps: float
-    """Of the norms of B, C and the low rank of Δ."""
+    """The constant of the norms of B, C and the low rank of Δ."""
     family = "falcon_mamba"
 
 

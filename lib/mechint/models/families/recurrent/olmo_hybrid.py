@@ -19,7 +19,7 @@ from ...stack import Stack, StackConfig
 
 KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 GATED_EPS = 1e-5
-"""Of the norm of the read-out, whatever the configuration says of the other norms."""
+"""The constant of the read-out's norm, whatever the configuration says of the other norms."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def dense_only(raw: ConfigReader, n_layer: int) -> None:
 
 
 def sizes(raw: ConfigReader) -> dict[str, Any]:
-    """What both families say alike."""
+    """The fields that both families have, from the keys that both have."""
     raw.ignore("max_position_embeddings")
     heads, n_layer = raw.size("num_attention_heads"), raw.size("num_hidden_layers")
     every = raw.size("full_attention_interval", 4)
