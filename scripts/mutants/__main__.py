@@ -38,6 +38,8 @@ STATISTICS = (
 TESTS = {
     "utils/statistics.py": STATISTICS,
     "utils/multiple_tests.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
+    "analyses/circuits/results.py": ("tests/analyses/circuits", "tests/report"),
+    "analyses/dictionaries/planted.py": ("tests/analyses/dictionaries", "tests/scorecard/test_planted.py"),
 }
 """The tests of files that other folders test, too, or which are a small part of their folder."""
 SECONDS = 300
