@@ -38,8 +38,8 @@ STATISTICS = (
 TESTS = {
     "utils/statistics.py": STATISTICS,
     "utils/multiple_tests.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
-    "analyses/circuits/results.py": ("tests/analyses/circuits", "tests/report"),
-    "analyses/dictionaries/planted.py": ("tests/analyses/dictionaries", "tests/scorecard/test_planted.py"),
+    "analyses/circuits/results.py": ("tests/analyses", "tests/report"),
+    "analyses/dictionaries/planted.py": ("tests/analyses", "tests/scorecard/test_planted.py"),
 }
 """The tests of files that other folders test, too, or which are a small part of their folder."""
 SECONDS = 300
@@ -219,11 +219,8 @@ def files_of(source: str) -> list[str]:
 
 
 def tests_of(file: str) -> tuple[str, ...]:
-    """The tests that are to notice mutants of a file: those of its folder, and hand-made tables of printed numbers."""
-    folder = Path("tests", file).parent
-    while not (trees.ROOT / folder).is_dir():
-        folder = folder.parent
-    return TESTS.get(file, (folder.as_posix(), by_hand.PRINTED))
+    """The tests that may notice mutants of a file: those of its room, and hand-made tables of printed numbers."""
+    return TESTS.get(file, (Path("tests", *Path(file).parts[:1]).as_posix(), by_hand.PRINTED))
 
 
 if __name__ == "__main__":
