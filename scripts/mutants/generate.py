@@ -163,7 +163,7 @@ def replaceable(tree: ast.Module) -> Iterator[Found]:
             if field in ("annotation", "returns", "decorator_list", "type_comment"):
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.keyword) and child.arg in SILENT:
+                if isinstance(child, ast.keyword) and (child.arg in SILENT or asks_nothing(child)):
                     continue
                 if isinstance(child, ast.AST):
                     yield from walk(child, statement, names, inside)
@@ -184,6 +184,11 @@ def seeds(arguments: ast.arguments) -> list[ast.expr]:
 def is_declared(node: ast.AST) -> bool:
     """True of a call that declares an option of a menu: its range and default are choices."""
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "option"
+
+
+def asks_nothing(node: ast.keyword) -> bool:
+    """True of ``logits_at=positions[:, :0]``: with more positions, logits are computed that nobody reads."""
+    return node.arg == "logits_at" and ast.unparse(node.value).endswith(":0]")
 
 
 def is_docstring(node: ast.AST) -> bool:

@@ -44,6 +44,14 @@ def bench(model: Any, unit: str = "channel", ablation: str = "mean") -> Bench:
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, loader.task.aligned), loader.batches)
 
 
+def uneven(build: Any = tiny_mamba, kind: Any = SSM_UNITS["channel"], ablation: str = "zero") -> Bench:
+    """Ten prompts in batches of 4, 3 and 3, in float64."""
+    model = build(3, torch.float64).requires_grad_(False)
+    units, loader = Units(model, kind), PromptLoader(make_task(TASK), "discovery", 10, 4, 0)
+    assert [len(batch) for batch in loader.batches] == [4, 3, 3]
+    return Bench(model, units, Ablation(model, units, ablation, loader.batches, loader.task.aligned), loader.batches)
+
+
 def truth() -> torch.Tensor:
     mask = torch.zeros(2, 14)
     for layer, kept in enumerate(KEPT):

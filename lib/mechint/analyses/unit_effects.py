@@ -54,10 +54,6 @@ class Group:
     units: int
 
     @property
-    def layer(self) -> int:
-        return int(self.site.split(".")[1])
-
-    @property
     def kind(self) -> str:
         return self.site.rpartition(".")[2]
 

@@ -12,27 +12,17 @@ import pytest
 import torch
 
 import mechint
-from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import METRICS, Bench, attribute, check_effect, cost, loss_of, removed
 from mechint.analyses.circuits.evidence import Evidence
 from mechint.analyses.loader import PromptLoader
-from mechint.interventions.unit_kinds import SSM_UNITS
-from mechint.interventions.units import Units
 from mechint.tasks import make_task
 from mechint.utils.errors import MechintError
-from tests.helpers.builders import tiny_mamba
-from tests.helpers.circuits import SMALL, TASK
-
-SIZES = [4, 3, 3]
+from tests.helpers.circuits import SMALL, TASK, uneven
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    """Ten prompts in batches of 4, 3 and 3; dropped channels are zero."""
-    model = tiny_mamba(3, torch.float64).requires_grad_(False)
-    units, loader = Units(model, SSM_UNITS["channel"]), PromptLoader(make_task(TASK), "discovery", 10, 4, 0)
-    assert [len(batch) for batch in loader.batches] == SIZES
-    return Bench(model, units, Ablation(model, units, "zero", loader.batches, loader.task.aligned), loader.batches)
+    return uneven()
 
 
 def mask(seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,128 @@
+"""Scores of units by several methods, one prompt or one ablation at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+import mechint
+from mechint.analyses.circuits.methods import delta, gradients, single_units, weights
+from mechint.analyses.circuits.methods.evaluator import Evaluator
+from mechint.analyses.circuits.methods.found import how_pruned, how_ranked, went_back
+from mechint.analyses.metrics import logprobs
+from mechint.interventions.gradients import gradients as slopes_of
+from tests.helpers.circuits import uneven
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return Evaluator(uneven(), "answer_logprob", seed=4)
+
+
+def singles(evaluator: Evaluator) -> list[Any]:
+    return [batch[torch.tensor([row])] for batch in evaluator.batches for row in range(len(batch))]
+
+
+def test_sizes_of_activations_and_slopes_are_means_over_prompts_and_tokens(evaluator: Evaluator) -> None:
+    model, sites = evaluator.model, ("u", "gated")
+    size, push = torch.zeros(28).double(), torch.zeros(28).double()
+    for prompt in singles(evaluator):
+        names = [f"layers.{layer}.{site}" for layer in range(2) for site in sites]
+        values, slopes = slopes_of(
+            model, prompt.tokens, names, lambda logits, p=prompt: logprobs(logits, p), logits_at=prompt.positions
+        )
+        for name in names:
+            at = slice(14 * int(name[7]), 14 * int(name[7]) + 14)
+            size[at] += values[name][0].abs().mean(0) / 10
+            push[at] += (values[name] * slopes[name])[0].abs().mean(0) / 10
+    found = gradients.activation_magnitude(evaluator), gradients.gradient_x_activation(evaluator)
+    torch.testing.assert_close(found[0].double(), size, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1].double(), push, rtol=1e-4, atol=1e-6)
+    assert torch.equal(gradients.attribution_size(evaluator), gradients.attribution(evaluator).abs())
+    assert bool((gradients.attribution(evaluator) < 0).any())
+
+
+def answer(evaluator: Evaluator, prompt: Any, edits: list[Any]) -> float:
+    logits = mechint.run(evaluator.model, prompt.tokens, edits=edits, logits_at=prompt.positions).logits
+    return float(logits.log_softmax(-1).gather(-1, prompt.answers[..., None]).mean())
+
+
+@pytest.mark.parametrize("unit", [3, 20])
+def test_effects_of_single_units_are_mean_sizes(evaluator: Evaluator, unit: int) -> None:
+    layer, e = divmod(unit, 14)
+    others = [k for k in range(14) if k != e]
+    gone = [mechint.Edit(f"layers.{layer}.u", "replace", 0.0, units=[e])]
+    every = [mechint.Edit(f"layers.{layer}.gated", "replace", 0.0)]
+    alone = [mechint.Edit(f"layers.{layer}.gated", "replace", 0.0, units=others)]
+    lost = [abs(answer(evaluator, p, []) - answer(evaluator, p, gone)) for p in singles(evaluator)]
+    back = [abs(answer(evaluator, p, alone) - answer(evaluator, p, every)) for p in singles(evaluator)]
+    assert float(single_units.causal_necessary(evaluator)[unit]) == pytest.approx(sum(lost) / 10, rel=1e-3)
+    assert float(single_units.causal_sufficient(evaluator)[unit]) == pytest.approx(sum(back) / 10, rel=1e-3)
+
+
+def test_rankings_by_the_step_are_of_all_prompts() -> None:
+    """Moments of two prompts: of channel 0 means 1 and 3, squares 2 and 12, so 7 - 4."""
+    moments = {"s mean": [[1.0, 0], [3.0, 1]], "s square": [[2.0, 4], [12.0, 2]],
+               "s output mean": [[0.0, 2], [2.0, 2]], "s output square": [[1.0, 4], [3.0, 4]],
+               "s gradient": [[1.0, 3], [0.0, 4]], "s do_mean": [[-1.0, 2], [5.0, 5]]}  # fmt: skip
+    found = delta.rankings({name: torch.tensor(value) for name, value in moments.items()}, "s")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "gradient": [2.0, 2.0], "do_mean": [0.5, 5.0], "variance": [3.0, 2.75], "output_variance": [1.0, 0.0]
+    }  # fmt: skip
+
+
+def test_sizes_of_weights_are_of_a_channel_s_own(evaluator: Evaluator) -> None:
+    found = weights.weight_magnitude(evaluator)
+    layer = evaluator.model.layers[1]
+    for e in (0, 9):
+        own = [layer.in_proj.weight[e], layer.in_proj.weight[14 + e], layer.conv1d.weight[e, 0],
+               layer.dt_proj.weight[e], layer.x_proj.weight[:, e], layer.out_proj.weight[:, e]]  # fmt: skip
+        assert float(found[14 + e]) == pytest.approx(sum(float(part.square().sum()) for part in own) ** 0.5)
+    assert len(found) == 28 and torch.equal(weights.random(evaluator), weights.random(evaluator))
+    assert not torch.equal(weights.random(evaluator), weights.random(dataclasses.replace(evaluator, seed=5)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers"),
+    [("kl", "logit_diff"), ("accuracy", "logit_diff"), ("perplexity", "loss"), ("loss", "loss"),
+     ("answer_logprob", "answer_logprob"), ("logit_diff", "logit_diff")],
+)  # fmt: skip
+def test_methods_that_need_the_answers_have_a_metric_of_theirs(evaluator: Evaluator, metric: str, answers: str) -> None:
+    assert dataclasses.replace(evaluator, metric=metric).answer_metric == answers
+
+
+def pruning(**changes: Any) -> dict[str, Any]:
+    done = {"exchanges": 1200, "exchanged": 3, "faithfulness_discovery_searched": 0.9, "units_searched": 40,
+            "units": 30, "minimal": True, "whole": True, "evaluations": 5000} | changes  # fmt: skip
+    value = lambda x: {"value": x}
+    return {"metrics": {"faithfulness_unpruned": value(0.91), "faithfulness": value(0.95)}, "pruning": done}
+
+
+def test_how_a_circuit_was_pruned_is_said() -> None:
+    whole = how_pruned(pruning(), 0.9)
+    assert "kept 40 units, with a held-out faithfulness of 0.910; removing" in whole and "left 30, with 0.950" in whole
+    assert whole.endswith("no single unit can go, and none of the exchanges that were tried (1,200) makes it smaller.")
+    missed = how_pruned(pruning(faithfulness_discovery_searched=0.899), 0.9)
+    assert missed.startswith("No unit was removed") and "0.899, below the target 0.9." in missed
+    bound = how_pruned(pruning(whole=False), 0.9)
+    assert bound.endswith("no single unit can go; exchanges stopped at the bound of its work, 5,000 circuits measured.")
+    short = how_pruned(pruning(whole=False, minimal=False), 0.9)
+    assert "It stopped at the bound of its work, 5,000 circuits measured, so a smaller circuit" in short
+    assert how_pruned(pruning(minimal=False), 0.9).endswith("may be found by the same steps.")
+    sized = how_pruned(pruning(faithfulness_discovery_searched=0.1), float("inf"))
+    assert "put 3 others into the circuit" in sized and sized.endswith("makes it more like the model.")
+
+
+def test_searches_that_went_back_and_rankings_are_said() -> None:
+    assert went_back(0, 3, True) == ""
+    assert went_back(1, 3, False).startswith("1 of 3 searches") and "than the attribution's order" in went_back(
+        1, 3, False
+    )
+    assert "than the order" in went_back(2, 3, True)
+    ranked = lambda metric: how_ranked({"metric": "kl", "ranking": {
+        "units": 1500, "method": "m", "meaning": "what", "source": "who", "metric": metric}})  # fmt: skip
+    assert "1,500 units with the highest scores of the method m: what (who)." in ranked("kl")
+    assert ranked("kl") == ranked(None) and "Its scores are of loss, and not of kl" in ranked("loss")

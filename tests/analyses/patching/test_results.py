@@ -1,0 +1,104 @@
+"""Results of patching by loops over made-up effects of eight prompts in two batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mechint.analyses.patching.flow import Path
+from mechint.analyses.patching.results import SHOWN, Finished, numbers, strongest
+from mechint.analyses.unit_groups import Parts
+
+CLEAN, TWIN = np.array([3.0, 4, 5, 6, 3, 4, 5, 6]), np.array([1.0, 1, 1, 1, 0, 0, 0, 9])
+RIGHT = np.array([True] * 7 + [False])
+USED = slice(0, 7)
+
+
+def finished(**changes: Any) -> tuple[Finished, dict[str, np.ndarray]]:
+    """Two paths of two layers with three pairs of roles, and five units; the last prompt is not answered."""
+    random = np.random.default_rng(0)
+    flow = random.normal(0.5, 1, (2, 2, 3, 8))
+    flow[:, :, 2, 4:] = np.nan  # no pair in the second half
+    values: dict[str, np.ndarray] = {"clean": CLEAN, "corrupted": TWIN, "right": RIGHT, "flow": flow}
+    for k, name in enumerate(("necessary gated", "sufficient gated", "necessary u", "sufficient u")):
+        units = 3 if "gated" in name else 2
+        values[name] = random.normal(k, 1, (units, 8))
+        values[f"{name} estimates"] = 2 * values[name] + random.normal(0, 0.1, (units, 8))
+    values["all gated"], values["all u"] = 1 + 0.1 * CLEAN, 2 + 0.1 * CLEAN
+    cut = lambda at: {name: torch.from_numpy(np.ascontiguousarray(value[..., at])) for name, value in values.items()}
+    settings: dict[str, Any] = {
+        "found": [cut(slice(0, 3)), cut(slice(3, 8))], "names": ("key", "gap", "value", "query"),
+        "pairs": [(2, 0), (3, 0), (3, 2)], "present": [], "templates": np.arange(8), "twins": True, "means": False,
+        "paths": [Path("y", (), None), Path("conv", (), 3)], "draws": 20, "seed": 0,
+        "parts": [Parts("gated", ("a", "b"), 4, "channel", (1, 4, 7)), Parts("u", ("c", "d"), 2, "channel", (0, 3))],
+    } | changes  # fmt: skip
+    return Finished(**settings), values
+
+
+def test_effects_are_shares_of_the_total_of_the_answered_prompts() -> None:
+    done, values = finished()
+    sections, metrics, notes = numbers(done)
+    total = (CLEAN - TWIN)[USED]
+    assert metrics["total_effect"]["value"] == pytest.approx(total.mean()) and metrics["prompts_used"]["value"] == 7
+    assert metrics["clean"]["value"] == pytest.approx(CLEAN[USED].mean()) and metrics["prompts_failed"]["value"] == 1
+    assert metrics["corrupted"]["value"] == pytest.approx(TWIN[USED].mean())
+    assert metrics["accuracy_full"]["value"] == 7 / 8 and sections["scale"] == "share of the total effect"
+    assert any(note.startswith("1 of 8 prompts were left out") for note in notes)
+    flow = sections["flow"]
+    assert flow["roles"] == ["key", "value", "query"] and flow["pairs"] == [[1, 0], [2, 0], [2, 1]]
+    assert [path["name"] for path in flow["paths"]] == ["y", "conv"]
+    for k, path in enumerate(flow["paths"]):
+        for layer in range(2):
+            for cell in range(3):
+                rows = slice(0, 4) if cell == 2 else USED
+                own = values["flow"][k, layer, cell, rows]
+                assert path["value"][layer][cell] == pytest.approx(own.sum() / (CLEAN - TWIN)[rows].sum())
+                assert path["n"][layer][cell] == len(own)
+    for kind, units in (("gated", 3), ("u", 2)):
+        [entry] = [entry for entry in sections["units"] if entry["name"] == kind]
+        for name in ("necessary", "sufficient"):
+            own, guess = (values[f"{name} {kind}{end}"][:, USED].mean(1) for end in ("", " estimates"))
+            assert entry[name]["value"] == pytest.approx((own / total.mean()).tolist())
+            assert entry[name]["estimate"] == pytest.approx((guess / total.mean()).tolist())
+            assert entry[name]["n"] == [7] * units and len(entry[name]["p"]) == units
+            assert entry["correlation"][name] == pytest.approx(np.corrcoef(own, guess)[0, 1])
+    gated = sections["units"][0]
+    assert (gated["layer"], gated["unit"], gated["layers"], gated["per_layer"]) == ([0, 1, 1], [1, 0, 3], 2, 4)
+
+
+def test_effects_stay_in_the_metric_where_the_twins_may_change_nothing() -> None:
+    done, values = finished()
+    for part, at in zip(done.found, (slice(0, 3), slice(3, 8)), strict=True):
+        part["corrupted"] = torch.from_numpy(CLEAN + np.array([0.1, -0.1] * 4))[at]
+    sections, metrics, notes = numbers(done)
+    assert sections["scale"] == "metric" and any("may" in n or "do not hurt for certain" in n for n in notes)
+    assert sections["flow"]["paths"][0]["value"][0][0] == pytest.approx(values["flow"][0, 0, 0, USED].mean())
+    guess = values["necessary u estimates"][:, USED].mean(1)
+    assert sections["units"][1]["necessary"]["estimate"] == pytest.approx(guess.tolist())
+    alone, _ = finished(twins=False, paths=[], means=True)
+    sections, metrics, notes = numbers(alone)
+    assert sections["flow"] is None and "total_effect" not in metrics and sections["scale"] == "metric"
+    assert metrics["all_u"]["value"] == pytest.approx(2 + 0.1 * CLEAN[USED].mean()) and "all_gated" in metrics
+    assert any("means over the discovery prompts" in note for note in notes)
+
+
+def test_the_surest_come_first_and_then_the_largest() -> None:
+    row = lambda values, p: {"value": values, "low": values, "high": values, "p": p, "n": [7] * len(values)}
+    path = {
+        "name": "y",
+        **{name: [cells] for name, cells in row([0.9, None, -0.5, 0.2], [0.3, None, 0.01, 0.05]).items()},
+    }
+    flow = {"roles": ["a", "b"], "pairs": [[0, 0], [0, 1], [1, 0], [1, 1]], "paths": [path]}
+    many = row([0.1 * k for k in range(7)], [1.0] * 7)
+    kind = {"name": "u", "layer": [0] * 7, "unit": list(range(7)), "necessary": many, "sufficient": many}
+    found = strongest({"flow": flow, "units": [kind]})
+    assert [(c["reader"], c["source"], c["value"]) for c in found["flow"]] == [
+        ("b", "a", -0.5), ("b", "b", 0.2), ("a", "a", 0.9)
+    ]  # fmt: skip
+    assert [(u["direction"], u["unit"]) for u in found["units"]] == [
+        (name, unit) for name in ("necessary", "sufficient") for unit in (6, 5, 4, 3, 2)[:SHOWN]
+    ]
+    assert strongest({"flow": None, "units": None}) == {"flow": [], "units": []}
