@@ -23,6 +23,7 @@ def test_alignment_by_hand() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     assert alignment(torch.ones(1, 2, dtype=torch.float64), one, WIDE) == pytest.approx(2 / math.sqrt(5))
     assert math.isnan(alignment(0 * one, 0 * one, one))
+    assert alignment(1e-4 * WIDE, 1e-4 * WIDE, 1e-4 * WIDE) == pytest.approx(1.0)  # whatever the scale
 
 
 def test_dimensions_by_hand() -> None:

@@ -68,6 +68,11 @@ def test_everything_is_what_a_plain_loop_finds(
             assert {t for t, _ in shown["acts"]} == set(inside)
             assert all(v == pytest.approx(inside[t], rel=2e-3) for t, v in shown["acts"])
             assert found["rows"][str(shown["row"])] == text[shown["row"]].tolist()
+        levels = (mine.amax(1) / mine.max() * wanted.intervals).long().clamp(max=wanted.intervals - 1)
+        of_level = [
+            min(wanted.samples, int(((levels == k) & (mine.amax(1) > 0)).sum())) for k in range(wanted.intervals)
+        ]
+        assert len(feature["samples"]) == sum(of_level)
         for shown in feature["samples"]:
             low, high = shown["interval"]
             assert low * 0.99 <= float(mine[shown["row"]].max()) <= high * 1.01
