@@ -180,7 +180,7 @@ def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None
     assert (copy / "report.html").read_text().count("<li class=bad>") == 4
     circuit = load_results(copy).metrics["faithfulness"].value
     edit(copy, metrics__faithfulness_random_weights=value(circuit - 0.005))
-    assert "its interval meets the circuit's" in list(findings(load_results(copy)))[1].text
+    assert "its interval overlaps the circuit's" in list(findings(load_results(copy)))[1].text
 
 
 def test_a_number_that_was_not_measured_is_not_printed(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_few_clusters_have_no_interval_and_the_number_says_so() -> None:
     assert found["low"] < 2.5 < found["high"] and (found["clusters"], found["clusters_effective"]) == (4, 3.0)
     assert found["interval"] == "95 % bootstrap-t over 4 templates (effectively 3.0)"
     assert few_notes(np.array([0, 0, 0, 1, 2, 3]), "traced")[0].startswith(
-        "Only 4 different subjects or templates were traced, which say as much as 3.0 of one size: intervals"
+        "Only 4 different subjects or templates were traced, which carry as much information as 3.0 of equal size"
     )
     assert "no interval (it takes 4) and no p-value (it takes 6)" in few_notes(np.arange(3), "traced")[0]
     assert not few_notes(np.arange(8), "traced")

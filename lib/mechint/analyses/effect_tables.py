@@ -42,7 +42,7 @@ def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
     """Notes on what cannot be estimated from so few subjects or templates."""
     few = len(set(templates.tolist()))
     if len(templates) == 1:
-        return [f"One prompt was {done}: no interval and no p-value, and nothing about other prompts"]
+        return [f"One prompt was {done}: no interval and no p-value, and no statement about other prompts"]
     if few == 1:
         return [f"Prompts of one subject or template were {done}: no interval and no p-value"]
     if few < FEWEST:
@@ -54,11 +54,13 @@ def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
     if float(effective(sizes)) < FEW:
         untested = f", and there is no p-value (it takes {FEWEST_TESTED})" if few < FEWEST_TESTED else ""
         apart = (
-            "" if float(effective(sizes)) > 0.95 * few else f", which say as much as {effective(sizes):.1f} of one size"
+            ""
+            if float(effective(sizes)) > 0.95 * few
+            else f", which carry as much information as {effective(sizes):.1f} of equal size"
         )
         return [
-            f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and hold the truth in "
-            f"fewer than 95 % of samples where effects are skewed{untested}"
+            f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and contain the true "
+            f"value in fewer than 95 % of samples where effects are skewed{untested}"
         ]
     return []
 

@@ -51,8 +51,8 @@ def remedy(model: Model, task: Task) -> str:
     if getattr(task, "tokenizer", None) is not None:
         options = ", ".join(named("task", field) for field in ("tokenizer", "bos", "space"))
         return (
-            f"Look at how prompts and answers become tokens ({options}: what the tokenizer puts in front, and whether "
-            "an answer begins with a space), or ask what the model knows"
+            f"Check how prompts and answers become tokens ({options}: the tokens that the tokenizer puts in front, "
+            f"and the space before an answer), or choose a task that the model knows"
         )
     return "Choose the task that it was trained on"
 

@@ -36,7 +36,7 @@ class RunConfig:
 
     mode: str = option(
         "posttrain",
-        "Analyse checkpoints, or draw and report again what a finished analysis left in its directory",
+        "Analyse checkpoints, or draw and report a finished analysis again from its directory",
         choices=("posttrain", "from_runs"),
     )
     checkpoint: str = option(
@@ -46,7 +46,7 @@ class RunConfig:
     )
     run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
     output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
-    label: str = option("", "Directory below the results' for the checkpoints that MODELS= chose; empty for none")
+    label: str = option("", "Subdirectory of the results for the checkpoints that MODELS= chose; empty for none")
     baseline: str = option("", "Finished analysis, or several in a directory, that the results are compared with")
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
@@ -54,9 +54,9 @@ class RunConfig:
         "Precision of the weights; the scan and the residual stream stay in float32",
         choices=("float32", "bfloat16", "float16"),
     )
-    batch_size: int = option(64, "Prompts in one forward; less needs less memory", unit="prompts", low=1, high=65536)
+    batch_size: int = option(64, "Prompts in one forward; fewer need less memory", unit="prompts", low=1, high=65536)
     seed: int = option(0, "Seed of prompts, searches and bootstraps", low=0, high=2**31 - 1)
-    rerun: bool = option(False, "Analyse again what is already finished, in place of skipping it")
+    rerun: bool = option(False, "Repeat finished analyses instead of skipping them")
     save_masks: bool = option(True, "Write final_masks.pt")
     visualize_heatmaps: bool = option(True, "Draw the importance heatmaps")
     visualize_curves: bool = option(True, "Draw the curves of the search")
@@ -76,11 +76,13 @@ class Source:
 
     mode: str = option(
         "posttrain",
-        "Analyse checkpoints, or draw and report again what this analysis left in its directory",
+        "Analyse checkpoints, or draw and report this analysis again from its directory",
         choices=("posttrain", "from_runs"),
     )
-    checkpoint: str = option("", "Checkpoints of this analysis: a file, glob or directory; empty takes those of all")
-    run_dir: str = option("", "Finished analysis directory to draw again; empty takes that of all")
+    checkpoint: str = option(
+        "", "Checkpoints of this analysis: a file, glob or directory; empty takes the checkpoints of all analyses"
+    )
+    run_dir: str = option("", "Finished analysis directory to draw again; empty takes the directory of all analyses")
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ class OwnTask:
 
     task: str = option(
         "same",
-        "What this analysis asks the model: the task of all, or another one in words, for a model with a tokenizer; "
-        "its file, or its prompt, subject and answer, are those of the task's options",
+        "Task of this analysis, if it differs from the task of the other analyses",
         choices=("same", "indirect_object", "greater_than", "file", "prompt"),
     )
 

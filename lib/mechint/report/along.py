@@ -42,9 +42,9 @@ ROWS = 13
 COLUMNS = 3
 PLACE = "place in the order given"
 TESTED = (
-    "Every checkpoint is held against the first and the last of its training run, each by the 95 % intervals of the two"
-    " (Zou & Donner 2008), as if they were measured on different prompts: on the same ones the test is too careful,"
-    " rather than too bold. p-values are adjusted for all {tests:,} of these tests (Holm); pairs in between are not"
+    "Every checkpoint is compared with the first and the last checkpoint of its training run, by the 95 % intervals "
+    "of the two (Zou & Donner 2008), as if they were measured on different prompts; on the same prompts this test is "
+    "conservative. p-values are adjusted for all {tests:,} of these tests (Holm); pairs in between are not"
     " tested."
 )
 
@@ -154,7 +154,7 @@ def axis_of(raws: Sequence[Mapping[str, Any]]) -> Axis:
     why = (
         f"The training step of {unknown} of the {len(raws)} checkpoints is not known"
         if unknown
-        else "The checkpoints' training steps do not tell them apart"
+        else "Several checkpoints of one run have the same training step"
     )
     order = list(range(len(raws)))
     return Axis(PLACE, [Line("", order, [k + 1 for k in order])], f"{why}: they are compared in the order given.")
@@ -228,7 +228,7 @@ def headline(axis: Axis, found: Sequence[Change], count: int) -> str:
     tested = [change for change in found if change.p is not None]
     sure = [change for change in tested if change.sure]
     if not tested:
-        return f"{count} checkpoints{over}: no number has intervals from which changes could be told."
+        return f"{count} checkpoints{over}: no number has intervals, so no change can be tested."
     rest = (
         f"{len(sure)} of {len(tested)} numbers certainly change" if sure else "no number changes beyond its intervals"
     )
@@ -313,7 +313,7 @@ def write_along(
     Args:
         raws, directories, names: results.json, directory and name of every run, in the order given.
         tracks: What is drawn and tested.
-        warned: What the runs' own reports warn of.
+        warned: Warnings of the runs' own reports.
         tested: Whether ends of training runs are tested; off where something else is.
         extra: Further tables, each with a heading.
     """
@@ -353,7 +353,7 @@ def write_along(
     header, rows = table_of(names, tracks, axis, found)
     listed = f"Checkpoints ({len(rows)} of {len(raws)}; comparison.json has all)"
     sections = [
-        Section("What changed, and how it was told", [Bullets(sure), Bullets(notes)]),
+        Section("What changed, and how changes were tested", [Bullets(sure), Bullets(notes)]),
         Section("Figure", [plot]),
         member_section(warned, len(raws)),
         table_section("Changes", "", CHANGES, change_rows(found, axis), range(1, len(CHANGES))),

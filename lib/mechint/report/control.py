@@ -58,9 +58,9 @@ def control_sections(control: dict[str, Any] | None) -> list[Section]:
         for row in control["quantities"]
     ]
     said = (
-        f"Beside the same quantities with every weight tensor's entries shuffled ({control['models']} of them): their "
-        "mean, from the least to the most of all their intervals. Two differ when the intervals are apart; – is what "
-        "shuffled weights do not have."
+        f"The same quantities in {control['models']} models with the entries of every weight tensor shuffled: their "
+        f"mean, and the range from the lowest to the highest end of all their intervals. Two quantities differ when "
+        f"their intervals do not overlap; – marks a quantity that shuffled weights do not have."
     )
     return [
         table_section(

@@ -12,9 +12,9 @@ Warned = list[tuple[str, list[str]]]
 NAMED = 6
 """Runs that a row of the table names."""
 NUMBER = re.compile(r"[-\N{MINUS SIGN}]?\d[\d,]*(\.\d+)?(e[-+]\d+)?")
-TITLE = "What the runs' own reports warn of"
+TITLE = "Warnings of the runs' own reports"
 HEADER = ("warning", "runs")
-UNWARNED = "No run's own report warns of anything."
+UNWARNED = "No run's own report has a warning."
 
 
 def gathered(names: Sequence[str], warnings: Iterable[Iterable[str]]) -> Warned:

@@ -17,7 +17,7 @@ class TaskConfig:
     """The task and its sizes."""
 
     name: str = option(
-        "recall", "What the prompts ask for; 'text' is plain text with every next token as its answer", choices=TASKS
+        "recall", "Task of the prompts; 'text' is plain text with every next token as its answer", choices=TASKS
     )
     pairs: int = option(
         4,
@@ -54,37 +54,38 @@ class TaskConfig:
     )
     bos: bool = option(
         True,
-        "Begin every prompt of real text with what the tokenizer puts in front of a text (BOS), as transformers does",
+        "Begin every prompt of real text with the tokens that the tokenizer puts in front of a text (BOS), as "
+        "transformers does",
     )
     file: str = option(
         "", "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json"
     )
     prompt: str = option("", "One prompt, for the task 'prompt'")
-    subject: str = option("", "What that prompt is about, as it stands there")
+    subject: str = option("", "Subject of that prompt, as it stands in the prompt")
     occurrence: int = option(
         0,
-        "Which occurrence of the subject in that prompt is meant, counted from 1; 0 where it is there once",
+        "Occurrence of the subject in that prompt, counted from 1; 0 requires that the subject appears exactly once",
         low=0,
         high=1_000_000,
     )
-    answer: str = option("", "What should follow that prompt")
+    answer: str = option("", "Answer that should follow that prompt")
     space: str = option(
         "auto",
-        "Whether a space stands between a prompt and its answer, in a file or a prompt; auto sets one unless the "
+        "Space between a prompt and its answer, in a file or a prompt; auto sets one unless the "
         "prompt ends in a space, an open quote or bracket, a currency sign or a script without spaces",
         choices=("auto", "yes", "no"),
     )
     answers: str = option(
         "first",
-        "Of an answer of several tokens, in a file or a prompt: ask for the first, or for the whole of it, each token "
-        "read on from those before it",
+        "Part of an answer of several tokens that is asked for, in a file or a prompt: the first token, or the whole "
+        "answer, each token predicted from those before it",
         choices=("first", "whole"),
     )
     stored: bool = option(
         True,
         "Take the task, text and tokenizer that a trained checkpoint was trained with, where the options are at their "
-        "defaults, and refuse what contradicts them; off asks what the options say",
+        "defaults, and refuse what contradicts them; off follows the options",
     )
     seed: int = option(
-        0, "Seed of what is fixed in a task, such as its facts; prompts have their own", low=0, high=2**31 - 1
+        0, "Seed of the fixed parts of a task, such as its facts; prompts have their own seed", low=0, high=2**31 - 1
     )

@@ -12,7 +12,11 @@ class TrainConfig:
     """Options of the training of a small language model."""
 
     steps: int = option(
-        1800, "Optimiser steps, unless training is good enough before", unit="steps", low=1, high=10_000_000
+        1800,
+        "Optimiser steps, unless training reaches the accuracy to stop at earlier",
+        unit="steps",
+        low=1,
+        high=10_000_000,
     )
     batch_size: int = option(64, "Prompts in one forward of a step", unit="prompts", low=1, high=65536)
     grad_accumulation: int = option(
@@ -38,7 +42,7 @@ class TrainConfig:
         0.01, "Weight decay of the projections; never of embeddings, A_log, D, biases and norms", low=0.0, high=1.0
     )
     beta2: float = option(
-        0.999, "Decay of AdamW's mean of squared gradients; smaller forgets sooner", low=0.5, high=0.99999
+        0.999, "Decay of AdamW's mean of squared gradients; a smaller decay forgets sooner", low=0.5, high=0.99999
     )
     grad_clip: float = option(1.0, "Largest norm of the gradient", low=1e-3, high=1000.0)
     init: str = option(
@@ -62,7 +66,7 @@ class TrainConfig:
     )
     eval_prompts: int = option(512, "Held-out prompts of an evaluation", unit="prompts", low=1, high=1_000_000)
     save_every: int = option(
-        200, "Steps between saved states, from which a killed run goes on", unit="steps", low=1, high=1_000_000
+        200, "Steps between saved states, from which a killed run resumes", unit="steps", low=1, high=1_000_000
     )
     keep_every: int = option(
         0,
@@ -73,7 +77,7 @@ class TrainConfig:
     )
     stop_accuracy: float = option(
         0.999,
-        "Stop once two evaluations in a row reach this validation accuracy; 1 takes nothing less than perfection",
+        "Stop once two evaluations in a row reach this validation accuracy; 1 requires every answer to be right",
         low=0.0,
         high=1.0,
     )
@@ -102,7 +106,9 @@ class MambaArchitecture:
     d_model: int = option(64, "Width of the residual stream", unit="features", low=4, high=8192)
     n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
     d_state: int = option(16, "Entries of each channel's recurrent state", unit="entries", low=1, high=1024)
-    d_conv: int = option(4, "Taps of the convolution; 1 is no look back", unit="tokens", low=1, high=16)
+    d_conv: int = option(
+        4, "Taps of the convolution; with 1 the convolution sees no earlier token", unit="tokens", low=1, high=16
+    )
     expand: int = option(2, "Inner width as a multiple of the residual width", unit="times", low=1, high=16)
     dt_rank: int = option(
         0, "Rank of the step size's projection; 0 is width / 16, rounded up", unit="features", low=0, high=8192
@@ -127,7 +133,7 @@ class GPT2Architecture:
         low=0,
         high=65536,
     )
-    bias: bool = option(True, "Whether linear layers and norms have biases")
+    bias: bool = option(True, "Give linear layers and norms biases")
     kv: str = option(
         "separate",
         "Keys and values from a projection each; tied: K = V from one, head by head; or global: K = V from one head's "

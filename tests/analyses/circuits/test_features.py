@@ -182,7 +182,7 @@ def test_one_experiment_trains_dictionaries_and_finds_their_circuit(tmp_path: Pa
     assert names == ["layers.0.out-topk-k3-x2-s0", "layers.1.out-topk-k3-x2-s0"]
     assert [layer["site"] for layer in results["layers"]] == ["layers.0.out", "layers.1.out"]
     page = (tmp_path / "out/feature/report.html").read_text()
-    assert "What its features are" in page and "latents and errors" in page and "layers.1.out" in page
+    assert "Features of the circuit" in page and "latents and errors" in page and "layers.1.out" in page
     listed = {path.name for path in (tmp_path / "out/feature/features").iterdir()}
     assert any(name.endswith(".html") for name in listed)
     assert {"feature_channel_importance.png", "faithfulness_curve.png"} <= {

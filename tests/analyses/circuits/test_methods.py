@@ -186,7 +186,7 @@ def test_a_ranking_says_by_which_metric_it_scores(model: str, method: str, monke
     assert scored_by == {"preserved": "kl", "answers": "logit_diff"}.get(
         METHODS[method].metric, METHODS[method].metric or None
     )
-    said = any(f"Its scores are of {scored_by}, and not of kl" in note for note in results["notes"])
+    said = any(f"Its scores measure {scored_by}, not kl" in note for note in results["notes"])
     assert said == (scored_by not in (None, "kl"))
 
 

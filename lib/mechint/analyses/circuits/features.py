@@ -58,10 +58,14 @@ class FeatureCircuitConfig(BudgetOptions):
         "", "Directory of dictionaries, or of the analysis that trained them; empty takes those of this experiment"
     )
     choose: str = option(
-        "", "Their names or shell patterns, one dictionary a site, by commas; empty takes those that lose least"
+        "",
+        "Names or shell patterns of the dictionaries, one for each site, separated by commas; empty takes those "
+        "with the smallest rise of the loss",
     )
     flatten: str = option("all", "How the sites' axes are read where a dictionary does not say: all, last or unit:5")
-    exclude: str = option("bos,boundary,padding", "Kinds of token left out of dictionaries and contexts, by commas")
+    exclude: str = option(
+        "bos,boundary,padding", "Kinds of token left out of dictionaries and contexts, separated by commas"
+    )
     control_tokens: int = option(
         200_000,
         "Activations that the dictionaries of the random-weights control are trained on; 0 leaves this control out",
@@ -71,7 +75,7 @@ class FeatureCircuitConfig(BudgetOptions):
     )
     method: str = method_option({KIND.name: KIND})
     read: int = option(
-        64, "Latents of the circuit, of the highest attribution, whose contexts are read", unit="latents", low=0,
+        64, "Latents of the circuit whose contexts are read, the highest attribution first", unit="latents", low=0,
         high=100_000,
     )  # fmt: skip
 

@@ -63,9 +63,9 @@ def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None
         _log_if_wide(panels[1], [value for trace in traces for value in trace.column("metric")])
     panels[0].set(title="Size and sparsity", ylabel=f"gates open\n({units_name(results)})")
     _sparsity_axis(panels[0], results.total)
-    panels[1].set(title=f"What is preserved{'' if separate else ', and the loss'}: {name}", ylabel=f"{name}\n({unit})")
+    panels[1].set(title=f"Preserved metric{'' if separate else ', and the loss'}: {name}", ylabel=f"{name}\n({unit})")
     if separate:
-        panels[2].set(title="What is minimised", ylabel="loss")
+        panels[2].set(title="Minimised loss", ylabel="loss")
     for trace, look in _looks(annealed):
         panels[-1].plot(trace.column("step"), trace.column("temperature"), **{**look, "label": "_"})
     if annealed:

@@ -34,14 +34,14 @@ class KVCircuitConfig(CircuitOptions, Source):
 
     unit: str = option(
         "kv",
-        "What is kept or dropped: key and value channels (kv), one sort of channel (k, v, q, o), whole heads, "
+        "Units that are kept or dropped: key and value channels (kv), one sort of channel (k, v, q, o), whole heads, "
         "MLP neurons, or layers",
         choices=("kv", "k", "v", "q", "o", "head", "mlp", "layer"),
     )
     method: str = method_option(KV_UNITS)
     target_metric: str = option(
         "kl_div",
-        "What the circuit must preserve; gates learn accuracy and perplexity from the loss",
+        "Metric that the circuit must preserve; for accuracy and perplexity the gates learn from the loss",
         choices=("kl_div", "loss", "accuracy", "perplexity", "logit_diff"),
     )
     search: str = option(
@@ -51,13 +51,13 @@ class KVCircuitConfig(CircuitOptions, Source):
         choices=("sparsity", "smallest", "penalty"),
     )
     target_sparsity: float = option(
-        0.95, "Share of the units that is dropped, to one unit, for the search 'sparsity'", low=0.0, high=0.9999
+        0.95, "Share of the units that is dropped, exact to one unit, for the search 'sparsity'", low=0.0, high=0.9999
     )
     l1_lambda: float = option(
         1e-3,
-        "For the search 'penalty', what an open gate costs in units of the metric: the L1 norm of the gates times this "
-        "is added to the loss, and a unit stays that is worth more; for 'sparsity' that norm is fixed, and the penalty "
-        "changes nothing",
+        "For the search 'penalty', the cost of an open gate in units of the metric: the L1 norm of the gates times "
+        "this cost is added to the loss, and a unit stays if it is worth more; for 'sparsity' the norm is fixed, and "
+        "the penalty changes nothing",
         low=0.0,
         high=1000.0,
     )
@@ -76,14 +76,14 @@ class KVCircuitConfig(CircuitOptions, Source):
     )
     sparsity_hold: float = option(
         HOLD,
-        "Share of the steps, the last ones, that are spent at the target sparsity; 0 lets it rise to the end",
+        "Share of the steps, at the end, that run at the target sparsity; 0 lets the sparsity rise to the end",
         low=0.0,
         high=0.9,
     )
     precision: str = option(
         "float32",
-        "Arithmetic of the search; bfloat16 only where the processor has it. What is reported is measured in float32, "
-        "with the cosine between the gradients of the two",
+        "Arithmetic of the search; bfloat16 only where the processor has it. The reported numbers are measured in "
+        "float32, with the cosine between the gradients in both precisions",
         choices=("float32", "bfloat16"),
     )
     random_circuits: int = option(

@@ -34,7 +34,7 @@ class CircuitOptions(ABC):
     method: str = option(SEARCH, METHOD_HELP, choices=tuple(METHODS))
     ablation: str = option(
         "mean",
-        "What replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
+        "Value that replaces a dropped unit: its mean, its value on another prompt or on the twin, or zero",
         choices=("mean", "resample", "counterfactual", "zero"),
     )
     target_faithfulness: float = option(
@@ -53,8 +53,8 @@ class CircuitOptions(ABC):
     )
     removed_units: int = option(
         64,
-        "Units of the circuit that are removed one at a time, to see whether it needs them; of more, as many at "
-        "random; 0 for none",
+        "Units of the circuit that are removed one at a time, to test whether the circuit needs them; a larger "
+        "circuit is sampled at random; 0 for none",
         unit="units",
         low=0,
         high=1_000_000,
@@ -113,7 +113,8 @@ class BudgetOptions(CircuitOptions):
 
     metric: str = option(
         "kl",
-        "What the circuit must preserve: KL to the full model, logit difference to the twin's answer, log-probability "
+        "Metric that the circuit must preserve: KL to the full model, logit difference to the twin's answer, "
+        "log-probability "
         "of the answer, or loss",
         choices=("kl", "logit_diff", "answer_logprob", "loss"),
     )
@@ -123,7 +124,11 @@ class BudgetOptions(CircuitOptions):
         choices=("smallest", "budget"),
     )
     budget: int = option(
-        16, "Units the circuit keeps, exactly, for the search 'budget'", unit="units", low=1, high=10_000_000
+        16,
+        "Exact number of units that the circuit keeps, for the search 'budget'",
+        unit="units",
+        low=1,
+        high=10_000_000,
     )
     gate: str = option(
         "hard_concrete",

@@ -69,7 +69,7 @@ def content(results: Results) -> Content:
             [(label, name, *cells) for name, label, *cells in metric_rows(results)],
             (2, 3, 4),
         ),
-        Section("What was kept", [layers(results)]),
+        Section("Units kept", [layers(results)]),
         *features(results),
         *removed(results),
         *searches(results),
@@ -138,7 +138,7 @@ def features(results: Results) -> list[Section]:
         return []
     links = Links([(path.stem, f"features/{path.name}") for path in page_paths(results)])
     shown = Table(FEATURES, rows, (2, 3))
-    return [Section("What its features are", [Text(FEATURES_MEANING, soft=True), shown, links])]
+    return [Section("Features of the circuit", [Text(FEATURES_MEANING, soft=True), shown, links])]
 
 
 def removed(results: Results) -> list[Section]:

@@ -26,7 +26,8 @@ class SSMCircuitConfig(BudgetOptions):
 
     unit: str = option(
         "channel",
-        "What is kept or dropped: SSM channels, (channel, state) modes, the paths x z dt B C of a layer, or layers",
+        "Units that are kept or dropped: SSM channels, (channel, state) modes, the paths x z dt B C of a layer, or "
+        "layers",
         choices=("channel", "mode", "path", "layer"),
     )
     method: str = method_option(SSM_UNITS)

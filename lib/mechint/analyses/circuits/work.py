@@ -48,8 +48,8 @@ def work(config: CircuitOptions) -> str:
         f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {config.prompts} prompts "
         f"({SMALL_EVALUATIONS:,} in models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then "
         f"about {held_out(config)} evaluations, up to {config.removed_units:,} removals of single units and {SETS} of "
-        f"sets of them on {config.eval_prompts} prompts. How many seconds that takes is said once a batch was timed, "
-        "where the run starts"
+        f"sets of them on {config.eval_prompts} prompts. The run prints the time that this takes once it has timed a "
+        f"batch"
     )
 
 

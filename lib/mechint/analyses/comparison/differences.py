@@ -102,11 +102,11 @@ def comparable(studies: Sequence[FinishedRun]) -> tuple[set[str] | None, list[st
     if len({study.raw["tokenizer"] for study in studies}) > 1:
         left_out = {"loss", "accuracy", "gain_per_mflop", "attention_distance", "attention_entropy"}
         notes.append(
-            "The models have different tokenizers: the loss is compared per byte, and what is counted in tokens is not"
-            " compared."
+            "The models have different tokenizers: the loss is compared per byte, and quantities counted in tokens "
+            "are not compared."
         )
     elif len({study.raw["prompts"] for study in studies}) > 1:
-        notes.append("The models were measured on different prompts: differences hold those of the prompts, too.")
+        notes.append("The models were measured on different prompts: differences include those between the prompts.")
     if len({study.raw["metric"] for study in studies} | {study.raw["task"]["name"] for study in studies}) > 2:
         raise MechintError("profiles on different tasks can't be compared; analyse all checkpoints on one task")
     return (set(quantities(studies[0])) - left_out if left_out else None), notes

@@ -53,7 +53,7 @@ def write_profile(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]
         ("MFLOP for each token", number(metrics["flops_per_token"]["value"] / 1e6, 3), "at the prompts' length"),
     ]  # fmt: skip
     found = [
-        (True, f"One model: {raw['label']}. Several checkpoints are compared."),
+        (True, f"This page describes one model: {raw['label']}. Several checkpoints give a comparison."),
         *control_findings(raw.get("control")),
     ]
     figures += control_figure("profile_random_weights.png", raw.get("control"))
@@ -92,20 +92,21 @@ def sections(study: FinishedRun) -> list[Section]:
         for t in times(study)
     ]  # fmt: skip
     found = [
-        table_section("Costs", "Counted from the sizes and the weights.", ("what", "number"), rows, (1,)),
+        table_section("Costs", "Counted from the model's sizes and its weights.", ("what", "number"), rows, (1,)),
         table_section("Layers", "Means over prompts and tokens.", ("", *(f"layer {i}" for i in layers)), curve,
                 range(1, 1 + len(layers)), len(layers) > 6),
-        table_section("Sparsity: P50", "Median over units of their variance over tokens, as a multiple of its "
-                "mean; and the Gini index of activations, which is higher where they are sparser.",
+        table_section("Sparsity: P50", "P50 is the median over units of the variance over tokens, divided by the mean "
+                                       "of that variance over units. The Gini index is higher where activations are "
+                                       "sparser.",
                 ("layer", "site", "P50", "Gini"),
                 [(str(c["layer"]), c["site"], between(c["percentiles"]["p50"]) if c.get("percentiles") else "–",
                   between(c["measures"]["gini"])) for c in raw["sparsity"]], (0, 2, 3), len(raw["sparsity"]) > 12),
-        table_section("Memory of a prompt", "State and convolution inputs, or keys and values; counted, at any "
-                                      "length.", ("tokens", "bytes"), memory,
+        table_section("Memory of a prompt", "Bytes of the state and the convolution inputs, or of keys and values, "
+                                            "counted for each length.", ("tokens", "bytes"), memory,
                 (0, 1)),
     ]  # fmt: skip
     if timed:
-        text = "Medians of repeated forwards on this machine; other work on it slows them."
+        text = "Medians of repeated forwards on this machine; other work on the machine makes them slower."
         header = ("tokens", "forward, P50 (ms)", "one token more, P50 (ms)", "peak of a forward (MiB)")
         found.append(table_section("Measured", text, header, timed, range(4)))
     return [*found, *control_sections(raw.get("control"))]
@@ -157,11 +158,10 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     timed = [[times(study) for study in group.studies] for group in found]
     plots = [
         ("comparison.png", (11.0, 9.2), lambda f: comparison_figure(f, found, timed),
-         "Every model on common axes, a line for each seed; layers by their depth. Memory is that of a prompt's "
-         "state, or "
-         "keys and values."),
+         "Every model on common axes, one line for each seed; layers are placed by their depth. Memory is the memory "
+         "of a prompt's state, or of its keys and values."),
         ("comparison_map_cka.png", (1.0 + 3.6 * len(found), 3.6), lambda f: cka_figure(f, found),
-         "Linear CKA of the stream behind every two layers, means over seeds."),
+         "Linear CKA between the residual streams after every two layers; means over seeds."),
         *((f"comparison_differences{'' if len(pairs) == 1 else f'_{k}'}.png", (8.6, 1.6 + 0.24 * len(pair["rows"])),
            lambda f, pair=pair: differences_figure(f, pair),
            f"{pair['one']} less {pair['other']}, as a share of the larger of the two means, with 95 % intervals "
@@ -179,26 +179,27 @@ def remarks(found: list[Group]) -> list[str]:
     notes = []
     if any(len(group.studies) < 2 for group in found) and len(found) > 1:
         notes.append(
-            "A group of one seed has no seed noise to tell a difference from: its differences are those of two models, "
-            "not of two architectures."
+            "A group with one seed has no estimate of seed noise: its differences are differences between two models, "
+            "not between two architectures."
         )
     if len(found) > 1 and len({budget for group in found for budget in group.budgets}) > 1:
         notes.append(
-            "The checkpoints do not say that they saw the same data for the same number of steps: differences may be "
-            "those of training."
+            "The checkpoints do not record that they were trained on the same data for the same number of steps: "
+            "differences may come from training."
         )
     if steps := sorted({str(s) for group in found for _, s in group.budgets if s is not None}):
         notes.append(
-            f"The models had {' or '.join(steps)} steps of training: what differs is so after that budget, and "
-            f"may not be "
-            "after a longer one."
+            f"The models were trained for {' or '.join(steps)} steps: the differences hold for this budget and may "
+            f"vanish with longer training."
         )
     counts = {group.label: group.studies[0].raw["metrics"]["parameters"]["value"] for group in found}
     if len(counts) > 1 and max(counts.values()) > 1.1 * min(counts.values()):
         said = "; ".join(f"{name}: {number(value)}" for name, value in counts.items())
-        notes.append(f"The groups differ in parameters ({said}): part of what differs may be size.")
+        notes.append(
+            f"The groups differ in their number of parameters ({said}): part of each difference may come from size."
+        )
     if len(found) == 1:
-        notes.append("All checkpoints are of one family and size: there is nothing to tell apart but seeds.")
+        notes.append("All checkpoints have the same family and size: only their seeds can be compared.")
     return notes
 
 
@@ -243,7 +244,7 @@ def costs_table(found: list[Group]) -> Section:
         if len({cell["length"] for cell in cells}) == 1:
             rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(said(c["bytes"]) for c in cells)))
     header = ("", *(g.label for g in found))
-    text = "Counted; means over seeds where weights count."
+    text = "Counted; where the weights matter, means over seeds."
     return table_section("Costs", text, header, rows, range(1, len(header)))
 
 
@@ -261,7 +262,10 @@ def times_table(found: list[Group], timed: list[list[list[dict[str, Any]]]]) -> 
     header = ["tokens"]
     for group in found:
         header += [f"{group.label}: forward (ms)", f"{group.label}: one token more (ms)"]
-    text = "P50 (medians of repeated forwards on this machine), means over seeds; other work on it slows them."
+    text = (
+        "P50 (medians of repeated forwards on this machine), means over seeds; other work on the machine makes "
+        "them slower."
+    )
     return [table_section("Measured time", text, header, rows, range(1, len(header)))] if rows else []
 
 
@@ -275,8 +279,9 @@ def pair_table(pair: dict[str, Any]) -> Section:
         for row in sorted(pair["rows"], key=lambda row: (row["quantity"] not in LEADS, row.get("p_adjusted", 1.0)))
     ]  # fmt: skip
     text = (
-        f"Intervals over seeds, 95 %, {pair['how']}; p adjusted for all {len(rows)} rows (Holm). Last two: the same "
-        "difference of models with shuffled weights, and p, adjusted, of the trained difference being no other."
+        f"Intervals over seeds, 95 %, {pair['how']}; p is adjusted for all {len(rows)} rows (Holm). The last two "
+        f"columns: the same difference between models with shuffled weights, and the adjusted p-value of the null "
+        f"hypothesis that the trained difference equals it."
     )
     header = ("", one, other, "difference", "p", "p, adjusted", "shuffled", "p beyond it")
     return table_section(f"{one} against {other}", text, header, rows, range(1, len(header)))
@@ -296,13 +301,18 @@ def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
     """Differences beyond seed noise, in words."""
     tested = [row for row in pair["rows"] if row["p"] is not None]
     if not tested:
-        return [(False, f"{pair['one']} against {pair['other']}: one seed each, so nothing is told from seed noise.")]
+        return [
+            (
+                False,
+                f"{pair['one']} against {pair['other']}: one seed each, so no difference can be told from seed noise.",
+            )
+        ]
     sure = [row for row in tested if row["p_adjusted"] <= ALPHA]
     apart = [row for row in tested if row["p"] <= ALPHA]
     found = []
     for row in (row for name in LEADS for row in tested if row["quantity"] == name):
         good = row["p_adjusted"] <= ALPHA
-        found.append((good, f"{of_row(pair, row)}{'' if good else ' Seeds alone may differ as much.'}"))
+        found.append((good, f"{of_row(pair, row)}{'' if good else ' Seeds alone may cause a difference this large.'}"))
     found.append((
         bool(sure),
         f"{pair['one']} against {pair['other']}: {len(apart)} of {len(tested)} quantities have an interval without 0 "
@@ -314,12 +324,13 @@ def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
     built = [row["meaning"] for row in rest if row not in learned]
     if built:
         text = (
-            f"Not told apart from the difference of shuffled weights, so no finding about training: {'; '.join(built)}."
+            f"Not told apart from the difference between shuffled models, so no evidence about training: "
+            f"{'; '.join(built)}."
         )
         found.append((False, text))
     if any(row["shuffled"] is None for row in rest if row["quantity"] not in MEASURED):
-        found.append((False, "Of some models nothing was measured on shuffled weights: what of a difference is the "
-                             "architecture's without any training is open."))  # fmt: skip
+        found.append((False, "Some models were not measured with shuffled weights: it is unknown how much of a "
+                             "difference the architecture makes without training."))  # fmt: skip
     return found
 
 
@@ -339,5 +350,5 @@ def page_of(
         many = f"{len(bits)} seed{'s' if len(bits) > 1 else ''}, {number(min(bits), 4)} to {number(max(bits), 4)}"
         cards.append((f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
     evidence: list[Block] = [Checks(findings), Bullets(notes)]
-    first = [Section("What differs beyond seed noise", evidence), member_section(*members), Section("Figures", figures)]
+    first = [Section("Differences beyond seed noise", evidence), member_section(*members), Section("Figures", figures)]
     return Content("Model comparison", [*first, *tables], cards=cards)

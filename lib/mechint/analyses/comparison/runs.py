@@ -43,8 +43,8 @@ def last_of_each(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], lis
     if len(kept) == len(studies):
         return kept, []
     return kept, [
-        f"{len(studies)} checkpoints are of {len(kept)} training runs: each run counts once, with its last checkpoint. "
-        "Steps of one run are no seeds."
+        f"{len(studies)} checkpoints come from {len(kept)} training runs: each run counts once, with its last "
+        f"checkpoint, because steps of one run are not independent seeds."
     ]
 
 
@@ -72,7 +72,9 @@ def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
             table = ", ".join(f"{rate:g}: {number(losses[rate])}" for rate in rates)
             edge = best in (rates[0], rates[-1])
             at_edge = (
-                f" It is the {'least' if best == rates[0] else 'largest'} that was tried: try further." if edge else ""
+                f" It is the {'lowest' if best == rates[0] else 'highest'} rate that was tried: try rates beyond it."
+                if edge
+                else ""
             )
             said.append(
                 f"{label} is compared at the learning rate {best:g}, the best of {len(rates)} by held-out loss in nats "
@@ -85,9 +87,10 @@ def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
     if len(labels) > 1 and len(said) < len(labels) and any(chosen.values()):
         which = f"one learning rate, {rates[0]:g}" if len(rates) == 1 else "learning rates that were not tried for both"
         said.append(
-            f"The groups were trained at {which}. The rate that suits one family need not suit the other, and it can "
-            "decide more than the interval of a difference, which is over seeds at this rate alone: train every group "
-            "at several rates (lr= in KNLP_TRAIN_VARIANTS) before the difference is put down to the architecture."
+            f"The groups were trained at {which}. A rate that suits one family may not suit the other, and the rate "
+            f"can matter more than the interval of a difference, which covers seeds at this rate only: train every "
+            f"group at several rates (lr= in KNLP_TRAIN_VARIANTS) before you attribute the difference to the "
+            f"architecture."
         )
     return kept, said
 

@@ -54,18 +54,21 @@ class SAEAnalysisConfig:
     )
     sparsity: str = option(
         "8,16,32",
-        "Active latents of topk, batch_topk, matryoshka and jumprelu, separated by commas; below 1 a share of all",
+        "Active latents of topk, batch_topk, matryoshka and jumprelu, separated by commas; a number below 1 is a "
+        "share of all latents",
     )
     penalty: str = option("2,4,8", "Weights of the penalty of relu and gated, separated by commas")
     ratio: str = option(
-        "4", "Latents as multiples of the site's width, separated by commas; the documented 0.3 is poor"
+        "4", "Latents as multiples of the site's width, separated by commas; the documented 0.3 gives poor dictionaries"
     )
     flatten: str = option(
         "all",
         "How a site of several axes is read: all of them at once, last (one dictionary for the vectors of all heads or "
         "the states of all channels) or unit:5 (that head or channel alone)",
     )
-    seeds: int = option(1, "Dictionaries that differ in their initialisation alone", unit="seeds", low=1, high=100)
+    seeds: int = option(
+        1, "Dictionaries of each setting that differ only in their initialisation", unit="seeds", low=1, high=100
+    )
     controls: bool = option(
         True, "Also train each with a frozen random decoder and encoder, and measure PCA and neurons"
     )
@@ -77,19 +80,22 @@ class SAEAnalysisConfig:
     )
     dead_after: int = option(
         0,
-        "Activations after which a silent latent is dead, and revived; 0 takes 10 million, or a fifth of the training",
+        "Activations without firing after which a latent counts as dead and is revived; 0 takes 10 million, or a "
+        "fifth of the training",
         unit="activations",
         low=0,
         high=10**9,
     )
     precision: str = option(
         "float32",
-        "Of matrix products in training: float32, or bfloat16 with weights and sums in float32, for GPUs",
+        "Precision of matrix products in training: float32, or bfloat16 with weights and sums in float32, for GPUs",
         choices=("float32", "bfloat16"),
     )
     buffer: int = option(65536, "Activations that are shuffled together", unit="activations", low=1, high=10**8)
-    cache: str = option("", "Directory to keep the activations in, for further grids; empty streams them")
-    exclude: str = option("bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, by commas")
+    cache: str = option("", "Directory that keeps the activations for further grids; empty streams them")
+    exclude: str = option(
+        "bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, separated by commas"
+    )
     dictionaries: str = option("", "Directory of dictionaries to evaluate, in place of training")
     prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
@@ -103,7 +109,9 @@ class SAEAnalysisConfig:
         high=1000,
     )
     read_names: str = option(
-        "", "Names or patterns of dictionaries to read, separated by commas, in place of those that the rule chooses"
+        "",
+        "Names or patterns of dictionaries to read, separated by commas, instead of the dictionaries that the "
+        "rule chooses",
     )
     causal: int = option(8, "Features of each that are ablated one by one", unit="features", low=0, high=100_000)
     bootstrap: int = option(1000, "Bootstrap draws of every interval", unit="draws", low=100, high=100_000)
@@ -283,7 +291,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         if seen and max(seen.values()) < self.training.patience:
             notes.append(
                 f"Training saw {max(seen.values()):,.0f} activations, fewer than the {self.training.patience:,} after "
-                f"which a silent latent is called dead: none was revived"
+                f"which a silent latent counts as dead: none was revived"
             )
         return {
             "report": "sae",

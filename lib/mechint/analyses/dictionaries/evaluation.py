@@ -34,7 +34,7 @@ SEQUENTIAL = ("state", "conv_state")
 MEANING = {
     "mse": "mean squared error of an entry of the activation, in squared activation units",
     "variance_explained": "1 - Σ|x - x̂|² / Σ|x - mean|²: 0 is the mean activation, 1 is perfect",
-    "l0": "latents active on an activation: on a token, unless each of its heads or channels is one",
+    "l0": "latents active on one activation, which is a token, or one of its heads or channels",
     "cosine": "cosine between the activation and its reconstruction",
     "norm_ratio": "|x̂| / |x|; below 1 the reconstruction is shrunk",
     "reconstruction_bias": "Σ|x̂|² / Σ x·x̂, 1 when no common factor would improve it (Rajamanoharan et al. 2024)",

@@ -38,7 +38,7 @@ NEARLY = 0.9
 """Share of the best dictionary's recovered loss that the one whose features are read recovers at least."""
 RULE = (
     f"the sparsest that recovers at least {NEARLY:.0%} as much of the loss as the best one, and more than neurons and "
-    f"principal components of as many numbers; behind such, those that lose the model least"
+    f"principal components of as many numbers; after these, those with the smallest rise of the loss"
 )
 
 

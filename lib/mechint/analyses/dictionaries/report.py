@@ -71,7 +71,7 @@ def cards(grid: Grid) -> list[tuple[str, str, str]]:
     recovered = best.metrics.get("ce_recovered_mean")
     return [
         ("Dictionaries", str(len(grid.trained)), ", ".join(sorted({member.group[1] for member in grid.trained}))),
-        ("Least loss of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
+        ("Smallest rise of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
         ("CE recovered there", percent(recovered.value) if recovered else "–", "against the mean"),
         ("L0 there", number(best.metrics["l0"].value, 3), f"of {best.width:,} latents"),
     ]
@@ -188,7 +188,8 @@ def sections(grid: Grid) -> list[Section]:
          baseline_rows(grid)),
         ("Stability across seeds", "Cosines of decoder directions of living latents, beside random directions.",
          STABILITY, stability_rows(grid)),
-        ("Features ablated", "Random features, not chosen for their effect; p against others of like density.", CAUSAL,
+        ("Features ablated", "Features drawn at random, not chosen for their effect; p compares them with others of "
+                             "similar density.", CAUSAL,
          causal_rows(grid)),
         ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others.",
          LABELS, label_rows(grid)),
@@ -222,7 +223,7 @@ def findings(grid: Grid) -> list[tuple[bool, str]]:
 
 def read_by(grid: Grid) -> str:
     """The rule that chose the dictionaries with pages, and the option that chooses others."""
-    rule = grid.raw["sae"].get("read_rule", "those that lose the model least")
+    rule = grid.raw["sae"].get("read_rule", "those with the smallest rise of the loss")
     rule = "Chosen by their names" if rule == "by name" else f"Chosen by rule: {rule}"
     return f"{rule}. KNLP_MECHINT_SAE_READ_NAMES reads others; KNLP_MECHINT_SAE_READ reads more."
 
@@ -255,7 +256,7 @@ def caveats(grid: Grid) -> list[str]:
         ),
         "CE recovered divides by the loss of an ablation: where the model does almost as well without the site, a small"
         " loss is a large share. Compare the rise of CE and KL too.",
-        "A dead latent here is one that fired on no evaluated token; a rare one looks the same on a short text.",
+        "A dead latent here is one that fired on no evaluated token; on a short text a rare latent looks the same.",
         "Reconstruction and sparsity do not make features meaningful: the causal checks and the controls decide.",
     ]
 
@@ -278,7 +279,7 @@ def headline(run_dir: str | Path) -> str:
 def headline_of(grid: Grid) -> str:
     best = _best(grid)
     return (
-        f"{best.name} loses the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
+        f"{best.name} changes the model least: CE rises by {_said(best.metrics.get('ce_increase'))} nats at L0 "
         f"{number(best.metrics['l0'].value, 3)}."
     )
 

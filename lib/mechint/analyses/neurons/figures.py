@@ -66,7 +66,7 @@ def shared_figure(target: Figure, found: dict[str, Any]) -> None:
     maps = [("relevance for the answer's logit", found["relevance"]["value"], list(range(len(found["bias"]))))]
     if found["blocks"]:
         rows = [block["sources"]["value"] for block in found["blocks"]]
-        maps.append(("‖what a token brings into the block‖", rows, [block["layer"] for block in found["blocks"]]))
+        maps.append(("‖contribution of a token to the block‖", rows, [block["layer"] for block in found["blocks"]]))
     axes = target.subplots(1, len(maps), squeeze=False)[0]
     for spot, (title, rows, layers) in zip(axes, maps, strict=True):
         values = np.array(rows)
@@ -77,7 +77,7 @@ def shared_figure(target: Figure, found: dict[str, Any]) -> None:
         some = range(0, len(layers), -(-len(layers) // 12))
         spot.set_yticks(list(some), [str(layers[k]) for k in some])
         spot.set_xlabel("token, from the last")
-        spot.set_ylabel("layer (behind the last: the stream it leaves)" if title.startswith("rel") else "layer")
+        spot.set_ylabel("layer (after the last: the final stream)" if title.startswith("rel") else "layer")
         spot.set_title(title)
         target.colorbar(image, ax=spot)
     target.suptitle("Where the last answer comes from")
@@ -102,7 +102,7 @@ def curves_figure(target: Figure, entries: list[dict[str, Any]], metric: str) ->
         area_bars(bars, own)
     handles, labels = axes[0][0].get_legend_handles_labels()
     target.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    target.suptitle("Rankings of units, tried by deletion")
+    target.suptitle("Rankings of units, tested by deletion")
 
 
 def said(entry: dict[str, Any]) -> str:
@@ -126,13 +126,13 @@ def across_figure(target: Figure, across: dict[str, Any], layers: list[int]) -> 
     values = np.array(across["layers"]["value"])
     values[np.tril_indices(len(values))] = np.nan
     draw_map(target, left, values, list(range(len(values))), "relative change")
-    left.set_title("without what a layer adds")
+    left.set_title("without the layer's update")
     grid = np.full((len(layers), len(layers)), np.nan)
     for pair in across["pairs"]:
         grid[layers.index(pair["source"]), layers.index(pair["target"])] = pair["patched"]["value"]
     draw_map(target, right, grid, layers, "standard deviations")
     right.set_title(f"top units of {across['site']}")
-    target.suptitle("What layers do to later ones")
+    target.suptitle("Effects of layers on later layers")
 
 
 def draw_map(target: Figure, place: Axes, values: np.ndarray[Any, Any], layers: list[int], label: str) -> None:

@@ -23,29 +23,31 @@ class NeuronConfig:
     )
     max_units: int = option(
         512,
-        "Units of one kind of site that are measured exactly; of more, those that gradients rank first",
+        "Units of one kind of site that are measured exactly; if there are more, those that gradients rank first",
         unit="units",
         low=1,
         high=1_000_000,
     )
     ablation: str = option(
         "mean",
-        "What an ablated unit is replaced by: its mean over discovery prompts, its value on another prompt, on the "
+        "Value that replaces an ablated unit: its mean over discovery prompts, its value on another prompt, on the "
         "prompt's counterfactual twin, or zero",
         choices=("mean", "resample", "counterfactual", "zero"),
     )
     metric: str = option(
         "answer_logprob",
-        "What is lost: log-probability of the answers, or their logit less that of the twin's answers",
+        "Metric that is lost: log-probability of the answers, or their logit less that of the twin's answers",
         choices=("answer_logprob", "logit_diff"),
     )
-    delta: bool = option(True, "Measure which channels depend on their step size Δ (a Mamba's)")
-    attention: bool = option(True, "Rank units by attention, and try the rankings by deleting units")
+    delta: bool = option(True, "Measure which channels of a Mamba depend on their step size Δ")
+    attention: bool = option(True, "Rank units by attention, and test the rankings by deleting units")
     attention_methods: str = option(
-        "attention_weighted,gradient_guided,rollout", "Methods of that ranking, separated by commas"
+        "attention_weighted,gradient_guided,rollout", "Methods that rank units by attention, separated by commas"
     )
-    tokens: bool = option(True, "Share each block's output and the answer's logit out among the tokens, exactly")
-    cross_layer: bool = option(True, "Measure what units and layers do to those of later layers")
+    tokens: bool = option(
+        True, "Split each block's output and the answer's logit exactly into the contributions of the tokens"
+    )
+    cross_layer: bool = option(True, "Measure the effects of units and layers on later units and layers")
     random: int = option(10, "Random circuits and rankings to compare with", unit="draws", low=2, high=1000)
     controls: int = option(
         2, "Models with the same weights, shuffled, that are measured beside this one", unit="models", low=0, high=100
@@ -53,7 +55,7 @@ class NeuronConfig:
     prompts: int = option(64, "Discovery prompts, for means and rankings", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(64, "Prompts that are measured", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
+    memory_mib: int = option(1024, "Memory of one sweep, beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
 def methods(config: NeuronConfig) -> list[str]:

@@ -42,9 +42,9 @@ def unit_figures(raw: dict[str, Any], shown: Patching) -> list[Figure]:
     kinds = len(raw["units"])
     return [
         figure(
-            "neuron_units.png", "Effect of every measured unit, layer by layer: lost when it alone is ablated "
-            "(necessary), "
-            "back when it alone is kept (sufficient). Blue: p ≤ 0.05, adjusted for all units of a direction.",
+            "neuron_units.png", "Effect of every measured unit, layer by layer: the effect that is lost when only "
+                                "this unit is ablated (necessary), and the effect that comes back when only this unit "
+                                "is kept (sufficient). Blue: p ≤ 0.05, adjusted for all units of a direction.",
             (8.6, 1.2 + 1.9 * kinds), partial(patch.units_figure, patching=shown),
         ),
         figure(
@@ -60,17 +60,17 @@ def step_figures(raw: dict[str, Any]) -> list[Figure]:
     if raw["delta"]:
         plan.append(
             figure(
-                "neuron_delta.png", "Channels by what their step size does: the exact gradient, against the "
-                "intervention "
-                "that holds Δ at its mean, and against the documented ranking by variance of the output.",
+                "neuron_delta.png", "Effect of each channel's step size: the exact gradient, against the intervention "
+                                    "that holds Δ at its mean, and against the documented ranking by variance of the "
+                                    "output.",
                 (9.4, 0.8 + 3.0 * len(raw["delta"])), delta_figure, raw["delta"],
             )
         )  # fmt: skip
         plan.append(
             figure(
                 "neuron_map_tokens.png", "The channels whose step matters most (by gradients on other prompts), "
-                "token by token, counted from the last: the step, the exact gradient, and what is lost when that "
-                "token's step alone is the channel's mean. Means over prompts.",
+                "token by token, counted from the last: the step, the exact gradient, and the loss when only that "
+                "token's step is set to the channel's mean. Means over prompts.",
                 (10.4, 0.8 + 2.6 * len(raw["delta"])), tokens_figure, raw["delta"],
             )
         )  # fmt: skip
@@ -79,7 +79,7 @@ def step_figures(raw: dict[str, Any]) -> list[Figure]:
             figure(
                 "neuron_map_shared.png", "Left: relevance of every token for the logit of the last answer, before each "
                 "layer. "
-                "Right: size of what each token brings into a block's output at the answer's position. Means over "
+                "Right: size of each token's contribution to a block's output at the answer's position. Means over "
                 "prompts; tokens are counted from the last.", (10.4, 3.6), shared_figure, raw["tokens"],
             )
         )  # fmt: skip
@@ -202,7 +202,8 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in entry["top"]["gradient"]
         ]
         found.append(
-            table_section(f"Step size Δ, layer {entry['layer']}: the channels it matters for", "Sorted by the exact "
+            table_section(f"Step size Δ, layer {entry['layer']}: the channels with the largest effect", "Sorted by "
+                                                                                                        "the exact "
                 "gradient.",
                     ("channel", *RANKINGS.values()), rows, range(5))
         )  # fmt: skip
@@ -273,9 +274,10 @@ def shared_section(found: dict[str, Any]) -> Section:
              *(between(block[name]) for name in ("skip", "bias", "residual")), f"{block['missed']:.1e}")
         )  # fmt: skip
     said = (
-        "Sizes of the exact terms of each block's output where the last answer is read: what the last token brings, "
-        "the most that an earlier one does, D u, biases, and the stream. Their sum misses the output by the last "
-        f"column, of its largest entry; relevance misses the logit by {found['missed']:.1e} of its size at any layer."
+        "Sizes of the exact terms of each block's output at the position where the last answer is read: the term of "
+        "the last token, the largest term of an earlier token, D u, biases, and the residual stream. The last column "
+        "is the difference between their sum and the output, as a share of the output's largest entry; at every layer "
+        f"relevance misses the logit by at most {found['missed']:.1e} of its size."
     )
     return table_section(
         "Token by token", said,
@@ -285,17 +287,16 @@ def shared_section(found: dict[str, Any]) -> Section:
 
 def caveats(raw: dict[str, Any]) -> list[str]:
     found = [
-        "A unit that is ablated alone may be backed up by others, and one that is kept alone works on what the ablated "
-        "others leave: both are shown, and neither is the unit's share of the whole.",
+        "Other units may back up a unit that is ablated alone, and a unit that is kept alone works on what the "
+        "ablated units leave. Both effects are shown; neither is the unit's share of the whole.",
         "The largest units are chosen by their size, so their own intervals are too narrow for that choice; the "
         "p-values "
         "account for it.",
     ]
     if raw["delta"]:
         found.append(
-            "The variance of a layer's output, by which channels were ranked as delta-sensitive before, does "
-            "not read Δ; "
-            "it is shown under its own name."
+            "The variance of a layer's output, which ranked channels as delta-sensitive before, does not read Δ; the "
+            "report shows it under its own name."
         )
     return found
 

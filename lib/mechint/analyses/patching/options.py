@@ -24,8 +24,8 @@ class PatchConfig(OwnTask):
     )
     decay: str = option(
         "frozen",
-        "For a cut of a whole Mamba mixer: the decays are those of the layer without the tokens that are cut off "
-        "(frozen: nothing of them is left), or still respond to them (kept)",
+        "Decays when a whole Mamba mixer is cut: those of the layer without the tokens that are cut off (frozen: "
+        "nothing of these tokens is left), or decays that still respond to these tokens (kept)",
         choices=("kept", "frozen"),
     )
     window: int = option(1, "Layers cut together, around each layer", unit="layers", low=1, high=99)
@@ -36,33 +36,36 @@ class PatchConfig(OwnTask):
     )
     values: str = option(
         "twin",
-        "What a unit is given: its values in the counterfactual twin, or its mean over the discovery prompts' tokens "
+        "Values that a unit is set to: its values in the counterfactual twin, or its mean over the discovery prompts' "
+        "tokens "
         "of the same role",
         choices=VALUES,
     )
     max_units: int = option(
         512,
-        "Units of one kind that are measured exactly; of more, those that gradients on discovery prompts rank first",
+        "Units of one kind that are measured exactly; if there are more, those that gradients on discovery prompts "
+        "rank first",
         unit="units",
         low=1,
         high=1_000_000,
     )
     metric: str = option(
         "logit_diff",
-        "What is lost or restored: the logit difference to the twin's answer, the answer's log-probability or its "
+        "Metric that is lost or restored: the logit difference to the twin's answer, the answer's log-probability or "
+        "its "
         "probability",
         choices=METRICS,
     )
     prompts: int = option(
         64,
-        "Discovery prompts, on which units are screened and of which means are",
+        "Discovery prompts, on which units are screened and means are taken",
         unit="prompts",
         low=2,
         high=1_000_000,
     )
     eval_prompts: int = option(64, "Prompts that are patched", unit="prompts", low=2, high=1_000_000)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
+    memory_mib: int = option(1024, "Memory of one sweep, beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
 def refuse(config: PatchConfig, task: TaskConfig) -> str | None:

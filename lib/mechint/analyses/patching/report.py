@@ -64,7 +64,8 @@ def figures(patching: Patching) -> list[Figure]:
     found = [
         Figure(
             f"patch_flow_{entry['name']}.png",
-            f"What is lost when, in one layer, no token of a role reads one of another at {entry['name']} "
+            f"Loss of the metric when, in one layer, tokens of one role cannot read tokens of another role at "
+            f"{entry['name']} "
             f"({WAYS[entry['name']]}). Grey: no prompt has such a pair.",
             partial(draw_flow, patching, entry),
             kind="heatmaps",
@@ -121,7 +122,10 @@ def facts(patching: Patching) -> list[tuple[str, str]]:
         ("metric", metric_label(raw["metric"])),
         *((name.replace("_", " "), with_interval(metrics[name])) for name in names if name in metrics),
         *(
-            (f"clean less all of {kind['name']} at their means", with_interval(metrics[f"all_{kind['name']}"]))
+            (
+                f"clean less the run with all of {kind['name']} at their means",
+                with_interval(metrics[f"all_{kind['name']}"]),
+            )
             for kind in patching.kinds
             if f"all_{kind['name']}" in metrics
         ),
@@ -157,18 +161,18 @@ def caveats(patching: Patching) -> list[str]:
     texts = list(patching.raw["notes"])
     if patching.paths:
         texts.append(
-            "A cut takes a token away and puts nothing in its place. A model that knows no answer any more gives both"
-            " answers alike, so a complete loss is about half of a total effect that the logit difference measures."
+            "A cut removes a token and puts nothing in its place. A model that no longer knows the answer gives both "
+            "answers about the same logit, so a complete loss is about half of the total effect in logit difference."
         )
         texts.append(
-            "A layer is cut alone (or with the window around it): what another layer brings over as well is not lost."
-            " Within a Mamba a token's convolution takes what comes before it along, so a cut of the scan from one"
-            " token leaves what the next three have taken of it."
+            "One layer is cut at a time (or with the window around it): information that another layer also moves is "
+            "not lost. In a Mamba the convolution mixes the three tokens before a token into it, so a cut of the scan "
+            "from one token leaves what the next three tokens have taken from it."
         )
     if any(kind["layers"] * kind["per_layer"] > len(kind["unit"]) for kind in patching.kinds):
         texts.append(
-            "Units that gradients on the discovery prompts ranked low were not measured; the correlation is that of"
-            " the measured ones, which differ most."
+            "Units that gradients on the discovery prompts ranked low were not measured; the correlation covers only "
+            "the measured units, whose effects differ most."
         )
     texts.append(
         "The largest cells and units are chosen by their size, so their own intervals are too narrow for that choice;"

@@ -40,16 +40,17 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
             total = difference
         else:
             notes.append(
-                f"The twins do not hurt for certain: the total effect is {said(found, '.3g')}. Effects are "
+                f"The twins do not certainly lower the metric: the total effect is {said(found, '.3g')}. Effects are "
                 f"therefore not given as shares of it; choose other twins or more prompts"
             )
     if done.means:
         for parts in done.parts:
             metrics[f"all_{parts.kind}"] = done.bootstrap.interval(mean, done.joined(f"all {parts.kind}"))
         notes.append(
-            "Units were given their means over the discovery prompts' tokens of the same role. Necessary: one unit has"
-            " its means, the others are as they are. Sufficient: one unit is as it is in the run without, while all"
-            " units of its kind in all layers have their means; clean less that run is all_… in the metrics"
+            "Units were set to their means over the discovery prompts' tokens of the same role. Necessary: one unit "
+            "has its means, the others keep their values. Sufficient: one unit keeps its value, while all other units "
+            "of its kind in all layers have their means; all_… in the metrics is clean less the run in which all "
+            "units have their means"
         )
     few = few_notes(done.templates[done.right], "patched")
     notes += few

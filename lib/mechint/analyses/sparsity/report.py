@@ -77,7 +77,10 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
              f"{min(values):.2f} to {max(values):.2f}.")
         )  # fmt: skip
     apart = [entry for entry in raw["disagreements"] if set(entry["measures"]) <= set(SCALE_FREE)]
-    said = f"{len(apart)} of 10 pairs of scale-free measures order some two sites oppositely, with intervals apart."
+    said = (
+        f"{len(apart)} of 10 pairs of scale-free measures rank at least two sites in opposite order, with "
+        f"intervals that do not overlap."
+    )
     return [*found, (not apart, said), *control_findings(raw["control"])]
 
 
@@ -117,8 +120,9 @@ def sections(raw: dict[str, Any]) -> list[Section]:
             ("layer", "site", *(p.upper() for p in percent), "optimal τ"), shares, range(2, 3 + len(percent)), True,
         ),
         table_section(
-            "Where measures disagree", "Pairs of sites that two measures order oppositely, each with intervals apart, "
-            "and the clearest pair: the one that is sparser by the first measure, and by the second.",
+            "Where measures disagree", "Pairs of sites that two measures rank in opposite order, with intervals that "
+                                       "do not overlap under either measure; and the clearest pair: the site that is "
+                                       "sparser by the first measure, and the site that is sparser by the second.",
             ("first measure", "second measure", "pairs", "sparser by the first", "sparser by the second"), odd, (2,),
         ),
         *control_sections(raw["control"]),
@@ -127,11 +131,13 @@ def sections(raw: dict[str, Any]) -> list[Section]:
 
 def caveats(raw: dict[str, Any]) -> list[str]:
     return [
-        "The share of units below a percentile of the same units is the percentile itself; the profile gives the "
-        "values at the percentiles.",
-        "A measure is not better for giving a value near one half; all that were fixed beforehand are shown.",
-        "Sites of different width compare in measures that are normalised by it; the residual stream has a few large "
-        "entries in most models, which scale-free measures see as sparsity.",
+        "By definition p % of the units lie below their own p-th percentile; the profile therefore shows the values "
+        "at the percentiles.",
+        "A value near one half does not make a measure better; the report shows all measures that were fixed "
+        "beforehand.",
+        "Sites of different width can be compared in measures that are normalised by width; the residual stream has a "
+        "few large "
+        "entries in most models, which scale-free measures count as sparsity.",
     ]
 
 

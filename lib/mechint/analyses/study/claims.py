@@ -126,7 +126,10 @@ def beats_draws(name: str, what: str, effect: Number, random: Number, p: float) 
     """Random draws do less: p is the share of them that do as much."""
     contrary = ""
     if effect["high"] is not None and effect["high"] < random["value"]:
-        contrary = f"half of {what} do {random['value']:.2f} or more, and it does at most {effect['high']:.2f}"
+        contrary = (
+            f"half of {what} reach {random['value']:.2f} or more, and the claimed part reaches at most "
+            f"{effect['high']:.2f}"
+        )
     return Condition(name, f"{what} do as much", effect, p, contrary, draws=int(random["n"]))
 
 
@@ -141,12 +144,14 @@ def exceeds(name: str, null: str, difference: Number) -> Condition:
 def above_random_models(row: Found, least: float = LEAST_READING) -> Condition:
     """A label is read better than in models with random weights, see :func:`mechint.analyses.random_weights.beside`."""
     difference, mean = row["difference"], sum(row["random"]) / len(row["random"])
-    null = f"{RANDOM} are read as well, or less than {least:.2f} worse"
+    null = f"probes read {RANDOM} as well, or less than {least:.2f} worse"
     if difference["high"] < 0 or (difference["high"] < least and mean + least <= 1):
-        contrary = f"{RANDOM} are read with {mean:.2f}, and this one is at most {difference['high']:.2f} above that"
+        contrary = f"probes read {RANDOM} with {mean:.2f}, and this model with at most {difference['high']:.2f} more"
         return Condition(RANDOM, null, difference, 1.0, contrary, least=least)
     if mean + least > 1:
-        told = f"cannot be told apart: {RANDOM} are read with {mean:.2f} already, so none could be {least:.2f} better"
+        told = (
+            f"cannot be told apart: probes read {RANDOM} with {mean:.2f} already, so no model can be {least:.2f} better"
+        )
         return Condition(RANDOM, null, difference, 1.0, "", told, least=least)
     above = float(difference["value"]) - least
     p = 1.0 if above <= 0 else t_tail(above / row["error"], row["freedom"]) if row["error"] > 0 else 0.0
@@ -241,7 +246,7 @@ def circuit_conditions(tests: dict[str, Found], control: Found, least: float, ra
 def of_probes(found: dict[str, Found], config: StudyConfig, task: str) -> list[Found]:
     """One claim for each label, where probes read it best across folds of the discovery prompts.
 
-    Reading is no use: it says nothing of what the model needs.
+    That a label can be decoded does not show that the model uses it.
     """
     rows = found.get("probes", {}).get("probes", [])
     random = (found.get("controls", {}).get("random_weights") or {}).get("probes", [])
@@ -253,15 +258,15 @@ def of_probes(found: dict[str, Found], config: StudyConfig, task: str) -> list[F
         controls = {"shuffled labels": scaled(best["shuffled"])}
         if row is None:
             missing = f"{RANDOM} were not measured (step 13)"
-            conditions.append(Condition(RANDOM, f"{RANDOM} are read as well", best["selectivity"], 1.0, "", missing))
+            conditions.append(Condition(RANDOM, f"probes read {RANDOM} as well", best["selectivity"], 1.0, "", missing))
         else:
             conditions.append(above_random_models(row))
             controls[RANDOM] = spread_about_mean(row["random"])
         made.append(
             {
                 "kind": "probe",
-                "claim": f"{label} of {task} is read at least {LEAST_READING:.2f} better than in {RANDOM} (linear "
-                f"probe, best at {best['site']} by {best['method']})",
+                "claim": f"a linear probe reads {label} of {task} at least {LEAST_READING:.2f} better than in "
+                f"{RANDOM} (best at {best['site']} by {best['method']})",
                 "label": label,
                 "layer": best["layer"],
                 "site": best["site"],
@@ -340,7 +345,7 @@ def needed_prompts(found: Number, least: float) -> int:
 # ---- the combined circuit -----------------------------------------------------------------------------------------
 
 COMBINED = "combined"
-"""The kind of its claim."""
+"""The kind of the claim about the combined circuit."""
 WHOLE = 0.5
 """The share of the effect that it must keep alone."""
 

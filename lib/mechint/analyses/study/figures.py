@@ -331,22 +331,24 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
     plan: list[tuple[str, str, tuple[float, float], Callable[[Figure], None]]] = []
     done = {name for name, entry in steps.items() if entry.get("status") == "done"}
     known: list[tuple[str, str, Callable[[Found], tuple[float, float]], Any]] = [
-        ("circuit", "What the combined circuit keeps alone beside its controls, and circuits of every size.",
+        ("circuit", "Effect that the combined circuit keeps alone, its controls, and circuits of every size.",
          lambda e: (9.5, 3.2), circuit_figure),
-        ("activations", "How the activations at each site are spread.", lambda e: (7.5, 2.8), activations_figure),
-        ("sae", "How well each dictionary describes held-out activations.",
+        ("activations", "Spread of the activations at each site.", lambda e: (7.5, 2.8), activations_figure),
+        ("sae", "Variance of held-out activations that each dictionary explains.",
          lambda e: (6.5, 1.2 + 0.35 * len(e["layers"])), sae_figure),
-        ("probes", "Labels of the task read from the sites, beside shuffled labels; and how few units do.",
+        ("probes", "Scores of probes of the task's labels, beside shuffled labels; and scores from few units.",
          lambda e: (9.0, 1.6 + 0.24 * len(e["probes"])), probes_figure),
         ("candidates", "Proposals merged under one evidence score, and how they overlap.",
          lambda e: (10.0, 1.8 + 0.3 * min(16, len(e["candidates"]))), candidates_figure),
         ("necessity", "Tested candidates on held-out prompts, against random subspaces of the same rank and norm.",
          lambda e: (9.5, 1.9 + 0.32 * len(e["tests"])), necessity_figure),
-        ("robustness", "Noise and rotations inside and outside each candidate, and how small it can be cut.",
+        ("robustness", "Noise and rotations inside and outside each candidate, and the smallest candidate that keeps "
+                       "the effect.",
          lambda e: (9.5, 3.6), robustness_figure),
         ("temporal", "Exact derivatives of the scan's output by its inputs, lag by lag.",
          lambda e: (max(8.0, 3.6 * len(e["layers"])), 6.0), temporal_figure),
-        ("dynamics", "Time scales, what the future can tell of the past, and what dropping a state entry costs.",
+        ("dynamics", "Time scales, past directions that later outputs tell apart, and the "
+                     "cost of dropping a state entry.",
          lambda e: (10.0, 2.9), dynamics_figure),
         ("reproducibility", "Discoveries repeated with other prompts and seeds.", lambda e: (7.5, 3.0),
          reproducibility_figure),

@@ -70,18 +70,18 @@ class StudyConfig:
     )
     ablation: str = option(
         "counterfactual",
-        "What replaces a candidate's part in the test of necessity: the twin's value, or the mean over prompts",
+        "Value that replaces a candidate's part in the test of necessity: the twin's value, or the mean over prompts",
         choices=("counterfactual", "mean"),
     )
     metric: str = option(
         "logit_diff",
-        "What effects are measured in",
+        "Metric in which effects are measured",
         choices=("logit_diff", "answer_logprob", "answer_prob"),
     )
     sae_width: float = option(2.0, "Latents of the dictionary for each unit of the site", low=0.1, high=64.0)
     sae_k: int = option(8, "Active latents of an activation", unit="latents", low=1, high=4096)
     sae_penalty: float = option(
-        0.0, "Weight of an L1 penalty on the active latents, beside their number", low=0.0, high=1000.0
+        0.0, "Weight of an L1 penalty on the active latents, in addition to their fixed number", low=0.0, high=1000.0
     )
     sae_steps: int = option(300, "Training steps of a dictionary", unit="steps", low=10, high=1_000_000)
     probes: str = option("lasso,elasticnet,logistic", "Probes of each label of the task, separated by commas")
@@ -105,12 +105,14 @@ class StudyConfig:
         "(pairs=3,name=induction); usual takes those of the table in study_controls",
     )
     random_weights: bool = option(
-        True, "Read the labels from models with random weights too, without which no claim of a label is supported"
+        True,
+        "Also read the labels from models with random weights; without this control no claim about a label is "
+        "supported",
     )
     min_accuracy: float = option(
         0.5,
-        "Accuracy below which, or below chance, the model does not do the task and the study ends after step 1; 0 goes "
-        "on whatever it is, and claims no circuit of a model at chance",
+        "The study ends after step 1 if the model's accuracy is below this or below chance; 0 continues at any "
+        "accuracy, and claims no circuit of a model at chance",
         low=0.0,
         high=1.0,
     )

@@ -69,8 +69,9 @@ def reproducibility(context: Context) -> Found:
     }
     mean = float(np.mean([row["jaccard"] for row in rows]))
     report["said"] = (
-        f"The {c.rank} units of a layer with the largest share: Jaccard {mean:.2f} across {c.seeds} draws of prompts; "
-        f"masks {report['mask_jaccard']['value']:.2f}, by chance {report['mask_jaccard_chance']:.2f}. "
+        f"The {c.rank} units with the largest share in a layer agree across {c.seeds} draws of prompts with Jaccard "
+        f"{mean:.2f}; masks agree with {report['mask_jaccard']['value']:.2f}, by chance "
+        f"{report['mask_jaccard_chance']:.2f}. "
         f"{report['peers']['said']}"
     )
     return {"report": report, "keep": {}}
@@ -371,7 +372,10 @@ def random_weights(context: Context) -> Found:
     doing = sum(bool(row["does"]) for row in models)
     said = f"{len(models)} models with random weights: {doing} of them do the task"
     for row in found:
-        said += f"; {row['label']} is read with {np.mean(row['random']):.2f} there and {row['score']:.2f} here"
+        said += (
+            f"; probes read {row['label']} with {np.mean(row['random']):.2f} there and with {row['score']:.2f} in "
+            f"this model"
+        )
     return {"models": models, "probes": found, "said": said + "."}
 
 

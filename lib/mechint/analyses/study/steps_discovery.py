@@ -208,7 +208,8 @@ def probes(context: Context) -> Found:
     top = max(reports, key=lambda r: r["selectivity"]["value"])
     said = (
         f"{len(reports)} probes of {', '.join(labels)}; the most selective is {top['method']} of {top['label']} at "
-        f"layer {top['layer']}: {top['score']['value']:.2f}, {top['selectivity']['value']:.2f} above shuffled labels."
+        f"layer {top['layer']}: it scores {top['score']['value']:.2f}, {top['selectivity']['value']:.2f} above "
+        f"shuffled labels."
     )
     keep = {
         "proposals": [plain(p) for p in proposals],
@@ -225,9 +226,9 @@ def mask_said(budget: int, close: Found) -> str:
     """Describes how close the units of the mask search are to the model."""
     text = f"The {budget} units of the mask search, kept alone, are {close['kl']:.3g} nats from the model"
     if close["share"] is None:
-        return f"{text}, and so are none of them."
-    verdict = "" if close["share"] >= CLOSE else ": a source of proposals, and no circuit"
-    return f"{text}, and none of them {close['kl_none']:.3g}{verdict}."
+        return f"{text}; the model without any of them is as close."
+    verdict = "" if close["share"] >= CLOSE else ": use them as proposals, not as a circuit"
+    return f"{text}; without any of them the model is {close['kl_none']:.3g} nats away{verdict}."
 
 
 def candidates(context: Context) -> Found:

@@ -54,7 +54,7 @@ def shaken(context: Context) -> Found:
     cut = [(row["granularity"], row["rank"]) for row in rows if row["granularity"]["least_rank"]]
     least = [f"{g['least_rank']} of {rank}{'' if g['every_rank'] else ' (not all ranks tried)'}" for g, rank in cut]
     said = (
-        f"Principal directions that hold 90 % of a candidate's effect, the fewest: {', '.join(least)}."
+        f"Fewest principal directions that hold 90 % of a candidate's effect: {', '.join(least)}."
         if least
         else "No candidate has an effect that could be cut."
     )
@@ -101,9 +101,9 @@ def temporal(context: Context) -> Found:
             shares.append(f"layer {layer}: {said(own, '.0%')}{against(random, '.0%')}")
     about = reference(max_lag, tokens.shape[1])
     sentence = (
-        f"Of the influence of the lags 1 to {max_lag} ({left_out(about)}), from further back than "
-        f"{about['long_range_beyond']} tokens (a flat profile: {about['flat_long_range'] or 0:.0%}): "
-        f"{'; '.join(shares) or 'none at all'}."
+        f"Share of the influence at lags 1 to {max_lag} ({left_out(about)}) that comes from more than "
+        f"{about['long_range_beyond']} tokens back (a flat profile has {about['flat_long_range'] or 0:.0%}): "
+        f"{'; '.join(shares) or 'no layer has any influence'}."
     )
     return {"report": {"layers": layers, "max_lag": max_lag, "reference": about, "said": sentence}, "keep": {}}
 
@@ -111,8 +111,8 @@ def temporal(context: Context) -> Found:
 def left_out(about: Found) -> str:
     """Says how much of the prompts' past a range of lags covers."""
     if not about["left_out"]:
-        return "all that the prompts have"
-    return f"{about['left_out']} further ones, up to {about['length'] - 1}, are left out"
+        return "all lags of the prompts"
+    return f"{about['left_out']} longer lags, up to {about['length'] - 1}, are left out"
 
 
 def untrained(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:

@@ -100,11 +100,13 @@ def along(traces: list[Trace], names: list[str], output: Path, warned: Warned) -
     raws = [trace.raw for trace in traces]
     last = traces[axis_of(raws).lines[0].runs[-1]]
     notes = [
-        "Of every map the cell is followed that is strongest at the last checkpoint: it is chosen by its size there."
+        "The comparison follows, in every map, the cell that is strongest at the last checkpoint; it is chosen by its "
+        "size there."
     ]
     if len({trace.unit for trace in traces}) > 1:
         notes.append(
-            f"Effects are followed where they are given as {last.unit}; elsewhere the corruption may not hurt."
+            f"Only effects given as {last.unit} are followed; in the other traces the corruption may not lower the "
+            f"metric."
         )
     reasons = {reason for trace in traces if (reason := incomparable(last, trace)) and trace.unit == last.unit}
     notes += [f"Not all traces are of one request: {reason.partition(', so')[0]}." for reason in sorted(reasons)]

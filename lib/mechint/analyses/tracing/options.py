@@ -34,7 +34,7 @@ class TraceConfig(OwnTask):
     )
     corruption: str = option(
         "twin",
-        "What corrupts the subject's tokens: the counterfactual twin's tokens, noise on their embeddings, or the mean "
+        "Corruption of the subject's tokens: the counterfactual twin's tokens, noise on their embeddings, or the mean "
         "embedding",
         choices=CORRUPTIONS,
     )
@@ -44,7 +44,8 @@ class TraceConfig(OwnTask):
     draws: int = option(10, "Noisy runs of each prompt, for the corruption 'noise'", unit="runs", low=1, high=1000)
     metric: str = option(
         "logit_diff",
-        "What is restored: the logit difference to the twin's answer, the answer's log-probability or its probability",
+        "Metric that is restored: the logit difference to the twin's answer, the answer's log-probability or its "
+        "probability",
         choices=METRICS,
     )
     attribution: bool = option(True, "Also estimate every effect by gradients, and report how well that agrees")
@@ -54,7 +55,7 @@ class TraceConfig(OwnTask):
     eval_prompts: int = option(64, "Prompts that are traced", unit="prompts", low=2, high=1_000_000)
     examples: int = option(8, "Prompts whose own maps are shown in the report", unit="prompts", low=1, high=200)
     bootstrap: int = option(1000, "Bootstrap and permutation draws", unit="draws", low=100, high=100_000)
-    memory_mib: int = option(1024, "What one sweep may hold beside the weights", unit="MiB", low=64, high=1_000_000)
+    memory_mib: int = option(1024, "Memory of one sweep, beside the weights", unit="MiB", low=64, high=1_000_000)
 
 
 def refuse(config: TraceConfig, task: TaskConfig) -> str | None:

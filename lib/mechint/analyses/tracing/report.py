@@ -162,8 +162,8 @@ def caveats(trace: Trace) -> list[str]:
         f"{chosen}: on another prompt it may be elsewhere."
         if trace.metrics["total_effect"].alone
         else f"{chosen}, so its own interval is too narrow for that choice; the p-value accounts for it.",
-        "An effect says that a site carries what differs between the two runs of a prompt, not that nothing else does:"
-        " backup paths can make each of two sites look unneeded.",
+        "An effect shows that a site carries information that differs between the two runs of a prompt. It does not "
+        "show that no other site carries it: backup paths can make each of two sites look unneeded.",
     ]
 
 

@@ -54,7 +54,8 @@ def numbers(
     notes, shares = [], certain(metrics["total_effect"])
     if not shares:
         notes.append(
-            f"The corruption does not hurt for certain: the total effect is {said(metrics['total_effect'], '.3g')}. "
+            f"The corruption does not certainly lower the metric: the total effect is "
+            f"{said(metrics['total_effect'], '.3g')}. "
             f"Effects are therefore not given as shares of it; choose another corruption or more prompts"
         )
     kept = {"answered": right, "templates": templates, "total": total}

@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
         metric="preserved",
     ),
     "removal": Method(
-        removal, "how far from the model it is without the unit alone, exactly", "single-unit ablation",
+        removal, "exact distance from the model when only this unit is dropped", "single-unit ablation",
         metric="preserved",
     ),
     "patching_noise": Method(

@@ -45,11 +45,11 @@ def went_back(returned: int, searches: int, elsewhere: bool) -> str:
     """Says how many searches ended with the circuit that they began with; empty where none did."""
     if not returned:
         return ""
-    begun = "order" if elsewhere else "attribution's order"
+    begun = "order" if elsewhere else "order of attribution"
     return (
-        f"{returned} of {searches} searches ended with a worse circuit on the discovery "
-        f"prompts than the {begun}, which they begin with, and went back to "
-        "that one. They are left out of the stability: nothing in it depends on the seed. More STEPS, or another LR, "
+        f"{returned} of {searches} searches ended with a circuit that is worse on the discovery prompts than the "
+        f"{begun} they begin with, and went back to it. They are left out of the stability, because their result does "
+        f"not depend on the seed. More STEPS, or another LR, "
         "may find a better circuit."
     )
 
@@ -63,13 +63,13 @@ def how_pruned(results: dict[str, Any], target: float) -> str:
     """
     metrics, done = results["metrics"], results["pruning"]
     before, after = (f"{metrics[name]['value']:.3f}" for name in ("faithfulness_unpruned", "faithfulness"))
-    tried = f"none of the exchanges that were tried ({done['exchanges']:,}) makes it"
+    tried = f"none of the {done['exchanges']:,} exchanges that were tried makes the circuit"
     if math.isinf(target):
         text = (
-            f"Exchanges of single units on the discovery prompts put {done['exchanged']:,} others into the circuit of "
-            f"the search: held-out faithfulness {before} before, {after} after."
+            f"Exchanges of single units on the discovery prompts replaced {done['exchanged']:,} units of the search's "
+            f"circuit: held-out faithfulness {before} before, {after} after."
         )
-        end = f"In the end {tried} more like the model."
+        end = f"In the end {tried} more faithful."
     elif done["faithfulness_discovery_searched"] < target:
         return (
             f"No unit was removed or exchanged: on the discovery prompts the faithfulness of the search's circuit is "
@@ -80,14 +80,14 @@ def how_pruned(results: dict[str, Any], target: float) -> str:
             f"The search kept {done['units_searched']:,} units, with a held-out faithfulness of {before}; removing and "
             f"exchanging units on the discovery prompts left {done['units']:,}, with {after}."
         )
-        end = f"On these prompts no single unit can go, and {tried} smaller." if done["minimal"] else ""
+        end = f"On these prompts no single unit can be removed, and {tried} smaller." if done["minimal"] else ""
     if done["whole"] and end:
         return f"{text} {end}"
-    bound = f"at the bound of its work, {done['evaluations']:,} circuits measured"
+    bound = f"at the limit of work, {done['evaluations']:,} measured circuits"
     if done["minimal"]:
-        return f"{text} On these prompts no single unit can go; exchanges stopped {bound}."
+        return f"{text} On these prompts no single unit can be removed; exchanges stopped {bound}."
     return (
-        f"{text} It stopped {bound}, so a smaller circuit, or a better one of its size, may be found by the same steps."
+        f"{text} Pruning stopped {bound}, so the same steps may find a smaller circuit, or a better one of this size."
     )
 
 

@@ -16,20 +16,20 @@ EXACT_UNITS = 4096
 NOTES = {
     "attribution": "",
     "removal": (
-        "Attribution misleads here: of the circuits in its order, signed or by size, none of half the units or fewer "
-        "comes half the way from no unit to the model. Searches begin in the order of the exact effects of removing "
-        "each unit alone, and these are the importances and the order that are called attribution."
+        "Attribution misleads here: among the circuits in its order, signed or by size, none with half the units or "
+        "fewer recovers half of the effect. Searches begin in the order of the exact effects of removing each unit "
+        "alone; the report shows these effects as the importances and as the order called attribution."
     ),
     "misled": (
-        "Attribution misleads here: of the circuits in its order, signed or by size, none of half the units or fewer "
-        f"comes half the way from no unit to the model; of more than {EXACT_UNITS} units the exact effects are not "
-        "measured. Another METRIC or ABLATION may be attributed better."
+        "Attribution misleads here: among the circuits in its order, signed or by size, none with half the units or "
+        f"fewer recovers half of the effect; with more than {EXACT_UNITS} units the exact effects are not measured. "
+        "Attribution may work better with another METRIC or ABLATION."
     ),
     "needed": (
-        "Attribution misses units here: no circuit of the size asked for, or first found to be enough, in its order, "
-        "signed or by size, comes half the way from no unit to the model. Searches for such a circuit began instead in "
-        "the order of the exact effects of removing each unit alone from the smallest circuit of twice, four times, … "
-        "that size that does, since circuits in this order are better."
+        "Attribution misses units here: no circuit in its order, signed or by size, recovers half of the effect at "
+        "the requested size, or at the first size found to be enough. Larger circuits were tried, of twice, four "
+        "times, … that size; searches began in the order of the exact effects of removing each unit alone from the "
+        "smallest of them that recovers half, since circuits in this order are better."
     ),
 }
 

@@ -103,7 +103,7 @@ def _along(runs: list[Results], names: list[str], output: Path, warned: Warned) 
         for text in (sentence(*tests) if tests[1] else "", _notes(runs, ELSEWHERE if len(shapes) > 1 else ""))
         if text
     ]
-    extra = [("Differences beside the noise of seeds", *difference_rows(tests[1]))] if tests[1] else []
+    extra = [("Differences and the noise of seeds", *difference_rows(tests[1]))] if tests[1] else []
     tracks = circuit_tracks(runs, axis.lines[0].runs[-1] if len(shapes) == 1 else None)
     raws, directories = [run.raw for run in runs], [run.directory for run in runs]
     return write_along(
@@ -203,7 +203,9 @@ def _paragraphs(runs: list[Results], names: list[str]) -> Iterator[str]:
     shares = [run.kept / run.total for run in runs]
     first = f"{len(runs)} checkpoints, the {runs[0].raw['title']} of each. "
     if max(shares) - min(shares) < max(1 / run.total for run in runs):
-        yield f"{first}To one unit, all keep the same share of their {units_name(runs[0])}: {percent(shares[0])}."
+        yield (
+            f"{first}To within one unit, all keep the same share of their {units_name(runs[0])}: {percent(shares[0])}."
+        )
         return
     least = shares.index(min(shares))
     yield (
@@ -237,7 +239,7 @@ def page_of(
     ]
     if tests[1]:
         sections.append(
-            table_section("Differences beside the noise of seeds", "", *difference_rows(tests[1]), range(3, 7))
+            table_section("Differences and the noise of seeds", "", *difference_rows(tests[1]), range(3, 7))
         )
     if matrix is not None:
         shown = _overlap_rows(names, matrix)

@@ -15,7 +15,7 @@ from ..results import Results
 TRAINING, SEARCH = "training", "search"
 NOISE = {
     TRAINING: "models of a variant that were trained with different seeds",
-    SEARCH: "searches with different seeds on the same model; this says nothing of another training run",
+    SEARCH: "searches with different seeds on the same model; this does not cover another training run",
 }
 ALPHA = 0.05
 
@@ -104,10 +104,13 @@ def of_circuit(run: Results, units: frozenset[tuple[int, ...]]) -> dict[str, flo
 def sentence(noise: str, found: Sequence[Difference]) -> str:
     """The outcome of the tests in one sentence."""
     if not found:
-        return "Whether the differences exceed the noise of seeds was not tested: it needs two seeds or more of each."
+        return (
+            "Whether the differences exceed the noise of seeds was not tested: the test needs two or more seeds of "
+            "each variant."
+        )
     large = [d for d in found if d.significant]
     several = f"{len(found)} comparison{'s' * (len(found) > 1)}"
-    text = f"Held against {NOISE[noise]} (permutation tests, Holm over {several}), "
+    text = f"Compared with {NOISE[noise]} (permutation tests, Holm over {several}), "
     text += f"{len(large)} exceed{'s' * (len(large) == 1)} the noise." if large else "no difference exceeds the noise."
     blind = [d for d in found if d.least * len(found) > ALPHA]
     if not large and blind:

@@ -47,34 +47,37 @@ MEANINGS = {
     "faithfulness": Meaning(
         "Faithfulness",
         "share",
-        "How much of the way from the empty to the full model the circuit alone goes; 100 % is the full model.",
+        "Share of the effect, from no unit to the full model, that the circuit alone recovers; 100 % is the full "
+        "model.",
     ),
     "units_kept_unpruned": Meaning(
-        "Units kept before pruning", "count", "What the search itself kept, before units were removed and exchanged."
+        "Units kept before pruning", "count", "Units that the search kept, before pruning removed and exchanged units."
     ),
     "faithfulness_unpruned": Meaning(
         "Faithfulness before pruning",
         "share",
-        "That of the circuit as the search found it; units go by discovery prompts, which can cost it here.",
+        "Faithfulness of the circuit as the search found it. Pruning chooses units on discovery prompts, which can "
+        "lower the held-out faithfulness.",
     ),
     "completeness": Meaning(
         "Completeness",
         "share",
-        "Share of the effect that is lost when only the circuit is dropped: 1 less the faithfulness of the others. "
-        "High: little of the work is elsewhere. Wang et al. (2023) compare instead circuit and model with the same "
-        "subsets of the circuit removed from both.",
+        "Share of the effect that is lost when only the circuit is dropped: 1 less the faithfulness of the other "
+        "units. High: the other units do little of the work. Wang et al. (2023) compare instead circuit and model with "
+        "the same subsets of the circuit removed from both.",
     ),
     "minimality": Meaning(
         "Minimality",
         "share",
         "Share of the circuit's units, tried one at a time, whose removal certainly costs faithfulness (one-sided "
-        "p ≤ 0.05, adjusted for all of them); low: it holds passengers, or units that stand in for one another.",
+        "p ≤ 0.05, adjusted for all of them); low: the circuit holds units that it does not need, or units that back "
+        "each other up.",
     ),
     "removable_together": Meaning(
         "Units that can go together",
         "count",
-        "The largest set of units, taken in the order of what each costs alone, without all of which the held-out "
-        "faithfulness is not certainly lower (its interval of the drop holds 0); the order is of the same prompts.",
+        "The largest set of units whose joint removal does not certainly lower the held-out faithfulness (the "
+        "interval of the drop contains 0). Units are taken in the order of their single costs, on the same prompts.",
     ),
     "kl": Meaning(
         "KL of the circuit", "nats", "Divergence of the circuit's predictions from the full model's; 0 is identical."
@@ -90,7 +93,8 @@ MEANINGS = {
     "faithfulness_random_weights": Meaning(
         "Faithfulness, random weights",
         "share",
-        "Control: the same search on the model with random weights; what a mask can fit where nothing was learned.",
+        "Control: the same search on the model with random weights; it shows what a mask can fit in a model that "
+        "learned nothing.",
     ),
     "faithfulness_latents": Meaning(
         "Faithfulness, its latents alone",
@@ -100,7 +104,8 @@ MEANINGS = {
     "faithfulness_errors": Meaning(
         "Faithfulness, its errors alone",
         "share",
-        "The errors that the circuit keeps and no latent: what it owes to what the dictionaries do not explain.",
+        "The reconstruction errors that the circuit keeps, without its latents: the part that the dictionaries do not "
+        "explain.",
     ),
     "faithfulness_all_latents": Meaning(
         "Faithfulness, every latent",
@@ -116,7 +121,9 @@ MEANINGS = {
     "cpr": Meaning("CPR", "number", "Area under the faithfulness curve over circuit sizes; higher is better."),
     "cmd": Meaning("CMD", "number", "Area between the faithfulness curve and 100 %; lower is better."),
     "bits_per_byte_full": Meaning(
-        "Bits per byte, full model", "number", "Loss in bits for each byte of the text's answers, whatever its tokens."
+        "Bits per byte, full model",
+        "number",
+        "Loss in bits for each byte of the text's answers; it does not depend on the tokenizer.",
     ),
     "bits_per_byte_circuit": Meaning("Bits per byte, circuit", "number", "The same with only the circuit kept."),
     "cosine_bfloat16": Meaning(
@@ -228,13 +235,13 @@ def findings(results: Results) -> Iterator[Finding]:
             apart and half,
             f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
             + (
-                "most of the circuit's faithfulness is owed to what the model has learned."
+                "most of the circuit's faithfulness comes from what the model has learned."
                 if apart and half
-                else "the circuit is better, but a mask alone fits MOST of that; take the size and the other controls"
-                " as the evidence."
+                else "the circuit is better, but a mask alone fits MOST of that; rely on the size and the other "
+                "controls."
                 if apart
-                else "its interval meets the circuit's, so faithfulness alone is NO evidence of a learned circuit; take"
-                " the other controls."
+                else "its interval overlaps the circuit's, so faithfulness alone is NO evidence of a learned circuit; "
+                "rely on the other controls."
                 if weights.value < circuit.value
                 else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
             ),
@@ -248,8 +255,10 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
         good = latents.value > results.metrics["faithfulness"].value / 2
         yield Finding(
             good,
-            f"Without the errors that it keeps it reaches {with_interval('faithfulness_latents', results)}"
-            ": " + ("most of it is the work of latents." if good else "MOST of it is no feature's work."),
+            f"Without the reconstruction errors that it keeps, the circuit reaches "
+            f"{with_interval('faithfulness_latents', results)}"
+            ": "
+            + ("latents do most of the work." if good else "MOST of the work is done by the errors, not by features."),
         )
     lost = results.metrics.get("completeness")
     if lost is not None:
@@ -260,7 +269,7 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
             + (
                 "the circuit is needed, too."
                 if good
-                else "the rest does the task as well, so the circuit is NOT needed."
+                else "the other units do the task as well, so the circuit is NOT needed."
             ),
         )
     jaccard = results.metrics.get("jaccard")
