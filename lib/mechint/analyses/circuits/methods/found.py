@@ -101,4 +101,4 @@ def how_ranked(results: dict[str, Any]) -> str:
     )
     if ranking["metric"] in (None, metric):
         return text
-    return f"{text} Its scores are of {ranking['metric']}, and not of {metric}, which the circuit is to preserve."
+    return f"{text} Its scores measure {ranking['metric']}, not {metric}, the metric that the circuit must preserve."
