@@ -87,7 +87,7 @@ def test_variants_are_named_and_held_against_training_seeds(tmp_path: Path) -> N
     assert best["p"] == pytest.approx(2 / 70) and best["adjusted"] >= best["p"]
     text = (tmp_path / "out/comparison.md").read_text()
     assert "all keep the same share" in text and "smallest share" not in text.split("\n\n")[1]
-    assert "stepV5 (kv=tied+seed=1)" in text and "Held against models of a variant" in text
+    assert "stepV5 (kv=tied+seed=1)" in text and "models of a variant" in text
 
 
 def test_without_training_seeds_the_noise_is_that_of_the_search(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_many_variants_with_seeds_are_held_against_the_noise_of_seeds(tmp_path: 
     runs = study(tmp_path, [*seeds, *(f"kv=tied+{s}" if "=" in s else "kv=tied" for s in seeds)])
     write_comparison(runs, tmp_path / "out")
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "Held against models of a variant" in text and "| baseline / kv=tied | 50.0 % / 90.0 % |" in text
+    assert "models of a variant" in text and "| baseline / kv=tied | 50.0 % / 90.0 % |" in text
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["tests"] == 0
 
 
