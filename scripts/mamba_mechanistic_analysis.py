@@ -20,7 +20,7 @@ def parser() -> Parser:
     top.add_argument("--layer", type=integer, default=0, help="layer to study (default: 0)")
     top.add_argument("--samples", type=integer, default=ExperimentConfig.num_samples, help="prompts of each split")
     top.add_argument(
-        "--use_toy_data", action="store_true", help="prompts of a toy task in place of the facts of the package"
+        "--use_toy_data", action="store_true", help="prompts of a toy task instead of the facts of the package"
     )
     top.add_argument("--toy_task", default="recall", help="recall, counters, brackets, long_copy, induction, …")
     top.add_argument("--skip_steps", nargs="*", default=[], metavar="STEP", help="numbers of steps to leave out (8 9)")

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--verbose", action="store_true", help="print the commands")
         if name == "score":
             command.add_argument("--options", default="", help="what SCORE= says: options as a shell would read them")
-            command.add_argument("more", nargs="*", help="options one by one, behind --")
+            command.add_argument("more", nargs="*", help="options one by one, after --")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
     return parser
@@ -95,7 +95,7 @@ def defconfig(args: argparse.Namespace) -> None:
 
 
 def _override(menu: loading.Menu, args: argparse.Namespace, name: str) -> None:
-    """What MODELS=, BASELINE= and SKIP_STEPS= say, put into the configuration and printed."""
+    """Puts MODELS=, BASELINE= and SKIP_STEPS= into the configuration and prints them."""
     if args.models:
         print(models.override(menu, args.models, ROOT, name), flush=True)
     if args.baseline:
@@ -212,7 +212,7 @@ MOST_PROCESSES = 1024
 
 
 def how_many(said: str) -> int:
-    """How many processes PROCESSES= asks for; one where it says nothing."""
+    """Returns the number of processes that PROCESSES= asks for; one where it says nothing."""
     if not said.strip():
         return 1
     count = int(said) if re.fullmatch(r"\s*[0-9]{1,6}\s*", said) else 0

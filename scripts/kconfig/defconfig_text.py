@@ -22,7 +22,7 @@ def defconfig_text(run: Any, task: Any, configs: dict[str, Any], root: Path = RO
         run: The run's ``RunConfig``.
         task: Its ``TaskConfig``.
         configs: Analysis name -> its configuration, for those that are on; all others are off in the text.
-        root: Where the menus are.
+        root: Directory of the menus.
 
     Options that have no meaning beside the others (the budget of a search that has none) are left out.
     """

@@ -38,7 +38,7 @@ def version() -> str:
 
 
 def check(files: list[str]) -> int:
-    """Whether this Python is new enough and has every package of the requirements files."""
+    """Checks that this Python is new enough and has every package of the requirements files."""
     if sys.version_info < OLDEST:
         return fail(f"Python 3.10 or newer is needed, and {sys.executable} is {version()}; choose one with PYTHON=")
     missing = [name for file in files for name in names(file) if not installed(name)]
@@ -52,7 +52,8 @@ def check(files: list[str]) -> int:
 
 
 def installed(package: str) -> bool:
-    """Whether a package is there: as a distribution (pytest-xdist, imported as xdist), or else under its own name."""
+    """Returns True if a package is there: as a distribution (pytest-xdist, imported as xdist), or else under its own
+    name."""
     try:
         importlib.metadata.distribution(package)
         return True
@@ -68,7 +69,7 @@ def names(file: str) -> list[str]:
 
 
 def for_this_machine(line: str) -> bool:
-    """Whether the platform that a requirement names behind its semicolon, if any, is this one."""
+    """Returns True if the platform that a requirement names after its semicolon, if any, is this one."""
     here = {"platform_system": platform.system(), "platform_machine": platform.machine(), "sys_platform": sys.platform}
     asked = re.findall(r"(\w+)\s*==\s*[\"']([^\"']*)[\"']", line.partition(";")[2])
     return all(here.get(name, value) == value for name, value in asked)

@@ -89,7 +89,7 @@ def number_range(symbol: kconfiglib.Symbol) -> tuple[str, str, str] | None:
 
 
 def is_fraction(symbol: kconfiglib.Symbol) -> bool:
-    """Whether a string symbol holds a number with a fraction: its help declares a range."""
+    """Returns True if a string symbol holds a number with a fraction: its help declares a range."""
     return symbol.orig_type == kconfiglib.STRING and number_range(symbol) is not None
 
 
@@ -252,7 +252,7 @@ def _unmet(symbol: kconfiglib.Symbol) -> str:
 
 
 def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
-    """What no single symbol can say: a configuration that trains analyses what it trains, not something else."""
+    """Checks what no single symbol can say: a configuration that trains analyses what it trains, not something else."""
     value = {symbol.name: symbol.str_value for symbol in menu.unique_defined_syms}
     if value.get("KNLP_TRAIN") != "y" or value.get("KNLP_MECHINT_MODE_POSTTRAIN") != "y":
         return
@@ -272,7 +272,8 @@ def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a glob pattern finds ``path``, component by component; where both are taken from is no pattern."""
+    """Returns True if a glob pattern finds ``path``, component by component; where both are taken from is no
+    pattern."""
     here = glob.escape(os.getcwd())
     parts, wanted = (
         Path(os.path.normpath(os.path.join(base, text))).parts for base, text in ((os.getcwd(), path), (here, pattern))

@@ -125,6 +125,6 @@ def analyses(menu: kconfiglib.Kconfig) -> list[kconfiglib.Symbol]:
 
 
 def sources(menu: kconfiglib.Kconfig) -> list[str]:
-    """What the symbols begin with that say where models are: those of all, and of the analyses that have their own."""
+    """Prefixes of the symbols that say where models are: those of all, and of the analyses that have their own."""
     own = [switch.name for switch in analyses(menu) if switch.str_value == "y"]
     return ["KNLP_MECHINT", *(name for name in own if f"{name}_CHECKPOINT" in menu.syms)]

@@ -132,7 +132,7 @@ def oldconfig(menu: kconfiglib.Kconfig) -> None:
 
 
 def _out_of_range(symbol: kconfiglib.Symbol) -> bool:
-    """Whether the value that a user gave a number is none that it can have; kconfiglib would take the nearest."""
+    """Returns True if a user gave a number a value that it can't have; kconfiglib would take the nearest."""
     given = symbol.user_value
     number = symbol.orig_type == kconfiglib.INT or is_fraction(symbol)
     return number and isinstance(given, str) and bool(symbol.visibility) and not within(given, symbol)

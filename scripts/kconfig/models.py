@@ -44,7 +44,8 @@ def natural(names: Iterable[str]) -> list[str]:
 
 
 def classify(models: str, root: Path) -> Chosen:
-    """What ``models`` names; relative paths are below ``root``. :class:`ConfigError` when it is nothing usable."""
+    """Returns what ``models`` names; relative paths are below ``root``. :class:`ConfigError` when it is nothing
+    usable."""
     if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in models):
         raise ConfigError(
             f"MODELS={models!r} has a control character, or one that is no text; give one path, glob or hub id"
@@ -61,7 +62,7 @@ def classify(models: str, root: Path) -> Chosen:
 
 
 def found_by(name: str, root: Path) -> list[str]:
-    """What a glob finds; the directory that a relative one is taken from is no pattern."""
+    """Returns what a glob finds; the directory that a relative one is taken from is no pattern."""
     return glob.glob(name if os.path.isabs(name) else os.path.join(glob.escape(str(root)), name), recursive=True)
 
 

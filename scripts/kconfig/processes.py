@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
-"""What ends a process by itself; an interrupt from the keyboard reaches all of a terminal's processes without help."""
+"""Signals that end a process by themselves; an interrupt from the keyboard reaches all of a terminal's processes
+without help."""
 PATIENCE = 2.0
 """Seconds that the others have to end by themselves when one has failed, since they may wait for it for ever."""
 AFTER_SIGNAL = 10.0

@@ -256,7 +256,7 @@ def test_without_a_compiler_a_line_says_so_and_the_dense_path_serves(
     try:
         loss = small("topk").loss(inputs(8, 12), Step())
         assert torch.isfinite(loss.total)
-        assert "dense products in place of sparse ones" in capfd.readouterr().err
+        assert "dense products instead of sparse ones" in capfd.readouterr().err
     finally:
         sparse.library.cache_clear()
         sparse.missing.cache_clear()

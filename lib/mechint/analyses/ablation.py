@@ -54,7 +54,7 @@ def of_role(roles: Callable[[Prompts], Tensor], count: int) -> Callable[[dict[st
 
     Args:
         roles: Gives the role of each token [n, L]; -1 is none.
-        count: How many roles there are.
+        count: Number of roles.
     """
 
     def sums(values: dict[str, Tensor], batch: Prompts) -> Sums:
@@ -75,7 +75,7 @@ def means(
 
     Args:
         read: Gives the values of the sites on a batch, each [prompt, position, unit …].
-        sums: How they are added up: :func:`of_all`, :func:`of_position` or :func:`of_role`.
+        sums: Function that adds them up: :func:`of_all`, :func:`of_position` or :func:`of_role`.
 
     Returns:
         The means by site, and how many values each is a mean of; NaN where that is 0.
@@ -98,7 +98,7 @@ class Ablation:
         units: Whose sites are replaced.
         method: One of :data:`ABLATIONS`.
         reference: Batches of discovery prompts, for the means.
-        by_position: Whether the prompts of the task share a layout, so that a mean of one position makes sense.
+        by_position: True if the prompts of the task share a layout, so that a mean of one position makes sense.
     """
 
     def __init__(self, model: Model, units: Units, method: str, reference: list[Prompts], by_position: bool) -> None:

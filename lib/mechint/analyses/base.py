@@ -45,9 +45,9 @@ class StagedAnalyzer(Analyzer, Generic[Config]):
     Args:
         model: From :func:`mechint.load`; its weights are frozen.
         config: The options.
-        device: Where to run.
-        seed: Of everything drawn at random.
-        run_dir: Where results go, and the stages until then; None keeps nothing on disk.
+        device: Device to run on.
+        seed: Seed of everything drawn at random.
+        run_dir: Directory of the results, and of the stages until the results exist; None keeps nothing on disk.
         key: Fingerprint of what the stages depend on beside the configuration (weights, prompts).
     """
 
@@ -137,11 +137,11 @@ class Analysis(Generic[Config]):
         summary: Lines for the terminal, from the results.
         lacks: Says, before any work, what the other analyses of the experiment, by their names, do not give it; None
             when nothing is missing.
-        shares: Whether the processes of torchrun can work on one checkpoint together; the others' analyzers then get
+        shares: True if the processes of torchrun can work on one checkpoint together; the others' analyzers then get
             :meth:`StagedAnalyzer.assist` called.
-        default: Whether the runner runs it when no analysis is named.
-        learns: Whether it chooses anything by the discovery prompts; one that does not evaluates all prompts of a file.
-        lone: Whether it has something to say of prompts of one template, whose numbers have no intervals.
+        default: True if the runner runs it when no analysis is named.
+        learns: True if it chooses anything by the discovery prompts; one that does not evaluates all prompts of a file.
+        lone: True if it has something to say of prompts of one template, whose numbers have no intervals.
     """
 
     name: str

@@ -41,7 +41,7 @@ class Corruption:
             the run as it is, for what needs one run.
         scale: Standard deviation of the noise, in standard deviations of the embedding matrix; 3 in Meng et al.
         draws: Noisy runs of each prompt; effects are means over them.
-        seed: Of the noise.
+        seed: Seed of the noise.
         mean: Mean embedding, [model]; for ``mean``.
         values: By site, what stands there in every layer at once, [row, position, unit …]; for ``values``.
     """
@@ -68,7 +68,7 @@ class Interchange:
     Args:
         model: From :func:`mechint.load`.
         prompts: With a subject or twins.
-        corruption: How the corrupted run differs.
+        corruption: Difference between the corrupted and the clean run.
         direction: ``denoise`` or ``noise``: which of the two receives parts of the other.
         metric: One of :data:`METRICS`.
         whole: Measure all answers of a prompt as one.
@@ -172,11 +172,11 @@ class Interchange:
                 line of the embeddings from the receiver to the donor (integrated gradients, Sundararajan et al.
                 2017; Hanna et al. 2024), which corrects for saturation. Where both have the same embeddings they are
                 all the same gradient.
-            by_unit: Sums over the positions in place of the units.
+            by_unit: Sums over the positions instead of the units.
 
         Returns:
             The estimated change of the metric by site, [position, prompt]; [unit, prompt] for ``by_unit``, where
-            units are the entries of the first axis behind the position.
+            units are the entries of the first axis after the position.
         """
         ours, theirs = (self.values(of, [*sites, "embed"]) for of in (self.receiver, self.donor))
         total = {site: torch.zeros_like(ours[site]) for site in sites}

@@ -16,12 +16,12 @@ class PromptLoader:
     """Batches of prompts of one length, drawn once; iterating again gives the same batches.
 
     Args:
-        task: Where the prompts come from.
+        task: Source of the prompts.
         split: ``discovery`` or ``evaluation``; the two share no template.
         count: Prompts in all.
         batch_size: The most in one batch. Sizes differ by one at the most, so no batch is a leftover of one prompt.
-        seed: Of the draw.
-        device: Where the batches live.
+        seed: Seed of the draw.
+        device: Device of the batches.
     """
 
     def __init__(

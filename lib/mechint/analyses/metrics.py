@@ -115,7 +115,7 @@ class Answers:
 
     Args:
         prompts: n prompts of Q answers each.
-        full: What the head reads of the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
+        full: Input of the head in the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
         head: [V, D].
     """
 
@@ -144,7 +144,7 @@ class Answers:
         """Every metric that the prompts allow, each [n]: the mean over a prompt's answers, as :func:`answer_metric`.
 
         Args:
-            read: What the head reads of the model under test, [n, Q, D]; None is the full model.
+            read: Input of the head in the model under test, [n, Q, D]; None is the full model.
             learn: The metric, of :data:`LEARNT`, that gradients come from; the others have none.
         """
         flat = self.full if read is None else read.flatten(0, 1)

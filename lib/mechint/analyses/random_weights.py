@@ -99,7 +99,7 @@ def control(
         study: With ``results``; each shuffled model is one of its stages.
         discovery: The loader that the study ranked on.
         evaluation: The loader that it measured on.
-        quantities: What is compared, from the results of either.
+        quantities: Function that takes the compared quantities from the results of either model.
     """
     if not study.config.controls:
         return None
@@ -185,7 +185,7 @@ def beside(own: Array, random: Array, clusters: NDArray[np.int64]) -> dict[str, 
     Part of e² is in s² already, so the interval errs on the wide side.
 
     Args:
-        own: What each prompt adds to the studied model's score, [prompt].
+        own: Contribution of each prompt to the studied model's score, [prompt].
         random: The same of random models, [model, prompt]; at least two models.
         clusters: The template of each prompt, [prompt].
 

@@ -67,9 +67,9 @@ class Effects:
         layers: Layers.
         ablation: One of :data:`mechint.analyses.ablation.ABLATIONS`.
         reference: Batches of discovery prompts, for means.
-        aligned: Whether a position means the same in every prompt.
+        aligned: True if a position means the same in every prompt.
         metric: One of :data:`METRICS`.
-        memory_mib: What one sweep may hold beside the weights.
+        memory_mib: Memory of one sweep, beside the weights.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ u_t = SiLU(c_t). The convolution c_t is a sum over K taps, and SiLU of a sum is 
 2^K coalitions of taps; the empty one, φ_t(∅), is what SiLU makes of the biases. So Σ_j φ_t(j) + φ_t(∅) = u_t to
 rounding, where SiLU of each token alone would miss a quarter of it and more.
 
-The scan is linear in u: the part of token j is the scan of φ(j) alone, from j on. That streams over j and never holds
-[position, position, channel].
+The scan is linear in u: the part of token j is the scan of φ(j) alone, from j on. The computation streams over j and
+never holds [position, position, channel].
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def decompose(
     Args:
         model: A Mamba in float32 or float64.
         tokens: [batch, position].
-        layer: Which block.
+        layer: Number of the block.
         reduce: A key of :data:`REDUCE`. Norms of vectors in the residual stream, or their products with ``direction``.
         direction: [model], for ``direction``: for a logit, its row of the unembedding times the final norm's weight.
-        memory_mib: What the parts of some tokens may take at once, beside the run and the result.
+        memory_mib: Memory for the parts of some tokens at once, beside the run and the result.
 
     Raises:
         MechintError: another family, half precision, no such layer or reduction, a direction that does not fit, or a
@@ -191,7 +191,7 @@ def shapley(players: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         players: [K, …].
-        empty: What is there without any of them, […].
+        empty: The value without any of them, […].
 
     Returns:
         (values [K, …], SiLU(empty)), which add up to SiLU(empty + Σ players).

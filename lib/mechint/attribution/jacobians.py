@@ -85,7 +85,7 @@ def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
     if getattr(model.config, "family", "") != "mamba":
         raise MechintError(
             f"temporal causality differentiates a selective scan, and a {model.config.family} model has none; "
-            f"cut its flow in place of that (the analysis patch)"
+            f"cut its flow instead of that (the analysis patch)"
         )
     if not 0 <= layer < model.num_layers:
         raise MechintError(
@@ -227,7 +227,7 @@ def jacobian(
         max_lag: Lags 0 … max_lag.
         of: ``y`` or ``state``.
         source: ``u``, what the scan reads, or ``x``, what the convolution reads: there lag k has what the K taps bring.
-        memory_mib: What the result may take.
+        memory_mib: Largest size of the result.
 
     Returns:
         ``direct`` and ``total``, each [batch, position, lag, chosen channel, (state,) input channel]; zeros where the

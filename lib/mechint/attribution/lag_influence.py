@@ -185,7 +185,7 @@ def run_temporal_causality_analysis(
         inputs: Token ids, [prompt, position].
         circuit_indices: Channels of the layer; empty for none beside all.
         max_lag: In tokens.
-        draws, seed: Of the bootstrap over prompts.
+        draws, seed: Draws and seed of the bootstrap over prompts.
         clusters: The template of each prompt, which are drawn together; None where each is its own.
 
     Returns:

@@ -139,7 +139,7 @@ class ModeGram:
     def drop_refitted(self, dropped: Tensor) -> Tensor:
         """The same when the kept modes are weighted anew by least squares (a Schur complement), [..., channel].
 
-        How much of what the dropped modes did the others can take over.
+        The refit shows how much of the dropped modes' effect the others can take over.
         """
         s = dropped.to(self.gram)
         change = torch.einsum("enm,...em->...en", self.gram, s)  # covariance of every mode with what is lost
@@ -196,7 +196,7 @@ def dynamics(
     Args:
         groups: Channels by name.
         clusters: The template of each prompt, which the bootstrap draws together; None where each is its own.
-        draws, seed: Of the bootstrap of the time constants.
+        draws, seed: Draws and seed of the bootstrap of the time constants.
     """
     gram, scales = mode_gram(local), time_scales(local)
     at = local.length // 2

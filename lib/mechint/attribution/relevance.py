@@ -47,9 +47,9 @@ class Relevance:
 
     Attributes:
         logit: [row].
-        tokens: Of each token's embedding (with its position's, where the model has those), [row, position].
-        layers: Of the residual stream before each layer and behind the last, [layer + 1, row, position].
-        bias: Of the biases of each layer, and of the final norm, [layer + 1, row].
+        tokens: Relevance of each token's embedding (with its position's, where the model has those), [row, position].
+        layers: Relevance of the residual stream before each layer and after the last, [layer + 1, row, position].
+        bias: Relevance of the biases of each layer, and of the final norm, [layer + 1, row].
         error: Largest violation of Σ layers[l] + Σ bias[l:] = logit, relative to :data:`TOLERANCE`'s scale.
         of_logit: The same relative to the logit alone.
     """
@@ -156,7 +156,7 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         model: From :func:`mechint.load`, in float32 or float64.
         tokens: [row, position].
         targets: The token whose logit is shared out, [row].
-        positions: Where it is read, [row]; None for the last position.
+        positions: Positions at which it is read, [row]; None for the last position.
 
     Raises:
         MechintError: a family without rules, half precision, or shares that do not add up.
@@ -172,7 +172,7 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
 
     def edit(site: str, rule: Callable[[Seen, Tensor, str], Tensor] | None) -> Edit:
         def value(clean: Tensor) -> Tensor:
-            # everything behind this site is computed from the kept tensor
+            # everything after this site is computed from the kept tensor
             seen[site] = clean if rule is None else rule(seen, clean, site.rpartition(".")[0])
             return seen[site]
 

@@ -26,9 +26,9 @@ class Compiled:
     """A model, what it does, and what is true of it.
 
     Attributes:
-        model: Of any family.
-        task: What it does.
-        truth: What carries it.
+        model: A model of any family.
+        task: The task that it does.
+        truth: The circuit that does it.
     """
 
     model: Model
@@ -106,11 +106,12 @@ class Blueprint(ABC):
         """The model, its task and its truth.
 
         Args:
-            size: Of the model; what the circuit does not need is idle. None takes ``least().comfortable()``.
+            size: Sizes of the model; units that the circuit does not need are idle. None takes
+                ``least().comfortable()``.
             noise: Weights are drawn exactly; this much Gaussian noise comes on top of the projections, as the standard
                 deviation of what it does to a projection of inputs of size 1. With it idle units are only nearly idle:
                 removing them may take half the margin.
-            seed: Of places, idle weights and noise.
+            seed: Seed of places, idle weights and noise.
 
         Raises:
             MechintError: the size is too small for the circuit (the least one is said), or the noise takes more than

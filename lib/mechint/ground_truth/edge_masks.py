@@ -32,7 +32,7 @@ def itself(at: Tensor, back: int = 0) -> Tensor:
 
 
 def before(prompts: Prompts) -> Prompts:
-    """The prompts with nothing behind their query: tokens there are -1."""
+    """The prompts with nothing after their query: tokens there are -1."""
     behind = torch.arange(prompts.tokens.shape[1]) > prompts.positions[:, -1:]
     return prompts._map(lambda tensor: tensor.masked_fill(behind, -1) if tensor is prompts.tokens else tensor)
 

@@ -167,7 +167,7 @@ def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
 def links(compiled: Compiled) -> Tensor:
     """True where a declared channel reads a declared channel of an earlier layer, [layer, e, layer, f] bool.
 
-    Of a GPT-2 its units, see :mod:`.gpt2_links`. Drawn channels read and write named directions alone, so a link is a
+    For a GPT-2, its units, see :mod:`.gpt2_links`. Drawn channels read and write named directions alone, so a link is a
     product of weights that is not zero.
     """
     model = compiled.model
@@ -194,7 +194,7 @@ def link_ends(compiled: Compiled, writer: str, reader: str) -> tuple[Tensor, Ten
 
 
 def link_pairs(compiled: Compiled) -> Tensor:
-    """All pairs of a writer and a reader behind it, [layer, e, layer, f] bool."""
+    """All pairs of a writer and a reader after it, [layer, e, layer, f] bool."""
     if is_gpt2(compiled):
         return gpt2_links.later(compiled.model)
     size, width = compiled.model.config.n_layer, compiled.model.config.d_inner

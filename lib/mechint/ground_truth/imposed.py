@@ -36,8 +36,9 @@ class Imposed(ABC):
     """A trained model with an imposed circuit, of associative recall over two layers.
 
     Attributes:
-        options: Of the training. A menu configuration with these options and the same seed trains the same bytes.
-        architecture: Of the model.
+        options: Options of the training. A menu configuration with these options and the same seed trains the same
+            bytes.
+        architecture: Architecture of the model.
     """
 
     name: ClassVar[str]
@@ -52,7 +53,7 @@ class Imposed(ABC):
     def declare(self, model: Model, alignment: Alignment) -> list[Part]:
         """The units of the circuit, and ablations that may or may not reach them.
 
-        What stood before is the same on twins, and the reading of places on every prompt, but trained units also tell
+        The previous token is the same on twins, and the reading of places on every prompt, but trained units also tell
         other things, and what is imposed is that the answers stay right where all of them are exchanged, not logits.
         """
 

@@ -142,7 +142,7 @@ class Planted:
     def read(self, site: str, tokens: Tensor) -> Tensor:
         """The dimensions of a site where features are, [n, L, width]: Σ strength · direction.
 
-        Of a state less what it holds of no feature at all, and in units of a strength.
+        A state is taken less its value without any feature, in units of a strength.
         """
         value = run(self.model, tokens, record=[site], logits_at=tokens[:, :0]).values[site]
         dims = self.task.sizes.dims

@@ -57,7 +57,7 @@ class Shift(SymbolTask):
 
 
 class Latch(SymbolTask):
-    """``. a ! b . ! c . . ? . . →`` c at the query: the symbol behind the last of two markers, however long ago.
+    """``. a ! b . ! c . . ? . . →`` c at the query: the symbol after the last of two markers, however long ago.
 
     The query's place is random, so that no channel is the same on every prompt.
     """
@@ -69,7 +69,7 @@ class Latch(SymbolTask):
         if length < 10:
             raise self.refuse(f"a prompt of {length} tokens has no room for two marked symbols", "take at least 10")
         self.marker, self.query = symbols, symbols + 1
-        self.description = f"Latch: {length} tokens of {symbols} symbols; the one behind the last of two markers"
+        self.description = f"Latch: {length} tokens of {symbols} symbols; the one after the last of two markers"
 
     def ask(self, symbols: Tensor, changed: Tensor, template: Tensor, random: torch.Generator) -> Prompts:
         query = query_places(symbols, random)  # [n, 1]

@@ -3,8 +3,8 @@
 A *method* is a function ``(model, task) -> scores``: the model is one of ours, the task gives prompts
 (``task.sample(count, "discovery", seed)``: tokens, answer positions, answers, twins), and the scores are one number for
 each unit, in the order of :class:`.units.Units`: for the channels of a Mamba, those of layer 0, then of layer 1,
-and so on; the higher the more it belongs to the circuit. Which kind of unit a family is asked for says
-:attr:`.LanguageModel.scored_unit`. A method never sees the truth. The project's own methods are
+and so on; the higher the more it belongs to the circuit. :attr:`.LanguageModel.scored_unit` names the kind of unit that
+is scored in each family. A method never sees the truth. The project's own methods are
 :data:`mechint.scorecard.METHODS`.
 
 >>> from mechint.ground_truth import BLUEPRINTS
@@ -35,7 +35,7 @@ class Score:
     Attributes:
         auroc: Chance that a unit of the circuit is scored above an idle one; equal scores count half.
         average_precision: Mean over the circuit's units of the precision at the score of each; equal scores together.
-        exact: Whether the highest scores, as many as the circuit has units, are the circuit.
+        exact: True if the highest scores, as many as the circuit has units, are the circuit.
         units: Units of the circuit.
         total: All units.
     """
@@ -53,8 +53,8 @@ def score_method(compiled: Compiled, method: Method, unit: str | None = None, ab
     Args:
         compiled: From a blueprint.
         method: A function of the model and the task; see the top of this file.
-        unit: What it scores, a key of :attr:`.LanguageModel.unit_kinds`; None is that of its family.
-        ablation: What it replaces units by, if anything: by ``mean`` and ``resample`` units need not be found that are
+        unit: Kind of unit that it scores, a key of :attr:`.LanguageModel.unit_kinds`; None is that of its family.
+        ablation: Ablation that replaces units, if any: by ``mean`` and ``resample`` units need not be found that are
             the same on every prompt, by ``counterfactual`` those that are on both twins.
 
     Raises:

@@ -31,8 +31,8 @@ class Asked:
     Attributes:
         token: The token at the position of the answer.
         answer: The answer.
-        slot: Which of a prompt's answers, counted from 0.
-        first: Where the token at the position of the answer first stands in the prompt.
+        slot: Number of the answer in the prompt, counted from 0.
+        first: First position in the prompt of the token at the answer's position.
         last: A token, and where it last stands in the prompt.
         begins: Tokens of which one begins the prompt.
         above, below: The tokens up to the position of the answer, added up, are more, or less, than this.
@@ -112,7 +112,7 @@ class Part:
     """One thing that the computation needs, and what removing it does.
 
     Attributes:
-        meaning: What it does, in words.
+        meaning: Its function, in words.
         kind: A unit of :mod:`.interventions.units`: of a Mamba a ``channel`` (what u and the output of one channel
             carry), a ``mode`` (a (channel, state) entry as C reads it) or a ``path`` (x, z, dt, B or C of a layer); of
             a transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of both a
@@ -208,7 +208,7 @@ class GroundTruth:
     """The parts that carry a computation; of the kinds that are declared, everything else is idle.
 
     Attributes:
-        parts: What it needs.
+        parts: Parts that it needs.
         margin: The logit of every answer is above all others by at least this.
         tolerance: Removing all idle units of a kind changes no logit of an answer's position by more than this.
         idle: Kinds of which no unit is declared and all are idle.

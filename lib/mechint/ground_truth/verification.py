@@ -26,12 +26,12 @@ def verify(
 
     Args:
         model: The model that the truth is about.
-        truth: What is declared.
-        task: What the model does.
+        truth: The declared circuit.
+        task: The task that the model does.
         count: Prompts that are drawn; those that a part matters for are taken from them.
-        split: Of the prompts. A method that is to find a part must be shown prompts that need it, and the discovery
-            split of a task with few templates may lack them: verified there, such a truth is refused.
-        seed: Of the draw.
+        split: Split of the prompts. A method that is to find a part must be shown prompts that need it, and the
+            discovery split of a task with few templates may lack them: verified there, such a truth is refused.
+        seed: Seed of the draw.
 
     Returns:
         For each declared part (by its name) the accuracy without it; for each kind (``idle channel, zero``) the

@@ -312,9 +312,9 @@ def write_along(
 
     Args:
         raws, directories, names: results.json, directory and name of every run, in the order given.
-        tracks: What is drawn and tested.
+        tracks: Numbers that are drawn and tested.
         warned: Warnings of the runs' own reports.
-        tested: Whether ends of training runs are tested; off where something else is.
+        tested: True if ends of training runs are tested; off where something else is.
         extra: Further tables, each with a heading.
     """
     axis = axis_of(raws)

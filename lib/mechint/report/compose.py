@@ -18,7 +18,7 @@ def write_page(
     """Draws the figures that are wanted and writes both texts.
 
     Args:
-        text_name, page_name: Of the Markdown and the HTML file.
+        text_name, page_name: Names of the Markdown and the HTML file.
 
     Returns:
         The paths written: figures, Markdown, HTML.

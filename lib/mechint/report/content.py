@@ -40,7 +40,7 @@ class Table:
 
     Attributes:
         numeric: Columns that are set right.
-        folded: What HTML shows until the table is opened; '' shows the table.
+        folded: Text that HTML shows until the table is opened; '' shows the table.
     """
 
     header: Sequence[str]
@@ -91,7 +91,7 @@ class Figure:
     """A figure.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         make: Draws it to a path, which it returns.
         kind: Of figures: ``heatmaps``, ``curves`` or ``faithfulness``; '' is always drawn.
         widget: HTML shows it in the figure's place, where it can be read point by point.

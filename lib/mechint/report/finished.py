@@ -1,6 +1,6 @@
 """Finished runs: the one reader of results.json, manifest.json and config, and one line for whatever is wrong in them.
 
-What every analysis writes is read here; an analysis parses what it alone writes beside its own pages.
+This module reads what every analysis writes; an analysis parses what it alone writes beside its own pages.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Model:
         n_layer, d_model: Layers, and the width of the residual stream.
         sha256: Digest of the weights.
         variant: As the checkpoint names it, where it does.
-        step: Of its training, where it is known.
+        step: Step of its training, if it is known.
     """
 
     family: str
@@ -66,8 +66,8 @@ class Header:
         title: For people.
         checkpoint: As it was asked for.
         key: All that the results depend on, by name.
-        model: What was analysed.
-        task: What it was asked: name, description, and numbers of prompts.
+        model: The analysed model.
+        task: The task: name, description, and numbers of prompts.
         config: The options of the analysis.
         status: ``complete``.
         schema: Version of this file; another number means that entries changed their meaning.
@@ -95,12 +95,13 @@ class Row:
     """One number of a finished run.
 
     Attributes:
-        entry: Where it stands in results.json: keys and places in lists, joined by dots.
+        entry: Its place in results.json: keys and list indices, joined by dots.
         metric: Its name there.
-        site, layer, unit, name: What it is of, as far as its surroundings say; None otherwise.
-        value, low, high: The number and its interval; the ends are NaN where there is none.
+        site, layer, unit, name: The site, layer, unit and name that the number belongs to, as far as the surrounding
+        entries say; None otherwise. value, low, high: The number and its interval; the ends are NaN where there is
+        none.
         n: Number of things that it was measured on.
-        interval: What the interval is of, or why there is none.
+        interval: Kind of interval, or the reason why there is none.
         p: Its p-value, where it has one.
     """
 
@@ -132,7 +133,7 @@ def number_rows(raw: Mapping[str, Any], path: Path, cell: Cell = no_cell) -> Ite
     """Every number of results.json, in the order in which the file has them.
 
     Args:
-        path: Of the file, for errors.
+        path: Path of the file, for errors.
         cell: Says what numbers are of, beyond what stands around them.
 
     Raises:
@@ -210,11 +211,11 @@ class RunResults:
     """A finished run: what it says, and all its numbers as rows of one table.
 
     Attributes:
-        directory: Of the run.
+        directory: Directory of the run.
         raw: results.json.
         metrics: Its metrics by name, each with value, low, high, n and interval.
         manifest: manifest.json: versions, seeds, device, digests.
-        headline: What was found, in one sentence.
+        headline: The result in one sentence.
     """
 
     def __init__(self, run: FinishedRun, headline: str = "", cell: Cell = no_cell) -> None:

@@ -19,7 +19,7 @@ class ToLog:
         summary: Numbers that are queried later, by key.
         tables: Title -> column names and rows.
         history: Points of curves, each with the name of its search or dictionary.
-        files: What the artifact of the run's files holds: ``masks`` or ``effects``.
+        files: Content of the artifact of the run's files: ``masks`` or ``effects``.
     """
 
     summary: Mapping[str, float]

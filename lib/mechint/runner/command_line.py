@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None, only: str | None = None) -> ar
     """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept.
 
     Args:
-        arguments: In place of the process's own.
+        arguments: Instead of the process's own.
         only: The analysis that runs unless the flags switch others on; None runs those that run by default.
     """
     top = parser()
@@ -94,7 +94,7 @@ def main(
 
     Args:
         defconfig: Gives the text of the configuration that repeats a run, for callers that have such a thing.
-        arguments: In place of the process's own.
+        arguments: Instead of the process's own.
         only: As in :func:`parse`.
     """
     flags = parse(arguments, only)
@@ -136,7 +136,7 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
 
     Raises:
         MechintError: several checkpoints could say different things, or the model has no tokenizer.
-        NotAnswered: what the model says next is no text behind the prompt.
+        NotAnswered: what the model says next is no text after the prompt.
     """
     checkpoints = find_checkpoints(run.checkpoint)
     if len(checkpoints) > 1:
@@ -156,7 +156,7 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
     answer = encoder.continuation(task.prompt, token)
     if answer is None:
         raise NotAnswered(
-            f"the model goes on with {encoder.decode(token)!r}, which the tokenizer does not give back behind the "
+            f"the model goes on with {encoder.decode(token)!r}, which the tokenizer does not give back after the "
             f"prompt; {name_it()}"
         )
     print(f"the model's own answer: {answer!r}", flush=True)

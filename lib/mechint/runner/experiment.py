@@ -60,7 +60,7 @@ class Plan:
     """The work for the analyses whose models are in one place.
 
     Attributes:
-        directories: Of each (checkpoint, analysis); empty where finished ones are drawn again.
+        directories: Directory of each (checkpoint, analysis); empty where finished ones are drawn again.
         known: Finished analyses to compare with.
     """
 
@@ -160,7 +160,7 @@ def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[s
     """The analyses whose models are in one place; says what could not be made, each of which standard error explains.
 
     Args:
-        made: What is prepared already, by the checkpoint.
+        made: Prepared runs, by the checkpoint.
         only: There is no other analysis, and no other process: its failure is raised.
     """
     experiment, run, checkpoints = plan.experiment, plan.experiment.run, plan.checkpoints
@@ -223,7 +223,7 @@ def analyse(
         only: The failure of the one analysis is raised.
 
     Returns:
-        What could not be made; standard error says why.
+        The analyses that failed; standard error says why.
     """
     prepared = prepared or prepare(experiment, checkpoint)
     if find_device(experiment.run.device).type == "cpu":
@@ -247,7 +247,7 @@ def analyse(
 
 
 def compare(experiment: Experiment, directories: Directories, failures: Lost, known: list[Path]) -> list[str]:
-    """One comparison for each analysis over the checkpoints that could be analysed, behind those known before.
+    """One comparison for each analysis over the checkpoints that could be analysed, after those known before.
 
     Returns:
         The titles of those that could not be written; standard error says why.

@@ -55,11 +55,11 @@ class ExperimentConfig:
         sae_latent_dim: Latents of the dictionary for each unit of the site.
         sae_l1_weight: Weight of an L1 penalty on the active latents of the dictionary.
         sae_sparsity_target: Share of the latents that are active at the most (TopK), whatever the penalty.
-        seed: Of everything drawn at random.
+        seed: Seed of everything drawn at random.
         device: ``auto``, ``cpu`` or ``cuda``.
-        use_wandb: Whether the finished run is logged to Weights & Biases.
-        log_dir: Where ``experiment_YYYYMMDD_HHMMSS`` is made.
-        use_toy_data: Prompts of ``toy_task`` in place of text.
+        use_wandb: True if the finished run is logged to Weights & Biases.
+        log_dir: Directory in which ``experiment_YYYYMMDD_HHMMSS`` is made.
+        use_toy_data: Prompts of ``toy_task`` instead of text.
         toy_task: A task of the library, with its default sizes.
         text_length: Tokens of a prompt taken from text.
         max_lag: Largest lag of the temporal Jacobians; 0 takes every lag that the prompts have.
@@ -220,7 +220,7 @@ class MambaMechanisticAnalyzer:
         """Steps 1 and 2: activations of the studied site on the discovery prompts, [prompt, position, unit], by name.
 
         Args:
-            texts: What prompts are cut from; None for the toy task or the package's own text.
+            texts: Texts that prompts are cut from; None for the toy task or the package's own text.
         """
         self.begin(texts)
         self.step(1)

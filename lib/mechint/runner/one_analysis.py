@@ -41,13 +41,13 @@ class Request:
     """One analysis of one checkpoint: what is asked, of which model, and where the results go.
 
     Attributes:
-        experiment, analysis: What is asked.
+        experiment, analysis: The request.
         checkpoint: The model, by its name.
-        directory: Where the results go.
+        directory: Directory of the results.
         prepared: The loaded model and the tasks.
         prompts: The discovery and the evaluation prompts.
         key: All that the results depend on, by content.
-        by_all: Whether all processes share the work.
+        by_all: True if all processes share the work.
     """
 
     experiment: Experiment
@@ -93,7 +93,7 @@ def analyse_one(
     """Makes one analysis of one checkpoint, unless it is finished.
 
     Args:
-        by_all: Whether all processes share its work.
+        by_all: True if all processes share its work.
     """
     prompts = loaders(experiment.run, analyses()[name], experiment.configs[name], prepared.tasks[name])
     key = key_of(experiment, name, prepared, directory, prompts)

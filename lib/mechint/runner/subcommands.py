@@ -30,8 +30,8 @@ class Command:
     """A sub-command.
 
     Attributes:
-        title: What it does, on one line.
-        run: Runs it on the arguments behind its name.
+        title: Its function, on one line.
+        run: Runs it on the arguments after its name.
         parser: Makes the parser of all its flags.
         sections: Makes (title, lines) of the flags that its own help shows.
         aliases: Other names of it.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], others: Mapping[str, Command] | None = None) 
     """Runs what the command line says: a sub-command, or the flat form of flags alone.
 
     Args:
-        arguments: What stands behind ``python -m mechint``.
+        arguments: The arguments after ``python -m mechint``.
         others: Commands of rooms that this one does not import.
 
     Raises:

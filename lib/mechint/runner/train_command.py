@@ -30,7 +30,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains what the flags say; ``arguments`` stand in place of the process's own."""
+    """Trains what the flags say; ``arguments`` stand instead of the process's own."""
     flags = parser().parse_all(arguments)
     job = (
         from_flags(flags, TaskConfig, "task"),

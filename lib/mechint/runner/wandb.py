@@ -22,8 +22,8 @@ def log_wandb(run_dir: str | Path, project: str, name: str = "", live: Logged | 
     With ``WANDB_MODE=offline`` everything goes to a directory that ``wandb sync`` sends later.
 
     Args:
-        name: Of the run; empty makes it from the checkpoint and the analysis.
-        live: What a run that is under way has logged already; the rest goes to that run.
+        name: Name of the run; empty makes it from the checkpoint and the analysis.
+        live: The run under way, which has logged some values already; the rest goes to that run.
 
     Returns:
         W&B's own directory of the run; below ``WANDB_DIR`` when that is set.

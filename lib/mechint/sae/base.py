@@ -37,16 +37,16 @@ class SAEConfig:
         penalty: Weight of the penalty (relu, topk: of Σ f, gated: of the gates' Σ, jumprelu: of L0 or of the distance
             to k), where E‖x‖² = d_in and the error is ‖x − x̂‖².
         groups: Nested widths of a matryoshka dictionary, ascending; the last is d_sae.
-        apply_b_dec_to_input: Whether b_dec is subtracted before encoding.
+        apply_b_dec_to_input: True if b_dec is subtracted before encoding.
         model_name: Hub id or path of the model.
         model_family: ``mamba``, ``gpt2`` or ``llama``; decides the Hugging Face names that are saved along.
         site: Site whose activations are encoded, such as ``layers.0.out``.
         layer: Its layer, −1 for sites outside the layers.
-        flatten: How the site's axes became d_in, see :mod:`mechint.sae.activations.pools`.
+        flatten: Rule that turned the site's axes into d_in, see :mod:`mechint.sae.activations.pools`.
         context_size: Tokens of a context.
-        prepend_bos: Whether a context began with the beginning-of-sequence token.
+        prepend_bos: True if a context began with the beginning-of-sequence token.
         dataset: Text that the activations come from.
-        seed: Of the initialisation.
+        seed: Seed of the initialisation.
         scale: Training inputs were activations times this; 1.0 when they were not scaled. Weights on disk are for raw
             activations.
         tokens: Activations seen in training.
@@ -98,7 +98,7 @@ class Loss:
         terms: Scalars; ``mse`` is the mean of ‖x − x̂‖² over the batch.
         fired: Activations of each latent in the batch, [d_sae] counts.
         l0: Mean number of active latents.
-        seen: What training keeps moving averages of.
+        seen: Quantities of which training keeps moving averages.
     """
 
     terms: dict[str, Tensor]

@@ -1,8 +1,9 @@
 """BatchTopK: the k · batch largest latents of a whole batch (Bussmann et al. 2024).
 
 Inputs may have more or fewer than k active latents. At inference a batch must not matter, so a threshold takes its
-place. During training it is the moving average of the smallest activation that a batch kept. That average lags behind
-weights that still move, so after the last step the threshold is set once more, where k latents are active on average.
+place. During training it is the moving average of the smallest activation that a batch kept. The moving average lags
+behind weights that still change, so after the last step the threshold is set once more, where k latents are active on
+average.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training steps of TopK and BatchTopK that touch only the active latents: float32 on a CPU, with a C compiler.
 
-Of the five dense products of a step only the encoder's is left; decoding, the gradient by the latents and the two
-weight gradients are sums over active latents, d_sae / k times less work. The dense path in plain torch stays the
+Only the encoder's product is left of the five dense products of a step; decoding, the gradient by the latents and the
+two weight gradients are sums over active latents, d_sae / k times less work. The dense path in plain torch stays the
 oracle of the tests, and serves where there is no compiler, on a GPU and in mixed precision.
 """
 
@@ -59,7 +59,7 @@ def missing() -> str:
     try:
         library()
     except Unavailable as reason:
-        print(f"dictionaries: dense products in place of sparse ones, because {reason}", file=sys.stderr)
+        print(f"dictionaries: dense products instead of sparse ones, because {reason}", file=sys.stderr)
         return str(reason)
     return ""
 
@@ -110,7 +110,7 @@ def top_codes(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Codes:
 def batch_codes(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, guess: float) -> tuple[Codes, Tensor]:
     """The k · batch largest positive latents of all processes' batches, and the smallest of them.
 
-    What is not a number counts as larger than all, so that a loss shows it.
+    NaN counts as larger than all numbers, so that a loss shows it.
 
     Args:
         guess: The last threshold, or a negative number when there is none.
@@ -206,7 +206,7 @@ def fired(f: Tensor) -> Tensor:
 
 
 def starts(count: Tensor) -> Tensor:
-    """Offsets of each row's entries, and behind the last the number of all: [rows] -> [rows + 1] int64."""
+    """Offsets of each row's entries, and after the last the number of all: [rows] -> [rows + 1] int64."""
     return torch.cat([count.new_zeros(1, dtype=torch.long), count.cumsum(0, dtype=torch.long)])
 
 
@@ -231,7 +231,7 @@ def check_codes(found: Codes, rows: int, latents: int) -> None:
 class Reconstruct(torch.autograd.Function):
     """f W_dec + b_dec for sparse f, with gradients of all four parameters, through f and through x − b_dec.
 
-    Which latents are active is constant, as in the dense path. x [batch, d_in] is centred already and has no gradient.
+    The set of active latents is constant, as in the dense path. x [batch, d_in] is centred already and has no gradient.
     """
 
     @staticmethod

@@ -51,8 +51,8 @@ class Training:
         dead_after: Activations after which a latent that has been silent is called dead; 0 takes the 10 million of the
             field, or a fifth of the training where that is less: a short run would otherwise revive none. Much less
             calls rare latents dead, and the loss that revives them takes them away from what they stood for.
-        bfloat16: Whether matrix products are in bfloat16 (mixed precision: weights and sums stay in float32).
-        seed: Of the order of the activations.
+        bfloat16: True if matrix products are in bfloat16 (mixed precision: weights and sums stay in float32).
+        seed: Seed of the order of the activations.
     """
 
     tokens: int
@@ -163,12 +163,12 @@ def train_grid(
 
     Args:
         configs: Name and configuration of each member; its ``site`` is one of ``pools.sites``.
-        pools: Where the activations come from.
-        training: How long and how fast.
-        device: Where.
-        saved: The state that ``save`` was last given, to go on from: to the same bits on a CPU.
+        pools: Source of the activations.
+        training: Options of the training.
+        device: Device of the training.
+        saved: The state that ``save`` was last given, to resume from: to the same bits on a CPU.
         save: Called after each step with a function that makes the state, and free to ignore it.
-        title: Of the progress bar.
+        title: Title of the progress bar.
 
     Raises:
         MechintError: a width does not fit its site, there is less than a batch, or a loss is no number.

@@ -44,7 +44,7 @@ Outside = Callable[[Any, Task], Any] | tuple[Callable[[Any, Task], Any], str]
 def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None) -> dict[str, Any]:
     """Scores everything and writes results.json, scorecard.html, .md and .png; returns the results.
 
-    A killed run goes on behind the last model and seed that it finished, and a finished one is not repeated. Processes
+    A killed run resumes after the last model and seed that it finished, and a finished one is not repeated. Processes
     that torchrun started share the models and seeds, each taking the next when it is free; all return the results.
 
     Args:
@@ -215,7 +215,7 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     """AUROC on random weights against the declared mask, the mean over the layers that have units of the circuit.
 
     Layer by layer, keys and values apart: channels of early layers differ from those of late ones on any weights, and
-    keys from values. Which of a layer's is declared is a matter of the seed alone, so 0.5 is expected of any method.
+    keys from values. Only the seed decides which units of a layer are declared, so any method is expected to have 0.5.
     """
     truth, asked = (part(random.model, random.unit, method.ablation) for part in truths(random))
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, random.unit)

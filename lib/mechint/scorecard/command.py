@@ -26,7 +26,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores what the flags say; ``arguments`` stand in place of the process's own."""
+    """Scores what the flags say; ``arguments`` stand instead of the process's own."""
     flags = parser().parse_all(arguments)
     config = from_flags(flags, ScorecardConfig)
     if flags.dry_run:

@@ -1,6 +1,6 @@
 """CPR and CMD (Mueller et al. 2025, section 3): how faithful the circuits of all sizes are that a method's scores give.
 
-Of each size the units with the highest scores are kept and all others take the values of the counterfactual twin; with
+At each size the units with the highest scores are kept and all others take the values of the counterfactual twin; with
 m the mean logit difference, faithfulness f = (m(circuit) - m(nothing kept)) / (m(model) - m(nothing kept)). CPR is the
 area under f over the share of units that is kept, CMD the area between f and 1; the smaller CMD the better, while CPR
 may exceed 1.

@@ -51,7 +51,7 @@ class EdgeMethod:
         scores: (compiled, prompts, asked) -> for flows [n, i, j] by (layer, path), right at least where they are asked
             for; for links [layer, e, layer, f].
         paths: Ways of reading that it speaks of; empty for all.
-        gives: Whether it sees no more than what a source gives, so that it is not asked for flows whose source only
+        gives: True if it sees no more than what a source gives, so that it is not asked for flows whose source only
             takes attention from others.
         families: Those it can be asked of; empty for all.
         writer, reader: Ablations by which it tries the two ends of a link; a link whose end is the same under them, so
@@ -80,7 +80,7 @@ class EdgeMethod:
 def flow_cuts(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, at: str = "scores") -> dict[Cell, Tensor]:
     """The loss of logit difference when one position's reading of another is cut (attention knock-out).
 
-    ``at``: Of a head, the site of the cut: at ``scores`` the reader's other sources share what is free, at ``pattern``
+    ``at``: For a head, the site of the cut: at ``scores`` the reader's other sources share what is free, at ``pattern``
     they keep their weights.
     """
     last = prompts.last()
@@ -269,7 +269,7 @@ def score_edges(
 ) -> list[dict[str, Any]]:
     """AUROC, average precision and exact recovery of each method, or of those named, that is asked of this model.
 
-    Of flows these are means over ``count`` prompts whose answer has one way only, and of the edges that any of these
+    For flows these are means over ``count`` prompts whose answer has one way only, and of the edges that any of these
     needs and ``others`` drawn at random from all the rest; of links they are of all pairs of channels.
     """
     prompts = clear(compiled, compiled.task.sample(8 * count, "evaluation", seed))[slice(count)]
@@ -366,7 +366,7 @@ def seeing(compiled: Compiled, method: EdgeMethod) -> Tensor:
 def flow_score(
     scores: dict[Cell, Tensor], needed: Flows, left_out: Flows, prompts: Prompts, edges: list[Edge], title: str
 ) -> dict[str, Any]:
-    """Means over the prompts; edges that end behind the query can't matter and are not asked for."""
+    """Means over the prompts; edges that end after the query can't matter and are not asked for."""
     says = lambda flows, row, layer, path, i, j: (layer, path) in flows and bool(flows[layer, path][row, i, j])
     every = []
     for row, end in enumerate(prompts.positions[:, -1].tolist()):

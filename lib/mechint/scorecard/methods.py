@@ -135,7 +135,7 @@ def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: s
     Args:
         key, title: In results, and in tables and plots.
         how: :func:`learned`, :func:`patched` or :func:`baseline`.
-        name: Of the registry.
+        name: Name in the registry.
         blind_to: As :attr:`Method.ablation`.
         named: Further arguments of ``how``.
     """

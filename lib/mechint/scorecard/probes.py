@@ -95,7 +95,7 @@ def at_last(model: Model, site: str, prompts: Prompts) -> torch.Tensor:
 
 
 def score_planted_probes(seed: int, count: int) -> list[dict[str, Any]]:
-    """The class of planted features: at the query, where it is (state, stream behind the layer) and where it is not."""
+    """The class of planted features: at the query, where it is (state, stream after the layer) and where it is not."""
     source = planted(seed=seed)
     sides = [source.task.sample(count, split, seed) for split in ("discovery", "evaluation")]
     rows = []

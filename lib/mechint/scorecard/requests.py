@@ -64,7 +64,8 @@ def standing(folder: Path, key: dict[str, Any], rerun: bool) -> dict[str, Any] |
 def claimed(folder: Path, key: dict[str, Any], rerun: bool) -> Iterator[dict[str, Any] | None]:
     """Holds ``folder`` for one request, and gives what :func:`standing` finds there.
 
-    Of several processes the first decides and the others are told, so that none waits for one that was refused.
+    If there are several processes, the first decides and tells the others, so that no process waits for one that was
+    refused.
     """
     with contextlib.ExitStack() as held:
         said: Any = None

@@ -87,8 +87,8 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
 def read_otherwise(compiled: Compiled, prompts: Prompts) -> torch.Tensor:
     """True where a prompt differs from its twin in a value that the twin's run reads there, [layer, n, L] bool.
 
-    Of a Mamba writes, which every later state keeps some of; of a transformer the declared value channels of heads that
-    give the position any attention.
+    For a Mamba these are writes, of which every later state keeps a part; of a transformer the declared value channels
+    of heads that give the position any attention.
     """
     model = compiled.model
     assert prompts.twins is not None  # every compiled task has twins

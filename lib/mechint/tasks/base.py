@@ -113,7 +113,7 @@ def subject_roles(about: Tensor, last: Tensor, end_of_answer: Tensor | None = No
     """The role in :data:`ROLES` of each token, [n, L], from which of them the prompt is about [n, L] and its end [n].
 
     A subject of one token is a last subject token; the last token of the prompt is that, whatever else it is. Tokens
-    behind it are -1, but for those of an answer that is read on to a position [n].
+    after it are -1, but for those of an answer that is read on to a position [n].
     """
     length = about.shape[1]
     at = torch.arange(length, device=about.device).expand_as(about)
@@ -172,7 +172,7 @@ class Task(ABC):
         """Names the role of every token in each prompt, so that effects can be averaged over prompts.
 
         Returns:
-            Names of the roles, and the role of each token by its number, [n, L]; -1 for tokens behind the last
+            Names of the roles, and the role of each token by its number, [n, L]; -1 for tokens after the last
             answer's position, which cannot act on it.
 
         Raises:

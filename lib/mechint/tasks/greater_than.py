@@ -65,7 +65,7 @@ class GreaterThan(Task):
         return torch.tensor(found).squeeze(1)
 
     def year_of(self, year: str) -> list[int]:
-        """The tokens of a year behind the first century that leaves it apart, or alone where none does."""
+        """The tokens of a year after the first century that leaves it apart, or alone where none does."""
         assert self.words.encoder is not None
         for century in CENTURIES:
             ids = self.words.inside(f" {century}{year}")

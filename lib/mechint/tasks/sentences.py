@@ -24,7 +24,7 @@ class Words:
         tokenizer: A ``tokenizers.Tokenizer`` or None.
         known: Every word that may be used; those that begin a sentence have no space before them.
         first: The words among them that begin a sentence.
-        bos: Whether a sentence begins with what the tokenizer puts in front of a text.
+        bos: True if a sentence begins with what the tokenizer puts in front of a text.
     """
 
     def __init__(

@@ -47,8 +47,8 @@ def as_stored(config: TaskConfig, metadata: Mapping[str, Any], where: str = "the
     """The task with what a checkpoint was trained on, where the options are at their defaults.
 
     Args:
-        config: What the options say.
-        metadata: What was stored beside the weights; see :func:`mechint.load`.
+        config: The options.
+        metadata: Values stored beside the weights; see :func:`mechint.load`.
         where: The checkpoint, for messages.
 
     Raises:

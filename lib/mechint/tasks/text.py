@@ -73,7 +73,7 @@ class Text(Task):
                 largest, self.front, said = int(self.tokens.max(initial=0)), encoder.front, encoder.said
         self.bytes = token_bytes(tokenizer) if tokenizer is not None else None if stored else torch.ones(256)
         if self.length < len(self.front) + 2:
-            raise self.refuse(f"a length of {self.length} has no room behind {self.front}", "set a longer one")
+            raise self.refuse(f"a length of {self.length} has no room after {self.front}", "set a longer one")
         self.block = WINDOWS_IN_BLOCK * (self.length + 1)
         self.blocks = len(self.tokens) // self.block
         kind = "byte" if tokenizer is None and not stored else "token"
@@ -162,7 +162,7 @@ def read_text(source: str) -> str:
 def tokenise(text: str, tokenizer: Any) -> Tensor:
     """Token ids of a text by a ``tokenizers.Tokenizer``, [tokens]; bytes when there is none.
 
-    A long text is cut between words, and each piece is read behind the end of the one before it, so that the tokens
+    A long text is cut between words, and each piece is read after the end of the one before it, so that the tokens
     are those of the whole text.
     """
     if tokenizer is None:

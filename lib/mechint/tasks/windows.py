@@ -24,7 +24,7 @@ class Windows(Task):
         texts: Any number; equal ones count once.
         length: Tokens of a window, with what the tokenizer puts in front of a text.
         tokenizer: The model's; without one a token is a byte.
-        bos: Whether a window begins with what the tokenizer puts in front of a text.
+        bos: True if a window begins with what the tokenizer puts in front of a text.
     """
 
     name = "texts"
@@ -48,7 +48,7 @@ class Windows(Task):
         self.vocab_size = max(int(self.windows.max()), *self.front, 0) + 1
         self.fingerprint = hashlib.sha256("\0".join([*different, digest_of(tokenizer)]).encode()).hexdigest()
         self.description = (
-            f"Texts: the token behind {length} others, in {len(self.windows)} different windows of {len(different)} "
+            f"Texts: the token after {length} others, in {len(self.windows)} different windows of {len(different)} "
             f"different texts{'' if encoder is None else encoder.said}"
         )
 

@@ -1,4 +1,4 @@
-"""The files of a training run: whose they are, what a killed run goes on from, and when they must not be touched."""
+"""The files of a training run: whose they are, what a killed run resumes from, and when they must not be touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Paths:
     best: Path
     metrics: Path
     resume: Path
-    """The state from which a killed run goes on; not a checkpoint, and removed when training ends."""
+    """The state from which a killed run resumes; not a checkpoint, and removed when training ends."""
     trajectory: Path
     """Directory of the checkpoints on the way, where they are kept."""
 

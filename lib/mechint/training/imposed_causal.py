@@ -64,9 +64,9 @@ class Variable:
 
     Attributes:
         meaning: In words.
-        kind: Of the units, a key of :attr:`~mechint.models.base.LanguageModel.unit_kinds`.
+        kind: Kind of the units, a key of :attr:`~mechint.models.base.LanguageModel.unit_kinds`.
         units: Their numbers.
-        inputs: Which of :data:`INPUTS` come from the source when these units do; none where nothing may change.
+        inputs: Those of :data:`INPUTS` that come from the source when these units do; none where nothing may change.
     """
 
     meaning: str

@@ -37,11 +37,11 @@ class ImposedCircuit(ABC):
 
     Attributes:
         turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
-        idle: What is put into idle units at each step, over and over: ``zero`` into all, another prompt's values into
+        idle: Values that idle units take at each step, in turns: ``zero`` into all, another prompt's values into
             ``all`` or a random ``half``, or those of the ``twins``, and then into all units, too, whose variable the
             twins have in common.
         settled: From the first narrowing on the same besides, in a further run of each step.
-        removed: Every how many steps the last variable that is said is removed, in place of an interchange: with zeros
+        removed: Every how many steps the last variable that is said is removed, instead of an interchange: with zeros
             there, all tokens that can be said are to be equally likely; 0 for never.
         narrowings: After which shares of the steps units of a variable become idle, and which: those whose ablation
             changes the logits by less than this share of what the variable's most important one does.
@@ -67,7 +67,7 @@ class ImposedCircuit(ABC):
         """Assigns variables to units; the seed of the training says where they are."""
 
     def constrain(self, model: Model) -> None:
-        """Sets weights that are not to be learned, before and behind every step; here none."""
+        """Sets weights that are not to be learned, before and after every step; here none."""
         return
 
     def next(self, model: Model, alignment: Alignment, step: int) -> Alignment:
@@ -107,7 +107,7 @@ class ImposedCircuit(ABC):
         """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats.
 
         The third has, besides, ``impose_match`` times the mean squared change of the logits: an idle unit then has no
-        vote that others overrule. Of several runs it is :data:`SEVERAL` times the mean.
+        vote that others overrule. For several runs it is :data:`SEVERAL` times the mean.
         """
         seed = mix(self.config.seed, "impose", step)
         source = sources(self.task, prompts, seed)
@@ -181,7 +181,7 @@ class ChannelCircuit(ImposedCircuit):
     """A Mamba's circuit: channels of the first layer name the token before, some of the second the one after it.
 
     The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
-    What the first variable says is learned slowest, so three of four interchanges are its own. Training makes use of
+    The first variable is learned slowest, so three of four interchanges are on it. Training makes use of
     some of the channels that it may use, so from the middle on it may use fewer and fewer, until each of them counts.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The trainer of small language models: one task, one model, checkpoints that are the same bytes every time.
 
-Everything random is a function of (seed, step), so a killed run goes on to the same bytes, and the files of a
+Everything random is a function of (seed, step), so a killed run resumes to the same bytes, and the files of a
 finished run say exactly how to make them again. Training sees the ``train`` split only; ``discovery`` chooses the
 best checkpoint and the moment to stop; ``evaluation`` is looked at once, at the end.
 """
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass
 class State:
-    """A training run between two steps: all that a killed one needs to go on."""
+    """A training run between two steps: all that a killed one needs to resume."""
 
     model: LanguageModel
     optimizer: torch.optim.AdamW
@@ -86,7 +86,7 @@ class State:
 
 
 def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Architecture, variant: str = "") -> Path:
-    """Trains a model, goes on where a killed run was, or finds it trained already.
+    """Trains a model, resumes where a killed run was, or finds it trained already.
 
     Returns:
         The path of the final checkpoint.

@@ -90,7 +90,7 @@ def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
     known = ", ".join(fields)
     if not equals or not value:
         raise MechintError(
-            f"{name}: {text!r} does not parse; a variant is baseline, or FIELD=VALUE with more behind a + "
+            f"{name}: {text!r} does not parse; a variant is baseline, or FIELD=VALUE with more after a + "
             f"(fields: {known}, family)"
         )
     if field not in fields:

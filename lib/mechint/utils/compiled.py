@@ -224,7 +224,7 @@ def call(
 
     Args:
         arguments: Arrays, and sizes of at least 0.
-        pieces: How many there are to share among the threads, behind the arguments as (first, last); None for a
+        pieces: Number of pieces to share among the threads, passed after the arguments as (first, last); None for a
             function that does all at once.
         scratch: float32 numbers of scratch memory for each thread, the last argument; None where there is none.
 

@@ -45,7 +45,7 @@ def short(value: object, most: int = 200) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with escapes in place of characters that no line can show."""
+    """A text with escapes instead of characters that no line can show."""
     return (
         text
         if text.isprintable()
@@ -80,7 +80,7 @@ def one_line(message: object) -> str:
 
 
 def say_error(message: object) -> None:
-    """Prints one line on stderr, behind what was printed before it."""
+    """Prints one line on stderr, after what was printed before it."""
     sys.stdout.flush()
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
 
@@ -97,7 +97,7 @@ def what_to_do(error: OSError) -> str:
         return "change its permissions, or choose another path"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return "correct the path; if the run made that file itself, leave its directory alone and run again"
-    return "run the same command again to go on from the last saved step"
+    return "run the same command again to resume from the last saved step"
 
 
 def say_failure(error: Exception, what: str = "") -> None:
@@ -113,7 +113,7 @@ def say_failure(error: Exception, what: str = "") -> None:
         say_error(f"{before}{type(error).__name__}: {error}; this is a defect of the program")
 
 
-INTERRUPTED = "interrupted; run the same command again to go on from the last saved step"
+INTERRUPTED = "interrupted; run the same command again to resume from the last saved step"
 
 
 def exit_status(main: Callable[[], int | None]) -> int:

@@ -69,7 +69,7 @@ def read_json(path: str | Path, advice: str = "delete it and run again", limit: 
     """The value of a JSON file, strictly (:func:`parse_json`).
 
     Args:
-        advice: What to do about a file that is no JSON.
+        advice: Advice for a file that is not JSON.
 
     Raises:
         MechintError: as for :func:`read_regular` and :func:`parse_json`.
@@ -177,8 +177,8 @@ def check_regular(path: str | Path, limit: int | None, what: str, remedy: str = 
 
     Args:
         limit: The most bytes there may be; None for any number.
-        what: What the file is meant to be, for messages.
-        remedy: What to do where it is none, for messages.
+        what: Expected kind of the file, for messages.
+        remedy: Advice if it is not of that kind, for messages.
 
     Raises:
         MechintError: there is no such file, it is none that ends, it is larger than ``limit``, or it may not be read.
@@ -224,8 +224,8 @@ def read_torch(path: str | Path, what: str, remedy: str) -> Any:
     """The plain values and tensors of a ``.pt`` file, on the CPU; a file that would run code is refused.
 
     Args:
-        what: What the file is meant to be, for messages.
-        remedy: What to do where it is none.
+        what: Expected kind of the file, for messages.
+        remedy: Advice if it is not of that kind.
 
     Raises:
         MechintError: it is missing, no regular file, cut short, damaged, or holds something else.
@@ -243,7 +243,7 @@ def write_sealed(path: str | Path, value: Any, owner: str = "") -> Path:
     """:func:`write_torch` with a hash at the end, by which :func:`read_sealed` knows that nothing has changed.
 
     Args:
-        owner: What the value belongs to, such as a fingerprint of all that it depends on.
+        owner: Owner of the value, such as a fingerprint of all that it depends on.
     """
     buffer = io.BytesIO()
     torch.save(value, buffer)

@@ -42,11 +42,11 @@ def max_t_of(bootstrap: ClusterBootstrap, found: Estimate, side: str = BOTH) -> 
     flips of signs do, and it keeps the cells' correlation.
 
     A cell that owes its mean to few prompts has a standard error of nearly nothing in a sample, or draw, without them.
-    How far standard errors may be wrong so is seen in all cells together, see :func:`missed`: no standard error is less
+    All cells together show how wrong standard errors may be, see :func:`missed`: no standard error is less
     than that share of the root mean square of all.
 
     Args:
-        found: Of :meth:`mechint.utils.statistics.ClusterBootstrap.tested`.
+        found: Result of :meth:`mechint.utils.statistics.ClusterBootstrap.tested`.
         side: :data:`BOTH`, or :data:`ABOVE` where the sentence is about what is above zero alone.
 
     Returns:
@@ -99,8 +99,9 @@ def tails(
     """For each side, step-down shares of draws whose largest t is at least a cell's, one added to both counts, [cell].
 
     Args:
-        influence, held: Of each cluster on each cell, and how many of its prompts have it, [cluster, cell].
-        share: Of the mean square of all cells' standard errors, below which none is in any draw.
+        influence, held: Influence of each cluster on each cell, and number of its prompts that have the cell, [cluster,
+        cell].
+        share: Share of the mean square of all cells' standard errors that bounds every standard error from below.
         t: Observed, [cell].
         signs: 1 for the side above zero, -1 for the one below.
     """

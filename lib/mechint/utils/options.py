@@ -82,7 +82,7 @@ def entered(**own: str) -> None:
     """Says that options come from a command line, make's or one of flags; until then they come from Python.
 
     Args:
-        own: Flags that this command has in place of a field's usual one: ``checkpoint="--model"``.
+        own: Flags that this command has instead of a field's usual one: ``checkpoint="--model"``.
     """
     global _way
     _way = "make" if os.environ.get(CALLED_BY) == "make" else "flags"

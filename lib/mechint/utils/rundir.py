@@ -72,12 +72,12 @@ def body(path: Path) -> bytes:
 
 
 class Stages:
-    """Results of the finished stages of one analysis, so that a killed run goes on where it was.
+    """Results of the finished stages of one analysis, so that a killed run resumes where it was.
 
     Everything in here depends on the fingerprint alone; with another one it is thrown away.
 
     Args:
-        directory: Where stages live until the analysis is finished; None keeps nothing.
+        directory: Directory of the stages until the analysis is finished; None keeps nothing.
         key: Fingerprint of all that the stages depend on: configuration, weights, prompts, versions.
         every: Least seconds between two saves of an unfinished stage.
     """
@@ -147,7 +147,7 @@ def kept(path: Path, owner: str = "") -> tuple[Any] | None:
 FINGERPRINT_LIMIT = 1000
 """Bytes that are read of the note of whose work a directory holds."""
 UNKNOWN = "unknown"
-"""In place of a fingerprint that is missing or can't be read."""
+"""Instead of a fingerprint that is missing or can't be read."""
 
 
 def noted(directory: Path) -> str | None:
@@ -192,8 +192,8 @@ def check_writable(directory: str | Path, setting: str = "", dry: bool = False) 
     """Raises :class:`MechintError` before any work when results could not be written.
 
     Args:
-        directory: Where they would go; it is not left there.
-        setting: What the user chooses it with.
+        directory: The directory to test; nothing is left there.
+        setting: Option with which the user chooses it.
         dry: Go by the permissions alone, and write nothing.
     """
     made = [path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if not path.exists()]
@@ -212,7 +212,7 @@ def check_writable(directory: str | Path, setting: str = "", dry: bool = False) 
 
 
 def repeat() -> str:
-    """Says how to run an analysis again in place of the finished one."""
+    """Says how to run an analysis again instead of the finished one."""
     return f"run the analysis again with {named('', 'rerun')}"
 
 

@@ -240,7 +240,7 @@ class ClusterBootstrap:
 
         Args:
             statistic: Takes arrays of means whose first axis is the draw and returns one number for each draw.
-            within: What the statistic can't leave; nor does the interval.
+            within: Range that the statistic, and so the interval, can't leave.
         """
         point, low, high = (
             float(edge.reshape(-1)[0])
@@ -261,7 +261,7 @@ class ClusterBootstrap:
         Student's, with Satterthwaite's (1946) degrees of freedom.
 
         Args:
-            what: What the baselines are draws of.
+            what: Population that the baselines are drawn from.
         """
         paired, several = values - baselines.mean(0), len(baselines)
         found = self.interval(lambda mean: mean, paired)

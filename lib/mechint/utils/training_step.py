@@ -20,7 +20,7 @@ def training_step(metadata: Mapping[str, Any], checkpoint: str) -> int | None:
     """The optimiser steps of a checkpoint's training; None where nothing says them.
 
     Args:
-        metadata: What the checkpoint's file says besides weights.
+        metadata: Content of the checkpoint's file besides weights.
         checkpoint: Its path or hub id; of a Trainer's directory, ``trainer_state.json`` is read.
     """
     for name in SAID:

@@ -51,9 +51,9 @@ def started(project: str, name: str, job: str, group: str, config: Mapping[str, 
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`.
 
     Args:
-        name: Of the run, the same for no two of an experiment.
-        job: What it does: ``training``, or the analysis.
-        group: What it stands beside: the directory of a study's checkpoints.
+        name: Name of the run, unique in an experiment.
+        job: Work of the run: ``training``, or the analysis.
+        group: Group of the run: the directory of a study's checkpoints.
 
     Raises:
         MechintError: as :func:`check`, or W&B cannot be reached.
@@ -100,7 +100,7 @@ class Logged:
 
     Args:
         start: Begins the run, as :func:`started` does.
-        kind: What the points are of: ``search``, or ``train``.
+        kind: Source of the points: ``search``, or ``train``.
     """
 
     def __init__(self, start: Callable[[], contextlib.AbstractContextManager[Any]], kind: str = "search") -> None:

@@ -63,7 +63,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
     Args:
         model, config, device, others: As in :class:`StagedAnalyzer`; the seed is that of searches, controls and
             bootstraps.
-        units: What masks are over.
+        units: Units that masks cover.
     """
 
     name = "circuit"
@@ -253,7 +253,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         Args:
             discovery: The discovery prompts.
             shares: Sizes of the faithfulness curve.
-            aligned: Whether a position means the same in every prompt.
+            aligned: True if a position means the same in every prompt.
         """
         config, method = self.config, METHODS[self.config.method]
         attributed = self.stages.get("attribution", lambda: attribute(discovery, config.metric))
@@ -418,7 +418,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         that order.
 
         The one whose circuit of this size is the better on the discovery prompts, as the searches choose their start:
-        a learned mask is to be held against the better of both. Of equally good ones it is the signed order.
+        a learned mask is to be held against the better of both. If both are equally good, it is the signed order.
         """
         orders = {"signed": scores, "size": scores.abs()}
         tops = {name: self.units.top(each, size) for name, each in orders.items()}
@@ -433,7 +433,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         Args:
             train_loader, val_loader, size: As of the search on the trained weights.
             wanted: Units of the circuit once it is pruned.
-            needed: Whether that one had a further order to begin in, so that this one is to have it as well.
+            needed: True if that one had a further order to begin in, so that this one is to have it as well.
         """
         model = shuffled_weights(self.model, self.seed + 104_729)
         units = self.units_of(model, train_loader)

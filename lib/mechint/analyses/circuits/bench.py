@@ -60,10 +60,10 @@ class Bench:
 
     Args:
         model: The model under study.
-        units: What masks are over.
-        ablation: What dropped units become.
+        units: Units that masks cover.
+        ablation: Ablation of dropped units.
         batches: The prompts.
-        half: Whether what gradients are taken of is computed in bfloat16 (torch's autocast); what is measured never is.
+        half: True if what gradients are taken of is computed in bfloat16 (torch's autocast); what is measured never is.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
 
     score_i = ∫₀¹ ∂m/∂mask_i (all masks = α) dα (Sundararajan et al. 2017, equation 1, with the ablation as its
     baseline), by the midpoint rule. The scores add up to m(full) − m(empty) as ``points`` grows. Signed so that a
-    unit that helps is positive. Of accuracy and perplexity it is the loss that is attributed.
+    unit that helps is positive. For accuracy and perplexity the loss is attributed.
     """
     column = METRICS[metric].learn
     sign = -1.0 if column in ("kl", "loss") else 1.0
@@ -216,8 +216,8 @@ def removed(bench: Bench, mask: Tensor, units: list[int], metric: str, memory_mi
         bench: Prompts, and what dropped units become.
         mask: The circuit, [units] of 0 and 1.
         units: Numbers of units.
-        metric: Of :meth:`mechint.analyses.metrics.Answers.metrics`.
-        memory_mib: What the sweep may hold.
+        metric: A metric of :meth:`mechint.analyses.metrics.Answers.metrics`.
+        memory_mib: Memory of the sweep.
 
     Returns:
         [prompts, len(units)], float64 on the CPU.

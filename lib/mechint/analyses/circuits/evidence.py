@@ -38,8 +38,8 @@ class Evidence:
     Args:
         bench: The held-out prompts, with the model's units and what replaces them.
         loader: The same prompts with their task and their templates, which intervals are over.
-        options: What the circuit preserves, and how many controls and draws there are.
-        seed: Of the random circuits, the removed units and the bootstrap.
+        options: Metric that the circuit preserves, and numbers of controls and draws.
+        seed: Seed of the random circuits, the removed units and the bootstrap.
     """
 
     def __init__(self, bench: Bench, loader: PromptLoader, options: CircuitOptions, seed: int) -> None:

@@ -78,7 +78,7 @@ class FeatureUnits(Units):
 
         Args:
             mask: [units], 1 keeps a unit and 0 replaces it.
-            fills: What replaces it, for each site: a number, or latents and error as :meth:`read` gives them.
+            fills: Value that replaces it, for each site: a number, or latents and error as :meth:`read` gives them.
         """
         return [
             Edit(site, "replace", self._change(site, part, fills[site]))

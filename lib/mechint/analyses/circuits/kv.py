@@ -62,7 +62,7 @@ class KVCircuitConfig(CircuitOptions, Source):
         high=1000.0,
     )
     hard_masks: bool = option(
-        False, "Gates exactly open or shut while they learn (straight-through), in place of hard-concrete ones"
+        False, "Gates exactly open or shut while they learn (straight-through), instead of hard-concrete ones"
     )
     steps: int = option(500, "Optimiser steps of one search", unit="steps", low=10, high=100_000)
     temp_schedule: str = option(

@@ -49,7 +49,7 @@ def write_circuit(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]
     """Writes the figures, circuit_analysis_report.md and report.html of a circuit, and the pages of its features.
 
     Args:
-        drawn: Which figures to draw: the heat maps need final_masks.pt, the curves history.jsonl.
+        drawn: Figures to draw: the heat maps need final_masks.pt, the curves history.jsonl.
     """
     results = load_results(run_dir)
     pages = write_feature_pages(results)

@@ -25,7 +25,7 @@ class Circuit:
     Attributes:
         units: All units of the model.
         mask: [units], 1 for those that are kept.
-        ablation: What replaced the others when the circuit was found.
+        ablation: Ablation of the other units when the circuit was found.
     """
 
     units: Units
@@ -36,7 +36,7 @@ class Circuit:
         """The edits that leave the circuit alone, for :func:`mechint.run`, ``generate`` and sweeps.
 
         Args:
-            fills: What replaces dropped units, as :meth:`.Ablation.fills` gives it for some prompts;
+            fills: Values that replace dropped units, as :meth:`.Ablation.fills` gives it for some prompts;
                 None for zeros.
         """
         return self.units.edits(self.mask, dict.fromkeys(self.units.sites, 0.0) if fills is None else fills)

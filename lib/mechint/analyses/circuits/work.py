@@ -85,7 +85,7 @@ def estimate(
     Args:
         config: The options of the circuit.
         total: Units of the model.
-        batches: Of the discovery and of the held-out prompts.
+        batches: Batches of the discovery and of the held-out prompts.
         step, forward: Seconds of a step of a search, and of a forward, on one batch.
     """
     discovery, evaluation = batches

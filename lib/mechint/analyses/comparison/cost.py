@@ -73,7 +73,7 @@ def flops(model: Model, length: int) -> dict[str, float]:
 
 
 def memory_bytes(model: Model, length: int) -> int:
-    """Bytes that one prompt of this length leaves to go on from: state and convolution inputs, or keys and values."""
+    """Bytes that one prompt of this length leaves to resume from: state and convolution inputs, or keys and values."""
     c = model.config
     weight = next(model.parameters())
     if c.family == "mamba":
@@ -84,7 +84,7 @@ def memory_bytes(model: Model, length: int) -> int:
 
 
 def token_bytes(model: Model, length: int) -> int:
-    """Bytes that generating one token behind ``length`` others reads: weights, and the memory of the prompt."""
+    """Bytes that generating one token after ``length`` others reads: weights, and the memory of the prompt."""
     read = 0
     tied = model.config.tied
     for name, weight in model.named_parameters():
@@ -96,7 +96,7 @@ def token_bytes(model: Model, length: int) -> int:
 @dataclass(frozen=True)
 class Measured:
     """Seconds (median, least, most over the repeats) and the largest number of bytes of tensors alive, of one forward
-    of a prompt, and the seconds of one further token behind it."""
+    of a prompt, and the seconds of one further token after it."""
 
     length: int
     seconds: tuple[float, float, float]
@@ -107,7 +107,7 @@ class Measured:
 
 @torch.no_grad()
 def measure(model: Model, lengths: Sequence[int], repeats: int = 5, seed: int = 0) -> list[Measured]:
-    """Times one forward of random tokens at each length, after a warm-up, and of one token behind it.
+    """Times one forward of random tokens at each length, after a warm-up, and of one token after it.
 
     Raises:
         MechintError: no length, or one that the model cannot have.

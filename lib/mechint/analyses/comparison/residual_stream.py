@@ -1,8 +1,8 @@
 """Changes of the residual stream from layer to layer: sizes, directions and dimensions.
 
 ================ ====================================================================================================
-stream_norm      RMS over the width of the stream behind a layer, mean over tokens
-update           ‖what the layer adds‖ / ‖the stream behind it‖, mean over tokens
+stream_norm      RMS over the width of the stream after a layer, mean over tokens
+update           ‖what the layer adds‖ / ‖the stream after it‖, mean over tokens
 effective_rank   exp of the entropy of the eigenvalues of the stream's covariance over tokens, as a share of the width
                  (Roy & Vetterli 2007)
 cka              linear centred kernel alignment of two layers' streams (Kornblith et al. 2019, equation 3), [i, j]
@@ -66,7 +66,7 @@ class Dynamics:
 
 @torch.no_grad()
 def dynamics(model: Model, loader: PromptLoader) -> Dynamics:
-    """Reads the stream behind every layer, and what each layer adds, on the prompts of a loader."""
+    """Reads the stream after every layer, and what each layer adds, on the prompts of a loader."""
     depth, width = model.num_layers, model.config.d_model
     stream = [f"layers.{i}.resid_post" for i in range(depth)]
     added = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(depth)]

@@ -96,7 +96,7 @@ class SAEAnalysisConfig:
     exclude: str = option(
         "bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, separated by commas"
     )
-    dictionaries: str = option("", "Directory of dictionaries to evaluate, in place of training")
+    dictionaries: str = option("", "Directory of dictionaries to evaluate, instead of training")
     prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
         256, "Held-out contexts for every reported number", unit="prompts", low=2, high=1_000_000
@@ -214,7 +214,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         return streamed
 
     def train(self, loader: PromptLoader) -> None:
-        """Trains the whole grid, goes on where a killed run was, or takes what it left finished."""
+        """Trains the whole grid, resumes where a killed run was, or takes what it left finished."""
         if workers.from_first(self.stages.has("training")) and workers.team()[0]:
             return  # another process has it all
         self.history = self.stages.get("training", lambda: self.train_now(loader))

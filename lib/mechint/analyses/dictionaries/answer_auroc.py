@@ -23,7 +23,7 @@ def auroc(f: Tensor, positive: Tensor) -> Tensor:
 
     Args:
         f: Latents, [prompt, latent].
-        positive: Which prompts are of the class, [prompt] bool.
+        positive: True for prompts of the class, [prompt] bool.
 
     Returns:
         [latent], 0.5 for a column without information.
@@ -46,8 +46,8 @@ def label_scores(
         held_out: Their classes.
         shuffles: Random orders of the labels: the largest |AUROC − ½| over all latents in each is what chance gives.
         best: Features told for each class.
-        seed: Of the shuffles.
-        names: Of the classes, for reports.
+        seed: Seed of the shuffles.
+        names: Names of the classes, for reports.
 
     Returns:
         ``{"classes": [{"label", "name", "prompts", "features": [{"id", "auroc": Number on the held-out prompts,

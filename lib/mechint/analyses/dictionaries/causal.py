@@ -72,7 +72,7 @@ def causal_effects(
         sae: A finished dictionary with ``W_dec`` [d_sae, d_in].
         model: From :func:`mechint.load`.
         batches: Token ids or :class:`Windows`; at least two documents.
-        site: Where the dictionary reads.
+        site: Site that the dictionary reads.
         features: Numbers of the latents.
         mode: ``ablate``, or ``steer`` by ``amounts``.
         amounts: Activation added to each feature when steering, and to the controls that stand beside it.
@@ -80,7 +80,7 @@ def causal_effects(
         density: Share of tokens on which each latent is active, [d_sae]; its controls are drawn from the 4 × controls
             living latents of nearest log density. None draws from all latents.
         controls: Random features for each feature, none of them in ``features``; 0 for none.
-        draws, seed: Of the bootstrap and of the controls.
+        draws, seed: Draws and seed of the bootstrap and the controls.
 
     Returns:
         ``{"site", "mode", "documents", "features": [{"id", "active": tokens, "controls": [ids], "metrics": {name:

@@ -1,7 +1,7 @@
 """The quality of a dictionary: reconstruction, sparsity, and what the model loses when it reads the reconstruction.
 
 Nothing here holds more than one batch of activations. Every number is a ratio of sums over documents, and its interval
-a bootstrap that draws whole documents. What a number means is in :data:`MEANING`.
+a bootstrap that draws whole documents. :data:`MEANING` defines each number.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def reconstruction(dictionary: Dictionary, x: Tensor, rule: str = "") -> Tensor:
     """x̂ of a site's value [batch, position, unit, …], of its shape and type, a few activations at a time.
 
     Args:
-        rule: Of flattening; '' takes the dictionary's own.
+        rule: Rule of flattening; '' takes the dictionary's own.
     """
     rule = rule or rule_of(dictionary)
     flat = flatten(x, rule)
@@ -147,9 +147,9 @@ def evaluate_all(
         batches: Token ids [row, position], or :class:`Windows`. Gone through three times; at least two documents.
         site: A name of ``model.sites``; its axes are flattened as the dictionaries were trained, by one rule.
         baselines: Measure PCA and the neuron basis at each dictionary's L0, see :func:`sae_baselines.baselines_at`.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
-        title: Of the progress line.
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
+        title: Title of the progress line.
 
     Returns:
         For each name ``{"site", "ablation", "tokens", "activations", "documents", "d_in", "d_sae", "metrics": {name:

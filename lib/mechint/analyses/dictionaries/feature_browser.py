@@ -65,7 +65,7 @@ def content(raw: dict[str, Any], title: str = "", causal: dict[str, Any] | None 
 
 
 def _compact(raw: dict[str, Any], causal: dict[str, Any] | None) -> dict[str, Any]:
-    """The same data in fewer characters: lists in place of objects, tokens by their place in one list."""
+    """The same data in fewer characters: lists instead of objects, tokens by their place in one list."""
     texts = legible({int(token): text for token, text in raw["vocabulary"].items()})
     place = {token: at for at, token in enumerate(texts)}
     window = lambda w: [w["row"], w["from"], w["to"], w["peak"], w["acts"], w.get("interval", 0)]

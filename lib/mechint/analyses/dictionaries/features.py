@@ -42,7 +42,7 @@ class Wanted:
         before, after: Tokens shown around the strongest one.
         tokens: Next tokens raised, and lowered.
         neighbours: Features of similar direction.
-        seed: Of the samples.
+        seed: Seed of the samples.
     """
 
     top: int = 8
@@ -108,7 +108,7 @@ def read_features(
         site: A name of ``model.sites``.
         decode: A readable name of a token.
         features: Numbers of the latents to read; None for all.
-        wanted: How much of each.
+        wanted: Number of contexts of each kind.
 
     Returns:
         ``{"schema", "site", "architecture", "d_in", "d_sae", "tokens", "windows", "vocabulary": {id: text}, "rows":

@@ -57,8 +57,8 @@ def grid(model: Model, sites: list[Site], c: Any, about: dict[str, Any]) -> dict
     """Name and configuration of every member.
 
     Args:
-        model: Of the activations.
-        sites: Where.
+        model: Model of the activations.
+        sites: Sites of the activations.
         c: The analysis' options: architectures, sparsity, penalty, ratio, flatten, seeds, controls.
         about: Metadata that all members share.
 

@@ -15,7 +15,7 @@ from ...utils.errors import MechintError
 ADDED = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "out", "attn_out", "mlp_out")
 """Sites that are the residual stream or are added to it as they are."""
 LINEAR = {"gated": "out", "head_out": "attn_out", "mlp_post": "mlp_out"}
-"""Sites that reach the residual stream through one matrix, and the site behind it."""
+"""Sites that reach the residual stream through one matrix, and the site after it."""
 SAMPLE = 64
 """Residual vectors at which the final norm's derivative is averaged."""
 
@@ -31,8 +31,8 @@ def direct_map(model: Model, tokens: Tensor, site: str, keep: Tensor | None = No
     """The direct effect of a site on the logits, [vocabulary, units of the site].
 
     J = W_U · J̄ · W: W brings the site to the residual stream (the mixer's or MLP's own output matrix), J̄ is the final
-    norm's derivative averaged over residual vectors of the text, W_U the unembedding. What later layers make of the
-    direction is not in it.
+    norm's derivative averaged over residual vectors of the text, W_U the unembedding. The effect of later layers on the
+    direction is not included.
 
     Args:
         model: From :func:`mechint.load`.

@@ -86,18 +86,18 @@ def read_dictionary(
     Args:
         sae: In raw activation units.
         model: From :func:`mechint.load`.
-        site: Where it reads.
-        name: Of the dictionary.
+        site: Site that it reads.
+        name: Name of the dictionary.
         contexts: Text that features are read in.
         held_out: Text that the causal checks are made on.
         task: Spells the tokens.
         density: Share of tokens on which each latent is active, [d_sae].
         checked: Features whose causal effect is measured: random ones of those active on a token in a thousand.
-        controls, draws, seed: Of the causal checks.
+        controls, draws, seed: Options of the causal checks.
         directory: None writes nothing.
 
     Returns:
-        What :func:`mechint.analyses.dictionaries.causal.causal_effects` found, with the dictionary's name.
+        Result of :func:`mechint.analyses.dictionaries.causal.causal_effects`, with the dictionary's name.
     """
     found = read_features(sae, model, contexts, site, task.decode)
     common = (density >= 1e-3).nonzero()[:, 0]

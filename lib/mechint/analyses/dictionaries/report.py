@@ -36,7 +36,7 @@ def write_sae(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     Args:
         run_dir: Holds results.json and manifest.json; features/{dictionary}.json and features/{dictionary}.causal.json
             where there are any.
-        drawn: Which figures to draw.
+        drawn: Figures to draw.
     """
     grid = load_grid(run_dir)
     read = sorted(path for path in (grid.directory / "features").glob("*.json") if ".causal" not in path.name)

@@ -20,7 +20,7 @@ def load_all(directory: str | Path, flatten: str = "all") -> dict[str, SparseAut
     """Every dictionary in a directory, or the one it is.
 
     Args:
-        flatten: How the axes of its site became what a dictionary reads, where its own file does not say.
+        flatten: Rule that flattens the axes of its site, if the dictionary's own file does not say.
 
     Raises:
         MechintError: there is none, or one can't be read.
@@ -45,7 +45,7 @@ def one_for_each_site(directory: str | Path, names: str, flatten: str = "all") -
     """The dictionaries that ``names`` chooses, by name, one of each site.
 
     Args:
-        directory: Of a finished analysis of dictionaries, or of dictionaries.
+        directory: Directory of a finished analysis of dictionaries, or of dictionaries.
         names: Names or shell patterns, separated by commas; empty takes of each site the one that loses the model
             least, as the analysis beside the dictionaries measured it.
         flatten: As for :func:`load_all`.

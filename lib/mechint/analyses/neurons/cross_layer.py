@@ -41,10 +41,10 @@ def unit_effects(
     Args:
         kind: Site of the units, such as ``gated``.
         units: Chosen units of each layer.
-        fills: What replaces them, by site.
+        fills: Values that replace them, by site.
         scale: σ of all units, [unit] by site.
-        seen: Site where the later units are looked at; that of the units unless said otherwise. What a Mamba's channel
-            writes (``gated``) reaches ``u`` of a later one by the residual stream alone.
+        seen: Site where the later units are looked at; that of the units unless said otherwise. The output of a Mamba's
+            channel (``gated``) reaches ``u`` of a later one by the residual stream alone.
 
     Returns:
         ``{i} {j} patched`` and ``{i} {j} linear`` [prompt, e, f] for i < j.

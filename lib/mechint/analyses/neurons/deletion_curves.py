@@ -1,6 +1,6 @@
 """Deletion curves: a good ranking lowers the metric when its first units are deleted, and not when its last ones are.
 
-Of each ranking two curves over the share of a layer's units that is ablated: MoRF (most relevant first, Samek et al.
+Each ranking has two curves over the share of a layer's units that is ablated: MoRF (most relevant first, Samek et al.
 2017) and LeRF (least relevant first; read from its end, the insertion curve of the most relevant). The area between
 them, LeRF - MoRF, is 0 for a ranking that knows nothing and larger for a better one, in units of the metric.
 """

@@ -1,9 +1,9 @@
 """Terms of an answer, token by token: the exact terms of every block's output, and the logit's relevance by layer.
 
-Of a prompt's last answer, read at position i: how much of a Mamba block's output at i each token j brings, the norm of
+For a prompt's last answer, read at position i: how much of a Mamba block's output at i each token j brings, the norm of
 sources[i, j], beside the terms without a source (:mod:`.attribution.decomposition`); and the relevance of every token
-for the answer's logit before each layer, beside that of the biases (:mod:`.attribution.relevance`). What sums miss is
-kept.
+for the answer's logit before each layer, beside that of the biases (:mod:`.attribution.relevance`). The error of the
+sums is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def token_terms(model: Model, prompts: Prompts, layers: list[int], length: int, 
 
     Args:
         layers: Whose blocks are taken apart (a Mamba's).
-        length: Of each prompt its last ``length`` tokens.
+        length: Number of last tokens of each prompt that are kept.
         memory_mib: For the terms of some tokens, held at once.
 
     Returns:

@@ -22,7 +22,7 @@ class Path:
     Attributes:
         kind: Name of the site within its layer where the cut is made.
         sites: For each layer, the sites that are cut together: a window around it.
-        reach: How far back a position reads there; None for as far as there are positions.
+        reach: Number of positions that a position reads back there; None for as far as there are positions.
     """
 
     kind: str

@@ -103,7 +103,7 @@ class Finished:
     templates: NDArray[np.int64]
     twins: bool
     means: bool
-    """True if units were given means in place of the twin's values."""
+    """True if units were given means instead of the twin's values."""
     draws: int
     seed: int
 

@@ -85,7 +85,7 @@ class Held:
         """Share of the mean effect that each move loses (necessity) or brings back, [move, prompt].
 
         Args:
-            moves: What is added at the site, [prompt, position, unit] each.
+            moves: Vectors that are added at the site, [prompt, position, unit] each.
         """
         pair, shape = self.pairs[test], self.model.sites[site].units
         weight = next(self.model.parameters())
@@ -175,7 +175,7 @@ def necessity(
 
     Args:
         test: ``necessity`` or ``sufficiency``.
-        mean: What ablation puts in the place of the candidate's part, [position, unit]; None for the twin's value.
+        mean: Value that replaces the candidate's part, [position, unit]; None for the twin's value.
         draws: Random subspaces.
     """
     delta = deltas(held, candidate, test, mean)
@@ -277,7 +277,8 @@ def granularity(held: Held, candidate: Candidate) -> dict[str, Any]:
 def by_rank(measure: Callable[[Sequence[int]], Sequence[float]], rank: int, most: int = EVERY_RANK) -> dict[int, float]:
     """The effect of each rank from 1 to ``rank``, ascending; it need not rise with the rank, so none is left out.
 
-    Of more than ``most`` ranks as many, evenly spaced, and all between the first that holds 90 % and the one before.
+    If there are more than ``most`` ranks, it tries ``most`` of them, evenly spaced, and all ranks between the first
+    that holds 90 % and the one before.
     """
     sizes = sorted({round(1 + k * (rank - 1) / max(1, min(rank, most) - 1)) for k in range(min(rank, most))})
     found = dict(zip(sizes, measure(sizes), strict=True))

@@ -37,14 +37,14 @@ class Condition:
     """One thing that a claim needs.
 
     Attributes:
-        name: What is compared with, in a few words.
-        null: What is so if the condition does not hold, as a sentence without a full stop.
-        value: What was measured: an effect, or a difference from a control.
-        p: Of the null; 1 where it was not measured.
+        name: Name of the comparison, in a few words.
+        null: Null hypothesis, which is true if the condition does not hold, as a sentence without a full stop.
+        value: The measured number: an effect, or a difference from a control.
+        p: p-value of the null; 1 if it was not measured.
         contrary: Why the null is what was found; empty where it was not.
         open: Why nothing can be said; empty where p says it.
         draws: Random draws that p counts; 0 where p is of an interval.
-        least: What ``value`` must exceed, where p is of an interval; None elsewhere.
+        least: Number that ``value`` must exceed, if p comes from an interval; None otherwise.
     """
 
     name: str

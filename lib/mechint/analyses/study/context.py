@@ -29,7 +29,7 @@ class Context:
 
     Attributes:
         train, val: Discovery and held-out prompts; they share no template.
-        sites: Of each studied layer.
+        sites: Site of each studied layer.
         stages: Parts of a step that survive a kill.
         found: By step name: what goes into results.json (``report``), and what later steps need (``keep``).
     """

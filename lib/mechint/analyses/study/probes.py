@@ -59,8 +59,8 @@ class Probe:
         score: Accuracy (classes) or R² (quantities) on held-out templates.
         shuffled: Mean score of the same probe on shuffled labels, and the central 95 % of them.
         selectivity: Score less the mean of the shuffled ones, with the score's interval.
-        p: Of "what it says has nothing to do with the label": share of permutations of the held-out labels, among
-            templates, that score as well; never below 1 / (draws + 1).
+        p: p-value of the null hypothesis that the predictions have nothing to do with the label: share of permutations
+            of the held-out labels, among templates, that score as well; never below 1 / (draws + 1).
         strength: Chosen penalty, as ``path`` counts it.
         path: For each strength its score across the folds and how many units it uses.
         weights: [class, unit], of the activations as they are.
@@ -68,7 +68,7 @@ class Probe:
         across_folds: Score across the folds of the training prompts with the chosen penalty, by which probes are
             chosen: held-out prompts choose nothing.
         permutations: Draws behind p.
-        hits: What each held-out prompt adds to the score, whose mean is the score: 1 or 0 of classes, [prompt].
+        hits: Score of each held-out prompt, whose mean is the score: 1 or 0 of classes, [prompt].
     """
 
     method: str

@@ -421,7 +421,7 @@ def appearance(rows: list[Found]) -> Found:
     """From which checkpoint of a run on the candidate is there: ``appears`` (the first), and ``appearance`` in words.
 
     Args:
-        rows: Of :func:`moment`, in the order of training.
+        rows: Results of :func:`moment`, in the order of training.
     """
     there = [k for k, row in enumerate(rows) if row["present"]]
     if not there:

@@ -52,7 +52,7 @@ class Traffic:
         clean, twin: [prompt, position, unit], units of all axes in one.
         slope: Gradient of the metric, averaged over the path of the embeddings from twin to prompt.
         effect: Metric of the prompt less that of the twin, [prompt].
-        right: Whether the model answers, [prompt].
+        right: True if the model answers, [prompt].
     """
 
     site: str

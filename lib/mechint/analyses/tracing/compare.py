@@ -42,11 +42,11 @@ PAIRED = (
 def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
     """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison.md and comparison.html.
 
-    Beyond a dozen traces, one comparison.png along their training step in place of the maps.
+    Beyond a dozen traces, one comparison.png along their training step instead of the maps.
 
     Args:
         run_dirs: At least two directories of finished traces.
-        output_dir: Where the comparison goes.
+        output_dir: Directory of the comparison.
 
     Raises:
         MechintError: fewer than two traces, or one that can't be read.

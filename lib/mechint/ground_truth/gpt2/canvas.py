@@ -1,6 +1,6 @@
 """A GPT-2 on which circuits are drawn by hand: exact weights where they are drawn, idle weights of like size elsewhere.
 
-How the parts of a GPT-2 that resist exactness are dealt with:
+Some parts of a GPT-2 resist exactness and are treated as follows:
 
 * LayerNorm: two directions of the residual stream, the *pins*, hold ``±PIN · √(D/2)`` at every position and are never
   written, and all that is written, embeddings too, adds up to zero over the directions: what is drawn is *balanced* in
@@ -10,9 +10,10 @@ How the parts of a GPT-2 that resist exactness are dealt with:
   others have 0; two scores that differ by 20 share attention 1 : 2e-9.
 * GELU: neurons are x or 0 to the bit where x is outside ±6.
 
-What is idle is so by who reads it, which its own size does not show: idle heads and neurons read like others, but write
-into unread directions. Half of the idle heads are decoys: they copy queries, keys and values of a head of the circuit.
-In such a head itself, key channels that no query reads have keys of the usual size, and as many queries no keys.
+A unit is idle because no circuit unit reads it, which its own size does not show: idle heads and neurons read like
+others, but write into unread directions. Half of the idle heads are decoys: they copy queries, keys and values of a
+head of the circuit. In such a head itself, key channels that no query reads have keys of the usual size, and as many
+queries no keys.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ class GPT2Canvas:
     """A GPT-2 with the circuit drawn and nothing else, until :meth:`fill`.
 
     Args:
-        size: Of the model.
+        size: Sizes of the model.
         tokens: Vocabulary; residual direction ``("token", v)`` holds 1 where v stands, and the tied head reads it.
         codes: More named groups of residual directions and their sizes; zero until something is drawn there.
         active: Number of layers that the circuit has.
-        seed: Of where everything is placed and of all idle weights.
+        seed: Seed of all places and all idle weights.
     """
 
     def __init__(self, size: GPT2Size, tokens: int, codes: Mapping[str, int], active: int, seed: int) -> None:
@@ -285,7 +286,7 @@ class Head:
         Args:
             asks: Residual directions and weights of the query; a number is the same at every position.
             has: Residual directions and weights of the key.
-            score: Of a match of 1 with 1.
+            score: Score of a match of 1 with 1.
         """
         e, attn = self.keys.pop(), self.block.weights.attn
         self.drawn_keys.append(e)

@@ -51,7 +51,7 @@ def _most_recent(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
 
 
 def _count(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
-    """The query and the ticks behind the last marker read that; the query reads these, and what they weigh against."""
+    """The query and the ticks after the last marker read that; the query reads these, and what they weigh against."""
     since, counts = heads
     asked, marker = query(prompts), Where((task.marker,), last=True).of(prompts)
     ticks = (prompts.tokens == task.tick) & (marker.cumsum(1) > 0) & (asked.cumsum(1) == 0)

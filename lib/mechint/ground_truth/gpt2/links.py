@@ -44,7 +44,7 @@ def later(model: Model) -> Tensor:
 
 
 def blocks(model: Model) -> list[tuple[int, slice, int, slice]]:
-    """Pairs of one kind of writer of one layer and one kind of reader of another, behind it."""
+    """Pairs of one kind of writer of one layer and one kind of reader of another, after it."""
     writers, readers = kinds(model)
     layers = range(model.config.n_layer)
     return [

@@ -68,7 +68,7 @@ class GPT2Blueprint(Blueprint):
         head.match(asks, {start: 1.0}, score)
 
     def before(self, head: Head, places: list[int], asked: dict[int, Asked], accuracy: float = 0.0) -> list[Part]:
-        """Lets the position behind each of some places read that place alone."""
+        """Lets the position after each of some places read that place alone."""
         at, parts = head.block.canvas.at, []
         for place in places:
             e = head.match({at("place", place + 1): 1.0}, {at("place", place): 1.0}, MATCH)
@@ -138,7 +138,7 @@ class Shift(GPT2Blueprint):
 
 
 class Latch(GPT2Blueprint):
-    """The symbol behind the last marker: a head marks what follows a marker, a second reads the last that is marked."""
+    """The symbol after the last marker: a head marks what follows a marker, a second reads the last that is marked."""
 
     name = "gpt2_latch"
     active = 2

@@ -1,18 +1,18 @@
 """A Mamba on which circuits are drawn by hand: exact weights where they are drawn, idle weights of like size elsewhere.
 
-How the parts of a Mamba that resist exactness are dealt with:
+Some parts of a Mamba resist exactness and are treated as follows:
 
 * RMSNorm: one direction of the residual stream, the *pin*, holds ``PIN · √D`` at every position and is never written.
   The root mean square is then ``PIN`` to a relative ``junk² / 2 PIN²``, whatever anybody writes elsewhere, and with
   norm weights of ``PIN`` the norm is the identity: a layer reads exactly what stands in the residual stream.
-* SiLU: signals are one-hot, 0 or ``SIGNAL`` before it, so 0 or ``ON`` behind it: SiLU(0) = 0 to the bit.
+* SiLU: signals are one-hot, 0 or ``SIGNAL`` before it, so 0 or ``ON`` after it: SiLU(0) = 0 to the bit.
 * Δ: softplus of a bias, so any positive step; a rate of ``HOLD`` keeps a state unchanged for as long as prompts are.
 * Gate: z reads the pin, which reads as 1, so SiLU(z) is ``ON``.
 
-What is idle is so by who reads it, which its own size does not show: an idle channel reads and writes like others, but
-writes into residual directions that nothing of the circuit reads (``unread``), and feeds only Δ of idle channels and
-states that are written and never read, or read and never written. Half of the idle channels of a layer are decoys:
-they copy the input weights, convolution, Δ, A and D of one of the circuit's channels.
+A unit is idle because no circuit unit reads it, which its own size does not show: an idle channel reads and writes like
+others, but writes into residual directions that nothing of the circuit reads (``unread``), and feeds only Δ of idle
+channels and states that are written and never read, or read and never written. Half of the idle channels of a layer are
+decoys: they copy the input weights, convolution, Δ, A and D of one of the circuit's channels.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Canvas:
     """A Mamba with the circuit drawn and nothing else, until :meth:`fill`.
 
     Args:
-        size: Of the model.
+        size: Sizes of the model.
         tokens: Vocabulary; residual direction ``("token", v)`` holds 1 where v stands, and the tied head reads it.
         codes: More named groups of residual directions and their sizes; zero until a layer writes them.
         active: Number of layers that the circuit has.
-        seed: Of where everything is placed and of all idle weights.
+        seed: Seed of all places and all idle weights.
     """
 
     def __init__(self, size: Size, tokens: int, codes: Mapping[str, int], active: int, seed: int) -> None:
@@ -159,8 +159,8 @@ class Mixer:
         Args:
             reads: Residual directions and the weights of x.
             writes: Residual directions and the weights of the output; None when only Δ, B or C read the channel.
-            tap: How many tokens back the convolution reads.
-            bias: Of the convolution.
+            tap: Number of tokens that the convolution looks back.
+            bias: Bias of the convolution.
             skip: D.
             step: Δ without any input from a rank.
             rate: −A, the same for every state.

@@ -92,7 +92,7 @@ class Shift(MambaBlueprint):
 
 
 class Latch(MambaBlueprint):
-    """The symbol behind the last marker: Δ and B open at it, write the symbol and clear the state; C opens at the end.
+    """The symbol after the last marker: Δ and B open at it, write the symbol and clear the state; C opens at the end.
 
     Δ is 1.5e-8 elsewhere, so the state neither decays nor is written to.
     """
@@ -115,7 +115,7 @@ class Latch(MambaBlueprint):
         n = mixer.state({marker: 1 / ON}, {query: 1 / ON})
         mixer.rank({marker: 1 / ON}, speakers, math.log(math.expm1(step)) - closed)
         parts = paths(mixer, "x z dt B C")
-        parts += channel(mixer, "opens B and the step behind a marker", marker, tap=1, blind=TWINS + NO_STEP)
+        parts += channel(mixer, "opens B and the step after a marker", marker, tap=1, blind=TWINS + NO_STEP)
         parts += channel(mixer, "opens C at the query", query, blind=TWINS + NO_STEP)
         for v, e in enumerate(speakers):
             parts += channel(mixer, f"keeps and says symbol {v}", e, Asked(answer=v))
@@ -123,7 +123,7 @@ class Latch(MambaBlueprint):
         # a tie, which noise breaks either way
         parts.append(Part("the last clears the first", "decay", mixer.layer, accuracy=0.9))
         where = Where((task.marker,), back=1, last=True)
-        return [*parts, Part("behind the last marker", "write", mixer.layer, where=where)]
+        return [*parts, Part("after the last marker", "write", mixer.layer, where=where)]
 
 
 class MostRecent(MambaBlueprint):

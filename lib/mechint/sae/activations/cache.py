@@ -1,6 +1,6 @@
 """Activations on disk: one memory-mapped shard for each pool and site, and a manifest that says what they are.
 
-A shard is whole or absent and the manifest is written behind it, so a killed or full cache goes on where it was. The
+A shard is whole or absent and the manifest is written after it, so a killed or full cache resumes where it was. The
 manifest holds the hashes of weights, sites, rules and contexts; a cache of anything else is refused.
 """
 
@@ -28,8 +28,8 @@ class Cached:
     """Pools from a cache that :func:`fill_cache` has filled; nothing but the shard in use is in memory.
 
     Args:
-        directory: Of the cache.
-        fingerprint: What it must hold, from :attr:`Streamed.fingerprint`; None takes whatever it holds.
+        directory: Directory of the cache.
+        fingerprint: Content that it must hold, from :attr:`Streamed.fingerprint`; None takes whatever it holds.
 
     Raises:
         MechintError: there is no cache, it holds something else, or shards are missing or cut short.
@@ -88,9 +88,9 @@ def fill_cache(source: Streamed, directory: str | Path, pools: int | None = None
     """Writes the pools that are not there yet.
 
     Args:
-        source: What the model gives.
-        directory: Of the cache; made when it is not there.
-        pools: How many; None for all of a finite corpus.
+        source: Activations from the model.
+        directory: Directory of the cache; made if it does not exist.
+        pools: Number of pools; None for all of a finite corpus.
         dtype: On disk: float32 keeps every bit; bfloat16 and float16 need half the room.
 
     Raises:

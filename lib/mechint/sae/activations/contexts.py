@@ -35,7 +35,7 @@ class Contexts(Protocol):
     Attributes:
         length: Tokens of a context, L.
         rows: Contexts of a batch; the last batch of a finite corpus may have fewer.
-        batches: How many there are; None when there is no end.
+        batches: Number of batches; None if they never end.
         fingerprint: Hash of all that decides the tokens.
         name: For people.
     """
@@ -67,7 +67,7 @@ def excluded(names: str | Iterable[str]) -> tuple[int, ...]:
 def special_kinds(tokens: Tensor, tokenizer: Any) -> Tensor:
     """The kind of each token [..., L] by the tokenizer's own flags, uint8; all text without one.
 
-    Of the tokens that it flags as special, what its template puts in front of a text is the beginning.
+    Among the tokens that it flags as special, those that its template puts in front of a text are the beginning.
     """
     kinds = torch.zeros_like(tokens, dtype=torch.uint8)
     if tokenizer is None:
@@ -82,7 +82,7 @@ def special_kinds(tokens: Tensor, tokenizer: Any) -> Tensor:
 class TaskContexts:
     """The prompts of a task's split, drawn anew for each batch, without an end.
 
-    Positions behind a prompt's last answer are padding.
+    Positions after a prompt's last answer are padding.
     """
 
     batches: int | None = None
@@ -109,7 +109,7 @@ class TokenContexts:
         tokens: [contexts, L].
         kinds: [contexts, L] by number in :data:`KINDS`; None when all are text.
         rows: Contexts of a batch.
-        seed: Of the order; None keeps it.
+        seed: Seed of the order; None keeps the order.
         name: For people and for the fingerprint.
     """
 
@@ -147,7 +147,7 @@ def pack(documents: Iterable[Tensor], length: int, bos: int | None = None, bound
 
     Args:
         documents: Token ids of each, [tokens].
-        length: Of a context.
+        length: Length of a context.
         bos: Token that begins every context, or None.
         boundary: Token between two documents, or None.
 

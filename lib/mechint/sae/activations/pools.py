@@ -2,7 +2,7 @@
 
 A pool is what a fixed number of context batches gives, at every wanted site in one forward; batches for training are
 drawn from it in a random order (a shuffle buffer that is filled, emptied, and filled again). Pool and order follow
-from numbers alone, so a killed run goes on with the very same batches, and a cache holds the same bits.
+from numbers alone, so a killed run resumes with the very same batches, and a cache holds the same bits.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Streamed:
     Args:
         model: From :func:`mechint.load`.
         sites: Names or shell patterns; all are taken from one forward.
-        contexts: Where the tokens come from.
+        contexts: Source of the tokens.
         pool_batches: Context batches of a pool.
         flatten: Rule for sites with several axes; see :func:`mechint.sae.activations.flattening.flatten`.
         exclude: Kinds of token that are left out, separated by commas; see :data:`.contexts.KINDS`.
@@ -88,7 +88,7 @@ class Streamed:
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         depths = [int(match[1]) for name in self.sites if (match := re.match(r"layers\.(\d+)\.", name))]
         inside = len(depths) == sum(name != "embed" for name in self.sites)
-        self.layers = max(depths, default=-1) + 1 if inside else None  # None: also what is behind the layers
+        self.layers = max(depths, default=-1) + 1 if inside else None  # None: also what is after the layers
 
     def pool(self, i: int) -> dict[str, Tensor]:
         """Processes take turns at the batches and hand one another their rows."""
@@ -128,7 +128,7 @@ class Streamed:
         return rows
 
     def record(self, tokens: Tensor) -> dict[str, Tensor]:
-        """The sites' values; the forward ends behind the last layer that is wanted."""
+        """The sites' values; the forward ends after the last layer that is wanted."""
         tap = Tap(self.sites)
         if self.layers is None:
             self.model.trace(tokens, tap)
@@ -160,7 +160,7 @@ class Batches:
         self.fill()
 
     def fill(self) -> None:
-        """The next pool in random order, behind what the last one left."""
+        """The next pool in random order, after what the last one left."""
         epoch_rows = 0
         while True:
             count = self.pools.count

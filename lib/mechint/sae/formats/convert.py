@@ -46,7 +46,7 @@ def take(
     Args:
         tensors: As the file has them.
         names: For each of the file's names, SAELens' name; a name that ends in ``.T`` is read transposed.
-        ignored: Of the file's names, those that say nothing about the dictionary.
+        ignored: Names in the file that say nothing about the dictionary.
         where: The file, for the message.
 
     Raises:

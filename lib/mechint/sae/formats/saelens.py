@@ -43,7 +43,7 @@ BEFORE_LAYERS = {"mamba": "backbone.embeddings", "gpt2": "transformer.drop", "ll
 def hook_name(config: SAEConfig) -> str:
     """Hugging Face's module whose output the site is, or the site's own name where no module has it.
 
-    What a layer reads is the output of the layer before it.
+    The input of a layer is the output of the layer before it.
     """
     family, kind, layer = config.model_family, config.site.rpartition(".")[2], config.layer
     if kind == "resid_pre" and family in BEFORE_LAYERS:

@@ -57,10 +57,10 @@ class FactFile(Task):
     several times, ``occurrence`` says which one is meant, from 1. A file in the layout of ROME's known_1000.json (an
     array of objects with ``prompt``, ``subject``, ``attribute``) is read as it is.
 
-    Prompt and answer are read together, and the answer is the tokens behind the prompt's; whether a space stands
+    Prompt and answer are read together, and the answer is the tokens after the prompt's; whether a space stands
     between them is the option ``space``, or a line's own ``space`` (true or false). Prompts may differ in length,
-    twins of one prompt may not. Of an answer of several tokens the first is asked for, or (``answers`` whole) all: the
-    prompt then goes on with all of the answer but its last token, and so does the twin.
+    twins of one prompt may not. For an answer of several tokens the task asks for the first token, or (``answers``
+    whole) for all: the prompt then goes on with all of the answer but its last token, and so does the twin.
 
     Half of the prompts are for discovery, half for evaluation; lines with one subject stay in one half. Prompts that
     all have one subject are dealt out one by one, and each is then its own template. The split ``every`` is all of
@@ -144,7 +144,7 @@ class FactFile(Task):
         return found
 
     def subject_of(self, line: Line, prompt: Encoded) -> tuple[int, int]:
-        """The first token of the subject, and the one behind its last."""
+        """The first token of the subject, and the one after its last."""
         found, inside = places(line.subject, line.prompt)
         name = short(repr(line.subject), 80)
         if not found:
@@ -184,7 +184,7 @@ class FactFile(Task):
         return named("task", "occurrence")
 
     def answer_of(self, line: Line, prompt: str, answer: str, key: str) -> list[int]:
-        """The tokens of an answer behind a prompt."""
+        """The tokens of an answer after a prompt."""
         space = {True: "yes", False: "no", None: self.space}[line.space]
         gap = {"yes": " ", "no": "", "auto": space_between(prompt, answer)}[space]
         if gap and (prompt[-1].isspace() or answer[0].isspace()):
@@ -242,7 +242,7 @@ class FactFile(Task):
 def halves(facts: Sequence[Fact]) -> tuple[list[str], bool]:
     """The half of each fact, by count: groups of one subject, the largest first, go where there are fewer prompts.
 
-    What the halves are does not depend on the order of the lines. The half with more groups is for evaluation, whose
+    The halves do not depend on the order of the lines. The half with more groups is for evaluation, whose
     intervals are over groups.
 
     Returns:

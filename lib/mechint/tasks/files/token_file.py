@@ -32,7 +32,7 @@ class Stored:
         tokens: Memory-mapped, [tokens].
         largest: The largest of them.
         fingerprint: Hash of the file.
-        kind: What is said of the file.
+        kind: The declared kind of the file.
     """
 
     tokens: Any
@@ -42,14 +42,14 @@ class Stored:
 
 
 def read_tokens(path: Path, vocab_size: int | None = None) -> Stored:
-    """Tokens as nanoGPT's prepare.py stores them, one after another and little-endian, or behind llm.c's header.
+    """Tokens as nanoGPT's prepare.py stores them, one after another and little-endian, or after llm.c's header.
 
     They are uint16, or uint32 where the vocabulary has more than 65,536 tokens; llm.c's header says which. A
     ``meta.pkl`` beside them, which holds a vocabulary of characters, is not read: a pickle can run any code.
 
     Args:
         path: The file.
-        vocab_size: Of the tokenizer or the model, None where neither is known.
+        vocab_size: Vocabulary of the tokenizer or the model, None if neither is known.
 
     Raises:
         MechintError: there is no such file, it does not hold whole tokens, or it is another program's.
@@ -68,7 +68,7 @@ def read_tokens(path: Path, vocab_size: int | None = None) -> Stored:
         if (magic, version) not in LLM_C:
             raise MechintError(f"{where} has llm.c's header (magic {magic}) of version {version}, which is not known")
         offset, dtype = HEADER, LLM_C[magic, version]
-        kind = f"uint{8 * np.dtype(dtype).itemsize} tokens behind llm.c's header (magic {magic})"
+        kind = f"uint{8 * np.dtype(dtype).itemsize} tokens after llm.c's header (magic {magic})"
         if size != HEADER + count * np.dtype(dtype).itemsize:
             raise MechintError(f"{where} has llm.c's header (magic {magic}) of {count} tokens, and {size} bytes: cut?")
     width = np.dtype(dtype).itemsize

@@ -35,10 +35,10 @@ class Method:
 
     Attributes:
         score: Gives one number for each unit.
-        meaning: What the number is, in a few words, for help texts and reports.
-        source: Where it comes from.
+        meaning: Meaning of the number in a few words, for help texts and reports.
+        source: Publication that it comes from.
         units: Kinds of unit that it ranks; empty for all.
-        twins: Whether it needs prompts with counterfactual twins and one answer token.
+        twins: True if it needs prompts with counterfactual twins and one answer token.
         metric: The metric that its scores are of: ``preserved`` for that of the circuit, ``answers`` for
             :attr:`Evaluator.answer_metric`, a metric by name, or empty for none.
     """

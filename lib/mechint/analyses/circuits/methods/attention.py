@@ -1,6 +1,6 @@
 """Ranks units by their activations, weighted by attention: the documented methods with their definitions.
 
-Of each layer l a map Ā[i, j] of how much position i reads of j, each row divided by its sum, and w_j, the mean of the
+Each layer l has a map Ā[i, j] of how much position i reads of j, each row divided by its sum, and w_j, the mean of the
 rows at the answer positions. With a_j[e] the unit's activation and m the metric, a prompt's score of unit e is
 
 ================== ==================================================================== ============================
@@ -9,7 +9,7 @@ method             Ā (mean over a Mamba's channels, over a transformer's heads)
 attention_weighted |α_e[i, j]|; a transformer's pattern                                 Σ_j w_j |a_j[e]|
 gradient_guided    max(0, ∂m/∂α_e[i, j] · α_e[i, j]) (Chefer et al. 2021, equation 5)   Σ_j w_j |a_j[e] ∂m/∂a_j[e]|
 rollout            as attention_weighted; w from Π (I + Ā)/2 over this layer and all    Σ_j w_j |a_j[e]|
-                   behind it (Abnar & Zuidema 2020)
+                   after it (Abnar & Zuidema 2020)
 gradient_x_input   none: the control                                                    Σ_j |a_j[e] ∂m/∂a_j[e]|
 ================== ==================================================================== ============================
 

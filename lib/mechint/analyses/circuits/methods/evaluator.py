@@ -22,11 +22,11 @@ class Evaluator:
 
     Attributes:
         bench: Measures masks over the units on the prompts.
-        metric: What the circuit preserves, of :data:`mechint.analyses.circuits.bench.METRICS`.
+        metric: Metric that the circuit preserves, from :data:`mechint.analyses.circuits.bench.METRICS`.
         size: Units of the circuit that is wanted; a mask search learns one of this size.
-        search: How a mask is learned.
-        seed: Of everything drawn at random.
-        aligned: Whether a position means the same in every prompt, so that means can be taken by position.
+        search: Options of the mask search.
+        seed: Seed of everything drawn at random.
+        aligned: True if a position means the same in every prompt, so that means can be taken by position.
     """
 
     bench: Bench

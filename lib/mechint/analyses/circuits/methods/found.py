@@ -18,14 +18,14 @@ class FoundCircuit:
         mask: The circuit, [units] of 0 and 1.
         size: Units that it had before pruning.
         scores: The order of the units that it was taken from, [units]: logits of gates, or scores of a ranking.
-        importance: What reports call the importance of each unit, [units].
+        importance: Importance of each unit in the reports, [units].
         attribution: The attribution that its curve is drawn of, [units].
         by_size: Circuits of the method by size, for the faithfulness curve.
-        results: What it adds to the results.
+        results: Entries that it adds to the results.
         notes: From the results, what reports say of how it was found; empty ones are left out.
         moved: The circuits of all seeds whose search moved from where it began, for the stability.
         before_pruning: The circuit that was pruned, if one was.
-        begins_elsewhere: Whether searches had a further order to begin in.
+        begins_elsewhere: True if searches had a further order to begin in.
     """
 
     mask: Tensor

@@ -62,6 +62,6 @@ def at_sites(evaluator: Evaluator, what: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def of_units(value: Tensor, axes: int | None) -> Tensor:
-    """A value [unit axes…] of a site as one number for each unit: axes behind the first ``axes`` are summed over."""
+    """A value [unit axes…] of a site as one number for each unit: axes after the first ``axes`` are summed over."""
     inner = tuple(range(value.dim() if axes is None else axes, value.dim()))
     return (value.sum(inner) if inner else value).flatten()

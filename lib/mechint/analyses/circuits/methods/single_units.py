@@ -30,7 +30,7 @@ def removal_effects(bench: Bench, metric: str, inside: Tensor | None = None) -> 
 
     Args:
         bench: The discovery prompts.
-        metric: What the circuit preserves.
+        metric: Metric that the circuit preserves.
         inside: Numbers of the circuit's units; all of the model's by default. Others have 0.
     """
     column = METRICS[metric].learn
@@ -76,7 +76,7 @@ def exchange_effects(
         prompts: With counterfactual twins and their answers.
         units: Those exchanged, one at a time.
         direction: ``noise`` puts the twin's value into the clean run, ``denoise`` the clean value into the twin's.
-        each: Whether the answers of a prompt stay apart.
+        each: True if the answers of a prompt stay apart.
     """
     assert prompts.twins is not None  # METHODS ask for them
     receiver, donor = (prompts.twins, prompts.tokens) if direction == "denoise" else (prompts.tokens, prompts.twins)

@@ -42,8 +42,8 @@ def starting_scores(bench: Bench, metric: str, attributed: Tensor | None = None)
 
     Args:
         bench: The discovery prompts.
-        metric: What the search preserves.
-        attributed: What :func:`mechint.analyses.circuits.bench.attribute` gives, where it is known.
+        metric: Metric that the search preserves.
+        attributed: Result of :func:`mechint.analyses.circuits.bench.attribute`, if it is known.
     """
     scores = attribute(bench, metric) if attributed is None else attributed
     if not misleads(bench, metric, scores):
@@ -85,7 +85,7 @@ def further_orders(bench: Bench, metric: str, scores: Tensor, size: int) -> list
 
     Args:
         bench, metric, scores: As in :func:`starting_scores`, and what that gave.
-        size: Of the circuit that is searched for. Of a size that no circuit is good at, this says nothing of the
+        size: Size of the circuit that is searched for. If no circuit of this size is good, this does not judge the
             scores: it is to be asked for, or known to suffice.
     """
     size = min(size, bench.units.total)

@@ -47,7 +47,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
 
     Args:
         run_dirs: At least two run directories of the same analysis, in the order in which they are to be shown.
-        output_dir: Where the comparison goes; it may hold the run directories.
+        output_dir: Directory of the comparison; it may hold the run directories.
 
     Raises:
         MechintError: fewer than two runs, runs of different analyses, or a run that can't be read.

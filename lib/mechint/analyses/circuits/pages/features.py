@@ -18,7 +18,7 @@ FEATURES_MEANING = (
 LISTED = 40
 """Latents written out in a report; the pages have all that were read."""
 AROUND = 12
-"""Tokens of a context before its strongest one, and half as many behind it."""
+"""Tokens of a context before its strongest one, and half as many after it."""
 
 
 def read_files(results: Results) -> dict[str, dict[str, Any]]:

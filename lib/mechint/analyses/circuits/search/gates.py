@@ -137,7 +137,7 @@ class Temperature:
             MechintError: the text is nothing of that.
         """
         kind, *values = (part.strip() for part in text.split(":"))
-        how = f"write FROM:TO behind one of {', '.join(KINDS[:3])}, as in linear:1.0:0.1, or constant:1.0"
+        how = f"write FROM:TO after one of {', '.join(KINDS[:3])}, as in linear:1.0:0.1, or constant:1.0"
         if kind not in KINDS:
             raise MechintError(
                 f"the temperature schedule {shown(text)} does not parse{did_you_mean(kind, KINDS)}; {how}"

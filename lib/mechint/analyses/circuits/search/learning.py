@@ -24,10 +24,10 @@ class SearchOptions:
         gate: Kind of gate, of :data:`mechint.analyses.circuits.search.gates.GATES`.
         steps: Optimiser steps.
         lr: Learning rate of the gates' logits.
-        schedule: How the budget falls, of :data:`mechint.analyses.circuits.search.gates.BUDGETS`.
-        temperature: What the logits are divided by over the steps; None for 1 throughout.
+        schedule: Schedule of the falling budget, from :data:`mechint.analyses.circuits.search.gates.BUDGETS`.
+        temperature: Divisor of the logits at each step; None for 1 throughout.
         hold: Share of the steps, the last ones, for which the budget is the target.
-        penalty: In place of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
+        penalty: Instead of a budget, what every open gate costs: its expected L1 norm times this is added to the loss
             (Louizos, Welling & Kingma 2018, equation 12), rising from 0 as ``schedule`` says. The circuit is then the
             units whose gates end up open.
     """
@@ -50,13 +50,13 @@ class Search:
 
     Args:
         bench: The discovery prompts; one batch is used for each step, in a new order each round.
-        metric: What to preserve.
+        metric: Metric to preserve.
         scores: Attribution scores [units]; the gates start in their order or in that of their sizes, whichever has the
             better circuits (:meth:`way_cost`). To *preserve* a metric, units that lower it can be needed as much as
             those that raise it, and where the KL of partial circuits exceeds that of the empty one, units of the
             circuit have negative scores.
-        options: How the gates learn.
-        seed: Of the gates' noise and of the order of the batches.
+        options: Options of the search.
+        seed: Seed of the gates' noise and of the order of the batches.
         target: Units to keep in the end; with a penalty, only the size at which the start is chosen.
         others: Further scores [units] whose orders it may start in: :func:`.starting_orders.further_orders`.
     """
@@ -162,7 +162,7 @@ class Search:
         A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
 
         Returns:
-            Whether it went back.
+            True if it went back.
         """
         back = self.start_cost(self.start) < cost(self.bench, self.metric, self.mask())
         if back:

@@ -47,7 +47,7 @@ def evaluations(total: int, steps: int = 100) -> int:
 
     Args:
         total: Units of the model.
-        steps: Of the search before it: a pruning is not to take longer than that.
+        steps: Steps of the search before it: a pruning may not take longer than that.
     """
     if total <= SMALL_MODEL:
         return SMALL_EVALUATIONS
@@ -67,8 +67,8 @@ class Pruned:
         mask: The circuit, [units] of 0 and 1.
         evaluations: Circuits that were measured; a gradient counts as :data:`BACKWARD`, a sample in part.
         exchanges: Dropped units that were tried in exchange for others.
-        minimal: Whether the target is missed without any single unit, each of which was tried.
-        whole: Whether it ended because nothing was left to try, not because of the bound on its evaluations.
+        minimal: True if the target is missed without any single unit, each of which was tried.
+        whole: True if it ended because nothing was left to try, not because of the bound on its evaluations.
     """
 
     mask: Tensor
@@ -104,14 +104,14 @@ def pruned(
 
     Args:
         bench: The discovery prompts.
-        metrics: What the circuit preserves, of :data:`.bench.METRICS`; of several, the least faithfulness
+        metrics: Metrics that the circuit preserves, from :data:`.bench.METRICS`; of several, the least faithfulness
             counts, and gradients are those of the first.
         mask: The circuit, [units] of 0 and 1.
         order: Scores [units]: dropped ones with high scores are tried in exchange first, beside those by gradient.
         target: Faithfulness on the bench, without a unit.
         size: Units to keep, where there is no target.
         limit: The most circuits to measure; of :func:`evaluations` by default.
-        seen: What a killed run had measured.
+        seen: Measurements of a killed run.
         save: Called with all that is measured, every now and then.
         title: For the progress bar.
     """
@@ -130,9 +130,9 @@ class Spent(Exception):
 class Pruning:
     """The work of :func:`pruned`, with its arguments.
 
-    What is measured is kept by the circuit's units, so that a run that goes on after a kill takes the same way
-    without measuring anything again. A circuit that certainly misses the target is not measured to its end; what is
-    kept of it is then an upper bound of its faithfulness, which misses the target too.
+    Measurements are kept by the circuit's units, so that a run that resumes after a kill takes the same steps without
+    measuring anything again. A circuit that certainly misses the target is not measured to its end; what is kept of it
+    is then an upper bound of its faithfulness, which misses the target too.
     """
 
     def __init__(
@@ -402,7 +402,7 @@ class Shares:
 
     Args:
         bench: The prompts.
-        metrics: Of :data:`mechint.analyses.circuits.bench.METRICS`.
+        metrics: Metrics of :data:`mechint.analyses.circuits.bench.METRICS`.
         target: A circuit that certainly misses it is not measured to the end.
     """
 
