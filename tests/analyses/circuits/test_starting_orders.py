@@ -200,5 +200,5 @@ def test_a_report_says_that_attribution_missed_units_and_they_are_removed_once(
     assert NOTES["needed"] in results["notes"]
     assert results["metrics"]["faithfulness"]["value"] == pytest.approx(1.0, abs=0.01)
     assert results["curve"]["attribution_order"] == "signed"
-    assert any("than the order, which they begin with" in note for note in results["notes"])
-    assert not any("attribution's order, which" in note for note in results["notes"])
+    assert any("than the order they begin with" in note for note in results["notes"])
+    assert not any("order of attribution" in note for note in results["notes"])

@@ -265,7 +265,7 @@ def write_profiles(top: Path, studies: list[FinishedRun]) -> list[Path]:
 def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
     steps = [of_run(0, family, step) for family in ("mamba", "gpt2") for step in (100, 200, 300)]
     kept, notes = last_of_each(steps)
-    assert [study.raw["training"]["steps"] for study in kept] == [300, 300] and "no seeds" in notes[0]
+    assert [study.raw["training"]["steps"] for study in kept] == [300, 300] and "independent seeds" in notes[0]
     write_model_comparison(write_profiles(tmp_path, steps), tmp_path / "out")
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["pairs"][0]["how"] == "one seed: no interval" and len(found["runs"]) == 6
@@ -282,7 +282,7 @@ def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_
     kept, notes = at_best_rates(studies)
     rates = {study.raw["label"][:4]: study.raw["training"]["lr"] for study in kept}
     assert rates == {"mamb": 0.01, "gpt2": 0.001} and len(kept) == 6
-    assert "compared at the learning rate 0.01, the best of 2" in notes[0] and "try further" in notes[1]
+    assert "compared at the learning rate 0.01, the best of 2" in notes[0] and "try rates beyond" in notes[1]
     write_model_comparison(write_profiles(tmp_path, studies), tmp_path / "out")
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     [row] = [row for row in found["pairs"][0]["rows"] if row["quantity"] == "bits_per_byte"]

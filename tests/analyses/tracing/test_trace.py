@@ -284,7 +284,7 @@ def test_a_corruption_that_does_not_hurt_is_reported() -> None:
         evaluation.batches[k] = dataclasses.replace(batch, twins=batch.tokens.clone())
     found = CausalTracer(model, dataclasses.replace(SMALL, direction="denoise")).run_analysis(discovery, evaluation)
     assert found["trace"]["unit"] == "metric"
-    assert any("does not hurt" in note for note in found["notes"])
+    assert any("does not certainly lower" in note for note in found["notes"])
     assert not np.array(found["trace"]["directions"]["denoise"]["panels"][1]["value"]).any()
     assert np.array(found["trace"]["directions"]["denoise"]["panels"][1]["p"]).min() == 1
 
