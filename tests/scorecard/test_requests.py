@@ -168,7 +168,7 @@ def score(*options: str, processes: str = "") -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--seeds x", "argument --seeds: 'x' is no whole number; --help"),
+        ("--seeds x", "argument --seeds: 'x' is not a whole number; --help"),
         ("--seeds 0", "seeds is 0; it must be a whole number at least 1"),
         ("--bogus 1", "no option --bogus; --help lists all"),
         ("--seed 1", "no option --seed (did you mean seeds"),

@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         train(TASK, quick(tmp_path), TINY)
     assert not (tmp_path / "final_model_stepV0.pt").exists()
     train(TASK, quick(tmp_path), TINY)
-    assert f"going on from step {step // 4 * 4} of 24" in capsys.readouterr().out
+    assert f"resuming from step {step // 4 * 4} of 24" in capsys.readouterr().out
     assert hashes(tmp_path) == hashes(trained)
     theirs, ours = (
         json.loads((directory / "training_metrics_stepV0.json").read_text()) | {"seconds": 0}
@@ -150,7 +150,7 @@ def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL and not (killed / "final_model_stepV0.pt").exists()
     again, once = run_script(*command, str(killed)), run_script(*command, str(whole))
     assert again.returncode == once.returncode == 0, again.stderr + once.stderr
-    assert "going on from step" in again.stdout and "going on" not in once.stdout
+    assert "resuming from step" in again.stdout and "resuming" not in once.stdout
     assert hashes(killed) == hashes(whole) and len(hashes(whole)) == 2
 
 

@@ -25,7 +25,7 @@ ABLATIONS = ("mean", "resample", "counterfactual", "zero")
 
 
 def in_words(method: str, by_position: bool) -> str:
-    """Says what a dropped unit is replaced by: what :class:`Ablation` does with these arguments."""
+    """Says in words which value replaces a dropped unit, for these arguments of :class:`Ablation`."""
     if method == "mean":
         return f"its mean over {'the discovery prompts, by position' if by_position else 'all tokens of discovery'}"
     return {
@@ -95,7 +95,7 @@ class Ablation:
 
     Args:
         model: The model under study.
-        units: Whose sites are replaced.
+        units: Units whose sites are replaced.
         method: One of :data:`ABLATIONS`.
         reference: Batches of discovery prompts, for the means.
         by_position: True if the prompts of the task share a layout, so that a mean of one position makes sense.

@@ -135,13 +135,14 @@ class Analysis(Generic[Config]):
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
-        lacks: Says, before any work, what the other analyses of the experiment, by their names, do not give it; None
-            when nothing is missing.
+        lacks: Says, before any work, what the analysis needs from the experiment's other analyses (given by name) and
+            does not get; None when nothing is missing.
         shares: True if the processes of torchrun can work on one checkpoint together; the others' analyzers then get
             :meth:`StagedAnalyzer.assist` called.
         default: True if the runner runs it when no analysis is named.
-        learns: True if it chooses anything by the discovery prompts; one that does not evaluates all prompts of a file.
-        lone: True if it has something to say of prompts of one template, whose numbers have no intervals.
+        learns: True if it chooses anything by the discovery prompts; an analysis that does not evaluates all prompts of
+            a file.
+        lone: True if it can report numbers without intervals, for prompts of one template.
     """
 
     name: str
@@ -172,7 +173,7 @@ class Analysis(Generic[Config]):
     to_log: Callable[[Path], ToLog] = metrics_to_log
     """Gives what goes to Weights & Biases from a finished run."""
     cell: Cell = no_cell
-    """Says what a number of results.json is of, beyond what stands around it: ``cell(raw, address, index)``."""
+    """Says what a number of results.json belongs to, beyond its surrounding entries: ``cell(raw, address, index)``."""
     report_kind: str = ""
     """The entry ``report`` of its results.json; analyses of one kind share their pages. Empty is the name."""
 

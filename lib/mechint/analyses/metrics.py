@@ -42,8 +42,8 @@ METRICS = ("logit_diff", "answer_logprob", "answer_prob", "loss")
 def remedy(model: Model, task: Task) -> str:
     """Advises what to do about a model that fails a task, as the beginning of a sentence.
 
-    A model that was trained on this task may need more training. On text the tokens may be others than the model knows.
-    Any other model may never have seen the task.
+    A model that was trained on this task may need more training. On text, the tokens may differ from those of the
+    model's training. Any other model may never have seen the task.
     """
     said = (getattr(model, "metadata", None) or {}).get("task")
     if isinstance(said, dict) and said.get("name") == getattr(task, "name", None):
@@ -254,7 +254,7 @@ def by_chance(said: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
     size = int(max(said.max(), accepted.max())) + 1
     takes = torch.zeros(size + 1, dtype=torch.float64)
     for ids in accepted:
-        takes[ids.unique()] += 1.0  # -1 is the last place, which nobody says
+        takes[ids.unique()] += 1.0  # -1 indexes the last place, which no prompt uses
     right = accepted_by(said, accepted).double()
     others = max(len(said) - 1, 1)
     return right, (takes[said] - right) / others

@@ -148,7 +148,7 @@ def layer_list(said: str, layers: int, where: str) -> list[int]:
     """The layers that an option names, ascending: ``all``, or numbers separated by commas or spaces.
 
     Raises:
-        MechintError: something that is no number, a missing number, or no such layer.
+        MechintError: something that is not a number, a missing number, or no such layer.
     """
     if said.strip() == "all":
         return list(range(layers))

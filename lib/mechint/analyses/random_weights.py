@@ -1,7 +1,8 @@
-"""The control on random weights: what is found in models without training is no finding about the training.
+"""The control on random weights: a result that untrained models show, too, is no evidence about training.
 
 1. Random models. :func:`shuffled_weights` puts the entries of every weight tensor in another order: sizes and scales
-   stay, what training arranged is gone. :func:`reinitialised` draws the weight matrices anew at the model's own scale.
+   stay, but the arrangement that training made is lost. :func:`reinitialised` draws the weight matrices anew at the
+   model's own scale.
 2. Repeated studies. :func:`control` runs a whole study again on shuffled models, and :func:`compared` puts each
    quantity of the trained model beside theirs: the two differ where their intervals are apart.
    :func:`shuffled_numbers` does the same for single numbers of layers.
@@ -93,7 +94,7 @@ def control(
     evaluation: PromptLoader,
     quantities: Callable[[dict[str, Any]], Quantities],
 ) -> dict[str, Any] | None:
-    """Runs a finished study again on ``config.controls`` shuffled models; None where there are to be none.
+    """Runs a finished study again on ``config.controls`` shuffled models; None if the options ask for none.
 
     Args:
         study: With ``results``; each shuffled model is one of its stages.

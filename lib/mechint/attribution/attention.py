@@ -1,4 +1,4 @@
-"""Attention maps: what each position reads of which, of attention and of selective scans."""
+"""Attention maps of attention and of selective scans: how much each position reads of each other position."""
 
 from __future__ import annotations
 

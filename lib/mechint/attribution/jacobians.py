@@ -8,8 +8,8 @@ of u, and P_{t,s} = Π_{r=s+1..t} Ā_r, the derivative of channel e's mode n at 
                                         + (A Ā_s h_{s-1} + u_s B_s)[e,n] · σ_s[e] · (W_dt W_d)[e,f] )    through Δ
 
 with σ = 1 - exp(-Δ) the slope of softplus. The *direct* path is the first line, Δ, B and C held; the *total* derivative
-has all three, and at lag 0 what C and D make of u. As the last two lines are of low rank, no matrix of channels by
-channels is held: norms over all f come from Gram matrices of the weights, and time runs a chunk at a time.
+has all three, and at lag 0 the terms of u through C and D. As the last two lines are of low rank, no matrix of channels
+by channels is held: norms over all f come from Gram matrices of the weights, and time runs a chunk at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Influence by lag: what a layer's channels owe to the past, from exact derivatives (:mod:`.attribution.jacobians`)."""
+"""Influence by lag: how much a layer's channels depend on earlier positions, from exact derivatives
+(:mod:`.attribution.jacobians`)."""
 
 from __future__ import annotations
 
@@ -124,8 +125,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Curves, fits and long-range shares of each group of channels, with intervals over prompts.
 
-    A group's curve is the root mean square over its channels. Long-range is beyond half of the lags, and says nothing
-    of lags that were not taken: :func:`reference` has the range, and what a curve that does not fall would give.
+    A group's curve is the root mean square over its channels. Long-range means beyond half of the lags; lags that were
+    not taken are not covered: :func:`reference` has the range, and the values of a flat curve.
     """
     bootstrap = ClusterBootstrap(clusters, draws, seed)
     lag_count = next(iter(found.curves.values())).shape[1]

@@ -1,5 +1,5 @@
-"""Dynamics of a Mamba layer: its modes and their time scales, what they can be driven to, what is seen of them, and
-what dropping some of them costs.
+"""Dynamics of a Mamba layer: its modes and their time scales, controllability and observability, and the error from
+dropping modes.
 
 A channel's recurrence is diagonal, so its eigenmodes are its (channel, state) entries, with eigenvalues exp(Δ_t A):
 they depend on the data through Δ. Gramians are those of a linear time-varying system along the run (Silverman & Meadows
@@ -8,8 +8,8 @@ they depend on the data through Δ. Gramians are those of a linear time-varying 
     controllability  W_t = Σ_{s≤t} (P_{t,s} b_s)(P_{t,s} b_s)ᵀ,  b_s = Δ_s B_s;  W_t = Ā_t W_{t-1} Ā_t + b_t b_tᵀ
     observability    M_t = Σ_{s≥t} (P_{s,t} C_s)(P_{s,t} C_s)ᵀ;  M_t = C_t C_tᵀ + Ā_{t+1} M_{t+1} Ā_{t+1}
 
-The square roots of the eigenvalues of W_t M_t are the Hankel singular values at t: how many directions of the past the
-future can tell apart.
+The square roots of the eigenvalues of W_t M_t are the Hankel singular values at t: they count the directions of the
+past that later outputs can distinguish.
 """
 
 from __future__ import annotations

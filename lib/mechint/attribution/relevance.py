@@ -150,12 +150,12 @@ FAMILIES: dict[str, tuple[Any, Any, str]] = {
 
 
 def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
-    """Shares out the logits of some next tokens among the tokens of their prompts.
+    """Splits the logits of some next tokens among the tokens of their prompts.
 
     Args:
         model: From :func:`mechint.load`, in float32 or float64.
         tokens: [row, position].
-        targets: The token whose logit is shared out, [row].
+        targets: The token whose logit is split, [row].
         positions: Positions at which it is read, [row]; None for the last position.
 
     Raises:

@@ -51,7 +51,7 @@ class PlantedSizes:
         active: Features of a content token besides its class, on average.
         contents, fillers: Tokens with features and without.
         length: Tokens of a prompt, the query last.
-        idle: Channels that read at random and write where nobody reads.
+        idle: Channels that read at random and write where no unit reads.
     """
 
     features: int = 48
@@ -195,7 +195,7 @@ def draw_model(
     """The weights, and the channels that keep the features, [dims].
 
     Residual dimensions: the token's features, those kept, then whether it is a content token, one that fills every
-    embedding up to a root mean square of 1, so that the first norm changes nothing, and eight that nobody reads.
+    embedding up to a root mean square of 1, so that the first norm changes nothing, and eight that no unit reads.
     """
     flag, fill, unread = 2 * s.dims, 2 * s.dims + 1, slice(2 * s.dims + 2, 2 * s.dims + 10)
     width, E = 2 * s.dims + 10, s.dims + 2 + s.idle
@@ -245,7 +245,7 @@ def draw_layer(w: Any, s: PlantedSizes, keepers: Tensor, opener: int, always: in
 
 
 def draw_idle(w: Any, idle: Tensor, unread: slice, random: torch.Generator) -> None:
-    """Channels that read everything and write where nobody reads; state 1 is written and never read."""
+    """Channels that read everything and write where no unit reads; state 1 is written and never read."""
     E, width = w.c.d_inner, w.c.d_model
     normal = lambda *shape: torch.randn(shape, generator=random)
     w.in_proj.weight[idle] = normal(len(idle), width) / math.sqrt(width)

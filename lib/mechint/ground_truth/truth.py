@@ -155,7 +155,7 @@ class Part:
 
     def affects(self, prompts: Prompts) -> Tensor:
         """The answers it matters for, [n, Q] bool."""
-        own = prompts.tokens.gather(1, prompts.positions)  # the tied head says the token itself when nobody speaks
+        own = prompts.tokens.gather(1, prompts.positions)  # the tied head gives the token itself when no unit writes
         return torch.stack([asked.of(prompts) for asked in self.asked]).any(0) & (own != prompts.answers)
 
     def removal(self, model: Model, prompts: Prompts) -> list[Edit]:

@@ -1,7 +1,7 @@
 """Many checkpoints beside each other along the step of their training: a line for every number, and when it changed.
 
 The number of pairs grows as the square of the checkpoints, and a test of every pair has to pay for all of them. So
-beyond :data:`MOST` checkpoints each one is held against the first and the last of its own training run, and p-values
+beyond :data:`MOST` checkpoints each one is compared with the first and the last of its own training run, and p-values
 are adjusted for these tests alone.
 """
 
@@ -236,7 +236,8 @@ def headline(axis: Axis, found: Sequence[Change], count: int) -> str:
 
 
 def sentence(change: Change, axis: Axis) -> str:
-    """From what to what a number goes, since when it differs from the first and until when from the last."""
+    """Says from which value to which a number goes, since when it differs from the first and until when from the
+    last."""
     place = dict(zip(change.line.runs, change.line.at, strict=True))
     where = lambda run: axis.where(place[run])
     named = f"{change.track.label}{f', {change.line.name}' if change.line.name else ''}"

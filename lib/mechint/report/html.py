@@ -32,7 +32,7 @@ def html(content: Content, drawn: Mapping[str, Path]) -> str:
 def of_section(section: Section, drawn: Mapping[str, Path]) -> list[str]:
     """The heading and the blocks of a section; nothing where all its blocks are empty.
 
-    One that is a folded table alone needs no heading: what stands on the fold says it.
+    A section with only a folded table needs no heading: the text of the fold is the heading.
     """
     blocks = [text for block in section.blocks if (text := of_block(block, drawn))]
     first = section.blocks[0] if len(section.blocks) == 1 else None

@@ -18,7 +18,8 @@ UNWARNED = "No run's own report has a warning."
 
 
 def gathered(names: Sequence[str], warnings: Iterable[Iterable[str]]) -> Warned:
-    """Every warning once, with the runs that have it; those that differ in numbers alone are one, with the first's."""
+    """Every warning once, with the runs that have it; warnings that differ only in their numbers are shown once, with
+    the numbers of the first."""
     found: dict[str, tuple[list[str], list[str]]] = {}
     for name, texts in zip(names, warnings, strict=True):
         for text in dict.fromkeys(texts):

@@ -22,8 +22,8 @@ from .values import Value, read_value
 Address = tuple[str | int, ...]
 """Keys and places in lists that lead to an entry of results.json."""
 Cell = Callable[[Mapping[str, Any], Address, tuple[int, ...]], dict[str, Any]]
-"""``cell(raw, address, index)``: the columns of a :class:`Row` that an analysis knows of the number at ``address``; of
-a cell of a grid, that stands at ``index`` of the lists there."""
+"""``cell(raw, address, index)``: the columns of a :class:`Row` that an analysis knows of the number at ``address``; for
+a cell of a grid, ``index`` is its place in the lists."""
 NUMBER = ("value", "low", "high", "n")
 NAMED = ("name", "claim", "candidate", "quantity", "label", "role")
 SITES = ("site", "panel")

@@ -63,7 +63,7 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str] | None = None, only: str | None = None) -> argparse.Namespace:
-    """The flags; ``--prompt`` alone means a trace of it, and what is said beside it is kept.
+    """The flags; ``--prompt`` alone means a trace of that prompt; other flags are kept.
 
     Args:
         arguments: Instead of the process's own.
@@ -132,7 +132,8 @@ def name_it() -> str:
 
 @torch.no_grad()
 def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
-    """The task with the token that the model says next as its answer; printed, since everything below is about it.
+    """The task with the token that the model says next as its answer; it is printed, since all results are about this
+    answer.
 
     Raises:
         MechintError: several checkpoints could say different things, or the model has no tokenizer.

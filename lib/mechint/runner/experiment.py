@@ -105,7 +105,7 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
                 raise
             say_failure(error)
             lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
-    workers.exchange("all is written")  # whoever ends first with a failure would take the others along
+    workers.exchange("all is written")  # a process that ends first with a failure would end the others
     if lost:
         if workers.worker()[0] > 0:
             raise SaidElsewhere("the first process says what is lost")
@@ -157,7 +157,7 @@ def say(plan: Plan) -> None:
 
 
 def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[str]:
-    """The analyses whose models are in one place; says what could not be made, each of which standard error explains.
+    """The analyses whose models are in one place; says which analyses failed; standard error explains each failure.
 
     Args:
         made: Prepared runs, by the checkpoint.
@@ -229,7 +229,7 @@ def analyse(
     if find_device(experiment.run.device).type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     lost: Lost = []
-    for name in (name for name in analyses() if name in experiment.configs):  # one may take another's results
+    for name in (name for name in analyses() if name in experiment.configs):  # one analysis may take another's results
         by_all = shared and analyses()[name].shares
         if shared and workers.worker()[0] > 0 and not by_all:
             continue

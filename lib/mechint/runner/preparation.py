@@ -52,7 +52,7 @@ def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
 
 
 PATHS = ("text", "file", "tokenizer")
-"""Options of a task that say where its data lies; its fingerprint, its prompts and its tokenizer say what it is."""
+"""Options of a task that say where its data lies; its fingerprint, its prompts and its tokenizer identify the data."""
 
 
 def key_of(

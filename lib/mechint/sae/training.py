@@ -49,8 +49,9 @@ class Training:
         penalty_warmup: Share of the steps over which penalties rise.
         clip: Largest norm of a gradient.
         dead_after: Activations after which a latent that has been silent is called dead; 0 takes the 10 million of the
-            field, or a fifth of the training where that is less: a short run would otherwise revive none. Much less
-            calls rare latents dead, and the loss that revives them takes them away from what they stood for.
+            field, or a fifth of the training where that is less: a short run would otherwise revive none. With a much
+            smaller number rare latents count as dead, and the loss that revives them pulls them away from their
+            features.
         bfloat16: True if matrix products are in bfloat16 (mixed precision: weights and sums stay in float32).
         seed: Seed of the order of the activations.
     """
@@ -171,7 +172,7 @@ def train_grid(
         title: Title of the progress bar.
 
     Raises:
-        MechintError: a width does not fit its site, there is less than a batch, or a loss is no number.
+        MechintError: a width does not fit its site, there is less than a batch, or a loss is NaN.
     """
     rank, world = workers.team()
     if training.batch % world:

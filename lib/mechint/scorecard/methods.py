@@ -158,7 +158,7 @@ METHODS: dict[str, Method] = dict(
             for name in ("noise", "denoise")
         ),
         # rankings by Δ are judged by the channels whose step carries the answers, not by the whole circuit: what only
-        # feeds B or C has a step that nobody reads
+        # feeds B or C has a step that no unit reads
         row("delta_gradient", "Δ, gradient", patched, "delta_gradient", "step_zero"),
         row("delta_do_mean", "Δ held at its mean", patched, "delta_do_mean", "step_mean"),
         row("delta_variance", "variance of Δ", patched, "delta_variance", "step_mean"),

@@ -41,7 +41,7 @@ def standing(folder: Path, key: dict[str, Any], rerun: bool) -> dict[str, Any] |
 
     Raises:
         MechintError: it has results or unfinished work that would be lost: of another request, or of other code; or
-            results of methods of others, of which nobody knows whether they are the same.
+            results of methods of others, and it is unknown whether these are the same methods.
     """
     if rerun:
         return None

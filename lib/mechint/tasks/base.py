@@ -1,8 +1,8 @@
 """The base of every task: prompts with answers and counterfactual twins, in splits that share no prompt.
 
-A prompt's *template* is what makes it more than a variation of another one (the ordered keys of recall, the fact
-and paraphrase of a fact, the block of a text). It alone decides the split, so a template that is in one split is in
-no other, whatever the seed: what a circuit is judged on was never trained on.
+A prompt's *template* identifies the prompts that are variations of each other (the ordered keys of recall, the fact and
+paraphrase of a fact, the block of a text). Only the template decides the split, so a template of one split is in no
+other split, for every seed: a circuit is never judged on prompts that were trained on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Induction: a segment seen once among noise begins again, and must be gone on with."""
+"""Induction: a segment that was seen once among noise begins again, and the model must continue it."""
 
 from __future__ import annotations
 

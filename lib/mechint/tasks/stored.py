@@ -35,7 +35,8 @@ SIZES = ("pairs", "length")
 REAL = ("text", "file", "prompt", "indirect_object", "greater_than")
 """Tasks in the tokens of a tokenizer: a model of text may be asked any of them."""
 ABOVE, TIMES, LOOKED_AT = 1.0, 2.0, 16
-"""A loss in nats this much above so many times the stored one is of another text; measured on so many prompts."""
+"""A loss above :data:`TIMES` the stored loss plus :data:`ABOVE` nats shows another text; it is measured on
+:data:`LOOKED_AT` prompts."""
 
 
 def ask_anyway() -> str:

@@ -1,4 +1,5 @@
-"""The files of a training run: whose they are, what a killed run resumes from, and when they must not be touched."""
+"""The files of a training run: the run that they belong to, the state that a killed run resumes from, and the cases in
+which they must not be touched."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The causal model has two variables. *Before* is, at each position, the token that stood before it. *Said* is, at each
 query, the token at that position whose *before* is the token asked for. An interchange intervention gives some of its
-inputs the values that they have on another prompt, the source, and the model says what the answer is then.
+inputs the values that they have on another prompt, the source, and the causal model gives the answer in that case.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def said_by_each(model: Model, prompts: Prompts, cells: Sequence[Sequence[Edit]]
 def importances(model: Model, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: Recall) -> list[float]:
     """For each unit of a variable how far the logits of values change where it alone is replaced, root mean square.
 
-    Measured from the mean of those logits: what moves them all alike says nothing.
+    Measured from the mean of those logits: a change of all logits alike does not count.
     """
 
     def logits(edits: Sequence[Edit]) -> Tensor:

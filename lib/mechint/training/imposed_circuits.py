@@ -29,11 +29,12 @@ from .options import Architecture, MambaArchitecture, TrainConfig
 
 LAYERS = 2
 SEVERAL = 1.5
-"""Several runs with idle units replaced weigh as much together as this many alone: interchanges are to count, too."""
+"""Several runs with idle units replaced weigh together as much as this many single runs, so that interchanges count,
+too."""
 
 
 class ImposedCircuit(ABC):
-    """Associative recall over two layers: the first says what stood before, the second what is said.
+    """Associative recall over two layers: the first layer carries the token before, the second layer the answer.
 
     Attributes:
         turns: Whose interchange is trained at each step, over and over: numbers of variables; all in turn where empty.
@@ -106,8 +107,8 @@ class ImposedCircuit(ABC):
     def losses(self, model: Model, alignment: Alignment, prompts: Prompts, step: int) -> list[Tensor]:
         """Behaviour, interchange and strictness of one step, each a mean cross-entropy in nats.
 
-        The third has, besides, ``impose_match`` times the mean squared change of the logits: an idle unit then has no
-        vote that others overrule. For several runs it is :data:`SEVERAL` times the mean.
+        The third has, besides, ``impose_match`` times the mean squared change of the logits: idle units then do not
+        change logits in ways that other units correct. For several runs it is :data:`SEVERAL` times the mean.
         """
         seed = mix(self.config.seed, "impose", step)
         source = sources(self.task, prompts, seed)
@@ -131,7 +132,7 @@ class ImposedCircuit(ABC):
     def idle_cell(
         self, model: Model, alignment: Alignment, prompts: Prompts, there: dict[str, Tensor], fill: str, seed: int
     ) -> list[Edit]:
-        """The edits of units that are to make no difference; ``there`` are the source's values."""
+        """The edits of units that must make no difference; ``there`` are the source's values."""
         if fill == "zero":
             return alignment.idle_edits(model, dict.fromkeys(there, 0.0))
         if fill == "twins":
@@ -180,9 +181,10 @@ class HeadCircuit(ImposedCircuit):
 class ChannelCircuit(ImposedCircuit):
     """A Mamba's circuit: channels of the first layer name the token before, some of the second the one after it.
 
-    The second layer's convolution reads the current token alone: else it says itself what stood before, and sooner.
-    The first variable is learned slowest, so three of four interchanges are on it. Training makes use of
-    some of the channels that it may use, so from the middle on it may use fewer and fewer, until each of them counts.
+    The second layer's convolution reads the current token alone: otherwise it would supply the token before by itself,
+    and learn it earlier. The first variable is learned slowest, so three of four interchanges are on it. Training makes
+    use of some of the channels that it may use, so from the middle on it may use fewer and fewer, until each of them
+    counts.
 
     Attributes:
         offered: Channels of each layer that may carry something at first, where they are drawn.

@@ -26,7 +26,7 @@ REMEDY = "the circuit was not imposed, train for more steps or from another seed
 
 
 class NotImposed(MechintError):
-    """Interventions do not find the circuit that training was to impose."""
+    """Interventions do not find the circuit that training should impose."""
 
 
 @torch.no_grad()

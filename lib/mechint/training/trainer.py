@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, step), so a killed run resumes to the same bytes, and the files of a
 finished run say exactly how to make them again. Training sees the ``train`` split only; ``discovery`` chooses the
-best checkpoint and the moment to stop; ``evaluation`` is looked at once, at the end.
+best checkpoint and the moment to stop; ``evaluation`` is used once, at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .models import decays, make_model, model_config
 from .options import Architecture, TrainConfig
 
 NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline", "wandb", "wandb_project")
-"""Training options that say where and how safely, not what: checkpoints made with other values are the same."""
+"""Training options that do not change the trained weights: checkpoints made with other values are the same."""
 
 NOT_TRAINED = ("stored", "occurrence", "space")
 """Options of a task that training does not know."""
@@ -93,7 +93,7 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
 
     Raises:
         MechintError: an option is out of range, the sizes leave no prompts to hold out, the files there are of
-            another recipe, another run is writing there, or the loss is no number.
+            another recipe, another run is writing there, or the loss is NaN.
     """
     job = dataclasses.replace(make_job(task_config, train_config, architecture), variant=variant)
     device = find_device(train_config.device)
@@ -108,7 +108,7 @@ def train(task_config: TaskConfig, train_config: TrainConfig, architecture: Arch
         state = new_state(job, device)
         if resume is not None:
             restore(state, resume)
-            print(f"going on from step {state.step} of {train_config.steps} ({job.paths.resume})", flush=True)
+            print(f"resuming from step {state.step} of {train_config.steps} ({job.paths.resume})", flush=True)
         with logging(job):
             run_steps(job, state, device)
             checkpoint = finish(job, state, device)
@@ -130,7 +130,7 @@ def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Archi
     if finished is not None:
         status = f"already trained ({score(finished)}), nothing to do"
     elif resume is not None:
-        status = f"goes on from step {resume['step']}"
+        status = f"resumes from step {resume['step']}"
     return "\n".join(
         [
             f"train    {architecture.family}, {job.model.n_layer} layers of width {job.model.d_model}, "
@@ -355,7 +355,7 @@ def evaluate(model: LanguageModel, prompts: Prompts, batch_size: int) -> tuple[f
 
 
 def bits_per_byte(prefix: str, task: Task, prompts: Prompts, loss: float) -> dict[str, float]:
-    """The loss in bits for each byte of text, whatever its tokens; nothing where answers are no text."""
+    """The loss in bits for each byte of text, independent of the tokenizer; nothing if answers are not text."""
     size = task.bytes_of(prompts.answers)
     return {} if size is None else {f"{prefix}bits_per_byte": loss * size.numel() / math.log(2) / float(size.sum())}
 

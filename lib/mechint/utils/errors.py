@@ -25,7 +25,7 @@ class MechintError(Exception):
 
 
 class NotAnswered(MechintError):
-    """The model does not answer what it is asked: nothing is wrong with the request, so others of it are still met."""
+    """The model does not do the task: nothing is wrong with the request, so its other parts are still done."""
 
 
 class SaidElsewhere(MechintError):

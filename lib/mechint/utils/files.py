@@ -104,7 +104,7 @@ def parse_json(text: str, where: str, advice: str = "delete it and run again") -
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _whole(digits: str) -> int:
@@ -154,7 +154,7 @@ NO_FAULT_OF_A_FILE = (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 @contextlib.contextmanager
 def reading(path: str | Path, advice: str = "copy or download it again") -> Iterator[None]:
-    """Whatever a reader of ``path`` raises becomes one line that names the file; our own words pass.
+    """Turns every exception of a reader of ``path`` into one line that names the file; :class:`MechintError` passes.
 
     Raises:
         MechintError: something else than :class:`MechintError` or a lack of memory was raised inside.
@@ -181,7 +181,8 @@ def check_regular(path: str | Path, limit: int | None, what: str, remedy: str = 
         remedy: Advice if it is not of that kind, for messages.
 
     Raises:
-        MechintError: there is no such file, it is none that ends, it is larger than ``limit``, or it may not be read.
+        MechintError: there is no such file, it is not a regular file, it is larger than ``limit``, or it may not be
+            read.
     """
     name = short(path)
     try:

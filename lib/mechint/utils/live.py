@@ -1,4 +1,4 @@
-"""Points of curves for whoever listens while an analysis or a training is under way.
+"""Points of curves for a listener while an analysis or a training is under way.
 
 Searches and trainings call :func:`point` as they go; :func:`listening` names the listener, such as a run at Weights &
 Biases. Without a listener a point goes nowhere.

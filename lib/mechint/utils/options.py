@@ -127,7 +127,7 @@ def whole_number(text: str) -> int | None:
 def integer(text: str) -> int:
     """The whole number of a flag: digits 0 to 9, with a sign or without."""
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number")
     return int(text)
 
 
@@ -135,7 +135,7 @@ def real(text: str) -> float:
     """The finite number of a flag, in ASCII."""
     value = finite(text)
     if value is None:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no finite number")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
     return value
 
 

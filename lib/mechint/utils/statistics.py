@@ -192,8 +192,8 @@ class ClusterBootstrap:
                 in its degrees of freedom.
 
         Returns:
-            Edges and p are NaN where fewer than :data:`FEWEST` clusters say something, or the statistic is no number
-            without one of them.
+            Edges and p are NaN where fewer than :data:`FEWEST` clusters say something, or the statistic is NaN without
+            one of them.
         """
         pairs = [self.means(value) for value in values]
         point, drawn = (np.asarray(statistic(*side), dtype=np.float64) for side in zip(*pairs, strict=True))
@@ -223,7 +223,7 @@ class ClusterBootstrap:
             t = (drawn - point) / np.maximum(own, SMALLEST_ERROR * error)
             observed = np.where(point == 0, 0.0, point / error)
         t = np.where(error > 0, t, 0.0)
-        usable = np.isfinite(t)  # a share of an effect that a draw happens not to have is no number
+        usable = np.isfinite(t)  # a share of an effect is NaN in a draw without the effect
         ordered = np.sort(np.where(usable | ~usable.any(0), np.where(usable, t, 0.0), np.inf), axis=0)
         some = np.where(usable.any(0), usable.sum(0), len(t))
         lower, upper = (quantile(ordered, some, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

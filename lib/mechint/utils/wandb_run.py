@@ -24,7 +24,7 @@ def check() -> Mode:
     """The mode in which a run would be logged; call it before work whose results are to be logged.
 
     Raises:
-        MechintError: W&B is not installed, ``WANDB_MODE`` is none of its modes, or nobody is logged in.
+        MechintError: W&B is not installed, ``WANDB_MODE`` is none of its modes, or no user is logged in.
     """
     try:
         import wandb

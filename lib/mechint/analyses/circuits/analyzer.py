@@ -78,7 +78,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         if self.half:
             check_bfloat16(self.model.device)
         if self.asked is not None:
-            self.units.top(torch.zeros(self.units.total), self.asked)  # refuses a size that there is not
+            self.units.top(torch.zeros(self.units.total), self.asked)  # refuses a size that the model does not have
         self.masks: Masks = {}
         self.history: list[dict[str, Any]] = []
 
@@ -418,7 +418,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         that order.
 
         The one whose circuit of this size is the better on the discovery prompts, as the searches choose their start:
-        a learned mask is to be held against the better of both. If both are equally good, it is the signed order.
+        the learned mask is compared with the better of both. If both are equally good, it is the signed order.
         """
         orders = {"signed": scores, "size": scores.abs()}
         tops = {name: self.units.top(each, size) for name, each in orders.items()}
@@ -433,7 +433,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         Args:
             train_loader, val_loader, size: As of the search on the trained weights.
             wanted: Units of the circuit once it is pruned.
-            needed: True if that one had a further order to begin in, so that this one is to have it as well.
+            needed: True if the trained model's search had a further starting order; this search then gets one, too.
         """
         model = shuffled_weights(self.model, self.seed + 104_729)
         units = self.units_of(model, train_loader)
@@ -459,7 +459,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
                 )
                 return evidence.interval(units.top(scores, wanted)), ""
             mask, notes = self.searched_at_random(bench, size, wanted, needed)
-        except NotFinite as error:  # shuffled norms of some models make logits of 10⁷; the trained one's circuit stands
+        except NotFinite as error:  # shuffled norms of some models make logits of 10⁷
             return None, f"The control on random weights was not measured: {error}."
         number = evidence.interval(mask)
         return number, " ".join(f"On random weights: {note}" for note in notes if note)

@@ -134,7 +134,8 @@ class Bench:
         return float(faithfulness(*map(METRICS[metric].read, values)))
 
     def likeness(self, mask: Tensor, metric: str) -> float:
-        """Returns minus the distance of a mask's faithfulness from 1: a circuit that overshoots the model is not it."""
+        """Returns minus the distance of a mask's faithfulness from 1: a circuit that overshoots the model is not
+        faithful."""
         return -abs(1 - self.faithful(mask, metric))
 
 
@@ -153,7 +154,8 @@ def cpu_bfloat16() -> bool:
 
 
 def check_effect(ends: tuple[dict[str, Tensor], dict[str, Tensor]], metric: str) -> None:
-    """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of it can be told."""
+    """Raises :class:`MechintError` when dropping every unit changes nothing, so that no share of the effect can be
+    measured."""
     full, empty = (float(METRICS[metric].read(float(end[METRICS[metric].column].mean()))) for end in ends)
     if not abs(full - empty) > 1e-6:
         raise MechintError(

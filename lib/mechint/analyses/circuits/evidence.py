@@ -48,7 +48,7 @@ class Evidence:
         self.bootstrap = ClusterBootstrap(loader.templates(), options.bootstrap, seed)
 
     def check(self) -> None:
-        """Refuses to measure shares of an effect that may be nothing.
+        """Refuses to measure shares of an effect that may be zero.
 
         Raises:
             MechintError: the interval of the effect of dropping every unit holds zero.
@@ -237,8 +237,8 @@ class Evidence:
     def removable_together(self, mask: Tensor, least_needed: list[int]) -> Number:
         """The most units, in the order of what each alone costs, that can go together without a certain loss.
 
-        Certain is a drop of faithfulness whose interval is above zero. Each unit of a set can be idle alone because
-        another does the same; here they go at once.
+        Certain is a drop of faithfulness whose interval is above zero. A unit can be dispensable alone because another
+        unit does the same; here all units of the set are removed at once.
         """
         circuit, (full, empty) = self.values(mask), self.ends
 

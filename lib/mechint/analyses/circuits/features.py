@@ -1,8 +1,9 @@
 """Circuits of features: the fewest SAE latents that still do what the whole model does (Marks et al. 2024).
 
-At every site with a dictionary the activation is its latents and an error, which is a unit like the others: what a
-circuit owes to it, no feature explains. The control on random weights gets dictionaries of its own, trained on that
-model: latents of another model would leave all of it to the errors, and the error alone would be a faithful circuit.
+At every site with a dictionary the activation is its latents and an error, which is a unit like the others: no feature
+explains the part of a circuit's effect that rests on the error. The control on random weights gets dictionaries of its
+own, trained on that
+model: with latents of another model the errors would do all the work, and the errors alone would be a faithful circuit.
 """
 
 from __future__ import annotations

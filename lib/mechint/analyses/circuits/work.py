@@ -21,7 +21,7 @@ SETS = 14
 """Sets of units that minimality removes at the most, about."""
 TRIES = 4
 QUIET = 5.0
-"""Seconds of work that nobody needs to be told of."""
+"""Estimates of fewer seconds are not printed."""
 
 
 def searches(config: CircuitOptions) -> int:

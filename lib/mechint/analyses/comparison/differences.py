@@ -118,7 +118,7 @@ def differences(one: Group, other: Group, names: set[str] | None) -> tuple[list[
     Where both groups have the same seeds, once each, and the same data and budget, runs are paired by their seed.
     Otherwise Welch's interval with the smaller group's degrees of freedom, which is never too narrow. p-values are
     adjusted for all quantities (Holm). ``shuffled`` is the same difference of models with shuffled weights, and
-    ``beyond`` how much of the difference is not there.
+    ``beyond`` the part of the difference that shuffled models do not show.
     """
     paired = sorted(map(str, one.seeds)) == sorted(map(str, other.seeds)) and len(set(one.seeds)) == len(one.seeds)
     paired = paired and None not in one.seeds and one.budgets == other.budgets

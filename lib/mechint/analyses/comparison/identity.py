@@ -39,7 +39,7 @@ def training(model: Model) -> dict[str, Any]:
     """The metadata of a checkpoint about its training, as far as it has any.
 
     ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
-    ``held_out_loss``, the least that was seen while it was trained.
+    ``held_out_loss``, the lowest held-out loss of the training.
     """
     metadata = getattr(model, "metadata", None) or {}
     train = metadata.get("train")

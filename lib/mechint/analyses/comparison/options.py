@@ -31,7 +31,7 @@ def lengths(said: str) -> list[int]:
     """The lengths of an option, ascending.
 
     Raises:
-        MechintError: none, or one that is no whole number from 1 to 1,000,000.
+        MechintError: there is none, or one is not a whole number from 1 to 1,000,000.
     """
     found = []
     for part in listed(said, named("compare", "lengths")):

@@ -31,7 +31,7 @@ def run_of(study: FinishedRun) -> tuple[Any, ...] | None:
 
 
 def last_of_each(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
-    """One profile of each training run, its last step: steps of one run are no further seeds."""
+    """One profile of each training run, its last step: steps of one run do not count as seeds."""
     axis = axis_of([study.raw for study in studies])
     keep = [line.runs[-1] for line in axis.lines] if axis.steps else list(range(len(studies)))
     last: dict[Any, int] = {}
@@ -103,7 +103,8 @@ def mean_loss(studies: Sequence[FinishedRun]) -> float:
 def profile_tracks(studies: Sequence[FinishedRun], names: set[str] | None) -> list[Track]:
     """The numbers of profiles that are followed along the training: of curves and sites the mean over layers.
 
-    The interval of a mean over layers is the mean of theirs, which is no narrower than its own.
+    The interval of a mean over layers is the mean of the layers' intervals, which is at least as wide as the exact
+    interval.
     """
     found: dict[str, tuple[str, Reader]] = {}
     for name, text in MEASURED.items():

@@ -149,7 +149,7 @@ def _measure(
                 change = Change(sae, j, mode, amounts.get(i, 0.0))
                 new = change if site.rpartition(".")[2] in SEQUENTIAL else change(x)
                 r = behind(model, window.tokens, before, site, [splice(site, new, keep, x.dim() - 2)])
-                # a control is looked at where it acts itself; steering acts everywhere
+                # a control is measured where it is active; steering acts everywhere
                 active = change.amounts(x) > 0 if mode == "ablate" else torch.ones_like(counted)
                 found[i, j].append(_sums(model, targets, clean, r, counted, active & counted, raises.get(i, ())))
                 progress.step()

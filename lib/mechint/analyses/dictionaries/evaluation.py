@@ -343,7 +343,7 @@ def _numbers(done: _Pass, name: str, bootstrap: ClusterBootstrap, d_in: int) -> 
     numbers = {}
     for key, (statistic, names) in statistics.items():
         values = [sums[value] for value in names]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a share of nothing is no number; a draw may hold one
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is not a number; a draw may contain such a share
             if np.isfinite(statistic(*(value.mean() for value in values))):
                 numbers[key] = bootstrap.interval(statistic, *values)
     return numbers

@@ -1,7 +1,7 @@
 """Planted features: activations whose directions are known, and how well dictionaries find them again.
 
 The directions are random, more of them than dimensions; each activation is a sum of a few, with strengths of its own
-(the toy data of Sharkey et al. 2022). A method that fails here finds nothing in a model, either.
+(the toy data of Sharkey et al. 2022). A method that fails here cannot be trusted on a model.
 """
 
 from __future__ import annotations

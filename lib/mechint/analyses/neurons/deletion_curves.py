@@ -2,7 +2,7 @@
 
 Each ranking has two curves over the share of a layer's units that is ablated: MoRF (most relevant first, Samek et al.
 2017) and LeRF (least relevant first; read from its end, the insertion curve of the most relevant). The area between
-them, LeRF - MoRF, is 0 for a ranking that knows nothing and larger for a better one, in units of the metric.
+them, LeRF - MoRF, is 0 for an uninformative ranking and larger for a better one, in units of the metric.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def of_probe(found: Probe, layer: int, site: str, rank: int) -> list[Candidate]:
 def of_clusters(found: Traffic, layer: int, rank: int, most: int = 2) -> list[Candidate]:
     """Groups of units whose changes from twin to prompt are correlated, by the effect that passes through them.
 
-    Average-linkage clustering on 1 - |correlation|; only units with a share worth the name take part.
+    Average-linkage clustering on 1 - |correlation|; only units with a share above the threshold take part.
     """
     from sklearn.cluster import AgglomerativeClustering
 

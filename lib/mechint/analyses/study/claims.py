@@ -1,13 +1,13 @@
 """Claims of a study, each with its effect, interval, controls, the condition that would refute it, and a verdict.
 
-Everything here is a function of results: nothing is typed in. A claim is a conjunction of *conditions*, each of which
+All claims are computed from results; none is written by hand. A claim is a conjunction of *conditions*, each of which
 is the opposite of a null hypothesis: the effect is at least so large; random subspaces do less; models with random
 weights are read less well. Every condition has a p-value of its null, and the claim's p is the largest of them
 (Berger 1982), adjusted by Holm for all claims of the study. Verdicts:
 
 * **supported**: p ≤ 0.05, so every null was rejected. The p of "at least L" is at most 0.05 only where the 95 %
   interval lies at or above L;
-* **refuted**: of one condition the opposite was found: the interval lies below the least effect, or a control is surely
+* **refuted**: the opposite of one condition was found: the interval lies below the least effect, or a control is surely
   as large;
 * **underpowered**: neither; the condition that failed is named, and what would decide it. Two scores that leave no room
   for a difference (both near 100 %) cannot be told apart, and are underpowered.

@@ -1,6 +1,6 @@
 """Step 16 of a study: the combined circuit, those of all studied units that together do the task, kept alone.
 
-Candidates are tested one by one, and what each of them carries says nothing of what they do together. Here the fewest
+Candidates are tested one by one; the effect of each alone does not show the effect of all together. Here the fewest
 units of the studied sites are searched for that still make the model's predictions, as any other circuit of this
 package is (:mod:`.circuits.analyzer`, on KL): kept alone, every other unit of the sites takes its ablated value.
 All that is said of it is measured on held-out prompts, and stands beside as many random units of the same layers, the

@@ -233,7 +233,7 @@ class Block:
         rows = lambda count, norms: norms * torch.nn.functional.normalize(canvas.normal(count, width), dim=1)
         for head in self.heads:
             dead, idle = torch.tensor(head.keys, dtype=torch.long), torch.tensor(head.values, dtype=torch.long)
-            for k, e in enumerate(dead.tolist()):  # keys that nobody asks for, queries that nothing answers
+            for k, e in enumerate(dead.tolist()):  # keys that no query asks for, queries that nothing answers
                 attn.c_attn.weight[(width if k % 2 else 0) + head.row(e)] = rows(1, templates.like("match", 1))[0]
             attn.c_attn.weight[2 * width + head.start + idle] = rows(len(idle), templates.like("value", len(idle)))
             attn.c_proj.weight[:, head.start + idle] = canvas.outputs(templates.like("out", len(idle))[:, 0])

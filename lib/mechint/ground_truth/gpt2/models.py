@@ -35,7 +35,7 @@ class GPT2Blueprint(Blueprint):
 
     idle: ClassVar[tuple[str, ...]] = ("mlp",)
     margin = GAIN - 1.1
-    tolerance = 4e-3  # what float32's LayerNorm leaves of what stands in directions that nobody reads
+    tolerance = 4e-3  # rounding by LayerNorm in float32, in directions that no unit reads
 
     @abstractmethod
     def channels(self) -> int:

@@ -1,7 +1,7 @@
 """Contexts: the token sequences that activations are taken from, in numbered batches, and which tokens count.
 
 A batch is a function of its number alone, so any part of a corpus can be made again: streams are resumed, caches are
-filled in pieces, and processes share the work without a word between them.
+filled in pieces, and processes share the work without communication.
 """
 
 from __future__ import annotations

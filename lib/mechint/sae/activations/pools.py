@@ -1,8 +1,8 @@
 """Activations of any site, streamed from contexts in pools of bounded size, or read from a cache on disk.
 
-A pool is what a fixed number of context batches gives, at every wanted site in one forward; batches for training are
-drawn from it in a random order (a shuffle buffer that is filled, emptied, and filled again). Pool and order follow
-from numbers alone, so a killed run resumes with the very same batches, and a cache holds the same bits.
+A pool is the activations of a fixed number of context batches, at every wanted site in one forward; batches for
+training are drawn from it in a random order (a shuffle buffer that is filled, emptied, and filled again). Pool and
+order follow from numbers alone, so a killed run resumes with the very same batches, and a cache holds the same bits.
 """
 
 from __future__ import annotations

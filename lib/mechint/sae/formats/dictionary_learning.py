@@ -164,10 +164,10 @@ def _scalar(tensors: dict[str, Any], name: str, where: str) -> float:
     value = tensors[name]
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
-            raise MechintError(f"{where}: {name} is {list(value.shape)}, which is no number; copy the file again")
+            raise MechintError(f"{where}: {name} is {list(value.shape)}, which is not a number; copy the file again")
         value = value.item()
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MechintError(f"{where}: {name} is {shown(value)}, which is no number; copy the file again")
+        raise MechintError(f"{where}: {name} is {shown(value)}, which is not a number; copy the file again")
     return float(value)
 
 

@@ -54,8 +54,8 @@ class Evaluator:
     def answer_metric(self) -> str:
         """The metric of methods that need one of the answers' logits alone, such as gradients at the intact model.
 
-        The KL to the full model has no gradient there: it is zero, and so is its slope. In its place, and in that of
-        the accuracy, stands the logit difference, or the log-probability of the answer where the task has no twins.
+        The KL to the full model has no gradient there: it is zero, and so is its slope. The logit difference replaces
+        it and the accuracy, or the log-probability of the answer where the task has no twins.
         """
         if self.metric in ("logit_diff", "answer_logprob", "loss"):
             return self.metric

@@ -54,7 +54,8 @@ def starting_scores(bench: Bench, metric: str, attributed: Tensor | None = None)
 
 
 def misleads(bench: Bench, metric: str, scores: Tensor) -> bool:
-    """True if no circuit of 1/2, 1/4, … of the units in these orders, signed or by size, costs half of what none does.
+    """True if no circuit of 1/2, 1/4, … of the units in these orders, signed or by size, costs at most half of what the
+    empty circuit costs.
 
     On the compiled models the best such circuit costs either nothing or 98 % and more.
     """
@@ -67,8 +68,8 @@ def misleads(bench: Bench, metric: str, scores: Tensor) -> bool:
 
 
 def half_way(bench: Bench, metric: str, scores: Tensor, size: int) -> Tensor | None:
-    """These scores, or their sizes, if the circuit of ``size`` units in that order costs less than half of what none
-    does: the first that does; None where neither does."""
+    """These scores, or their sizes, if the circuit of ``size`` units in that order costs less than half of what the
+    empty circuit costs: the first that does; None if neither does."""
     nothing = cost(bench, metric, torch.zeros_like(scores))
     for order in (scores, scores.abs()):
         if cost(bench, metric, bench.units.top(start_logits(order), size)) < 0.5 * nothing:
@@ -79,14 +80,14 @@ def half_way(bench: Bench, metric: str, scores: Tensor, size: int) -> Tensor | N
 def further_orders(bench: Bench, metric: str, scores: Tensor, size: int) -> list[Tensor]:
     """A further order to begin a search for ``size`` units in, as ranks [units]; none where the scores' own will do.
 
-    Where something is decided by flat steps (saturated attention, thresholds), a unit that all depends on can have
-    no gradient on any part of the way. It is then just below those that have some, so a larger circuit has it, and
-    removing it from that one shows what it is worth. Units outside that circuit come last, in the scores' order.
+    With flat steps (saturated attention, thresholds), a necessary unit can have no gradient anywhere on the path. It
+    then ranks just below the units with a gradient, so a larger circuit contains it, and removing it from that circuit
+    shows its effect. Units outside that circuit come last, in the scores' order.
 
     Args:
         bench, metric, scores: As in :func:`starting_scores`, and what that gave.
         size: Size of the circuit that is searched for. If no circuit of this size is good, this does not judge the
-            scores: it is to be asked for, or known to suffice.
+            scores: it must be the requested size, or known to suffice.
     """
     size = min(size, bench.units.total)
     order, larger = half_way(bench, metric, scores, size), size

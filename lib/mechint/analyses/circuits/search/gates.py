@@ -1,8 +1,8 @@
 """Gates with a budget: a differentiable choice of exactly so many units; or with a price, and then of as many as pay.
 
 Each unit has a logit. One shift, common to all, is found so that the expected number of open gates *is* the budget
-of the step; no penalty has to be tuned for it, and no search can end with another number than was asked for. The
-shift's own dependence on the logits is differentiated (implicitly), so units compete: to open one is to close others.
+of the step; no penalty has to be tuned, and every search ends with exactly the requested number. The
+shift's own dependence on the logits is differentiated (implicitly), so units compete: opening one closes others.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def budget_at(
 
 
 def ramp_at(step: int, steps: int, total: int, schedule: str, hold: float = HOLD) -> float:
-    """Share of the penalty that holds at a step, 0 … 1: it rises as the sparsity of a budget does that falls to one."""
+    """Share of the penalty that holds at a step, 0 … 1: it rises like the sparsity under a budget that falls to one
+    unit."""
     if step == 0:
         return 0.0  # exactly, so that the first step is the model's
     total = max(2, total)

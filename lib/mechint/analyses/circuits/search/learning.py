@@ -159,7 +159,8 @@ class Search:
     def settle(self) -> bool:
         """Goes back to the order that the search began with, if its circuit is the better one on all prompts.
 
-        A search whose sampled circuits are mostly worse than none at all learns to shut what it should keep.
+        A search whose sampled circuits are mostly worse than the empty circuit learns to close gates that it should
+        keep open.
 
         Returns:
             True if it went back.
@@ -177,8 +178,8 @@ class Search:
     def way_cost(self, logits: Tensor) -> float:
         """The mean cost of an order's circuits where the choice is made: of once, twice and four times the target size.
 
-        An order that misses a unit of the target's circuit by little has it in the next one; one that has it last of
-        all does not.
+        An order that narrowly misses a unit has it in the next larger circuit; an order that ranks the unit last does
+        not.
         """
         return sum(self.start_cost(logits, times) for times in (1, 2, 4)) / 3
 

@@ -29,7 +29,7 @@ SMALL_EVALUATIONS = 1024
 BACKWARD = 3
 """Cost of a gradient at a circuit, in evaluations of a circuit."""
 SAMPLE = 32
-"""About so many discovery prompts say in which order units are tried; all of them say whether they go."""
+"""About this many discovery prompts decide the order of trials; all prompts decide whether a unit is removed."""
 FEW = 16
 """Units that are ordered again, or removed alone, at once."""
 SOME = 3
@@ -94,10 +94,11 @@ def pruned(
     """Removes units, the least needed first, and exchanges some for dropped ones, until neither helps.
 
     Every unit is removed alone on a sample of the prompts, which says in which order to try them. Half of the longest
-    row of least needed units without which the target is reached goes at once, then they are ordered again. A dropped
-    unit is exchanged for kept ones where that lets another one go, or makes the circuit of the same size more like the
-    model; the gates' gradient says which to try. In the end every unit that is left is removed alone on all prompts.
-    Where all subsets of one unit fewer are no more than the evaluations that are left, they are all tried as well.
+    run of least needed units without which the target is reached is removed at once; then the units are ordered again.
+    A dropped unit is exchanged for kept ones if this lets another unit be removed, or makes the circuit of the same
+    size more like the model; the gates' gradient says which to try. In the end every unit that is left is removed alone
+    on all prompts. Where all subsets of one unit fewer are no more than the evaluations that are left, they are all
+    tried as well.
 
     With a ``target``, units go while the circuit's faithfulness reaches it, so a circuit that does not reach it is
     left alone. With a ``size`` they go until so many are left.
@@ -164,7 +165,8 @@ class Pruning:
             return False
 
     def affordable(self) -> bool:
-        """True if exchanges leave enough for the removal of every unit alone, if that can be paid for at all."""
+        """True if enough evaluations remain after exchanges to remove every unit alone, if the limit allows that at
+        all."""
         kept = int(self.mask.sum())
         return math.isinf(self.target) or kept >= self.limit or self.spent + kept <= self.limit
 
@@ -240,7 +242,7 @@ class Pruning:
 
     def like(self, faithful: float) -> float:
         """Returns minus the distance of a faithfulness from the model's: a circuit that overshoots the model is not
-        it."""
+        faithful."""
         return -abs(1 - faithful)
 
     # ---- moves --------------------------------------------------------------------------------------------------
