@@ -217,7 +217,7 @@ def how_many(said: str) -> int:
         return 1
     count = int(said) if re.fullmatch(r"\s*[0-9]{1,6}\s*", said) else 0
     if not 1 <= count <= MOST_PROCESSES:
-        raise ConfigError(f"PROCESSES={said} is no number of processes; say 2 to {MOST_PROCESSES}, or leave it out")
+        raise ConfigError(f"PROCESSES={said} is not a number of processes; say 2 to {MOST_PROCESSES}, or leave it out")
     return count
 
 
@@ -255,7 +255,7 @@ def score(args: argparse.Namespace) -> int:
     try:
         said = shlex.split(args.options)
     except ValueError as error:
-        raise ConfigError(f"SCORE={args.options} is no list of options ({error}); close its quotes") from None
+        raise ConfigError(f"SCORE={args.options} is not a list of options ({error}); close its quotes") from None
     options = said + args.more + (["--dry-run"] if args.dry_run else [])
     command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):

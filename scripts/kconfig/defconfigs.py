@@ -42,7 +42,7 @@ def read_text(file: Path, name: str = "") -> str:
         with open(handle, "rb") as opened:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{name} is no regular file; write it with `make menuconfig` or `make defconfig`")
+                raise ConfigError(f"{name} is not a regular file; write it with `make menuconfig` or `make defconfig`")
             data = opened.read(LIMIT + 1)
         if len(data) > LIMIT:
             raise ConfigError(f"{name} has more than {LIMIT} bytes, which no configuration has")

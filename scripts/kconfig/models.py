@@ -62,7 +62,7 @@ def classify(models: str, root: Path) -> Chosen:
 
 
 def found_by(name: str, root: Path) -> list[str]:
-    """Returns what a glob finds; the directory that a relative one is taken from is no pattern."""
+    """Returns what a glob finds; the directory that a relative one is taken from is not a pattern."""
     return glob.glob(name if os.path.isabs(name) else os.path.join(glob.escape(str(root)), name), recursive=True)
 
 
@@ -180,8 +180,8 @@ def compare_with(menu: kconfiglib.Kconfig, baseline: str, root: Path, name: str)
         kind, needs, what = "KNLP_TRAIN_BASELINE", "KNLP_TRAIN", "a training run"
     else:
         raise ConfigError(
-            f"BASELINE={baseline} is no run to compare with; name a finished analysis (a directory with {MASKS} in it "
-            f"or below it), or the directory of a training run (with {METRICS})"
+            f"BASELINE={baseline} is not a run to compare with; name a finished analysis (a directory with {MASKS} in "
+            f"it or below it), or the directory of a training run (with {METRICS})"
         )
     if menu.syms[needs].str_value != "y":
         raise ConfigError(f"BASELINE={baseline} is {what}, and {needs} is off in {name}")

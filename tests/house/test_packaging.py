@@ -81,7 +81,7 @@ def test_a_wheel_runs_from_another_directory_with_and_without_a_compiler(tmp_pat
     ("compiler", "source", "says"),
     [
         ("", "missing.c", "missing.c"),
-        ('cc "', "native.c", "is no command line"),
+        ('cc "', "native.c", "is not a command line"),
         ("no-such-compiler", "native.c", "no-such-compiler"),
         ("false", "native.c", "could not compile"),
     ],

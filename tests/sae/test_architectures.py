@@ -327,7 +327,7 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     weights.write_bytes(b"no safetensors")
     with pytest.raises(MechintError, match="cut short or damaged"):
         sae.load(tmp_path / "d")
-    with pytest.raises(MechintError, match="is no dictionary"):
+    with pytest.raises(MechintError, match="is not a dictionary"):
         sae.load(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")

@@ -140,7 +140,7 @@ def test_other_broken_files(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match=r"lacks trainer\.dict_class"):
         sae.load_dictionary_learning(path)
     (path / "ae.pt").unlink()
-    with pytest.raises(MechintError, match=r"is no dictionary: ae\.pt is missing"):
+    with pytest.raises(MechintError, match=r"is not a dictionary: ae\.pt is missing"):
         sae.load_dictionary_learning(path)
 
     path = copy(tmp_path, "sparsify/layers.0.mixer")

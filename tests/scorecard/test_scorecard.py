@@ -291,7 +291,7 @@ def test_a_bad_scorer_is_one_line(
     ("scores", "kind"), [(None, "NoneType"), ({}, "dict"), ("abc", "str"), ([[1, 2], [3]], "list"), (1j, "complex64")]
 )
 def test_scores_that_are_no_numbers_are_one_line(scores: Any, kind: str) -> None:
-    with pytest.raises(MechintError, match=rf"mine: scores are no real numbers \({kind}\); give one number") as error:
+    with pytest.raises(MechintError, match=rf"mine: scores are not real numbers \({kind}\); give one number") as error:
         score_units(torch.ones(4), scores, "mine")
     assert "\n" not in str(error.value)
 

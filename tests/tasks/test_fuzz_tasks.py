@@ -83,7 +83,7 @@ def mutated_line(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def odd_file(rng: random.Random, path: Path) -> None:
-    """Something in a file's place that is no regular file."""
+    """Something in a file's place that is not a regular file."""
     kind = rng.randrange(5)
     if kind == 0:
         os.mkfifo(path)

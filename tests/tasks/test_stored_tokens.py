@@ -68,8 +68,8 @@ def test_windows_of_a_token_file_are_its_tokens_and_it_stays_on_disk(tmp_path: P
     ("name", "content", "says"),
     [
         ("gone.bin", None, "no such file"),
-        ("odd.bin", b"abc", "3 bytes are no uint16 tokens"),
-        ("none.bin", b"", "0 bytes are no uint16"),
+        ("odd.bin", b"abc", "3 bytes are not uint16 tokens"),
+        ("none.bin", b"", "0 bytes are not uint16"),
         ("meta.pkl", b"cos\nsystem\n(S'exit 3'\ntR.", "never opened"),
         ("few.bin", b"ab" * 50, "too few for prompts"),
     ],

@@ -122,7 +122,7 @@ class Answers:
     def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
         self.shape, self.prompts = prompts.answers.shape, prompts
         bad = prompts.bad()
-        self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is no id
+        self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is not an id
         self.wrong = None if bad is None else bad.flatten(0, 1)
         self.full, self.head = full.detach().flatten(0, 1), head.detach()
         self.rows = max(1, PART // (4 * len(head)))

@@ -157,7 +157,7 @@ def layer_list(said: str, layers: int, where: str) -> list[int]:
         layer = options.whole_number(part)
         if layer is None:
             raise MechintError(
-                f"{where}: layers are {shown(said)}, and {shown(part)} is no layer; give all, or numbers such as 0,2"
+                f"{where}: layers are {shown(said)}, and {shown(part)} is not a layer; give all, or numbers such as 0,2"
             )
         if layer >= layers:
             raise MechintError(f"{where}: no layer {layer}; this model has {layers} (0 to {layers - 1})")

@@ -107,5 +107,5 @@ def as_numbers(scores: Any, where: str) -> Tensor:
         values = None
     if values is None or values.is_complex():
         kind = type(scores).__name__ if values is None else str(values.dtype).removeprefix("torch.")
-        raise MechintError(f"{where}: scores are no real numbers ({kind}); give one number for each unit")
+        raise MechintError(f"{where}: scores are not real numbers ({kind}); give one number for each unit")
     return values.double()

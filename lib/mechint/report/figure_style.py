@@ -139,7 +139,7 @@ def fit_titles(figure: Figure) -> None:
 
 
 def _broken(text: Text, room: float) -> str:
-    """The words of a text in lines that are no wider than ``room``, in pixels."""
+    """The words of a text in lines that are not wider than ``room``, in pixels."""
     words = text.get_text()
     for _ in range(4):
         width = text.get_window_extent().width

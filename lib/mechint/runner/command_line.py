@@ -137,7 +137,7 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
 
     Raises:
         MechintError: several checkpoints could say different things, or the model has no tokenizer.
-        NotAnswered: what the model says next is no text after the prompt.
+        NotAnswered: what the model says next is not text after the prompt.
     """
     checkpoints = find_checkpoints(run.checkpoint)
     if len(checkpoints) > 1:

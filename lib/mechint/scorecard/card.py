@@ -220,7 +220,7 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     truth, asked = (part(random.model, random.unit, method.ablation) for part in truths(random))
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, random.unit)
     values = torch.as_tensor(method.scores(random.model, random.task, budget))
-    score_units(truth, values, f"{method.title} on random weights", asked)  # refuses what is no score
+    score_units(truth, values, f"{method.title} on random weights", asked)  # refuses what is not a score
     count = Units(random.model, random.model.unit_kinds[random.unit]).rows
     groups = zip(*(part.view(count, -1) for part in (truth, values, asked)), strict=True)
     return fmean(score_units(mask, scores, asked=some).auroc for mask, scores, some in groups if mask.any())

@@ -71,7 +71,7 @@ def tried(parts: list[dict[str, Any]], key: str) -> int:
 
 
 def costs(parts: list[dict[str, Any]], planted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds and peak memory of what is no ranking of units, over models and seeds; those are in the card's rows."""
+    """Seconds and peak memory of work that ranks no units, over models and seeds; rankings are in the card's rows."""
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         found.setdefault("trace", []).extend([part["trace"]] if part["positions"] else [])

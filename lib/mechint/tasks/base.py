@@ -186,7 +186,7 @@ class Task(ABC):
         return ROLES, subject_roles(about, prompts.positions[:, -1])
 
     def bytes_of(self, answers: Tensor) -> Tensor | None:
-        """Bytes of text that each answer stands for, of the same shape; None where answers are no text."""
+        """Bytes of text that each answer stands for, of the same shape; None where answers are not text."""
         return None
 
     def labels(self, prompts: Prompts) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ def begun(prompts: Prompts, front: Sequence[int]) -> Prompts:
 
 
 def accepted_by(said: Tensor, accepted: Tensor) -> Tensor:
-    """True where a said id [..., n, Q] is among the accepted ids [n, Q, A] (-1 is no id), [..., n, Q].
+    """True where a said id [..., n, Q] is among the accepted ids [n, Q, A] (-1 is not an id), [..., n, Q].
 
     Every analysis decides by this function whether an answer is right.
     """
@@ -231,7 +231,7 @@ def accepted_by(said: Tensor, accepted: Tensor) -> Tensor:
 
 
 def pooled(logits: Tensor, ids: Tensor) -> Tensor:
-    """log Σ exp of the logits [..., n, Q, V] at ids [n, Q, A], [..., n, Q]; of one id its logit. -1 is no id."""
+    """log Σ exp of the logits [..., n, Q, V] at ids [n, Q, A], [..., n, Q]; of one id its logit. -1 is not an id."""
     shape = (*logits.shape[:-1], ids.shape[-1])
     found = logits.gather(-1, ids.clamp(min=0).expand(shape))
     return found.squeeze(-1) if ids.shape[-1] == 1 else found.masked_fill(ids < 0, -torch.inf).logsumexp(-1)

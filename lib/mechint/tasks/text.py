@@ -114,7 +114,7 @@ class Text(Task):
 
 
 def token_bytes(tokenizer: Any) -> Tensor | None:
-    """Bytes that each token stands for, [vocabulary]; None for a tokenizer whose tokens are no bytes.
+    """Bytes that each token stands for, [vocabulary]; None for a tokenizer whose tokens are not bytes.
 
     In a byte-level BPE every character of a token's name is one byte (Radford et al. 2019, section 2.2).
     """

@@ -53,12 +53,12 @@ def find_compiler() -> list[str]:
     """The words of CC, or the machine's own compiler.
 
     Raises:
-        Unavailable: CC is no command line, or there is no compiler.
+        Unavailable: CC is not a command line, or there is no compiler.
     """
     try:
         compiler = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
-        raise Unavailable(f"CC={os.environ['CC']!r} is no command line ({error})") from None
+        raise Unavailable(f"CC={os.environ['CC']!r} is not a command line ({error})") from None
     compiler = compiler or [shutil.which("cc") or shutil.which("gcc") or ""]
     if not compiler[0]:
         raise Unavailable("no C compiler was found")

@@ -258,7 +258,7 @@ def read_sealed(path: str | Path, owner: str = "") -> Any:
     """The value that :func:`write_sealed` wrote under this very name for this owner.
 
     Raises:
-        MechintError: it is no regular file, or not what was written: cut short, changed or something else.
+        MechintError: it is not a regular file, or not what was written: cut short, changed or something else.
     """
     left = size = check_regular(path, None, "unfinished work", "delete it and run again") - SEAL
     digest = _begun(path, owner)
@@ -289,10 +289,10 @@ def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
     """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.
 
     Raises:
-        MechintError: ``directory`` holds files but not the file ``marker``: it is no ``what``.
+        MechintError: ``directory`` holds files but not the file ``marker``: it is not a ``what``.
     """
     if directory.exists() and any(directory.iterdir()) and not (directory / marker).is_file():
-        raise MechintError(f"{directory} holds files that are no {what}; choose another directory")
+        raise MechintError(f"{directory} holds files that are not a {what}; choose another directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:

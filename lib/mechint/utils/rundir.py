@@ -227,7 +227,7 @@ def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "
         return False
     old = read_mapping(path).get("key", {})
     if not isinstance(old, dict):
-        raise MechintError(f"{path} is not valid: its key is no object; {repeat()}")
+        raise MechintError(f"{path} is not valid: its key is not an object; {repeat()}")
     if old == key:
         return not (directory / ".stages").exists()
     if (directory / ".stages").exists():
@@ -273,7 +273,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The object of a JSON file.
 
     Raises:
-        MechintError: it is no JSON, or another value.
+        MechintError: it is not JSON, or another value.
     """
     value = files.read_json(path)
     if not isinstance(value, dict):

@@ -35,7 +35,7 @@ def check() -> Mode:
     asked = os.environ.get("WANDB_MODE", "")
     if asked and asked not in MODES:
         raise MechintError(
-            f"WANDB_MODE={asked[:40]!r} is no mode of Weights & Biases{did_you_mean(asked, MODES)}; "
+            f"WANDB_MODE={asked[:40]!r} is not a mode of Weights & Biases{did_you_mean(asked, MODES)}; "
             f"it has {', '.join(MODES)}"
         )
     mode: Mode = wandb.setup().settings.mode  # setup() remembers the mode of its first call

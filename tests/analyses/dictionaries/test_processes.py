@@ -54,5 +54,5 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 def test_make_starts_as_many_processes_as_it_is_told() -> None:
     assert [how_many(said) for said in ("", " ", "1", "4", " 2 ")] == [1, 1, 1, 4, 2]
     for bad in ("0", "two", "-1", "²", "٣", "1_0", "1e1", "9" * 5000, "1025"):
-        with pytest.raises(ConfigError, match="is no number of processes"):
+        with pytest.raises(ConfigError, match="is not a number of processes"):
             how_many(bad)

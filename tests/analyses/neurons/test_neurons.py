@@ -278,7 +278,7 @@ def test_delta_finds_the_gates_of_a_compiled_model_and_variance_does_not() -> No
     [
         ({"top_k": 15}, "top_k is 15, and a layer of this model has 14 units at gated; choose 1 to 14"),
         ({"layers": "0,,1"}, "a word is missing beside a comma"),
-        ({"layers": "last"}, "'last' is no layer"),
+        ({"layers": "last"}, "'last' is not a layer"),
         ({"sites": "mlp_post"}, "a mamba model has no site 'mlp_post'"),
         ({"attention_methods": "attention_weight"}, "did you mean attention_weighted"),
         ({"attention_methods": " "}, "no attention method is named"),

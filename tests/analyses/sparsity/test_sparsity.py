@@ -125,8 +125,8 @@ def test_a_site_without_variance_has_no_profile() -> None:
 
 @pytest.mark.parametrize(
     ("said", "problem"),
-    [("0,,1", "a word is missing beside a comma"), ("0,one", "'one' is no layer"), ("", "'' is no layer"),
-     ("-1", "'-1' is no layer"),
+    [("0,,1", "a word is missing beside a comma"), ("0,one", "'one' is not a layer"), ("", "'' is not a layer"),
+     ("-1", "'-1' is not a layer"),
      ("0,2", "no layer 2; this model has 2")],
 )  # fmt: skip
 def test_layer_lists_with_holes_or_words_are_refused(said: str, problem: str) -> None:

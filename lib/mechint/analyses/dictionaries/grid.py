@@ -22,7 +22,7 @@ def numbers_of(text: str, what: str) -> list[float]:
     """The numbers of a list such as ``8,16,32``.
 
     Raises:
-        MechintError: it is empty, or one is no positive number.
+        MechintError: it is empty, or one is not a positive number.
     """
     found = []
     for word in listed(text, what):

@@ -24,7 +24,7 @@ from .probes import Labelled, Probe, probe
 from .subspaces import traffic
 
 SHARE = 0.01
-"""Part of the effect below which a proposal is no candidate."""
+"""Part of the effect below which a proposal is not a candidate."""
 
 
 def setup(context: Context) -> Found:

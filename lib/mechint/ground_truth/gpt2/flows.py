@@ -105,7 +105,7 @@ def _induction(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
 
 
 def _recall(task: Any, prompts: Prompts, heads: list[Cell]) -> Flows:
-    """Only the pairs have a key that is written down; a pair that is asked for twice is no second way."""
+    """Only the pairs have a key that is written down; a pair that is asked for twice is not a second way."""
     first, second = heads
     value = Where(pairs=True).of(prompts)
     value[:, 2 * task.pairs :] = False

@@ -160,7 +160,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     manifest = files.read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise MechintError(f"{path} is no manifest of activations of schema {SCHEMA}; choose another directory")
+        raise MechintError(f"{path} is not a manifest of activations of schema {SCHEMA}; choose another directory")
     return manifest
 
 

@@ -57,7 +57,8 @@ def size(raw: Mapping[str, Any], name: str, where: object, default: int | None =
     value = raw.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
         raise MechintError(
-            f"{where} is not the configuration of a dictionary: {name} is {shown(value)}, which is no size; correct it"
+            f"{where} is not the configuration of a dictionary: {name} is {shown(value)}, which is not a size; "
+            "correct it"
         )
     return value
 
@@ -66,7 +67,7 @@ def switch(raw: Mapping[str, Any], name: str, default: bool, where: object) -> b
     """A switch of a configuration; None is the default.
 
     Raises:
-        MechintError: it is no switch.
+        MechintError: it is not a switch.
     """
     value = default if raw.get(name) is None else raw[name]
     if not isinstance(value, bool):

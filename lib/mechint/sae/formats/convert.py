@@ -63,7 +63,7 @@ def take(
         raise MechintError(f"{where} {' and '.join(what)}; is it the dictionary that its configuration says?")
     bad = [name for name in there if not isinstance(tensors[name], Tensor) or tensors[name].dim() not in (1, 2)]
     if bad:
-        raise MechintError(f"{where}: {', '.join(bad)} is no vector or matrix; copy the file again")
+        raise MechintError(f"{where}: {', '.join(bad)} is not a vector or matrix; copy the file again")
     found = {}
     for name, ours in names.items():
         tensor = tensors[name.removesuffix(".T")]
@@ -85,7 +85,7 @@ def configuration(directory: Path, name: str, weights: str) -> dict[str, Any]:
     """
     for file in (name, weights):
         if not (directory / file).is_file():
-            raise MechintError(f"{directory} is no dictionary: {file} is missing")
+            raise MechintError(f"{directory} is not a dictionary: {file} is missing")
     raw = read_json(directory / name, "copy it again", CONFIG_LIMIT)
     if not isinstance(raw, dict):
         raise MechintError(f"{directory / name} is not the configuration of a dictionary")

@@ -125,7 +125,7 @@ def load_dictionary_learning(directory: str | Path) -> SparseAutoencoder:
     kind, tensors = KINDS[name], _read(directory / WEIGHTS)
     found = take(tensors, kind.names, kind.ignored, where)
     if found["W_dec"].dim() != 2:
-        raise MechintError(f"{where}: the decoder is no matrix; copy the file again")
+        raise MechintError(f"{where}: the decoder is not a matrix; copy the file again")
     for key, said in (("dict_size", len(found["W_dec"])), ("activation_dim", found["W_dec"].shape[1])):
         if trainer.get(key) is not None and trainer[key] != said:
             raise MechintError(f"{directory / CONFIG}: {key} is {shown(trainer[key])}, but the tensors have {said}")

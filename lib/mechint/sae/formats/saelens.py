@@ -111,10 +111,10 @@ def load(directory: str | Path) -> SparseAutoencoder:
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise MechintError(f"{directory} is no dictionary: {name} is missing")
+            raise MechintError(f"{directory} is not a dictionary: {name} is missing")
     raw = read_json(directory / CONFIG, "copy it again", CONFIG_LIMIT)
     if not isinstance(raw, dict):
-        raise MechintError(f"{directory / CONFIG} is not the configuration of a dictionary: it is no JSON object")
+        raise MechintError(f"{directory / CONFIG} is not the configuration of a dictionary: it is not a JSON object")
     config = config_of(raw, directory)
     tensors = read_safetensors(directory / WEIGHTS)
     check_matrices(config, tensors, str(directory / WEIGHTS))
@@ -132,7 +132,7 @@ def check_matrices(config: SAEConfig, tensors: Mapping[str, torch.Tensor], where
     whole = {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in)}
     for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point:
-            raise MechintError(f"{where}: {short(name)} is {tensor.dtype}, which is no weight; copy the file again")
+            raise MechintError(f"{where}: {short(name)} is {tensor.dtype}, which is not a weight; copy the file again")
         shape = whole.get(name, (config.d_sae,) if name == "b_enc" else tuple(tensor.shape))
         if tuple(tensor.shape) != shape:
             raise MechintError(f"{where}: {name} is {list(tensor.shape)}, but the configuration says {list(shape)}")

@@ -358,7 +358,7 @@ def check_line(where: str, entry: Any, refuse: Refusal) -> Line:
 
 
 def check_text(where: str, key: str, value: Any, refuse: Refusal) -> None:
-    """Refuses what is no text, or text that no tokenizer can read."""
+    """Refuses what is not text, or text that no tokenizer can read."""
     if not isinstance(value, str) or not value:
         before = " a twin_prompt and" if key == "twin_answer" else ""
         raise refuse(f"{where} has{before} no {key}", HINT)

@@ -74,7 +74,7 @@ def read_tokens(path: Path, vocab_size: int | None = None) -> Stored:
     width = np.dtype(dtype).itemsize
     if size <= offset or (size - offset) % width:
         raise MechintError(
-            f"{where}: {size - offset} bytes are no uint{8 * width} tokens; write it again with nanoGPT's prepare.py"
+            f"{where}: {size - offset} bytes are not uint{8 * width} tokens; write it again with nanoGPT's prepare.py"
         )
     tokens = np.memmap(path, dtype=dtype, mode="r", offset=offset)
     if not offset and width == 2 and looks_wide(tokens):
