@@ -179,6 +179,9 @@ def test_baseline_names_a_run_to_compare_with_and_persists(tree: Tree) -> None:
     assert tree.make("defconfig-gpt2-baseline", "BASELINE=run").returncode == 0
     tree.make()
     assert "--train-baseline=run" in tree.calls()[0]
-    for arguments, says in (("BASELINE=empty", "no run to compare with"), ("BASELINE=done", "KNLP_MECHINT_MODE_POST")):
+    for arguments, says in (
+        ("BASELINE=empty", "not a run to compare with"),
+        ("BASELINE=done", "KNLP_MECHINT_MODE_POST"),
+    ):
         result = tree.make("train", arguments)
         assert result.returncode != 0 and says in result.stderr

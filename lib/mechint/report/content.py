@@ -76,7 +76,7 @@ class Widget:
     """HTML that has no counterpart in Markdown.
 
     Attributes:
-        style, script: What it needs beside the page's own style sheet.
+        style, script: Style and script that it needs beside the page's own style sheet.
         data: Stands where the script says ``@DATA@``, as JSON.
     """
 
@@ -93,7 +93,7 @@ class Figure:
     Attributes:
         name: Name of its file.
         make: Draws it to a path, which it returns.
-        kind: Of figures: ``heatmaps``, ``curves`` or ``faithfulness``; '' is always drawn.
+        kind: Kind of figure: ``heatmaps``, ``curves`` or ``faithfulness``; '' is always drawn.
         widget: HTML shows it in the figure's place, where it can be read point by point.
     """
 

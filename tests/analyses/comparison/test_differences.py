@@ -147,7 +147,7 @@ def test_each_family_is_compared_at_its_best_rate() -> None:
         and "0.001: 2.45, 0.01: 2.05" in notes[0]
         and "the largest that was tried" in notes[0]
     )
-    assert "the best of 3" in notes[1] and "try further" not in notes[1] and len(notes) == 2
+    assert "the best of 3" in notes[1] and "try rates beyond" not in notes[1] and len(notes) == 2
     silent = [of_run(0, "mamba", 100, loss, lr) for loss, lr in ((2.0, 0.1), (1.0, 0.01))]
     silent[1].raw["training"]["held_out_loss"] = None
     assert runs.at_best_rates(silent) == (silent, [])

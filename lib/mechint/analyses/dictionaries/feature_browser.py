@@ -34,7 +34,7 @@ def write_dictionary_page(
         features: ``features.json``, or what is in it.
         path: The HTML file.
         title: Heading; ``Dictionary`` where empty.
-        causal: What :func:`mechint.analyses.dictionaries.causal.causal_effects` found of some of the features.
+        causal: Result of :func:`mechint.analyses.dictionaries.causal.causal_effects` for some of the features.
 
     Raises:
         MechintError: the file is none of ours, or of another schema.
