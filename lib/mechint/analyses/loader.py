@@ -41,7 +41,7 @@ class PromptLoader:
         return iter(self.batches)
 
     def bytes(self) -> Array | None:
-        """Bytes of text behind an answer, on average of each prompt, [prompts]; None where answers are no text."""
+        """Bytes of text after an answer, on average of each prompt, [prompts]; None where answers are not text."""
         sizes = [self.task.bytes_of(group.answers) for group in self.groups]
         if any(size is None for size in sizes):
             return None

@@ -118,7 +118,7 @@ def asked(task: TaskConfig, config: AnalysisOptions) -> TaskConfig:
 
 
 def elsewhere(config: Config) -> Config:
-    """The options of an analysis with the models and the task of all analyses in place of its own."""
+    """The options of an analysis with the models and the task of all analyses instead of its own."""
     return replace(config, **shared(config))
 
 
