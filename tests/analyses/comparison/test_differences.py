@@ -124,7 +124,7 @@ def test_a_training_run_counts_once_with_its_last_step() -> None:
     steps = [of_run(0, family, step) for family in ("mamba", "gpt2") for step in (100, 300, 200)]
     kept, notes = runs.last_of_each(steps)
     assert [(s.raw["label"][:4], s.raw["training"]["steps"]) for s in kept] == [("mamb", 300), ("gpt2", 300)]
-    assert notes[0].startswith("6 checkpoints are of 2 training runs") and runs.several_steps(steps)
+    assert notes[0].startswith("6 checkpoints come from 2 training runs") and runs.several_steps(steps)
     apart = [of_run(0, "mamba", 100), of_run(1, "mamba", 100), of_run(0, "mamba", 100, lr=0.1), profile(3, "mamba")]
     assert runs.last_of_each(apart) == (apart, []) and not runs.several_steps(apart)
     unknown = [profile(0, "mamba", training={"seed": None, "budget": "b", "steps": s}) for s in (1, 1)]
@@ -145,7 +145,7 @@ def test_each_family_is_compared_at_its_best_rate() -> None:
     assert (
         "the best of 2" in notes[0]
         and "0.001: 2.45, 0.01: 2.05" in notes[0]
-        and "the largest that was tried" in notes[0]
+        and "the highest rate that was tried" in notes[0]
     )
     assert "the best of 3" in notes[1] and "try rates beyond" not in notes[1] and len(notes) == 2
     silent = [of_run(0, "mamba", 100, loss, lr) for loss, lr in ((2.0, 0.1), (1.0, 0.01))]
