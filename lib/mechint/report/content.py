@@ -187,7 +187,7 @@ def table_section(
 
 
 def figure(name: str, caption: str, size: tuple[float, float], draw: Any, *arguments: Any) -> Figure:
-    """A figure whose ``draw`` takes the arguments behind matplotlib's figure; of size in inches.
+    """A figure whose ``draw`` takes the arguments after matplotlib's figure; of size in inches.
 
     It is a heat map where its name says ``map``, else a curve.
     """

@@ -125,7 +125,7 @@ def metric_label(metric: str) -> str:
 
 
 def gap(texts: Iterable[str]) -> str:
-    """What stands between the tokens of a text: a space where none of them brings spaces or single characters."""
+    """The separator of the tokens of a text: a space where none of them brings spaces or single characters."""
     known = list(texts)
     spaced = any(text[:1] in "\u0120\u2581 " or text[-1:] == " " for text in known if text)
     return "" if spaced or all(len(text) == 1 or text.startswith("⟨") for text in known) else " "

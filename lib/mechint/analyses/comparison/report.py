@@ -40,7 +40,7 @@ def write_profile(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]
             "sites.", (11.0, 6.6),
             profile_figure, raw,
         ),
-        figure("profile_map_cka.png", "Linear CKA of the stream behind every two layers.", (4.6, 3.8), cka_figure,
+        figure("profile_map_cka.png", "Linear CKA between the streams after every two layers.", (4.6, 3.8), cka_figure,
                [Group(raw["label"], [study])]),
     ]  # fmt: skip
     metrics = raw["metrics"]

@@ -229,7 +229,7 @@ def sections(raw: dict[str, Any], shown: Patching) -> list[Section]:
             for e in raw["attention"]
         ]  # fmt: skip
         found.append(
-            table_section("Units by attention, tried by deletion", f"Area between LeRF and MoRF, in units of "
+            table_section("Units ranked by attention, tested by deletion", f"Area between LeRF and MoRF, in units of "
                     f"{metric_label(raw['metric'])}; "
                     "ranked on discovery prompts, measured on others. Of the top units: the mean size of an activation "
                     "and diversity, 1 less the mean size of the correlation of two of them over tokens.",
