@@ -72,10 +72,16 @@ def judged(judge: Judge, seed: int) -> Any:
     rng = random.Random(f"{judge.family} {seed}")
     torch.manual_seed(seed)
     model = judge.make(rng).eval().double()
+    plain_experts(model)
     randomise(model, seed)
     for module in model.modules():
         exact_frequencies(module)
     return model
+
+
+def plain_experts(model: Any) -> None:
+    """Makes mixtures of experts plain products: transformers' grouped ones know no float64."""
+    model.set_experts_implementation("eager")
 
 
 @torch.no_grad()

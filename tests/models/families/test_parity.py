@@ -17,11 +17,13 @@ from mechint.models.parts.base import Layer
 from mechint.models.stack import Stack
 
 transformers = pytest.importorskip("transformers")
+load_file = pytest.importorskip("safetensors.torch").load_file
 
-from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, promoted  # noqa: E402
+from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, plain_experts, promoted  # noqa: E402
+from tests.helpers.judges.hybrids import JUDGES as HYBRIDS  # noqa: E402
 from tests.helpers.judges.recurrent import JUDGES as RECURRENT  # noqa: E402
 
-JUDGES = {judge.family: judge for judge in RECURRENT}
+JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS]}
 TIGHT = 1e-12
 """Of the largest entry, in float64."""
 SEEDS = range(6)
@@ -94,14 +96,16 @@ def test_logits_gradients_and_parts_are_those_of_transformers(name: str, seed: i
     found = JUDGES[name].whole(to_hf_state_dict(with_gradients(ours)))
     wanted = JUDGES[name].whole(saved_gradients(theirs, tmp_path / "gradients"))
     assert found.keys() == wanted.keys()
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
     for key, gradient in wanted.items():
-        assert error(found[key], gradient) <= 20 * TIGHT, key
+        if float(gradient.abs().max()) <= TIGHT * largest:  # rounding of 0: of key biases where nothing is rotated
+            assert float(found[key].abs().max()) <= TIGHT * largest, key
+        else:
+            assert error(found[key], gradient) <= 20 * TIGHT, key
 
 
 def saved_gradients(theirs: Any, path: Path) -> dict[str, Tensor]:
     """transformers' gradients under the names of its files, which are others than those in memory in some families."""
-    from safetensors.torch import load_file
-
     for p in theirs.parameters():
         p.data = torch.zeros_like(p) if p.grad is None else p.grad
     theirs.save_pretrained(path)
@@ -135,13 +139,12 @@ def test_prefill_is_token_by_token_and_continuation(name: str, seed: int, tmp_pa
 def test_a_saved_model_is_the_same_for_transformers(name: str, seed: int, tmp_path: Path) -> None:
     """Our file is theirs to the bit, and their program computes the same from it."""
     theirs, ours = saved(JUDGES[name], seed, tmp_path / "theirs")
-    from safetensors.torch import load_file
-
     read = JUDGES[name].whole(load_file(tmp_path / "theirs/model.safetensors"))
     written = JUDGES[name].whole(to_hf_state_dict(ours))
     assert written.keys() == read.keys()
     assert all(torch.equal(written[key], read[key]) for key in read)
     again = type(theirs)(type(theirs.config)(**hf_config(ours))).double().eval()
+    plain_experts(again)
     again.load_state_dict(theirs.state_dict())
     tokens = prompt()
     with torch.no_grad():

@@ -121,13 +121,13 @@ def test_edits_take_out_an_expert_bring_one_in_and_change_the_choice() -> None:
 @torch.no_grad()
 def test_a_later_choice_changes_no_bit_of_an_earlier_token() -> None:
     torch.manual_seed(1)
-    made = MixtureOfExperts(12, 14, 4, Routing(2)).double()
+    made = MixtureOfExperts(12, 5, 4, Routing(2)).double()
     made.router.weight.normal_()
-    n = torch.randn(1, 40, 12, dtype=torch.float64)
+    n = torch.randn(2, 40, 12, dtype=torch.float64)
     clean, _ = run(made, n)
     for seed in range(20):
         torch.manual_seed(seed)
-        other = torch.cat([n[:, :15], torch.randn(1, 25, 12, dtype=torch.float64)], 1)
+        other = torch.cat([n[:, :15], torch.randn(2, 25, 12, dtype=torch.float64)], 1)
         assert torch.equal(run(made, other)[0][:, :15], clean[:, :15])
 
 

@@ -19,13 +19,14 @@ from ...interventions.sites import RESIDUAL
 from ...interventions.taps import Scope
 from ...interventions.unit_kinds import EXPERT_UNITS, NEURON_UNITS
 from ...scan.checks import accumulate
+from ...utils.errors import MechintError
 from .base import Part, PartSite
 from .feed_forward import ACTIVATIONS
 
 EXPERTS = ("batch", "position", "expert")
 ROWS = 8
-"""An expert's tokens are filled up to a multiple of this: products of other numbers of rows round otherwise, and
-what a later token chooses must not change a bit of an earlier one."""
+"""An expert's tokens, in the order of their positions, are filled up to a multiple of this: products of other numbers
+of rows may round otherwise, and what a later token chooses must not change a bit of an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Routing:
     """Experts stand in so many groups of equal size."""
     chosen_groups: int = 1
     """Groups that a token chooses first, by the sum of their two largest scores."""
+
+    def check(self, experts: int, where: str) -> None:
+        """Raises :class:`MechintError` for more chosen experts or groups than there are."""
+        if experts % self.groups or self.chosen_groups > self.groups:
+            raise MechintError(
+                f"{where}: {self.chosen_groups} of {self.groups} groups of {experts} experts are chosen; correct it"
+            )
+        if self.chosen > (there := experts // self.groups * self.chosen_groups):
+            raise MechintError(f"{where}: {self.chosen} experts are chosen for a token, of {there}; correct it")
 
     def weights(self, logits: Tensor, correction: Tensor | None = None) -> Tensor:
         """The weight of each expert, 0 for those that are not chosen: logits [B, L, X] -> [B, L, X]."""
@@ -188,10 +198,10 @@ class MixtureOfExperts(Part):
 
     def mixed(self, n: Tensor, weight: Tensor) -> Tensor:
         """The experts' outputs on n [B, L, ·], summed by weight [B, L, X] -> [B, L, ·]."""
-        rows, weights = n.flatten(0, 1), weight.flatten(0, 1)  # [token, ·], [token, X]
+        rows, weights = (x.transpose(0, 1).flatten(0, 1) for x in (n, weight))  # [token, ·], [token, X]; see ROWS
         out = torch.zeros_like(rows)
         for x in (weights != 0).any(0).nonzero().flatten().tolist():
             tokens = weights[:, x].nonzero().flatten()  # [T]
             filled = F.pad(rows[tokens], (0, 0, 0, -len(tokens) % ROWS))
             out = out.index_add(0, tokens, self.experts[x](filled)[: len(tokens)] * weights[tokens, x, None])
-        return out.view_as(n)
+        return out.unflatten(0, (n.shape[1], n.shape[0])).transpose(0, 1).contiguous()
