@@ -116,9 +116,26 @@ class Model(Protocol):
 
 def layer_sites(model: Model, kind: str) -> list[str]:
     """The sites of one kind in all layers, bottom up."""
-    return [name for layer in range(model.config.n_layer) if (name := f"layers.{layer}.{kind}") in model.sites]
+    return [name for layer in range(model.num_layers) if (name := f"layers.{layer}.{kind}") in model.sites]
 
 
 def layer_kinds(model: Model) -> list[str]:
-    """The kinds of site that the first layer has, in the forward's order: ``resid_pre``, ``out`` …."""
-    return [name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")]
+    """The kinds of site that the layers have, each once, in the forward's order: ``resid_pre``, ``out`` …."""
+    found: list[str] = []
+    after: dict[str, int] = {}  # for each layer, the place behind its last kind so far
+    for name in model.sites:
+        layer, _, kind = name.rpartition(".")
+        if not layer:
+            continue
+        if kind in found:
+            after[layer] = found.index(kind) + 1
+        else:
+            found.insert(after.get(layer, 0), kind)
+            after[layer] = found.index(kind) + 1
+    return found
+
+
+def having(model: Model, *kinds: str) -> list[int]:
+    """The numbers of the layers that have all these kinds of site."""
+    sites, every = model.sites, range(model.num_layers)
+    return [i for i in every if all(f"layers.{i}.{kind}" in sites for kind in kinds)]

@@ -33,6 +33,8 @@ class UnitKind:
         labels: Names of the blocks, where there are several.
         apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
         plural: What several of them are called, where that is not the name with an s.
+        some: Whether a layer has such units where it has some of the sites alone: a whole layer is what its parts add,
+            whichever parts it has.
     """
 
     name: str
@@ -41,6 +43,7 @@ class UnitKind:
     labels: tuple[str, ...] = ()
     apart: bool = False
     plural: str = ""
+    some: bool = False
 
     @property
     def several(self) -> str:
@@ -51,10 +54,17 @@ class UnitKind:
         """The sites of a layer that are replaced."""
         return [site for block in self.blocks for site in block.sites]
 
-    def shape(self, sites: Mapping[str, Site]) -> tuple[int, ...]:
-        """Units of one layer of a model with these sites: of its one block, or [block, …]."""
-        [shape] = {tuple(sites[f"layers.0.{block.sites[0]}"].units)[: block.axes] for block in self.blocks}
-        return (len(self.blocks), *shape) if len(self.blocks) > 1 else shape or (1,)
+    def blocks_of(self, sites: Mapping[str, Site], layer: int) -> tuple[Block, ...]:
+        """The blocks at the sites that a layer has; none where it has no such units."""
+        there = [tuple(site for site in block.sites if f"layers.{layer}.{site}" in sites) for block in self.blocks]
+        enough = all(there) if self.some else all(a == b.sites for a, b in zip(there, self.blocks, strict=True))
+        return tuple(Block(a, b.axes) for a, b in zip(there, self.blocks, strict=True)) if enough else ()
+
+    def shape(self, sites: Mapping[str, Site], layer: int) -> tuple[int, ...]:
+        """Units of a layer that has some: of its one block, or [block, …]."""
+        blocks = self.blocks_of(sites, layer)
+        [shape] = {tuple(sites[f"layers.{layer}.{block.sites[0]}"].units)[: block.axes] for block in blocks}
+        return (len(blocks), *shape) if len(blocks) > 1 else shape or (1,)
 
 
 def kinds(*every: UnitKind) -> dict[str, UnitKind]:

@@ -15,21 +15,37 @@ from .unit_kinds import UnitKind
 
 
 class Units:
-    """All units of one kind in one model, numbered layer by layer."""
+    """All units of one kind in one model, numbered layer by layer; layers that have none are left out.
+
+    Raises:
+        MechintError: no layer has such units, or layers have different numbers of them.
+    """
 
     def __init__(self, model: Model, kind: UnitKind) -> None:
         self.kind = kind
-        self.layers: int = model.config.n_layer
-        self.shape = kind.shape(model.sites)
+        self.blocks = {i: blocks for i in range(model.num_layers) if (blocks := kind.blocks_of(model.sites, i))}
+        """The blocks of each layer that has such units, by the layer's number."""
+        self.numbers = list(self.blocks)
+        """The numbers of these layers, bottom up."""
+        if not self.numbers:
+            raise MechintError(f"no layer of this {model.config.family} model has units of the kind {kind.name!r}")
+        self.layers = len(self.numbers)
+        """How many layers have such units."""
+        shapes = {kind.shape(model.sites, i) for i in self.numbers}
+        if len(shapes) > 1:
+            raise MechintError(f"layers of this model have different numbers of {kind.several}, which is not supported")
+        self.shape = shapes.pop()
         self.per_layer = math.prod(self.shape)
         self.total = self.layers * self.per_layer
         self.sizes = [self.per_layer] * self.layers
         """Units of each layer."""
-        self.layer_names = [f"layers.{layer}" for layer in range(self.layers)]
+        self.layer_names = [f"layers.{layer}" for layer in self.numbers]
         self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
         """A word about each layer that reports put beside its number."""
-        self.sites = [f"layers.{layer}.{site}" for layer in range(self.layers) for site in kind.sites]
-        self.width = {site: len(model.sites[f"layers.0.{site}"].units) for site in kind.sites}
+        self.sites = [
+            f"layers.{layer}.{site}" for layer, blocks in self.blocks.items() for block in blocks for site in block.sites
+        ]
+        self.width = {site: len(model.sites[site].units) for site in self.sites}
         """Unit axes of each site."""
         self.rows = self.layers * (len(kind.blocks) if kind.apart else 1)
         """Groups of units that are counted apart: the layers, or the blocks of each layer."""
@@ -48,12 +64,12 @@ class Units:
         several = len(self.kind.blocks) > 1
         mask = mask.view(self.layers, len(self.kind.blocks), *self.shape[several:])
         edits = []
-        for layer in range(self.layers):
-            for number, block in enumerate(self.kind.blocks):
+        for row, (layer, blocks) in enumerate(self.blocks.items()):
+            for number, block in enumerate(blocks):
                 for site in block.sites:
-                    value, name = mask[layer, number], f"layers.{layer}.{site}"
+                    value, name = mask[row, number], f"layers.{layer}.{site}"
                     if block.axes is not None:  # the same for all entries of a unit
-                        value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[site] - block.axes))
+                        value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[name] - block.axes))
                     edits.append(Edit(name, "mask", value, fill=fills[name]))
         return edits
 
@@ -62,7 +78,7 @@ class Units:
         sample = next(iter(fills.values()))
         mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
         mask[unit] = 0.0
-        layer = f"layers.{unit // self.per_layer}."
+        layer = f"layers.{self.numbers[unit // self.per_layer]}."
         return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
 
     def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:

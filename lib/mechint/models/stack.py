@@ -145,7 +145,7 @@ class Stack(LanguageModel):
     @functools.cached_property
     def unit_kinds(self) -> Mapping[str, UnitKind]:  # type: ignore[override]
         found = {name: kind for part in self.every_part for name, kind in part.unit_kinds.items()}
-        whole = UnitKind("layer", (Block(tuple(self.mixers), axes=0),), "a whole layer: what its parts add")
+        whole = UnitKind("layer", (Block(tuple(self.mixers), axes=0),), "a whole layer: what its parts add", some=True)
         return {**found, "layer": whole}
 
     @functools.cached_property
