@@ -50,7 +50,7 @@ def loaders(model: Any, task: Any) -> list[PromptLoader]:
 
 
 def model_for(analysis: Analysis, task: Any) -> Any:
-    made = tiny_mamba if analysis.fits("mamba") else tiny_gpt2
+    made = tiny_gpt2 if "k" in analysis.needs else tiny_mamba
     sizes = {} if made is tiny_mamba else {"n_ctx": 64}
     return made(3, vocab_size=task.vocab_size, **sizes).requires_grad_(False).eval()
 

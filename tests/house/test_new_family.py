@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mechint
-from mechint.analyses.base import analyses, check_family
+from mechint.analyses.base import analyses, check_model
 from mechint.interventions.edits import Edit
 from mechint.interventions.gradients import gradients
 from mechint.interventions.sites import RESIDUAL, Site
@@ -181,10 +181,10 @@ def test_a_new_family_is_swept_and_differentiated(checkpoint: Path) -> None:
 def test_a_new_family_is_analysed(name: str, checkpoint: Path, tmp_path: Path) -> None:
     """Analyses that name no family take it; the others refuse it by name."""
     model, analysis = mechint.load(checkpoint), analyses()[name]
-    check_family([analysis], "leaky", "leaky.pt")
+    check_model([analysis], model, "leaky.pt")
     small = {"sparsity": {}, "trace": {"direction": "noise", "prompts": 4, "examples": 1}}[name]
     analyzer = analysis.analyzer(model, analysis.config(bootstrap=100, **small), "cpu", run_dir=tmp_path / name)
     results = analyzer.run_analysis(*loaders(model))
     assert results["metrics"] and analyzer.save_results()
     with pytest.raises(mechint.MechintError, match="is a leaky model; the analysis 'ssm'"):
-        check_family([analyses()["ssm"]], "leaky", "leaky.pt")
+        check_model([analyses()["ssm"]], model, "leaky.pt")

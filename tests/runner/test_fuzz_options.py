@@ -53,7 +53,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(rng: random.Random, checkpoints: Path, at: Path) -> list[str]:
     """A dry run of one analysis with one to three hostile options, its own or those of all."""
     name = rng.choice(list(analyses()))
-    family = "mamba" if analyses()[name].fits("mamba") else "gpt2"
+    family = "gpt2" if "k" in analyses()[name].needs else "mamba"
     found = [f"--checkpoint={checkpoints / family}.pt", f"--output-dir={at / 'out'}", "--dry-run"]
     found += [f"--{'' if other == name else 'no-'}{other}" for other in analyses()]
     found += ["--task-pairs=2", "--task-keys=12", "--task-values=12"]

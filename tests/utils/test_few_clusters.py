@@ -47,7 +47,7 @@ def configured(name: str) -> Any:
     ],
 )
 def test_no_p_value_is_no_traceback(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mamba = analyses()[name].fits("mamba")
+    mamba = "k" not in analyses()[name].needs
     compiled = {**BLUEPRINTS, **GPT2_BLUEPRINTS}["most_recent" if mamba else "gpt2_most_recent"]().compile(seed=0)
     compiled.model.metadata = {}
     asked = Experiment(RunConfig(checkpoint="a.pt"), TaskConfig(), {name: configured(name)})

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol
 import torch
 from torch import Tensor
 
-from ..interventions.model import Model
+from ..interventions.model import Model, having
 from ..interventions.run import run
 from ..report.finished import CIRCUIT, Drawn
 from ..report.results import Cell, no_cell
@@ -131,7 +131,7 @@ class Analysis(Generic[Config]):
         headline: ``headline(run_dir)`` says in one sentence what a finished run found.
         config: Frozen dataclass of its options.
         analyzer: ``analyzer(model, config, device)``.
-        families: Model families it runs on; empty for every family.
+        needs: Kinds of site that at least one layer of a model must have; empty for any model.
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
         summary: Lines for the terminal, from the results.
@@ -154,7 +154,7 @@ class Analysis(Generic[Config]):
     summary: Callable[[dict[str, Any]], list[str]]
     report: Callable[[Path, Drawn], list[Path]]
     headline: Callable[[Path], str]
-    families: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     lacks: Callable[[Config, Collection[str]], str | None] = lambda config, chosen: None
     shares: bool = False
     default: bool = False
@@ -181,9 +181,9 @@ class Analysis(Generic[Config]):
     def kind(self) -> str:
         return self.report_kind or self.name
 
-    def fits(self, family: str) -> bool:
-        """True if it runs on models of this family."""
-        return not self.families or family in self.families
+    def fits(self, model: Model) -> bool:
+        """True if a layer of this model has all the sites that it needs."""
+        return bool(having(model, *self.needs))
 
 
 @functools.cache
@@ -234,13 +234,13 @@ def analysis_of(run_dir: str | Path) -> Analysis[Any]:
     return next((entry for entry in alike if entry.name == raw.get("analysis")), alike[0])
 
 
-def check_family(chosen: Iterable[Analysis[Any]], family: str, where: str) -> None:
-    """Raises :class:`MechintError` for the first analysis that the model's family does not have."""
+def check_model(chosen: Iterable[Analysis[Any]], model: Model, where: str) -> None:
+    """Raises :class:`MechintError` for the first analysis that no layer of the model can be given to."""
     for analysis in chosen:
-        if not analysis.fits(family):
+        if not analysis.fits(model):
             raise MechintError(
-                f"{where} is a {family} model; the analysis {analysis.name!r} ({analysis.title}) is for "
-                f"{', '.join(analysis.families)}; choose another checkpoint or switch the analysis off"
+                f"{where} is a {model.config.family} model; the analysis {analysis.name!r} ({analysis.title}) needs a "
+                f"layer with the sites {', '.join(analysis.needs)}; choose another checkpoint, or switch it off"
             )
 
 

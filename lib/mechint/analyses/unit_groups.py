@@ -40,16 +40,21 @@ class Parts:
     def total(self) -> int:
         return self.per_layer * len(self.sites)
 
+    def layer_of(self, number: int) -> int:
+        """The layer that holds a unit."""
+        return int(self.sites[number // self.per_layer].split(".")[1])
+
     def cells(self, pair: Interchange) -> list[list[Edit]]:
         """A cell for each chosen unit: the donor's values of it at every position."""
         wanted = [self.sites[layer] for layer in sorted({unit // self.per_layer for unit in self.chosen})]
         donor = pair.values(pair.donor, wanted)
         at = {site: site for site in wanted}
         if self.kind == "state":
-            # a state replaced everywhere is seen by C alone; replacing what C reads of it holds no states in the sweep
-            reads = {site: site.removesuffix("state") + "C" for site in wanted}
+            # a state replaced everywhere is seen by its reader alone; replacing what is read holds none in the sweep
+            reader = "C" if donor[wanted[0]].dim() == 4 else "query"
+            reads = {site: site.removesuffix("state") + reader for site in wanted}
             own = pair.values(pair.receiver, list(reads.values()))
-            donor = {site: read_out(donor[site], accumulate(own[C])) for site, C in reads.items()}
+            donor = {site: seen(donor[site], accumulate(own[query])) for site, query in reads.items()}
             at = {site: site.removesuffix("state") + "scan_out" for site in wanted}
         cells = []
         for number in self.chosen:
@@ -63,6 +68,11 @@ class Parts:
         sites = [site.removesuffix(self.kind) + ESTIMATED_AT.get(self.kind, self.kind) for site in self.sites]
         found = pair.estimates(sites, points, by_unit=True)
         return torch.cat([found[site] for site in sites])
+
+
+def seen(state: Tensor, query: Tensor) -> Tensor:
+    """The read-out of a state: [B, L, channel, state] by C [B, L, state], or [B, L, head, key, value] by its query."""
+    return read_out(state, query) if state.dim() == 4 else (query.unsqueeze(-2) @ state).squeeze(-2)
 
 
 def part_kinds(model: Model) -> list[str]:

@@ -163,6 +163,12 @@ MEMORY_UNITS = kinds(
         "one value channel of a head of the recurrence, before heads are mixed",
         plural="SSM channels",
     ),
+    UnitKind(
+        "ssm_mode",
+        (Block(("readout",)),),
+        "one (head, key, value) entry of the recurrent state, as the query reads it",
+        plural="SSM modes",
+    ),
 )
 
 

@@ -29,8 +29,10 @@ class Units:
         """The numbers of these layers, bottom up."""
         if not self.numbers:
             raise MechintError(f"no layer of this {model.config.family} model has units of the kind {kind.name!r}")
+        self.said_layers = self.numbers
+        """The number by which results call each of these layers."""
         self.layers = len(self.numbers)
-        """How many layers have such units."""
+        """The count of these layers."""
         shapes = {kind.shape(model.sites, i) for i in self.numbers}
         if len(shapes) > 1:
             raise MechintError(f"layers of this model have different numbers of {kind.several}, which is not supported")
@@ -43,7 +45,10 @@ class Units:
         self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
         """A word about each layer that reports put beside its number."""
         self.sites = [
-            f"layers.{layer}.{site}" for layer, blocks in self.blocks.items() for block in blocks for site in block.sites
+            f"layers.{layer}.{site}"
+            for layer, blocks in self.blocks.items()
+            for block in blocks
+            for site in block.sites
         ]
         self.width = {site: len(model.sites[site].units) for site in self.sites}
         """Unit axes of each site."""
@@ -120,6 +125,21 @@ class Units:
         if len(index) > 1:
             return index
         return self.kind.labels[index[0]] if self.kind.labels else index[0]
+
+
+def kind_named(model: Model, *names: str) -> UnitKind:
+    """The first of some names that this model has units of.
+
+    Raises:
+        MechintError: it has none of them; those it has are listed.
+    """
+    known = model.unit_kinds
+    found = next((known[name] for name in names if name in known), None)
+    if found is None:
+        raise MechintError(
+            f"a {model.config.family} model has no units of the kind {names[-1]!r}; it has {', '.join(known)}"
+        )
+    return found
 
 
 def random_row(size: int, count: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..analyses.base import Analysis, analyses, check_family
+from ..analyses.base import Analysis, analyses, check_model
 from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..interventions.model import Model
@@ -41,7 +41,7 @@ def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
     """The loaded model and the task of each analysis, checked against them."""
     run = experiment.run
     model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
-    check_family(experiment.chosen(), model.config.family, checkpoint)
+    check_model(experiment.chosen(), model, checkpoint)
     wanted = {name: experiment.asked(name) for name in experiment.configs}
     made = {task: task_of(model, task) for task in dict.fromkeys(wanted.values())}
     for analysis in experiment.chosen():

@@ -76,9 +76,9 @@ def commands() -> dict[str, Command]:
 
 
 def of_analysis(analysis: Analysis[Any]) -> Command:
-    families = ", ".join(analysis.families) or "any family"
+    models = f"models with {', '.join(analysis.needs)}" if analysis.needs else "any model"
     return Command(
-        f"{analysis.title} ({families})",
+        f"{analysis.title} ({models})",
         lambda arguments: command_line.main(arguments=arguments, only=analysis.name),
         command_line.parser,
         functools.partial(analysis_sections, analysis),

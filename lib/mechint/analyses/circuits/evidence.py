@@ -180,8 +180,8 @@ class Evidence:
             },
             "layers": [
                 {"layer": layer, "total": total, "kept": len(names), "units": names, **about}
-                for layer, (total, names, about) in enumerate(
-                    zip(units.sizes, units.names(mask), units.about, strict=True)
+                for layer, total, names, about in zip(
+                    units.said_layers, units.sizes, units.names(mask), units.about, strict=True
                 )
             ],
             "leave_one_out": tried,
@@ -227,7 +227,8 @@ class Evidence:
         found = []
         for k, unit in enumerate(numbers):
             only = torch.zeros_like(mask).index_fill_(0, torch.tensor([unit], device=mask.device), 1.0)
-            ((layer, name),) = [(i, names[0]) for i, names in enumerate(units.names(only)) if names]
+            every = zip(units.said_layers, units.names(only), strict=True)
+            ((layer, name),) = [(i, names[0]) for i, names in every if names]
             own = number(lost.value[k], lost.low[k], lost.high[k], bootstrap.n, bootstrap.kind)
             found.append({"layer": layer, "unit": name, "drop": bootstrap.counted(own), "p": float(p_values[k])})
         losses = [float(entry["drop"]["value"]) for entry in found]

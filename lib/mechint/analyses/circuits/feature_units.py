@@ -60,6 +60,7 @@ class FeatureUnits(Units):
         self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
         self.total, self.rows = sum(self.sizes), len(self.sites)
         self.layers = len(self.sites)
+        self.said_layers = list(range(self.layers))
         self.layer_names = self.sites
         self.about = [{"site": site} for site in self.sites]
 

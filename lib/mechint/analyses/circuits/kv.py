@@ -9,7 +9,7 @@ import torch
 
 from ...interventions.model import Model
 from ...interventions.unit_kinds import KV_UNITS
-from ...interventions.units import Units
+from ...interventions.units import Units, kind_named
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError
 from ...utils.options import option
@@ -118,7 +118,7 @@ def kept(sparsity: float, total: int) -> int:
 
 
 class KVCircuitAnalyzer(CircuitAnalyzer[KVCircuitConfig]):
-    """Circuits of key and value channels, heads, MLP neurons or layers of a GPT-2 or a Llama."""
+    """Circuits of key and value channels, heads, MLP neurons or layers of models with attention."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class KVCircuitAnalyzer(CircuitAnalyzer[KVCircuitConfig]):
         device: str | torch.device = "cpu",
         **others: Any,
     ) -> None:
-        super().__init__(model, config, device, units=Units(model, KV_UNITS[config.unit]), **others)
+        super().__init__(model, config, device, units=Units(model, kind_named(model, config.unit)), **others)
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         results = super().run_analysis(train_loader, val_loader)
@@ -172,7 +172,7 @@ ANALYSIS = Analysis(
     config=KVCircuitConfig,
     analyzer=KVCircuitAnalyzer,
     aliases=("transformer-circuit",),
-    families=("gpt2", "llama"),
+    needs=("k", "v"),
     refuse=refuse,
     work=work,
     summary=summary,

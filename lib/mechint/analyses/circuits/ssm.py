@@ -1,4 +1,4 @@
-"""SSM circuits: the fewest units of a Mamba that still do what the whole model does."""
+"""SSM circuits: the fewest units of a recurrence that still do what the whole model does."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ...interventions.model import Model
-from ...interventions.unit_kinds import SSM_UNITS
-from ...interventions.units import Units
+from ...interventions.unit_kinds import MEMORY_UNITS, SSM_UNITS
+from ...interventions.units import Units, kind_named
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 from ..base import Analysis
@@ -19,6 +19,9 @@ from .pages import PAGES
 from .results import summary
 from .work import work
 
+KINDS = {**SSM_UNITS, "head": MEMORY_UNITS["ssm_head"]}
+"""Kinds of unit by the option's words; those of matrix memories (Mamba-2, delta rules) are called ``ssm_…``."""
+
 
 @dataclass(frozen=True)
 class SSMCircuitConfig(BudgetOptions):
@@ -26,15 +29,15 @@ class SSMCircuitConfig(BudgetOptions):
 
     unit: str = option(
         "channel",
-        "Units that are kept or dropped: SSM channels, (channel, state) modes, the paths x z dt B C of a layer, or "
-        "layers",
-        choices=("channel", "mode", "path", "layer"),
+        "Units that are kept or dropped: SSM channels, heads of a Mamba-2 or delta rule, modes (entries of the state as it "
+        "is read), the paths x z dt B C of a Mamba-1's layer, or layers",
+        choices=("channel", "head", "mode", "path", "layer"),
     )
-    method: str = method_option(SSM_UNITS)
+    method: str = method_option(KINDS)
 
 
 class SSMCircuitAnalyzer(CircuitAnalyzer[SSMCircuitConfig]):
-    """Circuits of SSM channels, (channel, state) modes, paths or layers of a Mamba."""
+    """Circuits of channels, heads, modes, paths or layers of models with a recurrence."""
 
     def __init__(
         self,
@@ -43,12 +46,14 @@ class SSMCircuitAnalyzer(CircuitAnalyzer[SSMCircuitConfig]):
         device: str | torch.device = "cpu",
         **others: Any,
     ) -> None:
-        super().__init__(model, config, device, units=Units(model, SSM_UNITS[config.unit]), **others)
+        super().__init__(
+            model, config, device, units=Units(model, kind_named(model, f"ssm_{config.unit}", config.unit)), **others
+        )
 
 
 def refuse(config: SSMCircuitConfig, task: TaskConfig) -> str | None:
     """Says why this task cannot be analysed so; None when it can."""
-    return refuse_without_twins(config, task) or refuse_method(config, SSM_UNITS[config.unit], task)
+    return refuse_without_twins(config, task) or refuse_method(config, KINDS[config.unit], task)
 
 
 ANALYSIS = Analysis(
@@ -57,7 +62,7 @@ ANALYSIS = Analysis(
     config=SSMCircuitConfig,
     analyzer=SSMCircuitAnalyzer,
     aliases=("mamba-circuit",),
-    families=("mamba",),
+    needs=("readout",),
     refuse=refuse,
     work=work,
     summary=summary,

@@ -78,7 +78,7 @@ def load_circuit(run_dir: str | Path, model: Model) -> Circuit:
             f"{_described([units.shape] * units.layers, kind)}; name a circuit of a model of this shape"
         )
     device = next(model.parameters()).device
-    mask = torch.cat([masks[f"layers.{layer}"]["mask"].flatten() for layer in range(units.layers)])
+    mask = torch.cat([masks[f"layers.{layer}"]["mask"].flatten() for layer in units.numbers])
     return Circuit(units, mask.to(device, torch.float32), str(results.raw["ablation"]))
 
 

@@ -135,7 +135,7 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
             "axis": parts.axis,
             "layers": len(parts.sites),
             "per_layer": parts.per_layer,
-            "layer": [number // parts.per_layer for number in parts.chosen],
+            "layer": [parts.layer_of(number) for number in parts.chosen],
             "unit": [number % parts.per_layer for number in parts.chosen],
             "correlation": {},
         }

@@ -60,6 +60,7 @@ class SiteUnits(Units):
         super().__init__(model, UnitKind("unit", (Block((kind,)),), f"one unit of the studied site, {kind}"))
         self.numbers, self.sites = list(chosen), list(chosen.values())
         self.layers = self.rows = len(chosen)
+        self.said_layers = list(range(self.layers))
         self.total = self.layers * self.per_layer
         self.sizes = [self.per_layer] * self.layers
         self.layer_names = [f"layers.{layer}" for layer in chosen]

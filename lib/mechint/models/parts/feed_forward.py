@@ -89,7 +89,7 @@ class GatedMLP(Part):
         self.activation = ACTIVATIONS[activation]
         self.gate_scale, self.out_scale = gate_scale, out_scale
         if out_scale == 1.0:
-            self.late = MappingProxyType({"mlp_post": ("", "down_proj"), "mlp_out": ("", "")})
+            self.late = {"mlp_post": ("", "down_proj"), "mlp_out": ("", "")}
 
     def sites(self) -> list[PartSite]:
         return [PartSite(name, NEURONS, (self.down_proj.in_features,)) for name in ("mlp_pre", "mlp_up", "mlp_post")]

@@ -52,8 +52,8 @@ def at_sites(evaluator: Evaluator, what: Callable[[Tensor, Tensor], Tensor]) -> 
 
         values, slopes = gradients(evaluator.model, batch.tokens, units.sites, logprob, logits_at=batch.positions)
         found = []
-        for layer in range(units.layers):
-            for block in units.kind.blocks:
+        for layer, blocks in units.blocks.items():
+            for block in blocks:
                 names = [f"layers.{layer}.{site}" for site in block.sites]
                 sizes = [of_units(what(values[name], slopes[name]).abs().mean((0, 1)), block.axes) for name in names]
                 found.append(torch.stack(sizes).sum(0))
