@@ -29,8 +29,8 @@ class SSMCircuitConfig(BudgetOptions):
 
     unit: str = option(
         "channel",
-        "Units that are kept or dropped: SSM channels, heads of a Mamba-2 or delta rule, modes (entries of the state as it "
-        "is read), the paths x z dt B C of a Mamba-1's layer, or layers",
+        "Units that are kept or dropped: SSM channels, heads of a Mamba-2 or delta rule, modes (entries of the state "
+        "as it is read), the paths x z dt B C of a Mamba-1's layer, or layers",
         choices=("channel", "head", "mode", "path", "layer"),
     )
     method: str = method_option(KINDS)
