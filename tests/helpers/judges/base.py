@@ -48,7 +48,7 @@ class Judge:
 @contextlib.contextmanager
 def promoted() -> Iterator[None]:
     """Inside, what asks for float32 gets float64."""
-    to, softmax = torch.Tensor.to, torch.nn.functional.softmax
+    to, softmax, kind = torch.Tensor.to, torch.nn.functional.softmax, torch.Tensor.type
     wide = lambda x: torch.float64 if x is torch.float32 else x
 
     def to_wide(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,6 +61,7 @@ def promoted() -> Iterator[None]:
 
     with (
         mock.patch.object(torch.Tensor, "to", to_wide),
+        mock.patch.object(torch.Tensor, "type", lambda self, *args, **kwargs: kind(self, *map(wide, args), **kwargs)),
         mock.patch.object(torch.Tensor, "float", lambda self: to(self, torch.float64)),
         mock.patch.object(torch.nn.functional, "softmax", wide_softmax),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import torch
 import transformers as T
 
 from tests.helpers.judges.base import VOCABULARY, Judge
@@ -51,7 +52,33 @@ def granite(rng: random.Random) -> Any:
     return T.GraniteMoeHybridForCausalLM(config)
 
 
+def nemotron_h(rng: random.Random) -> Any:
+    groups, kv = rng.choice([1, 2]), rng.choice([1, 2])
+    kinds = ["linear_attention", "full_attention", "mlp", "moe"]
+    routed = rng.choice([1, 2])  # groups of experts
+    config = T.NemotronHConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]),
+        layers_block_type=[*rng.sample(kinds, rng.randint(1, 2)), rng.choice(kinds), "moe"],
+        num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv, head_dim=rng.choice([4, 6]),
+        intermediate_size=rng.choice([10, 14]), mlp_hidden_act=rng.choice(["relu2", "gelu"]),
+        mlp_bias=rng.random() < 0.5, ssm_state_size=rng.randint(1, 6), mamba_num_heads=groups * rng.choice([1, 2]),
+        mamba_head_dim=rng.choice([4, 6]), mamba_hidden_act=rng.choice(["silu", "gelu"]), n_groups=groups,
+        conv_kernel=rng.randint(2, 4), time_step_min=rng.choice([0.001, 0.5]), use_conv_bias=rng.random() < 0.5,
+        chunk_size=8, use_bias=rng.random() < 0.5, n_routed_experts=routed * rng.choice([3, 4]),
+        moe_intermediate_size=rng.choice([5, 7]), moe_shared_expert_intermediate_size=rng.choice([6, 9]),
+        moe_latent_size=rng.choice([None, 5]), num_experts_per_tok=rng.choice([1, 2, 3]),
+        routed_scaling_factor=rng.choice([1.0, 2.5]), n_group=routed, topk_group=rng.randint(1, routed),
+        norm_topk_prob=rng.random() < 0.5, layer_norm_epsilon=rng.choice([1e-5, 1e-3]),
+    )  # fmt: skip
+    model = T.NemotronHForCausalLM(config)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.tensor([rng.gauss(0.0, 0.5) for _ in buffer]))
+    return model
+
+
 JUDGES = [
+    Judge("nemotron_h", nemotron_h),
     Judge("bamba", bamba),
     Judge("granitemoehybrid", granite, ("block_sparse_moe",)),  # its own adds the shared part outside
 ]
