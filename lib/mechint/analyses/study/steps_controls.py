@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from ...utils.errors import MechintError, shown
 from ...utils.multiple_tests import holm
 from ...utils.options import listed, named, value_of
 from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, number, rank_correlation, spread
+from ...utils.training_step import training_step
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..random_weights import beside, random_models
@@ -454,10 +454,9 @@ def moment(context: Context, path: str, other: Model) -> Found:
     move = moved(deltas(held, best, "necessity", None), best.basis)
     lost = (held.measure("necessity", best.site, iter([move]), str(path))[0] * held.effect.mean()).numpy()
     share = boot.interval(lambda part, whole: part / whole, lost, effect)
-    step = re.findall(r"\d+", str(path).rsplit("/", 1)[-1])
     return {
         "checkpoint": path,
-        "step": int(step[-1]) if step else None,
+        "step": training_step(getattr(other, "metadata", None) or {}, str(path)),
         "accuracy": accuracy,
         "chance": chance,
         "effect": total,
