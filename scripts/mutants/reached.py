@@ -103,6 +103,12 @@ class Recorder:
         yield from self.record(item.nodeid, item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.note(report)
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.failed:
             self.failed.append(f"{report.nodeid}: {str(report.longrepr)[-500:]}")
 
