@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,22 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, advice: str = "delete it and run again", limit: int = JSON_LIMIT) -> Any:
+def refuse_constant(name: str) -> Any:
+    """Raises :class:`ValueError`: ``NaN`` and infinities are no JSON."""
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_json(
+    path: str | Path,
+    advice: str = "delete it and run again",
+    limit: int = JSON_LIMIT,
+    constant: Callable[[str], Any] = refuse_constant,
+) -> Any:
     """The value of a JSON file, strictly (:func:`parse_json`).
 
     Args:
         advice: Advice for a file that is not JSON.
+        constant: As for :func:`parse_json`.
 
     Raises:
         MechintError: as for :func:`read_regular` and :func:`parse_json`.
@@ -78,14 +89,20 @@ def read_json(path: str | Path, advice: str = "delete it and run again", limit: 
         text = read_regular(path, limit, "JSON file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MechintError(f"{path} is not valid JSON: byte {error.start} is not UTF-8; {advice}") from None
-    return parse_json(text, str(path), advice)
+    return parse_json(text, str(path), advice, constant)
 
 
-def parse_json(text: str, where: str, advice: str = "delete it and run again") -> Any:
+def parse_json(
+    text: str,
+    where: str,
+    advice: str = "delete it and run again",
+    constant: Callable[[str], Any] = refuse_constant,
+) -> Any:
     """The value of a JSON text, strictly: what comes back can be printed, compared and computed with.
 
     Args:
         where: The file (and line), for messages.
+        constant: Gives the value of ``NaN``, ``Infinity`` or ``-Infinity``, which JSON does not have.
 
     Raises:
         MechintError: the text is not JSON, is nested deeper than :data:`JSON_DEPTH`, holds NaN, an infinite number or
@@ -93,7 +110,7 @@ def parse_json(text: str, where: str, advice: str = "delete it and run again") -
     """
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite, object_pairs_hook=_once
+            text, parse_constant=constant, parse_int=_whole, parse_float=_finite, object_pairs_hook=_once
         )
         _check_json(value)
     except RecursionError:
@@ -101,10 +118,6 @@ def parse_json(text: str, where: str, advice: str = "delete it and run again") -
     except ValueError as error:
         raise MechintError(f"{where} is not valid JSON: {short(error)}; {advice}") from None
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _whole(digits: str) -> int:

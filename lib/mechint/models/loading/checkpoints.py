@@ -11,7 +11,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import MechintError, one_line, short
-from ...utils.files import check_regular, read_json, reading
+from ...utils.files import check_regular, read_json, reading, refuse_constant
 from ...utils.options import drawn_again
 from .gguf import read_gguf
 
@@ -103,7 +103,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_config(directory: Path) -> dict[str, Any] | None:
     """``config.json`` of a model directory, None where there is none."""
     path = directory / "config.json"
-    return _read_json_dict(path) if path.is_file() else None
+    return _read_json_dict(path, infinity) if path.is_file() else None
+
+
+def infinity(name: str) -> Any:
+    """The infinity that earlier releases of transformers write into a config.json, in the words of today's."""
+    return {"__float__": name} if name == "Infinity" else refuse_constant(name)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -170,8 +175,8 @@ def _only_file(directory: Path) -> Path:
     )
 
 
-def _read_json_dict(path: Path) -> dict[str, Any]:
-    value = read_json(path, "fetch it again", CONFIG_LIMIT)
+def _read_json_dict(path: Path, constant: Callable[[str], Any] = refuse_constant) -> dict[str, Any]:
+    value = read_json(path, "fetch it again", CONFIG_LIMIT, constant)
     if not isinstance(value, dict):
         raise MechintError(f"{path} holds a {type(value).__name__} where a JSON object should be; fetch it again")
     return value
