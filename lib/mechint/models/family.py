@@ -113,6 +113,8 @@ class Names:
         pieces: Tensors that a file holds in several.
         others: Patterns of other names that a file may have -> what stands there in those that are written.
         left_out: Pattern of the file's names that belong to no part of the language model; "" for none.
+        heads: What may stand in front of the head's names; the first is written.
+        constants: Pattern of the file's names of what is computed here (masks, say); "" for none.
     """
 
     bodies: tuple[str, ...] = ("model.",)
@@ -121,11 +123,13 @@ class Names:
     pieces: tuple[Pieces, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
     left_out: str = ""
+    heads: tuple[str, ...] = ("lm_head.",)
+    constants: str = ""
 
     def theirs(self, ours: str, body: str) -> str:
         """The file's name of a tensor of ours that is not fused."""
         if ours.startswith("lm_head."):
-            return ours
+            return self.heads[0] + ours.removeprefix("lm_head.")
         for pattern, new in self.renamed.items():
             ours = re.sub(pattern, new, ours)
         return body + ours

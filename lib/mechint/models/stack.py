@@ -35,6 +35,8 @@ class StackConfig:
     """True if the head is the embedding."""
     embed_scale: float = 1.0
     """Multiplies the embeddings."""
+    embed_scale_rounded: bool = False
+    """True if ``embed_scale`` has the precision of the embeddings (Gemma)."""
     logit_scale: float = 1.0
     """Multiplies the logits."""
     logit_cap: float = 0.0
@@ -160,8 +162,10 @@ class Stack(LanguageModel):
         return True
 
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
-        rows = accumulate(self.embed_tokens(tokens))
-        return at("embed", rows if self.config.embed_scale == 1.0 else rows * self.config.embed_scale)
+        rows, scale = accumulate(self.embed_tokens(tokens)), self.config.embed_scale
+        if self.config.embed_scale_rounded:
+            scale = float(torch.tensor(scale, dtype=self.embeddings.dtype))
+        return at("embed", rows if scale == 1.0 else rows * scale)
 
     def empty_cache(self, i: int, rows: int) -> LayerMemory:
         return cast(Layer, self.layers[i]).empty_cache(rows)

@@ -22,8 +22,9 @@ load_file = pytest.importorskip("safetensors.torch").load_file
 from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, plain_experts, promoted  # noqa: E402
 from tests.helpers.judges.hybrids import JUDGES as HYBRIDS  # noqa: E402
 from tests.helpers.judges.recurrent import JUDGES as RECURRENT  # noqa: E402
+from tests.helpers.judges.transformers import JUDGES as TRANSFORMERS  # noqa: E402
 
-JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS]}
+JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS, *TRANSFORMERS]}
 TIGHT = 1e-12
 """Of the largest entry, in float64."""
 SEEDS = range(6)

@@ -65,6 +65,27 @@ class ConfigReader:
             raise self._wrong(name, value, "number" + " above 0" * positive)
         return float(value)
 
+    def null(self, name: str) -> bool:
+        """True if the key is there and null: what it says is off, whatever is meant by a key that is not there."""
+        self.seen.add(name)
+        return name in self.raw and self.raw[name] is None
+
+    def heads(self, size: int = 0) -> dict[str, int]:
+        """Heads, those that have keys and values, and the dimensions of each: ``n_head``, ``n_kv_head``, ``d_head``.
+
+        Args:
+            size: Dimensions of a head where they are not said; 0 for an equal share of the stream.
+        """
+        n_head = self.size("num_attention_heads")
+        n_kv_head = self.size("num_key_value_heads", n_head)
+        if n_head % n_kv_head:
+            raise MechintError(
+                f"{self.where}: num_attention_heads is {n_head} and num_key_value_heads {n_kv_head}; the first must be "
+                "a multiple of the second"
+            )
+        d_head = self.size("head_dim", None) or size or self.size("hidden_size") // n_head
+        return {"n_head": n_head, "n_kv_head": n_kv_head, "d_head": d_head}
+
     def numbers(self, name: str, count: int, default: Sequence[float]) -> tuple[float, ...]:
         """A list of so many finite numbers."""
         value = self._value(name, list(default))
@@ -121,20 +142,42 @@ class ConfigReader:
             raise MechintError(f"{self.where}: {name} names {len(value)} layers, and the model has {count}; correct it")
         return [known[kind] for kind in value]
 
-    def rotation(self, size: int, default_theta: float = 10000.0, fraction: float = 1.0) -> Rotation:
+    def rotation(
+        self,
+        size: int,
+        default_theta: float = 10000.0,
+        fraction: float = 1.0,
+        *,
+        kind: str = "",
+        theta_name: str = "rope_theta",
+        part_name: str = "partial_rotary_factor",
+    ) -> Rotation:
         """The rotation of heads of ``size`` dimensions, from today's keys (rope_parameters) or the earlier ones.
 
         Args:
             default_theta, fraction: What the family has where nothing is said.
+            kind: Of layer, where each kind has a rotation of its own; the earlier scaling is of full attention alone.
+            theta_name, part_name: The earlier keys of the base and of the turned part of a head.
         """
         said: dict[str, Any] = {}
         for name in ("rope_scaling", "rope_parameters"):
             value = self._value(name, {})
             if not isinstance(value, Mapping):
                 raise self._wrong(name, value, "setting of a rotation")
+            if kind and name == "rope_parameters":
+                if odd := [key for key in value if key not in ("full_attention", "sliding_attention")]:
+                    raise MechintError(
+                        f"{self.where}: {name} has {shown(odd[0])}, and a {self.title} needs a section full_attention "
+                        "and a section sliding_attention there"
+                    )
+                value = value.get(kind) or {}
+                if not isinstance(value, Mapping):
+                    raise self._wrong(f"{name}.{kind}", value, "setting of a rotation")
+            elif kind == "sliding_attention":
+                continue
             said |= {key: item for key, item in value.items() if item is not None}
-        theta = said.pop("rope_theta", self._value("rope_theta", default_theta))
-        part = said.pop("partial_rotary_factor", self._value("partial_rotary_factor", fraction))
+        theta = said.pop("rope_theta", self._value(theta_name, default_theta))
+        part = said.pop("partial_rotary_factor", self._value(part_name, fraction))
         kind = said.pop("rope_type", said.pop("type", "default"))
         said.pop("type", None)
         numbers = {"rope_theta": theta, "partial_rotary_factor": part}

@@ -45,8 +45,14 @@ def build_stack(
     join_pieces(state, family, sizes, shapes, body, where)
     plan = family.names.plan(list(shapes), body, state)
     left_out = drop(state, family.names.left_out)
-    check_head(state, sizes.tied, family.names.theirs("embed_tokens.weight", body), where)
-    ignored = [name for name in state if name.endswith("rotary_emb.inv_freq")]  # older files hold what we compute
+    one_head(state, family.names)
+    check_head(state, sizes.tied, family.names, body, where)
+    constants = family.names.constants  # older files hold what we compute
+    ignored = [
+        name
+        for name in state
+        if name.endswith("rotary_emb.inv_freq") or (constants and re.fullmatch(constants, name.removeprefix(body)))
+    ]
     check_names(
         state.keys(), plan.keys(), ignored, f"{where} is not exactly a {family.title} of {sizes.n_layer} layers"
     )
@@ -108,17 +114,26 @@ def drop(state: dict[str, Tensor], pattern: str) -> str:
     return f"left out: {listing(gone)}" if gone else ""
 
 
-def check_head(state: dict[str, Tensor], tied: bool, embedding: str, where: str) -> None:
+def one_head(state: dict[str, Tensor], names: Names) -> None:
+    """Gives the head the first of its names, whichever it has."""
+    for other in names.heads[1:]:
+        for end in ("weight", "bias"):
+            if other + end in state and names.heads[0] + end not in state:
+                state[names.heads[0] + end] = state.pop(other + end)
+
+
+def check_head(state: dict[str, Tensor], tied: bool, names: Names, body: str, where: str) -> None:
     """Takes out a head that is the embedding; raises :class:`MechintError` where it is said to be and is not."""
-    head, rows = state.get("lm_head.weight"), state.get(embedding)
+    name = names.theirs("lm_head.weight", body)
+    head, rows = state.get(name), state.get(names.theirs("embed_tokens.weight", body))
     if not tied or head is None or rows is None:
         return
     if head.shape != rows.shape or not torch.equal(head, rows):
         raise MechintError(
-            f"{where}: the configuration says that the head is the embedding (tie_word_embeddings), and lm_head.weight "
+            f"{where}: the configuration says that the head is the embedding (tie_word_embeddings), and {name} "
             "has other numbers; correct the configuration, or remove the tensor"
         )
-    del state["lm_head.weight"]
+    del state[name]
 
 
 def to_hf_state_dict(family: StackFamily, model: Stack) -> dict[str, Tensor]:

@@ -23,16 +23,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "silu": F.silu,
         "gelu": F.gelu,
         "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "gelu_fast": lambda x: 0.5 * x * (1 + (0.7978845608 * x * (1 + 0.044715 * x * x)).tanh()),
         "relu": F.relu,
         "relu2": lambda x: F.relu(x).square(),
     }
 )
 """Activations by our name."""
 ACTIVATION_NAMES = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_fast",
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
 }  # fmt: skip
-"""Names in configurations -> ours."""
+"""Names in configurations -> ours; ``gelu_fast`` has ten digits of √(2/π)."""
+WRITTEN_ACTIVATIONS: Mapping[str, str] = MappingProxyType({"gelu_tanh": "gelu_pytorch_tanh"})
+"""Our names -> those in configurations, where they differ."""
 
 
 class MLP(Part):

@@ -1,0 +1,141 @@
+"""Transformers of attention and a feed-forward part: what their configurations have in common, and the usual layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ....utils.errors import MechintError
+from ...loading.config_reader import ConfigReader
+from ...parts.attention import Attention, Reading
+from ...parts.base import Branch, Layer
+from ...parts.feed_forward import WRITTEN_ACTIVATIONS, GatedMLP
+from ...parts.norms import RMSNorm
+from ...parts.rotation import Rotation
+from ...stack import StackConfig
+
+KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(StackConfig):
+    """Sizes and switches that most transformers have."""
+
+    n_head: int
+    n_kv_head: int
+    d_head: int
+    attention_bias: bool = False
+    """Biases of queries, keys and values."""
+    out_bias: bool = False
+    """Bias of the attention's output projection."""
+    rotation: Rotation
+    d_mlp: int
+    mlp_bias: bool = False
+    activation: str
+    norm_eps: float
+    windows: tuple[int, ...]
+    """Positions that each layer's attention reads, itself included; 0 for all before it."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each layer as configurations name it."""
+        return ["sliding_attention" if window else "full_attention" for window in self.windows]
+
+
+def read_sizes(raw: ConfigReader, *, eps: float = 1e-6, tied: bool = False, activation: str = "") -> dict[str, Any]:
+    """The fields that every transformer's configuration states alike.
+
+    Args:
+        eps, tied: What the family has where nothing is said.
+        activation: The family's own key of the activation, with a tanh GELU where nothing is said.
+    """
+    raw.ignore("max_position_embeddings")
+    act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
+    return {
+        "vocab_size": raw.size("vocab_size"),
+        "d_model": raw.size("hidden_size"),
+        "n_layer": raw.size("num_hidden_layers"),
+        "tied": raw.switch("tie_word_embeddings", tied),
+        "d_mlp": raw.size("intermediate_size"),
+        "activation": act,
+        "norm_eps": raw.number("rms_norm_eps", eps),
+    }
+
+
+def read_windows(raw: ConfigReader, n_layer: int, default: Sequence[str], window: int) -> tuple[int, ...]:
+    """The window of each layer, from ``layer_types``.
+
+    Args:
+        default: The kinds of the layers where they are not said.
+        window: Of the layers that have one; 0 where none is said.
+    """
+    kinds = raw.kinds("layer_types", KINDS, n_layer, default)
+    if "sliding" in kinds and not window:
+        raise MechintError(
+            f"{raw.where}: layer_types has sliding_attention, and no sliding window is said or switched on; correct it"
+        )
+    return tuple(window if kind == "sliding" else 0 for kind in kinds)
+
+
+def read_window(raw: ConfigReader, default: int) -> int:
+    """The key ``sliding_window``: 0 where it is null, and ``default`` where it is absent."""
+    return 0 if raw.null("sliding_window") else int(raw.size("sliding_window", default))
+
+
+def read_rotation(raw: ConfigReader, size: int, theta: float = 10000.0, kind: str = "") -> Rotation:
+    """The rotation of whole heads; the arguments are those of :meth:`ConfigReader.rotation`."""
+    rotation = raw.rotation(size, theta, kind=kind)
+    if rotation.size:
+        raise MechintError(f"{raw.where}: partial_rotary_factor is set, and a {raw.title} turns whole heads; remove it")
+    return rotation
+
+
+def attention(
+    c: TransformerConfig,
+    i: int,
+    norms: tuple[nn.Module, nn.Module] | None = None,
+    *,
+    rotation: Rotation | None = None,
+    whole_norms: bool = False,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Attention:
+    """The attention of a layer, with the window that the configuration gives it."""
+    return Attention(
+        c.d_model, c.n_head, c.n_kv_head, c.d_head, bias=c.attention_bias, out_bias=c.out_bias,
+        rotation=rotation or c.rotation, norms=norms, whole_norms=whole_norms, how=Reading(scale, cap, c.windows[i]),
+    )  # fmt: skip
+
+
+def pre_norm(c: TransformerConfig, i: int, norms: tuple[nn.Module, nn.Module] | None = None) -> Layer:
+    """Attention and a gated feed-forward part, a norm in front of each."""
+    modules = {
+        "input_layernorm": RMSNorm(c.d_model, c.norm_eps),
+        "self_attn": attention(c, i, norms),
+        "post_attention_layernorm": RMSNorm(c.d_model, c.norm_eps),
+        "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation, c.mlp_bias),
+    }
+    return Layer(
+        modules,
+        [Branch("input_layernorm", "ln_1", ("self_attn",))],
+        [Branch("post_attention_layernorm", "ln_2", ("mlp",))],
+    )
+
+
+def written(c: TransformerConfig, architecture: str) -> dict[str, Any]:
+    """What the ``config.json`` of every transformer has."""
+    return {
+        "architectures": [architecture], "model_type": c.family, "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "tie_word_embeddings": c.tied,
+        "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head, "head_dim": c.d_head,
+        "intermediate_size": c.d_mlp, "hidden_act": WRITTEN_ACTIVATIONS.get(c.activation, c.activation),
+        "rms_norm_eps": c.norm_eps, "rope_parameters": c.rotation.written(c.d_head),
+    }  # fmt: skip
+
+
+def last_norm(c: TransformerConfig) -> RMSNorm:
+    """The norm behind the last layer."""
+    return RMSNorm(c.d_model, c.norm_eps)

@@ -1,0 +1,128 @@
+"""GPT-NeoX (Black et al. 2022), which the Pythia models are: attention and feed-forward on one stream, or in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....utils.errors import MechintError
+from ...family import Fused, Names, StackFamily
+from ...loading.config_reader import ConfigReader
+from ...parts.attention import Attention
+from ...parts.base import Branch, Layer
+from ...parts.feed_forward import MLP, WRITTEN_ACTIVATIONS
+from ...parts.norms import LayerNorm
+from ...parts.rotation import Rotation
+from ...stack import Stack, StackConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTNeoXConfig(StackConfig):
+    """Sizes and switches of a GPT-NeoX."""
+
+    n_head: int
+    d_head: int
+    attention_bias: bool
+    rotation: Rotation
+    d_mlp: int
+    activation: str
+    norm_eps: float
+    parallel: bool
+    """True if both parts of a layer read the stream before it; False if the feed-forward part reads what attention
+    has added."""
+    family = "gpt_neox"
+
+
+def read(raw: ConfigReader) -> GPTNeoXConfig:
+    """The configuration of a ``config.json``."""
+    raw.ignore("max_position_embeddings classifier_dropout")
+    d_model, heads = raw.size("hidden_size"), raw.size("num_attention_heads")
+    if d_model % heads:
+        raise MechintError(
+            f"{raw.where}: hidden_size is {d_model} and num_attention_heads {heads}; the first must be a multiple of "
+            "the second"
+        )
+    raw.only("num_key_value_heads", heads)
+    raw.only("head_dim", d_model // heads)
+    return GPTNeoXConfig(
+        vocab_size=raw.size("vocab_size"),
+        d_model=d_model,
+        n_layer=raw.size("num_hidden_layers"),
+        tied=raw.switch("tie_word_embeddings", False),
+        n_head=heads,
+        d_head=d_model // heads,
+        attention_bias=raw.switch("attention_bias", True),
+        rotation=raw.rotation(
+            d_model // heads, fraction=0.25, theta_name="rotary_emb_base", part_name="rotary_pct"
+        ),
+        d_mlp=raw.size("intermediate_size"),
+        activation=raw.activation("hidden_act", "gelu"),
+        norm_eps=raw.number("layer_norm_eps", 1e-5),
+        parallel=raw.switch("use_parallel_residual", True),
+    )  # fmt: skip
+
+
+def layer(c: GPTNeoXConfig, i: int) -> Layer:
+    """Attention and a plain feed-forward part, a norm in front of each."""
+    norm = lambda: LayerNorm(c.d_model, c.norm_eps, bias=True)
+    modules = {
+        "input_layernorm": norm(),
+        "attention": Attention(
+            c.d_model, c.n_head, c.n_head, c.d_head, bias=c.attention_bias, out_bias=c.attention_bias,
+            rotation=c.rotation,
+        ),
+        "post_attention_layernorm": norm(),
+        "mlp": MLP(c.d_model, c.d_mlp, c.activation, bias=True),
+    }  # fmt: skip
+    first = Branch("input_layernorm", "ln_1", ("attention",))
+    second = Branch("post_attention_layernorm", "ln_2", ("mlp",))
+    return Layer(modules, [first, second]) if c.parallel else Layer(modules, [first], [second])
+
+
+def write(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json``."""
+    c = model.config
+    return {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "tie_word_embeddings": c.tied,
+        "num_attention_heads": c.n_head, "attention_bias": c.attention_bias, "intermediate_size": c.d_mlp,
+        "hidden_act": WRITTEN_ACTIVATIONS.get(c.activation, c.activation), "layer_norm_eps": c.norm_eps,
+        "use_parallel_residual": c.parallel,
+        # transformers turns a quarter where no part is said, and not the whole head
+        "rope_parameters": {"partial_rotary_factor": 1.0, **c.rotation.written(c.d_head)},
+    }  # fmt: skip
+
+
+def split(fused: Tensor, c: GPTNeoXConfig) -> Sequence[Tensor]:
+    """Queries, keys and values [H · d, …] of a tensor that has them head by head [H · 3 · d, …]."""
+    by_head = fused.unflatten(0, (c.n_head, 3, -1))
+    return [by_head[:, k].flatten(0, 1) for k in range(3)]
+
+
+def join(ours: Sequence[Tensor], c: GPTNeoXConfig) -> Tensor:
+    """The tensor with queries, keys and values head by head."""
+    return torch.stack([one.unflatten(0, (c.n_head, -1)) for one in ours], 1).flatten(0, 2)
+
+
+NAMES = Names(
+    ("gpt_neox.", ""),
+    {
+        r"^embed_tokens\.": "embed_in.",
+        r"^norm\.": "final_layer_norm.",
+        r"\.o_proj\.": ".dense.",
+        r"\.up_proj\.": ".dense_h_to_4h.",
+        r"\.down_proj\.": ".dense_4h_to_h.",
+    },
+    (Fused(("q_proj", "k_proj", "v_proj"), "query_key_value", split, join),),
+    heads=("embed_out.", "lm_head."),
+    constants=r"layers\.\d+\.attention\.(bias|masked_bias)",
+)
+FAMILIES = [
+    StackFamily(
+        "gpt_neox", "GPT-NeoX", read, layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write, NAMES
+    )
+]  # fmt: skip

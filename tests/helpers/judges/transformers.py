@@ -1,0 +1,91 @@
+"""Random small models of the families of attention and feed-forward parts alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import transformers as T
+
+from tests.helpers.judges.base import VOCABULARY, Judge
+
+
+def rotation(rng: random.Random, *, parts: tuple[float, ...] = ()) -> dict[str, Any]:
+    """A rotation of any kind that has an exact counterpart here."""
+    said: dict[str, Any] = {"rope_theta": rng.choice([100.0, 10000.0]), "rope_type": "default"}
+    if parts:
+        said["partial_rotary_factor"] = rng.choice(parts)
+    kind = rng.choice(["default", "linear", "llama3"])
+    if kind == "linear":
+        said |= {"rope_type": "linear", "factor": 4.0}
+    if kind == "llama3":
+        said |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                 "original_max_position_embeddings": 16}  # fmt: skip
+    return said
+
+
+def sizes(rng: random.Random, **more: Any) -> dict[str, Any]:
+    """What every configuration has."""
+    kv = rng.choice([1, 2])
+    found = {
+        "vocab_size": VOCABULARY, "num_hidden_layers": rng.randint(1, 3), "hidden_size": 8,
+        "intermediate_size": rng.choice([10, 14]), "num_attention_heads": kv * rng.choice([1, 2]),
+        "num_key_value_heads": kv, "tie_word_embeddings": rng.random() < 0.5,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+    }  # fmt: skip
+    return {**found, **more}
+
+
+def kinds(rng: random.Random, layers: int) -> list[str]:
+    return [rng.choice(["full_attention", "sliding_attention"]) for _ in range(layers)]
+
+
+def gpt_neox(rng: random.Random) -> Any:
+    said = sizes(rng, hidden_size=rng.choice([8, 16]), num_attention_heads=rng.choice([1, 2]))
+    del said["num_key_value_heads"]
+    config = T.GPTNeoXConfig(
+        **said, use_parallel_residual=rng.random() < 0.5, attention_bias=rng.random() < 0.5,
+        layer_norm_eps=rng.choice([1e-5, 1e-3]), hidden_act=rng.choice(["gelu", "gelu_fast", "gelu_new", "relu"]),
+        rope_parameters=rotation(rng, parts=(0.25, 0.5, 1.0)) if said["hidden_size"] == 16 else None,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    if said["hidden_size"] == 8:
+        config.rope_parameters["partial_rotary_factor"] = 0.5
+    return T.GPTNeoXForCausalLM(config)
+
+
+def qwen2(rng: random.Random) -> Any:
+    said, sliding = sizes(rng), rng.random() < 0.5
+    config = T.Qwen2Config(
+        **said, rope_parameters=rotation(rng), rms_norm_eps=rng.choice([1e-6, 1e-3]), use_sliding_window=sliding,
+        sliding_window=rng.randint(2, 5), max_window_layers=rng.randint(0, 2),
+        layer_types=kinds(rng, said["num_hidden_layers"]) if sliding and rng.random() < 0.5 else None,
+        hidden_act=rng.choice(["silu", "gelu"]),
+    )  # fmt: skip
+    return T.Qwen2ForCausalLM(config)
+
+
+def qwen3(rng: random.Random) -> Any:
+    said, sliding = sizes(rng, head_dim=rng.choice([4, 6])), rng.random() < 0.5
+    config = T.Qwen3Config(
+        **said, rope_parameters=rotation(rng), rms_norm_eps=rng.choice([1e-6, 1e-3]), use_sliding_window=sliding,
+        sliding_window=rng.randint(2, 5), max_window_layers=rng.randint(0, 2), attention_bias=rng.random() < 0.5,
+        layer_types=kinds(rng, said["num_hidden_layers"]) if sliding and rng.random() < 0.5 else None,
+    )  # fmt: skip
+    return T.Qwen3ForCausalLM(config)
+
+
+def mistral(rng: random.Random) -> Any:
+    config = T.MistralConfig(
+        **sizes(rng, head_dim=rng.choice([None, 4, 6])), rope_parameters=rotation(rng),
+        sliding_window=rng.choice([None, 3, 5]), rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.MistralForCausalLM(config)
+
+
+JUDGES = [
+    Judge("gpt_neox", gpt_neox),
+    Judge("qwen2", qwen2),
+    Judge("qwen3", qwen3),
+    Judge("mistral", mistral),
+]
