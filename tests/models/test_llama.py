@@ -113,10 +113,43 @@ def test_parity_with_transformers(sizes: dict[str, Any], seed: int) -> None:
         assert (gradient - correct).abs().max() <= 1e-4 * max(1, correct.abs().max()), name
 
 
+@pytest.mark.parametrize("scaling", ["linear", "llama3"])
+def test_a_stretched_rotation_is_that_of_transformers(scaling: str, tmp_path: Path) -> None:
+    """In float64 to 1e-12: Llama 3 stretches long wavelengths alone, and transformers' frequencies are made exact."""
+    transformers = pytest.importorskip("transformers")
+    from tests.helpers.judges.base import exact_frequencies, logits_of, randomise
+
+    said = {"rope_type": scaling, "rope_theta": 100.0, "factor": 8.0}
+    if scaling == "llama3":
+        said |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    config = transformers.LlamaConfig(
+        vocab_size=24, hidden_size=24, intermediate_size=14, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, rope_parameters=said, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(config).eval().double()
+    randomise(theirs, 1)
+    for module in theirs.modules():
+        exact_frequencies(module)
+    theirs.save_pretrained(tmp_path)
+    ours, ids = mechint.load(tmp_path, dtype="float64"), tokens(2, 20)
+    with torch.no_grad():
+        assert float((ours(ids) - logits_of(theirs, ids)).abs().max()) <= 1e-12
+    assert transformers.LlamaConfig(**hf_config(ours)).rope_parameters == theirs.config.rope_parameters
+
+
 def test_loading(tmp_path: Path) -> None:
-    for sizes in ({}, {"tied": False}, {"attention_bias": True, "mlp_bias": True, "rope_theta": 500.0}):
+    long = {"rope_factor": 8.0, "rope_low": 1.0, "rope_high": 3.0, "rope_original": 16}
+    for k, sizes in enumerate(
+        (
+            {},
+            {"tied": False},
+            {"attention_bias": True, "mlp_bias": True, "rope_theta": 500.0},
+            {"rope_factor": 4.0},
+            long,
+        )
+    ):
         model = tiny_llama(2, **sizes)
-        loaded = mechint.load(save_hf(model, tmp_path / str(len(sizes))))
+        loaded = mechint.load(save_hf(model, tmp_path / str(k)))
         assert loaded.config == model.config
         assert torch.equal(loaded(tokens(2, 9)), model(tokens(2, 9)))
 
@@ -131,7 +164,14 @@ def test_bad_checkpoints() -> None:
     assert "does not say how many heads" in refused(state, num_attention_heads=None)
     assert "can't be divided" in refused(state, num_attention_heads=5)
     assert "num_key_value_heads = 4, but the tensors have 2" in refused(state, num_key_value_heads=4)
-    assert "rope_type is 'llama3'" in refused(state, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4})
-    assert "model_type is 'qwen2'" in refused(state, model_type="qwen2")
+    assert "rope_type is 'yarn'" in refused(state, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert "its original_max_position_embeddings is None; it needs a number above 0" in refused(
+        state, rope_parameters={**llama3, "rope_theta": 1e4}
+    )
+    assert "the rotation: the configuration has factor = 2.0, which may change" in refused(
+        state, rope_parameters={"rope_type": "default", "factor": 2.0}
+    )
+    assert "model_type is 'stablelm'" in refused(state, model_type="stablelm")
     state["model.layers.1.mlp.up_proj.weight"] = torch.ones(3, 3)
     assert "model.layers.1.mlp.up_proj.weight is [3, 3] and should be [14, 10]" in refused(state)

@@ -25,6 +25,7 @@ from ..utils.errors import MechintError
 from .base import LanguageModel, outer_sites
 from .parts.attention import HEADS, NEURONS, SOURCES, LayerCache, LayerSites, layer_sites, read
 from .parts.norms import NoNorm, RMSNorm, tell_readers
+from .parts.rotation import Rotation
 
 LAYER_SITES: LayerSites = [
     ("resid_pre", RESIDUAL, ("d_model",)),
@@ -60,6 +61,13 @@ class LlamaConfig:
     d_head: int
     d_mlp: int
     rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+    """What wavelengths of the rotation are stretched by: the long ones where ``rope_original`` is set, else all."""
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    """Wavelengths above original / low are stretched, those below original / high are kept (Llama 3)."""
+    rope_original: int = 0
+    """Positions of the first training, for Llama 3's scaling."""
     attention_bias: bool = False
     mlp_bias: bool = False
     tied: bool = True
@@ -70,23 +78,16 @@ class LlamaConfig:
     """True if a norm follows the last layer."""
     family = "llama"
 
-
-def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """x [B, L, ·, d] turned by its positions t [L] (Su et al. 2021): m and m + d/2 are a pair, angle t · θ^(-2m/d)."""
-    d = x.shape[3]
-    wide = accumulate(x)
-    exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
-    frequencies = theta ** -(torch.arange(0, d, 2, device=x.device).to(exact) / d)  # [d/2]
-    angles = positions.to(exact)[:, None, None] * frequencies  # [L, 1, d/2]
-    cos, sin = angles.cos(), angles.sin()
-    first, second = wide.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    @property
+    def rotation(self) -> Rotation:
+        """How queries and keys are turned by their positions."""
+        return Rotation(self.rope_theta, 0, self.rope_factor, self.rope_low, self.rope_high, self.rope_original)
 
 
 class Attention(nn.Module):
     def __init__(self, c: LlamaConfig) -> None:
         super().__init__()
-        self.c = c
+        self.c, self.rotation = c, c.rotation
         self.q_proj = nn.Linear(c.d_model, c.n_head * c.d_head, bias=c.attention_bias)
         self.k_proj = nn.Linear(c.d_model, c.n_kv_head * c.d_head, bias=c.attention_bias)
         self.v_proj = nn.Linear(c.d_model, c.n_kv_head * c.d_head, bias=c.attention_bias)
@@ -98,8 +99,8 @@ class Attention(nn.Module):
         q = at("q", self.q_proj(n).unflatten(-1, size))  # [B, L, H, d]
         k = at("k", self.k_proj(n).unflatten(-1, size))  # [B, L, G, d]
         v = at("v", self.v_proj(n).unflatten(-1, size))  # [B, L, G, d]
-        q = at("q_rot", rotated(q, at.positions(q), self.c.rope_theta))
-        k = at("k_rot", rotated(k, at.positions(k), self.c.rope_theta))
+        q = at("q_rot", self.rotation.turn(q, at.positions(q)))
+        k = at("k_rot", self.rotation.turn(k, at.positions(k)))
         head_out, cache = read(q, k, v, cache, at)  # [B, L, H, d]
         return at("attn_out", self.o_proj(head_out.flatten(2))), cache
 

@@ -99,24 +99,23 @@ class Stack(LanguageModel):
 
     @functools.cached_property
     def local_sites(self) -> Collection[str]:  # type: ignore[override]
-        """Sites that are local in every part that has them, and the stream behind the last mixing step."""
-        mixes = {site.name for part in self.every_part if part.mixes for site in part.sites()}
-        local = [name for name in self.union("local") if name not in mixes or self.everywhere("local", name)]
-        return (*local, "resid_post")
-
-    def everywhere(self, what: str, name: str) -> bool:
-        """True if every part that has a site says this of it."""
-        having = [part for part in self.every_part if name in {site.name for site in part.sites()} | {part.out}]
-        return all(name in getattr(part, what) for part in having)
+        """Sites that are local in every layer that has them."""
+        found: dict[str, bool] = {}
+        for layer in cast("list[Layer]", list(self.layers)):
+            for name, local in layer.local_sites():
+                found[name] = found.get(name, True) and local
+        return tuple(name for name, local in found.items() if local)
 
     @functools.cached_property
     def late_sites(self) -> Mapping[str, tuple[str, str]]:  # type: ignore[override]
-        """Late sites of parts whose output is added as it is, where all layers that have them call the map alike."""
+        """Late sites of parts of a last step whose output is added as it is, where all layers that have them call the
+        map alike."""
         found: dict[str, set[tuple[str, str] | None]] = {}
         for layer in cast("list[Layer]", list(self.layers)):
-            for branch in (branch for step in layer.steps for branch in step):
+            for last, branch in [(step is layer.steps[-1], branch) for step in layer.steps for branch in step]:
                 for name in branch.parts:
                     part, plain = layer.parts[name], branch.scale == 1.0 and name not in branch.behind
+                    plain = plain and last
                     for site in {one.name for one in part.sites()} | {part.out}:
                         other, module = part.late.get(site, (None, ""))
                         said = None if other is None or not plain else (other, f"{name}.{module}" if module else "")

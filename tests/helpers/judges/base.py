@@ -102,24 +102,34 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def exact_frequencies(module: nn.Module) -> None:
-    """Makes a rotation's frequencies anew in float64: transformers holds them in float32."""
-    if not hasattr(module, "inv_freq") or not hasattr(module, "config"):
+    """Makes a rotation's frequencies anew in float64, and the embeddings' scale: transformers holds them in float32."""
+    if hasattr(module, "scalar_embed_scale"):
+        module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    if not hasattr(module, "config"):
         return
     config: Any = module.config
-    said = config.rope_parameters
+    for kind in ("", "full_attention", "sliding_attention"):
+        buffer = f"{kind}_inv_freq" if kind else "inv_freq"
+        if hasattr(module, buffer):
+            said = config.rope_parameters[kind] if kind else config.rope_parameters
+            setattr(module, buffer, frequencies(config, said, kind))
+
+
+def frequencies(config: Any, said: dict[str, Any], kind: str) -> Tensor:
+    """The frequencies of a rotation in float64."""
     if said.get("rope_type", "default") != "default":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+        of_kind = {"layer_type": kind} if kind else {}
         with promoted():
             torch.set_default_dtype(torch.float64)
             try:
-                module.inv_freq = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"))[0].double()
+                return ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"), **of_kind)[0].double()
             finally:
                 torch.set_default_dtype(torch.float32)
-        return
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = int(size * said.get("partial_rotary_factor", 1.0))
-    module.inv_freq = said["rope_theta"] ** -(torch.arange(0, turned, 2, dtype=torch.float64) / turned)
+    return said["rope_theta"] ** -(torch.arange(0, turned, 2, dtype=torch.float64) / turned)
 
 
 def logits_of(model: Any, tokens: Tensor) -> Tensor:

@@ -83,9 +83,65 @@ def mistral(rng: random.Random) -> Any:
     return T.MistralForCausalLM(config)
 
 
+def gemma2(rng: random.Random) -> Any:
+    """The eager attention: transformers' other ones leave the cap out."""
+    said = sizes(rng, head_dim=rng.choice([4, 6]))
+    config = T.Gemma2Config(
+        **said, rope_parameters=rotation(rng), sliding_window=rng.randint(2, 5),
+        query_pre_attn_scalar=rng.choice([4, 7]), layer_types=rng.choice([None, kinds(rng, said["num_hidden_layers"])]),
+        attention_bias=rng.random() < 0.5, attn_logit_softcapping=rng.choice([None, 0.5, 2.0]),
+        final_logit_softcapping=rng.choice([None, 0.75, 2.0]), rms_norm_eps=rng.choice([1e-6, 1e-3]),
+        attn_implementation="eager",
+    )  # fmt: skip
+    return T.Gemma2ForCausalLM(config)
+
+
+def gemma3(rng: random.Random) -> Any:
+    said = sizes(rng, head_dim=rng.choice([4, 6]))
+    config = T.Gemma3TextConfig(
+        **said, rope_parameters={"full_attention": rotation(rng), "sliding_attention": rotation(rng)},
+        sliding_window=rng.randint(2, 5), query_pre_attn_scalar=rng.choice([4, 7]),
+        layer_types=kinds(rng, said["num_hidden_layers"]), attention_bias=rng.random() < 0.5,
+        final_logit_softcapping=rng.choice([None, 0.75, 2.0]), rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.Gemma3ForCausalLM(config)
+
+
+def olmo2(rng: random.Random) -> Any:
+    config = T.Olmo2Config(
+        **sizes(rng, head_dim=rng.choice([4, 6])), rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.Olmo2ForCausalLM(config)
+
+
+def olmo3(rng: random.Random) -> Any:
+    said = sizes(rng)
+    config = T.Olmo3Config(
+        **said, rope_parameters={"full_attention": rotation(rng), "sliding_attention": rotation(rng)},
+        sliding_window=rng.randint(2, 5), layer_types=rng.choice([None, kinds(rng, said["num_hidden_layers"])]),
+        attention_bias=rng.random() < 0.5, rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.Olmo3ForCausalLM(config)
+
+
+def phi3(rng: random.Random) -> Any:
+    config = T.Phi3Config(
+        **sizes(rng, hidden_size=16), sliding_window=rng.choice([None, 3, 5]),
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": rng.choice([0.5, 1.0])},
+        rms_norm_eps=rng.choice([1e-5, 1e-3]),
+    )  # fmt: skip
+    return T.Phi3ForCausalLM(config)
+
+
 JUDGES = [
     Judge("gpt_neox", gpt_neox),
     Judge("qwen2", qwen2),
     Judge("qwen3", qwen3),
     Judge("mistral", mistral),
+    Judge("gemma2", gemma2),
+    Judge("gemma3_text", gemma3),
+    Judge("olmo2", olmo2),
+    Judge("olmo3", olmo3),
+    Judge("phi3", phi3),
 ]

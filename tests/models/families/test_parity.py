@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import mechint
+from mechint.interventions.sweep import sweep
 from mechint.models.families import declared
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.models.parts.base import Layer
@@ -23,6 +25,7 @@ from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, plai
 from tests.helpers.judges.hybrids import JUDGES as HYBRIDS  # noqa: E402
 from tests.helpers.judges.recurrent import JUDGES as RECURRENT  # noqa: E402
 from tests.helpers.judges.transformers import JUDGES as TRANSFORMERS  # noqa: E402
+from tests.helpers.sweeps import one_by_one  # noqa: E402
 
 JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS, *TRANSFORMERS]}
 TIGHT = 1e-12
@@ -187,6 +190,28 @@ def test_an_edit_at_any_site_is_the_same_whole_and_token_by_token(name: str, see
             generated = mechint.run(model, tokens[:, :3], edits=[])
             rest = mechint.run(model, tokens[:, 3:], edits=[edit], cache=generated.cache)
             assert error(rest.logits, whole[:, 3:]) <= TIGHT, site
+
+
+@pytest.mark.slow_except(QUICK)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_sweep_of_single_positions_is_one_run_for_each(name: str, seed: int, tmp_path: Path) -> None:
+    """Every site is edited at one position each; the sweep's short cuts change nothing, for all logits and the last."""
+    model, tokens = random_model(name, seed, tmp_path), prompt(length=7)
+    rng = random.Random(seed)
+    cells = []
+    for site in model.sites:
+        source = site.endswith((".scores", ".pattern"))
+        position = rng.randint(0, 6)
+        unit: Any = (0, rng.randint(0, position)) if source else 0
+        mode, value = ("add", 0.7) if source else rng.choice([("add", 0.7), ("scale", 0.4), ("replace", 0.3)])
+        units = None if rng.random() < 0.5 and not source else [unit]
+        cells.append([mechint.Edit(site, mode, value, positions=[position], units=units)])
+    found = sweep(model, tokens, cells)
+    expected = one_by_one(model, tokens, cells)
+    assert error(found, expected) <= TIGHT
+    last = torch.full((2, 1), 6)
+    assert error(sweep(model, tokens, cells, logits_at=last), expected[:, :, -1:]) <= TIGHT
 
 
 @pytest.mark.parametrize("name", JUDGES)

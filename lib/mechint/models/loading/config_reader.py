@@ -70,14 +70,15 @@ class ConfigReader:
         self.seen.add(name)
         return name in self.raw and self.raw[name] is None
 
-    def heads(self, size: int = 0) -> dict[str, int]:
+    def heads(self, size: int = 0, count: Any = NEEDED, with_keys: int = 0) -> dict[str, Any]:
         """Heads, those that have keys and values, and the dimensions of each: ``n_head``, ``n_kv_head``, ``d_head``.
 
         Args:
             size: Dimensions of a head where they are not said; 0 for an equal share of the stream.
+            count, with_keys: Heads, and those with keys, where they are not said; 0 for as many.
         """
-        n_head = self.size("num_attention_heads")
-        n_kv_head = self.size("num_key_value_heads", n_head)
+        n_head = self.size("num_attention_heads", count)
+        n_kv_head = self.size("num_key_value_heads", with_keys or n_head)
         if n_head % n_kv_head:
             raise MechintError(
                 f"{self.where}: num_attention_heads is {n_head} and num_key_value_heads {n_kv_head}; the first must be "
@@ -204,7 +205,7 @@ class ConfigReader:
 
     def inside(self, name: str, section: Mapping[str, Any], others: str) -> None:
         """Goes on with a section of the configuration; beside it only ``others`` and harmless keys may stand."""
-        self.ignore(f"{name} {others}")
+        self.ignore(f"{name} {others} tie_word_embeddings")
         outer = self.raw
         self.done()
         self.raw = {**{key: outer[key] for key in ("tie_word_embeddings",) if key in outer}, **section}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,9 +57,18 @@ KEYS = Keys(
     listed("max_position_embeddings pretraining_tp is_llama_config max_sequence_length"),
     r"Llama(Model|For\w+)",
 )
-ROTATION = Keys(
-    "Llama", frozenset({"rope_theta", "rope_type", "type"}), {"partial_rotary_factor": (1.0,), "factor": (1.0,)}
-)
+ROTATION = Keys("Llama", frozenset({"rope_theta", "rope_type", "type"}), {"partial_rotary_factor": (1.0,)})
+# LlamaConfig's fields of a scaled rotation, and their names in configurations, by the kind of scaling
+SCALINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"rope_factor": "factor"},
+    "llama3": {
+        "rope_factor": "factor",
+        "rope_low": "low_freq_factor",
+        "rope_high": "high_freq_factor",
+        "rope_original": "original_max_position_embeddings",
+    },
+}
 
 
 def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
@@ -73,19 +83,33 @@ def claims_of(config: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
         if config.get(name) is not None:
             if not isinstance(config[name], Mapping):
                 raise MechintError(f"{where}: {name} is {shown(config[name])}, which says no rotation; correct it")
-            refuse_unknown(config[name], ROTATION, config[name].keys(), f"{where}: {name}")
             rotation |= dict(config[name])
+    kind = rotation.get("rope_type", rotation.get("type"))
     switches = {
         "model_type": (config.get("model_type"), (None, "llama")),
         "hidden_act": (config.get("hidden_act"), (None, "silu", "swish")),
-        "rope_type": (rotation.get("rope_type", rotation.get("type")), (None, "default")),
+        "rope_type": (kind, (None, *SCALINGS)),
     }
     for name, (value, known) in switches.items():
         if value not in known:
             raise MechintError(
                 f"{where}: {name} is {shown(value)}, and our Llama has {known[1]!r} there; not supported"
             )
-    return read_norms(config, read_claims([config, rotation], CLAIMS, KINDS, where), where)
+    scaling = SCALINGS[kind or "default"]
+    other = {name: value for name, value in rotation.items() if name not in scaling.values()}
+    refuse_unknown(other, ROTATION, other.keys(), f"{where}: the rotation")
+    said = read_claims([config, rotation], CLAIMS, KINDS, where)
+    for field, name in scaling.items():
+        value = rotation.get(name)
+        whole = field == "rope_original"
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+        if not (1.0 if whole else 0.0) <= number < math.inf or not number:
+            raise MechintError(
+                f"{where}: the rotation is of the type {kind}, and its {name} is {shown(value)}; it needs a number "
+                "above 0"
+            )
+        said[field] = int(number) if whole else number
+    return read_norms(config, said, where)
 
 
 def expected_names(
@@ -153,6 +177,7 @@ def infer_config(
         tied=tied,
         rope_theta=float(said.get("rope_theta", 10000.0)),
         norm_eps=float(said.get("norm_eps", 1e-6)),
+        **{field: said[field] for field in SCALINGS["llama3"] if field in said},
     )
     return found, ours
 
@@ -173,6 +198,6 @@ def hf_config(model: Llama) -> dict[str, Any]:
         "model_type": "llama",
         **{CLAIMS[field][0]: getattr(c, field) for field in CLAIMS if field not in ("rope_theta", *NORM_KINDS)},
         **said_norms(c),
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_parameters": c.rotation.written(c.d_head),
         "hidden_act": "silu",
     }

@@ -245,10 +245,10 @@ class Attention(Part):
         k, v = self.k_proj(n), self.v_proj(n)
         k = k if self.key_scale == 1.0 else k * self.key_scale
         if self.normed and self.whole_norms:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(accumulate(q)), self.k_norm(accumulate(k))
         q, k = q.unflatten(-1, size), k.unflatten(-1, size)  # [B, L, H, d], [B, L, G, d]
         if self.normed and not self.whole_norms:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(accumulate(q)), self.k_norm(accumulate(k))
         # contiguous, as an edited tensor is: products of other strides may differ in the last bit
         q, k = at("q", q.contiguous()), at("k", k.contiguous())
         v = at("v", v.unflatten(-1, size).contiguous())  # [B, L, G, d]

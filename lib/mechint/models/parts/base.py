@@ -5,7 +5,7 @@ Axes: B batch, L position, D model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...interventions.sites import RESIDUAL
 from ...interventions.taps import Scope
 from ...interventions.unit_kinds import UnitKind
+from ...scan.checks import accumulate
 
 
 class PartSite(NamedTuple):
@@ -141,8 +142,27 @@ class Layer(nn.Module):
                 for name in branch.parts:
                     part = self.parts[name]
                     found += [*part.sites(), stream(part.out)]
-            found.append(stream("resid_post" if number == len(self.steps) - 1 else middle(number)))
+            found.append(stream(self.behind_step(number)))
         return found
+
+    def local_sites(self) -> Iterator[tuple[str, bool]]:
+        """Every site but ``resid_pre``, and whether no later position of this layer sees an edit of it.
+
+        That is so behind the last step in which positions read earlier ones, and in it where its part says so.
+        """
+        last = max((number for number, mixing in enumerate(self.mixing) if mixing), default=-1)
+        for number, step in enumerate(self.steps):
+            for branch in step:
+                if branch.site:
+                    yield branch.site, number > last
+                for part in (self.parts[name] for name in branch.parts):
+                    for site in (*(one.name for one in part.sites()), part.out):
+                        yield site, number >= last and site in part.local
+            yield self.behind_step(number), number >= last
+
+    def behind_step(self, number: int) -> str:
+        """The site of the residual stream behind a step."""
+        return "resid_post" if number == len(self.steps) - 1 else middle(number)
 
     def empty_cache(self, rows: int) -> LayerMemory:
         """The memory of every part before the first position."""
@@ -164,12 +184,12 @@ class Layer(nn.Module):
                     part = self.parts[name]
                     own = [one[name] for one in cache] if isinstance(cache, list) else cache[name]
                     out, memory[name] = part(n if part.mixes or not mixing else at.wanted(n), own, at)
-                    out = self[branch.behind[name]](out) if name in branch.behind else out
+                    out = self[branch.behind[name]](accumulate(out)) if name in branch.behind else out
                     out = at(part.out, out if branch.scale == 1.0 else out * branch.scale)
                     added = out if added is None else added + out
             assert added is not None
             r = (at.wanted(r) if mixing else r) + added
-            r = at("resid_post" if number == len(self.steps) - 1 else middle(number), r)
+            r = at(self.behind_step(number), r)
         return r, memory
 
 

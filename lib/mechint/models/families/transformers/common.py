@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ....utils.errors import MechintError
-from ...loading.config_reader import ConfigReader
+from ...loading.config_reader import NEEDED, ConfigReader
 from ...parts.attention import Attention, Reading
 from ...parts.base import Branch, Layer
 from ...parts.feed_forward import WRITTEN_ACTIVATIONS, GatedMLP
@@ -45,17 +45,19 @@ class TransformerConfig(StackConfig):
         return ["sliding_attention" if window else "full_attention" for window in self.windows]
 
 
-def read_sizes(raw: ConfigReader, *, eps: float = 1e-6, tied: bool = False, activation: str = "") -> dict[str, Any]:
+def read_sizes(
+    raw: ConfigReader, *, eps: float = 1e-6, tied: bool = False, activation: str = "", vocabulary: Any = NEEDED
+) -> dict[str, Any]:
     """The fields that every transformer's configuration states alike.
 
     Args:
-        eps, tied: What the family has where nothing is said.
+        eps, tied, vocabulary: What the family has where nothing is said.
         activation: The family's own key of the activation, with a tanh GELU where nothing is said.
     """
     raw.ignore("max_position_embeddings")
     act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
     return {
-        "vocab_size": raw.size("vocab_size"),
+        "vocab_size": raw.size("vocab_size", vocabulary),
         "d_model": raw.size("hidden_size"),
         "n_layer": raw.size("num_hidden_layers"),
         "tied": raw.switch("tie_word_embeddings", tied),

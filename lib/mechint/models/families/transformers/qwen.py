@@ -10,7 +10,16 @@ from ...loading.config_reader import ConfigReader
 from ...parts.base import Layer
 from ...parts.norms import RMSNorm
 from ...stack import Stack
-from .common import TransformerConfig, last_norm, pre_norm, read_rotation, read_sizes, read_window, read_windows, written
+from .common import (
+    TransformerConfig,
+    last_norm,
+    pre_norm,
+    read_rotation,
+    read_sizes,
+    read_window,
+    read_windows,
+    written,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
