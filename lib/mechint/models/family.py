@@ -183,6 +183,7 @@ class StackFamily:
         names: Of the tensors on disk.
         also: Other values of ``model_type`` that are this family.
         model: The class, where it is more than a stack.
+        knows: True of a configuration without ``model_type`` that is this family's; None where there are none.
     """
 
     name: str
@@ -194,6 +195,7 @@ class StackFamily:
     names: Names = Names()
     also: tuple[str, ...] = ()
     model: type[Stack] = Stack
+    knows: Callable[[Mapping[str, Any]], bool] | None = None
 
     def build(self, config: Any) -> Stack:
         """The model with its initial weights; without memory on the meta device."""

@@ -121,7 +121,7 @@ def test_other_families_are_refused_by_name(state: State) -> None:
     assert "holds a GPT-2 model, and this configuration is for mamba" in refused(gpt2, expect_family="mamba")
     assert "this configuration is for gpt2" in refused(state, expect_family="gpt2")
     mamba2 = {"backbone.layers.0.mixer.A_log": torch.ones(4), "backbone.layers.0.mixer.dt_bias": torch.ones(4)}
-    assert "holds a Mamba-2 model, which is not supported yet" in refused(mamba2)
+    assert "holds a Mamba-2 model, or a hybrid with its mixers" in refused(mamba2)
     assert "no model of a known family; its tensors are 1 (model.embed.weight)" in refused(
         {"model.embed.weight": torch.ones(2)}
     )
@@ -133,7 +133,7 @@ def test_other_families_are_refused_by_name(state: State) -> None:
         ({"model_type": "falcon_mamba"}, "lacks hidden_size, which a Falcon-Mamba needs"),
         ({"mixer_rms_eps": 1e-6}, "FalconMamba"),
         ({"model_type": "mamba", "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "Mamba2"),
+        ({"ssm_cfg": {"layer": "Mamba2"}}, "Mamba-2"),
         ({"d_intermediate": 64}, "d_intermediate is 64"),
         ({"attn_layer_idx": [3]}, "attn_layer_idx"),
         ({"rms_norm": False}, "rms_norm"),

@@ -147,7 +147,10 @@ def build(
     if expect_family is not None and name != expect_family:
         raise wrong_family(where, family.title, expect_family)
     if family.build is None:
-        raise MechintError(f"{where} holds a {family.title} model, which is not supported yet by this version")
+        raise MechintError(
+            f"{where} holds a {family.title} model, or a hybrid with its mixers; which, and with how many groups and "
+            "states, its tensors do not tell: put its config.json beside it"
+        )
     if config is not None:
         config = {str(key): value for key, value in config.items()}
         plain_values(config, where)
@@ -173,6 +176,8 @@ def declared_family(config: Mapping[str, Any] | None, described: Collection[str]
         MechintError: a model's own configuration names a family that is not known here.
     """
     named = (config or {}).get("model_type")
+    if config is not None and named is None:
+        return next((family for family in declared().values() if family.knows and family.knows(config)), None)
     if not isinstance(named, str) or (named in FAMILIES and FAMILIES[named].build is not None):
         return None
     if named in declared():

@@ -1,11 +1,13 @@
-"""Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), as transformers writes it; one mixer a layer."""
+"""Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), as transformers and its authors write it; one mixer a layer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....utils.errors import MechintError
 from ...family import Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.base import Branch, Layer
@@ -36,7 +38,9 @@ class Mamba2Config(StackConfig):
 
 
 def read(raw: ConfigReader) -> Mamba2Config:
-    """The configuration of a ``config.json``."""
+    """The configuration of a ``config.json``, of transformers or of the authors."""
+    if of_authors(raw.raw):
+        return read_authors(raw)
     raw.ignore(
         "time_step_rank time_step_min time_step_max time_step_floor rescale_prenorm_residual chunk_size "
         "residual_in_fp32"
@@ -60,6 +64,50 @@ def read(raw: ConfigReader) -> Mamba2Config:
         proj_bias=raw.switch("use_bias", False),
         norm_eps=raw.number("layer_norm_epsilon", 1e-5),
         dt_limits=raw.limits("time_step_limit"),
+    )
+
+
+def of_authors(config: Mapping[str, Any]) -> bool:
+    """True of a configuration as the authors' program writes it (state-spaces/mamba2-*)."""
+    section = config.get("ssm_cfg")
+    return isinstance(section, Mapping) and section.get("layer") == "Mamba2"
+
+
+def read_authors(raw: ConfigReader) -> Mamba2Config:
+    """The configuration as the authors' program writes it, whose mixer is a section; only what differs is said there.
+
+    The rows of the embedding are filled up to a multiple, as the file's are.
+    """
+    raw.ignore("residual_in_fp32 fused_add_norm attn_cfg")
+    raw.only("rms_norm", True)
+    raw.only("d_intermediate", 0)
+    raw.only("attn_layer_idx", [])
+    d_model, vocabulary = raw.size("d_model"), raw.size("vocab_size")
+    multiple = raw.size("pad_vocab_size_multiple", 8)
+    n_layer, tied = raw.size("n_layer"), raw.switch("tie_embeddings", True)
+    raw.inside("ssm_cfg", raw.raw["ssm_cfg"], "")
+    raw.ignore("layer conv_init A_init_range dt_min dt_max dt_init_floor chunk_size use_mem_eff_path")
+    raw.only("rmsnorm", True)
+    raw.only("norm_before_gate", False)
+    raw.only("D_has_hdim", False)
+    inner, size = raw.size("expand", 2) * d_model, raw.size("headdim", 64)
+    raw.only("d_ssm", inner)
+    if inner % size:
+        raise MechintError(f"{raw.where}: a mixer of the width {inner} has no heads of the width {size}; correct it")
+    return Mamba2Config(
+        vocab_size=-(-vocabulary // multiple) * multiple,
+        d_model=d_model,
+        n_layer=n_layer,
+        tied=tied,
+        n_head=inner // size,
+        d_head=size,
+        d_state=raw.size("d_state", 128),
+        n_groups=raw.size("ngroups", 1),
+        d_conv=raw.size("d_conv", 4),
+        conv_bias=raw.switch("conv_bias", True),
+        proj_bias=raw.switch("bias", False),
+        norm_eps=1e-5,
+        dt_limits=raw.limits("dt_limit"),
     )
 
 
@@ -89,6 +137,10 @@ def write(model: Stack) -> dict[str, Any]:
 FAMILIES = [
     StackFamily(
         "mamba2", "Mamba-2", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
-        Names(("backbone.", ""), {r"^embed_tokens\.": "embeddings.", r"^norm\.": "norm_f."}),
+        Names(
+            ("backbone.", ""), {r"^embed_tokens\.": "embeddings.", r"^norm\.": "norm_f."},
+            others={r"^backbone\.embedding\.": "backbone.embeddings."},
+        ),
+        knows=of_authors,
     )
 ]  # fmt: skip
