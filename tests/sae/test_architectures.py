@@ -331,5 +331,5 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         sae.load(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(MechintError, match="files that are no dictionary"):
+    with pytest.raises(MechintError, match="files that are not a dictionary"):
         sae.save(learned("topk", 2).fold(1.0), tmp_path / "other")

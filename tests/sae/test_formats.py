@@ -162,7 +162,7 @@ def test_other_broken_files(tmp_path: Path) -> None:
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
-    with pytest.raises(MechintError, match="holds files that are no dictionary"):
+    with pytest.raises(MechintError, match="holds files that are not a dictionary"):
         sae.save_dictionary_learning(example("relu", 0), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 

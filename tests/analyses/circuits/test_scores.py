@@ -104,25 +104,27 @@ def pruning(**changes: Any) -> dict[str, Any]:
 def test_how_a_circuit_was_pruned_is_said() -> None:
     whole = how_pruned(pruning(), 0.9)
     assert "kept 40 units, with a held-out faithfulness of 0.910; removing" in whole and "left 30, with 0.950" in whole
-    assert whole.endswith("no single unit can go, and none of the exchanges that were tried (1,200) makes it smaller.")
+    assert whole.endswith("and none of the 1,200 exchanges that were tried makes the circuit smaller.")
     missed = how_pruned(pruning(faithfulness_discovery_searched=0.899), 0.9)
     assert missed.startswith("No unit was removed") and "0.899, below the target 0.9." in missed
     bound = how_pruned(pruning(whole=False), 0.9)
-    assert bound.endswith("no single unit can go; exchanges stopped at the bound of its work, 5,000 circuits measured.")
+    assert bound.endswith("exchanges stopped at the limit of work, 5,000 measured circuits.")
     short = how_pruned(pruning(whole=False, minimal=False), 0.9)
-    assert "It stopped at the bound of its work, 5,000 circuits measured, so a smaller circuit" in short
-    assert how_pruned(pruning(minimal=False), 0.9).endswith("may be found by the same steps.")
+    assert (
+        "stopped at the limit of work, 5,000 measured circuits, so the same steps may find a smaller circuit" in short
+    )
+    assert how_pruned(pruning(minimal=False), 0.9).endswith("or a better one of this size.")
     sized = how_pruned(pruning(faithfulness_discovery_searched=0.1), float("inf"))
-    assert "put 3 others into the circuit" in sized and sized.endswith("makes it more like the model.")
+    assert "replaced 3 units" in sized and sized.endswith("makes the circuit more faithful.")
 
 
 def test_searches_that_went_back_and_rankings_are_said() -> None:
     assert went_back(0, 3, True) == ""
-    assert went_back(1, 3, False).startswith("1 of 3 searches") and "than the attribution's order" in went_back(
+    assert went_back(1, 3, False).startswith("1 of 3 searches") and "than the order of attribution" in went_back(
         1, 3, False
     )
     assert "than the order" in went_back(2, 3, True)
     ranked = lambda metric: how_ranked({"metric": "kl", "ranking": {
         "units": 1500, "method": "m", "meaning": "what", "source": "who", "metric": metric}})  # fmt: skip
     assert "1,500 units with the highest scores of the method m: what (who)." in ranked("kl")
-    assert ranked("kl") == ranked(None) and "Its scores are of loss, and not of kl" in ranked("loss")
+    assert ranked("kl") == ranked(None) and "Its scores measure loss, not kl" in ranked("loss")

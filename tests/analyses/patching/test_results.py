@@ -74,7 +74,7 @@ def test_effects_stay_in_the_metric_where_the_twins_may_change_nothing() -> None
     for part, at in zip(done.found, (slice(0, 3), slice(3, 8)), strict=True):
         part["corrupted"] = torch.from_numpy(CLEAN + np.array([0.1, -0.1] * 4))[at]
     sections, metrics, notes = numbers(done)
-    assert sections["scale"] == "metric" and any("may" in n or "do not hurt for certain" in n for n in notes)
+    assert sections["scale"] == "metric" and any("may" in n or "do not certainly lower" in n for n in notes)
     assert sections["flow"]["paths"][0]["value"][0][0] == pytest.approx(values["flow"][0, 0, 0, USED].mean())
     guess = values["necessary u estimates"][:, USED].mean(1)
     assert sections["units"][1]["necessary"]["estimate"] == pytest.approx(guess.tolist())
