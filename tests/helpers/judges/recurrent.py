@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import torch
 import transformers as T
 
 from tests.helpers.judges.base import VOCABULARY, Judge
@@ -48,8 +49,25 @@ def qwen3_5(rng: random.Random) -> Any:
     return T.Qwen3_5ForCausalLM(T.Qwen3_5TextConfig(**qwen_sizes(rng)))
 
 
+def qwen3_5_moe(rng: random.Random) -> Any:
+    sizes = {name: value for name, value in qwen_sizes(rng).items() if name != "intermediate_size"}
+    return T.Qwen3_5MoeForCausalLM(T.Qwen3_5MoeTextConfig(**sizes, **qwen_experts(rng)))
+
+
 def qwen3_next(rng: random.Random) -> Any:
-    return T.Qwen3NextForCausalLM(T.Qwen3NextConfig(**qwen_sizes(rng), num_experts=0))
+    dense = [layer for layer in range(3) if rng.random() < 0.3]
+    config = T.Qwen3NextConfig(
+        **{**qwen_sizes(rng), **qwen_experts(rng)}, decoder_sparse_step=rng.choice([1, 1, 2]), mlp_only_layers=dense,
+        norm_topk_prob=rng.random() < 0.5,
+    )  # fmt: skip
+    return T.Qwen3NextForCausalLM(config)
+
+
+def qwen_experts(rng: random.Random) -> dict[str, Any]:
+    return {
+        "num_experts": rng.choice([3, 4]), "num_experts_per_tok": rng.choice([1, 2, 3]),
+        "moe_intermediate_size": rng.choice([5, 8]), "shared_expert_intermediate_size": rng.choice([4, 7]),
+    }  # fmt: skip
 
 
 def qwen_sizes(rng: random.Random) -> dict[str, Any]:
@@ -101,17 +119,25 @@ def lfm2(rng: random.Random) -> Any:
 
 def kimi_linear(rng: random.Random) -> Any:
     kinds = [rng.choice(["linear_attention", "full_attention"]) for _ in range(rng.randint(1, 3))]
-    heads = rng.choice([1, 2])
+    heads, groups = rng.choice([1, 2]), rng.choice([1, 2])
     config = T.KimiLinearConfig(
         vocab_size=VOCABULARY, hidden_size=rng.choice([8, 12]), intermediate_size=rng.choice([10, 14]),
         num_hidden_layers=len(kinds), num_attention_heads=heads, num_key_value_heads=heads, layer_types=kinds,
-        mlp_layer_types=["dense"] * len(kinds), kv_lora_rank=rng.choice([3, 5]), q_lora_rank=rng.choice([None, 4]),
+        mlp_layer_types=[rng.choice(["dense", "sparse"]) for _ in kinds], num_local_experts=groups * rng.choice([2, 3]),
+        n_group=groups, topk_group=rng.choice([1, groups]), num_experts_per_tok=rng.choice([1, 2]),
+        moe_intermediate_size=rng.choice([5, 8]), n_shared_experts=rng.choice([1, 2]),
+        norm_topk_prob=rng.random() < 0.5, routed_scaling_factor=rng.choice([1.0, 2.5]),
+        kv_lora_rank=rng.choice([3, 5]), q_lora_rank=rng.choice([None, 4]),
         qk_nope_head_dim=rng.choice([3, 4]), qk_rope_head_dim=rng.choice([2, 4]), v_head_dim=rng.choice([3, 5]),
         linear_num_heads=rng.choice([1, 2]), linear_head_dim=rng.choice([3, 4]), attention_bias=rng.random() < 0.5,
         linear_conv_kernel_dim=rng.randint(2, 4),
         rms_norm_eps=rng.choice([1e-5, 1e-3]), pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
-    return T.KimiLinearForCausalLM(config)
+    model = T.KimiLinearForCausalLM(config)
+    for name, correction in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            correction.copy_(torch.randn(correction.shape) * 0.2)
+    return model
 
 
 def falcon_mamba(rng: random.Random) -> Any:
@@ -130,7 +156,8 @@ def jamba(rng: random.Random) -> Any:
     config = T.JambaConfig(
         vocab_size=VOCABULARY, hidden_size=rng.choice([8, 16]), intermediate_size=rng.choice([10, 14]),
         num_hidden_layers=rng.randint(1, 3), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
-        attn_layer_period=period, attn_layer_offset=rng.randrange(period), num_experts=1,
+        attn_layer_period=period, attn_layer_offset=rng.randrange(period), num_experts=rng.choice([1, 3, 4]),
+        num_experts_per_tok=rng.choice([1, 2, 3]), expert_layer_period=rng.choice([1, 2]), expert_layer_offset=0,
         mamba_d_state=rng.randint(1, 6), mamba_d_conv=rng.randint(2, 4), mamba_expand=rng.choice([1, 2]),
         mamba_dt_rank=rng.choice(["auto", 2, 3]), mamba_conv_bias=rng.random() < 0.5,
         mamba_proj_bias=rng.random() < 0.5, tie_word_embeddings=rng.random() < 0.5,
@@ -143,6 +170,7 @@ JUDGES = [
     Judge("mamba2", mamba2),
     Judge("falcon_h1", falcon_h1),
     Judge("qwen3_5", qwen3_5),
+    Judge("qwen3_5_moe", qwen3_5_moe),
     Judge("qwen3_next", qwen3_next),
     # its files cut the convolution into three equal pieces, whatever the sizes of keys and values
     Judge("olmo_hybrid", olmo_hybrid, cut_anywhere=tuple(f"{one}_conv1d.weight" for one in "qkv")),

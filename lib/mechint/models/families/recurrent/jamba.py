@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....utils.errors import MechintError
-from ...family import Names, StackFamily
+from ...family import Names, StackFamily, stacked
 from ...loading.config_reader import ConfigReader
 from ...parts.attention import Attention
 from ...parts.base import Branch, Layer
+from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.mamba1 import Mamba1Mixer
 from ...parts.norms import RMSNorm
 from ...stack import Stack, StackConfig
+
+NO_CHOICE = Routing(1)
+"""The routing where there are no experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,19 @@ class JambaConfig(StackConfig):
     conv_bias: bool
     proj_bias: bool
     norm_eps: float
+    mixed: tuple[bool, ...] = ()
+    """True for each layer whose feed-forward part is a mixture of experts."""
+    experts_every: tuple[int, int] = (2, 1)
+    """Layers from one mixture of experts to the next, and the first that has one."""
+    experts: int = 1
+    routing: Routing = NO_CHOICE
     family = "jamba"
 
 
 def read(raw: ConfigReader) -> JambaConfig:
     """The configuration of a ``config.json``."""
     raw.ignore("max_position_embeddings router_aux_loss_coef use_mamba_kernels use_mambapy use_associative_scan "
-               "num_logits_to_keep calc_logits_for_entire_prompt n_ctx num_experts_per_tok")  # fmt: skip
+               "num_logits_to_keep calc_logits_for_entire_prompt n_ctx output_router_logits")  # fmt: skip
     raw.only("mamba_inner_layernorms", True)
     d_model, n_layer, heads = raw.size("hidden_size"), raw.size("num_hidden_layers"), raw.size("num_attention_heads")
     every = spaced(raw, "attn_layer", 8, 4)
@@ -51,7 +61,6 @@ def read(raw: ConfigReader) -> JambaConfig:
             raise MechintError(f"{raw.where}: {name} says otherwise than attn_layer_period and attn_layer_offset")
     if "mamba" in kinds:
         raw.only("hidden_act", "silu", "swish")  # it is the activation behind the convolution, too
-    dense_only(raw, n_layer)
     return JambaConfig(
         vocab_size=raw.size("vocab_size"),
         d_model=d_model,
@@ -70,6 +79,7 @@ def read(raw: ConfigReader) -> JambaConfig:
         conv_bias=raw.switch("mamba_conv_bias", True),
         proj_bias=raw.switch("mamba_proj_bias", False),
         norm_eps=raw.number("rms_norm_eps", 1e-6),
+        **read_experts(raw, n_layer),
     )
 
 
@@ -83,13 +93,16 @@ def spaced(raw: ConfigReader, name: str, period: int, offset: int) -> tuple[int,
     return found
 
 
-def dense_only(raw: ConfigReader, n_layer: int) -> None:
-    """Refuses a configuration that has a mixture of experts in some layer."""
-    period, offset = spaced(raw, "expert_layer", 2, 1)
-    experts = raw.size("num_experts", 16)
-    mixed = [i for i in range(n_layer) if i % period == offset]
-    if experts > 1 and mixed:
-        raise MechintError(f"{raw.where}: layer {mixed[0]} has a mixture of {experts} experts; not supported")
+def read_experts(raw: ConfigReader, n_layer: int) -> dict[str, Any]:
+    """The fields of the mixtures of experts, and the layers that have one."""
+    every, experts, chosen = spaced(raw, "expert_layer", 2, 1), raw.size("num_experts", 16), 1
+    mixed = tuple(experts > 1 and i % every[0] == every[1] for i in range(n_layer))
+    if any(mixed):
+        chosen = raw.size("num_experts_per_tok", 2)
+    if chosen > experts:
+        raise MechintError(f"{raw.where}: num_experts_per_tok = {chosen}, and there are {experts} experts; correct it")
+    raw.ignore("num_experts_per_tok")
+    return {"mixed": mixed, "experts_every": every, "experts": experts, "routing": Routing(chosen)}
 
 
 def layer(c: JambaConfig, i: int) -> Layer:
@@ -105,8 +118,11 @@ def layer(c: JambaConfig, i: int) -> Layer:
                 inner_norm=norm, depth=c.n_layer,
             )
         }  # fmt: skip
+    feed_forward = GatedMLP(c.d_model, c.d_mlp, c.activation) if not c.mixed[i] else MixtureOfExperts(
+        c.d_model, c.d_mlp, c.experts, c.routing, c.activation
+    )  # fmt: skip
     modules = {"input_layernorm": norm(c.d_model), **mixer, "pre_ff_layernorm": norm(c.d_model),
-               "feed_forward": GatedMLP(c.d_model, c.d_mlp, c.activation)}  # fmt: skip
+               "feed_forward": feed_forward}  # fmt: skip
     return Layer(
         modules,
         [Branch("input_layernorm", "ln_1", tuple(mixer))],
@@ -125,13 +141,21 @@ def write(model: Stack) -> dict[str, Any]:
         "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head, "intermediate_size": c.d_mlp,
         "hidden_act": c.activation, "mamba_expand": c.d_inner // c.d_model, "mamba_d_state": c.d_state,
         "mamba_d_conv": c.d_conv, "mamba_dt_rank": c.dt_rank, "mamba_conv_bias": c.conv_bias,
-        "mamba_proj_bias": c.proj_bias, "rms_norm_eps": c.norm_eps, "num_experts": 1, **own_head,
+        "mamba_proj_bias": c.proj_bias, "rms_norm_eps": c.norm_eps, "num_experts": c.experts,
+        "num_experts_per_tok": c.routing.chosen, "expert_layer_period": c.experts_every[0],
+        "expert_layer_offset": c.experts_every[1], **own_head,
     }  # fmt: skip
 
 
 FAMILIES = [
     StackFamily(
         "jamba", "Jamba", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
-        Names(renamed={r"^norm\.": "final_layernorm."}),
+        Names(
+            renamed={r"^norm\.": "final_layernorm."},
+            fused=(
+                stacked(["experts.*.gate_proj", "experts.*.up_proj"], "experts.gate_up_proj", True, True),
+                stacked(["experts.*.down_proj"], "experts.down_proj", True, True),
+            ),
+        ),
     )
 ]  # fmt: skip

@@ -9,13 +9,16 @@ from typing import Any
 from ....utils.errors import MechintError, shown
 from ...family import Names, Pieces, StackFamily
 from ...loading.config_reader import ConfigReader
-from ...parts.base import Branch, Layer
+from ...parts.base import Branch, Layer, Part
 from ...parts.delta import KimiDelta
+from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.latent_attention import LatentAttention
 from ...parts.norms import RMSNorm
 from ...stack import Stack, StackConfig
 
+NO_CHOICE = Routing(1, "sigmoid")
+"""The routing where there are no experts."""
 KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 
 
@@ -43,6 +46,14 @@ class KimiLinearConfig(StackConfig):
     """Width of a head's keys and values in the delta rules."""
     d_conv: int
     norm_eps: float
+    mixed: tuple[bool, ...] = ()
+    """True for each layer whose feed-forward part is a mixture of experts."""
+    experts: int = 0
+    routing: Routing = NO_CHOICE
+    d_expert: int = 0
+    """Neurons of an expert."""
+    d_shared: int = 0
+    """Neurons of the expert that every token goes through."""
     family = "kimi_linear"
 
 
@@ -59,7 +70,6 @@ def read(raw: ConfigReader) -> KimiLinearConfig:
     own, shared = raw.size("qk_nope_head_dim"), raw.size("qk_rope_head_dim")
     raw.only("qk_head_dim", own + shared)
     linear, kinds = linear_attention(raw, n_layer)
-    dense_only(raw, n_layer)
     return KimiLinearConfig(
         vocab_size=raw.size("vocab_size"),
         d_model=raw.size("hidden_size"),
@@ -78,6 +88,7 @@ def read(raw: ConfigReader) -> KimiLinearConfig:
         delta_size=linear["linear_head_dim"],
         d_conv=linear["linear_conv_kernel_dim"],
         norm_eps=raw.number("rms_norm_eps", 1e-5),
+        **read_experts(raw, n_layer),
     )
 
 
@@ -114,16 +125,39 @@ def linear_attention(raw: ConfigReader, n_layer: int) -> tuple[dict[str, int], l
     return sizes, raw.kinds("layer_types", KINDS, n_layer, default)
 
 
-def dense_only(raw: ConfigReader, n_layer: int) -> None:
-    """Refuses a configuration that has a mixture of experts in some layer."""
+def read_experts(raw: ConfigReader, n_layer: int) -> dict[str, Any]:
+    """The fields of the mixtures of experts, and the layers that have one."""
     first = raw.size("first_k_dense_replace", 1, least=0)
     default = ["dense" if i < first else "sparse" for i in range(n_layer)]
     kinds = raw.kinds("mlp_layer_types", {"dense": "dense", "sparse": "sparse"}, n_layer, default)
-    if "sparse" in kinds:
-        raise MechintError(f"{raw.where}: layer {kinds.index('sparse')} has a mixture of experts; not supported")
-    raw.ignore("moe_intermediate_size num_experts num_experts_per_token num_experts_per_tok num_shared_experts "
-               "moe_renormalize routed_scaling_factor num_expert_group topk_group moe_layer_freq use_grouped_topk "
-               "moe_router_activation_func norm_topk_prob n_group n_shared_experts num_local_experts")  # fmt: skip
+    mixed = tuple(kind == "sparse" for kind in kinds)
+    raw.ignore("output_router_logits")
+    raw.only("moe_layer_freq", 1)
+    raw.only("use_grouped_topk", True)
+    raw.only("moe_router_activation_func", "sigmoid")
+    if "sparse" not in kinds:
+        raw.ignore("moe_intermediate_size num_experts num_experts_per_token num_shared_experts moe_renormalize "
+                   "routed_scaling_factor num_expert_group topk_group")  # fmt: skip
+        return {"mixed": mixed}
+    experts, groups = raw.size("num_experts"), raw.size("num_expert_group", 1)
+    chosen, chosen_groups = raw.size("num_experts_per_token"), raw.size("topk_group", 1)
+    if experts % groups or experts // groups < 2 or chosen_groups > groups:
+        raise MechintError(
+            f"{raw.where}: {experts} experts can't stand in {groups} groups of two or more, of which {chosen_groups} "
+            "are chosen; correct num_experts, num_expert_group or topk_group"
+        )
+    if chosen > chosen_groups * (experts // groups):
+        raise MechintError(
+            f"{raw.where}: num_experts_per_token = {chosen}, and the chosen groups have "
+            f"{chosen_groups * (experts // groups)} experts; correct it"
+        )
+    d_expert = raw.size("moe_intermediate_size")
+    routing = Routing(
+        chosen, "sigmoid", raw.switch("moe_renormalize", True), raw.number("routed_scaling_factor"), True, groups,
+        chosen_groups,
+    )  # fmt: skip
+    shared = raw.size("num_shared_experts", 1) * d_expert
+    return {"mixed": mixed, "experts": experts, "routing": routing, "d_expert": d_expert, "d_shared": shared}
 
 
 def layer(c: KimiLinearConfig, i: int) -> Layer:
@@ -138,7 +172,7 @@ def layer(c: KimiLinearConfig, i: int) -> Layer:
             c.d_model, c.n_head, c.own_key, c.shared_key, c.d_value, c.rank, c.query_rank, c.attention_bias
         )
     modules = {"input_layernorm": norm(), "self_attn": mixer, "post_attention_layernorm": norm(),
-               "mlp": GatedMLP(c.d_model, c.d_mlp)}  # fmt: skip
+               "mlp": feed_forward(c, i)}  # fmt: skip
     return Layer(
         modules,
         [Branch("input_layernorm", "ln_1", ("self_attn",))],
@@ -146,20 +180,34 @@ def layer(c: KimiLinearConfig, i: int) -> Layer:
     )
 
 
+def feed_forward(c: KimiLinearConfig, i: int) -> Part:
+    """A gated part, or a mixture of them with one more that every token goes through."""
+    if not c.mixed[i]:
+        return GatedMLP(c.d_model, c.d_mlp)
+    return MixtureOfExperts(c.d_model, c.d_expert, c.experts, c.routing, shared=GatedMLP(c.d_model, c.d_shared))
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
     names = {ours: theirs for theirs, ours in KINDS.items()}
+    how = c.routing
+    experts = {
+        "num_experts": c.experts, "num_experts_per_token": how.chosen, "moe_intermediate_size": c.d_expert,
+        "num_shared_experts": c.d_shared // c.d_expert, "moe_renormalize": how.normalised,
+        "routed_scaling_factor": how.scale, "num_expert_group": how.groups, "topk_group": how.chosen_groups,
+    } if any(c.mixed) else {}  # fmt: skip
     return {
         "architectures": ["KimiLinearForCausalLM"], "model_type": "kimi_linear", "vocab_size": c.vocab_size,
         "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "tie_word_embeddings": c.tied,
-        "layer_types": [names[kind] for kind in c.kinds], "mlp_layer_types": ["dense"] * c.n_layer,
+        "layer_types": [names[kind] for kind in c.kinds],
+        "mlp_layer_types": ["sparse" if mixed else "dense" for mixed in c.mixed],
         "num_attention_heads": c.n_head, "num_key_value_heads": c.n_head, "qk_nope_head_dim": c.own_key,
         "qk_rope_head_dim": c.shared_key, "v_head_dim": c.d_value, "kv_lora_rank": c.rank,
         "q_lora_rank": c.query_rank or None, "attention_bias": c.attention_bias, "intermediate_size": c.d_mlp,
         "linear_num_heads": c.delta_heads, "linear_head_dim": c.delta_size, "linear_conv_kernel_dim": c.d_conv,
         "rms_norm_eps": c.norm_eps, "hidden_act": "silu", "pad_token_id": None, "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": None, **experts,
     }  # fmt: skip
 
 
@@ -173,6 +221,9 @@ FAMILIES = [
         "kimi_linear", "Kimi-Linear", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
         Names(
             renamed={
+                r"\.mlp\.router\.": ".mlp.gate.", r"\.shared_expert\.": ".shared_experts.",
+                **{rf"(experts\.\d+)\.{ours}_proj\.": rf"\1.{theirs}."
+                   for ours, theirs in {"gate": "w1", "down": "w2", "up": "w3"}.items()},
                 r"\.mlp\.": ".block_sparse_moe.", r"self_attn\.in_proj_b\.": "self_attn.b_proj.",
                 r"self_attn\.norm\.": "self_attn.o_norm.", r"self_attn\.out_proj\.": "self_attn.o_proj.",
             },

@@ -1,4 +1,4 @@
-"""Qwen3-Next and the text part of Qwen3.5: gated delta rules, and in some layers attention with an output gate."""
+"""Qwen3.5 (the text part): gated delta rules, and in some layers attention with an output gate."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ....utils.errors import MechintError
-from ...family import Fused, Names, StackFamily
+from ...family import Names, StackFamily, stacked
 from ...loading.config_reader import ConfigReader
 from ...parts.attention import Attention
-from ...parts.base import Branch, Layer
+from ...parts.base import Branch, Layer, Part
 from ...parts.delta import GatedDelta
+from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
 from ...stack import Stack, StackConfig
 
+NO_CHOICE = Routing(1)
+"""The routing where there are no experts."""
 KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 
 
@@ -42,49 +42,63 @@ class Qwen35Config(StackConfig):
     value_size: int
     d_conv: int
     norm_eps: float
+    mixed: tuple[bool, ...] = ()
+    """True for each layer whose feed-forward part is a mixture of experts; empty for no layer."""
+    experts: int = 0
+    routing: Routing = NO_CHOICE
+    d_expert: int = 0
+    """Neurons of an expert."""
+    d_shared: int = 0
+    """Neurons of the expert that every token goes through."""
     family = "qwen3_5"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3NextConfig(Qwen35Config):
-    """Sizes and switches of a Qwen3-Next."""
+class Qwen35MoeConfig(Qwen35Config):
+    """Sizes and switches of the text part of a Qwen3.5 with a mixture of experts in every layer."""
 
-    family = "qwen3_next"
+    family = "qwen3_5_moe"
 
 
 def read(raw: ConfigReader) -> Qwen35Config:
     """The configuration of a ``config.json``; of a published one its ``text_config``."""
+    text_part(raw)
+    return Qwen35Config(d_mlp=raw.size("intermediate_size"), **sizes(raw))
+
+
+def read_moe(raw: ConfigReader) -> Qwen35MoeConfig:
+    """The configuration of a ``config.json`` of a model of experts."""
+    text_part(raw)
+    raw.ignore("intermediate_size")
+    said = sizes(raw)
+    return Qwen35MoeConfig(d_mlp=0, mixed=(True,) * said["n_layer"], **said, **mixture(raw, normalised=True))
+
+
+def mixture(raw: ConfigReader, normalised: bool) -> dict[str, Any]:
+    """The fields of a mixture of experts."""
+    experts, chosen = raw.size("num_experts"), raw.size("num_experts_per_tok")
+    if chosen > experts:
+        raise MechintError(f"{raw.where}: num_experts_per_tok = {chosen}, and there are {experts} experts; correct it")
+    return {
+        "experts": experts,
+        "routing": Routing(chosen, normalised=normalised),
+        "d_expert": raw.size("moe_intermediate_size"),
+        "d_shared": raw.size("shared_expert_intermediate_size"),
+    }
+
+
+def text_part(raw: ConfigReader) -> None:
+    """Goes to the ``text_config`` of a published configuration, and takes out what belongs to other parts."""
     if isinstance(text := raw.raw.get("text_config"), dict):
         raw.inside("text_config", text, "vision_config image_token_id video_token_id vision_start_token_id "
                    "vision_end_token_id")  # fmt: skip
     raw.ignore("mtp_num_hidden_layers mamba_ssm_dtype mtp_use_dedicated_embeddings")
     raw.only("attn_output_gate", True)
-    return Qwen35Config(**sizes(raw))
-
-
-def read_next(raw: ConfigReader) -> Qwen3NextConfig:
-    """The configuration of a ``config.json`` of Qwen3-Next."""
-    raw.ignore("router_aux_loss_coef moe_intermediate_size shared_expert_intermediate_size num_experts_per_tok "
-               "norm_topk_prob")  # fmt: skip
-    dense_only(raw, raw.size("num_hidden_layers"))
-    return Qwen3NextConfig(**sizes(raw))
-
-
-def dense_only(raw: ConfigReader, n_layer: int) -> None:
-    """Refuses a configuration that has a mixture of experts in some layer."""
-    dense, every = raw.raw.get("mlp_only_layers") or [], raw.size("decoder_sparse_step", 1)
-    raw.ignore("mlp_only_layers")
-    mixed = [i for i in range(n_layer) if i not in dense and (i + 1) % every == 0]
-    if mixed:
-        raw.only("num_experts", 0)
-        if raw.raw.get("num_experts") is None:
-            raise MechintError(f"{raw.where}: layer {mixed[0]} has a mixture of experts; not supported")
-    raw.ignore("num_experts")
 
 
 def sizes(raw: ConfigReader) -> dict[str, Any]:
-    """The fields that both families have, from the keys that both have."""
-    raw.ignore("max_position_embeddings")
+    """The fields that all families here have, from the keys that all have."""
+    raw.ignore("max_position_embeddings router_aux_loss_coef output_router_logits")
     heads, n_layer = raw.size("num_attention_heads"), raw.size("num_hidden_layers")
     every = raw.size("full_attention_interval", 4)
     default = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(n_layer)]
@@ -108,7 +122,6 @@ def sizes(raw: ConfigReader) -> dict[str, Any]:
         d_head=d_head,
         attention_bias=raw.switch("attention_bias", False),
         rotation=raw.rotation(d_head, fraction=0.25),
-        d_mlp=raw.size("intermediate_size"),
         activation=raw.activation("hidden_act"),
         key_heads=key_heads,
         value_heads=value_heads,
@@ -137,13 +150,38 @@ def layer(c: Qwen35Config, i: int) -> Layer:
         mixer = {"self_attn": attention}
     modules = {
         "input_layernorm": norm(c.d_model), **mixer, "post_attention_layernorm": norm(c.d_model),
-        "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation),
+        "mlp": feed_forward(c, i),
     }  # fmt: skip
     return Layer(
         modules,
         [Branch("input_layernorm", "ln_1", tuple(mixer))],
         [Branch("post_attention_layernorm", "ln_2", ("mlp",))],
     )
+
+
+def feed_forward(c: Qwen35Config, i: int) -> Part:
+    """A gated part, or a mixture of them with one more that every token goes through."""
+    if not (c.mixed and c.mixed[i]):
+        return GatedMLP(c.d_model, c.d_mlp, c.activation)
+    shared = GatedMLP(c.d_model, c.d_shared, c.activation)
+    return MixtureOfExperts(
+        c.d_model, c.d_expert, c.experts, c.routing, c.activation, shared=shared, shared_gate=True
+    )  # fmt: skip
+
+
+def write_moe(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json`` of a model of experts."""
+    names = {"architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text"}
+    said = {key: value for key, value in write(model).items() if key != "intermediate_size"}
+    return {**said, **names, **written_mixture(model.config)}
+
+
+def written_mixture(c: Qwen35Config) -> dict[str, Any]:
+    """The keys of a mixture of experts."""
+    return {
+        "num_experts": c.experts, "num_experts_per_tok": c.routing.chosen, "moe_intermediate_size": c.d_expert,
+        "shared_expert_intermediate_size": c.d_shared,
+    }  # fmt: skip
 
 
 def write(model: Stack) -> dict[str, Any]:
@@ -162,60 +200,22 @@ def write(model: Stack) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_next(model: Stack) -> dict[str, Any]:
-    """The contents of a ``config.json`` of Qwen3-Next."""
-    names = {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
-    return {**write(model), **names, "num_experts": 0}
-
-
-def join_heads(parts: Sequence[Tensor], c: Qwen35Config, widths: Sequence[int]) -> Tensor:
-    """Rows of several projections, of which each key head has so many, ordered by key head."""
-    each = [part.unflatten(0, (c.key_heads, width)) for part, width in zip(parts, widths, strict=True)]
-    return torch.cat(each, 1).flatten(0, 1)
-
-
-def split_heads(whole: Tensor, c: Qwen35Config, widths: Sequence[int]) -> list[Tensor]:
-    """The projections of rows that are ordered by key head."""
-    return [part.flatten(0, 1) for part in whole.unflatten(0, (c.key_heads, -1)).split(list(widths), 1)]
-
-
-def widths(c: Qwen35Config) -> list[int]:
-    """Rows of queries, keys, values and output gates for each key head."""
-    values = c.value_heads // c.key_heads * c.value_size
-    return [c.key_size, c.key_size, values, values]
-
-
-def join_qkvz(parts: Sequence[Tensor], c: Qwen35Config) -> Tensor:
-    qkv, z = parts
-    keys = c.key_heads * c.key_size
-    return join_heads([*qkv.split([keys, keys, c.value_heads * c.value_size]), z], c, widths(c))
-
-
-def split_qkvz(whole: Tensor, c: Qwen35Config) -> list[Tensor]:
-    *qkv, z = split_heads(whole, c, widths(c))
-    return [torch.cat(qkv), z]
-
-
-IN_PROJECTIONS = (
-    Fused(("in_proj_qkv", "in_proj_z"), "in_proj_qkvz", split_qkvz, join_qkvz),
-    Fused(("in_proj_b", "in_proj_a"), "in_proj_ba", lambda whole, c: split_heads(whole, c, shares(c)),
-          lambda parts, c: join_heads(parts, c, shares(c))),
-)  # fmt: skip
-"""Qwen3-Next's projections, in which the rows of every key head stand together."""
-
-
-def shares(c: Qwen35Config) -> list[int]:
-    """Write strengths and decays for each key head."""
-    return [c.value_heads // c.key_heads] * 2
-
+ROUTER = {r"\.mlp\.router\.": ".mlp.gate."}
+STACKED = (
+    stacked(["experts.*.gate_proj", "experts.*.up_proj"], "experts.gate_up_proj", bare=True, sometimes=True),
+    stacked(["experts.*.down_proj"], "experts.down_proj", bare=True, sometimes=True),
+)
+"""All experts as one tensor, as published files of Qwen3.5 have them and transformers writes them no more."""
+BODIES = ("model.", "model.language_model.")
+OTHERS = r"(model\.)?(visual|mtp)\."
 
 FAMILIES = [
     StackFamily(
-        "qwen3_next", "Qwen3-Next", read_next, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write_next,
-        Names(fused=IN_PROJECTIONS, left_out=r"mtp\."),
+        "qwen3_5", "Qwen3.5", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write,
+        Names(BODIES, left_out=OTHERS), ("qwen3_5_text",),
     ),
     StackFamily(
-        "qwen3_5", "Qwen3.5", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write,
-        Names(("model.", "model.language_model."), left_out=r"(model\.)?(visual|mtp)\."), ("qwen3_5_text",),
-    )
+        "qwen3_5_moe", "Qwen3.5 of experts", read_moe, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0),
+        write_moe, Names(BODIES, ROUTER, STACKED, left_out=OTHERS), ("qwen3_5_moe_text",),
+    ),
 ]  # fmt: skip
