@@ -117,14 +117,17 @@ class Answers:
         prompts: n prompts of Q answers each.
         full: Input of the head in the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
         head: [V, D].
+        scale, cap: What the model makes of the head's products: :attr:`~mechint.models.base.LanguageModel.logit_scale`
+            and ``logit_cap``.
     """
 
-    def __init__(self, prompts: Prompts, full: Tensor, head: Tensor) -> None:
+    def __init__(self, prompts: Prompts, full: Tensor, head: Tensor, scale: float = 1.0, cap: float = 0.0) -> None:
         self.shape, self.prompts = prompts.answers.shape, prompts
         bad = prompts.bad()
         self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is not an id
         self.wrong = None if bad is None else bad.flatten(0, 1)
         self.full, self.head = full.detach().flatten(0, 1), head.detach()
+        self.scale, self.cap = scale, cap
         self.rows = max(1, PART // (4 * len(head)))
         self.logits: list[Tensor] | None = None
 
@@ -138,7 +141,14 @@ class Answers:
         self.logits = [self.logits_of(part) for part in self.full.split(self.rows)]
 
     def logits_of(self, read: Tensor) -> Tensor:
-        return F.linear(read, self.head).float()
+        logits = F.linear(read, self.head)
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return (self.cap * torch.tanh(logits / self.cap) if self.cap else logits).float()
+
+    def before(self, up: Tensor, logits: Tensor) -> Tensor:
+        """The gradient at the head's products, from that at the logits."""
+        up = up * (1 - (logits / self.cap).square()) if self.cap else up
+        return up if self.scale == 1.0 else up * self.scale
 
     def metrics(self, read: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
         """Every metric that the prompts allow, each [n]: the mean over a prompt's answers, as :func:`answer_metric`.
@@ -204,7 +214,7 @@ def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str
         assert wrong is not None
         up = torch.zeros_like(logs).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
         up.scatter_add_(-1, wrong.clamp(min=0), -shares(logs, wrong))
-    return *values, up
+    return *values, up if up is None else answers.before(up, logits)
 
 
 def compare(

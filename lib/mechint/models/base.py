@@ -49,6 +49,10 @@ class LanguageModel(nn.Module, ABC):
     """Sites of a layer that its output projections read."""
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
     """The kinds of unit that a circuit can be made of, by name."""
+    logit_scale = 1.0
+    """Multiplies what the head gives."""
+    logit_cap = 0.0
+    """Logits are cap · tanh(logit / cap); 0 leaves them as they are."""
     scored_unit: str = ""
     """The kind of unit that methods are asked to rank on models whose circuit is known."""
 

@@ -180,10 +180,17 @@ class Stack(LanguageModel):
 
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
         norm, head = self.ending
-        c = self.config
         logits = F.linear(at("final_norm", norm(wanted_of(r, logits_at))), head)
-        logits = logits if c.logit_scale == 1.0 else logits * c.logit_scale
-        return at("logits", c.logit_cap * torch.tanh(logits / c.logit_cap) if c.logit_cap else logits)
+        logits = logits if self.logit_scale == 1.0 else logits * self.logit_scale
+        return at("logits", self.logit_cap * torch.tanh(logits / self.logit_cap) if self.logit_cap else logits)
+
+    @property
+    def logit_scale(self) -> float:  # type: ignore[override]
+        return float(self.config.logit_scale)
+
+    @property
+    def logit_cap(self) -> float:  # type: ignore[override]
+        return float(self.config.logit_cap)
 
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:

@@ -272,9 +272,9 @@ def test_step_0_of_a_priced_search_is_the_model_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("learn", ["kl", "loss", "answer_logprob", "logit_diff"])
-@pytest.mark.parametrize("kept_logits", [True, False])
+@pytest.mark.parametrize(("kept_logits", "scale", "cap"), [(True, 1.0, 0.0), (False, 1.0, 0.0), (True, 0.5, 3.0)])
 def test_answers_in_parts_are_what_autograd_makes_of_all_logits(
-    learn: str, kept_logits: bool, monkeypatch: pytest.MonkeyPatch
+    learn: str, kept_logits: bool, scale: float, cap: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "PART", 4 * 32 * 3)  # three positions at a time
     torch.manual_seed(0)
@@ -282,12 +282,13 @@ def test_answers_in_parts_are_what_autograd_makes_of_all_logits(
     right, wrong = torch.randint(0, 32, (2, 5, 2))
     prompts = Prompts(right, right, right, right, wrong, right[:, 0])
     read = (full + 0.5 * torch.randn(5, 2, 12)).requires_grad_()
-    test = answers.Answers(prompts, full, head)
+    test = answers.Answers(prompts, full, head, scale, cap)
     if kept_logits:
         test.keep_logits()
     found = test.metrics(read, learn)
-    logs, reference = (torch.log_softmax(x @ head.T, -1) for x in (read, full))
-    logits = read @ head.T
+    made = lambda x: cap * torch.tanh(scale * (x @ head.T) / cap) if cap else scale * (x @ head.T)
+    logs, reference = (torch.log_softmax(made(x), -1) for x in (read, full))
+    logits = made(read)
     pick = lambda x, of: x.gather(-1, of.unsqueeze(-1)).squeeze(-1)
     wanted = {
         "kl": (reference.exp() * (reference - logs)).sum(-1),

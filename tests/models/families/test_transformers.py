@@ -138,3 +138,20 @@ def test_caps_that_are_null_are_off_and_those_unsaid_are_those_of_transformers(t
     off = from_state_dict(state, {**config, **dict.fromkeys(names)}, "m").config
     unsaid = from_state_dict(state, {name: value for name, value in config.items() if name not in names}, "m").config
     assert (off.score_cap, off.logit_cap) == (0.0, 0.0) and (unsaid.score_cap, unsaid.logit_cap) == (50.0, 30.0)
+
+
+def test_metrics_read_at_the_head_are_those_of_capped_logits(tmp_path: Path) -> None:
+    """A search of circuits makes the logits itself, of what the head reads."""
+    from mechint.analyses.metrics import Answers
+    from mechint.interventions.run import read_by_head
+    from mechint.tasks import Prompts
+
+    capped = next(s for s in range(9) if judged(MAKERS["gemma2"], s).config.final_logit_softcapping)
+    _, _, model = made("gemma2", tmp_path, capped)
+    at, said = torch.tensor([[4, 7]]), IDS[:, [5, 8]]
+    prompts = Prompts(IDS, at, said, None, None, at[:, 0])
+    with torch.no_grad():
+        read = read_by_head(model, IDS, (), at)
+        answers = Answers(prompts, read, model.ending[1], model.logit_scale, model.logit_cap)
+        expected = model(IDS)[:, at[0]].log_softmax(-1).gather(-1, said.unsqueeze(-1)).mean()
+        assert model.logit_cap and float((answers.metrics(None)["answer_logprob"] - expected).abs()) <= 1e-6
