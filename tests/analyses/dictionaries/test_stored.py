@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mechint.analyses.dictionaries import stored
 from mechint.analyses.dictionaries.stored import best_of, chosen_of, one_for_each_site
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
@@ -48,3 +49,15 @@ def test_of_each_site_the_one_is_taken_that_loses_the_model_least(tmp_path: Path
 def test_a_directory_without_dictionaries_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match="holds no dictionary"):
         one_for_each_site(tmp_path, "")
+
+
+def test_of_each_site_one_dictionary_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = dictionaries(a="", b="", c="", nowhere="")
+    for name, site in (("a", "x"), ("b", "y"), ("c", "x"), ("nowhere", "")):
+        every[name].config.site = site
+    monkeypatch.setattr(stored, "load_all", lambda directory, flatten: every)
+    assert list(one_for_each_site("d", "a,b")) == ["a", "b"]
+    with pytest.raises(MechintError, match=r"x has several dictionaries \(a, c\)"):
+        one_for_each_site("d", "a,b,c")
+    with pytest.raises(MechintError, match="nowhere does not say of which site"):
+        one_for_each_site("d", "nowhere")

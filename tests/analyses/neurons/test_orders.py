@@ -11,6 +11,7 @@ import torch
 
 import mechint
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.neurons import analyzer
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.tasks import make_task
 from tests.helpers.builders import tiny_mamba
@@ -98,3 +99,14 @@ def test_circuits_ablate_only_layers_that_are_looked_at(study: NeuronAnalyzer) -
     assert found["without"] == pytest.approx(kept(range(3, 14)), **near)
     assert len(found["random"]) == 2 and all(len(values) == 5 for values in found["random"])
     assert found["random"][0] != found["random"][1] and found["random"][0] != found["empty"]
+
+
+def test_one_layer_has_effects_on_no_later_one(study: NeuronAnalyzer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[int, list[int]]] = []
+    effects = {"0 2 patched": torch.zeros(5, 3, 4)}
+    monkeypatch.setattr(analyzer, "layer_effects", lambda model, batch: torch.zeros(5, 3, 3))
+    monkeypatch.setattr(analyzer, "unit_effects", lambda *arguments: asked.append(arguments[3]) or effects)
+    batch: Any = None
+    assert set(study.across(batch, {0: [1]}, {}, {})) == {"layers"} and asked == []
+    found = study.across(batch, {0: [1], 2: [3]}, {}, {})
+    assert found["across 0 2 patched"].shape == (3, 4, 5) and found["layers"].shape == (3, 3, 5)
