@@ -102,29 +102,27 @@ def pruning(**changes: Any) -> dict[str, Any]:
 
 
 def test_how_a_circuit_was_pruned_is_said() -> None:
+    """Which of the cases it is, and its numbers; the words are free."""
     whole = how_pruned(pruning(), 0.9)
-    assert "kept 40 units, with a held-out faithfulness of 0.910; removing" in whole and "left 30, with 0.950" in whole
-    assert whole.endswith("and none of the 1,200 exchanges that were tried makes the circuit smaller.")
+    assert all(number in whole for number in ("40", "0.910", "30", "0.950", "1,200")) and "5,000" not in whole
     missed = how_pruned(pruning(faithfulness_discovery_searched=0.899), 0.9)
-    assert missed.startswith("No unit was removed") and "0.899, below the target 0.9." in missed
-    bound = how_pruned(pruning(whole=False), 0.9)
-    assert bound.endswith("exchanges stopped at the limit of work, 5,000 measured circuits.")
-    short = how_pruned(pruning(whole=False, minimal=False), 0.9)
     assert (
-        "stopped at the limit of work, 5,000 measured circuits, so the same steps may find a smaller circuit" in short
+        "0.899" in missed and "0.9" in missed.replace("0.899", "") and "1,200" not in missed and "0.950" not in missed
     )
-    assert how_pruned(pruning(minimal=False), 0.9).endswith("or a better one of this size.")
+    bound, short = (how_pruned(pruning(whole=False, minimal=minimal), 0.9) for minimal in (True, False))
+    assert all("5,000" in text and "0.950" in text and "1,200" not in text for text in (bound, short))
+    assert how_pruned(pruning(minimal=False), 0.9) == short
     sized = how_pruned(pruning(faithfulness_discovery_searched=0.1), float("inf"))
-    assert "replaced 3 units" in sized and sized.endswith("makes the circuit more faithful.")
+    assert "3" in sized and "1,200" in sized and "0.950" in sized and "40" not in sized
+    assert len({whole, missed, bound, short, sized}) == 5
 
 
 def test_searches_that_went_back_and_rankings_are_said() -> None:
     assert went_back(0, 3, True) == ""
-    assert went_back(1, 3, False).startswith("1 of 3 searches") and "than the order of attribution" in went_back(
-        1, 3, False
-    )
-    assert "than the order" in went_back(2, 3, True)
+    plain = went_back(1, 3, False)
+    assert plain.startswith("1 of 3") and "attribution" in plain
+    assert went_back(2, 3, True).startswith("2 of 3") and "attribution" not in went_back(2, 3, True)
     ranked = lambda metric: how_ranked({"metric": "kl", "ranking": {
         "units": 1500, "method": "m", "meaning": "what", "source": "who", "metric": metric}})  # fmt: skip
-    assert "1,500 units with the highest scores of the method m: what (who)." in ranked("kl")
-    assert ranked("kl") == ranked(None) and "Its scores measure loss, not kl" in ranked("loss")
+    assert all(part in ranked("kl") for part in ("1,500", "what", "who"))
+    assert ranked("kl") == ranked(None) and "loss" in ranked("loss") and "loss" not in ranked("kl")
