@@ -51,12 +51,12 @@ def test_estimates_are_correlated_over_the_answered_prompts_of_all_batches() -> 
         ([1], "One prompt was traced"), ([2], "one subject or template"), ([1, 2], "2 different subjects"),
         ([1, 1, 1], "no interval (it takes 4) and no p-value (it takes 6)"),
         ([1] * 4, "Only 4 different subjects"),
-        ([1] * 5, "Only 5 different subjects or templates were traced: intervals"),
-        ([1] * 5, "fewer than 95 % of samples where effects are skewed, and there is no p-value (it takes 6)"),
-        ([1] * 6, "are skewed"), ([1] * 7, "Only 7"), ([2] * 8, ""), ([1] * 9, ""),
+        ([1] * 5, "Only 5 different"),
+        ([1] * 5, "no p-value (it takes 6)"),
+        ([1] * 6, "Only 6"), ([1] * 7, "Only 7"), ([2] * 8, ""), ([1] * 9, ""),
         # (40 + 8)² / (40² + 8) of one size
-        ([40, *[1] * 8], "Only 9 different subjects or templates were traced, which say as much as 1.4 of one size:"),
-        ([6, 5, 6, 5, 6, 5, 6], "Only 7 different subjects or templates were traced: intervals"),
+        ([40, *[1] * 8], "1.4 of"),
+        ([6, 5, 6, 5, 6, 5, 6], "Only 7 different"),
     ],
 )  # fmt: skip
 def test_notes_on_few_prompts(sizes: list[int], says: str) -> None:

@@ -33,7 +33,8 @@ def finished(**changes: Any) -> tuple[Finished, dict[str, np.ndarray]]:
         "found": [cut(slice(0, 3)), cut(slice(3, 8))], "names": ("key", "gap", "value", "query"),
         "pairs": [(2, 0), (3, 0), (3, 2)], "present": [], "templates": np.arange(8), "twins": True, "means": False,
         "paths": [Path("y", (), None), Path("conv", (), 3)], "draws": 20, "seed": 0,
-        "parts": [Parts("gated", ("a", "b"), 4, "channel", (1, 4, 7)), Parts("u", ("c", "d"), 2, "channel", (0, 3))],
+        "parts": [Parts("gated", ("layers.0.gated", "layers.2.gated"), 4, "channel", (1, 4, 7)),
+                  Parts("u", ("layers.0.u", "layers.1.u"), 2, "channel", (0, 3))],
     } | changes  # fmt: skip
     return Finished(**settings), values
 
@@ -66,7 +67,7 @@ def test_effects_are_shares_of_the_total_of_the_answered_prompts() -> None:
             assert entry[name]["n"] == [7] * units and len(entry[name]["p"]) == units
             assert entry["correlation"][name] == pytest.approx(np.corrcoef(own, guess)[0, 1])
     gated = sections["units"][0]
-    assert (gated["layer"], gated["unit"], gated["layers"], gated["per_layer"]) == ([0, 1, 1], [1, 0, 3], 2, 4)
+    assert (gated["layer"], gated["unit"], gated["layers"], gated["per_layer"]) == ([0, 2, 2], [1, 0, 3], 2, 4)
 
 
 def test_effects_stay_in_the_metric_where_the_twins_may_change_nothing() -> None:
