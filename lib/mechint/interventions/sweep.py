@@ -345,7 +345,7 @@ class Base:
                 fresh = torch.cat([clean if cell.late is None else self.behind(cell, start) for cell in joining])
                 # the residual behind the layer below is the first edited
                 edits = [cell.edits for cell in joining]
-                fresh = RowTap(edits, rows, start)(f"layers.{i - 1}.resid_post", fresh)
+                fresh = self.model.at_stream(RowTap(edits, rows, start), f"layers.{i - 1}.resid_post", fresh)
             r = fresh if r is None else torch.cat([r, fresh])
         assert r is not None  # the group's first cell has set it
         return r

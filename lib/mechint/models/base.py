@@ -172,6 +172,10 @@ class LanguageModel(nn.Module, ABC):
         where = torch.as_tensor(list(units), device=change.device)
         return change.new_zeros(*change.shape[:-1], self.config.d_model).index_add_(-1, where, change)
 
+    def at_stream(self, at: Tap, name: str, r: Tensor) -> Tensor:
+        """The residual stream between two layers, passed through a site of it."""
+        return at(name, r)
+
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         """:meth:`block` on all positions, and its memory of the positions before each start (ascending, 0 first).
 

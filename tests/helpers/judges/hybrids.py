@@ -77,7 +77,26 @@ def nemotron_h(rng: random.Random) -> Any:
     return model
 
 
+def zamba2(rng: random.Random) -> Any:
+    groups, blocks, adapted = rng.choice([1, 2]), rng.choice([1, 2]), rng.random() < 0.5
+    d_model, expand, heads = rng.choice([8, 16]), rng.choice([1, 2]), rng.choice([2, 4])
+    kinds = ["hybrid", rng.choice(["hybrid", "linear_attention"]), *["hybrid"] * rng.randint(1, 2)]
+    config = T.Zamba2Config(
+        vocab_size=VOCABULARY, hidden_size=d_model, num_hidden_layers=len(kinds),
+        layers_block_type=kinds, mamba_d_state=rng.randint(1, 6), mamba_d_conv=rng.randint(2, 4), mamba_expand=expand,
+        mamba_ngroups=groups, time_step_min=rng.choice([0.001, 0.5]), n_mamba_heads=groups * rng.choice([1, 2]),
+        chunk_size=8, add_bias_linear=rng.random() < 0.5, intermediate_size=rng.choice([10, 14]),
+        hidden_act=rng.choice(["gelu", "silu"]), num_attention_heads=heads,
+        num_key_value_heads=heads if adapted else rng.choice([1, 2]), num_mem_blocks=blocks,
+        use_shared_attention_adapter=adapted, adapter_rank=rng.randint(1, 3), use_mem_rope=rng.random() < 0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": rng.choice([100.0, 10000.0])},
+        rms_norm_eps=rng.choice([1e-5, 1e-3]),
+    )  # fmt: skip
+    return T.Zamba2ForCausalLM(config)
+
+
 JUDGES = [
+    Judge("zamba2", zamba2, ("mixer",)),  # its parts have other modules there
     Judge("nemotron_h", nemotron_h),
     Judge("bamba", bamba),
     Judge("granitemoehybrid", granite, ("block_sparse_moe",)),  # its own adds the shared part outside

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mechint
+from mechint.interventions.sweep import sweep
 from mechint.models.families import declared
 from mechint.models.loading.config_reader import ConfigReader
 from mechint.models.loading.load import hf_config
@@ -65,6 +66,13 @@ def read(name: str, said: dict[str, Any]) -> Any:
     ("nemotron_h", {"n_group": 2, "n_routed_experts": 5}, "of 2 groups of 5 experts"),
     ("nemotron_h", {"num_experts_per_tok": 99}, "99 experts are chosen for a token"),
     ("nemotron_h", {"mamba_n_groups": 77}, "n_groups is"),
+    ("zamba2", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+    ("zamba2", {"num_attention_heads": 3}, "are not equal"),
+    ("zamba2", {"use_long_context": True}, "use_long_context is True"),
+    ("zamba2", {"use_conv_bias": False}, "use_conv_bias is False"),
+    ("zamba2", {"hybrid_layer_ids": [99]}, "hybrid_layer_ids is"),
+    ("zamba2", {"num_attention_heads": 4, "num_key_value_heads": 2, "use_shared_attention_adapter": True,
+                "attention_head_dim": None, "kv_channels": None, "num_query_groups": None}, "needs as many heads"),
 ])  # fmt: skip
 def test_configurations_that_do_not_fit_are_refused_by_key(name: str, wrong: dict[str, Any], said: str) -> None:
     right = configuration(name)
@@ -112,6 +120,25 @@ def test_nemotron_files_hold_experts_apart_or_as_one_under_either_body(
     assert isinstance(model, Stack) and "mtp.layers.0.norm.weight" in model.left_out
     found = model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_zamba_shares_its_blocks_and_sweeps_edits_of_its_stream_alone(tmp_path: Path) -> None:
+    """The embeddings behind the stream are out of reach of edits between layers, in a sweep as in a run."""
+    theirs = judged(HYBRIDS["zamba2"], 0)
+    theirs.save_pretrained(tmp_path)
+    model = mechint.load(tmp_path, dtype="float64")
+    kinds = theirs.config.layers_block_type
+    held = [name for name in model.state_dict() if "shared_transformer.pre_ff_layernorm" in name]
+    assert len(held) == min(theirs.config.num_mem_blocks, kinds.count("hybrid"))
+    tokens = torch.randint(3, 37, (1, 6))
+    edits = [mechint.Edit(f"layers.{i}.{site}", "scale", 0.5, positions=[3])
+             for i in range(len(kinds)) for site in ("resid_post", "ssm_out", "resid_pre")]  # fmt: skip
+    with torch.no_grad():
+        for edit in edits:
+            assert edit.site in model.sites
+            whole = mechint.run(model, tokens, edits=[edit]).logits[:, -1]
+            swept = sweep(model, tokens, [[edit]])[0, :, -1]
+            assert torch.allclose(swept, whole, rtol=0, atol=1e-12)
 
 
 def test_granite_without_experts_has_the_shared_part_alone(tmp_path: Path) -> None:

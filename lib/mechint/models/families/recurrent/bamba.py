@@ -31,7 +31,7 @@ class HybridConfig(StackConfig):
     attention_bias: bool
     rotation: Rotation | None
     activation: str
-    """Of the feed-forward parts, and behind the mixers' convolutions."""
+    """Activation of the feed-forward parts, and behind the mixers' convolutions."""
     ssm_heads: int
     ssm_head_size: int
     d_state: int

@@ -43,9 +43,9 @@ class NemotronHConfig(StackConfig):
     d_head: int
     d_mlp: int
     mlp_bias: bool
-    """Of the feed-forward parts, of the shared expert and of the maps around latent experts."""
+    """True if feed-forward parts, the shared expert and the maps around latent experts have biases."""
     activation: str
-    """Of the feed-forward parts and experts."""
+    """Activation of the feed-forward parts and experts."""
     ssm_heads: int
     ssm_head_size: int
     d_state: int
