@@ -47,7 +47,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(card, "measure", measure)
     monkeypatch.setattr(card, "METHODS", {"one": METHODS["weight_magnitude"]})
-    monkeypatch.setattr(card, "draw", lambda results, path: None)
+    monkeypatch.setattr(card, "write_scorecard", lambda folder, results: [])
     return calls
 
 

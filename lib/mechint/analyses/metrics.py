@@ -117,7 +117,7 @@ class Answers:
         prompts: n prompts of Q answers each.
         full: Input of the head in the full model there, [n, Q, D]; see :func:`mechint.run.read_by_head`.
         head: [V, D].
-        scale, cap: What the model makes of the head's products: :attr:`~mechint.models.base.LanguageModel.logit_scale`
+        scale, cap: The model's last step on the head's products: :attr:`~mechint.models.base.LanguageModel.logit_scale`
             and ``logit_cap``.
     """
 

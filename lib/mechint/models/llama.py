@@ -62,7 +62,7 @@ class LlamaConfig:
     d_mlp: int
     rope_theta: float = 10000.0
     rope_factor: float = 1.0
-    """What wavelengths of the rotation are stretched by: the long ones where ``rope_original`` is set, else all."""
+    """Wavelengths of the rotation are stretched by this: the long ones where ``rope_original`` is set, else all."""
     rope_low: float = 1.0
     rope_high: float = 4.0
     """Wavelengths above original / low are stretched, those below original / high are kept (Llama 3)."""
@@ -80,7 +80,7 @@ class LlamaConfig:
 
     @property
     def rotation(self) -> Rotation:
-        """How queries and keys are turned by their positions."""
+        """The turn of queries and keys by their positions."""
         return Rotation(self.rope_theta, 0, self.rope_factor, self.rope_low, self.rope_high, self.rope_original)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import mechint
 from mechint.interventions.sweep import sweep
 from mechint.models.families import declared
-from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.models.loading.load import hf_config, supported, to_hf_state_dict
 from mechint.models.parts.base import Layer
 from mechint.models.stack import Stack
 
@@ -25,6 +25,7 @@ from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, plai
 from tests.helpers.judges.hybrids import JUDGES as HYBRIDS  # noqa: E402
 from tests.helpers.judges.recurrent import JUDGES as RECURRENT  # noqa: E402
 from tests.helpers.judges.transformers import JUDGES as TRANSFORMERS  # noqa: E402
+from tests.helpers.paths import ROOT  # noqa: E402
 from tests.helpers.sweeps import one_by_one  # noqa: E402
 
 JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS, *TRANSFORMERS]}
@@ -221,3 +222,8 @@ def test_single_precision_is_near(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = mechint.load(tmp_path)(tokens)
         assert error(found.double(), logits_of(theirs, tokens)) <= 1e-4
+
+
+def test_the_page_of_families_names_every_one() -> None:
+    page = (ROOT / "docs/families.md").read_text()
+    assert [name for name in supported() if f"`{name}`" not in page] == []

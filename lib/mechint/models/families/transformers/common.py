@@ -128,7 +128,7 @@ def pre_norm(c: TransformerConfig, i: int, norms: tuple[nn.Module, nn.Module] | 
 
 
 def written(c: TransformerConfig, architecture: str) -> dict[str, Any]:
-    """What the ``config.json`` of every transformer has."""
+    """The entries that the ``config.json`` of every transformer has."""
     return {
         "architectures": [architecture], "model_type": c.family, "vocab_size": c.vocab_size,
         "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "tie_word_embeddings": c.tied,

@@ -29,7 +29,7 @@ class Gemma2Config(TransformerConfig):
     query_size: float
     """Scores are multiplied by its square root's inverse; the size of a head in most models."""
     window: int
-    """Of the layers that have one."""
+    """Sliding window of the layers that have one."""
     score_cap: float = 0.0
     """Scores are cap · tanh(score / cap); 0 leaves them as they are."""
     embed_scale_rounded: bool = True
@@ -115,7 +115,7 @@ def layer(c: Gemma2Config, i: int) -> Layer:
 
 
 def write_gemma(c: Gemma2Config, architecture: str) -> dict[str, Any]:
-    """What both have in a ``config.json``."""
+    """The entries of a ``config.json`` that both have."""
     found = written(c, architecture)
     return {
         **found, ACTIVATION: found.pop("hidden_act"), "attention_bias": c.attention_bias, "layer_types": c.kinds,

@@ -31,7 +31,7 @@ class Olmo3Config(TransformerConfig):
     """Sizes and switches of an OLMo 3; the rotation is that of layers without a window."""
 
     window: int
-    """Of the layers that have one."""
+    """Sliding window of the layers that have one."""
     window_rotation: Rotation
     """The rotation in layers with a window."""
     family = "olmo3"
