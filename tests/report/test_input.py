@@ -24,7 +24,7 @@ from tests.helpers.report_runs import Json, build_run, edit, one_line, value
         ({"layers": None}, "'layers'"),
         ({"metrics__faithfulness": None}, "'faithfulness'"),
         ({"metrics__kl": {"value": 1.0}}, "metrics.kl"),
-        ({"metrics__kl": value(math.nan)}, "NaN is no number"),
+        ({"metrics__kl": value(math.nan)}, "NaN"),
         ({"metrics__units_kept": value(17, 0)}, "contradicts itself"),
         ({"curve__learned": [value(1.0)]}, "curve.learned"),
         ({"curve__size": [3, 2, 1]}, "curve.size"),

@@ -44,7 +44,13 @@ def test_a_title_that_is_wider_than_its_room_is_broken_into_lines(tmp_path: Path
 
 def test_a_title_that_fits_stays_as_it_is(tmp_path: Path) -> None:
     seen: list[Any] = []
-    style.save_figure(tmp_path / "a.png", (7, 3), lambda figure: seen.append(figure) or figure.suptitle("Short"))
+
+    def draw(figure: Any) -> None:
+        figure.subplots()
+        figure.suptitle("Short")
+        seen.append(figure)
+
+    style.save_figure(tmp_path / "a.png", (7, 3), draw)
     assert seen[0].get_suptitle() == "Short"
 
 

@@ -263,7 +263,7 @@ def test_marks_and_verdicts() -> None:
     marks = [mark({"exact": {"value": hits / 5, "n": 5}}) for hits in (0, 3, 5)]
     assert marks == ["", "(3 of 5)", "●"]
     shares = [{"value": value, "low": low} for value, low in ((0.05, 0.01), (0.07, 0.03), (0.2, 0.1))]
-    assert [verdict(share, 0.05) for share in shares] == ["yes", "above, within chance", "**no**"]
+    assert [verdict(share, 0.05) for share in shares] == ["yes", "above, within chance", "✗ no"]
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------

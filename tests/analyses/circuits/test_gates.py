@@ -53,7 +53,7 @@ def test_a_sample_is_the_stretched_logistic_of_its_noise() -> None:
 def test_the_shift_meets_the_budget_and_its_slope_keeps_it() -> None:
     logits = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
     shift = shift_to(logits, 1.7)
-    assert sum(sigmoid(float(x) + float(shift)) for x in logits) == pytest.approx(1.7)
+    assert sum(sigmoid(float(x) + float(shift.detach())) for x in logits.detach()) == pytest.approx(1.7)
     [slope] = torch.autograd.grad(shift, logits)
     for k in range(4):
         ends = []
