@@ -32,6 +32,8 @@ NAMES = {
     "WANDB_PROJECT": ("--wandb-project", (MECHINT,)),
     "KNLP_FAMILY": ("--family", (TRAIN,)),
 }
+# Members of choices that reach no runner: families that are not trained.
+NOT_PASSED = ("KNLP_FAMILY_OTHER",)
 # Symbols that reach no runner: they say which runners there are to run.
 MASTERS = ("KNLP_TRAIN", "KNLP_MECHINT")
 
@@ -107,6 +109,8 @@ def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
             continue
         flag = target[0]
         if isinstance(item, kconfiglib.Choice):
+            if item.selection.name in NOT_PASSED:
+                continue
             found.append(f"{flag}={member_value(item.selection)}")
         elif item.orig_type == kconfiglib.BOOL:
             found.append(flag if item.tri_value else f"--no-{flag[2:]}")
