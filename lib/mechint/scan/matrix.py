@@ -1,4 +1,4 @@
-"""The recurrence of matrix memories: one step after another, any precision, differentiable, editable.
+"""The recurrence of matrix memories: any precision, differentiable, editable; in C for float32 on a CPU.
 
 One formula stands behind state-space duality (Dao & Gu 2024) and the gated delta rules (Yang et al. 2024, Kimi Team
 2025), with state S [batch, head, key, value]::
@@ -10,11 +10,12 @@ One formula stands behind state-space duality (Dao & Gu 2024) and the gated delt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from . import matrix_native
 from .checks import check_sizes
 
 HEADS = ("batch", "position", "head")
@@ -51,12 +52,20 @@ def check(w: Writes, query: Tensor, initial: Tensor) -> None:
 
 def decayed(state: Tensor, w: Writes, t: int) -> Tensor:
     """T_t (a_t ⊙ S): what position t keeps of a state [B, H, K, V]."""
-    a = w.decay[:, t]
-    kept = a[..., None, None] * state if a.dim() == 2 else a[..., None] * state
-    if w.erase is None or w.erased is None:
+    at = lambda x: None if x is None else x[:, t]
+    arguments = at(w.decay), at(w.erase), at(w.erased), state
+    if matrix_native.serves(*arguments):
+        return cast(Tensor, matrix_native.Native.apply(matrix_native.decayed, plain_decayed, *arguments))
+    return plain_decayed(*arguments)
+
+
+def plain_decayed(decay: Tensor, erase: Tensor | None, erased: Tensor | None, state: Tensor) -> Tensor:
+    """T (a ⊙ S) in torch: decay [B, H] or [B, H, K], erase and erased [B, H, K], state [B, H, K, V]."""
+    kept = decay[..., None, None] * state if decay.dim() == 2 else decay[..., None] * state
+    if erase is None or erased is None:
         return kept
-    gone = torch.matmul(w.erased[:, t].unsqueeze(-2), kept)  # [B, H, 1, V]
-    return kept - w.erase[:, t].unsqueeze(-1) * gone
+    gone = torch.matmul(erased.unsqueeze(-2), kept)  # [B, H, 1, V]
+    return kept - erase.unsqueeze(-1) * gone
 
 
 def written(w: Writes, t: int) -> Tensor:
@@ -66,7 +75,14 @@ def written(w: Writes, t: int) -> Tensor:
 
 def read_at(query: Tensor, state: Tensor, t: int) -> Tensor:
     """q_tᵀ S, [B, H, V]: query [B, L, H, K], state [B, H, K, V]."""
-    return torch.matmul(query[:, t].unsqueeze(-2), state).squeeze(-2)
+    if matrix_native.serves(query, state):
+        return cast(Tensor, matrix_native.Native.apply(matrix_native.read, plain_read, query[:, t], state))
+    return plain_read(query[:, t], state)
+
+
+def plain_read(query: Tensor, state: Tensor) -> Tensor:
+    """qᵀ S in torch, [B, H, V]: query [B, H, K], state [B, H, K, V]."""
+    return torch.matmul(query.unsqueeze(-2), state).squeeze(-2)
 
 
 def states(w: Writes, initial: Tensor) -> Iterator[Tensor]:
@@ -89,9 +105,23 @@ def matrix_scan(w: Writes, query: Tensor, initial: Tensor) -> tuple[Tensor, Tens
         initial: The state before the first position, [B, H, K, V].
     """
     check(w, query, initial)
+    arguments = *w, query, initial
+    if matrix_native.serves(*arguments):
+        y, last = matrix_native.Native.apply(matrix_native.scan, plain_scan, *arguments)
+        return y, last
+    return plain_scan(*arguments)
+
+
+def plain_scan(
+    decay: Tensor, key: Tensor, value: Tensor, erase: Tensor | None, erased: Tensor | None, query: Tensor,
+    initial: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """:func:`matrix_scan` in torch, one step after another."""
     state, read = initial, []
-    for t, state in enumerate(states(w, initial)):
-        read.append(read_at(query, state, t))
+    for t in range(key.shape[1]):
+        gone = (None, None) if erase is None or erased is None else (erase[:, t], erased[:, t])
+        state = plain_decayed(decay[:, t], *gone, state) + key[:, t].unsqueeze(-1) * value[:, t].unsqueeze(-2)
+        read.append(plain_read(query[:, t], state))
     return torch.stack(read, 1), state
 
 

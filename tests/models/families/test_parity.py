@@ -217,6 +217,22 @@ def test_a_sweep_of_single_positions_is_one_run_for_each(name: str, seed: int, t
     assert error(sweep(model, tokens, cells, logits_at=last), expected[:, :, -1:]) <= TIGHT
 
 
+@pytest.mark.slow_except(FEW.removesuffix("-0"))
+@pytest.mark.parametrize("name", JUDGES)
+def test_edits_of_nothing_change_no_bit_in_single_precision(name: str, tmp_path: Path) -> None:
+    """The compiled recurrence and its steps are the same numbers, with and without gradients."""
+    saved(JUDGES[name], 0, tmp_path)
+    model, tokens = mechint.load(tmp_path), prompt(length=7)
+    plain = mechint.run(model, tokens).logits
+    with torch.no_grad():
+        run = mechint.run(model, tokens, record=["*"])
+        assert torch.equal(run.logits, plain)
+        for site in model.sites:
+            if torch.isfinite(run[site]).all():  # the scores of later sources are not
+                edit = mechint.Edit(site, "replace", run[site])
+                assert torch.equal(mechint.run(model, tokens, edits=[edit]).logits, plain), site
+
+
 @pytest.mark.parametrize("name", JUDGES)
 def test_single_precision_is_near(name: str, tmp_path: Path) -> None:
     theirs, _ = saved(JUDGES[name], 0, tmp_path)

@@ -1,0 +1,114 @@
+"""Matrix memories: the C form against the torch form and a float64 loop, whole and in steps, with its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mechint import scan
+from mechint.scan import matrix, matrix_native
+from mechint.scan.matrix import Writes
+from tests.helpers.examples import examples
+
+needs_native = pytest.mark.skipif("native" not in [k for k, why in scan.available().items() if not why], reason="no C")
+SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 7, 3, 9, 19)))  # B, L, H, K, V
+
+
+def drawn(shape: tuple[int, ...], key_decay: bool, erases: bool, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    """decay, key, value, query, initial and, where something is erased, erase and the direction."""
+    B, L, H, K, V = shape
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *size: torch.randn(*size, generator=generator, dtype=dtype)
+    decay = torch.sigmoid(normal(B, L, H, K) if key_decay else normal(B, L, H))
+    keys = torch.nn.functional.normalize(normal(B, L, H, K), dim=-1)
+    found = [decay, keys, normal(B, L, H, V), normal(B, L, H, K), normal(B, H, K, V)]
+    return [*found, 0.7 * keys, keys.clone()] if erases else found
+
+
+def writes(tensors: list[Tensor]) -> tuple[Writes, Tensor, Tensor]:
+    decay, key, value, query, initial, *erased = tensors
+    return Writes(decay, key, value, *erased), query, initial
+
+
+def by_loops(tensors: list[Tensor]) -> Tensor:
+    """The formula, one number after another, in float64."""
+    w, query, state = writes([tensor.double() for tensor in tensors])
+    read = []
+    for t in range(w.key.shape[1]):
+        a = w.decay[:, t] if w.decay.dim() == 4 else w.decay[:, t, :, None]
+        state = a[..., None] * state
+        if w.erase is not None and w.erased is not None:
+            gone = torch.einsum("bhk,bhkv->bhv", w.erased[:, t], state)
+            state = state - torch.einsum("bhk,bhv->bhkv", w.erase[:, t], gone)
+        state = state + torch.einsum("bhk,bhv->bhkv", w.key[:, t], w.value[:, t])
+        read.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
+    return torch.stack(read, 1)
+
+
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
+@given(shape=SHAPES, key_decay=st.booleans(), erases=st.booleans(), seed=st.integers(0, 99))
+def test_the_scan_is_the_formula(shape: tuple[int, ...], key_decay: bool, erases: bool, seed: int) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        tensors = drawn(shape, key_decay, erases, dtype, seed)
+        w, query, initial = writes(tensors)
+        y, last = matrix.matrix_scan(w, query, initial)
+        expected = by_loops(tensors)
+        torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+        *_, state = matrix.states(w, initial)
+        assert torch.equal(last, state)
+
+
+@needs_native
+@pytest.mark.parametrize("key_decay", [False, True])
+@pytest.mark.parametrize("erases", [False, True])
+def test_the_c_form_has_the_same_bits_whole_in_pieces_and_in_steps(key_decay: bool, erases: bool) -> None:
+    w, query, initial = writes(drawn((2, 11, 3, 8, 17), key_decay, erases, torch.float32))
+    assert matrix_native.serves(*w, query, initial)
+    y, last = matrix.matrix_scan(w, query, initial)
+    cut = lambda x, here: None if x is None else x[:, here]
+    first = slice(0, 4), slice(4, 11)
+    pieces, state = [], initial
+    for here in first:
+        piece, state = matrix.matrix_scan(Writes(*(cut(x, here) for x in w)), query[:, here], state)  # type: ignore[arg-type]
+        pieces.append(piece)
+    assert torch.equal(torch.cat(pieces, 1), y) and torch.equal(state, last)
+    steps = [matrix.read_at(query, state, t) for t, state in enumerate(matrix.states(w, initial))]
+    assert torch.equal(torch.stack(steps, 1), y)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(matrix.matrix_scan(w, query, initial)[0], y)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_native
+@pytest.mark.parametrize("key_decay", [False, True])
+@pytest.mark.parametrize("erases", [False, True])
+def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: bool) -> None:
+    tensors = drawn((2, 5, 2, 4, 6), key_decay, erases, torch.float32)
+    slopes = {}
+    for name in ("native", "chunked"):
+        own = [tensor.clone().requires_grad_() for tensor in tensors]
+        w, query, initial = writes(own)
+        with scan.using(name):
+            y, last = matrix.matrix_scan(w, query, initial)
+            whole = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + (last**2).sum()
+            *_, state = matrix.states(w, initial)
+            whole = whole + state.sum() + (matrix.read_at(query, state, 2) ** 3).sum()
+        slopes[name] = torch.autograd.grad(whole, own)
+    for found, expected in zip(slopes["native"], slopes["chunked"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
+@given(shape=SHAPES, key_decay=st.booleans(), erases=st.booleans())
+def test_the_map_of_what_is_read_adds_up_to_the_read_out(shape: tuple[int, ...], key_decay: bool, erases: bool) -> None:
+    tensors = drawn(shape, key_decay, erases, torch.float64)
+    w, query, initial = writes(tensors)
+    y, _ = matrix.matrix_scan(w, query, torch.zeros_like(initial))
+    read = torch.einsum("bhij,bjhv->bihv", matrix.matrix_map(w, query), w.value)
+    torch.testing.assert_close(read, y, rtol=1e-11, atol=1e-11 * float(y.abs().max()) + 1e-300)
