@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ..pairs import Question
 
 SECTIONS = (
-    "scan", "model", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "temporal", "curves", "sae",
-    "gpu",
+    "scan", "model", "families", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "temporal", "curves",
+    "sae", "gpu",
 )  # fmt: skip
 
 
