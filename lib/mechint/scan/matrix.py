@@ -52,8 +52,9 @@ def check(w: Writes, query: Tensor, initial: Tensor) -> None:
 
 def decayed(state: Tensor, w: Writes, t: int) -> Tensor:
     """T_t (a_t ⊙ S): what position t keeps of a state [B, H, K, V]."""
-    at = lambda x: None if x is None else x[:, t]
-    arguments = at(w.decay), at(w.erase), at(w.erased), state
+    erase = None if w.erase is None else w.erase[:, t]
+    erased = None if w.erased is None else w.erased[:, t]
+    arguments = w.decay[:, t], erase, erased, state
     if matrix_native.serves(*arguments):
         return cast(Tensor, matrix_native.Native.apply(matrix_native.decayed, plain_decayed, *arguments))
     return plain_decayed(*arguments)
@@ -119,8 +120,8 @@ def plain_scan(
     """:func:`matrix_scan` in torch, one step after another."""
     state, read = initial, []
     for t in range(key.shape[1]):
-        gone = (None, None) if erase is None or erased is None else (erase[:, t], erased[:, t])
-        state = plain_decayed(decay[:, t], *gone, state) + key[:, t].unsqueeze(-1) * value[:, t].unsqueeze(-2)
+        p, r = (None, None) if erase is None or erased is None else (erase[:, t], erased[:, t])
+        state = plain_decayed(decay[:, t], p, r, state) + key[:, t].unsqueeze(-1) * value[:, t].unsqueeze(-2)
         read.append(plain_read(query[:, t], state))
     return torch.stack(read, 1), state
 
