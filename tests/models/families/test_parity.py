@@ -31,7 +31,7 @@ from tests.helpers.sweeps import one_by_one  # noqa: E402
 JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS, *TRANSFORMERS]}
 TIGHT = 1e-12
 """Of the largest entry, in float64."""
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 6))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 6))]
 QUICK = "(.*-)?0"
 """The parameters of the tests that run in the quick set: the first seed."""
 FEW = "(mamba2|falcon_mamba|falcon_h1|qwen3_5|gemma2)-0"
