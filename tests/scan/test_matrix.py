@@ -86,10 +86,11 @@ def test_the_c_form_has_the_same_bits_whole_in_pieces_and_in_steps(key_decay: bo
 
 
 @needs_native
+@pytest.mark.parametrize("length", [1, 5, 2 * matrix_native.CHUNK, 2 * matrix_native.CHUNK + 3])
 @pytest.mark.parametrize("key_decay", [False, True])
 @pytest.mark.parametrize("erases", [False, True])
-def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: bool) -> None:
-    tensors = drawn((2, 5, 2, 4, 6), key_decay, erases, torch.float32)
+def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: bool, length: int) -> None:
+    tensors = drawn((2, length, 3, 4, 6), key_decay, erases, torch.float32)
     slopes = {}
     for name in ("native", "chunked"):
         own = [tensor.clone().requires_grad_() for tensor in tensors]
@@ -98,7 +99,7 @@ def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: boo
             y, last = matrix.matrix_scan(w, query, initial)
             whole = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + (last**2).sum()
             *_, state = matrix.states(w, initial)
-            whole = whole + state.sum() + (matrix.read_at(query, state, 2) ** 3).sum()
+            whole = whole + state.sum() + (matrix.read_at(query, state, length - 1) ** 3).sum()
         slopes[name] = torch.autograd.grad(whole, own)
     for found, expected in zip(slopes["native"], slopes["chunked"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

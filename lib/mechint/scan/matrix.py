@@ -108,7 +108,7 @@ def matrix_scan(w: Writes, query: Tensor, initial: Tensor) -> tuple[Tensor, Tens
     check(w, query, initial)
     arguments = *w, query, initial
     if matrix_native.serves(*arguments):
-        y, last = matrix_native.Native.apply(matrix_native.scan, plain_scan, *arguments)
+        y, last = matrix_native.Scan.apply(*arguments)
         return y, last
     return plain_scan(*arguments)
 

@@ -1,6 +1,6 @@
 """Matrix memories in C, for float32 on a CPU: the same bits whole, in pieces, and one step after another.
 
-Gradients are those of the plain torch recurrence on the same numbers, made when they are asked for.
+The gradients of a whole scan are in C, too; those of a single step are those of its plain torch form.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..utils.compiled import Arguments, Unavailable, call, compile_library, read
 from .choice import chosen
 
 SOURCE = Path(__file__).with_name("matrix.c")
+CHUNK = 32
+"""Positions between two saved states; the states of a chunk are made again for its gradients."""
 SMALL = 1 << 16
 """State updates below which threads cost more than they save."""
 
@@ -50,22 +52,92 @@ def _call(name: str, arguments: Arguments, pairs: int, updates: int, scratch: in
     call(library(), name, arguments, pairs, torch.get_num_threads() if updates >= SMALL else 1, scratch)
 
 
-def scan(
-    decay: Tensor, key: Tensor, value: Tensor, erase: Tensor | None, erased: Tensor | None, query: Tensor,
-    initial: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y [B, L, H, V] and the last state [B, H, K, V]; the arguments are those of :mod:`mechint.scan.matrix`."""
-    (B, L, H, K), V = key.shape, value.shape[3]
+class Sizes(NamedTuple):
+    """Rows, positions, heads, keys and values, and whether every key has a decay of its own."""
+
+    B: int
+    L: int
+    H: int
+    K: int
+    V: int
+    own: bool
+
+    @staticmethod
+    def of(decay: Tensor, key: Tensor, value: Tensor) -> Sizes:
+        B, L, H, K = key.shape
+        return Sizes(B, L, H, K, value.shape[3], decay.dim() == 4)
+
+    @property
+    def updates(self) -> int:
+        """Updates of entries of states."""
+        return self.B * self.L * self.H * self.K * self.V
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The shape of the states before each chunk."""
+        return self.B, self.H, -(-self.L // CHUNK), self.K, self.V
+
+    def inputs(self, write: bool, *tensors: Tensor | None) -> Arguments:
+        """decay, key, value, erase, erased and query as C takes them, or their gradients."""
+        B, L, H, K, V, own = self
+        shapes = {
+            "decay": (B, L, H, K) if own else (B, L, H), "key": (B, L, H, K), "value": (B, L, H, V),
+            "erase": (B, L, H, K), "erased": (B, L, H, K), "query": (B, L, H, K),
+        }  # fmt: skip
+        array = writes if write else reads
+        return {
+            ("d" if write else "") + name: array(tensor, *shape)
+            for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)
+        }
+
+    def counts(self) -> Arguments:
+        """The sizes as C takes them."""
+        return {"L": self.L, "H": self.H, "K": self.K, "V": self.V, "own": int(self.own), "chunk": CHUNK}
+
+
+def scan(initial: Tensor, before: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y [B, L, H, V] and the last state [B, H, K, V]; the inputs are those of :meth:`Sizes.inputs`."""
+    decay, key, value = inputs[:3]
+    assert decay is not None and key is not None and value is not None
+    size = Sizes.of(decay, key, value)
+    B, L, H, K, V, _ = size
     y, end = value.new_empty(B, L, H, V), value.new_empty(B, H, K, V)
-    own = decay.dim() == 4
     arguments: Arguments = {
-        "decay": reads(decay, *((B, L, H, K) if own else (B, L, H))), "key": reads(key, B, L, H, K),
-        "value": reads(value, B, L, H, V), "erase": reads(erase, B, L, H, K), "erased": reads(erased, B, L, H, K),
-        "query": reads(query, B, L, H, K), "initial": reads(initial, B, H, K, V), "y": writes(y, B, L, H, V),
-        "end": writes(end, B, H, K, V), "L": L, "H": H, "K": K, "V": V, "own": int(own),
+        **size.inputs(False, *inputs), "initial": reads(initial, B, H, K, V), "y": writes(y, B, L, H, V),
+        "end": writes(end, B, H, K, V), "before": writes(before, *size.kept), **size.counts(),
     }  # fmt: skip
-    _call("matrix_scan", arguments, B * H, B * L * H * K * V, K * V + V)
+    _call("matrix_scan", arguments, B * H, size.updates, K * V + V)
     return y, end
+
+
+class Scan(torch.autograd.Function):
+    """y and the last state; the arguments are decay, key, value, erase, erased, query and the initial state."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor | None) -> Any:
+        *inputs, initial = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+        assert initial is not None
+        before = None
+        if any(ctx.needs_input_grad):
+            size = Sizes.of(*inputs[:3])  # type: ignore[arg-type]
+            before = initial.new_empty(size.kept)
+            ctx.save_for_backward(before, *inputs)
+        return scan(initial, before, *inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> Any:
+        before, *inputs = ctx.saved_tensors
+        size = Sizes.of(*inputs[:3])
+        slopes = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
+        of_state = dlast.clone(memory_format=torch.contiguous_format)
+        B, L, H, K, V, _ = size
+        arguments: Arguments = {
+            **size.inputs(False, *inputs), "before": reads(before, *size.kept), "dy": reads(dy, B, L, H, V),
+            **size.inputs(True, *slopes), "dS": writes(of_state, B, H, K, V), **size.counts(),
+        }  # fmt: skip
+        _call("matrix_back", arguments, B * H, 3 * size.updates, (CHUNK + 1) * K * V + 3 * V)
+        return *slopes, of_state
 
 
 def decayed(decay: Tensor, erase: Tensor | None, erased: Tensor | None, state: Tensor) -> Tensor:
