@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...utils.errors import MechintError, shown
 from ..mamba import Mamba, MambaConfig
 from ..parts.norms import NORM_CLAIMS, NORM_KEYS, NORM_KINDS, norm_kinds, read_norms, said_norms
+from .checkpoints import WEIGHTS
 from .config_keys import Keys, listed, refuse_unknown
 from .strictness import check_claims, check_names, commonest, count_layers, is_tied, read_claims
 
@@ -158,20 +160,24 @@ def refuse_other_architectures(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_without_configuration(state: Mapping[str, Tensor], where: Path) -> None:
-    """Refuses a file or directory in Hugging Face's layout without any configuration.
+    """Says that a directory in Hugging Face's layout without any configuration is taken for a Mamba; refuses a file.
 
-    A FalconMamba's tensors have the same names and shapes; its norms inside the mixer have no weights.
+    A FalconMamba's tensors have the same names and shapes; its norms inside the mixer have no weights. A directory that
+    lost its config.json is read, with a note; of a file alone nobody knows what it was saved from.
 
     Raises:
-        MechintError: nothing says which of them it is.
+        MechintError: the file stands alone.
     """
     layout = find_layout(state, expected_names(1, True, True, False))
     if layout.embedding != "embeddings" or "mixer.A_log" not in " ".join(state):
         return  # another family's, the authors' or our own names, which no FalconMamba has
+    what = "Mamba's tensors and no configuration, and a FalconMamba has tensors of the same names"
+    if where.is_dir() or where.name in WEIGHTS:
+        print(f"note: {where} holds {what}; read as a Mamba (put its config.json beside it)", file=sys.stderr)
+        return
     raise MechintError(
-        f"{where} holds Mamba's tensors and no configuration, and a FalconMamba has tensors of the same names; give a "
-        "directory with its config.json, or save {'model': state_dict, 'config': {'model_type': 'mamba'}} (or "
-        "'falcon_mamba', with all that its config.json says)"
+        f"{where} holds {what}; give a directory with its config.json, or save {{'model': state_dict, 'config': "
+        "{'model_type': 'mamba'}} (or 'falcon_mamba', with all that its config.json says)"
     )
 
 
