@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
-from ..interventions.model import Model
+from ..interventions.model import Model, having
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..interventions.unit_kinds import Block, UnitKind
 from ..interventions.units import Units
 from ..tasks import Prompts
+from ..utils.errors import MechintError
 from .ablation import Ablation
 from .metrics import answer_metric
 
@@ -39,6 +40,20 @@ def usual(family: str) -> tuple[str, ...]:
 
 def main_site(family: str) -> str:
     return MAIN.get(family, "mlp_post")
+
+
+def check_alike(model: Model, where: str) -> None:
+    """Raises :class:`MechintError` for a model whose layers differ, or mix positions by more than one kind of part.
+
+    Costs, profiles of layers and rankings of units in all layers are defined for a Mamba-1 and for attention alone.
+    """
+    every = list(range(model.num_layers))
+    if model.config.family == "mamba" or (having(model, "pattern", "mlp_post") == every and not having(model, "state")):
+        return
+    raise MechintError(
+        f"{where}: it compares layers that are alike, of a Mamba-1 or of attention alone, and those of a "
+        f"{model.config.family} model are not; take the circuits, tracing, patching or sparsity"
+    )
 
 
 def unit_kind(kind: str) -> UnitKind:

@@ -149,6 +149,12 @@ FAMILIES: dict[str, tuple[Any, Any, str]] = {
 """Rules of a layer, biases of a layer by the site they are added at, and the name of the final norm."""
 
 
+def check_rules(model: Model) -> None:
+    """Raises :class:`MechintError` for a family without rules."""
+    if model.config.family not in FAMILIES:
+        raise MechintError(f"relevance: no rules for {model.config.family}; there are rules for {', '.join(FAMILIES)}")
+
+
 def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
     """Splits the logits of some next tokens among the tokens of their prompts.
 
@@ -161,8 +167,7 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
     Raises:
         MechintError: a family without rules, half precision, or shares that do not add up.
     """
-    if model.config.family not in FAMILIES:
-        raise MechintError(f"relevance: no rules for {model.config.family}; there are rules for {', '.join(FAMILIES)}")
+    check_rules(model)
     dtype = next(model.parameters()).dtype
     if dtype not in TOLERANCE:
         raise MechintError(f"relevance: {dtype} rounds too much for shares that add up; load in float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -246,3 +247,15 @@ def test_the_pages_name_every_family() -> None:
     page, numbers = (ROOT / "docs/families.md").read_text(), (ROOT / "docs/parity.md").read_text()
     assert [name for name in supported() if f"`{name}`" not in page] == []
     assert [name for name in JUDGES if f"| `{name}` |" not in numbers] == []
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_copy_computes_the_same(name: str, tmp_path: Path) -> None:
+    """A control on random weights copies the model."""
+    model = random_model(name, 0, tmp_path)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(twin(prompt()), model(prompt()))
+        for p in twin.parameters():
+            p.zero_()
+        assert torch.equal(mechint.load(tmp_path, dtype="float64")(prompt()), model(prompt()))

@@ -32,7 +32,7 @@ from ..random_weights import Quantities, control, quantity, told_apart
 from ..sparsity.analyzer import SparsityAnalyzer
 from ..sparsity.measures import SCALE_FREE
 from ..sparsity.options import SparsityConfig
-from ..unit_effects import Effects, main_site
+from ..unit_effects import Effects, check_alike, main_site
 from .cost import flops, measure, memory_bytes, parameters, token_bytes
 from .curves import CURVES, measured
 from .identity import label, prompts_of, tokenizer_of, training
@@ -50,6 +50,7 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
 
     def __init__(self, model: Model, config: CompareConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
+        check_alike(model, "comparison")
         self.lengths = lengths(config.lengths)
         self.times: list[dict[str, Any]] = []
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...attribution.relevance import check_rules
 from ...interventions.model import Model
 from ...interventions.units import Units
 from ...tasks import Prompts, mix
@@ -36,7 +37,7 @@ from ..circuits.methods.delta import delta_units, mean_step
 from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
-from ..unit_effects import Effects, Group, main_site, unit_kind, usual
+from ..unit_effects import Effects, Group, check_alike, main_site, unit_kind, usual
 from ..unit_groups import Parts, screened
 from .cross_layer import layer_effects, unit_effects
 from .deletion_curves import curves
@@ -54,6 +55,9 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     def __init__(self, model: Model, config: NeuronConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
+        check_alike(model, self.name)
+        if config.tokens:
+            check_rules(model)
         self.layers = layer_list(config.layers, model.num_layers, self.name)
         self.kinds = unit_sites(model, config.sites, usual(model.config.family), self.name)
         self.main = main_site(model.config.family)

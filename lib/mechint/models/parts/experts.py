@@ -8,7 +8,6 @@ it is not chosen), the shared expert's own and ``shared_out``, where there is on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -175,7 +174,7 @@ class MixtureOfExperts(Part):
             self.local = (*self.local, *(site for site in shared.local if site != shared.out), "shared_out")
             self.projected = shared.projected
             self.unit_kinds = {**EXPERT_UNITS, **NEURON_UNITS}
-        self.late = MappingProxyType(late)
+        self.late = dict(late)
 
     def sites(self) -> list[PartSite]:
         size = (len(self.experts),)

@@ -1,0 +1,83 @@
+"""Analyses of declared families: those that fit run, and those that do not are refused before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechint
+from mechint.analyses.base import analyses, check_model
+from mechint.interventions.model import layer_kinds
+from mechint.interventions.units import Units
+from mechint.models.stack import Stack
+from mechint.tasks import TaskConfig, make_task
+from tests.analyses.test_one_accuracy import loaders, options_of
+
+transformers = pytest.importorskip("transformers")
+
+from tests.helpers.judges.base import judged  # noqa: E402
+from tests.models.families.test_parity import JUDGES  # noqa: E402
+
+TASK = make_task(TaskConfig(name="recall", pairs=2, keys=12, values=12))
+
+
+def model_of(name: str, path: Path) -> Stack:
+    """A random model of a family with as many tokens as the task."""
+    theirs = judged(JUDGES[name], 0).float()
+    theirs.resize_token_embeddings(TASK.vocab_size)
+    theirs.save_pretrained(path)
+    model = mechint.load(path)
+    assert isinstance(model, Stack)
+    return model.requires_grad_(False)
+
+
+def results_of(name: str, model: Stack, path: Path, **changes: Any) -> dict[str, Any]:
+    analysis = analyses()[name]
+    options = dataclasses.replace(options_of(analysis), **changes)
+    check_model([analysis], model, "a model")
+    analyzer = analysis.analyzer(model, options, "cpu", run_dir=path / name)
+    return dict(analyzer.run_analysis(*loaders(model, TASK)))
+
+
+@pytest.mark.slow_except("(falcon_h1-head-kv|kimi_linear.*)")
+@pytest.mark.parametrize(
+    ("name", "unit", "kind"),
+    [("mamba2", "head", "ssm"), ("falcon_h1", "head", "ssm"), ("falcon_h1", "head", "kv"),
+     ("olmo_hybrid", "channel", "ssm"),
+     ("kimi_linear", "channel", "ssm"), ("gemma2", "mlp", "kv"), ("zamba2", "head", "kv")],
+)  # fmt: skip
+def test_a_circuit_is_found_and_names_the_layers_that_have_units(
+    name: str, unit: str, kind: str, tmp_path: Path
+) -> None:
+    model = model_of(name, tmp_path / "model")
+    results = results_of(kind, model, tmp_path, unit=unit, **({"target_sparsity": 0.5} if kind == "kv" else {}))
+    known = model.unit_kinds
+    units = Units(model, known.get(f"ssm_{unit}", known.get(unit)) if kind == "ssm" else known[unit])
+    assert [layer["layer"] for layer in results["layers"]] == units.numbers
+    assert results["metrics"]["units_total"]["value"] == units.total
+
+
+@pytest.mark.parametrize("name", ["compare", "neuron"])
+def test_what_asks_for_layers_that_are_alike_is_refused_before_work(name: str, tmp_path: Path) -> None:
+    model = model_of("falcon_h1", tmp_path / "model")
+    with pytest.raises(mechint.MechintError, match=r"layers that are alike.*falcon_h1"):
+        results_of(name, model, tmp_path)
+
+
+def test_a_model_without_attention_has_no_circuit_of_keys(tmp_path: Path) -> None:
+    model = model_of("mamba2", tmp_path / "model")
+    with pytest.raises(mechint.MechintError, match=r"'kv'.*needs a layer with the sites k, v"):
+        results_of("kv", model, tmp_path)
+
+
+def test_kinds_of_site_are_those_of_all_layers_in_the_order_of_the_forward(tmp_path: Path) -> None:
+    model = model_of("nemotron_h", tmp_path / "model")
+    kinds = layer_kinds(model)
+    for i in range(model.num_layers):
+        own = [site.rpartition(".")[2] for site in model.sites if site.startswith(f"layers.{i}.")]
+        assert [kind for kind in kinds if kind in own] == own
+    assert len(set(kinds)) == len(kinds) and torch.equal(model(torch.tensor([[1]])), model(torch.tensor([[1]])))
