@@ -64,6 +64,10 @@ def watch(model: Model, parts: Iterable[tuple[int, str]]) -> Iterator[dict[tuple
         found[layer, name] = Part(f"layers.{layer} {name}")
         before, after = model.parts[name]
         sites[layer, name] = (f"layers.{layer}.{before}", f"layers.{layer}.{after}")
+        if not model.sites.keys() >= set(sites[layer, name]):
+            raise MechintError(
+                f"layer {layer} of this {model.config.family} has no part {name!r}; other layers have it"
+            )
     plain = model.forward
 
     def forward(tokens: Tensor) -> Tensor:

@@ -124,6 +124,19 @@ class Stack(LanguageModel):
         return {site: said for site, said in alike.items() if said is not None}
 
     @functools.cached_property
+    def parts(self) -> Mapping[str, tuple[str, str]]:  # type: ignore[override]
+        """The layer as ``block``, and every part by its attribute, with the sites of its input and its output."""
+        found = {"block": ("resid_pre", "resid_post")}
+        for layer in cast("list[Layer]", list(self.layers)):
+            stream = "resid_pre"
+            for number, step in enumerate(layer.steps):
+                for branch in step:
+                    for name in branch.parts:
+                        found.setdefault(name, (branch.site or stream, layer.parts[name].out))
+                stream = layer.behind_step(number)
+        return found
+
+    @functools.cached_property
     def mediators(self) -> Collection[str]:  # type: ignore[override]
         return ("resid_post", *self.union("mediators"))
 

@@ -6,6 +6,7 @@ The gradients of a whole scan are in C, too; those of a single step are those of
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +42,16 @@ def serves(*tensors: Tensor | None) -> bool:
     """True if the native back end computes tensors like these, and its library is there."""
     if any(tensor is not None and chosen(tensor) != "native" for tensor in tensors):
         return False
+    return is_there()
+
+
+@functools.cache
+def is_there() -> bool:
+    """True if the library can be used; if not, a line on stderr says why, once."""
     try:
         library()
-    except Unavailable:
+    except Unavailable as reason:
+        print(f"scan: matrix memories in plain torch, not in C, because {reason}", file=sys.stderr)
         return False
     return True
 

@@ -168,7 +168,7 @@ def jamba(rng: random.Random) -> Any:
 
 JUDGES = [
     Judge("mamba2", mamba2),
-    Judge("falcon_h1", falcon_h1),
+    Judge("falcon_h1", falcon_h1, ("mamba", "self_attn")),
     Judge("qwen3_5", qwen3_5),
     Judge("qwen3_5_moe", qwen3_5_moe),
     Judge("qwen3_next", qwen3_next),

@@ -116,7 +116,9 @@ def test_another_family_than_was_asked_for_is_refused(folder: Path) -> None:
     assert mechint.load(folder / "falcon_h1", expect_family="falcon_h1").config.family == "falcon_h1"
 
 
-def test_what_is_no_part_of_the_language_model_is_left_out_and_said(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_part_of_the_language_model_is_left_out_and_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A published Qwen3.5: the text part has a prefix, and vision and further heads stand beside it."""
 
     def published(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -129,6 +131,7 @@ def test_what_is_no_part_of_the_language_model_is_left_out_and_said(folder: Path
         tensors |= {"model.visual.patch.weight": torch.zeros(2), "mtp.fc.weight": torch.zeros(2)}
 
     model = mechint.load(changed(folder, "qwen3_5", tmp_path / "published", published))
+    assert "left out: 2 (model.visual.patch.weight, mtp.fc.weight)" in capsys.readouterr().err
     plain = mechint.load(folder / "qwen3_5")
     tokens = torch.arange(12).view(2, 6)
     assert torch.equal(model(tokens), plain(tokens))

@@ -94,8 +94,6 @@ def test_logits_gradients_and_parts_are_those_of_transformers(name: str, seed: i
     assert expected.std() > 0.02  # a real test: the logits are not all about zero
     assert error(run.logits, expected) <= TIGHT
     for site in record:
-        if JUDGES[name].family == "falcon_h1" and site.endswith("_out"):
-            continue  # transformers multiplies these outside the part
         assert error(run[site], seen[site]) <= TIGHT, site
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with promoted():
@@ -109,7 +107,7 @@ def test_logits_gradients_and_parts_are_those_of_transformers(name: str, seed: i
         if float(gradient.abs().max()) <= TIGHT * largest:  # rounding of 0: of key biases where nothing is rotated
             assert float(found[key].abs().max()) <= TIGHT * largest, key
         else:
-            assert error(found[key], gradient) <= 20 * TIGHT, key
+            assert error(found[key], gradient) <= TIGHT, key
 
 
 def saved_gradients(theirs: Any, path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,8 @@ def build_stack(
     join_pieces(state, family, sizes, shapes, body, where)
     plan = family.names.plan(list(shapes), body, state)
     left_out = drop(state, family.names.left_out)
+    if left_out:
+        print(f"note: {where}: {left_out}; they belong to no part of the language model", file=sys.stderr)
     one_head(state, family.names)
     check_head(state, sizes.tied, family.names, body, where)
     constants = family.names.constants  # older files hold what we compute

@@ -5,6 +5,7 @@ Axes: B batch, L position, D model.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -29,7 +30,7 @@ class PartSite(NamedTuple):
     """The value at the sources that come after the position."""
 
 
-class Part(nn.Module):
+class Part(nn.Module, ABC):
     """A part of a layer: reads the normed residual stream [B, L, D], and gives what is added to it.
 
     A subclass says which tensors can be read and edited on the way, and what analyses ask about them.
@@ -57,9 +58,9 @@ class Part(nn.Module):
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
     """The kinds of unit that a circuit can be made of, by name."""
 
+    @abstractmethod
     def sites(self) -> Sequence[PartSite]:
         """The sites between the norm and :attr:`out`, in the order of the forward."""
-        raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,9 +71,9 @@ class Part(nn.Module):
         """The memory before the first position; None where there is nothing to remember."""
         return None
 
+    @abstractmethod
     def forward(self, n: Tensor, cache: Any, at: Scope) -> tuple[Tensor, Any]:
         """n [B, L, D] -> the output [B, L, D], before its site, and the memory behind these positions."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,6 @@ class Layer(nn.Module):
     def __getitem__(self, name: str) -> Any:
         """The norm or part with this attribute."""
         return self.get_submodule(name)
-
-    def having(self, site: str) -> bool:
-        """True if this layer has a site of this name."""
-        return any(site == one.name for one in self.sites(1))
 
     def sites(self, d_model: int) -> list[PartSite]:
         """Every site of this layer, in the order of the forward."""
