@@ -60,6 +60,8 @@ def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     found = json.loads((where / "results.json").read_text())
     assert found["analysis"] == "trace" and found["metric"] == "answer_logprob" and found["ablation"] == "noise"
     assert found["metrics"]["prompts_used"]["value"] == 1 and (where / "report.html").exists()
+    page = (where / "report.html").read_text()
+    assert "(no interval)" in page and "(none)" not in page
     example = json.loads((where / "examples.json").read_text())[0]
     assert "".join(example["tokens"]) == PROMPT[1] and example["answer"] == answer
 

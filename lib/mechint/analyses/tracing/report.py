@@ -273,9 +273,10 @@ def headline(run_dir: str | Path) -> str:
 def headline_of(trace: Trace) -> str:
     best = largest(trace)
     value, interval = value_cells(best["value"], best["low"], best["high"])
+    sure = "no interval" if best["low"] is None else interval
     return (
         f"The strongest cell is {best['panel']} of layer {best['layer']} at the token “{best['role']}”: "
-        f"{value} ({interval}), {trace.unit}."
+        f"{value} ({sure}), {trace.unit}."
     )
 
 
