@@ -37,7 +37,7 @@ class Edit:
         units: Indices on the axis after position; for a site with two unit axes also pairs: (channel, state),
             (head, dimension), (head, source). None for all.
         rows: Rows of the batch; None for all.
-        fill: What ``mask`` puts where its value is 0; broadcasts like ``value``.
+        fill: The value that ``mask`` puts where its own is 0; broadcasts like ``value``.
         sources: For ``cut``: the positions whose contribution is removed; none later than a target.
         decay: For a ``cut`` at ``out``: ``kept`` (the decays still respond to the sources) or ``frozen`` (the
             decays are those of the layer without the sources, so nothing of them is left).
@@ -228,7 +228,7 @@ def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, len
 
     Args:
         sites: ``model.sites``.
-        edits: What the caller asked for.
+        edits: The edits as the caller gave them.
         rows: Batch size.
         length: Positions there will be, generated ones included.
 

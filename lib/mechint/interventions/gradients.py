@@ -30,7 +30,7 @@ def gradients(
 
     Args:
         sites: Names or shell patterns.
-        metric: Of logits [row, wanted, vocabulary], to anything; its sum is differentiated.
+        metric: A function of logits [row, wanted, vocabulary]; the sum of its values is differentiated.
 
     Returns:
         (values, gradients) by site name, each of the site's shape; a site that cannot reach the metric has zeros.

@@ -1,4 +1,4 @@
-"""Parts of a forward: up to a site, and on from the layer that holds it. What lies before is computed once."""
+"""Parts of a forward: up to a site, and on from the layer that holds it. The layers before it run once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def compare(model: Model, targets: Tensor, clean: Tensor, changed: Sequence[Tens
     """Loss and divergence of changed forwards beside the clean one.
 
     Args:
-        targets: What should follow each position, [batch, position]; −1 where nothing is asked.
+        targets: The token that should follow each position, [batch, position]; −1 where nothing is asked.
         clean: The residual stream behind the last layer [batch, position, model].
         changed: Others of the same shape.
 

@@ -138,8 +138,8 @@ def generate(
         record: As for :func:`run`; the sites of the positions 0 … position + count - 2.
         edits: As for :func:`run`; negative positions count from the end of the generated text.
         temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
-        seed: Of the draws.
-        gradients: Whether logits and values keep what gradients need, of every position so far: as much memory as
+        seed: The seed of the draws.
+        gradients: True keeps what gradients of logits and values need, for every position so far: as much memory as
             training takes. Without, they are plain numbers, whatever torch's ambient mode.
     """
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):

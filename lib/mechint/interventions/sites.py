@@ -56,6 +56,6 @@ RESIDUAL = ("batch", "position", "model")
 def layer_windows(names: Sequence[str], width: int) -> tuple[tuple[str, ...], ...]:
     """For each layer's site, the sites of ``width`` layers around it; fewer at the first and the last layers.
 
-    Of an even width, the layer after is there and the one as far before is not.
+    An even width reaches one layer further after the site's own than before it.
     """
     return tuple(tuple(names[max(0, k - (width - 1) // 2) : k + width // 2 + 1]) for k in range(len(names)))

@@ -62,15 +62,15 @@ def sweep(
         model: From :func:`mechint.load`.
         tokens: Prompts of one length, [row, position]. Noise draws are rows of their own.
         cells: The edits of each cell, over the base.
-        metric: Of logits [cell, row, wanted position, vocabulary], elementwise in cell and row, to [cell, row, …];
+        metric: Turns logits [cell, row, wanted position, vocabulary] into [cell, row, …], elementwise in cell and row;
             None returns the logits.
         base: Edits that hold in every cell, before its own (a corruption, say).
         logits_at: Positions whose logits are wanted, [row, wanted]; None for all.
-        memory_mib: What the base's memory and one batch of cells may take together, weights not counted. Batches
+        memory_mib: MiB that the base's memory and one batch of cells may take together, weights not counted. Batches
             are as large as fits, by a measured trial of each kind of cell.
         store: Directory that keeps finished batches, so that a killed sweep goes on. Not removed at the end.
-        key: What the stored numbers depend on besides the tokens and the plan: weights, values, metric.
-        title: Of the progress line.
+        key: Names what the stored numbers depend on besides the tokens and the plan: weights, values, metric.
+        title: Begins the progress line.
         by_head: The metric gets what the head reads, [cell, row, wanted position, model], and makes logits itself, a
             few at a time: those of many positions and a large vocabulary would not fit.
 
@@ -161,7 +161,7 @@ class Base:
     wanted: Tensor
     memory_mib: float
     by_head: bool = False
-    """True if the input of the head is wanted in place of the logits."""
+    """True if the input of the head is wanted instead of the logits."""
     residual: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     needs: dict[tuple[str, ...], int] = field(default_factory=dict)

@@ -34,8 +34,8 @@ def transplant_state(
         model: A Mamba from :func:`mechint.load`.
         from_tokens: The donor's prompts, [batch, position].
         to_tokens: The receiver's prompts, [batch, position], of any length.
-        layers: Which layers; None for all.
-        position: Behind which position of the receiver; negative from its end.
+        layers: Layers whose memory is taken; None for all.
+        position: The receiver's memory is replaced behind this position of its own; negative from its end.
         from_position: Position of the donor that the memory is taken from; None for the same number.
         memory: ``state`` (the recurrence's), ``conv_state`` (the inputs that the convolution remembers) or both.
 

@@ -14,7 +14,7 @@ class Block:
 
     Attributes:
         sites: Sites of a layer.
-        axes: How many of a site's unit axes tell the units apart: None for all, 0 when the whole site is one unit,
+        axes: Number of a site's unit axes that tell the units apart: None for all, 0 when the whole site is one unit,
             1 at ``head_out`` for whole heads.
     """
 
@@ -31,9 +31,9 @@ class UnitKind:
         blocks: All units of a layer, block after block; blocks are of one shape.
         meaning: One sentence for reports.
         labels: Names of the blocks, where there are several.
-        apart: Whether the blocks are different things (keys, values), which controls and figures count apart.
-        plural: What several of them are called, where that is not the name with an s.
-        some: Whether a layer has such units where it has some of the sites alone: a whole layer is what its parts add,
+        apart: True if the blocks are different things (keys, values), which controls and figures count apart.
+        plural: The plural of the name, unless that is the name with an s.
+        some: True if a layer with only some of the sites has such units too: a whole layer is what its parts add,
             whichever parts it has.
     """
 

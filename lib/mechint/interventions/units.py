@@ -64,7 +64,7 @@ class Units:
 
         Args:
             mask: [units], 1 keeps a unit and 0 replaces it.
-            fills: What replaces it, for each name of ``self.sites``; broadcasts to [batch, position, unit].
+            fills: The values that replace it, for each name of ``self.sites``; broadcasts to [batch, position, unit].
         """
         several = len(self.kind.blocks) > 1
         mask = mask.view(self.layers, len(self.kind.blocks), *self.shape[several:])

@@ -107,13 +107,13 @@ class Names:
     """The names of tensors on disk.
 
     Attributes:
-        bodies: What may stand in front of every name but the head's; the first is written.
+        bodies: Prefixes that every name but the head's may have; the first is written.
         renamed: Patterns in our names -> what stands there in the file's, without the body; all, in this order.
         fused: Tensors that a file holds as one.
         pieces: Tensors that a file holds in several.
         others: Patterns of other names that a file may have -> what stands there in those that are written.
         left_out: Pattern of the file's names that belong to no part of the language model; "" for none.
-        heads: What may stand in front of the head's names; the first is written.
+        heads: Prefixes that the head's names may have; the first is written.
         constants: Pattern of the file's names of what is computed here (masks, say); "" for none.
     """
 
@@ -149,7 +149,7 @@ class Names:
 
         Args:
             names: Ours.
-            body: What stands in front of the file's.
+            body: The prefix of the file's.
             there: The file's names, which decide how tensors are held that files hold in several ways.
         """
         found: dict[str, tuple[tuple[str, ...], Fused | None]] = {}
@@ -174,13 +174,13 @@ class StackFamily:
     """A family whose layers are made of parts.
 
     Attributes:
-        name: Of the family: its ``model_type``.
+        name: The family's ``model_type``.
         title: As messages call it.
         read: A reader of a configuration -> the family's configuration; asks for every key that counts.
         layer: The configuration and a number -> the layer.
         norm: The configuration -> the norm behind the last layer.
         write: The configuration -> the ``config.json`` that transformers reads.
-        names: Of the tensors on disk.
+        names: The names of its tensors on disk.
         also: Other values of ``model_type`` that are this family.
         model: The class, where it is more than a stack.
         knows: True of a configuration without ``model_type`` that is this family's; None where there are none.

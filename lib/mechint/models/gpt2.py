@@ -65,7 +65,7 @@ class GPT2Config:
     kv_tied: bool = False
     """True if one projection serves as key and as value."""
     kv_global: bool = False
-    """True if that one projection is the key and the value of all heads, in place of one for each."""
+    """True if that one projection is the key and the value of all heads, instead of one for each."""
     tied: bool = True
     norm_eps: float = 1e-5
     norms: bool = True

@@ -52,7 +52,7 @@ def check() -> None:
     """Runs a small scan, with a state to begin from and with gradients, and a convolution beside plain torch.
 
     Raises:
-        Unavailable: they ran, but not to the same numbers. What they raise when they can't run is of many kinds.
+        Unavailable: they ran, but not to the same numbers. Where they can't run, they raise errors of many kinds.
     """
     u, dt, A, *_ = try_scan(Scan, 69, 8, DEVICES[0])
     if convolution() is not None:

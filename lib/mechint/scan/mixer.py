@@ -74,7 +74,7 @@ def gated(
         D: [channel].
         z: [batch, position, channel]; may be half of a wider tensor.
         initial: [rows, channel, state]; fewer rows than the batch has serve it in turn.
-        go_on: Whether the last state is wanted.
+        go_on: True if the last state is wanted.
 
     Returns:
         [batch, position, channel], and the last state [batch, channel, state] or None.

@@ -16,7 +16,7 @@ def try_scan(scan: type[torch.autograd.Function], length: int, channels: int, de
 
     Args:
         scan: Its ``apply`` takes u, dt, A, B, C and the initial state, and gives y and the last state.
-        length, channels: Of its inputs; they have two rows and two states a channel.
+        length, channels: Sizes of its inputs, which have two rows and two states a channel.
 
     Returns:
         The inputs u, dt, A, B, C and the initial state, for further trials.

@@ -44,7 +44,7 @@ def check() -> None:
     A missing compiler, an old device or wrong numbers show here, before the kernel serves anyone.
 
     Raises:
-        Unavailable: it ran, but not to the same numbers. What Triton raises when it can't run is of many kinds.
+        Unavailable: it ran, but not to the same numbers. Where it can't run, Triton raises errors of many kinds.
     """
     try_scan(Scan, CHUNK + 5, 3, "cpu" if INTERPRETED else "cuda")
 

@@ -1,8 +1,8 @@
 """Keys of configurations: understood, without effect, or refused by name, so that none that may count is dropped.
 
-What is written for one model (a ``config.json``, a GGUF file's metadata, nanoGPT's ``model_args``) is read strictly: a
-key that is neither understood nor listed as harmless is refused unless it is off. A trainer's options are mostly about
-training, and nobody can list them all: there a key is refused when its words speak of an architecture.
+A configuration written for one model (a ``config.json``, a GGUF file's metadata, nanoGPT's ``model_args``) is read
+strictly: a key that is neither understood nor listed as harmless is refused unless it is off. A trainer's options are
+mostly about training, and no list holds them all: there a key is refused when its words speak of an architecture.
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ class ConfigReader:
         """The rotation of heads of ``size`` dimensions, from today's keys (rope_parameters) or the earlier ones.
 
         Args:
-            default_theta, fraction: What the family has where nothing is said.
-            kind: Of layer, where each kind has a rotation of its own; the earlier scaling is of full attention alone.
+            default_theta, fraction: The family's values where the configuration has none.
+            kind: The kind of layer, where each has its own rotation; the earlier scaling is of full attention alone.
             theta_name, part_name: The earlier keys of the base and of the turned part of a head.
         """
         said: dict[str, Any] = {}
@@ -225,7 +225,7 @@ class ConfigReader:
         self.seen.update(names.split())
 
     def done(self) -> None:
-        """Raises :class:`MechintError` for keys that nobody has asked for, unless they are off or have no effect."""
+        """Raises :class:`MechintError` for keys that were never asked for, unless they are off or have no effect."""
         left = [
             f"{short_name(name)} = {shown(value, 40)}"
             for name, value in self.raw.items()

@@ -69,7 +69,7 @@ def load(
     Args:
         path_or_name: A Hugging Face or state-spaces model directory or hub id, its weights file alone, a trainer's or
             nanoGPT's ``.pt``, or a ``.gguf``, whose quantised weights are made whole again.
-        dtype: Of the parameters; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
+        dtype: The parameters' type; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
             is felt at every step of the recurrence.
         device: ``"auto"`` takes a GPU when there is one.
         expect_family: Refuse every family but this.
@@ -107,7 +107,7 @@ def from_state_dict(
 
     Args:
         state: Names to tensors.
-        config: What came with them, if anything did; sizes are read off the shapes and checked against it.
+        config: The configuration that came with them, or None; sizes are read off the shapes and checked against it.
         where: The file, for messages.
         dtype, device, expect_family: As for :func:`load`.
 

@@ -144,7 +144,7 @@ def refuse_other_architectures(config: Mapping[str, Any], where: str) -> None:
     if isinstance(inner, argparse.Namespace):
         inner = vars(inner)
     if not (inner is None or isinstance(inner, Mapping)):
-        raise MechintError(f"{where}: ssm_cfg is {shown(inner)}, which says nothing of a mixer; correct it")
+        raise MechintError(f"{where}: ssm_cfg is {shown(inner)}, which describes no mixer; correct it")
     refuse_unknown(inner or {}, MIXER, (inner or {}).keys(), f"{where}: ssm_cfg")
     layer = (inner or {}).get("layer") or "Mamba1"
     switches: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -163,7 +163,7 @@ def check_without_configuration(state: Mapping[str, Tensor], where: Path) -> Non
     """Says that a directory in Hugging Face's layout without any configuration is taken for a Mamba; refuses a file.
 
     A FalconMamba's tensors have the same names and shapes; its norms inside the mixer have no weights. A directory that
-    lost its config.json is read, with a note; of a file alone nobody knows what it was saved from.
+    lost its config.json is read, with a note; a file alone does not show what it was saved from.
 
     Raises:
         MechintError: the file stands alone.

@@ -66,7 +66,7 @@ def count_layers(numbers: Sequence[int], said: Mapping[str, Any], where: str, le
 
     Args:
         numbers: Those in the names, counted from 0.
-        least: What is taken where the names show none.
+        least: The number taken where the names show none.
 
     Raises:
         MechintError: the names show many fewer than are said, so that a list of all missing tensors would be endless.
@@ -95,8 +95,8 @@ def is_tied(state: Mapping[str, Tensor], embedding: str, said: Mapping[str, Any]
     """True if the head is the embedding: there is none of its own, or it holds the same numbers.
 
     Args:
-        default: Whether the family's heads are the embedding where the configuration does not say: a head that is not
-            there is then no error.
+        default: True if the family's heads are the embedding where the configuration does not say: a missing head is
+            then no error.
     """
     head, rows = state.get("lm_head.weight"), state.get(embedding)
     if head is None:
@@ -149,7 +149,7 @@ def without_lead(state: dict[str, Tensor], layers: str, body: str) -> dict[str, 
 
     Args:
         layers: Pattern of a layer's name: ``layers\\.\\d+\\.``.
-        body: What the family's names begin with, and may keep: ``backbone``.
+        body: The prefix of the family's names, which may stay: ``backbone``.
 
     Returns:
         ``state`` itself where there is nothing to take away, or where a name would then be there twice.

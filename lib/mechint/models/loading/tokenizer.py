@@ -170,8 +170,8 @@ class Encoder:
 
     Attributes:
         tokenizer: A ``tokenizers.Tokenizer``.
-        bos: Whether a prompt begins with what the tokenizer's template puts in front of a text, as transformers has it.
-            What it puts behind is never added: a prompt is to be gone on with.
+        bos: True if a prompt begins with what the tokenizer's template puts in front of a text, as transformers has it.
+            The tokens that it puts behind a text are never added, since the model continues the prompt.
     """
 
     tokenizer: Any

@@ -147,7 +147,7 @@ def edit_sources(name: str, tensor: Tensor, future: Tensor, at: Scope) -> Tensor
     """``tensor`` [B, H, L, S] edited at a site of (head, source) units.
 
     An edit sees the same in prefill and token by token: a source for every position of the whole run, 0 at those that
-    come after the reader. What it puts there is for the caller to hide.
+    come after the reader. The caller hides what it puts there.
     """
     tensor = tensor.masked_fill(future, 0.0).transpose(1, 2)  # [B, L, H, S]
     S = tensor.shape[-1]
@@ -164,8 +164,8 @@ class Attention(Part):
 
     Args:
         d_model, n_head, n_kv_head, d_head: Sizes; every ``n_head / n_kv_head`` heads share keys and values.
-        bias: Of the projections of queries, keys and values.
-        out_bias: Of the output projection.
+        bias: True if the projections of queries, keys and values have a bias.
+        out_bias: True if the output projection has one.
         rotation: None for none.
         how: Scale, cap and window of the scores.
         norms: Norms of each head's queries and keys, or of all of them at once (whole); None for none.

@@ -22,7 +22,7 @@ class CausalConvolution(nn.Conv1d):
     Args:
         channels: E.
         taps: K.
-        bias: Whether there is one.
+        bias: True if the channels have one.
     """
 
     def __init__(self, channels: int, taps: int, bias: bool) -> None:

@@ -27,7 +27,7 @@ class GatedDelta(Recurrence):
 
     Args:
         d_model, key_heads, heads, key_size, value_size, taps: D, G, H, K, V and the convolution's taps.
-        eps: Of the gated norm.
+        eps: Added to the mean square of the gated norm.
         doubled: True if β = 2 σ(b), so that a write may turn a direction over (Olmo-Hybrid); else β = σ(b).
     """
 

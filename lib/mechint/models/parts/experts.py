@@ -125,7 +125,7 @@ class MixtureOfExperts(Part):
 
     Args:
         d_model, d_mlp, experts: D, neurons of an expert, and X.
-        routing: How experts and weights are chosen.
+        routing: The rule that chooses experts and weights.
         activation: Our name, as of the other feed-forward parts.
         gated: True if experts have a gate, as :class:`.GatedMLP` has, and not one projection in, as :class:`.MLP`.
         shared: A feed-forward part that every token goes through; its sites are this part's.

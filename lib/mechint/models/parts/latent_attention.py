@@ -32,7 +32,7 @@ class LatentAttention(Part):
         own, shared, values: d, s and e.
         rank: r.
         query_rank: Width of a small vector in front of the queries; 0 for none.
-        bias: Of the projections to the small vectors, and of the output projection.
+        bias: True if the projections to the small vectors and the output projection have one.
     """
 
     out = "attn_out"

@@ -181,7 +181,7 @@ class Mamba1Mixer(Part):
     def mix_in_one_pass(
         self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, starts: Sequence[int] = (0,)
     ) -> tuple[Tensor, list[Any]]:
-        """:meth:`mix` to the bit, where nobody looks inside, and the memory behind the piece that begins at each start.
+        """:meth:`mix` to the bit, where no site inside is read, and the memory behind each piece; starts begin pieces.
 
         No memory where nothing goes on.
         """

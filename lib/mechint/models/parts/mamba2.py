@@ -30,12 +30,12 @@ class Mamba2Mixer(Recurrence):
     Args:
         d_model, heads, value_size, key_size, groups, taps: D, H, P, N, G and the convolution's taps.
         conv_bias, proj_bias: Biases of the convolution and of the projections.
-        eps: Of the gated norm.
+        eps: Added to the mean square of the gated norm.
         norm: ``product`` norms y ⊙ SiLU(z); ``first`` norms y and then gates; ``none`` gates alone.
         norm_groups: Groups that are normed apart.
         limits: The least and largest Δ.
         in_scale, out_scale: Multiply what the mixer reads and gives (Falcon-H1).
-        scales: What z, x, B, C and dt are multiplied by behind the projection (Falcon-H1).
+        scales: Factors of z, x, B, C and dt behind the projection (Falcon-H1).
         activation: Our name of the activation behind the convolution; the gate's is SiLU.
     """
 

@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
     Args:
         size: Entries of the last axis.
         eps: Added to the mean square.
-        plus: What is added to the weight: 1 where a checkpoint stores the weight less one (Gemma, Qwen3.5).
+        plus: Added to the weight: 1 where a checkpoint stores the weight less one (Gemma, Qwen3.5).
     """
 
     def __init__(self, size: int, eps: float, plus: float = 0.0) -> None:

@@ -38,7 +38,7 @@ class SharedAttention(Attention):
 
     Args:
         uses: Numbers of the block's uses.
-        rank: Of the additions; 0 for none.
+        rank: The additions' rank; 0 for none.
     """
 
     def __init__(self, d_model: int, n_head: int, n_kv_head: int, d_head: int, uses: Sequence[int], rank: int,
@@ -123,7 +123,7 @@ class SharedCache:
 class BlockThenMamba(Part):
     """A use of a shared block, a linear map of what it gives, and the layer's own norm and mixer.
 
-    Sites between the parts: ``block_out`` behind the map, and ``normed``, what the mixer reads. What the block gives
+    Sites between the parts: ``block_out`` behind the map, and ``normed``, what the mixer reads. The block's output
     reaches the stream through the mixer alone, so that later positions see every edit of it in the same layer.
 
     Args:

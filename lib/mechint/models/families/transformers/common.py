@@ -51,8 +51,8 @@ def read_sizes(
     """The fields that every transformer's configuration states alike.
 
     Args:
-        eps, tied, vocabulary: What the family has where nothing is said.
-        activation: The family's own key of the activation, with a tanh GELU where nothing is said.
+        eps, tied, vocabulary: The family's values where the configuration has none.
+        activation: The family's own key of the activation, a tanh GELU where the configuration has none.
     """
     raw.ignore("max_position_embeddings")
     act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
@@ -72,7 +72,7 @@ def read_windows(raw: ConfigReader, n_layer: int, default: Sequence[str], window
 
     Args:
         default: The kinds of the layers where they are not said.
-        window: Of the layers that have one; 0 where none is said.
+        window: The length of every window; 0 where the configuration has none.
     """
     kinds = raw.kinds("layer_types", KINDS, n_layer, default)
     if "sliding" in kinds and not window:
