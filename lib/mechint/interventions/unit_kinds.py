@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..utils.errors import MechintError
 from .sites import Site
 
 
@@ -35,6 +36,8 @@ class UnitKind:
         plural: The plural of the name, unless that is the name with an s.
         some: True if a layer with only some of the sites has such units too: a whole layer is what its parts add,
             whichever parts it has.
+        at_sites: Whether a unit is numbers that the model has at its sites, rather than what is computed from them.
+        beside: The kinds that units of several kinds are of; empty for a kind of its own.
     """
 
     name: str
@@ -44,6 +47,8 @@ class UnitKind:
     apart: bool = False
     plural: str = ""
     some: bool = False
+    at_sites: bool = True
+    beside: tuple[UnitKind, ...] = ()
 
     @property
     def several(self) -> str:
@@ -65,6 +70,28 @@ class UnitKind:
         blocks = self.blocks_of(sites, layer)
         [shape] = {tuple(sites[f"layers.{layer}.{block.sites[0]}"].units)[: block.axes] for block in blocks}
         return (len(blocks), *shape) if len(blocks) > 1 else shape or (1,)
+
+
+def side_by_side(kinds: tuple[UnitKind, ...]) -> UnitKind:
+    """Units of several kinds in one circuit.
+
+    Raises:
+        MechintError: two of them are replaced at the same site, where one unit would then be a part of another.
+    """
+    for number, kind in enumerate(kinds):
+        for other in kinds[:number]:
+            if shared := sorted(set(kind.sites) & set(other.sites)):
+                raise MechintError(
+                    f"units of the kinds {other.name!r} and {kind.name!r} are both replaced at {', '.join(shared)}; a "
+                    "circuit takes one of the two"
+                )
+    return UnitKind(
+        "+".join(kind.name for kind in kinds),
+        tuple(block for kind in kinds for block in kind.blocks),
+        "; or ".join(kind.meaning for kind in kinds),
+        plural=" and ".join(kind.several for kind in kinds) if len(kinds) < 3 else ", ".join(k.several for k in kinds),
+        beside=kinds,
+    )
 
 
 def kinds(*every: UnitKind) -> dict[str, UnitKind]:
@@ -179,3 +206,13 @@ SHORT_CONV_UNITS = kinds(
         "a channel of a short convolution: all it computes, replaced where others read it",
     )
 )
+
+
+EVERY_KIND = {
+    name: kind
+    for name, kind in {
+        **ATTENTION_UNITS, **MEMORY_UNITS, **SSM_UNITS, **SHORT_CONV_UNITS, **NEURON_UNITS, **EXPERT_UNITS
+    }.items()
+    if name not in ("path", "layer")
+}  # fmt: skip
+"""Kinds of unit, of all parts, that can stand beside others: a path or a whole layer holds several of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,88 +12,155 @@ from torch import Tensor
 from ..utils.errors import MechintError
 from .edits import Edit
 from .model import Model
-from .unit_kinds import UnitKind
+from .unit_kinds import Block, UnitKind, side_by_side
+
+
+@dataclass(frozen=True)
+class Row:
+    """The units of one kind in one layer.
+
+    Attributes:
+        layer: The layer's number.
+        kind: The kind of unit.
+        blocks: Its blocks in this layer.
+        shape: Units of the one block, or [block, …].
+        start: The number of the first of them among all units of the model.
+    """
+
+    layer: int
+    kind: UnitKind
+    blocks: tuple[Block, ...]
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def sites(self) -> list[str]:
+        """The full names of the sites at which a dropped unit is replaced."""
+        return [f"layers.{self.layer}.{site}" for block in self.blocks for site in block.sites]
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Units of each block."""
+        return [self.size // len(self.blocks)] * len(self.blocks)
 
 
 class Units:
-    """All units of one kind in one model, numbered layer by layer; layers that have none are left out.
+    """All units of one kind, or of several kinds side by side, in one model, numbered layer by layer.
+
+    Each kind of a layer is a row; layers that have no unit of a kind have no such row.
+
+    Args:
+        model: From :func:`mechint.load`.
+        kinds: Kinds of unit, of :attr:`Model.unit_kinds`.
 
     Raises:
-        MechintError: no layer has such units, or layers have different numbers of them.
+        MechintError: no layer has units of one of the kinds, or two kinds replace the same site.
     """
 
-    def __init__(self, model: Model, kind: UnitKind) -> None:
-        self.kind = kind
-        self.blocks = {i: blocks for i in range(model.num_layers) if (blocks := kind.blocks_of(model.sites, i))}
-        """The blocks of each layer that has such units, by the layer's number."""
-        self.numbers = list(self.blocks)
-        """The numbers of these layers, bottom up."""
-        if not self.numbers:
-            raise MechintError(f"no layer of this {model.config.family} model has units of the kind {kind.name!r}")
-        self.said_layers = self.numbers
-        """The number by which results call each of these layers."""
-        self.layers = len(self.numbers)
-        """The count of these layers."""
-        shapes = {kind.shape(model.sites, i) for i in self.numbers}
-        if len(shapes) > 1:
-            raise MechintError(f"layers of this model have different numbers of {kind.several}, which is not supported")
-        self.shape = shapes.pop()
-        self.per_layer = math.prod(self.shape)
-        self.total = self.layers * self.per_layer
-        self.sizes = [self.per_layer] * self.layers
-        """Units of each layer."""
-        self.layer_names = [f"layers.{layer}" for layer in self.numbers]
-        self.about: list[dict[str, Any]] = [{} for _ in range(self.layers)]
-        """A word about each layer that reports put beside its number."""
-        self.sites = [
-            f"layers.{layer}.{site}"
-            for layer, blocks in self.blocks.items()
-            for block in blocks
-            for site in block.sites
-        ]
+    def __init__(self, model: Model, *kinds: UnitKind) -> None:
+        self.kind = kinds[0] if len(kinds) == 1 else side_by_side(kinds)
+        rows: list[Row] = []
+        for layer in range(model.num_layers):
+            for kind in kinds:
+                if blocks := kind.blocks_of(model.sites, layer):
+                    start = rows[-1].start + rows[-1].size if rows else 0
+                    rows.append(Row(layer, kind, blocks, kind.shape(model.sites, layer), start))
+        for kind in kinds:
+            if not any(row.kind is kind for row in rows):
+                raise MechintError(f"no layer of this {model.config.family} model has units of the kind {kind.name!r}")
+        self.by_row = rows
+        """The rows: one for each kind in each layer that has such units, bottom up."""
+        self.numbers = [row.layer for row in rows]
+        """The number of each row's layer."""
+        self.layers = len(rows)
+        """The count of rows: of one kind, the layers that have such units."""
+        self.sizes = [row.size for row in rows]
+        """Units of each row."""
+        self.total = sum(self.sizes)
+        mixed = len(kinds) > 1
+        self.said_layers = list(range(len(rows))) if mixed else self.numbers
+        """The number by which results call each row."""
+        self.layer_names = [f"layers.{row.layer}.{row.kind.name}" if mixed else f"layers.{row.layer}" for row in rows]
+        self.about: list[dict[str, Any]] = [{"site": name} if mixed else {} for name in self.layer_names]
+        """A word about each row that reports put beside its number."""
+        self.sites = [site for row in rows for site in row.sites]
         self.width = {site: len(model.sites[site].units) for site in self.sites}
         """Unit axes of each site."""
-        self.rows = self.layers * (len(kind.blocks) if kind.apart else 1)
-        """Groups of units that are counted apart: the layers, or the blocks of each layer."""
+        self.counted = [size for row in rows for size in (row.block_sizes if row.kind.apart else [row.size])]
+        """Units of each group that is counted apart: the rows, or the blocks of a row (keys and values)."""
+        self.rows = len(self.counted)
+        """Groups of units that are counted apart."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every row's units.
+
+        Raises:
+            MechintError: layers differ.
+        """
+        shapes = {row.shape for row in self.by_row}
+        if len(shapes) > 1:
+            raise MechintError(f"layers of this model have different numbers of {self.kind.several}")
+        return shapes.pop()
+
+    @property
+    def per_layer(self) -> int:
+        """Units of every row; an error, as :attr:`shape`, where layers differ."""
+        return math.prod(self.shape)
 
     def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The values that ablations average and exchange, for each site: here the site's own."""
         return values
 
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
-        """Masks at every site of every layer.
+        """Masks at every site of every row.
 
         Args:
             mask: [units], 1 keeps a unit and 0 replaces it.
             fills: The values that replace it, for each name of ``self.sites``; broadcasts to [batch, position, unit].
         """
-        several = len(self.kind.blocks) > 1
-        mask = mask.view(self.layers, len(self.kind.blocks), *self.shape[several:])
-        edits = []
-        for row, (layer, blocks) in enumerate(self.blocks.items()):
-            for number, block in enumerate(blocks):
-                for site in block.sites:
-                    value, name = mask[row, number], f"layers.{layer}.{site}"
-                    if block.axes is not None:  # the same for all entries of a unit
-                        value = value.reshape(*value.shape[: block.axes], *[1] * (self.width[name] - block.axes))
-                    edits.append(Edit(name, "mask", value, fill=fills[name]))
+        parts = mask.split(self.sizes)
+        return [
+            edit for row, part in zip(self.by_row, parts, strict=True) for edit in self._row_edits(row, part, fills)
+        ]
+
+    def _row_edits(self, row: Row, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
+        """Masks at every site of a row, from its part of the mask [units of the row]."""
+        edits, own = [], row.shape[1:] if len(row.blocks) > 1 else row.shape
+        for value, block in zip(mask.view(len(row.blocks), *own), row.blocks, strict=True):
+            for site in block.sites:
+                name, part = f"layers.{row.layer}.{site}", value
+                if block.axes is not None:  # the same for all entries of a unit
+                    part = value.reshape(*value.shape[: block.axes], *[1] * (self.width[name] - block.axes))
+                edits.append(Edit(name, "mask", part, fill=fills[name]))
         return edits
+
+    def row_of(self, unit: int) -> Row:
+        """The row that a unit, by its number, belongs to."""
+        return next(row for row in self.by_row if unit < row.start + row.size)
 
     def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
         """The edits that replace one unit, by its number, and keep all others."""
-        sample = next(iter(fills.values()))
-        mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
-        mask[unit] = 0.0
-        layer = f"layers.{self.numbers[unit // self.per_layer]}."
-        return [edit for edit in self.edits(mask, fills) if edit.site.startswith(layer)]
+        sample, row = next(iter(fills.values())), self.row_of(unit)
+        mask = torch.ones(row.size, device=sample.device if isinstance(sample, Tensor) else None)
+        mask[unit - row.start] = 0.0
+        return self._row_edits(row, mask, fills)
 
     def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
         """A circuit [units] without each of some units in turn: edits that hold in all, and each one's own on top."""
         return self.edits(mask, fills), [self.dropping(unit, fills) for unit in units]
 
     def by_layer(self, values: Tensor) -> list[Tensor]:
-        """Values of all units [units] -> those of each layer, of the shape its units have."""
-        return list(values.view(self.layers, *self.shape))
+        """Values of all units [units] -> those of each row, of the shape its units have."""
+        return [part.view(row.shape) for row, part in zip(self.by_row, values.split(self.sizes), strict=True)]
+
+    def groups(self) -> list[Tensor]:
+        """Numbers of the units of each block of each row."""
+        return list(torch.arange(self.total).split([size for row in self.by_row for size in row.block_sizes]))
 
     def top(self, scores: Tensor, count: int) -> Tensor:
         """The mask [units] of exactly ``count`` units with the highest scores; equal scores by number."""
@@ -105,26 +173,28 @@ class Units:
         return torch.zeros(self.total, device=scores.device).index_fill_(0, order, 1.0)
 
     def counts(self, mask: Tensor) -> list[int]:
-        """Units kept in each layer, or in each block of each layer where those are counted apart, [rows]."""
-        return [int(count) for count in mask.view(self.rows, -1).sum(1)]
+        """Units kept in each row, or in each block of a row where those are counted apart, [rows]."""
+        return [int(part.sum()) for part in mask.split(self.counted)]
 
     def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
         """A random mask [units] that keeps as many units in each row as ``counts`` says."""
-        size = self.total // self.rows
-        return torch.cat([random_row(size, count, generator) for count in counts])
+        return torch.cat([random_row(size, count, generator) for size, count in zip(self.counted, counts, strict=True)])
 
     def names(self, mask: Tensor) -> list[list[Any]]:
-        """The kept units of each layer: numbers, names of paths, or indices such as [channel, state].
+        """The kept units of each row: numbers, names of paths, or indices such as [channel, state].
 
         A key or value channel is [0 for K or 1 for V, head, dimension].
         """
-        layers = mask.view(self.layers, *self.shape)
-        return [[self._name(index) for index in layer.nonzero().tolist()] for layer in layers]
+        return [
+            [_name(row.kind, index) for index in part.nonzero().tolist()]
+            for row, part in zip(self.by_row, self.by_layer(mask), strict=True)
+        ]
 
-    def _name(self, index: list[int]) -> Any:
-        if len(index) > 1:
-            return index
-        return self.kind.labels[index[0]] if self.kind.labels else index[0]
+
+def _name(kind: UnitKind, index: list[int]) -> Any:
+    if len(index) > 1:
+        return index
+    return kind.labels[index[0]] if kind.labels else index[0]
 
 
 def kind_named(model: Model, *names: str) -> UnitKind:

@@ -1,4 +1,4 @@
 """Circuits: which units a model needs for a task, by masks that are searched for."""
 
-ANALYSES = ("kv", "ssm", "features")
+ANALYSES = ("kv", "ssm", "features", "hybrid")
 """The modules that have an ``ANALYSIS``."""

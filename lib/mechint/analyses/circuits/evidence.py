@@ -161,12 +161,12 @@ class Evidence:
                 own = "loss" if name.startswith("bits_per_byte") else own
                 entry |= {"metric": own, "ablation": options.ablation, "sites": ",".join(units.kind.sites)}
         if units.kind.apart:
-            blocks = mask.view(units.layers, len(units.kind.blocks), -1).sum((0, 2))
-            for label, count in zip(units.kind.labels, blocks, strict=True):
-                metrics[f"units_kept_{label.lower()}"] = exact(int(count))
+            labels, counts = units.kind.labels, units.counts(mask)
+            for number, label in enumerate(labels):
+                metrics[f"units_kept_{label.lower()}"] = exact(sum(counts[number :: len(labels)]))
         return {
             "metrics": metrics,
-            "unit": options.unit,
+            "unit": units.kind.name,
             "unit_meaning": units.kind.meaning,
             "units": units.kind.several,
             "ablation": options.ablation,

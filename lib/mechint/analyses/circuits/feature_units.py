@@ -18,7 +18,7 @@ from ...interventions.edits import Edit
 from ...interventions.model import Model
 from ...interventions.sites import find_sites
 from ...interventions.unit_kinds import Block, UnitKind
-from ...interventions.units import Units, random_row
+from ...interventions.units import Units
 from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
 from ...utils.errors import MechintError
 from ..dictionaries.evaluation import SEQUENTIAL
@@ -28,6 +28,7 @@ KIND = UnitKind(
     (),
     "a latent of a sparse autoencoder, and at each site the error of the reconstruction",
     plural="latents and errors",
+    at_sites=False,
 )
 
 
@@ -58,8 +59,8 @@ class FeatureUnits(Units):
         self.sites = list(self.dictionaries)
         self.kind = replace(KIND, blocks=(Block(tuple(self.sites)),))
         self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
-        self.total, self.rows = sum(self.sizes), len(self.sites)
-        self.layers = len(self.sites)
+        self.counted, self.total = self.sizes, sum(self.sizes)
+        self.layers = self.rows = len(self.sites)
         self.said_layers = list(range(self.layers))
         self.layer_names = self.sites
         self.about = [{"site": site} for site in self.sites]
@@ -124,11 +125,8 @@ class FeatureUnits(Units):
     def by_layer(self, values: Tensor) -> list[Tensor]:
         return list(values.split(self.sizes))
 
-    def counts(self, mask: Tensor) -> list[int]:
-        return [int(part.sum()) for part in mask.split(self.sizes)]
-
-    def random(self, counts: list[int], generator: torch.Generator) -> Tensor:
-        return torch.cat([random_row(size, count, generator) for size, count in zip(self.sizes, counts, strict=True)])
+    def groups(self) -> list[Tensor]:
+        return list(torch.arange(self.total).split(self.sizes))
 
     def names(self, mask: Tensor) -> list[list[Any]]:
         """The kept latents of each site by number, and ``"error"``."""

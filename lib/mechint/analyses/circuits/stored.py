@@ -58,27 +58,35 @@ def load_circuit(run_dir: str | Path, model: Model) -> Circuit:
     """
     directory = Path(run_dir).parent if Path(run_dir).name == "final_masks.pt" else Path(run_dir)
     results, path = load_results(directory), directory / "final_masks.pt"
-    kind, theirs = model.unit_kinds.get(results.raw["unit"]), results.raw["model"].get("family")
-    if results.raw["unit"] == "latent":
+    name, theirs = str(results.raw["unit"]), results.raw["model"].get("family")
+    if name == "latent":
         raise MechintError(
             f"{path} is a circuit of features, whose units need their dictionaries: read its masks into "
             "mechint.analyses.circuits.feature_units.FeatureUnits"
         )
+    kinds = [model.unit_kinds.get(part) for part in name.split("+")]
     known = model_classes().get(str(theirs))
-    if kind is None or known is None or known.unit_kinds != model.unit_kinds:
+    alike = theirs == model.config.family or (known is not None and known.unit_kinds == model.unit_kinds)
+    if None in kinds or not alike:
         raise MechintError(
-            f"{path} is a circuit of the unit {results.raw['unit']!r} of a {theirs}, and {model.source} is a "
+            f"{path} is a circuit of the unit {name!r} of a {theirs}, and {model.source} is a "
             f"{model.config.family}; name a circuit of this family"
         )
-    units, masks = Units(model, kind), read_masks(path)
+    units, masks = Units(model, *(kind for kind in kinds if kind is not None)), read_masks(path)
     shapes = [tuple(entry["mask"].shape) for entry in masks.values()]
-    if shapes != [units.shape] * units.layers:
+    ours = [row.shape for row in units.by_row]
+    if shapes != ours:
         raise MechintError(
-            f"{path} has {_described(shapes, kind)}, and {model.source} has "
-            f"{_described([units.shape] * units.layers, kind)}; name a circuit of a model of this shape"
+            f"{path} has {_described(shapes, units.kind)}, and {model.source} has "
+            f"{_described(ours, units.kind)}; name a circuit of a model of this shape"
+        )
+    if list(masks) != units.layer_names:
+        raise MechintError(
+            f"{path} has masks of {', '.join(masks)}, and {model.source} has such units in "
+            f"{', '.join(units.layer_names)}; name a circuit of a model of this shape"
         )
     device = next(model.parameters()).device
-    mask = torch.cat([masks[f"layers.{layer}"]["mask"].flatten() for layer in units.numbers])
+    mask = torch.cat([masks[name]["mask"].flatten() for name in units.layer_names])
     return Circuit(units, mask.to(device, torch.float32), str(results.raw["ablation"]))
 
 

@@ -38,6 +38,7 @@ class Method:
         meaning: Meaning of the number in a few words, for help texts and reports.
         source: Publication that it comes from.
         units: Kinds of unit that it ranks; empty for all.
+        at_sites: True if it reads the units' numbers at sites, which latents of a dictionary are not.
         twins: True if it needs prompts with counterfactual twins and one answer token.
         metric: The metric that its scores are of: ``preserved`` for that of the circuit, ``answers`` for
             :attr:`Evaluator.answer_metric`, a metric by name, or empty for none.
@@ -49,6 +50,7 @@ class Method:
     units: tuple[str, ...] = ()
     twins: bool = False
     metric: str = ""
+    at_sites: bool = False
 
     def scored_by(self, evaluator: Evaluator) -> str:
         """Returns the name of the metric that its scores are of; empty for none."""
@@ -56,14 +58,14 @@ class Method:
 
     def refuse(self, kind: UnitKind) -> str | None:
         """Says why it cannot rank units of this kind; None when it can."""
+        if self.at_sites and not kind.at_sites:
+            return f"it reads numbers at sites, and {kind.several} are not; choose another method or unit"
         if not self.units or kind.name in self.units:
             return None
         return f"it ranks units of the kind {', '.join(self.units)}, not {kind.several}; choose another method or unit"
 
 
 CHANNEL = ("channel",)
-AT_SITES = ("channel", "mode", "path", "layer", "kv", "k", "v", "q", "o", "head", "mlp")
-"""Kinds whose units are numbers at sites; latents of a dictionary are not."""
 STEP = "step size of a Mamba's channel"
 METHODS: dict[str, Method] = {
     SEARCH: Method(search, "logits of gates that learn which units to keep", "Louizos et al. 2018; Cao et al. 2021",
@@ -98,10 +100,11 @@ METHODS: dict[str, Method] = {
     ),
     "gradient_x_activation": Method(
         gradient_x_activation, "size of gradient × activation where others read the unit", "Simonyan et al. 2013",
-        AT_SITES, metric="answer_logprob",
+        metric="answer_logprob", at_sites=True,
     ),
     "activation_magnitude": Method(
-        activation_magnitude, "mean size of the activation where others read the unit", "baseline", AT_SITES
+        activation_magnitude, "mean size of the activation where others read the unit", "baseline",
+        at_sites=True,
     ),
     "weight_magnitude": Method(
         weight_magnitude, "norm of the weights that are the unit's own", "baseline", ("channel", *PARTS)

@@ -52,9 +52,9 @@ def at_sites(evaluator: Evaluator, what: Callable[[Tensor, Tensor], Tensor]) -> 
 
         values, slopes = gradients(evaluator.model, batch.tokens, units.sites, logprob, logits_at=batch.positions)
         found = []
-        for layer, blocks in units.blocks.items():
-            for block in blocks:
-                names = [f"layers.{layer}.{site}" for site in block.sites]
+        for row in units.by_row:
+            for block in row.blocks:
+                names = [f"layers.{row.layer}.{site}" for site in block.sites]
                 sizes = [of_units(what(values[name], slopes[name]).abs().mean((0, 1)), block.axes) for name in names]
                 found.append(torch.stack(sizes).sum(0))
         total += torch.cat(found) * (len(batch) / prompts)

@@ -146,15 +146,9 @@ def alone(evaluator: Evaluator, batch: Prompts, fills: dict[str, Any], direction
         found = measure([*(units.dropping(unit, fills) for unit in range(units.total)), []])
         return found[-1] - found[:-1]
     effects = []
-    for group in groups(units):
+    for group in units.groups():
         mask = torch.ones(units.total).index_fill(0, group, 0.0)
         cells = [units.edits(each, fills) for each in (*(mask.index_fill(0, unit, 1.0) for unit in group), mask)]
         found = measure(cells)
         effects.append(found[:-1] - found[-1])
     return torch.cat(effects)
-
-
-def groups(units: Units) -> list[Tensor]:
-    """Numbers of the units of each block of each layer."""
-    size = len(units.kind.blocks)
-    return [part for layer in torch.arange(units.total).split(units.sizes) for part in layer.tensor_split(size)]

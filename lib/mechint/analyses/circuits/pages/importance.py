@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ....report import figure_style as style
 from ....report.words import METRICS, MINUS
 from ..results import PATHS, SEARCH, Layer, Results, load_masks
-from .words import HEADED, metric_name
+from .words import HEADED, SIDE_BY_SIDE, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,8 @@ class Strips:
     kept: list[Layer]
     heads: int = 0
     """Heads that a strip is made of; 0 when it is made of none."""
+    stretched: bool = False
+    """True if strips are drawn equally long, because their units are of different kinds."""
 
     @property
     def states(self) -> int:
@@ -52,8 +55,17 @@ class Strips:
 def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
     """One strip for each layer; keys and values of a layer have one each."""
     kind, scores = results.raw["unit"], [masks[layer.layer] for layer in results.layers]
+    if SIDE_BY_SIDE in kind:
+        flat = [Layer(layer.layer, layer.total, _flat(part, layer), layer.site)
+                for layer, part in zip(results.layers, scores, strict=True)]  # fmt: skip
+        labels = [layer.site.removeprefix("layers.").replace(".", " ") for layer in results.layers]
+        return Strips(labels, [part.flatten() for part in scores], flat, stretched=True)
     if kind not in HEADED:
-        return Strips([layer.label for layer in results.layers], scores, results.layers)
+        whole = [
+            Layer(layer.layer, layer.total, tuple(_two(unit, part) for unit in layer.units), layer.site)
+            for layer, part in zip(results.layers, scores, strict=True)
+        ]
+        return Strips([layer.label for layer in results.layers], [part.flatten(1) for part in scores], whole)
     sorts = "KV" if kind == "kv" else ""
     labels, rows, kept = [], [], []
     for layer, both in zip(results.layers, scores, strict=True):
@@ -64,6 +76,16 @@ def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
             rows.append(part.flatten())
             kept.append(Layer(layer.layer, part.numel(), tuple((h * dimension + d,) for h, d in mine)))
     return Strips(labels, rows, kept, len(part))
+
+
+def _two(unit: tuple[int, ...], scores: Tensor) -> tuple[int, ...]:
+    """A unit of several indices with all after the first as one: (head, key, value) as (head, entry)."""
+    return unit if len(unit) < 3 else (unit[0], int(np.ravel_multi_index(unit[1:], scores.shape[1:])))
+
+
+def _flat(scores: Tensor, layer: Layer) -> tuple[tuple[int, ...], ...]:
+    """The kept units of a row by their place in its flattened scores."""
+    return tuple((int(np.ravel_multi_index(unit, scores.shape)),) for unit in layer.units)
 
 
 def draw_importance(results: Results, path: Path) -> Path:
@@ -84,11 +106,12 @@ def figure(figure: Figure, results: Results, strips: Strips) -> None:
     )
     left, right = panels["heat"], panels["bars"]
     right.sharey(left)
-    named = UNIT.get(kind, kind)
+    named = "unit" if strips.stretched else UNIT.get(kind, kind)
     figure.suptitle(f"{results.raw['title']}: importance of every {named}")
-    colour = heat_strips(figure, left, strips.scores, lane=states == 1)
+    colour = heat_strips(figure, left, strips.scores, lane=states == 1, stretched=strips.stretched)
     for row, layer in enumerate(strips.kept):
-        _mark_kept(left, row, layer.units, states, strips.channels)
+        wide = strips.channels / layer.total if strips.stretched else 1.0
+        _mark_kept(left, row, layer.units, states, strips.channels, wide)
     _left_axes(left, strips, kind)
     name, unit = attributed(results)
     gap = "\n" if strips.channels <= WRITTEN else " "
@@ -101,11 +124,12 @@ def figure(figure: Figure, results: Results, strips: Strips) -> None:
     kept_bars(right, strips.kept, results, centre=CENTRE if states == 1 else 0.5)
 
 
-def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool) -> Any:
+def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool, stretched: bool = False) -> Any:
     """Draws each layer's [units] or [channel, state] scores as a strip of height 1; returns what a colour bar needs.
 
     One diverging scale for all layers, centred on 0, that ends at the 99.5th percentile of |score|: a few very
-    strong units do not fade the others. With ``lane`` the lower quarter of each strip is left for marks.
+    strong units do not fade the others. With ``lane`` the lower quarter of each strip is left for marks;
+    ``stretched`` strips are as long as the longest, whatever their number of units.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -116,10 +140,13 @@ def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool) ->
     )
     limit = limit or float(strongest.max()) or 1.0
     scale = Normalize(-limit, limit)
+    longest = max(map(len, layers))
     for row, scores in enumerate(layers):
+        wide = longest / len(scores) if stretched else 1.0
+        end = wide * len(scores) - 0.5
         cells = strongest_of_neighbours(scores.reshape(len(scores), -1), COLUMNS).T.numpy()
         top, bottom = (row + 0.06, row + 0.70) if lane else (row + 0.06, row + 0.94)
-        extent = (-0.5, len(scores) - 0.5, bottom, top)
+        extent = (-0.5, end, bottom, top)
         axes.imshow(
             cells,
             cmap=style.DIVERGING,
@@ -133,7 +160,7 @@ def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool) ->
             for column, score in enumerate(scores.flatten().tolist()):
                 ink = "white" if abs(score) > 0.6 * limit else style.INK
                 axes.text(
-                    column,
+                    wide * (column + 0.5) - 0.5,
                     (top + bottom) / 2,
                     f"{score:.2g}".replace("-", MINUS),
                     ha="center",
@@ -141,8 +168,8 @@ def heat_strips(figure: Figure, axes: Axes, layers: list[Tensor], lane: bool) ->
                     fontsize=7,
                     color=ink,
                 )
-        axes.add_patch(_frame(len(scores), top, bottom))
-    axes.set(xlim=(-0.5, max(map(len, layers)) - 0.5), ylim=(len(layers), 0))
+        axes.add_patch(_frame(end, top, bottom))
+    axes.set(xlim=(-0.5, longest - 0.5), ylim=(len(layers), 0))
     return ScalarMappable(scale, style.DIVERGING)
 
 
@@ -176,19 +203,23 @@ def kept_bars(axes: Axes, layers: list[Layer], results: Results, centre: float) 
     axes.locator_params(axis="x", nbins=3, integer=True)
 
 
-def _frame(units: int, top: float, bottom: float) -> Any:
+def _frame(end: float, top: float, bottom: float) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((-0.5, top), units, bottom - top, fill=False, edgecolor="#999999", linewidth=0.5)
+    return Rectangle((-0.5, top), end + 0.5, bottom - top, fill=False, edgecolor="#999999", linewidth=0.5)
 
 
-def _mark_kept(axes: Axes, row: int, units: tuple[tuple[int, ...], ...], states: int, channels: int) -> None:
-    """Ticks below the strip for units of one index; circled cells for (channel, state)."""
+def _mark_kept(
+    axes: Axes, row: int, units: tuple[tuple[int, ...], ...], states: int, channels: int, wide: float
+) -> None:
+    """Ticks below the strip for units of one index, ``wide`` cells apart; circled cells for (channel, state)."""
     if not units:
         return
     if states == 1:
         width = max(0.8, min(3.0, 400 / channels))
-        axes.vlines([unit[0] for unit in units], row + 0.73, row + 0.93, color=style.INK, linewidth=width)
+        axes.vlines(
+            [wide * (unit[0] + 0.5) - 0.5 for unit in units], row + 0.73, row + 0.93, color=style.INK, linewidth=width
+        )
         return
     cell = 0.88 / states
     heights = [row + 0.06 + cell * (unit[1] + 0.5) for unit in units]
@@ -212,13 +243,16 @@ def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
     axes.set_yticks([row + centre for row in range(0, rows, every)], strips.labels[::every])
     group = -(-channels // COLUMNS)
     shown = f"; each cell is the strongest of {group} neighbours" if group > 1 else ""
-    if channels <= WRITTEN:
+    if strips.stretched:
+        axes.set_xticks([])
+    elif channels <= WRITTEN:
         axes.set_xticks([] if kind == "layer" else range(channels), PATHS if kind == "path" else None)
     where = "site" if any(layer.site for layer in strips.kept) else "layer"
     inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else where
     along = {
         "path": "path",
         "layer": "",
+        **({kind: "units of the row, from the first to the last"} if strips.stretched else {}),
         "mode": f"channel index{shown}",
         "latent": f"latent{shown}; the error last",
     }.get(kind, f"{UNIT.get(kind, kind)} index{shown}")

@@ -26,6 +26,8 @@ UNITS = {
 }
 
 
+SIDE_BY_SIDE = "+"
+"""Sign between the names of kinds in the unit of a circuit that has several."""
 HEADED = ("kv", "k", "v", "q", "o")
 """Units that are dimensions of heads."""
 
@@ -137,7 +139,7 @@ MEANINGS = {
 
 
 def units_name(results: Results) -> str:
-    return UNITS.get(results.raw["unit"], f"{results.raw['unit']} units")
+    return UNITS.get(results.raw["unit"]) or str(results.raw.get("units") or f"{results.raw['unit']} units")
 
 
 def curve_name(results: Results, curve: str) -> str:
@@ -318,8 +320,14 @@ def unit_label(unit: tuple[int, ...], kind: str) -> str:
     return str(unit[0]) if len(unit) == 1 else f"({', '.join(map(str, unit))})"
 
 
+def kind_of(layer: Layer, kind: str) -> str:
+    """The kind of a row's units: its own where the circuit has units of several kinds side by side."""
+    return layer.site.rpartition(".")[2] if SIDE_BY_SIDE in kind else kind
+
+
 def unit_in(layer: Layer, unit: tuple[int, ...], kind: str) -> str:
     """:func:`unit_label`, and of latents the error for the last one."""
+    kind = kind_of(layer, kind)
     return "error" if kind == "latent" and unit == (layer.total - 1,) else unit_label(unit, kind)
 
 
