@@ -25,10 +25,22 @@ def test_what_an_analysis_names_is_there(name: str) -> None:
 
 
 def test_what_takes_long_to_import_is_imported_where_it_is_used() -> None:
-    """Figures and statistics: a command that only says what is wrong waits for neither."""
-    code = "import sys, mechint.runner.command_line; print({'matplotlib', 'scipy.stats'} & set(sys.modules) or '')"
+    """Figures and statistics: a command that only says what is wrong waits for neither; a search waits for no compiler
+    of torch's, nor an interval for all of SciPy's distributions."""
+    code = """
+import sys, torch, mechint.runner.command_line
+slow = lambda: {"matplotlib", "scipy.stats", "torch._dynamo"} & set(sys.modules) or ""
+print(slow())
+from mechint.analyses.circuits.search.learning import Adam
+from mechint.utils.memory import peak_bytes
+from mechint.utils.statistics import ClusterBootstrap, student
+Adam(torch.ones(3).requires_grad_(), 0.1, (0.9, 0.99)).step(torch.ones(3))
+assert peak_bytes(lambda: torch.ones(64) + 1) >= 512
+assert student([1.0, 2.0, 3.0], "three")[0]["low"] < 2 and ClusterBootstrap(range(9), 9, 0).share([0.0, 1.0, 1.0] * 3)
+print(slow())
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
 def test_a_run_of_an_older_release_finds_its_pages_by_their_kind(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def apart(one: Value, other: Value) -> float | None:
     half = math.hypot(*ends)
     if half == 0:
         return None if change else 1.0
-    return float(2 * scipy.stats.norm.sf(abs(change) / half * scipy.stats.norm.ppf((1 + LEVEL) / 2)))
+    return float(2 * scipy.special.ndtr(-abs(change) / half * scipy.special.ndtri((1 + LEVEL) / 2)))
 
 
 def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:

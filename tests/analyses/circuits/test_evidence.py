@@ -170,7 +170,6 @@ def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     assert all(torch.equal(masks[size], again[size]) for size in [*sizes, 5])
 
 
-@pytest.mark.slow
 @given(seed=st.integers(0, 99), count=st.integers(2, 60), share=st.floats(0.02, 0.98), scale=st.floats(0.1, 30))
 @settings(max_examples=examples(50), deadline=None)
 def test_the_budget_is_met_exactly(seed: int, count: int, share: float, scale: float) -> None:
@@ -183,8 +182,8 @@ def test_the_budget_is_met_exactly(seed: int, count: int, share: float, scale: f
     hard = GATES["straight_through"](logits, budget, generator)
     assert sorted(set(hard.tolist())) in ([0.0, 1.0], [1.0])
     assert int(hard.sum()) == max(1, round(budget))
-    noisy = torch.stack([GATES["hard_concrete"](logits, budget, generator) for _ in range(400)])
-    assert float((noisy > 0).float().sum(1).mean()) == pytest.approx(budget, abs=0.3 + 0.1 * count**0.5)
+    noisy = GATES["hard_concrete"](logits.repeat(400), 400 * budget, generator)  # as good as 400 draws
+    assert float((noisy > 0).sum()) / 400 == pytest.approx(budget, abs=0.3 + 0.1 * count**0.5)
 
 
 def test_the_shift_is_differentiated_with_its_budget() -> None:

@@ -15,6 +15,7 @@ from mechint.analyses.circuits.search.gates import (
     shift_to,
     straight_through,
 )
+from mechint.analyses.circuits.search.learning import Adam
 
 
 def generator() -> torch.Generator:
@@ -111,3 +112,23 @@ def test_temperatures_by_hand() -> None:
         with pytest.raises(Exception, match="the temperature schedule"):
             parse(text)
     assert parse("linear:0.001:100").end == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_takes_the_steps_of_torch_s(dtype: torch.dtype) -> None:
+    """Also from a saved state on."""
+    start, random = torch.tensor([0.3, -2.0, 7.0], dtype=dtype), generator()
+    theirs, ours, other = (start.clone().requires_grad_() for _ in range(3))
+    oracle = torch.optim.Adam([theirs], lr=0.1, betas=(0.9, 0.99))
+    adam = Adam(ours, 0.1, (0.9, 0.99))
+    for step in range(60):
+        theirs.grad = torch.randn(3, generator=random, dtype=dtype) * 10.0 ** (step % 5 - 2)
+        oracle.step()
+        adam.step(theirs.grad)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+        if step == 30:
+            state, ours = adam.state(), other
+            other.data.copy_(theirs.data)
+            adam = Adam(other, 0.1, (0.9, 0.99))
+            adam.restore(state)
+    assert float((ours.detach() - start).abs().min()) > 0.1
