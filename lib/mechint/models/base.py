@@ -120,6 +120,17 @@ class LanguageModel(nn.Module, ABC):
     def embeddings(self) -> Tensor:
         """The embedding of every token, [vocabulary, model]."""
 
+    def added_at(self, site: str) -> str | None:
+        """The site, added to the residual stream, to which a linear map alone takes a site of a layer.
+
+        It is the site itself where that is added as it is; None where anything else lies between.
+        """
+        prefix, _, kind = site.rpartition(".")
+        if kind in self.mixers:
+            return site
+        behind = dict(zip(self.projected, self.mixers, strict=True)).get(kind)
+        return behind and f"{prefix}.{behind}"
+
     def check_length(self, length: int) -> None:
         """Raises :class:`MechintError` for more positions than the model can have."""
 

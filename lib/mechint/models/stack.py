@@ -173,6 +173,20 @@ class Stack(LanguageModel):
                 return False
         return True
 
+    def added_at(self, site: str) -> str | None:
+        *prefix, kind = site.split(".")
+        if len(prefix) < 2:
+            return None
+        layer = cast(Layer, self.layers[int(prefix[1])])
+        for branch in (branch for step in layer.steps for branch in step):
+            for name in branch.parts:
+                part = layer.parts[name]
+                if kind == part.out:
+                    return site
+                if kind in part.projected:
+                    return None if name in branch.behind else ".".join((*prefix, part.out))
+        return None
+
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
         rows, scale = accumulate(self.embed_tokens(tokens)), self.config.embed_scale
         if self.config.embed_scale_rounded:

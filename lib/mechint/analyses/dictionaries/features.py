@@ -155,7 +155,7 @@ def read_features(
         "vocabulary": {str(token): decode(token) for token in sorted(used)},
         "rows": {str(row): ids for row, ids in sorted(rows.items())},
         "logits": "direct path through the final norm, logits for each unit of activation" if tokens is not None
-        else f"{site} has no direct path to the logits" if not has_direct_path(site)
+        else f"{site} has no direct path to the logits" if not has_direct_path(model, site)
         else f"a direction shared by every {model.sites[site].axes[2]} raises no fixed tokens",
         "features": told,
     }  # fmt: skip
@@ -282,7 +282,7 @@ def _attribution(
 ) -> tuple[list[Any], list[Any]] | None:
     """Next tokens raised and lowered by each feature; None where the site has no direct path, or many at once."""
     rule, units = rule_of(sae), model.sites[site].units
-    if not has_direct_path(site) or (rule == "last" and len(units) > 1):
+    if not has_direct_path(model, site) or (rule == "last" and len(units) > 1):
         return None
     first = text.windows[0]
     effect = direct_map(model, first.tokens, site, first.kept())

@@ -12,18 +12,20 @@ from ...interventions.sites import RESIDUAL, find_sites
 from ...interventions.taps import Tap
 from ...utils.errors import MechintError
 
-ADDED = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "out", "attn_out", "mlp_out")
-"""Sites that are the residual stream or are added to it as they are."""
-LINEAR = {"gated": "out", "head_out": "attn_out", "mlp_post": "mlp_out"}
-"""Sites that reach the residual stream through one matrix, and the site after it."""
+STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post")
+"""Sites that are the residual stream; some layers have further ones between their steps."""
 SAMPLE = 64
 """Residual vectors at which the final norm's derivative is averaged."""
 
 
-def has_direct_path(site: str) -> bool:
+def has_direct_path(model: Model, site: str) -> bool:
     """True if what is added at a site reaches the logits by a linear map and the final norm alone."""
-    kind = site.rpartition(".")[2]
-    return kind in ADDED or kind in LINEAR
+    return in_stream(site) or model.added_at(site) is not None
+
+
+def in_stream(site: str) -> bool:
+    """True if a site is the residual stream itself."""
+    return site.rpartition(".")[2].startswith(STREAM)
 
 
 @torch.no_grad()
@@ -31,8 +33,9 @@ def direct_map(model: Model, tokens: Tensor, site: str, keep: Tensor | None = No
     """The direct effect of a site on the logits, [vocabulary, units of the site].
 
     J = W_U · J̄ · W: W brings the site to the residual stream (the mixer's or MLP's own output matrix), J̄ is the final
-    norm's derivative averaged over residual vectors of the text, W_U the unembedding. The effect of later layers on the
-    direction is not included.
+    norm's derivative averaged over residual vectors of the text, W_U the unembedding with the model's scale of the
+    logits. Where logits are capped, each row is multiplied by the mean slope of its cap. The effect of later layers on
+    the direction is not included.
 
     Args:
         model: From :func:`mechint.load`.
@@ -43,8 +46,8 @@ def direct_map(model: Model, tokens: Tensor, site: str, keep: Tensor | None = No
         MechintError: no such site, or one that reaches the logits in no such way; those that do are named.
     """
     [site] = find_sites(model.sites, [site])
-    if not has_direct_path(site):
-        known = sorted({name.rpartition(".")[2] for name in model.sites if has_direct_path(name)})
+    if not has_direct_path(model, site):
+        known = sorted({name.rpartition(".")[2] for name in model.sites if has_direct_path(model, name)})
         raise MechintError(
             f"{site} reaches the logits through products with other quantities, so its directions raise no fixed "
             f"tokens; this can be said of {', '.join(known)}"
@@ -53,13 +56,18 @@ def direct_map(model: Model, tokens: Tensor, site: str, keep: Tensor | None = No
     last = behind(model, tokens, before, site)
     vectors = last[keep] if keep is not None else last.flatten(0, 1)
     vectors = vectors[torch.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).long()]
-    effect = model.ending[1].detach().to(vectors) @ norm_derivative(model, vectors)
+    head = model.ending[1].detach().to(vectors)
+    slope = norm_derivative(model, vectors)[:, : head.shape[1]]  # some families carry the embeddings behind the stream
+    effect = head @ slope * model.logit_scale
+    if model.logit_cap:
+        logits = model.finish(vectors.unsqueeze(0), Tap())[0]
+        effect *= (1 - (logits / model.logit_cap) ** 2).mean(0).unsqueeze(1)
     through = output_matrix(model, site)
     return effect if through is None else effect @ through.to(effect)
 
 
 def norm_derivative(model: Model, vectors: Tensor) -> Tensor:
-    """Mean over residual vectors [n, model] of the final norm's Jacobian, [model, model]."""
+    """Mean over residual vectors [n, carried] of the final norm's Jacobian, [model, carried]."""
 
     with torch.enable_grad():
         leaf = vectors.detach().clone().requires_grad_()
@@ -72,17 +80,18 @@ def norm_derivative(model: Model, vectors: Tensor) -> Tensor:
 
 def output_matrix(model: Model, site: str) -> Tensor | None:
     """The map from a site to the residual stream, [model, units]; None for a site that is there already."""
-    prefix, _, kind = site.rpartition(".")
-    if kind in ADDED:
+    behind_it = None if in_stream(site) else model.added_at(site)
+    if behind_it in (None, site):
         return None
-    layer, behind_it = layer_of(model, site), f"{prefix}.{LINEAR[kind]}"
+    assert behind_it is not None
+    layer = layer_of(model, site)
     units = model.sites[site].units
     like = next(model.parameters())
     with torch.enable_grad():
         value = torch.zeros(1, 1, *units, dtype=like.dtype, device=like.device, requires_grad=True)
         edit = Edit(site, "replace", value).resolved(1)
         tap = Tap([behind_it], [edit])
-        r = like.new_zeros(1, 1, model.sites[f"layers.{layer}.resid_pre"].units[0])
+        r = torch.zeros_like(model.begin(torch.zeros(1, 1, dtype=torch.long, device=like.device), Tap()))
         model.block(layer, r, model.empty_cache(layer, 1), tap)
         out = tap.values[behind_it][0, 0]
         rows = [torch.autograd.grad(o, value, retain_graph=True)[0].flatten() for o in out]
