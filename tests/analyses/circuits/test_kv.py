@@ -241,6 +241,18 @@ def test_keys_and_values_have_a_strip_each() -> None:
     assert torch.equal(strips.scores[1], scores[1].flatten()) and strips.states == 1
 
 
+def test_units_of_one_index_and_of_three_have_a_strip_for_each_layer() -> None:
+    for unit, scores, kept_units, row in (
+        ("channel", torch.arange(4.0), ((3,),), ((3,),)),
+        ("state", torch.arange(24.0).view(2, 3, 4), ((1, 2, 3),), ((1, 11),)),
+    ):
+        layers = [Layer(0, scores.numel(), kept_units)]
+        results = Results(Path(), {"unit": unit}, {}, {}, None, sizes=[], curves={}, layers=layers, searches=[])
+        strips = strips_of(results, {0: scores})
+        assert [layer.units for layer in strips.kept] == [row]
+        assert torch.equal(strips.scores[0], scores if unit == "channel" else scores.view(2, 12))
+
+
 # --- a price in place of a budget -----------------------------------------------------------------------------------
 
 

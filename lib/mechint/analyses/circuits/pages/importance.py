@@ -65,7 +65,8 @@ def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
             Layer(layer.layer, layer.total, tuple(_two(unit, part) for unit in layer.units), layer.site)
             for layer, part in zip(results.layers, scores, strict=True)
         ]
-        return Strips([layer.label for layer in results.layers], [part.flatten(1) for part in scores], whole)
+        flat_units = [part if part.dim() < 2 else part.flatten(1) for part in scores]
+        return Strips([layer.label for layer in results.layers], flat_units, whole)
     sorts = "KV" if kind == "kv" else ""
     labels, rows, kept = [], [], []
     for layer, both in zip(results.layers, scores, strict=True):
