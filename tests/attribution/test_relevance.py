@@ -105,13 +105,14 @@ def test_how_far_shares_miss_by_hand() -> None:
         lrp.checked(torch.tensor([4.5, -20.0]), layers, bias, sizes, 0.09)
 
 
-def test_half_precision_and_unknown_families_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_and_layers_without_rules_are_refused() -> None:
     ids, targets = tokens(1, 4), torch.tensor([1])
     with pytest.raises(MechintError, match="load in float32"):
         relevance(tiny_mamba(0, torch.bfloat16), ids, targets)
-    monkeypatch.delitem(lrp.FAMILIES, "llama")
-    with pytest.raises(MechintError, match="no rules for llama"):
-        relevance(tiny_llama(), ids, targets)
+    model = tiny_llama()
+    model.layers[1] = torch.nn.Identity()
+    with pytest.raises(MechintError, match=r"no rules for layers of the kind Identity.*GPT-2"):
+        relevance(model, ids, targets)
 
 
 def test_gelu_and_product_keep_their_values() -> None:

@@ -57,7 +57,7 @@ def test_rankings_by_attention_are_those_of_the_analysis(ranking: str) -> None:
     known.model.requires_grad_(False)
     prompts = known.task.sample(4, "discovery", 0)
     found = METHODS[ranking].scores(known.model, known.task, Budget(1, 4, 4, 1))
-    one = attention_units(known.model, prompts, [1], "logit_diff")[f"layers.1.gated {ranking}"].mean(0)
+    one = attention_units(known.model, prompts, [1], "logit_diff", "gated")[f"layers.1.gated {ranking}"].mean(0)
     width = known.model.config.d_inner
     torch.testing.assert_close(found[width : 2 * width], one)
 

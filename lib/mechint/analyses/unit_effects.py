@@ -17,43 +17,16 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
-from ..interventions.model import Model, having
+from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..interventions.unit_kinds import Block, UnitKind
 from ..interventions.units import Units
 from ..tasks import Prompts
-from ..utils.errors import MechintError
 from .ablation import Ablation
 from .metrics import answer_metric
 
-USUAL = {"mamba": ("x", "u", "y", "gate", "gated", "out"), "gpt2": ("mlp_post", "head_out", "attn_out", "mlp_out")}
-"""Sites whose units are ablated one by one; a Llama's are those of a GPT-2."""
-MAIN = {"mamba": "gated"}
-"""The site whose units are ranked, put into circuits and followed through layers; ``mlp_post`` of transformers."""
 METRICS = ("answer_logprob", "logit_diff")
-
-
-def usual(family: str) -> tuple[str, ...]:
-    return USUAL.get(family, USUAL["gpt2"])
-
-
-def main_site(family: str) -> str:
-    return MAIN.get(family, "mlp_post")
-
-
-def check_alike(model: Model, where: str) -> None:
-    """Raises :class:`MechintError` for a model whose layers differ, or mix positions by more than one kind of part.
-
-    Costs, profiles of layers and rankings of units in all layers are defined for a Mamba-1 and for attention alone.
-    """
-    every = list(range(model.num_layers))
-    if model.config.family == "mamba" or (having(model, "pattern", "mlp_post") == every and not having(model, "state")):
-        return
-    raise MechintError(
-        f"{where}: it compares layers that are alike, of a Mamba-1 or of attention alone, and those of a "
-        f"{model.config.family} model are not; take the circuits, tracing, patching or sparsity"
-    )
 
 
 def unit_kind(kind: str) -> UnitKind:
@@ -93,10 +66,12 @@ class Effects:
     ) -> None:  # fmt: skip
         self.model, self.metric, self.memory_mib = model, metric, memory_mib
         self.groups = [
-            Group(f"layers.{layer}.{kind}", model.sites[f"layers.{layer}.{kind}"].units[0])
+            Group(site, model.sites[site].units[0])
             for kind in kinds
             for layer in layers
+            if (site := f"layers.{layer}.{kind}") in model.sites
         ]
+        """The units of each kind of site and of each layer that has it."""
         self.ablations = {
             kind: Ablation(model, Units(model, unit_kind(kind)), ablation, reference, aligned) for kind in kinds
         }

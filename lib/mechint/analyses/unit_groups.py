@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -21,32 +24,58 @@ NOT_PATCHED = ("scores", "conv_state")  # -inf has no difference; all that the c
 
 @dataclass(frozen=True)
 class Parts:
-    """The units of one kind in all layers, numbered layer by layer; those that are measured are ``chosen``."""
+    """The units of one kind in all layers that have some, numbered layer by layer; ``chosen`` are measured.
+
+    Attributes:
+        kind: Kind of site.
+        sites: The site of each of these layers.
+        sizes: Units of each of them.
+        axis: Name of the units' axis.
+        chosen: Numbers of units.
+    """
 
     kind: str
     sites: tuple[str, ...]
-    per_layer: int
+    sizes: tuple[int, ...]
     axis: str
     chosen: tuple[int, ...]
 
     @staticmethod
     def of(model: Model, kind: str) -> Parts:
         sites = tuple(layer_sites(model, kind))
-        first = model.sites[sites[0]]
-        per_layer = first.units[0]
-        return Parts(kind, sites, per_layer, first.axes[2], tuple(range(per_layer * len(sites))))
+        sizes = tuple(model.sites[site].units[0] for site in sites)
+        return Parts(kind, sites, sizes, model.sites[sites[0]].axes[2], tuple(range(sum(sizes))))
 
     @property
     def total(self) -> int:
-        return self.per_layer * len(self.sites)
+        return sum(self.sizes)
+
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        """The number of each site's first unit, and the number of all units."""
+        return list(itertools.accumulate(self.sizes, initial=0))
+
+    @functools.cached_property
+    def layers(self) -> list[int]:
+        """The number of each site's layer."""
+        return [int(site.split(".")[1]) for site in self.sites]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The place of a unit's site among the sites, and its number within the site."""
+        row = bisect.bisect_right(self.starts, number) - 1
+        return row, number - self.starts[row]
 
     def layer_of(self, number: int) -> int:
         """The layer that holds a unit."""
-        return int(self.sites[number // self.per_layer].split(".")[1])
+        return self.layers[self.place(number)[0]]
+
+    def chosen_of(self, row: int) -> list[int]:
+        """The chosen units of a site, numbered within it."""
+        return [unit for number in self.chosen for at, unit in [self.place(number)] if at == row]
 
     def cells(self, pair: Interchange) -> list[list[Edit]]:
         """A cell for each chosen unit: the donor's values of it at every position."""
-        wanted = [self.sites[layer] for layer in sorted({unit // self.per_layer for unit in self.chosen})]
+        wanted = [self.sites[row] for row in sorted({self.place(unit)[0] for unit in self.chosen})]
         donor = pair.values(pair.donor, wanted)
         at = {site: site for site in wanted}
         if self.kind == "state":
@@ -58,8 +87,8 @@ class Parts:
             at = {site: site.removesuffix("state") + "scan_out" for site in wanted}
         cells = []
         for number in self.chosen:
-            layer, unit = divmod(number, self.per_layer)
-            site = self.sites[layer]
+            row, unit = self.place(number)
+            site = self.sites[row]
             cells.append([Edit(at[site], "replace", donor[site][:, :, unit : unit + 1], units=[unit])])
         return cells
 

@@ -84,14 +84,14 @@ def decompose(
         MechintError: another family, half precision, no such layer or reduction, a direction that does not fit, or a
             result or memory that is too small for one token.
     """
-    if model.config.family != "mamba":
-        raise MechintError(
-            f"decompose: a {model.config.family} model has no scan to take apart; its attention pattern (site "
-            "layers.*.pattern) already is the map of tokens"
-        )
     if not 0 <= layer < model.num_layers:
         raise MechintError(
             f"decompose: no layer {layer}; this model has {model.num_layers} (0 to {model.num_layers - 1})"
+        )
+    if not isinstance(model.layers[layer], Layer):
+        raise MechintError(
+            f"decompose: a {model.config.family} model has no scan to take apart; its attention pattern (site "
+            "layers.*.pattern) already is the map of tokens"
         )
     if reduce not in REDUCE:
         raise MechintError(f"decompose: no reduce {reduce!r}{did_you_mean(reduce, REDUCE)}; take {', '.join(REDUCE)}")

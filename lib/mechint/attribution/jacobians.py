@@ -28,6 +28,7 @@ from ..scan import states
 from ..scan.checks import accumulate
 from ..scan.selective import decays
 from ..utils.errors import MechintError
+from .attention import selective_scan_of
 
 PATHS = ("direct", "total")
 SOURCES = ("u", "x")
@@ -82,20 +83,25 @@ def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
     Raises:
         MechintError: the model has no scan, or no such layer.
     """
-    if getattr(model.config, "family", "") != "mamba":
-        raise MechintError(
-            f"temporal causality differentiates a selective scan, and a {model.config.family} model has none; "
-            f"cut its flow instead of that (the analysis patch)"
-        )
     if not 0 <= layer < model.num_layers:
         raise MechintError(
             f"layer {layer} does not exist; the model has {model.num_layers} (0 to {model.num_layers - 1})"
         )
+    mixer = selective_scan_of(model, layer)
+    if mixer is None:
+        raise MechintError(
+            f"temporal causality differentiates a selective scan, and layer {layer} of this {model.config.family} "
+            "model has none; cut its flow instead of that (the analysis patch)"
+        )
+    if mixer.normed:
+        raise MechintError(
+            f"temporal causality: layer {layer} of this {model.config.family} model norms Δ, B and C, and the "
+            "derivatives through these norms are not written; cut its flow instead of that (the analysis patch)"
+        )
     names = ("conv", "u", "dt", "B", "C")
     at = f"layers.{layer}."
     found = run(model, tokens, [at + name for name in names], logits_at=tokens.new_zeros(len(tokens), 0).long())
-    mixer = model.layers[layer]
-    rank, size = model.config.dt_rank, model.config.d_state
+    rank, size = mixer.sizes[:2]
     low, W_B, W_C = accumulate(mixer.x_proj.weight.detach()).split([rank, size, size])
     return Linearised(
         **{name: accumulate(found[at + name]) for name in names},

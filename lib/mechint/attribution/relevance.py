@@ -18,6 +18,7 @@ relevance of the residual stream and of the biases from there on add up to the l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
+from ..models import gpt2, llama, mamba
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 
@@ -36,6 +38,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Tolerance of the sum at any layer, relative to the sum of the sizes of its products or to the logit, whichever is
 larger. A token's share is a sum over units that nearly cancel, so its own size does not measure its rounding."""
 
+KNOWN = "there are rules for those of a Mamba-1, a GPT-2 and a Llama"
 Seen = dict[str, Tensor]
 """Tensors of the forward by site, as they are built."""
 Rule = tuple[str, Callable[[Seen, Tensor, str], Tensor]]
@@ -92,7 +95,20 @@ def held(seen: Seen, clean: Tensor, at: str) -> Tensor:
     return clean.detach()
 
 
-def mamba_rules(layer: Any) -> list[Rule]:
+@functools.singledispatch
+def rules_of(layer: Any) -> list[Rule]:
+    """The rules of a layer, by the site that each replaces."""
+    raise MechintError(f"relevance: no rules for layers of the kind {type(layer).__name__}; {KNOWN}")
+
+
+@functools.singledispatch
+def biases_of(layer: Any) -> dict[str, Tensor | None]:
+    """The biases of a layer, by the site they are added at."""
+    raise MechintError(f"relevance: no rules for layers of the kind {type(layer).__name__}; {KNOWN}")
+
+
+@rules_of.register
+def mamba_rules(layer: mamba.Layer) -> list[Rule]:
     return [
         ("norm", lambda seen, _, at: norm(layer.norm, seen[f"{at}.resid_pre"])),
         ("u", lambda seen, _, at: silu(seen[f"{at}.conv"])),
@@ -102,7 +118,8 @@ def mamba_rules(layer: Any) -> list[Rule]:
     ]  # fmt: skip
 
 
-def gpt2_rules(layer: Any) -> list[Rule]:
+@rules_of.register
+def gpt2_rules(layer: gpt2.Layer) -> list[Rule]:
     return [
         ("ln_1", lambda seen, _, at: norm(layer.ln_1, seen[f"{at}.resid_pre"])),
         ("pattern", held),
@@ -111,7 +128,8 @@ def gpt2_rules(layer: Any) -> list[Rule]:
     ]
 
 
-def llama_rules(layer: Any) -> list[Rule]:
+@rules_of.register
+def llama_rules(layer: llama.Layer) -> list[Rule]:
     return [
         ("ln_1", lambda seen, _, at: norm(layer.input_layernorm, seen[f"{at}.resid_pre"])),
         ("pattern", held),
@@ -120,12 +138,14 @@ def llama_rules(layer: Any) -> list[Rule]:
     ]
 
 
-def mamba_biases(layer: Any) -> dict[str, Tensor | None]:
+@biases_of.register
+def mamba_biases(layer: mamba.Layer) -> dict[str, Tensor | None]:
     x, z = (None, None) if layer.in_proj.bias is None else layer.in_proj.bias.chunk(2)
     return {"x": x, "z": z, "conv": layer.conv1d.bias, "out": layer.out_proj.bias}
 
 
-def gpt2_biases(layer: Any) -> dict[str, Tensor | None]:
+@biases_of.register
+def gpt2_biases(layer: gpt2.Layer) -> dict[str, Tensor | None]:
     value = None if layer.attn.c_attn.bias is None else layer.attn.c_attn.bias[-layer.attn.sizes[-1] :]
     return {
         "ln_1": layer.ln_1.bias, "v": value, "attn_out": layer.attn.c_proj.bias, "ln_2": layer.ln_2.bias,
@@ -133,7 +153,8 @@ def gpt2_biases(layer: Any) -> dict[str, Tensor | None]:
     }  # fmt: skip
 
 
-def llama_biases(layer: Any) -> dict[str, Tensor | None]:
+@biases_of.register
+def llama_biases(layer: llama.Layer) -> dict[str, Tensor | None]:
     attention, mlp = layer.self_attn, layer.mlp
     return {
         "v": attention.v_proj.bias, "attn_out": attention.o_proj.bias, "mlp_pre": mlp.gate_proj.bias,
@@ -141,18 +162,19 @@ def llama_biases(layer: Any) -> dict[str, Tensor | None]:
     }  # fmt: skip
 
 
-FAMILIES: dict[str, tuple[Any, Any, str]] = {
-    "mamba": (mamba_rules, mamba_biases, "norm_f"),
-    "gpt2": (gpt2_rules, gpt2_biases, "ln_f"),
-    "llama": (llama_rules, llama_biases, "norm"),
-}
-"""Rules of a layer, biases of a layer by the site they are added at, and the name of the final norm."""
-
-
 def check_rules(model: Model) -> None:
-    """Raises :class:`MechintError` for a family without rules."""
-    if model.config.family not in FAMILIES:
-        raise MechintError(f"relevance: no rules for {model.config.family}; there are rules for {', '.join(FAMILIES)}")
+    """Raises :class:`MechintError` for a model with a layer without rules."""
+    for layer in model.layers:
+        rules_of(layer)
+
+
+def no_rules(model: Model) -> str | None:
+    """Says why there are no rules for a model; None where there are."""
+    try:
+        check_rules(model)
+    except MechintError as reason:
+        return str(reason)
+    return None
 
 
 def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
@@ -165,13 +187,13 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         positions: Positions at which it is read, [row]; None for the last position.
 
     Raises:
-        MechintError: a family without rules, half precision, or shares that do not add up.
+        MechintError: a layer without rules, half precision, or shares that do not add up.
     """
     check_rules(model)
     dtype = next(model.parameters()).dtype
     if dtype not in TOLERANCE:
         raise MechintError(f"relevance: {dtype} rounds too much for shares that add up; load in float32")
-    rules, biases, final = FAMILIES[model.config.family]
+    final, _ = model.ending
     last = model.num_layers - 1
     seen: Seen = {}
 
@@ -185,8 +207,8 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
 
     own: dict[str, Any] = {}
     for i, layer in enumerate(model.layers):
-        own |= {f"layers.{i}.{site}": rule for site, rule in rules(layer)}
-    own["final_norm"] = lambda seen, clean, at: norm(getattr(model, final), seen[f"layers.{last}.resid_post"])
+        own |= {f"layers.{i}.{site}": rule for site, rule in rules_of(layer)}
+    own["final_norm"] = lambda seen, clean, at: norm(final, seen[f"layers.{last}.resid_post"])
     needed = [
         "resid_pre",
         "resid_mid",
@@ -197,7 +219,7 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         "gate",
         "mlp_pre",
         "mlp_up",
-        *biases(model.layers[0]),
+        *biases_of(model.layers[0]),
     ]
     wanted = [name for name in model.sites if name in own or name.rpartition(".")[2] in needed]
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -222,12 +244,11 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
     stream = [f"layers.{i}.resid_pre" for i in range(last + 1)] + [f"layers.{last}.resid_post"]
     layers, sizes = torch.stack([share(name, seen[name]) for name in stream], 1)
     none = layers.new_zeros(2, len(tokens))
-    bias = [
-        sum((share(f"layers.{i}.{site}", value).sum(-1) for site, value in biases(layer).items() if value is not None),
-            none)
-        for i, layer in enumerate(model.layers)
-    ]  # fmt: skip
-    of_final = getattr(getattr(model, final), "bias", None)
+    bias = []
+    for i, layer in enumerate(model.layers):
+        own_biases = {f"layers.{i}.{site}": value for site, value in biases_of(layer).items() if value is not None}
+        bias.append(sum((share(site, value).sum(-1) for site, value in own_biases.items()), none))
+    of_final = getattr(final, "bias", None)
     bias.append(none if of_final is None else share("final_norm", of_final).sum(-1))
     of_bias, bias_sizes = torch.stack(bias, 1)
     return checked(logit.detach(), layers, of_bias, (sizes.sum(-1), bias_sizes), TOLERANCE[dtype])

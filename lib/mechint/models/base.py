@@ -45,6 +45,12 @@ class LanguageModel(nn.Module, ABC):
     """Sites of a layer where a cut of the flow between two positions is usually made."""
     patched: Sequence[str] = ()
     """Sites of a layer whose units are usually patched one by one; the first is the one that is usually studied."""
+    single: Sequence[str] = ()
+    """Sites of a layer whose units are usually ablated one by one."""
+    ranked: str = ""
+    """The site of a layer whose units are ranked, put into circuits and followed through layers; empty for none."""
+    memory: Sequence[str] = ()
+    """Sites of a layer that hold what later positions read: states, inputs of a convolution, values and keys."""
     projected: Collection[str] = ()
     """Sites of a layer that its output projections read."""
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
@@ -114,6 +120,10 @@ class LanguageModel(nn.Module, ABC):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.parameters()).device
+
+    def parts_of(self, i: int) -> Mapping[str, nn.Module]:
+        """The parts of layer i by name, which add to the residual stream; here the layer as a whole."""
+        return {"layer": self.layers[i]}
 
     @property
     @abstractmethod

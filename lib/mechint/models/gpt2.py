@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,9 @@ class GPT2(LanguageModel):
     )
     paths = ("scores",)  # as in a prompt without the source (Geva et al. 2023, section 4)
     patched = ("head_out",)
+    single = ("mlp_post", "head_out", "attn_out", "mlp_out")
+    ranked = "mlp_post"
+    memory = ("v", "k")
     projected = ("head_out", "mlp_post")
     unit_kinds = KV_UNITS
     scored_unit = "kv"
@@ -210,6 +213,10 @@ class GPT2(LanguageModel):
         embed = at("embed", accumulate(self.wte(tokens)))  # [B, L, D]
         positions = self.wpe(torch.arange(at.offset, end, device=tokens.device))  # [L, D]
         return embed + at("pos_embed", accumulate(positions).expand_as(embed))
+
+    def parts_of(self, i: int) -> dict[str, nn.Module]:
+        layer = cast(Layer, self.layers[i])
+        return {"attn": layer.attn, "mlp": layer.mlp}
 
     def empty_cache(self, i: int, rows: int) -> LayerCache:
         return LayerCache([], [])

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,9 @@ class Llama(LanguageModel):
     )
     paths = ("scores",)  # as in a prompt without the source (Geva et al. 2023, section 4)
     patched = ("head_out",)
+    single = ("mlp_post", "head_out", "attn_out", "mlp_out")
+    ranked = "mlp_post"
+    memory = ("v", "k_rot")
     projected = ("head_out", "mlp_post")
     unit_kinds = KV_UNITS
     scored_unit = "kv"
@@ -194,6 +197,10 @@ class Llama(LanguageModel):
 
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
         return at("embed", accumulate(self.embed_tokens(tokens)))
+
+    def parts_of(self, i: int) -> dict[str, nn.Module]:
+        layer = cast(Layer, self.layers[i])
+        return {"attn": layer.self_attn, "mlp": layer.mlp}
 
     def empty_cache(self, i: int, rows: int) -> LayerCache:
         return LayerCache([], [])

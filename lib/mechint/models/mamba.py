@@ -84,6 +84,9 @@ class Mamba(LanguageModel):
     )  # fmt: skip
     paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
     patched = ("gated", "state")  # all that a channel computes, and what it remembers alone
+    single = Mamba1Mixer.single
+    ranked = Mamba1Mixer.ranked
+    memory = Mamba1Mixer.memory
     projected = ("gated",)
     unit_kinds = SSM_UNITS
     scored_unit = "channel"
@@ -124,6 +127,9 @@ class Mamba(LanguageModel):
 
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
         return at("embed", accumulate(self.embedding(tokens)))
+
+    def parts_of(self, i: int) -> dict[str, nn.Module]:
+        return {"mixer": self.layers[i]}
 
     def empty_cache(self, i: int, rows: int) -> LayerCache:
         return cast(Layer, self.layers[i]).empty_cache(rows)

@@ -62,7 +62,7 @@ class Stack(LanguageModel):
         if not rows.is_meta:
             nn.init.normal_(self.embed_tokens.weight, std=0.02)
 
-    def parts_of(self, i: int) -> dict[str, Part]:
+    def parts_of(self, i: int) -> Mapping[str, Part]:
         """The parts of a layer by attribute."""
         return cast(Layer, self.layers[i]).parts
 
@@ -151,6 +151,26 @@ class Stack(LanguageModel):
     @functools.cached_property
     def patched(self) -> Sequence[str]:  # type: ignore[override]
         return self.union("patched")
+
+    @functools.cached_property
+    def single(self) -> Sequence[str]:  # type: ignore[override]
+        return self.union("single")
+
+    @functools.cached_property
+    def ranked(self) -> str:  # type: ignore[override]
+        """The ranked site of the parts that most layers have; of several the last in a forward."""
+        found: dict[str, tuple[int, int]] = {}  # layers that have the site, and its place from the end of a layer
+        for i in range(len(self.layers)):
+            parts = self.parts_of(i).values()
+            for place, part in enumerate(parts, -len(parts)):
+                if part.ranked:
+                    layers, latest = found.get(part.ranked, (0, place))
+                    found[part.ranked] = (layers + 1, max(latest, place))
+        return max(found, key=lambda site: found[site], default="")
+
+    @functools.cached_property
+    def memory(self) -> Sequence[str]:  # type: ignore[override]
+        return self.union("memory")
 
     @functools.cached_property
     def projected(self) -> Collection[str]:  # type: ignore[override]

@@ -134,12 +134,12 @@ def matrix_map(w: Writes, query: Tensor) -> Tensor:
     """
     B, L, H, _ = w.key.shape
     found = w.key.new_zeros(B, H, L, L)
-    for i in range(L):
-        c = query[:, i]  # [B, H, K]: what i reads of a state at j
-        for j in range(i, -1, -1):
-            found[:, :, i, j] = (c * w.key[:, j]).sum(-1)
-            if w.erase is not None and w.erased is not None:
-                c = c - w.erased[:, j] * (w.erase[:, j] * c).sum(-1, keepdim=True)
-            a = w.decay[:, j]
-            c = (a if a.dim() == 3 else a.unsqueeze(-1)) * c
+    reads = query.transpose(1, 2).clone()  # [B, H, L, K]: what each reader reads of a state at j
+    for j in range(L - 1, -1, -1):
+        here = reads[:, :, j:]
+        found[:, :, j:, j] = (here @ w.key[:, j].unsqueeze(-1)).squeeze(-1)
+        if w.erase is not None and w.erased is not None:
+            here = here - (here @ w.erase[:, j].unsqueeze(-1)) * w.erased[:, j].unsqueeze(-2)
+        a = w.decay[:, j]
+        reads[:, :, j:] = here * (a.unsqueeze(-2) if a.dim() == 3 else a[..., None, None])
     return found

@@ -26,7 +26,7 @@ from ..ground_truth.edge_masks import Cell, Edge, Flows
 from ..ground_truth.edges import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
-from ..interventions.model import Model
+from ..interventions.model import Model, having
 from ..interventions.run import run
 from ..interventions.sweep import sweep
 from ..tasks import Prompts
@@ -35,8 +35,8 @@ from . import gpt2_edges as gpt2
 from .cost import cost
 from .methods import Budget, patched
 
-GPT2 = ("gpt2",)
-MAMBA = ("mamba",)
+ATTENTION = ("pattern",)
+SCAN = ("state",)
 LINK_PROMPTS = 64
 """Discovery prompts that methods see which score links; 16 leave large sums unseen, and their links with them."""
 
@@ -53,7 +53,7 @@ class EdgeMethod:
         paths: Ways of reading that it speaks of; empty for all.
         gives: True if it sees no more than what a source gives, so that it is not asked for flows whose source only
             takes attention from others.
-        families: Those it can be asked of; empty for all.
+        needs: Sites of a layer, without which it can't be asked.
         writer, reader: Ablations by which it tries the two ends of a link; a link whose end is the same under them, so
             that nothing changes, is not asked for. ``zero`` is blind to none.
     """
@@ -63,7 +63,7 @@ class EdgeMethod:
     scores: Callable[[Compiled, Prompts, list[Edge]], Any]
     paths: tuple[str, ...] = ()
     gives: bool = False
-    families: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     writer: str = "zero"
     reader: str = "zero"
 
@@ -71,7 +71,7 @@ class EdgeMethod:
         return not self.paths or path in self.paths
 
     def fits(self, compiled: Compiled) -> bool:
-        return not self.families or compiled.model.config.family in self.families
+        return bool(having(compiled.model, *self.needs))
 
 
 # ---- flows -------------------------------------------------------------------------------------------------------
@@ -220,21 +220,21 @@ def either(mamba: Scores, transformer: Scores) -> Scores:
 EDGE_METHODS: dict[str, EdgeMethod] = {
     "flow_cut": EdgeMethod("flow, cut", "flow", flow_cuts),
     "flow_cut_pattern": EdgeMethod(
-        "flow, cut, weights kept", "flow", functools.partial(flow_cuts, at="pattern"), gives=True, families=GPT2
+        "flow, cut, weights kept", "flow", functools.partial(flow_cuts, at="pattern"), gives=True, needs=ATTENTION
     ),
-    "attention": EdgeMethod("flow, attention", "flow", gpt2.attention, families=GPT2),
-    "attention_norm": EdgeMethod("flow, attention × value", "flow", gpt2.attention_norm, gives=True, families=GPT2),
+    "attention": EdgeMethod("flow, attention", "flow", gpt2.attention, needs=ATTENTION),
+    "attention_norm": EdgeMethod("flow, attention × value", "flow", gpt2.attention_norm, gives=True, needs=ATTENTION),
     "attention_gradient": EdgeMethod(
-        "flow, attention × gradient", "flow", gpt2.attention_gradient, gives=True, families=GPT2
+        "flow, attention × gradient", "flow", gpt2.attention_gradient, gives=True, needs=ATTENTION
     ),
-    "hidden_attention": EdgeMethod("flow, hidden attention", "flow", hidden_attention, ("state",), families=MAMBA),
+    "hidden_attention": EdgeMethod("flow, hidden attention", "flow", hidden_attention, ("state",), needs=SCAN),
     **{
         f"derivative_{which}": EdgeMethod(
             f"flow, derivative, {which}",
             "flow",
             functools.partial(derivatives, which=which),
             ("state",),
-            families=MAMBA,
+            needs=SCAN,
         )
         for which in ("direct", "total")
     },
@@ -248,7 +248,7 @@ EDGE_METHODS: dict[str, EdgeMethod] = {
         writer="mean",
     ),
     "cross_layer_linear": EdgeMethod(
-        "link, cross-layer, linear", "link", functools.partial(traffic, way="linear"), writer="mean", families=MAMBA
+        "link, cross-layer, linear", "link", functools.partial(traffic, way="linear"), writer="mean", needs=SCAN
     ),
     "cross_layer_answer": EdgeMethod(
         "link, cross-layer × effect",

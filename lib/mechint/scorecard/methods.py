@@ -22,7 +22,6 @@ from ..analyses.circuits.search.learning import SearchOptions
 from ..analyses.loader import PromptLoader
 from ..interventions.model import Model
 from ..interventions.units import Units
-from ..models.loading.load import model_classes
 from ..tasks import Task
 from ..utils.errors import MechintError, did_you_mean
 
@@ -58,16 +57,13 @@ class Method:
         scores: (model, task, budget) -> one number for each unit, layer by layer.
         ablation: Units that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
             Where no unit is left, the method is not asked.
-        families: Those it can be asked of; empty for all.
+        fits: True of a model that it can be asked of.
     """
 
     title: str
     scores: Callable[[Any, Task, Budget], Any]
     ablation: str = "zero"
-    families: tuple[str, ...] = ()
-
-    def fits(self, model: Model) -> bool:
-        return not self.families or model.config.family in self.families
+    fits: Callable[[Model], bool] = lambda model: True
 
 
 def bench_of(
@@ -120,13 +116,9 @@ def outside_method(name: str, given: Any) -> Method:
     return Method(name, from_function(function), ablation)
 
 
-def families_of(name: str) -> tuple[str, ...]:
-    """Families whose scored kind of unit a method of circuits can rank."""
-    return tuple(
-        family
-        for family, model in model_classes().items()
-        if RANKINGS[name].refuse(model.unit_kinds[model.scored_unit]) is None
-    )
+def ranks(name: str) -> Callable[[Model], bool]:
+    """Gives whether a method of circuits can rank the kind of unit that is scored on a model."""
+    return lambda model: RANKINGS[name].refuse(model.unit_kinds[model.scored_unit]) is None
 
 
 def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: str = "zero", **named: str) -> Any:
@@ -139,7 +131,7 @@ def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: s
         blind_to: As :attr:`Method.ablation`.
         named: Further arguments of ``how``.
     """
-    return key, Method(title, functools.partial(how, name=name, **named), blind_to, families_of(name))
+    return key, Method(title, functools.partial(how, name=name, **named), blind_to, ranks(name))
 
 
 METHODS: dict[str, Method] = dict(

@@ -35,7 +35,6 @@ POOL = 4
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "c_attn", "c_proj", "c_fc", "lm_head")
 NORMS = ("norm", "norm_f", "ln_1", "ln_2", "ln_f")
 
-MEMORY = {"mamba": "resid_post,state", "gpt2": "resid_post,v", "llama": "resid_post,v"}
 """Sites of a trace that must find nothing: the stream, and what later tokens read."""
 
 
@@ -178,7 +177,7 @@ def unrelated(prompts: Prompts, others: Prompts) -> Prompts:
 
 def effects(model: Model, task: Task, prompts: Prompts) -> Any:
     """Effects of a trace of residual and memory, [prompt, panel, layer, role]; all prompts count, answered or not."""
-    found = tracer(model, MEMORY[model.config.family]).trace(prompts, None)["denoise"]
+    found = tracer(model, f"resid_post,{model.memory[0]}").trace(prompts, None)["denoise"]
     _, roles = task.roles(prompts)
     wanted = sorted({int(role) for role in roles.unique()} - {-1})
     return role_means(found.numpy(), roles.numpy(), wanted)
@@ -189,4 +188,4 @@ def same_twins(model: Model, task: Task, count: int, seed: int) -> float:
     prompts = task.sample(count, "evaluation", seed)
     assert prompts.wrong is not None  # every compiled task has twins
     same = dataclasses.replace(prompts, twins=prompts.tokens)
-    return float(np.abs(tracer(model, MEMORY[model.config.family]).trace(same, None)["denoise"].numpy()).max())
+    return float(np.abs(tracer(model, f"resid_post,{model.memory[0]}").trace(same, None)["denoise"].numpy()).max())

@@ -126,7 +126,7 @@ def test_attention_methods_are_their_definitions(build: Any) -> None:
     values, slopes = gradients(
         model, batch.tokens, sites, answer_metric("answer_logprob", batch), logits_at=batch.positions
     )
-    found = attention_units(model, batch, [0, 1], "answer_logprob")
+    found = attention_units(model, batch, [0, 1], "answer_logprob", kind)
     for row in range(2):
         maps = []
         for i in range(2):

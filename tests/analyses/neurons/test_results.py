@@ -24,7 +24,8 @@ def measured(values: dict[str, np.ndarray], **more: Any) -> Found:
         name: torch.from_numpy(np.ascontiguousarray(value[..., part])) for name, value in values.items()
     }
     settings: dict[str, Any] = {
-        "parts": [], "layers": [0, 1, 2], "deltas": [], "orders": {}, "top": {}, "main": "gated", "family": "mamba",
+        "parts": [], "layers": [0, 1, 2], "ranked": [0, 1, 2], "deltas": [], "orders": {}, "top": {},
+        "main": "gated", "family": "mamba",
         "templates": np.arange(6), "draws": 20, "seed": 0, "top_k": 2, "random": 2, "depth": 3, "steps": {},
     } | more  # fmt: skip
     return Found([cut(slice(0, 2)), cut(slice(2, 6))], **settings)

@@ -112,7 +112,8 @@ def test_every_unit_is_one_run_by_hand(family: Any, units: str, metric: str) -> 
     for parts in patcher.parts:
         assert found[f"necessary {parts.kind}"].shape == (parts.total, 3)
         for number in range(parts.total):
-            site, unit = parts.sites[number // parts.per_layer], number % parts.per_layer
+            at, unit = parts.place(number)
+            site = parts.sites[at]
             for row in range(3):
                 put = lambda values, row=row, site=site, unit=unit: Edit(
                     site, "replace", values[site][row : row + 1, :, [unit]], units=[unit]
@@ -163,7 +164,8 @@ def test_means_are_those_of_the_role_and_every_unit_is_one_run_by_hand(family: A
             clean, none = metric(row, []), metric(row, every)
             assert float(found[f"all {parts.kind}"][row]) == pytest.approx(clean - none, rel=0, abs=1e-10)
             for number in range(parts.total):
-                site, unit = parts.sites[number // parts.per_layer], number % parts.per_layer
+                at, unit = parts.place(number)
+                site = parts.sites[at]
                 lost = clean - metric(row, [Edit(site, "replace", means[site][:, :, [unit]], units=[unit])])
                 mixed = means[site].clone()
                 mixed[:, :, unit] = own[site][:, :, unit]

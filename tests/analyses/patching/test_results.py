@@ -33,8 +33,8 @@ def finished(**changes: Any) -> tuple[Finished, dict[str, np.ndarray]]:
         "found": [cut(slice(0, 3)), cut(slice(3, 8))], "names": ("key", "gap", "value", "query"),
         "pairs": [(2, 0), (3, 0), (3, 2)], "present": [], "templates": np.arange(8), "twins": True, "means": False,
         "paths": [Path("y", (), None), Path("conv", (), 3)], "draws": 20, "seed": 0,
-        "parts": [Parts("gated", ("layers.0.gated", "layers.2.gated"), 4, "channel", (1, 4, 7)),
-                  Parts("u", ("layers.0.u", "layers.1.u"), 2, "channel", (0, 3))],
+        "parts": [Parts("gated", ("layers.0.gated", "layers.2.gated"), (4, 4), "channel", (1, 4, 7)),
+                  Parts("u", ("layers.0.u", "layers.1.u"), (2, 2), "channel", (0, 3))],
     } | changes  # fmt: skip
     return Finished(**settings), values
 

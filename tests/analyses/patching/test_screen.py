@@ -73,7 +73,7 @@ def test_prompts_are_cut_into_as_few_pieces_as_memory_allows() -> None:
 
 
 def test_the_highest_scores_are_kept_and_equal_ones_by_number() -> None:
-    parts = Parts("u", ("a", "b"), 2, "channel", (0, 1, 2, 3))
+    parts = Parts("u", ("a", "b"), (2, 2), "channel", (0, 1, 2, 3))
     assert screened(parts, torch.tensor([0.1, 0.5, 0.5, 0.9]), 2) == (1, 3) and parts.total == 4
     assert screened(parts, torch.tensor([0.5, 0.5, 0.5, 0.1]), 9) == (0, 1, 2, 3)
     with pytest.raises(MechintError, match="3 scores for 4 units of u"):

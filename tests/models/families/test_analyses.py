@@ -11,7 +11,7 @@ import torch
 
 import mechint
 from mechint.analyses.base import analyses, check_model
-from mechint.interventions.model import layer_kinds
+from mechint.interventions.model import having, layer_kinds
 from mechint.interventions.units import Units
 from mechint.models.stack import Stack
 from mechint.tasks import TaskConfig, make_task
@@ -61,11 +61,52 @@ def test_a_circuit_is_found_and_names_the_layers_that_have_units(
     assert results["metrics"]["units_total"]["value"] == units.total
 
 
-@pytest.mark.parametrize("name", ["compare", "neuron"])
-def test_what_asks_for_layers_that_are_alike_is_refused_before_work(name: str, tmp_path: Path) -> None:
-    model = model_of("falcon_h1", tmp_path / "model")
-    with pytest.raises(mechint.MechintError, match=r"layers that are alike.*falcon_h1"):
-        results_of(name, model, tmp_path)
+@pytest.mark.slow_except("nemotron_h-neuron|lfm2-compare")
+@pytest.mark.parametrize("analysis", ["compare", "neuron", "sparsity"])
+@pytest.mark.parametrize("name", ["nemotron_h", "kimi_linear", "lfm2", "zamba2"])
+def test_layers_that_differ_have_their_own_units_and_those_without_are_said(
+    name: str, analysis: str, tmp_path: Path
+) -> None:
+    """Each layer of other sites or widths has its own units, and one without is in a note alone."""
+    model = model_of(name, tmp_path / "model")
+    more = {"top_k": 2} if analysis == "neuron" else {}
+    results = results_of(analysis, model, tmp_path, sites="usual", layers="all", **more) if analysis != "compare" else (
+        results_of(analysis, model, tmp_path)
+    )  # fmt: skip
+    notes = " ".join(map(str, results["notes"]))
+    if analysis == "neuron":
+        assert results["circuit"]["layers"] == having(model, model.ranked)
+        for kind in results["units"]:
+            layers = having(model, kind["name"])
+            sizes = {layer: model.sites[f"layers.{layer}.{kind['name']}"].units[0] for layer in layers}
+            assert [*zip(kind["layer"], kind["unit"], strict=True)] == [
+                (layer, unit) for layer in layers for unit in range(sizes[layer])
+            ]
+            others = [layer for layer in range(model.num_layers) if layer not in layers]
+            said = (
+                f"without the site {kind['name']} have no units of it and are left out: {', '.join(map(str, others))}"
+            )
+            assert (said in notes) == bool(others)
+    elif analysis == "compare":
+        assert [value is not None for value in results["curves"]["unit_effect_gini"]] == [
+            i in having(model, model.ranked) for i in range(model.num_layers)
+        ]
+        assert all(value is not None for value in results["curves"]["layer_effect"])
+    else:
+        found = {(cell["layer"], cell["site"]) for cell in results["cells"]}
+        kinds = {"resid_post", *model.mixers, *model.projected}
+        assert found == {(i, kind) for kind in kinds for i in having(model, kind)}
+
+
+def test_what_no_layer_looked_at_has_is_refused_before_work(tmp_path: Path) -> None:
+    model = model_of("nemotron_h", tmp_path / "model")
+    [other, *_] = [i for i in range(model.num_layers) if i not in having(model, model.ranked)]
+    with pytest.raises(
+        mechint.MechintError, match=rf"none of the layers \[{other}\] .* units to rank; those with the site"
+    ):
+        results_of("neuron", model, tmp_path, layers=str(other))
+    with pytest.raises(mechint.MechintError, match=rf"none of the layers \[{other}\] has the site"):
+        results_of("sparsity", model, tmp_path, layers=str(other), sites=model.ranked)
 
 
 def test_a_model_without_attention_has_no_circuit_of_keys(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ from ..random_weights import Quantities, control, quantity, told_apart
 from ..sparsity.analyzer import SparsityAnalyzer
 from ..sparsity.measures import SCALE_FREE
 from ..sparsity.options import SparsityConfig
-from ..unit_effects import Effects, check_alike, main_site
+from ..unit_effects import Effects
 from .cost import flops, measure, memory_bytes, parameters, token_bytes
-from .curves import CURVES, measured
+from .curves import CURVES, layers_of, measured
 from .identity import label, prompts_of, tokenizer_of, training
 from .options import CompareConfig, lengths, refuse
 from .residual_stream import dynamics, stream_numbers
@@ -50,7 +50,6 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
 
     def __init__(self, model: Model, config: CompareConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
-        check_alike(model, "comparison")
         self.lengths = lengths(config.lengths)
         self.times: list[dict[str, Any]] = []
 
@@ -60,7 +59,7 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
         bootstrap = ClusterBootstrap(val_loader.templates(), config.bootstrap, self.seed)
         mean = lambda values: bootstrap.interval(lambda m: m, values)
         effects = Effects(
-            model, [main_site(model.config.family)], list(range(model.num_layers)), "mean", train_loader.batches,
+            model, [model.ranked] if model.ranked else [], list(range(model.num_layers)), "mean", train_loader.batches,
             task.aligned, "answer_logprob",
         )  # fmt: skip
         parts = [
@@ -71,7 +70,12 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
         costs = self.costs(task.length)
         loss = mean(found["loss"].numpy())
         bits, bytes_per_token = per_byte(task, val_loader, loss)
-        curves = {name: [mean(found[name][:, i].numpy()) for i in range(model.num_layers)] for name in CURVES}
+        curves: dict[str, list[Number | None]] = {}
+        for name in CURVES:
+            places = {layer: k for k, layer in enumerate(layers_of(model, effects, name))}
+            curves[name] = [
+                mean(found[name][:, places[i]].numpy()) if i in places else None for i in range(model.num_layers)
+            ]
         cka, sparse = self.dynamics(val_loader, curves, mean), self.sparsity(train_loader, val_loader)
         self.times = [dataclasses.asdict(m) for m in self.measured()]
         self.results = {
@@ -99,7 +103,7 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
             "memory": [
                 {"length": n, "bytes": memory_bytes(model, n) if n <= self.most else None} for n in self.lengths
             ],
-            "notes": self.notes(task),
+            "notes": [*self.notes(task), *left_out(curves, model.ranked)],
         }
         self.results["control"] = control(self, train_loader, val_loader, structure)
         return self.results
@@ -126,12 +130,13 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
             "bytes_per_generated_token": token_bytes(self.model, length),
         }
 
-    def dynamics(self, loader: PromptLoader, curves: dict[str, list[Number]], mean: Any) -> list[list[Number]]:
+    def dynamics(self, loader: PromptLoader, curves: dict[str, list[Number | None]], mean: Any) -> list[list[Number]]:
         """Adds the streams' curves; returns the matrix of CKA."""
         found = dynamics(self.model, loader)
         for name, values in (("stream_norm", found.norms), ("update", found.updates)):
             curves[name] = [mean(values[:, i]) for i in range(self.model.num_layers)]
-        cka, curves["effective_rank"] = stream_numbers(found)
+        cka, rank = stream_numbers(found)
+        curves["effective_rank"] = [*rank]
         return cka
 
     def sparsity(self, discovery: PromptLoader, evaluation: PromptLoader) -> list[dict[str, Any]]:
@@ -167,12 +172,27 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
         return [*written, files.write_json(self.directory / MEASURED, {"schema": 1, "measured": self.times})]
 
 
+def left_out(curves: dict[str, list[Number | None]], ranked: str) -> list[str]:
+    """Says which layers have no number of a curve."""
+    reasons = {
+        "unit_effect_gini": f"have no units of {ranked}" if ranked else "have no units that are ranked",
+        "attention_distance": "read no other position",
+    }
+    missing = {name: [i for i, value in enumerate(curves[name]) if value is None] for name in reasons}
+    return [
+        f"Layers {', '.join(map(str, missing[name]))} {reason} and are left out of that curve"
+        for name, reason in reasons.items()
+        if missing[name]
+    ]
+
+
 def structure(results: dict[str, Any]) -> Quantities:
     """Lists the quantities compared with shuffled weights: every curve of every layer, every measure of sparsity."""
     curves = [
         quantity(name, value, None, layer)
         for name, values in results["curves"].items()
         for layer, value in enumerate(values)
+        if value is not None
     ]
     cells = [
         quantity(name, value, cell["site"], cell["layer"])

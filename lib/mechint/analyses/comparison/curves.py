@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...attribution.attention import attention_maps, normalised
+from ...attribution.attention import attention_maps, map_sites, normalised, readers
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
-from ...interventions.model import Model
+from ...interventions.model import Model, added_sites
 from ...interventions.run import run
 from ...tasks import Prompts
 from ..metrics import answer_metric
@@ -25,11 +25,12 @@ def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor
     ``layer_effect`` is the loss in nats that removing what a layer adds costs; ``unit_effect_gini`` the Gini index of
     the sizes of its main units' estimated effects; ``attention_distance`` Σ_j Ā[i, j] (i - j) / L and
     ``attention_entropy`` -Σ_j Ā log Ā / log(i + 1), means over positions i ≥ 1 of the map of
-    :mod:`mechint.analyses.circuits.methods.attention` with its rows divided by their sums.
+    :mod:`mechint.analyses.circuits.methods.attention` with its rows divided by their sums. A curve has the layers of
+    :func:`layers_of` alone.
     """
     with torch.no_grad():
         logits = run(model, batch.tokens, logits_at=batch.positions).logits
-    cells = [[Edit(f"layers.{i}.{site}", "replace", 0.0) for site in model.mixers] for i in range(model.num_layers)]
+    cells = [[Edit(site, "replace", 0.0) for site in sites] for sites in added_sites(model)]
     swept = effects.sweep(batch, [*cells, []], "layers removed")
     estimates = effects.estimates(batch, effects.fills(batch))
     unequal = [gini(estimates[group.site].T) for group in effects.groups]
@@ -38,24 +39,35 @@ def measured(model: Model, batch: Prompts, effects: Effects) -> dict[str, Tensor
         "loss": answer_metric("loss", batch)(logits).double().cpu(),
         "accuracy": batch.correct(logits).cpu(),
         "layer_effect": (swept[-1] - swept[:-1]).T.contiguous(),
-        "unit_effect_gini": torch.stack(unequal, 1),
+        "unit_effect_gini": torch.stack(unequal, 1) if unequal else torch.zeros(len(batch), 0),
         "attention_distance": distance,
         "attention_entropy": spread,
     }
 
 
+def reading(model: Model) -> list[int]:
+    """The layers in which positions read others."""
+    return [layer for layer in range(model.num_layers) if readers(model, layer)]
+
+
+def layers_of(model: Model, effects: Effects, curve: str) -> list[int]:
+    """The layers that a curve of :data:`CURVES` is measured in."""
+    if curve == "unit_effect_gini":
+        return [int(group.site.split(".")[1]) for group in effects.groups]
+    return list(range(model.num_layers)) if curve == "layer_effect" else reading(model)
+
+
 def attention_reach(model: Model, batch: Prompts) -> tuple[Tensor, Tensor]:
-    """Mean distance of what each layer reads, as a share of the prompt, and the entropy of it, [prompt, layer]."""
-    needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
-    sites = [f"layers.{i}.{name}" for i in range(model.num_layers) for name in needed]
+    """Mean distance of what each layer of :func:`reading` reads, as a share of the prompt, and the entropy of it,
+    [prompt, layer]."""
     values, slopes = gradients(
-        model, batch.tokens, sites, answer_metric("answer_logprob", batch), logits_at=batch.positions
+        model, batch.tokens, map_sites(model), answer_metric("answer_logprob", batch), logits_at=batch.positions
     )
     length = batch.tokens.shape[1]
     at = torch.arange(length, dtype=torch.float64)
     back = (at[:, None] - at) / length
     distance, spread = [], []
-    for layer in range(model.num_layers):
+    for layer in reading(model):
         plain = normalised(attention_maps(model, layer, values, slopes)[0])  # [prompt, i, j]
         distance.append((plain * back).sum(-1)[:, 1:].mean(-1))
         spread.append((-torch.xlogy(plain, plain).sum(-1)[:, 1:] / torch.log(at[1:] + 1)).mean(-1))

@@ -68,7 +68,8 @@ def quantities(study: FinishedRun, names: set[str] | None = None) -> dict[str, t
     metrics = {name: float(value["value"]) for name, value in raw["metrics"].items()}
     found = {name: (text, metrics[name]) for name, text in MEASURED.items()}
     for name, text in CURVES.items():
-        found[name] = (f"{text}, mean of layers", fmean(float(entry["value"]) for entry in raw["curves"][name]))
+        if values := [float(entry["value"]) for entry in raw["curves"][name] if entry is not None]:
+            found[name] = (f"{text}, mean of layers", fmean(values))
     neighbours = [float(raw["cka"][i][i + 1]["value"]) for i in range(len(raw["cka"]) - 1)]
     if neighbours:
         found["cka"] = ("CKA of neighbouring layers", fmean(neighbours))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +25,10 @@ def depth(layers: int) -> list[float]:
 def profile_figure(target: Figure, raw: dict[str, Any]) -> None:
     axes = target.subplots(2, 4).flatten()
     for place, (name, text) in zip(axes, CURVES.items(), strict=False):
-        entries = raw["curves"][name]
-        points = [Value(*(entry[key] for key in ("value", "low", "high", "n"))) for entry in entries]
-        style.band(place, range(len(points)), points, style.BLUE, name)
-        layer_axis(place, len(points))
+        entries = {i: entry for i, entry in enumerate(raw["curves"][name]) if entry is not None}
+        points = [Value(*(entry[key] for key in ("value", "low", "high", "n"))) for entry in entries.values()]
+        style.band(place, list(entries), points, style.BLUE, name)
+        layer_axis(place, len(raw["curves"][name]))
         place.set_title(text, fontsize=8)
     place = axes[-1]
     for colour, site in zip(style.CYCLE, dict.fromkeys(cell["site"] for cell in raw["sparsity"]), strict=False):
@@ -79,7 +80,7 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     if not any(run for runs in timed for run in runs):
         axes[2].text(0.5, 0.5, "not measured", transform=axes[2].transAxes, ha="center", color=style.GREY)
     for place, (name, text) in zip(axes[3:], CURVES.items(), strict=False):
-        lines(place, found, colours, lambda study, name=name: [e["value"] for e in study.raw["curves"][name]])
+        lines(place, found, colours, lambda study, name=name: curve(study, name))
         place.set_title(text, fontsize=9)
         if name == "stream_norm":
             place.set_yscale("log")
@@ -91,11 +92,17 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     target.suptitle("Models side by side: a line for each seed")
 
 
+def curve(study: FinishedRun, name: str) -> list[float]:
+    """A curve by layer; NaN for layers that it leaves out."""
+    return [math.nan if entry is None else float(entry["value"]) for entry in study.raw["curves"][name]]
+
+
 def by_role(study: FinishedRun, role: str) -> list[float]:
     """Gini by layer, the mean over the sites of a role."""
     cells = [cell for cell in study.raw["sparsity"] if cell["role"] == role]
-    layers = sorted({cell["layer"] for cell in cells})
-    return [float(np.mean([c["measures"]["gini"]["value"] for c in cells if c["layer"] == i])) for i in layers]
+    of = lambda layer: [c["measures"]["gini"]["value"] for c in cells if c["layer"] == layer]
+    layers = range(len(study.raw["curves"]["update"]))
+    return [float(np.mean(of(i))) if of(i) else math.nan for i in layers]
 
 
 def loss_panel(place: Axes, found: list[Group], colours: dict[str, str]) -> None:

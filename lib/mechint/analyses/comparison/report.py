@@ -84,7 +84,10 @@ def sections(study: FinishedRun) -> list[Section]:
     raw = study.raw
     rows = [(COUNTS[name], number(raw["metrics"][name]["value"])) for name in EXACT]
     layers = range(len(raw["curves"]["update"]))
-    curve = [(text, *(between(raw["curves"][name][i]) for i in layers)) for name, text in CURVES.items()]
+    curve = [
+        (text, *("–" if raw["curves"][name][i] is None else between(raw["curves"][name][i]) for i in layers))
+        for name, text in CURVES.items()
+    ]
     memory = [(number(entry["length"]), said(entry["bytes"])) for entry in raw["memory"]]
     timed = [
         (number(t["length"]), f"{t['seconds'][0] * 1e3:.3g}", f"{t['next_token_seconds'][0] * 1e3:.3g}",

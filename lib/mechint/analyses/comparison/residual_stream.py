@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model
+from ...interventions.model import Model, added_sites
 from ...interventions.run import run
 from ...utils.statistics import Array, Number, number, t_quantile
 from ..loader import PromptLoader
@@ -69,7 +69,7 @@ def dynamics(model: Model, loader: PromptLoader) -> Dynamics:
     """Reads the stream after every layer, and what each layer adds, on the prompts of a loader."""
     depth, width = model.num_layers, model.config.d_model
     stream = [f"layers.{i}.resid_post" for i in range(depth)]
-    added = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(depth)]
+    added = added_sites(model)
     _, number_of = np.unique(loader.templates(), return_inverse=True)
     groups = min(GROUPS, int(number_of.max()) + 1)
     group = torch.from_numpy(number_of % groups)

@@ -128,7 +128,7 @@ def of_metric(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def of_curve(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return list(raw["curves"][name])
+    return [entry for entry in raw["curves"][name] if entry is not None]
 
 
 def of_role(raw: dict[str, Any], role: str, kind: str, name: str) -> list[dict[str, Any]]:

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...attribution.relevance import check_rules
-from ...interventions.model import Model
+from ...attribution.attention import selective_scan_of
+from ...attribution.relevance import no_rules
+from ...interventions.model import Model, having
 from ...interventions.units import Units
 from ...tasks import Prompts, mix
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, shown
 from ...utils.statistics import UNADJUSTED, said, said_p, sureness
 from ..ablation import Ablation
 from ..base import Analysis, ControlledAnalyzer, Later, values_of
@@ -37,7 +39,7 @@ from ..circuits.methods.delta import delta_units, mean_step
 from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
-from ..unit_effects import Effects, Group, check_alike, main_site, unit_kind, usual
+from ..unit_effects import Effects, Group, unit_kind
 from ..unit_groups import Parts, screened
 from .cross_layer import layer_effects, unit_effects
 from .deletion_curves import curves
@@ -55,19 +57,39 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     def __init__(self, model: Model, config: NeuronConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(model, config, *arguments, **options)
-        check_alike(model, self.name)
-        if config.tokens:
-            check_rules(model)
         self.layers = layer_list(config.layers, model.num_layers, self.name)
-        self.kinds = unit_sites(model, config.sites, usual(model.config.family), self.name)
-        self.main = main_site(model.config.family)
+        self.main = model.ranked
+        self.ranked = self.having(self.main)
+        if not self.ranked:
+            raise MechintError(
+                f"neuron: none of the layers {shown(self.layers)} of this {model.config.family} model has units to rank"
+                + (f"; those with the site {self.main} are {shown(having(model, self.main))}" if self.main else "")
+            )
+        self.kinds = self.kinds_of(unit_sites(model, config.sites, model.single, self.name))
         self.methods = methods(config)
-        most = model.sites[f"layers.0.{self.main}"].units[0]
+        most = min(model.sites[f"layers.{layer}.{self.main}"].units[0] for layer in self.ranked)
         if config.top_k > most:
             raise MechintError(
                 f"neuron: top_k is {config.top_k}, and a layer of this model has {most} units at {self.main}; choose "
                 f"1 to {most}"
             )
+
+    def having(self, kind: str) -> list[int]:
+        """The layers looked at that have a kind of site."""
+        return [layer for layer in self.layers if kind and f"layers.{layer}.{kind}" in self.model.sites]
+
+    def kinds_of(self, kinds: list[str]) -> list[str]:
+        """The kinds of site that some layer looked at has.
+
+        Raises:
+            MechintError: a kind is named, and none of these layers has it.
+        """
+        if self.config.sites.strip() != "usual" and (missing := [kind for kind in kinds if not self.having(kind)]):
+            raise MechintError(
+                f"neuron: none of the layers {shown(self.layers)} has the site {missing[0]}; those that have it are "
+                f"{shown(having(self.model, missing[0]))}"
+            )
+        return [kind for kind in kinds if self.having(kind)]
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Refuses a metric that the prompts do not have."""
@@ -86,7 +108,7 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         discovery = [self.stages.get(f"rank {k}", functools.partial(self.rank, b)) for k, b in enumerate(train_loader)]
         ranks = joined(discovery)
         parts = [self.choose(kind, ranks) for kind in self.kinds]
-        deltas = mean_step(self.model, train_loader.batches, self.layers) if self.has_steps else {}
+        deltas = mean_step(self.model, train_loader.batches, self.stepped) if self.stepped else {}
         orders = self.orders(ranks)
         top = self.top(ranks)
         self.steps = {site: channels_of(ranks[f"{site} gradient"], config.top_k) for site in deltas}
@@ -98,9 +120,10 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         ]
         self.tensors = joined(found) | {f"ranking {name}": value for name, value in ranks.items()}
         done = Found(
-            batches=found, parts=parts, layers=self.layers, deltas=list(deltas), orders=orders, top=top, main=self.main,
-            family=self.model.config.family, templates=val_loader.templates(), draws=config.bootstrap, seed=self.seed,
-            top_k=config.top_k, random=config.random, depth=self.model.num_layers, steps=self.steps,
+            batches=found, parts=parts, layers=self.layers, ranked=self.ranked, deltas=list(deltas), orders=orders,
+            top=top, main=self.main, family=self.model.config.family, templates=val_loader.templates(),
+            draws=config.bootstrap, seed=self.seed, top_k=config.top_k, random=config.random,
+            depth=self.model.num_layers, steps=self.steps,
         )  # fmt: skip
         self.results = {
             "report": "neuron",
@@ -109,8 +132,22 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
             "ablation": config.ablation,
             **numbers(done, self.circuits(train_loader, val_loader, ranks)),
         }
+        self.results["notes"] += self.left_out()
         self.results["control"] = control(self, train_loader, val_loader, quantities)
         return self.results
+
+    def left_out(self) -> list[str]:
+        """Says which layers have none of the units, and what is not measured of this model."""
+        notes = []
+        for kind in dict.fromkeys([*self.kinds, self.main]):
+            if others := [layer for layer in self.layers if layer not in self.having(kind)]:
+                notes.append(
+                    f"Layers without the site {kind} have no units of it and are left out: {said_list(others)}"
+                )
+        if self.config.tokens and not self.shares_out:
+            reason = no_rules(self.model) or "half precision rounds too much for shares that add up"
+            notes.append(f"The answer's logit is not split into contributions of the tokens: {reason}")
+        return notes
 
     # ---- discovery: what is to be measured ------------------------------------------------------------------------
 
@@ -118,20 +155,20 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         """Estimates of every unit's effect by site, and scores of the attention methods, [unit, prompt]."""
         found = self.effects.estimates(batch, self.effects.fills(batch))
         if self.methods:
-            scores = attention_units(self.model, batch, self.layers, self.config.metric)
+            scores = attention_units(self.model, batch, self.ranked, self.config.metric, self.main)
             found |= {name: score.T for name, score in scores.items()}
-        if self.has_steps:
-            found |= step_gradients(self.model, batch, self.layers, self.config.metric)
+        if self.stepped:
+            found |= step_gradients(self.model, batch, self.stepped, self.config.metric)
         return found
 
     def choose(self, kind: str, ranks: dict[str, Tensor]) -> Parts:
         """The units of a kind that are measured: all of the layers looked at, or those that gradients rank first."""
         parts = Parts.of(self.model, kind)
         scores = torch.full((parts.total,), -1.0, dtype=torch.float64)
-        for layer in self.layers:
-            here = slice(layer * parts.per_layer, (layer + 1) * parts.per_layer)
-            scores[here] = ranks[parts.sites[layer]].mean(1).abs()
-        count = min(self.config.max_units, len(self.layers) * parts.per_layer)
+        looked = [row for row, layer in enumerate(parts.layers) if layer in self.layers]
+        for row in looked:
+            scores[parts.starts[row] : parts.starts[row + 1]] = ranks[parts.sites[row]].mean(1).abs()
+        count = min(self.config.max_units, sum(parts.sizes[row] for row in looked))
         return dataclasses.replace(parts, chosen=screened(parts, scores, count))
 
     def orders(self, ranks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +177,7 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
             return {}
         wanted = [*self.methods, "gradient_x_input", "single_ablation"]
         found = {}
-        for layer in self.layers:
+        for layer in self.ranked:
             site = f"layers.{layer}.{self.main}"
             for method in wanted:
                 scores = ranks[site].mean(1).abs() if method == "single_ablation" else ranks[f"{site} {method}"].mean(1)
@@ -152,14 +189,14 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     def top(self, ranks: dict[str, Tensor]) -> dict[int, list[int]]:
         """The units of each layer's main site with the largest estimated effect."""
-        sizes = {layer: ranks[f"layers.{layer}.{self.main}"].mean(1).abs() for layer in self.layers}
+        sizes = {layer: ranks[f"layers.{layer}.{self.main}"].mean(1).abs() for layer in self.ranked}
         return {layer: size.topk(self.config.top_k).indices.tolist() for layer, size in sizes.items()}
 
     def deviations(self, batches: list[Prompts]) -> dict[str, Tensor]:
         """Standard deviation over tokens and prompts of the main site's units, [unit] by site."""
         if not self.crosses:
             return {}
-        sites = [f"layers.{layer}.{self.main}" for layer in self.layers]
+        sites = [f"layers.{layer}.{self.main}" for layer in self.ranked]
         every = [values_of(self.model, batch, sites) for batch in batches]
         return {s: torch.cat([v[s].double().flatten(0, 1) for v in every]).std(0, correction=0).cpu() for s in sites}
 
@@ -169,16 +206,18 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     @property
     def shares_out(self) -> bool:
-        """True if the token decomposition is asked for, and the precision is enough for it: half precision is not."""
-        return self.config.tokens and next(self.model.parameters()).dtype.itemsize >= 4
+        """True if the token decomposition is asked for, all layers have rules for it, and the precision is enough: half
+        precision is not."""
+        return self.config.tokens and no_rules(self.model) is None and next(self.model.parameters()).dtype.itemsize >= 4
 
     def control_config(self) -> NeuronConfig:
         """The options of the control, which skips the token decomposition."""
         return dataclasses.replace(super().control_config(), tokens=False)
 
-    @property
-    def has_steps(self) -> bool:
-        return self.config.delta and self.model.config.family == "mamba"
+    @functools.cached_property
+    def stepped(self) -> list[int]:
+        """The layers looked at whose channels have a step size Δ of their own, where these are asked for."""
+        return [layer for layer in self.layers if self.config.delta and selective_scan_of(self.model, layer)]
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
@@ -192,11 +231,11 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         guess = self.effects.estimates(batch, fills)
         for each in parts:
             columns: dict[str, list[Tensor]] = {}
-            for layer in self.layers:
-                units = [number % each.per_layer for number in each.chosen if number // each.per_layer == layer]
+            for row in range(len(each.sites)):
+                units = each.chosen_of(row)
                 if not units:
                     continue
-                group = Group(each.sites[layer], each.per_layer)
+                group = Group(each.sites[row], each.sizes[row])
                 fill = fills[group.site]
                 for name, value in (
                     ("necessary", self.effects.necessary(batch, group, fill, units)),
@@ -246,12 +285,13 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         kept = torch.zeros(units.total)
         random = torch.Generator().manual_seed(mix(self.seed, "random circuits"))
         others = [torch.zeros(units.total) for _ in range(self.config.random)]
+        starts = dict(zip(units.numbers, itertools.accumulate(units.sizes, initial=0), strict=False))
         for layer, chosen in self.top(ranks).items():
-            start = layer * units.per_layer
-            inside[start : start + units.per_layer] = 1
+            start, size = starts[layer], units.sizes[units.numbers.index(layer)]
+            inside[start : start + size] = 1
             kept[[start + unit for unit in chosen]] = 1
             for other in others:
-                other[start + torch.randperm(units.per_layer, generator=random)[: len(chosen)]] = 1
+                other[start + torch.randperm(size, generator=random)[: len(chosen)]] = 1
         outside = 1 - inside  # layers that are not looked at stay whole
 
         def of(mask: Tensor) -> Any:
@@ -272,6 +312,10 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 def joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Entries of all batches, along the last axis."""
     return {name: torch.cat([batch[name] for batch in batches], -1) for name in batches[0]}
+
+
+def said_list(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def work(config: NeuronConfig) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
-from ...interventions.model import Model
+from ...interventions.model import Model, added_sites
 from ...interventions.run import run
 from ...tasks import Prompts
 
@@ -63,7 +63,7 @@ def unit_effects(
         rows: dict[str, list[Tensor]] = {f"{i} {j} {way}": [] for j in later for way in ("patched", "linear")}
         for e in units[i]:
             sites = [there(j) for j in later]
-            own = change[..., e : e + 1]
+            own = change[:, :, e : e + 1]
             whole, up, down = (
                 recorded(model, prompts, [Edit(site(i), "add", share * own, units=[e])], sites)
                 for share in (1.0, STEP, -STEP)
@@ -71,13 +71,17 @@ def unit_effects(
             for j in later:
                 those = units[j]
                 by = scale[there(j)][those].clamp(min=torch.finfo(torch.float32).tiny)
-                size = lambda tensor, by=by, those=those: (
-                    (tensor[..., those].double().cpu() / by).square().mean(1).sqrt()
-                )
+                size = lambda tensor, by=by, those=those: mean_size(tensor[:, :, those].double().cpu() / by)
                 rows[f"{i} {j} patched"].append(size(whole[there(j)] - clean[there(j)]))
                 rows[f"{i} {j} linear"].append(size((up[there(j)] - down[there(j)]) / (2 * STEP)))
         found |= {name: torch.stack(parts, 1) for name, parts in rows.items()}
     return found
+
+
+def mean_size(change: Tensor) -> Tensor:
+    """RMS over tokens, and over the entries of a unit with several: [prompt, position, unit …] -> [prompt, unit]."""
+    squares = change.square().mean(1)
+    return (squares if squares.dim() == 2 else squares.flatten(2).mean(-1)).sqrt()
 
 
 def recorded(model: Model, prompts: Prompts, edits: list[Edit], sites: list[str]) -> dict[str, Tensor]:
@@ -87,7 +91,7 @@ def recorded(model: Model, prompts: Prompts, edits: list[Edit], sites: list[str]
 @torch.no_grad()
 def layer_effects(model: Model, prompts: Prompts) -> Tensor:
     """Computes the relative change of layer j's output when layer i's is removed, [prompt, i, j]; 0 for j ≤ i."""
-    names = [[f"layers.{i}.{site}" for site in model.mixers] for i in range(model.num_layers)]
+    names = added_sites(model)
     every = [name for group in names for name in group]
     added = lambda values: torch.stack([sum(values[n].double() for n in group) for group in names], 1)
     clean = added(recorded(model, prompts, [], every))  # [prompt, layer, position, model]

@@ -19,7 +19,10 @@ def moments(model: Model, prompts: Prompts, units: dict[str, Tensor]) -> dict[st
     values = values_of(model, prompts, list(dict.fromkeys(name.split(" ")[0] for name in units)))
     found: dict[str, Tensor] = {}
     for name, chosen in units.items():
-        a = values[name.split(" ")[0]][..., chosen.to(prompts.tokens.device)].double().cpu()  # [prompt, position, unit]
+        a = (
+            values[name.split(" ")[0]][:, :, chosen.to(prompts.tokens.device)].double().cpu()
+        )  # [prompt, position, unit]
+        a = a if a.dim() == 3 else a.flatten(3).sum(-1)  # of a head the sum of its dimensions
         found[f"size {name}"], found[f"mean {name}"] = a.abs().mean(1).T, a.mean(1).T
         found[f"product {name}"] = torch.einsum("bte,btf->efb", a, a) / a.shape[1]
     return found

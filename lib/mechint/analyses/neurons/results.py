@@ -34,6 +34,8 @@ class Found:
     batches: list[dict[str, Tensor]]
     parts: list[Parts]
     layers: list[int]
+    ranked: list[int]
+    """Those of the layers that have units of the main site."""
     deltas: list[str]
     orders: dict[str, Tensor]
     top: dict[int, list[int]]
@@ -83,10 +85,10 @@ def numbers(done: Found, circuits: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         "units": single,
         "strongest": strongest({"flow": None, "units": single})["units"],
-        "circuit": {"site": done.main, "layers": done.layers, "per_layer": done.top_k, "units": list(done.top.values()),
+        "circuit": {"site": done.main, "layers": done.ranked, "per_layer": done.top_k, "units": list(done.top.values()),
                     **whole},
         "delta": [delta(done, site) for site in done.deltas],
-        "attention": [entry for layer in done.layers for entry in attention(done, layer)] if done.orders else [],
+        "attention": [entry for layer in done.ranked for entry in attention(done, layer)] if done.orders else [],
         "tokens": shared_out(done),
         "across": across(done),
         "notes": notes,
@@ -298,8 +300,8 @@ def across(done: Found) -> dict[str, Any] | None:
         return None
     layers = columns(done.bootstrap, same, done.of("layers"))  # [i, j]
     pairs, edges = [], []
-    for i in done.layers:
-        for j in (later for later in done.layers if later > i and done.has(f"across {i} {later} patched")):
+    for i in done.ranked:
+        for j in (later for later in done.ranked if later > i and done.has(f"across {i} {later} patched")):
             patched, linear = (done.of(f"across {i} {j} {way}") for way in ("patched", "linear"))  # [prompt, e, f]
             value = patched.mean(0)
             found = columns(done.bootstrap, same, patched)

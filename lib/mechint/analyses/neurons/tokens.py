@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...attribution.attention import selective_scan_of
 from ...attribution.decomposition import decompose
 from ...attribution.relevance import relevance
 from ...interventions.model import Model
@@ -41,7 +42,7 @@ def token_terms(model: Model, prompts: Prompts, layers: list[int], length: int, 
         "relevance bias": shared.bias.double().cpu(),
         "relevance error": each(shared.error),
     }
-    for layer in layers if model.config.family == "mamba" else ():
+    for layer in (layer for layer in layers if selective_scan_of(model, layer)):
         terms = decompose(model, prompts.tokens, layer, memory_mib=memory_mib)
         found[f"sources {layer}"] = terms.sources[rows, at, first:].double().cpu().T
         found[f"terms {layer}"] = torch.stack([getattr(terms, name)[rows, at].double().cpu() for name in TERMS])

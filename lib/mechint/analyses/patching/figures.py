@@ -57,6 +57,14 @@ class Patching(FinishedRun):
         return list(self.raw["units"] or [])
 
 
+def units_of(kind: dict[str, Any], layer: int | None = None) -> int:
+    """The units of a kind, in all layers or in one."""
+    each = kind["per_layer"]
+    if layer is not None:
+        return int(each[str(layer)] if isinstance(each, dict) else each)
+    return sum(each.values()) if isinstance(each, dict) else kind["layers"] * each
+
+
 def load_patching(run_dir: str | Path) -> Patching:
     """Reads a finished patching.
 
@@ -166,7 +174,7 @@ def units_figure(figure: Figure, patching: Patching) -> None:
 def strip(place: Axes, kind: dict[str, Any], direction: str) -> None:
     """One dot for each measured unit; within its layer in the order of the unit's number."""
     layer, unit = np.array(kind["layer"]), np.array(kind["unit"])
-    x = layer + 0.8 * ((unit + 0.5) / kind["per_layer"] - 0.5)
+    x = layer + 0.8 * ((unit + 0.5) / np.array([units_of(kind, at) for at in kind["layer"]]) - 0.5)
     values, p = np.array(kind[direction]["value"]), np.array(kind[direction]["p"], dtype=np.float64)  # NaN: no p-value
     place.axhline(0, color=style.GREY, linewidth=0.8)
     for chosen, colour, order in ((~(p <= ALPHA), style.GREY, 2), (p <= ALPHA, style.BLUE, 3)):

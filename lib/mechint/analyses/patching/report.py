@@ -25,6 +25,7 @@ from .figures import (
     layer_maps,
     load_patching,
     ranked,
+    units_of,
 )
 
 LISTED = 25  # units of a kind in the tables; results.json has all that were measured
@@ -107,7 +108,7 @@ def screen_rows(patching: Patching) -> list[tuple[str, ...]]:
     """The correlation of attribution patching with exact effects, on the units that were measured exactly."""
     return [
         (
-            f"{kind['name']} ({kind['axis']})", str(kind["layers"] * kind["per_layer"]), str(len(kind["unit"])),
+            f"{kind['name']} ({kind['axis']})", str(units_of(kind)), str(len(kind["unit"])),
             *("–" if (r := kind["correlation"][name]) is None else f"{r:.2f}" for name in DIRECTIONS),
         )
         for kind in patching.kinds
@@ -169,7 +170,7 @@ def caveats(patching: Patching) -> list[str]:
             "not lost. In a Mamba the convolution mixes the three tokens before a token into it, so a cut of the scan "
             "from one token leaves what the next three tokens have taken from it."
         )
-    if any(kind["layers"] * kind["per_layer"] > len(kind["unit"]) for kind in patching.kinds):
+    if any(units_of(kind) > len(kind["unit"]) for kind in patching.kinds):
         texts.append(
             "Units that gradients on the discovery prompts ranked low were not measured; the correlation covers only "
             "the measured units, whose effects differ most."

@@ -134,9 +134,9 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
             "name": parts.kind,
             "axis": parts.axis,
             "layers": len(parts.sites),
-            "per_layer": parts.per_layer,
+            "per_layer": per_layer(parts),
             "layer": [parts.layer_of(number) for number in parts.chosen],
-            "unit": [number % parts.per_layer for number in parts.chosen],
+            "unit": [parts.place(number)[1] for number in parts.chosen],
             "correlation": {},
         }
         for parts in done.parts
@@ -153,6 +153,13 @@ def units(done: Finished, total: Array | None) -> list[dict[str, Any]]:
             entry[name]["estimate"] = (guess / (1.0 if total is None else total.mean())).tolist()
             entry["correlation"][name] = pearson(actual, guess)
     return kinds
+
+
+def per_layer(parts: Parts) -> int | dict[str, int]:
+    """The units of a layer, where all that have some have equally many; else those of each layer by its number."""
+    if len(set(parts.sizes)) == 1:
+        return parts.sizes[0]
+    return {str(layer): size for layer, size in zip(parts.layers, parts.sizes, strict=True)}
 
 
 def strongest(sections: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...attribution.attention import selective_layers
 from ...interventions.model import Model
 from ...tasks import Prompts
+from ...utils.errors import MechintError, shown
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact
 from ..base import Analysis, ControlledAnalyzer, Later, values_of
@@ -29,7 +31,7 @@ from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
 from .measures import MEASURES, SCALE_FREE, Scale
-from .options import DOCUMENTED, OTHERS, SparsityConfig, refuse
+from .options import OF_CHANNELS, OF_OTHERS, SparsityConfig, refuse
 from .results import agreement, disagreements, mean_of, profile, quantities
 
 POOL = 1 << 16
@@ -52,7 +54,12 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
         layers = layer_list(self.config.layers, self.model.num_layers, self.name)
         roles = site_roles(self.model)
         kinds = unit_sites(self.model, self.config.sites, roles, self.name)
-        cells = [(layer, kind) for kind in kinds for layer in layers]
+        sites = self.model.sites
+        cells = [(layer, kind) for kind in kinds for layer in layers if f"layers.{layer}.{kind}" in sites]
+        if not cells:
+            raise MechintError(
+                f"sparsity: none of the layers {shown(layers)} has the sites {', '.join(kinds)}; choose other layers"
+            )
         names = [f"layers.{layer}.{kind}" for layer, kind in cells]
         scales = self.scales(train_loader, names)
         found = [
@@ -87,7 +94,7 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
             "cells": entries,
             "agreement": agreement(entries),
             "disagreements": disagreements(entries),
-            "notes": [],
+            "notes": left_out(cells, kinds, layers),
         }
         self.results["control"] = control(self, train_loader, val_loader, quantities)
         return self.results
@@ -104,7 +111,7 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
                 flat = wide.abs().flatten()
                 pools[name].append(flat[:: max(1, len(flat) // POOL)].cpu())
             count += batch.tokens.numel()
-        fixed = DOCUMENTED.get(self.model.config.family, OTHERS)
+        fixed = OF_CHANNELS if selective_layers(self.model) else OF_OTHERS
         return {
             name: Scale(
                 (squares[name] / count).sqrt(),
@@ -114,6 +121,15 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
             )
             for name in names
         }
+
+
+def left_out(cells: list[tuple[int, str]], kinds: list[str], layers: list[int]) -> list[str]:
+    """Says which of the layers looked at do not have a site."""
+    notes = []
+    for kind in kinds:
+        if others := [layer for layer in layers if (layer, kind) not in cells]:
+            notes.append(f"Layers without the site {kind} are left out: {', '.join(map(str, others))}")
+    return notes
 
 
 def measured(model: Model, prompts: Prompts, scales: dict[str, Scale]) -> dict[str, Tensor]:

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from ...tasks.config import TaskConfig
 from ...utils.options import option
 
-DOCUMENTED = {"mamba": 0.01}
-"""Fixed thresholds as they were documented; :data:`OTHERS` for every other family."""
-
-
-OTHERS = 1e-5
+OF_CHANNELS, OF_OTHERS = 0.01, 1e-5
+"""Fixed thresholds as they were documented: of a model with selective scans, and of every other."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...attribution.attention import selective_layers
 from ...attribution.jacobians import check_lag
 from ...interventions.model import Model
 from ...models.loading.discover import find_checkpoints
@@ -94,7 +95,7 @@ class Study(StagedAnalyzer[StudyConfig]):
                     f"a study compares prompts with counterfactual twins, and those of {loader.task.name!r} have none; "
                     f"choose recall, facts or another such task"
                 )
-            if 8 not in self.skip and self.model.config.family == "mamba":
+            if 8 not in self.skip and selective_layers(self.model):
                 check_lag(self.config.max_lag, min(int(batch.tokens.shape[1]) for batch in loader))
 
     def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
@@ -123,8 +124,8 @@ class Study(StagedAnalyzer[StudyConfig]):
     def attempt(self, number: int) -> Found:
         """Runs a step; where it cannot be done, the reason is its result, and the study goes on."""
         assert self.context is not None
-        if number in (8, 9) and self.model.config.family != "mamba":
-            return nothing(f"a {self.model.config.family} model has no state-space recurrence to differentiate")
+        if number in (8, 9) and not selective_layers(self.model):
+            return nothing(f"a {self.model.config.family} model has no selective scan to differentiate")
         try:
             entry = WORK[number](self.context)
         except MechintError as reason:

@@ -180,6 +180,8 @@ class Attention(Part):
     mediators = ("attn_out", "q", "k", "v", "pattern", "head_out")
     paths = ("scores",)
     patched = ("head_out",)
+    single = ("head_out", "attn_out")
+    ranked = "head_out"
     unit_kinds = ATTENTION_UNITS
 
     def __init__(
@@ -218,6 +220,7 @@ class Attention(Part):
             *["attn_gate", "head_gated"] * gated, "attn_out",
         )  # fmt: skip
         self.projected = ("head_gated",) if gated else ("head_out",)
+        self.memory = ("v", "k" if rotation is None else "k_rot")
 
     def sites(self) -> list[PartSite]:
         queries, keys = (self.n_head, self.d_head), (self.n_kv_head, self.d_head)

@@ -53,6 +53,12 @@ class Part(nn.Module, ABC):
     """Sites where a cut of the flow between two positions is usually made."""
     patched: Sequence[str] = ()
     """Sites whose units are usually patched one by one."""
+    single: Sequence[str] = ()
+    """Sites whose units are usually ablated one by one."""
+    ranked: str = ""
+    """The site whose units are usually ranked; empty for none."""
+    memory: Sequence[str] = ()
+    """Sites that hold what later positions read: states, inputs of a convolution, values and keys."""
     projected: Sequence[str] = ()
     """Sites that the output projection reads."""
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})

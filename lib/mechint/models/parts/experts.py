@@ -7,6 +7,7 @@ it is not chosen), the shared expert's own and ``shared_out``, where there is on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,8 @@ class MixtureOfExperts(Part):
 
     out = "mlp_out"
     mediators = ("mlp_out", "expert_weight")
+    single: Sequence[str] = ("expert_weight", "mlp_out")
+    ranked = "expert_weight"
 
     def __init__(
         self,
@@ -173,6 +176,7 @@ class MixtureOfExperts(Part):
             late["shared_out"] = ("", "")
             self.local = (*self.local, *(site for site in shared.local if site != shared.out), "shared_out")
             self.projected = shared.projected
+            self.single, self.ranked = ("expert_weight", *shared.single), shared.ranked
             self.unit_kinds = {**EXPERT_UNITS, **NEURON_UNITS}
         self.late = dict(late)
 

@@ -46,6 +46,8 @@ class MLP(Part):
     late = MappingProxyType({"mlp_post": ("", "down_proj"), "mlp_out": ("", "")})
     mediators = ("mlp_out", "mlp_post")
     projected = ("mlp_post",)
+    single = ("mlp_post", "mlp_out")
+    ranked = "mlp_post"
     unit_kinds = NEURON_UNITS
 
     def __init__(self, d_model: int, d_mlp: int, activation: str, bias: bool = False) -> None:
@@ -74,6 +76,8 @@ class GatedMLP(Part):
     local = ("mlp_pre", "mlp_up", "mlp_post", "mlp_out")
     mediators = ("mlp_out", "mlp_post")
     projected = ("mlp_post",)
+    single = ("mlp_post", "mlp_out")
+    ranked = "mlp_post"
     unit_kinds = NEURON_UNITS
 
     def __init__(

@@ -40,6 +40,9 @@ class LatentAttention(Part):
     mediators = ("attn_out", "q", "latent", "k", "v", "pattern", "head_out")
     paths = ("scores",)
     patched = ("head_out",)
+    single = ("head_out", "attn_out")
+    ranked = "head_out"
+    memory = ("v", "k")
     projected = ("head_out",)
     unit_kinds = ATTENTION_UNITS
 

@@ -89,6 +89,9 @@ class Mamba1Mixer(Part):
     mediators = ("out", "conv", "dt", "B", "C", "write", "state", "readout", "gate")
     paths = ("out", "state", "conv")  # the whole mixer, its scan alone, its convolution alone
     patched = ("gated", "state")  # all that a channel computes, and what it remembers alone
+    single = ("x", "u", "y", "gate", "gated", "out")
+    ranked = "gated"
+    memory = ("state", "conv_state")
     projected = ("gated",)
     unit_kinds = SSM_UNITS
     norm: Any

@@ -49,6 +49,9 @@ class Recurrence(Part):
     carried = ("state", "conv_state")
     paths = ("state", "conv")
     patched = ("y", "state")
+    single = ("y", "gated", "ssm_out")
+    ranked = "gated"
+    memory = ("state", "conv_state")
     unit_kinds = MEMORY_UNITS
     heads: int
     """H."""

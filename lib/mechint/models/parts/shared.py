@@ -140,6 +140,8 @@ class BlockThenMamba(Part):
                  "block_out")  # fmt: skip
     paths = (*Mamba2Mixer.paths, "scores")
     patched = (*Mamba2Mixer.patched, "head_out")
+    single = (*Mamba2Mixer.single, "head_out", "attn_out", "mlp_post", "mlp_out")
+    ranked = Mamba2Mixer.ranked
     projected = Mamba2Mixer.projected
     unit_kinds = {**MEMORY_UNITS, **ATTENTION_UNITS, **NEURON_UNITS}  # noqa: RUF012
 

@@ -38,6 +38,9 @@ class ShortConv(Part):
     mediators = ("conv_out", "conv", "B", "C", "x")
     paths = ("conv",)
     patched = ("gated",)
+    single = ("gated", "conv_out")
+    ranked = "gated"
+    memory = ("conv_state",)
     projected = ("gated",)
     unit_kinds = SHORT_CONV_UNITS
 

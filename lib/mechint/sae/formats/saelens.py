@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ...models.loading.checkpoints import CONFIG_LIMIT, read_safetensors
+from ...models.loading.hf_modules import module_of
 from ...utils.errors import MechintError, short, shown
 from ...utils.files import read_json, reading, whole_directory
 from ..architectures import ARCHITECTURES, make
@@ -24,33 +25,11 @@ from . import config_keys as keys
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.0.0"
 """Release whose layout this is; SAELens refuses to read newer keys without one."""
-HF_MODULES = {
-    ("mamba", "resid_post"): "backbone.layers.{layer}",
-    ("mamba", "out"): "backbone.layers.{layer}.mixer",
-    ("mamba", "embed"): "backbone.embeddings",
-    ("gpt2", "resid_post"): "transformer.h.{layer}",
-    ("gpt2", "attn_out"): "transformer.h.{layer}.attn",
-    ("gpt2", "mlp_out"): "transformer.h.{layer}.mlp",
-    ("gpt2", "embed"): "transformer.wte",
-    ("llama", "resid_post"): "model.layers.{layer}",
-    ("llama", "attn_out"): "model.layers.{layer}.self_attn",
-    ("llama", "mlp_out"): "model.layers.{layer}.mlp",
-    ("llama", "embed"): "model.embed_tokens",
-}
-BEFORE_LAYERS = {"mamba": "backbone.embeddings", "gpt2": "transformer.drop", "llama": "model.embed_tokens"}
 
 
 def hook_name(config: SAEConfig) -> str:
-    """Hugging Face's module whose output the site is, or the site's own name where no module has it.
-
-    The input of a layer is the output of the layer before it.
-    """
-    family, kind, layer = config.model_family, config.site.rpartition(".")[2], config.layer
-    if kind == "resid_pre" and family in BEFORE_LAYERS:
-        if layer == 0:
-            return BEFORE_LAYERS[family]
-        kind, layer = "resid_post", layer - 1
-    return HF_MODULES.get((family, kind), config.site).format(layer=layer)
+    """Hugging Face's module whose output the site is, or the site's own name where no module has it."""
+    return module_of(config.model_family, config.site, config.layer)
 
 
 def save(sae: SparseAutoencoder, directory: str | Path) -> Path:

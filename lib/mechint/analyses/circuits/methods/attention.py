@@ -21,12 +21,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....attribution.attention import attention_maps, normalised
+from ....attribution.attention import attention_maps, map_sites, normalised
 from ....interventions.gradients import gradients
 from ....interventions.model import Model
 from ....tasks import Prompts
 from ...metrics import answer_metric
-from ...unit_effects import main_site
 from .evaluator import Evaluator
 
 METHODS = ("attention_weighted", "gradient_guided", "rollout")
@@ -35,11 +34,14 @@ METHODS = ("attention_weighted", "gradient_guided", "rollout")
 CONTROL = "gradient_x_input"
 
 
-def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: str) -> dict[str, Tensor]:
-    """Every method's and the control's scores, ``{site} {method}`` [prompt, unit], at the main site of each layer."""
-    kind, every = main_site(model.config.family), range(model.num_layers)
-    needed = ("scan_out", "u", "dt", "B", "C") if model.config.family == "mamba" else ("pattern",)
-    sites = [*(f"layers.{i}.{name}" for i in every for name in needed), *(f"layers.{i}.{kind}" for i in layers)]
+def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: str, kind: str) -> dict[str, Tensor]:
+    """Every method's and the control's scores, ``{site} {method}`` [prompt, unit], at one kind of site.
+
+    Args:
+        layers: Those scored; they have such a site.
+    """
+    every = range(model.num_layers)
+    sites = list(dict.fromkeys([*map_sites(model), *(f"layers.{i}.{kind}" for i in layers)]))
     values, slopes = gradients(
         model, prompts.tokens, sites, answer_metric(metric, prompts), logits_at=prompts.positions
     )
@@ -55,6 +57,7 @@ def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: s
             continue
         site = f"layers.{layer}.{kind}"
         size, push = values[site].double().cpu().abs(), (values[site] * slopes[site]).double().cpu().abs()
+        size, push = (x if x.dim() == 3 else x.flatten(3).sum(-1) for x in (size, push))  # of a head, over dimensions
         weights = {"attention_weighted": plain, "gradient_guided": guided, "rollout": onward}
         for method, each in weights.items():
             w = each.gather(1, readers.cpu().unsqueeze(-1).expand(-1, -1, length)).mean(1)  # [prompt, j]
@@ -65,11 +68,11 @@ def attention_units(model: Model, prompts: Prompts, layers: list[int], metric: s
 
 def by_attention(evaluator: Evaluator, name: str) -> Tensor:
     """One of :data:`METHODS` for the channels of a Mamba at ``gated``, mean over the evaluator's prompts, [units]."""
-    layers = list(range(evaluator.model.config.n_layer))
+    layers = evaluator.units.numbers
 
     def measured() -> list[dict[str, Tensor]]:
         metric = evaluator.answer_metric
-        return [attention_units(evaluator.model, batch, layers, metric) for batch in evaluator.batches]
+        return [attention_units(evaluator.model, batch, layers, metric, "gated") for batch in evaluator.batches]
 
     parts = evaluator.once("attention", measured)
     scores = [torch.cat([part[f"layers.{layer}.gated {name}"] for part in parts]).mean(0) for layer in layers]

@@ -86,7 +86,7 @@ def rankings(found: dict[str, Tensor], site: str) -> dict[str, Tensor]:
 def by_step(evaluator: Evaluator, name: str) -> Tensor:
     """The size of one of :data:`RANKINGS` for every channel of every layer, [units], over the evaluator's prompts."""
     model, metric = evaluator.model, evaluator.answer_metric
-    layers = list(range(model.config.n_layer))
+    layers = evaluator.units.numbers
 
     def measured() -> dict[str, Tensor]:
         means = mean_step(model, evaluator.batches, layers)

@@ -12,7 +12,6 @@ from ....interventions.model import Model
 from ....interventions.run import run
 from ....interventions.sweep import sweep
 from ....interventions.units import Units
-from ....models.mamba import Mamba
 from ....tasks import Prompts
 from ...metrics import answer_metric, logit_differences
 from ...unit_effects import Effects
@@ -120,11 +119,11 @@ def ablated(evaluator: Evaluator, direction: str, site: str) -> Tensor:
 def of_batch(evaluator: Evaluator, number: int, direction: str, site: str) -> Tensor:
     """The effects on one batch, [units, prompt]."""
     batch, units, model = evaluator.batches[number], evaluator.units, evaluator.model
-    if not (isinstance(model, Mamba) and units.kind.name == "channel"):
+    if set(units.kind.sites) != {"u", "gated"}:
         return alone(evaluator, batch, evaluator.bench.fills[number], direction)
 
     def effects_of_sites() -> Effects:
-        layers = list(range(model.config.n_layer))
+        layers = units.numbers
         ablation = evaluator.bench.ablation.method
         return Effects(
             model, [site], layers, ablation, evaluator.batches, evaluator.aligned, evaluator.answer_metric
