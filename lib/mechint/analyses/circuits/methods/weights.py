@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ....models import gpt2, llama
 from ....models.parts.attention import Attention
 from ....models.parts.mamba1 import Mamba1Mixer
+from ....utils.errors import MechintError
 from .evaluator import Evaluator
 
 QUERY, KEY, VALUE = 0, 1, -1
@@ -29,6 +30,11 @@ def weight_magnitude(evaluator: Evaluator) -> Tensor:
     scores = []
     for layer in evaluator.units.numbers:
         rows = [row for part in model.parts_of(layer).values() for row in own_rows(part, kind)]
+        if not rows:
+            raise MechintError(
+                f"the method weight_magnitude: no rule says which weights of layer {layer} are one unit's own; choose "
+                "another method"
+            )
         scores.append(torch.cat(rows, 1).norm(dim=1))
     return torch.cat(scores)
 
