@@ -14,6 +14,9 @@ ROOMS = ROOT / "lib/mechint"
 BUILDERS = ("models", "ground_truth", "training", "runner")
 """Rooms that make or load models, which know what they build."""
 
+READERS = {"analyses/circuits/stored.py"}
+"""Files that compare a model's family with that of a result: a circuit belongs to the family that it was found in."""
+
 
 def asked(source: str) -> Iterator[int]:
     """The lines of a module where a family's name is compared, or looked up in a table."""
@@ -37,7 +40,7 @@ def test_no_analysis_asks_for_a_family_by_name() -> None:
     found = [
         f"{path.relative_to(ROOMS)}:{line}"
         for path in sorted(ROOMS.rglob("*.py"))
-        if path.relative_to(ROOMS).parts[0] not in BUILDERS
+        if path.relative_to(ROOMS).parts[0] not in BUILDERS and path.relative_to(ROOMS).as_posix() not in READERS
         for line in asked(path.read_text(encoding="utf-8"))
     ]
     assert not found, f"ask model.sites, model.parts_of(layer) or what parts declare, in place of {', '.join(found)}"

@@ -23,8 +23,8 @@ BEFORE_LAYERS = {"mamba": "backbone.embeddings", "gpt2": "transformer.drop", "ll
 def module_of(family: str, site: str, layer: int) -> str:
     """The module's name, or the site's own where no module's output is the site.
 
-    The input of a layer is the output of the layer before it. Of a declared family, whose parts have modules of their
-    own names, only the residual stream and the embeddings are told.
+    The input of a layer is the output of the layer before it. The parts of declared families have
+    modules of their own names, so that only the residual stream and the embeddings are told there.
     """
     kind = site.rpartition(".")[2]
     if kind == "resid_pre" and (family in BEFORE_LAYERS or family in declared()):
