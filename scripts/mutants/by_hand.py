@@ -80,8 +80,8 @@ MUTANTS = [
     ),
     Mutant(
         "utils/statistics.py",
-        "low = scipy.stats.beta.ppf((1 - LEVEL) / 2, right, wrong + 1)",
-        "low = scipy.stats.beta.ppf(1 - LEVEL, right, wrong + 1)",
+        "low = scipy.special.betaincinv(right, wrong + 1, (1 - LEVEL) / 2)",
+        "low = scipy.special.betaincinv(right, wrong + 1, 1 - LEVEL)",
     ),
     Mutant("utils/statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
     # sparsity

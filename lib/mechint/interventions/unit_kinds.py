@@ -36,7 +36,7 @@ class UnitKind:
         plural: The plural of the name, unless that is the name with an s.
         some: True if a layer with only some of the sites has such units too: a whole layer is what its parts add,
             whichever parts it has.
-        at_sites: Whether a unit is numbers that the model has at its sites, rather than what is computed from them.
+        at_sites: True if a unit is numbers that the model has at its sites, rather than what is computed from them.
         beside: The kinds that units of several kinds are of; empty for a kind of its own.
     """
 
