@@ -9,7 +9,7 @@ import torch
 
 from mechint.interventions.transplant import transplant_state
 from mechint.utils.errors import MechintError
-from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
+from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
 
 def test_a_transplanted_memory_makes_the_donor_s_continuation() -> None:
@@ -39,7 +39,27 @@ def test_a_transplanted_memory_makes_the_donor_s_continuation() -> None:
 def test_transplants_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MechintError, match=message):
         transplant_state(tiny_mamba(), tokens(2, 5), tokens(2, 5), **{"position": 3, **options})
-    with pytest.raises(MechintError, match="a gpt2 model keeps no memory 'state'"):
-        transplant_state(tiny_gpt2(), tokens(2, 5), tokens(2, 5), position=3)
+    with pytest.raises(MechintError, match="a gpt2 model keeps no memory 'state'; it keeps v, k"):
+        transplant_state(tiny_gpt2(), tokens(2, 5), tokens(2, 5), position=3, memory=["state"])
+    with pytest.raises(MechintError, match=r"v and k of positions 0 to 1 cannot stand at positions 0 to 3"):
+        transplant_state(tiny_gpt2(), tokens(2, 5), tokens(2, 5), position=3, from_position=1)
     with pytest.raises(MechintError, match="3 donors for 2 receivers"):
         transplant_state(tiny_mamba(), tokens(3, 5), tokens(2, 5), position=3)
+
+
+@pytest.mark.parametrize("build", [tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("position", [0, 5])
+def test_transplanted_keys_and_values_make_the_donor_s_continuation(build: Any, position: int) -> None:
+    model = build(5, torch.float64)
+    suffix, end = tokens(3, 5, 3), position + 1
+    both = [torch.cat([tokens(3, end, seed), suffix], 1) for seed in (1, 2)]
+    expected, own = model(both[0])[:, end:], model(both[1])
+    got = transplant_state(model, both[0], both[1], position=position)
+    torch.testing.assert_close(got[:, end:], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got[:, :position], own[:, :position], rtol=0, atol=1e-12)
+    for part in ({"layers": [0]}, {"memory": [model.memory[0]]}, {"memory": [model.memory[1]]}):
+        mixed = transplant_state(model, both[0], both[1], position=position, **part)[:, end:]
+        assert (mixed - expected).abs().max() > 1e-3 and (mixed - own[:, end:]).abs().max() > 1e-3
+    one = transplant_state(model, both[0][:1], both[1], position=position)  # one donor for all
+    alone = transplant_state(model, both[0][:1].expand(3, -1), both[1], position=position)
+    torch.testing.assert_close(one, alone, rtol=0, atol=1e-12)

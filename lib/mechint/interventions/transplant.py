@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, did_you_mean
 from .edits import Edit
 from .model import Model
 from .run import run
-
-MEMORY = ("state", "conv_state")
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def transplant_state(
     layers: Iterable[int] | None = None,
     position: int = -1,
     from_position: int | None = None,
-    memory: Iterable[str] = MEMORY,
+    memory: Iterable[str] | None = None,
 ) -> Tensor:
     """The receiver's logits when its memory behind one position is that of another run.
 
@@ -31,39 +30,63 @@ def transplant_state(
     position. With some of it, the rest is the receiver's own, and layers above compute on the mixture.
 
     Args:
-        model: A Mamba from :func:`mechint.load`.
+        model: From :func:`mechint.load`.
         from_tokens: The donor's prompts, [batch, position].
         to_tokens: The receiver's prompts, [batch, position], of any length.
-        layers: Layers whose memory is taken; None for all.
-        position: The receiver's memory is replaced behind this position of its own; negative from its end.
-        from_position: Position of the donor that the memory is taken from; None for the same number.
-        memory: ``state`` (the recurrence's), ``conv_state`` (the inputs that the convolution remembers) or both.
+        layers: Which layers; None for all.
+        position: Behind which position of the receiver; negative from its end.
+        from_position: Position of the donor that the memory is taken from; None for the same number. Keys and values
+            know the position they were made at, so where they are moved it must be the same number.
+        memory: Kinds of memory, of :attr:`Model.memory`; None for all. They are ``state`` (a recurrence's),
+            ``conv_state`` (the inputs that a convolution remembers), and of attention ``v`` and ``k_rot`` (``k`` where
+            there is no rotation): the values and keys of this position and of all before it.
 
     Returns:
-        Logits, [batch, position, vocabulary]. The transplant shows in those behind ``position`` and, through what C
-        reads there, in its own.
+        Logits, [batch, position, vocabulary]. The transplant shows in those behind ``position`` and, through what is
+        read there, in its own.
 
     Raises:
-        MechintError: a layer, position or kind of memory that does not exist; a model that keeps no state.
+        MechintError: a layer, position or kind of memory that does not exist; keys and values of other positions.
     """
-    kinds = list(memory)
-    wanted = list(range(model.config.n_layer)) if layers is None else list(layers)
+    kinds = list(model.memory if memory is None else memory)
+    wanted = list(range(model.num_layers)) if layers is None else list(layers)
+    if bad := [layer for layer in wanted if not 0 <= layer < model.num_layers]:
+        raise MechintError(f"transplant: layer {bad[0]} does not exist; there are {model.num_layers}")
     for kind in kinds:
-        if kind not in MEMORY or f"layers.0.{kind}" not in model.sites:
+        if kind not in model.memory:
             raise MechintError(
-                f"transplant: a {model.config.family} model keeps no memory {kind!r}; a Mamba keeps "
-                f"{' and '.join(MEMORY)}, a transformer the k and v of every position, which edits replace"
+                f"transplant: a {model.config.family} model keeps no memory {kind!r}"
+                f"{did_you_mean(kind, model.memory)}; it keeps {', '.join(model.memory)}"
             )
-    if bad := [layer for layer in wanted if not 0 <= layer < model.config.n_layer]:
-        raise MechintError(f"transplant: layer {bad[0]} does not exist; there are {model.config.n_layer}")
+    sites = [site for layer in wanted for kind in kinds if (site := f"layers.{layer}.{kind}") in model.sites]
+    if not sites:
+        raise MechintError(f"transplant: layers {wanted} keep no memory {', '.join(kinds)}; choose other layers")
     if len(from_tokens) not in (1, len(to_tokens)):
         raise MechintError(
             f"transplant: {len(from_tokens)} donors for {len(to_tokens)} receivers; give one, or as many"
         )
+    length = to_tokens.shape[1]
     at = position if from_position is None else from_position
-    if not -from_tokens.shape[1] <= at < from_tokens.shape[1]:
-        raise MechintError(f"transplant: position {at} does not exist in the donor; it has {from_tokens.shape[1]}")
-    sites = [f"layers.{layer}.{kind}" for layer in wanted for kind in kinds]
-    donor = run(model, from_tokens[:, : at % from_tokens.shape[1] + 1], sites).values
+    for number, tokens, of in ((at, from_tokens, "donor"), (position, to_tokens, "receiver")):
+        if not -tokens.shape[1] <= number < tokens.shape[1]:
+            raise MechintError(f"transplant: position {number} does not exist in the {of}; it has {tokens.shape[1]}")
+    at, position = at % from_tokens.shape[1], position % length
+    donor = run(model, from_tokens[:, : at + 1], sites)
     edits = [Edit(site, "replace", donor[site][:, -1:], positions=[position]) for site in sites]
-    return run(model, to_tokens, edits=edits).logits
+    growing = [kind for kind in kinds if kind not in model.carried_sites]  # a state holds all positions before it
+    if not any(site.rpartition(".")[2] in growing for site in sites):
+        return run(model, to_tokens, edits=edits).logits
+    if at != position:
+        raise MechintError(
+            f"transplant: {' and '.join(growing)} of positions 0 to {at} cannot stand at positions 0 to {position}; "
+            "choose from_position equal to position, or memory without them"
+        )
+    if position == 0:
+        return run(model, to_tokens, edits=edits).logits
+    own = run(model, to_tokens[:, :position])
+    mixed = [
+        memory.taking(donor.cache.layers[layer], growing) if layer in wanted and hasattr(memory, "taking") else memory
+        for layer, memory in enumerate(own.cache.layers)
+    ]
+    rest = run(model, to_tokens[:, position:], edits=edits, cache=replace(own.cache, layers=mixed))
+    return torch.cat([own.logits, rest.logits], 1)

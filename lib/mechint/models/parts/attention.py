@@ -7,7 +7,7 @@ their own, d dimension of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,23 @@ class LayerCache:
         """The memory of the positions before this one; it holds no copies of them."""
         keys, values = (torch.cat(pieces, 1)[:, :position] for pieces in (self.keys, self.values))
         return LayerCache([keys], [values]) if position else LayerCache([], [])
+
+    def taking(self, other: LayerCache, kinds: Collection[str]) -> LayerCache:
+        """This memory with keys or values of another one in place of its own, at the positions that it has.
+
+        Args:
+            other: Of at least as many positions, and of as many rows or one.
+            kinds: Sites: ``k`` or ``k_rot`` takes the keys, ``v`` the values.
+        """
+        if not self.keys:
+            return self
+
+        def taken(own: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+            whole = torch.cat(own, 1)
+            return [torch.cat(others, 1)[:, : whole.shape[1]].expand_as(whole)]
+
+        keys = taken(self.keys, other.keys) if {"k", "k_rot"} & set(kinds) else self.keys
+        return LayerCache(keys, taken(self.values, other.values) if "v" in kinds else self.values)
 
     def repeat(self, times: int) -> LayerCache:
         """The same memory for that many copies of the batch, one copy after another."""

@@ -6,7 +6,7 @@ Axes: B batch, L position, D model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -107,6 +107,13 @@ class LayerMemory(dict[str, Any]):
     def repeat(self, times: int) -> LayerMemory:
         """The same memory for that many copies of the batch, one copy after another."""
         return LayerMemory((name, memory and memory.repeat(times)) for name, memory in self.items())
+
+    def taking(self, other: LayerMemory, kinds: Collection[str]) -> LayerMemory:
+        """This memory with the keys or values of another one, where a part has them; kinds are their sites."""
+        return LayerMemory(
+            (name, memory.taking(other[name], kinds) if hasattr(memory, "taking") else memory)
+            for name, memory in self.items()
+        )
 
     def before(self, position: int) -> LayerMemory:
         """The memory of the positions before this one, where every part holds all of them."""

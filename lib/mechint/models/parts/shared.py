@@ -8,7 +8,7 @@ Axes: B batch, L position, D model, H heads, G heads with keys and values of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -115,6 +115,10 @@ class SharedCache:
     attention: LayerCache
     ssm: MemoryCache
 
+    def taking(self, other: SharedCache, kinds: Collection[str]) -> SharedCache:
+        """This memory with the keys or values of another one; kinds are their sites."""
+        return SharedCache(self.attention.taking(other.attention, kinds), self.ssm)
+
     def repeat(self, times: int) -> SharedCache:
         """The same memory for that many copies of the batch, one copy after another."""
         return SharedCache(self.attention.repeat(times), self.ssm.repeat(times))
@@ -158,6 +162,11 @@ class BlockThenMamba(Part):
     def block(self) -> SharedBlock:
         """The block that this layer uses."""
         return self.elsewhere[0] if self.shared_transformer is None else self.shared_transformer
+
+    @property
+    def memory(self) -> Sequence[str]:  # type: ignore[override]
+        """Sites that hold what later positions read."""
+        return (*self.mamba.memory, *self.block.self_attn.memory)
 
     def sites(self) -> list[PartSite]:
         stream = lambda name: PartSite(name, RESIDUAL, (self.linear.in_features,))
