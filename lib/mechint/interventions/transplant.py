@@ -33,8 +33,8 @@ def transplant_state(
         model: From :func:`mechint.load`.
         from_tokens: The donor's prompts, [batch, position].
         to_tokens: The receiver's prompts, [batch, position], of any length.
-        layers: Which layers; None for all.
-        position: Behind which position of the receiver; negative from its end.
+        layers: Numbers of the layers whose memory is moved; None for all.
+        position: The position of the receiver behind which it is moved; negative from its end.
         from_position: Position of the donor that the memory is taken from; None for the same number. Keys and values
             know the position they were made at, so where they are moved it must be the same number.
         memory: Kinds of memory, of :attr:`Model.memory`; None for all. They are ``state`` (a recurrence's),

@@ -57,10 +57,10 @@ class LayerCache:
         return LayerCache([keys], [values]) if position else LayerCache([], [])
 
     def taking(self, other: LayerCache, kinds: Collection[str]) -> LayerCache:
-        """This memory with keys or values of another one in place of its own, at the positions that it has.
+        """This memory with keys or values of another one instead of its own, at the positions that it has.
 
         Args:
-            other: Of at least as many positions, and of as many rows or one.
+            other: It has at least as many positions, and as many rows or one.
             kinds: Sites: ``k`` or ``k_rot`` takes the keys, ``v`` the values.
         """
         if not self.keys:
