@@ -26,6 +26,7 @@ from ..tasks import Prompts
 from ..tasks.config import TaskConfig
 from ..utils import files, options, workers
 from ..utils.errors import MechintError
+from ..utils.plugins import plugins
 from ..utils.rundir import Stages
 from .loader import PromptLoader
 from .options import AnalysisOptions, Config
@@ -191,7 +192,11 @@ def analyses() -> dict[str, Analysis[Any]]:
     """Every analysis by its name, each behind those that it takes results of.
 
     Each folder beside this file is one: its ``analyzer.py`` has an :class:`Analysis` called ``ANALYSIS``, or each of
-    the modules that the folder's ``__init__.py`` names in ``ANALYSES`` has one.
+    the modules that the folder's ``__init__.py`` names in ``ANALYSES`` has one. Installed packages add others through
+    entry points of the group ``mechint.analyses``, each of which names an :class:`Analysis`.
+
+    Raises:
+        MechintError: a plug-in has the name of another analysis, or is none.
     """
     package = importlib.import_module(__package__ or "mechint.analyses")
     found = {}
@@ -200,6 +205,11 @@ def analyses() -> dict[str, Analysis[Any]]:
         for module in getattr(folder, "ANALYSES", ("analyzer",)):
             entry = importlib.import_module(f"{folder.__name__}.{module}").ANALYSIS
             found[entry.name] = entry
+    for name, entry in plugins("mechint.analyses").items():
+        if not isinstance(entry, Analysis) or entry.name in found:
+            why = f"declares a second {entry.name!r}" if isinstance(entry, Analysis) else "names no Analysis"
+            raise MechintError(f"the plug-in {name!r} of the group mechint.analyses {why}; correct it or uninstall it")
+        found[entry.name] = entry
     return in_order(found)
 
 

@@ -1,6 +1,7 @@
 """The families whose layers are made of parts, one file each: configuration, names on disk, which parts in which layer.
 
-A file is found by its place, and declares ``FAMILY``. Adding a family takes one file.
+A file is found by its place, and declares ``FAMILIES``. Adding a family takes one file; an installed package adds one
+through an entry point of the group ``mechint.families``, which names a list of families.
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ import functools
 import importlib
 import pkgutil
 
+from ...utils.errors import MechintError
+from ...utils.plugins import plugins
 from ..family import StackFamily
 
 
 @functools.cache
 def declared() -> dict[str, StackFamily]:
-    """Every declared family by each of its values of ``model_type``."""
+    """Every declared family by each of its values of ``model_type``.
+
+    Raises:
+        MechintError: two families have one name.
+    """
+    own = (importlib.import_module(module.name) for module in pkgutil.walk_packages(__path__, f"{__name__}."))
+    lists = [(module.__name__, getattr(module, "FAMILIES", ())) for module in own]
+    lists += [(f"the plug-in {name!r}", families) for name, families in plugins("mechint.families").items()]
     found: dict[str, StackFamily] = {}
-    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
-        for family in getattr(importlib.import_module(module.name), "FAMILIES", ()):
+    for where, families in lists:
+        for family in families:
             for name in (family.name, *family.also):
-                assert name not in found, f"two families are called {name}"
+                if name in found:
+                    raise MechintError(f"{where} declares a second family called {name!r}; give it a name of its own")
                 found[name] = family
     return found

@@ -1,0 +1,32 @@
+"""Plug-ins: what installed packages add through entry points, such as analyses and families of models."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import sys
+from typing import Any
+
+from .errors import short
+
+GROUPS = ("mechint.analyses", "mechint.families")
+"""Groups of entry points that are looked up."""
+
+
+@functools.cache
+def plugins(group: str) -> dict[str, Any]:
+    """What installed packages declare in a group, by the entry point's name.
+
+    One that cannot be imported is named on standard error, once, and left out; the others work.
+    """
+    found = {}
+    for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda entry: entry.name):
+        try:
+            found[entry.name] = entry.load()
+        except Exception as error:  # whatever a stranger's module raises must not stop this program
+            print(
+                f"note: the plug-in {entry.name!r} ({entry.value}) of the group {group} cannot be imported and is left "
+                f"out: {type(error).__name__}: {short(error, 200)}",
+                file=sys.stderr,
+            )
+    return found
