@@ -1,4 +1,4 @@
-"""Plug-ins: what installed packages add through entry points, such as analyses and families of models."""
+"""Plug-ins: analyses and families of models that installed packages add through entry points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROUPS = ("mechint.analyses", "mechint.families")
 
 @functools.cache
 def plugins(group: str) -> dict[str, Any]:
-    """What installed packages declare in a group, by the entry point's name.
+    """Loads the objects that installed packages declare in a group, by the entry point's name.
 
     One that cannot be imported is named on standard error, once, and left out; the others work.
     """
@@ -23,7 +23,7 @@ def plugins(group: str) -> dict[str, Any]:
     for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda entry: entry.name):
         try:
             found[entry.name] = entry.load()
-        except Exception as error:  # whatever a stranger's module raises must not stop this program
+        except Exception as error:  # no error of another package's module may stop this program
             print(
                 f"note: the plug-in {entry.name!r} ({entry.value}) of the group {group} cannot be imported and is left "
                 f"out: {type(error).__name__}: {short(error, 200)}",
