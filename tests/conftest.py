@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from mechint.report import figure_style, write_report
 from mechint.utils.files import write_bytes
+from tests.helpers.commands import Here
 from tests.helpers.report_runs import FILES, build_run
 
 settings.register_profile("quick", max_examples=25)  # of `make check`; mutants and `make check-all` try them all
@@ -33,6 +34,12 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are files of a few bytes: most of the time of a small run would go into drawing them."""
     monkeypatch.setattr(figure_style, "save_figure", lambda path, size, draw: write_bytes(path, b"no figure"))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs commands in this process: to start another one takes seconds."""
+    return Here(monkeypatch, capsys)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mechint
+from mechint import __main__ as commands
 from mechint.__main__ import SCORE
 from mechint.analyses.base import analyses
 from mechint.runner import command_line, subcommands
@@ -19,6 +20,7 @@ from mechint.runner.command_line import parse
 from mechint.utils.errors import MechintError
 from mechint.utils.options import flag, options
 from tests.helpers.builders import tiny_mamba
+from tests.helpers.commands import Here
 from tests.helpers.paths import ROOT
 from tests.helpers.standins import save_hf, save_tokenizer
 
@@ -66,14 +68,13 @@ def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     assert "".join(example["tokens"]) == PROMPT[1] and example["answer"] == answer
 
 
-@pytest.mark.slow
-def test_bad_prompts_are_one_line(checkpoint: Path, tmp_path: Path) -> None:
-    lost = call("--checkpoint", str(checkpoint), *PROMPT[:3], "Louvre", at=tmp_path)
-    assert lost.returncode == 2 and lost.stderr.strip().count("\n") == 0
-    assert "the subject 'Louvre' is not in the prompt, whose tokens are [" in lost.stderr
+def test_bad_prompts_are_one_line(checkpoint: Path, tmp_path: Path, here: Here) -> None:
+    lost = here(commands.main, "--checkpoint", str(checkpoint), *PROMPT[:3], "Louvre", at=tmp_path)
+    assert lost.status == 2 and lost.err.strip().count("\n") == 0
+    assert "the subject 'Louvre' is not in the prompt, whose tokens are [" in lost.err
     assert not (tmp_path / "mechint_analysis" / "results.json").exists()
-    alone = call(*PROMPT[2:], at=tmp_path)
-    assert alone.returncode == 2 and "give --prompt too" in alone.stderr
+    alone = here(commands.main, *PROMPT[2:], at=tmp_path)
+    assert alone.status == 2 and "give --prompt too" in alone.err
 
 
 def test_what_is_said_beside_a_prompt_is_kept() -> None:
@@ -151,6 +152,6 @@ def test_an_unknown_command_is_one_line_with_a_suggestion(tmp_path: Path) -> Non
     assert "no command 'scoer' (did you mean score" in done.stderr
 
 
-def test_a_command_refuses_a_flag_that_there_is_not(tmp_path: Path) -> None:
-    done = call("trace", "--trace-drawz", "2", at=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean trace-draws" in done.stderr
+def test_a_command_refuses_a_flag_that_there_is_not(tmp_path: Path, here: Here) -> None:
+    done = here(commands.main, "trace", "--trace-drawz", "2", at=tmp_path)
+    assert done.status == 2 and done.err.count("\n") == 1 and "did you mean trace-draws" in done.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,49 +23,62 @@ from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
 from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.options import RunConfig, elsewhere, request
 from mechint.analyses.tracing.options import TraceConfig
+from mechint.runner import command_line
 from mechint.runner import experiment as whole
 from mechint.runner.experiment import apart, run_directories, run_experiment
 from mechint.tasks import TaskConfig
 from mechint.utils import files, workers
-from mechint.utils.errors import MechintError
+from mechint.utils.errors import MechintError, exit_status
 from tests.helpers.experiments import SSM, TASK, checkpoint, experiment
 from tests.helpers.paths import ROOT
 
+PLAIN: dict[str, Any] = dict.fromkeys(("visualize_heatmaps", "visualize_curves", "visualize_faithfulness"), False)
+"""Pages without figures, which take longer than such a search."""
 
-def script(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+
+def words(*arguments: str) -> list[str]:
+    """The command line of :func:`experiment` without figures."""
     small = ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
     small += [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts/run_mechint_analysis.py"), *small, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+    return [*small, *(f"--no-{name.replace('_', '-')}" for name in PLAIN), *arguments]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
+def environment() -> dict[str, str]:
+    """Of a process that computes with as many threads as this one, so that it may go on with its work."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and its finished analysis with every figure; tests that change files take a copy."""
+    top = tmp_path_factory.mktemp("done")
+    path = checkpoint(top / "models/final_model_stepV0.pt")
+    run_experiment(experiment(path, top / "out"))
+    return path, top / "out"
 
 
 @pytest.mark.slow
-def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_twice(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "models/final_model_stepV0.pt")
-    for output in ("one", "two"):
-        run_experiment(experiment(path, tmp_path / output))
+def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_twice(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, one = done
+    run_experiment(experiment(path, tmp_path / "two"))
     promised = {
         "final_masks.pt", "ssm_channel_importance.png", "sparsity_curves.png", "faithfulness_curve.png",
         "circuit_analysis_report.md", "report.html", "results.json", "manifest.json", "history.jsonl",
     }  # fmt: skip
-    assert promised <= {item.name for item in (tmp_path / "one").iterdir()}
-    assert not (tmp_path / "one/.stages").exists()
+    assert promised <= {item.name for item in one.iterdir()}
+    assert not (one / ".stages").exists()
     for name in promised - {"manifest.json", "report.html"}:  # the page shows the manifest, and that has a date
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    results = json.loads((tmp_path / "one/results.json").read_text())
+        assert (one / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    results = json.loads((one / "results.json").read_text())
     assert results["schema"] == 1
     assert results["status"] == "complete"
     assert results["checkpoint"] == str(path)
     for name, entry in results["metrics"].items():
         assert {"value", "low", "high", "n"} <= set(entry), name
         assert entry["low"] <= entry["value"] <= entry["high"], name
-    masks = torch.load(tmp_path / "one/final_masks.pt", weights_only=True)
+    masks = torch.load(one / "final_masks.pt", weights_only=True)
     assert set(masks) == {"layers.0", "layers.1"}
     assert all(set(layer) == {"logits", "mask", "importance", "sparsity"} for layer in masks.values())
     assert sum(int(layer["mask"].sum()) for layer in masks.values()) == 6
@@ -73,12 +87,11 @@ def test_an_experiment_leaves_everything_the_report_promises_and_the_same_bytes_
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, output = checkpoint(tmp_path / "a.pt"), tmp_path / "out"
-    run_experiment(experiment(path, output))
+    """Asked to run again without masks, it leaves those of the run before neither."""
+    path, output = shutil.copy(done[0], tmp_path / "a.pt"), Path(shutil.copytree(done[1], tmp_path / "out"))
     before = {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()}
-    capsys.readouterr()
     run_experiment(experiment(path, output))
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(MechintError, match=r"finished results of another request \(config.budget is 5 and was 6\)"):
@@ -87,8 +100,9 @@ def test_a_finished_run_is_skipped_and_another_request_never_overwrites_it(
     with pytest.raises(MechintError, match="weights is"):
         run_experiment(experiment(path, output))
     assert {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()} == before
-    run_experiment(experiment(path, output, budget=5, rerun=True))
+    run_experiment(experiment(path, output, budget=5, rerun=True, save_masks=False))
     assert json.loads((output / "results.json").read_text())["metrics"]["units_kept"]["value"] == 5
+    assert not (output / "final_masks.pt").exists() and (output / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -228,9 +242,8 @@ def test_a_comparison_that_fails_is_said_and_the_runs_stand(
 
 
 @pytest.mark.slow
-def test_drawing_again_leaves_masks_and_numbers_alone(tmp_path: Path) -> None:
-    path, output = checkpoint(tmp_path / "a.pt"), tmp_path / "out"
-    run_experiment(experiment(path, output))
+def test_drawing_again_leaves_masks_and_numbers_alone(done: tuple[Path, Path], tmp_path: Path) -> None:
+    output = Path(shutil.copytree(done[1], tmp_path / "out"))
     before = {item.name: item.read_bytes() for item in output.iterdir() if item.is_file()}
     for name in ("report.html", "faithfulness_curve.png"):
         (output / name).unlink()
@@ -247,14 +260,6 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capsys
     assert f"would analyse {path}" in out
     assert "searches of 10 steps" in out
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_figures")
-def test_masks_are_not_kept_when_they_are_not_wanted(tmp_path: Path) -> None:
-    run_experiment(experiment(checkpoint(tmp_path / "a.pt"), tmp_path / "out", save_masks=False))
-    assert not (tmp_path / "out/final_masks.pt").exists()
-    assert (tmp_path / "out/report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -312,13 +317,14 @@ def mounted(kind: str, target: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "read-only"])
-def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
+def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     path, disk = checkpoint(tmp_path / "a.pt"), tmp_path / "disk"
     if not mounted(kind, disk):
         pytest.skip("mounting a small file system needs root")
     try:
-        status, errors = finish(script(f"--checkpoint={path}", f"--output-dir={disk}/out"))
-        assert status == 2
+        asked = words(f"--checkpoint={path}", f"--output-dir={disk}/out")
+        assert exit_status(lambda: command_line.main(arguments=asked)) == 2
+        errors = capsys.readouterr().err
         last = errors.strip().splitlines()[-1]
         assert last.startswith("error: ")
         assert "Traceback" not in errors
@@ -333,22 +339,23 @@ def test_a_disk_that_cannot_take_the_results(tmp_path: Path, kind: str) -> None:
 @pytest.mark.slow
 def test_a_killed_analysis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
-    wanted = [f"--checkpoint={path}", "--ssm-steps=40"]
-    status, errors = finish(script(*wanted, f"--output-dir={tmp_path}/whole"))
-    assert status == 0, errors
-    killed = script(*wanted, f"--output-dir={tmp_path}/killed")
+    wanted = words(f"--checkpoint={path}", "--ssm-steps=40", f"--output-dir={tmp_path}/killed")
+    killed = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/run_mechint_analysis.py"), *wanted], env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed").glob(".stages/descent.done.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
     killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed/results.json").exists()
-    status, errors = finish(script(*wanted, f"--output-dir={tmp_path}/killed"))
-    assert status == 0, errors
+    for output in ("killed", "whole"):
+        run_experiment(experiment(path, tmp_path / output, steps=40, **PLAIN))
     manifest = json.loads((tmp_path / "killed/manifest.json").read_text())
     assert "descent" in manifest["resumed"]
-    for name in ("results.json", "final_masks.pt", "history.jsonl", "faithfulness_curve.png"):
+    for name in ("results.json", "final_masks.pt", "history.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
@@ -367,32 +374,12 @@ def test_where_results_go() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path) -> None:
-    for k in range(2):
-        checkpoint(tmp_path / f"runs/step{k}.pt", k)
-    small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
-    small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
-    runner = str(ROOT / "scripts/run_mechint_analysis.py")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, how in (("one", [runner]), ("two", [*torchrun, runner])):
-        places = [f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/{name}"]
-        command = [sys.executable, *how, *small, *places]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("results.json"))
-    assert len(written) == 2
-    for path in written:
-        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [pytest.param("torch.distributed.run", marks=pytest.mark.exhaustive), "scripts.kconfig.processes"]
 )
-def test_of_two_processes_the_survivors_are_compared_and_one_line_says_what_failed(tmp_path: Path, how: str) -> None:
-    """One of three checkpoints answers nothing, whoever of the two gets it; each start tries it again."""
+def test_two_processes_share_a_glob_and_write_what_one_writes(tmp_path: Path, how: str) -> None:
+    """One of three checkpoints answers nothing, whoever of the two gets it: the others are compared, and one line says
+    what failed."""
     for k in range(3):
         checkpoint(tmp_path / f"runs/step{k}.pt", k)
     model = torch.load(tmp_path / "runs/step1.pt")
@@ -400,20 +387,23 @@ def test_of_two_processes_the_survivors_are_compared_and_one_line_says_what_fail
     model["model"][head].zero_()  # whatever is removed, nothing changes
     torch.save(model, tmp_path / "runs/step1.pt")
     start = [how, "2", sys.executable] if "scripts" in how else [how, "--standalone", "--nproc-per-node=2"]
-    small = [f"--ssm-{field.name.replace('_', '-')}={getattr(SSM, field.name)}" for field in dataclasses.fields(SSM)]
-    small += ["--task-pairs=2", "--task-keys=12", "--task-values=12", "--batch-size=8"]
-    small += ["--ssm-ablation=zero", "--ssm-eval-prompts=64"]
-    places = [f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/out"]
-    command = [sys.executable, "-m", *start, str(ROOT / "scripts/run_mechint_analysis.py"), *small, *places]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    asked = words(f"--checkpoint={tmp_path}/runs/*.pt", f"--output-dir={tmp_path}/two")
+    command = [sys.executable, "-m", *start, str(ROOT / "scripts/run_mechint_analysis.py"), *asked]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
-    compared = json.loads((tmp_path / "out/comparison.json").read_text())
-    assert [Path(run["checkpoint"]).name for run in compared["runs"]] == ["step0.pt", "step2.pt"]
     if how == "scripts.kconfig.processes":
         first, last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "step1.pt: " in first and "1 of 3 checkpoints could not be analysed" in last
         assert "Traceback" not in done.stderr
+    with pytest.raises(MechintError, match="1 of 3 checkpoints could not be analysed"):
+        run_experiment(experiment(tmp_path / "runs/*.pt", tmp_path / "one", **PLAIN))
+    compared = json.loads((tmp_path / "two/comparison.json").read_text())
+    assert [Path(run["checkpoint"]).name for run in compared["runs"]] == ["step0.pt", "step2.pt"]
+    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("results.json"))
+    assert len(written) == 2
+    for path in written:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -457,14 +447,13 @@ def test_an_analysis_with_models_of_its_own_is_an_experiment_of_its_own(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
-def test_a_baseline_is_compared_with_one_checkpoint(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        checkpoint(tmp_path / f"{name}.pt", seed=ord(name))
-    run_experiment(experiment(tmp_path / "a.pt", tmp_path / "out", label="first"))
+def test_a_baseline_is_compared_with_one_checkpoint(done: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "out/first")
+    checkpoint(tmp_path / "b.pt", seed=ord("b"))
     second = experiment(tmp_path / "b.pt", tmp_path / "out", label="second", baseline=str(tmp_path / "out/first"))
     run_experiment(second)
     found = json.loads((tmp_path / "out/second/comparison.json").read_text())
-    assert [Path(run["checkpoint"]).name for run in found["runs"]] == ["a.pt", "b.pt"]
+    assert [Path(run["checkpoint"]).name for run in found["runs"]] == ["final_model_stepV0.pt", "b.pt"]
     with pytest.raises(MechintError, match="holds no finished analysis"):
         run_experiment(
             dataclasses.replace(second, run=dataclasses.replace(second.run, baseline=str(tmp_path / "none")))

@@ -16,6 +16,7 @@ from mechint.runner.neuron_command import NeuronCommand, analyse
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_torch
 from tests.helpers.builders import tiny_mamba
+from tests.helpers.commands import Here
 from tests.helpers.paths import ROOT
 
 
@@ -56,7 +57,6 @@ def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_p
     assert entry["efficiency_measured"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -67,15 +67,21 @@ def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_p
         (["--text", "EMPTY"], "has 0 bytes, too few for prompts of 32"),
     ],
 )
-def test_mistakes_are_one_line(checkpoint: str, tmp_path: Path, more: list[str], said: str) -> None:
+def test_mistakes_are_one_line(checkpoint: str, tmp_path: Path, more: list[str], said: str, here: Here) -> None:
     (tmp_path / "empty.txt").write_text("")
     words = [str(tmp_path / "empty.txt") if word == "EMPTY" else word for word in more]
+    run = here(main.main, "--model", checkpoint, *words, at=tmp_path, checkpoint="--model")
+    assert run.status == 2 and said in run.err and run.err.count("error:") == 1
+    assert "Traceback" not in run.err
+
+
+@pytest.mark.slow
+def test_a_mistake_at_the_shell_is_one_line(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), "--model", checkpoint, *words], cwd=tmp_path, capture_output=True,
-        text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+        [sys.executable, str(ROOT / "main.py"), "--model", "nowhere.pt"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
     )  # fmt: skip
-    assert run.returncode == 2 and said in run.stderr and run.stderr.count("error:") == 1
-    assert "Traceback" not in run.stderr
+    assert run.returncode == 2 and "nowhere.pt" in run.stderr and run.stderr.count("\n") == 1
 
 
 def test_two_models_of_one_name_are_refused(checkpoint: str, tmp_path: Path) -> None:

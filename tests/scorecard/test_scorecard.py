@@ -31,6 +31,8 @@ from mechint.scorecard.summary import by_chance, rate
 from mechint.scorecard.traces import effects, null_trials, positions, random_model, same_twins, unrelated
 from mechint.utils.errors import MechintError
 from mechint.utils.multiple_tests import max_t
+from scripts import ground_truth
+from tests.helpers.commands import Here
 from tests.helpers.paths import ROOT
 from tests.helpers.scorecards import SEED, compiled
 
@@ -296,21 +298,13 @@ def test_scores_that_are_no_numbers_are_one_line(scores: Any, kind: str) -> None
     assert "\n" not in str(error.value)
 
 
-def test_bad_options(tmp_path: Path) -> None:
+def test_bad_options(tmp_path: Path, here: Here) -> None:
     with pytest.raises(MechintError, match=r"no model 'recal' \(did you mean recall"):
         scorecard(dataclasses.replace(SMALL, models="recal"))
     with pytest.raises(MechintError, match="seeds is 0; it must be a whole number at least 1"):
         scorecard(dataclasses.replace(SMALL, seeds=0))
     with pytest.raises(MechintError, match="called 'search_mean' already"):
         scorecard(SMALL, {"search_mean": lambda model, task: 0})
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "ground_truth.py"),
-        "--models",
-        "x",
-        "--output-dir",
-        str(tmp_path),
-    ]
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert failed.stderr.splitlines() == [f"error: no model 'x'; take {', '.join([*GROUPS, *MODELS])}"]
+    failed = here(ground_truth.main, "--models", "x", "--output-dir", str(tmp_path), at=tmp_path)
+    assert failed.status == 2
+    assert failed.err.splitlines() == [f"error: no model 'x'; take {', '.join([*GROUPS, *MODELS])}"]

@@ -64,7 +64,7 @@ def test_where_attribution_misleads_units_are_removed_unless_there_are_too_many(
 def test_a_report_says_that_attribution_misled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.attribute", lambda *_: 1 - truth())
     monkeypatch.setattr(starts, "EXACT_UNITS", 4096 if how == "removal" else 1)
-    config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
+    config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1, steps=10)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert NOTES[how] in results["notes"] and f"On random weights: {NOTES[how]}" in results["notes"]
 
@@ -79,7 +79,7 @@ def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkey
         return whole(self, *arguments, weights=weights, **more)
 
     monkeypatch.setattr(SSMCircuitAnalyzer, "search", search)
-    config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1)
+    config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1, steps=10)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert "faithfulness_random_weights" not in results["metrics"] and "faithfulness" in results["metrics"]
     assert any(

@@ -175,7 +175,7 @@ def test_groups_of_other_seeds_or_budgets_are_not_paired() -> None:
     assert welch["high"] - welch["value"] == pytest.approx(12.7062 * error, rel=1e-4) and p is not None
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_other_tokenizers_are_compared_per_byte_alone(tmp_path: Path) -> None:
     studies = [profile(s, f, tokenizer=f) for f in ("mamba", "gpt2") for s in (0, 1)]
     names, notes = comparable(studies)
@@ -261,7 +261,7 @@ def write_profiles(top: Path, studies: list[FinishedRun]) -> list[Path]:
     return [top / f"run{k}" for k in range(len(studies))]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
     steps = [of_run(0, family, step) for family in ("mamba", "gpt2") for step in (100, 200, 300)]
     kept, notes = last_of_each(steps)
@@ -272,7 +272,7 @@ def test_steps_of_one_training_run_are_no_seeds(tmp_path: Path) -> None:
     assert last_of_each([profile(s, "mamba") for s in range(3)]) == ([profile(s, "mamba") for s in range(3)], [])
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_path: Path) -> None:
     """The rate 0.01 suits one family, 0.001 the other: at one of them the worse family looks better."""
     losses = {("mamba", 0.01): 2.0, ("mamba", 0.001): 2.4, ("gpt2", 0.01): 2.6, ("gpt2", 0.001): 1.9}
@@ -289,7 +289,7 @@ def test_families_compare_at_the_best_of_the_rates_that_each_was_trained_at(tmp_
     assert row["difference"]["value"] == pytest.approx(0.1) and found["findings"][0].startswith("loss (bits per byte)")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
     runs = write_profiles(tmp_path, [of_run(s, f, 100) for f in ("mamba", "gpt2") for s in range(3)])
     write_model_comparison(runs, tmp_path / "out")
@@ -298,7 +298,7 @@ def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
     assert any("one learning rate, 0.01" in line for line in comparison_lines(tmp_path / "out"))
 
 
-@pytest.mark.slow_except("0.8-False")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(("of_mamba", "learned"), [(0.5, True), (0.8, False)])
 def test_what_shuffled_weights_show_as_well_is_no_finding_about_training(
     tmp_path: Path, of_mamba: float, learned: bool

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mechint import sae
+from mechint.runner import command_line
 from scripts.kconfig.__main__ import how_many
 from scripts.kconfig.defconfigs import ConfigError
 from tests.helpers.experiments import checkpoint
@@ -27,17 +28,20 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = checkpoint(tmp_path / "model.pt")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
-    runner = [str(ROOT / "scripts/run_mechint_analysis.py"), *SMALL, f"--checkpoint={model}"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, how in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *how, *runner, f"--output-dir={tmp_path / name}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("report:") == 1 and "wait" not in done.stdout
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    words = [*SMALL, f"--checkpoint={model}"]
+    command_line.main(arguments=[*words, f"--output-dir={tmp_path / 'one'}"])
+    words.append(f"--output-dir={tmp_path / 'two'}")
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*both, str(ROOT / "scripts/run_mechint_analysis.py"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = capsys.readouterr().out
+    assert said.count("report:") == done.stdout.count("report:") == 1 and "wait" not in said + done.stdout
+    command[2:5] = ["scripts.kconfig.processes", "2", sys.executable]  # make's own launcher
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and again.stdout.count("is finished") == 1
     found = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")}
     names = [member["name"] for member in found["one"]["sae"]["members"]]
