@@ -257,18 +257,32 @@ def check_together(menu: kconfiglib.Kconfig, name: str) -> None:
     if value.get("KNLP_TRAIN") != "y" or value.get("KNLP_MECHINT_MODE_POSTTRAIN") != "y":
         return
     folder = value["KNLP_TRAIN_OUTPUT_DIR"]
-    variants = value["KNLP_TRAIN_VARIANTS"]
-    steps = [f"V{i}" for i in range(variants.count(",") + 1)] if variants else [value["KNLP_TRAIN_STEP_NAME"]]
-    made = [os.path.join(folder, f"{kind}_model_step{step}.pt") for kind in ("final", "best") for step in steps]
+    variants = value["KNLP_TRAIN_VARIANTS"].split(",")
+    steps = [f"V{i}" for i in range(len(variants))] if variants != [""] else [value["KNLP_TRAIN_STEP_NAME"]]
+    ends = [_suffix(variant, value["KNLP_FAMILY_OTHER"] == "y") for variant in variants]
+    made = [
+        os.path.join(folder, f"{kind}_model_step{step}{end}")
+        for kind in ("final", "best")
+        for step, end in zip(steps, ends, strict=True)
+    ]
+    every = any if len(set(ends)) == 1 else all  # of two layouts, a pattern may have been meant for both
     for symbol in (f"{place}_CHECKPOINT" for place in mapping.sources(menu)):
         pattern = value[symbol]
-        if (pattern or symbol == "KNLP_MECHINT_CHECKPOINT") and not any(
-            _matches(path, pattern) for path in (folder, *made)
-        ):
+        found = _matches(folder, pattern) or any(
+            every(_matches(path, pattern) for path in kind) for kind in (made[: len(steps)], made[len(steps) :])
+        )
+        if (pattern or symbol == "KNLP_MECHINT_CHECKPOINT") and not found:
             raise ConfigError(
-                f"{name}: CONFIG_{symbol} is {pattern!r}, but training writes {made[0]}; set "
-                f'CONFIG_{symbol}="{folder}/final_model_step*.pt", or turn off KNLP_TRAIN'
+                f"{name}: CONFIG_{symbol} is {pattern!r}, but training writes "
+                f"{next(path for path in made if not _matches(path, pattern))}; set "
+                f'CONFIG_{symbol}="{folder}/final_model_step*{min(ends)}", or turn off KNLP_TRAIN'
             )
+
+
+def _suffix(variant: str, other: bool) -> str:
+    """The end of a checkpoint's name: none where it is a directory, as of every family but Mamba and GPT-2."""
+    family = re.search(r"\bfamily\s*=\s*(\w+)", variant)
+    return "" if (family[1] == "other" if family else other) else ".pt"
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -25,6 +25,7 @@ PREFIXES = {
     "KNLP_TRAIN_": ("train-", (TRAIN,)),
     "KNLP_MAMBA_": ("mamba-", (TRAIN,)),
     "KNLP_GPT2_": ("gpt2-", (TRAIN,)),
+    "KNLP_OTHER_": ("other-", (TRAIN,)),
 }
 # Names that were documented before there was a rule, and the family, which the trainer alone needs to be told.
 NAMES = {
@@ -32,8 +33,6 @@ NAMES = {
     "WANDB_PROJECT": ("--wandb-project", (MECHINT,)),
     "KNLP_FAMILY": ("--family", (TRAIN,)),
 }
-# Members of choices that reach no runner: families that are not trained.
-NOT_PASSED = ("KNLP_FAMILY_OTHER",)
 # Symbols that reach no runner: they say which runners there are to run.
 MASTERS = ("KNLP_TRAIN", "KNLP_MECHINT")
 
@@ -109,8 +108,6 @@ def arguments(menu: kconfiglib.Kconfig, runner: str) -> list[str]:
             continue
         flag = target[0]
         if isinstance(item, kconfiglib.Choice):
-            if item.selection.name in NOT_PASSED:
-                continue
             found.append(f"{flag}={member_value(item.selection)}")
         elif item.orig_type == kconfiglib.BOOL:
             found.append(flag if item.tri_value else f"--no-{flag[2:]}")

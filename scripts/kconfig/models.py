@@ -21,6 +21,7 @@ from .defconfigs import ConfigError
 MASKS = "final_masks.pt"
 MARKS = (MASKS, "effects.pt", "claims.json")  # one of them is in every finished analysis
 FINAL = "final_model_step*.pt"
+FINAL_DIRECTORY = "final_model_step*"
 METRICS = "training_metrics_step*.json"
 BELOW = ("*", "*/*", "*/*/*")  # label, checkpoint, analysis
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -103,7 +104,11 @@ def _directory(name: str, path: Path) -> Chosen:
     if any(inside(glob.escape(weights)) for weights in WEIGHTS):
         return Chosen(name, "a model directory, because it contains weights under their usual name")
     if found := natural(match.parent.name for weights in WEIGHTS for match in path.glob(f"*/{glob.escape(weights)}")):
-        return Chosen(name, f"a directory of model directories: {_listed(list(dict.fromkeys(found)))}")
+        found = list(dict.fromkeys(found))
+        if finals := [each for each in found if each.startswith(FINAL_DIRECTORY[:-1])]:
+            pattern = os.path.join(glob.escape(name), FINAL_DIRECTORY)
+            return Chosen(pattern, f"the final checkpoints of a directory: {_listed(finals)}")
+        return Chosen(name, f"a directory of model directories: {_listed(found)}")
     if found := inside(FINAL):
         return Chosen(os.path.join(glob.escape(name), FINAL), f"the final checkpoints of a directory: {_listed(found)}")
     if found := inside("*.pt"):

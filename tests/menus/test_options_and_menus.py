@@ -61,10 +61,10 @@ def parser(runner: str) -> argparse.ArgumentParser:
 
 
 def default_of(item: Any) -> Any:
-    """The first default of a symbol (as text) or choice (as the option's value) that a menu declares."""
+    """The default of a symbol (as text) or choice (as the option's value) where no condition gives it another."""
     if isinstance(item, kconfiglib.Choice):
         return mapping.member_value(item.defaults[0][0])
-    return item.defaults[0][0].str_value if item.defaults else "n"
+    return item.defaults[-1][0].str_value if item.defaults else "n"
 
 
 @pytest.mark.parametrize(("runner", "name", "field", "kind", "option"), FIELDS, ids=[f"{f[0]}{f[1]}" for f in FIELDS])

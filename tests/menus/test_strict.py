@@ -137,6 +137,24 @@ def test_training_analyses_what_it_trains(tmp_path: Path) -> None:
         check_together(load(ROOT, file), "file")
 
 
+def test_directories_that_are_trained_are_analysed(tmp_path: Path) -> None:
+    text = "CONFIG_KNLP_FAMILY_OTHER=y\nCONFIG_KNLP_MECHINT_SSM=y\n" + ON + "CONFIG_KNLP_TRAIN=y\n"
+    file = tmp_path / "file"
+    file.write_text(text)
+    menu = load(ROOT, file)
+    check_together(menu, "file")
+    assert menu.syms["KNLP_MECHINT_CHECKPOINT"].str_value == "output/final_model_step*"
+    file.write_text(text + 'CONFIG_KNLP_MECHINT_CHECKPOINT="output/final_model_step*.pt"\n')
+    with pytest.raises(ConfigError, match=r'training writes output/final_model_stepV0; set .*final_model_step\*"'):
+        check_together(load(ROOT, file), "file")
+    both = ON + 'CONFIG_KNLP_TRAIN=y\nCONFIG_KNLP_TRAIN_VARIANTS="baseline,family=other+d_state=8"\n'
+    file.write_text(both)
+    with pytest.raises(ConfigError, match=r'training writes output/final_model_stepV1; set .*final_model_step\*"'):
+        check_together(load(ROOT, file), "file")
+    file.write_text(both + 'CONFIG_KNLP_MECHINT_CHECKPOINT="output/final_model_step*"\n')
+    check_together(load(ROOT, file), "file")
+
+
 @pytest.mark.parametrize("name", find_all(ROOT))
 def test_a_defconfig_is_minimal_and_survives_a_round_trip(tmp_path: Path, name: str) -> None:
     file = find_all(ROOT)[name]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .parts.base import Layer
+from .sizes import Trained
 from .stack import Stack
 
 Split = Callable[[Tensor, Any], Sequence[Tensor]]
@@ -183,6 +184,8 @@ class StackFamily:
         names: The names of its tensors on disk.
         also: Other values of ``model_type`` that are this family.
         model: The class, where it is more than a stack.
+        trained: The words for its layers, and its way from sizes that are asked for to a configuration; None where it
+            is not trained here.
         knows: True of a configuration without ``model_type`` that is this family's; None where there are none.
     """
 
@@ -195,6 +198,7 @@ class StackFamily:
     names: Names = Names()
     also: tuple[str, ...] = ()
     model: type[Stack] = Stack
+    trained: Trained | None = None
     knows: Callable[[Mapping[str, Any]], bool] | None = None
 
     def build(self, config: Any) -> Stack:

@@ -233,6 +233,8 @@ def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture)
     if not config.impose:
         return None
     name, family = named("train", "impose"), architecture.family
+    if family not in CIRCUITS:
+        raise MechintError(f"{name}: no circuit can be imposed on such a model; train a Mamba or a GPT-2")
     if not isinstance(task, Recall):
         raise MechintError(f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall")
     if architecture.n_layer != LAYERS:

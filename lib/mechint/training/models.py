@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 
 import torch
 from torch import nn
 
 from ..models.base import LanguageModel
+from ..models.families import declared
+from ..models.family import StackFamily
 from ..models.gpt2 import GPT2, GPT2Config
 from ..models.mamba import Mamba, MambaConfig
+from ..models.sizes import Asked
+from ..models.stack import StackConfig
 from ..tasks import Task
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, did_you_mean, short
 from ..utils.options import named
-from .options import Architecture, GPT2Architecture, MambaArchitecture
+from .initial import initialise
+from .options import Architecture, GPT2Architecture, MambaArchitecture, OtherArchitecture
 
 VOCABULARY_MULTIPLE = 8
-EMBEDDINGS = ("embedding.weight", "wte.weight", "wpe.weight")
+EMBEDDINGS = ("embedding.weight", "wte.weight", "wpe.weight", "embed_tokens.weight")
+
+ModelConfig = MambaConfig | GPT2Config | StackConfig
 
 
-def model_config(a: Architecture, task: Task) -> MambaConfig | GPT2Config:
+def model_config(a: Architecture, task: Task) -> ModelConfig:
     """The configuration of a model for a task.
 
     Raises:
@@ -36,6 +45,8 @@ def model_config(a: Architecture, task: Task) -> MambaConfig | GPT2Config:
             d_conv=a.d_conv,
             dt_rank=a.dt_rank or math.ceil(a.d_model / 16),
         )
+    if isinstance(a, OtherArchitecture):
+        return other_config(a, vocab_size)
     assert isinstance(a, GPT2Architecture)
     if a.n_embd % a.n_head:
         raise MechintError(
@@ -62,11 +73,37 @@ def model_config(a: Architecture, task: Task) -> MambaConfig | GPT2Config:
     )
 
 
-def make_model(config: MambaConfig | GPT2Config, init: str = "published") -> LanguageModel:
+def other_config(a: OtherArchitecture, vocab_size: int) -> StackConfig:
+    """The family's own configuration of what is asked for.
+
+    Raises:
+        MechintError: the family is none that is trained here, or has no place for a size or a kind of layer.
+    """
+    families = {family.name: family for family in declared().values() if family.trained}
+    family = families.get(a.model_type)
+    if family is None or family.trained is None:
+        own = f"; {a.model_type} has a menu and a --family of its own" if a.model_type in ("mamba", "gpt2") else ""
+        raise MechintError(
+            f"{named('other', 'model_type')}: no family {short(a.model_type)!r} is trained so{own}"
+            f"{did_you_mean(a.model_type, families)}; there are {', '.join(sorted(families))}"
+        )
+    sizes = {name: value for name, value in dataclasses.asdict(a).items() if isinstance(value, int)}
+    asked = Asked(sizes, a.layers, vocab_size, family.trained, family.title, functools.partial(named, "other"))
+    config: StackConfig = family.trained.configure(asked)
+    asked.done()
+    return config
+
+
+def make_model(config: ModelConfig, init: str = "published") -> LanguageModel:
     """A model with its initial weights, drawn from torch's global generator.
 
     ``unit`` gives embeddings of unit variance and logits of about that: small synthetic tasks are then learnt.
     """
+    if isinstance(config, StackConfig):
+        stack = family_of(config).build(config)
+        if stack.device.type != "meta":
+            initialise(stack, init)
+        return stack
     model = Mamba(config) if isinstance(config, MambaConfig) else GPT2(config)
     if init == "unit":
         nn.init.normal_(model.embeddings)
@@ -76,6 +113,11 @@ def make_model(config: MambaConfig | GPT2Config, init: str = "published") -> Lan
             nn.init.normal_(model.wpe.weight)
             unit_projections(model)
     return model
+
+
+def family_of(config: StackConfig) -> StackFamily:
+    """The family whose configuration this is."""
+    return declared()[config.family]
 
 
 def unit_projections(model: GPT2) -> None:

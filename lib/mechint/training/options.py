@@ -99,9 +99,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MambaArchitecture:
-    """Sizes of a Mamba to train."""
+    """Sizes of a Mamba to train; ``suffix`` is the end of a checkpoint's name, empty for a directory."""
 
     family = "mamba"
+    suffix = ".pt"
 
     d_model: int = option(64, "Width of the residual stream", unit="features", low=4, high=8192)
     n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
@@ -120,6 +121,7 @@ class GPT2Architecture:
     """Sizes and switches of a GPT-2 to train."""
 
     family = "gpt2"
+    suffix = ".pt"
 
     n_layer: int = option(2, "Layers", unit="layers", low=1, high=256)
     n_head: int = option(
@@ -145,5 +147,79 @@ class GPT2Architecture:
     )
 
 
-Architecture = MambaArchitecture | GPT2Architecture
-ARCHITECTURES: dict[str, type[Architecture]] = {"mamba": MambaArchitecture, "gpt2": GPT2Architecture}
+@dataclass(frozen=True)
+class OtherArchitecture:
+    """Sizes of another family or a hybrid to train; the family says what it makes of them, and 0 leaves one to it."""
+
+    family = "other"
+    suffix = ""
+
+    model_type: str = option(
+        "mamba2",
+        "Family of the model, by the model_type of its config.json; docs/families.md has those that are trained",
+    )
+    layers: str = option(
+        "", "Pattern of layers, a word for each, such as mamba2 mamba2 attention; empty for the family's own"
+    )
+    n_layer: int = option(
+        0,
+        "Layers, a multiple of the pattern, which is repeated; 0 for the pattern once",
+        unit="layers",
+        low=0,
+        high=256,
+    )
+    d_model: int = option(64, "Width of the residual stream", unit="features", low=4, high=16384)
+    n_head: int = option(0, "Attention heads of a layer; 0 is 4", unit="heads", low=0, high=256)
+    n_kv_head: int = option(
+        0, "Attention heads that have keys and values of their own; 0 is all", unit="heads", low=0, high=256
+    )
+    d_head: int = option(
+        0, "Dimensions of an attention head; 0 is an equal share of the width", unit="features", low=0, high=4096
+    )
+    memory_heads: int = option(
+        0, "Heads of a recurrence, each with a memory and a decay of its own; 0 is 4", unit="heads", low=0, high=256
+    )
+    groups: int = option(
+        0,
+        "Groups of those heads that share keys and queries; 0 is one in a Mamba-2, one for each head in a delta rule",
+        unit="groups",
+        low=0,
+        high=256,
+    )
+    d_state: int = option(
+        0, "Size of a state: dimensions of the keys of each head's memory, or of a channel's; 0 is 16", unit="entries",
+        low=0, high=4096,
+    )  # fmt: skip
+    d_value: int = option(
+        0, "Dimensions of the values of each head's memory; 0 is an equal share", unit="features", low=0, high=4096
+    )
+    expand: int = option(
+        0, "Inner width of a Mamba as a multiple of the residual width; 0 is 2", unit="times", low=0, high=16
+    )
+    d_conv: int = option(
+        0, "Taps of the convolution in front of a recurrence; 0 is 4, of a short convolution 3", unit="tokens", low=0,
+        high=16,
+    )  # fmt: skip
+    dt_rank: int = option(
+        0, "Rank of the step size's projection in a Mamba-1 mixer; 0 is width / 16, rounded up", unit="features", low=0,
+        high=8192,
+    )  # fmt: skip
+    d_mlp: int = option(
+        0, "Neurons of a feed-forward part; 0 is twice the width, of a plain one four times", unit="neurons", low=0,
+        high=65536,
+    )  # fmt: skip
+    experts: int = option(
+        0,
+        "Experts in the place of each feed-forward part; 0 for none where the family leaves the choice",
+        unit="experts",
+        low=0,
+        high=1024,
+    )
+    experts_chosen: int = option(0, "Experts that a token chooses; 0 is 2", unit="experts", low=0, high=1024)
+    d_expert: int = option(0, "Neurons of an expert; 0 is the width", unit="neurons", low=0, high=65536)
+
+
+Architecture = MambaArchitecture | GPT2Architecture | OtherArchitecture
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    "mamba": MambaArchitecture, "gpt2": GPT2Architecture, "other": OtherArchitecture,
+}  # fmt: skip

@@ -23,9 +23,7 @@ from torch import Tensor
 
 from ..interventions.taps import Tap
 from ..models.base import LanguageModel
-from ..models.gpt2 import GPT2Config
 from ..models.loading.load import find_device, hf_config, to_hf_state_dict
-from ..models.mamba import MambaConfig
 from ..tasks import Prompts, Task, TaskConfig, make_task, mix
 from ..utils import files, live, wandb_run
 from ..utils.errors import MechintError
@@ -33,8 +31,8 @@ from ..utils.options import check, named
 from ..utils.progress import Progress
 from ..utils.rundir import fingerprint
 from . import Alignment, ImposedCircuit, imposed_circuit
-from .files import Paths, inspect, plain
-from .models import decays, make_model, model_config
+from .files import Paths, inspect, plain, write_checkpoint
+from .models import ModelConfig, decays, make_model, model_config
 from .options import Architecture, TrainConfig
 
 NOT_THE_MODEL = ("output_dir", "device", "save_every", "keep_every", "variants", "baseline", "wandb", "wandb_project")
@@ -51,7 +49,7 @@ class Job:
     task: Task
     config: TrainConfig
     architecture: Architecture
-    model: MambaConfig | GPT2Config
+    model: ModelConfig
     recipe: dict[str, Any]
     """All that decides the trained weights, as plain JSON values; two runs with one recipe make the same bytes."""
     paths: Paths
@@ -133,7 +131,7 @@ def plan(task_config: TaskConfig, train_config: TrainConfig, architecture: Archi
         status = f"resumes from step {resume['step']}"
     return "\n".join(
         [
-            f"train    {architecture.family}, {job.model.n_layer} layers of width {job.model.d_model}, "
+            f"train    {job.model.family}, {job.model.n_layer} layers of width {job.model.d_model}, "
             f"{parameters} parameters",
             f"task     {job.task.description}",
             f"steps    {c.steps} of {c.batch_size * c.grad_accumulation} prompts of {job.task.length} tokens "
@@ -163,7 +161,8 @@ def make_job(task_config: TaskConfig, train_config: TrainConfig, architecture: A
     imposed = imposed_circuit(task, train_config, architecture)
     if imposed:
         recipe["imposed"] = fingerprint(imposed.recipe)
-    return Job(task, train_config, architecture, model, plain(recipe), Paths.of(train_config), imposed)
+    paths = Paths.of(train_config, architecture.suffix)
+    return Job(task, train_config, architecture, model, plain(recipe), paths, imposed)
 
 
 def trained_on(config: TaskConfig, task: Task) -> dict[str, Any]:
@@ -189,6 +188,13 @@ def checkpoint_of(job: Job, state: State) -> dict[str, Any]:
         **({"variant": job.variant} if job.variant else {}),
         **({"circuit": state.circuit.described()} if state.circuit else {}),
     }
+
+
+def write(job: Job, state: State, path: Path, **more: Any) -> dict[str, Any]:
+    """Writes a checkpoint, and gives what is in it."""
+    checkpoint = {**checkpoint_of(job, state), **more}
+    write_checkpoint(job.paths, path, checkpoint, hf_config(state.model))
+    return checkpoint
 
 
 def save_resume(job: Job, state: State, seconds: float) -> None:
@@ -302,7 +308,7 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
 def keep(job: Job, state: State) -> None:
     """A checkpoint that stays, where this step is to leave one."""
     if job.config.keep_every and state.step % job.config.keep_every == 0:
-        files.write_torch(job.paths.trajectory / f"step{state.step:06}.pt", checkpoint_of(job, state))
+        write(job, state, job.paths.on_the_way(state.step))
 
 
 def one_step(job: Job, state: State, device: torch.device) -> float:
@@ -380,7 +386,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
     state.good = state.good + 1 if good else 0
     if val_loss < state.best_val_loss:
         state.best_val_loss = val_loss
-        files.write_torch(job.paths.best, {**checkpoint_of(job, state), "val_accuracy": accuracy})
+        write(job, state, job.paths.best, val_accuracy=accuracy)
 
 
 def note(state: State) -> str:
@@ -408,7 +414,6 @@ def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
     }
     live.point("final", {"step": state.step, **measured})
     write_metrics(job, state, state.seconds, **measured, variant=job.variant, finished=True)
-    checkpoint = {**checkpoint_of(job, state), **measured}
-    files.write_torch(job.paths.final, checkpoint)
+    checkpoint = write(job, state, job.paths.final, **measured)
     job.paths.resume.unlink(missing_ok=True)
     return checkpoint

@@ -111,7 +111,7 @@ def drawn_again(directory: str | Path) -> str:
 
 MAKE = {"checkpoint": "MODELS=", "baseline": "BASELINE="}
 """Shared options that have a variable on make's command line."""
-MENUS_OF_THEIR_OWN = ("task", "train", "mamba", "gpt2")
+MENUS_OF_THEIR_OWN = ("task", "train", "mamba", "gpt2", "other")
 """Groups of options whose symbols stand beside those of the analyses, not among them."""
 
 

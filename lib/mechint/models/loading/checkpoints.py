@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import MechintError, one_line, short
-from ...utils.files import check_regular, read_json, reading, refuse_constant
+from ...utils.files import check_regular, parse_json, read_json, reading, refuse_constant
 from ...utils.options import drawn_again
 from .gguf import read_gguf
 
@@ -28,6 +28,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 """The weights of a model directory, the first one there counts."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
 MASKS = "final_masks.pt"
+NOTES = "mechint"
+"""The entry of a safetensors file's header in which our trainer tells the task, the options and the losses, as JSON."""
 STATE_KEYS = ("model", "model_state_dict", "state_dict")
 CONFIG_KEYS = ("args", "config", "model_args")
 """Places of a configuration in a checkpoint. The last wins: nanoGPT builds its model from ``model_args``."""
@@ -85,7 +87,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not is_model_directory(path):
             return read_checkpoint(_only_file(path))
         config = read_config(path)
-        return Checkpoint(read_weights(path), config, path, dict(config or {}), frozenset(config or ()))
+        told = {**read_notes(path / WEIGHTS[0]), **(config or {})}
+        return Checkpoint(read_weights(path), config, path, told, frozenset(config or ()))
     if path.suffix not in SUFFIXES:
         raise MechintError(f"{path} is not a checkpoint: its name ends in none of {', '.join(SUFFIXES)}")
     if re.search(r"-\d{5}-of-\d{5}\.", path.name):
@@ -93,7 +96,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         config = read_config(path.parent)
         tensors = clean_names(read_safetensors(path), path)
-        return Checkpoint(tensors, config, path, dict(config or {}), frozenset(config or ()))
+        told = {**read_notes(path), **(config or {})}
+        return Checkpoint(tensors, config, path, told, frozenset(config or ()))
     if path.suffix == ".gguf":
         tensors, config = read_gguf(path)
         return Checkpoint(clean_names(tensors, path), config, path, dict(config), frozenset(config))
@@ -199,6 +203,25 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(str(path), framework="pt") as file:
             names = list(file.keys())
         return {name: read(name) for name in names}
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Reads what our trainer says of a model in the header of its safetensors file; nothing where there is nothing.
+
+    Raises:
+        MechintError: it is no regular file, or damaged.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return {}
+    check_regular(path, None, "checkpoint")
+    with reading(path), safe_open(str(path), framework="pt") as file:
+        text = (file.metadata() or {}).get(NOTES)
+    value = {} if text is None else parse_json(text, f"the header of {path}")
+    if not isinstance(value, dict):
+        raise MechintError(f"the header of {path} has a {type(value).__name__} under {NOTES!r}, not an object")
+    return value
 
 
 class NumpyType:

@@ -19,7 +19,7 @@ from ...scan.matrix import HEADS, KEYS, Writes
 from .base import PartSite
 from .convolution import CHANNELS, CausalConvolution
 from .norms import GatedRMSNorm, unit_norm
-from .recurrence import VALUES, MemoryCache, Recurrence
+from .recurrence import VALUES, MemoryCache, Recurrence, initial_step_biases
 
 
 class GatedDelta(Recurrence):
@@ -38,6 +38,8 @@ class GatedDelta(Recurrence):
     late = {"gated": ("", "out_proj"), "ssm_out": ("", "")}  # noqa: RUF012
     erases = True
     gate_of: Callable[[Tensor], Tensor] = staticmethod(scan.silu)
+    least_rate = 1e-3
+    """The least initial A; at 0 it would have no logarithm."""
 
     def __init__(
         self,
@@ -72,9 +74,9 @@ class GatedDelta(Recurrence):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The published initialisation: A ~ U(0, 16), dt_bias of ones."""
-        self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1e-3, 16).log())
-        self.dt_bias.fill_(1.0)
+        """The published initialisation (the authors' code): A ~ U(0, 16), Δ log-uniform."""
+        self.A_log.copy_(torch.empty_like(self.A_log).uniform_(self.least_rate, 16).log())
+        self.dt_bias.copy_(initial_step_biases(len(self.dt_bias)))
 
     def sites(self) -> list[PartSite]:
         H, V = self.heads, self.value_size
@@ -123,6 +125,7 @@ class KimiDelta(GatedDelta):
     """A gated delta rule with a decay for every key channel, and low-rank gates (Kimi Linear)."""
 
     key_decay = True
+    least_rate = 1.0
     gate_of = staticmethod(torch.sigmoid)
 
     def make_gates(self, d_model: int) -> None:

@@ -23,6 +23,7 @@ from ...interventions.unit_kinds import SSM_UNITS
 from ...scan.checks import accumulate
 from .base import Part, PartSite
 from .convolution import CHANNELS, CausalConvolution
+from .recurrence import initial_step_biases
 
 STATES = (*CHANNELS, "state")
 SHARED = ("batch", "position", "state")
@@ -132,8 +133,7 @@ class Mamba1Mixer(Part):
         """The published initialisation (section 3.6 and the authors' code)."""
         d_inner, d_state = self.A_log.shape
         dt_rank = self.sizes[0]
-        dt = torch.exp(torch.rand(d_inner) * math.log(100) + math.log(1e-3)).clamp(min=1e-4)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt), dt ~ logU[1e-3, 1e-1]
+        self.dt_proj.bias.copy_(initial_step_biases(d_inner))
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         self.A_log.copy_(torch.arange(1, d_state + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)

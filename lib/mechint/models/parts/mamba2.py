@@ -19,7 +19,7 @@ from .base import PartSite
 from .convolution import CHANNELS, CausalConvolution
 from .feed_forward import ACTIVATIONS
 from .norms import GatedRMSNorm
-from .recurrence import HEADS, VALUES, MemoryCache, Recurrence
+from .recurrence import HEADS, VALUES, MemoryCache, Recurrence, initial_step_biases
 
 GROUPS = ("batch", "position", "group", "state")
 
@@ -87,8 +87,7 @@ class Mamba2Mixer(Recurrence):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The published initialisation (the authors' code)."""
-        dt = torch.exp(torch.rand(self.heads) * math.log(100) + math.log(1e-3)).clamp(min=1e-4)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt), dt ~ logU[1e-3, 1e-1]
+        self.dt_bias.copy_(initial_step_biases(self.heads))
         self.A_log.copy_(torch.empty(self.heads).uniform_(1, 16).log())
         self.D.fill_(1.0)
 

@@ -7,6 +7,7 @@ Sites: ``key`` k, ``value`` v, ``query`` q, ``decay`` a, ``erase`` p (delta rule
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,12 @@ from .base import Part, PartSite
 
 VALUES = (*HEADS, "value")
 STATES = (*KEYS, "value")
+
+
+def initial_step_biases(count: int) -> Tensor:
+    """Biases from which step sizes Δ = softplus(bias) begin log-uniform in [0.001, 0.1] (Gu & Dao 2023, sec. 3.6)."""
+    dt = torch.exp(torch.rand(count) * math.log(100) + math.log(1e-3)).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))  # softplus⁻¹(dt)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from ...parts.feed_forward import GatedMLP
 from ...parts.mamba2 import Mamba2Mixer
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 
@@ -159,6 +160,25 @@ def layer(c: BambaConfig, i: int) -> Layer:
     )
 
 
+WORDS = {"mamba2": "mamba", "attention": "attention"}
+"""Words of a pattern of layers to train."""
+
+
+def asked_hybrid(a: Asked) -> dict[str, Any]:
+    """The fields of a hybrid to train, as Bamba and Granite 4 have them: all but the rotation and the feed-forward."""
+    return {
+        **a.stream(), "kinds": a.kinds, **a.attention(a.has("attention")), **a.mamba2(a.has("mamba")),
+        "attention_bias": False, "activation": "silu", "norm_eps": 1e-5,
+    }  # fmt: skip
+
+
+def asked(a: Asked) -> BambaConfig:
+    """The configuration of a model to train."""
+    common = asked_hybrid(a)
+    rotation = a.rotation(common["d_head"], 0.5, a.has("attention"))
+    return BambaConfig(**common, rotation=rotation, d_mlp=a.d_mlp(), mlp_bias=False)
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -172,5 +192,6 @@ FAMILIES = [
     StackFamily(
         "bamba", "Bamba", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
         Names(renamed={r"^norm\.": "final_layernorm."}),
+        trained=Trained(WORDS, "mamba2 attention", asked),
     )
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from ...parts.feed_forward import GatedMLP
 from ...parts.mamba2 import Mamba2Mixer
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 
@@ -122,6 +123,15 @@ def layer(c: FalconH1Config, i: int) -> Layer:
     )
 
 
+def asked(a: Asked) -> FalconH1Config:
+    """The configuration of a model to train, with multipliers of 1."""
+    heads = a.attention()
+    return FalconH1Config(
+        **a.stream(), **heads, attention_bias=False, rotation=a.rotation(heads["d_head"]), d_mlp=a.d_mlp(),
+        mlp_bias=False, activation="silu", **a.mamba2(), norm_eps=1e-5, gated_norm="none",
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -148,5 +158,6 @@ FAMILIES = [
     StackFamily(
         "falcon_h1", "Falcon-H1", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
         Names(renamed={r"^norm\.": "final_layernorm."}),
+        trained=Trained({"parallel": "parallel"}, "parallel parallel", asked),
     )
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from ...loading.config_reader import ConfigReader
 from ...parts.base import Branch, Layer
 from ...parts.mamba1 import Mamba1Mixer
 from ...parts.norms import RMSNorm, WeightlessRMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 
@@ -62,6 +63,11 @@ def layer(c: FalconMambaConfig, i: int) -> Layer:
     return Layer({"norm": RMSNorm(c.d_model, c.norm_eps), "mixer": mixer}, [Branch("norm", "norm", ("mixer",))])
 
 
+def asked(a: Asked) -> FalconMambaConfig:
+    """The configuration of a model to train."""
+    return FalconMambaConfig(**a.stream(), **a.mamba1(), norm_eps=1e-5, inner_eps=1e-6)
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -78,5 +84,6 @@ FAMILIES = [
     StackFamily(
         "falcon_mamba", "Falcon-Mamba", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps), write,
         Names(("backbone.", ""), {r"^embed_tokens\.": "embeddings.", r"^norm\.": "norm_f."}),
+        trained=Trained({"mamba": "mamba"}, "mamba mamba", asked),
     )
 ]  # fmt: skip

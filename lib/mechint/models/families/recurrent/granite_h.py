@@ -13,8 +13,9 @@ from ...parts.base import Branch, Layer, Part
 from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack
-from .bamba import HybridConfig, mixer, read_hybrid, written
+from .bamba import WORDS, HybridConfig, asked_hybrid, mixer, read_hybrid, written
 
 KINDS = {
     "linear_attention": "mamba", "full_attention": "attention", "mamba": "mamba", "attention": "attention"
@@ -99,6 +100,16 @@ def layer(c: GraniteHConfig, i: int) -> Layer:
     )
 
 
+def asked(a: Asked) -> GraniteHConfig:
+    """The configuration of a model to train, with multipliers of 1."""
+    common = asked_hybrid(a)
+    experts, chosen, d_expert = a.experts()
+    return GraniteHConfig(
+        **common, rotation=None, d_mlp=a.d_mlp(), experts=experts, chosen=chosen, d_expert=d_expert or a.d_model,
+        attention_scale=common["d_head"] ** -0.5,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -131,5 +142,6 @@ FAMILIES = [
                 chunked(tuple(f"shared_expert.{name}" for name in SHARED), "shared_expert.input_linear"),
             ),
         ),
+        trained=Trained(WORDS, "mamba2 attention", asked),
     )
 ]  # fmt: skip

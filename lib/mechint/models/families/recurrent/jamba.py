@@ -14,6 +14,7 @@ from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.mamba1 import Mamba1Mixer
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 NO_CHOICE = Routing(1)
@@ -130,6 +131,26 @@ def layer(c: JambaConfig, i: int) -> Layer:
     )
 
 
+def asked(a: Asked) -> JambaConfig:
+    """The configuration of a model to train; attention comes every so many layers, and experts in all or none."""
+    there = [i for i, kind in enumerate(a.kinds) if kind == "attention"]
+    spacings = ((every, first) for every in range(1, a.n_layer + 2) for first in range(every))
+    spacing = next((s for s in spacings if list(range(s[1], a.n_layer, s[0])) == there), None)
+    if spacing is None:
+        raise MechintError(
+            f"{a.called('layers')}: {a.title} has attention every so many layers, and here it is in the layers "
+            f"{', '.join(map(str, there))}; space it evenly"
+        )
+    experts, chosen, d_expert = a.experts()
+    if experts and a.wanted["d_mlp"]:
+        raise a.wrong("d_mlp", f", and every layer has experts; set {a.called('d_expert')} in its place")
+    return JambaConfig(
+        **a.stream(), attention_every=spacing, **a.attention(bool(there)), d_mlp=d_expert if experts else a.d_mlp(),
+        activation="silu", **a.mamba1(a.has("mamba")), norm_eps=1e-6, mixed=(experts > 1,) * a.n_layer,
+        experts_every=(1, 0), experts=experts or 1, routing=Routing(chosen or 1),
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -157,5 +178,6 @@ FAMILIES = [
                 stacked(["experts.*.down_proj"], "experts.down_proj", True, True),
             ),
         ),
+        trained=Trained({"mamba": "mamba", "attention": "attention"}, "mamba attention", asked),
     )
 ]  # fmt: skip

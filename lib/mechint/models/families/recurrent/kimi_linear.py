@@ -15,6 +15,7 @@ from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.latent_attention import LatentAttention
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 NO_CHOICE = Routing(1, "sigmoid")
@@ -187,6 +188,23 @@ def feed_forward(c: KimiLinearConfig, i: int) -> Part:
     return MixtureOfExperts(c.d_model, c.d_expert, c.experts, c.routing, shared=GatedMLP(c.d_model, c.d_shared))
 
 
+def asked(a: Asked) -> KimiLinearConfig:
+    """The configuration of a model to train; heads of attention have a quarter of their keys in common."""
+    attends, recurs = a.has("attention"), a.has("delta")
+    heads, (experts, chosen, d_expert) = a.attention(attends), a.experts()
+    shared, delta_size = max(1, heads["d_head"] // 4), a.size("d_state", 16, recurs)
+    if heads["n_kv_head"] != heads["n_head"]:
+        raise a.wrong("n_kv_head", f", and every head of {a.title} has keys and values of its own; set it to 0")
+    routing = Routing(chosen, "sigmoid", True, 1.0, True) if experts else NO_CHOICE
+    return KimiLinearConfig(
+        **a.stream(tied=False), kinds=a.kinds, n_head=heads["n_head"], own_key=max(1, heads["d_head"] - shared),
+        shared_key=shared, d_value=heads["d_head"], rank=max(1, a.d_model // 2), query_rank=0, attention_bias=False,
+        d_mlp=a.d_mlp(used=not experts), delta_heads=a.size("memory_heads", 4, recurs), delta_size=delta_size,
+        d_conv=a.size("d_conv", 4, recurs), norm_eps=1e-5, mixed=(experts > 0,) * a.n_layer, experts=experts,
+        routing=routing, d_expert=d_expert, d_shared=d_expert,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -233,5 +251,6 @@ FAMILIES = [
             ),
             others={r"\.mlp\.": ".block_sparse_moe."},  # published files call dense feed-forward parts so
         ),
+        trained=Trained({"delta": "delta", "attention": "attention"}, "delta attention", asked),
     )
 ]  # fmt: skip

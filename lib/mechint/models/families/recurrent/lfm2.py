@@ -15,6 +15,7 @@ from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
 from ...parts.short_conv import ShortConv
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 KINDS = {"conv": "conv", "full_attention": "attention"}
@@ -109,6 +110,15 @@ def layer(c: Lfm2Config, i: int) -> Layer:
     )
 
 
+def asked(a: Asked) -> Lfm2Config:
+    """The configuration of a model to train."""
+    heads = a.attention(a.has("attention"))
+    return Lfm2Config(
+        **a.stream(), kinds=a.kinds, **heads, rotation=a.rotation(heads["d_head"], used=a.has("attention")),
+        d_mlp=a.d_mlp(), d_conv=a.size("d_conv", 3, a.has("conv")), conv_bias=False, norm_eps=1e-5,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -135,5 +145,6 @@ FAMILIES = [
                 r"feed_forward\.up_proj\.": "feed_forward.w3.",
             },
         ),
+        trained=Trained({"conv": "conv", "attention": "attention"}, "conv attention", asked),
     )
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from ...loading.config_reader import ConfigReader
 from ...parts.base import Branch, Layer
 from ...parts.mamba2 import Mamba2Mixer
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 
@@ -121,6 +122,13 @@ def layer(c: Mamba2Config, i: int) -> Layer:
     return Layer(modules, [Branch("norm", "normed", ("mixer",))])
 
 
+def asked(a: Asked) -> Mamba2Config:
+    """The configuration of a model to train."""
+    mixer = a.mamba2()
+    heads = {"n_head": mixer.pop("ssm_heads"), "d_head": mixer.pop("ssm_head_size")}
+    return Mamba2Config(**a.stream(), **heads, **mixer, norm_eps=1e-5)
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -141,6 +149,7 @@ FAMILIES = [
             ("backbone.", ""), {r"^embed_tokens\.": "embeddings.", r"^norm\.": "norm_f."},
             others={r"^backbone\.embedding\.": "backbone.embeddings."},
         ),
+        trained=Trained({"mamba2": "mamba2"}, "mamba2 mamba2", asked),
         knows=of_authors,
     )
 ]  # fmt: skip

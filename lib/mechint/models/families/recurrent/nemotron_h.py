@@ -16,6 +16,7 @@ from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import MLP
 from ...parts.mamba2 import Mamba2Mixer
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 KINDS = {
@@ -182,6 +183,17 @@ def layer(c: NemotronHConfig, i: int) -> Layer:
     return Layer({"norm": RMSNorm(c.d_model, c.norm_eps), "mixer": part}, [Branch("norm", "normed", ("mixer",))])
 
 
+def asked(a: Asked) -> NemotronHConfig:
+    """The configuration of a model to train."""
+    experts, chosen, d_expert = a.experts(8, a.has("experts"))
+    return NemotronHConfig(
+        **a.stream(tied=False), kinds=a.kinds, **a.attention(a.has("attention")),
+        d_mlp=a.d_mlp(4, a.has("mlp")), mlp_bias=False, activation="relu2", **a.mamba2(a.has("mamba")),
+        conv_activation="silu", least_dt=1e-3, experts=experts, d_expert=d_expert, d_shared=d_expert, latent=0,
+        routing=Routing(chosen, "sigmoid", True, 1.0, True), norm_eps=1e-5,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -218,5 +230,7 @@ FAMILIES = [
             ),
             left_out=r"mtp\.",
         ),
+        trained=Trained({"mamba2": "mamba", "attention": "attention", "mlp": "mlp", "experts": "experts"},
+                        "mamba2 attention mlp", asked),
     )
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from ...parts.delta import GatedDelta
 from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 KINDS = {"linear_attention": "delta", "full_attention": "attention"}
@@ -131,6 +132,14 @@ def layer(c: OlmoHybridConfig, i: int) -> Layer:
     )
 
 
+def asked(a: Asked) -> OlmoHybridConfig:
+    """The configuration of a model to train: no rotation, and write strengths of up to 2, as published."""
+    return OlmoHybridConfig(
+        **a.stream(), kinds=a.kinds, **a.attention(a.has("attention")), attention_bias=False, rotation=None,
+        d_mlp=a.d_mlp(), **a.delta(a.has("delta")), doubled=True, norm_eps=1e-6,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -176,5 +185,6 @@ FAMILIES = [
                     r"\.post_attention_layernorm\.": ".feedforward_layer_norm."},
             left_out=r"mtp\.",
         ),
+        trained=Trained({"delta": "delta", "attention": "attention"}, "delta attention", asked),
     )
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from ...parts.experts import MixtureOfExperts, Routing
 from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 NO_CHOICE = Routing(1)
@@ -169,6 +170,40 @@ def feed_forward(c: Qwen35Config, i: int) -> Part:
     )  # fmt: skip
 
 
+WORDS = {"delta": "delta", "attention": "attention"}
+"""Words of a pattern of layers to train."""
+
+
+def asked_sizes(a: Asked) -> dict[str, Any]:
+    """The fields of a model to train that all families here have."""
+    attends = a.has("attention")
+    heads = a.attention(attends)
+    return {
+        **a.stream(), "kinds": a.kinds, **heads, "attention_bias": False,
+        "rotation": a.rotation(heads["d_head"], 0.25, attends), "activation": "silu", **a.delta(a.has("delta")),
+        "norm_eps": 1e-6,
+    }  # fmt: skip
+
+
+def asked_mixture(a: Asked, default: int) -> dict[str, Any]:
+    """The fields of a mixture of experts in every layer; none where there are no experts."""
+    experts, chosen, d_expert = a.experts(default)
+    if not experts:
+        return {}
+    return {"mixed": (True,) * a.n_layer, "experts": experts, "routing": Routing(chosen, normalised=True),
+            "d_expert": d_expert, "d_shared": d_expert}  # fmt: skip
+
+
+def asked(a: Asked) -> Qwen35Config:
+    """The configuration of a model to train."""
+    return Qwen35Config(**asked_sizes(a), d_mlp=a.d_mlp())
+
+
+def asked_moe(a: Asked) -> Qwen35MoeConfig:
+    """The configuration of a model of experts to train."""
+    return Qwen35MoeConfig(**asked_sizes(a), **asked_mixture(a, 4), d_mlp=0)
+
+
 def write_moe(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json`` of a model of experts."""
     names = {"architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text"}
@@ -212,10 +247,11 @@ OTHERS = r"(model\.)?(visual|mtp)\."
 FAMILIES = [
     StackFamily(
         "qwen3_5", "Qwen3.5", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write,
-        Names(BODIES, left_out=OTHERS), ("qwen3_5_text",),
+        Names(BODIES, left_out=OTHERS), ("qwen3_5_text",), trained=Trained(WORDS, "delta attention", asked),
     ),
     StackFamily(
         "qwen3_5_moe", "Qwen3.5 of experts", read_moe, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0),
         write_moe, Names(BODIES, ROUTER, STACKED, left_out=OTHERS), ("qwen3_5_moe_text",),
+        trained=Trained(WORDS, "delta attention", asked_moe),
     ),
 ]  # fmt: skip

@@ -13,8 +13,21 @@ from ....utils.errors import MechintError, shown
 from ...family import Fused, Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.norms import RMSNorm
+from ...sizes import Asked, Trained
 from ...stack import Stack
-from .qwen3_5 import ROUTER, STACKED, Qwen35Config, layer, mixture, sizes, write, written_mixture
+from .qwen3_5 import (
+    ROUTER,
+    STACKED,
+    WORDS,
+    Qwen35Config,
+    asked_mixture,
+    asked_sizes,
+    layer,
+    mixture,
+    sizes,
+    write,
+    written_mixture,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +51,12 @@ def read(raw: ConfigReader) -> Qwen3NextConfig:
         raw.ignore("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
         return Qwen3NextConfig(d_mlp=d_mlp, **said)
     return Qwen3NextConfig(d_mlp=d_mlp, mixed=mixed, **said, **mixture(raw, normalised))
+
+
+def asked(a: Asked) -> Qwen3NextConfig:
+    """The configuration of a model to train."""
+    mixture = asked_mixture(a, 0)
+    return Qwen3NextConfig(**asked_sizes(a), **mixture, d_mlp=a.d_mlp(used=not mixture))
 
 
 def write_next(model: Stack) -> dict[str, Any]:
@@ -94,5 +113,6 @@ FAMILIES = [
     StackFamily(
         "qwen3_next", "Qwen3-Next", read, layer, lambda c: RMSNorm(c.d_model, c.norm_eps, plus=1.0), write_next,
         Names(renamed=ROUTER, fused=(*IN_PROJECTIONS, *STACKED), left_out=r"mtp\."),
+        trained=Trained(WORDS, "delta attention", asked),
     )
 ]  # fmt: skip

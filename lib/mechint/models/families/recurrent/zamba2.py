@@ -27,6 +27,7 @@ from ...parts.shared import (
     SharedFeedForward,
     StreamNorm,
 )
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 KINDS = {"linear_attention": "mamba", "mamba": "mamba", "hybrid": "hybrid"}
@@ -179,6 +180,20 @@ class Zamba2(Stack):
         return F.pad(super().into_stream(i, kind, change, units), (0, self.config.d_model))
 
 
+def asked(a: Asked) -> Zamba2Config:
+    """The configuration of a model to train: one shared block, whose heads read the stream beside the embeddings."""
+    used = a.has("hybrid")
+    heads, mixer = a.attention(used, 2 * a.d_model), a.mamba2()
+    if used and heads["d_head"] * heads["n_head"] != 2 * a.d_model:
+        raise a.wrong("d_head", f", and the heads of {a.title} share twice the stream's width; set it to 0")
+    del heads["d_head"], mixer["conv_bias"], mixer["proj_bias"]
+    return Zamba2Config(
+        **a.stream(), kinds=a.kinds, blocks=1, **heads, rotation=a.rotation(2 * a.d_model // heads["n_head"]), rank=8,
+        attention_adapted=False, d_mlp=a.d_mlp(2, used), activation="gelu", bias=False, **mixer, least_dt=1e-3,
+        norm_eps=1e-5,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -208,6 +223,6 @@ FAMILIES = [
                 r"\.mixer\.(linear|shared_transformer)\.": r".\1.",
             },
         ),
-        model=Zamba2,
+        model=Zamba2, trained=Trained({"mamba2": "mamba", "shared": "hybrid"}, "mamba2 shared", asked),
     )
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from ...parts.base import Branch, Layer
 from ...parts.feed_forward import MLP, WRITTEN_ACTIVATIONS
 from ...parts.norms import LayerNorm
 from ...parts.rotation import Rotation
+from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
 
 
@@ -83,6 +84,20 @@ def layer(c: GPTNeoXConfig, i: int) -> Layer:
     return Layer(modules, [first, second]) if c.parallel else Layer(modules, [first], [second])
 
 
+def asked(a: Asked) -> GPTNeoXConfig:
+    """The configuration of a model to train: both parts of a layer on one stream, a quarter of each head turned."""
+    heads = a.attention()
+    if a.wanted["n_kv_head"] or heads["d_head"] * heads["n_head"] != a.d_model:
+        raise a.wrong(
+            "n_kv_head" if a.wanted["n_kv_head"] else "d_head",
+            f", and each head of {a.title} has keys and values of its own and an equal share of the width; set it to 0",
+        )
+    return GPTNeoXConfig(
+        **a.stream(), n_head=heads["n_head"], d_head=heads["d_head"], attention_bias=True,
+        rotation=a.rotation(heads["d_head"], 0.25), d_mlp=a.d_mlp(4), activation="gelu", norm_eps=1e-5, parallel=True,
+    )  # fmt: skip
+
+
 def write(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
@@ -123,6 +138,7 @@ NAMES = Names(
 )
 FAMILIES = [
     StackFamily(
-        "gpt_neox", "GPT-NeoX", read, layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write, NAMES
+        "gpt_neox", "GPT-NeoX", read, layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write, NAMES,
+        trained=Trained({"attention": "attention"}, "attention attention", asked),
     )
 ]  # fmt: skip
