@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....utils.errors import MechintError
 from ....utils.progress import Progress
+from ...adam import Adam
 from ..bench import Bench, cost, loss_of
 from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
 
@@ -42,41 +43,6 @@ class SearchOptions:
 
 class NotFinite(MechintError):
     """The loss or the gradient of a search, or a score of a method, is not finite."""
-
-
-class Adam:
-    """Adam (Kingma & Ba 2015) on one tensor, with the numbers of torch's own.
-
-    The first use of torch's optimisers imports its compiler: seconds of every start.
-
-    Args:
-        values: A leaf, changed in place.
-        lr: Learning rate.
-        betas: Decay of the running means of the gradient and of its square.
-    """
-
-    def __init__(self, values: Tensor, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
-        self.values, self.lr, self.betas, self.eps = values, lr, betas, eps
-        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
-        self.steps = 0
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        """Moves the values against the gradient."""
-        self.steps += 1
-        first, second = self.betas
-        self.mean.lerp_(gradient, 1 - first)
-        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        spread = (self.square.sqrt() / (1 - second**self.steps) ** 0.5).add_(self.eps)
-        self.values.addcdiv_(self.mean, spread, value=-self.lr / (1 - first**self.steps))
-
-    def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "mean": self.mean.clone(), "square": self.square.clone()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.mean.copy_(state["mean"])
-        self.square.copy_(state["square"])
 
 
 class Search:
