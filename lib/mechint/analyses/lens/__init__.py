@@ -1,0 +1,1 @@
+"""The logit lens, the tuned lens and direct logit attribution: next tokens and contributions at every layer."""
