@@ -32,7 +32,7 @@ def value(model: Any, ids: Tensor, site: str, *edits: Edit) -> Tensor:
 @pytest.mark.slow_where("chunked")
 @pytest.mark.parametrize("name", [name for name, reason in scan.available().items() if not reason])
 @given(sizes=SIZES, seed=st.integers(0, 50))
-@settings(max_examples=examples(10), deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 def test_identity_edits_keep_every_bit(name: str, sizes: dict, seed: int) -> None:
     with scan.using(name):
         check_identity_edits(sizes, seed)

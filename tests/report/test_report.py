@@ -163,6 +163,7 @@ def test_results_of_earlier_releases_say_completeness_once(copy: Path) -> None:
     assert "complement_faithfulness" not in (copy / "circuit_analysis_report.md").read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None:
     assert [finding.good for finding in findings(load_results(copy))] == [True] * 4
     edit(
@@ -183,6 +184,7 @@ def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None
     assert "its interval overlaps the circuit's" in list(findings(load_results(copy)))[1].text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_number_that_was_not_measured_is_not_printed(tmp_path: Path) -> None:
     run = build_run(tmp_path / "text", text=True)
     edit(run, metrics__faithfulness_random_weights=None, metrics__jaccard=None)

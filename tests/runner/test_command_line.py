@@ -54,6 +54,7 @@ def call(*arguments: str, at: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     few = ["--trace-draws", "2", "--trace-sites", "resid_post,state", "--trace-bootstrap", "100", "--device", "cpu"]
+    few += ["--no-visualize-heatmaps", "--no-visualize-curves"]  # pages of figures have tests of their own
     done = call("--checkpoint", str(checkpoint), *PROMPT, *few, at=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = answer_of(checkpoint)

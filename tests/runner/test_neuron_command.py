@@ -40,6 +40,7 @@ def test_documented_flags_are_understood() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_results_and_plots_are_where_they_were_documented(checkpoint: str, tmp_path: Path) -> None:
     command = NeuronCommand(
         (checkpoint,), top_k=3, text_limit=8, length=8, enable_attention=True, save_results=True,

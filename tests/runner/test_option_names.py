@@ -24,6 +24,8 @@ from mechint.tasks import TaskConfig, make_task
 from mechint.training.options import ARCHITECTURES, TrainConfig
 from mechint.utils import options
 from mechint.utils.options import drawn_again, entered, flag, named
+from scripts import run_mechint_analysis
+from tests.helpers.commands import Here
 from tests.helpers.paths import ROOT
 
 LIBRARY = ROOT / "lib" / "mechint"
@@ -91,20 +93,23 @@ def test_no_message_names_another_ways_option() -> None:
     assert not wrong
 
 
-@pytest.mark.slow
-def test_commands_name_their_own_options(tmp_path: Path) -> None:
+def test_commands_name_their_own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
     """The same mistake through make's environment, through flags and through the documented command."""
+    monkeypatch.delenv(options.CALLED_BY, raising=False)
+    nothing = ("--ssm", "--checkpoint", "none*.pt")
+    assert "with --checkpoint" in here(run_mechint_analysis.main, *nothing, at=tmp_path).err
+    monkeypatch.setenv(options.CALLED_BY, "make")
+    assert "with MODELS=" in here(run_mechint_analysis.main, *nothing, at=tmp_path).err
+    monkeypatch.delenv(options.CALLED_BY)
+
+
+@pytest.mark.slow
+def test_the_documented_command_names_its_own_option(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
     environment.pop(options.CALLED_BY, None)
-
-    def run(script: str, *words: str, **more: str) -> str:
-        command = [sys.executable, str(ROOT / script), *words]
-        done = subprocess.run(command, capture_output=True, text=True, env={**environment, **more}, cwd=tmp_path)
-        return done.stderr
-
-    nothing = ("scripts/run_mechint_analysis.py", "--ssm", "--checkpoint", "none*.pt")
-    assert "with --checkpoint" in run(*nothing) and "with MODELS=" in run(*nothing, **{options.CALLED_BY: "make"})
-    said = run("scripts/mamba_mechanistic_analysis.py", "--samples", "3", "--log_dir", str(tmp_path / "logs"))
+    command = [sys.executable, str(ROOT / "scripts/mamba_mechanistic_analysis.py"), "--samples", "3"]
+    command += ["--log_dir", str(tmp_path / "logs")]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path).stderr
     assert said.startswith("error: --samples is 3;") and not (tmp_path / "logs").exists()
 
 

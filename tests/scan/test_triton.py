@@ -79,11 +79,8 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(INSIDE or CUDA, reason="the kernels' tests run in this very process")
-@pytest.mark.parametrize(
-    "chosen", [pytest.param(["-k", "float64 and sizes1"], id="one shape"), pytest.param([], id="all")]
-)
-def test_in_the_interpreter(chosen: list[str]) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, *chosen]
+def test_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=600)

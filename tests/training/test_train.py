@@ -17,11 +17,13 @@ import torch
 
 import mechint.training.trainer as trainer
 from mechint.models.loading.load import load
+from mechint.runner import train_command
 from mechint.tasks import TaskConfig, make_task
 from mechint.training.options import GPT2Architecture, MambaArchitecture, TrainConfig
 from mechint.training.trainer import learning_rate, plan, train
 from mechint.utils import files
 from mechint.utils.errors import MechintError
+from tests.helpers.commands import Here
 from tests.helpers.paths import ROOT
 
 TASK = TaskConfig(pairs=2, keys=9, values=4)
@@ -32,16 +34,6 @@ QUICK = TrainConfig(steps=24, batch_size=16, warmup=4, eval_every=6, save_every=
 
 def quick(directory: Path, **changes: object) -> TrainConfig:
     return dataclasses.replace(QUICK, output_dir=str(directory), **changes)  # type: ignore[arg-type]
-
-
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -134,23 +126,23 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path, here: Here) -> None:
     options = "--task-pairs 2 --task-keys 9 --mamba-d-model 16 --mamba-n-layer 1 --train-batch-size 16 --train-warmup 5"
     options += " --train-steps 120 --train-eval-every 30 --train-save-every 10 --train-eval-prompts 32"
     command = [*options.split(), "--train-output-dir"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     with subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "train.py"), *command, str(killed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     ) as process:
         patience = time.monotonic() + 60
         while not (killed / "stepV0.resume.pt").exists() and time.monotonic() < patience:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and not (killed / "final_model_stepV0.pt").exists()
-    again, once = run_script(*command, str(killed)), run_script(*command, str(whole))
-    assert again.returncode == once.returncode == 0, again.stderr + once.stderr
-    assert "resuming from step" in again.stdout and "resuming" not in once.stdout
+    again, once = (here(train_command.main, *command, str(where), at=tmp_path) for where in (killed, whole))
+    assert again.status == once.status == 0, again.err + once.err
+    assert "resuming from step" in again.out and "resuming" not in once.out
     assert hashes(killed) == hashes(whole) and len(hashes(whole)) == 2
 
 
@@ -330,11 +322,12 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
         train(TASK, quick(tmp_path), TINY)
 
 
-def test_dry_run_says_everything_and_writes_nothing(tmp_path: Path, trained: Path) -> None:
-    done = run_script("--dry-run", "--task-keys", "16", "--train-output-dir", str(tmp_path / "out"))
-    assert done.returncode == 0 and not (tmp_path / "out").exists()
+def test_dry_run_says_everything_and_writes_nothing(tmp_path: Path, trained: Path, here: Here) -> None:
+    words = ("--dry-run", "--task-keys", "16", "--train-output-dir", str(tmp_path / "out"))
+    done = here(train_command.main, *words, at=tmp_path)
+    assert done.status == 0 and not (tmp_path / "out").exists()
     for part in ("67520 parameters", "4 pairs of 16 keys", "final_model_stepV0.pt", "status   new"):
-        assert part in done.stdout
+        assert part in done.out
     assert "already trained" in plan(TASK, quick(trained), TINY)
 
 

@@ -169,6 +169,7 @@ def test_bad_requests_are_one_line_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_one_experiment_trains_dictionaries_and_finds_their_circuit(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model.pt")
     shelf = SAEAnalysisConfig(sites="out", architectures="topk", sparsity="3", ratio="2", tokens=2048, batch=256,

@@ -80,6 +80,7 @@ def test_a_model_differs_from_itself_by_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_what_can_not_be_subtracted_is_said(tmp_path: Path) -> None:
     runs = [traced(tmp_path / "a", 1), traced(tmp_path / "b", 1, prompts="others")]
     runs.append(traced(tmp_path / "c", 1, metric="answer_prob"))
