@@ -109,6 +109,100 @@ def test_bad_lines(tmp_path: Path, line: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+IDS = {"prompt": [5, 3, 8, 2], "subject": [1, 3], "answer": 4, "twin_prompt": [5, 1, 9, 2], "twin_answer": [6]}
+
+
+def test_a_subject_by_its_characters_is_the_one_that_is_meant(tmp_path: Path) -> None:
+    twice = "The Tower is in the Tower of"
+    found = task(tmp_path, {"prompt": twice, "subject": [20, 25], "answer": "Paris"})
+    by_number = task(tmp_path, {"prompt": twice, "subject": "Tower", "occurrence": 2, "answer": "Paris"})
+    assert twice[20:25] == "Tower" and found.facts[0].subject == by_number.facts[0].subject
+    assert found.facts[0].cluster == by_number.facts[0].cluster  # the same words are one group
+
+
+def test_token_ids_need_no_tokenizer_and_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text("\n".join(json.dumps({**IDS, "prompt": [5, 3, k, 2]}) for k in range(6)))
+    found = make_task(TaskConfig(name="file", file=str(path)))
+    [prompts] = found.groups(9, "every", 0)
+    assert sorted(prompts.tokens[:, 2].tolist()) == list(range(6)) and prompts.tokens.shape == (6, 4)
+    assert prompts.answers.tolist() == [[4]] * 6 and prompts.subject.tolist() == [[1, 3]] * 6
+    assert prompts.twins.tolist() == [[5, 1, 9, 2]] * 6 and prompts.wrong.tolist() == [[6]] * 6
+    assert found.vocab_size == 10  # one more than the largest id of prompts and twins
+    assert found.decode(3) == "3" and found.front == ()
+
+
+def test_groups_stay_in_one_half_and_are_what_intervals_are_over(tmp_path: Path) -> None:
+    lines = [{**IDS, "prompt": [5, 3, k, 2], "group": k // 3} for k in range(24)]
+    found = task(tmp_path, *lines)
+    assert len({fact.cluster for fact in found.facts}) == 8
+    by_half = {half: {f.cluster for f, h in zip(found.facts, found.halves, strict=True) if h == half} for half in
+               ("discovery", "evaluation")}  # fmt: skip
+    assert not by_half["discovery"] & by_half["evaluation"] and all(map(len, by_half.values()))
+    with pytest.raises(MechintError, match="all prompts are of one group"):
+        task(tmp_path, *[{**line, "group": "same"} for line in lines])
+
+
+def test_halves_are_those_that_the_lines_name(tmp_path: Path) -> None:
+    lines = [{**IDS, "prompt": [5, k, 8, 2], "split": "evaluation" if k % 4 else "discovery"} for k in range(8)]
+    found = task(tmp_path, *lines)
+    [discovery] = found.groups(99, "discovery", 0)
+    assert sorted(discovery.tokens[:, 1].tolist()) == [0, 4]
+    with pytest.raises(MechintError, match=r"line 3 has no split, and other lines have one"):
+        task(tmp_path, *lines[:2], {key: value for key, value in lines[2].items() if key != "split"})
+    with pytest.raises(MechintError, match=r"line 1 and .*line 2 are of one group and of different splits"):
+        task(tmp_path, *[{**line, "group": 0} for line in lines])
+
+
+def test_labels_and_roles_of_the_lines_are_those_of_their_prompts(tmp_path: Path) -> None:
+    lines = [
+        {"prompt": f"The {name} is in the city of", "subject": name, "answer": "Paris",
+         "labels": {"kind": kind, "year": k}, "roles": {"verb": "is", "place": [len(name) + 8, len(name) + 19]}}
+        for k, (name, kind) in enumerate([("Tower", "b"), ("Taj Mahal", "a"), ("Colosseum", "b")])
+    ]  # fmt: skip
+    found = task(tmp_path, *lines)
+    for prompts in found.groups(9, "every", 0):
+        labels, (names, roles) = found.labels(prompts), found.roles(prompts)
+        assert names[-2:] == ("verb", "place")
+        for row, tokens in enumerate(prompts.tokens.tolist()):
+            fact = found.by_tokens[tuple(tokens)]
+            words = [found.decode(token).strip(" Ġ") for token in tokens]
+            assert [w for w, r in zip(words, roles[row].tolist(), strict=True) if r == len(names) - 2] == ["is"]
+            assert [w for w, r in zip(words, roles[row].tolist(), strict=True) if r == len(names) - 1] == ["in", "the", "city"]
+            said = dict(fact.labels)
+            assert labels["kind"][row] == ["a", "b"].index(said["kind"]) and labels["year"][row] == said["year"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"subject": [2, 2]}, r"the subject is \[2, 2\], and the prompt has 4 tokens"),
+     ({"subject": "x"}, r"the subject is 'x'; give \[start, end\] in tokens"),
+     ({"subject": [0, 4]}, "the whole prompt is its subject"),
+     ({"prompt": [5, True]}, "the prompt is token ids, and the prompt is"),
+     ({"answer": "Paris"}, "the prompt is token ids, and the answer is 'Paris'"),
+     ({"twin_prompt": [1, 2]}, "the prompt has 4 tokens and its twin 2"),
+     ({"occurrence": 1}, "has the key 'occurrence' beside a prompt of token ids"),
+     ({"group": ["a"]}, "group is"), ({"split": "train"}, "split is 'train'; give discovery or evaluation"),
+     ({"labels": [1]}, r"labels is '?\[1\]"), ({"labels": {"a": None}}, "the label 'a' is"),
+     ({"roles": {"a": "word"}}, r"the role 'a' is 'word'; give \[start, end\] in tokens"),
+     ({"roles": {"a": [3, 9]}}, r"the role 'a' is \[3, 9\], and the prompt has 4 tokens"),
+     ({"grup": 1}, "did you mean group")],
+)  # fmt: skip
+def test_bad_values_of_the_newer_keys(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=words) as caught:
+        task(tmp_path, IDS, {**IDS, **change})
+    assert "\n" not in str(caught.value) and "line 2" in str(caught.value)
+
+
+def test_text_and_ids_do_not_stand_in_one_file(tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=r"line 2 has a prompt of token ids, and .*line 1 one of text"):
+        task(tmp_path, FACT, IDS)
+    with pytest.raises(MechintError, match=r"line 2 has no label 'a', and .*line 1 has one"):
+        task(tmp_path, {**IDS, "labels": {"a": 1}}, IDS)
+    with pytest.raises(MechintError, match=r"'verb'.* is 'The', which is 0 times"):
+        task(tmp_path, {**FACT, "prompt": "An Eiffel Tower is in", "roles": {"verb": "The"}})
+
+
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match="is empty"):
         task(tmp_path, "")
@@ -116,8 +210,9 @@ def test_bad_files(tmp_path: Path) -> None:
         make_task(TaskConfig(name="file", file=str(tmp_path / "none")), tokenizer())
     with pytest.raises(MechintError, match="no file is named"):
         make_task(TaskConfig(name="file"), tokenizer())
+    (tmp_path / "text.jsonl").write_text(json.dumps(FACT))
     with pytest.raises(MechintError, match="has no tokenizer"):
-        make_task(TaskConfig(name="file", file="x"))
+        make_task(TaskConfig(name="file", file=str(tmp_path / "text.jsonl")))
     with pytest.raises(MechintError, match="for analyses"):
         task(tmp_path, FACT).sample(1, "train", 0)
     with pytest.raises(MechintError, match="must all be given"):

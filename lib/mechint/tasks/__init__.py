@@ -15,6 +15,7 @@ from ..utils.options import check
 from .base import SPLITS, Prompts, Task, mix, pooled
 from .config import TASKS, TaskConfig
 from .facts import Facts
+from .files.own_task import own_task
 from .files.prompt_file import FactFile
 from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
@@ -38,11 +39,17 @@ __all__ = [
     "tokenizer_of",
 ]
 
+
+def from_file(config: TaskConfig, tokenizer: Any) -> Task:
+    """The task of a file: a class of one's own in Python, or prompts."""
+    return own_task(config, tokenizer) if config.file.endswith(".py") else FactFile(config, tokenizer)
+
+
 READERS: dict[str, Callable[[TaskConfig, Any], Task]] = {
     "indirect_object": IndirectObject,
     "greater_than": GreaterThan,
     "text": Text,
-    "file": FactFile,
+    "file": from_file,
     "prompt": FactFile,
 }
 """Tasks that take the model's tokenizer; those that can do without get None where there is none."""

@@ -58,7 +58,9 @@ class TaskConfig:
         "transformers does",
     )
     file: str = option(
-        "", "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json"
+        "",
+        "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json; or a "
+        "task of your own, a Python file (.py) with one class of mechint.tasks.Task",
     )
     prompt: str = option("", "One prompt, for the task 'prompt'")
     subject: str = option("", "Subject of that prompt, as it stands in the prompt")

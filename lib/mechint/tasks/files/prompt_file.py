@@ -1,37 +1,28 @@
-"""Prompts of a file, or one prompt from the command line: real text with a subject and an answer."""
+"""Prompts of a file, or one prompt from the command line: text or token ids with a subject and an answer."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...models.loading.tokenizer import Encoded, Encoder, lacking
-from ...utils import files
-from ...utils.errors import MechintError, did_you_mean, short
+from ...utils.errors import short
 from ...utils.options import named
 from ..base import Prompts, Task, generator, mix
 from ..config import TaskConfig
+from .prompt_lines import HALVES, HINT, Line, Span, check_line, read_lines
 from .word_boundaries import places, space_between
 
 __all__ = ["EVERY", "HINT", "Fact", "FactFile", "halves"]
 
 EVERY = "every"
 """The split that is all prompts, for what learns nothing from them."""
-HALVES = ("discovery", "evaluation")
-LIMIT = 1 << 28
-"""Bytes of the largest file of prompts that is read."""
-HINT = "a line is an object with prompt, subject, answer, and maybe twin_prompt, twin_answer, occurrence, space"
-KEYS = ("prompt", "subject", "answer", "twin_prompt", "twin_answer", "occurrence", "space")
-ROME = ("known_id", "attribute", "template", "prediction", "relation_id")
-"""Further keys of ROME's known_1000.json, which has the answer as ``attribute``."""
-Refusal = Callable[[str, str], MechintError]
-"""Makes an error of a problem and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,16 @@ class Fact:
     cluster: int
     several: bool
     """True if the answer is several tokens, asked for or not."""
+    split: str | None
+    """The half that its line names."""
+    labels: Mapping[str, str | int]
+    roles: Mapping[str, Span]
+    """Tokens of each named part, the first and the one after the last."""
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens that the model reads: the prompt, and all of the answer asked for but its last token."""
+        return self.tokens + self.answer[:-1]
 
 
 class FactFile(Task):
@@ -62,9 +63,13 @@ class FactFile(Task):
     twins of one prompt may not. For an answer of several tokens the task asks for the first token, or (``answers``
     whole) for all: the prompt then goes on with all of the answer but its last token, and so does the twin.
 
-    Half of the prompts are for discovery, half for evaluation; lines with one subject stay in one half. Prompts that
-    all have one subject are dealt out one by one, and each is then its own template. The split ``every`` is all of
-    them.
+    Half of the prompts are for discovery, half for evaluation; lines with one subject, or of one ``group``, stay in one
+    half. Prompts that all have one subject are dealt out one by one, and each is then its own template. Where every
+    line has a ``split``, that is its half. The split ``every`` is all of them.
+
+    A subject may also be ``[start, end]`` in characters of the prompt. ``labels`` (an object of names and values) are
+    what probes are asked about; ``roles`` (names and text or ``[start, end]``) name parts of the prompt for effects by
+    role. ``prompt``, ``answer`` and twins may all be lists of token ids; places are then in tokens.
     """
 
     has_twins = False
@@ -72,14 +77,24 @@ class FactFile(Task):
 
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
         self.name, self.whole, self.space = config.name, config.answers == "whole", config.space
-        if tokenizer is None:
-            raise self.refuse("the model has no tokenizer to read text with", lacking())
-        self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, config.bos)
-        self.front = self.encoder.front
         lines = [self.prompt_of(config)] if config.name == "prompt" else self.read(config.file)
+        ids = isinstance(lines[0].prompt, list)
+        if other := next((line for line in lines if isinstance(line.prompt, list) != ids), None):
+            raise self.refuse(
+                f"{other.where} has a prompt of {'text' if ids else 'token ids'}, and {lines[0].where} one of "
+                f"{'token ids' if ids else 'text'}",
+                "write all of them in one way",
+            )
+        if tokenizer is None and not ids:
+            raise self.refuse("the model has no tokenizer to read text with", lacking())
+        self.tokenizer, self.encoder = tokenizer, None if tokenizer is None else Encoder(tokenizer, config.bos)
+        self.front = () if ids or self.encoder is None else self.encoder.front
         facts = [self.parse(line) for line in lines]
-        self.halves, self.one_subject = halves(facts)
+        self.check_names(facts)
+        grouped = any(line.group is not None for line in lines)
+        self.halves, self.one_subject = self.halves_of(facts, grouped)
         self.facts = facts if not self.one_subject else [replace(f, cluster=mix("prompt", *f.tokens)) for f in facts]
+        self.by_tokens = {tuple(fact.read): fact for fact in self.facts}
         self.has_twins = all(fact.twin is not None for fact in self.facts)
         self.length = max(len(fact.tokens) + len(fact.answer) - 1 for fact in self.facts)
         self.vocab_size = 1 + max(max(*fact.tokens, *fact.answer, *(fact.twin or [0])) for fact in self.facts)
@@ -90,7 +105,13 @@ class FactFile(Task):
             f"Text: {what}"
             + (f"; of {several} answers that are several tokens {asked}" if several else "")
             + ("; all have one subject, so they are counted and halved one by one" if self.one_subject else "")
-            + self.encoder.said
+            + (
+                self.encoder.said
+                if self.encoder is not None and not ids
+                else "; the prompts are token ids"
+                if ids
+                else ""
+            )
         )
 
     def prompt_of(self, config: TaskConfig) -> Line:
@@ -112,40 +133,101 @@ class FactFile(Task):
         self.fingerprint = hashlib.sha256(data).hexdigest()
         return lines
 
+    def halves_of(self, facts: list[Fact], grouped: bool) -> tuple[list[str], bool]:
+        """The half of each fact, as the lines say or by :func:`halves`, and whether single facts were dealt out."""
+        said = [fact.split for fact in facts]
+        if any(said):
+            if None in said:
+                raise self.refuse(
+                    f"{facts[said.index(None)].where} has no split, and other lines have one", "give all lines a split"
+                )
+            first: dict[int, Fact] = {}
+            for fact in facts:
+                one = first.setdefault(fact.cluster, fact)
+                if one.split != fact.split:
+                    raise self.refuse(
+                        f"{one.where} and {fact.where} are of one group and of different splits",
+                        "keep a group in one split, or name other groups",
+                    )
+            return [half for half in said if half is not None], False
+        if grouped and len({fact.cluster for fact in facts}) == 1 and len(facts) > 1:
+            raise self.refuse(
+                "all prompts are of one group, which cannot be divided into halves", "name several groups, or none"
+            )
+        return halves(facts)
+
+    def check_names(self, facts: list[Fact]) -> None:
+        """Refuses a label that only some lines have: a probe would be asked about the others, too."""
+        names = {name: fact for fact in facts for name in fact.labels}
+        for fact in facts:
+            if lacking_one := sorted(set(names) - set(fact.labels)):
+                name = lacking_one[0]
+                raise self.refuse(
+                    f"{fact.where} has no label {short(name, 60)!r}, and {names[name].where} has one",
+                    "give all lines the same labels",
+                )
+
     def parse(self, line: Line) -> Fact:
         """The tokens of a line.
 
         Raises:
             MechintError: the subject is not there, or several times, or the tokenizer joins prompt and answer.
         """
-        prompt = self.encoded(line.where, "prompt", line.prompt)
-        subject = self.subject_of(line, prompt)
-        answer = self.answer_of(line, line.prompt, line.answer, "answer")
+        cluster = mix(line.subject_text) if line.group is None else mix("group", line.group)
+        if isinstance(line.prompt, list):
+            assert not isinstance(line.subject, str) and isinstance(line.answer, list)  # lines are checked
+            ids, subject, answer = line.prompt, line.subject, line.answer
+            if subject == (0, len(ids)):
+                raise self.refuse(f"{line.where}: the whole prompt is its subject", "ask something about it")
+            roles = {name: at for name, at in line.roles.items() if not isinstance(at, str)}
+        else:
+            prompt = self.encoded(line.where, "prompt", line.prompt)
+            ids, subject = prompt.ids, self.subject_of(line, prompt)
+            roles = {name: self.part_of(line, prompt, name, at) for name, at in line.roles.items()}
+            answer = self.answer_of(line, line.prompt, str(line.answer), "answer")
         twin, wrong = None, None
         if line.twin_prompt is not None and line.twin_answer is not None:
-            twin = self.encoded(line.where, "twin_prompt", line.twin_prompt).ids
-            if len(twin) != len(prompt.ids):
+            if isinstance(line.twin_prompt, list):
+                twin = line.twin_prompt
+            else:
+                twin = self.encoded(line.where, "twin_prompt", line.twin_prompt).ids
+            if len(twin) != len(ids):
                 raise self.refuse(
-                    f"{line.where}: the prompt has {len(prompt.ids)} tokens and its twin {len(twin)}",
+                    f"{line.where}: the prompt has {len(ids)} tokens and its twin {len(twin)}",
                     "a counterfactual twin must have as many",
                 )
-            wrong = self.answer_of(line, line.twin_prompt, line.twin_answer, "twin_answer")[0]
+            if isinstance(line.twin_answer, list):
+                wrong = line.twin_answer[0]
+            else:
+                wrong = self.answer_of(line, str(line.twin_prompt), line.twin_answer, "twin_answer")[0]
             if wrong == answer[0]:
                 raise self.refuse(
                     f"{line.where}: prompt and twin have answers of the same first token", "choose another twin"
                 )
         asked = answer if self.whole else answer[:1]
-        return Fact(line.where, prompt.ids, subject, asked, twin, wrong, mix(line.subject), len(answer) > 1)
+        return Fact(
+            line.where, ids, subject, asked, twin, wrong, cluster, len(answer) > 1, line.split, line.labels, roles
+        )
 
     def encoded(self, where: str, key: str, text: str) -> Encoded:
+        assert self.encoder is not None  # text without a tokenizer is refused
         found = self.encoder.prompt(text)
-        if len(found.ids) == len(self.encoder.front):
+        if len(found.ids) == len(self.front):
             raise self.refuse(f"{where}: the {key} {short(repr(text), 60)} has no tokens", "write some text")
         return found
 
     def subject_of(self, line: Line, prompt: Encoded) -> tuple[int, int]:
         """The first token of the subject, and the one after its last."""
-        found, inside = places(line.subject, line.prompt)
+        at = self.tokens_of(line, prompt, self.characters_of(line, prompt), line.subject)
+        if at[0] == len(self.front) and at[1] == len(prompt.ids):
+            raise self.refuse(f"{line.where}: the whole prompt is its subject", "ask something about it")
+        return at
+
+    def characters_of(self, line: Line, prompt: Encoded) -> Span:
+        """The first character of the subject, and the one after its last."""
+        if not isinstance(line.subject, str):
+            return line.subject
+        found, inside = places(line.subject, str(line.prompt))
         name = short(repr(line.subject), 80)
         if not found:
             how = "in the prompt inside other words alone, not as a whole word" if inside else "not in the prompt"
@@ -166,15 +248,31 @@ class FactFile(Task):
                 f"take 1 to {len(found)}",
             )
         start = found[(line.occurrence or 1) - 1]
-        end = start + len(line.subject)
+        return start, start + len(line.subject)
+
+    def tokens_of(self, line: Line, prompt: Encoded, characters: Span, name: object, what: str = "subject") -> Span:
+        """The first token of some characters of the prompt, and the one after their last."""
+        start, end = characters
         at = [k for k, (low, high) in enumerate(prompt.offsets) if low < end and high > start and high > low]
         if not at:
             raise self.refuse(
-                f"{line.where}: the tokenizer has no tokens for the subject {name}", "take a subject that it can read"
+                f"{line.where}: the tokenizer has no tokens for the {what} {short(repr(name), 80)}",
+                f"take a {what} that it can read",
             )
-        if at[0] == len(self.encoder.front) and at[-1] == len(prompt.ids) - 1:
-            raise self.refuse(f"{line.where}: the whole prompt is its subject", "ask something about it")
         return at[0], at[-1] + 1
+
+    def part_of(self, line: Line, prompt: Encoded, role: str, at: str | Span) -> Span:
+        """The tokens of a named part of the prompt."""
+        what = f"role {short(repr(role), 60)}"
+        if isinstance(at, str):
+            found, _ = places(at, str(line.prompt))
+            if len(found) != 1:
+                raise self.refuse(
+                    f"{line.where}: the {what} is {short(repr(at), 60)}, which is {len(found)} times in the prompt",
+                    "name a word or phrase that is there once, or give [start, end] in characters",
+                )
+            return self.tokens_of(line, prompt, (found[0], found[0] + len(at)), at, what)
+        return self.tokens_of(line, prompt, at, list(at), what)
 
     @property
     def choice(self) -> str:
@@ -189,6 +287,7 @@ class FactFile(Task):
         gap = {"yes": " ", "no": "", "auto": space_between(prompt, answer)}[space]
         if gap and (prompt[-1].isspace() or answer[0].isspace()):
             gap = ""
+        assert self.encoder is not None  # text without a tokenizer is refused
         found = self.encoder.behind(prompt, gap + answer)
         if found:
             return found
@@ -217,7 +316,7 @@ class FactFile(Task):
 
     def prompts(self, facts: list[Fact]) -> Prompts:
         """Facts whose prompts have one length, and whose answers have."""
-        tokens = torch.tensor([fact.tokens + fact.answer[:-1] for fact in facts])
+        tokens = torch.tensor([fact.read for fact in facts])
         answers = torch.tensor([fact.answer for fact in facts])  # [n, Q]
         twins, wrong = None, None
         if self.has_twins:
@@ -235,8 +334,27 @@ class FactFile(Task):
             raise self.refuse("its prompts differ in length", "take them by groups()")
         return groups[0]
 
+    def labels(self, prompts: Prompts) -> dict[str, Tensor]:
+        """The answer, and the labels of the lines: values are numbered in their order, numbers before text."""
+        found = super().labels(prompts)
+        rows = [self.by_tokens[tuple(row)] for row in prompts.tokens.tolist()]
+        for name in self.facts[0].labels:
+            values = {fact.labels[name] for fact in self.facts}
+            order = {v: k for k, v in enumerate(sorted(values, key=lambda v: (isinstance(v, str), v)))}
+            found[name] = torch.tensor([order[fact.labels[name]] for fact in rows], device=prompts.tokens.device)
+        return found
+
+    def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
+        """The usual roles, and those that the lines name, which go before them."""
+        names, role = super().roles(prompts)
+        own = tuple(dict.fromkeys(name for fact in self.facts for name in fact.roles))
+        for row, tokens in enumerate(prompts.tokens.tolist()):
+            for name, (start, end) in self.by_tokens[tuple(tokens)].roles.items():
+                role[row, start:end] = len(names) + own.index(name)
+        return (*names, *own), role
+
     def decode(self, token: int) -> str:
-        return self.encoder.decode(token)
+        return str(token) if self.encoder is None else self.encoder.decode(token)
 
 
 def halves(facts: Sequence[Fact]) -> tuple[list[str], bool]:
@@ -261,110 +379,3 @@ def halves(facts: Sequence[Fact]) -> tuple[list[str], bool]:
     evaluation = max(sides, key=len)
     chosen = {k for group in evaluation for k in group}
     return [HALVES[k in chosen] for k in range(len(facts))], one
-
-
-@dataclass(frozen=True)
-class Line:
-    """One entry of a file of prompts, as it was written."""
-
-    where: str
-    prompt: str
-    subject: str
-    answer: str
-    twin_prompt: str | None = None
-    twin_answer: str | None = None
-    occurrence: int | None = None
-    """Number of the subject's occurrence that is meant, from 1."""
-    space: bool | None = None
-    """True if a space stands between prompt and answer."""
-
-
-def read_lines(path: Path, refuse: Refusal) -> tuple[bytes, list[Line]]:
-    """The bytes of a file and its entries. Only a line feed ends a line; a byte order mark is passed over.
-
-    Raises:
-        MechintError: the file can't be read, or an entry is not what :data:`HINT` says; it names the line.
-    """
-    name = short(str(path))
-    try:
-        data = files.read_regular(path, LIMIT, "file of prompts", "name a file of JSON lines")
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise refuse(f"{name}: byte {error.start} is not UTF-8", "save the file as UTF-8") from None
-    if text.lstrip(" \t\r\n").startswith("["):
-        whole = parsed(text, name, refuse)
-        found = [check_line(f"{name} entry {k}", entry, refuse) for k, entry in enumerate(whole)]
-    else:
-        lines = [(f"{name} line {number}", line) for number, line in enumerate(text.split("\n"), 1)]
-        found = [
-            check_line(where, parsed(line, where, refuse), refuse) for where, line in lines if line.strip(" \t\r\n")
-        ]
-    if not found:
-        raise refuse(f"{name} is empty", HINT)
-    return data, found
-
-
-def parsed(text: str, where: str, refuse: Refusal) -> Any:
-    """The JSON value of a text.
-
-    Raises:
-        MechintError: it is none, it is nested too deep, or a key is there twice.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise refuse(f"{where}: the key {short(twice[0], 60)!r} is there twice", "keep one of them")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        place = f" line {error.lineno}" if "\n" in text.strip() else ""
-        raise refuse(f"{where}{place}: {error.msg} (column {error.colno})", f"mend it; {HINT}") from None
-    except RecursionError:
-        raise refuse(f"{where}: it is nested too deep", HINT) from None
-    except ValueError as error:  # numbers of thousands of digits
-        raise refuse(f"{where}: {short(error)}", HINT) from None
-
-
-def check_line(where: str, entry: Any, refuse: Refusal) -> Line:
-    """An entry with every value of the right kind; anything else is refused by name."""
-    if not isinstance(entry, dict):
-        raise refuse(f"{where} is not an object", HINT)
-    rome = "attribute" in entry
-    known = (*KEYS, *ROME) if rome else KEYS
-    for key in entry:
-        if key not in known:
-            raise refuse(f"{where} has the unknown key {short(key, 60)!r}{did_you_mean(key[:60], known)}", HINT)
-    if rome and "answer" in entry:
-        raise refuse(f"{where} has an answer and an attribute", "keep one of them")
-    said = {**entry, "answer": entry["attribute"]} if rome else entry
-    for key in ("prompt", "subject", "answer"):
-        check_text(where, key, said.get(key), refuse)
-    twins = [key for key in ("twin_prompt", "twin_answer") if key in said]
-    if len(twins) == 1:
-        other = "twin_answer" if twins == ["twin_prompt"] else "twin_prompt"
-        raise refuse(f"{where} has a {twins[0]} and no {other}", HINT)
-    for key in twins:
-        check_text(where, key, said[key], refuse)
-    occurrence, space = said.get("occurrence"), said.get("space")
-    if "occurrence" in said and (isinstance(occurrence, bool) or not isinstance(occurrence, int) or occurrence < 1):
-        raise refuse(f"{where}: occurrence is {short(occurrence, 60)}", "give a whole number from 1")
-    if "space" in said and not isinstance(space, bool):
-        raise refuse(f"{where}: space is {short(space, 60)!r}", "give true or false")
-    texts = {key: said.get(key) for key in ("prompt", "subject", "answer", "twin_prompt", "twin_answer")}
-    return Line(where, **texts, occurrence=occurrence, space=space)  # type: ignore[arg-type]
-
-
-def check_text(where: str, key: str, value: Any, refuse: Refusal) -> None:
-    """Refuses what is not text, or text that no tokenizer can read."""
-    if not isinstance(value, str) or not value:
-        before = " a twin_prompt and" if key == "twin_answer" else ""
-        raise refuse(f"{where} has{before} no {key}", HINT)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise refuse(
-            f"{where}: the {key} has half a character (a lone surrogate) at place {error.start}", "write it again"
-        ) from None
