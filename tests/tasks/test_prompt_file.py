@@ -167,8 +167,8 @@ def test_labels_and_roles_of_the_lines_are_those_of_their_prompts(tmp_path: Path
         for row, tokens in enumerate(prompts.tokens.tolist()):
             fact = found.by_tokens[tuple(tokens)]
             words = [found.decode(token).strip(" Ġ") for token in tokens]
-            assert [w for w, r in zip(words, roles[row].tolist(), strict=True) if r == len(names) - 2] == ["is"]
-            assert [w for w, r in zip(words, roles[row].tolist(), strict=True) if r == len(names) - 1] == ["in", "the", "city"]
+            of = lambda role: [w for w, r in zip(words, roles[row].tolist(), strict=True) if r == role]  # noqa: B023
+            assert of(len(names) - 2) == ["is"] and of(len(names) - 1) == ["in", "the", "city"]
             said = dict(fact.labels)
             assert labels["kind"][row] == ["a", "b"].index(said["kind"]) and labels["year"][row] == said["year"]
 
