@@ -21,13 +21,14 @@ from .utils.errors import MechintError
 from .utils.version import __version__
 
 if TYPE_CHECKING:
+    from .analyses.lens.face import lens
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
     from .runner.results import results
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "generate", "load", "results", "run", "run_sae_analysis", "run_temporal_causality_analysis", "watch",
+    "generate", "lens", "load", "results", "run", "run_sae_analysis", "run_temporal_causality_analysis", "watch",
 ]  # fmt: skip
 
 # Imported when they are first asked for: few callers need all that a study is made of.
@@ -35,6 +36,7 @@ _LATER = {
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "run_sae_analysis": "runner.mechanistic",
+    "lens": "analyses.lens.face",
     "results": "runner.results",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }

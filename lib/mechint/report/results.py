@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,16 +240,29 @@ class RunResults:
         Raises:
             MechintError: pandas is not installed.
         """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError:
-            raise MechintError(
-                "a frame needs pandas, which is not installed; pip install pandas, or take rows(), which needs nothing"
-            ) from None
-        frame = pandas.DataFrame(map(vars, self._rows), columns=[field.name for field in dataclasses.fields(Row)])
+        columns = [field.name for field in dataclasses.fields(Row)]
+        frame = frame_of([vars(row) for row in self._rows], columns)
         unit = "string" if any(isinstance(row.unit, str) for row in self._rows) else "Int64"
         return frame.astype({**KINDS, "unit": unit})
 
     def __repr__(self) -> str:
         said = f": {self.headline}" if self.headline else ""
         return f"<{self.raw.get('title', 'results')} of {self.raw.get('checkpoint')}, {len(self._rows)} numbers{said}>"
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Any:
+    """Rows as a pandas DataFrame.
+
+    Args:
+        columns: Names of the columns, in order; None takes those of the rows.
+
+    Raises:
+        MechintError: pandas is not installed.
+    """
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError:
+        raise MechintError(
+            "a frame needs pandas, which is not installed; pip install pandas, or take rows(), which needs nothing"
+        ) from None
+    return pandas.DataFrame(rows, columns=columns)

@@ -96,6 +96,7 @@ def test_what_cannot_be_done_is_refused_before_work() -> None:
     assert "leave one of them out" in str(refuse(LensConfig(steps=3, tuned="x"), TASK))
     assert "on one prompt" in str(refuse(LensConfig(steps=3), TaskConfig(name="prompt")))
     assert "plain text" in str(refuse(LensConfig(target="logit_diff"), TaskConfig(name="text")))
+    assert "one prompt has no wrong answer" in str(refuse(LensConfig(target="logit_diff"), TaskConfig(name="prompt")))
     assert refuse(LensConfig(steps=3), TASK) is None
     discovery, evaluation = loaders()
     for batch in evaluation.batches:

@@ -46,4 +46,6 @@ def refuse(config: LensConfig, task: TaskConfig) -> str | None:
         return "a tuned lens is either trained (steps) or read from a directory (tuned); leave one of them out"
     if config.steps and task.name == "prompt":
         return "a tuned lens can't be trained on one prompt; train one on a task or on text, and name its directory"
+    if config.target == "logit_diff" and task.name == "prompt":
+        return "one prompt has no wrong answer for a logit difference; take logit"
     return unfit(task, "logit_diff") if config.target == "logit_diff" else None
