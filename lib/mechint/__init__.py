@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     from .analyses.lens.face import lens
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
+    from .runner.notebook import analyse, circuit, patch, trace
     from .runner.results import results
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "generate", "lens", "load", "results", "run", "run_sae_analysis", "run_temporal_causality_analysis", "watch",
+    "analyse", "circuit", "generate", "lens", "load", "patch", "results", "run", "run_sae_analysis",
+    "run_temporal_causality_analysis", "trace", "watch",
 ]  # fmt: skip
 
 # Imported when they are first asked for: few callers need all that a study is made of.
 _LATER = {
+    **{name: "runner.notebook" for name in ("analyse", "circuit", "patch", "trace")},
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "run_sae_analysis": "runner.mechanistic",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,22 @@ class Run:
             )
         return self.values[site]
 
+    def keys(self) -> list[str]:
+        """The recorded sites, in the order of the forward."""
+        return list(self.values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.values
+
+    def __repr__(self) -> str:
+        return shortly("Run", {"logits": self.logits, **self.values})
+
 
 @dataclass
 class Generation:
@@ -40,6 +56,20 @@ class Generation:
     tokens: Tensor
     logits: Tensor
     values: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        return shortly("Generation", {"tokens": self.tokens, "logits": self.logits, **self.values})
+
+
+NAMED = 6
+"""Tensors that a short description names."""
+
+
+def shortly(kind: str, tensors: Mapping[str, Tensor]) -> str:
+    """``Run(logits [2, 5, 24], layers.0.state [2, 5, 128, 16])``: shapes, and of many sites the first few."""
+    parts = [f"{name} {list(value.shape)}" for name, value in list(tensors.items())[:NAMED]]
+    more = len(tensors) - len(parts)
+    return f"{kind}({', '.join(parts)}{f' and {more} more' if more else ''})"
 
 
 def run(

@@ -16,6 +16,8 @@ from ..interventions.model import Cache
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
 from ..interventions.unit_kinds import UnitKind
+from ..utils.errors import MechintError
+from .loading.tokenizer import Encoder, lacking
 
 
 class LanguageModel(nn.Module, ABC):
@@ -111,6 +113,38 @@ class LanguageModel(nn.Module, ABC):
         """
         at.fused = True
         return at("final_norm", self.ending[0](wanted(self.through(tokens, at)[0], logits_at)))
+
+    def to_tokens(self, text: str | Sequence[str], bos: bool = True) -> Tensor:
+        """Token ids of one text or of several, [text, position].
+
+        Args:
+            text: Texts of equally many tokens.
+            bos: True if they begin with what the tokenizer puts in front of a text.
+
+        Raises:
+            MechintError: the model has no tokenizer, or texts have different numbers of tokens.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if self.tokenizer is None:
+            raise MechintError(f"{self.source} has no tokenizer to read text with; {lacking()}")
+        encoder = Encoder(self.tokenizer, bos)
+        rows = [encoder.prompt(each).ids for each in texts]
+        if len({len(row) for row in rows}) != 1:
+            raise MechintError(
+                f"the texts have {', '.join(str(len(row)) for row in rows) or 'no'} tokens; a batch needs texts of one "
+                "length, so give them one by one"
+            )
+        return torch.tensor(rows, device=self.device)
+
+    def to_str_tokens(self, tokens: Tensor | Sequence[int] | str) -> list[str]:
+        """The text of each token of a prompt [position], of a batch of one, or of a text."""
+        if self.tokenizer is None:
+            raise MechintError(f"{self.source} has no tokenizer to spell tokens with; {lacking()}")
+        ids = self.to_tokens(tokens)[0] if isinstance(tokens, str) else torch.as_tensor(tokens)
+        if ids.dim() > 1 and len(ids) > 1:
+            raise MechintError(f"to_str_tokens takes one prompt, and these are {len(ids)}; give tokens[row]")
+        encoder = Encoder(self.tokenizer)
+        return [encoder.decode(int(token)) for token in ids.flatten()]
 
     @property
     def num_layers(self) -> int:

@@ -45,6 +45,54 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        with_them = [name for name in ("twins", "subject", "accepted") if getattr(self, name) is not None]
+        n, length = self.tokens.shape
+        also = f", with {', '.join(with_them)}" if with_them else ""
+        return f"Prompts({n} of {length} tokens, {self.answers.shape[1]} answers each{also})"
+
+    @classmethod
+    def from_list(
+        cls,
+        tokens: Sequence[Sequence[int]],
+        answers: Sequence[int],
+        twins: Sequence[Sequence[int]] | None = None,
+        wrong: Sequence[int] | None = None,
+        subject: Sequence[tuple[int, int]] | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> Prompts:
+        """Prompts from lists of token ids of one length, each with one answer behind its last token.
+
+        Args:
+            tokens: The prompts.
+            answers: The token that should follow each.
+            twins, wrong: Their counterfactual twins, and the twins' answers.
+            subject: The first position of what each is about, and the one after its last.
+            groups: The cluster of each, which intervals are over; each prompt is its own by default.
+
+        Raises:
+            MechintError: prompts differ in length, or lists in the number of prompts.
+        """
+        n, lengths = len(tokens), {len(row) for row in [*tokens, *(twins or ())]}
+        if n == 0 or len(lengths) != 1:
+            raise MechintError(
+                f"prompts of {sorted(lengths) or 'no'} tokens: all need one length, and at least one prompt; group "
+                "them by length, or write them to a file (docs/tasks.md)"
+            )
+        given = {"answers": answers, "twins": twins, "wrong": wrong, "subject": subject, "groups": groups}
+        for name, value in given.items():
+            if value is not None and len(value) != n:
+                raise MechintError(f"there are {n} prompts and {len(value)} {name}; give one for each")
+        if (twins is None) != (wrong is None):
+            raise MechintError("twins and their answers (wrong) go together; give both or none")
+        column = lambda values: None if values is None else torch.tensor(values).unsqueeze(1)
+        return cls(
+            torch.tensor(tokens), torch.full((n, 1), lengths.pop() - 1), torch.tensor(answers).unsqueeze(1),
+            None if twins is None else torch.tensor(twins), column(wrong),
+            torch.arange(n) if groups is None else torch.tensor(groups),
+            None if subject is None else torch.tensor(subject),
+        )  # fmt: skip
+
     def __getitem__(self, rows: slice | Tensor) -> Prompts:
         """Some of the prompts: a slice, or a tensor of indices or booleans."""
         return self._map(lambda tensor: tensor[rows])

@@ -1,0 +1,126 @@
+"""What a notebook has: one call for an analysis, short descriptions, prompts from lists, text and its tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mechint
+from mechint.report.results import RunResults
+from mechint.tasks import Prompts, TaskConfig
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
+from tests.tasks.test_prompt_file import FACT, tokenizer
+
+SMALL = {"eval_prompts": 16, "bootstrap": 100, "examples": 1}
+TASK = {"name": "recall", "pairs": 2, "keys": 12, "values": 12}
+
+
+def test_a_run_says_its_shapes_and_its_sites() -> None:
+    run = mechint.run(tiny_mamba(), tokens(2, 5), record=["*"])
+    assert len(repr(run)) < 400 and repr(run).startswith("Run(logits [2, 5, 24], embed [2, 5, ")
+    assert "more)" in repr(run) and run.keys() == list(run.values) == list(run) and len(run) == len(run.values)
+    assert "layers.0.dt" in run and "layers.9.dt" not in run
+    assert repr(mechint.run(tiny_mamba(), tokens(2, 5))) == "Run(logits [2, 5, 24])"
+    made = mechint.generate(tiny_mamba(), tokens(1, 4), 2)
+    assert repr(made) == "Generation(tokens [1, 6], logits [1, 5, 24])"
+
+
+def test_prompts_of_lists() -> None:
+    made = Prompts.from_list(
+        [[1, 2, 3], [4, 5, 6]], [7, 8], twins=[[1, 9, 3], [4, 9, 6]], wrong=[8, 7], subject=[(1, 2)] * 2
+    )
+    assert made.positions.tolist() == [[2], [2]] and made.answers.tolist() == [[7], [8]]
+    assert (
+        made.template.tolist() == [0, 1] and repr(made) == "Prompts(2 of 3 tokens, 1 answers each, with twins, subject)"
+    )
+    for change, words in (
+        ({"tokens": [[1], [1, 2]]}, r"prompts of \[1, 2\] tokens"), ({"tokens": []}, "prompts of no tokens"),
+        ({"answers": [1]}, "2 prompts and 1 answers"), ({"twins": [[1, 2, 3]] * 2}, "go together"),
+        ({"groups": [0, 0, 1]}, "2 prompts and 3 groups"),
+    ):  # fmt: skip
+        with pytest.raises(MechintError, match=words):
+            Prompts.from_list(**{"tokens": [[1, 2, 3], [4, 5, 6]], "answers": [7, 8], **change})  # type: ignore[arg-type]
+
+
+def test_text_becomes_tokens_and_tokens_text() -> None:
+    model = tiny_mamba(vocab_size=40)
+    with pytest.raises(MechintError, match="has no tokenizer to read text with"):
+        model.to_tokens("The Tower")
+    model.tokenizer = tokenizer()
+    ids = model.to_tokens(["The Tower is in", "The Mahal is in"])
+    assert ids.shape == (2, 4) and model.to_tokens("The Tower is in").tolist() == ids[:1].tolist()
+    assert [text.strip(" Ġ") for text in model.to_str_tokens(ids[0])] == ["The", "Tower", "is", "in"]
+    assert model.to_str_tokens("The Tower is in") == model.to_str_tokens(ids[:1])
+    with pytest.raises(MechintError, match="the texts have 4, 5 tokens"):
+        model.to_tokens(["The Tower is in", "The Taj Mahal is in"])
+    with pytest.raises(MechintError, match="takes one prompt, and these are 2"):
+        model.to_str_tokens(ids)
+
+
+def trained(**more: Any) -> Any:
+    """A model that is asked about, not about what it answers: accuracy counts for nothing here."""
+    return tiny_mamba(vocab_size=32, **more).requires_grad_(False)
+
+
+def test_an_analysis_is_one_call_and_its_finished_run_is_read_again(tmp_path: Path) -> None:
+    model = trained()
+    options: dict[str, Any] = {"output_dir": tmp_path / "run", "prompts": 4, "eval_prompts": 16, "bootstrap": 100}
+    found = mechint.analyse(model, "sparsity", TASK, **options)
+    assert isinstance(found, RunResults) and found.raw["analysis"] == "sparsity" and found.headline
+    assert (tmp_path / "run" / "report.html").exists()
+    before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    again = mechint.analyse(model, "sparsity", TASK, **options)
+    assert again.raw == found.raw and (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
+
+
+def test_prompts_of_a_list_are_kept_beside_the_results(tmp_path: Path) -> None:
+    model = tiny_mamba(vocab_size=40)
+    model.tokenizer = tokenizer()
+    lines = [
+        {**FACT, "prompt": f"The {name} is in the city of", "subject": name} for name in ("Tower", "Colosseum", "Mahal")
+    ]
+    with pytest.raises(MechintError) as refused:  # a random model answers none of them
+        mechint.trace(model, lines, output_dir=tmp_path, metric="answer_logprob", **SMALL)
+    assert "\n" not in str(refused.value)
+    assert [json.loads(line)["subject"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()] == [
+        "Tower", "Colosseum", "Mahal"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "name"), [(tiny_mamba, "ssm"), (tiny_gpt2, "kv")])
+def test_a_circuit_is_of_the_units_that_the_model_has(model: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "mechint.runner.notebook.analyse", lambda *arguments, **options: asked.append((arguments, options))
+    )
+    made = model(vocab_size=32)
+    mechint.circuit(made, TASK, steps=20)
+    assert asked == [((made, name, TASK), {"steps": 20})]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "options", "words"),
+    [("trase", TASK, {}, r"no analysis 'trase' \(did you mean trace"),
+     ("trace", TASK, {"bootstraps": 9}, "did you mean bootstrap"),
+     ("trace", TASK, {"bootstrap": 1}, "bootstrap is 1; it must be"),
+     ("trace", {"nam": 1}, {}, "a task has no option 'nam'"),
+     ("trace", "recal", {}, "name is 'recal'; it must be one of recall"),
+     ("kv", TASK, {}, r"'kv'.*needs a layer with the sites k, v"),
+     ("trace", "missing.jsonl", {}, "no such file")],
+)  # fmt: skip
+def test_bad_requests_are_one_line(name: str, task: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=words) as refused:
+        mechint.analyse(trained(), name, task, output_dir=tmp_path / "run", **options)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run" / "results.json").exists()
+
+
+def test_options_of_a_task_may_be_its_dataclass() -> None:
+    from mechint.runner.notebook import task_config
+
+    assert task_config(TaskConfig(pairs=3), Path()) == TaskConfig(pairs=3)
+    assert task_config({"pairs": 3}, Path()) == TaskConfig(pairs=3)
+    assert task_config("mine.py", Path()) == TaskConfig(name="file", file="mine.py")
