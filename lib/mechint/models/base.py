@@ -69,7 +69,7 @@ class LanguageModel(nn.Module, ABC):
     sites: Any
     """Every site of the forward by name, in its order: dict[str, Site]."""
     tokenizer: Any = None
-    """The checkpoint's :class:`~mechint.models.loading.tokenizer.Encoder`; None where it came with none."""
+    """The checkpoint's ``tokenizers.Tokenizer``; None where it came with none."""
     source: str = "the model"
     """The path or name it was loaded from, for messages."""
     metadata: Mapping[str, Any] = MappingProxyType({})

@@ -22,7 +22,7 @@ def with_text() -> Any:
 
     made = byte_level()
     model = tiny_gpt2(1, vocab_size=made.get_vocab_size(), n_ctx=32)
-    model.tokenizer = Encoder(made)
+    model.tokenizer = made
     return model
 
 
@@ -47,14 +47,15 @@ def test_rows_are_those_of_a_run_and_contributions_add_up() -> None:
 def test_texts_of_several_lengths_and_the_models_own_answer() -> None:
     model = with_text()
     found = mechint.lens(model, ["The Eiffel Tower is in", "Paris Hilton says that the"], top=2)
-    ids = model.tokenizer.prompt("The Eiffel Tower is in").ids
-    said = model.tokenizer.decode(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    encoder = Encoder(model.tokenizer)
+    ids = encoder.prompt("The Eiffel Tower is in").ids
+    said = encoder.decode(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert found.prompts[0].answer == said and len(found.prompts[0].tokens) == len(ids)
     printed = repr(found)
     assert "embeddings" in printed and "layer 1 mid" in printed and "rank" in printed and "\n\n" in printed
     assert printed.splitlines()[1].startswith("layer 1 ")  # the last layer on top
     named = mechint.lens(model, "The Eiffel Tower is in the city of", " Paris")
-    assert named.prompts[0].answer == model.tokenizer.decode(model.tokenizer.ids(" Paris")[0])
+    assert named.prompts[0].answer == encoder.decode(encoder.ids(" Paris")[0])
     assert "logit " in repr(named)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...interventions.model import Model
 from ...interventions.run import check_tokens
-from ...models.loading.tokenizer import lacking
+from ...models.loading.tokenizer import Encoder, lacking
 from ...report.results import frame_of
 from ...tasks import Prompts
 from ...utils.errors import MechintError, shown
@@ -175,10 +175,10 @@ def token_rows(model: Model, ids: Tensor | None, texts: Sequence[str] | None) ->
     return found
 
 
-def encoder_of(model: Model) -> Any:
+def encoder_of(model: Model) -> Encoder:
     if model.tokenizer is None:
         raise MechintError(f"{model.source} has no tokenizer to read text with; give token ids, or {lacking()}")
-    return model.tokenizer
+    return Encoder(model.tokenizer)
 
 
 def given(
@@ -212,4 +212,4 @@ def given(
 
 def word(model: Model, token: int) -> str:
     """A token as text; its id where the model came without a tokenizer."""
-    return str(token) if model.tokenizer is None else str(model.tokenizer.decode(token))
+    return str(token) if model.tokenizer is None else Encoder(model.tokenizer).decode(token)

@@ -144,5 +144,5 @@ def one_prompt(figure: Figure, example: dict[str, Any]) -> None:
 
 
 def clipped(text: str, most: int = 9) -> str:
-    plain = text.replace("\n", "⏎")
+    plain = "".join(one if one.isprintable() else "⏎" if one == "\n" else "·" for one in text)
     return plain if len(plain) <= most else plain[: most - 1] + "…"
