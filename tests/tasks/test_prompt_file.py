@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mechint.analyses.base import analyses
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
@@ -215,8 +216,10 @@ def test_bad_files(tmp_path: Path) -> None:
         make_task(TaskConfig(name="file", file=str(tmp_path / "text.jsonl")))
     with pytest.raises(MechintError, match="for analyses"):
         task(tmp_path, FACT).sample(1, "train", 0)
-    with pytest.raises(MechintError, match="must all be given"):
+    with pytest.raises(MechintError, match="must both be given, and answer is empty"):
         make_task(TaskConfig(name="prompt", prompt="x"), tokenizer())
+    with pytest.raises(MechintError, match="occurrence is 2, and there is no subject"):
+        make_task(TaskConfig(name="prompt", prompt="x", answer="y", occurrence=2), tokenizer())
     with pytest.raises(MechintError, match=r"has \d+ different tokens but the model's vocabulary is 3"):
         make_task(TaskConfig(name="prompt", **FACT), tokenizer(), vocab_size=3)
 
@@ -235,3 +238,17 @@ def test_one_prompt_is_traced() -> None:
             assert "answers none" in str(error)
     assert found["metrics"]["prompts_used"]["value"] == 1
     assert any("One prompt was traced: no interval" in note for note in found["notes"])
+
+
+def test_one_prompt_needs_no_subject_but_for_what_asks_what_it_is_about() -> None:
+    config = TaskConfig(name="prompt", prompt=str(FACT["prompt"]), answer=str(FACT["answer"]))
+    found = make_task(config, tokenizer())
+    [prompts] = found.groups(1, "evaluation", 0)
+    assert prompts.subject is None and prompts.about() is None
+    with pytest.raises(MechintError, match="no subject and no counterfactual twins"):
+        found.roles(prompts)
+    for name, options in (("trace", {"corruption": "noise"}), ("patch", {"units": ""})):
+        analysis = analyses()[name]
+        chosen = analysis.config(metric="answer_logprob", **options)
+        assert "what the prompt is about; set subject" in str(analysis.refuse(chosen, config))
+    assert analyses()["lens"].refuse(analyses()["lens"].config(), config) is None

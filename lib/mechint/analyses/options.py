@@ -11,7 +11,7 @@ from ..interventions.model import Model, layer_kinds
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown
-from ..utils.options import Dataclass, listed, option
+from ..utils.options import Dataclass, listed, named, option
 
 
 class AnalysisOptions(Dataclass, Protocol):
@@ -136,6 +136,8 @@ def unfit(task: TaskConfig, metric: str) -> str | None:
     """Says why clean and corrupted runs of this task can't be compared by this metric; None when they can."""
     if task.name == "text":
         return "plain text has neither subjects nor counterfactual twins; choose recall, facts or another such task"
+    if task.name == "prompt" and not task.subject:
+        return f"nothing says what the prompt is about; set {named('task', 'subject')}"
     if task.name in ("file", "prompt") and task.answers == "whole" and metric == "logit_diff":
         return "the logit difference is of one answer token; choose answer_logprob or the first token of the answers"
     return None

@@ -45,7 +45,7 @@ def parser() -> Parser:
     top.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
     one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
     one.add_argument("--prompt", metavar="TEXT", help="the prompt")
-    one.add_argument("--subject", metavar="TEXT", help="what it is about, as it stands there")
+    one.add_argument("--subject", metavar="TEXT", help="what it is about, as it stands there; for tracing and patching")
     one.add_argument("--occurrence", metavar="N", type=integer, help="which of its several occurrences, from 1")
     one.add_argument("--answer", metavar="TEXT", help="what should follow; default: what the model says")
     add_flags(top, RunConfig)

@@ -31,7 +31,8 @@ class Fact:
 
     where: str
     tokens: list[int]
-    subject: tuple[int, int]
+    subject: Span | None
+    """Tokens of the subject; None where nothing says it."""
     answer: list[int]
     twin: list[int] | None
     wrong: int | None
@@ -117,14 +118,18 @@ class FactFile(Task):
     def prompt_of(self, config: TaskConfig) -> Line:
         """The line that the options prompt, subject and answer are."""
         said = {name: getattr(config, name) for name in ("prompt", "subject", "answer")}
-        if missing := [name for name, text in said.items() if not text]:
+        if missing := [name for name in ("prompt", "answer") if not said[name]]:
             raise self.refuse(
-                f"prompt, subject and answer must all be given, and {missing[0]} is empty",
-                f"set {named('task', missing[0])}",
+                f"prompt and answer must both be given, and {missing[0]} is empty", f"set {named('task', missing[0])}"
+            )
+        if config.occurrence and not config.subject:
+            raise self.refuse(
+                f"{named('task', 'occurrence')} is {config.occurrence}, and there is no subject",
+                f"set {named('task', 'subject')}",
             )
         self.fingerprint = ""
         entry = {**said, **({"occurrence": config.occurrence} if config.occurrence else {})}
-        return check_line("the prompt", entry, self.refuse)
+        return check_line("the prompt", entry, self.refuse, bare=not config.subject)
 
     def read(self, file: str) -> list[Line]:
         if not file:
@@ -174,6 +179,7 @@ class FactFile(Task):
             MechintError: the subject is not there, or several times, or the tokenizer joins prompt and answer.
         """
         cluster = mix(line.subject_text) if line.group is None else mix("group", line.group)
+        subject: Span | None
         if isinstance(line.prompt, list):
             assert not isinstance(line.subject, str) and isinstance(line.answer, list)  # lines are checked
             ids, subject, answer = line.prompt, line.subject, line.answer
@@ -182,7 +188,7 @@ class FactFile(Task):
             roles = {name: at for name, at in line.roles.items() if not isinstance(at, str)}
         else:
             prompt = self.encoded(line.where, "prompt", line.prompt)
-            ids, subject = prompt.ids, self.subject_of(line, prompt)
+            ids, subject = prompt.ids, self.subject_of(line, prompt) if line.subject else None
             roles = {name: self.part_of(line, prompt, name, at) for name, at in line.roles.items()}
             answer = self.answer_of(line, line.prompt, str(line.answer), "answer")
         twin, wrong = None, None
@@ -325,7 +331,8 @@ class FactFile(Task):
                 wrong = torch.tensor([fact.wrong for fact in facts]).unsqueeze(1)
         positions = torch.arange(tokens.shape[1] - answers.shape[1], tokens.shape[1]).expand(len(facts), -1)
         template = torch.tensor([fact.cluster for fact in facts])
-        subject = torch.tensor([fact.subject for fact in facts])
+        about = [fact.subject for fact in facts if fact.subject is not None]
+        subject = torch.tensor(about) if len(about) == len(facts) else None
         return Prompts(tokens, positions, answers, twins, wrong, template, subject, whole=self.whole)
 
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:

@@ -38,6 +38,7 @@ class Line:
     where: str
     prompt: str | list[int]
     subject: str | Span
+    """Empty where nothing says it."""
     answer: str | list[int]
     twin_prompt: str | list[int] | None = None
     twin_answer: str | list[int] | None = None
@@ -109,8 +110,12 @@ def parsed(text: str, where: str, refuse: Refusal) -> Any:
         raise refuse(f"{where}: {short(error)}", HINT) from None
 
 
-def check_line(where: str, entry: Any, refuse: Refusal) -> Line:
-    """An entry with every value of the right kind; anything else is refused by name."""
+def check_line(where: str, entry: Any, refuse: Refusal, bare: bool = False) -> Line:
+    """An entry with every value of the right kind; anything else is refused by name.
+
+    Args:
+        bare: True for a text whose subject is not said.
+    """
     if not isinstance(entry, dict):
         raise refuse(f"{where} is not an object", HINT)
     rome = "attribute" in entry
@@ -134,7 +139,7 @@ def check_line(where: str, entry: Any, refuse: Refusal) -> Line:
                 raise refuse(f"{where} has the key {key!r} beside a prompt of token ids", f"leave out {key}")
     else:
         check_text(where, "prompt", said.get("prompt"), refuse)
-        if not isinstance(said.get("subject"), list):
+        if not bare and not isinstance(said.get("subject"), list):
             check_text(where, "subject", said.get("subject"), refuse)
         check_text(where, "answer", said.get("answer"), refuse)
     if len(twins) == 1:
@@ -142,7 +147,7 @@ def check_line(where: str, entry: Any, refuse: Refusal) -> Line:
         raise refuse(f"{where} has a {twins[0]} and no {other}", HINT)
     for key in twins if isinstance(said["prompt"], str) else ():
         check_text(where, key, said[key], refuse)
-    said["subject"] = place_of(where, "subject", said.get("subject"), said["prompt"], refuse)
+    said["subject"] = "" if bare else place_of(where, "subject", said.get("subject"), said["prompt"], refuse)
     check_rest(where, said, refuse)
     roles = said.get("roles", {})
     said["roles"] = {name: place_of(where, f"role {name!r}", at, said["prompt"], refuse) for name, at in roles.items()}
