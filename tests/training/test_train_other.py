@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from mechint.models.stack import Stack
 from mechint.scan import matrix, matrix_native
 from mechint.tasks import TaskConfig, as_stored, make_task
 from mechint.training import trainer
+from mechint.training.files import finite, plain
 from mechint.training.models import family_of, make_model, model_config
 from mechint.training.options import OtherArchitecture, TrainConfig
 from mechint.training.trainer import plan, train
@@ -329,6 +332,41 @@ def test_sizes_become_the_familys_own() -> None:
     assert jamba.attention_every == (3, 1) and jamba.dt_rank == 3
     reader = ConfigReader(family_of(jamba).write(make_model(jamba)), "config.json", "Jamba")
     assert family_of(jamba).read(reader) == jamba
+
+
+FAMILIES = {family.name: family for family in declared().values() if family.trained}
+SIZES = ("n_head", "n_kv_head", "d_head", "memory_heads", "groups", "d_state", "d_value", "expand", "d_conv", "dt_rank",
+         "d_mlp", "experts", "experts_chosen", "d_expert")  # fmt: skip
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> OtherArchitecture:
+    """A family, a pattern of its words, and a few sizes that may not fit."""
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+    words = FAMILIES[family].trained.words  # type: ignore[union-attr]
+    pattern = draw(st.lists(st.sampled_from(sorted(words)), max_size=5))
+    few = draw(st.dictionaries(st.sampled_from(SIZES), st.sampled_from([1, 2, 3, 4, 6, 8, 16]), max_size=4))
+    repeat, width = draw(st.sampled_from([0, 1, 2, 4, 6])), draw(st.sampled_from([4, 8, 10, 16, 24, 32, 34, 64]))
+    return OtherArchitecture(family, " ".join(pattern), repeat, width, **few)
+
+
+@settings(max_examples=50, deadline=None)
+@given(wishes())
+def test_what_is_asked_for_is_made_or_refused_in_one_line(architecture: OtherArchitecture) -> None:
+    """A configuration that is made has the asked sizes, and is read back from its config.json."""
+    try:
+        config = model_config(architecture, make_task(TASK))
+    except MechintError as error:
+        assert "\n" not in str(error)
+        return
+    with torch.device("meta"):
+        model = make_model(config)
+    assert isinstance(model, Stack) and len(model.layers) == config.n_layer and model.config.d_model == config.d_model
+    assert config.n_layer == (architecture.n_layer or len(architecture.layers.split()) or config.n_layer)
+    family = family_of(config)
+    reader = ConfigReader(plain(finite(family.write(model))), "config.json", family.title)
+    assert family.read(reader) == config
+    reader.done()
 
 
 @pytest.mark.parametrize(

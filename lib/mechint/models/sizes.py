@@ -96,19 +96,22 @@ class Asked:
         """Heads, those that have keys and values, and the dimensions of each: 4 heads of an equal share.
 
         Args:
+            used: False where this model has no attention, and a configuration says something all the same.
             width: Dimensions of all heads together where none are asked for; 0 for the width of the stream.
         """
-        heads, width = self.size("n_head", 4, used), width or self.d_model
-        with_keys = self.size("n_kv_head", heads, used)
+        if not used:
+            return {"n_head": 1, "n_kv_head": 1, "d_head": width or 8}
+        heads, width = self.size("n_head", 4), width or self.d_model
+        with_keys = self.size("n_kv_head", heads)
         if heads % with_keys:
             raise self.wrong("n_kv_head", f", and {heads} heads ({self.called('n_head')}) are no multiple of that")
-        each = self.size("d_head", width // heads if width % heads == 0 else 0, used)
-        if used and not each:
+        each = self.size("d_head", width // heads if width % heads == 0 else 0)
+        if not each:
             raise MechintError(
                 f"{heads} heads ({self.called('n_head')}) do not divide a width of {width}; set "
                 f"{self.called('d_head')} or another number of heads"
             )
-        return {"n_head": heads, "n_kv_head": with_keys, "d_head": each or 2}
+        return {"n_head": heads, "n_kv_head": with_keys, "d_head": each}
 
     def rotation(self, d_head: int, fraction: float = 1.0, used: bool = True) -> Rotation:
         """The rotation of that part of every head."""
@@ -118,7 +121,7 @@ class Asked:
                 f"heads of {d_head} dimensions ({self.called('d_head')}) are too small for {self.title}, which turns "
                 f"{turned} of them in pairs; take a multiple of {math.ceil(2 / fraction)}"
             )
-        return Rotation(size=0 if fraction == 1.0 else max(2, turned))
+        return Rotation(size=0 if fraction == 1.0 else turned)
 
     def mamba1(self, used: bool = True) -> dict[str, Any]:
         """The fields of Mamba-1's mixer."""

@@ -188,9 +188,9 @@ def asked(a: Asked) -> Zamba2Config:
         raise a.wrong("d_head", f", and the heads of {a.title} share twice the stream's width; set it to 0")
     del heads["d_head"], mixer["conv_bias"], mixer["proj_bias"]
     return Zamba2Config(
-        **a.stream(), kinds=a.kinds, blocks=1, **heads, rotation=a.rotation(2 * a.d_model // heads["n_head"]), rank=8,
-        attention_adapted=False, d_mlp=a.d_mlp(2, used), activation="gelu", bias=False, **mixer, least_dt=1e-3,
-        norm_eps=1e-5,
+        **a.stream(), kinds=a.kinds, blocks=1, **heads, rank=8, attention_adapted=False,
+        rotation=a.rotation(2 * a.d_model // heads["n_head"], used=used), d_mlp=a.d_mlp(2, used),
+        activation="gelu", bias=False, **mixer, least_dt=1e-3, norm_eps=1e-5,
     )  # fmt: skip
 
 
