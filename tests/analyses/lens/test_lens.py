@@ -14,7 +14,7 @@ import torch
 import mechint
 from mechint.analyses.base import analyses
 from mechint.analyses.lens import tuned_files
-from mechint.analyses.lens.analyzer import ANALYSIS, LensAnalyzer
+from mechint.analyses.lens.analyzer import ANALYSIS, MOST_TOKENS, LensAnalyzer, rounded
 from mechint.analyses.lens.contributions import contributions
 from mechint.analyses.lens.figures import drawn_parts, row_name
 from mechint.analyses.lens.options import LensConfig, refuse
@@ -142,6 +142,7 @@ def test_the_page_has_the_map_the_curves_and_the_contributions(
     assert row["low"] is not None
     assert {r["name"] for r in rows if r["metric"] == "contribution"} >= {"embed", "layers.0.attn_out", "norm bias"}
     examples = json.loads((run / "examples.json").read_text())
+    assert rounded([[0.123456, 2.0], 1e-9]) == [[0.1235, 2.0], 1e-9]
     assert len(examples) == 2 and len(examples[0]["lenses"]["logit"]["top"][0][0]) == 3
     tuned_files.load(run / "tuned_lens", tiny_gpt2(3))
 
@@ -168,3 +169,14 @@ def test_names_of_rows_and_the_parts_that_are_drawn() -> None:
     parts = [{"name": str(k), "contribution": {"value": float((-1) ** k * k)}} for k in range(70)]
     assert [part["name"] for part in drawn_parts(parts)] == [str(k) for k in range(10, 70)]
     assert "lens" in analyses()
+
+
+def test_long_prompts_are_shown_at_their_last_tokens_and_all_answers_count() -> None:
+    """Plain text: every position has an answer, and prompts are longer than the map."""
+    task = TaskConfig(name="text", tokenizer="bytes", length=80)
+    model = tiny_mamba(1, vocab_size=256)
+    analyzer = LensAnalyzer(model, dataclasses.replace(SMALL, examples=1, steps=2))
+    results = analyzer.run_analysis(*loaders(4, task))
+    [example] = analyzer.examples
+    assert len(example["tokens"]) == MOST_TOKENS == len(example["lenses"]["tuned"]["kl"][0])
+    assert results["metric"] == "logit of the answer" and results["remainder"] < 1e-3

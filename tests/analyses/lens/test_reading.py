@@ -44,7 +44,7 @@ def prompts(n: int = 5, length: int = 7, answers: int = 2, several: bool = False
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_every_site_is_read_as_by_hand(build: Any) -> None:
-    model, asked = build(1, dtype=torch.float64), prompts()
+    model, asked = build(1, dtype=torch.float64).requires_grad_(False), prompts()
     sites = stream_sites(model)
     steps = 2 if build is not tiny_mamba else 1
     assert sites[0] == "layers.0.resid_pre" and sites[-1] == "layers.1.resid_post" and len(sites) == 1 + 2 * steps
@@ -129,6 +129,22 @@ def test_contributions_add_up_to_the_logit(build: Any, difference: bool, several
         assert float(found.total[n]) == pytest.approx(float(torch.stack(wanted).mean()), rel=1e-12)
     assert found.remainder <= 1e-10
     assert (BIAS in found.parts) == (build is tiny_gpt2)
+
+
+def test_prompts_go_in_pieces_where_their_logits_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tiny_gpt2(3, dtype=torch.float64), prompts(5)
+    sites = stream_sites(model)
+    ask = lambda: (
+        contributions(model, asked, True).values,
+        read_answers(model, asked, sites, {"logit": LogitLens()})["logit"],
+        every_position_kl(model, asked.tokens, sites, {"logit": LogitLens()})["logit"],
+    )
+    whole = ask()
+    for place in ("reading", "contributions"):
+        monkeypatch.setattr(f"mechint.analyses.lens.{place}.ROOM", 2 * 2 * VOCABULARY)
+    for one, again in zip(whole, ask(), strict=True):
+        assert len(one) == 5
+        torch.testing.assert_close(one, again, rtol=1e-12, atol=1e-12)
 
 
 def test_a_contribution_is_what_its_absence_takes_while_the_scale_is_held() -> None:

@@ -37,6 +37,8 @@ from .options import LensConfig, refuse
 from .reading import Lens, LogitLens, every_position_kl, read_answers, read_positions, stream_sites
 from .results import contributed, improvement, metrics_of, quantities, readings
 
+MOST_TOKENS = 64
+"""Positions of a prompt of the map, the last ones."""
 DIRECTORY = "tuned_lens"
 """The trained tuned lens, below the run directory."""
 
@@ -149,10 +151,17 @@ class LensAnalyzer(ControlledAnalyzer[LensConfig]):
                 tokens = batch.tokens[row, : end + 1]
                 read = read_positions(self.model, tokens, answer, self.sites, lenses, self.config.top)
                 for entry in read.values():
+                    entry |= {key: [line[-MOST_TOKENS:] for line in entry[key]] for key in entry if key != "sites"}
+                    entry |= {key: rounded(entry[key]) for key in ("probability", "answer", "kl")}
                     entry["top"] = [[[word(token) for token in cell] for cell in line] for line in entry["top"]]
-                texts = [word(token) for token in tokens.tolist()]
+                texts = [word(token) for token in tokens[-MOST_TOKENS:].tolist()]
                 shown.append({"tokens": texts, "answer": word(answer), "lenses": read})
         return shown
+
+
+def rounded(value: Any) -> Any:
+    """Nested lists of numbers to four digits, as a page shows them."""
+    return [rounded(one) for one in value] if isinstance(value, list) else float(f"{value:.4g}")
 
 
 def has_wrong(loader: PromptLoader) -> bool:

@@ -21,7 +21,7 @@ from ...interventions.taps import wanted
 from ...models.parts.norms import LayerNorm, NoNorm, RMSNorm, WeightlessRMSNorm
 from ...tasks import Prompts
 from ...utils.errors import MechintError
-from .reading import stream_sites
+from .reading import ROOM, stream_sites
 
 BIAS = "norm bias"
 """The name of what the bias of the final norm gives."""
@@ -122,9 +122,16 @@ def contributions(model: Model, prompts: Prompts, difference: bool) -> Contribut
     Raises:
         MechintError: the difference is asked for, and the prompts have no wrong answer.
     """
-    good, bad = prompts.good(), prompts.bad()
-    if difference and bad is None:
+    if difference and prompts.bad() is None:
         raise MechintError("a logit difference needs a wrong answer, and these prompts have none; take the logit")
+    rows = max(1, ROOM // (prompts.positions.shape[1] * len(model.embeddings)))
+    every = torch.arange(len(prompts), device=prompts.tokens.device)
+    return joined([of_some(model, prompts[some], difference) for some in every.split(rows)])
+
+
+def of_some(model: Model, prompts: Prompts, difference: bool) -> Contributions:
+    """:func:`contributions` of prompts whose logits are held at once."""
+    good, bad = prompts.good(), prompts.bad()
     sites, last = part_sites(model), stream_sites(model)[-1]
     seen = run(model, prompts.tokens, [*sites, last], logits_at=prompts.positions)
     at = lambda site: wanted(seen[site], prompts.positions).double()
