@@ -140,7 +140,10 @@ def test_the_whole_analysis_on_a_known_circuit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", ["sparsity", "smallest"])
+@pytest.mark.parametrize(
+    "search",
+    [pytest.param("sparsity", marks=pytest.mark.exhaustive), "smallest"],  # the whole analysis has a sparsity
+)
 def test_smallest_and_sparsity(search: str) -> None:
     config = dataclasses.replace(SMALL, search=search, target_faithfulness=0.99, steps=100, seeds=1)
     results = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,13 @@ FEW = (
 """A method of each kind; the scores of all of them on other models are in tests/scorecard/test_golden.py."""
 
 
-@pytest.mark.slow_except(FEW)
-@pytest.mark.parametrize(("name", "method"), RANKINGS)
+def some(chosen: list[tuple[str, str]]) -> list[Any]:
+    """The pairs of a model and a method, exhaustive but for :data:`FEW`."""
+    few = lambda pair: re.fullmatch(FEW, "-".join(pair)) is not None
+    return [pytest.param(*pair, marks=[pytest.mark.exhaustive] * (not few(pair))) for pair in chosen]
+
+
+@pytest.mark.parametrize(("name", "method"), some(RANKINGS))
 def test_the_circuit_of_a_ranking_is_the_top_of_its_order_and_is_judged_as_any_other(name: str, method: str) -> None:
     compiled = known(name)
     analyzer = ranked(name, method)
@@ -116,9 +122,8 @@ SAME = {
 """Methods of circuits, and the rows of the scorecard that ask them with the same ablation or with none."""
 
 
-@pytest.mark.slow_except(FEW)
 @pytest.mark.parametrize(
-    ("name", "method"), [(n, m) for n, m in RANKINGS if m in SAME and ROWS[SAME[m]].fits(known(n).model)]
+    ("name", "method"), some([(n, m) for n, m in RANKINGS if m in SAME and ROWS[SAME[m]].fits(known(n).model)])
 )
 def test_scores_are_those_of_the_scorecard(name: str, method: str) -> None:
     compiled = known(name)

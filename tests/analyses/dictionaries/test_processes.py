@@ -34,13 +34,12 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, capsys: pytest.Capt
     words = [*SMALL, f"--checkpoint={model}"]
     command_line.main(arguments=[*words, f"--output-dir={tmp_path / 'one'}"])
     words.append(f"--output-dir={tmp_path / 'two'}")
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    both = [sys.executable, "-m", "scripts.kconfig.processes", "2", sys.executable]  # make's launcher, as torchrun
     command = [*both, str(ROOT / "scripts/run_mechint_analysis.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said = capsys.readouterr().out
     assert said.count("report:") == done.stdout.count("report:") == 1 and "wait" not in said + done.stdout
-    command[2:5] = ["scripts.kconfig.processes", "2", sys.executable]  # make's own launcher
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and again.stdout.count("is finished") == 1
     found = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")}
