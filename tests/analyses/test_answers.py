@@ -30,7 +30,7 @@ from mechint.analyses.unit_effects import Effects
 from mechint.interventions.prefix import divergence
 from mechint.interventions.units import Units
 from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
-from mechint.tasks.base import accepted_by
+from mechint.tasks.answers import accepted_by
 from mechint.training.trainer import evaluate
 from mechint.utils.errors import MechintError
 from tests.helpers.answers import HalfRight, by_hand, reference

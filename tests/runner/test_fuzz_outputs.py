@@ -21,14 +21,13 @@ from mechint.analyses.base import analyses
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.report import figure_style as style
-from mechint.report.finished import drawing
+from mechint.report.finished import COMPLETE, drawing, finished
 from mechint.runner.drawing import finished_below, redraw, write_comparisons
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from mechint.utils.errors import MechintError
 from mechint.utils.files import sha256
-from mechint.utils.rundir import COMPLETE, finished
 from tests.helpers.builders import tiny_gpt2
 from tests.helpers.dictionary_runs import features, results, write_run
 from tests.helpers.fuzzing import EXTREME, STRINGS, TEXTS, damaged, tried

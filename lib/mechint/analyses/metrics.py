@@ -24,7 +24,7 @@ from ..interventions.model import Model
 from ..interventions.prefix import divergence
 from ..interventions.taps import Tap
 from ..tasks import Prompts, Task, pooled
-from ..tasks.base import accepted_by
+from ..tasks.answers import accepted_by
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import named
 from .loader import PromptLoader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..tasks.base import Prompts
+from ..tasks.answers import Prompts
 
 Cell = tuple[int, str]
 """(layer, way of reading): ``conv`` or ``state`` of a Mamba, a head of a transformer as ``h3``."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tasks.base import Prompts, Task
+from ..tasks.answers import Prompts
+from ..tasks.base import Task
 from ..utils.errors import MechintError, did_you_mean
 from .blueprint import Compiled
 from .edge_masks import Flows, before, itself, last_two, query, reads

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ..interventions.run import run
 from ..models.mamba import Mamba, MambaConfig
-from ..tasks.base import Prompts, Task, draw_in_split
+from ..tasks.answers import Prompts
+from ..tasks.base import Task, draw_in_split
 from ..utils.errors import MechintError
 from .mamba.canvas import ON, SHUT, SIGNAL
 

@@ -7,7 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ..tasks.base import MIN_TEMPLATES, Prompts, Task, draw_in_split, other
+from ..tasks.answers import Prompts
+from ..tasks.base import MIN_TEMPLATES, Task, draw_in_split, other
 
 
 class SymbolTask(Task):

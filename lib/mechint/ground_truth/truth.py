@@ -14,7 +14,8 @@ from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.unit_kinds import PATHS
 from ..interventions.units import Units
-from ..tasks.base import Prompts, Task
+from ..tasks.answers import Prompts
+from ..tasks.base import Task
 from ..utils.errors import MechintError, did_you_mean
 
 KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")

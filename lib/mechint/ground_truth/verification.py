@@ -11,7 +11,8 @@ from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units
-from ..tasks.base import Prompts, Task
+from ..tasks.answers import Prompts
+from ..tasks.base import Task
 from ..utils.errors import MechintError
 from .truth import POSITIONS, STEPS, TIE, GroundTruth, Part, margins, only_at, remove_taps
 

@@ -1,6 +1,7 @@
 """Finished runs: the one reader of results.json, manifest.json and config, and one line for whatever is wrong in them.
 
-This module reads what every analysis writes; an analysis parses what it alone writes beside its own pages.
+This module reads what every analysis writes; an analysis parses what it alone writes beside its own pages. It also says
+when a directory is finished: its results are of the request, all files are there, and none was edited.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..utils import files
 from ..utils.errors import MechintError, short
-from ..utils.files import sha256
-from ..utils.rundir import is_complete, written_digest
+from ..utils.options import named
 from .values import Value, optional_text, read_object, read_value
 
 SCHEMA = 1
@@ -101,7 +102,7 @@ def drawing(*directories: Path) -> Iterator[None]:
 def being_made(directory: Path) -> bool:
     """True while an analysis works here: results.json is to the byte what it wrote, and it has not ended."""
     try:
-        return not is_complete(directory) and written_digest(directory) == sha256(directory / "results.json")
+        return not is_complete(directory) and written_digest(directory) == files.sha256(directory / "results.json")
     except (MechintError, OSError):
         return False
 
@@ -129,3 +130,80 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 def kind_of(run_dir: str | Path) -> str:
     """The kind of a finished run: the entry ``report`` of its results.json, or ``circuit`` where there is none."""
     return str(read_object(Path(run_dir) / "results.json").get("report", CIRCUIT))
+
+
+def repeat() -> str:
+    """Says how to run an analysis again instead of the finished one."""
+    return f"run the analysis again with {named('', 'rerun')}"
+
+
+def finished(directory: Path, key: dict[str, Any], rerun: bool, instead: str = "") -> bool:
+    """True if ``directory`` holds the finished results of this very request; ``instead`` is the error's advice.
+
+    Raises:
+        MechintError: it holds the finished results of another one, which would be lost.
+    """
+    path = directory / "results.json"
+    if rerun or not path.exists():
+        return False
+    old = read_mapping(path).get("key", {})
+    if not isinstance(old, dict):
+        raise MechintError(f"{path} is not valid: its key is not an object; {repeat()}")
+    if old == key:
+        return not (directory / ".stages").exists()
+    if (directory / ".stages").exists():
+        return False  # a run that stopped before its report: no finished results are lost
+    flat_old, flat_new = _flat(old), _flat(key)
+    changed = [
+        f"{name} is {flat_new.get(name)!r} and was {flat_old.get(name)!r}"
+        for name in sorted({*flat_old, *flat_new})
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+    differs = f" ({'; '.join(changed[:3])})" if old else ""  # results of early releases hold no key
+    usual = f"choose another {named('', 'output_dir')}, or set {named('', 'rerun')} to replace them"
+    raise MechintError(f"{directory} holds the finished results of another request{differs}; {instead or usual}")
+
+
+COMPLETE = ".complete"
+
+
+def is_complete(directory: Path) -> bool:
+    """True if the last file that an analysis writes, after its report, is there: :data:`COMPLETE`."""
+    return (directory / COMPLETE).is_file()
+
+
+def edited(directory: Path) -> str:
+    """Says that results.json was changed after the analysis wrote it; empty if it was not, or no digest is kept.
+
+    The manifest keeps the digest of the bytes that the analysis wrote.
+    """
+    results = directory / "results.json"
+    if not results.is_file() or (written := written_digest(directory)) is None or written == files.sha256(results):
+        return ""
+    return f"{results} was changed after the analysis wrote it: its numbers are not those that were measured"
+
+
+def written_digest(directory: Path) -> str | None:
+    """The digest of results.json as the analysis wrote it, which the manifest keeps; None where nothing says it."""
+    path = directory / "manifest.json"
+    found = read_mapping(path).get("results_sha256") if path.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        MechintError: it is not JSON, or another value.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise MechintError(f"{path} is not valid: an object is wanted; {repeat()}")
+    return value
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat

@@ -12,13 +12,13 @@ from typing import Any
 
 from ..analyses.base import analyses, analysis_of
 from ..analyses.options import AnalysisOptions, RunConfig, request
-from ..report.finished import CIRCUIT, Drawn, drawing, kind_of
+from ..report.finished import CIRCUIT, Drawn, drawing, edited, kind_of
 from ..report.members import member_lines
 from ..utils import files, live
 from ..utils.errors import MechintError
 from ..utils.files import write_text
 from ..utils.options import named
-from ..utils.rundir import check_writable, edited
+from ..utils.rundir import check_writable
 from ..utils.wandb_run import Logged, run_name, started
 from .wandb import log_wandb
 

@@ -18,14 +18,14 @@ from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, elsewhere, request
 from ..models.loading.load import find_device
-from ..report.finished import CIRCUIT
+from ..report.finished import CIRCUIT, COMPLETE
 from ..report.results import Header, Model
 from ..tasks import Task
 from ..tasks.config import TaskConfig
 from ..tasks.stored import check_loss, differences
 from ..utils import files, workers
 from ..utils.options import named
-from ..utils.rundir import COMPLETE, fingerprint, manifest
+from ..utils.rundir import fingerprint, manifest
 from ..utils.statistics import effective
 from ..utils.training_step import training_step
 from .drawing import draw

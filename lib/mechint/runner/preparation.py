@@ -17,11 +17,12 @@ from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..interventions.model import Model
 from ..models.loading.hub import cached
 from ..models.loading.load import find_device, load
+from ..report.finished import edited, finished, is_complete, repeat
 from ..tasks import Task, task_of, tokenizer_of
 from ..tasks.files.prompt_file import EVERY, FactFile
 from ..tasks.stored import check_loss
 from ..utils.errors import MechintError, NotAnswered
-from ..utils.rundir import code_digest, edited, finished, is_complete, repeat, weights_digest
+from ..utils.rundir import code_digest, weights_digest
 from ..utils.statistics import FEWEST
 from .request import Experiment
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..ground_truth import GROUPS, MODELS
+from ..report.finished import finished
 from ..utils import files, workers
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check, listed
-from ..utils.rundir import check_writable, code_digest, fingerprint, finished, noted
+from ..utils.rundir import check_writable, code_digest, fingerprint, noted
 from .options import ScorecardConfig
 
 OPTION = "--output-dir"

@@ -12,7 +12,8 @@ from ..interventions.model import Model
 from ..models.loading.tokenizer import BYTES, check_bytes, digest_of, named_tokenizer
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check
-from .base import SPLITS, Prompts, Task, mix, pooled
+from .answers import Prompts, pooled
+from .base import SPLITS, Task, mix
 from .config import TASKS, TaskConfig
 from .facts import Facts
 from .files.own_task import own_task

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from .base import SPLITS, Prompts, Task, generator
+from .answers import Prompts
+from .base import SPLITS, Task, generator
 from .config import TaskConfig
 
 RELATIONS = (  # each with two ways to say it; every object is a place

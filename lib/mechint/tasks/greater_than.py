@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import MIN_TEMPLATES, Prompts, Task, begun, draw_in_split
+from .answers import Prompts, begun
+from .base import MIN_TEMPLATES, Task, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill
 

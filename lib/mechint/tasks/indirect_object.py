@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..utils.options import named
-from .base import MIN_TEMPLATES, Prompts, Task, begun, distinct, draw_in_split
+from .answers import Prompts, begun
+from .base import MIN_TEMPLATES, Task, distinct, draw_in_split
 from .config import TaskConfig
 from .sentences import Words, fill
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .base import MIN_TEMPLATES, Prompts, Task, distinct, draw_in_split, other
+from .answers import Prompts
+from .base import MIN_TEMPLATES, Task, distinct, draw_in_split, other
 from .config import TaskConfig
 
 

@@ -14,7 +14,8 @@ from ..interventions.model import Model
 from ..interventions.taps import Tap
 from ..utils.errors import MechintError, NotAnswered, short
 from ..utils.options import named
-from .base import Prompts, Task
+from .answers import Prompts
+from .base import Task
 from .config import TaskConfig
 
 USED = {

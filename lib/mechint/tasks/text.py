@@ -15,7 +15,8 @@ from ..models.loading.tokenizer import Encoder, size_of
 from ..utils import files
 from ..utils.errors import MechintError, short
 from ..utils.progress import Progress
-from .base import SHARES, Prompts, Task, begun
+from .answers import Prompts, begun
+from .base import SHARES, Task
 from .config import TaskConfig
 from .files.token_file import read_tokens
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import MIN_TEMPLATES, Prompts, Task, draw_in_split, other
+from .answers import Prompts
+from .base import MIN_TEMPLATES, Task, draw_in_split, other
 from .config import TaskConfig
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..models.loading.tokenizer import Encoder, digest_of
-from .base import Prompts, Task, begun, in_split, row_hash
+from .answers import Prompts, begun
+from .base import Task, in_split, row_hash
 from .text import tokenise
 
 LEAST = 8

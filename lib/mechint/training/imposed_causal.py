@@ -19,7 +19,8 @@ from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units
-from ..tasks.base import Prompts, mix
+from ..tasks.answers import Prompts
+from ..tasks.base import mix
 from ..tasks.recall import Recall
 
 INPUTS = ("before", "values", "query")

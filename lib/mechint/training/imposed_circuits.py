@@ -19,7 +19,8 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.units import Units
-from ..tasks.base import Prompts, Task, generator, mix
+from ..tasks.answers import Prompts
+from ..tasks.base import Task, generator, mix
 from ..tasks.recall import Recall
 from ..utils.errors import MechintError
 from ..utils.options import named

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.model import Model
-from ..tasks.base import Prompts
+from ..tasks.answers import Prompts
 from ..tasks.recall import Recall
 from ..utils.errors import MechintError
 from .imposed_causal import Alignment, said_by, sources, values_of

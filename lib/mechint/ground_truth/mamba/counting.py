@@ -15,7 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from ...tasks.base import Prompts, draw_in_split
+from ...tasks.answers import Prompts
+from ...tasks.base import draw_in_split
 from ..blueprint import ALWAYS, GAIN, TWINS
 from ..prompts import SymbolTask, query_places
 from ..truth import Asked, Part, Where

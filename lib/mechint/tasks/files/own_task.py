@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...utils import files
 from ...utils.errors import MechintError, short
-from ..base import Prompts, Task
+from ..answers import Prompts
+from ..base import Task
 from ..config import TaskConfig
 from .prompt_lines import HALVES
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...models.loading.tokenizer import Encoded, Encoder, lacking
 from ...utils.errors import short
 from ...utils.options import named
-from ..base import Prompts, Task, generator, mix
+from ..answers import Prompts
+from ..base import Task, generator, mix
 from ..config import TaskConfig
 from .prompt_lines import HALVES, HINT, Line, Span, check_line, read_lines
 from .word_boundaries import places, space_between
