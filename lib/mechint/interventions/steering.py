@@ -133,7 +133,7 @@ class SteeringCurve:
 
     Attributes:
         strengths: [strength].
-        effect: What is measured on the prompts, [strength, row].
+        effect: The measured number of each prompt, [strength, row].
         random_effect: The same under each random direction, [draw, strength, row].
         kl: KL(model ‖ steered model) on unrelated text in nats for each token, [strength, row of text]; None without
             text.

@@ -44,7 +44,7 @@ class PromptReading:
 
 
 class LensReading:
-    """What every layer would say of some prompts, and what every part adds; printed as a table of the last tokens.
+    """A reading of some prompts by every layer and part; printed as a table of the last tokens.
 
     Attributes:
         prompts: One :class:`PromptReading` for each prompt.
