@@ -11,10 +11,11 @@ override BASELINE := $(subst $$$$,$$,$(value BASELINE))
 override SKIP_STEPS := $(subst $$$$,$$,$(value SKIP_STEPS))
 override PROCESSES := $(value PROCESSES)
 override SCORE := $(subst $$$$,$$,$(value SCORE))
+override EXPORT := $(subst $$$$,$$,$(value EXPORT))
 override PYTHON := $(value PYTHON)
 override V := $(value V)
 override DRY_RUN := $(value DRY_RUN)
-export MODELS BASELINE SKIP_STEPS PROCESSES SCORE
+export MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT
 export PYTHONPATH := $(CURDIR)/lib$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 # The modules of this directory are what is run.
 unexport PYTHONSAFEPATH
@@ -44,7 +45,7 @@ export MECHINT_ANY_PYTHON := $(or $(USED),python3)
 PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
-.PHONY: all train mechint report menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
+.PHONY: all train mechint report export menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
 	listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
@@ -52,6 +53,9 @@ all: $(READY)
 
 train mechint report: $(READY)
 	$(Q)$(KCONFIG) run $@ $(CHOSEN) $(FLAGS)
+
+export: $(READY)
+	$(Q)$(KCONFIG) export --options="$$EXPORT"
 
 menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
 	$(Q)$(KCONFIG) $@
@@ -149,6 +153,7 @@ Run
   mechint            train when the configuration trains, then analyse and report
   train              train only
   report             draw and report finished analyses again, without a search
+  export             write the numbers of finished analyses as CSV, Parquet or LaTeX into mechint_export/
   all                what plain `make` does: train when the configuration trains, else analyse
 
 Configure (.config)
@@ -183,6 +188,7 @@ Variables
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   SCORE="--models gpt2 --seeds 2 --output-dir output/card_gpt2"   what ground-truth scores, and where that goes, since no
                      finished card is overwritten without --rerun; SCORE=--help lists all
+  EXPORT="--tables metrics --formats 'csv latex'"   what export writes, instead of all tables as CSV; EXPORT=--help lists all
   PROCESSES=2        mechint and ground-truth in as many processes: checkpoints, or models and seeds, are dealt
                      out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
                      of every batch

@@ -1,4 +1,4 @@
-"""``python -m mechint COMMAND …``: the analyses, training and scoring; ``--help`` lists the commands."""
+"""``mechint COMMAND …``, which is ``python -m mechint COMMAND …`` too; ``--help`` lists the commands."""
 
 import faulthandler
 import sys
@@ -10,7 +10,7 @@ from .utils.errors import exit_status
 from .utils.options import entered, flag_lines
 
 SCORE = subcommands.Command(
-    command.TITLE, command.main, command.parser, lambda: [("Options", flag_lines(ScorecardConfig))]
+    command.TITLE, command.main, command.parser, lambda short: [("Options", flag_lines(ScorecardConfig, short=short))]
 )
 
 
@@ -18,7 +18,12 @@ def main() -> None:
     subcommands.main(sys.argv[1:], {"score": SCORE})
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """Runs the command line of this process, and ends it with its status."""
     entered()
     faulthandler.enable()  # a crash in compiled code says in which line it was called
     workers.end(exit_status(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--processes", default="", help="what PROCESSES= says: processes that share the work")
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
+        if name in ("score", "export"):
+            said = f"what {name.upper()}= says: options as a shell would read them"
+            command.add_argument("--options", default="", help=said)
         if name == "score":
-            command.add_argument("--options", default="", help="what SCORE= says: options as a shell would read them")
             command.add_argument("more", nargs="*", help="options one by one, after --")
         if name == "run":
             command.add_argument("target", choices=("default", "train", "mechint", "report"))
@@ -252,11 +254,7 @@ def score(args: argparse.Namespace) -> int:
                 f'SCORE="--models …"'
             )
     count = how_many(args.processes)
-    try:
-        said = shlex.split(args.options)
-    except ValueError as error:
-        raise ConfigError(f"SCORE={args.options} is not a list of options ({error}); close its quotes") from None
-    options = said + args.more + (["--dry-run"] if args.dry_run else [])
+    options = _words("SCORE", args.options) + args.more + (["--dry-run"] if args.dry_run else [])
     command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1
@@ -267,6 +265,24 @@ def score(args: argparse.Namespace) -> int:
     if args.verbose:
         print("+ " + shlex.join(command()), flush=True)
     return processes.run(command(), count, _environment(), str(ROOT))
+
+
+def export(args: argparse.Namespace) -> int:
+    """Exports the finished analyses of .config's output directory, or what EXPORT= names."""
+    menu = _current() if os.path.lexists(CONFIG) else loading.load(ROOT, find(ROOT, DEFAULT))
+    options = _words("EXPORT", args.options)
+    placed = f"--runs={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value or 'mechint_analysis'}"
+    environment = _environment()
+    del environment["MECHINT_CALLED_BY"]  # what EXPORT= holds are flags
+    return processes.run([sys.executable, "-m", "mechint", "export", placed, *options], 1, environment, str(ROOT))
+
+
+def _words(variable: str, text: str) -> list[str]:
+    """The options that a variable of make's command line holds, as a shell would read them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{variable}={text} is not a list of options ({error}); close its quotes") from None
 
 
 def _environment() -> dict[str, str]:
@@ -287,6 +303,7 @@ COMMANDS = {
     "get": (get, "print one symbol's value"),
     "arguments": (arguments, "print the arguments that a runner gets"),
     "run": (run, "run what .config says"),
+    "export": (export, "write the numbers of finished analyses as CSV, Parquet or LaTeX"),
     "score": (score, "score every method on models whose circuit is known"),
 }
 

@@ -62,6 +62,7 @@ class Tree:
             "SKIP_STEPS",
             "PROCESSES",
             "SCORE",
+            "EXPORT",
             "V",
             "DRY_RUN",
             "VIRTUAL_ENV",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,25 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+import mechint
 from mechint import scan
+from mechint.analyses.options import RunConfig
+from mechint.analyses.sparsity.options import SparsityConfig
+from mechint.runner.experiment import run_experiment
+from mechint.runner.request import Experiment
 from mechint.sae import sparse
 from mechint.scan import native
 from mechint.utils.compiled import Unavailable, compile_library
+from tests.helpers.experiments import TASK, checkpoint
 from tests.helpers.kconfig_tree import ROOT
 
 SHIPPED = [path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*") if path.suffix in (".c", ".typed")]
-FORWARD = """
-import torch, mechint
-from mechint import scan
-from mechint.models.mamba import Mamba, MambaConfig
-torch.manual_seed(0)
-model = Mamba(MambaConfig(vocab_size=16, d_model=8, n_layer=1, d_inner=16, d_state=4)).eval()
-with torch.no_grad():
-    logits = model(torch.arange(12)[None])
-print(mechint.__file__, scan.chosen(), *logits.flatten()[:6].tolist())
-"""
 
 
 def copied(folder: Path) -> Path:
@@ -57,24 +53,52 @@ def test_what_is_installed_holds_every_source_that_is_compiled_later(tmp_path: P
     assert {path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*.py")} <= built
 
 
-@pytest.mark.exhaustive
-def test_a_wheel_runs_from_another_directory_with_and_without_a_compiler(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a wheel that was built and installed without its dependencies, which this environment has."""
     pytest.importorskip("setuptools")
-    (tmp_path / "source").mkdir()
-    source = copied(tmp_path / "source")
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "source").mkdir()
     pip = ("-m", "pip", "--disable-pip-version-check", "-q")
-    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), ".", cwd=source)
-    [wheel] = tmp_path.glob("*.whl")
-    call(*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel), cwd=tmp_path)
-    said = {}
-    for name, compiler in (("native", os.environ.get("CC", "")), ("chunked", "no-such-compiler")):
-        place, used, *logits = call(
-            "-c", FORWARD, cwd=tmp_path, PYTHONPATH="site", CC=compiler, XDG_CACHE_HOME=str(tmp_path / name)
-        ).split()
-        assert Path(place).is_relative_to(tmp_path / "site")
-        assert used == name or not shutil.which("cc")
-        said[name] = torch.tensor([float(number) for number in logits])
-    torch.testing.assert_close(said["native"], said["chunked"], rtol=1e-5, atol=1e-6)
+    built = ("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), ".")
+    call(*pip, *built, cwd=copied(folder / "source"))
+    [wheel] = folder.glob("*.whl")
+    call(*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel), cwd=folder)
+    return folder / "site"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "compiler"), [("native", ""), ("chunked", "/bin/false")])
+def test_an_installed_command_analyses_from_another_directory(
+    site: Path, tmp_path: Path, kernel: str, compiler: str
+) -> None:
+    """With a compiler, and without one: the numbers are those of the checkout."""
+    if kernel == "native" and not shutil.which("cc"):
+        pytest.skip("no compiler: cc is not installed")
+    checkpoint(tmp_path / "model.pt")
+    small = "--sparsity-prompts=8 --sparsity-eval-prompts=8 --sparsity-controls=0 --sparsity-bootstrap=100"
+    words = (
+        f"sparsity --checkpoint=model.pt --task-pairs=2 --task-keys=12 --task-values=12 {small} --device=cpu".split()
+    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": compiler or os.environ.get("CC", "")}
+    plain = ("--no-visualize-heatmaps", "--no-visualize-curves")
+    said = call(
+        str(site / "bin/mechint"), *words, *plain, "--output-dir=out", cwd=tmp_path, PYTHONPATH=str(site), **environment
+    )
+    assert "report: out/report.html" in said
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["scan"] == kernel and manifest["git"] is None  # not in a checkout
+    config = SparsityConfig(prompts=8, eval_prompts=8, controls=0, bootstrap=100)
+    run = RunConfig(
+        checkpoint=str(tmp_path / "model.pt"), output_dir=str(tmp_path / "here"), device="cpu", visualize_curves=False,
+        visualize_heatmaps=False,
+    )  # fmt: skip
+    run_experiment(Experiment(run, TASK, {"sparsity": config}))
+    for installed, here in zip(*(mechint.results(tmp_path / name).rows() for name in ("out", "here")), strict=True):
+        assert installed["entry"] == here["entry"]
+        assert installed["value"] == pytest.approx(here["value"], rel=1e-4, abs=1e-6), installed["entry"]
+    version = call(str(site / "bin/mechint"), "--version", cwd=tmp_path, PYTHONPATH=str(site)) if compiler else ""
+    assert version == (f"mechint {mechint.__version__}\n" if compiler else "")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -157,6 +158,20 @@ def test_models_persists_in_both_spellings(tree: Tree) -> None:
         ["--mode=from_runs", "--run-dir=done"],
         ["--mode=posttrain", "--checkpoint=state-spaces/mamba-370m-hf"],
     ]
+
+
+def test_export_passes_on_what_it_is_told_after_the_directory_of_the_results(tree: Tree) -> None:
+    stub = "import json, os, sys\nprint(json.dumps([os.environ.get('MECHINT_CALLED_BY'), *sys.argv[1:]]))\n"
+    (tree.root / "lib/mechint/__main__.py").write_text(stub)
+    told = lambda *words: json.loads(tree.make("export", *words).stdout)
+    assert told() == [None, "export", "--runs=mechint_analysis"]  # without .config, that of the default experiment
+    tree.make("defconfig")
+    config = tree.root / ".config"
+    config.write_text(tree.config.replace('OUTPUT_DIR="mechint_analysis"', 'OUTPUT_DIR="my results"'))
+    assert told("EXPORT=--formats 'csv latex' --runs=$HOME;x") == [
+        None, "export", "--runs=my results", "--formats", "csv latex", "--runs=$HOME;x",
+    ]  # fmt: skip
+    assert "EXPORT=--formats 'csv is not a list of options" in error_line(tree.make("export", "EXPORT=--formats 'csv"))
 
 
 def test_a_failed_command_leaves_the_configuration_alone(tree: Tree) -> None:
@@ -324,9 +339,20 @@ def _play(controller: int, keys: list[str]) -> None:
 @pytest.mark.slow
 def test_no_variable_reaches_the_shell(tree: Tree) -> None:
     tree.make("defconfig-mamba-tiny-study")
-    for name in ("MODELS", "BASELINE", "SKIP_STEPS", "PROCESSES", "SECTIONS", "PYTHON", "V", "DRY_RUN", "SCORE"):
+    for name in (
+        "MODELS",
+        "BASELINE",
+        "SKIP_STEPS",
+        "PROCESSES",
+        "SECTIONS",
+        "PYTHON",
+        "V",
+        "DRY_RUN",
+        "SCORE",
+        "EXPORT",
+    ):
         for text in ('; touch hacked; `touch hacked` "; touch hacked; "', "$(shell touch hacked)"):
-            target = {"SCORE": "ground-truth", "SECTIONS": "bench"}.get(name, "mechint")
+            target = {"SCORE": "ground-truth", "SECTIONS": "bench", "EXPORT": "export"}.get(name, "mechint")
             tree.make(target, f"{name}={text}")
             assert not (tree.root / "hacked").exists(), (name, text)
     tree.calls()

@@ -93,7 +93,7 @@ COMMANDS = {**subcommands.commands(), "score": SCORE}
 def test_every_analysis_is_a_command_and_the_overview_is_short() -> None:
     lines = subcommands.overview(COMMANDS).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
-    assert set(COMMANDS) == {*analyses(), "train", "score"}
+    assert set(COMMANDS) == {*analyses(), "train", "score", "report", "export", "models"}
     for name, analysis in analyses().items():
         assert sum(line.startswith(f"  {name}") and analysis.title in line for line in lines) == 1
     names = [each for name, command in COMMANDS.items() for each in (name, *command.aliases)]
@@ -104,14 +104,14 @@ def test_every_analysis_is_a_command_and_the_overview_is_short() -> None:
 def test_the_help_of_a_command_is_short_and_names_its_options(name: str) -> None:
     text = subcommands.help_of(name, COMMANDS[name])
     lines = text.splitlines()
-    assert len(lines) <= 70 and max(map(len, lines)) <= 120
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
     if name in analyses():
         wanted = [flag(name, field.name) for field, _, _ in options(analyses()[name].config)]
         assert all(any(line.startswith(f"  {each} ") for line in lines) for each in wanted)
         assert "--checkpoint" in text and "--task-name" in text
     known = {each for action in COMMANDS[name].parser()._actions for each in action.option_strings}
     said = [line.split()[0] for line in lines if line.startswith("  --")]
-    assert said and set(said) <= known
+    assert (said or name == "models") and set(said) <= known
 
 
 @pytest.mark.parametrize("name", sorted(analyses()))

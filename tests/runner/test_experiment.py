@@ -115,6 +115,11 @@ def test_a_glob_is_analysed_in_natural_order_and_compared(tmp_path: Path, capsys
     assert out.index("stepV2.pt: SSM") < out.index("stepV10.pt: SSM")
     assert (tmp_path / "out/final_model_stepV2/report.html").exists()
     assert {"comparison.html", "comparison.png", "comparison.md"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    page = (tmp_path / "out/index.html").read_text()
+    assert f"index: {tmp_path}/out/index.html\n" in out and page.index("stepV2.pt") < page.index("stepV10.pt")
+    for name in ("final_model_stepV2", "final_model_stepV10"):
+        assert f'href="{name}/report.html"' in page
+        assert 'href="../index.html"' in (tmp_path / "out" / name / "report.html").read_text()
 
 
 def test_one_bad_checkpoint_of_several_stops_all_before_work(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ import torch
 from mechint.analyses.base import analyses
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
+from mechint.report.tables.schema import schema
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.tasks import TaskConfig
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
+from tests.helpers.json_schema import fits
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=4)
 SMALL: dict[str, Any] = {
@@ -34,7 +36,13 @@ OWN: dict[str, dict[str, Any]] = {
 }
 CHAINS = {**{name: (name,) for name in analyses()}, "feature": ("sae", "feature")}
 """The analyses that are run for one: itself, after those whose results it takes."""
-DATED = {"manifest.json", "report.html"}  # a date, and a page that shows it
+DATED = {
+    "manifest.json",
+    "report.html",
+    "index.html",
+    "index.md",
+    "index.json",
+}  # a date or a duration, and pages that show it
 ELSEWHERE = {"study": "tests/analyses/study/test_study.py: a study that was killed thrice equals a whole one"}
 QUICK = ("sparsity",)
 
@@ -50,6 +58,8 @@ def left(name: str, checkpoint: Path, output: Path) -> dict[str, bytes]:
     """The files of a run, but for those that hold a date; the manifest without what may differ."""
     run = RunConfig(checkpoint=str(checkpoint), output_dir=str(output), batch_size=16)
     run_experiment(Experiment(run, TASK, {one: configured(one) for one in CHAINS[name]}))
+    for path in output.rglob("results.json"):
+        assert fits(json.loads(path.read_text()), schema()) == []
     files = sorted(path for path in output.rglob("*") if path.is_file() and path.name not in DATED)
     found = {os.path.relpath(path, output): path.read_bytes() for path in files}
     for path in output.rglob("manifest.json"):

@@ -56,6 +56,7 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock",
         "results.json",
+        "scorecard.csv",
         "scorecard.html",
         "scorecard.md",
         "scorecard.png",

@@ -61,6 +61,9 @@ class RunConfig:
     visualize_heatmaps: bool = option(True, "Draw the importance heatmaps")
     visualize_curves: bool = option(True, "Draw the curves of the search")
     visualize_faithfulness: bool = option(True, "Draw the faithfulness curve")
+    figure_formats: str = option(
+        "png", "Formats of the figures: png, which is always written, and for a paper svg, pdf or both beside it"
+    )
     visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
     wandb_project: str = option("mechint", "Project that the runs are logged to")
 

@@ -21,7 +21,7 @@ def write_page(
         text_name, page_name: Names of the Markdown and the HTML file.
 
     Returns:
-        The paths written: figures, Markdown, HTML.
+        The paths written: figures (PNG; beside each lie its data and its vector formats), Markdown, HTML.
     """
     wanted = {figure.name: figure for figure in content.figures if figure.wanted(drawn)}
     figures: dict[str, Path] = {}

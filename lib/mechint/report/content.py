@@ -10,7 +10,7 @@ from typing import Any
 
 from . import figure_style as style
 from .finished import Drawn, FinishedRun
-from .words import Long, flat, number, with_interval
+from .words import Linked, Long, flat, number, with_interval
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class Table:
     Attributes:
         numeric: Columns that are set right.
         folded: Text that HTML shows until the table is opened; '' shows the table.
+        sortable: HTML sorts it by a click on a column's name, and hides the rows without the words that are typed.
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Long]]
+    rows: Sequence[Sequence[str | Long | Linked]]
     numeric: Sequence[int] = ()
     folded: str = ""
+    sortable: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ here touches pyplot, a display, or the caller's settings.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import os
 import re
@@ -15,7 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.files import write_bytes
+from ..utils.errors import MechintError, did_you_mean, shown
+from ..utils.files import write_bytes, write_text
+from ..utils.options import listed
+from .tables.figure_data import as_csv
 from .values import Value
 
 if TYPE_CHECKING:
@@ -59,6 +63,59 @@ RC: dict[Any, Any] = {
 }
 
 
+VECTOR = ("svg", "pdf")
+"""Formats that a figure can be written in beside its PNG."""
+PAPER: dict[Any, Any] = {
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize"), 8.0),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7.0),
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4.0,
+    "axes.linewidth": 0.6,
+    "svg.hashsalt": "mechint",  # names inside the file, which are random without it
+    "pdf.fonttype": 42,  # TrueType, which other programs can edit
+}
+"""The style of the vector formats, beside :data:`RC`."""
+COLUMN, PAGE = 3.35, 6.9
+"""Widths in inches: one column of a two-column paper, and both."""
+LARGEST = 8.0
+"""Points of the largest text in a vector format."""
+NO_DATES = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""Metadata that is left out, by the format."""
+_formats: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("formats", default=())
+
+
+def formats_of(text: str, where: str) -> tuple[str, ...]:
+    """The vector formats that an option asks for; ``png`` may be named and is written in any case.
+
+    Args:
+        where: The option's name in the error.
+
+    Raises:
+        MechintError: something else is named.
+    """
+    names = listed(text, where)
+    for name in names:
+        if name not in ("png", *VECTOR):
+            raise MechintError(
+                f"{where}: no figures are written as {shown(name)}{did_you_mean(name, ['png', *VECTOR])}; name png, "
+                "svg or pdf"
+            )
+    return tuple(name for name in VECTOR if name in names)
+
+
+@contextlib.contextmanager
+def in_formats(formats: Sequence[str]) -> Iterator[None]:
+    """Has every figure that is saved inside written in these vector formats, too."""
+    token = _formats.set(tuple(formats))
+    try:
+        yield
+    finally:
+        _formats.reset(token)
+
+
 def _matplotlib() -> Any:
     """The package, without the backend that MPLBACKEND names: a notebook's or a wrong one would fail at its import."""
     named = os.environ.pop("MPLBACKEND", None)
@@ -81,19 +138,70 @@ def plain_settings() -> Iterator[None]:
 
 
 def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> Path:
-    """Draws on a fresh figure of ``size`` (width, height in inches) and writes a PNG without date or version."""
-    with plain_settings():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    """Draws on a fresh figure of ``size`` (width, height in inches) and writes a PNG without date or version.
 
-        figure = Figure(figsize=size, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        draw(figure)
-        plain_powers(figure)
-        fit_titles(figure)
+    Beside it lies the figure's data as CSV, and the figure for a paper in the formats of :func:`in_formats`.
+    """
+    path = Path(path)
+    with plain_settings():
+        figure = _drawn(size, draw)
         buffer = io.BytesIO()
-        canvas.print_png(buffer, metadata={"Software": None})  # what savefig writes, which draws the figure twice
+        figure.canvas.print_png(
+            buffer, metadata={"Software": None}
+        )  # what savefig writes, which draws the figure twice
+        data = as_csv(figure)
+        paper = {name: _for_paper(name, _paper_size(figure), draw) for name in _formats.get()}
+    for name, drawn in paper.items():
+        write_bytes(path.with_suffix(f".{name}"), drawn)
+    write_text(path.with_suffix(".csv"), data)
     return write_bytes(path, buffer.getvalue())
+
+
+def _drawn(size: tuple[float, float], draw: Callable[[Figure], None], paper: bool = False) -> Any:
+    """A figure on a canvas, with titles that fit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    plain_powers(figure)
+    if paper:
+        _plain(figure)
+    fit_titles(figure)
+    return figure
+
+
+def _paper_size(figure: Any) -> tuple[float, float]:
+    """A column's width for one panel beside another at the most once, the page's for more; panels keep their height
+    to read, since their text shrinks less than they do."""
+    width, height = figure.get_size_inches()
+    places = [spec.get_gridspec().ncols for axes in figure.axes if (spec := axes.get_subplotspec()) is not None]
+    chosen = COLUMN if max(places, default=1) == 1 and width <= 8 else PAGE
+    return chosen, min(max(height * chosen / width * 1.2, 1.8), 9.0)
+
+
+def _for_paper(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """The figure in a vector format, without what a caption says; the same bytes for the same numbers."""
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context(PAPER):
+        figure = _drawn(size, draw, paper=True)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=name, metadata=NO_DATES[name])
+    return buffer.getvalue()
+
+
+def _plain(figure: Any) -> None:
+    """Takes the figure's title away, and that of a lone panel, and keeps text to its largest size."""
+    from matplotlib.text import Text
+
+    if figure.get_suptitle():
+        figure.suptitle("").set_in_layout(False)
+    titled = [axes for axes in figure.axes if axes.get_visible() and axes.get_title(loc="left")]
+    if len(titled) == 1:
+        titled[0].set_title("", loc="left")
+    for text in figure.findobj(Text):
+        text.set_fontsize(min(float(text.get_fontsize()), LARGEST))
 
 
 SUPERSCRIPTS = str.maketrans("0123456789-\N{MINUS SIGN}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from .content import Block, Bullets, Checks, Code, Content, Figure, Links, Section, Table, Text, Widget
-from .page import bullets, card, cards, checks, folded, page, picture, table
+from .page import bullets, card, cards, checks, folded, links, page, picture, sorting, table
 
 
 def html(content: Content, drawn: Mapping[str, Path]) -> str:
@@ -50,8 +50,8 @@ def of_block(block: Block, drawn: Mapping[str, Path]) -> str:
             return f'<p class="soft">{said}</p>' if soft else f"<p>{said}</p>"
         case Code(text):
             return f"<pre>{escape(text)}</pre>"
-        case Table(header, rows, numeric, fold):
-            shown = table(header, rows, numeric)
+        case Table(header, rows, numeric, fold, sortable):
+            shown = sorting(table(header, rows, numeric)) if sortable else table(header, rows, numeric)
             return "" if not rows else folded(fold, shown) if fold else shown
         case Bullets(items, fold):
             return "" if not items else folded(fold, bullets(items)) if fold else bullets(items)
@@ -78,3 +78,17 @@ def of_widget(widget: Widget) -> str:
         data = json.dumps(widget.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
         parts.append(f"<script>{widget.script.replace('@DATA@', data)}</script>")
     return "".join(parts)
+
+
+PLACE = re.compile(r"<body>\n(?:<nav .*?</nav>\n)?", re.DOTALL)
+"""The head of a page, with the links to other pages that it may have."""
+
+
+def with_links(text: str, groups: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """A finished page with links to other pages at its head, instead of those that it has.
+
+    Args:
+        text: The whole page.
+        groups: (name, [(title, relative address)]); a link without an address is the page itself.
+    """
+    return PLACE.sub(lambda _: f"<body>\n{links(groups)}", text, count=1)

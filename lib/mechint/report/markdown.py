@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from .content import Block, Bullets, Checks, Code, Content, Figure, Links, Section, Table, Text
-from .words import Long
+from .words import Linked, Long
+
+CHECK = {True: "- ✓ ", False: "- ✗ **warning:** "}
+"""The beginning of a line of :class:`Checks`, by whether the check is good."""
 
 
 def markdown(content: Content, drawn: Collection[str]) -> str:
@@ -40,7 +43,7 @@ def of_block(block: Block, drawn: Collection[str]) -> str:
         case Bullets(items):
             return "\n".join(f"- {text}" for text in items)
         case Checks(items):
-            return "\n".join(f"- {'✓' if good else '✗ **warning:**'} {text}" for good, text in items)
+            return "\n".join(f"{CHECK[good]}{text}" for good, text in items)
         case Links(items):
             return "\n".join(f"- [{title}]({address})" for title, address in items)
         case Figure(name, caption):
@@ -49,10 +52,22 @@ def of_block(block: Block, drawn: Collection[str]) -> str:
             return ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str | Long]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str | Long | Linked]]) -> str:
     """A Markdown table; bars and line breaks in cells are escaped."""
-    plain = ([cell.short if isinstance(cell, Long) else cell for cell in row] for row in rows)
+    plain = ([plain_cell(cell) for cell in row] for row in rows)
     lines = [list(header), ["---"] * len(header), *plain]
     return "\n".join(
         "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
+
+
+def plain_cell(cell: str | Long | Linked) -> str:
+    if isinstance(cell, Linked):
+        return f"[{cell.text}]({cell.address})"
+    return cell.short if isinstance(cell, Long) else cell
+
+
+def checked(text: str) -> tuple[int, int]:
+    """(good ones, all) of the checks that a page written by :func:`markdown` has."""
+    good, bad = (sum(line.startswith(CHECK[kind]) for line in text.splitlines()) for kind in (True, False))
+    return good, good + bad

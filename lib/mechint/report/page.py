@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from .page_style import CSS
-from .words import Long
+from .page_style import CSS, SORT
+from .words import Linked, Long
 
 # The policy makes "no network" a fact the browser enforces: nothing but what is inside the file can load.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -34,20 +34,47 @@ def cards(items: Iterable[str]) -> str:
     return f'<div class="cards">{"".join(items)}</div>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str | Long]], numeric: Sequence[int] = ()) -> str:
-    """A table of plain text; the columns in ``numeric`` are set right."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str | Long | Linked]], numeric: Sequence[int] = ()) -> str:
+    """A table of plain text and links; the columns in ``numeric`` are set right."""
 
-    def said(cell: str | Long) -> str:
+    def said(cell: str | Long | Linked) -> str:
+        if isinstance(cell, Linked):
+            return f'<a href="{escape(cell.address)}">{escape(cell.text)}</a>'
         if isinstance(cell, str) or cell.short == cell.whole:
             return escape(cell if isinstance(cell, str) else cell.whole)
         return folded(cell.short, f'<div class="units">{escape(cell.whole)}</div>')
 
-    def row(cells: Sequence[str | Long], tag: str) -> str:
+    def row(cells: Sequence[str | Long | Linked], tag: str) -> str:
         marked = (f"<{tag}{' class=n' if i in numeric else ''}>{said(cell)}</{tag}>" for i, cell in enumerate(cells))
         return f"<tr>{''.join(marked)}</tr>"
 
     body = "\n".join(row(cells, "td") for cells in rows)
     return f'<div class="wide"><table><thead>{row(header, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def sorting(whole: str) -> str:
+    """A table that sorts, with a field to search it; without a script it is the plain table."""
+    field = (
+        '<p class="find" hidden><label>Search <input type="search"></label> <output aria-live="polite"></output></p>'
+    )
+    return f'<div class="sortable">{field}{whole}</div><script>{SORT}</script>'
+
+
+def links(groups: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
+    """Links to other pages in groups with a name each; the page itself has no address."""
+
+    def one(title: str, address: str) -> str:
+        return (
+            f'<a href="{escape(address)}">{escape(title)}</a>'
+            if address
+            else f'<b aria-current="page">{escape(title)}</b>'
+        )
+
+    lines = []
+    for name, items in groups:
+        said = " ".join(one(title, address) for title, address in items)
+        lines.append(f"<span>{escape(name)}{': ' if name else ''}{said}</span>")
+    return f'<nav aria-label="Other pages">{" ".join(lines)}</nav>\n' if lines else ""
 
 
 PIXELS = 0.6

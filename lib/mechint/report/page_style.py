@@ -1,4 +1,5 @@
-"""The style sheet of every page: colours in light and dark, cards, tables, figures; narrow screens and print."""
+"""The style sheet of every page (colours in light and dark, cards, tables, figures; narrow screens and print), and the
+script of tables that sort."""
 
 from __future__ import annotations
 
@@ -40,5 +41,67 @@ ul.findings { list-style: none; padding: 0; } ul.findings li { padding: .2rem 0 
 ul.findings li::before { position: absolute; left: .2rem; font-weight: 700; content: "✓"; color: var(--green); }
 ul.findings li.bad::before { content: "!"; color: var(--red); } ul.findings li.bad { font-weight: 600; }
 details summary { cursor: pointer; color: var(--soft); }
+a { color: var(--blue); }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .88rem; color: var(--soft); margin-bottom: 1.4rem;
+  padding-bottom: .6rem; border-bottom: 1px solid var(--line); } nav span { overflow-wrap: anywhere; }
+nav a, nav b { margin-right: .35rem; } nav b { color: var(--ink); }
+.find input { font: inherit; padding: .25rem .5rem; min-width: 14rem; color: inherit; background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px; } .find output { color: var(--soft); margin-left: .6rem; }
+.sortable th button { all: unset; cursor: pointer; } .sortable th button:focus-visible { outline: 2px solid var(--blue);
+  outline-offset: 2px; } .sortable th[aria-sort] button::after { content: " ↕"; opacity: .45; }
+.sortable th[aria-sort=ascending] button::after { content: " ↑"; opacity: 1; }
+.sortable th[aria-sort=descending] button::after { content: " ↓"; opacity: 1; }
+.sortable td { overflow-wrap: anywhere; } .sortable td.n { overflow-wrap: normal; }
+.sortable td:nth-child(n + 5) { min-width: 4.5rem; } .sortable tr[hidden] { display: none; }
+@media (max-width: 44rem) {
+  .sortable table, .sortable thead, .sortable tbody, .sortable tr, .sortable td { display: block; }
+  .sortable thead tr { display: flex; flex-wrap: wrap; gap: .1rem .9rem; }
+  .sortable th { border: 0; text-align: left; }
+  .sortable tbody tr { padding: .6rem 0; border-bottom: 1px solid var(--line); }
+  .sortable td, .sortable td.n { display: grid; grid-template-columns: 6.5rem 1fr; text-align: left; border: 0;
+    white-space: normal; padding: .1rem 0; }
+  .sortable td::before { content: attr(data-name); color: var(--soft); }
+}
 @media print { body { max-width: none; } details { display: block; } }
 """
+
+SORT = r"""
+(() => {
+  const box = document.currentScript.previousElementSibling, table = box.querySelector("table");
+  const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
+  const text = (row, k) => row.cells[k].textContent.trim();
+  const none = said => said === "" || said === "\u2013";
+  const number = said => parseFloat(said.replace(/,/g, "").replace("\u2212", "-"));
+  const order = (a, b, numeric) => numeric ? number(a) - number(b) : a.localeCompare(b, "en", {numeric: true});
+  for (const row of rows) [...row.cells].forEach((cell, k) => { cell.dataset.name = heads[k].textContent; });
+  heads.forEach((head, k) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    head.setAttribute("aria-sort", "none");
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending", sign = up ? 1 : -1;
+      heads.forEach(other => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const numeric = head.classList.contains("n");
+      const sorted = [...body.rows].sort((one, two) => {
+        const [a, b] = [text(one, k), text(two, k)];
+        return none(a) || none(b) ? none(a) - none(b) : sign * order(a, b, numeric);
+      });
+      body.append(...sorted);
+    });
+  });
+  const find = box.querySelector(".find"), field = find.querySelector("input"), said = find.querySelector("output");
+  const search = () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+    const shown = rows.filter(row => !row.hidden).length;
+    said.textContent = words.length ? `${shown} of ${rows.length}` : `${rows.length}`;
+  };
+  field.addEventListener("input", search);
+  find.hidden = false;
+  search();
+})();
+"""
+"""Makes the table before the script sortable by buttons in its head, and searchable; cells without a value are last."""

@@ -13,11 +13,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, did_you_mean, shown
 from .finished import SCHEMA, FinishedRun
+from .tables import plots
 from .values import Value, read_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Address = tuple[str | int, ...]
 """Keys and places in lists that lead to an entry of results.json."""
@@ -120,6 +124,29 @@ class Row:
     interval: str
     p: float | None
 
+    @property
+    def table(self) -> str:
+        """The table of :data:`TABLES` that it belongs to; empty for none."""
+        first = self.entry.partition(".")[0]
+        if first == "metrics":
+            return "metrics"
+        if first in ("curve", "curves"):
+            return "curve"
+        if self.unit is not None:
+            return "units"
+        return "cells" if self.layer is not None or ".value." in self.entry else ""
+
+
+TABLES = ("metrics", "cells", "units", "curve")
+"""The tables that numbers are sorted into: main numbers; cells of maps and numbers of layers; numbers of single units;
+points of curves. Other numbers are in the whole list alone."""
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+def unit_kind(rows: Sequence[Row]) -> str:
+    """The type of the column ``unit``: whole numbers, or text where a unit has a name or several numbers."""
+    return "string" if any(isinstance(row.unit, str) for row in rows) else "Int64"
+
 
 KINDS = {
     **dict.fromkeys(("analysis", "checkpoint", "entry", "metric", "site", "name", "interval"), "string"),
@@ -207,7 +234,50 @@ def numbers_of(entry: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], dict
     yield from visit([entry[key] for key in keys], ())
 
 
-class RunResults:
+class Results:
+    """Numbers of finished runs as rows of tables."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = list(rows)
+
+    def numbers(self, table: str | None = None) -> list[Row]:
+        """The rows of one table of :data:`TABLES`; all rows if None.
+
+        Raises:
+            MechintError: there is no such table.
+        """
+        if table is not None and table not in TABLES:
+            raise MechintError(
+                f"no table is called {shown(table)}{did_you_mean(table, TABLES)}; there are {', '.join(TABLES)}"
+            )
+        return [row for row in self._rows if table in (None, row.table)]
+
+    def rows(self, table: str | None = None) -> list[dict[str, Any]]:
+        """Numbers as dictionaries with the fields of :class:`Row`; ends that are not there are None.
+
+        Args:
+            table: As of :meth:`numbers`.
+        """
+        blank = lambda x: None if isinstance(x, float) and math.isnan(x) else x
+        return [{name: blank(value) for name, value in vars(row).items()} for row in self.numbers(table)]
+
+    def frame(self, table: str | None = None) -> Any:
+        """Numbers as rows of a pandas DataFrame with the fields of :class:`Row` as columns.
+
+        Columns have the same types in every run, whatever it lacks; those of ``unit`` are whole numbers, or text
+        where any unit of the run has several.
+
+        Args:
+            table: As of :meth:`numbers`.
+
+        Raises:
+            MechintError: pandas is not installed, or there is no such table.
+        """
+        rows = self.numbers(table)
+        return frame_of([vars(row) for row in rows], COLUMNS).astype({**KINDS, "unit": unit_kind(rows)})
+
+
+class RunResults(Results):
     """A finished run: what it says, and all its numbers as rows of one table.
 
     Attributes:
@@ -219,31 +289,24 @@ class RunResults:
     """
 
     def __init__(self, run: FinishedRun, headline: str = "", cell: Cell = no_cell) -> None:
+        super().__init__(list(number_rows(run.raw, run.directory / "results.json", cell)))
         self.directory: Path = run.directory
         self.raw: dict[str, Any] = run.raw
         self.metrics: dict[str, Value] = run.metrics
         self.manifest: dict[str, Any] = run.manifest
         self.headline = headline
-        self._rows = list(number_rows(run.raw, run.directory / "results.json", cell))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Every number as a dictionary with the fields of :class:`Row`; ends that are not there are None."""
-        blank = lambda x: None if isinstance(x, float) and math.isnan(x) else x
-        return [{name: blank(value) for name, value in vars(row).items()} for row in self._rows]
+    def plot_metrics(self, *names: str, ax: Axes | None = None) -> Axes:
+        """Draws metrics with their intervals, all or those that are named, into ``ax`` or a new figure's axes."""
+        return plots.metrics(plots.axes_of(ax), self.numbers("metrics"), names)
 
-    def frame(self) -> Any:
-        """Every number as a row of a pandas DataFrame with the fields of :class:`Row` as columns.
+    def plot_curve(self, ax: Axes | None = None) -> Axes:
+        """Draws the run's curves with their intervals into ``ax`` or a new figure's axes."""
+        return plots.curve(plots.axes_of(ax), self.numbers("curve"))
 
-        Columns have the same types in every run, whatever it lacks; those of ``unit`` are whole numbers, or text
-        where any unit of the run has several.
-
-        Raises:
-            MechintError: pandas is not installed.
-        """
-        columns = [field.name for field in dataclasses.fields(Row)]
-        frame = frame_of([vars(row) for row in self._rows], columns)
-        unit = "string" if any(isinstance(row.unit, str) for row in self._rows) else "Int64"
-        return frame.astype({**KINDS, "unit": unit})
+    def plot_cells(self, site: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draws the map of one site, the first if None, into ``ax`` or a new figure's axes."""
+        return plots.cells(plots.axes_of(ax), self.numbers("cells"), site)
 
     def __repr__(self) -> str:
         said = f": {self.headline}" if self.headline else ""
@@ -266,3 +329,24 @@ def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
             "a frame needs pandas, which is not installed; pip install pandas, or take rows(), which needs nothing"
         ) from None
     return pandas.DataFrame(rows, columns=columns)
+
+
+class ManyResults(Results, Sequence[RunResults]):
+    """Several finished runs, as a list of them, and the numbers of all as rows of one table."""
+
+    def __init__(self, runs: Sequence[RunResults]) -> None:
+        super().__init__([row for run in runs for row in run.numbers()])
+        self.runs = list(runs)
+
+    @overload
+    def __getitem__(self, place: int) -> RunResults: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[RunResults]: ...
+    def __getitem__(self, place: int | slice) -> RunResults | list[RunResults]:
+        return self.runs[place]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.runs)} finished runs, {len(self._rows)} numbers>"

@@ -20,6 +20,14 @@ class Long:
     whole: str
 
 
+@dataclass(frozen=True)
+class Linked:
+    """A cell of a table that leads to another page, by a relative address."""
+
+    text: str
+    address: str
+
+
 def percent(share: float) -> str:
     """0.9634 is ``96.3 %``; below 1 % two significant digits, and what is within rounding of nothing is ``0.0 %``."""
     size = abs(100 * share)

@@ -6,20 +6,22 @@ import contextlib
 import functools
 import html
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..analyses.base import analyses, analysis_of
 from ..analyses.options import AnalysisOptions, RunConfig, request
+from ..report.figure_style import formats_of, in_formats
 from ..report.finished import CIRCUIT, Drawn, drawing, edited, kind_of
 from ..report.members import member_lines
 from ..utils import files, live
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, say_failure
 from ..utils.files import write_text
 from ..utils.options import named
 from ..utils.rundir import check_writable
 from ..utils.wandb_run import Logged, run_name, started
+from .index import link_again, write_index
 from .wandb import log_wandb
 
 
@@ -35,31 +37,40 @@ def __getattr__(name: str) -> Any:
 
 
 def write_report(
-    run_dir: str | Path, *, heatmaps: bool = True, curves: bool = True, faithfulness: bool = True
+    run_dir: str | Path,
+    *,
+    heatmaps: bool = True,
+    curves: bool = True,
+    faithfulness: bool = True,
+    formats: str | None = None,
 ) -> list[Path]:
     """Writes the figures, the Markdown report and report.html of a finished run into its directory.
 
-    The same results give the same bytes, whenever and wherever they are drawn.
+    The same results give the same bytes, whenever and wherever they are drawn; where an index lists the run, its page
+    begins with links to other pages.
 
     Args:
         run_dir: Holds results.json, manifest.json, and what the figures below need.
         heatmaps: Draw the heat maps; those of a circuit need final_masks.pt.
         curves: Draw the curves; those of a circuit's search need history.jsonl.
         faithfulness: Draw faithfulness_curve.png of a circuit.
+        formats: Formats of the figures, such as ``"png svg pdf"``; None takes those of the run under way.
 
     Returns:
-        The paths written, report.html last.
+        The paths written, report.html last; beside each PNG lie its data as CSV and its other formats.
 
     Raises:
         MechintError: a file is missing, invalid, of another schema, or from another run.
     """
     directory = Path(run_dir)
-    with drawing(directory):
+    vector = contextlib.nullcontext() if formats is None else in_formats(formats_of(formats, "formats"))
+    with vector, drawing(directory):
         written = analysis_of(directory).report(directory, Drawn(heatmaps, curves, faithfulness))
     if said := edited(directory):
         print(f"warning: {said}", file=sys.stderr, flush=True)
         for path in written:
             mark(path, said)
+    link_again(directory)
     return written
 
 
@@ -102,7 +113,11 @@ def logging(run: RunConfig, checkpoint: str, name: str, config: AnalysisOptions)
 
 
 def redraw(run: RunConfig, dry_run: bool) -> None:
-    """Writes the reports of finished analyses again; masks and numbers stay as they are."""
+    """Writes the reports of finished analyses again; masks and numbers stay as they are.
+
+    Raises:
+        MechintError: some of them could not be drawn, after the others were.
+    """
     top = Path(run.run_dir or run.folder)
     found = finished_below(top, "run_dir")
     for directory in found:
@@ -111,11 +126,38 @@ def redraw(run: RunConfig, dry_run: bool) -> None:
         return
     check_writable(top)
     with files.lock(top):
-        for directory in found:
-            draw(run, directory)
-            print(f"  {analysis_of(directory).headline(directory)}", f"report: {directory / 'report.html'}", sep="\n")
-        if len(found) > 1:
-            write_comparisons(found, top)
+        drawn = [directory for directory in found if draw_again(run, directory, len(found) == 1)]
+        if len(drawn) > 1:
+            write_comparisons(drawn, top)
+        say_index(top, top)
+    if lost := [str(directory) for directory in found if directory not in drawn]:
+        raise MechintError(
+            f"{len(lost)} of {len(found)} analyses could not be drawn ({', '.join(lost)}); the lines above say why"
+        )
+
+
+def draw_again(run: RunConfig, directory: Path, only: bool) -> bool:
+    """Draws one finished analysis; False if it could not be drawn, for which standard error has the reason.
+
+    Args:
+        only: There is no other one: its failure is raised.
+    """
+    try:
+        draw(run, directory)
+        said = analysis_of(directory).headline(directory)
+    except (MechintError, OSError) as error:
+        if only:
+            raise
+        say_failure(error, str(directory))
+        return False
+    print(f"  {said}", f"report: {directory / 'report.html'}", sep="\n")
+    return True
+
+
+def say_index(top: Path, own: Path, asked: Mapping[Path, tuple[str, str]] | None = None) -> None:
+    """Writes the index of a directory and prints where it is; arguments as of :func:`write_index`."""
+    if page := write_index(top, own, asked):
+        print(f"index: {page}", flush=True)
 
 
 def finished_below(top: str | Path, option: str) -> list[Path]:

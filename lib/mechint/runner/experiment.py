@@ -13,11 +13,12 @@ from ..analyses.base import analyses
 from ..analyses.options import RunConfig, own
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
+from ..report.figure_style import formats_of, in_formats
 from ..utils import files, wandb_run, workers
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
 from ..utils.rundir import check_writable
-from .drawing import finished_below, logging, redraw, write_comparisons
+from .drawing import finished_below, logging, redraw, say_index, write_comparisons
 from .one_analysis import analyse_one
 from .preparation import Directories, Prepared, check_all, prepare
 from .request import Experiment
@@ -81,6 +82,11 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
         MechintError: something is wrong with the request, before work starts; or a checkpoint could not be
             analysed, after the others were.
     """
+    with in_formats(formats_of(experiment.run.figure_formats, named("", "figure_formats"))):
+        run_parts(experiment, dry_run)
+
+
+def run_parts(experiment: Experiment, dry_run: bool) -> None:
     if experiment.run.mode != "from_runs" and not experiment.configs:
         raise MechintError(f"no analysis is switched on; choose one or more, such as {named('', 'ssm')}")
     if not dry_run:
@@ -105,11 +111,26 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> None:
                 raise
             say_failure(error)
             lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
+    lost += index(plans)
     workers.exchange("all is written")  # a process that ends first with a failure would end the others
     if lost:
         if workers.worker()[0] > 0:
             raise SaidElsewhere("the first process says what is lost")
         raise MechintError("; ".join(lost) + "; the lines above say why")
+
+
+def index(plans: list[Plan]) -> list[str]:
+    """Writes the index of the output directory; one that could not be written is told like a lost analysis."""
+    run = plans[0].experiment.run
+    if workers.worker()[0] > 0 or run.mode == "from_runs":
+        return []
+    asked = {directory: key for plan in plans for key, directory in plan.directories.items()}
+    try:
+        say_index(Path(run.output_dir), run.folder, asked)
+    except Exception as error:
+        say_failure(error, f"index of {run.output_dir}")
+        return ["the index could not be written"]
+    return []
 
 
 def look(

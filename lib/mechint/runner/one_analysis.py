@@ -18,6 +18,7 @@ from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, elsewhere, request
 from ..models.loading.load import find_device
+from ..report.figure_style import VECTOR
 from ..report.finished import CIRCUIT, COMPLETE
 from ..report.results import Header, Model
 from ..tasks import Task
@@ -164,6 +165,9 @@ def compute(wanted: Request, analyzer: StagedAnalyzer[Any]) -> tuple[dict[str, A
     """The analysis's own results, and the files that it has written."""
     for old in OF_ANOTHER_RUN:
         (wanted.directory / old).unlink(missing_ok=True)
+    for figure in wanted.directory.glob("*.png"):
+        for end in ("csv", *VECTOR):  # nothing draws them again where they are no longer asked for
+            figure.with_suffix(f".{end}").unlink(missing_ok=True)
     found = analyzer.run_analysis(*wanted.prompts)
     written = analyzer.save_results()
     if not wanted.experiment.run.save_masks:

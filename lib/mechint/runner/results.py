@@ -1,29 +1,60 @@
-"""mechint.results: a finished run of any analysis, with every number as a row of one table."""
+"""mechint.results: finished runs of any analysis, with every number as a row of one table."""
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 
 from ..analyses.base import analysis_of
 from ..report.finished import drawing, read_finished
-from ..report.results import RunResults
+from ..report.results import ManyResults, RunResults
+from ..utils.errors import MechintError
+from ..utils.files import natural_key
+from .index import DEPTH
+
+RESULTS = "results.json"
 
 
-def results(path: str | Path) -> RunResults:
-    """Reads a finished run.
+def results(path: str | Path) -> RunResults | ManyResults:
+    """Reads a finished run, or several.
 
     Args:
-        path: Its directory, or its results.json.
+        path: Directory of a run, or its results.json; a glob of them, or a directory with runs below it, for several.
 
     Returns:
-        ``metrics``, ``raw``, ``manifest`` and ``headline``; ``rows()`` and ``frame()`` give every number as a row with
-        the fields of :class:`mechint.report.results.Row`.
+        Of a run ``metrics``, ``raw``, ``manifest`` and ``headline``; ``rows()`` and ``frame()`` give every number as a
+        row with the fields of :class:`mechint.report.results.Row`. Of several runs a list of them, with the same
+        ``rows()`` and ``frame()``.
 
     Raises:
         MechintError: a file is missing, is not valid, or is not that of a finished run.
     """
     place = Path(path)
-    directory = place.parent if place.name == "results.json" else place
+    if place.name == RESULTS and place.is_file():
+        return one(place.parent)
+    if (place / RESULTS).is_file():
+        return one(place)
+    found = directories(place)
+    return ManyResults([one(directory) for directory in found]) if found else one(place)
+
+
+def one(directory: Path) -> RunResults:
     run, analysis = read_finished(directory), analysis_of(directory)
     with drawing(directory):
         return RunResults(run, analysis.headline(directory), analysis.cell)
+
+
+def directories(place: Path) -> list[Path]:
+    """Directories of the runs that a path names: itself, those below it, or those of a glob, each once.
+
+    Raises:
+        MechintError: a glob matches no run.
+    """
+    magic = glob.has_magic(str(place)) and not os.path.lexists(place)
+    tops = [Path(name) for name in glob.glob(str(place), recursive=True)] if magic else [place]
+    tops = [top.parent if top.name == RESULTS else top for top in tops]
+    found = {path.parent for top in tops for depth in range(DEPTH) for path in top.glob("*/" * depth + RESULTS)}
+    if magic and not found:
+        raise MechintError(f"{place} matches no finished analysis; name one, or a directory with some below it")
+    return sorted(found, key=lambda path: natural_key(str(path)))

@@ -256,7 +256,9 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, group: str = 
             )
 
 
-def flag_lines(config_class: type, group: str = "", only: Collection[str] = (), left: int = 0) -> list[str]:
+def flag_lines(
+    config_class: type, group: str = "", only: Collection[str] = (), left: int = 0, short: bool = False
+) -> list[str]:
     """The flags of a configuration class for a short help: name, sentence, choices and default.
 
     Args:
@@ -264,6 +266,7 @@ def flag_lines(config_class: type, group: str = "", only: Collection[str] = (), 
         group: Group of its flags.
         only: The fields to show; empty for all.
         left: Least number of characters before the sentences.
+        short: A line for each, which cuts what is too long.
     """
     shown_ones = [entry for entry in options(config_class) if not only or entry[0].name in only]
     names = [flag(group, field.name) for field, _, _ in shown_ones]
@@ -274,10 +277,26 @@ def flag_lines(config_class: type, group: str = "", only: Collection[str] = (), 
         said = set(re.findall(r"[\w-]+", opt.help))
         notes = [" | ".join(opt.choices)] if not set(opt.choices) <= said else []
         notes += [f"default: {default}"] if default != "" else []
+        if short:
+            lines.append(one_flag(f"  {name}".ljust(left), opt.help, notes))
+            continue
         text = opt.help + (f" ({'; '.join(notes)})" if notes else "")
         first, later = f"  {name}".ljust(left), " " * left
-        lines += textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+        lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
     return lines
+
+
+WIDTH = 118
+"""Characters of a line of help."""
+
+
+def one_flag(first: str, sentence: str, notes: Sequence[str]) -> str:
+    """A flag on one line: its sentence as far as there is room, and of the notes the last ones that leave it room."""
+    kept = list(notes)
+    while kept and len("; ".join(kept)) > (WIDTH - len(first)) // 2:
+        kept.pop(0)
+    end = f" ({'; '.join(kept)})" if kept else ""
+    return first + textwrap.shorten(sentence, WIDTH - len(first) - len(end), placeholder=" …") + end
 
 
 def _dest(group: str, field: str) -> str:

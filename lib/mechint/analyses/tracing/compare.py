@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,10 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
             continue
         found += [{"run": name, "less": names[0], **entry} for entry in differences(traces[0], trace)]
     runs = [
-        {"name": name, "checkpoint": trace.raw["checkpoint"], "strongest": trace.raw["trace"]["strongest"]}
+        {"name": name, "directory": Path(os.path.relpath(trace.directory, output)).as_posix(),
+         "checkpoint": trace.raw["checkpoint"], "strongest": trace.raw["trace"]["strongest"]}
         for name, trace in zip(names, traces, strict=True)
-    ]
+    ]  # fmt: skip
     written = [
         write_json(
             output / "comparison.json",

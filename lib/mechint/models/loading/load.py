@@ -316,6 +316,12 @@ def _ending(names: Collection[str], *parts: str) -> bool:
     return any(name == part or name.endswith("." + part) for name in names for part in parts)
 
 
+def supported_titles() -> dict[str, str]:
+    """The title of every family that can be loaded, by each of its values of ``model_type``."""
+    known = declared()
+    return {name: known[name].title if name in known else FAMILIES[name].title for name in supported()}
+
+
 def model_classes() -> dict[str, type[LanguageModel]]:
     """The class of every family that can be loaded, by the family's name."""
     return {name: family.model for name, family in FAMILIES.items() if family.model is not None}
