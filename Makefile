@@ -10,19 +10,44 @@ override MODELS := $(subst $$$$,$$,$(value MODELS))
 override BASELINE := $(subst $$$$,$$,$(value BASELINE))
 override SKIP_STEPS := $(subst $$$$,$$,$(value SKIP_STEPS))
 override PROCESSES := $(value PROCESSES)
+override SET := $(subst $$$$,$$,$(value SET))
+override FRAGMENTS := $(subst $$$$,$$,$(value FRAGMENTS))
+override FROM := $(subst $$$$,$$,$(value FROM))
+override RERUN := $(value RERUN)
 override SCORE := $(subst $$$$,$$,$(value SCORE))
 override EXPORT := $(subst $$$$,$$,$(value EXPORT))
 override PYTHON := $(value PYTHON)
 override V := $(value V)
 override DRY_RUN := $(value DRY_RUN)
-export MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT
+export MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT SET FRAGMENTS FROM RERUN
+ifdef O
+  override O := $(subst $$$$,$$,$(value O))
+  export O
+endif
+ifdef KCONFIG_CONFIG
+  override KCONFIG_CONFIG := $(subst $$$$,$$,$(value KCONFIG_CONFIG))
+  export KCONFIG_CONFIG
+endif
+
+# A misspelt variable would be ignored, and the command would do something else than was asked for.
+OURS := MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT SET FRAGMENTS FROM RERUN SECTIONS SOURCES SAMPLE SEED MOST MUTANTS \
+	O KCONFIG_CONFIG PYTHON V DRY_RUN
+THEIRS := SHELL MAKEFLAGS MFLAGS CC CFLAGS LANG LC_% TMPDIR PATH HOME TERM OMP_% MKL_% GOMP_% WANDB_% HF_% CUDA_% NCCL_% TORCH_% \
+	PYTORCH_% PYTHON% TRANSFORMERS_% XDG_% MPL% VIRTUAL_ENV
+SAID := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(OURS) $(THEIRS),$(SAID))
+ifneq "$(UNKNOWN)" ""
+  $(error no variable $(firstword $(UNKNOWN)): `make help` lists them; an option of the menus goes into SET="KNLP_…=…")
+endif
 export PYTHONPATH := $(CURDIR)/lib$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 # The modules of this directory are what is run.
 unexport PYTHONSAFEPATH
 
 Q := $(if $(filter 1 y yes,$(V)),,@)
 FLAGS := $(if $(filter 1 y yes,$(V)),--verbose) $(if $(filter-out 0 n no off false,$(DRY_RUN)),--dry-run)
-CHOSEN = --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS" --processes="$$PROCESSES"
+ONCE = --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS"
+SETS = --set="$$SET" --rerun="$$RERUN"
+CHOSEN = $(ONCE) --processes="$$PROCESSES"
 DEFCONFIGS := $(sort $(notdir $(filter-out %~,$(wildcard defconfigs/* */defconfigs/*))))
 
 # PYTHON= and an active virtual environment are used as they are; otherwise .venv is made, once for its requirements.
@@ -46,13 +71,13 @@ PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report export menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
-	$(Q)$(KCONFIG) run default $(CHOSEN) $(FLAGS)
+	$(Q)$(KCONFIG) run default $(CHOSEN) $(SETS) $(FLAGS)
 
 train mechint report: $(READY)
-	$(Q)$(KCONFIG) run $@ $(CHOSEN) $(FLAGS)
+	$(Q)$(KCONFIG) run $@ $(CHOSEN) $(SETS) $(FLAGS)
 
 export: $(READY)
 	$(Q)$(KCONFIG) export --options="$$EXPORT"
@@ -61,10 +86,16 @@ menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allno
 	$(Q)$(KCONFIG) $@
 
 defconfig: $(READY)
-	$(Q)$(KCONFIG) defconfig --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS"
+	$(Q)$(KCONFIG) defconfig $(ONCE) $(SETS) --fragments="$$FRAGMENTS"
+
+mergeconfig: $(READY)
+	$(Q)$(KCONFIG) mergeconfig --fragments="$$FRAGMENTS"
+
+diffconfig: $(READY)
+	$(Q)$(KCONFIG) diffconfig --from="$$FROM"
 
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
-	$(Q)$(KCONFIG) defconfig $* --models="$$MODELS" --baseline="$$BASELINE" --skip-steps="$$SKIP_STEPS"
+	$(Q)$(KCONFIG) defconfig $* $(ONCE) $(SETS) --fragments="$$FRAGMENTS"
 
 # A name that is none fails before anything is installed.
 defconfig-%:
@@ -146,7 +177,8 @@ clean:
 	$(Q)rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 mrproper: clean
-	$(Q)rm -rf .config .config.old defconfig .venv .venv-bench .venv-bench-sae .venv-peer-*
+	$(Q)rm -f "$${O:-.}/.config" "$${O:-.}/.config.old" "$${O:-.}/defconfig"
+	$(Q)rm -rf .venv .venv-bench .venv-bench-sae .venv-peer-*
 
 define HELP
 Run
@@ -163,6 +195,8 @@ Configure (.config)
   menuconfig         change .config in menus
   oldconfig          ask for what .config does not set
   olddefconfig       set what .config does not set to its default
+  mergeconfig        set the lines of FRAGMENTS="file experiment …" in .config, each over those before it
+  diffconfig         print what .config changes of .config.old, or of FROM=FILE or FROM=EXPERIMENT
   savedefconfig      write what differs from the defaults to ./defconfig
   listnewconfig      list what .config does not set
   allyesconfig       everything on
@@ -181,10 +215,15 @@ Develop
   mrproper           clean, and remove .config and the environments; results stay
   help               this text
 
-Variables
+Variables, which last for one command: only the defconfig targets write MODELS=, BASELINE=, SKIP_STEPS= and SET= to .config
   MODELS=PATH        what to analyse, on defconfig, defconfig-NAME, mechint or report: a checkpoint, a glob, a directory
                      of checkpoints, a model directory, a hub id, or a finished analysis to draw again
   BASELINE=PATH      what to compare with, on the same targets and on train: a finished analysis, or a training run
+  SET="KNLP_MECHINT_SEED=1 KNLP_TASK_NAME=recall"   options of the menus, on defconfig, defconfig-NAME, train, mechint or report
+  RERUN=1            repeat finished analyses, on mechint
+  FRAGMENTS="a b"    files of CONFIG_ lines, or experiments, that are set over an experiment, on defconfig, defconfig-NAME
+                     or mergeconfig
+  O=DIR              where .config, and every relative path of a configuration, lies; KCONFIG_CONFIG=FILE is another .config
   SKIP_STEPS="8 9"   steps that a study leaves out, on defconfig, defconfig-NAME or mechint
   SCORE="--models gpt2 --seeds 2 --output-dir output/card_gpt2"   what ground-truth scores, and where that goes, since no
                      finished card is overwritten without --rerun; SCORE=--help lists all

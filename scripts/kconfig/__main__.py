@@ -15,11 +15,13 @@ import signal
 import sys
 from pathlib import Path
 
-from . import INTERRUPTED, loading, mapping, menus, models, processes
-from .defconfigs import DEFAULT, ConfigError, did_you_mean, find, listing
+from . import INTERRUPTED, loading, mapping, menus, merging, models, processes
+from .defconfigs import DEFAULT, OFF, ConfigError, did_you_mean, find, listing
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / ".config"
+WORK = Path(os.path.abspath(os.path.join(ROOT, os.path.expanduser(os.environ.get("O") or "."))))
+"""Directory of .config, and of every relative path in it: the one that O= names, else the repository."""
+CONFIG = WORK / os.path.expanduser(os.environ.get("KCONFIG_CONFIG") or ".config")
 START = "run `make defconfig`, `make defconfig-NAME` or `make menuconfig` first"
 
 
@@ -56,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
             command.add_argument("--baseline", default="", help="what BASELINE= says: a finished run")
             command.add_argument("--skip-steps", default="", help="what SKIP_STEPS= says: steps a study leaves out")
+        if name in ("defconfig", "run"):
+            command.add_argument("--set", default="", help="what SET= says: NAME=value …")
+            command.add_argument("--rerun", default="", help="what RERUN= says: 1 repeats what is finished")
+        if name in ("defconfig", "mergeconfig"):
+            command.add_argument("--fragments", default="", help="what FRAGMENTS= says: files or named experiments")
+        if name == "diffconfig":
+            command.add_argument("--from", dest="other", default="", help="what FROM= says: a file or an experiment")
         if name == "defconfig":
             command.add_argument("name", nargs="?", default=DEFAULT, help=f"the experiment's name (default: {DEFAULT})")
         if name == "get":
@@ -78,30 +87,69 @@ def _parser() -> argparse.ArgumentParser:
 
 def _current() -> loading.Menu:
     if not os.path.lexists(CONFIG):
-        raise ConfigError(f"there is no .config; {START}")
+        raise ConfigError(f"there is no {_called(CONFIG)}; {START}")
     menu = loading.load(ROOT, CONFIG)
-    loading.check_together(menu, CONFIG.name)
+    loading.check_together(menu, _called(CONFIG))
     return menu
+
+
+def _called(file: Path) -> str:
+    """A file as messages call it: its path below the repository where it lies there."""
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
 
 
 def _save(menu: loading.Menu, why: str) -> None:
     loading.save(menu, ROOT, CONFIG)
-    print(f"{why}: .config written")
+    print(f"{why}: {_called(CONFIG)} written")
 
 
 def defconfig(args: argparse.Namespace) -> None:
     file = find(ROOT, args.name)
     menu = loading.load(ROOT, file)
+    _merge(menu, args.fragments)
     _override(menu, args, args.name)
     _save(menu, str(file.relative_to(ROOT)))
 
 
+def mergeconfig(args: argparse.Namespace) -> None:
+    """Sets every line of the fragments in .config, and says what changed."""
+    if not args.fragments.strip():
+        raise ConfigError('mergeconfig needs FRAGMENTS="file or experiment …"; each is set over those before it')
+    menu = _current()
+    _merge(menu, args.fragments)
+    _save(menu, f"merged {args.fragments.strip()}")
+
+
+def _merge(menu: loading.Menu, fragments: str) -> None:
+    pieces = [merging.fragment(ROOT, WORK, name) for name in merging.words("FRAGMENTS", fragments)]
+    for line in merging.merge(menu, pieces):
+        print(line, flush=True)
+
+
+def diffconfig(args: argparse.Namespace) -> None:
+    """Prints what .config changes of .config.old, or of the file or experiment that FROM= names."""
+    old = CONFIG.with_name(f"{CONFIG.name}.old")
+    if not args.other and not old.exists():
+        raise ConfigError(f"there is no {_called(old)} yet; name a file or an experiment with FROM=")
+    _current()
+    other = merging.fragment(ROOT, WORK, args.other) if args.other else (_called(old), old)
+    print("\n".join(merging.compared(ROOT, other, (_called(CONFIG), CONFIG))) or "no difference")
+
+
 def _override(menu: loading.Menu, args: argparse.Namespace, name: str) -> None:
-    """Puts MODELS=, BASELINE= and SKIP_STEPS= into the configuration and prints them."""
+    """Puts MODELS=, BASELINE=, SKIP_STEPS=, SET= and RERUN= into the configuration and prints them."""
+    chosen = merging.settings(menu, args.set)
+    if args.rerun.strip().lower() not in OFF:
+        chosen.append(loading.Assignment("RERUN=", "KNLP_MECHINT_RERUN", "y"))
+    if chosen:
+        before = merging.values(menu)
+        loading.apply(menu, chosen)
+        for line in merging.differences(before, merging.values(menu)):
+            print(f"for this configuration: {line}", flush=True)
     if args.models:
-        print(models.override(menu, args.models, ROOT, name), flush=True)
+        print(models.override(menu, args.models, WORK, name), flush=True)
     if args.baseline:
-        print(models.compare_with(menu, args.baseline, ROOT, name), flush=True)
+        print(models.compare_with(menu, args.baseline, WORK, name), flush=True)
     if args.skip_steps:
         print(models.skip(menu, args.skip_steps, name), flush=True)
 
@@ -118,8 +166,9 @@ def oldconfig(args: argparse.Namespace) -> None:
 
 def savedefconfig(args: argparse.Namespace) -> None:
     text = loading.minimal(_current())
-    loading.write(ROOT / "defconfig", lambda temporary: _fill(temporary, text))
-    print("defconfig written; give it a first comment line and copy it to FAMILY/defconfigs/NAME to keep it")
+    file = WORK / "defconfig"
+    loading.write(file, lambda temporary: _fill(temporary, text))
+    print(f"{_called(file)} written; give it a first comment line and copy it to FAMILY/defconfigs/NAME to keep it")
 
 
 def _fill(path: str, text: str) -> None:
@@ -176,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
     if (
         args.dry_run
         and len(steps) == 2
-        and not glob.glob(made if os.path.isabs(made) else os.path.join(glob.escape(str(ROOT)), made))
+        and not glob.glob(made if os.path.isabs(made) else os.path.join(glob.escape(str(WORK)), made))
     ):
         steps.pop()
         wanted = ", ".join(switch.name for switch in mapping.analyses(menu) if switch.str_value == "y")
@@ -187,26 +236,34 @@ def run(args: argparse.Namespace) -> int:
         if args.verbose:
             print("+ " + shlex.join(command) + (f"  in {several} processes" if several > 1 else ""), flush=True)
         if number == len(steps) and several == 1:
-            os.chdir(ROOT)
+            os.chdir(_work())
             os.execve(command[0], command, _environment())  # the last program answers to signals itself
-        status = processes.run(command, several, _environment(), str(ROOT))
+        status = processes.run(command, several, _environment(), _work())
         if status:
             return status
     return 0
 
 
+def _work() -> str:
+    """The directory that commands run in, which is made for them."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    return str(WORK)
+
+
 def _for_run(args: argparse.Namespace) -> loading.Menu:
-    """The configuration to run; what is new in it is written to .config, except by a dry run and a report."""
+    """The configuration to run. Without .config it is the default experiment, which is written unless variables of this
+    one command change it; what they change is never written."""
     if CONFIG.exists():
         menu = _current()
     else:
         file = find(ROOT, DEFAULT)
         menu = loading.load(ROOT, file)
         print(f"no .config: using {file.relative_to(ROOT)}; `make menuconfig` changes it", flush=True)
-    _override(menu, args, ".config" if CONFIG.exists() else DEFAULT)
-    said_once = args.dry_run or args.target == "report"  # what is drawn again is no other experiment
-    if not said_once and (args.models or args.baseline or args.skip_steps or not CONFIG.exists()):
+    _override(menu, args, _called(CONFIG) if CONFIG.exists() else DEFAULT)
+    once = args.models or args.baseline or args.skip_steps or args.set.strip() or args.rerun.strip()
+    if not (once or args.dry_run or args.target == "report" or CONFIG.exists()):
         loading.save(menu, ROOT, CONFIG)
+    loading.check_together(menu, _called(CONFIG) if CONFIG.exists() else DEFAULT)
     return menu
 
 
@@ -254,35 +311,27 @@ def score(args: argparse.Namespace) -> int:
                 f'SCORE="--models …"'
             )
     count = how_many(args.processes)
-    options = _words("SCORE", args.options) + args.more + (["--dry-run"] if args.dry_run else [])
+    options = merging.words("SCORE", args.options) + args.more + (["--dry-run"] if args.dry_run else [])
     command = lambda *more: [sys.executable, str(ROOT / "scripts/ground_truth.py"), *options, *more]
     if {"--dry-run", "--check", "--help", "-h"} & set(options):
         count = 1
     if count > 1:
-        status = processes.run(command("--check"), 1, _environment(), str(ROOT))
+        status = processes.run(command("--check"), 1, _environment(), _work())
         if status:
             return status
     if args.verbose:
         print("+ " + shlex.join(command()), flush=True)
-    return processes.run(command(), count, _environment(), str(ROOT))
+    return processes.run(command(), count, _environment(), _work())
 
 
 def export(args: argparse.Namespace) -> int:
     """Exports the finished analyses of .config's output directory, or what EXPORT= names."""
     menu = _current() if os.path.lexists(CONFIG) else loading.load(ROOT, find(ROOT, DEFAULT))
-    options = _words("EXPORT", args.options)
+    options = merging.words("EXPORT", args.options)
     placed = f"--runs={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value or 'mechint_analysis'}"
     environment = _environment()
     del environment["MECHINT_CALLED_BY"]  # what EXPORT= holds are flags
-    return processes.run([sys.executable, "-m", "mechint", "export", placed, *options], 1, environment, str(ROOT))
-
-
-def _words(variable: str, text: str) -> list[str]:
-    """The options that a variable of make's command line holds, as a shell would read them."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise ConfigError(f"{variable}={text} is not a list of options ({error}); close its quotes") from None
+    return processes.run([sys.executable, "-m", "mechint", "export", placed, *options], 1, environment, _work())
 
 
 def _environment() -> dict[str, str]:
@@ -295,6 +344,8 @@ COMMANDS = {
     "oldconfig": (oldconfig, "ask for the symbols that .config does not set"),
     "olddefconfig": (olddefconfig, "set the symbols that .config does not set to their defaults"),
     "defconfig": (defconfig, "write .config from a named experiment"),
+    "mergeconfig": (mergeconfig, "set the lines of fragments in .config"),
+    "diffconfig": (diffconfig, "print what .config changes of .config.old, or of another configuration"),
     "savedefconfig": (savedefconfig, "write what differs from the defaults to ./defconfig"),
     "list-defconfigs": (list_defconfigs, "list the named experiments"),
     "listnewconfig": (listnewconfig, "list the symbols that .config does not set"),

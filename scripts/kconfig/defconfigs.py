@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 DEFAULT = "mamba-tiny-recall-mechint"
-
+OFF = ("", "0", "n", "no", "off", "false")
+"""What a variable of make says when it asks for nothing."""
 
 LONG_WORD, LONG_LINE = 300, 1600
 LIMIT = 1 << 24

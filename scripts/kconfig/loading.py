@@ -296,8 +296,18 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def save(menu: kconfiglib.Kconfig, root: Path, file: Path) -> None:
-    """Writes the full configuration to ``file``: whole, and only when it loads again without a complaint."""
+    """Writes the full configuration to ``file``: whole, and only when it loads again without a complaint.
+
+    The one that it replaces is kept beside it as ``.config.old``, unless they are the same.
+    """
+    before = read_text(file) if file.is_file() else None
     write(file, lambda temporary: _write_full(menu, root, file, temporary))
+    if before is not None and before != read_text(file):
+        write(file.with_name(f"{file.name}.old"), lambda temporary: _fill(temporary, before))
+
+
+def _fill(path: str, text: str) -> None:
+    Path(path).write_text(text, encoding="utf-8", newline="")
 
 
 def _write_full(menu: kconfiglib.Kconfig, root: Path, file: Path, temporary: str) -> None:
@@ -315,6 +325,7 @@ def minimal(menu: kconfiglib.Kconfig) -> str:
 
 def write(file: Path, fill: Callable[[str], None]) -> None:
     """Calls ``fill(temporary path)`` beside ``file`` and renames: whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
     try:
         os.close(handle)

@@ -63,6 +63,7 @@ class Tree:
             "PROCESSES",
             "SCORE",
             "EXPORT",
+            *("SET", "RERUN", "FRAGMENTS", "FROM", "O", "KCONFIG_CONFIG"),
             "V",
             "DRY_RUN",
             "VIRTUAL_ENV",

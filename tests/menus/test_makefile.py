@@ -126,24 +126,26 @@ def test_commands_are_shown_when_asked_for(tree: Tree) -> None:
     assert "--checkpoint=state-spaces/mamba-130m-hf" in tree.make("mechint", "V=1").stdout
 
 
-def test_skip_steps_reaches_a_study_and_persists(tree: Tree) -> None:
+def test_skip_steps_reaches_a_study_once(tree: Tree) -> None:
     tree.make("defconfig-mamba-tiny-study")
     result = tree.make("mechint", "SKIP_STEPS=8 9 10")
     assert "SKIP_STEPS=8 9 10: KNLP_MECHINT_STUDY_SKIP_STEPS=8 9 10" in result.stdout
     tree.make("mechint")
     said = [argument for call in tree.calls() for argument in call if argument.startswith("--study-skip-steps")]
-    assert said == ["--study-skip-steps=8 9 10"] * 2
+    assert said == ["--study-skip-steps=8 9 10", "--study-skip-steps="]
     tree.make("defconfig-mamba-tiny-recall-mechint")
     result = tree.make("mechint", "SKIP_STEPS=8")
     assert result.returncode and "KNLP_MECHINT_STUDY is off in .config" in result.stderr and not tree.calls()
 
 
-def test_models_persists_in_both_spellings(tree: Tree) -> None:
+def test_models_is_written_by_defconfig_alone(tree: Tree) -> None:
     tree.put("runs/final_model_stepV10.pt", "runs/final_model_stepV2.pt", "done/final_masks.pt")
     result = tree.make("defconfig-mamba-tiny-recall-mechint", "MODELS=runs")
     assert "final_model_stepV2.pt, final_model_stepV10.pt; KNLP_MECHINT_CHECKPOINT=runs/final" in result.stdout
     tree.make("mechint")
+    before = tree.config
     tree.make("mechint", "MODELS=done")
+    assert tree.config == before and not (tree.root / ".config.old").exists()
     tree.make("mechint")
     tree.make("defconfig", "MODELS=state-spaces/mamba-370m-hf")
     tree.make("mechint")
@@ -155,7 +157,7 @@ def test_models_persists_in_both_spellings(tree: Tree) -> None:
     assert said == [
         ["--mode=posttrain", "--checkpoint=runs/final_model_step*.pt"],
         ["--mode=from_runs", "--run-dir=done"],
-        ["--mode=from_runs", "--run-dir=done"],
+        ["--mode=posttrain", "--checkpoint=runs/final_model_step*.pt"],
         ["--mode=posttrain", "--checkpoint=state-spaces/mamba-370m-hf"],
     ]
 
@@ -196,6 +198,7 @@ def test_odd_paths_reach_the_runner_as_they_are(tree: Tree) -> None:
         tree.calls()
         result = tree.make("mechint", "MODELS=" + said)
         assert result.returncode == 0, result.stderr
+    tree.make("defconfig", "MODELS=" + name.replace("$", "$$"))
     tree.make("mechint")
     assert [call[call.index("--mode=posttrain") + 1] for call in tree.calls()] == [f"--checkpoint={name}"] * 2
 
