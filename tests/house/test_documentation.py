@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import main
+from mechint.__main__ import SCORE
 from mechint.runner import command_line, subcommands
 from scripts import mamba_mechanistic_analysis, train
 from scripts.kconfig.defconfigs import find_all
@@ -41,6 +42,10 @@ ELSEWHERE = {
     *(f"lib/mechint/analyses/margin/{name}.py" for name in ("__init__", "options", "analyzer", "report")),
 }
 """Files that the pages name and that are not here by these names: documented ones, and those of a new analysis."""
+ADDED = "margin"
+"""The analysis that extending.md adds, which is a command like the others then."""
+ENTRY_POINTS = {"mechint.families", "mechint.analyses"}
+"""Groups of entry points, which are named like modules."""
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
@@ -119,10 +124,14 @@ def test_programs_and_their_flags_exist(place: str, command: str) -> None:
     else:
         assert (ROOT / program).is_file(), place
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    parser = PARSERS.get(program)
     if program == "-m" and len(words) > 3 and not words[3].startswith("-") and words[2] == "mechint":
-        assert words[3] in subcommands.commands() or words[3] == "score", place
+        command_of = {**subcommands.commands(), "score": SCORE, ADDED: subcommands.commands()["trace"]}
+        assert words[3] in command_of, place
+        parser = command_of[words[3]].parser
     if flags:
-        assert set(flags) <= {name for action in PARSERS[program]()._actions for name in action.option_strings}, place
+        assert parser is not None, place
+        assert set(flags) <= {name for action in parser()._actions for name in action.option_strings}, place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -132,7 +141,7 @@ def test_modules_and_files_in_the_text_exist(page: Path) -> None:
     for text in said:
         if re.fullmatch(r"[\w./-]+\.py", text) and text not in ELSEWHERE:
             assert any((root / text).is_file() for root in roots), f"{page.name}: {text}"
-        if match := re.match(r"mechint(?:\.[A-Za-z_]\w*)+", text):
+        if (match := re.match(r"mechint(?:\.[A-Za-z_]\w*)+", text)) and match[0] not in ENTRY_POINTS:
             named(match[0])
 
 

@@ -173,7 +173,7 @@ def test_export_passes_on_what_it_is_told_after_the_directory_of_the_results(tre
     assert told("EXPORT=--formats 'csv latex' --runs=$HOME;x") == [
         None, "export", "--runs=my results", "--formats", "csv latex", "--runs=$HOME;x",
     ]  # fmt: skip
-    assert "EXPORT=--formats 'csv is not a list of options" in error_line(tree.make("export", "EXPORT=--formats 'csv"))
+    assert "EXPORT=--formats 'csv is not a list of words" in error_line(tree.make("export", "EXPORT=--formats 'csv"))
 
 
 def test_a_failed_command_leaves_the_configuration_alone(tree: Tree) -> None:

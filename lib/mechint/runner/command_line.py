@@ -21,6 +21,7 @@ from ..tasks.config import TaskConfig
 from ..tasks.stored import as_stored
 from ..utils.errors import MechintError, NotAnswered
 from ..utils.options import Parser, add_flags, from_flags, integer, named
+from ..utils.version import __version__
 from .experiment import run_experiment
 from .request import DefconfigText, Experiment
 
@@ -42,6 +43,7 @@ def parser() -> Parser:
     )
     top.all_options = "--help-all"
     top.add_argument("--help-all", action="help", help="show every option and exit")
+    top.add_argument("--version", action="version", version=f"mechint {__version__}")
     top.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
     one = top.add_argument_group("one prompt", "traces a prompt with noise on its subject, unless other flags say else")
     one.add_argument("--prompt", metavar="TEXT", help="the prompt")

@@ -10,7 +10,7 @@ from ..report.results import TABLES, ManyResults, RunResults
 from ..report.tables.export import FORMATS, check
 from ..utils.errors import MechintError, did_you_mean, say_failure, shown
 from ..utils.files import write_bytes
-from ..utils.options import Parser, add_flags, from_flags, listed, named, option
+from ..utils.options import Parser, add_flags, flag, from_flags, listed, named, option
 from ..utils.rundir import check_writable
 from .results import directories, one
 
@@ -83,7 +83,7 @@ def export(config: ExportConfig, dry_run: bool = False) -> list[Path]:
     if not found:
         raise MechintError(
             f"{config.runs} holds no finished analysis (no results.json in it or below it); name another with "
-            f"{named('', 'runs')}"
+            f"{flag('', 'runs')}"
         )
     output = Path(config.output_dir)
     check_writable(output, dry=dry_run)

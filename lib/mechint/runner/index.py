@@ -46,7 +46,7 @@ class Entry:
         analysis, title: Name and title of the analysis.
         headline: The result in one sentence, or what is wrong.
         good, checks: Checks of its report that hold, and all of them.
-        note: What a reader has to know of its results, beyond them.
+        note: A warning about its results, if there is one.
     """
 
     place: str

@@ -24,8 +24,8 @@ def results(path: str | Path) -> RunResults | ManyResults:
 
     Returns:
         Of a run ``metrics``, ``raw``, ``manifest`` and ``headline``; ``rows()`` and ``frame()`` give every number as a
-        row with the fields of :class:`mechint.report.results.Row`. Of several runs a list of them, with the same
-        ``rows()`` and ``frame()``.
+        row with the fields of :class:`mechint.report.results.Row`. Several runs are a list of these, which has
+        ``rows()`` and ``frame()`` too.
 
     Raises:
         MechintError: a file is missing, is not valid, or is not that of a finished run.

@@ -19,7 +19,6 @@ from ..tasks.config import TaskConfig
 from ..training.options import ARCHITECTURES, TrainConfig
 from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import Parser, flag, flag_lines, options
-from ..utils.version import __version__
 from . import command_line, export_command, train_command
 
 OWN_FLAGS = ("train", "score", "export")
@@ -74,8 +73,6 @@ def main(arguments: Sequence[str], others: Mapping[str, Command] | None = None) 
     first, *rest = arguments or ("--help",)
     if first in ("-h", "--help"):
         print(overview(known))
-    elif first == "--version":
-        print(f"mechint {__version__}")
     elif first.startswith("-"):
         command_line.main(arguments=arguments)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,24 @@ from ..words import number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..results import Row
+
+class Point(Protocol):
+    """The columns of a row of results that are drawn."""
+
+    @property
+    def metric(self) -> str: ...
+    @property
+    def site(self) -> str | None: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 def axes_of(ax: Axes | None) -> Axes:
@@ -32,7 +49,7 @@ def axes_of(ax: Axes | None) -> Axes:
         return figure.subplots()
 
 
-def metrics(axes: Axes, rows: Sequence[Row], names: Sequence[str] = ()) -> Axes:
+def metrics(axes: Axes, rows: Sequence[Point], names: Sequence[str] = ()) -> Axes:
     """A line for each metric, its value with its interval.
 
     Args:
@@ -56,7 +73,7 @@ def metrics(axes: Axes, rows: Sequence[Row], names: Sequence[str] = ()) -> Axes:
     return axes
 
 
-def curve(axes: Axes, rows: Sequence[Row]) -> Axes:
+def curve(axes: Axes, rows: Sequence[Point]) -> Axes:
     """A line with its interval for each curve of the run, over layers or over what its points are named by.
 
     Raises:
@@ -73,7 +90,7 @@ def curve(axes: Axes, rows: Sequence[Row]) -> Axes:
     return axes
 
 
-def place(row: Row, k: int) -> float:
+def place(row: Point, k: int) -> float:
     """The place of a curve's point: its layer, the number its name begins with, or its order."""
     if row.layer is not None:
         return row.layer
@@ -81,7 +98,7 @@ def place(row: Row, k: int) -> float:
     return float(first) if first.isdecimal() else k
 
 
-def cells(axes: Axes, rows: Sequence[Row], site: str | None = None) -> Axes:
+def cells(axes: Axes, rows: Sequence[Point], site: str | None = None) -> Axes:
     """A map of layers and names at one site, on a scale centred on zero.
 
     Args:

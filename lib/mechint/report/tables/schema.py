@@ -1,7 +1,7 @@
 """The JSON schema of results.json, made from the dataclasses that write and read it.
 
-It holds the header to its types, and every number, wherever it lies, to value, interval and n. What an analysis adds
-lies under names of its own, which the schema leaves open.
+It holds the header to its types, and every number, wherever it lies, to value, interval and n. The schema leaves
+open the names under which an analysis adds entries of its own.
 """
 
 from __future__ import annotations
