@@ -17,6 +17,7 @@ import torch
 import main
 from mechint.__main__ import SCORE
 from mechint.runner import command_line, subcommands
+from mechint.utils import plugins
 from scripts import mamba_mechanistic_analysis, train
 from scripts.kconfig.defconfigs import find_all
 from scripts.kconfig.loading import Menu
@@ -44,7 +45,7 @@ ELSEWHERE = {
 """Files that the pages name and that are not here by these names: documented ones, and those of a new analysis."""
 ADDED = "margin"
 """The analysis that extending.md adds, which is a command like the others then."""
-ENTRY_POINTS = {"mechint.families", "mechint.analyses"}
+ENTRY_POINTS = set(plugins.GROUPS)
 """Groups of entry points, which are named like modules."""
 
 
