@@ -274,7 +274,7 @@ class Results:
             MechintError: pandas is not installed, or there is no such table.
         """
         rows = self.numbers(table)
-        return frame_of([vars(row) for row in rows], COLUMNS).astype({**KINDS, "unit": unit_kind(rows)})
+        return frame_of([vars(row) for row in rows], list(COLUMNS)).astype({**KINDS, "unit": unit_kind(rows)})
 
 
 class RunResults(Results):
