@@ -29,7 +29,7 @@ from ..utils.rundir import weights_digest
 from .one_analysis import analyse_one
 from .preparation import Prepared, check_one
 from .request import Experiment
-from .results import results
+from .results import one
 
 Asked = TaskConfig | Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | Path
 """A task: its options, prompts as lines of a file have them, the name of a task, or the path of a file."""
@@ -94,7 +94,7 @@ def analyse(
     check_one(experiment, name, prepared, folder)
     with contextlib.redirect_stdout(io.StringIO()):  # the results say what the command line prints
         analyse_one(experiment, name, found.source, folder, prepared, by_all=False)
-    return results(folder)
+    return one(folder)
 
 
 def circuit(model: Model | str | Path, task: Asked = "recall", **options: Any) -> RunResults:

@@ -40,6 +40,7 @@ def results(path: str | Path) -> RunResults | ManyResults:
 
 
 def one(directory: Path) -> RunResults:
+    """The finished run of a directory, as :func:`results` gives it."""
     run, analysis = read_finished(directory), analysis_of(directory)
     with drawing(directory):
         return RunResults(run, analysis.headline(directory), analysis.cell)
