@@ -17,7 +17,7 @@ from ..analyses.base import analyses, analysis_of
 from ..report.along import step_of
 from ..report.compose import write_page
 from ..report.content import Content, Links, Section, Table, Text
-from ..report.finished import drawing, read_finished
+from ..report.finished import drawing, edited, read_finished
 from ..report.html import with_links
 from ..report.markdown import checked
 from ..report.values import optional_text
@@ -25,7 +25,6 @@ from ..report.words import Linked, number
 from ..utils import files
 from ..utils.errors import MechintError, one_line
 from ..utils.files import natural_key, write_json, write_text
-from ..utils.rundir import edited
 
 INDEX = "index.json"
 DEPTH = 4
