@@ -22,6 +22,7 @@ from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .analyses.lens.face import lens
+    from .analyses.paths.measure import paths
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
     from .runner.notebook import analyse, circuit, patch, trace
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "analyse", "circuit", "generate", "lens", "load", "patch", "results", "run", "run_sae_analysis",
+    "analyse", "circuit", "generate", "lens", "load", "patch", "paths", "results", "run", "run_sae_analysis",
     "run_temporal_causality_analysis", "trace", "watch",
 ]  # fmt: skip
 
@@ -38,6 +39,7 @@ _LATER = {
     **{name: "runner.notebook" for name in ("analyse", "circuit", "patch", "trace")},
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
+    "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
     "lens": "analyses.lens.face",
     "results": "runner.results",

@@ -17,6 +17,7 @@ from mechint.analyses.neurons.options import methods as attention_methods
 from mechint.analyses.options import layer_list, unit_sites
 from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.options import PatchConfig
+from mechint.analyses.paths.nodes import paths, receivers, senders
 from mechint.analyses.study.options import skipped
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
@@ -46,6 +47,10 @@ def patched(name: str) -> Callable[[str], Any]:
     return lambda text: found[name](Patcher(MODEL, PatchConfig(**{name: text})))
 
 
+def node_names(nodes: Any) -> list[str]:
+    return list(map(str, nodes))
+
+
 def layers(text: str) -> list[int]:
     return layer_list(text, 2, "here")
 
@@ -63,6 +68,10 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("trace", "sever"): (lambda text: CausalTracer(MODEL, TraceConfig(sever=text)).severed, "out", "state"),
     ("patch", "flow"): (patched("flow"), "out", "state"),
     ("patch", "units"): (patched("units"), "gated", "u"),
+    ("path", "senders"): (lambda text: node_names(senders(MODEL, text)), "out", "gated"),
+    ("path", "receivers"): (lambda text: node_names(receivers(MODEL, text)), "x", "layers.1.dt"),
+    ("path", "along"): (lambda text: [node_names(path) for path in paths(MODEL, text)], "embed>logits",
+                        "embed>layers.1.out>logits"),
     ("sparsity", "layers"): (layers, "0", "1"),
     ("sparsity", "sites"): (sites, "gated", "u"),
     ("neuron", "layers"): (layers, "0", "1"),

@@ -21,7 +21,7 @@ FLOORS = (
     ("attribution", "tasks"),
     ("analyses", "sae", "training"),
     ("ground_truth", "analyses.dictionaries", "analyses.sparsity", "analyses.tracing"),
-    ("analyses.circuits", "analyses.comparison", "analyses.lens", "analyses.patching"),
+    ("analyses.circuits", "analyses.comparison", "analyses.lens", "analyses.patching", "analyses.paths"),
     ("analyses.neurons", "analyses.study"),
     ("runner", "scorecard"),
     ("mechint",),

@@ -20,12 +20,9 @@ from mechint.interventions.edits import Edit
 from mechint.interventions.path_patching import Node, PathPatching, places
 from mechint.interventions.run import run
 from mechint.interventions.sweep import sweep
-from mechint.models.families import declared
-from mechint.models.families.recurrent.falcon_h1 import FalconH1Config
-from mechint.models.families.recurrent.zamba2 import Zamba2Config
-from mechint.models.parts.rotation import Rotation
 from mechint.utils.errors import MechintError
-from tests.helpers.builders import VOCABULARY, tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
+from tests.helpers.families import falcon_h1, zamba2
 
 ROWS, LENGTH = 3, 6
 OWN, OTHER = tokens(ROWS, LENGTH), tokens(ROWS, LENGTH, seed=1)
@@ -173,27 +170,9 @@ def test_a_llama_whose_heads_share_keys_is_that_of_a_run_by_hand() -> None:
         assert (effect(model, "layers.0.head_out[1]", f"layers.1.{receiver}") - wanted).abs().max() <= TOLERANCE
 
 
-def randomised(name: str, config: Any) -> Any:
-    torch.manual_seed(3)
-    model = declared()[name].build(config).double().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.mul_(1.5)
-    model.embed_tokens.weight.normal_()
-    return model
-
-
-SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 8, "n_layer": 2, "n_head": 2, "n_kv_head": 2, "d_mlp": 10}
-MIXER: dict[str, Any] = {"ssm_heads": 2, "d_state": 3, "n_groups": 1, "d_conv": 3, "norm_eps": 1e-5}
-
-
 @torch.no_grad()
 def test_parts_side_by_side_read_what_earlier_steps_have_written() -> None:
-    config = FalconH1Config(
-        **SIZES, **MIXER, d_head=4, attention_bias=False, rotation=Rotation(100.0), mlp_bias=False, activation="silu",
-        ssm_head_size=4, conv_bias=True, proj_bias=False, gated_norm="product", dt_limits=(0.0, 1e9), key_scale=0.7,
-        attention_in=1.3, attention_out=0.8, ssm_in=0.9, ssm_out=1.2, ssm_scales=(1.0,) * 5, mlp_scales=(1.0, 1.0),
-    )  # fmt: skip
-    model = randomised("falcon_h1", config)
+    model = falcon_h1()
     first, second = (layer.parts for layer in model.layers)
     given = change(model, first["mamba"])
     normed = model.layers[1]["input_layernorm"](seen(model, OWN, model.layers[1]["input_layernorm"]) + given)
@@ -211,11 +190,7 @@ def test_parts_side_by_side_read_what_earlier_steps_have_written() -> None:
 
 @torch.no_grad()
 def test_embeddings_that_are_read_beside_the_stream_are_part_of_their_direct_effect() -> None:
-    config = Zamba2Config(
-        **SIZES, **MIXER, kinds=("mamba", "hybrid"), blocks=1, rotation=None, rank=2, attention_adapted=False,
-        activation="gelu", bias=False, ssm_head_size=4, least_dt=0.001,
-    )  # fmt: skip
-    model = randomised("zamba2", config)
+    model = zamba2()
     block = model.layers[1].parts["mixer"].block
     embeddings, others = model.embed_tokens(OWN), model.embed_tokens(OTHER)
     both = seen(model, OWN, block.input_layernorm)  # the stream, and the embeddings behind it

@@ -9,7 +9,66 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..utils.multiple_tests import max_t_of
-from ..utils.statistics import FEW, FEWEST, FEWEST_TESTED, ROOM, Array, ClusterBootstrap, effective, joined, pearson
+from ..utils.statistics import (
+    FEW,
+    FEWEST,
+    FEWEST_TESTED,
+    ROOM,
+    Array,
+    ClusterBootstrap,
+    Number,
+    certain,
+    effective,
+    exact,
+    joined,
+    pearson,
+    said,
+)
+
+
+def ends(
+    every: ClusterBootstrap, right: NDArray[np.bool_], answered: ClusterBootstrap, clean: Array, corrupted: Array | None
+) -> tuple[dict[str, Number], Array | None, list[str]]:
+    """Metrics of the clean and the corrupted run, the total effect to divide effects by, and notes.
+
+    Args:
+        every: The bootstrap of all prompts.
+        right: True where the clean run says the right answer, [prompt].
+        answered: The bootstrap of these prompts.
+        clean, corrupted: The metric of the two runs, [answered prompt]; None where there is no corrupted run.
+
+    Returns:
+        The metrics; clean less corrupted, [answered prompt], or None where the corruption may change nothing.
+    """
+    mean = lambda values: values
+    metrics = {
+        "accuracy_full": every.share(right.astype(np.float64)),
+        "prompts_used": exact(int(right.sum())),
+        "prompts_failed": exact(int((~right).sum())),
+        "clean": answered.interval(mean, clean),
+    }
+    if corrupted is None:
+        return metrics, None, []
+    difference = clean - corrupted
+    metrics["corrupted"] = answered.interval(mean, corrupted)
+    metrics["total_effect"] = found = answered.interval(mean, difference)
+    if certain(found):
+        return metrics, difference, []
+    note = (
+        f"The twins do not certainly lower the metric: the total effect is {said(found, '.3g')}. Effects are "
+        f"therefore not given as shares of it; choose other twins or more prompts"
+    )
+    return metrics, None, [note]
+
+
+def failed_notes(right: NDArray[np.bool_]) -> list[str]:
+    """A note on the prompts that were left out."""
+    if right.all():
+        return []
+    return [
+        f"{int((~right).sum())} of {len(right)} prompts were left out: the model does not answer them, so there is "
+        f"nothing to explain"
+    ]
 
 
 def ratio(

@@ -148,6 +148,18 @@ def check_node(model: Model, known: dict[str, Place], node: Node, length: int, w
             raise MechintError(f"paths: {node} does not exist; the prompts have {length} positions")
 
 
+def check_path(model: Model, known: dict[str, Place], path: Sequence[Node], length: int) -> None:
+    """Raises :class:`MechintError` unless every part of a path reads the stream after the one before it has written."""
+    if len(path) < 2:
+        raise MechintError("paths: a path has at least a sender and a receiver; give both")
+    for number, node in enumerate(path):
+        what = "sender" if number == 0 else "receiver" if number == len(path) - 1 else "part on the way"
+        check_node(model, known, node, length, what)
+    for one, then in itertools.pairwise(path):
+        if known[one.site].order >= known[then.site].order:
+            raise MechintError(f"paths: {then} reads the stream before {one} writes to it; no path leads there")
+
+
 @dataclass(frozen=True)
 class Message:
     """A change of the residual stream behind a place, [row, position, model].
@@ -275,19 +287,22 @@ class PathPatching:
         return torch.cat([self.measured([self.given(node) for node in group], receivers, title) for group in groups])
 
     @torch.no_grad()
+    def totals(self, senders: Sequence[Node], title: str = "senders") -> Tensor:
+        """The change of the metric once a sender has the counterpart's value in a run that responds, [sender, row].
+
+        That is the effect of all paths that begin there.
+        """
+        cells = [[node.edit(self.other.values[node.site])] for node in senders]
+        return self.swept(cells, title)
+
+    @torch.no_grad()
     def along(self, path: Sequence[Node], title: str = "path") -> Tensor:
         """The change of the metric by one path, in which every part reads the one before it alone, [row].
 
         Raises:
             MechintError: it has fewer than two nodes, or one that reads before the last one has written.
         """
-        for node in path[1:-1]:
-            check_node(self.model, self.places, node, self.tokens.shape[1], "part on the way")
-        if len(path) < 2:
-            raise MechintError("paths: a path has at least a sender and a receiver; give both")
-        for one, then in itertools.pairwise(path):
-            if then.site in self.places and self.places[one.site].order >= self.places[then.site].order:
-                raise MechintError(f"paths: {then} reads the stream before {one} writes to it; no path leads there")
+        check_path(self.model, self.places, path, self.tokens.shape[1])
         message = self.given(path[0])
         for node in path[1:-1]:
             place = self.places[node.site]
@@ -333,10 +348,13 @@ class PathPatching:
         cells: list[list[Edit]] = [
             [node.edit(values[node.site][k])] for k in range(len(messages)) for node in receivers
         ]
+        return self.swept(cells, title).unflatten(0, (len(messages), len(receivers)))
+
+    def swept(self, cells: list[list[Edit]], title: str) -> Tensor:
+        """The change of the metric in every cell, [cell, row]."""
         # an empty cell is the prompts' own run, so that changes without an effect are exactly zero
         options: dict[str, Any] = {"logits_at": self.logits_at, "memory_mib": self.memory_mib, "title": title}
-        found = sweep(self.model, self.tokens, [*cells, []], self.metric, **options)
-        return self.less_own(found).unflatten(0, (len(messages), len(receivers)))
+        return self.less_own(sweep(self.model, self.tokens, [*cells, []], self.metric, **options))
 
     def less_own(self, values: Tensor) -> Tensor:
         """Values [cell, row] less those of the last cell, without it; exactly 0 within the rounding of it."""

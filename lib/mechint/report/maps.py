@@ -42,3 +42,22 @@ def layer_axis(axes: Axes, layers: int) -> None:
     axes.set_xticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("layer")
+
+
+def colour(share: float) -> str:
+    """A colour of the diverging scale for -1 … 1."""
+    size, ends = min(1.0, abs(share)), (178, 24, 43) if share > 0 else (33, 102, 172)
+    return f"rgb({','.join(str(round(247 + (end - 247) * size)) for end in ends)})"
+
+
+MAP_STYLE = """
+.flows { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; }
+table.flow { width: auto; font-size: .75rem; border-spacing: 1px; border-collapse: separate; }
+table.flow caption { text-align: left; font-weight: 650; } table.flow th { border: 0; padding: 0 .4rem 0 0;
+  font-weight: 400; text-align: right; white-space: nowrap; color: var(--ink); }
+table.flow thead th { vertical-align: bottom; padding: 0; } table.flow thead span { writing-mode: vertical-rl;
+  transform: rotate(180deg); }
+table.flow td { width: 1.5rem; height: 1.1rem; padding: 0; border: 0; } table.flow td.none { background: #999; }
+table.flow td:hover { outline: 2px solid var(--ink); }
+"""
+"""The style of maps in HTML: tables of the class ``flow``, beside each other in a ``flows``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...report.compose import write_page
 from ...report.content import Checks, Content, Figure, Section, Widget, of_run, table_section
 from ...report.finished import ALL_FIGURES, Drawn
+from ...report.maps import MAP_STYLE, colour
 from ...report.to_log import ToLog, metric_values, records
 from ...report.words import chance, metric_label, number, value_cells
 from ...utils.statistics import UNADJUSTED
@@ -48,7 +49,7 @@ def content(patching: Patching) -> Content:
         title = f"Flow between tokens: the largest losses ({unit})"
         sections += [
             table_section(title, "", FLOWS, flow_rows(patching), (1, 4, 5, 6, 7)),
-            Section("Every cell of the flow", [Widget("\n".join(maps(patching)), _STYLE)]),
+            Section("Every cell of the flow", [Widget("\n".join(maps(patching)), MAP_STYLE)]),
         ]
     if patching.kinds:
         exact = "Attribution patching against the exact effects"
@@ -236,24 +237,6 @@ def maps(patching: Patching) -> Iterator[str]:
                 f"<tbody>{''.join(cells)}</tbody></table>"
             )
         yield f'<div class="flows">{"".join(blocks)}</div>'
-
-
-def colour(share: float) -> str:
-    """A colour of the diverging scale for -1 … 1."""
-    size, ends = min(1.0, abs(share)), (178, 24, 43) if share > 0 else (33, 102, 172)
-    return f"rgb({','.join(str(round(247 + (end - 247) * size)) for end in ends)})"
-
-
-_STYLE = """
-.flows { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; }
-table.flow { width: auto; font-size: .75rem; border-spacing: 1px; border-collapse: separate; }
-table.flow caption { text-align: left; font-weight: 650; } table.flow th { border: 0; padding: 0 .4rem 0 0;
-  font-weight: 400; text-align: right; white-space: nowrap; color: var(--ink); }
-table.flow thead th { vertical-align: bottom; padding: 0; } table.flow thead span { writing-mode: vertical-rl;
-  transform: rotate(180deg); }
-table.flow td { width: 1.5rem; height: 1.1rem; padding: 0; border: 0; } table.flow td.none { background: #999; }
-table.flow td:hover { outline: 2px solid var(--ink); }
-"""
 
 
 def headline(run_dir: str | Path) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...utils.statistics import Array, ClusterBootstrap, Number, certain, exact, pearson, said, sureness
-from ..effect_tables import few_notes, ratio, table
+from ...utils.statistics import Array, ClusterBootstrap, Number, pearson, sureness
+from ..effect_tables import ends, failed_notes, few_notes, ratio, table
 from ..unit_groups import Parts
 from .flow import Pair, Path
 
@@ -24,25 +24,8 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
     """
     mean = lambda values: values
     every = ClusterBootstrap(done.templates, done.draws, done.seed)
-    metrics = {
-        "accuracy_full": every.share(done.right.astype(np.float64)),
-        "prompts_used": exact(int(done.right.sum())),
-        "prompts_failed": exact(int((~done.right).sum())),
-        "clean": done.bootstrap.interval(mean, done.joined("clean")),
-    }
-    notes: list[str] = []
-    total = None
-    if done.twins:
-        difference = done.joined("clean") - done.joined("corrupted")
-        metrics["corrupted"] = done.bootstrap.interval(mean, done.joined("corrupted"))
-        metrics["total_effect"] = found = done.bootstrap.interval(mean, difference)
-        if certain(found):
-            total = difference
-        else:
-            notes.append(
-                f"The twins do not certainly lower the metric: the total effect is {said(found, '.3g')}. Effects are "
-                f"therefore not given as shares of it; choose other twins or more prompts"
-            )
+    corrupted = done.joined("corrupted") if done.twins else None
+    metrics, total, notes = ends(every, done.right, done.bootstrap, done.joined("clean"), corrupted)
     if done.means:
         for parts in done.parts:
             metrics[f"all_{parts.kind}"] = done.bootstrap.interval(mean, done.joined(f"all {parts.kind}"))
@@ -54,11 +37,7 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
         )
     few = few_notes(done.templates[done.right], "patched")
     notes += few
-    if failed := metrics["prompts_failed"]["value"]:
-        notes.append(
-            f"{failed} of {len(done.right)} prompts were left out: the model does not answer them, so there is nothing "
-            f"to explain"
-        )
+    notes += failed_notes(done.right)
     sections: dict[str, Any] = {
         "scale": "share of the total effect" if total is not None else "metric",
         "flow": flow(done, total) if done.paths else None,

@@ -1,0 +1,1 @@
+"""Path patching: what one part of a model gives another one directly."""
