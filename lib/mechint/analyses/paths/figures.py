@@ -142,7 +142,7 @@ def spot(node: Mapping[str, Any]) -> Spot:
 
 
 def boxes(paths: Paths, entries: list[dict[str, Any]]) -> dict[Spot, tuple[float, float]]:
-    """Where the parts of some paths stand: the forward goes up, parts of one step are beside each other."""
+    """Places the parts of some paths: the forward goes up, parts of one step are beside each other."""
     ends = [paths.node(side, entry[side[:-1]]) for entry in entries for side in ("senders", "receivers")]
     rows: dict[tuple[int, int], list[Spot]] = {}
     for one in sorted({spot(node) for node in ends}, key=lambda s: (s[0], s[1], s[2], -1 if s[3] is None else s[3])):

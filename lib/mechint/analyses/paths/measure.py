@@ -26,8 +26,8 @@ class PathEffects:
         senders, receivers: The nodes, in the order of the forward.
         effects: [sender, receiver, prompt]: what is lost in the clean run (``noise``), or comes back in the twin's
             (``denoise``). NaN where the receiver reads before the sender writes.
-        totals: What is lost or comes back by all paths out of a sender, [sender, prompt].
-        named: Of each further path, [path, prompt].
+        totals: The effect of all paths out of a sender, [sender, prompt].
+        named: The effect of each further path, [path, prompt].
         clean, corrupted: The metric of the prompts and of their twins, [prompt].
         right: True where the model says the right answer, [prompt].
     """
@@ -74,11 +74,11 @@ def paths(
     memory_mib: float = 1024.0,
     whole: bool = False,
 ) -> PathEffects:
-    """What each sender gives each receiver directly, on prompts with counterfactual twins; docs/paths.md has more.
+    """Measures the effects of what senders give receivers directly, on prompts with twins; docs/paths.md has more.
 
     Args:
         model: From :func:`mechint.load`.
-        prompts: Of one length, from a task: ``mechint.tasks.make_task(...).sample(64, "evaluation", 0)``.
+        prompts: Prompts of one length, from a task: ``mechint.tasks.make_task(...).sample(64, "evaluation", 0)``.
         senders, receivers: Kinds of site (``head_out``, ``q``), single sites (``layers.0.head_out[2]``, with ``@-1``
             for one position), several with commas or in a list; ``usual`` takes those that the model's parts have.
         along: Further paths, each as ``embed > layers.0.attn_out > logits``.
