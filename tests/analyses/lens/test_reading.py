@@ -158,7 +158,8 @@ def test_a_contribution_is_what_its_absence_takes_while_the_scale_is_held() -> N
     less = (r - x) - (r - x).mean()
     without = (less / sigma * model.ln_f.weight + model.ln_f.bias) @ model.wte.weight[answer]
     expected = run.logits[0, position, answer] - without
-    assert float(found.values[0, found.parts.index("layers.0.attn_out")]) == pytest.approx(float(expected), abs=1e-11)
+    found_one = float(found.values[0, found.parts.index("layers.0.attn_out")])
+    assert found_one == pytest.approx(float(expected.detach()), abs=1e-11)
 
 
 def test_a_norm_without_a_rule_and_a_difference_without_wrong_answers_are_refused() -> None:
