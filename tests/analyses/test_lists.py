@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mechint.analyses.base import analyses
+from mechint.analyses.circuits.hybrid import chosen as hybrid_kinds
 from mechint.analyses.comparison.options import lengths
 from mechint.analyses.dictionaries.grid import numbers_of, sites_of, unknown_architecture
 from mechint.analyses.dictionaries.stored import chosen_of
@@ -68,6 +69,7 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("trace", "sever"): (lambda text: CausalTracer(MODEL, TraceConfig(sever=text)).severed, "out", "state"),
     ("patch", "flow"): (patched("flow"), "out", "state"),
     ("patch", "units"): (patched("units"), "gated", "u"),
+    ("hybrid", "kinds"): (lambda text: [kind.name for kind in hybrid_kinds(f"head,{text}")], "mlp", "expert"),
     ("path", "senders"): (lambda text: node_names(senders(MODEL, text)), "out", "gated"),
     ("path", "receivers"): (lambda text: node_names(receivers(MODEL, text)), "x", "layers.1.dt"),
     ("path", "along"): (lambda text: [node_names(path) for path in paths(MODEL, text)], "embed>logits",

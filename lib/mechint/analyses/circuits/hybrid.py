@@ -12,7 +12,7 @@ from ...interventions.unit_kinds import EVERY_KIND, UnitKind, side_by_side
 from ...interventions.units import Units, kind_named
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import named, option
+from ...utils.options import listed, named, option
 from ..base import Analysis
 from .analyzer import CircuitAnalyzer
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
@@ -37,7 +37,7 @@ class HybridCircuitConfig(BudgetOptions):
 
     @property
     def unit(self) -> str:
-        return "+".join(_names(self.kinds))
+        return "+".join(listed(self.kinds, named(NAME, "kinds")))
 
 
 class HybridCircuitAnalyzer(CircuitAnalyzer[HybridCircuitConfig]):
@@ -50,17 +50,14 @@ class HybridCircuitAnalyzer(CircuitAnalyzer[HybridCircuitConfig]):
         super().__init__(model, config, device, units=Units(model, *kinds), **others)
 
 
-def _names(kinds: str) -> list[str]:
-    return [name for part in kinds.split(",") if (name := part.strip())]
-
-
 def chosen(kinds: str) -> tuple[UnitKind, ...]:
     """The kinds of a comma list.
 
     Raises:
         MechintError: fewer than two, one twice, one that no family has, or two that are replaced at the same site.
     """
-    names, where = _names(kinds), named(NAME, "kinds")
+    where = named(NAME, "kinds")
+    names = listed(kinds, where)
     for name in names:
         if name not in EVERY_KIND:
             raise MechintError(
