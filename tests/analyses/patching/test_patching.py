@@ -327,10 +327,12 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match="neither a flow nor units"):
         Patcher(model, dataclasses.replace(SMALL, flow="", units=" "))
     assert "neither subjects nor" in str(refuse(SMALL, TaskConfig(name="text")))
-    assert "the metric answer_logprob" in str(refuse(SMALL, TaskConfig(name="prompt")))
+    one = TaskConfig(name="prompt", subject="Tower")
+    assert "the metric answer_logprob" in str(refuse(SMALL, one))
     prob = dataclasses.replace(SMALL, metric="answer_prob")
-    assert "leave the kinds of units empty" in str(refuse(prob, TaskConfig(name="prompt")))
-    assert refuse(dataclasses.replace(prob, units=""), TaskConfig(name="prompt")) is None
+    assert "leave the kinds of units empty" in str(refuse(prob, one))
+    flow = dataclasses.replace(prob, units="")
+    assert refuse(flow, one) is None and "set subject" in str(refuse(flow, TaskConfig(name="prompt")))
     sets = loaders(model)
     for batch in range(len(sets[1].batches)):
         one = sets[1].batches[batch]
