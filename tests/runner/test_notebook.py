@@ -72,6 +72,12 @@ def test_an_analysis_is_one_call_and_its_finished_run_is_read_again(tmp_path: Pa
     found = mechint.analyse(model, "sparsity", TASK, **options)
     assert isinstance(found, RunResults) and found.raw["analysis"] == "sparsity" and found.headline
     assert (tmp_path / "run" / "report.html").exists()
+    shown = found._repr_html_()
+    assert all(f"<td>{name}</td>" in shown for name in found.metrics) and "<script" not in shown
+    copy = mechint.results(found.save(tmp_path / "copy"))
+    assert copy.raw == found.raw and (copy.directory / "report.html").exists()
+    with pytest.raises(MechintError, match="is there already"):
+        found.save(tmp_path / "copy")
     before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     again = mechint.analyse(model, "sparsity", TASK, **options)
     assert again.raw == found.raw and (tmp_path / "run" / "results.json").stat().st_mtime_ns == before

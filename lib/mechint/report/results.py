@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,6 +21,7 @@ from ..utils.errors import MechintError, did_you_mean, shown
 from .finished import SCHEMA, FinishedRun
 from .tables import plots
 from .values import Value, read_value
+from .words import value_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -311,6 +314,30 @@ class RunResults(Results):
     def __repr__(self) -> str:
         said = f": {self.headline}" if self.headline else ""
         return f"<{self.raw.get('title', 'results')} of {self.raw.get('checkpoint')}, {len(self._rows)} numbers{said}>"
+
+    def _repr_html_(self) -> str:
+        """The headline, and the metrics with their intervals, for a notebook."""
+        cells = [(name, *value_cells(v.value, v.low, v.high), f"{v.n:,}") for name, v in self.metrics.items()]
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        header = "<tr><th>metric</th><th>value</th><th>95 % interval</th><th>n</th></tr>"
+        title = f"{self.raw.get('title', 'results')} of {self.raw.get('checkpoint')}"
+        place = escape(str(self.directory / "report.html"))
+        return (
+            f"<p><b>{escape(title)}</b>. {escape(self.headline)}</p><table>{header}{rows}</table>"
+            f"<p>Report: <code>{place}</code></p>"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Copies the whole run, its report too, into a new directory.
+
+        Raises:
+            MechintError: something is there already.
+        """
+        target = Path(path)
+        if target.exists():
+            raise MechintError(f"{target} is there already; name a new directory")
+        shutil.copytree(self.directory, target)
+        return target
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Any:
