@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .sites import Site
+from .sites import Site, layer_windows
 from .taps import Tap
 from .unit_kinds import UnitKind
 
@@ -146,6 +146,25 @@ def layer_kinds(model: Model) -> list[str]:
             found.insert(after.get(layer, 0), kind)
             after[layer] = found.index(kind) + 1
     return found
+
+
+def windows(model: Model, kind: str, width: int = 1) -> tuple[tuple[str, ...], ...]:
+    """For each layer its site of a kind, with those of ``width`` layers around it that have one; none where the layer
+    itself has none."""
+    names = layer_sites(model, kind)
+    found = dict(zip(names, layer_windows(names, width), strict=True))
+    return tuple(found.get(f"layers.{layer}.{kind}", ()) for layer in range(model.num_layers))
+
+
+def left_out(model: Model, kinds: Iterable[str], layers: Iterable[int] | None = None) -> list[str]:
+    """A sentence for each kind of site that some of the layers do not have."""
+    every = list(range(model.num_layers) if layers is None else layers)
+    missing = {kind: [i for i in every if f"layers.{i}.{kind}" not in model.sites] for kind in dict.fromkeys(kinds)}
+    return [
+        f"Layers without the site {kind} are left out there: {', '.join(map(str, others))}"
+        for kind, others in missing.items()
+        if others
+    ]
 
 
 def added_sites(model: Model) -> list[list[str]]:

@@ -68,7 +68,13 @@ class UnitKind:
     def shape(self, sites: Mapping[str, Site], layer: int) -> tuple[int, ...]:
         """Units of a layer that has some: of its one block, or [block, …]."""
         blocks = self.blocks_of(sites, layer)
-        [shape] = {tuple(sites[f"layers.{layer}.{block.sites[0]}"].units)[: block.axes] for block in blocks}
+        shapes = {tuple(sites[f"layers.{layer}.{block.sites[0]}"].units)[: block.axes] for block in blocks}
+        if len(shapes) > 1:
+            raise MechintError(
+                f"the sites {', '.join(self.sites)} of layer {layer} have different sizes, so that {self.several} are "
+                "no one kind of unit there; choose units of one of the sites"
+            )
+        [shape] = shapes
         return (len(blocks), *shape) if len(blocks) > 1 else shape or (1,)
 
 

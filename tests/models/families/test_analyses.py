@@ -86,9 +86,7 @@ def test_layers_that_differ_have_their_own_units_and_those_without_are_said(
                 (layer, unit) for layer in layers for unit in range(sizes[layer])
             ]
             others = [layer for layer in range(model.num_layers) if layer not in layers]
-            said = (
-                f"without the site {kind['name']} have no units of it and are left out: {', '.join(map(str, others))}"
-            )
+            said = f"without the site {kind['name']} are left out there: {', '.join(map(str, others))}"
             assert (said in notes) == bool(others)
     elif analysis == "compare":
         assert [value is not None for value in results["curves"]["unit_effect_gini"]] == [

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...attribution.attention import selective_scan_of
 from ...attribution.relevance import no_rules
-from ...interventions.model import Model, having
+from ...interventions.model import Model, having, left_out
 from ...interventions.units import Units
 from ...tasks import Prompts, mix
 from ...utils.errors import MechintError, shown
@@ -138,12 +138,7 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     def left_out(self) -> list[str]:
         """Says which layers have none of the units, and what is not measured of this model."""
-        notes = []
-        for kind in dict.fromkeys([*self.kinds, self.main]):
-            if others := [layer for layer in self.layers if layer not in self.having(kind)]:
-                notes.append(
-                    f"Layers without the site {kind} have no units of it and are left out: {said_list(others)}"
-                )
+        notes = left_out(self.model, [*self.kinds, self.main], self.layers)
         if self.config.tokens and not self.shares_out:
             reason = no_rules(self.model) or "half precision rounds too much for shares that add up"
             notes.append(f"The answer's logit is not split into contributions of the tokens: {reason}")
@@ -312,10 +307,6 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 def joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Entries of all batches, along the last axis."""
     return {name: torch.cat([batch[name] for batch in batches], -1) for name in batches[0]}
-
-
-def said_list(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def work(config: NeuronConfig) -> str:

@@ -71,6 +71,7 @@ def unit_effects(
             for j in later:
                 those = units[j]
                 by = scale[there(j)][those].clamp(min=torch.finfo(torch.float32).tiny)
+                by = by.reshape(*by.shape, *[1] * (clean[there(j)].dim() - 2 - by.dim()))  # one number for a head
                 size = lambda tensor, by=by, those=those: mean_size(tensor[:, :, those].double().cpu() / by)
                 rows[f"{i} {j} patched"].append(size(whole[there(j)] - clean[there(j)]))
                 rows[f"{i} {j} linear"].append(size((up[there(j)] - down[there(j)]) / (2 * STEP)))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model
+from ...interventions.model import Model, left_out
 from ...tasks import Prompts
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
@@ -135,7 +135,10 @@ class Patcher(StagedAnalyzer[PatchConfig]):
             "ablation": f"cut, and {SAID[self.config.values]}",
             "metrics": metrics,
             **sections,
-            "notes": notes,
+            "notes": [
+                *notes,
+                *left_out(self.model, [*(path.kind for path in self.paths), *(parts.kind for parts in self.parts)]),
+            ],
         }
         return self.results
 
@@ -200,6 +203,7 @@ class Patcher(StagedAnalyzer[PatchConfig]):
                 effect = self.sweep(pair, cells, f"flow at {path.kind}")
                 there = path.present(roles, pairs)  # [pair, prompt]
                 lost = -effect.view(len(path.sites), len(pairs), -1)
+                lost[[not sites for sites in path.sites]] = torch.nan
                 maps.append(lost.where(there, lost.new_tensor(float("nan"))))
             found["flow"] = torch.stack(maps)
         for name, direction in DIRECTIONS.items() if self.parts else ():

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.edits import CUTS, Edit
-from ...interventions.model import Model, layer_sites
-from ...interventions.sites import layer_windows
+from ...interventions.model import Model, layer_sites, windows
 
 Pair = tuple[int, int]
 """The role of the reader i, and the role of the source j."""
@@ -21,7 +20,7 @@ class Path:
 
     Attributes:
         kind: Name of the site within its layer where the cut is made.
-        sites: For each layer, the sites that are cut together: a window around it.
+        sites: For each layer, the sites that are cut together: a window around it; none where it has no such site.
         reach: Number of positions that a position reads back there; None for as far as there are positions.
     """
 
@@ -73,7 +72,7 @@ def paths(model: Model, kinds: list[str], window: int) -> list[Path]:
     for kind in kinds:
         names = layer_sites(model, kind)
         reach = model.sites[names[0] + "_state"].units[1] if kind == "conv" else None
-        found.append(Path(kind, layer_windows(names, window), reach))
+        found.append(Path(kind, windows(model, kind, window), reach))
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...attribution.attention import selective_layers
-from ...interventions.model import Model
+from ...interventions.model import Model, left_out
 from ...tasks import Prompts
 from ...utils.errors import MechintError, shown
 from ...utils.progress import Progress
@@ -94,7 +94,7 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
             "cells": entries,
             "agreement": agreement(entries),
             "disagreements": disagreements(entries),
-            "notes": left_out(cells, kinds, layers),
+            "notes": left_out(self.model, kinds, layers),
         }
         self.results["control"] = control(self, train_loader, val_loader, quantities)
         return self.results
@@ -121,15 +121,6 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
             )
             for name in names
         }
-
-
-def left_out(cells: list[tuple[int, str]], kinds: list[str], layers: list[int]) -> list[str]:
-    """Says which of the layers looked at do not have a site."""
-    notes = []
-    for kind in kinds:
-        if others := [layer for layer in layers if (layer, kind) not in cells]:
-            notes.append(f"Layers without the site {kind} are left out: {', '.join(map(str, others))}")
-    return notes
 
 
 def measured(model: Model, prompts: Prompts, scales: dict[str, Scale]) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
             f"layer {layer} does not exist; {getattr(model, 'source', 'the model')} has {model.num_layers} "
             f"(0 to {model.num_layers - 1})"
         )
-    kind = model.patched[0] if kind == "usual" else kind  # all that an SSM channel or a head passes on
+    if kind == "usual":  # all that an SSM channel or a head passes on
+        kind = next((kind for kind in model.patched if f"layers.{layer}.{kind}" in model.sites), model.patched[0])
     name = f"layers.{layer}.{kind}"
     if name not in model.sites or model.sites[name].has_sources:
         raise MechintError(

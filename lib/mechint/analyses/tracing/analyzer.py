@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model, layer_kinds, layer_sites
+from ...interventions.model import Model, layer_kinds, layer_sites, left_out
 from ...interventions.run import run
 from ...tasks import Prompts
 from ...utils import files
@@ -32,7 +32,7 @@ from ...utils.errors import MechintError, NotAnswered, did_you_mean
 from ...utils.options import listed, named
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
-from ..effect_tables import few_notes
+from ..effect_tables import few_notes, table
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
@@ -112,7 +112,7 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
             "ablation": self.config.corruption,
             "metrics": metrics,
             "trace": trace,
-            "notes": notes,
+            "notes": [*notes, *left_out(self.model, self.kinds)],
             "few": few,
         }
         return self.results
@@ -188,7 +188,9 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
                 cells = panel.cells(pair, length)
                 # an empty cell is the receiver itself, so that cells without an effect are exactly zero
                 values = pair.sweep([*cells, []], memory_mib=self.config.memory_mib, title=f"{direction} {panel.name}")
-                maps.append((values[:-1] - values[-1]).view(-1, length, len(prompts)))
+                effect = (values[:-1] - values[-1]).view(-1, length, len(prompts))
+                effect[[not sites for sites in panel.sites]] = torch.nan
+                maps.append(effect)
                 estimates.append(self.estimate(pair, panel, maps[-1]))
             found[direction] = torch.stack(maps)
             if direction == "noise":
@@ -201,7 +203,10 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
         if not self.config.attribution or panel.sever:
             return torch.full_like(like, float("nan"))
         alone = pair.estimates(layer_sites(self.model, panel.kind), points=5)
-        return torch.stack([sum((alone[site] for site in sites), torch.zeros(())) for sites in panel.sites])
+        none = torch.full_like(like[0], torch.nan)
+        return torch.stack(
+            [sum((alone[site] for site in sites), torch.zeros(())) if sites else none for sites in panel.sites]
+        )
 
     def show(
         self, loader: PromptLoader, found: list[dict[str, Tensor]], roles: list[Tensor], plan: dict[str, list[Panel]]
@@ -217,7 +222,7 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
                 decode = loader.task.decode
                 maps = {
                     direction: {
-                        panel.name: values[:, : last + 1, row].tolist()
+                        panel.name: table(values[:, : last + 1, row].numpy())
                         for panel, values in zip(plan[direction], part[direction].float(), strict=True)
                     }
                     for direction in self.directions

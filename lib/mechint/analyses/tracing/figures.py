@@ -176,7 +176,7 @@ def example_figure(figure: Figure, example: dict[str, Any], direction: str, trac
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    limit = max(abs(value) for layers in maps.values() for row in layers for value in row) or 1.0
+    limit = max(abs(value) for layers in maps.values() for row in layers for value in row if value is not None) or 1.0
     image: Any = None
     for k, panel in enumerate(trace.panels(direction)):
         place, values = axes[k // columns][k % columns], maps[panel["name"]]

@@ -6,8 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ...interventions.edits import Edit
-from ...interventions.model import Model, layer_sites
-from ...interventions.sites import layer_windows
+from ...interventions.model import Model, having, windows
 from ..interchange import Interchange
 
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
@@ -19,7 +18,8 @@ class Panel:
 
     Attributes:
         kind: Name of the site within its layer.
-        sites: For each layer, the sites that are exchanged together: a window around it.
+        sites: For each layer, the sites that are exchanged together: a window around it; none where it has no such
+            site.
         sever: Kind of site that stays as the receiver has it in all layers above, at the same token; '' for none.
         held: For each layer, those sites.
     """
@@ -53,11 +53,11 @@ def panels(model: Model, kinds: list[str], severed: list[str], window: int, dire
     """
     found = []
     for kind in kinds:
-        names = layer_sites(model, kind)
-        span = 1 if kind in RESIDUAL else window
-        found.append(Panel(kind, layer_windows(names, span)))
+        found.append(Panel(kind, windows(model, kind, 1 if kind in RESIDUAL else window)))
     for kind in severed if direction == "denoise" else ():
-        names, held = layer_sites(model, "resid_post"), layer_sites(model, kind)
-        above = tuple(tuple(held[layer + 1 :]) for layer in range(len(names)))
-        found.append(dataclasses.replace(Panel("resid_post", tuple((name,) for name in names)), sever=kind, held=above))
+        there = having(model, kind)
+        above = tuple(
+            tuple(f"layers.{other}.{kind}" for other in there if other > layer) for layer in range(model.num_layers)
+        )
+        found.append(dataclasses.replace(Panel("resid_post", windows(model, "resid_post")), sever=kind, held=above))
     return found
