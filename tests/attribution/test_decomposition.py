@@ -132,7 +132,7 @@ def test_what_cannot_be_decomposed_is_refused(options: dict, said: str) -> None:
 
 
 def test_other_families_and_half_precision_are_refused() -> None:
-    with pytest.raises(MechintError, match="gpt2 model has no scan"):
+    with pytest.raises(MechintError, match="gpt2 model has no recurrence to take apart"):
         decompose(tiny_gpt2(), tokens(1, 5), 0)
     with pytest.raises(MechintError, match="load in float32"):
         decompose(tiny_mamba(0, torch.bfloat16), tokens(1, 5), 0)

@@ -166,7 +166,8 @@ class Block:
     layer: Any
     """The recurrence."""
 
-    def __init__(self, model: Model, tokens: Tensor, layer: int, place: Place) -> None:
+    def __init__(self, model: Model, tokens: Tensor, layer: int, place: Place | None = None) -> None:
+        place = recurrences(model, layer)[0] if place is None else place
         own = (place.before, *place.others, place.after, *self.sites)
         names = [f"layers.{layer}.{site}" for site in own]
         found = run(model, tokens, names, logits_at=tokens.new_zeros(len(tokens), 0))
@@ -263,7 +264,8 @@ class Block:
 class MemoryBlock(Block):
     """The same of a matrix memory: weights of heads instead of a scan, and a gate that holds the norm's scale."""
 
-    def __init__(self, model: Model, tokens: Tensor, layer: int, place: Place) -> None:
+    def __init__(self, model: Model, tokens: Tensor, layer: int, place: Place | None = None) -> None:
+        place = recurrences(model, layer)[0] if place is None else place
         self.sites = tuple(dict.fromkeys(("x", *memory_needs(place.part), "y", "gate", "gated")))
         super().__init__(model, tokens, layer, place)
 
