@@ -184,6 +184,18 @@ def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None
     assert "its interval overlaps the circuit's" in list(findings(load_results(copy)))[1].text
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("faithfulness_random", 0), ("faithfulness_random_weights", 1), ("completeness", 2), ("jaccard", 3)],
+)
+def test_a_number_without_an_interval_supports_nothing_and_denies_nothing(name: str, place: int, copy: Path) -> None:
+    """One pair of searches that agree wholly does not agree "not more than by chance"."""
+    alone = {**value(1.0 if name == "jaccard" else 0.0), "low": None, "high": None, "interval": "one pair"}
+    edit(copy, **{f"metrics__{name}": alone})
+    found = list(findings(load_results(copy)))[place]
+    assert not found.good and "cannot be told" in found.text and "NO" not in found.text
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_a_number_that_was_not_measured_is_not_printed(tmp_path: Path) -> None:
     run = build_run(tmp_path / "text", text=True)

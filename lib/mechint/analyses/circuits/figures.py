@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOOR = -0.5  # faithfulness has no lower bound; below this the exact depth of a failure says nothing
+LONG = 24
+"""Characters of a name that no longer fits beside a small panel."""
 
 
 def draw_search(results: Results, path: Path) -> Path:
@@ -61,7 +63,8 @@ def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None
     _log_if_wide(panels[0], [value for trace in traces for value in trace.column("kept")], smallest / 2)
     if results.raw["metric"] == "kl":  # never negative, and searches end orders of magnitude apart
         _log_if_wide(panels[1], [value for trace in traces for value in trace.column("metric")])
-    panels[0].set(title="Size and sparsity", ylabel=f"gates open\n({units_name(results)})")
+    what = units_name(results)
+    panels[0].set(title="Size and sparsity", ylabel=f"gates open\n({what if len(what) < LONG else 'units'})")
     _sparsity_axis(panels[0], results.total)
     panels[1].set(title=f"Preserved metric{'' if separate else ', and the loss'}: {name}", ylabel=f"{name}\n({unit})")
     if separate:

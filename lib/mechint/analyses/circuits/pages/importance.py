@@ -249,6 +249,7 @@ def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
     elif channels <= WRITTEN:
         axes.set_xticks([] if kind == "layer" else range(channels), PATHS if kind == "path" else None)
     where = "site" if any(layer.site for layer in strips.kept) else "layer"
+    where = "layer and kind of unit" if strips.stretched else where
     inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else where
     along = {
         "path": "path",

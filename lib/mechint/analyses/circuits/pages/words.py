@@ -215,6 +215,10 @@ class Finding:
     text: str
 
 
+UNTOLD = "without intervals of both this cannot be told."
+"""The verdict where a number has no interval."""
+
+
 def findings(results: Results) -> Iterator[Finding]:
     """The outcome of each control in plain words, by rules fixed beforehand: intervals that do not meet."""
     circuit = results.metrics["faithfulness"]
@@ -225,7 +229,9 @@ def findings(results: Results) -> Iterator[Finding]:
             good,
             f"Random circuits of the same size reach {with_interval('faithfulness_random', results)}: "
             + (
-                "the circuit lies above the whole band."
+                UNTOLD
+                if circuit.alone or random.alone
+                else "the circuit lies above the whole band."
                 if good
                 else "the circuit does NOT lie clearly above this band."
             ),
@@ -237,7 +243,9 @@ def findings(results: Results) -> Iterator[Finding]:
             apart and half,
             f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
             + (
-                "most of the circuit's faithfulness comes from what the model has learned."
+                UNTOLD
+                if circuit.alone or weights.alone
+                else "most of the circuit's faithfulness comes from what the model has learned."
                 if apart and half
                 else "the circuit is better, but a mask alone fits MOST of that; rely on the size and the other "
                 "controls."
@@ -269,7 +277,9 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
             good,
             f"Without the circuit {with_interval('completeness', results)} of the model's effect is lost: "
             + (
-                "the circuit is needed, too."
+                UNTOLD
+                if lost.alone or results.metrics["faithfulness"].alone
+                else "the circuit is needed, too."
                 if good
                 else "the other units do the task as well, so the circuit is NOT needed."
             ),
@@ -282,7 +292,13 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
             good,
             f"Circuits from different seeds overlap by {with_interval('jaccard', results)} (Jaccard; by chance about"
             f" {percent(chance)}): "
-            + ("the search finds related units again." if good else "NOT more than by chance."),
+            + (
+                "one pair of searches has no interval, so this cannot be told."
+                if jaccard.alone
+                else "the search finds related units again."
+                if good
+                else "NOT more than by chance."
+            ),
         )
 
 
