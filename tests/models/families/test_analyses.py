@@ -11,6 +11,7 @@ import torch
 
 import mechint
 from mechint.analyses.base import analyses, check_model
+from mechint.analyses.study.subspaces import study_site
 from mechint.interventions.model import having, layer_kinds
 from mechint.interventions.units import Units
 from mechint.models.stack import Stack
@@ -123,3 +124,13 @@ def test_kinds_of_site_are_those_of_all_layers_in_the_order_of_the_forward(tmp_p
         own = [site.rpartition(".")[2] for site in model.sites if site.startswith(f"layers.{i}.")]
         assert [kind for kind in kinds if kind in own] == own
     assert len(set(kinds)) == len(kinds) and torch.equal(model(torch.tensor([[1]])), model(torch.tensor([[1]])))
+
+
+def test_a_study_names_the_layers_that_have_its_site(tmp_path: Path) -> None:
+    model = model_of("nemotron_h", tmp_path / "model")
+    lacking = next(i for i in range(model.num_layers) if i not in having(model, "mlp_post"))
+    if there := having(model, "mlp_post"):
+        with pytest.raises(mechint.MechintError, match=rf"layer {lacking} of this nemotron_h .* layers {there[0]}"):
+            study_site(model, lacking, "mlp_post")
+    with pytest.raises(mechint.MechintError, match="has no site 'nothing' with units"):
+        study_site(model, 0, "nothing")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
-from ...interventions.model import Model, layer_kinds
+from ...interventions.model import Model, having, layer_kinds
 from ...tasks import Prompts
 from ...utils.errors import MechintError, did_you_mean
 from ..interchange import Corruption, Interchange
@@ -38,6 +38,11 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
         kind = next((kind for kind in model.patched if f"layers.{layer}.{kind}" in model.sites), model.patched[0])
     name = f"layers.{layer}.{kind}"
     if name not in model.sites or model.sites[name].has_sources:
+        if there := [i for i in having(model, kind) if not model.sites[f"layers.{i}.{kind}"].has_sources]:
+            raise MechintError(
+                f"layer {layer} of this {model.config.family} model has no site {kind!r}; choose among the layers "
+                f"{', '.join(map(str, there))}, which have it"
+            )
         raise MechintError(
             f"a {model.config.family} model has no site {kind!r} with units of its own"
             f"{did_you_mean(kind, layer_kinds(model))}"
