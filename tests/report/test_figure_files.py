@@ -18,6 +18,7 @@ import pytest
 from mechint.analyses.options import RunConfig
 from mechint.report import figure_style as style
 from mechint.report import write_report
+from mechint.report.tables.figure_data import error_bars
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.tasks.config import TaskConfig
@@ -221,3 +222,17 @@ def test_a_format_that_is_none_is_refused_before_any_work(tmp_path: Path, dry_ru
     run = RunConfig(mode="from_runs", run_dir=str(tmp_path), figure_formats="png,tiff")
     with pytest.raises(MechintError, match=r"figure_formats: no figures are written as .tiff"):
         run_experiment(Experiment(run, TaskConfig(), {}), dry_run)
+
+
+def test_an_error_bar_without_ends_leaves_the_others_theirs() -> None:
+    """A value that is missing, and one that has no interval, before one that has."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    nan = float("nan")
+    axes.errorbar([0, 1, 2, 3], [1.0, nan, 3.0, 4.0], yerr=[[0.5, nan, nan, 0.25], [0.5, nan, nan, 1.0]], fmt="o")
+    [container] = axes.containers
+    rows = list(error_bars(container.lines[0], container.lines[2], False))
+    assert [(row["x"], row["y"], row["low"], row["high"]) for row in rows] == [
+        (0.0, 1.0, 0.5, 1.5), (2.0, 3.0, None, None), (3.0, 4.0, 3.75, 5.0)
+    ]  # fmt: skip

@@ -23,7 +23,8 @@ SMALL: dict[str, Any] = {
     "search": "budget", "budget": 6, "target_sparsity": 0.9, "removed_units": 4, "ablation": "zero",
 }  # fmt: skip
 """Given to each analysis that has such an option."""
-OWN: dict[str, dict[str, Any]] = {"trace": {"draws": 1, "sites": "resid_post,out"}, "kv": {"search": "sparsity"}}
+OWN: dict[str, dict[str, Any]] = {"trace": {"draws": 1, "sites": "resid_post,out"}, "kv": {"search": "sparsity"},
+                                  "hybrid": {"kinds": "channel,mode"}}  # fmt: skip
 ELSEWHERE = {
     "study": "refuses so few prompts before it starts",
     "feature": "takes dictionaries; its pages are those of a circuit",

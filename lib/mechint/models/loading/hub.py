@@ -103,15 +103,24 @@ def fetch_tokenizer(repo: str, commit: str) -> None:
             _get(repo, name, commit)
 
 
+def _blobs(repo: str) -> Path:
+    """The directory in the cache that holds the contents of a model's files, whole and begun."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+
+
 def _cached(repo: str, reason: str) -> Path:
     """The directory in the cache, which must be complete: nothing can be fetched now."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json")
     advice = f"name the directory of a local copy with {named('', 'checkpoint')}"
-    if not isinstance(found, str):
+    begun = _blobs(repo)
+    if not isinstance(found, str) and not any(begun.glob("*")):
         raise MechintError(f"can't fetch {repo}: {reason}, and it is not in the cache; {advice}")
-    folder = Path(found).parent
+    folder = Path(found).parent if isinstance(found, str) else begun
     try:
         complete = is_model_directory(folder) and bool(weight_files(folder))
     except MechintError:
@@ -133,8 +142,7 @@ def cached(repo: str) -> Path | None:
 
 def _get(repo: str, name: str, commit: str) -> Path | None:
     """One file of a commit, in the cache; None where the model has no such file."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, name, revision=commit)
     if isinstance(found, str):
@@ -142,7 +150,7 @@ def _get(repo: str, name: str, commit: str) -> Path | None:
     about = _head(repo, name, commit)
     if about is None:
         return None
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    blobs = _blobs(repo)
     _download(repo, name, commit, about, blobs / about.etag)
     with _translated(repo):
         return Path(hf_hub_download(repo, name, revision=commit, etag_timeout=CONNECT_SECONDS))  # links the blob

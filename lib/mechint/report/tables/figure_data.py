@@ -189,10 +189,15 @@ def line_rows(line: Any, across: str) -> Rows:
 
 def error_bars(line: Any, bars: Any, horizontal: bool) -> Rows:
     """A row for each value with the ends of its interval, which lie along x where the bars are horizontal."""
-    ends = [segment[:, 0 if horizontal else 1] for segment in bars[0].get_segments()] if bars else []
-    for k, row in enumerate(line_rows(line, "") if line is not None else ()):
+    if line is None:
+        return
+    along = 0 if horizontal else 1
+    segments = bars[0].get_segments() if bars else []  # one for each value; matplotlib empties those without ends
+    ends = [segment[:, along] if segment.ndim == 2 else [] for segment in segments]
+    for k, (x, y) in enumerate(zip(line.get_xdata(), line.get_ydata(), strict=True)):
         low, high = (float(min(ends[k])), float(max(ends[k]))) if k < len(ends) and len(ends[k]) else (None, None)
-        yield {**row, "low": low, "high": high}
+        if math.isfinite(x) and math.isfinite(y):
+            yield {"x": float(x), "y": float(y), "low": low, "high": high}
 
 
 def bars_of(container: Any) -> Rows:
