@@ -1,7 +1,9 @@
-"""Tables of effects with intervals and adjusted p-values, shared by tracing and patching."""
+"""Tables of effects with intervals and adjusted p-values, shared by tracing, patching and path patching."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,35 @@ from ..utils.statistics import (
     pearson,
     said,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The numbers of all batches, and the prompts that the model answers right.
+
+    Attributes:
+        found: For each batch its entries by name, [..., prompt]; ``right`` is True for the prompts that are answered.
+        templates: The cluster of each prompt.
+        draws, seed: Draws of the bootstrap, and its seed.
+    """
+
+    found: list[dict[str, Tensor]]
+    templates: NDArray[np.int64]
+    draws: int
+    seed: int
+
+    @functools.cached_property
+    def right(self) -> NDArray[np.bool_]:
+        return np.concatenate([part["right"].numpy() for part in self.found])
+
+    def joined(self, name: str) -> Array:
+        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
+        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
+        return np.asarray(whole[self.right])
+
+    @functools.cached_property
+    def bootstrap(self) -> ClusterBootstrap:
+        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
 
 
 def ends(

@@ -40,7 +40,8 @@ def page(rows: Rows) -> str:
 Written by `python -m tests.models.families.write_methods`, which runs every method on a random small model of every
 family: *{RAN}* ran to its end and wrote its results; a number is the sentence, below, by which it was refused. Where
 layers differ, a method ran if some layer has what it needs, and results name the layers that are left out. Studies ran
-without the steps that can be skipped.
+without the steps that can be skipped. Methods can be run again alone, so a cell says what its method did when it last
+ran.
 
 {methods}
 

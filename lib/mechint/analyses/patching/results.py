@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import Array, ClusterBootstrap, Number, pearson, sureness
-from ..effect_tables import ends, failed_notes, few_notes, ratio, table
+from ..effect_tables import Answered, ends, failed_notes, few_notes, ratio, table
 from ..unit_groups import Parts
 from .flow import Pair, Path
 
@@ -68,36 +66,19 @@ SHOWN = 5
 """Strongest cells of each way to be read, and units of each direction, in summaries."""
 
 
-@dataclass(frozen=True)
-class Finished:
+@dataclass(frozen=True, kw_only=True)
+class Finished(Answered):
     """The effects of all batches, with the paths, units and prompts that they belong to."""
 
-    found: list[dict[str, Tensor]]
     names: tuple[str, ...]
     pairs: list[Pair]
     paths: list[Path]
     present: list[list[Tensor]]
     """For each batch and path, which prompts have a pair, [pair, prompt]."""
     parts: list[Parts]
-    templates: NDArray[np.int64]
     twins: bool
     means: bool
     """True if units were given means instead of the twin's values."""
-    draws: int
-    seed: int
-
-    @functools.cached_property
-    def right(self) -> NDArray[np.bool_]:
-        return np.concatenate([part["right"].numpy() for part in self.found])
-
-    def joined(self, name: str) -> Array:
-        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
-        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
-        return np.asarray(whole[self.right])
-
-    @functools.cached_property
-    def bootstrap(self) -> ClusterBootstrap:
-        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
 
     def intervals(self, means: Array, total: Array | None) -> dict[str, Array]:
         """``means`` [prompt, map, layer, cell] -> value, low, high, p and n, each [map, layer, cell]."""

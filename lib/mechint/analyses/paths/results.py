@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ...interventions.path_patching import Node, Place
 from ...utils.statistics import Array, ClusterBootstrap, Number, sureness
-from ..effect_tables import ends, failed_notes, few_notes, ratio, table
+from ..effect_tables import Answered, ends, failed_notes, few_notes, ratio, table
 
 DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
 SHOWN = 10
 """Strongest paths of each direction, in summaries."""
 
 
-@dataclass(frozen=True)
-class Finished:
+@dataclass(frozen=True, kw_only=True)
+class Finished(Answered):
     """The effects of all batches, with the nodes and prompts that they belong to."""
 
-    found: list[dict[str, Tensor]]
     senders: list[Node]
     receivers: list[Node]
     along: list[list[Node]]
     directions: list[str]
     places: Mapping[str, Place]
-    templates: NDArray[np.int64]
-    draws: int
-    seed: int
-
-    @functools.cached_property
-    def right(self) -> NDArray[np.bool_]:
-        return np.concatenate([part["right"].numpy() for part in self.found])
-
-    def joined(self, name: str) -> Array:
-        """One entry of all batches, for the prompts that are answered, [prompt, …]."""
-        whole = np.concatenate([np.moveaxis(part[name].numpy(), -1, 0) for part in self.found])
-        return np.asarray(whole[self.right])
-
-    @functools.cached_property
-    def bootstrap(self) -> ClusterBootstrap:
-        return ClusterBootstrap(self.templates[self.right], self.draws, self.seed)
 
     def tables(self, values: Array, total: Array | None) -> dict[str, Any]:
         """``values`` [prompt, row, column] -> value, low, high, p and n, each a list of rows; p adjusted for all."""
