@@ -121,7 +121,7 @@ check-exhaustive: $(READY_DEV)
 	$(Q)$(PYTEST) -m exhaustive
 
 mutants: $(READY_DEV)
-	$(Q)"$(PY)" -m scripts.mutants $${SOURCES:+--sources $$SOURCES} $${SAMPLE:+--sample $$SAMPLE} $${SEED:+--seed $$SEED} \
+	$(Q)"$(PY)" -m scripts.mutants $${SOURCES:+--sources $$SOURCES} $${TESTS:+--tests $$TESTS} $${SAMPLE:+--sample $$SAMPLE} $${SEED:+--seed $$SEED} \
 		$${PROCESSES:+--processes $$PROCESSES} $${MOST:+--most $$MOST} $$MUTANTS
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.

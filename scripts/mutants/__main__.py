@@ -64,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("words", nargs="*", help="run the hand-made mutants whose file or text holds one of these")
     parser.add_argument("--sources", nargs="+", default=[], help="files or folders below lib/mechint to mutate")
+    parser.add_argument(
+        "--tests", nargs="+", default=[], help="test files or folders that they meet (default: those of their room)"
+    )
     parser.add_argument("--sample", type=int, help="mutants of each file (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample (default: %(default)s)")
     parser.add_argument(
@@ -112,7 +115,7 @@ def generated(options: argparse.Namespace, copies: Sequence[Path]) -> int:
     mutants = {f: generate.sample(trees.LIBRARY / f, f, options.sample, options.seed) for f in files}
     made = {f: len(generate.mutants(trees.LIBRARY / f, f)) for f in files}
     why = {(e["file"], e["line"], e["becomes"]): e["why"] for e in json.loads(EQUIVALENT.read_text())}
-    tests = sorted({path for file in files for path in tests_of(file)})
+    tests = options.tests or sorted({path for file in files for path in tests_of(file)})
     of_each = (
         "all" if options.sample is None else f"up to {options.sample} of each file, drawn with seed {options.seed}"
     )

@@ -11,7 +11,7 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 KNOWN = {
     *("$schema", "$defs", "$ref", "title", "type", "properties", "required", "additionalProperties", "items"),
-    *("anyOf", "const", "minimum", "if", "then", "else"),
+    *("anyOf", "allOf", "const", "minimum", "if", "then", "else"),
 }
 
 
@@ -41,6 +41,8 @@ def faults(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str 
         each = [list(faults(value, one, root, where)) for one in schema["anyOf"]]
         if all(each):
             yield min(each, key=len)[0]
+    for one in schema.get("allOf", ()):
+        yield from faults(value, one, root, where)
     if "if" in schema:
         chosen = "else" if list(faults(value, schema["if"], root, where)) else "then"
         yield from faults(value, schema.get(chosen, {}), root, where)

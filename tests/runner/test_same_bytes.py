@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.analyses.base import analyses
+from mechint.analyses.base import analyses, entries_of_analyses
 from mechint.analyses.options import RunConfig
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.report.tables.schema import schema
@@ -59,7 +59,7 @@ def left(name: str, checkpoint: Path, output: Path) -> dict[str, bytes]:
     run = RunConfig(checkpoint=str(checkpoint), output_dir=str(output), batch_size=16)
     run_experiment(Experiment(run, TASK, {one: configured(one) for one in CHAINS[name]}))
     for path in output.rglob("results.json"):
-        assert fits(json.loads(path.read_text()), schema()) == []
+        assert fits(json.loads(path.read_text()), schema(entries_of_analyses())) == []
     files = sorted(path for path in output.rglob("*") if path.is_file() and path.name not in DATED)
     found = {os.path.relpath(path, output): path.read_bytes() for path in files}
     for path in output.rglob("manifest.json"):

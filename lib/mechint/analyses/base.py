@@ -106,8 +106,8 @@ class Later:
 
     place: str
 
-    def find(self) -> Callable[..., Any]:
-        """The function.
+    def find(self) -> Any:
+        """The function, or what else has this name.
 
         Raises:
             ImportError, AttributeError: there is no such module, or nothing of that name in it.
@@ -175,6 +175,8 @@ class Analysis(Generic[Config]):
     """Gives what goes to Weights & Biases from a finished run."""
     cell: Cell = no_cell
     """Says what a number of results.json belongs to, beyond its surrounding entries: ``cell(raw, address, index)``."""
+    entries: Later | None = None
+    """The dataclass that the entries of its results.json are written from and read into; None where there is none."""
     report_kind: str = ""
     """The entry ``report`` of its results.json; analyses of one kind share their pages. Empty is the name."""
 
@@ -242,6 +244,11 @@ def analysis_of(run_dir: str | Path) -> Analysis[Any]:
     if not alike:
         raise MechintError(f"{path} holds results of the kind {kind!r}, which no analysis of this version has")
     return next((entry for entry in alike if entry.name == raw.get("analysis")), alike[0])
+
+
+def entries_of_analyses() -> dict[str, type]:
+    """The dataclasses of entries of results.json, by the kind of page, for the schema of the file."""
+    return {entry.kind: entry.entries.find() for entry in analyses().values() if entry.entries is not None}
 
 
 def check_model(chosen: Iterable[Analysis[Any]], model: Model, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def place(row: dict[str, Any]) -> str:
     return ", ".join(part for part in (row["site"], layer) if part)
 
 
-def control_findings(control: dict[str, Any] | None) -> list[tuple[bool, str]]:
+def control_findings(control: Mapping[str, Any] | None) -> list[tuple[bool, str]]:
     if control is None:
         return [
             (False, "Nothing was measured on shuffled weights, so it is not known what an untrained model would show.")
@@ -43,7 +44,7 @@ def control_findings(control: dict[str, Any] | None) -> list[tuple[bool, str]]:
     return found + [(False, f"A shuffled model could not be measured: {reason}") for reason in control["failed"]]
 
 
-def control_sections(control: dict[str, Any] | None) -> list[Section]:
+def control_sections(control: Mapping[str, Any] | None) -> list[Section]:
     if control is None:
         return []
     verdict = {True: "yes", False: "no", None: "–"}
@@ -69,7 +70,7 @@ def control_sections(control: dict[str, Any] | None) -> list[Section]:
     ]
 
 
-def control_figure(name: str, control: dict[str, Any] | None) -> list[Figure]:
+def control_figure(name: str, control: Mapping[str, Any] | None) -> list[Figure]:
     """A panel for each quantity, with the trained model's intervals beside the shuffled ones'."""
     if control is None:
         return []

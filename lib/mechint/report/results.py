@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..utils.errors import MechintError, did_you_mean, shown
 from .finished import SCHEMA, FinishedRun
@@ -138,6 +138,19 @@ class Row:
         if self.unit is not None:
             return "units"
         return "cells" if self.layer is not None or ".value." in self.entry else ""
+
+
+Entries = TypeVar("Entries")
+
+
+def of_entries(made: type[Entries], raw: Mapping[str, Any]) -> Entries:
+    """The dataclass that an object of results.json was written from; entries that it does not know are left out.
+
+    Raises:
+        TypeError: an entry that it needs is missing.
+    """
+    known = {field.name for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+    return made(**{name: value for name, value in raw.items() if name in known})
 
 
 TABLES = ("metrics", "cells", "units", "curve")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mechint.analyses.comparison.identity import label, prompts_of, tokenizer_of, training
+from mechint.analyses.comparison.results import UNKNOWN
 
 
 def made(**metadata: Any) -> Any:
@@ -25,16 +26,16 @@ def test_a_group_is_named_by_family_and_sizes() -> None:
 def test_what_a_checkpoint_says_of_its_training() -> None:
     train = {"seed": 3, "lr": 0.1, "steps": 9, "step_name": "V3"}
     said = training(made(train=train, iter_num=7, best_val_loss=1.5, task={"name": "recall"}, data="d"))
-    assert (said["seed"], said["steps"], said["lr"], said["held_out_loss"]) == (3, 7, 0.1, 1.5)
-    same = lambda task="recall", data="d", **changes: training(
-        made(train={**train, **changes}, task={"name": task}, data=data)
-    )["budget"]
+    assert (said.seed, said.steps, said.lr, said.held_out_loss) == (3, 7, 0.1, 1.5)
+    same = lambda task="recall", data="d", **changes: (
+        training(made(train={**train, **changes}, task={"name": task}, data=data)).budget
+    )
     # runs of other seeds, rates and names share a budget
-    assert same() == said["budget"] == same(seed=4, lr=0.2, step_name="V4")
+    assert same() == said.budget == same(seed=4, lr=0.2, step_name="V4")
     assert len({same(), same(steps=8), same(task="copy"), same(data="e")}) == 4
     for loss in (float("nan"), float("inf"), "low", None):
-        assert training(made(train=train, best_val_loss=loss))["held_out_loss"] is None
-    assert training(made()) == {} == training(made(train="none")) == training(SimpleNamespace(metadata=None))
+        assert training(made(train=train, best_val_loss=loss)).held_out_loss is None
+    assert training(made()) == UNKNOWN == training(made(train="none")) == training(SimpleNamespace(metadata=None))
 
 
 def test_tokenizers_and_prompts_are_known_by_their_contents() -> None:

@@ -38,6 +38,7 @@ from .curves import CURVES, layers_of, measured
 from .identity import label, prompts_of, tokenizer_of, training
 from .options import CompareConfig, lengths, refuse
 from .residual_stream import dynamics, stream_numbers
+from .results import Cell, Memory, Profile
 
 MEASURED = "efficiency_measured.json"
 """The file of times and peaks of memory; these differ from run to run, so they are not in results.json."""
@@ -78,11 +79,10 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
             ]
         cka, sparse = self.dynamics(val_loader, curves, mean), self.sparsity(train_loader, val_loader)
         self.times = [dataclasses.asdict(m) for m in self.measured()]
-        self.results = {
-            "report": "compare",
-            "metric": "answer_logprob",
-            "ablation": "zero for layers, mean for units",
-            "metrics": {
+        profile = Profile(
+            metric="answer_logprob",
+            ablation="zero for layers, mean for units",
+            metrics={
                 "prompts_used": exact(bootstrap.n),
                 "loss": loss,
                 "accuracy": bootstrap.share(found["accuracy"].numpy()),
@@ -92,19 +92,18 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
                     loss, -1 / (costs["flops_per_token"] / 1e6), math.log(model.config.vocab_size)
                 ),
             },
-            "bytes_per_token": bytes_per_token,
-            "tokenizer": tokenizer_of(task),
-            "prompts": prompts_of(val_loader),
-            "label": label(model),
-            "training": training(model),
-            "curves": curves,
-            "cka": cka,
-            "sparsity": sparse,
-            "memory": [
-                {"length": n, "bytes": memory_bytes(model, n) if n <= self.most else None} for n in self.lengths
-            ],
-            "notes": [*self.notes(task), *left_out(curves, model.ranked)],
-        }
+            bytes_per_token=bytes_per_token,
+            tokenizer=tokenizer_of(task),
+            prompts=prompts_of(val_loader),
+            label=label(model),
+            training=training(model),
+            curves=curves,
+            cka=cka,
+            sparsity=sparse,
+            memory=[Memory(n, memory_bytes(model, n) if n <= self.most else None) for n in self.lengths],
+            notes=[*self.notes(task), *left_out(curves, model.ranked)],
+        )
+        self.results = profile.entries()
         self.results["control"] = control(self, train_loader, val_loader, structure)
         return self.results
 
@@ -139,19 +138,18 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
         curves["effective_rank"] = [*rank]
         return cka
 
-    def sparsity(self, discovery: PromptLoader, evaluation: PromptLoader) -> list[dict[str, Any]]:
+    def sparsity(self, discovery: PromptLoader, evaluation: PromptLoader) -> list[Cell]:
         """The scale-free measures at the matched sites of all layers."""
         config = SparsityConfig(epsilon=self.config.epsilon, bootstrap=self.config.bootstrap, controls=0)
         cells = SparsityAnalyzer(self.model, config, self.model.device, seed=self.seed).run_analysis(
             discovery, evaluation
         )
-        keep = ("layer", "site", "role", "units")
         return [
-            {
-                **{k: cell[k] for k in keep},
-                "measures": {m: cell["measures"][m] for m in SCALE_FREE},
-                "percentiles": {"p50": cell["percentiles"]["p50"]} if cell["percentiles"] else {},
-            }
+            Cell(
+                **{name: cell[name] for name in ("layer", "site", "role", "units")},
+                measures={m: cell["measures"][m] for m in SCALE_FREE},
+                percentiles={"p50": cell["percentiles"]["p50"]} if cell["percentiles"] else {},
+            )
             for cell in cells["cells"]
         ]
 
@@ -188,16 +186,17 @@ def left_out(curves: dict[str, list[Number | None]], ranked: str) -> list[str]:
 
 def structure(results: dict[str, Any]) -> Quantities:
     """Lists the quantities compared with shuffled weights: every curve of every layer, every measure of sparsity."""
+    profile = Profile.read(results)
     curves = [
         quantity(name, value, None, layer)
-        for name, values in results["curves"].items()
+        for name, values in profile.curves.items()
         for layer, value in enumerate(values)
         if value is not None
     ]
     cells = [
-        quantity(name, value, cell["site"], cell["layer"])
-        for cell in results["sparsity"]
-        for name, value in {**cell["measures"], **cell["percentiles"]}.items()
+        quantity(name, value, cell.site, cell.layer)
+        for cell in profile.sparsity
+        for name, value in {**cell.measures, **cell.percentiles}.items()
     ]
     return [*curves, *cells]
 
@@ -227,10 +226,11 @@ def work(config: CompareConfig) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    metrics = results["metrics"]
+    profile = Profile.read(results)
+    metrics = profile.metrics
     loss, bits = metrics["loss"], metrics["bits_per_byte"]
     return [
-        f"  {results['label']}: {metrics['parameters']['value']:,} parameters, "
+        f"  {profile.label}: {metrics['parameters']['value']:,} parameters, "
         f"{metrics['flops_per_token']['value'] / 1e6:.3g} MFLOP for a token",
         f"  loss            {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] nats, "
         f"{bits['value']:.3f} bits per "
@@ -251,4 +251,5 @@ ANALYSIS = Analysis(
     headline=Later("analyses.comparison.report:headline"),
     compare=Later("analyses.comparison.report:write_model_comparison"),
     cell=Later("analyses.comparison.report:cell"),
+    entries=Later("analyses.comparison.results:Profile"),
 )

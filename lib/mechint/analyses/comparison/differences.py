@@ -13,6 +13,7 @@ from ...report.finished import FinishedRun
 from ...utils.errors import MechintError
 from ...utils.multiple_tests import holm
 from ...utils.statistics import number, student, t_quantile, t_tail
+from .results import Profile, profile_of
 
 EXACT = (
     "parameters",
@@ -48,37 +49,43 @@ class Group:
     studies: list[FinishedRun]
 
     @property
-    def seeds(self) -> list[Any]:
-        return [study.raw["training"].get("seed") for study in self.studies]
+    def profiles(self) -> list[Profile]:
+        return [profile_of(study) for study in self.studies]
 
     @property
-    def budgets(self) -> set[Any]:
-        return {(study.raw["training"].get("budget"), study.raw["training"].get("steps")) for study in self.studies}
+    def seeds(self) -> list[int | None]:
+        return [profile.training.seed for profile in self.profiles]
+
+    @property
+    def budgets(self) -> set[tuple[str | None, int | None]]:
+        return {(profile.training.budget, profile.training.steps) for profile in self.profiles}
 
 
 def groups(studies: Sequence[FinishedRun]) -> list[Group]:
     """The runs by their label, in the order in which labels come."""
-    labels = dict.fromkeys(study.raw["label"] for study in studies)
-    return [Group(label, [study for study in studies if study.raw["label"] == label]) for label in labels]
+    found: dict[str, list[FinishedRun]] = {}
+    for study in studies:
+        found.setdefault(profile_of(study).label, []).append(study)
+    return [Group(label, members) for label, members in found.items()]
 
 
 def quantities(study: FinishedRun, names: set[str] | None = None) -> dict[str, tuple[str, float]]:
     """(meaning, value) of every number of a profile that is compared, means over layers."""
-    raw = study.raw
-    metrics = {name: float(value["value"]) for name, value in raw["metrics"].items()}
+    profile = profile_of(study)
+    metrics = {name: float(value["value"]) for name, value in profile.metrics.items()}
     found = {name: (text, metrics[name]) for name, text in MEASURED.items()}
     for name, text in CURVES.items():
-        if values := [float(entry["value"]) for entry in raw["curves"][name] if entry is not None]:
+        if values := [float(entry["value"]) for entry in profile.curves[name] if entry is not None]:
             found[name] = (f"{text}, mean of layers", fmean(values))
-    neighbours = [float(raw["cka"][i][i + 1]["value"]) for i in range(len(raw["cka"]) - 1)]
+    neighbours = [float(profile.cka[i][i + 1]["value"]) for i in range(len(profile.cka) - 1)]
     if neighbours:
         found["cka"] = ("CKA of neighbouring layers", fmean(neighbours))
     for role, meaning in ROLES.items():
-        cells = [cell for cell in raw["sparsity"] if cell["role"] == role]
-        for measure in cells[0]["measures"] if cells else ():
-            value = fmean(float(cell["measures"][measure]["value"]) for cell in cells)
+        cells = profile.of_role(role)
+        for measure in cells[0].measures if cells else ():
+            value = fmean(float(cell.measures[measure]["value"]) for cell in cells)
             found[f"{measure} {role}"] = (f"{measure.replace('_', ' ')}: {meaning}", value)
-        medians = [cell["percentiles"]["p50"] for cell in cells if cell.get("percentiles")]
+        medians = [cell.percentiles["p50"] for cell in cells if cell.percentiles]
         if medians:
             found[f"p50 {role}"] = (f"{P50}: {meaning}", fmean(float(entry["value"]) for entry in medians))
     return found if names is None else {name: entry for name, entry in found.items() if name in names}
@@ -86,9 +93,10 @@ def quantities(study: FinishedRun, names: set[str] | None = None) -> dict[str, t
 
 def untrained(study: FinishedRun) -> dict[str, float]:
     """The numbers of :func:`quantities` on shuffled weights, as far as they were measured; means over layers."""
-    control = study.raw.get("control")
+    profile = profile_of(study)
+    control = profile.control
     rows = [row for row in control["quantities"] if row["shuffled"] is not None] if control else []
-    roles = {cell["site"]: cell["role"] for cell in study.raw["sparsity"]}
+    roles = {cell.site: cell.role for cell in profile.sparsity}
     found: dict[str, list[float]] = {}
     for row in rows:
         name = row["quantity"] if row["site"] is None else f"{row['quantity']} {roles[row['site']]}"
@@ -100,15 +108,16 @@ def comparable(studies: Sequence[FinishedRun]) -> tuple[set[str] | None, list[st
     """The quantities that can be compared between these runs (None: all), and notes on the others."""
     notes = []
     left_out: set[str] = set()
-    if len({study.raw["tokenizer"] for study in studies}) > 1:
+    profiles = [profile_of(study) for study in studies]
+    if len({profile.tokenizer for profile in profiles}) > 1:
         left_out = {"loss", "accuracy", "gain_per_mflop", "attention_distance", "attention_entropy"}
         notes.append(
             "The models have different tokenizers: the loss is compared per byte, and quantities counted in tokens "
             "are not compared."
         )
-    elif len({study.raw["prompts"] for study in studies}) > 1:
+    elif len({profile.prompts for profile in profiles}) > 1:
         notes.append("The models were measured on different prompts: differences include those between the prompts.")
-    if len({study.raw["metric"] for study in studies} | {study.raw["task"]["name"] for study in studies}) > 2:
+    if len({profile.metric for profile in profiles} | {study.raw["task"]["name"] for study in studies}) > 2:
         raise MechintError("profiles on different tasks can't be compared; analyse all checkpoints on one task")
     return (set(quantities(studies[0])) - left_out if left_out else None), notes
 
@@ -123,7 +132,7 @@ def differences(one: Group, other: Group, names: set[str] | None) -> tuple[list[
     """
     paired = sorted(map(str, one.seeds)) == sorted(map(str, other.seeds)) and len(set(one.seeds)) == len(one.seeds)
     paired = paired and None not in one.seeds and one.budgets == other.budgets
-    ordered = [sorted(group.studies, key=lambda s: str(s.raw["training"].get("seed"))) for group in (one, other)]
+    ordered = [sorted(group.studies, key=lambda s: str(profile_of(s).training.seed)) for group in (one, other)]
     values = [[quantities(study, names) for study in studies] for studies in ordered]
     random = [[untrained(study) for study in studies] for studies in ordered]
     rows: list[dict[str, Any]] = []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...report import figure_style as style
-from ...report.finished import FinishedRun
 from ...report.values import Value
 from .differences import ALPHA, CURVES, ROLES, Group
+from .results import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,23 +24,23 @@ def depth(layers: int) -> list[float]:
     return [i / max(1, layers - 1) for i in range(layers)]
 
 
-def profile_figure(target: Figure, raw: dict[str, Any]) -> None:
+def profile_figure(target: Figure, profile: Profile) -> None:
     axes = target.subplots(2, 4).flatten()
     for place, (name, text) in zip(axes, CURVES.items(), strict=False):
-        entries = {i: entry for i, entry in enumerate(raw["curves"][name]) if entry is not None}
+        entries = {i: entry for i, entry in enumerate(profile.curves[name]) if entry is not None}
         points = [Value(*(entry[key] for key in ("value", "low", "high", "n"))) for entry in entries.values()]
         style.band(place, list(entries), points, style.BLUE, name)
-        layer_axis(place, len(raw["curves"][name]))
+        layer_axis(place, profile.layers)
         place.set_title(text, fontsize=8)
     place = axes[-1]
-    for colour, site in zip(style.CYCLE, dict.fromkeys(cell["site"] for cell in raw["sparsity"]), strict=False):
-        cells = [cell for cell in raw["sparsity"] if cell["site"] == site]
-        points = [Value(*(c["measures"]["gini"][key] for key in ("value", "low", "high", "n"))) for c in cells]
-        style.band(place, [c["layer"] for c in cells], points, colour, site)
-    layer_axis(place, len(raw["cka"]))
+    for colour, site in zip(style.CYCLE, dict.fromkeys(cell.site for cell in profile.sparsity), strict=False):
+        cells = [cell for cell in profile.sparsity if cell.site == site]
+        points = [Value(*(c.measures["gini"][key] for key in ("value", "low", "high", "n"))) for c in cells]
+        style.band(place, [c.layer for c in cells], points, colour, site)
+    layer_axis(place, len(profile.cka))
     place.set_title("Gini of activations", fontsize=9)
     place.legend(fontsize=7)
-    target.suptitle(f"Profile: {raw['label']}")
+    target.suptitle(f"Profile: {profile.label}")
 
 
 def layer_axis(place: Axes, layers: int) -> None:
@@ -50,7 +52,7 @@ def layer_axis(place: Axes, layers: int) -> None:
 def cka_figure(target: Figure, found: list[Group]) -> None:
     axes = target.subplots(1, len(found), squeeze=False)[0]
     for place, group in zip(axes, found, strict=True):
-        every = [[[cell["value"] for cell in row] for row in study.raw["cka"]] for study in group.studies]
+        every = [[[cell["value"] for cell in row] for row in profile.cka] for profile in group.profiles]
         image = place.imshow(np.mean(every, 0), cmap="viridis", vmin=0, vmax=1)
         layers = len(every[0])
         for axis in (place.xaxis, place.yaxis):
@@ -67,10 +69,8 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     colours = dict(zip((group.label for group in found), style.CYCLE * 9, strict=False))
     loss_panel(axes[0], found, colours)
     for group in found:
-        memory = [m for m in group.studies[0].raw["memory"] if m["bytes"] is not None]
-        axes[1].plot(
-            [m["length"] for m in memory], [m["bytes"] for m in memory], color=colours[group.label], marker="."
-        )
+        memory = [m for m in group.profiles[0].memory if m.bytes is not None]
+        axes[1].plot([m.length for m in memory], [m.bytes for m in memory], color=colours[group.label], marker=".")
     log_log(axes[1], "tokens", "bytes", "memory of a prompt")
     for group, runs in zip(found, timed, strict=True):
         for run in (run for run in runs if run):
@@ -80,35 +80,34 @@ def comparison_figure(target: Figure, found: list[Group], timed: list[list[list[
     if not any(run for runs in timed for run in runs):
         axes[2].text(0.5, 0.5, "not measured", transform=axes[2].transAxes, ha="center", color=style.GREY)
     for place, (name, text) in zip(axes[3:], CURVES.items(), strict=False):
-        lines(place, found, colours, lambda study, name=name: curve(study, name))
+        lines(place, found, colours, partial(curve, name=name))
         place.set_title(text, fontsize=9)
         if name == "stream_norm":
             place.set_yscale("log")
     for place, role in zip(axes[10:], ("read", "added"), strict=True):
-        lines(place, found, colours, lambda study, role=role: by_role(study, role))
+        lines(place, found, colours, partial(by_role, role=role))
         place.set_title(f"Gini, {ROLES[role]}", fontsize=9)
     handles = [axes[1].lines[k] for k in range(len(found))]
     target.legend(handles, [group.label for group in found], loc="outside lower center", ncols=min(3, len(found)))
     target.suptitle("Models side by side: a line for each seed")
 
 
-def curve(study: FinishedRun, name: str) -> list[float]:
+def curve(profile: Profile, name: str) -> list[float]:
     """A curve by layer; NaN for layers that it leaves out."""
-    return [math.nan if entry is None else float(entry["value"]) for entry in study.raw["curves"][name]]
+    return [math.nan if entry is None else float(entry["value"]) for entry in profile.curves[name]]
 
 
-def by_role(study: FinishedRun, role: str) -> list[float]:
+def by_role(profile: Profile, role: str) -> list[float]:
     """Gini by layer, the mean over the sites of a role."""
-    cells = [cell for cell in study.raw["sparsity"] if cell["role"] == role]
-    of = lambda layer: [c["measures"]["gini"]["value"] for c in cells if c["layer"] == layer]
-    layers = range(len(study.raw["curves"]["update"]))
-    return [float(np.mean(of(i))) if of(i) else math.nan for i in layers]
+    cells = profile.of_role(role)
+    of = lambda layer: [c.measures["gini"]["value"] for c in cells if c.layer == layer]
+    return [float(np.mean(of(i))) if of(i) else math.nan for i in range(profile.layers)]
 
 
 def loss_panel(place: Axes, found: list[Group], colours: dict[str, str]) -> None:
     for k, group in enumerate(found):
-        for j, study in enumerate(group.studies):
-            entry = study.raw["metrics"]["bits_per_byte"]
+        for j, profile in enumerate(group.profiles):
+            entry = profile.metrics["bits_per_byte"]
             x = k + 0.14 * (j - (len(group.studies) - 1) / 2)
             style.dot(
                 place,
@@ -132,10 +131,10 @@ def log_log(place: Axes, x: str, y: str, title: str) -> None:
     place.set_title(title, fontsize=9)
 
 
-def lines(place: Axes, found: list[Group], colours: dict[str, str], read: Any) -> None:
+def lines(place: Axes, found: list[Group], colours: dict[str, str], read: Callable[[Profile], list[float]]) -> None:
     for group in found:
-        for study in group.studies:
-            values = read(study)
+        for profile in group.profiles:
+            values = read(profile)
             place.plot(depth(len(values)), values, color=colours[group.label], marker=".", alpha=0.75, linewidth=1.2)
     place.set_xlim(-0.08, 1.08)
     place.set_xticks([0, 0.5, 1], ["first", "depth", "last"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
 
 from ...interventions.model import Model
 from ...tasks import Task
 from ..loader import PromptLoader
+from .results import UNKNOWN, Training
 
 
 def tokenizer_of(task: Task) -> str:
@@ -35,24 +35,20 @@ def label(model: Model) -> str:
     return f"{c.family}, {c.n_layer} layers of width {c.d_model}{tied}"
 
 
-def training(model: Model) -> dict[str, Any]:
-    """The metadata of a checkpoint about its training, as far as it has any.
-
-    ``seed``, ``steps``, ``budget`` (a hash of task, data and options but for seed and learning rate), ``lr`` and
-    ``held_out_loss``, the lowest held-out loss of the training.
-    """
+def training(model: Model) -> Training:
+    """The metadata of a checkpoint about its training, as far as it has any."""
     metadata = getattr(model, "metadata", None) or {}
     train = metadata.get("train")
     if not isinstance(train, dict):
-        return {}
+        return UNKNOWN
     budget = {k: v for k, v in train.items() if k not in ("seed", "step_name", "lr")}
     said = [metadata.get("task"), metadata.get("data"), budget]
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
     best = metadata.get("best_val_loss")
-    return {
-        "seed": train.get("seed"),
-        "steps": metadata.get("iter_num"),
-        "budget": digest,
-        "lr": train.get("lr"),
-        "held_out_loss": best if isinstance(best, float) and math.isfinite(best) else None,
-    }
+    return Training(
+        seed=train.get("seed"),
+        steps=metadata.get("iter_num"),
+        budget=digest,
+        lr=train.get("lr"),
+        held_out_loss=best if isinstance(best, float) and math.isfinite(best) else None,
+    )

@@ -21,6 +21,7 @@ from ...utils.errors import MechintError
 from ...utils.files import read_json, write_json
 from .differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
 from .figures import cka_figure, comparison_figure, differences_figure, profile_figure
+from .results import UNKNOWN, Profile, profile_of
 from .runs import at_best_rates, last_of_each, profile_tracks, several_steps
 
 TIMES = "efficiency_measured.json"
@@ -33,41 +34,41 @@ COUNTS = {
 def write_profile(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes profile.png, profile_map_cka.png, profile_report.md and report.html of one model."""
     study = read_finished(run_dir, "compare")
-    raw = study.raw
+    profile = profile_of(study)
     figures = [
         figure(
             "profile.png", "Layer by layer, with 95 % intervals; last: Gini of activations at matched "
             "sites.", (11.0, 6.6),
-            profile_figure, raw,
+            profile_figure, profile,
         ),
         figure("profile_map_cka.png", "Linear CKA between the streams after every two layers.", (4.6, 3.8), cka_figure,
-               [Group(raw["label"], [study])]),
+               [Group(profile.label, [study])]),
     ]  # fmt: skip
-    metrics = raw["metrics"]
+    metrics = profile.metrics
     top = [
         ("Loss", number(metrics["loss"]["value"], 4), f"nats per token {between(metrics['loss'])}"),
-        ("Bits per byte", number(metrics["bits_per_byte"]["value"], 4), f"{raw['bytes_per_token']:.3g} bytes "
+        ("Bits per byte", number(metrics["bits_per_byte"]["value"], 4), f"{profile.bytes_per_token:.3g} bytes "
             f"per token"),
         ("Parameters", number(metrics["parameters"]["value"]),
          f"{number(metrics['parameters_without_embeddings']['value'])} without embeddings"),
         ("MFLOP for each token", number(metrics["flops_per_token"]["value"] / 1e6, 3), "at the prompts' length"),
     ]  # fmt: skip
     found = [
-        (True, f"This page describes one model: {raw['label']}. Several checkpoints give a comparison."),
-        *control_findings(raw.get("control")),
+        (True, f"This page describes one model: {profile.label}. Several checkpoints give a comparison."),
+        *control_findings(profile.control),
     ]
-    figures += control_figure("profile_random_weights.png", raw.get("control"))
+    figures += control_figure("profile_random_weights.png", profile.control)
     content = study_of(study, top, found, sections(study), figures)
     return write_page(study.directory, content, "profile_report.md", drawn)
 
 
 def headline(run_dir: str | Path) -> str:
     """The result in one sentence."""
-    raw = read_finished(run_dir, "compare").raw
-    loss, bits = raw["metrics"]["loss"], raw["metrics"]["bits_per_byte"]
+    profile = profile_of(read_finished(run_dir, "compare"))
+    loss, bits = profile.metrics["loss"], profile.metrics["bits_per_byte"]
     return (
-        f"{raw['label']}: {between(loss)} nats per token, {number(bits['value'], 4)} bits per byte, "
-        f"{number(raw['metrics']['parameters']['value'])} parameters."
+        f"{profile.label}: {between(loss)} nats per token, {number(bits['value'], 4)} bits per byte, "
+        f"{number(profile.metrics['parameters']['value'])} parameters."
     )
 
 
@@ -81,14 +82,14 @@ def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> di
 
 
 def sections(study: FinishedRun) -> list[Section]:
-    raw = study.raw
-    rows = [(COUNTS[name], number(raw["metrics"][name]["value"])) for name in EXACT]
-    layers = range(len(raw["curves"]["update"]))
+    profile = profile_of(study)
+    rows = [(COUNTS[name], number(profile.metrics[name]["value"])) for name in EXACT]
+    layers = range(profile.layers)
     curve = [
-        (text, *("–" if raw["curves"][name][i] is None else between(raw["curves"][name][i]) for i in layers))
+        (text, *("–" if value is None else between(value) for value in profile.curves[name]))
         for name, text in CURVES.items()
     ]
-    memory = [(number(entry["length"]), said(entry["bytes"])) for entry in raw["memory"]]
+    memory = [(number(entry.length), said(entry.bytes)) for entry in profile.memory]
     timed = [
         (number(t["length"]), f"{t['seconds'][0] * 1e3:.3g}", f"{t['next_token_seconds'][0] * 1e3:.3g}",
          f"{t['peak_bytes'] / 2**20:.3g}")
@@ -102,8 +103,8 @@ def sections(study: FinishedRun) -> list[Section]:
                                        "of that variance over units. The Gini index is higher where activations are "
                                        "sparser.",
                 ("layer", "site", "P50", "Gini"),
-                [(str(c["layer"]), c["site"], between(c["percentiles"]["p50"]) if c.get("percentiles") else "–",
-                  between(c["measures"]["gini"])) for c in raw["sparsity"]], (0, 2, 3), len(raw["sparsity"]) > 12),
+                [(str(c.layer), c.site, between(c.percentiles["p50"]) if c.percentiles else "–",
+                  between(c.measures["gini"])) for c in profile.sparsity], (0, 2, 3), len(profile.sparsity) > 12),
         table_section("Memory of a prompt", "Bytes of the state and the convolution inputs, or of keys and values, "
                                             "counted for each length.", ("tokens", "bytes"), memory,
                 (0, 1)),
@@ -112,7 +113,7 @@ def sections(study: FinishedRun) -> list[Section]:
         text = "Medians of repeated forwards on this machine; other work on the machine makes them slower."
         header = ("tokens", "forward, P50 (ms)", "one token more, P50 (ms)", "peak of a forward (MiB)")
         found.append(table_section("Measured", text, header, timed, range(4)))
-    return [*found, *control_sections(raw.get("control"))]
+    return [*found, *control_sections(profile.control)]
 
 
 def said(count: int | None) -> str:
@@ -145,8 +146,9 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     names, notes = comparable(studies)
     output = Path(output_dir)
     said = run_names([study.directory for study in studies])
-    warned = gathered(said, (map(str, study.raw["notes"]) for study in studies))
-    labels = {study.raw["label"] for study in studies}
+    profiles = [profile_of(study) for study in studies]
+    warned = gathered(said, (map(str, profile.notes) for profile in profiles))
+    labels = {profile.label for profile in profiles}
     if len(studies) > MOST and (several_steps(studies) or len(labels) > MOST):
         raws, directories = [study.raw for study in studies], [study.directory for study in studies]
         tracks = profile_tracks(studies, names)
@@ -195,7 +197,7 @@ def remarks(found: list[Group]) -> list[str]:
             f"The models were trained for {' or '.join(steps)} steps: the differences hold for this budget and may "
             f"vanish with longer training."
         )
-    counts = {group.label: group.studies[0].raw["metrics"]["parameters"]["value"] for group in found}
+    counts = {group.label: group.profiles[0].metrics["parameters"]["value"] for group in found}
     if len(counts) > 1 and max(counts.values()) > 1.1 * min(counts.values()):
         said = "; ".join(f"{name}: {number(value)}" for name, value in counts.items())
         notes.append(
@@ -239,13 +241,12 @@ def data(
 
 def costs_table(found: list[Group]) -> Section:
     rows: list[Sequence[str]] = [
-        (COUNTS[name], *(number(fmean(s.raw["metrics"][name]["value"] for s in g.studies)) for g in found))
-        for name in EXACT
+        (COUNTS[name], *(number(fmean(p.metrics[name]["value"] for p in g.profiles)) for g in found)) for name in EXACT
     ]
-    for k, entry in enumerate(found[0].studies[0].raw["memory"]):
-        cells = [g.studies[0].raw["memory"][k] for g in found]
-        if len({cell["length"] for cell in cells}) == 1:
-            rows.append((f"memory of {number(entry['length'])} tokens (bytes)", *(said(c["bytes"]) for c in cells)))
+    for k, entry in enumerate(found[0].profiles[0].memory):
+        cells = [g.profiles[0].memory[k] for g in found]
+        if len({cell.length for cell in cells}) == 1:
+            rows.append((f"memory of {number(entry.length)} tokens (bytes)", *(said(c.bytes) for c in cells)))
     header = ("", *(g.label for g in found))
     text = "Counted; where the weights matter, means over seeds."
     return table_section("Costs", text, header, rows, range(1, len(header)))
@@ -292,12 +293,16 @@ def pair_table(pair: dict[str, Any]) -> Section:
 
 def runs_table(studies: list[FinishedRun], said: list[str]) -> Section:
     rows = [
-        (name, study.raw["checkpoint"], study.raw["label"], str(study.raw["training"].get("seed", "–")),
-         between(study.raw["metrics"]["bits_per_byte"]))
-        for name, study in zip(said, studies, strict=True)
+        (name, study.raw["checkpoint"], profile.label, seed_of(profile), between(profile.metrics["bits_per_byte"]))
+        for name, study, profile in zip(said, studies, map(profile_of, studies), strict=True)
     ]  # fmt: skip
     header = ("run", "checkpoint", "group", "seed", "bits per byte")
     return table_section("Runs", "Intervals over prompts.", header, rows, (3, 4))
+
+
+def seed_of(profile: Profile) -> str:
+    """The seed of training in a table; a dash where the checkpoint says nothing about its training."""
+    return "–" if profile.training == UNKNOWN else str(profile.training.seed)
 
 
 def verdicts(pair: dict[str, Any]) -> list[tuple[bool, str]]:
@@ -349,7 +354,7 @@ def page_of(
     """The page of the comparison."""
     cards = []
     for group in found:
-        bits = [study.raw["metrics"]["bits_per_byte"]["value"] for study in group.studies]
+        bits = [profile.metrics["bits_per_byte"]["value"] for profile in group.profiles]
         many = f"{len(bits)} seed{'s' if len(bits) > 1 else ''}, {number(min(bits), 4)} to {number(max(bits), 4)}"
         cards.append((f"Bits per byte: {group.label}", number(fmean(bits), 4), many))
     evidence: list[Block] = [Checks(findings), Bullets(notes)]

@@ -12,9 +12,11 @@ from ...report.along import Track, axis_of, step_of
 from ...report.finished import FinishedRun
 from ...report.values import Value
 from ...report.words import number
-from .differences import CURVES, MEASURED, P50, ROLES
+from ...utils.statistics import Number
+from .differences import CURVES, MEASURED, P50, ROLES, groups
+from .results import Profile, profile_of
 
-Reader = Callable[[dict[str, Any]], list[dict[str, Any]]]
+Reader = Callable[[Profile], list[Number]]
 
 
 def several_steps(studies: Sequence[FinishedRun]) -> bool:
@@ -24,10 +26,11 @@ def several_steps(studies: Sequence[FinishedRun]) -> bool:
 
 def run_of(study: FinishedRun) -> tuple[Any, ...] | None:
     """A key that checkpoints of one training run share; None where the checkpoint does not say."""
-    said = study.raw["training"]
-    if said.get("seed") is None or said.get("budget") is None:
+    profile = profile_of(study)
+    said = profile.training
+    if said.seed is None or said.budget is None:
         return None
-    return study.raw["label"], said["seed"], said["budget"], said.get("lr"), study.raw["model"].get("variant")
+    return profile.label, said.seed, said.budget, said.lr, study.raw["model"].get("variant")
 
 
 def last_of_each(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
@@ -49,7 +52,7 @@ def last_of_each(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], lis
 
 
 def rate_of(study: FinishedRun) -> float | None:
-    rate = study.raw["training"].get("lr")
+    rate = profile_of(study).training.lr
     return float(rate) if isinstance(rate, (int, float)) else None
 
 
@@ -58,12 +61,12 @@ def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
 
     The best has the least mean of the losses on held-out prompts that trainings themselves reported.
     """
-    labels = list(dict.fromkeys(study.raw["label"] for study in studies))
+    by_label = groups(studies)
     kept: list[FinishedRun] = []
     chosen: dict[str, list[float]] = {}
     said = []
-    for label in labels:
-        own = [study for study in studies if study.raw["label"] == label]
+    for group in by_label:
+        label, own = group.label, group.studies
         rates = sorted({rate for study in own if (rate := rate_of(study)) is not None})
         losses = {rate: mean_loss([study for study in own if rate_of(study) == rate]) for rate in rates}
         if len(rates) > 1 and all(map(math.isfinite, losses.values())):
@@ -84,7 +87,7 @@ def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
         kept += own
         chosen[label] = rates
     rates = sorted({rate for found in chosen.values() for rate in found})
-    if len(labels) > 1 and len(said) < len(labels) and any(chosen.values()):
+    if len(by_label) > 1 and len(said) < len(by_label) and any(chosen.values()):
         which = f"one learning rate, {rates[0]:g}" if len(rates) == 1 else "learning rates that were not tried for both"
         said.append(
             f"The groups were trained at {which}. A rate that suits one family may not suit the other, and the rate "
@@ -96,8 +99,9 @@ def at_best_rates(studies: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
 
 
 def mean_loss(studies: Sequence[FinishedRun]) -> float:
-    losses = [study.raw["training"].get("held_out_loss") for study in studies]
-    return fmean(losses) if losses and None not in losses else math.nan
+    losses = [profile_of(study).training.held_out_loss for study in studies]
+    known = [loss for loss in losses if loss is not None]
+    return fmean(known) if known and len(known) == len(losses) else math.nan
 
 
 def profile_tracks(studies: Sequence[FinishedRun], names: set[str] | None) -> list[Track]:
@@ -112,30 +116,34 @@ def profile_tracks(studies: Sequence[FinishedRun], names: set[str] | None) -> li
     for name, text in CURVES.items():
         found[name] = (f"{text}, mean of layers", partial(of_curve, name=name))
     for role, meaning in ROLES.items():
-        found[f"gini {role}"] = (f"gini: {meaning}", partial(of_role, role=role, kind="measures", name="gini"))
-        found[f"p50 {role}"] = (f"{P50}: {meaning}", partial(of_role, role=role, kind="percentiles", name="p50"))
+        found[f"gini {role}"] = (f"gini: {meaning}", partial(gini_of, role=role))
+        found[f"p50 {role}"] = (f"{P50}: {meaning}", partial(p50_of, role=role))
     tracks = []
     for name, (text, read) in found.items():
         if names is None or name in names:
-            values = [mean_of(read(study.raw)) for study in studies]
+            values = [mean_of(read(profile_of(study))) for study in studies]
             if any(value is not None for value in values):
                 tracks.append(Track(name, text, values, share=name == "accuracy"))
     return tracks
 
 
-def of_metric(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [raw["metrics"][name]]
+def of_metric(profile: Profile, name: str) -> list[Number]:
+    return [profile.metrics[name]]
 
 
-def of_curve(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [entry for entry in raw["curves"][name] if entry is not None]
+def of_curve(profile: Profile, name: str) -> list[Number]:
+    return [entry for entry in profile.curves[name] if entry is not None]
 
 
-def of_role(raw: dict[str, Any], role: str, kind: str, name: str) -> list[dict[str, Any]]:
-    return [cell[kind][name] for cell in raw["sparsity"] if cell["role"] == role and name in cell.get(kind, {})]
+def gini_of(profile: Profile, role: str) -> list[Number]:
+    return [cell.measures["gini"] for cell in profile.of_role(role) if "gini" in cell.measures]
 
 
-def mean_of(entries: list[dict[str, Any]]) -> Value | None:
+def p50_of(profile: Profile, role: str) -> list[Number]:
+    return [cell.percentiles["p50"] for cell in profile.of_role(role) if cell.percentiles]
+
+
+def mean_of(entries: list[Number]) -> Value | None:
     if not entries:
         return None
     end = lambda key: fmean(math.nan if entry[key] is None else entry[key] for entry in entries)

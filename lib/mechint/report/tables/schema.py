@@ -1,7 +1,7 @@
 """The JSON schema of results.json, made from the dataclasses that write and read it.
 
-It holds the header to its types, and every number, wherever it lies, to value, interval and n. The schema leaves
-open the names under which an analysis adds entries of its own.
+It holds the header to its types, every number, wherever it lies, to value, interval and n, and the entries of an
+analysis to the dataclass that it declares. Where it declares none, the names of its entries are left open.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ...utils.statistics import Number
 from ..finished import SCHEMA
 from ..results import NUMBER, Header
 
@@ -26,8 +27,12 @@ PLAIN: dict[Any, Json] = {
 }
 
 
-def schema() -> Json:
-    """Returns the schema of results.json (JSON Schema, draft 2020-12)."""
+def schema(analyses: Mapping[str, type] = types.MappingProxyType({})) -> Json:
+    """Returns the schema of results.json (JSON Schema, draft 2020-12).
+
+    Args:
+        analyses: The dataclass of an analysis's entries, by the file's entry ``report``.
+    """
     header = of_class(Header)
     known: Json = {
         **header["properties"],
@@ -45,8 +50,18 @@ def schema() -> Json:
         "properties": known,
         "required": [*header["required"], "metrics"],
         "additionalProperties": {"$ref": "#/$defs/entry"},
+        "allOf": [of_analysis(kind, made) for kind, made in analyses.items()],
         "$defs": {"number": number(), "grid": grid(), "entry": entry()},
     }
+
+
+def of_analysis(kind: str, made: type) -> Json:
+    """The entries of runs of one kind; those that all kinds share are said once, above."""
+    shared = ("metrics", "notes", "few")
+    found = of_class(made)
+    found["properties"] = {name: said for name, said in found["properties"].items() if name not in shared}
+    found["required"] = [name for name in found["required"] if name not in shared]
+    return {"if": {"properties": {"report": {"const": kind}}, "required": ["report"]}, "then": found}
 
 
 def of_class(made: type) -> Json:
@@ -68,8 +83,12 @@ def of_type(hint: Any) -> Json:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return {"anyOf": [of_type(each) for each in inside]}
-    if origin is Mapping:
+    if hint == Number:
+        return {"$ref": "#/$defs/number"}
+    if origin in (Mapping, dict):
         return {"type": "object", "additionalProperties": of_type(inside[1])}
+    if origin is list:
+        return {"type": "array", "items": of_type(inside[0])}
     raise TypeError(f"no schema is known for {hint!r}; say it in {__name__}")
 
 
@@ -104,6 +123,6 @@ def entry() -> Json:
     }
 
 
-def text() -> str:
+def text(analyses: Mapping[str, type] = types.MappingProxyType({})) -> str:
     """The schema as the text of a file."""
-    return json.dumps(schema(), indent=2) + "\n"
+    return json.dumps(schema(analyses), indent=2) + "\n"
