@@ -66,7 +66,7 @@ else
   READY_DEV := .venv/.ready-dev
 endif
 export MECHINT_PYTHON := $(or $(USED),.venv/bin/python)
-export MECHINT_ANY_PYTHON := $(or $(USED),python3)
+export MECHINT_ANY_PYTHON := $(or $(USED),$(wildcard .venv/bin/python),python3)
 PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
@@ -97,9 +97,10 @@ diffconfig: $(READY)
 $(DEFCONFIGS:%=defconfig-%): defconfig-%: $(READY)
 	$(Q)$(KCONFIG) defconfig $* $(ONCE) $(SETS) --fragments="$$FRAGMENTS"
 
-# A name that is none fails before anything is installed.
+# A name that is none fails before anything is installed; others than those above are of plug-ins.
 defconfig-%:
 	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs '$(subst ','\'',$*)'
+	$(Q)$(KCONFIG) defconfig '$(subst ','\'',$*)' $(ONCE) $(SETS) --fragments="$$FRAGMENTS"
 
 list-defconfigs:
 	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs

@@ -108,7 +108,7 @@ def defconfig(args: argparse.Namespace) -> None:
     menu = loading.load(ROOT, file)
     _merge(menu, args.fragments)
     _override(menu, args, args.name)
-    _save(menu, str(file.relative_to(ROOT)))
+    _save(menu, _called(file))
 
 
 def mergeconfig(args: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ import stat
 import sys
 from pathlib import Path
 
+from . import plugins
+
 DEFAULT = "mamba-tiny-recall-mechint"
 OFF = ("", "0", "n", "no", "off", "false")
 """What a variable of make says when it asks for nothing."""
@@ -61,13 +63,14 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def find_all(root: Path) -> dict[str, Path]:
-    """Name -> file of every defconfig in ``defconfigs/`` and ``*/defconfigs/``, sorted by name."""
+    """Name -> file of every defconfig in ``defconfigs/``, ``*/defconfigs/`` and those of plug-ins, sorted by name."""
     files = [*root.glob("defconfigs/*"), *root.glob("*/defconfigs/*")]
+    files += [file for folder in plugins.folders() for file in folder.glob("defconfigs/*")]
     found: dict[str, Path] = {}
     for file in sorted(files, key=lambda path: (path.name, path)):
         if not file.is_file() or file.name.startswith(".") or file.name.endswith("~"):
             continue
-        if file.name in found:
+        if file.name in found and not found[file.name].samefile(file):
             raise ConfigError(f"{found[file.name]} and {file} have the same name; rename one of them")
         found[file.name] = file
     return found
@@ -104,7 +107,8 @@ def main() -> int:
     try:
         if len(sys.argv) > 1:
             find(root, sys.argv[1])
-        print(listing(root))
+        else:
+            print(listing(root))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,14 +12,15 @@ import glob
 import math
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import kconfiglib
 
-from . import mapping
+from . import mapping, plugins
 from .defconfigs import ConfigError, did_you_mean, read_text
 
 HEADER = "# Written by make; `make menuconfig` changes it, `make savedefconfig` shows what differs from the defaults.\n"
@@ -39,24 +40,64 @@ class Assignment:
     unset: bool = False
 
 
+PLUGINS = "plug-ins/*/Kconfig"
+"""What Kconfig.mechint sources where the menus of plug-ins go; they lie anywhere."""
+
+
 class Menu(kconfiglib.Kconfig):
-    """The menus below ``root``; any warning about them is an error, and nothing is printed."""
+    """The menus below ``root`` and those of plug-ins; any warning about them is an error, and nothing is printed.
+
+    A plug-in whose menu can't be used is named on standard error and left out; the others work.
+    """
 
     def __init__(self, root: Path) -> None:
-        with _environment(srctree=str(root)), _literally(os.path.realpath(root) + os.sep):
+        added = plugins.menus()
+        try:
+            self._read_menus(root, added)
+        except ConfigError:
+            if not added:
+                raise
+            self._read_menus(root, [])
+            self._read_menus(root, [file for file in added if self._is_usable(root, file)])
+
+    def _is_usable(self, root: Path, file: Path) -> bool:
+        try:
+            self._read_menus(root, [file])
+        except ConfigError as error:
+            print(f"note: the menu of a plug-in is left out: {error}; correct or uninstall it", file=sys.stderr)
+            return False
+        return True
+
+    def _read_menus(self, root: Path, added: list[Path]) -> None:
+        with _environment(srctree=str(root)), _finding(os.path.realpath(root) + os.sep, added):
             try:
                 super().__init__("Kconfig", warn_to_stderr=False)
             except (kconfiglib.KconfigError, OSError) as error:
                 raise ConfigError(" ".join(str(error).split())) from None
         if self.warnings:
             raise ConfigError(" ".join(self.warnings[0].split()))
+        here = os.path.realpath(root)
+        for item in (*self.unique_defined_syms, *self.unique_choices) if added else ():
+            for node in item.nodes:
+                theirs = Path(here, node.filename) in added
+                if theirs and (len(item.nodes) > 1 or not str(item.name).startswith("KNLP_MECHINT_")):
+                    raise ConfigError(
+                        f"{node.filename}:{node.linenr}: the symbol {item.name} is another's, or does not begin with "
+                        "KNLP_MECHINT_"
+                    )
 
 
 @contextlib.contextmanager
-def _literally(prefix: str) -> Iterator[None]:
-    """Has kconfiglib, which is pinned exactly, look for menus below a directory whose name may hold ``[`` or ``*``."""
+def _finding(prefix: str, added: list[Path]) -> Iterator[None]:
+    """Has kconfiglib, which is pinned exactly, look for menus below a directory whose name may hold ``[`` or ``*``, and
+    find those of plug-ins."""
     whole = kconfiglib.iglob
-    kconfiglib.iglob = lambda pattern: whole(glob.escape(prefix) + pattern.removeprefix(prefix))
+
+    def found(pattern: str) -> Iterable[str]:
+        below = pattern.removeprefix(prefix)
+        return map(str, added) if below == PLUGINS else whole(glob.escape(prefix) + below)
+
+    kconfiglib.iglob = found
     try:
         yield
     finally:

@@ -23,7 +23,9 @@ from mechint.utils.compiled import Unavailable, compile_library
 from tests.helpers.experiments import TASK, checkpoint
 from tests.helpers.kconfig_tree import ROOT
 
-SHIPPED = [path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*") if path.suffix in (".c", ".typed")]
+SHIPPED = [
+    path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*") if path.suffix in (".c", ".typed", ".txt")
+]
 
 
 def copied(folder: Path) -> Path:
@@ -43,7 +45,7 @@ def call(*words: str, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_what_is_installed_holds_every_source_that_is_compiled_later(tmp_path: Path) -> None:
+def test_what_is_installed_holds_every_source_that_is_compiled_later_and_every_template(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     source = copied(tmp_path)
     call("-c", "from setuptools import setup; setup()", "-q", "build_py", "--build-lib", "built", cwd=source)

@@ -12,7 +12,7 @@ import pytest
 from mechint.analyses.base import analyses
 from mechint.models import families
 from mechint.utils.errors import MechintError
-from mechint.utils.plugins import GROUPS, plugins
+from mechint.utils.plugins import GROUPS, loaded, plugins
 
 
 class Entry:
@@ -38,7 +38,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Entry]
 
 
 def forget() -> None:
-    for cached in (plugins, analyses, families.declared):
+    for cached in (loaded, analyses, families.declared):
         cached.cache_clear()
 
 

@@ -128,14 +128,15 @@ class Analysis(Generic[Config]):
         name: Group of its flags (``--ssm-steps``), its switch (``--ssm``), and its command (``python -m mechint ssm``).
         title: For people.
         report: ``report(run_dir, drawn)`` writes the figures and pages of a finished run and returns their paths,
-            report.html last; ``drawn`` is a :class:`~mechint.report.finished.Drawn`.
+            report.html last; ``drawn`` is a :class:`~mechint.report.finished.Drawn`. The default shows any results:
+            numbers as tables, cells as maps, curves as lines (:mod:`mechint.report.tables.generic`).
         headline: ``headline(run_dir)`` says in one sentence what a finished run found.
         config: Frozen dataclass of its options.
         analyzer: ``analyzer(model, config, device)``.
         needs: Kinds of site that at least one layer of a model must have; empty for any model.
         refuse: Says, before any work, why this task and configuration can't be analysed; None when they can.
         work: The estimated work in words, for a dry run.
-        summary: Lines for the terminal, from the results.
+        summary: Lines for the terminal, from the results; the metrics by default.
         lacks: Says, before any work, what the analysis needs from the experiment's other analyses (given by name) and
             does not get; None when nothing is missing.
         shares: True if the processes of torchrun can work on one checkpoint together; the others' analyzers then get
@@ -152,9 +153,9 @@ class Analysis(Generic[Config]):
     analyzer: Callable[..., StagedAnalyzer[Config]]
     refuse: Callable[[Config, TaskConfig], str | None]
     work: Callable[[Config], str]
-    summary: Callable[[dict[str, Any]], list[str]]
-    report: Callable[[Path, Drawn], list[Path]]
-    headline: Callable[[Path], str]
+    summary: Callable[[dict[str, Any]], list[str]] = Later("report.tables.generic:metric_lines")
+    report: Callable[[Path, Drawn], list[Path]] = Later("report.tables.generic:write_results")
+    headline: Callable[[Path], str] = Later("report.tables.generic:headline")
     needs: tuple[str, ...] = ()
     lacks: Callable[[Config, Collection[str]], str | None] = lambda config, chosen: None
     shares: bool = False

@@ -21,6 +21,7 @@ from ..tasks.config import TaskConfig
 from ..tasks.stored import as_stored
 from ..utils.errors import MechintError, NotAnswered
 from ..utils.options import Parser, add_flags, from_flags, integer, named
+from ..utils.plugins import broken
 from ..utils.version import __version__
 from .experiment import run_experiment
 from .request import DefconfigText, Experiment
@@ -61,7 +62,22 @@ def parser() -> Parser:
             help=f"run the analysis: {analysis.title}",
         )
         add_flags(top, analysis.config, analysis.name, analysis.title)
+    for name in set(broken("mechint.analyses")) - set(analyses()):
+        top.add_argument(f"--{name}", f"--no-{name}", action=Broken, nargs=0, help=argparse.SUPPRESS)
     return top
+
+
+class Broken(argparse.Action):
+    """The switch of a plug-in that cannot be imported: off is taken, as make says it of every menu; on is an error."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        if not str(flag).startswith("--no-"):
+            raise MechintError(
+                f"{flag} is of a plug-in that cannot be imported, as the note above says; correct it, uninstall it, or "
+                "switch the analysis off"
+            )
 
 
 def parse(arguments: Sequence[str] | None = None, only: str | None = None) -> argparse.Namespace:

@@ -20,9 +20,12 @@ from ..training.options import ARCHITECTURES, TrainConfig
 from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import Parser, flag, flag_lines, options
 from . import command_line, export_command, train_command
+from .scaffold import command as scaffold
 
 OWN_FLAGS = ("train", "score", "export")
-"""Commands whose flags are not those of the flat form."""
+"""Commands whose flags are not those of the flat form, and that show all of them with --help-all."""
+WHOLE = ("new", "models")
+"""Commands whose help shows every flag."""
 MOST_LINES = 40
 """Lines of the help of a command."""
 SHARED = ("checkpoint", "output_dir", "device")
@@ -96,6 +99,7 @@ def commands() -> dict[str, Command]:
         lambda short: [("Options", flag_lines(export_command.ExportConfig, short=short))],
         usage="[PATH] [option …]",
     )  # fmt: skip
+    found["new"] = Command(scaffold.TITLE, new, scaffold.parser, new_sections, usage="analysis NAME [--directory DIR]")
     found["models"] = Command(
         "Lists the families of models that can be loaded.", models, models_parser, lambda short: []
     )
@@ -115,6 +119,29 @@ def report(arguments: Sequence[str]) -> None:
 
 def report_sections(short: bool) -> list[tuple[str, list[str]]]:
     return [("Options", flag_lines(RunConfig, only=DRAWN, short=short))]
+
+
+def new(arguments: Sequence[str]) -> None:
+    """Writes a new analysis, whose name no command and no option has."""
+
+    def taken() -> set[str]:
+        names = {name.strip("-") for name in command_line.parser()._option_string_actions}
+        commands_ = {word for name, command in commands().items() for word in (name, *command.aliases)}
+        return names | {name.partition("-")[0] for name in names} | commands_
+
+    scaffold.main(arguments, taken)
+
+
+def new_sections(short: bool) -> list[tuple[str, list[str]]]:
+    return [
+        (
+            "Options",
+            [
+                "  NAME             lower-case letters and digits; the command, the switch and the menu have it",
+                "  --directory DIR  directory of the package (default: ./mechint-NAME)",
+            ],
+        )
+    ]
 
 
 def models_parser() -> Parser:
@@ -199,7 +226,7 @@ def help_lines(name: str, command: Command, short: bool) -> list[str]:
     lines = [f"usage: {program()} {name} {command.usage}".rstrip(), "", command.title]
     for title, flags in command.sections(short):
         lines += ["", f"{title}:", *flags]
-    if command.sections(True):
+    if command.sections(True) and name not in WHOLE:
         more = "--dry-run says what would run. " if "--dry-run" in command.parser().format_usage() else ""
         every = f"{program()} {name} --help-all" if name in OWN_FLAGS else f"{program()} --help-all"
         lines += ["", f"{more}{every} shows every option{', in full' if short else ''}."]

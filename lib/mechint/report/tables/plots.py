@@ -85,6 +85,8 @@ def curve(axes: Axes, rows: Sequence[Point]) -> Axes:
         x = [place(row, k) for k, row in enumerate(line)]
         axes.plot(x, [row.value for row in line], marker="o", markersize=3, label=name)
         axes.fill_between(x, [row.low for row in line], [row.high for row in line], alpha=0.18, linewidth=0)
+    if all(row.layer is not None for row in rows):
+        axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("layer" if rows[0].layer is not None else (rows[0].name or "").lstrip("0123456789, ") or "point")
     axes.legend()
     return axes
