@@ -23,6 +23,7 @@ from .utils.version import __version__
 if TYPE_CHECKING:
     from .analyses.lens.face import lens
     from .analyses.paths.measure import paths
+    from .analyses.steering.face import contrast, steer
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
     from .runner.notebook import analyse, circuit, patch, trace
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "analyse", "circuit", "generate", "lens", "load", "patch", "paths", "results", "run", "run_sae_analysis",
-    "run_temporal_causality_analysis", "trace", "watch",
+    "analyse", "circuit", "contrast", "generate", "lens", "load", "patch", "paths", "results", "run",
+    "run_sae_analysis", "run_temporal_causality_analysis", "steer", "trace", "watch",
 ]  # fmt: skip
 
 # Imported when they are first asked for: few callers need all that a study is made of.
@@ -41,7 +42,9 @@ _LATER = {
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
+    "contrast": "analyses.steering.face",
     "lens": "analyses.lens.face",
+    "steer": "analyses.steering.face",
     "results": "runner.results",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }

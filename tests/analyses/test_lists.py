@@ -19,6 +19,8 @@ from mechint.analyses.options import layer_list, unit_sites
 from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.paths.nodes import paths, receivers, senders
+from mechint.analyses.steering.analyzer import sites_of as steered_sites
+from mechint.analyses.steering.options import strengths
 from mechint.analyses.study.options import skipped
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
@@ -74,6 +76,9 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("path", "receivers"): (lambda text: node_names(receivers(MODEL, text)), "x", "layers.1.dt"),
     ("path", "along"): (lambda text: [node_names(path) for path in paths(MODEL, text)], "embed>logits",
                         "embed>layers.1.out>logits"),
+    ("steer", "sites"): (lambda text: steered_sites(MODEL, text, [0, 1]), "out", "state"),
+    ("steer", "layers"): (layers, "0", "1"),
+    ("steer", "strengths"): (strengths, "-1", "2"),
     ("sparsity", "layers"): (layers, "0", "1"),
     ("sparsity", "sites"): (sites, "gated", "u"),
     ("neuron", "layers"): (layers, "0", "1"),

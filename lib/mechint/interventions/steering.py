@@ -21,6 +21,7 @@ from .sites import find_sites
 from .sweep import sweep
 
 METHODS = ("mean", "pca")
+NULLS = ("random", "shuffled")
 SMALLEST = 1e-12
 """Directions shorter than this, relative to the values that they come from, are no directions."""
 
@@ -46,11 +47,33 @@ class Direction:
     def randoms(self, count: int, seed: int = 0) -> list[Direction]:
         """Random directions of the same length, the control of what any push of this size does."""
         generator = torch.Generator().manual_seed(seed)
-        found = []
-        for _ in range(count):
-            noise = torch.randn(self.vector.shape, generator=generator, dtype=torch.float64).to(self.vector)
-            found.append(Direction(self.site, noise * (self.vector.norm() / noise.norm())))
-        return found
+        draw = lambda: torch.randn(self.vector.shape, generator=generator, dtype=torch.float64).to(self.vector)
+        return [self.as_long(draw()) for _ in range(count)]
+
+    def as_long(self, vector: Tensor) -> Direction:
+        """Another direction of this length at this site."""
+        return Direction(self.site, (vector * (self.vector.norm() / vector.norm())).to(self.vector))
+
+
+def check_direction(model: Model, direction: Direction) -> None:
+    """Refuses a direction that this model cannot be steered along.
+
+    Raises:
+        MechintError: the model has no such site, or one of another width; the direction is zero or not finite.
+    """
+    [site] = find_sites(model.sites, [direction.site])
+    spec, shape = model.sites[site], tuple(direction.vector.shape)
+    if spec.has_sources:
+        raise MechintError(f"steering: {site} is as wide as the prompt is long; choose a site of fixed width")
+    if shape != spec.units:
+        raise MechintError(
+            f"steering: the direction at {site} has the shape {list(shape)}, and that site of {model.source} has "
+            f"{list(spec.units)}; take a direction of this model and this site"
+        )
+    if not torch.isfinite(direction.vector).all():
+        raise MechintError(f"steering: the direction at {site} has NaN or infinite entries; find it again")
+    if not direction.vector.any():
+        raise MechintError(f"steering: the direction at {site} is zero, so it pushes nowhere; choose another one")
 
 
 @torch.no_grad()
@@ -66,40 +89,86 @@ def contrast(
 
     Args:
         model: From :func:`mechint.load`.
-        positive, negative: Pairs of prompts [position] of any lengths, or batches [pair, position].
+        positive, negative: Prompts [position] of any lengths, or batches [prompt, position]; for ``pca`` pairs.
         site: A site.
         position: The position of each prompt that is read, negative ones from its end.
-        method: ``mean`` for the mean difference, ``pca`` for the first principal component of the differences, as long
-            as the mean difference is along it and with its sign.
+        method: As for :func:`between`.
 
     Raises:
-        MechintError: unequal numbers of prompts, none, no such site or method, or a direction of length zero.
+        MechintError: no such site or method, no prompts, or a direction of length zero; see :func:`between`.
     """
-    if method not in METHODS:
-        raise MechintError(f"no method {method!r} of finding a direction; take {' or '.join(METHODS)}")
-    if len(positive) != len(negative) or not len(positive):
-        raise MechintError(
-            f"there are {len(positive)} prompts with the property and {len(negative)} without; give pairs of both"
-        )
-    if method == "pca" and len(positive) < 2:
-        raise MechintError("one pair has one difference and no principal component; give more, or take the method mean")
     [site] = find_sites(model.sites, [site])
+    check_method(method, len(positive), len(negative))
     ends = []
     for prompts in (positive, negative):
         rows = [run(model, tokens.unsqueeze(0), [site])[site][0, position] for tokens in prompts]
-        ends.append(torch.stack(rows).double())
-    difference = ends[0] - ends[1]  # [pair, unit …]
-    found = difference.mean(0)
+        ends.append(torch.stack(rows))
+    return between(site, ends[0], ends[1], method)
+
+
+def check_method(method: str, positive: int, negative: int) -> None:
+    """Refuses an unknown method, and numbers of prompts that it cannot use."""
+    if method not in METHODS:
+        raise MechintError(f"no method {method!r} of finding a direction; take {' or '.join(METHODS)}")
+    said = f"there are {positive} prompts with the property and {negative} without"
+    if not positive or not negative:
+        raise MechintError(f"{said}; give some of both")
+    if method == "pca" and positive != negative:
+        raise MechintError(f"{said}, and pca compares pairs; give as many of both, or take the method mean")
+    if method == "pca" and positive < 2:
+        raise MechintError("one pair has one difference and no principal component; give more, or take the method mean")
+
+
+def between(site: str, positive: Tensor, negative: Tensor, method: str = "mean") -> Direction:
+    """The direction from values of a site without a property to values with it.
+
+    Args:
+        site: The site.
+        positive, negative: [prompt, unit …] each; for ``pca`` the rows are pairs.
+        method: ``mean`` for the difference of the means, ``pca`` for the first principal component of the pairs'
+            differences, as long as their mean is along it and with its sign.
+
+    Raises:
+        MechintError: no such method, numbers of prompts that it cannot use, or a direction of length zero.
+    """
+    check_method(method, len(positive), len(negative))
+    high, low = positive.double(), negative.double()
+    found = high.mean(0) - low.mean(0)
     if method == "pca":
-        flat = difference.flatten(1)
+        flat = (high - low).flatten(1)
         _, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
         found = (components[0] @ found.flatten() * components[0]).view_as(found)
-    if float(found.norm()) <= SMALLEST * float(ends[0].norm() + ends[1].norm()):
+    if float(found.norm()) <= SMALLEST * float(high.norm() + low.norm()):
         raise MechintError(
             f"{site}: the prompts with and without the property have the same mean there, so there is no direction; "
             "choose another site, position or prompts"
         )
-    return Direction(site, found.to(next(model.parameters()).dtype))
+    return Direction(site, found.to(positive.dtype))
+
+
+def shuffled(
+    direction: Direction, positive: Tensor, negative: Tensor, method: str, paired: bool, count: int, seed: int = 0
+) -> list[Direction]:
+    """Directions of the same length, found in the same way between prompts whose property is shuffled.
+
+    They lie where the model's own values vary, as :meth:`Direction.randoms` do not.
+
+    Args:
+        direction: From :func:`between`, of the next three arguments.
+        paired: True shuffles within pairs; False shuffles all prompts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    every, found = torch.cat([positive, negative]), []
+    for _ in range(count):
+        if paired:
+            swap = torch.rand(len(positive), generator=generator) < 0.5
+            swap = swap.view(-1, *[1] * (positive.dim() - 1)).to(positive.device)
+            ends = torch.where(swap, negative, positive), torch.where(swap, positive, negative)
+        else:
+            order = torch.randperm(len(every), generator=generator).to(every.device)
+            ends = every[order[: len(positive)]], every[order[len(positive) :]]
+        found.append(direction.as_long(between(direction.site, *ends, method).vector))
+    return found
 
 
 def steer(direction: Direction, strength: float, positions: Sequence[int] | None = None) -> list[Edit]:
@@ -156,9 +225,11 @@ def steering_curve(
     strengths: Iterable[float],
     *,
     text: Tensor | None = None,
-    randoms: int = 8,
+    randoms: int | Sequence[Direction] = 8,
     seed: int = 0,
     positions: Sequence[int] | None = None,
+    logits_at: Tensor | None = None,
+    memory_mib: float = 1024.0,
 ) -> SteeringCurve:
     """Measures prompts and unrelated text under a direction at several strengths.
 
@@ -169,23 +240,32 @@ def steering_curve(
         direction: The direction.
         strengths: Strengths; 0 is the model itself.
         text: Token ids of unrelated text, [row of text, position]; None to leave out the side effects.
-        randoms: Random directions of the same length.
-        seed: Seed of these.
+        randoms: Number of random directions of the same length, or other directions to set beside this one.
+        seed: Seed of the random ones.
         positions: Positions of the prompts that are steered; None for all. Text is steered everywhere.
+        logits_at: Positions of the prompts that are measured, [row, wanted]; None for all.
+        memory_mib: As for :func:`mechint.interventions.sweep.sweep`.
 
     Raises:
         MechintError: tokens, site or direction do not fit the model.
     """
     check_tokens(model, tokens)
+    check_direction(model, direction)
     steps = torch.tensor([float(strength) for strength in strengths], dtype=torch.float64)
-    every = [direction, *direction.randoms(randoms, seed)]
-    shape = (len(every), len(steps), -1)
+    every = [direction, *(direction.randoms(randoms, seed) if isinstance(randoms, int) else randoms)]
 
-    def under(rows: Tensor, said: Callable[[Tensor], Tensor], where: Sequence[int] | None, title: str) -> Tensor:
+    def under(
+        rows: Tensor,
+        said: Callable[[Tensor], Tensor],
+        where: Sequence[int] | None,
+        title: str,
+        at: Tensor | None = None,
+    ) -> Tensor:
         cells = [steer(each, strength, where) for each in every for strength in steps.tolist()]
-        return sweep(model, rows, cells, said, title=title).double().cpu().view(shape)
+        found = sweep(model, rows, cells, said, logits_at=at, memory_mib=memory_mib, title=title)
+        return found.double().cpu().unflatten(0, (len(every), len(steps)))
 
-    effect = under(tokens, measure, positions, "steering")
+    effect = under(tokens, measure, positions, "steering", logits_at)
     kl = None
     if text is not None:
         check_tokens(model, text)

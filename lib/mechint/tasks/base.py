@@ -124,6 +124,10 @@ class Task(ABC):
         """
         return {"answer": prompts.answers[:, -1]}
 
+    def label_name(self, label: str, value: int) -> str:
+        """A class number of a label, as options and pages name it."""
+        return self.decode(value) if label == "answer" else str(value)
+
     @abstractmethod
     def draw(self, count: int, split: str, random: torch.Generator) -> Prompts:
         """The task's part of :meth:`sample`."""

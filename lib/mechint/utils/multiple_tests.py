@@ -139,6 +139,33 @@ def t_of(mean: Array, error: Array) -> Array:
         return np.asarray(np.where(mean == 0, 0.0, mean / error))
 
 
+def beside_draws(values: Array, draws: Array) -> Array:
+    """p-values of "a random draw reaches as much" for every cell, adjusted for all cells.
+
+    A cell counts in standard deviations of its draws, the observed value among them, so that large cells do not drown
+    small ones. A step-down over the largest cell of each draw (Westfall & Young 1993): a draw is one object, such as a
+    direction at every strength, so the cells' correlation is kept.
+
+    Args:
+        values: Observed, [cell].
+        draws: The same of random objects, [draw, cell].
+
+    Returns:
+        [cell], never below 1 / (draws + 1); NaN without draws.
+    """
+    if len(draws) == 0:
+        return np.full(np.shape(values), np.nan)
+    every = np.concatenate([np.asarray(values)[None], draws])
+    spread = every.std(0)
+    level = np.divide(every - every.mean(0), spread, out=np.zeros_like(every), where=spread > 0)
+    order = np.argsort(-level[0], kind="stable")
+    ranked = level[:, order]
+    largest = np.maximum.accumulate(ranked[:, ::-1], axis=1)[:, ::-1]
+    p = np.empty(len(order))
+    p[order] = np.maximum.accumulate((largest >= ranked[0]).mean(0))
+    return p
+
+
 def benjamini_hochberg(p: Array) -> Array:
     """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995), of the shape given."""
     found = scipy.stats.false_discovery_control(np.asarray(p, dtype=np.float64), axis=None)

@@ -146,6 +146,7 @@ METHODS: dict[str, tuple[str, Callable[[Model, Path], None]]] = {
     "trace": ("causal tracing", analysis("trace")),
     "patch": ("activation patching", analysis("patch")),
     "path": ("path patching", analysis("path")),
+    "steer": ("steering", analysis("steer", method="mean")),
     "ssm": ("circuits of recurrences", analysis("ssm")),
     "kv": ("circuits of attention and neurons", analysis("kv")),
     "hybrid": ("circuits of several kinds of unit", of_several_kinds),

@@ -347,10 +347,17 @@ class FactFile(Task):
         found = super().labels(prompts)
         rows = [self.by_tokens[tuple(row)] for row in prompts.tokens.tolist()]
         for name in self.facts[0].labels:
-            values = {fact.labels[name] for fact in self.facts}
-            order = {v: k for k, v in enumerate(sorted(values, key=lambda v: (isinstance(v, str), v)))}
+            order = {value: k for k, value in enumerate(self.label_values(name))}
             found[name] = torch.tensor([order[fact.labels[name]] for fact in rows], device=prompts.tokens.device)
         return found
+
+    def label_values(self, name: str) -> list[str | int]:
+        """The values of a label of the lines, in the order that numbers them."""
+        return sorted({fact.labels[name] for fact in self.facts}, key=lambda value: (isinstance(value, str), value))
+
+    def label_name(self, label: str, value: int) -> str:
+        own = label in self.facts[0].labels
+        return str(self.label_values(label)[value]) if own else super().label_name(label, value)
 
     def roles(self, prompts: Prompts) -> tuple[tuple[str, ...], Tensor]:
         """The usual roles, and those that the lines name, which go before them."""

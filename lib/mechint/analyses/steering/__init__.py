@@ -1,0 +1,1 @@
+"""Steering: directions from contrasts, what adding and removing them does, and how long a push lasts."""

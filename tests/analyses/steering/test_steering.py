@@ -1,0 +1,368 @@
+"""Steering as an analysis: both sides of a contrast, every number by hand, one push, the page, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mechint
+from mechint import Edit
+from mechint.analyses.loader import PromptLoader
+from mechint.analyses.metrics import answer_metric
+from mechint.analyses.steering import once, results, stored
+from mechint.analyses.steering.analyzer import ANALYSIS, Steerer, sites_of, steerable
+from mechint.analyses.steering.contrasts import property_of, read_prompts
+from mechint.analyses.steering.figures import profile_strength
+from mechint.analyses.steering.options import SteerConfig, refuse, strengths
+from mechint.interventions.steering import Direction, project_out
+from mechint.report import write_report
+from mechint.tasks import Prompts, TaskConfig, make_task
+from mechint.utils.errors import MechintError
+from mechint.utils.files import write_json, write_torch
+from tests.helpers.builders import tiny_gpt2, tiny_mamba
+from tests.helpers.families import falcon_h1
+
+TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
+LABEL = TaskConfig(name="long_copy", values=4, length=8)
+SMALL = SteerConfig(strengths="-1,1", random=3, prompts=16, eval_prompts=16, bootstrap=100, text_prompts=4, once=2)
+
+
+def loaders(task: TaskConfig = TASK, count: int = 16, batch: int = 7) -> list[PromptLoader]:
+    return [PromptLoader(make_task(task), split, count, batch, 0) for split in ("discovery", "evaluation")]
+
+
+def logits_at_answer(model: Any, tokens: torch.Tensor, prompts: Prompts, edits: Any = ()) -> torch.Tensor:
+    whole = mechint.run(model, tokens, edits=list(edits)).logits
+    return whole[torch.arange(len(tokens)), prompts.positions[:, -1]].unsqueeze(1)
+
+
+# ---- the two sides -----------------------------------------------------------------------------------------------
+
+
+def test_a_label_has_prompts_with_its_value_on_one_side_and_all_others_on_the_other() -> None:
+    learnt, asked = loaders(LABEL, 64, 50)
+    found = property_of(dataclasses.replace(SMALL, towards="answer = v2"), learnt, asked)
+    assert found.said == "answer = v2" and not found.paired
+    first = [row for batch in asked for row in batch.tokens.tolist()]
+    having = [row for batch in found.having for row in batch.tokens.tolist()]
+    lacking = [row for batch in found.lacking for row in batch.tokens.tolist()]
+    assert having == [row for row in first if row[0] == 2] and lacking == [row for row in first if row[0] != 2]
+    for batch in (*found.having, *found.lacking):
+        assert batch.accepted is not None and batch.rejected is not None
+        assert batch.accepted.flatten().unique().tolist() == [2] == batch.answers.flatten().unique().tolist()
+        assert batch.rejected[0, 0].tolist() == [0, 1, 3]
+    by_number = property_of(dataclasses.replace(SMALL, towards="answer=2"), learnt, asked)
+    assert sum(map(len, by_number.having)) == len(having)
+
+
+def test_twins_lack_what_the_prompts_have() -> None:
+    learnt, asked = loaders()
+    found = property_of(SMALL, learnt, asked)
+    assert found.paired
+    for batch, lacks, has in zip(asked, found.lacking, found.having, strict=True):
+        assert batch.twins is not None and torch.equal(lacks.tokens, batch.twins)
+        assert torch.equal(has.tokens, batch.tokens) and torch.equal(lacks.answers, batch.answers[:, -1:])
+
+
+@pytest.mark.parametrize(("towards", "said"), [
+    ("answre=v1", "no label 'answre' .did you mean answer.*they have answer, latest"),
+    ("answer=v9", "no discovery prompt has 'answer' = 'v9'.*v0, v1, v2, v3"),
+    ("latest=1", "have the same answers, so no answer shows the property; choose another label, such as answer=v"),
+])  # fmt: skip
+def test_properties_that_there_are_not_are_one_line(towards: str, said: str) -> None:
+    with pytest.raises(MechintError, match=said) as refused:
+        property_of(dataclasses.replace(SMALL, towards=towards), *loaders(LABEL, 64))
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_of_files_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "with.jsonl"
+    path.write_text('{"prompt": [1, 2, 3], "note": "x"}\n\n{"prompt": [4]}\n')
+    assert [row.tolist() for row in read_prompts(str(path), tiny_mamba(), "positive")] == [[1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "is empty; name a file with a prompt on each line"),
+    ("a text\n", "line 1 is text, and a random model has no tokenizer"),
+    ('{"prompt": [1]}\n{"text": 1}\n', "line 2 has no prompt"),
+    ('{"prompt": [1]}\n{"prompt": []}\n', "line 2 has no prompt"),
+    ('{"prompt": [1]}\nhello\n', "line 2 is not a JSON object as the first line is"),
+    ('{"prompt": [99]}\n', "token id 99 is outside the vocabulary"),
+])  # fmt: skip
+def test_files_that_hold_no_prompts_are_one_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "with.txt"
+    path.write_text(text)
+    with pytest.raises(MechintError, match=said):
+        read_prompts(str(path), tiny_mamba(), "positive")
+    with pytest.raises(MechintError, match=r"missing|no such|not exist"):
+        read_prompts(str(tmp_path / "none"), tiny_mamba(), "positive")
+
+
+# ---- the numbers -------------------------------------------------------------------------------------------------
+
+
+def steered(model: Any, config: SteerConfig, task: TaskConfig = TASK, **others: Any) -> tuple[Steerer, dict[str, Any]]:
+    analyzer = Steerer(model, config, **others)
+    return analyzer, analyzer.run_analysis(*loaders(task))
+
+
+@pytest.mark.parametrize("where", ["answer", "all"])
+def test_every_number_of_a_site_by_hand(where: str) -> None:
+    model = tiny_mamba(dtype=torch.float64).requires_grad_(False)
+    config = dataclasses.replace(SMALL, sites="out", layers="0", where=where, metric="answer_logprob", once=0)
+    analyzer, raw = steered(model, config)
+    learnt, asked = loaders()
+    site, ends = "layers.0.out", ([], [])
+    for batch in learnt:
+        for side, tokens in zip(ends, (batch.tokens, batch.twins), strict=True):
+            assert tokens is not None
+            side.append(mechint.run(model, tokens, [site])[site][:, -1])
+    vector = torch.cat(ends[0]).mean(0) - torch.cat(ends[1]).mean(0)
+    assert torch.allclose(analyzer.found[site]["vector"], vector, atol=1e-12)
+    assert raw["directions"][0]["length"] == pytest.approx(float(vector.norm()))
+    positions = None if where == "all" else [learnt.batches[0].tokens.shape[1] - 1]
+    pushes: dict[float, list[torch.Tensor]] = {-1.0: [], 1.0: []}
+    gone = []
+    for batch in asked:
+        last = batch.last()
+        score = answer_metric("answer_logprob", last)
+        assert batch.twins is not None
+        value = lambda tokens, *edits, last=last, score=score: score(logits_at_answer(model, tokens, last, edits))
+        for strength, changes in pushes.items():
+            edit = Edit(site, "add", strength * vector, positions=positions)
+            changes.append(value(batch.twins, edit) - value(batch.twins))
+        gone.append(value(batch.tokens, *project_out(Direction(site, vector), positions)) - value(batch.tokens))
+    for row in raw["curves"]:
+        assert row["effect"]["value"] == pytest.approx(float(torch.cat(pushes[row["strength"]]).mean()), rel=1e-9)
+        assert row["effect"]["low"] < row["effect"]["value"] < row["effect"]["high"] and row["p"] >= 0.25
+        assert row["others"]["n"] == 3 and row["kl"]["value"] > 0
+    [projection] = raw["projections"]
+    assert projection["effect"]["value"] == pytest.approx(float(torch.cat(gone).mean()), rel=1e-9)
+    assert "3 directions beside cannot show" in " ".join(raw["notes"])
+
+
+def test_equal_strengths_by_hand() -> None:
+    grid = torch.linspace(0, 1, once.STEPS + 1, dtype=torch.float64)
+    assert once.equal_strengths([2 * grid, grid]) == pytest.approx([0.5, 1.0])
+    bent = torch.where(grid < 0.5, 4 * grid, 4 - 4 * grid)  # up to 2, then down
+    assert once.equal_strengths([bent, grid]) == pytest.approx([0.25, 1.0])
+    assert once.equal_strengths([-grid, grid]) is None
+
+
+def test_one_push_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Effects at the answer are those of single runs, and at once both are equal on the discovery prompts."""
+    monkeypatch.setattr(once, "STEPS", 8)
+    model = tiny_mamba(2, dtype=torch.float64, vocab_size=5).requires_grad_(False)
+    config = dataclasses.replace(SMALL, towards="answer=v1", sites="state", layers="0", once=3, random=0)
+    analyzer = Steerer(model, config)
+    learnt, asked = (property_of(config, loaders(LABEL)[0], loader) for loader in loaders(LABEL))
+    found = analyzer.once(0, learnt, asked)
+    assert found["strengths"] is not None
+    first = learnt.lacking
+    effects = []
+    for site in once.SITES:
+        direction = analyzer.direction(f"layers.0.{site}", learnt).direction
+        strength = found["strengths"][site]
+        value = lambda batch, *edits: answer_metric("logit_diff", batch)(
+            logits_at_answer(model, batch.tokens, batch, edits)
+        )
+        edit = lambda at: Edit(direction.site, "add", strength * direction.vector, positions=[at])  # noqa: B023
+        effects.append(float(torch.cat([value(batch, edit(7)) - value(batch) for batch in first]).mean()))
+        for k in (0, 3):
+            by_hand = torch.cat([value(batch, edit(7 - k)) for batch in asked.lacking])
+            torch.testing.assert_close(found["after"][site][k], by_hand, rtol=1e-9, atol=1e-10)
+    assert effects[0] == pytest.approx(effects[1], rel=0.05) and effects[0] > 0
+
+
+def test_a_push_before_the_prompt_is_not_measured() -> None:
+    model = tiny_mamba(2, vocab_size=5).requires_grad_(False)
+    config = dataclasses.replace(SMALL, towards="answer=v1", once=9, random=0, layers="0", text="none")
+    _, raw = steered(model, config, LABEL)
+    [layer] = raw["once"]
+    assert {push["after"] for push in layer["pushes"]} <= set(range(8)) and "kl" not in raw["best"]
+    assert raw["best"]["p"] is None and "No other directions" in " ".join(raw["notes"])
+    assert all(row["others"] is None for row in raw["curves"])
+
+
+def test_the_control_of_shuffled_contrasts_is_as_long() -> None:
+    model = tiny_mamba(dtype=torch.float64).requires_grad_(False)
+    analyzer = Steerer(model, dataclasses.replace(SMALL, control="shuffled", random=4))
+    found = analyzer.direction("layers.1.state", property_of(SMALL, *[loaders()[0]] * 2))
+    lengths = [float(one.vector.norm()) for one in found.others]
+    assert lengths == pytest.approx([float(found.direction.vector.norm())] * 4)
+    # all lie in the span of the pairs' differences
+    learnt = property_of(SMALL, *[loaders()[0]] * 2)
+    from mechint.analyses.steering.contrasts import values_at
+
+    ends = [values_at(model, rows, "layers.1.state").flatten(1) for rows in learnt.rows()]
+    span = torch.linalg.qr((ends[0] - ends[1]).T)[0]
+    for one in found.others:
+        flat = one.vector.flatten()
+        assert float((flat - span @ (span.T @ flat)).norm()) < 1e-9 * float(flat.norm())
+
+
+def test_sites_of_hybrids_and_of_transformers() -> None:
+    hybrid, gpt2 = falcon_h1(), tiny_gpt2()
+    assert sites_of(hybrid, "usual", [1]) == ["layers.1.state", "layers.1.resid_post"]
+    assert sites_of(gpt2, "usual", [0]) == ["layers.0.resid_post"]
+    assert "pattern" not in steerable(gpt2) and "k" in steerable(gpt2)
+    for text, said in (("resid", "no site 'resid'.*did you mean"), ("pattern", "no site 'pattern' of fixed width"),
+                       ("state", "no site 'state'")):  # fmt: skip
+        with pytest.raises(MechintError, match=said):
+            sites_of(gpt2, text, [0])
+
+
+# ---- the page, the saved directions, and a notebook ---------------------------------------------------------------
+
+
+def finished(directory: Path, config: SteerConfig) -> dict[str, Any]:
+    """A run directory as the runner leaves it."""
+    model = tiny_mamba(2, vocab_size=5).requires_grad_(False)
+    analyzer, found = steered(model, config, LABEL, run_dir=directory, key="a")
+    analyzer.save_results()
+    about = {
+        "schema": 1, "analysis": "steer", "title": "Steering", "checkpoint": "<b>x.pt", "status": "complete",
+        "task": {"name": "long_copy", "description": "copy"}, "config": dataclasses.asdict(config),
+        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
+    }  # fmt: skip
+    write_json(directory / "results.json", {**about, **found})
+    write_json(directory / "manifest.json", {"mechint": "0"})
+    return {**about, **found}
+
+
+@pytest.mark.slow
+def test_the_report_and_directions_that_are_used_again(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, towards="answer=v1")
+    raw = finished(tmp_path, config)
+    assert len(ANALYSIS.summary(raw)) >= 5
+    written = {path.name for path in write_report(tmp_path)}
+    assert written >= {"steering.png", "steer_report.md", "report.html"}
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;x.pt" in page and "<b>x.pt" not in page and 'src="http' not in page
+    rows = mechint.results(tmp_path).rows()
+    best = raw["best"]
+    assert any(row["value"] == best["effect"]["value"] and row["layer"] == best["layer"] for row in rows)
+    again = Steerer(
+        tiny_mamba(2, vocab_size=5).requires_grad_(False),
+        dataclasses.replace(config, directions=str(tmp_path / stored.FILE), sites="state", layers="1"),
+    )
+    assert again.sites == ["layers.1.state"]
+    second = again.run_analysis(*loaders(LABEL))
+    value = lambda found: [r["effect"]["value"] for r in found["curves"] if r["name"] == "layers.1.state"]
+    assert value(second) == pytest.approx(value(raw)) and second["once"] == []
+    write_json(tmp_path / "results.json", {**raw, "best": {}})
+    with pytest.raises(MechintError, match=r"results\.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ({"layers.0.out": torch.ones(3)}, r"has the shape \[3\], and that site of a random model has \[10\]"),
+    ({"layers.7.out": torch.ones(10)}, "no site 'layers.7.out'"),
+    ({"layers.0.out": torch.zeros(10)}, "is zero, so it pushes nowhere"),
+    ({"layers.0.out": torch.full((10,), torch.nan)}, "NaN or infinite"),
+    ({"layers.0.out": [1.0]}, "does not hold directions by site"),
+    ({}, "does not hold directions by site"),
+    ({"layers.1.out": torch.ones(10)}, "has none at layers.0.out"),
+])  # fmt: skip
+def test_directions_of_another_model_width_or_site_are_refused_before_work(
+    content: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "directions.pt"
+    write_torch(path, content)
+    with pytest.raises(MechintError, match=said):
+        Steerer(tiny_mamba(), dataclasses.replace(SMALL, directions=str(path), sites="out", layers="0"))
+
+
+def test_contrast_files_of_unequal_number_are_refused_where_pairs_are_needed(tmp_path: Path) -> None:
+    names = {}
+    for name, count in (("positive", 3), ("negative", 2)):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"prompt": [k + 1, 3 if count == 3 else 8]}) + "\n" for k in range(count)))
+        names[name] = str(path)
+    with pytest.raises(MechintError, match=r"has 3 prompts and .* 2, and pca compares pairs"):
+        Steerer(tiny_mamba(), dataclasses.replace(SMALL, method="pca", **names))
+    _, raw = steered(tiny_mamba().requires_grad_(False), dataclasses.replace(SMALL, layers="0", once=0, **names))
+    assert "3 contrast prompts of two files with the property and 2 without" in raw["source"]
+
+
+def test_a_notebook_steers_a_generation() -> None:
+    model = tiny_mamba(dtype=torch.float64).requires_grad_(False)
+    ends = [[torch.tensor([k, last]) for k in range(4)] for last in (3, 8)]
+    direction = mechint.contrast(model, *ends, "layers.0.resid_post")
+    pushed, tokens = mechint.steer(model, direction, 3.0), torch.tensor([[1, 2]])
+    edit = Edit("layers.0.resid_post", "add", 3.0 * direction.vector)
+    assert torch.equal(pushed.generate(tokens, 5).tokens, mechint.generate(model, tokens, 5, edits=[edit]).tokens)
+    gone = mechint.steer(model, direction, None).run(tokens, ["layers.0.resid_post"])["layers.0.resid_post"]
+    assert float((gone @ direction.unit).abs().max()) < 1e-12
+    with pytest.raises(MechintError, match="has no tokenizer"):
+        mechint.contrast(model, ["a"], ["b"], "layers.0.resid_post")
+    with pytest.raises(MechintError, match="2 prompts with the property and 1 without, and pca compares pairs"):
+        mechint.contrast(model, ends[0][:2], ends[1][:1], "layers.0.resid_post", "pca")
+    with pytest.raises(MechintError, match="has the shape"):
+        mechint.steer(tiny_mamba(d_model=6), direction)
+    with pytest.raises(MechintError, match="wide as the prompt is long"):
+        mechint.steer(tiny_gpt2(), Direction("layers.0.pattern", torch.ones(3)))
+
+
+# ---- options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "no strength is named"), ("a", "'a' is not a finite number"), ("0,1", "is the model itself"),
+    ("1,1", "named twice"), ("inf", "not a finite number"),
+])  # fmt: skip
+def test_strengths_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(MechintError, match=said):
+        strengths(text)
+
+
+def test_strengths_are_in_order() -> None:
+    assert strengths("2, -1 0.5") == [-1.0, 0.5, 2.0] and profile_strength([-1.0, 0.5, 2.0]) == 0.5
+
+
+@pytest.mark.parametrize(("change", "task", "said"), [
+    ({"positive": "a"}, TASK, "two files"),
+    ({"positive": "a", "negative": "b", "directions": "c"}, TASK, "two sources"),
+    ({"towards": "answer"}, TASK, "give a label and its value"),
+    ({"towards": "answer=1", "method": "pca"}, TASK, "pca compares pairs"),
+    ({"directions": "a", "control": "shuffled"}, TASK, "no contrast to shuffle"),
+    ({}, TaskConfig(name="text"), "plain text has no counterfactual twins"),
+    ({}, TaskConfig(name="prompt"), "one prompt has no counterfactual twins"),
+    ({"towards": "answer=1"}, TaskConfig(name="prompt"), "no others with or without"),
+    ({"directions": "a"}, TaskConfig(name="text"), "no wrong answer"),
+    ({}, TaskConfig(name="file", answers="whole"), "whole answer"),
+])  # fmt: skip
+def test_requests_that_contradict_themselves(change: dict[str, Any], task: TaskConfig, said: str) -> None:
+    assert said in str(refuse(dataclasses.replace(SMALL, **change), task))
+
+
+def test_requests_that_can_be_done() -> None:
+    for change, task in (({}, TASK), ({"directions": "a", "metric": "answer_logprob"}, TaskConfig(name="text")),
+                         ({"towards": "answer=1", "directions": "a"}, TASK)):  # fmt: skip
+        assert refuse(dataclasses.replace(SMALL, **change), task) is None
+
+
+def test_prompts_without_twins_are_refused() -> None:
+    model, sets = tiny_mamba(), loaders()
+    sets[1].batches[0] = dataclasses.replace(sets[1].batches[0], twins=None)
+    with pytest.raises(MechintError, match="no counterfactual twins for a contrast; name a label"):
+        Steerer(model, SMALL).run_analysis(*sets)
+
+
+def test_the_surest_push_is_the_largest_of_the_sure_ones() -> None:
+    row = lambda strength, value, p: {"strength": strength, "effect": {"value": value}, "p": p}
+    rows = [row(-1.0, -9.0, 0.01), row(1.0, 3.0, 0.02), row(2.0, 5.0, 0.4), row(0.5, 2.0, 0.01)]
+    assert results.best_of(rows) is rows[1] and results.best_of(rows[:1]) is rows[0]
+    assert results.best_of([row(1.0, -1.0, None), row(2.0, 1.0, None)])["strength"] == 2.0
+
+
+def test_layers_where_a_push_has_no_effect_at_once_are_named() -> None:
+    sides = results.Sides(*[results.ClusterBootstrap(list(range(8)), 100, 0)] * 2, *[np.zeros(8)] * 2)
+    [row] = results.lasts({1: {"strengths": None, "after": {}}}, sides)
+    assert row["layer"] == 1 and row["difference"] is None
