@@ -9,8 +9,9 @@ With their prompts, their truth, and scores on it.
 
 from .blueprint import Blueprint, Compiled
 from .gpt2.canvas import GPT2Size
-from .known_models import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, IMPOSED, MODELS
+from .known_models import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, HARD, IMPOSED, MODELS
 from .mamba.canvas import Size
+from .questions import Questions, Share
 from .score import Score, score_method, score_units
 from .truth import Answers, Asked, GroundTruth, Part, Where, answers
 from .verification import verify
@@ -20,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "GPT2_BLUEPRINTS",
     "GROUPS",
+    "HARD",
     "IMPOSED",
     "MODELS",
     "Answers",
@@ -29,7 +31,9 @@ __all__ = [
     "GPT2Size",
     "GroundTruth",
     "Part",
+    "Questions",
     "Score",
+    "Share",
     "Size",
     "Where",
     "answers",

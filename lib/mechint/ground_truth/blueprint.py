@@ -11,6 +11,7 @@ from torch import Tensor
 from ..interventions.model import Model
 from ..tasks.base import Task
 from ..utils.errors import MechintError
+from .questions import Questions, Share
 from .truth import GroundTruth, Part, answers
 from .verification import verify
 
@@ -102,6 +103,14 @@ class Blueprint(ABC):
     def draw(self, canvas: Any) -> list[Part]:
         """Draws the circuit and declares it."""
 
+    def questions(self, parts: list[Part]) -> Questions | None:
+        """The units that are needed alone, together and to suffice, of what was drawn; None where these are one."""
+        return None
+
+    def shares(self, parts: list[Part]) -> tuple[Share, ...]:
+        """The parts of the answers' logits that units of what was drawn give them; empty where none is declared."""
+        return ()
+
     def compile(self, size: Any = None, *, noise: float = 0.0, seed: int = 0) -> Compiled:
         """The model, its task and its truth.
 
@@ -127,15 +136,18 @@ class Blueprint(ABC):
         said = {part.layer for part in parts if part.kind == "layer"}
         rest = [layer for layer in canvas.layers if layer not in said]
         parts += [Part("the layer", "layer", layer, accuracy=self.without_layer) for layer in rest]
+        beside = (self.questions(parts), self.shares(parts))
         if not noise:
-            return Compiled(model, self.task, GroundTruth(tuple(parts), self.margin, self.tolerance, self.idle))
+            return Compiled(
+                model, self.task, GroundTruth(tuple(parts), self.margin, self.tolerance, self.idle, *beside)
+            )
         left = answers(model, self.task, 256).margin
         if left < self.margin / 2:
             raise MechintError(
                 f"compiled {self.name}: noise of {noise:g} leaves a margin of {left:.3g} of {self.margin:.3g}, less "
                 "than half; add less"
             )
-        truth = GroundTruth(tuple(parts), self.margin / 2, self.margin / 2, self.idle)
+        truth = GroundTruth(tuple(parts), self.margin / 2, self.margin / 2, self.idle, *beside)
         try:
             verify(model, truth, self.task)
         except MechintError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .gpt2 import counting as gpt2_counting
 from .gpt2 import models as gpt2
+from .hard import loud_gpt2, loud_mamba, superposed, ways_gpt2, ways_mamba
 from .imposed import GPT2Recall, Imposed, MambaRecall
 from .mamba.counting import Count, ModularSum
 from .mamba.models import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
@@ -26,17 +27,44 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
 """Compiled GPT-2s, which do the same."""
 IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, MambaRecall)}
 """Trained models."""
+HARD_MAMBAS: dict[str, type[MambaBlueprint]] = {
+    kind.name: kind
+    for kind in (
+        *(loud_mamba.LoudShift, loud_mamba.LoudLatch, loud_mamba.LoudSelectiveCopy),
+        *(superposed.SuperposedLatch, ways_mamba.TwoWays, ways_mamba.Backup, ways_mamba.Cancelling, ways_mamba.Rare),
+    )
+}
+"""Compiled Mambas of which no product of weights and no gradient finds the circuit."""
+HARD_GPT2S: dict[str, type[gpt2.GPT2Blueprint]] = {
+    kind.name: kind
+    for kind in (
+        *(loud_gpt2.LoudGPT2Shift, loud_gpt2.LoudGPT2Latch, loud_gpt2.LoudGPT2Induction, loud_gpt2.LoudGPT2Recall),
+        *(superposed.SuperposedGPT2Latch, superposed.SuperposedGPT2Recall, ways_gpt2.TwoHeads, ways_gpt2.Backup),
+    )
+}
+"""Compiled GPT-2s of the same kinds."""
+HARD = (*HARD_MAMBAS, *HARD_GPT2S)
+"""Their names."""
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(BLUEPRINTS, "mamba"),
     **dict.fromkeys(GPT2_BLUEPRINTS, "gpt2"),
+    **dict.fromkeys(HARD_MAMBAS, "mamba"),
+    **dict.fromkeys(HARD_GPT2S, "gpt2"),
     **{name: kind.architecture.family for name, kind in IMPOSED.items()},
 }
 """The family of each model."""
-MODELS: dict[str, Callable[[], Any]] = {**BLUEPRINTS, **GPT2_BLUEPRINTS, **IMPOSED}
+MODELS: dict[str, Callable[[], Any]] = {
+    **BLUEPRINTS,
+    **GPT2_BLUEPRINTS,
+    **IMPOSED,
+    **HARD_MAMBAS,
+    **HARD_GPT2S,
+}
 GROUPS: dict[str, dict[str, Any]] = {
     "all": {**MODELS},
     "mamba": {**BLUEPRINTS},
     "gpt2": {**GPT2_BLUEPRINTS},
     "trained": {**IMPOSED},
+    "hard": {**HARD_MAMBAS, **HARD_GPT2S},
 }
 """Names for several of them."""

@@ -17,6 +17,7 @@ from ..interventions.units import Units
 from ..tasks.answers import Prompts
 from ..tasks.base import Task
 from ..utils.errors import MechintError, did_you_mean
+from .questions import Questions, Share
 
 KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")
 STEPS = ("step_zero", "step_mean")
@@ -132,6 +133,7 @@ class Part:
             and those of a channel's step Δ alone: ``step_zero`` where none of its states is read, ``step_mean`` (over
             prompts and tokens) also where its step is constant.
         unsure: Ablations of which it isn't known what they do to the unit: trained units may tell more than is imposed.
+        way: Name of the way to the answers that it is on, where there are several; empty for what all ways share.
     """
 
     meaning: str
@@ -144,6 +146,7 @@ class Part:
     enough: bool = True
     blind: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+    way: str = ""
 
     @property
     def name(self) -> str:
@@ -213,12 +216,17 @@ class GroundTruth:
         margin: The logit of every answer is above all others by at least this.
         tolerance: Removing all idle units of a kind changes no logit of an answer's position by more than this.
         idle: Kinds of which no unit is declared and all are idle.
+        questions: The units that are needed alone, together, and to suffice, where these are not the same; then parts
+            whose removal alone changes no answer are declared with an accuracy of 1.
+        shares: The parts of the answers' logits that units give them, where they are declared.
     """
 
     parts: tuple[Part, ...]
     margin: float
     tolerance: float = 1e-3
     idle: tuple[str, ...] = ()
+    questions: Questions | None = None
+    shares: tuple[Share, ...] = ()
 
     def units(self, kind: str) -> list[tuple[int, tuple[int, ...]]]:
         """(layer, unit) of every declared part of a kind."""

@@ -14,6 +14,7 @@ from ..interventions.units import Units
 from ..tasks.answers import Prompts
 from ..tasks.base import Task
 from ..utils.errors import MechintError
+from .questions import check_together
 from .truth import POSITIONS, STEPS, TIE, GroundTruth, Part, margins, only_at, remove_taps
 
 ROWS = 32
@@ -66,6 +67,7 @@ def verify(
                 f"{model.source}: without {part.name} {found[part.name]:.1%} of the answers it is declared to matter "
                 f"for are right, and at most {part.accuracy:.1%} may be; the declared truth is wrong"
             )
+    found |= dict(check_together(model, truth, prompts))
     few = prompts[:ROWS]
     found |= {f"{part.name}, {name}": change for part, name, change in blind_changes(model, truth, few)}
     _, reference = margins(model, few)

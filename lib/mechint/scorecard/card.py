@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ground_truth import FAMILIES, IMPOSED, MODELS, Compiled, score_units, verify
+from ..ground_truth import FAMILIES, HARD, IMPOSED, MODELS, Compiled, score_units, verify
 from ..ground_truth.edges import DECLARED
 from ..interventions.units import Units
 from ..tasks import Task
@@ -100,10 +100,10 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
 
 
 def groups(names: list[str]) -> list[list[str]]:
-    """The models that stand in a table together: compiled ones of a family, and trained ones of each."""
+    """The models that stand in a table together: compiled ones of a family, trained ones, and hard ones of each."""
     found: dict[Any, list[str]] = {}
     for name in names:
-        found.setdefault((name in IMPOSED, FAMILIES[name]), []).append(name)
+        found.setdefault((name in IMPOSED, name in HARD, FAMILIES[name]), []).append(name)
     return list(found.values())
 
 

@@ -13,9 +13,10 @@ class ScorecardConfig:
     """The models that are scored, and the budget of the methods."""
 
     models: str = option(
-        "all",
+        "mamba,gpt2,trained",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
-        "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five): "
+        "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five), hard the compiled ones with "
+        "loud decoys, superposition, or several ways to the answers: "
         f"{', '.join([*GROUPS, *MODELS])}",
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)

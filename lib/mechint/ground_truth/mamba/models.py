@@ -61,12 +61,13 @@ def channel(
     tap: int = 0,
     accuracy: float = 0.0,
     blind: tuple[str, ...] = (),
+    way: str = "",
 ) -> list[Part]:
     """A channel and the one tap of its convolution that reads."""
     asked = asked or (Asked(),)
     return [
-        Part(meaning, "channel", mixer.layer, (e,), asked, accuracy, blind=blind),
-        Part(meaning, "tap", mixer.layer, (e, tap), asked, accuracy),
+        Part(meaning, "channel", mixer.layer, (e,), asked, accuracy, blind=blind, way=way),
+        Part(meaning, "tap", mixer.layer, (e, tap), asked, accuracy, way=way),
     ]
 
 
