@@ -15,7 +15,7 @@ from mechint.ground_truth.blueprint import GAIN
 from mechint.ground_truth.gpt2.models import GAIN as GPT2_GAIN
 from mechint.ground_truth.hard.superposed import directions, largest_cosine
 from mechint.ground_truth.hard.ways_mamba import RareTask
-from mechint.ground_truth.questions import check_together, share_scores
+from mechint.ground_truth.together import check_together, share_scores
 from mechint.scorecard.hard.cheap import gradient_size, reach
 from mechint.scorecard.methods import Budget, evaluator_of
 from mechint.utils.errors import MechintError

@@ -14,7 +14,7 @@ from ..interventions.units import Units
 from ..tasks.answers import Prompts
 from ..tasks.base import Task
 from ..utils.errors import MechintError
-from .questions import check_together
+from .together import check_together
 from .truth import POSITIONS, STEPS, TIE, GroundTruth, Part, margins, only_at, remove_taps
 
 ROWS = 32

@@ -56,7 +56,7 @@ class LoudMamba(MambaBlueprint):
         return replace(needs, d_inner=needs.d_inner + COPIES * len(self.answers))
 
     def circuit_needs(self) -> Size:
-        """What the circuit needs without echoes and traps."""
+        """Returns the sizes that the circuit needs without echoes and traps."""
         needs: Size = super().needs()  # type: ignore[safe-super]
         return needs
 
@@ -78,7 +78,7 @@ class LoudMamba(MambaBlueprint):
         return drawn
 
     def original(self, canvas: Canvas, v: int) -> Original:
-        """What an echo of answer ``v`` copies: the first channel of the speaking layer that says it."""
+        """Returns the first channel of the speaking layer that says ``v``, which its echoes copy."""
         at, mixer = canvas.at("token", v), canvas.active[self.speaking]
         e = next(e for e in mixer.written if mixer.weights.out_proj.weight[at, e] != 0)
         reads = mixer.weights.in_proj.weight[e]

@@ -19,13 +19,14 @@ from ..gpt2 import models as gpt2
 from ..gpt2.canvas import Head
 from ..mamba.canvas import ON, SHUT, SIGNAL, Canvas, Size
 from ..mamba.models import NO_STEP, Latch, channel, paths
-from ..questions import Questions, Share, units_of
+from ..questions import Questions, Share
+from ..together import units_of
 from ..truth import Asked, Part, Where
 from .loud_gpt2 import LoudGPT2
 from .loud_mamba import LoudMamba, Original
 
 DIMENSIONS = 4
-"""Of the space that the symbols' directions span."""
+"""Dimensions of the space that the symbols' directions span."""
 CHANNELS = 10
 """Numbers that the space is rotated into: value channels of a GPT-2, pairs of channels of a Mamba."""
 

@@ -13,12 +13,13 @@ from ..blueprint import ALWAYS, by_chance
 from ..gpt2.canvas import STEEP, Block, GPT2Canvas
 from ..gpt2.models import GAIN, MATCH, match, value, whole
 from ..prompts import Shift as ShiftTask
-from ..questions import Questions, Share, by_ways, units_of
+from ..questions import Questions, Share
+from ..together import by_ways, units_of
 from ..truth import Asked, Part
 from .loud_gpt2 import LoudGPT2
 
 NARROWEST = 0.4
-"""Of two heads, the smaller share of the answer's logit is at least this: one that loses a key says anything."""
+"""The smaller of two heads' shares of the answer's logit is at least this: a head that loses a key says anything."""
 
 
 class TwoHeads(LoudGPT2):

@@ -16,12 +16,13 @@ from ..mamba.canvas import ON, SIGNAL, Canvas, Mixer, Size
 from ..mamba.models import NO_STEP, Latch, channel, paths
 from ..prompts import Latch as LatchTask
 from ..prompts import Shift as ShiftTask
-from ..questions import Questions, Share, by_ways, units_of
+from ..questions import Questions, Share
+from ..together import by_ways, units_of
 from ..truth import Asked, Part
 from .loud_mamba import LoudMamba
 
 LEAST_SHARE = 0.3
-"""Of two ways, the smaller share of the answer's logit is at least this."""
+"""The smaller of two ways' shares of the answer's logit is at least this."""
 
 
 class TwoWays(LoudMamba):
