@@ -54,11 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, (function, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=function)
-        if name in ("defconfig", "run", "score"):
+        if name in ("defconfig", "run", "score", "submit"):
             command.add_argument("--models", default="", help="what MODELS= says: a path, a glob or a hub id")
             command.add_argument("--baseline", default="", help="what BASELINE= says: a finished run")
             command.add_argument("--skip-steps", default="", help="what SKIP_STEPS= says: steps a study leaves out")
-        if name in ("defconfig", "run"):
+        if name in ("defconfig", "run", "submit"):
             command.add_argument("--set", default="", help="what SET= says: NAME=value …")
             command.add_argument("--rerun", default="", help="what RERUN= says: 1 repeats what is finished")
         if name in ("defconfig", "mergeconfig"):
@@ -71,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("symbol", help="its name, without CONFIG_")
         if name == "arguments":
             command.add_argument("runner", choices=tuple(mapping.RUNNERS))
-        if name in ("run", "score"):
+        if name in ("run", "score", "submit"):
             command.add_argument("--processes", default="", help="what PROCESSES= says: processes that share the work")
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
-        if name in ("score", "export"):
+        if name in ("score", "export", "submit"):
             said = f"what {name.upper()}= says: options as a shell would read them"
             command.add_argument("--options", default="", help=said)
         if name == "score":
@@ -324,6 +324,20 @@ def score(args: argparse.Namespace) -> int:
     return processes.run(command(), count, _environment(), _work())
 
 
+def submit(args: argparse.Namespace) -> int:
+    """Runs the analyses of .config as jobs of one checkpoint and one analysis, here or where SUBMIT= says."""
+    if args.processes.strip():
+        raise ConfigError('PROCESSES= goes with `make mechint`; say SUBMIT="--submit-at-once 2" instead')
+    args.target = "submit"
+    menu = _for_run(args)
+    python, runner, *flags = _steps(menu, "mechint")[-1]
+    words = merging.words("SUBMIT", args.options) + (["--dry-run"] if args.dry_run else [])
+    command = [python, "-m", "mechint", "submit", f"--submit-program={runner}", *flags, *words]
+    if args.verbose:
+        print("+ " + shlex.join(command), flush=True)
+    return processes.run(command, 1, _environment(), _work())
+
+
 def export(args: argparse.Namespace) -> int:
     """Exports the finished analyses of .config's output directory, or what EXPORT= names."""
     menu = _current() if os.path.lexists(CONFIG) else loading.load(ROOT, find(ROOT, DEFAULT))
@@ -354,6 +368,7 @@ COMMANDS = {
     "get": (get, "print one symbol's value"),
     "arguments": (arguments, "print the arguments that a runner gets"),
     "run": (run, "run what .config says"),
+    "submit": (submit, "run the analyses of .config as jobs, here or on a cluster"),
     "export": (export, "write the numbers of finished analyses as CSV, Parquet or LaTeX"),
     "score": (score, "score every method on models whose circuit is known"),
 }

@@ -63,6 +63,7 @@ class Tree:
             "PROCESSES",
             "SCORE",
             "EXPORT",
+            "SUBMIT",
             *("SET", "RERUN", "FRAGMENTS", "FROM", "O", "KCONFIG_CONFIG"),
             "V",
             "DRY_RUN",

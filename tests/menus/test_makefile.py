@@ -176,6 +176,20 @@ def test_export_passes_on_what_it_is_told_after_the_directory_of_the_results(tre
     assert "EXPORT=--formats 'csv is not a list of words" in error_line(tree.make("export", "EXPORT=--formats 'csv"))
 
 
+def test_submit_passes_on_the_analyses_and_what_it_is_told(tree: Tree) -> None:
+    stub = "import json, os, sys\nprint(json.dumps([os.environ.get('MECHINT_CALLED_BY'), *sys.argv[1:]]))\n"
+    (tree.root / "lib/mechint/__main__.py").write_text(stub)
+    tree.make("defconfig")  # it trains as well, which is no job
+    result = tree.make("submit", "SUBMIT=--submit-at-once 2 --submit-slurm 'account=a qos=b'", "DRY_RUN=1")
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("[")]
+    by, command, program, *flags = json.loads(line)
+    assert (by, command) == ("make", "submit")
+    assert program == f"--submit-program={tree.root / 'scripts/run_mechint_analysis.py'}"
+    assert "--ssm" in flags and not any(flag.startswith("--train-") for flag in flags)
+    assert flags[-5:] == ["--submit-at-once", "2", "--submit-slurm", "account=a qos=b", "--dry-run"]
+    assert 'SUBMIT="--submit-at-once 2"' in error_line(tree.make("submit", "PROCESSES=2"))
+
+
 def test_a_failed_command_leaves_the_configuration_alone(tree: Tree) -> None:
     tree.make("defconfig")
     before = tree.config
@@ -353,10 +367,11 @@ def test_no_variable_reaches_the_shell(tree: Tree) -> None:
         "DRY_RUN",
         "SCORE",
         "EXPORT",
+        "SUBMIT",
     ):
         for text in ('; touch hacked; `touch hacked` "; touch hacked; "', "$(shell touch hacked)"):
-            target = {"SCORE": "ground-truth", "SECTIONS": "bench", "EXPORT": "export"}.get(name, "mechint")
-            tree.make(target, f"{name}={text}")
+            targets = {"SCORE": "ground-truth", "SECTIONS": "bench", "EXPORT": "export", "SUBMIT": "submit"}
+            tree.make(targets.get(name, "mechint"), f"{name}={text}")
             assert not (tree.root / "hacked").exists(), (name, text)
     tree.calls()
     tree.make("ground-truth", "SCORE=--output-dir 'a b;$HOME' --seeds 2")

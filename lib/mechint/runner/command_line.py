@@ -105,6 +105,17 @@ def parse(arguments: Sequence[str] | None = None, only: str | None = None) -> ar
     return top.parse_all(arguments)
 
 
+def experiment_of(flags: argparse.Namespace, defconfig: DefconfigText | None = None) -> tuple[Experiment, bool]:
+    """The experiment that the parsed flags say, and whether it is a dry run."""
+    run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
+    configs: dict[str, AnalysisOptions] = {
+        name: from_flags(flags, analysis.config, name)
+        for name, analysis in analyses().items()
+        if getattr(flags, f"run_{name}")
+    }
+    return Experiment(run, task, configs, defconfig), bool(flags.dry_run)
+
+
 def main(
     defconfig: DefconfigText | None = None, arguments: Sequence[str] | None = None, only: str | None = None
 ) -> None:
@@ -116,20 +127,15 @@ def main(
         only: As in :func:`parse`.
     """
     flags = parse(arguments, only)
-    run, task = from_flags(flags, RunConfig), from_flags(flags, TaskConfig, "task")
-    configs: dict[str, AnalysisOptions] = {
-        name: from_flags(flags, analysis.config, name)
-        for name, analysis in analyses().items()
-        if getattr(flags, f"run_{name}")
-    }
-    experiment = Experiment(run, task, configs, defconfig)
+    experiment, dry_run = experiment_of(flags, defconfig)
+    run, task, configs = experiment.run, experiment.task, experiment.configs
     unanswered: NotAnswered | None = None
     prompted = [
         name
         for name, config in configs.items()
         if asked(task, config).name == "prompt" and own(run, config).mode == "posttrain"
     ]
-    if prompted and task.prompt and not task.answer and not flags.dry_run:
+    if prompted and task.prompt and not task.answer and not dry_run:
         try:
             experiment = dataclasses.replace(experiment, task=own_answer(own(run, configs[prompted[0]]), task))
         except NotAnswered as error:  # the others need no answer
@@ -138,7 +144,7 @@ def main(
                 raise
             unanswered = error
             experiment = dataclasses.replace(experiment, configs=others, several=len(configs) > 1)
-    run_experiment(experiment, flags.dry_run)
+    run_experiment(experiment, dry_run)
     if unanswered is not None:
         raise unanswered
 

@@ -101,12 +101,19 @@ def analyse_one(
     wanted = Request(experiment, analyses()[name], checkpoint, directory, prepared, prompts, key, by_all)
     if skipped(wanted):
         return
+    if wanted.helper:
+        analyzer_of(wanted).assist(*prompts)
+        return
+    with files.lock(directory, again=True):
+        make(wanted)
+
+
+def make(wanted: Request) -> None:
+    """Computes, writes and draws one analysis, in a directory that no other process writes to."""
     announce(wanted)
+    experiment, directory = wanted.experiment, wanted.directory
     start = time.monotonic()
     analyzer = analyzer_of(wanted)
-    if wanted.helper:
-        analyzer.assist(*prompts)
-        return
     found, written = compute(wanted, analyzer)
     results = write_results(wanted, found)
     write_manifest(wanted, analyzer.stages.resumed, written, time.monotonic() - start)

@@ -21,8 +21,10 @@ from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import Parser, flag, flag_lines, options
 from . import command_line, export_command, train_command
 from .scaffold import command as scaffold
+from .submit import command as submit
+from .submit.jobs import SubmitConfig
 
-OWN_FLAGS = ("train", "score", "export")
+OWN_FLAGS = ("train", "score", "export", "submit")
 """Commands whose flags are not those of the flat form, and that show all of them with --help-all."""
 WHOLE = ("new", "models")
 """Commands whose help shows every flag."""
@@ -98,6 +100,11 @@ def commands() -> dict[str, Command]:
         export_command.TITLE, export_command.main, export_command.parser,
         lambda short: [("Options", flag_lines(export_command.ExportConfig, short=short))],
         usage="[PATH] [option …]",
+    )  # fmt: skip
+    found["submit"] = Command(
+        submit.TITLE, submit.main, submit.parser,
+        lambda short: [("Options", flag_lines(SubmitConfig, "submit", short=short)),
+                       ("The experiment", ["  --checkpoint PATTERN --trace --no-ssm …, as without a command"])],
     )  # fmt: skip
     found["new"] = Command(scaffold.TITLE, new, scaffold.parser, new_sections, usage="analysis NAME [--directory DIR]")
     found["models"] = Command(

@@ -10,10 +10,13 @@ import io
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import stat
 import tempfile
+import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -341,7 +344,7 @@ def nothing_left(directory: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        written = (name for _, _, names in os.walk(directory) for name in names if name != LOCK)
+        written = (name for _, _, names in os.walk(directory) for name in names if name not in (LOCK, LEASE))
         if made and next(written, None) is None:
             shutil.rmtree(directory, ignore_errors=True)
             remove_empty(made)
@@ -359,18 +362,42 @@ def remove_empty(directories: Iterable[Path]) -> None:
             break
 
 
-LOCK = ".lock"
+LOCK, LEASE = ".lock", ".lease"
+BEAT, STALE = 20.0, 120.0
+"""Seconds between two signs of life of a holder, and after which one without a sign of life has ended."""
+_held: set[Path] = set()
+"""Directories that this process holds."""
 
 
 @contextlib.contextmanager
-def lock(directory: str | Path) -> Iterator[None]:
-    """Holds ``directory`` for this process; a second holder is refused at once.
+def lock(directory: str | Path, again: bool = False) -> Iterator[None]:
+    """Holds ``directory`` for this process; another process, of this machine or another one, is refused at once.
 
-    The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing to clean up.
+    Two things together: a lock of the kernel, which it drops when the process ends, however it ends; and a file that
+    only one process can make (``.lease``), which holds on shared file systems where the kernel's lock is each machine's
+    own. A process that was killed leaves that file: on its machine the next holder takes it over at once, since the
+    kernel's lock is free; elsewhere when it has shown no sign of life for :data:`STALE` seconds.
+
+    Args:
+        again: Enter at once where this process holds the directory already.
     """
     directory = Path(directory)
-    with nothing_left(directory), _locked(directory):
+    place = Path(os.path.abspath(directory))
+    if again and place in _held:
         yield
+        return
+    with nothing_left(directory), _locked(directory), _leased(directory):
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.discard(place)
+
+
+def _refused(directory: Path, where: str = "") -> MechintError:
+    return MechintError(
+        f"another run{where} is writing to {directory}; wait for it, or choose another output directory"
+    )
 
 
 @contextlib.contextmanager
@@ -380,12 +407,80 @@ def _locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _refused(directory) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            raise MechintError(
-                f"another run is writing to {directory}; wait for it, or choose another output directory"
-            ) from None
+            # a file system without such locks: the lease holds alone
         yield
+
+
+def _machine() -> str:
+    """The name of this machine since it was started, by which another one of the same name is told apart."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux
+        started = ""
+    return f"{platform.node()} {started}".strip()
+
+
+@contextlib.contextmanager
+def _leased(directory: Path) -> Iterator[None]:
+    path = directory / LEASE
+    own = f"{_machine()}\n{os.getpid()} {uuid.uuid4().hex}\n"
+    _take(directory, path, own)
+    ended = threading.Event()
+
+    def live() -> None:
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError):  # the next sign of life may come through
+                os.utime(path)
+
+    beating = threading.Thread(target=live, name="lease", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        with contextlib.suppress(OSError):
+            if path.read_text() == own:
+                path.unlink()
+
+
+def _take(directory: Path, path: Path, own: str) -> None:
+    """Makes the lease, or takes over that of a process that has ended.
+
+    Raises:
+        MechintError: another process holds it.
+    """
+    for _ in range(3):
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
+                file.write(own)
+            return
+        except FileExistsError:
+            pass
+        try:
+            theirs, age = path.read_text(errors="replace"), _age(path)
+        except FileNotFoundError:  # its holder has just ended
+            continue
+        machine = theirs.partition("\n")[0]
+        if age < STALE and machine != _machine():
+            raise _refused(directory, f" on {machine.partition(' ')[0] or 'another machine'}")
+        aside = path.with_name(f"{LEASE}.{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)  # of several that take over one alone succeeds
+            if aside.read_text(errors="replace") != theirs:  # a new holder's, made since it was read
+                os.rename(aside, path)
+                raise _refused(directory)
+            aside.unlink()
+    raise _refused(directory)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was touched, by the clock of its file system."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock.") as now:
+        return os.stat(now.name).st_mtime - path.stat().st_mtime
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
