@@ -51,6 +51,21 @@ def call(*arguments: str, at: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_dry_run_takes_what_the_run_takes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt without an answer is no error of a dry run; a hub's model that is not here is passed over."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    command_line.main(arguments=["--checkpoint", str(checkpoint), *PROMPT, "--device", "cpu", "--dry-run"])
+    said = capsys.readouterr().out
+    assert f"the model's own answer: {answer_of(checkpoint)!r}" in said and "would analyse" in said
+    command_line.main(arguments=["--checkpoint", "nobody/such-model", *PROMPT, "--device", "cpu", "--dry-run"])
+    said = capsys.readouterr()
+    assert "nobody/such-model is not on this machine" in said.err and "would analyse" in said.out
+    assert not (tmp_path / "mechint_analysis").exists()
+
+
 @pytest.mark.slow
 def test_one_prompt_is_traced(checkpoint: Path, tmp_path: Path) -> None:
     few = ["--trace-draws", "2", "--trace-sites", "resid_post,state", "--trace-bootstrap", "100", "--device", "cpu"]

@@ -24,6 +24,7 @@ from ..utils.options import Parser, add_flags, from_flags, integer, named
 from ..utils.plugins import broken
 from ..utils.version import __version__
 from .experiment import run_experiment
+from .preparation import on_this_machine
 from .request import DefconfigText, Experiment
 
 ONE_PROMPT: dict[str, Any] = {
@@ -135,9 +136,9 @@ def main(
         for name, config in configs.items()
         if asked(task, config).name == "prompt" and own(run, config).mode == "posttrain"
     ]
-    if prompted and task.prompt and not task.answer and not dry_run:
+    if prompted and task.prompt and not task.answer:
         try:
-            experiment = dataclasses.replace(experiment, task=own_answer(own(run, configs[prompted[0]]), task))
+            experiment = dataclasses.replace(experiment, task=own_answer(own(run, configs[prompted[0]]), task, dry_run))
         except NotAnswered as error:  # the others need no answer
             others = {name: config for name, config in configs.items() if name not in prompted}
             if not others:
@@ -155,9 +156,9 @@ def name_it() -> str:
 
 
 @torch.no_grad()
-def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
+def own_answer(run: RunConfig, task: TaskConfig, dry_run: bool = False) -> TaskConfig:
     """The task with the token that the model says next as its answer; it is printed, since all results are about this
-    answer.
+    answer. A dry run downloads nothing, so a model that is not on this machine leaves the task as it is.
 
     Raises:
         MechintError: several checkpoints could say different things, or the model has no tokenizer.
@@ -168,7 +169,10 @@ def own_answer(run: RunConfig, task: TaskConfig) -> TaskConfig:
         raise MechintError(
             f"{run.checkpoint} matches {len(checkpoints)} checkpoints, which may answer differently; {name_it()}"
         )
-    model = load(checkpoints[0], dtype=run.dtype, device=run.device)
+    where = on_this_machine(checkpoints[0]) if dry_run else checkpoints[0]
+    if where is None:
+        return task
+    model = load(where, dtype=run.dtype, device=run.device)
     said = as_stored(dataclasses.replace(task, name="prompt"), model.metadata, str(checkpoints[0]))
     tokenizer = tokenizer_of(said, model.tokenizer, model.config.vocab_size)
     if tokenizer is None:

@@ -125,6 +125,14 @@ def loaders(
     return discovery, evaluation
 
 
+def on_this_machine(checkpoint: str) -> str | None:
+    """The path of a checkpoint, or the directory of a hub's model in the cache; None where it is not here."""
+    if Path(checkpoint).expanduser().exists():
+        return checkpoint
+    found = cached(checkpoint)
+    return None if found is None else str(found)
+
+
 def check_all(
     experiment: Experiment, checkpoints: list[str], directories: Directories, dry_run: bool
 ) -> Prepared | None:
@@ -137,13 +145,10 @@ def check_all(
     """
     prepared = None
     for checkpoint in checkpoints:
-        where = checkpoint
-        if dry_run and not Path(checkpoint).expanduser().exists():
-            found = cached(checkpoint)
-            if found is None:
-                print(f"note: {checkpoint} is not on this machine, so it is not checked", file=sys.stderr, flush=True)
-                continue
-            where = str(found)
+        where = on_this_machine(checkpoint) if dry_run else checkpoint
+        if where is None:
+            print(f"note: {checkpoint} is not on this machine, so it is not checked", file=sys.stderr, flush=True)
+            continue
         try:
             prepared = prepare(experiment, where)
             for name in experiment.configs:

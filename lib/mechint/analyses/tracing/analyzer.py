@@ -241,7 +241,8 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
 
 
 def work(config: TraceConfig) -> str:
-    return f"one sweep of layers x tokens cells for each kind of site on {config.eval_prompts} prompts"
+    prompts = "1 prompt" if config.task == "prompt" else f"{config.eval_prompts} prompts"
+    return f"one sweep of layers x tokens cells for each kind of site on {prompts}"
 
 
 def summary(results: dict[str, Any]) -> list[str]:
