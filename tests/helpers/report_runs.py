@@ -119,7 +119,8 @@ def build_run(
             "metric_full": value(0.0, 0.0),
             "metric_empty": value(3.04, 0.05),
             "faithfulness_random": {"value": 0.041, "low": -0.02, "high": 0.11, "n": 20},
-            "faithfulness_random_weights": value(0.21, 0.03),
+            "mask_on_random_weights": value(-0.71, 0.08),
+            "mask_for_exchanged_answers": value(0.21, 0.03),
             "jaccard": {"value": 0.78, "low": 0.71, "high": 0.86, "n": seeds},
             "cpr": value(0.93),
             "cmd": value(0.07),
@@ -155,6 +156,7 @@ def build_run(
             (f"size {2 * kept}", 2 * kept),
             *((s["name"], kept) for s in searches),
             ("random weights", kept),
+            ("exchanged answers", kept),
         ]
     ):
         for step in range(0, 200, 5):
@@ -164,7 +166,7 @@ def build_run(
             history.append(
                 {
                     "search": name,
-                    "weights": "random" if name.startswith("random") else "trained",
+                    "weights": {"random weights": "random", "exchanged answers": "exchanged"}.get(name, "trained"),
                     "step": step,
                     "loss": metric + (0 if text else 0.3 * math.exp(-step / 50)),
                     "metric": metric,

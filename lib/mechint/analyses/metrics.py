@@ -12,6 +12,7 @@ same for the cross-entropy alone). All is exact.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,6 +131,37 @@ class Answers:
         self.scale, self.cap = scale, cap
         self.rows = max(1, PART // (4 * len(head)))
         self.logits: list[Tensor] | None = None
+        self.wanted: Answers | None = None  # whose predictions are asked for in place of the full model's
+        self.order: Tensor | None = None  # id whose prediction each id gets, [V]
+
+    def instead(self, wanted: Answers) -> Answers:
+        """These answers of this model, with the full model's predictions replaced by those of another model.
+
+        Args:
+            wanted: The same prompts with the other model's predictions; its vocabulary is this model's.
+        """
+        other = copy.copy(self)
+        other.wanted, other.logits = wanted, None
+        return other
+
+    def exchanged(self, order: Tensor) -> Answers:
+        """The same with ids exchanged: the right answer ``order[id]`` for ``id``, and predictions to match.
+
+        Args:
+            order: The id that each id becomes, [V]; each id once.
+        """
+        other = copy.copy(self)
+        other.wanted, other.logits, other.order = self, None, torch.argsort(order)
+        become = lambda ids: torch.where(ids < 0, ids, order[ids.clamp(min=0)])
+        other.answers, other.wrong = become(self.answers), None if self.wrong is None else become(self.wrong)
+        return other
+
+    def kept(self, number: int, at: slice) -> Tensor:
+        """The logits that are asked for at one part of the answers, [m, V]: the full model's, or what replaces them."""
+        if self.wanted is not None:
+            logits = self.wanted.kept(number, at)
+            return logits if self.order is None else logits[:, self.order]
+        return self.logits[number] if self.logits is not None else self.logits_of(self.full[at])
 
     @property
     def size(self) -> int:
@@ -154,9 +186,12 @@ class Answers:
         """Every metric that the prompts allow, each [n]: the mean over a prompt's answers, as :func:`answer_metric`.
 
         Args:
-            read: Input of the head in the model under test, [n, Q, D]; None is the full model.
+            read: Input of the head in the model under test, [n, Q, D]; None is the model whose predictions are asked
+                for.
             learn: The metric, of :data:`LEARNT`, that gradients come from; the others have none.
         """
+        if read is None and self.wanted is not None:
+            return self.wanted.metrics(None)
         flat = self.full if read is None else read.flatten(0, 1)
         # of the log-probability and the loss, one is the other's negative
         source = "answer_logprob" if learn == "loss" else learn
@@ -202,7 +237,7 @@ class Reading(torch.autograd.Function):
 def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str | None) -> tuple[Any, ...]:
     """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
     logits = answers.logits_of(read)  # [m, V]
-    kept = answers.logits[number] if answers.logits is not None else answers.logits_of(answers.full[at])
+    kept = answers.kept(number, at)
     right, wrong = answers.answers[at], None if answers.wrong is None else answers.wrong[at]
     values, logs, chances = compare(logits, kept, right, wrong)
     up: Tensor | None = None

@@ -138,7 +138,8 @@ def main(
     ]
     if prompted and task.prompt and not task.answer:
         try:
-            experiment = dataclasses.replace(experiment, task=own_answer(own(run, configs[prompted[0]]), task, dry_run))
+            asked_of = own(run, configs[prompted[0]])
+            experiment = dataclasses.replace(experiment, task=own_answer(asked_of, task, dry_run))
         except NotAnswered as error:  # the others need no answer
             others = {name: config for name, config in configs.items() if name not in prompted}
             if not others:

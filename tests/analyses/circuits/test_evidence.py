@@ -247,7 +247,7 @@ def test_the_whole_analysis_on_a_known_circuit() -> None:
     curve = results["curve"]
     assert curve["size"] == sorted(curve["size"])
     assert curve["learned"][-1]["value"] == curve["random"][-1]["value"] == 1.0
-    assert {"cpr", "cmd", "jaccard", "completeness", "faithfulness_random_weights", "accuracy_full"} <= set(metrics)
+    assert {"cpr", "cmd", "jaccard", "completeness", "mask_on_random_weights", "accuracy_full"} <= set(metrics)
 
 
 @pytest.mark.slow_except("7")

@@ -88,7 +88,7 @@ def test_it_finds_the_latents_that_the_head_reads_and_says_what_it_owes_to_error
     assert metrics["faithfulness_latents"] == pytest.approx(metrics["faithfulness"])  # no error was kept
     assert metrics["faithfulness_errors"] == pytest.approx(0, abs=1e-6)
     assert metrics["faithfulness_all_latents"] == pytest.approx(1, abs=1e-5)
-    assert {"completeness", "faithfulness_random_weights", "minimality"} <= set(metrics)
+    assert {"completeness", "mask_on_random_weights", "minimality"} <= set(metrics)
     for name in ("faithfulness_latents", "faithfulness_errors"):
         assert {"metric", "ablation", "sites", "n", "interval"} <= set(results["metrics"][name])
     [told] = results["dictionaries"]
@@ -107,7 +107,7 @@ def test_what_no_latent_explains_is_the_errors(tmp_path: Path) -> None:
     metrics = {name: entry["value"] for name, entry in results["metrics"].items()}
     assert metrics["faithfulness_errors"] == pytest.approx(metrics["faithfulness"]) and metrics["faithfulness"] > 0.8
     assert metrics["faithfulness_all_latents"] < 0.2
-    assert "faithfulness_random_weights" not in metrics and any("not asked for" in note for note in results["notes"])
+    assert "mask_on_random_weights" not in metrics and any("not asked for" in note for note in results["notes"])
 
 
 def test_removing_units_one_at_a_time_is_a_mask_of_its_own_each() -> None:

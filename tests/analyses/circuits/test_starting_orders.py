@@ -81,7 +81,7 @@ def test_a_control_whose_search_is_not_finite_is_none_and_the_rest_stands(monkey
     monkeypatch.setattr(SSMCircuitAnalyzer, "search", search)
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=1, steps=10)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
-    assert "faithfulness_random_weights" not in results["metrics"] and "faithfulness" in results["metrics"]
+    assert "mask_on_random_weights" not in results["metrics"] and "faithfulness" in results["metrics"]
     assert any(
         note.startswith("The control on random weights was not measured: the search's loss")
         for note in results["notes"]
@@ -168,7 +168,7 @@ def test_a_unit_behind_a_flat_step_is_found(seed: int, ablation: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["budget", "smallest"])
 def test_no_unit_is_removed_for_a_start_where_attribution_will_do(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor where the search for the smallest tries sizes at which no circuit does, nor for random weights."""
+    """Nor where the search for the smallest tries sizes at which no circuit does, nor for the controls."""
     monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.misleads", lambda *_: False)
     monkeypatch.setattr(
         "mechint.analyses.circuits.methods.starting_orders.removal_effects",
@@ -191,12 +191,13 @@ def test_a_report_says_that_attribution_missed_units_and_they_are_removed_once(
 
     monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.attribute", lambda *_: 1 - truth())
     monkeypatch.setattr("mechint.analyses.circuits.methods.starting_orders.misleads", lambda *_: False)
-    monkeypatch.setattr("mechint.analyses.circuits.analyzer.further_orders", further)
+    for module in ("analyzer", "controls"):
+        monkeypatch.setattr(f"mechint.analyses.circuits.{module}.further_orders", further)
     settle = Search.settle
     monkeypatch.setattr(Search, "settle", lambda self: settle(self) or True)  # as if none had found better
     config = dataclasses.replace(SMALL, search="budget", budget=8, seeds=3, steps=10)
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
-    assert calls == [8, 8]  # of the trained weights and of the random ones
+    assert calls == [8, 8, 8]  # of the circuit, and of the two controls
     assert NOTES["needed"] in results["notes"]
     assert results["metrics"]["faithfulness"]["value"] == pytest.approx(1.0, abs=0.01)
     assert results["curve"]["attribution_order"] == "signed"

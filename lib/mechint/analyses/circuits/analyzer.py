@@ -8,7 +8,7 @@
       the target, again with other seeds, and prune the best one (:mod:`.search.pruning`);
    b. any other method of :mod:`.methods.all_methods`: rank the units, and take the top ones, as many as the budget says
       or as the fewest that reach the target.
-4. Repeat step 3 at the same size on the same model with shuffled weights: the control.
+4. Repeat step 3 at the same size where there is nothing to find: the controls of :mod:`.controls`.
 5. Measure the circuit on the held-out prompts, with its intervals and controls (:mod:`.evidence`).
 """
 
@@ -36,8 +36,8 @@ from ..ablation import Ablation
 from ..base import StagedAnalyzer, group_of
 from ..loader import PromptLoader
 from ..metrics import remedy
-from ..random_weights import shuffled_weights
 from .bench import Bench, attribute, check_bfloat16, check_effect
+from .controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, Controls
 from .evidence import Evidence
 from .methods.all_methods import METHODS, SEARCH, scores_of
 from .methods.all_methods import check as check_method
@@ -45,7 +45,7 @@ from .methods.evaluator import Evaluator
 from .methods.found import FoundCircuit, how_pruned, how_ranked, went_back
 from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .options import CircuitOptions
-from .search.learning import NotFinite, Search
+from .search.learning import Search
 from .search.pruning import evaluations, pruned
 from .work import announce
 
@@ -68,6 +68,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
 
     name = "circuit"
     title = "Circuit"
+    controls: tuple[str, ...] = (RANDOM_WEIGHTS, EXCHANGED)
 
     def __init__(
         self, model: Model, config: C, device: str | torch.device = "cpu", *, units: Units, **others: Any
@@ -86,7 +87,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Searches on the prompts of ``train_loader`` and measures on those of ``val_loader``; returns the results."""
-        config = self.config
+        config, loaders = self.config, (train_loader, val_loader)
         self.check(train_loader, val_loader)
         accuracy = self.check_accuracy(val_loader)
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
@@ -102,14 +103,14 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
             found = self.ranked(discovery, shares, train_loader.task.aligned)
         size = int(found.mask.sum())
         order, ranking = self.ranking(discovery, found.attribution, size)
-        control, control_note = self.random_weights(train_loader, val_loader, found.size, size, found.begins_elsewhere)
+        held_out = Bench(self.model, self.units, ablation, val_loader.batches)
+        controls = Controls(self, discovery, held_out, loaders, found.size, size, found.begins_elsewhere).measured()
 
-        evidence = self.evidence(Bench(self.model, self.units, ablation, val_loader.batches), val_loader)
+        evidence = self.evidence(held_out, val_loader)
         self.results = self.measured(evidence, found, ranking)
         metrics, notes = self.results["metrics"], self.results["notes"]
         self.results["curve"]["attribution_order"] = order
-        if control is not None:
-            metrics["faithfulness_random_weights"] = control
+        metrics |= {METRIC_OF[name]: c.number for name, c in controls.items() if c.number is not None}
         if found.before_pruning is not None:
             metrics["faithfulness_unpruned"] = evidence.interval(found.before_pruning)
             metrics["units_kept_unpruned"] = exact(found.size)
@@ -119,7 +120,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
             cosine = discovery.half_cosine(config.metric)
             metrics["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results |= found.results
-        notes += [note for note in (*found.notes(self.results), control_note) if note]
+        notes += [note for note in (*found.notes(self.results), *(c.note for c in controls.values())) if note]
         self.keep_masks(found.mask, found.scores, found.importance)
         return self.results
 
@@ -424,60 +425,6 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         tops = {name: self.units.top(each, size) for name, each in orders.items()}
         best = max(tops, key=lambda name: bench.likeness(tops[name], self.config.metric))
         return best, orders[best]
-
-    def random_weights(
-        self, train_loader: PromptLoader, val_loader: PromptLoader, size: int, wanted: int, needed: bool
-    ) -> tuple[Number | None, str]:
-        """The same search on the same model with the entries of every weight tensor shuffled; and a note, if any.
-
-        Args:
-            train_loader, val_loader, size: As of the search on the trained weights.
-            wanted: Units of the circuit once it is pruned.
-            needed: True if the trained model's search had a further starting order; this search then gets one, too.
-        """
-        model = shuffled_weights(self.model, self.seed + 104_729)
-        units = self.units_of(model, train_loader)
-        if units is None:
-            return None, "The control on random weights was not asked for."
-        ablation = Ablation(model, units, self.config.ablation, train_loader.batches, train_loader.task.aligned)
-        bench = Bench(model, units, ablation, train_loader.batches, self.half)
-        held_out = Bench(model, units, ablation, val_loader.batches)
-        evidence = self.evidence(held_out, val_loader)
-        try:
-            check_effect(bench.ends, self.config.metric)
-            Evidence(held_out, val_loader, self.config, self.seed).check()
-        except MechintError:
-            return (
-                None,
-                "The control on random weights was not measured: dropping all of its units has no clear effect.",
-            )
-        try:
-            if self.config.method != SEARCH:
-                name = "random weights ranking"
-                scores = self.stages.get(
-                    name, lambda: scores_of(self.config.method, self.evaluator(bench, train_loader.task.aligned))
-                )
-                return evidence.interval(units.top(scores, wanted)), ""
-            mask, notes = self.searched_at_random(bench, size, wanted, needed)
-        except NotFinite as error:  # shuffled norms of some models make logits of 10⁷
-            return None, f"The control on random weights was not measured: {error}."
-        number = evidence.interval(mask)
-        return number, " ".join(f"On random weights: {note}" for note in notes if note)
-
-    def searched_at_random(self, bench: Bench, size: int, wanted: int, needed: bool) -> tuple[Tensor, list[str]]:
-        """The circuit of ``wanted`` units that a search for ``size`` and pruning find on random weights; and notes."""
-        stages, metric = self.stages, self.config.metric
-        scores, how = stages.get("random weights attribution", lambda: starting_scores(bench, metric))
-        others: list[Tensor] = []
-        if needed:
-            others = stages.get("random weights needed", lambda: further_orders(bench, metric, scores, size))
-        result = self.search(bench, scores, "random weights", self.seed, size, weights="random", others=others)
-        mask: Tensor = self.pruned(
-            bench, "random weights", result["masks"][size], result["logits"], math.inf, wanted
-        )["mask"]  # fmt: skip
-        if int(mask.sum()) > wanted:  # at the bound of its evaluations
-            mask = self.units.top(result["logits"].masked_fill(mask == 0, -math.inf), wanted)
-        return mask, [NOTES[how], NOTES["needed"] if result["began_elsewhere"] else ""]
 
     def units_of(self, random: Model, loader: PromptLoader) -> Units | None:
         """The units of the model with random weights; None where it is not to be searched."""

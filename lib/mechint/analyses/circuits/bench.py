@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,27 @@ class Bench:
         if sum(answers.size for answers in self.answers) <= KEPT_LOGITS:
             for answers in self.answers:
                 answers.keep_logits()
+        self.order: Tensor | None = None  # what each id becomes where ids are exchanged, [V]
+        self.scale: Bench | None = None  # whose full and empty models are the ends of the shares
+
+    def asked_for(self, other: Bench) -> Bench:
+        """This model, asked for another model's predictions; shares are of the way from that model without its units.
+
+        Args:
+            other: The same prompts with the other model.
+        """
+        bench = copy.copy(self)
+        bench.__dict__.pop("ends", None)
+        bench.answers = [mine.instead(theirs) for mine, theirs in zip(self.answers, other.answers, strict=True)]
+        bench.scale = other
+        return bench
+
+    def exchanged(self, order: Tensor) -> Bench:
+        """This model, asked for its own predictions with ids exchanged; ``order`` [V] holds what each id becomes."""
+        bench = copy.copy(self)
+        bench.__dict__.pop("ends", None)
+        bench.answers, bench.order = [answers.exchanged(order) for answers in self.answers], order
+        return bench
 
     def __len__(self) -> int:
         """Prompts."""
@@ -115,7 +137,10 @@ class Bench:
         share = count / sum(sizes.values())
         some = [first[length][torch.arange(min(len(first[length]), max(2, round(share * sizes[length]))))]
                 for length in sizes]  # fmt: skip
-        return Bench(self.model, self.units, self.ablation, some, self.half)
+        bench = Bench(self.model, self.units, self.ablation, some, self.half)
+        if self.scale is not None:
+            return bench.asked_for(self.scale.sample(count))
+        return bench if self.order is None else bench.exchanged(self.order)
 
     @torch.no_grad()
     def measure(self, mask: Tensor | None) -> dict[str, Tensor]:
@@ -126,6 +151,8 @@ class Bench:
     @functools.cached_property
     def ends(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The metrics of the full model and of the one with every unit dropped."""
+        if self.scale is not None:
+            return self.scale.ends
         nothing = torch.zeros(self.units.total, device=self.batches[0].tokens.device)
         return self.measure(None), self.measure(nothing)
 

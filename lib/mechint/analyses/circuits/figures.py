@@ -11,7 +11,7 @@ import numpy as np
 from ...report import figure_style as style
 from ...report.values import Value
 from ...report.words import number, percent
-from .pages.words import curve_name, metric_name, units_name
+from .pages.words import MASKS, curve_name, metric_name, units_name
 from .results import Results, Trace, load_history
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None
     """Panels over the optimiser's steps: the size and the sparsity, what is preserved and, where there are such, the
     loss and the temperature of the gates.
 
-    One line per seed; dashed is the search on random weights; thin grey lines are the searches for the size.
+    One line per seed; dashed are the searches of the controls; thin grey lines are the searches for the size.
     """
     separate = _loss_differs(traces)
     annealed = [trace for trace in traces if _annealed([trace])]
@@ -104,7 +104,8 @@ def _looks(traces: list[Trace]) -> list[tuple[Trace, dict[str, Any]]]:
     many, looks, named = len(finals) > len(style.CYCLE), [], set()
     for trace in traces:
         if trace.weights != "trained":
-            look = {"color": style.PURPLE, "linestyle": "--", "label": trace.name, "linewidth": 1.5, "zorder": 4}
+            colour = style.ORANGE if trace.weights == "exchanged" else style.PURPLE
+            look = {"color": colour, "linestyle": "--", "label": trace.name, "linewidth": 1.5, "zorder": 4}
         elif not trace.final:
             look = {"color": "#A6A6A6", "linewidth": 0.7, "alpha": 0.8, "label": "searches for the size"}
         elif many:
@@ -167,15 +168,18 @@ def faithfulness_figure(figure: Figure, results: Results) -> None:
 
 
 def _controls(axes: Axes, results: Results) -> list[Value]:
-    """Marks the circuit and the search on random weights at the circuit's size; returns what was marked."""
+    """Marks the circuit and the masks of the controls at the circuit's size; returns what has to be in view."""
     circuit, kept = results.metrics["faithfulness"], max(results.kept, 1)
-    weights = results.metrics.get("faithfulness_random_weights")
-    if weights is not None:
-        label = f"same search on random\nweights: {percent(weights.value)}"
-        style.dot(axes, kept, weights, style.PURPLE, label, "D", size=6, hollow=True)
+    masks = []
+    for name, control in MASKS.items():
+        mask = results.metrics.get(name)
+        if mask is not None:
+            colour, label = getattr(style, control.colour.upper()), f"{control.label}:\n{percent(mask.value)}"
+            style.dot(axes, kept, mask, colour, label, control.marker, size=6, hollow=True)
+            masks += [mask] if mask.value >= 0 else []  # one below 0 does not widen the axis
     label = f"circuit: {results.kept:,} of {results.total:,}\n{percent(circuit.value)} faithful"
     style.dot(axes, kept, circuit, style.RED, label, "*", size=12)
-    return [circuit, *([weights] if weights is not None else [])]
+    return [circuit, *masks]
 
 
 def _faithfulness_axes(axes: Axes, results: Results, shown: list[Value]) -> None:

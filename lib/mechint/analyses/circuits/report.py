@@ -18,6 +18,7 @@ from .pages.hover import hover_curve
 from .pages.importance import draw_importance
 from .pages.removed import HEADER, TITLE, removed_rows, removed_sentence
 from .pages.words import (
+    MASKS,
     MEANINGS,
     amount,
     caveats,
@@ -34,12 +35,13 @@ from .results import SEARCH, Results, load_history, load_masks, load_results
 
 LISTED = 40
 """Kept units of a layer that are written out; HTML opens the rest, and results.json has them all."""
-CARDS = ("faithfulness", "faithfulness_random", "faithfulness_random_weights", "completeness", "jaccard")
+CARDS = ("faithfulness", "faithfulness_random", *MASKS, "completeness", "jaccard")
 CAPTIONS = {
     "importance": "Attribution score of every unit, layer by layer, on one scale centred on zero: red units help, blue"
     " units harm. Marks show the units that the circuit keeps; the bars count them.",
     "search": "The searches, step by step: gates open at each step against the budget, then what must survive."
-    " Dashed: the same search on random weights. Thin: searches that looked for the size.",
+    " Dashed: the searches of the controls, on random weights and for exchanged answers. Thin: searches that looked for"
+    " the size.",
     "faithfulness": "Faithfulness on held-out prompts over the number of units kept. Bands are 95 % intervals; for"
     " random circuits, the middle 95 % of the draws. Point at the curve to read its values.",
 }

@@ -13,8 +13,8 @@ from .methods.starting_orders import EXACT_UNITS
 from .options import CircuitOptions
 from .search.pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
-PRUNINGS = 2
-"""Circuits that are pruned: the circuit, and the one on random weights."""
+PRUNINGS = 3
+"""Circuits that are pruned: the circuit, and those of the two controls that search again."""
 SIZES = 11
 """Sizes at which faithfulness is measured: those of the curve, and the circuit's own."""
 SETS = 14
@@ -26,7 +26,7 @@ QUIET = 5.0
 
 def searches(config: CircuitOptions) -> int:
     """About how many searches there are; one that descends through all sizes is worth two."""
-    return config.seeds + 3 + (5 if config.search == "smallest" else 0)
+    return config.seeds + 4 + (5 if config.search == "smallest" else 0)
 
 
 def held_out(config: CircuitOptions) -> int:
@@ -44,7 +44,7 @@ def work(config: CircuitOptions) -> str:
         )
     return (
         f"about {searches(config)} searches of {config.steps} steps; where attribution misleads up to {EXACT_UNITS:,} "
-        f"units removed one at a time to begin them with, on trained and on random weights; {PRUNINGS} prunings of at "
+        f"units removed one at a time to begin them with, and as many for each of two controls; {PRUNINGS} prunings of at "
         f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {config.prompts} prompts "
         f"({SMALL_EVALUATIONS:,} in models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then "
         f"about {held_out(config)} evaluations, up to {config.removed_units:,} removals of single units and {SETS} of "
@@ -89,10 +89,10 @@ def estimate(
         step, forward: Seconds of a step of a search, and of a forward, on one batch.
     """
     discovery, evaluation = batches
-    learning = (searches(config) * config.steps + 2 * 5 * discovery) * step  # 2 attributions of 5 points
+    learning = (searches(config) * config.steps + PRUNINGS * 5 * discovery) * step  # 3 attributions of 5 points
     measured = PRUNINGS * evaluations(total, config.steps) + 2 * SIZES + 8 * searches(config)
     held = held_out(config) + min(config.removed_units, total) + SETS
-    misled = 2 * min(total, EXACT_UNITS) * discovery * forward
+    misled = PRUNINGS * min(total, EXACT_UNITS) * discovery * forward
     return learning + (measured * discovery + held * evaluation) * forward, misled
 
 

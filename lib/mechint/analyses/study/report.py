@@ -124,7 +124,7 @@ def circuit_table(entry: Found) -> list[tuple[str, ...]]:
         ("completeness: effect lost without the circuit", entry["completeness"], ".1%"),
         ("KL from the whole model's predictions (nats)", entry.get("kl"), ".2g"),
         (
-            "effect kept by as many units, searched for in a model with shuffled weights",
+            "effect that as many units of a model with shuffled weights reach, searched for this model's predictions",
             entry.get("random_weights"),
             ".1%",
         ),

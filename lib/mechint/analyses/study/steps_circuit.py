@@ -27,6 +27,7 @@ from ...utils.statistics import Array, ClusterBootstrap, Number, chance_jaccard,
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
 from ..circuits.bench import Bench
+from ..circuits.controls import METRIC_OF, RANDOM_WEIGHTS
 from ..circuits.evidence import Evidence
 from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..circuits.options import BudgetOptions
@@ -102,6 +103,7 @@ class Searched(CircuitAnalyzer[SiteOptions]):
     """A circuit of the studied units, close to the model in KL and in the study's metric; with the study's option off,
     without the control on random weights. Searches learn from the KL; what is measured is in the study's metric."""
 
+    controls = (RANDOM_WEIGHTS,)
     random_control = True
     effect = "logit_diff"
 
@@ -110,12 +112,6 @@ class Searched(CircuitAnalyzer[SiteOptions]):
 
     def evidence(self, bench: Bench, loader: PromptLoader) -> Evidence:
         return Evidence(bench, loader, replace(self.config, metric=self.effect), self.seed)
-
-    def random_weights(self, *arguments: Any) -> tuple[Number | None, str]:
-        try:
-            return super().random_weights(*arguments)
-        except MechintError as reason:  # of the control, not of what is studied
-            return None, f"The control on random weights was not measured: {reason}."
 
     def units_of(self, random: Model, loader: PromptLoader) -> Units | None:
         return self.units if self.random_control else None
@@ -148,7 +144,7 @@ def circuit(context: Context) -> Found:
     report = judged(context, analyzer, mask)
     own = found["metrics"]
     report |= {name: own[name] for name in ("kl", "minimality") if name in own}
-    report["random_weights"] = own.get("faithfulness_random_weights")
+    report["random_weights"] = own.get(METRIC_OF[RANDOM_WEIGHTS])
     report["curve"] = {name: found["curve"][name] for name in ("size", "learned", "random")}
     report["faithfulness_discovery"], report["target"] = found["pruning"]["faithfulness_discovery"], TARGET
     report["pruning"] = found["pruning"] | {

@@ -23,7 +23,7 @@ from ....utils.files import write_json
 from ..results import Results, load_results, overlap
 from .variants import NOISE, Difference, differences, sentence, variant_of
 from .variants import rows as difference_rows
-from .words import MEANINGS, amount, findings, interval, units_name
+from .words import MASKS, MEANINGS, amount, findings, interval, units_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ COLUMNS = {
     "faithfulness": "faithfulness",
     "completeness": "completeness",
     "faithfulness_random": "random circuits",
-    "faithfulness_random_weights": "random weights",
+    **{name: mask.label for name, mask in MASKS.items()},
     "jaccard": "stability over seeds",
     "accuracy_full": "accuracy",
     "accuracy_circuit": "accuracy of the circuit",
@@ -303,7 +303,10 @@ def _controls(axes: Axes, runs: list[Results], names: list[str]) -> None:
     looks = (
         ("faithfulness", "circuit", style.RED, "o", 0.0),
         ("faithfulness_random", "random circuits", style.GREY, "s", 0.16),
-        ("faithfulness_random_weights", "random weights", style.PURPLE, "D", -0.16),
+        *(
+            (name, mask.label, getattr(style, mask.colour.upper()), mask.marker, -0.16 * (1 + k))
+            for k, (name, mask) in enumerate(MASKS.items())
+        ),
     )
     for metric, label, colour, marker, shift in looks:
         points = [(row + shift, run.metrics[metric]) for row, run in enumerate(runs) if metric in run.metrics]

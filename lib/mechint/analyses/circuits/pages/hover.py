@@ -11,7 +11,7 @@ from ....report.values import Value
 from ....report.words import percent
 from ..figures import FLOOR, target_faithfulness
 from ..results import Results
-from .words import curve_name, units_name
+from .words import MASKS, curve_name, units_name
 
 WIDTH, HEIGHT = 900, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 16, 46
@@ -119,7 +119,8 @@ def _marks(plot: _Plot, results: Results) -> list[str]:
     if target is not None:
         y = plot.y(target)
         parts.append(f'<line class="target" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-    for name, colour in (("faithfulness", "--red"), ("faithfulness_random_weights", "--purple")):
+    colours = {"faithfulness": "--red"} | {name: f"--{control.colour}" for name, control in MASKS.items()}
+    for name, colour in colours.items():
         point = results.metrics.get(name)
         if point is not None:
             y = plot.y(point.value)
@@ -135,9 +136,9 @@ def _legend(results: Results) -> str:
     items = [(curve_name(results, name), LOOKS[name][0]) for name in results.curves]
     circuit = results.metrics["faithfulness"]
     items.append((f"◆ the circuit: {results.kept:,} units, {percent(circuit.value)}", "--red"))
-    weights = results.metrics.get("faithfulness_random_weights")
-    if weights is not None:
-        items.append((f"◇ same search on random weights: {percent(weights.value)}", "--purple"))
+    for name, control in MASKS.items():
+        if name in results.metrics:
+            items.append((f"◇ {control.label}: {percent(results.metrics[name].value)}", f"--{control.colour}"))
     target = target_faithfulness(results)
     if target is not None:
         items.append((f"target {percent(target)}", "--green"))

@@ -92,11 +92,23 @@ MEANINGS = {
         "share",
         "Control: random units, as many in each layer as the circuit has; median and the middle 95 % of the draws.",
     ),
-    "faithfulness_random_weights": Meaning(
-        "Faithfulness, random weights",
+    "mask_on_random_weights": Meaning(
+        "Mask on random weights",
         "share",
-        "Control: the same search on the model with random weights; it shows what a mask can fit in a model that "
-        "learned nothing.",
+        "Control: the same search on the model with shuffled weights, asked for the trained model's predictions; on "
+        "the scale of faithfulness, so below 0 it is further from them than the trained model without its units.",
+    ),
+    "mask_for_exchanged_answers": Meaning(
+        "Mask for exchanged answers",
+        "share",
+        "Control: the same search on the trained model, asked for its predictions with the answers exchanged, each "
+        "for another; it shows what a mask can fit that the model has not learned.",
+    ),
+    "faithfulness_random_weights": Meaning(
+        "Predictions of random weights",
+        "share",
+        "Of older results: the share of its *own* predictions that a model with shuffled weights keeps in as many "
+        "units. It shows that few units can carry any network's predictions; it is no test of the circuit.",
     ),
     "faithfulness_latents": Meaning(
         "Faithfulness, its latents alone",
@@ -219,6 +231,44 @@ UNTOLD = "without intervals of both this cannot be told."
 """The verdict where a number has no interval."""
 
 
+@dataclass(frozen=True)
+class MaskControl:
+    """A control that learns a mask once more.
+
+    Attributes:
+        label: Its name in figures.
+        what: The subject of the sentence that reads it.
+        verdict: The rest of that sentence where it supports the circuit.
+        colour: Name of its colour, in the pages' style sheet and, in capitals, in :mod:`mechint.report.figure_style`.
+        marker: Its marker in figures.
+    """
+
+    label: str
+    what: str
+    verdict: str
+    colour: str
+    marker: str
+
+
+MASKS = {
+    "mask_on_random_weights": MaskControl(
+        "mask on random weights",
+        "The same search on random weights, asked for this model's predictions,",
+        "the predictions need what the model has learned.",
+        "purple",
+        "D",
+    ),
+    "mask_for_exchanged_answers": MaskControl(
+        "mask for exchanged answers",
+        "The same search for exchanged answers",
+        "the mask finds the model's answers and cannot fit others as well.",
+        "orange",
+        "^",
+    ),
+}
+"""Controls that search again, by the name of their number."""
+
+
 def findings(results: Results) -> Iterator[Finding]:
     """The outcome of each control in plain words, by rules fixed beforehand: intervals that do not meet."""
     circuit = results.metrics["faithfulness"]
@@ -236,26 +286,24 @@ def findings(results: Results) -> Iterator[Finding]:
                 else "the circuit does NOT lie clearly above this band."
             ),
         )
-    weights = results.metrics.get("faithfulness_random_weights")
-    if weights is not None:
-        apart, half = circuit.low > weights.high, weights.value < circuit.value / 2
-        yield Finding(
-            apart and half,
-            f"The same search on random weights reaches {with_interval('faithfulness_random_weights', results)}: "
-            + (
-                UNTOLD
-                if circuit.alone or weights.alone
-                else "most of the circuit's faithfulness comes from what the model has learned."
-                if apart and half
-                else "the circuit is better, but a mask alone fits MOST of that; rely on the size and the other "
-                "controls."
-                if apart
-                else "its interval overlaps the circuit's, so faithfulness alone is NO evidence of a learned circuit; "
-                "rely on the other controls."
-                if weights.value < circuit.value
-                else "a mask fits an untrained network as well, so this is NO evidence of a learned circuit."
-            ),
-        )
+    for name, control in MASKS.items():
+        mask = results.metrics.get(name)
+        if mask is not None:
+            apart, half = circuit.low > mask.high, mask.value < circuit.value / 2
+            yield Finding(
+                apart and half,
+                f"{control.what} reaches {with_interval(name, results)}: "
+                + (
+                    UNTOLD
+                    if circuit.alone or mask.alone
+                    else control.verdict
+                    if apart and half
+                    else "the circuit is better, but a mask alone fits MOST of that; take fewer units or more prompts."
+                    if apart
+                    else "a mask alone fits as much, so faithfulness is NO evidence of a circuit here; take fewer "
+                    "units or more prompts."
+                ),
+            )
     yield from _necessity_and_stability(results)
 
 
