@@ -195,14 +195,14 @@ def test_a_comparison_shows_what_its_members_warn_of(
     """Page, Markdown and terminal; the warnings of several runs are one, with the runs named."""
     runs = training_run(tmp_path, count)
     for k in (0, 1):
-        edit(runs[k], metrics__faithfulness_random_weights=value(0.95 + 0.01 * k), notes=["Few clusters."])
+        edit(runs[k], metrics__mask_on_random_weights=value(0.95 + 0.01 * k), notes=["Few clusters."])
     if count > 2:
         for run in runs[2:]:
             edit(run, notes=[])
     write_comparisons(runs, tmp_path / "out")
     said = capsys.readouterr().out
     for text in (said, *((tmp_path / "out" / f"comparison.{kind}").read_text() for kind in ("md", "html"))):
-        assert "NO evidence of a learned circuit" in text and "Few clusters." in text
+        assert "NO evidence of a circuit here" in text and "Few clusters." in text
     assert ("all 2: Few clusters." if count == 2 else "c0, c1: Few clusters.") in said
     assert "numbers of the first" in said
 

@@ -165,28 +165,32 @@ def test_results_of_earlier_releases_say_completeness_once(copy: Path) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_good_controls_support_the_circuit_and_bad_ones_warn(copy: Path) -> None:
-    assert [finding.good for finding in findings(load_results(copy))] == [True] * 4
+    assert [finding.good for finding in findings(load_results(copy))] == [True] * 5
     edit(
         copy,
         metrics__faithfulness_random=value(0.95),
-        metrics__faithfulness_random_weights=value(0.97),
+        metrics__mask_on_random_weights=value(0.97),
+        metrics__mask_for_exchanged_answers=value(0.97),
         metrics__completeness=value(0.01),
         metrics__jaccard=value(0.03, 0.02),
     )
     bad = list(findings(load_results(copy)))
-    assert [finding.good for finding in bad] == [False] * 4
-    assert "untrained network as well, so this is NO evidence" in bad[1].text and "NOT needed" in bad[2].text
+    assert [finding.good for finding in bad] == [False] * 5
+    for mask in bad[1:3]:
+        assert "a mask alone fits as much, so faithfulness is NO evidence" in mask.text
+    assert "NOT needed" in bad[3].text
     write_report(copy, heatmaps=False, curves=False)
-    assert (copy / "circuit_analysis_report.md").read_text().count("✗ **warning:**") == 4
-    assert (copy / "report.html").read_text().count("<li class=bad>") == 4
+    assert (copy / "circuit_analysis_report.md").read_text().count("✗ **warning:**") == 5
+    assert (copy / "report.html").read_text().count("<li class=bad>") == 5
     circuit = load_results(copy).metrics["faithfulness"].value
-    edit(copy, metrics__faithfulness_random_weights=value(circuit - 0.005))
-    assert "its interval overlaps the circuit's" in list(findings(load_results(copy)))[1].text
+    edit(copy, metrics__mask_on_random_weights=value(circuit - 0.005), metrics__mask_for_exchanged_answers=value(0.6))
+    overlapping, apart = list(findings(load_results(copy)))[1:3]
+    assert "NO evidence" in overlapping.text and not apart.good and "a mask alone fits MOST" in apart.text
 
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("faithfulness_random", 0), ("faithfulness_random_weights", 1), ("completeness", 2), ("jaccard", 3)],
+    [("faithfulness_random", 0), ("mask_on_random_weights", 1), ("completeness", 3), ("jaccard", 4)],
 )
 def test_a_number_without_an_interval_supports_nothing_and_denies_nothing(name: str, place: int, copy: Path) -> None:
     """One pair of searches that agree wholly does not agree "not more than by chance"."""
@@ -199,7 +203,7 @@ def test_a_number_without_an_interval_supports_nothing_and_denies_nothing(name: 
 @pytest.mark.usefixtures("no_figures")
 def test_a_number_that_was_not_measured_is_not_printed(tmp_path: Path) -> None:
     run = build_run(tmp_path / "text", text=True)
-    edit(run, metrics__faithfulness_random_weights=None, metrics__jaccard=None)
+    edit(run, metrics__mask_on_random_weights=None, metrics__mask_for_exchanged_answers=None, metrics__jaccard=None)
     results = load_results(run)
     assert len(list(findings(results))) == 2 and any("no accuracy" in text for text in caveats(results))
     write_report(run)

@@ -83,7 +83,7 @@ def test_every_number_leads_back_to_its_entry(tmp_path: Path) -> None:
         assert {name for name in found.metrics} <= {row["metric"] for row in found.rows()}
         assert mechint.results(run / "results.json").rows() == found.rows() and found.headline in repr(found)
     text = json.dumps(dictionaries())
-    assert counts == [14 + 18, text.count('"interval"'), 2 + 1 + 3, 2 + 1 + 2 + 4]
+    assert counts == [14 + 19, text.count('"interval"'), 2 + 1 + 3, 2 + 1 + 2 + 4]
 
 
 def test_rows_say_what_they_are_of(tmp_path: Path) -> None:

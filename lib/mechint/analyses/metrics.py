@@ -131,7 +131,7 @@ class Answers:
         self.scale, self.cap = scale, cap
         self.rows = max(1, PART // (4 * len(head)))
         self.logits: list[Tensor] | None = None
-        self.wanted: Answers | None = None  # whose predictions are asked for in place of the full model's
+        self.wanted: Answers | None = None  # whose predictions are asked for, if not the full model's
         self.order: Tensor | None = None  # id whose prediction each id gets, [V]
 
     def instead(self, wanted: Answers) -> Answers:

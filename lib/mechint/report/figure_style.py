@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DPI = 160
 # Okabe and Ito's palette (2008), told apart with any colour vision; yellow is left out, it is faint on white.
 BLUE, GREEN, ORANGE, SKY, PURPLE, RED = "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00"
-CYCLE = (BLUE, ORANGE, GREEN, SKY, RED)  # purple is kept for the control on random weights
+CYCLE = (BLUE, ORANGE, GREEN, SKY, RED)  # purple is kept for controls that search or measure again
 GREY, INK = "#767676", "#1A1A1A"
 DIVERGING = "RdBu_r"
 

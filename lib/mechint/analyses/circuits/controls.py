@@ -5,9 +5,9 @@ way, and their shares are on the scale of faithfulness: 1 is the prediction that
 says with every unit dropped; a mask further from the prediction than that is below 0.
 
 1. Random weights (Cao et al. 2021, after Zhang and Bowman 2018): the model with the entries of every weight tensor
-   shuffled is asked for the *trained* model's predictions. What it reaches needs no learned weights.
+   shuffled is asked for the *trained* model's predictions. Its share needs no learned weights.
 2. Exchanged answers (a control task, after Hewitt and Liang 2019): the trained model is asked for its own predictions
-   with the answers exchanged, each for another, the same one in all prompts. What it reaches is the mask's work, since
+   with the answers exchanged, each for another, the same one in all prompts. Its share is the mask's work, since
    the model has not learned these answers. Rankings learn no mask and have no such control.
 """
 

@@ -44,7 +44,7 @@ def search_figure(figure: Figure, results: Results, traces: list[Trace]) -> None
     """Panels over the optimiser's steps: the size and the sparsity, what is preserved and, where there are such, the
     loss and the temperature of the gates.
 
-    One line per seed; dashed are the searches of the controls; thin grey lines are the searches for the size.
+    One line per seed; purple are the searches of the controls; thin grey lines are the searches for the size.
     """
     separate = _loss_differs(traces)
     annealed = [trace for trace in traces if _annealed([trace])]
@@ -104,8 +104,8 @@ def _looks(traces: list[Trace]) -> list[tuple[Trace, dict[str, Any]]]:
     many, looks, named = len(finals) > len(style.CYCLE), [], set()
     for trace in traces:
         if trace.weights != "trained":
-            colour = style.ORANGE if trace.weights == "exchanged" else style.PURPLE
-            look = {"color": colour, "linestyle": "--", "label": trace.name, "linewidth": 1.5, "zorder": 4}
+            line = "-." if trace.weights == "exchanged" else "--"
+            look = {"color": style.PURPLE, "linestyle": line, "label": trace.name, "linewidth": 1.5, "zorder": 4}
         elif not trace.final:
             look = {"color": "#A6A6A6", "linewidth": 0.7, "alpha": 0.8, "label": "searches for the size"}
         elif many:
@@ -174,8 +174,8 @@ def _controls(axes: Axes, results: Results) -> list[Value]:
     for name, control in MASKS.items():
         mask = results.metrics.get(name)
         if mask is not None:
-            colour, label = getattr(style, control.colour.upper()), f"{control.label}:\n{percent(mask.value)}"
-            style.dot(axes, kept, mask, colour, label, control.marker, size=6, hollow=True)
+            label = f"{control.label}:\n{percent(mask.value)}"
+            style.dot(axes, kept, mask, style.PURPLE, label, control.marker, size=6, hollow=True)
             masks += [mask] if mask.value >= 0 else []  # one below 0 does not widen the axis
     label = f"circuit: {results.kept:,} of {results.total:,}\n{percent(circuit.value)} faithful"
     style.dot(axes, kept, circuit, style.RED, label, "*", size=12)

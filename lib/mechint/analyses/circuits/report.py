@@ -40,8 +40,8 @@ CAPTIONS = {
     "importance": "Attribution score of every unit, layer by layer, on one scale centred on zero: red units help, blue"
     " units harm. Marks show the units that the circuit keeps; the bars count them.",
     "search": "The searches, step by step: gates open at each step against the budget, then what must survive."
-    " Dashed: the searches of the controls, on random weights and for exchanged answers. Thin: searches that looked for"
-    " the size.",
+    " Purple: the searches of the controls, on random weights (dashed) and for exchanged answers. Thin: searches that"
+    " looked for the size.",
     "faithfulness": "Faithfulness on held-out prompts over the number of units kept. Bands are 95 % intervals; for"
     " random circuits, the middle 95 % of the draws. Point at the curve to read its values.",
 }

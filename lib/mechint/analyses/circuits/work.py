@@ -44,8 +44,8 @@ def work(config: CircuitOptions) -> str:
         )
     return (
         f"about {searches(config)} searches of {config.steps} steps; where attribution misleads up to {EXACT_UNITS:,} "
-        f"units removed one at a time to begin them with, and as many for each of two controls; {PRUNINGS} prunings of at "
-        f"most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {config.prompts} prompts "
+        f"units removed one at a time to begin them with, and as many for each of two controls; {PRUNINGS} prunings of "
+        f"at most {min(MOST_EVALUATIONS, 2 * config.steps)} circuits each on {config.prompts} prompts "
         f"({SMALL_EVALUATIONS:,} in models of up to {SMALL_MODEL} units, {FEWEST_EVALUATIONS} in large ones); then "
         f"about {held_out(config)} evaluations, up to {config.removed_units:,} removals of single units and {SETS} of "
         f"sets of them on {config.eval_prompts} prompts. The run prints the time that this takes once it has timed a "

@@ -18,7 +18,7 @@ from ...utils.statistics import Number
 
 @dataclass(frozen=True)
 class Training:
-    """What a checkpoint says about its training; None where it does not say.
+    """Facts that a checkpoint has about its training; None where it has none.
 
     Attributes:
         steps: Steps that were made.
@@ -35,7 +35,7 @@ class Training:
 
 
 UNKNOWN = Training()
-"""Of a checkpoint without such metadata; the file has an empty object for it."""
+"""A checkpoint without such metadata; the file has an empty object for it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell:
     """Sparsity at one site of one layer, each measure by its name.
 
     Attributes:
-        role: What the site is in its layer, which sites of other families share.
+        role: The site's part in its layer, which sites of other families share.
         units: Number of its units.
         percentiles: ``p50``, the median over units of the variance over tokens, as a share of its mean; empty where no
             unit varies.
@@ -102,7 +102,7 @@ class Profile:
         return [cell for cell in self.sparsity if cell.role == role]
 
     def entries(self) -> dict[str, Any]:
-        """What stands in results.json, beside its header."""
+        """The fields of results.json, without its header."""
         said = {} if self.training == UNKNOWN else dataclasses.asdict(self.training)
         return {"report": "compare", **dataclasses.asdict(self), "training": said}
 

@@ -304,7 +304,7 @@ def _controls(axes: Axes, runs: list[Results], names: list[str]) -> None:
         ("faithfulness", "circuit", style.RED, "o", 0.0),
         ("faithfulness_random", "random circuits", style.GREY, "s", 0.16),
         *(
-            (name, mask.label, getattr(style, mask.colour.upper()), mask.marker, -0.16 * (1 + k))
+            (name, mask.label, style.PURPLE, mask.marker, -0.16 * (1 + k))
             for k, (name, mask) in enumerate(MASKS.items())
         ),
     )

@@ -119,16 +119,19 @@ def _marks(plot: _Plot, results: Results) -> list[str]:
     if target is not None:
         y = plot.y(target)
         parts.append(f'<line class="target" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-    colours = {"faithfulness": "--red"} | {name: f"--{control.colour}" for name, control in MASKS.items()}
-    for name, colour in colours.items():
+    for name, colour, sign in (
+        *((name, "--purple", control.sign) for name, control in MASKS.items()),
+        ("faithfulness", "--red", "◆"),
+    ):
         point = results.metrics.get(name)
         if point is not None:
             y = plot.y(point.value)
-            shape = f"M{x} {y - 8}L{x + 8} {y}L{x} {y + 8}L{x - 8} {y}Z"
-            fill = f"var({colour})" if name == "faithfulness" else "var(--paper)"
+            lower = f"L{x + 8} {y + 8}L{x - 8} {y + 8}Z" if sign == "△" else f"L{x + 8} {y}L{x} {y + 8}L{x - 8} {y}Z"
+            fill = f"var({colour})" if sign == "◆" else "var(--paper)"
             ends = f'x1="{x}" x2="{x}" y1="{plot.y(point.high)}" y2="{plot.y(point.low)}"'
             bar = f'<line {ends} style="stroke:var({colour});stroke-width:2"/>'
-            parts.append(f'{bar}<path d="{shape}" fill="{fill}" stroke="var({colour})" stroke-width="2"/>')
+            shape = f'<path d="M{x} {y - 8}{lower}" fill="{fill}" stroke="var({colour})" stroke-width="2"/>'
+            parts.append(bar + shape)
     return parts
 
 
@@ -138,7 +141,7 @@ def _legend(results: Results) -> str:
     items.append((f"◆ the circuit: {results.kept:,} units, {percent(circuit.value)}", "--red"))
     for name, control in MASKS.items():
         if name in results.metrics:
-            items.append((f"◇ {control.label}: {percent(results.metrics[name].value)}", f"--{control.colour}"))
+            items.append((f"{control.sign} {control.label}: {percent(results.metrics[name].value)}", "--purple"))
     target = target_faithfulness(results)
     if target is not None:
         items.append((f"target {percent(target)}", "--green"))

@@ -239,15 +239,15 @@ class MaskControl:
         label: Its name in figures.
         what: The subject of the sentence that reads it.
         verdict: The rest of that sentence where it supports the circuit.
-        colour: Name of its colour, in the pages' style sheet and, in capitals, in :mod:`mechint.report.figure_style`.
         marker: Its marker in figures.
+        sign: The same as a character.
     """
 
     label: str
     what: str
     verdict: str
-    colour: str
     marker: str
+    sign: str
 
 
 MASKS = {
@@ -255,15 +255,15 @@ MASKS = {
         "mask on random weights",
         "The same search on random weights, asked for this model's predictions,",
         "the predictions need what the model has learned.",
-        "purple",
         "D",
+        "◇",
     ),
     "mask_for_exchanged_answers": MaskControl(
         "mask for exchanged answers",
         "The same search for exchanged answers",
         "the mask finds the model's answers and cannot fit others as well.",
-        "orange",
         "^",
+        "△",
     ),
 }
 """Controls that search again, by the name of their number."""
