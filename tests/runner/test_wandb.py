@@ -94,7 +94,7 @@ def test_an_offline_run_holds_the_summary_the_curves_the_tables_and_the_masks(
     results = load_results(tiny)
     assert summary["mechint/sparsity"] == pytest.approx(1 - 16 / 256)
     assert summary["mechint/faithfulness"] == results.metrics["faithfulness"].value
-    assert summary["mechint/faithfulness_random_weights_high"] == pytest.approx(0.24)
+    assert summary["mechint/mask_for_exchanged_answers_high"] == pytest.approx(0.24)
     assert summary["mechint/loss"] == results.metrics["kl"].value  # not that of the last sampled batch
     trace = next(trace for trace in load_history(results) if trace.name == "seed 0")
     curve = [row["mechint/search/loss/seed 0"] for row in history if "mechint/search/loss/seed 0" in row]
