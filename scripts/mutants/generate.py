@@ -149,11 +149,15 @@ def replaceable(tree: ast.Module) -> Iterator[Found]:
     """The replacements of every node that has some."""
     silent = {id(default) for node in ast.walk(tree) if isinstance(node, ast.arguments) for default in seeds(node)}
 
-    def walk(node: ast.AST, statement: tuple[int, int], names: tuple[str, ...], inside: bool) -> Iterator[Found]:
+    def walk(
+        node: ast.AST, statement: tuple[int, int], names: tuple[str, ...], inside: bool, nested: bool = False
+    ) -> Iterator[Found]:
         if isinstance(node, UNTOUCHED) or is_docstring(node) or is_declared(node) or id(node) in silent:
             return
+        if isinstance(node, ast.arguments) and not nested:
+            statement = (0, 0)  # the import of the file evaluates defaults, and every test of it meets them
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            inside = True
+            nested, inside = inside, True
             names = tuple(dict.fromkeys(n.arg for n in ast.walk(node.args) if isinstance(n, ast.arg))) + locals_of(node)
         if isinstance(node, ast.stmt):
             statement = header(node) if inside else (0, 0)
@@ -166,7 +170,7 @@ def replaceable(tree: ast.Module) -> Iterator[Found]:
                 if isinstance(child, ast.keyword) and (child.arg in SILENT or asks_nothing(child)):
                     continue
                 if isinstance(child, ast.AST):
-                    yield from walk(child, statement, names, inside)
+                    yield from walk(child, statement, names, inside, nested or isinstance(node, ast.Lambda))
 
     return walk(tree, (0, 0), (), False)
 

@@ -132,3 +132,17 @@ def test_bad_contrasts_are_one_line(change: dict[str, Any], words: str) -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(MechintError, match="one pair has one difference"):
         contrast(tiny_mamba(), positive[:1], negative[:1], SITE, method="pca")
+
+
+def test_differences_that_cancel_or_vanish_have_no_direction() -> None:
+    """A circle of three prompts cancels but for rounding, however large values are; and where all values are 0."""
+    model = tiny_gpt2(dtype=torch.float64).requires_grad_(False)
+    around = [torch.tensor([3, k]) for k in (1, 4, 6)]
+    for scale in (1.0, 1e7):
+        model.wte.weight.data *= scale
+        with pytest.raises(MechintError, match="the same mean there"):
+            contrast(model, around, around[1:] + around[:1], "layers.0.resid_pre")
+    for part in ("weight", "bias"):
+        getattr(model.layers[0].mlp.c_proj, part).data.zero_()
+    with pytest.raises(MechintError, match="the same mean there"):
+        contrast(model, *pairs(), "layers.0.mlp_out")

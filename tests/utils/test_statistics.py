@@ -230,6 +230,34 @@ def test_a_difference_from_several_baselines_counts_their_own_variation() -> Non
     assert alone["low"] is None and alone["interval"] == "one template: no interval"
 
 
+def test_a_difference_from_baselines_by_loops() -> None:
+    """Every draw by itself: its clusters and baselines written out, its error that of both."""
+    rng = np.random.default_rng(1)
+    clusters, baselines = np.repeat(np.arange(5), 2), rng.exponential(size=(3, 10)) ** 2
+    values = 1 + rng.exponential(size=10) ** 3
+    bootstrap = ClusterBootstrap(clusters, 60, 7)
+    found = bootstrap.over_baselines(values, baselines, "draws")
+    paired = values - baselines.mean(0)
+    without = [paired[clusters != c].mean() for c in range(5)]
+    influence = [4 * (np.mean(without) - w) for w in without]
+    parts = np.mean(np.square(influence)) / 4, np.var(baselines.mean(1), ddof=1) / 3
+    error, t = math.sqrt(sum(parts)), []
+    for weights, some in zip(
+        bootstrap.weights, np.random.default_rng(3).multinomial(3, [1 / 3] * 3, size=60), strict=True
+    ):
+        drawn = [c for c in range(5) for _ in range(int(weights[c]))]
+        rows = [row for c in drawn for row in np.flatnonzero(clusters == c)]
+        means = [baselines[k, rows].mean() for k in range(3) for _ in range(some[k])]
+        own = math.sqrt(np.var([influence[c] for c in drawn]) / 4 + np.var(means) / 2)
+        t.append((values[rows].mean() - np.mean(means) - paired.mean()) / max(own, 0.3 * error))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2)
+    half, (lower, upper) = t_quantile(freedom), np.quantile(t, [0.025, 0.975])
+    assert lower < -half  # the draws decide an edge
+    assert found["value"] == pytest.approx(paired.mean())
+    assert found["high"] == pytest.approx(paired.mean() - lower * error)
+    assert found["low"] == pytest.approx(paired.mean() - max(upper, half) * error)
+
+
 def test_what_terminals_say_of_adjusted_p_values_and_in_which_order() -> None:
     assert said_p(0.001) == "adjusted p 0.001" and said_p(0.44) == "adjusted p 0.44, which may be chance"
     assert said_p(0.05) == "adjusted p 0.05" and "no p-value" in said_p(None)

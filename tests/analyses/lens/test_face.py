@@ -36,6 +36,7 @@ def test_rows_are_those_of_a_run_and_contributions_add_up() -> None:
         said = logits[row["prompt"], row["position"]]
         assert row["top"] == str(int(said.argmax())) and row["token"] == str(int(ids[row["prompt"], row["position"]]))
         assert row["probability"] == pytest.approx(float(said.softmax(-1)[int(row["answer"])]))
+        assert row["top_probability"] == pytest.approx(float(said.softmax(-1).max()))
         assert row["kl"] == pytest.approx(0, abs=1e-12)
     for n, (right, wrong) in enumerate(((3, 5), (4, 6))):
         rows = [row for row in found.contribution_rows() if row["prompt"] == n]
@@ -57,6 +58,15 @@ def test_texts_of_several_lengths_and_the_models_own_answer() -> None:
     named = mechint.lens(model, "The Eiffel Tower is in the city of", " Paris")
     assert named.prompts[0].answer == encoder.decode(encoder.ids(" Paris")[0])
     assert "logit " in repr(named)
+
+
+def test_every_token_of_the_vocabulary_may_be_the_answer() -> None:
+    model, last = tiny_mamba(1), len(tiny_mamba(1).embeddings) - 1
+    for answer in (0, last):
+        assert {row["answer"] for row in mechint.lens(model, tokens(1, 4), answers=[answer]).rows()} == {str(answer)}
+    for answer in (-1, last + 1):
+        with pytest.raises(MechintError, match=f"this model has 0 to {last}"):
+            mechint.lens(model, tokens(1, 4), answers=[answer])
 
 
 def test_a_tuned_lens_is_read_too(tmp_path: Any) -> None:

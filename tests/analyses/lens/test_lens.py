@@ -18,8 +18,8 @@ from mechint.analyses.lens.analyzer import ANALYSIS, MOST_TOKENS, LensAnalyzer, 
 from mechint.analyses.lens.contributions import contributions
 from mechint.analyses.lens.figures import drawn_parts, row_name
 from mechint.analyses.lens.options import LensConfig, refuse
-from mechint.analyses.lens.reading import LogitLens, read_answers, stream_sites
-from mechint.analyses.lens.results import decided, decision, quantities
+from mechint.analyses.lens.reading import MEASURES, LogitLens, read_answers, stream_sites
+from mechint.analyses.lens.results import decided, decision, metrics_of, quantities
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
 from mechint.runner.experiment import analyse
@@ -64,6 +64,14 @@ def test_means_are_those_of_the_prompts_and_the_controls_are_compared() -> None:
     assert results["metrics"]["target"]["value"] == pytest.approx(float(parts.sum()), abs=1e-4)
     assert [row["layer"] for row in results["tuned"]] == [0, 0]
     assert results["control"]["models"] == 2 and len(results["control"]["quantities"]) == len(quantities(results))
+    compared = [(row["quantity"], row["layer"], row["site"]) for row in quantities(results)]
+    read = [(entry["layer"], entry["site"]) for entry in logit]
+    assert compared[: 3 * len(read) - 1] == [
+        (measure, *place)
+        for measure in ("logprob", "rank", "kl")
+        for place in read
+        if measure != "kl" or place != read[-1]  # where the divergence from the model is 0 by definition
+    ]
 
 
 def test_the_decision_is_the_depth_from_which_the_answer_stays() -> None:
@@ -73,6 +81,18 @@ def test_the_decision_is_the_depth_from_which_the_answer_stays() -> None:
     number = decision(ClusterBootstrap(range(5), 100, 0), found)
     assert number is not None and number["value"] == pytest.approx(3.5 / 4) and number["n"] == 4
     assert decision(ClusterBootstrap(range(5), 100, 0), np.full(5, np.nan)) is None
+
+
+def test_the_main_numbers_are_those_of_the_last_site() -> None:
+    logit = np.zeros((4, 3, len(MEASURES)))
+    logit[:, :, MEASURES.index("right")] = [[0, 1, 1], [0, 1, 0], [0, 1, 0], [1, 0, 1]]
+    logit[:, :, MEASURES.index("logprob")] = [[-9, -8, -1], [-9, -8, -2], [-9, -8, -3], [-9, -8, -4]]
+    sites = ["layers.0.resid_pre", "layers.0.resid_mid", "layers.0.resid_post"]
+    found = metrics_of(ClusterBootstrap(range(4), 100, 0), logit, sites, np.arange(4.0))
+    value = {name: number["value"] for name, number in found.items()}
+    assert value == {
+        "prompts_used": 4, "accuracy": 0.5, "logprob": -2.5, "target": 1.5, "decided_at": pytest.approx((0.5 + 1) / 2)
+    }  # fmt: skip
 
 
 def test_a_tuned_lens_of_a_directory_is_read_and_another_models_is_refused(tmp_path: Path) -> None:

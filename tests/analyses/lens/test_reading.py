@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import mechint
-from mechint.analyses.lens.contributions import BIAS, contributions, held
+from mechint.analyses.lens.contributions import BIAS, HeldNorm, contributions, direction_of, held
 from mechint.analyses.lens.reading import (
     MEASURES,
     LogitLens,
@@ -168,3 +170,30 @@ def test_a_norm_without_a_rule_and_a_difference_without_wrong_answers_are_refuse
     asked = prompts()
     with pytest.raises(MechintError, match="needs a wrong answer"):
         contributions(tiny_mamba(), Prompts(**{**vars(asked), "wrong": None}), True)
+
+
+def test_as_many_of_the_likeliest_tokens_as_asked_for_whatever_the_length() -> None:
+    model = tiny_gpt2(dtype=torch.float64).requires_grad_(False)
+    sites, ids = stream_sites(model), tokens(1, 2)[0]
+    for top, listed in ((4, 4), (VOCABULARY + 9, VOCABULARY)):
+        found = read_positions(model, ids, 3, sites, {"logit": LogitLens()}, top)["logit"]
+        assert {len(row) for site in found["top"] for row in site} == {listed}
+
+
+@pytest.mark.parametrize(("scale", "cap", "bias"), [(0.25, 3.0, True), (2.0, 3.0, False), (0.25, 0.0, True)])
+def test_the_direction_of_scaled_and_capped_logits_by_hand(scale: float, cap: float, bias: bool) -> None:
+    """The parts add up to cap · tanh(scale · logit / cap), or scale · logit without a cap."""
+    draw = torch.Generator().manual_seed(0)
+    of = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)
+    norm = HeldNorm(of(3, 2, 1), of(6), bias=of(6) if bias else None)
+    head, r, ids, signs = of(9, 6), of(3, 2, 6), torch.randint(0, 9, (3, 2, 2), generator=draw), of(3, 2, 2)
+    model: Any = SimpleNamespace(ending=(None, head), logit_scale=scale, logit_cap=cap)
+    direction = direction_of(model, norm, r, ids, signs)
+    behind = norm(r) + (norm.bias if norm.bias is not None else 0)
+    for n in range(3):
+        for q in range(2):
+            wanted = 0.0
+            for token, sign in zip(ids[n, q].tolist(), signs[n, q].tolist(), strict=True):
+                logit = scale * float(head[token] @ behind[n, q])
+                wanted += sign * (cap * math.tanh(logit / cap) if cap else logit)
+            assert float(direction[n, q] @ behind[n, q]) == pytest.approx(wanted, rel=1e-10)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.analyses.lens import tuned_files
+from mechint.analyses.lens import tuned, tuned_files
 from mechint.analyses.lens.options import LensConfig
 from mechint.analyses.lens.reading import LogitLens, every_position_kl, stream_sites
 from mechint.analyses.lens.tuned import TunedLens, drawn, plain, slope, train
@@ -220,3 +220,20 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "params.pt").write_bytes(b"PK")
     with pytest.raises(MechintError, match="damaged"):
         tuned_files.load(tmp_path, model)
+
+
+def test_the_loss_is_the_sum_of_the_layers_divergences_and_one_infinite_slope_ends_a_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_mamba(1, dtype=torch.float64).requires_grad_(False)
+    batch, width = prompts(3, seed=1), model.config.d_model
+    weights, biases = 0.1 * torch.randn(2, width, width, dtype=torch.float64), torch.zeros(2, width).double()
+    lens = TunedLens(weights, biases)
+    loss, slopes = slope(model, batch.tokens, weights, biases)
+    kl = every_position_kl(model, batch.tokens, stream_sites(model), {"tuned": lens})["tuned"]
+    assert float(loss) == pytest.approx(float(kl[:, :2].mean(0).sum())) and loss > 0
+    broken = [slopes[0], slopes[1].clone()]
+    broken[1][0, 0] = torch.inf
+    monkeypatch.setattr(tuned, "slope", lambda *arguments: (loss, broken))
+    with pytest.raises(MechintError, match="step 0 is not finite"):
+        train(model, [batch], OPTIONS, 0, Stages(None))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mechint.analyses.patching.analyzer import ROUNDING, Patcher
 from mechint.analyses.patching.flow import Path
 from mechint.analyses.patching.results import SHOWN, Finished, numbers, strongest
+from mechint.analyses.patching.role_means import RoleValues
 from mechint.analyses.unit_groups import Parts
+from mechint.interventions.run import run
+from mechint.tasks import Prompts
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
 
 CLEAN, TWIN = np.array([3.0, 4, 5, 6, 3, 4, 5, 6]), np.array([1.0, 1, 1, 1, 0, 0, 0, 9])
 RIGHT = np.array([True] * 7 + [False])
@@ -103,3 +111,55 @@ def test_the_surest_come_first_and_then_the_largest() -> None:
         (name, unit) for name in ("necessary", "sufficient") for unit in (6, 5, 4, 3, 2)[:SHOWN]
     ]
     assert strongest({"flow": None, "units": None}) == {"flow": [], "units": []}
+
+
+def test_a_convolution_reads_as_far_back_as_its_taps() -> None:
+    roles = torch.tensor([[0, -1, -1, 1], [0, -1, 1, -1], [1, -1, -1, 0], [-1, -1, -1, -1]])
+    near = lambda reach: Path("conv", (), reach).groups(roles, (1, 0))
+    assert near(3) == near(None) == {((3,), (0,)): [0], ((2,), (0,)): [1]}
+    assert near(2) == {((2,), (0,)): [1]} and near(1) == {}
+    assert Path("conv", (), None).groups(torch.tensor([[5, 5]]), (5, 5)) == {((0, 1), (0, 1)): [0]}
+
+
+class Loader:
+    """Two prompts of three tokens whose roles are told: one token of the first, none of the third."""
+
+    names = ("a", "b", "c")
+    roles = torch.tensor([[0, 1, -1], [1, 1, 1]])
+
+    def __init__(self) -> None:
+        self.groups = [prompts(2, 3)]
+        self.task = SimpleNamespace(roles=lambda batch: (self.names, self.roles))
+
+    def __iter__(self) -> Iterator[Prompts]:
+        return iter(self.groups)
+
+
+def prompts(count: int, length: int) -> Prompts:
+    at = torch.full((count, 1), length - 1)
+    return Prompts(tokens(count, length), at, torch.zeros_like(at), None, None, torch.arange(count))
+
+
+def test_values_of_roles_are_means_of_their_tokens_and_zero_without_a_role() -> None:
+    model, loader, site = tiny_gpt2(dtype=torch.float64).requires_grad_(False), Loader(), "layers.0.mlp_out"
+    usual: Any = RoleValues(model, [site], loader)  # type: ignore[arg-type]
+    values = run(model, loader.groups[0].tokens, [site])[site]
+    found = usual.of(torch.tensor([[0, -1, 1]]), [site])[site][0]
+    torch.testing.assert_close(found[0], values[0, 0])  # of a single token
+    torch.testing.assert_close(found[2], torch.stack([values[0, 1], *values[1]]).mean(0))
+    assert (found[1] == 0).all()
+    with pytest.raises(MechintError, match="a token of the role 'c'"):
+        usual.of(torch.tensor([[0, 2]]), [site])
+
+
+def test_changes_within_the_rounding_of_a_large_metric_are_none() -> None:
+    eps = torch.finfo(torch.float32).eps
+    base, steps = 1000.0, torch.tensor([0.5, -0.5, 2.0, -2.0], dtype=torch.float64) * ROUNDING * eps * 1000
+    values = torch.cat([base + steps, torch.tensor([base], dtype=torch.float64)])[:, None]
+    pair = SimpleNamespace(sweep=lambda cells, memory_mib, title: values)
+    patcher = SimpleNamespace(config=SimpleNamespace(memory_mib=1), model=tiny_mamba())
+    found = Patcher.sweep(patcher, pair, [[]] * 4, "")[:, 0]  # type: ignore[arg-type]
+    assert found[:2].tolist() == [0, 0] and found[2:].tolist() == pytest.approx(steps[2:].tolist())
+    values /= 1e6  # below 1 the threshold is that of 1
+    values[0] = values[4] + 0.5 * ROUNDING * eps
+    assert float(Patcher.sweep(patcher, pair, [[]] * 4, "")[0]) == 0  # type: ignore[arg-type]

@@ -127,6 +127,25 @@ def test_a_notebook_gets_what_is_lost_and_what_comes_back(direction: str) -> Non
         found["embed", "layers.0.x"]
 
 
+def test_answers_of_several_tokens_are_measured_as_one_on_request() -> None:
+    """The log-probability of a whole answer is the sum of those of its tokens; otherwise the last one counts."""
+    model = tiny_gpt2(dtype=torch.float64)
+    prompts = prompts_of(model)
+    assert prompts.twins is not None
+    at = torch.tensor([[prompts.tokens.shape[1] - 2, prompts.tokens.shape[1] - 1]]).expand(len(prompts), 2)
+    two = dataclasses.replace(prompts, positions=at, answers=prompts.tokens[:, :2], wrong=prompts.twins[:, :2])
+    one = dataclasses.replace(two, positions=at[:, :1], answers=two.answers[:, :1], wrong=prompts.twins[:, :1])
+    first, last, whole = (
+        mechint.paths(model, asked, "layers.1.mlp_out", "logits", metric="answer_logprob", whole=asked_whole)
+        for asked, asked_whole in ((one, False), (two, False), (two, True))
+    )
+    torch.testing.assert_close(whole.clean, first.clean + last.clean)
+    torch.testing.assert_close(whole.effects, first.effects + last.effects)
+    assert last.named.shape == (0, len(two)) == whole.named.shape
+    usual = mechint.paths(model, two, "layers.1.mlp_out", "logits", metric="answer_logprob")
+    assert torch.equal(usual.effects, last.effects)
+
+
 def test_reported_effects_are_means_over_the_answered_prompts() -> None:
     model = tiny_mamba(dtype=torch.float64)
     sets = loaders(model, batch=8)

@@ -111,6 +111,9 @@ def test_disagreements_are_counted_both_ways_and_need_intervals_apart() -> None:
     [found] = disagreements(cells)
     assert found["measures"] == ["gini", "hoyer"] and (found["pairs"], found["of"]) == (1, 1)
     assert found["sparser_by_first"]["layer"] == 0 and found["by_second"]["layer"] == 1
+    more = [*cells, cell(2, [number(0.5)] * 7)]
+    [among] = [row for row in disagreements(more) if row["measures"] == ["gini", "hoyer"]]
+    assert (among["pairs"], among["of"]) == (3, 3)
     wide = [cell(0, [number(0.9), number(0.1, 1), *same]), cell(1, [number(0.1), number(0.9, 1), *same])]
     assert disagreements(wide) == []
     # entropy falls where activations are sparser
