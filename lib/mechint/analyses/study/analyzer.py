@@ -42,6 +42,7 @@ from . import steps_tests as study_tests
 from .claims import claims, task_not_done
 from .context import Context, Found
 from .options import DESCRIBES, STEPS, TITLES, StudyConfig, skipped
+from .results import Claims, StudyResults
 from .subspaces import study_site
 
 Step = Callable[[Context], Found]
@@ -174,16 +175,15 @@ class Study(StagedAnalyzer[StudyConfig]):
         metrics = {}
         if "accuracy" in reports["setup"]:
             metrics = {"accuracy_full": reports["setup"]["accuracy"], "accuracy_chance": reports["setup"]["chance"]}
-        self.results = {
-            "report": "study",
-            "unit": "subspace of a site",
-            "metric": self.config.metric,
-            "ablation": self.config.ablation,
-            "metrics": metrics,
-            "steps": reports,
-            "claims": verdicts,
-            "notes": [],
-        }
+        self.results = StudyResults(
+            unit="subspace of a site",
+            metric=self.config.metric,
+            ablation=self.config.ablation,
+            metrics=metrics,
+            steps=reports,
+            claims=Claims.read(verdicts),
+            notes=[],
+        ).entries()
 
     def save_results(self) -> list[Path]:
         """``claims.json`` and the documented files of each step and layer, beside what the runner writes."""
@@ -272,12 +272,12 @@ def work(config: StudyConfig) -> str:
 
 def summary(results: dict[str, Any]) -> list[str]:
     """The claims."""
-    lines = []
-    for claim in results["claims"]["claims"]:
-        effect = claim["effect"]
+    lines, found = [], Claims.read(results["claims"])
+    for claim in found.claims:
+        effect = claim.effect
         interval = f"{effect['value']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
-        lines.append(f"  {claim['verdict']:<13} {interval} {claim['claim']}")
-    return lines or [f"  {results['claims']['said']}"]
+        lines.append(f"  {claim.verdict:<13} {interval} {claim.claim}")
+    return lines or [f"  {found.said}"]
 
 
 ANALYSIS = Analysis(
@@ -292,4 +292,5 @@ ANALYSIS = Analysis(
     report=Later("analyses.study.report:write_study"),
     headline=Later("analyses.study.report:headline"),
     to_log=Later("analyses.study.report:to_log"),
+    entries=Later("analyses.study.results:StudyResults"),
 )

@@ -16,7 +16,7 @@ weights are read less well. Every condition has a p-value of its null, and the c
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ...utils.multiple_tests import holm
@@ -24,37 +24,13 @@ from ...utils.statistics import Number, said, t_tail
 from ..random_weights import spread_about_mean
 from .ablation_tests import ALPHA
 from .options import StudyConfig
+from .results import COMBINED, Condition
 
 Found = dict[str, Any]
 RANDOM = "models with random weights"
 VERDICTS = ("supported", "refuted", "underpowered")
 LEAST_READING = 0.1
 """Score by which a label must be read better than in models with random weights."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One thing that a claim needs.
-
-    Attributes:
-        name: Name of the comparison, in a few words.
-        null: Null hypothesis, which is true if the condition does not hold, as a sentence without a full stop.
-        value: The measured number: an effect, or a difference from a control.
-        p: p-value of the null; 1 if it was not measured.
-        contrary: Why the null is what was found; empty where it was not.
-        open: Why nothing can be said; empty where p says it.
-        draws: Random draws that p counts; 0 where p is of an interval.
-        least: Number that ``value`` must exceed, if p comes from an interval; None otherwise.
-    """
-
-    name: str
-    null: str
-    value: Number
-    p: float
-    contrary: str = ""
-    open: str = ""
-    draws: int = 0
-    least: float | None = None
 
 
 def claims(found: dict[str, Found], config: StudyConfig, task: str) -> Found:
@@ -344,8 +320,6 @@ def needed_prompts(found: Number, least: float) -> int:
 
 # ---- the combined circuit -----------------------------------------------------------------------------------------
 
-COMBINED = "combined"
-"""The kind of the claim about the combined circuit."""
 WHOLE = 0.5
 """The share of the effect that it must keep alone."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...report import figure_style as style
+from .results import CandidateClaim, Claim, CombinedClaim, StudyResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Found = dict[str, Any]
+Found = Mapping[str, Any]
 VERDICT = {"supported": style.GREEN, "refuted": style.RED, "underpowered": style.GREY}
 
 
@@ -36,14 +37,13 @@ def rows_axis(axes: Axes, names: list[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def claims_figure(figure: Figure, found: Found) -> None:
+def claims_figure(figure: Figure, made: Sequence[Claim]) -> None:
     """Every claim's effect with its interval; hollow marks are the upper ends of its controls."""
     axes = figure.subplots()
-    made = found["claims"]
     axes.axvline(0, color=style.GREY, linewidth=0.8)
     for y, claim in enumerate(made):
-        whisker(axes, y, claim["effect"], VERDICT[claim["verdict"]])
-        for control in claim["controls"].values():
+        whisker(axes, y, claim.effect, VERDICT[claim.verdict])
+        for control in claim.controls.values():
             axes.plot([control["high"]], [y], marker="|", markersize=11, color=style.INK, linestyle="none")
     rows_axis(axes, [claim_label(claim) for claim in made])
     for verdict, colour in VERDICT.items():
@@ -53,11 +53,11 @@ def claims_figure(figure: Figure, found: Found) -> None:
     axes.set_xlabel("effect (share of the metric; probes: score above models with random weights), 95 % interval")
 
 
-def claim_label(claim: Found) -> str:
+def claim_label(claim: Claim) -> str:
     """The subject of a claim in a few words."""
-    if claim["kind"] == "combined":
-        return f"the combined circuit, {sum(layer['kept'] for layer in claim['layers'].values())} units"
-    return str(claim.get("candidate", claim["claim"]))
+    if isinstance(claim, CombinedClaim):
+        return f"the combined circuit, {claim.kept} units"
+    return claim.candidate if isinstance(claim, CandidateClaim) else claim.claim
 
 
 def circuit_figure(figure: Figure, found: Found) -> None:
@@ -325,11 +325,10 @@ def transfer_size(found: Found) -> tuple[float, float]:
     return 3.5 + 1.5 * len(tasks), 1.4 + 0.5 * len(names)
 
 
-def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[Figure], None]]]:
+def figures(study: StudyResults) -> list[tuple[str, str, tuple[float, float], Callable[[Figure], None]]]:
     """(step, caption, size, draw) of every figure that the results have numbers for, in the order of the steps."""
-    steps = raw["steps"]
+    steps = study.steps
     plan: list[tuple[str, str, tuple[float, float], Callable[[Figure], None]]] = []
-    done = {name for name, entry in steps.items() if entry.get("status") == "done"}
     known: list[tuple[str, str, Callable[[Found], tuple[float, float]], Any]] = [
         ("circuit", "Effect that the combined circuit keeps alone, its controls, and circuits of every size.",
          lambda e: (9.5, 3.2), circuit_figure),
@@ -357,7 +356,7 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
          controls_figure),
     ]  # fmt: skip
     for name, caption, size, draw in known:
-        if name in done and not (name == "controls" and not steps[name]["candidates"]):
+        if study.done(name) and not (name == "controls" and not steps[name]["candidates"]):
             plan.append((name, caption, size(steps[name]), partial(draw, found=steps[name])))
     if steps.get("scale", {}).get("trajectory"):
         plan.append(("scale", "The strongest candidate along training.", (6.5, 3.0),
@@ -365,13 +364,13 @@ def figures(raw: Found) -> list[tuple[str, str, tuple[float, float], Callable[[F
     return plan
 
 
-def draw_study(raw: Found, directory: Path) -> dict[str, tuple[Path, str]]:
+def draw_study(study: StudyResults, directory: Path) -> dict[str, tuple[Path, str]]:
     """Draws all figures; (path, caption) by step, ``claims`` among them."""
     found = {}
-    if raw["claims"]["claims"]:
-        size = (10.0, 1.5 + 0.36 * len(raw["claims"]["claims"]))
-        path = style.save_figure(directory / "study_claims.png", size, partial(claims_figure, found=raw["claims"]))
+    if made := study.claims.claims:
+        size = (10.0, 1.5 + 0.36 * len(made))
+        path = style.save_figure(directory / "study_claims.png", size, partial(claims_figure, made=made))
         found["claims"] = (path, "Every claim's effect with its interval; ticks are the upper ends of its controls.")
-    for name, caption, size, draw in figures(raw):
+    for name, caption, size, draw in figures(study):
         found[name] = (style.save_figure(directory / f"study_{name}.png", size, draw), caption)
     return found

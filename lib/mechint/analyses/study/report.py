@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from ...report.content import Block, Bullets, Content, Figure, Section, Table, T
 from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
 from ...report.to_log import ToLog, metric_values, records
 from .figures import draw_study
+from .results import CandidateClaim, Claim, Claims, CombinedClaim, StudyResults, study_of
 
-Found = dict[str, Any]
+Found = Mapping[str, Any]
 TITLES = {
     "circuit": "16 · Combined circuit",
     "setup": "1 · Setup", "activations": "2 · Activations", "sae": "3 · Sparse autoencoders", "probes": "4 · Probes",
@@ -28,7 +30,7 @@ HEADER = ("verdict", "claim", "effect", "95 % interval", "n", "p (all claims)", 
 def write_study(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
     """Writes all figures, study_report.md and report.html of a finished study into its directory."""
     found = read_finished(run_dir, "study")
-    figures = draw_study(found.raw, found.directory)
+    figures = draw_study(study_of(found), found.directory)
     return write_page(found.directory, content(found, figures), "study_report.md", drawn)
 
 
@@ -38,25 +40,25 @@ Figures = dict[str, tuple[Path, str]]
 
 def content(run: FinishedRun, figures: Figures) -> Content:
     """The page: the combined circuit, the claims with their evidence, then every step."""
-    raw = run.raw
-    verdicts, setup = raw["claims"]["verdicts"], raw["steps"]["setup"]
+    study = study_of(run)
+    verdicts, setup = study.claims.verdicts, study.steps["setup"]
     cards = [(name, str(verdicts[name]), "claims") for name in ("supported", "refuted", "underpowered")]
     if "accuracy" in setup:
         value = setup["accuracy"]
         cards.append(("accuracy", f"{value['value']:.0%}", f"chance {setup['chance']['value']:.0%}, n = {value['n']}"))
-    steps = [section(raw, name, figures) for name in TITLES if name != "circuit"]
-    sections = [section(raw, "circuit", figures), claims(raw, figures), *steps]
-    said = list(raw.get("notes", ()))
-    return of_run(run, sections, said, title=title_of(raw), lead=headline_of(raw), cards=cards)
+    steps = [section(study, name, figures) for name in TITLES if name != "circuit"]
+    sections = [section(study, "circuit", figures), claims(study.claims, figures), *steps]
+    title, lead = title_of(run.raw), headline_of(study.claims)
+    return of_run(run, sections, study.notes, title=title, lead=lead, cards=cards)
 
 
-def claims(raw: Found, figures: Figures) -> Section:
+def claims(found: Claims, figures: Figures) -> Section:
     """Every claim, and what stands behind each."""
-    made = raw["claims"]["claims"]
+    made = found.claims
     if not made:
-        return Section("15 · Claims", [Text(raw["claims"]["said"])])
-    behind = [Bullets(evidence(claim), folded=f"{claim['verdict']}: {claim['claim']}") for claim in made]
-    return Section("15 · Claims", [Table(HEADER, claim_rows(raw), (2, 3, 4, 5)), shown(figures["claims"]), *behind])
+        return Section("15 · Claims", [Text(found.said)])
+    behind = [Bullets(evidence(claim), folded=f"{claim.verdict}: {claim.claim}") for claim in made]
+    return Section("15 · Claims", [Table(HEADER, claim_rows(made), (2, 3, 4, 5)), shown(figures["claims"]), *behind])
 
 
 def shown(figure: tuple[Path, str]) -> Figure:
@@ -65,32 +67,32 @@ def shown(figure: tuple[Path, str]) -> Figure:
     return Figure(path.name, caption, lambda place: path)
 
 
-def claim_rows(raw: Found) -> list[tuple[str, ...]]:
+def claim_rows(made: Sequence[Claim]) -> list[tuple[str, ...]]:
     return [
         (
-            claim["verdict"], claim["claim"], f"{claim['effect']['value']:.2f}",
-            f"{claim['effect']['low']:.2f} to {claim['effect']['high']:.2f}", str(claim["effect"]["n"]),
-            f"{claim['p_holm']:.2g}", claim["why"],
+            claim.verdict, claim.claim, f"{claim.effect['value']:.2f}",
+            f"{claim.effect['low']:.2f} to {claim.effect['high']:.2f}", str(claim.effect["n"]),
+            f"{claim.p_holm:.2g}", claim.why,
         )
-        for claim in raw["claims"]["claims"]
+        for claim in made
     ]  # fmt: skip
 
 
-def evidence(claim: Found) -> list[str]:
+def evidence(claim: Claim) -> list[str]:
     """The evidence for one claim, and the outcome that would refute it."""
     lines = [
         f"{name}: {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}], {value['interval']}"
-        for name, value in claim["controls"].items()
+        for name, value in claim.controls.items()
     ]
     effects = [
         f"{name}: {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-        for name, value in claim.get("effects", {}).items()
+        for name, value in (claim.effects.items() if isinstance(claim, CandidateClaim | CombinedClaim) else ())
     ]
     return [
-        *([f"Effects ({claim['metric']}, ablation {claim['ablation']}): {'; '.join(effects)}"] if effects else []),
+        *([f"Effects ({claim.metric}, ablation {claim.ablation}): {'; '.join(effects)}"] if effects else []),
         *(f"Control, {line}" for line in lines),
-        *(f"Not asked: {reason}." for reason in claim.get("not_asked", ())),
-        f"It would be refuted if {claim['refuted_by']}.",
+        *(f"Not asked: {reason}." for reason in (claim.not_asked if isinstance(claim, CandidateClaim) else ())),
+        f"It would be refuted if {claim.refuted_by}.",
     ]
 
 
@@ -98,9 +100,9 @@ def title_of(raw: Found) -> str:
     return f"Study of {Path(raw['checkpoint']).name or raw['checkpoint']} on {raw['task']['name']}"
 
 
-def section(raw: Found, name: str, figures: Figures) -> Section:
+def section(study: StudyResults, name: str, figures: Figures) -> Section:
     """A step's title, what it says, its figure and its notes; of the combined circuit its numbers and its units too."""
-    entry = raw["steps"].get(name)
+    entry = study.steps.get(name)
     if entry is None:
         return Section(TITLES[name], [])
     blocks: list[Block] = [Text(entry["said"])]
@@ -157,13 +159,12 @@ def unit_lines(entry: Found) -> list[str]:
 
 def headline(run_dir: str | Path) -> str:
     """The result in one sentence."""
-    return headline_of(read_finished(run_dir, "study").raw)
+    return headline_of(study_of(read_finished(run_dir, "study")).claims)
 
 
-def headline_of(raw: Found) -> str:
-    made = len(raw["claims"]["claims"])
-    said = str(raw["claims"]["said"])
-    return f"Claims tested: {made}; {said}" if made else said.capitalize()
+def headline_of(found: Claims) -> str:
+    made = len(found.claims)
+    return f"Claims tested: {made}; {found.said}" if made else found.said.capitalize()
 
 
 def to_log(run_dir: str | Path) -> ToLog:
@@ -171,7 +172,7 @@ def to_log(run_dir: str | Path) -> ToLog:
     found = read_finished(run_dir, "study")
     names = ("verdict", "claim", "why", "p_holm")
     claims = [
-        {name: claim[name] for name in names} | {"effect": claim["effect"]["value"]}
-        for claim in found.raw["claims"]["claims"]
+        {name: getattr(claim, name) for name in names} | {"effect": claim.effect["value"]}
+        for claim in study_of(found).claims.claims
     ]
     return ToLog(metric_values(found.metrics), records("claims", claims))
