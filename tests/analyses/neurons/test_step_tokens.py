@@ -89,3 +89,13 @@ def test_moments_and_diversity_are_those_of_the_activations(build, site: str) ->
     assert entry["mean_activation"]["value"] == pytest.approx(float(values.abs().mean()), rel=1e-5)
     correlation = np.corrcoef(values.numpy().T)[np.triu_indices(len(entry["top"]), 1)]
     assert entry["diversity"]["value"] == pytest.approx(1 - np.abs(correlation).mean(), rel=1e-4)
+
+
+def test_the_moments_of_a_head_are_those_of_the_sum_of_its_dimensions() -> None:
+    model, site = tiny_gpt2(1, torch.float64).requires_grad_(False), "layers.1.head_out"
+    batch = prompts(model)
+    found = moments(model, batch, {f"{site} mine": torch.tensor([2, 0])})
+    a = mechint.run(model, batch.tokens, [site])[site][:, :, [2, 0]].sum(-1)
+    torch.testing.assert_close(found[f"size {site} mine"], a.abs().mean(1).T)
+    torch.testing.assert_close(found[f"mean {site} mine"], a.mean(1).T)
+    torch.testing.assert_close(found[f"product {site} mine"][0, 1], (a[..., 0] * a[..., 1]).mean(1))
