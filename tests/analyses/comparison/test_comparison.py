@@ -55,6 +55,14 @@ def test_streams_against_plain_numpy() -> None:
     x = [np.concatenate([run[f"layers.{i}.resid_post"].flatten(0, 1) for run in every]) for i in range(3)]
     centred = [stream - stream.mean(0) for stream in x]
     cka, rank = stream_numbers(found)
+    _, template = np.unique(evaluation.templates(), return_inverse=True)
+    row = np.repeat(template % 8, evaluation.task.length)
+
+    def effective(stream: np.ndarray) -> float:
+        p = np.linalg.svd(stream - stream.mean(0), compute_uv=False) ** 2
+        p = p[p > 1e-15 * p.sum()] / p.sum()
+        return float(np.exp(-(p * np.log(p)).sum()) / 10)
+
     for i in range(3):
         for j in range(3):
             cross = np.linalg.norm(centred[i].T @ centred[j]) ** 2
@@ -64,6 +72,9 @@ def test_streams_against_plain_numpy() -> None:
         p = p / p.sum()
         assert rank[i]["value"] == pytest.approx(np.exp(-(p[p > 1e-15] * np.log(p[p > 1e-15])).sum()) / 10, rel=1e-6)
         assert rank[i]["low"] <= rank[i]["value"] <= rank[i]["high"] and rank[i]["n"] == 8
+        without = [effective(x[i][row != g]) for g in range(8)]  # the intervals leave out one group of templates each
+        error = math.sqrt(7 / 8 * sum((value - np.mean(without)) ** 2 for value in without))
+        assert rank[i]["high"] - rank[i]["value"] == pytest.approx(2.364624 * error, rel=1e-5)
         norms = np.concatenate([run[f"layers.{i}.resid_post"].square().mean(-1).sqrt().mean(-1) for run in every])
         np.testing.assert_allclose(found.norms[:, i], norms)
         update = [
@@ -108,6 +119,10 @@ def test_a_profile_holds_what_runs_by_hand_say(build: Any) -> None:
     assert results["metrics"]["parameters"]["value"] == sum(p.numel() for p in model.parameters())
     for name in ("attention_distance", "attention_entropy", "unit_effect_gini"):
         assert all(0 <= entry["value"] <= 1 for entry in results["curves"][name])
+    most = getattr(model.config, "n_ctx", 9)
+    assert [(entry["length"], entry["bytes"] is None) for entry in results["memory"]] == [
+        (length, length > most) for length in (4, 8)
+    ]
     gain = results["metrics"]["gain_per_mflop"]
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert gain["value"] == pytest.approx(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +219,22 @@ def test_effects_between_layers_by_hand(build: Any) -> None:
     ratio = (added(gone, 2) - added(clean, 2)).flatten(1).norm(dim=1) / added(clean, 2).flatten(1).norm(dim=1)
     torch.testing.assert_close(layers[:, 0, 2], ratio)
     assert not layers.tril().any()
+
+
+def test_effects_of_heads_on_heads_are_of_all_their_dimensions() -> None:
+    model = tiny_gpt2(2, torch.float64).requires_grad_(False)
+    batch, name = prompts(model), "layers.{}.head_out".format
+    clean = mechint.run(model, batch.tokens, ["layers.*"])
+    scale = {name(i): torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64) for i in (0, 1)}
+    found = unit_effects(model, batch, "head_out", {0: [1], 1: [2, 0]}, dict.fromkeys(scale, 0.0), scale)
+    moved = mechint.run(model, batch.tokens, [name(1)], [Edit(name(0), "replace", 0.0, units=[1])])[name(1)]
+    change = (moved - clean[name(1)])[:, :, [2, 0]].square().mean((1, 3)).sqrt() / scale[name(1)][[2, 0]]
+    torch.testing.assert_close(found["0 1 patched"][:, 0], change)
+
+
+def test_layers_that_have_a_site_are_told_and_none_has_a_site_without_a_name() -> None:
+    some: Any = SimpleNamespace(layers=[0, 2], model=SimpleNamespace(sites={"layers.2.u": 0, "layers.1.u": 0}))
+    assert NeuronAnalyzer.having(some, "u") == [2] and NeuronAnalyzer.having(some, "") == []
 
 
 def test_only_the_units_of_a_known_circuit_have_an_effect() -> None:

@@ -40,8 +40,12 @@ def test_relevance_and_biases_add_up_to_the_logit_of_the_last_answer(build: Any)
 
 def test_terms_are_those_of_the_position_that_the_last_answer_is_read_at() -> None:
     model = tiny_mamba(4, torch.float64).requires_grad_(False)
-    batch = prompts(model)  # the last answer is read at position 3 of 7
+    two = prompts(model)  # the last answer is read at position 3 of 7
+    first = {name: torch.cat([getattr(two, name)[:, :1], getattr(two, name)], 1) for name in ("positions", "answers")}
+    batch = dataclasses.replace(two, wrong=None, **first)  # three answers, the first of which is asked twice
     found = token_terms(model, batch, [1], 5, 256)
+    shared = relevance(model, batch.tokens, two.answers[:, 1], two.positions[:, 1])
+    torch.testing.assert_close(found["relevance"], shared.layers[..., 2:].transpose(1, 2))
     whole = decompose(model, batch.tokens, 1)
     torch.testing.assert_close(found["sources 1"], whole.sources[:, 3, 2:].T)
     assert not found["sources 1"][2:].any()  # tokens behind the reader

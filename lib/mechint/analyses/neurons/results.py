@@ -301,7 +301,7 @@ def across(done: Found) -> dict[str, Any] | None:
     layers = columns(done.bootstrap, same, done.of("layers"))  # [i, j]
     pairs, edges = [], []
     for i in done.ranked:
-        for j in (later for later in done.ranked if later > i and done.has(f"across {i} {later} patched")):
+        for j in (later for later in done.ranked if done.has(f"across {i} {later} patched")):
             patched, linear = (done.of(f"across {i} {j} {way}") for way in ("patched", "linear"))  # [prompt, e, f]
             value = patched.mean(0)
             found = columns(done.bootstrap, same, patched)
