@@ -21,7 +21,7 @@ from .utils.errors import MechintError
 from .utils.version import __version__
 
 if TYPE_CHECKING:
-    from .analyses.lens.face import lens
+    from .analyses.lens.notebook import lens
     from .analyses.paths.measure import paths
     from .analyses.steering.face import contrast, steer
     from .attribution.lag_influence import run_temporal_causality_analysis
@@ -43,7 +43,7 @@ _LATER = {
     "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
     "contrast": "analyses.steering.face",
-    "lens": "analyses.lens.face",
+    "lens": "analyses.lens.notebook",
     "steer": "analyses.steering.face",
     "results": "runner.results",
     "run_temporal_causality_analysis": "attribution.lag_influence",

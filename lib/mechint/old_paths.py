@@ -17,6 +17,7 @@ from typing import Any
 MOVED: dict[str, tuple[str, ...]] = {
     "activation_cache": ("sae.activations.cache",),
     "activations": ("sae.activations.pools",),
+    "analyses.lens.face": ("analyses.lens.notebook",),
     "attention_units": (
         "analyses.circuits.methods.attention",
         "analyses.neurons.moments",
@@ -34,6 +35,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "model_comparison": ("analyses.comparison.analyzer",),
     "neuron_curves": ("analyses.neurons.deletion_curves",),
     "relevance": ("attribution.relevance",),
+    "report.along": ("report.along_training",),
     "report.model_comparison": ("analyses.comparison.report",),
     "sae_evaluation": ("analyses.dictionaries.evaluation",),
     "sae_training": ("sae.training",),
@@ -47,6 +49,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "transplant": ("interventions.transplant",),
     "unit_effects": ("analyses.unit_effects",),
     "units": ("interventions.units",),
+    "utils.training_step": ("utils.checkpoint_step",),
     "workers": ("utils.workers",),
 }
 """Old module -> where its definitions are now; all below ``mechint``."""

@@ -12,13 +12,13 @@ import pytest
 from mechint.analyses.circuits.results import load_results
 from mechint.report import figure_style as style
 from mechint.report import write_comparison
-from mechint.report.along import apart
+from mechint.report.along_training import apart
 from mechint.report.finished import run_names
 from mechint.report.values import Value
 from mechint.runner.drawing import write_comparisons
+from mechint.utils.checkpoint_step import training_step
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_bytes, write_json, write_text
-from mechint.utils.training_step import training_step
 from tests.helpers.report_runs import Page, build_run, edit, value
 
 

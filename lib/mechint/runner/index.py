@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..analyses.base import analyses, analysis_of
-from ..report.along import step_of
+from ..report.along_training import step_of
 from ..report.compose import write_page
 from ..report.content import Content, Links, Section, Table, Text
 from ..report.finished import drawing, edited, read_finished

@@ -25,10 +25,10 @@ from ..tasks import Task
 from ..tasks.config import TaskConfig
 from ..tasks.stored import check_loss, differences
 from ..utils import files, workers
+from ..utils.checkpoint_step import training_step
 from ..utils.options import named
 from ..utils.rundir import fingerprint, manifest
 from ..utils.statistics import effective
-from ..utils.training_step import training_step
 from .drawing import draw
 from .preparation import Prepared, is_finished, key_of, loaders, prompts_digest
 from .request import Experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...report.along import MOST, write_along
+from ...report.along_training import MOST, write_along
 from ...report.compose import write_page
 from ...report.content import Block, Bullets, Checks, Content, Figure, Section, between, figure, table_section
 from ...report.content import study as study_of

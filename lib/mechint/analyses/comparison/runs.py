@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from ...report.along import Track, axis_of, step_of
+from ...report.along_training import Track, axis_of, step_of
 from ...report.finished import FinishedRun
 from ...report.values import Value
 from ...report.words import number

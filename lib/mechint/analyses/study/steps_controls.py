@@ -15,11 +15,11 @@ from ...interventions.model import Model
 from ...tasks import Prompts, make_task
 from ...tasks.base import generator
 from ...tasks.config import TaskConfig
+from ...utils.checkpoint_step import training_step
 from ...utils.errors import MechintError, shown
 from ...utils.multiple_tests import holm
 from ...utils.options import listed, named, value_of
 from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, number, rank_correlation, spread
-from ...utils.training_step import training_step
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..random_weights import beside, random_models

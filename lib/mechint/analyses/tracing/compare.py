@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...report import content as blocks
 from ...report import figure_style as style
-from ...report.along import MOST, Track, axis_of, write_along
+from ...report.along_training import MOST, Track, axis_of, write_along
 from ...report.compose import write_page
 from ...report.content import Bullets, Content, Section, Table, Text, figure, table_section
 from ...report.finished import run_names, valid

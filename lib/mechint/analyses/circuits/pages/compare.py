@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....report import content as blocks
 from ....report import figure_style as style
-from ....report.along import MOST, Track, axis_of, write_along
+from ....report.along_training import MOST, Track, axis_of, write_along
 from ....report.compose import write_page
 from ....report.content import Bullets, Content, Section, Table, figure, table_section
 from ....report.finished import run_names

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy
 
+from ..utils.checkpoint_step import named_step
 from ..utils.files import write_json
 from ..utils.multiple_tests import holm
 from ..utils.statistics import LEVEL, rank_correlation
-from ..utils.training_step import named_step
 from . import figure_style as style
 from .compose import write_page
 from .content import Bullets, Content, Section, figure, table_section
