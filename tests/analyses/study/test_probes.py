@@ -9,6 +9,7 @@ import pytest
 
 from mechint.analyses.study.probes import (
     METHODS,
+    Fit,
     Labelled,
     derived,
     detectable,
@@ -141,3 +142,18 @@ def test_methods_are_refused_nothing_else(monkeypatch: Any) -> None:
     for method in METHODS:  # a unit that is always the same has no weight, and no division by zero
         found = probe(dead, alive, method, shuffles=2, draws=100)
         assert 20 not in found.units and np.isfinite(found.weights).all()
+
+
+def test_a_label_is_refused_by_prompts_that_it_was_not_fitted_on() -> None:
+    """With more units than prompts, any label is a function of the first half; the second half tells."""
+    rng = np.random.default_rng(2)
+    X, y = rng.normal(size=(40, 60)), rng.integers(2, size=40)
+    X[20], y[20] = X[0], y[0]
+    refuse_derived(X, y)
+
+
+@pytest.mark.parametrize("method", ["lasso", "elasticnet"])
+def test_units_that_never_change_have_no_weight_and_classes_their_shares(method: str) -> None:
+    fit = Fit(Labelled(np.full((8, 5), 3.0), np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.arange(8)), method)
+    W, b = fit.solve(Labelled(np.full((8, 5), 3.0), np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.arange(8)), 1.0)
+    assert W.shape == (3, 5) and not W.any() and b.tolist() == [0.5, 0.25, 0.25]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mechint.analyses.base import entries_of_analyses
+from mechint.analyses.study.analyzer import ANALYSIS
+from mechint.analyses.study.candidates import Candidate
+from mechint.analyses.study.claims import above_random_models
+from mechint.analyses.study.context import Context
 from mechint.analyses.study.figures import claim_label
+from mechint.analyses.study.options import StudyConfig
 from mechint.analyses.study.report import claim_rows, evidence, headline_of
 from mechint.analyses.study.results import (
     CandidateClaim,
@@ -120,3 +128,30 @@ def test_the_schema_holds_claims_to_their_types() -> None:
     raw["claims"]["claims"][1]["layer"] = "x"
     [found] = fits(raw, known)
     assert found.startswith("$.claims.claims[1]")
+
+
+def test_a_terminal_gets_a_line_for_each_claim_or_why_there_is_none() -> None:
+    lines = ANALYSIS.summary({"claims": plain()["claims"]})
+    assert lines[1] == "  supported     0.50 [0.40, 0.60] L0 a does it" and len(lines) == 3
+    none = Claims(claims=[], verdicts={}, tests=0, alpha=0.05, said="No claim: nothing was found.")
+    assert ANALYSIS.summary({"claims": dataclasses.asdict(none)}) == ["  No claim: nothing was found."]
+    every, fewer = (ANALYSIS.work(StudyConfig(skip_steps=skip)) for skip in ("", "3,4,16"))
+    assert int(every.split()[0]) - int(fewer.split()[0]) == 3 and "combined circuit" not in fewer
+
+
+def test_units_of_a_candidate_come_in_their_order_and_of_directions_the_largest() -> None:
+    basis = torch.zeros(6, 2)
+    basis[4, 0] = basis[1, 1] = 1
+    named = [
+        Candidate("units", 0, "layers.0.u", torch.eye(6)[:, :3], ("sae",), units=(5, 0, 3)),
+        Candidate("directions", 0, "layers.0.u", basis, ("probe",)),
+        Candidate("elsewhere", 1, "layers.1.u", basis, ("probe",)),
+    ]
+    groups = Context.groups(SimpleNamespace(tested=named), 0)  # type: ignore[arg-type]
+    assert groups == {"units": [0, 3, 5], "directions": [1, 4]}
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.5, 0.0), (0.1, 1.0), (0.05, 1.0)])
+def test_random_models_without_any_spread_are_certain(value: float, p: float) -> None:
+    row = {"difference": number(value, value, value, 9, "x"), "random": [0.2, 0.2], "error": 0.0, "freedom": 1}
+    assert above_random_models(row).p == p
