@@ -86,7 +86,7 @@ def chance(p: float | None) -> str:
 # Words of manifest keys whose values differ between runs of one request (one of them killed and resumed, perhaps):
 # a report is the same bytes each time.
 _PASSING = re.compile(
-    r"(^|[._])(date|resumed|time|times|timestamp|started|finished|created|seconds|elapsed|duration|wall|host|hostname|pid|memory|rss)($|[._])"
+    r"(^|[._])(argv|date|resumed|time|times|timestamp|started|finished|created|seconds|elapsed|duration|wall|host|hostname|pid|memory|rss)($|[._])"
 )
 
 

@@ -19,7 +19,7 @@ from ..tasks.config import TaskConfig
 from ..training.options import ARCHITECTURES, TrainConfig
 from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import Parser, flag, flag_lines, options
-from . import command_line, export_command, train_command
+from . import command_line, completion, export_command, train_command
 from .scaffold import command as scaffold
 from .submit import command as submit
 from .submit.jobs import SubmitConfig
@@ -78,6 +78,13 @@ def main(arguments: Sequence[str], others: Mapping[str, Command] | None = None) 
     first, *rest = arguments or ("--help",)
     if first in ("-h", "--help"):
         print(overview(known))
+    elif first.partition("=")[0] == "--completion":
+        shell = first.partition("=")[2] or (rest[0] if rest else "")
+        words = [
+            completion.Words((name, *entry.aliases), entry.title, completion.flags_of(entry.parser(), name))
+            for name, entry in known.items()
+        ]
+        print(completion.script(shell, words), end="")
     elif first.startswith("-"):
         command_line.main(arguments=arguments)
     else:
@@ -211,7 +218,7 @@ def overview(known: Mapping[str, Command]) -> str:
         [
             f"usage: {called} COMMAND [option …]",
             f"       {called} --checkpoint MODEL --prompt TEXT --subject TEXT [--answer TEXT]",
-            f"       {called} --version",
+            f"       {called} --version | --completion {'|'.join(completion.SHELLS)}",
             "",
             "Commands:",
             *(f"  {names[name]:<{width}}  {command.title}" for name, command in known.items()),

@@ -11,9 +11,10 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,9 +161,12 @@ def noted(directory: Path) -> str | None:
 
 
 def manifest(**facts: Any) -> dict[str, Any]:
-    """Records what is needed to understand and repeat a run: versions, git state, machine, threads; and ``facts``."""
+    """Records what is needed to understand and repeat a run: command, versions, git state, machine; and ``facts``."""
     return {
         "mechint": __version__,
+        "argv": sys.argv,
+        "packages": packages(),
+        "processor": processor(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "transformers", "matplotlib")},
@@ -175,17 +179,46 @@ def manifest(**facts: Any) -> dict[str, Any]:
     }
 
 
+def packages() -> list[str]:
+    """``NAME==VERSION`` of every installed package, in the alphabet's order."""
+    found = {(str(one.metadata["Name"]).lower(), str(one.version)) for one in distributions() if one.metadata["Name"]}
+    return [f"{name}=={number}" for name, number in sorted(found)]
+
+
+@functools.cache
+def processor() -> str:
+    """The model of the processor, as the system names it; its kind where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+MOST_NAMED = 50
+"""Untracked files of a checkout that a manifest names; of more it has the number."""
+
+
 def git_state() -> dict[str, Any] | None:
-    """Commit of the library's checkout and whether it has uncommitted changes; None outside a checkout."""
+    """Commit of the library's checkout, whether it has uncommitted changes, and its untracked files; None outside a
+    checkout."""
     root = Path(__file__).resolve().parents[1]
     ask = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
     try:
-        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "-z", "--no-renames")
     except FileNotFoundError:  # no git on this machine
         return None
     if commit.returncode or status.returncode:
         return None
-    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+    entries = [entry for entry in status.stdout.split("\0") if entry]
+    untracked = sorted(entry[3:] for entry in entries if entry.startswith("??"))
+    return {
+        "commit": commit.stdout.strip(),
+        "changed": len(untracked) < len(entries),
+        "untracked": untracked[:MOST_NAMED],
+        "untracked_count": len(untracked),
+    }
 
 
 def check_writable(directory: str | Path, setting: str = "", dry: bool = False) -> None:
