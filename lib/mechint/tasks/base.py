@@ -113,6 +113,20 @@ class Task(ABC):
             return ROLES, subject_roles(about, prompts.positions[:, 0], prompts.positions[:, -1])
         return ROLES, subject_roles(about, prompts.positions[:, -1])
 
+    def fact(self, prompts: Prompts) -> Tensor:
+        """The fact that each prompt says, as a number that all prompts of the fact share, [n].
+
+        Here prompts of one subject with one last answer say one fact, wherever the subject stands.
+
+        Raises:
+            MechintError: nothing says what the prompts are about.
+        """
+        about = prompts.about()
+        if about is None:
+            raise self.refuse("no subject and no counterfactual twins say what a prompt is about", "take another task")
+        rows = zip(prompts.tokens.cpu(), about.cpu(), prompts.answers[:, -1].tolist(), strict=True)
+        return torch.tensor([mix("fact", answer, *tokens[own].tolist()) for tokens, own, answer in rows])
+
     def bytes_of(self, answers: Tensor) -> Tensor | None:
         """Bytes of text that each answer stands for, of the same shape; None where answers are not text."""
         return None

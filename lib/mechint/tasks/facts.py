@@ -105,6 +105,9 @@ class Facts(Task):
             guess = (torch.rand(person.shape, generator=random, dtype=torch.float64) * known).long()
             stranger = torch.where(same, guess, stranger)
 
+    def fact(self, prompts: Prompts) -> Tensor:
+        return prompts.template.cpu() // len(PARAPHRASES)
+
     def decode(self, token: int) -> str:
         return self.words[token] if token < len(self.words) else f"<unused {token}>"
 

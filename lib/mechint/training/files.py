@@ -88,7 +88,12 @@ def write_checkpoint(paths: Paths, path: Path, checkpoint: dict[str, Any], descr
     """
     if paths.suffix:
         files.write_torch(path, checkpoint)
-        return
+    else:
+        write_directory(path, checkpoint, described)
+
+
+def write_directory(path: Path, checkpoint: dict[str, Any], described: dict[str, Any]) -> None:
+    """Writes a checkpoint as a directory; arguments as of :func:`write_checkpoint`."""
     files.write_json(path / "config.json", finite(described))
     notes = {name: value for name, value in checkpoint["config"].items() if name not in described}
     others = {name: value for name, value in checkpoint.items() if name not in ("model", "config")}

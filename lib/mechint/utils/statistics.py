@@ -438,6 +438,31 @@ def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> 
     return float(scipy.stats.spearmanr(a, b).statistic)
 
 
+def ranks(values: Array, axis: int | None = None) -> Array:
+    """Ranks from 1, ties at their mean rank: along an axis, or of all values, which keep their shape."""
+    return np.asarray(scipy.stats.rankdata(values, axis=axis), dtype=np.float64).reshape(values.shape)
+
+
+def pearson_along(a: Array, b: Array) -> Array:
+    """Pearson's correlation along the last axis; NaN where one of the two does not vary."""
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
+    below = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.divide((a * b).sum(-1), below, out=np.full_like(below, np.nan), where=below > ROUNDING)
+
+
+def pearson_moments(a: Array, b: Array) -> tuple[Array, ...]:
+    """The products whose means :func:`pearson_of_means` takes, each of the shape of a and b; both are centred first, so
+    that rounding is small."""
+    a, b = a - a.mean(), b - b.mean()
+    return a, b, a * a, b * b, a * b
+
+
+def pearson_of_means(a: Array, b: Array, aa: Array, bb: Array, ab: Array) -> Array:
+    """Pearson's correlation from the means of :func:`pearson_moments`; NaN where one of the two does not vary."""
+    below = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
+    return np.divide(ab - a * b, below, out=np.full_like(below, np.nan), where=below > 1e-9)
+
+
 def pearson(a: Array, b: Array) -> float | None:
     """Pearson's correlation; None where one of the two does not vary, is a single number, or is not finite."""
     if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or a.std() == 0 or b.std() == 0:
