@@ -21,6 +21,7 @@ from .utils.errors import MechintError
 from .utils.version import __version__
 
 if TYPE_CHECKING:
+    from .analyses.editing.notebook import edit
     from .analyses.lens.notebook import lens
     from .analyses.paths.measure import paths
     from .analyses.steering.face import contrast, steer
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "analyse", "circuit", "contrast", "generate", "lens", "load", "patch", "paths", "results", "run",
+    "analyse", "circuit", "contrast", "edit", "generate", "lens", "load", "patch", "paths", "results", "run",
     "run_sae_analysis", "run_temporal_causality_analysis", "steer", "trace", "watch",
 ]  # fmt: skip
 
@@ -40,6 +41,7 @@ _LATER = {
     **{name: "runner.notebook" for name in ("analyse", "circuit", "patch", "trace")},
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
+    "edit": "analyses.editing.notebook",
     "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
     "contrast": "analyses.steering.face",

@@ -24,6 +24,7 @@ FLOORS = (
     (
         "analyses.circuits",
         "analyses.comparison",
+        "analyses.editing",
         "analyses.lens",
         "analyses.patching",
         "analyses.paths",

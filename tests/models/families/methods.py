@@ -37,8 +37,8 @@ TITLES = {"mamba": "Mamba-1", "gpt2": "GPT-2", "llama": "Llama"} | {
 }
 TASK = make_task(TaskConfig(name="recall", pairs=2, keys=12, values=12))
 FEW, MANY = 4, 32
-"""Prompts of each split; circuits need more, so that what all units do is no chance."""
-CIRCUITS = ("ssm", "kv", "hybrid", "feature", "lens")
+"""Prompts of each split; circuits need more, so that what all units do is no chance, and second moments do."""
+CIRCUITS = ("ssm", "kv", "hybrid", "feature", "lens", "edit")
 KINDS = ("head", "ssm_head", "channel", "conv_channel", "mlp", "expert")
 """Kinds of unit of a circuit of several kinds: those that the model has."""
 SMALL: dict[str, Any] = {
@@ -74,7 +74,10 @@ def analysed(name: str, model: Model, path: Path, **changes: Any) -> None:
     check_model([analysis], model, "a model")
     options = options_of(analysis)
     known = {field.name: field for field in dataclasses.fields(analysis.config)}
-    more = {key: value for key, value in SMALL.items() if key in known and type(known[key].default) is type(value)}
+    fits = lambda key, value: (
+        type(known[key].default) is type(value) and (value in (known[key].metadata["option"].choices or (value,)))
+    )
+    more = {key: value for key, value in SMALL.items() if key in known and fits(key, value)}
     count = MANY if name in CIRCUITS else FEW
     more |= {key: count for key in ("prompts", "eval_prompts") if key in known}
     if name != "sae":
@@ -154,6 +157,7 @@ METHODS: dict[str, tuple[str, Callable[[Model, Path], None]]] = {
     "sparsity": ("sparsity", analysis("sparsity")),
     "compare": ("costs and comparison", analysis("compare")),
     "lens": ("logit lens, tuned lens, direct logit attribution", analysis("lens")),
+    "edit": ("editing by ROME and MEMIT", analysis("edit")),
     "sae": ("sparse autoencoders", trained),
     "feature": ("circuits of their latents", of_latents),
     "study": ("studies", analysis("study")),
