@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 from .architectures import ARCHITECTURES, make
+from .attach import Fit, attach, fit, site_of
 from .base import Loss, SAEConfig, SparseAutoencoder, Step
 from .batch_topk import BatchTopK
+from .formats.detect import load
 from .formats.dictionary_learning import load_dictionary_learning, save_dictionary_learning
-from .formats.saelens import load, save
+from .formats.saelens import save
 from .formats.sparsify import load_sparsify, save_sparsify
 from .gated import Gated
 from .jumprelu import JumpReLU
@@ -20,7 +22,7 @@ from .relu import ReLU
 from .topk import TopK
 
 __all__ = [
-    "ARCHITECTURES", "BatchTopK", "Gated", "JumpReLU", "Loss", "Matryoshka", "ReLU", "SAEConfig",
-    "SparseAutoencoder", "Step", "TopK", "load", "load_dictionary_learning", "load_sparsify", "make", "save",
-    "save_dictionary_learning", "save_sparsify",
+    "ARCHITECTURES", "BatchTopK", "Fit", "Gated", "JumpReLU", "Loss", "Matryoshka", "ReLU", "SAEConfig",
+    "SparseAutoencoder", "Step", "TopK", "attach", "fit", "load", "load_dictionary_learning", "load_sparsify",
+    "make", "save", "save_dictionary_learning", "save_sparsify", "site_of",
 ]  # fmt: skip

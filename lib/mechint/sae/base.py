@@ -126,6 +126,8 @@ class SparseAutoencoder(nn.Module, ABC):
     """Saved tensors that grow with the input when the input grows."""
     saved_as: ClassVar[str] = ""
     """Architecture on disk, where it is not our name."""
+    centred = False
+    """True if it was trained on activations less their mean over the width, and is not attached to its model yet."""
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
@@ -148,12 +150,21 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
 
     def check_input(self, x: Tensor) -> None:
-        """Raises :class:`MechintError` unless x is [..., d_in]."""
+        """Raises :class:`MechintError` unless x is [..., d_in], or where the dictionary must be attached first."""
+        self.check_attached()
         if x.shape[-1] != self.config.d_in:
             where = f" of {self.config.site}" if self.config.site else ""
             raise MechintError(
                 f"the dictionary{where} takes activations of width {self.config.d_in}; got width {x.shape[-1]}: choose "
                 f"the site that it was trained on"
+            )
+
+    def check_attached(self) -> None:
+        """Raises :class:`MechintError` where what the dictionary reads depends on a model that is not known yet."""
+        if self.centred:
+            raise MechintError(
+                f"the dictionary of {self.config.site} was trained with center_writing_weights, which takes the mean "
+                f"from the stream of models with LayerNorm; attach it to its model first: sae.attach(dictionary, model)"
             )
 
     def pre_activations(self, x: Tensor) -> Tensor:
@@ -253,6 +264,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """A copy of the dictionary as it is used and saved: another architecture for batch_topk and matryoshka."""
         copy = type(self)(self.config).to(self.W_dec.device)
         copy.load_state_dict(self.state_dict())
+        copy.centred = self.centred
         return copy.requires_grad_(False).eval()
 
     def extra_config(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_of_each_site_one_dictionary_is_taken(monkeypatch: pytest.MonkeyPatch) -
     every = dictionaries(a="", b="", c="", nowhere="")
     for name, site in (("a", "x"), ("b", "y"), ("c", "x"), ("nowhere", "")):
         every[name].config.site = site
-    monkeypatch.setattr(stored, "load_all", lambda directory, flatten: every)
+    monkeypatch.setattr(stored, "load_all", lambda directory, flatten, model: every)
     assert list(one_for_each_site("d", "a,b")) == ["a", "b"]
     with pytest.raises(MechintError, match=r"x has several dictionaries \(a, c\)"):
         one_for_each_site("d", "a,b,c")

@@ -14,23 +14,25 @@ says with every unit dropped; a mask further from the prediction than that is be
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ...interventions.model import Model
+from ...interventions.units import Units
 from ...utils.errors import MechintError
 from ...utils.statistics import Number
 from ..ablation import Ablation
 from ..loader import PromptLoader
 from ..random_weights import shuffled_weights
 from .bench import Bench, check_effect
+from .evidence import Evidence
 from .methods.all_methods import SEARCH, scores_of
+from .methods.evaluator import Evaluator
 from .methods.starting_orders import NOTES, further_orders, starting_scores
-
-if TYPE_CHECKING:
-    from .analyzer import CircuitAnalyzer
 
 RANDOM_WEIGHTS, EXCHANGED = "random weights", "exchanged answers"
 METRIC_OF = {RANDOM_WEIGHTS: "mask_on_random_weights", EXCHANGED: "mask_for_exchanged_answers"}
@@ -46,6 +48,30 @@ class Control:
     note: str = ""
 
 
+class Searcher(Protocol):
+    """The parts of :class:`.analyzer.CircuitAnalyzer` that a control repeats."""
+
+    model: Model
+    config: Any
+    seed: int
+    half: bool
+    stages: Any
+    controls: tuple[str, ...]
+
+    def units_of(self, random: Model, loader: PromptLoader) -> Units | None: ...
+
+    def evidence(self, bench: Bench, loader: PromptLoader) -> Evidence: ...
+
+    def evaluator(self, bench: Bench, aligned: bool) -> Evaluator: ...
+
+    def search(self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, *, weights: str = "trained",
+               others: Sequence[Tensor] = ()) -> dict[str, Any]: ...  # fmt: skip
+
+    def pruned(
+        self, bench: Bench, name: str, mask: Tensor, order: Tensor, target: float, size: int
+    ) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Controls:
     """Repeats the search of a circuit.
@@ -59,7 +85,7 @@ class Controls:
         needed: True if the search had a further starting order; those of controls then get one, too.
     """
 
-    analyzer: CircuitAnalyzer[Any]
+    analyzer: Searcher
     discovery: Bench
     held_out: Bench
     loaders: tuple[PromptLoader, PromptLoader]

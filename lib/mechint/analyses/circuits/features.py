@@ -92,7 +92,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         self, model: Model, config: FeatureCircuitConfig, device: str | torch.device = "cpu", **others: Any
     ) -> None:
         excluded(config.exclude)
-        chosen = one_for_each_site(where(config, others.get("run_dir")), config.choose, config.flatten)
+        chosen = one_for_each_site(where(config, others.get("run_dir")), config.choose, config.flatten, model)
         self.chosen = {dictionary.config.site: name for name, dictionary in chosen.items()}
         units = FeatureUnits(model, {d.config.site: d.to(device) for d in chosen.values()})
         self.digests = {site: digest(dictionary) for site, dictionary in units.dictionaries.items()}

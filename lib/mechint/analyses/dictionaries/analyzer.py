@@ -127,7 +127,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         self.device = torch.device(device)
         self.sites = sites_of(model, config.sites, config.layers)
         excluded(config.exclude)
-        self.given = None if not config.dictionaries else load_all(config.dictionaries, config.flatten)
+        self.given = None if not config.dictionaries else load_all(config.dictionaries, config.flatten, model)
         if self.given is None:
             self.members = self.plan({})
         else:

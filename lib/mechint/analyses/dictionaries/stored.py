@@ -9,30 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from ... import sae
+from ...interventions.model import Model
 from ...sae import SparseAutoencoder
+from ...sae.formats.detect import directories
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean
 from ...utils.options import listed
 from .reading import best_at
 
 
-def load_all(directory: str | Path, flatten: str = "all") -> dict[str, SparseAutoencoder]:
+def load_all(directory: str | Path, flatten: str = "all", model: Model | None = None) -> dict[str, SparseAutoencoder]:
     """Every dictionary in a directory, or the one it is.
 
     Args:
         flatten: Rule that flattens the axes of its site, if the dictionary's own file does not say.
+        model: Model whose sites the dictionaries of other libraries are attached to.
 
     Raises:
         MechintError: there is none, or one can't be read.
     """
     top = folder(directory)
-    paths = [top] if (top / "cfg.json").is_file() else [path.parent for path in sorted(top.glob("*/cfg.json"))]
+    paths = directories(top)
     if not paths:
         raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
     found = {path.name: sae.load(path) for path in paths}
     for dictionary in found.values():
         dictionary.config = replace(dictionary.config, flatten=dictionary.config.flatten or flatten)
-    return found
+    if model is None:
+        return found
+    return {name: at_site(name, dictionary, model) for name, dictionary in found.items()}
+
+
+def at_site(name: str, dictionary: SparseAutoencoder, model: Model) -> SparseAutoencoder:
+    """The dictionary; attached to the model where its file is of another library."""
+    if not dictionary.centred and (dictionary.config.site in model.sites or not dictionary.config.site):
+        return dictionary
+    try:
+        return sae.attach(dictionary, model)
+    except MechintError as error:
+        raise MechintError(f"dictionary {name}: {error}") from None
 
 
 def folder(directory: str | Path) -> Path:
@@ -41,19 +56,21 @@ def folder(directory: str | Path) -> Path:
     return top / "dictionaries" if (top / "dictionaries").is_dir() else top
 
 
-def one_for_each_site(directory: str | Path, names: str, flatten: str = "all") -> dict[str, SparseAutoencoder]:
+def one_for_each_site(
+    directory: str | Path, names: str, flatten: str = "all", model: Model | None = None
+) -> dict[str, SparseAutoencoder]:
     """The dictionaries that ``names`` chooses, by name, one of each site.
 
     Args:
         directory: Directory of a finished analysis of dictionaries, or of dictionaries.
         names: Names or shell patterns, separated by commas; empty takes of each site the one that loses the model
             least, as the analysis beside the dictionaries measured it.
-        flatten: As for :func:`load_all`.
+        flatten, model: As for :func:`load_all`.
 
     Raises:
         MechintError: no dictionary has such a name, several of one site are left, or one says no site.
     """
-    every = load_all(directory, flatten)
+    every = load_all(directory, flatten, model)
     chosen = chosen_of(every, names) if names else best_of(every, directory)
     by_site: dict[str, list[str]] = {}
     for name in chosen:

@@ -33,6 +33,10 @@ DICTIONARY_LEARNING_HARMLESS = listed(
     l1_warmup_steps initial_bandwidth
     """
 )
+CHANGED_HEADS = listed("fold_value_biases refactor_factored_attn_matrices")
+"""Arguments of TransformerLens' loader that change queries, keys, values and the outputs of heads."""
+WRITTEN = listed("embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out")
+"""Hooks of TransformerLens whose values have no mean over the width once writing weights are centred."""
 SPARSIFY = listed("activation expansion_factor num_latents k skip_connection transcode d_in")
 SPARSIFY_HARMLESS = listed("normalize_decoder multi_topk")
 

@@ -44,6 +44,7 @@ def save(sae: SparseAutoencoder, directory: str | Path) -> Path:
     """
     directory = Path(directory)
     sae = sae.inference()
+    sae.check_attached()
     tensors = {
         there: getattr(sae, here).detach().to("cpu", torch.float32).contiguous() for here, there in sae.tensors.items()
     }
@@ -100,7 +101,28 @@ def load(directory: str | Path) -> SparseAutoencoder:
     if keys.switch(raw, "rescale_acts_by_decoder_norm", False, directory / CONFIG):
         tensors = with_unit_rows(tensors)
     with reading(directory / WEIGHTS):
-        return from_tensors(config, tensors, str(directory / WEIGHTS))
+        sae = from_tensors(config, tensors, str(directory / WEIGHTS))
+    sae.centred = centred(raw, directory / CONFIG)
+    return sae
+
+
+def centred(raw: dict[str, Any], file: Path) -> bool:
+    """True if the model's writing weights were centred, as the arguments of TransformerLens' loader say.
+
+    Raises:
+        MechintError: they change what the dictionary's site holds in another way.
+    """
+    about = {**raw, **(raw.get("metadata") or {})}
+    given = about.get("model_from_pretrained_kwargs") or {}
+    if not isinstance(given, dict):
+        raise MechintError(f"{file}: model_from_pretrained_kwargs is {shown(given)}; correct it")
+    site = keys.text(about, "hook_name") or keys.text(about, "hook_point")
+    changed = [name for name in keys.CHANGED_HEADS if keys.switch(given, name, False, file)]
+    if changed and ".attn.hook_" in site:
+        raise MechintError(
+            f"{file}: the model was loaded with {', '.join(changed)}, which changes what {site} holds; not supported"
+        )
+    return keys.switch(given, "center_writing_weights", False, file) and site.rpartition("hook_")[2] in keys.WRITTEN
 
 
 def check_matrices(config: SAEConfig, tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -153,11 +175,18 @@ def config_of(raw: dict[str, Any], where: Path) -> SAEConfig:
         k=k,
         apply_b_dec_to_input=keys.switch(raw, "apply_b_dec_to_input", True, file),
         model_name=keys.text(about, "model_name"),
-        site=keys.text(about, "hook_name"),
+        site=keys.text(about, "hook_name") or keys.text(about, "hook_point"),
+        layer=layer_of(about),
         context_size=keys.size(about, "context_size", file) if about.get("context_size") else 0,
         prepend_bos=keys.switch(about, "prepend_bos", False, file),
         dataset=keys.text(about, "dataset_path"),
     )
+
+
+def layer_of(about: Mapping[str, Any]) -> int:
+    """The layer that a file of SAELens before release 6 says; −1 where there is none."""
+    found = about.get("hook_layer", about.get("hook_point_layer"))
+    return found if type(found) is int else -1
 
 
 def own_config(ours: Any, file: Path) -> SAEConfig:
