@@ -149,7 +149,7 @@ def centre(dictionary: SparseAutoencoder) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a dictionary fits the activations of some text.
+    """The fit of a dictionary to the activations of some text.
 
     Attributes:
         site: The dictionary's site.
@@ -167,7 +167,7 @@ class Fit:
 
     @property
     def warning(self) -> str | None:
-        """Why the dictionary looks like one of another model, layer or scale; None where it does not."""
+        """The reason why the dictionary looks like one of another model, layer or scale; None where it does not."""
         better = max(self.elsewhere, key=self.elsewhere.__getitem__, default=None)
         if better is not None and self.elsewhere[better] > self.variance_explained + CLEARLY:
             return (

@@ -80,6 +80,19 @@ def test_they_are_evaluated_again_from_their_directory(done: SAEAnalyzer, tmp_pa
         assert member["metrics"] == named[member["name"]]
 
 
+def test_a_dictionary_of_another_library_is_attached_and_one_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    width = tiny_mamba().config.d_model
+    strange = sae.make(sae.SAEConfig("topk", width, 3 * width, k=2, site="backbone.layers.1"))
+    with torch.no_grad():
+        for parameter in strange.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    sae.save(strange.requires_grad_(False), tmp_path / "theirs")
+    again = analyse(tmp_path / "run", replace(CONFIG, dictionaries=str(tmp_path / "theirs")))
+    [member] = again.results["sae"]["members"]
+    assert member["site"] == "layers.1.resid_post"
+    assert any(note.startswith("Dictionary theirs may not fit: it explains -") for note in again.results["notes"])
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_dictionaries(done: SAEAnalyzer, tmp_path: Path) -> None:
     import mechint.sae.training as training

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ... import sae
 from ...interventions.model import Model
@@ -148,6 +149,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
+        self.notes += self.misfits(next(iter(val_loader)).tokens)
         for note in self.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
         if self.given is None:
@@ -169,6 +171,20 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         ]
         self.results["sae"]["read_rule"] = "by name" if self.config.read_names else RULE
         return self.results
+
+    def misfits(self, tokens: Tensor) -> list[str]:
+        """Warns of given dictionaries that look like those of another model or layer, by one batch of prompts."""
+        fits = {
+            name: sae.fit(dictionary, self.model, tokens)
+            for name, dictionary in (self.given or {}).items()
+            if not dictionary.config.baseline
+        }
+        return [
+            f"Dictionary {name} may not fit: it explains {found.variance_explained:.0%} of the variance at "
+            f"{found.site}; {found.warning}"
+            for name, found in fits.items()
+            if found.warning is not None
+        ]
 
     def to_read(self, site: str) -> list[str]:
         """The dictionaries of a site whose features are read: by their names, or by the rule."""

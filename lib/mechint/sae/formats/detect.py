@@ -13,7 +13,7 @@ WEIGHTS = {
     sparsify.WEIGHTS: sparsify.load_sparsify,
     dictionary_learning.WEIGHTS: dictionary_learning.load_dictionary_learning,
 }
-"""How the weights are read, by the name of their file."""
+"""Readers by the name of the weights' file."""
 
 
 def load(directory: str | Path) -> SparseAutoencoder:
