@@ -16,6 +16,7 @@ import mechint
 from mechint.analyses import metrics as answers
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits import bench as circuit
+from mechint.analyses.circuits.analyzer import CircuitAnalyzer
 from mechint.analyses.circuits.bench import METRICS, Bench, attribute
 from mechint.analyses.circuits.kv import KVCircuitAnalyzer, kept, refuse
 from mechint.analyses.circuits.pages.importance import strips_of
@@ -152,7 +153,12 @@ def test_smallest_and_sparsity(search: str) -> None:
     assert 7 <= results["metrics"]["units_kept"]["value"] <= 11
 
 
-@pytest.mark.slow_except("0.95")
+@pytest.mark.parametrize(("sparsity", "units"), [(0.0, 48), (0.2, 38), (0.5, 24), (0.95, 2), (0.9999, 1), (1.0, 1)])
+def test_the_number_of_units_that_a_sparsity_keeps(sparsity: float, units: int) -> None:
+    assert kept(sparsity, 48) == units
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sparsity",
     [0.0, *(pytest.param(share, marks=pytest.mark.exhaustive) for share in (0.2, 0.5)), 0.95, 0.9999],
@@ -196,11 +202,14 @@ def test_every_metric(unit: str, metric: str) -> None:
         assert metrics["metric_full"]["value"] == 1.0
 
 
-def test_a_tied_model_says_so() -> None:
-    model = tiny_gpt2(vocab_size=32, kv_tied=True)
-    config = dataclasses.replace(SMALL, steps=10, seeds=1)
-    notes = KVCircuitAnalyzer(model, config).run_analysis(*loaders())["notes"]
-    assert any("come from one projection" in note for note in notes)
+@pytest.mark.parametrize(("unit", "tied", "said"), [("kv", True, 1), ("kv", False, 0), ("head", True, 0)])
+def test_a_tied_model_says_so(unit: str, tied: bool, said: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = {"units_kept": {"value": 3}, "units_total": {"value": 12}}
+    monkeypatch.setattr(CircuitAnalyzer, "run_analysis", lambda self, *loaders: {"metrics": count, "notes": []})
+    model = tiny_gpt2(vocab_size=32, kv_tied=tied)
+    results = KVCircuitAnalyzer(model, dataclasses.replace(SMALL, unit=unit)).run_analysis(*loaders())
+    assert len(results["notes"]) == said == sum("come from one projection" in note for note in results["notes"])
+    assert results["sparsity"]["achieved"] == 0.75
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
@@ -356,11 +365,15 @@ def test_the_gradient_of_a_mask_is_that_of_all_logits() -> None:
     assert torch.allclose(slope, oracle, atol=1e-5) and float(oracle.abs().max()) > 1e-3
 
 
-def test_bfloat16_is_refused_where_it_would_be_slower_and_says_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(SMALL, precision="bfloat16", steps=10, seeds=1)
+def test_bfloat16_is_refused_where_it_would_be_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circuit, "cpu_bfloat16", lambda: False)
     with pytest.raises(MechintError, match="no arithmetic for bfloat16"):
-        KVCircuitAnalyzer(known_circuit(), config)
+        KVCircuitAnalyzer(known_circuit(), dataclasses.replace(SMALL, precision="bfloat16"))
+
+
+@pytest.mark.slow
+def test_bfloat16_says_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(SMALL, precision="bfloat16", steps=10, seeds=1)
     monkeypatch.setattr(circuit, "cpu_bfloat16", lambda: True)
     metrics = KVCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())["metrics"]
     assert 0.9 < metrics["cosine_bfloat16"]["value"] < 1.0

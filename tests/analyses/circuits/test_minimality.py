@@ -33,7 +33,9 @@ def test_a_sweep_over_the_circuit_equals_one_measurement_for_each_unit(unit: str
 
 def test_it_tells_passengers_from_units_that_are_needed() -> None:
     needed = {(layer, channel) for layer, kept in enumerate(KEPT) for channel in kept}
-    config = dataclasses.replace(SMALL, search="budget", budget=12, steps=40, seeds=1, bootstrap=1000)
+    config = dataclasses.replace(
+        SMALL, search="budget", budget=12, steps=10, seeds=1, bootstrap=1000, random_circuits=1
+    )
     results = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     tried, number = results["leave_one_out"], results["metrics"]["minimality"]
     assert len(tried) == 12 and number["interval"] == "every unit was tried"

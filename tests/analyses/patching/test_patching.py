@@ -109,16 +109,16 @@ def test_every_unit_is_one_run_by_hand(family: Any, units: str, metric: str) -> 
     patcher = Patcher(model, dataclasses.replace(SMALL, flow="", units=units, metric=metric))
     found = patcher.patch(prompts, torch.zeros_like(prompts.tokens), [])
     clean, twin = (mechint.run(model, ids, ["layers.*"]).values for ids in (prompts.tokens, prompts.twins))
+    both = [[last(model, prompts, row, metric, [], other) for other in (False, True)] for row in range(3)]
     for parts in patcher.parts:
         assert found[f"necessary {parts.kind}"].shape == (parts.total, 3)
         for number in range(parts.total):
             at, unit = parts.place(number)
             site = parts.sites[at]
-            for row in range(3):
+            for row, ends in enumerate(both):
                 put = lambda values, row=row, site=site, unit=unit: Edit(
                     site, "replace", values[site][row : row + 1, :, [unit]], units=[unit]
                 )
-                ends = [last(model, prompts, row, metric, [], other) for other in (False, True)]
                 lost = ends[0] - last(model, prompts, row, metric, [put(twin)])
                 back = last(model, prompts, row, metric, [put(clean)], True) - ends[1]
                 for name, value in (("necessary", lost), ("sufficient", back)):

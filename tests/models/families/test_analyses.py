@@ -44,7 +44,7 @@ def results_of(name: str, model: Stack, path: Path, **changes: Any) -> dict[str,
     return dict(analyzer.run_analysis(*loaders(model, TASK)))
 
 
-@pytest.mark.slow_except("(falcon_h1-head-kv|kimi_linear.*)")
+@pytest.mark.slow_except("kimi_linear.*")
 @pytest.mark.parametrize(
     ("name", "unit", "kind"),
     [("mamba2", "head", "ssm"), ("falcon_h1", "head", "ssm"), ("falcon_h1", "head", "kv"),
