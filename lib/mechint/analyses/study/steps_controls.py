@@ -400,7 +400,7 @@ def scale(context: Context) -> Found:
     model, c = context.model, context.config
     size = sum(parameter.numel() for parameter in model.parameters())
     length = int(context.val.batches[0].tokens.shape[1])
-    runs = len(context.tested) * 2 * c.draws * len(context.held.prompts)
+    runs = len(context.tested) * 2 * context.draws * len(context.held.prompts)
     report: Found = {
         "parameters": size,
         "length": length,

@@ -1,0 +1,70 @@
+"""Numbers that steps of a study report, by hand: statistics of activations, quality of dictionaries, cost."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mechint.analyses.study.steps_controls import scale
+from mechint.analyses.study.steps_discovery import baseline, sae_numbers
+from tests.helpers.builders import tiny_mamba
+
+
+def test_statistics_of_activations_by_numpy() -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(6, 5, 8)) * np.array([1, 2, 0.5, 3, 0, 1, 100, 1]) + 7
+    found = baseline(torch.from_numpy(values))
+    rows = values.reshape(30, 8)
+    z = (rows - rows.mean(0)) / np.where(rows.std(0, ddof=1) > 0, rows.std(0, ddof=1), np.nan)
+    assert found["kurtosis_median"] == pytest.approx(sorted(np.nanmean(z[:, [0, 1, 2, 3, 5, 6, 7]] ** 4, 0))[3])
+    assert found["variance"] == pytest.approx(rows.var(0, ddof=1).mean()) and found["mean"] == pytest.approx(
+        rows.mean()
+    )
+    eigen = np.sort(np.linalg.eigvalsh(np.cov(rows.T, bias=True)))[::-1]
+    assert found["rank"] == pytest.approx(eigen.sum() ** 2 / (eigen**2).sum())
+    assert found["rank_99"] == int(np.searchsorted(eigen.cumsum() / eigen.sum(), 0.99)) + 1
+    assert found["dead_units"] == 1 and found["outlier_units"] == [6] and found["units"] == 8 and found["n"] == 30
+    assert found["norm_by_position"] == pytest.approx(np.linalg.norm(values, axis=2).mean(0).tolist())
+    assert found["spectrum"] == pytest.approx((eigen / eigen.sum()).tolist(), abs=1e-12)
+
+
+class Halves:
+    """A dictionary whose latents are the positive units, and which gives back half of each."""
+
+    config = SimpleNamespace(d_sae=4)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=0)
+
+    def decode(self, f: torch.Tensor) -> torch.Tensor:
+        return f / 2
+
+
+def test_the_variance_that_a_dictionary_explains_and_its_active_latents_by_hand() -> None:
+    draw = np.random.default_rng(1)
+    values = draw.normal(size=(5, 3, 4)) - np.array([0, 0, 0, 9])
+    made: Any = Halves()
+    found = sae_numbers(made, torch.from_numpy(values), np.arange(5), 100, 0)
+    rest = ((np.maximum(values, 0) / 2 - values) ** 2).sum(2).mean()
+    total = ((values - values.mean((0, 1))) ** 2).sum(2).mean()
+    assert found["variance_explained"]["value"] == pytest.approx(1 - rest / total, rel=1e-5)
+    assert found["l0"]["value"] == pytest.approx((values > 0).sum(2).mean())
+    assert (found["latents"], found["silent"]) == (4, 1)
+
+
+def test_the_cost_counts_the_random_subspaces_that_were_drawn() -> None:
+    """Two tests of each candidate; of more draws than asked for where the claims need them."""
+    model = tiny_mamba()
+    context: Any = SimpleNamespace(
+        model=model, config=SimpleNamespace(draws=20, trajectory=""), draws=60, tested=[1, 2, 3],
+        val=SimpleNamespace(batches=[SimpleNamespace(tokens=torch.zeros(2, 7))]),
+        held=SimpleNamespace(prompts=[0] * 5),
+    )  # fmt: skip
+    report = scale(context)["report"]
+    assert report["runs_of_one_prompt"] == 3 * 2 * 60 * 5 and report["length"] == 7
+    size = sum(p.numel() for p in model.parameters())
+    assert report["flops"] == 2.0 * size * 7 * 1800 and report["parameters"] == size
