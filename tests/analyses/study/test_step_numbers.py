@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechint.analyses.study.steps_controls import scale
+from mechint.analyses.study import steps_tests
+from mechint.analyses.study.steps_controls import at, scale
 from mechint.analyses.study.steps_discovery import baseline, sae_numbers
 from tests.helpers.builders import tiny_mamba
 
@@ -68,3 +69,23 @@ def test_the_cost_counts_the_random_subspaces_that_were_drawn() -> None:
     assert report["runs_of_one_prompt"] == 3 * 2 * 60 * 5 and report["length"] == 7
     size = sum(p.numel() for p in model.parameters())
     assert report["flops"] == 2.0 * size * 7 * 1800 and report["parameters"] == size
+
+
+def test_tests_that_beat_random_subspaces_are_counted_after_holm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tests of a candidate with p = 0.02 and 0.3: 0.04 and 0.3 after Holm."""
+    shown = lambda p: SimpleNamespace(p=p, report=lambda: {"p": p})
+    made = {name: shown(p) for name, p in zip(steps_tests.DIRECTIONS, (0.02, 0.3), strict=True)}
+    monkeypatch.setattr(steps_tests, "necessity", lambda held, candidate, test, **options: made[test])
+    context: Any = SimpleNamespace(
+        config=SimpleNamespace(draws=20, bootstrap=100, metric="logit_diff", ablation="mean"), draws=60, seed=0,
+        tested=[SimpleNamespace(site="layers.0.u")], held=SimpleNamespace(prompts=[0] * 5), mean=lambda site: None,
+    )  # fmt: skip
+    report = steps_tests.tests(context)["report"]
+    assert [row["p_holm"] for row in report["tests"]] == pytest.approx([0.04, 0.3])
+    assert report["said"].startswith("2 tests of 1 candidates on 5 answered prompts; 1 beat 60 random subspaces")
+    assert "20 subspaces were asked for" in report["said"]
+
+
+def test_values_are_read_where_the_last_answer_is() -> None:
+    held: Any = SimpleNamespace(prompts=SimpleNamespace(positions=torch.tensor([[0, 2], [1, 3]])))
+    assert at(torch.arange(16.0).view(2, 4, 2), held).tolist() == [[4, 5], [14, 15]]
