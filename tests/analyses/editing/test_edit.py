@@ -60,8 +60,9 @@ def test_numbers_are_the_means_of_the_facts_and_weights_come_back() -> None:
     assert entry["efficacy"]["value"] == pytest.approx(rows[:, 0].mean()) and entry["efficacy"]["n"] == len(rows)
     assert entry["rewrite"]["value"] == pytest.approx(rows[:, 3].mean()) and "fluency" in entry
     control = analyzer.tensors["layers.1.in_x.random direction"].numpy()
-    [first] = entry["controls"]  # of one layer there is no other
+    first, second = entry["controls"]  # the other layer is not among those that are edited
     assert first["above"]["value"] == pytest.approx((rows[:, 3] - control[:, 3]).mean())
+    assert second["control"] == "other layer" and "layers.0.in_x.edit" not in analyzer.tensors
     assert (
         results["metrics"]["facts_edited"]["value"]
         == len(rows)
@@ -167,6 +168,8 @@ def test_what_cannot_be_done_is_refused_before_work() -> None:
     long = tiny_gpt2(1)
     with pytest.raises(MechintError, match="positions are too many"):
         EditAnalyzer(long, config_of(generate=100)).check(*loaders(long))
+    with pytest.raises(MechintError, match="positions are too many"):
+        EditAnalyzer(long, config_of(prefixes=2, prefix_length=50)).check(*loaders(long))
     discovery, evaluation = loaders(model)
     for batch in evaluation.batches:
         object.__setattr__(batch, "twins", None)
@@ -208,6 +211,8 @@ def test_the_update_that_is_saved_is_the_best_ones() -> None:
     assert np.isfinite(float(update.norm())) and one.layer == 0 and analyses()["edit"] is ANALYSIS
     best = max(results["edits"], key=lambda e: (e.get("score", e["rewrite"])["value"], e["rewrite"]["value"]))
     assert one.name == best["name"]
+    order = int(analyzer.tensors[f"{one}.edit"][:, 3].argmax())
+    assert order >= 8 or results["saved"] == [results["facts"][order]]
     before = weights_digest(model)
     with changed(analyzer.saved):
         assert weights_digest(model) != before

@@ -43,7 +43,7 @@ from .maps import USUAL, WRITING, WeightMap, changed, chosen_maps
 from .moments import Moments, check_enough, text_batches
 from .options import PROMPTS, EditConfig, refuse
 from .requests import Asked, Request, distinct, pool_of, requests_of, used, with_prefixes
-from .results import best_cell, cells, correlations, metrics_of, traced
+from .results import best_cell, cells, column, correlations, metrics_of, traced
 from .saving import DIRECTORY, save_model
 
 
@@ -65,6 +65,11 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
                     f"residual stream, and what {inside[0]} gives is not added as it is; take rome, or leave the "
                     f"map out"
                 )
+        everywhere = range(model.num_layers)
+        self.alike = {
+            name: chosen_maps(self.model, name, everywhere, named("edit", "maps"))[name] for name in self.maps
+        }
+        """The same maps of all layers, for MEMIT's windows and for the control in another layer."""
         self.saved: list[tuple[WeightMap, Tensor]] = []
 
     @property
@@ -80,8 +85,11 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
                 f"edit: the prompts of {val_loader.task.name!r} have no counterfactual twins to trace with; set "
                 f"{named('edit', 'corruption')} to noise, or switch {named('edit', 'tracing')} off"
             )
+        longest = max(batch.tokens.shape[1] for batch in val_loader)
         if self.config.generate:
-            self.model.check_length(max(group.tokens.shape[1] for group in val_loader.batches) + self.config.generate)
+            self.model.check_length(longest + self.config.generate - 1)
+        if self.config.prefixes:
+            self.model.check_length(longest + self.config.prefix_length)
 
     def texts(self, train_loader: PromptLoader) -> list[Tensor]:
         """Batches of tokens for second moments.
@@ -142,7 +150,13 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
             "interval": bootstrap.kind,
             "notes": [*self.notes(requests, held_out), *few_notes(used(requests).numpy(), "edited")],
         }
-        self.saved = self.updates(best_cell(entries), requests, moments) if c.save else []
+        if c.save:
+            best = best_cell(entries)
+            one = next(one for one in self.every if (one.name, one.layer) == (best["name"], best["layer"]))
+            order = column(found[one]["edit"].numpy(), "rewrite").argmax()
+            chosen = [requests[int(order)]] if c.method == "rome" else requests
+            self.saved = self.updates(one, chosen, moments)
+            self.results["saved"] = [self.shown(request, task.decode) for request in chosen]
         return self.results
 
     def save_results(self) -> list[Path]:
@@ -184,7 +198,7 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
         """Every fact's edit at one map."""
         c = self.config
         shared = {"generated": c.generate, "batch": c.batch, "seed": self.seed}
-        others = self.maps[one.name]
+        others = self.alike[one.name]
         if c.method == "rome":
             return edits.rome(self.model, one, others, requests, before, moments, c, **shared)
         return edits.memit(
@@ -201,15 +215,15 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
         found: dict[str, Tensor] = self.stages.get("trace", trace)
         return found
 
-    def updates(self, best: Any, requests: Sequence[Request], moments: Moments) -> list[tuple[WeightMap, Tensor]]:
-        """The updates of the checkpoint that is saved: of the first fact by ROME, of all by MEMIT."""
+    def updates(self, one: WeightMap, requests: Sequence[Request], moments: Moments) -> list[tuple[WeightMap, Tensor]]:
+        """The updates of the checkpoint that is saved: of one fact by ROME, of all by MEMIT."""
         c = self.config
-        one = next(one for one in self.every if (one.name, one.layer) == (best["name"], best["layer"]))
         if c.method == "rome":
             return [(one, edits.rome_of(self.model, one, requests[0], moments, c)[0])]
         return edits.memit_of(
-            self.model, one, self.maps[one.name], requests, moments, c, layers=c.window, weight=c.weight, batch=c.batch
-        )[0]
+            self.model, one, self.alike[one.name], requests, moments, c, layers=c.window, weight=c.weight,
+            batch=c.batch,
+        )[0]  # fmt: skip
 
     def shown(self, request: Request, decode: Any) -> dict[str, str]:
         """A fact in words."""

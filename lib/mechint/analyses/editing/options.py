@@ -86,7 +86,8 @@ class EditConfig(OwnTask):
     )
     save: bool = option(
         False,
-        "Save a checkpoint with the first fact edited (MEMIT: all facts), at the map and layer with the best score",
+        "Save a checkpoint with the fact that is rewritten best (MEMIT: all facts), at the map and layer with the best "
+        "score",
     )
     prompts: int = option(
         512, "Discovery prompts: paraphrases, neighbours, and text for second moments", unit="prompts", low=2,

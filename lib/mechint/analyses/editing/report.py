@@ -191,7 +191,11 @@ def sections(raw: Mapping[str, Any]) -> list[Section]:
                 ("map", "layer", "traced site", "measure", "correlation", "p (all of these)"), within, (1, 4, 5), True,
             ),
         ]  # fmt: skip
-    return [*found, table_section("Facts", "The first ones.", ("prompt", "old answer", "new answer"), facts)]
+    header = ("prompt", "old answer", "new answer")
+    if "saved" in raw:
+        saved = [(entry["prompt"], entry["old"], entry["new"]) for entry in raw["saved"]]
+        found.append(table_section("Saved", "Edited in the checkpoint `edited` beside this page.", header, saved))
+    return [*found, table_section("Facts", "The first ones.", header, facts)]
 
 
 def caveats(raw: Mapping[str, Any]) -> list[str]:
