@@ -19,12 +19,15 @@ from ..interventions.units import Units
 from ..tasks import Task
 from ..utils import files, workers
 from ..utils.errors import MechintError
+from ..utils.options import listed
 from ..utils.progress import Progress
 from ..utils.rundir import Stages, fingerprint, manifest
 from .cost import cost
 from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
+from .hard.from_file import method_from
+from .hard.several import several_scores
 from .methods import METHODS, Budget, Method, outside_method
 from .options import ScorecardConfig
 from .probes import score_planted_probes, score_probes
@@ -59,10 +62,14 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             results there are those of another request.
     """
     check_request(config)
-    taken = set(outside or {}) & set(METHODS)
-    if taken:
-        raise MechintError(f"a method is called {min(taken)!r} already; give yours another name")
-    methods = METHODS | {name: outside_method(name, given) for name, given in (outside or {}).items()}
+    ours = {name: METHODS[name] for name in config.chosen(METHODS)}
+    theirs = [(name, outside_method(name, given)) for name, given in (outside or {}).items()]
+    theirs += [method_from(Path(path)) for path in listed(config.scores)]
+    methods = dict(ours)
+    for name, method in theirs:
+        if name in methods or name in METHODS:
+            raise MechintError(f"a method is called {name!r} already; give yours another name")
+        methods[name] = method
     folder = Path(config.output_dir)
     key = key_of(config, outside or ())
     opened = lambda: Stages(None if outside else folder / ".stages", fingerprint(key))
@@ -157,7 +164,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
-        "compiled": [scored(compiled, key, method, config, curves) for key, method in fitting.items()],
+        "compiled": [scored(compiled, key, method, config, curves, (name, seed)) for key, method in fitting.items()],
         "best": curves.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual", unsure=True)),
         "positions": places,
         "trace": spent,
@@ -194,16 +201,24 @@ def in_turn(name: str, seed: int, config: ScorecardConfig) -> bool:
 
 
 def scored(
-    compiled: Compiled, key: str, method: Method, config: ScorecardConfig, curves: Curves | None = None
+    compiled: Compiled,
+    key: str,
+    method: Method,
+    config: ScorecardConfig,
+    curves: Curves | None = None,
+    of: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The score of one method on one model, against the mask that is declared."""
+    """The score of one method on one model, against the mask that is declared; ``of``: its name and its seed."""
     truth, asked = (part(compiled.model, compiled.unit, method.ablation) for part in truths(compiled))
-    budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, compiled.unit)
+    budget = Budget(
+        int(truth.sum()), config.prompts, config.patch_prompts, config.steps, compiled.unit, *(of or ("", 0))
+    )
     with cost() as spent:
         values = method.scores(compiled.model, compiled.task, budget)
     score = score_units(truth, values, f"{key} on {compiled.model.source}", asked)
     areas = curves.of(values) if curves else {}
-    return {"method": key, **dataclasses.asdict(score), **areas, **spent}
+    beside = several_scores(compiled, values, method.ablation)
+    return {"method": key, **dataclasses.asdict(score), **areas, **spent, **beside}
 
 
 def truths(compiled: Compiled) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -24,6 +24,7 @@ from ..interventions.model import Model
 from ..interventions.units import Units
 from ..tasks import Task
 from ..utils.errors import MechintError, did_you_mean
+from .hard.cheap import gradient_size, reach
 
 BASELINE_PROMPTS = 64
 """Discovery prompts that the baselines look at."""
@@ -39,6 +40,7 @@ class Budget:
         patch_prompts: Discovery prompts of patching.
         steps: Optimiser steps of a search.
         unit: The kind of unit that is scored.
+        model, seed: Name of the model and its seed, by which a file names scores.
     """
 
     size: int
@@ -46,6 +48,8 @@ class Budget:
     patch_prompts: int
     steps: int
     unit: str = "channel"
+    model: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,13 @@ def outside_method(name: str, given: Any) -> Method:
     return Method(name, from_function(function), ablation)
 
 
+def cheap(model: Model, task: Task, budget: Budget, *, name: str) -> Tensor:
+    """Scores [units] of a ranking that one product gives: of weights alone, or the gradient."""
+    if name == "reach":
+        return reach(model)
+    return gradient_size(evaluator_of(model, task, "zero", budget, BASELINE_PROMPTS, BASELINE_PROMPTS))
+
+
 def ranks(name: str) -> Callable[[Model], bool]:
     """Gives whether a method of circuits can rank the kind of unit that is scored on a model."""
     return lambda model: RANKINGS[name].refuse(model.unit_kinds[model.scored_unit]) is None
@@ -165,5 +176,9 @@ METHODS: dict[str, Method] = dict(
         row("weight_magnitude", "weight magnitude", baseline, "weight_magnitude"),
         row("activation_magnitude", "activation magnitude", baseline, "activation_magnitude"),
         row("gradient_x_activation", "gradient × activation", baseline, "gradient_x_activation"),
+        *(
+            (key, Method(title, functools.partial(cheap, name=key)))
+            for key, title in (("reach", "weights to the logits"), ("gradient_size", "gradient"))
+        ),
     ]
 )

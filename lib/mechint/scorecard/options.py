@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..ground_truth import GROUPS, MODELS
+from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import listed, option
 
 
@@ -18,6 +20,12 @@ class ScorecardConfig:
         "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five), hard the compiled ones with "
         "loud decoys, superposition, or several ways to the answers: "
         f"{', '.join([*GROUPS, *MODELS])}",
+    )
+    methods: str = option("", "Methods of units separated by commas, by their names in results.json; empty for all")
+    scores: str = option(
+        "",
+        "JSON files of other methods' scores, separated by commas: "
+        '{"method": NAME, "ablation": …, "scores": {"MODEL SEED": [one number for each unit], …}}',
     )
     seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
@@ -51,6 +59,18 @@ class ScorecardConfig:
     )
     output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.html, .md and .png")
     rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
+
+    def chosen(self, known: Iterable[str]) -> list[str]:
+        """The methods that are asked, in the order of those that are known.
+
+        Raises:
+            MechintError: one is unknown.
+        """
+        every, said = list(known), listed(self.methods, "methods")
+        for name in said:
+            if name not in every:
+                raise MechintError(f"no method {name!r}{did_you_mean(name, every)}; take {', '.join(every)}")
+        return [name for name in every if not said or name in said]
 
     @property
     def names(self) -> list[str]:

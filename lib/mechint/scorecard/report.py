@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..ground_truth.questions import QUESTIONS
 from ..report.compose import write_page
 from ..report.content import Block, Content, Figure, Section, Table, Text, table_section
 from .figures import by_place, draw, mark, titles_of
@@ -22,8 +23,8 @@ def write_scorecard(folder: Path, results: dict[str, Any]) -> list[Path]:
 
 def content(results: dict[str, Any]) -> Content:
     """The whole card: AUROC and exact recovery side by side, then every number, then where nothing is to be found."""
-    sections = [units_section, random_section, edge_section, trace_section, probe_section, dictionary_section,
-                nothing_section, numbers_section]  # fmt: skip
+    sections = [units_section, several_section, random_section, edge_section, trace_section, probe_section,
+                dictionary_section, nothing_section, numbers_section]  # fmt: skip
     every = [section for write in sections for section in write(results)]
     return Content("Scorecard: methods on models whose circuit is known", every, lead=headline(results))
 
@@ -73,6 +74,33 @@ def units_section(results: dict[str, Any]) -> list[Section]:
         Section("Units", [picture(results), units, *(short_table(results, models) for models in groups)]),
         Section("Faithfulness", [faithful, *(areas_table(results, models) for models in groups)]),
     ]
+
+
+def several_section(results: dict[str, Any]) -> list[Section]:
+    """The questions of hard models, where needed alone, needed together and sufficient are not the same."""
+    rows = [row for row in results["card"] if row.get("several")]
+    if not rows:
+        return []
+
+    def said(found: dict[str, Any], question: str) -> str:
+        if question not in found:
+            return "–"
+        if question == "shares":
+            return f"{found[question]['value']:.2f}"
+        return f"{found[question]['auroc']['value']:.3f} {mark(found[question])}".strip()
+
+    asked = (*QUESTIONS, "shares")
+    table_rows = [
+        (row["model"], results["methods"][row["method"]], *(said(row["several"], question) for question in asked))
+        for row in rows
+    ]
+    text = (
+        "Models with several ways to their answers, pairs that cancel, or shares. AUROC of the units that are needed "
+        "alone, of those of all ways together, and of the smallest set that suffices (the set nearest to the ranking, "
+        "where several are); rank correlation with the declared shares. – is not asked."
+    )
+    header = ("model", "method", "needed alone", "together", "sufficient", "shares")
+    return [table_section("Hard models: what is needed", text, header, table_rows, range(2, 6))]
 
 
 def areas_table(results: dict[str, Any], models: list[str]) -> Table:

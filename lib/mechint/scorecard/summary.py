@@ -109,7 +109,23 @@ def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[di
                 if all(cell.get(name) is not None for cell in found)
             },
             "exact": rate([cell["exact"] for cell in found]),
+            **several([cell.get("several", {}) for cell in found]),
         }
+
+
+def several(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds of the questions that a model asks, and of the correlation with shares."""
+    found: dict[str, Any] = {}
+    for name in cells[0]:
+        values = [cell[name] for cell in cells if name in cell]
+        if name == "shares":
+            found[name] = least_and_most(values)
+        else:
+            found[name] = {
+                "auroc": least_and_most([value["auroc"] for value in values]),
+                "exact": rate([value["exact"] for value in values]),
+            }
+    return {"several": found} if found else {}
 
 
 def of_kind(parts: list[dict[str, Any]], kind: str, order: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,181 @@
+"""Writes docs/which_method.md from finished scorecards: which methods found which kind of circuit, and which did not.
+
+>>> python -m mechint.scorecard.hard.which_method output/card_hard/results.json … --page docs/which_method.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED
+from ...ground_truth.questions import QUESTIONS
+from ...report.markdown import table
+from ...utils import files
+from ...utils.errors import MechintError
+from ...utils.statistics import student
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "easy Mamba": tuple(BLUEPRINTS),
+    "easy GPT-2": tuple(GPT2_BLUEPRINTS),
+    "trained": tuple(IMPOSED),
+    "loud decoys": (
+        *("loud_shift", "loud_latch", "loud_selective_copy"),
+        *("gpt2_loud_shift", "gpt2_loud_latch", "gpt2_loud_induction", "gpt2_loud_recall"),
+    ),
+    "superposition": ("superposed_latch", "gpt2_superposed_latch", "gpt2_superposed_recall"),
+    "two ways": ("two_ways", "gpt2_two_heads"),
+    "a backup": ("backup", "gpt2_backup"),
+    "pairs that cancel": ("cancelling",),
+    "a rare unit": ("rare",),
+}
+"""Models of each kind of circuit."""
+FAILS = 0.95
+"""A method does not find a kind of circuit where its mean AUROC is below this."""
+
+Cells = dict[tuple[str, str, int], dict[str, Any]]
+"""What a method scored, by method, model and seed."""
+
+
+def cells_of(cards: Sequence[dict[str, Any]]) -> Cells:
+    return {
+        (cell["method"], part["model"], part["seed"]): cell
+        for card in cards
+        for part in card["parts"]
+        for cell in part["compiled"]
+    }
+
+
+def of_kind(cells: Cells, method: str, kind: str) -> list[dict[str, Any]]:
+    return [cell for (name, model, _), cell in cells.items() if name == method and model in KINDS[kind]]
+
+
+def ranking(cells: Cells, titles: dict[str, str], kinds: list[str]) -> str:
+    """A table of mean AUROC for each method and kind, with the number of models and seeds found to the unit."""
+
+    def said(method: str, kind: str) -> str:
+        found = of_kind(cells, method, kind)
+        if not found:
+            return "–"
+        exact = sum(cell["exact"] for cell in found)
+        whole = "●" if exact == len(found) else f"({exact} of {len(found)})"
+        return f"{fmean(cell['auroc'] for cell in found):.3f} {whole}"
+
+    rows = [(title, *(said(method, kind) for kind in kinds)) for method, title in titles.items()]
+    return table(("method", *kinds), rows)
+
+
+def needed(cells: Cells, titles: dict[str, str], kinds: list[str]) -> str:
+    """A table of the three questions, of the kinds that ask them."""
+
+    def said(method: str, kind: str, question: str) -> str:
+        found = [cell["several"] for cell in of_kind(cells, method, kind) if "several" in cell]
+        if question == "shares":
+            values = [cell["shares"] for cell in found if "shares" in cell]
+            return f"{fmean(values):.2f}" if values else "–"
+        asked = [cell[question] for cell in found if question in cell]
+        if not asked:
+            return "–"
+        exact = sum(score["exact"] for score in asked)
+        whole = "●" if exact == len(asked) else f"({exact} of {len(asked)})"
+        return f"{fmean(score['auroc'] for score in asked):.3f} {whole}"
+
+    header = [*QUESTIONS, "shares"]
+    rows = [
+        (kind, title, *(said(method, kind, question) for question in header))
+        for kind in kinds
+        for method, title in titles.items()
+        if any("several" in cell for cell in of_kind(cells, method, kind))
+    ]
+    return table(("circuit", "method", "needed alone", "together", "sufficient", "shares"), rows)
+
+
+def advice(cells: Cells, titles: dict[str, str], kinds: list[str]) -> list[str]:
+    """For each kind the methods that found every circuit to the unit, and those that did not find it."""
+    lines = []
+    for kind in kinds:
+        asked = {title: of_kind(cells, method, kind) for method, title in titles.items()}
+        finds = [title for title, found in asked.items() if found and all(cell["exact"] for cell in found)]
+        fails = [title for title, found in asked.items() if found and fmean(cell["auroc"] for cell in found) < FAILS]
+        lines.append(
+            f"* **{kind}**: to the unit on every model and seed: {', '.join(finds) or 'no method'}. Mean AUROC below "
+            f"{FAILS}: {', '.join(fails) or 'no method'}."
+        )
+    return lines
+
+
+def differences(cells: Cells, titles: dict[str, str], kinds: list[str], reference: str) -> str:
+    """A table of how much less than a reference each method scores, paired, with an interval over seeds."""
+
+    def said(method: str, kind: str) -> str:
+        seeds: dict[int, list[float]] = {}
+        for (name, model, seed), cell in cells.items():
+            if name == method and model in KINDS[kind] and (reference, model, seed) in cells:
+                seeds.setdefault(seed, []).append(cell["auroc"] - cells[reference, model, seed]["auroc"])
+        means = [fmean(values) for values in seeds.values()]
+        if len(means) < 2:
+            return "–"
+        found, _ = student(means, "seeds")
+        return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+    rows = [(title, *(said(method, kind) for kind in kinds)) for method, title in titles.items() if method != reference]
+    return table((f"less {titles[reference]}", *kinds), rows)
+
+
+def page(cards: Sequence[dict[str, Any]]) -> str:
+    """The page, as Markdown.
+
+    Raises:
+        MechintError: no card has a model of any kind.
+    """
+    cells = cells_of(cards)
+    known = {key: title for card in cards for key, title in card["methods"].items()}
+    order = list(dict.fromkeys(key for card in cards for key in card["order"]))
+    asked = {method for method, _, _ in cells}
+    titles = {key: known[key] for key in order if key in asked}
+    kinds = [kind for kind, models in KINDS.items() if any(model in models for _, model, _ in cells)]
+    if not kinds:
+        raise MechintError("none of these scorecards has a model of a known kind; score some with make ground-truth")
+    models = sorted({model for _, model, _ in cells})
+    seeds = sorted({seed for _, _, seed in cells})
+    parts = [
+        "# Which method for which circuit",
+        "Generated by `python -m mechint.scorecard.hard.which_method` from scorecards of the models "
+        f"{', '.join(f'`{model}`' for model in models)}, seeds {', '.join(map(str, seeds))} "
+        "([known_circuits.md](known_circuits.md) describes them). No method was tuned on these seeds.",
+        "\n".join(advice(cells, titles, kinds)),
+        "## Ranking",
+        "Mean AUROC of the circuit's units against all others; ● is the circuit to the unit on every model and seed, "
+        "else in brackets on how many of them.",
+        ranking(cells, titles, kinds),
+        "## What is needed",
+        "Where there are several ways to the answers, AUROC of the units that are needed alone, of those of all ways "
+        "together, and of the smallest sufficient set that is nearest to the ranking; rank correlation with the "
+        "declared shares of the answers' logits. – is not asked.",
+        needed(cells, titles, kinds),
+    ]
+    reference = next(iter(titles))
+    if len(seeds) > 1:
+        parts += [
+            "## Differences",
+            "AUROC of a method less that of the first one on the same models, mean and 95 % interval by Student's t "
+            f"over {len(seeds)} seeds.",
+            differences(cells, titles, kinds, reference),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Writes the page that says which method found which circuit.")
+    parser.add_argument("results", nargs="+", type=Path, help="results.json of finished scorecards")
+    parser.add_argument("--page", type=Path, default=Path("docs/which_method.md"))
+    flags = parser.parse_args(arguments)
+    files.write_text(flags.page, page([files.read_json(path) for path in flags.results]))
+    print(f"written: {flags.page}")
+
+
+if __name__ == "__main__":
+    main()
