@@ -101,8 +101,8 @@ def advice(cells: Cells, titles: dict[str, str], kinds: list[str]) -> list[str]:
         finds = [title for title, found in asked.items() if found and all(cell["exact"] for cell in found)]
         fails = [title for title, found in asked.items() if found and fmean(cell["auroc"] for cell in found) < FAILS]
         lines.append(
-            f"* **{kind}**: to the unit on every model and seed: {', '.join(finds) or 'no method'}. Mean AUROC below "
-            f"{FAILS}: {', '.join(fails) or 'no method'}."
+            f"* **{kind}**: to the unit on every model and seed: {'; '.join(finds) or 'no method'}. Mean AUROC below "
+            f"{FAILS}: {'; '.join(fails) or 'no method'}."
         )
     return lines
 
