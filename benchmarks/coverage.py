@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechint.analyses.dictionaries.answer_auroc import label_scores, mann_whitney
+from mechint.analyses.dictionaries.answer_auroc import FEWEST, label_scores, mann_whitney
 from mechint.report.along import apart
 from mechint.report.values import Value
 from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, holm, max_t
@@ -129,6 +129,9 @@ def latent(random: Random, population: Population, count: int, apart_from: bool)
     """The AUROC of a latent of a class (Hanley & McNeil), of independent prompts or of prompts in clusters."""
     cluster = np.arange(4 * count) if apart_from else clusters_of(random, count)
     positive = (np.arange(int(cluster.max()) + 1) % 2 == 0)[cluster]
+    while min(positive.sum(), (~positive).sum()) < FEWEST:  # fewer are refused
+        cluster = clusters_of(random, count)
+        positive = (np.arange(int(cluster.max()) + 1) % 2 == 0)[cluster]
     values = clustered(random, population, cluster)[:, 0] + positive
     pair = torch.tensor(values)[:, None], torch.tensor(positive).long()
     found = label_scores(*pair, *pair, best=1, shuffles=1)["classes"][-1]["features"][0]["auroc"]
