@@ -65,5 +65,5 @@ def test_each_analysis_is_compared_by_itself(tmp_path: Path, capsys: pytest.Capt
     for name, pair in (("ssm", runs[:2]), ("kv", runs[2:])):
         found = json.loads((tmp_path / name / "comparison.json").read_text())
         assert [entry["name"] for entry in found["runs"]] == [run.name for run in pair]
-    assert set(COMPARISONS) == {"circuit", "trace", "compare"}
+    assert {"circuit", "trace", "compare", "patch", "study"} <= set(COMPARISONS)
     assert capsys.readouterr().out.count("comparison: ") == 2

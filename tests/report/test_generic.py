@@ -11,6 +11,7 @@ import pytest
 from mechint.report.finished import Drawn
 from mechint.report.results import Row
 from mechint.report.tables import generic, plots
+from mechint.utils.errors import MechintError
 
 
 def number(value: float, **more: Any) -> dict[str, Any]:
@@ -109,3 +110,61 @@ def test_layers_of_a_curve_are_whole_numbers() -> None:
 def test_names_of_files_are_names_of_files(metric: str, tmp_path: Path, no_figures: None) -> None:
     written = generic.write_results(finished(tmp_path, cells=[{"layer": 0, "site": "b.c", metric: number(1.0)}]))
     assert all(path.parent == tmp_path for path in written)
+
+
+# ---- several runs ---------------------------------------------------------------------------------------------------
+
+
+def checkpoints(top: Path, values: list[float], **found: Any) -> list[Path]:
+    """Finished runs of the checkpoints of one training, whose number ``how_far`` has these values."""
+    return [
+        finished(
+            top / f"step{k}", checkpoint=f"train/step{k}.pt", metrics={"how_far": number(value), "of": number(1.0)},
+            **found,
+        )
+        for k, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_metrics_are_followed_along_the_training_step(tmp_path: Path, no_figures: None) -> None:
+    runs = checkpoints(tmp_path, [0.0, 0.1, 9.0, 9.1])
+    written = generic.write_comparison(runs, tmp_path / "all")
+    assert [path.name for path in written] == [
+        "comparison.json", "comparison.png", "comparison.md", "comparison.html",
+    ]  # fmt: skip
+    raw = json.loads((tmp_path / "all/comparison.json").read_text())
+    assert raw["along"] == "training step" and [run["step"] for run in raw["runs"]] == [0, 1, 2, 3]
+    assert [entry["name"] for entry in raw["numbers"]] == ["how_far", "of"]
+    changed = {entry["number"]: entry["since"] for entry in raw["changes"]}
+    assert changed == {"how_far": "step2", "of": None}  # intervals 0.75 wide, nine apart; and the same number
+    assert raw["warnings"] and raw["warnings"][0][0] == "A note." and not [n for n in raw["notes"] if "differ in" in n]
+
+
+def test_a_number_without_an_interval_is_shown_and_not_tested(tmp_path: Path, no_figures: None) -> None:
+    runs = checkpoints(tmp_path, [0.0, 9.0])
+    raw = json.loads((runs[1] / "results.json").read_text())
+    raw["metrics"]["how_far"] |= {"low": None, "high": None}
+    (runs[1] / "results.json").write_text(json.dumps(raw))
+    generic.write_comparison(runs, tmp_path / "all")
+    numbers = json.loads((tmp_path / "all/comparison.json").read_text())["numbers"]
+    assert [(entry["name"], entry["tested"]) for entry in numbers] == [("how_far", False), ("of", True)]
+
+
+def test_other_tasks_and_options_are_said(tmp_path: Path, no_figures: None) -> None:
+    runs = [*checkpoints(tmp_path, [0.0]), finished(
+        tmp_path / "other", metrics={"how_far": number(1.0)}, task={"name": "facts"}, config={"prompts": 3},
+    )]  # fmt: skip
+    generic.write_comparison(runs, tmp_path / "all")
+    raw = json.loads((tmp_path / "all/comparison.json").read_text())
+    assert [entry["name"] for entry in raw["numbers"]] == ["how_far"]  # the metrics that both have
+    said = " ".join(raw["notes"])
+    assert "differ in their tasks or prompts" in said and "differ in their options" in said
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
+    [run] = checkpoints(tmp_path, [0.0])
+    with pytest.raises(MechintError, match="at least two finished runs; got 1"):
+        generic.write_comparison([run], tmp_path)
+    other = finished(tmp_path / "other", metrics={"else": number(1.0)})
+    with pytest.raises(MechintError, match="no main number in common"):
+        generic.write_comparison([run, other], tmp_path)

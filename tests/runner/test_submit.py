@@ -61,7 +61,7 @@ def test_jobs_write_what_one_command_writes_and_finished_ones_are_left_out(
 ) -> None:
     said = call(here, place)
     assert said.status == 0, said.err
-    assert len(inside) == 2 and (place / "out/comparison.html").exists() is (analyses()["sparsity"].compare is not None)
+    assert len(inside) == 2 and (place / "out/comparison.html").exists()
     assert (place / "out/index.html").exists()
     runs = sorted(path.parent.name for path in place.glob("out/*/results.json"))
     assert runs == ["final_model_step100", "final_model_step200"]

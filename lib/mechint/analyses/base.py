@@ -169,9 +169,9 @@ class Analysis(Generic[Config]):
     inputs: Callable[[Config, Path], dict[str, str]] = lambda config, run_dir: {}
     """Digests of contents, by name, that its results depend on beside options, weights and prompts; from the
     options and the run directory. None of it depends on where files lie."""
-    compare: Callable[[Sequence[Path], Path], list[Path]] | None = None
-    """``compare(run_dirs, output)`` writes the pages of several finished runs, comparison.html last; None where there
-    is no comparison."""
+    compare: Callable[[Sequence[Path], Path], list[Path]] | None = Later("report.tables.generic:write_comparison")
+    """``compare(run_dirs, output)`` writes the pages of several finished runs, comparison.html last; the default
+    follows the metrics along the training step. None where there is no comparison."""
     to_log: Callable[[Path], ToLog] = metrics_to_log
     """Gives what goes to Weights & Biases from a finished run."""
     cell: Cell = no_cell

@@ -1,21 +1,26 @@
 """The page of any finished run: its numbers as tables, its cells as maps, its curves as lines.
 
-An analysis that names no report of its own has this one. It shows what results.json holds, and claims nothing about it
-but what the control on random weights says, where there is one.
+An analysis that names no report of its own has this one, and one that names no comparison has the one here. The page
+shows what results.json holds, and claims nothing about it but what the control on random weights says, where there is
+one; the comparison follows the metrics along the training step and tests how they changed.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...utils.errors import MechintError
+from ..along_training import Track, write_along
 from ..compose import write_page
 from ..content import Figure, Section, figure, study, table_section
 from ..control import control_figure, control_findings, control_sections
-from ..finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
+from ..finished import ALL_FIGURES, Drawn, FinishedRun, read_finished, run_names
+from ..members import gathered
 from ..results import Row, number_rows
 from ..values import Value
 from ..words import chance, value_cells, with_interval
@@ -61,6 +66,38 @@ def metric_lines(results: Mapping[str, Any]) -> list[str]:
         f"  {words(name):<15} {with_interval(entry['value'], entry['low'], entry['high'])}"
         for name, entry in results["metrics"].items()
     ]
+
+
+def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+    """Writes comparison.json, .png, .md and .html of the metrics of several runs, along the step of their training.
+
+    The notes of the runs are kept, and so is any difference between their tasks or options.
+
+    Raises:
+        MechintError: fewer than two runs, a run that can't be read, or runs without a common metric.
+    """
+    runs = [read_finished(run_dir) for run_dir in run_dirs]
+    if len(runs) < 2:
+        raise MechintError(f"a comparison needs at least two finished runs; got {len(runs)}")
+    names = run_names([run.directory for run in runs])
+    metrics = [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
+    if not metrics:
+        raise MechintError(f"{names[0]} and the other runs have no main number in common; there is nothing to compare")
+    tracks = [track(metric, [run.metrics[metric] for run in runs]) for metric in metrics]
+    apart = [key for key in ("task", "config") if len({json.dumps(run.raw[key], sort_keys=True) for run in runs}) > 1]
+    notes = [f"The runs differ in their {SAID[key]}: their numbers may differ for that reason." for key in apart]
+    warned = gathered(names, (map(str, run.raw["notes"]) for run in runs))
+    title, directories = str(runs[0].raw["title"]), [run.directory for run in runs]
+    return write_along(Path(output_dir), title, [run.raw for run in runs], directories, names, tracks, warned, notes)
+
+
+SAID = {"task": "tasks or prompts", "config": "options"}
+
+
+def track(metric: str, values: Sequence[Value]) -> Track:
+    """A metric over the runs; tested where every run has its 95 % interval."""
+    tested = all(not value.alone and "95 %" in value.interval for value in values)
+    return Track(metric, words(metric), list(values), tested=tested)
 
 
 def rows_of(run: FinishedRun) -> list[Row]:
