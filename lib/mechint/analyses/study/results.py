@@ -127,7 +127,7 @@ class Claims:
 
     Attributes:
         claims: The combined circuit's first, then the strongest.
-        verdicts: How many there are of each verdict.
+        verdicts: Claims of each verdict, counted.
         tests: p-values that were adjusted together.
         said: The verdicts in a few words.
     """
@@ -160,7 +160,7 @@ class StudyResults:
         return self.steps.get(step, {}).get("status") == "done"
 
     def entries(self) -> dict[str, Any]:
-        """What stands in results.json, beside its header."""
+        """The fields of results.json, without its header."""
         return {"report": "study", **dataclasses.asdict(self)}
 
     @classmethod
