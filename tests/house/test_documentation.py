@@ -132,7 +132,10 @@ def test_programs_and_their_flags_exist(place: str, command: str) -> None:
         parser = command_of[words[3]].parser
     if flags:
         assert parser is not None, place
-        assert set(flags) <= {name for action in parser()._actions for name in action.option_strings}, place
+        known = {name for action in parser()._actions for name in action.option_strings}
+        if words[1:3] == ["-m", "mechint"]:
+            known |= {"--completion"}  # of no command: test_completion.py runs it
+        assert set(flags) <= known, place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
