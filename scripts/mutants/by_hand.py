@@ -213,7 +213,9 @@ MUTANTS = [
         "float(scores.var(ddof=1)) / len(scores) + within",
     ),
     Mutant("analyses/random_weights.py", "within = count / max(count - 1, 1) * float", "within = float"),
-    Mutant("analyses/study/probes.py", "return (1 + sum(", "return (0 + sum(", "tests/analyses/study/test_probes.py"),
+    Mutant(
+        "analyses/probes/fitting.py", "return (1 + sum(", "return (0 + sum(", "tests/analyses/probes/test_fitting.py"
+    ),
     # traces
     Mutant("analyses/tracing/results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),
     Mutant(

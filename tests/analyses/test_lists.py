@@ -15,11 +15,10 @@ from mechint.analyses.dictionaries.stored import chosen_of
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.neurons.options import methods as attention_methods
-from mechint.analyses.options import layer_list, unit_sites
+from mechint.analyses.options import fixed_sites, layer_list, unit_sites
 from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.paths.nodes import paths, receivers, senders
-from mechint.analyses.steering.analyzer import sites_of as steered_sites
 from mechint.analyses.steering.options import strengths
 from mechint.analyses.study.options import skipped
 from mechint.analyses.tracing.analyzer import CausalTracer
@@ -76,9 +75,12 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("path", "receivers"): (lambda text: node_names(receivers(MODEL, text)), "x", "layers.1.dt"),
     ("path", "along"): (lambda text: [node_names(path) for path in paths(MODEL, text)], "embed>logits",
                         "embed>layers.1.out>logits"),
-    ("steer", "sites"): (lambda text: steered_sites(MODEL, text, [0, 1]), "out", "state"),
+    ("steer", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
     ("steer", "layers"): (layers, "0", "1"),
     ("steer", "strengths"): (strengths, "-1", "2"),
+    ("probe", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
+    ("probe", "layers"): (layers, "0", "1"),
+    ("probe", "labels"): (listed, "answer", "key"),
     ("sparsity", "layers"): (layers, "0", "1"),
     ("sparsity", "sites"): (sites, "gated", "u"),
     ("neuron", "layers"): (layers, "0", "1"),

@@ -18,7 +18,7 @@ from tests.helpers.builders import tiny_gpt2, tiny_mamba
 WITH_TOKENIZER = ("file", "prompt")
 QUICK = ("trace", "patch", "path", "steer", "compare", "study", "ssm", "kv")
 """Analyses that are run on every change, all of which report an accuracy; of the others :data:`SILENT` report none."""
-SILENT = ("neuron", "sparsity", "sae")
+SILENT = ("neuron", "sparsity", "sae", "probe")
 LAST = ("trace", "patch", "path", "steer", "study", "edit")
 """Analyses that ask for the last answer of each prompt; the others ask for all answers."""
 SMALL: dict[str, Any] = {

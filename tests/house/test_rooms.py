@@ -28,6 +28,7 @@ FLOORS = (
         "analyses.lens",
         "analyses.patching",
         "analyses.paths",
+        "analyses.probes",
         "analyses.steering",
     ),
     ("analyses.neurons", "analyses.study"),

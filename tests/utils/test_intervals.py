@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from mechint.analyses.effect_tables import few_notes, ratio
-from mechint.analyses.study.probes import Labelled, probe
+from mechint.analyses.probes.fitting import Labelled, probe
 from mechint.runner import command_line
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import FEWEST, ClusterBootstrap, certain, said

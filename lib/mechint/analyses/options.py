@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..interventions.model import Model, layer_kinds
+from ..interventions.model import Model, layer_kinds, layer_sites
 from ..tasks.config import TaskConfig
 from ..utils import options
 from ..utils.errors import MechintError, did_you_mean, shown
@@ -187,3 +187,37 @@ def unit_sites(model: Model, said: str, usual: Iterable[str], where: str) -> lis
     if not kinds:
         raise MechintError(f"{where}: no site is named; leave it at 'usual', or choose from {', '.join(known)}")
     return kinds
+
+
+USUAL_SITES: tuple[str, ...] = ("resid_post", "state")
+"""Kinds of site that steering and probes take where nothing else is asked for."""
+
+
+def fixed_kinds(model: Model) -> list[str]:
+    """The kinds of site of a layer whose width does not depend on the prompt."""
+    sources = {name.rpartition(".")[2] for name, site in model.sites.items() if site.has_sources}
+    return [kind for kind in layer_kinds(model) if kind not in sources]
+
+
+def fixed_sites(model: Model, said: str, layers: Iterable[int], where: str) -> list[str]:
+    """The sites of fixed width that an option names by kind, in the forward's order; ``usual`` is :data:`USUAL_SITES`.
+
+    Raises:
+        MechintError: no such kind, or none of the layers has one.
+    """
+    known, chosen = fixed_kinds(model), list(layers)
+    usual = [kind for kind in USUAL_SITES if kind in known]
+    kinds = usual if said.strip() == "usual" else list(dict.fromkeys(listed(said, f"{where}: sites")))
+    for kind in kinds:
+        if kind not in known:
+            raise MechintError(
+                f"{where}: a {model.config.family} model has no site {shown(kind)} of fixed width in its layers"
+                f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
+            )
+    wanted = {site for kind in kinds for site in layer_sites(model, kind) if int(site.split(".")[1]) in chosen}
+    if not wanted:
+        raise MechintError(
+            f"{where}: layers {', '.join(map(str, chosen))} have none of the sites {', '.join(kinds) or 'named'}; "
+            f"choose other layers, or of the sites {', '.join(known)}"
+        )
+    return [site for site in model.sites if site in wanted]

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..analyses.loader import PromptLoader
+from ..analyses.probes.fitting import Labelled, derived, probe, refuse_derived, split_by_group
 from ..analyses.study.analyzer import WORK, Study
 from ..analyses.study.context import Found
 from ..analyses.study.options import STEPS, TITLES, StudyConfig
-from ..analyses.study.probes import Labelled, derived, probe, refuse_derived, split_by_group
 from ..analyses.study.steps_discovery import dictionary
 from ..models.loading.load import find_device, load
 from ..models.loading.tokenizer import check_bytes

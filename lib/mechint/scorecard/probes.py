@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ..analyses.study.probes import Labelled, probe
+from ..analyses.probes.fitting import Labelled, probe
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.planted import planted
 from ..interventions.model import Model

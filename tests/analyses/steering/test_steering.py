@@ -15,8 +15,9 @@ import mechint
 from mechint import Edit
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answer_metric
+from mechint.analyses.options import fixed_kinds, fixed_sites
 from mechint.analyses.steering import once, results, stored
-from mechint.analyses.steering.analyzer import ANALYSIS, Steerer, sites_of, steerable
+from mechint.analyses.steering.analyzer import ANALYSIS, Steerer
 from mechint.analyses.steering.contrasts import property_of, read_prompts
 from mechint.analyses.steering.figures import profile_strength
 from mechint.analyses.steering.options import SteerConfig, refuse, strengths
@@ -209,13 +210,13 @@ def test_the_control_of_shuffled_contrasts_is_as_long() -> None:
 
 def test_sites_of_hybrids_and_of_transformers() -> None:
     hybrid, gpt2 = falcon_h1(), tiny_gpt2()
-    assert sites_of(hybrid, "usual", [1]) == ["layers.1.state", "layers.1.resid_post"]
-    assert sites_of(gpt2, "usual", [0]) == ["layers.0.resid_post"]
-    assert "pattern" not in steerable(gpt2) and "k" in steerable(gpt2)
+    assert fixed_sites(hybrid, "usual", [1], "here") == ["layers.1.state", "layers.1.resid_post"]
+    assert fixed_sites(gpt2, "usual", [0], "here") == ["layers.0.resid_post"]
+    assert "pattern" not in fixed_kinds(gpt2) and "k" in fixed_kinds(gpt2)
     for text, said in (("resid", "no site 'resid'.*did you mean"), ("pattern", "no site 'pattern' of fixed width"),
                        ("state", "no site 'state'")):  # fmt: skip
         with pytest.raises(MechintError, match=said):
-            sites_of(gpt2, text, [0])
+            fixed_sites(gpt2, text, [0], "here")
 
 
 # ---- the page, the saved directions, and a notebook ---------------------------------------------------------------

@@ -12,10 +12,10 @@ import torch
 from scipy.optimize import brentq
 
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.probes.fitting import detectable, needed
 from mechint.analyses.study import candidates
 from mechint.analyses.study.analyzer import Study
 from mechint.analyses.study.options import StudyConfig
-from mechint.analyses.study.probes import detectable, needed
 from mechint.tasks import make_task
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba

@@ -83,6 +83,7 @@ def analysed(name: str, model: Model, path: Path, **changes: Any) -> None:
     if name != "sae":
         more |= {key: known[key].default for key in ("sites", "layers") if key in known}
     analyzer = analysis.analyzer(model, dataclasses.replace(options, **(more | changes)), "cpu", run_dir=path / name)
+    count = changes.get("prompts", count)
     analyzer.run_analysis(*(HalfRight(model, TASK, split, count, count, 0) for split in ("discovery", "evaluation")))
     analyzer.save_results()
 
@@ -99,6 +100,12 @@ def of_latents(model: Model, path: Path) -> None:
 
 def of_several_kinds(model: Model, path: Path) -> None:
     analysed("hybrid", model, path, kinds=",".join(kind for kind in KINDS if kind in model.unit_kinds))
+
+
+def probed(model: Model, path: Path) -> None:
+    """Fits probes of the pair that is asked for, in the first layer."""
+    sizes = {"prompts": 24, "eval_prompts": 24, "controls": 0, "labelings": 2, "shuffles": 2}
+    analysed("probe", model, path, method="lasso", labels="place", layers="0", sites="resid_post", **sizes)
 
 
 def in_some_layer(work: Callable[[int], object], model: Model) -> None:
@@ -150,6 +157,7 @@ METHODS: dict[str, tuple[str, Callable[[Model, Path], None]]] = {
     "patch": ("activation patching", analysis("patch")),
     "path": ("path patching", analysis("path")),
     "steer": ("steering", analysis("steer", method="mean")),
+    "probe": ("probes", probed),
     "ssm": ("circuits of recurrences", analysis("ssm")),
     "kv": ("circuits of attention and neurons", analysis("kv")),
     "hybrid": ("circuits of several kinds of unit", of_several_kinds),

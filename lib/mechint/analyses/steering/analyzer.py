@@ -23,24 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...interventions.model import Model, having, layer_kinds, layer_sites, left_out
+from ...interventions.model import Model, having, left_out
 from ...interventions.taps import Tap
 from ...tasks import Prompts
 from ...utils import files, options
-from ...utils.errors import MechintError, did_you_mean, shown
-from ...utils.options import listed, named
+from ...utils.errors import MechintError
+from ...utils.options import named
 from ...utils.statistics import ClusterBootstrap, exact, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
 from ..effect_tables import few_notes
 from ..loader import PromptLoader
-from ..options import layer_list
+from ..options import fixed_sites, layer_list
 from . import once, results, stored
 from .contrasts import Property, Rows, property_of, read_prompts, rows_of
 from .measure import Found, find, pushed, removed, unsteered
 from .options import SteerConfig, refuse, strengths
 from .side_effects import unrelated
 
-USUAL: tuple[str, ...] = ("resid_post", "state")
 PLACES = {"answer": "the position that predicts the answer", "all": "every position"}
 
 
@@ -52,7 +51,7 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         super().__init__(model, config, device, **others)
         self.strengths = strengths(config.strengths)
         self.layers = layer_list(config.layers, model.num_layers, "steer")
-        self.sites = sites_of(model, config.sites, self.layers)
+        self.sites = fixed_sites(model, config.sites, self.layers, "steer")
         self.given = None
         if config.directions:
             usual = config.sites.strip() == "usual" and config.layers.strip() == "all"
@@ -212,34 +211,6 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         if self.config.once and self.given is not None:
             found.append("Pushes of one moment need a contrast; directions of a file were not compared in this way")
         return found
-
-
-def steerable(model: Model) -> list[str]:
-    """The kinds of site of a layer whose width does not depend on the prompt."""
-    sources = {name.rpartition(".")[2] for name, site in model.sites.items() if site.has_sources}
-    return [kind for kind in layer_kinds(model) if kind not in sources]
-
-
-def sites_of(model: Model, text: str, layers: list[int]) -> list[str]:
-    """The sites that the options name, in the forward's order."""
-    known = steerable(model)
-    if text.strip() == "usual":
-        kinds = [kind for kind in USUAL if kind in known]
-    else:
-        kinds = list(dict.fromkeys(listed(text, "steer: sites")))
-    for kind in kinds:
-        if kind not in known:
-            raise MechintError(
-                f"steer: a {model.config.family} model has no site {shown(kind)} of fixed width in its layers"
-                f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
-            )
-    wanted = {site for kind in kinds for site in layer_sites(model, kind) if int(site.split(".")[1]) in layers}
-    if not wanted:
-        raise MechintError(
-            f"steer: layers {', '.join(map(str, layers))} have none of the sites {', '.join(kinds) or 'named'}; choose "
-            f"other layers, or of the sites {', '.join(known)}"
-        )
-    return [site for site in model.sites if site in wanted]
 
 
 def work(config: SteerConfig) -> str:

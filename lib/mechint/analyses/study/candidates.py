@@ -33,7 +33,7 @@ from ..circuits.bench import Bench, cost
 from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..circuits.search.learning import Search, SearchOptions
 from ..loader import PromptLoader
-from .probes import Probe
+from ..probes.fitting import Probe
 from .subspaces import Traffic, orthonormal, overlap, unit_basis
 
 SAME = 0.95

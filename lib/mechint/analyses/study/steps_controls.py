@@ -22,12 +22,12 @@ from ...utils.options import listed, named, value_of
 from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, number, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
+from ..probes.fitting import reading
 from ..random_weights import beside, random_models
 from .ablation_tests import ALPHA, Held, deltas, moved, necessity, together
 from .candidates import Candidate, mask_search
 from .claims import best_probes, does_task
 from .context import Context, Found
-from .probes import reading
 from .steps_discovery import accuracy_and_chance, collected, labelled
 from .subspaces import linear_cka, traffic, unit_basis
 

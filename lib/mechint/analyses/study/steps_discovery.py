@@ -17,10 +17,10 @@ from ...utils.options import listed, named
 from ...utils.statistics import ClusterBootstrap, Number
 from ..loader import PromptLoader
 from ..metrics import answered
+from ..probes.fitting import Labelled, Probe, probe
 from ..spectra import participation_ratio
 from .candidates import Candidate, closeness, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
 from .context import Context, Found, from_plain, plain
-from .probes import Labelled, Probe, probe
 from .subspaces import traffic
 
 SHARE = 0.01

@@ -159,6 +159,17 @@ def reading(train: Labelled, test: Labelled, method: str, *, seed: int = 0) -> t
     return best["score"], fit.hits(fit.parts(test, *fit.solve(train, best["strength"])))
 
 
+def penalty(train: Labelled, method: str, seed: int) -> float:
+    """The penalty that the folds of ``train`` choose."""
+    return Fit(train, method).chosen(train, seed)[1]["strength"]
+
+
+def hits_of(train: Labelled, test: Labelled, method: str, strength: float) -> Array:
+    """The contribution of each prompt of ``test`` to the score of a probe with this penalty, [prompt]."""
+    fit = Fit(train, method)
+    return fit.hits(fit.parts(test, *fit.solve(train, strength)))
+
+
 class Fit:
     """One method on one label: standardised units in, scores out."""
 

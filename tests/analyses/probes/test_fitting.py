@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechint.analyses.study.probes import (
+from mechint.analyses.probes.fitting import (
     METHODS,
     Fit,
     Labelled,

@@ -1,0 +1,1 @@
+"""Probes: labels read out of a site by a linear map, beside control labels."""
