@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mechint.analyses.dictionaries.answer_auroc import FEWEST, label_scores, mann_whitney
-from mechint.report.along import apart
+from mechint.report.along_training import apart
 from mechint.report.values import Value
 from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, holm, max_t
 from mechint.utils.statistics import ClusterBootstrap, Number, area, permutation_test, student
