@@ -14,7 +14,7 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
-from mechint.analyses.patching.analyzer import Patcher
+from mechint.analyses.patching.analyzer import POINTS, Patcher
 from mechint.analyses.patching.flow import paths, role_pairs
 from mechint.analyses.patching.options import refuse
 from mechint.analyses.patching.role_means import RoleValues
@@ -112,6 +112,9 @@ def test_every_unit_is_one_run_by_hand(family: Any, units: str, metric: str) -> 
     both = [[last(model, prompts, row, metric, [], other) for other in (False, True)] for row in range(3)]
     for parts in patcher.parts:
         assert found[f"necessary {parts.kind}"].shape == (parts.total, 3)
+        for name, direction, sign in (("necessary", "noise", -1), ("sufficient", "denoise", 1)):
+            slopes = parts.estimates(patcher.pair(prompts, direction), POINTS[patcher.config.values])
+            torch.testing.assert_close(found[f"{name} {parts.kind} estimates"], sign * slopes[list(parts.chosen)])
         for number in range(parts.total):
             at, unit = parts.place(number)
             site = parts.sites[at]
