@@ -13,7 +13,7 @@ from mechint.analyses.circuits.methods.gradients import activation_magnitude, gr
 from mechint.ground_truth import BLUEPRINTS, HARD, MODELS, Compiled, Questions, Share, score_units, verify
 from mechint.ground_truth.blueprint import GAIN
 from mechint.ground_truth.gpt2.models import GAIN as GPT2_GAIN
-from mechint.ground_truth.hard.superposed import directions, largest_cosine
+from mechint.ground_truth.hard.superposed import LEFT, directions, largest_cosine, least_without_one
 from mechint.ground_truth.hard.ways_mamba import RareTask
 from mechint.ground_truth.together import check_together, share_scores
 from mechint.scorecard.hard.cheap import gradient_size, reach
@@ -141,6 +141,13 @@ def test_directions_are_more_than_their_dimensions() -> None:
     assert torch.allclose(rows.norm(dim=1), torch.ones(8), atol=1e-5)
     assert 0.0 < largest_cosine(rows) < 0.6
     assert float((rows @ rows.T - torch.eye(8)).abs().max()) > 0.1  # not orthogonal
+
+
+def test_no_channel_of_a_superposition_is_needed_alone() -> None:
+    """On any seed: of two symbols over two channels by hand, and of many draws."""
+    assert least_without_one(torch.tensor([[0.6, 0.8], [0.8, -0.6]])) == pytest.approx(0.36 - 0.48)
+    for seed in range(30):
+        assert least_without_one(directions(8, 4, 10, torch.Generator().manual_seed(seed))) >= LEFT
 
 
 @pytest.mark.parametrize("name", ["backup", "gpt2_two_heads"])

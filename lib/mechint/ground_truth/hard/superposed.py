@@ -1,10 +1,10 @@
 """Compiled models whose answers are carried in superposition: more symbols than dimensions, over many channels.
 
-Each symbol has a direction in a space of fewer dimensions than there are symbols, so that directions are not
-orthogonal, and a random rotation spreads that space over more channels than it has dimensions: no channel is a symbol,
-each carries a share of every one. The logit of a symbol w where v is said is the gain times the cosine of their
-directions. Zeroing one channel takes its share of the answer's logit, which is declared, and changes no answer; zeroing
-all of them does. All have loud decoys, too.
+Each symbol has a direction in a space of fewer dimensions than there are symbols, so that not all directions are
+orthogonal (those found are close to the axes and their opposites), and a random rotation spreads that space over more
+channels than it has dimensions: no channel is a symbol, each carries a share of every one. The logit of a symbol w
+where v is said is the gain times the cosine of their directions. Zeroing one channel takes its share of the answer's
+logit, which is declared, and changes no answer; zeroing all of them does. All have loud decoys, too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ DIMENSIONS = 4
 CHANNELS = 10
 """Numbers that the space is rotated into: value channels of a GPT-2, pairs of channels of a Mamba."""
 
+LEFT = 0.14
+"""Without any one channel each symbol stays above all others by this share of the gain: no channel is needed alone."""
+
 
 def directions(count: int, dimensions: int, channels: int, random: torch.Generator) -> Tensor:
     """Unit vectors that are as far apart as a descent gets them, rotated into more channels, [count, channels]."""
@@ -39,8 +42,21 @@ def directions(count: int, dimensions: int, channels: int, random: torch.Generat
         cosines = found @ found.T - 2 * torch.eye(count)
         found = found - 0.05 * torch.softmax(10 * cosines, 1) @ found
         found /= found.norm(dim=1, keepdim=True)
-    rotation, _ = torch.linalg.qr(torch.randn(channels, dimensions, generator=random))
-    return found @ rotation.T
+    while True:
+        rotation, _ = torch.linalg.qr(torch.randn(channels, dimensions, generator=random))
+        rows = found @ rotation.T
+        if least_without_one(rows) >= LEFT:
+            return rows
+
+
+def least_without_one(rows: Tensor) -> float:
+    """The least that a symbol's own logit is above another's without any one channel, as a share of the gain."""
+    each = rows[:, None] * rows[None]  # by symbol, other symbol, channel
+    left = each.sum(-1, keepdim=True) - each
+    above = torch.diagonal(left).T[:, None] - left  # of the symbol that is said, less any other's
+    above += 2 * torch.eye(len(rows))[:, :, None]
+    own = torch.diagonal(left).min()  # above tokens that are no symbol
+    return float(torch.minimum(above.min(), own))
 
 
 def largest_cosine(rows: Tensor) -> float:
