@@ -37,7 +37,7 @@ FAILS = 0.95
 """A method does not find a kind of circuit where its mean AUROC is below this."""
 
 Cells = dict[tuple[str, str, int], dict[str, Any]]
-"""What a method scored, by method, model and seed."""
+"""Scores of methods, by method, model and seed."""
 
 
 def cells_of(cards: Sequence[dict[str, Any]]) -> Cells:
