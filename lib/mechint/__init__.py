@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .analyses.editing.notebook import edit
     from .analyses.lens.notebook import lens
     from .analyses.paths.measure import paths
-    from .analyses.steering.face import contrast, steer
+    from .analyses.steering.notebook import contrast, steer
     from .attribution.lag_influence import run_temporal_causality_analysis
     from .runner.mechanistic import ExperimentConfig, MambaMechanisticAnalyzer, run_sae_analysis
     from .runner.notebook import analyse, circuit, patch, trace
@@ -44,9 +44,9 @@ _LATER = {
     "edit": "analyses.editing.notebook",
     "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
-    "contrast": "analyses.steering.face",
+    "contrast": "analyses.steering.notebook",
     "lens": "analyses.lens.notebook",
-    "steer": "analyses.steering.face",
+    "steer": "analyses.steering.notebook",
     "results": "runner.results",
     "run_temporal_causality_analysis": "attribution.lag_influence",
 }

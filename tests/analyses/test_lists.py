@@ -12,6 +12,7 @@ from mechint.analyses.circuits.hybrid import chosen as hybrid_kinds
 from mechint.analyses.comparison.options import lengths
 from mechint.analyses.dictionaries.grid import numbers_of, sites_of, unknown_architecture
 from mechint.analyses.dictionaries.stored import chosen_of
+from mechint.analyses.editing.maps import chosen_maps
 from mechint.analyses.neurons.analyzer import NeuronAnalyzer
 from mechint.analyses.neurons.options import NeuronConfig
 from mechint.analyses.neurons.options import methods as attention_methods
@@ -24,6 +25,7 @@ from mechint.analyses.study.options import skipped
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
 from mechint.sae.activations.contexts import excluded
+from mechint.scorecard.methods import METHODS
 from mechint.scorecard.options import ScorecardConfig
 from mechint.scorecard.requests import check_request
 from mechint.training.options import MambaArchitecture, TrainConfig
@@ -78,6 +80,8 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("steer", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
     ("steer", "layers"): (layers, "0", "1"),
     ("steer", "strengths"): (strengths, "-1", "2"),
+    ("edit", "layers"): (layers, "0", "1"),
+    ("edit", "maps"): (lambda text: list(chosen_maps(MODEL, text, [0, 1], "here")), "out_proj", "in_x"),
     ("probe", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
     ("probe", "layers"): (layers, "0", "1"),
     ("probe", "labels"): (listed, "answer", "key"),
@@ -108,6 +112,8 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
         "baseline", "seed=1",
     ),
     ("score", "models"): (scored, "shift", "recall"),
+    ("score", "methods"): (lambda text: ScorecardConfig(methods=text).chosen(METHODS), *list(METHODS)[:2]),
+    ("score", "scores"): (listed, "mine.json", "theirs.json"),
 }  # fmt: skip
 """(group, option) -> its reader and two words that it takes; all readers go through ``utils.options.listed``."""
 

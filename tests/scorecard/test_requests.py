@@ -222,3 +222,19 @@ def test_processes_print_a_finished_card_once(measured: list[str], config: Score
     assert {path: path.stat().st_mtime_ns for path in Path(config.output_dir).glob("[!.]*")} == before
     with pytest.raises(MechintError, match="steps is 70 and was 60"):
         scorecard(dataclasses.replace(config, steps=70))
+
+
+def test_a_file_of_scores_is_in_the_key_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    keys = []
+    for number in (0.1, 0.2):
+        file.write_text(json.dumps({"method": "mine", "scores": {"latch 100": [number]}}))
+        keys.append(requests.key_of(ScorecardConfig(scores=str(file))))
+    file.rename(tmp_path / "other.json")
+    keys.append(requests.key_of(ScorecardConfig(scores=str(tmp_path / "other.json"))))
+    assert keys[0] != keys[1] == keys[2]
+    for wrong, said in (({"methods": "attributoin"}, "no method"), ({"scores": str(file)}, "mine.json")):
+        with pytest.raises(MechintError, match=said):
+            requests.check_request(ScorecardConfig(**wrong))  # type: ignore[arg-type]
+    one, same = (ScorecardConfig(methods=text) for text in ("attribution, removal", "attribution,removal"))
+    assert requests.key_of(one) == requests.key_of(same)

@@ -14,6 +14,8 @@ from ..utils import files, workers
 from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check, listed
 from ..utils.rundir import check_writable, code_digest, fingerprint, noted
+from .hard.from_file import method_from
+from .methods import METHODS
 from .options import ScorecardConfig
 
 OPTION = "--output-dir"
@@ -21,18 +23,25 @@ INSTEAD = f'choose another {OPTION} (SCORE="… {OPTION} output/…"), or say --
 
 
 def check_request(config: ScorecardConfig) -> None:
-    """Raises :class:`MechintError` for an option out of its range, or a name that is no model and no group of them."""
+    """Raises :class:`MechintError` for an option out of its range, a name of no model and no method, or a bad file."""
     check(config)
     known = [*GROUPS, *MODELS]
     for name in listed(config.models, "models") or [""]:
         if name not in known:
             raise MechintError(f"no model {name!r}{did_you_mean(name, known)}; take {', '.join(known)}")
+    config.chosen(METHODS)
+    for path in listed(config.scores, "scores"):
+        method_from(Path(path))
 
 
 def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, Any]:
-    """All that the numbers of a card follow from; methods of others by their names alone, whatever their code."""
+    """All that the numbers of a card follow from; methods of others by their names alone, whatever their code.
+
+    Files of scores are there by their content.
+    """
     said = dataclasses.asdict(config)
-    said["models"] = ",".join(listed(config.models))
+    said["models"], said["methods"] = (",".join(listed(getattr(config, name))) for name in ("models", "methods"))
+    said["scores"] = [files.sha256(path) for path in listed(config.scores)]
     del said["output_dir"], said["rerun"]
     return {**said, "code": code_digest(), "outside": sorted(outside)}
 

@@ -72,17 +72,17 @@ def test_the_cost_counts_the_random_subspaces_that_were_drawn() -> None:
 
 
 def test_tests_that_beat_random_subspaces_are_counted_after_holm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tests of a candidate with p = 0.02 and 0.3: 0.04 and 0.3 after Holm."""
+    """Two tests of a candidate with p = 0.02 and 0.03: 0.04 after Holm, both."""
     shown = lambda p: SimpleNamespace(p=p, report=lambda: {"p": p})
-    made = {name: shown(p) for name, p in zip(steps_tests.DIRECTIONS, (0.02, 0.3), strict=True)}
+    made = {name: shown(p) for name, p in zip(steps_tests.DIRECTIONS, (0.02, 0.03), strict=True)}
     monkeypatch.setattr(steps_tests, "necessity", lambda held, candidate, test, **options: made[test])
     context: Any = SimpleNamespace(
         config=SimpleNamespace(draws=20, bootstrap=100, metric="logit_diff", ablation="mean"), draws=60, seed=0,
         tested=[SimpleNamespace(site="layers.0.u")], held=SimpleNamespace(prompts=[0] * 5), mean=lambda site: None,
     )  # fmt: skip
     report = steps_tests.tests(context)["report"]
-    assert [row["p_holm"] for row in report["tests"]] == pytest.approx([0.04, 0.3])
-    assert report["said"].startswith("2 tests of 1 candidates on 5 answered prompts; 1 beat 60 random subspaces")
+    assert [row["p_holm"] for row in report["tests"]] == pytest.approx([0.04, 0.04])
+    assert report["said"].startswith("2 tests of 1 candidates on 5 answered prompts; 2 beat 60 random subspaces")
     assert "20 subspaces were asked for" in report["said"]
 
 

@@ -33,6 +33,7 @@ from .evidence import Evidence
 from .methods.all_methods import SEARCH, scores_of
 from .methods.evaluator import Evaluator
 from .methods.starting_orders import NOTES, further_orders, starting_scores
+from .options import CircuitOptions
 
 RANDOM_WEIGHTS, EXCHANGED = "random weights", "exchanged answers"
 METRIC_OF = {RANDOM_WEIGHTS: "mask_on_random_weights", EXCHANGED: "mask_for_exchanged_answers"}
@@ -52,11 +53,13 @@ class Searcher(Protocol):
     """The parts of :class:`.analyzer.CircuitAnalyzer` that a control repeats."""
 
     model: Model
-    config: Any
     seed: int
     half: bool
     stages: Any
     controls: tuple[str, ...]
+
+    @property
+    def config(self) -> CircuitOptions: ...
 
     def units_of(self, random: Model, loader: PromptLoader) -> Units | None: ...
 
