@@ -121,3 +121,21 @@ def test_a_process_that_is_killed_leaves_nothing_to_clean_up(tmp_path: Path) -> 
     assert (tmp_path / LEASE).exists()
     with lock(tmp_path):
         pass
+
+
+def test_without_a_lock_of_the_kernel_a_living_process_of_this_machine_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lease = elsewhere(tmp_path, machine=files._machine())
+    lease.write_text(f"{files._machine()}\n{child.pid} 0f\n")
+    with pytest.raises(MechintError, match=REFUSED), lock(tmp_path):
+        pass
+    child.communicate(b"\n")
+    with lock(tmp_path):
+        assert str(os.getpid()) in lease.read_text()
+    assert not lease.exists()

@@ -1,4 +1,7 @@
-"""Files that are whole or absent, hashes, and the lock that keeps two runs out of one directory."""
+"""Files that are whole or absent, hashes, and the lock that keeps two runs out of one directory.
+
+One file: a run directory is made, held and taken away by one set of rules.
+"""
 
 from __future__ import annotations
 
@@ -386,7 +389,7 @@ def lock(directory: str | Path, again: bool = False) -> Iterator[None]:
     if again and place in _held:
         yield
         return
-    with nothing_left(directory), _locked(directory), _leased(directory):
+    with nothing_left(directory), _locked(directory) as locked, _leased(directory, locked):
         _held.add(place)
         try:
             yield
@@ -401,7 +404,9 @@ def _refused(directory: Path, where: str = "") -> MechintError:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Iterator[bool]:
+    """Holds the kernel's lock; yields False on a file system that has none, where the lease holds alone."""
+    locked = True
     directory.mkdir(parents=True, exist_ok=True)
     with open(os.open(directory / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "w") as file:
         try:
@@ -411,8 +416,8 @@ def _locked(directory: Path) -> Iterator[None]:
                 raise _refused(directory) from None
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            # a file system without such locks: the lease holds alone
-        yield
+            locked = False
+        yield locked
 
 
 def _machine() -> str:
@@ -425,10 +430,10 @@ def _machine() -> str:
 
 
 @contextlib.contextmanager
-def _leased(directory: Path) -> Iterator[None]:
+def _leased(directory: Path, locked: bool) -> Iterator[None]:
     path = directory / LEASE
     own = f"{_machine()}\n{os.getpid()} {uuid.uuid4().hex}\n"
-    _take(directory, path, own)
+    _take(directory, path, own, locked)
     ended = threading.Event()
 
     def live() -> None:
@@ -447,8 +452,8 @@ def _leased(directory: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _take(directory: Path, path: Path, own: str) -> None:
-    """Makes the lease, or takes over that of a process that has ended.
+def _take(directory: Path, path: Path, own: str, locked: bool) -> None:
+    """Makes the lease, or takes over that of a process that has ended; ``locked`` says that none of this machine lives.
 
     Raises:
         MechintError: another process holds it.
@@ -467,6 +472,8 @@ def _take(directory: Path, path: Path, own: str) -> None:
         machine = theirs.partition("\n")[0]
         if age < STALE and machine != _machine():
             raise _refused(directory, f" on {machine.partition(' ')[0] or 'another machine'}")
+        if age < STALE and not locked and _lives(theirs):
+            raise _refused(directory)
         aside = path.with_name(f"{LEASE}.{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, aside)  # of several that take over one alone succeeds
@@ -475,6 +482,18 @@ def _take(directory: Path, path: Path, own: str) -> None:
                 raise _refused(directory)
             aside.unlink()
     raise _refused(directory)
+
+
+def _lives(lease: str) -> bool:
+    """True if the process of this machine that wrote a lease has not ended."""
+    number = lease.partition("\n")[2].partition(" ")[0]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # another user's
+    return True
 
 
 def _age(path: Path) -> float:
