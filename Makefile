@@ -72,7 +72,7 @@ PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report submit export menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench docs interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default $(CHOSEN) $(SETS) $(FLAGS)
@@ -141,6 +141,10 @@ bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,
 	$(if $(filter sae,$(SECTIONS)),$(Q).venv-bench-sae/bin/python -m benchmarks sae)
 endif
 
+docs: .venv-docs/.ready
+	$(Q).venv-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "output/docs/index.html"
+
 ground-truth: $(READY)
 	$(Q)$(KCONFIG) score $(CHOSEN) $(FLAGS) --options="$$SCORE"
 
@@ -160,6 +164,9 @@ interchange-%: .venv-peer-%/.ready $(READY)
 
 .venv-bench/.ready: requirements-bench.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench $@ $<
+
+.venv-docs/.ready: requirements-docs.txt
+	$(Q)python3 scripts/kconfig/environment.py make .venv-docs $@ $<
 
 .venv-bench-sae/.ready: requirements-bench-sae.txt requirements.txt
 	$(Q)python3 scripts/kconfig/environment.py make .venv-bench-sae $@ $<
@@ -183,7 +190,7 @@ clean:
 
 mrproper: clean
 	$(Q)rm -f "$${O:-.}/.config" "$${O:-.}/.config.old" "$${O:-.}/defconfig"
-	$(Q)rm -rf .venv .venv-bench .venv-bench-sae .venv-peer-*
+	$(Q)rm -rf .venv .venv-bench .venv-bench-sae .venv-docs .venv-peer-*
 
 define HELP
 Run
@@ -215,6 +222,7 @@ Develop
   check-exhaustive   whole fuzzers, sanitizers and long simulations: an hour or so
   mutants            change one line of the library at a time; a test must notice each. SOURCES= SAMPLE= SEED= choose
   bench              speed beside peers, in .venv-bench; SECTIONS="scan sweep" chooses
+  docs               the documentation as a site, output/docs/index.html, made in .venv-docs
   interchange        sparse autoencoders of ours loaded by SAELens, dictionary_learning and sparsify, in .venv-peer-*
   ground-truth       every method's score on models whose circuit is known; output/ground_truth/scorecard.html
   clean              remove caches
