@@ -37,6 +37,12 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def without_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Circuits are not searched again for their controls, which have tests of their own."""
+    monkeypatch.setattr("mechint.analyses.circuits.analyzer.CircuitAnalyzer.controls", ())
+
+
+@pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """Runs commands in this process: to start another one takes seconds."""
     return Here(monkeypatch, capsys)

@@ -82,5 +82,5 @@ def test_the_first_seed_may_be_logged_as_the_search_that_found_the_size(copy: Pa
     text = (copy / "history.jsonl").read_text()
     (copy / "history.jsonl").write_text(text.replace('"seed 0"', '"size 16"'))
     traces = {trace.name: trace for trace in load_history(load_results(copy))}
-    assert list(traces) == ["descent", "size 32", "seed 0", "seed 1", "seed 2", "random weights"]
+    assert list(traces) == ["descent", "size 32", "seed 0", "seed 1", "seed 2", "random weights", "exchanged answers"]
     assert [name for name, trace in traces.items() if trace.final] == ["seed 0", "seed 1", "seed 2"]

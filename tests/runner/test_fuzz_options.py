@@ -138,7 +138,7 @@ def settings(menu: Menu) -> Callable[[random.Random, Path], Callable[[], object]
 
 def test_hostile_configurations_are_taken_or_are_one_line(tmp_path: Path) -> None:
     ends = tried(settings(Menu(ROOT)), range(100), tmp_path)
-    assert ends["refused in one line"] > 30 and ends["loaded"] > 2
+    assert ends["refused in one line"] > 30 and ends["loaded"] > 0
 
 
 @pytest.mark.exhaustive

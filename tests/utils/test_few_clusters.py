@@ -28,6 +28,7 @@ OWN: dict[str, dict[str, Any]] = {"trace": {"draws": 1, "sites": "resid_post,out
 ELSEWHERE = {
     "study": "refuses so few prompts before it starts",
     "feature": "takes dictionaries; its pages are those of a circuit",
+    "probe": "refuses labels that so few templates cannot tell from chance",
     "sae": "its intervals are over documents",
 }
 

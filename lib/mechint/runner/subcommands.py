@@ -232,15 +232,21 @@ def overview(known: Mapping[str, Command]) -> str:
 
 def help_of(name: str, command: Command) -> str:
     """Returns the text of ``mechint NAME --help``: at most :data:`MOST_LINES` lines, so that it fits a screen."""
-    whole = help_lines(name, command, short=False)
-    return "\n".join(whole if len(whole) <= MOST_LINES else help_lines(name, command, short=True))
+    forms = ((False, False), (True, False), (True, True))
+    fitting = (help_lines(name, command, *form) for form in forms)
+    return "\n".join(next((lines for lines in fitting if len(lines) <= MOST_LINES), help_lines(name, command, True)))
 
 
-def help_lines(name: str, command: Command, short: bool) -> list[str]:
+def help_lines(name: str, command: Command, short: bool, names: bool = False) -> list[str]:
+    """The lines of a command's help; ``short`` has a line for each flag, ``names`` one for all of the last section."""
+    sections = command.sections(short)
+    if names:
+        title, flags = sections[-1]
+        sections = [*sections[:-1], (title, ["  " + " ".join(line.split()[0] for line in flags)])]
     lines = [f"usage: {program()} {name} {command.usage}".rstrip(), "", command.title]
-    for title, flags in command.sections(short):
+    for title, flags in sections:
         lines += ["", f"{title}:", *flags]
-    if command.sections(True) and name not in WHOLE:
+    if sections and name not in WHOLE:
         more = "--dry-run says what would run. " if "--dry-run" in command.parser().format_usage() else ""
         every = f"{program()} {name} --help-all" if name in OWN_FLAGS else f"{program()} --help-all"
         lines += ["", f"{more}{every} shows every option{', in full' if short else ''}."]

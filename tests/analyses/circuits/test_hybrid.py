@@ -25,6 +25,8 @@ from tests.helpers.builders import tiny_mamba
 from tests.helpers.circuit_runs import write_run
 from tests.models.families.test_analyses import TASK, model_of
 
+pytestmark = pytest.mark.usefixtures("without_controls")
+
 transformers = pytest.importorskip("transformers")
 
 

@@ -31,6 +31,8 @@ from mechint.utils.errors import MechintError
 from tests.helpers.circuits import TASK
 from tests.helpers.experiments import checkpoint
 
+pytestmark = pytest.mark.usefixtures("without_controls")
+
 SEED = 100
 PROMPTS = 16
 SMALL: dict[str, Any] = {
@@ -133,6 +135,10 @@ def test_scores_are_those_of_the_scorecard(name: str, method: str) -> None:
     assert torch.equal(column(ranked(name, method), "logits"), scored.flatten())
 
 
+BASELINES = {"reach", "gradient_size"}
+"""Rows that only show what a ranking without any run, or with one gradient, would find."""
+
+
 def test_every_row_of_the_scorecard_asks_a_method_that_a_circuit_can_choose() -> None:
     asked = {row.scores.keywords["name"] for row in ROWS.values()}  # type: ignore[attr-defined]
     chosen = {
@@ -142,7 +148,8 @@ def test_every_row_of_the_scorecard_asks_a_method_that_a_circuit_can_choose() ->
         if field.name == "method"
         for choice in field.metadata["option"].choices
     }
-    assert asked <= chosen == set(METHODS)
+    assert asked - BASELINES <= chosen == set(METHODS)
+    assert set(ROWS) >= BASELINES
 
 
 def test_the_smallest_circuit_of_a_ranking_reaches_the_target_and_one_unit_fewer_does_not() -> None:

@@ -16,6 +16,8 @@ from mechint.interventions.unit_kinds import SSM_UNITS
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.circuits import KEPT, SMALL, bench, known_circuit, loaders, truth
 
+pytestmark = pytest.mark.usefixtures("without_controls")
+
 
 @pytest.mark.slow_except("(kl|logit_diff)-channel|loss-path|kl-layer|accuracy-mode")
 @pytest.mark.parametrize("unit", ["channel", "path", "layer", "mode"])

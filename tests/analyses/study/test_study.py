@@ -313,7 +313,13 @@ def test_the_report_shows_every_step_and_does_without_claims(
     write_report(tmp_path)
     assert (tmp_path / "study_claims.png").read_bytes() == before
     nothing = {name: {"status": "nothing", "said": "Nothing to say: a test."} for name in results["steps"]}
-    none = {"claims": [], "verdicts": dict.fromkeys(VERDICTS, 0), "said": "No claim: a test.", "tests": 0}
+    none = {
+        "claims": [],
+        "verdicts": dict.fromkeys(VERDICTS, 0),
+        "said": "No claim: a test.",
+        "tests": 0,
+        "alpha": 0.05,
+    }
     (tmp_path / "results.json").write_text(json.dumps({**whole, "steps": nothing, "claims": none}))
     assert {path.name for path in write_report(tmp_path)} == {"study_report.md", "report.html"}
     (tmp_path / "results.json").write_text(json.dumps({**whole, "schema": 99}))

@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers")
 from tests.helpers.judges.base import judged  # noqa: E402
 from tests.models.families.test_parity import JUDGES  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("without_controls")
 TASK = make_task(TaskConfig(name="recall", pairs=2, keys=12, values=12))
 
 
