@@ -46,9 +46,7 @@ def test_no_score_of_units_falls(name: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(
-            n, m, marks=[pytest.mark.exhaustive] * (m.startswith("search") or n == "siit_gpt2_recall")
-        )  # a minute each
+        pytest.param(n, m, marks=[pytest.mark.exhaustive] * m.startswith("search"))  # a minute each, see above
         for n, m in FLOORS
         if n in IMPOSED and STORED["units"][n][m]["auroc"] >= 0.99
     ],
