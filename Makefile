@@ -142,7 +142,7 @@ bench: $(if $(filter-out sae,$(SECTIONS)),.venv-bench/.ready) $(if $(filter sae,
 endif
 
 docs: .venv-docs/.ready
-	$(Q).venv-docs/bin/python -m mkdocs build --strict --quiet
+	$(Q)NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "output/docs/index.html"
 
 ground-truth: $(READY)
