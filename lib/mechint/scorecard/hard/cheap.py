@@ -16,6 +16,7 @@ from ...analyses.circuits.methods.gradients import at_sites
 from ...interventions.model import Model
 from ...models import gpt2
 from ...models.mamba import Layer, Mamba
+from ...utils.errors import MechintError
 
 
 def gradient_size(evaluator: Evaluator) -> Tensor:
@@ -28,8 +29,11 @@ def reach(model: Model) -> Tensor:
     """The sum over all paths from a unit to the logits of the product of the sizes of their weights, [units].
 
     It looks at no prompt. Channels of a Mamba, key and value channels of a GPT-2.
+
+    Raises:
+        MechintError: the model is of another family.
     """
-    raise NotImplementedError(type(model).__name__)
+    raise MechintError(f"no product of weights is known of a {model.config.family} model; leave out the method reach")
 
 
 @reach.register

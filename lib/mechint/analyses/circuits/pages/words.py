@@ -239,6 +239,7 @@ class MaskControl:
         label: Its name in figures.
         what: The subject of the sentence that reads it.
         verdict: The rest of that sentence where it supports the circuit.
+        near: The same where it comes near the circuit, and as near.
         marker: Its marker in figures.
         sign: The same as a character.
     """
@@ -246,6 +247,7 @@ class MaskControl:
     label: str
     what: str
     verdict: str
+    near: tuple[str, str]
     marker: str
     sign: str
 
@@ -255,6 +257,12 @@ MASKS = {
         "mask on random weights",
         "The same search on random weights, asked for this model's predictions,",
         "the predictions need what the model has learned.",
+        (
+            "the circuit is better, but random weights come near it: either the mask does that, or the model without "
+            "its units is further off than a guess. The exchanged answers tell which (docs/controls.md).",
+            "random weights do as well, so faithfulness is NO evidence of a circuit here; take fewer units, more "
+            "prompts, or another ablation.",
+        ),
         "D",
         "◇",
     ),
@@ -262,6 +270,11 @@ MASKS = {
         "mask for exchanged answers",
         "The same search for exchanged answers",
         "the mask finds the model's answers and cannot fit others as well.",
+        (
+            "the circuit is better, but a mask alone fits MOST of that; take fewer units or more prompts.",
+            "a mask alone fits as much, so faithfulness is NO evidence of a circuit here; take fewer units or more "
+            "prompts.",
+        ),
         "^",
         "△",
     ),
@@ -298,10 +311,9 @@ def findings(results: Results) -> Iterator[Finding]:
                     if circuit.alone or mask.alone
                     else control.verdict
                     if apart and half
-                    else "the circuit is better, but a mask alone fits MOST of that; take fewer units or more prompts."
+                    else control.near[0]
                     if apart
-                    else "a mask alone fits as much, so faithfulness is NO evidence of a circuit here; take fewer "
-                    "units or more prompts."
+                    else control.near[1]
                 ),
             )
     yield from _necessity_and_stability(results)
