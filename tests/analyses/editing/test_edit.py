@@ -24,6 +24,7 @@ from mechint.utils.files import write_json
 from mechint.utils.rundir import weights_digest
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.families import falcon_h1
+from tests.helpers.run_files import write_results
 from tests.helpers.tracing import loaders
 
 SMALL = EditConfig(steps=3, eval_prompts=12, prompts=12, neighbours=2, bootstrap=100, maps="usual")
@@ -38,14 +39,9 @@ def finished(directory: Path, model: Any, config: EditConfig, count: int = 12) -
     analyzer = EditAnalyzer(model, config, run_dir=directory, key="a")
     found = analyzer.run_analysis(loaders(model, batch=12)[0], loaders(model, count, batch=12)[1])
     analyzer.save_results()
-    about = {
-        "schema": 1, "analysis": "edit", "report": "edit", "title": "Editing of facts", "checkpoint": "<b>x.pt",
-        "status": "complete", "task": {"name": "recall", "description": "recall"}, "config": dataclasses.asdict(config),
-        "model": {"family": model.config.family, "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-    }  # fmt: skip
-    write_json(directory / "results.json", {**about, **found})
-    write_json(directory / "manifest.json", {"mechint": "0"})
-    return {**about, **found}
+    return write_results(
+        directory, "edit", "Editing of facts", config, {"report": "edit", **found}, family=model.config.family
+    )
 
 
 def test_numbers_are_the_means_of_the_facts_and_weights_come_back() -> None:

@@ -18,6 +18,7 @@ from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.patching import SMALL
+from tests.helpers.run_files import write_results
 from tests.helpers.tracing import loaders
 
 
@@ -26,15 +27,7 @@ def finished(directory: Path, model: Any, config: PatchConfig, sets: list[Prompt
     patcher = Patcher(model, config, run_dir=directory, key="a")
     found = patcher.run_analysis(*sets)
     patcher.save_results()
-    about = {
-        "schema": 1, "analysis": "patch", "title": "Activation patching", "checkpoint": "<b>x.pt",
-        "status": "complete", "task": {"name": "recall", "description": "recall"},
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-        "config": dataclasses.asdict(config),
-    }  # fmt: skip
-    write_json(directory / "results.json", {**about, **found})
-    write_json(directory / "manifest.json", {"mechint": "0"})
-    return {**about, **found}
+    return write_results(directory, "patch", "Activation patching", config, found)
 
 
 @pytest.mark.slow_except("tiny_gpt2")

@@ -21,6 +21,7 @@ from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 from tests.helpers.families import falcon_h1
+from tests.helpers.run_files import write_results
 from tests.helpers.tracing import TASK, loaders, metric_by_hand
 
 SMALL = PathConfig(eval_prompts=12, prompts=8, bootstrap=100)
@@ -178,14 +179,7 @@ def finished(directory: Path, model: Any, config: PathConfig) -> dict[str, Any]:
     analyzer = PathAnalyzer(model, config, run_dir=directory, key="a")
     found = analyzer.run_analysis(*loaders(model, batch=12))
     analyzer.save_results()
-    about = {
-        "schema": 1, "analysis": "path", "title": "Path patching", "checkpoint": "<b>x.pt", "status": "complete",
-        "task": {"name": "recall", "description": "recall"}, "config": dataclasses.asdict(config),
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-    }  # fmt: skip
-    write_json(directory / "results.json", {**about, **found})
-    write_json(directory / "manifest.json", {"mechint": "0"})
-    return {**about, **found}
+    return write_results(directory, "path", "Path patching", config, found)
 
 
 @pytest.mark.slow_except("tiny_gpt2")

@@ -26,6 +26,7 @@ from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_mamba
+from tests.helpers.run_files import write_results
 
 TASK = TaskConfig(name="long_copy", values=3, length=8)
 SMALL = ProbeConfig(
@@ -166,13 +167,7 @@ def test_the_report(tmp_path: Path) -> None:
     analyzer = Prober(model(), config, run_dir=tmp_path, key="a")
     found = analyzer.run_analysis(*loaders())
     analyzer.save_results()
-    about = {
-        "schema": 1, "analysis": "probe", "title": "Probes", "checkpoint": "<b>x.pt", "status": "complete",
-        "task": {"name": "long_copy", "description": "copy"}, "config": dataclasses.asdict(config),
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-    }  # fmt: skip
-    write_json(tmp_path / "results.json", {**about, **found})
-    write_json(tmp_path / "manifest.json", {"mechint": "0"})
+    about = write_results(tmp_path, "probe", "Probes", config, found, task="long_copy")
     assert len(ANALYSIS.summary(found)) >= 4
     assert {path.name for path in write_report(tmp_path)} == {"probe_profile.png", "probe_report.md", "report.html"}
     page = (tmp_path / "report.html").read_text()

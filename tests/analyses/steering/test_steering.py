@@ -28,6 +28,7 @@ from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json, write_torch
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.families import falcon_h1
+from tests.helpers.run_files import write_results
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 LABEL = TaskConfig(name="long_copy", values=4, length=8)
@@ -227,14 +228,7 @@ def finished(directory: Path, config: SteerConfig) -> dict[str, Any]:
     model = tiny_mamba(2, vocab_size=5).requires_grad_(False)
     analyzer, found = steered(model, config, LABEL, run_dir=directory, key="a")
     analyzer.save_results()
-    about = {
-        "schema": 1, "analysis": "steer", "title": "Steering", "checkpoint": "<b>x.pt", "status": "complete",
-        "task": {"name": "long_copy", "description": "copy"}, "config": dataclasses.asdict(config),
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-    }  # fmt: skip
-    write_json(directory / "results.json", {**about, **found})
-    write_json(directory / "manifest.json", {"mechint": "0"})
-    return {**about, **found}
+    return write_results(directory, "steer", "Steering", config, found, task="long_copy")
 
 
 @pytest.mark.slow

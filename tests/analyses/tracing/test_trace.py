@@ -31,6 +31,7 @@ from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
+from tests.helpers.run_files import write_results
 from tests.helpers.tracing import SMALL, TASK, loaders, metric_by_hand
 
 
@@ -217,13 +218,7 @@ def test_the_results_and_their_report(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not np.delete(last, role).any()
     assert panels[0]["attribution_correlation"] is not None and panels[3]["attribution_correlation"] is None
     tracer.save_results()
-    about = {
-        "schema": 1, "analysis": "trace", "title": "Causal tracing", "checkpoint": "<b>x.pt", "status": "complete",
-        "model": {"family": "mamba", "parameters": 1000, "n_layer": 2, "d_model": 10, "sha256": "0"},
-        "task": {"name": "recall", "description": "recall"}, "config": dataclasses.asdict(SMALL),
-    }  # fmt: skip
-    write_json(tmp_path / "results.json", {**about, **found})
-    write_json(tmp_path / "manifest.json", {"mechint": "0"})
+    about = write_results(tmp_path, "trace", "Causal tracing", SMALL, found)
     written = write_report(tmp_path)
     before = {path: path.read_bytes() for path in written}
     assert {path.name for path in written} >= {"trace_roles_denoise.png", "trace_layers_noise.png", "report.html"}
