@@ -23,6 +23,7 @@ from .utils.version import __version__
 if TYPE_CHECKING:
     from .analyses.editing.notebook import edit
     from .analyses.lens.notebook import lens
+    from .analyses.patchscope.notebook import patchscope
     from .analyses.paths.measure import paths
     from .analyses.steering.notebook import contrast, steer
     from .attribution.lag_influence import run_temporal_causality_analysis
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Edit", "ExperimentConfig", "Generation", "MambaMechanisticAnalyzer", "MechintError", "Run", "__version__",
-    "analyse", "circuit", "contrast", "edit", "generate", "lens", "load", "patch", "paths", "results", "run",
-    "run_sae_analysis", "run_temporal_causality_analysis", "steer", "trace", "watch",
+    "analyse", "circuit", "contrast", "edit", "generate", "lens", "load", "patch", "patchscope", "paths", "results",
+    "run", "run_sae_analysis", "run_temporal_causality_analysis", "steer", "trace", "watch",
 ]  # fmt: skip
 
 # Imported when they are first asked for: few callers need all that a study is made of.
@@ -42,6 +43,7 @@ _LATER = {
     "ExperimentConfig": "runner.mechanistic",
     "MambaMechanisticAnalyzer": "runner.mechanistic",
     "edit": "analyses.editing.notebook",
+    "patchscope": "analyses.patchscope.notebook",
     "paths": "analyses.paths.measure",
     "run_sae_analysis": "runner.mechanistic",
     "contrast": "analyses.steering.notebook",

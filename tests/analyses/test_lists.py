@@ -19,6 +19,7 @@ from mechint.analyses.neurons.options import methods as attention_methods
 from mechint.analyses.options import fixed_sites, layer_list, unit_sites
 from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.options import PatchConfig
+from mechint.analyses.patchscope.reading import places
 from mechint.analyses.paths.nodes import paths, receivers, senders
 from mechint.analyses.steering.options import strengths
 from mechint.analyses.study.options import skipped
@@ -85,6 +86,9 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ("probe", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
     ("probe", "layers"): (layers, "0", "1"),
     ("probe", "labels"): (listed, "answer", "key"),
+    ("patchscope", "sites"): (lambda text: fixed_sites(MODEL, text, [0, 1], "here"), "out", "state"),
+    ("patchscope", "layers"): (layers, "0", "1"),
+    ("patchscope", "into"): (lambda text: places(MODEL, ["layers.0.out"], text, "here"), "0", "1"),
     ("sparsity", "layers"): (layers, "0", "1"),
     ("sparsity", "sites"): (sites, "gated", "u"),
     ("neuron", "layers"): (layers, "0", "1"),

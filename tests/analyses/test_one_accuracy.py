@@ -19,7 +19,7 @@ WITH_TOKENIZER = ("file", "prompt")
 QUICK = ("trace", "patch", "path", "steer", "compare", "study", "ssm", "kv")
 """Analyses that are run on every change, all of which report an accuracy; of the others :data:`SILENT` report none."""
 SILENT = ("neuron", "sparsity", "sae", "probe")
-LAST = ("trace", "patch", "path", "steer", "study", "edit")
+LAST = ("trace", "patch", "path", "steer", "study", "edit", "patchscope")
 """Analyses that ask for the last answer of each prompt; the others ask for all answers."""
 SMALL: dict[str, Any] = {
     "prompts": 16, "eval_prompts": 16, "bootstrap": 100, "steps": 10, "controls": 0, "random": 2, "random_circuits": 2,

@@ -31,7 +31,7 @@ FLOORS = (
         "analyses.probes",
         "analyses.steering",
     ),
-    ("analyses.neurons", "analyses.study"),
+    ("analyses.neurons", "analyses.patchscope", "analyses.study"),
     ("runner", "scorecard"),
     ("mechint",),
 )

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.interventions.transplant import transplant_state
+from mechint.interventions.run import run
+from mechint.interventions.transplant import placed, placed_each, taken, transplant_state
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
 
@@ -63,3 +64,20 @@ def test_transplanted_keys_and_values_make_the_donor_s_continuation(build: Any, 
     one = transplant_state(model, both[0][:1], both[1], position=position)  # one donor for all
     alone = transplant_state(model, both[0][:1].expand(3, -1), both[1], position=position)
     torch.testing.assert_close(one, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("made", [tiny_mamba, tiny_gpt2])
+def test_sites_are_taken_at_some_positions_and_placed_row_by_row(made: Any) -> None:
+    """A prefix read first gives what a whole run records; each row is replaced at a position of its own."""
+    model, ids = made(dtype=torch.float64).requires_grad_(False), tokens(3, 6)
+    sites = ["layers.1.resid_post", *(["layers.0.state"] if made is tiny_mamba else ["layers.0.v"])]
+    whole = run(model, ids, sites)
+    for start, count in ((0, 1), (2, 3), (5, 1)):
+        for site, value in taken(model, ids, sites, start, count).items():
+            torch.testing.assert_close(value, whole[site][:, start : start + count])
+    for site in sites:
+        values, at = whole[site][[1, 2, 0], 4], [1, 5, 0]
+        found = run(model, ids, edits=placed_each(site, values, at)).logits
+        for row, position in enumerate(at):
+            alone = run(model, ids[row : row + 1], edits=placed({site: values[row][None, None]}, position)).logits
+            torch.testing.assert_close(found[row : row + 1], alone)

@@ -1,8 +1,8 @@
-"""Transplants: a run that goes on with the memory of another one."""
+"""Transplants: a run that goes on with what another one had at a site, such as its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,28 @@ from ..utils.errors import MechintError, did_you_mean
 from .edits import Edit
 from .model import Model
 from .run import run
+
+
+@torch.no_grad()
+def taken(model: Model, tokens: Tensor, sites: Sequence[str], start: int, count: int = 1) -> dict[str, Tensor]:
+    """Sites of a run at some positions from ``start`` on, [batch, count, unit …] each; what comes after is not read.
+
+    Other positions are not recorded, so the states of long prompts need no more memory than those of short ones.
+    """
+    none = tokens[:, :0]
+    before = run(model, tokens[:, :start], logits_at=none).cache if start else None
+    return run(model, tokens[:, start : start + count], sites, cache=before, logits_at=none).values
+
+
+def placed(values: Mapping[str, Tensor], position: int) -> list[Edit]:
+    """The edits that put values [batch, 1, unit …] of other runs into one, at a position."""
+    return [Edit(site, "replace", value, positions=[position]) for site, value in values.items()]
+
+
+def placed_each(site: str, values: Tensor, positions: Sequence[int]) -> list[Edit]:
+    """The edits that put values [row, unit …] of other runs into one, each at a position of its own."""
+    rows = enumerate(zip(values, positions, strict=True))
+    return [Edit(site, "replace", value[None, None], positions=[at], rows=[row]) for row, (value, at) in rows]
 
 
 @torch.no_grad()
@@ -72,7 +94,7 @@ def transplant_state(
             raise MechintError(f"transplant: position {number} does not exist in the {of}; it has {tokens.shape[1]}")
     at, position = at % from_tokens.shape[1], position % length
     donor = run(model, from_tokens[:, : at + 1], sites)
-    edits = [Edit(site, "replace", donor[site][:, -1:], positions=[position]) for site in sites]
+    edits = placed({site: donor[site][:, -1:] for site in sites}, position)
     growing = [kind for kind in kinds if kind not in model.carried_sites]  # a state holds all positions before it
     if not any(site.rpartition(".")[2] in growing for site in sites):
         return run(model, to_tokens, edits=edits).logits

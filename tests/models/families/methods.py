@@ -165,6 +165,7 @@ METHODS: dict[str, tuple[str, Callable[[Model, Path], None]]] = {
     "sparsity": ("sparsity", analysis("sparsity")),
     "compare": ("costs and comparison", analysis("compare")),
     "lens": ("logit lens, tuned lens, direct logit attribution", analysis("lens")),
+    "patchscope": ("patchscopes", analysis("patchscope")),
     "edit": ("editing by ROME and MEMIT", analysis("edit")),
     "sae": ("sparse autoencoders", trained),
     "feature": ("circuits of their latents", of_latents),

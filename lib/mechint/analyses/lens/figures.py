@@ -29,8 +29,8 @@ MOST_TOKENS = 16
 
 
 def row_name(site: str, layer: int) -> str:
-    """A site of the residual stream as rows and ticks name it."""
-    if site == "resid_pre":
+    """A site as rows and ticks name it."""
+    if site == "resid_pre" and layer == 0:
         return "embeddings"
     inside = site.removeprefix("resid_").replace("_", " ")
     return f"layer {layer}" if inside == "post" else f"layer {layer} {inside}"

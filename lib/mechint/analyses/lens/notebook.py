@@ -162,7 +162,7 @@ def lens(
     return LensReading(found, other is not None)
 
 
-def token_rows(model: Model, ids: Tensor | None, texts: Sequence[str] | None) -> list[Tensor]:
+def token_rows(model: Model, ids: Tensor | None, texts: Sequence[str] | None, where: str = "lens") -> list[Tensor]:
     """The token ids of every prompt, each [position]."""
     if ids is not None:
         check_tokens(model, ids)
@@ -171,7 +171,7 @@ def token_rows(model: Model, ids: Tensor | None, texts: Sequence[str] | None) ->
         encoder = encoder_of(model)
         found = [torch.tensor(encoder.prompt(text).ids, dtype=torch.long, device=model.device) for text in texts or ()]
     if any(len(row) == 0 for row in found):
-        raise MechintError("lens: a prompt is without tokens; write some text")
+        raise MechintError(f"{where}: a prompt is without tokens; write some text")
     return found
 
 
@@ -182,30 +182,35 @@ def encoder_of(model: Model) -> Encoder:
 
 
 def given(
-    model: Model, texts: Sequence[str] | None, said: str | int | Sequence[str | int] | None, count: int, what: str
+    model: Model,
+    texts: Sequence[str] | None,
+    said: str | int | Sequence[str | int] | None,
+    count: int,
+    what: str,
+    where: str = "lens",
 ) -> list[int] | None:
     """The token of each prompt that ``answers`` or ``wrong`` names; None where it names none."""
     if said is None:
         return None
     each = [said] if isinstance(said, (str, int)) else list(said)
     if len(each) != count:
-        raise MechintError(f"lens: {what} has {len(each)} entries, and there are {count} prompts; give one for each")
+        raise MechintError(f"{where}: {what} has {len(each)} entries, and there are {count} prompts; give one for each")
     found = []
     for n, one in enumerate(each):
         if isinstance(one, str):
             if texts is None:
                 raise MechintError(
-                    f"lens: {what} is text, and the prompts are token ids; give a token id for each prompt"
+                    f"{where}: {what} is text, and the prompts are token ids; give a token id for each prompt"
                 )
             behind = encoder_of(model).behind(texts[n], one)
             if not behind:
                 raise MechintError(
-                    f"lens: the tokenizer gives {shown(one)} no token of its own behind the prompt {shown(texts[n])}; "
-                    f"begin it with a space, or give a token id"
+                    f"{where}: the tokenizer gives {shown(one)} no token of its own behind the prompt "
+                    f"{shown(texts[n])}; begin it with a space, or give a token id"
                 )
             one = behind[0]
         if not 0 <= one < len(model.embeddings):
-            raise MechintError(f"lens: {what} has the token {one}; this model has 0 to {len(model.embeddings) - 1}")
+            raise MechintError(f"{where}: {what} has the token {one}; this model has 0 to {len(model.embeddings) - 1}")
         found.append(int(one))
     return found
 

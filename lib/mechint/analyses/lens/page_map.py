@@ -8,15 +8,19 @@ from ...report.content import Widget
 from .figures import row_name
 
 
-def prompt_map(examples: list[dict[str, Any]]) -> Widget:
-    """Layers down (the last on top) and tokens across; lists choose the prompt, the lens and the colour."""
+def prompt_map(examples: list[dict[str, Any]], kind: str = "lens") -> Widget:
+    """Layers down (the last on top) and tokens across; lists choose the prompt, the lens and the colour.
+
+    Args:
+        kind: Word behind the name of each reading, and of their list.
+    """
     views = [
         {
             "prompt": f"{k + 1}: {' '.join(example['tokens'])} → {example['answer']}",
             "tokens": example["tokens"],
             "answer": example["answer"],
             "lenses": {
-                f"{name} lens": {
+                f"{name} {kind}": {
                     **entry,
                     "sites": [row_name(site.rpartition(".")[2], int(site.split(".")[1])) for site in entry["sites"]],
                 }
@@ -27,7 +31,7 @@ def prompt_map(examples: list[dict[str, Any]]) -> Widget:
     ]
     shown = (
         '<p><label>Prompt <select id="lens-prompt"></select></label> '
-        '<label>Lens <select id="lens-name"></select></label> '
+        f'<label>{kind.capitalize()} <select id="lens-name"></select></label> '
         '<label>Colour <select id="lens-colour"></select></label></p>'
         '<div class="wide"><table id="lens-map"></table></div>'
         '<p id="lens-value" class="soft">Point at a cell, or tap it.</p>'

@@ -1,0 +1,140 @@
+"""Puts representations into target prompts and reads what the model says: scores, likeliest tokens, continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...interventions.edits import Edit
+from ...interventions.model import Model
+from ...interventions.run import generate, run
+from ...interventions.sweep import sweep
+from ...interventions.transplant import placed
+from ...tasks import pooled
+from ...tasks.answers import accepted_by
+from ...utils.errors import MechintError
+from ..lens.reading import ROOM, float_logits, ranks
+from ..options import layer_list
+from .targets import Target
+
+MEASURES = ("right", "surprisal", "rank")
+"""Numbers of a reading: 1 where the likeliest token is the one looked for, −log of its probability in nats, and the
+logarithm of its rank."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site that a representation is taken from, and the sites that it is put into."""
+
+    site: str
+    into: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.site.rpartition(".")[2]
+
+
+def places(model: Model, sites: Sequence[str], into: str, where: str) -> list[Place]:
+    """Each site with those of the layers that it is put into, which have the same kind of site of the same shape.
+
+    Raises:
+        MechintError: no such layer, or none of them fits any site.
+    """
+    same = into.strip() == "same"
+    layers = [] if same else layer_list(into, model.num_layers, f"{where}: into")
+    found = []
+    for site in sites:
+        kind = site.rpartition(".")[2]
+        each = [site] if same else [f"layers.{layer}.{kind}" for layer in layers]
+        fit = tuple(s for s in each if s in model.sites and model.sites[s].units == model.sites[site].units)
+        if fit:
+            found.append(Place(site, fit))
+    if not found:
+        raise MechintError(
+            f"{where}: layers {', '.join(map(str, layers))} have none of the sites {', '.join(sites)} in the same "
+            f"shape; choose other layers to put them into"
+        )
+    return found
+
+
+def scores(logits: Tensor, ids: Tensor) -> Tensor:
+    """:data:`MEASURES` of logits [..., n, V] for the ids [n, A] that are looked for, -1 is none; [..., n, measure]."""
+    logs = logits.double().log_softmax(-1)
+    flat = logs.reshape(-1, len(ids), 1, logs.shape[-1])
+    rank = torch.stack([ranks(one, ids[:, None]) for one in flat]).reshape(logs.shape[:-1])
+    columns = [
+        accepted_by(logs.argmax(-1), ids).double(),
+        -pooled(logs.unsqueeze(-2), ids[:, None]).squeeze(-1),
+        rank.double().log(),
+    ]
+    return torch.stack(columns, -1).cpu()
+
+
+def read_targets(
+    model: Model, target: Target, cells: Sequence[Sequence[Edit]], ids: Tensor, memory_mib: float, title: str
+) -> Tensor:
+    """:func:`scores` at the end of a target prompt under the edits of each cell, [cell, m, measure]."""
+    last = torch.full_like(target.tokens[:, :1], target.tokens.shape[1] - 1)
+    score = lambda logits: scores(logits[..., 0, :], ids)
+    return sweep(model, target.tokens, cells, score, logits_at=last, memory_mib=memory_mib, title=title)
+
+
+def cells_of(place: Place, values: Tensor, position: int) -> list[list[Edit]]:
+    """A cell for each site that the values [m, 1, unit …] are put into."""
+    return [placed({site: values}, position) for site in place.into]
+
+
+def continued(model: Model, target: Target, edits: Sequence[Edit], count: int) -> Tensor:
+    """The likeliest tokens behind a target prompt under edits, one after the other, [m, count]."""
+    length = target.tokens.shape[1]
+    return generate(model, target.tokens, count, edits=edits).tokens[:, length:].cpu()
+
+
+@torch.no_grad()
+def lens_scores(model: Model, values: Tensor, ids: Tensor) -> Tensor:
+    """:func:`scores` of the logit lens at a site of the residual stream [n, 1, model], [n, measure]."""
+    rows = max(1, ROOM // len(model.embeddings))
+    device = model.device
+    parts = [
+        scores(float_logits(model, values[some].to(device))[:, 0], ids[some].to(device))
+        for some in torch.arange(len(values)).split(rows)
+    ]
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model says at the end of a target prompt, for one token of a source prompt.
+
+    Attributes:
+        top: The likeliest tokens.
+        probability: Their probabilities.
+        answer: The probability of the token that is looked for.
+        rank: Its rank.
+    """
+
+    top: list[int]
+    probability: list[float]
+    answer: float
+    rank: int
+
+
+@torch.no_grad()
+def seen(logits: Tensor, ids: Tensor, top: int) -> list[Seen]:
+    """What logits [m, V] say, row by row."""
+    logs = logits.double().log_softmax(-1)
+    best = logs.topk(min(top, logs.shape[-1]), -1)
+    chance = pooled(logs[:, None], ids[:, None]).exp()[:, 0].tolist()
+    rank = ranks(logs[:, None], ids[:, None])[:, 0].tolist()
+    rows = zip(best.indices.tolist(), best.values.exp().tolist(), chance, rank, strict=True)
+    return [Seen(*row) for row in rows]
+
+
+@torch.no_grad()
+def said_at_end(model: Model, target: Target, edits: Sequence[Edit]) -> Tensor:
+    """The logits at the end of a target prompt under edits, [m, V]."""
+    last = torch.full_like(target.tokens[:, :1], target.tokens.shape[1] - 1)
+    return run(model, target.tokens, edits=edits, logits_at=last).logits[:, 0]
