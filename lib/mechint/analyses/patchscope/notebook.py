@@ -27,13 +27,13 @@ SHOWN_TOKENS = 3
 
 @dataclass(frozen=True)
 class Reading:
-    """What the model says in the target prompt with the representation of one site in a layer.
+    """The model's next tokens in the target prompt with the representation of one site in a layer.
 
     Attributes:
         site, into: The site that it is taken from, and the one that it is put into.
         top: The likeliest tokens as text, and ``probability`` theirs.
         answer, rank: Probability and rank of the token that is looked for.
-        text: What the model goes on with; empty where nothing is generated.
+        text: The continuation; empty where nothing is generated.
     """
 
     site: str
@@ -112,7 +112,7 @@ def patchscope(
         model: From :func:`mechint.load`.
         prompt: The source prompt: a text, or token ids [position].
         target: The target prompt: ``identity`` or ``description`` (the recipes of Ghandeharioun et al. 2024), a text,
-            or token ids [position]. What the model says is read at its end.
+            or token ids [position]. It is read at its end.
         position: Position of the source prompt that the representation is taken from.
         placeholder: Text in the target prompt, or a position there, in whose place it is put; empty is the last token.
         sites: Kinds of site, separated by commas, such as ``resid_post,state``.

@@ -107,7 +107,7 @@ def lens_scores(model: Model, values: Tensor, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model says at the end of a target prompt, for one token of a source prompt.
+    """The likeliest tokens at the end of a target prompt, for one token of a source prompt.
 
     Attributes:
         top: The likeliest tokens.
@@ -124,7 +124,7 @@ class Seen:
 
 @torch.no_grad()
 def seen(logits: Tensor, ids: Tensor, top: int) -> list[Seen]:
-    """What logits [m, V] say, row by row."""
+    """The readings of logits [m, V], row by row."""
     logs = logits.double().log_softmax(-1)
     best = logs.topk(min(top, logs.shape[-1]), -1)
     chance = pooled(logs[:, None], ids[:, None]).exp()[:, 0].tolist()

@@ -59,7 +59,7 @@ def own_tokens(raw: dict[str, Any]) -> bool:
 
 
 def continuations(examples: list[dict[str, Any]]) -> Section:
-    """What the model goes on with, for each example and site."""
+    """A table of the continuations of each example by site."""
     rows = [
         (str(k), "".join(example["tokens"][-6:]) if spaced(example) else " ".join(example["tokens"][-6:]),
          place_name(site), example["answer"], text)

@@ -166,7 +166,7 @@ def partners(
         clusters, ids: Template and token of each prompt, [n].
         count: Draws for each prompt.
         what: Names the draw, so that two draws of one seed differ.
-        fits: Which prompts each prompt can be given, [n, n]; None for all.
+        fits: The prompts that each prompt can be given, [n, n]; None for all.
 
     Returns:
         Numbers of prompts, [count, n]; None where a prompt has no partner.
