@@ -279,7 +279,8 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
 
     def source_words(self) -> str:
         """The position that representations are taken from."""
-        back = f", {self.config.back} tokens before it" if self.config.back else ""
+        count = self.config.back
+        back = f", {count} token{'s' if count > 1 else ''} before it" if count else ""
         return ("where the answer is predicted" if self.config.source == "answer" else "at the subject's end") + back
 
     def target_words(self, work: Work, task: Task) -> str:

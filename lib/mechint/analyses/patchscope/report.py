@@ -133,7 +133,7 @@ def lead(raw: dict[str, Any]) -> str:
     beside = "" if best["others_right"] is None else f", {between(best['others_right'])} with other prompts'"
     p = "" if best["p"] is None else f" (p {chance(best['p'])})"
     return (
-        f"The representation of {best['name']} makes the target prompt say the token that {raw['scored']} for "
+        f"The representation of {best['name']} makes the target prompt say the token that {raw['scored']} in "
         f"{between(best['right'])} of the prompts{beside}, and {between(bare)} with none{p}."
     )
 
