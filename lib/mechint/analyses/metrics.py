@@ -130,7 +130,7 @@ class Answers:
         self.full, self.head = full.detach().flatten(0, 1), head.detach()
         self.scale, self.cap = scale, cap
         self.rows = max(1, PART // (4 * len(head)))
-        self.logits: list[Tensor] | None = None
+        self.logs: list[Tensor] | None = None
         self.wanted: Answers | None = None  # whose predictions are asked for, if not the full model's
         self.order: Tensor | None = None  # id whose prediction each id gets, [V]
 
@@ -141,7 +141,7 @@ class Answers:
             wanted: The same prompts with the other model's predictions; its vocabulary is this model's.
         """
         other = copy.copy(self)
-        other.wanted, other.logits = wanted, None
+        other.wanted, other.logs = wanted, None
         return other
 
     def exchanged(self, order: Tensor) -> Answers:
@@ -151,26 +151,27 @@ class Answers:
             order: The id that each id becomes, [V]; each id once.
         """
         other = copy.copy(self)
-        other.wanted, other.logits, other.order = self, None, torch.argsort(order)
+        other.wanted, other.logs, other.order = self, None, torch.argsort(order)
         become = lambda ids: torch.where(ids < 0, ids, order[ids.clamp(min=0)])
         other.answers, other.wrong = become(self.answers), None if self.wrong is None else become(self.wrong)
         return other
 
     def kept(self, number: int, at: slice) -> Tensor:
-        """The logits that are asked for at one part of the answers, [m, V]: the full model's, or what replaces them."""
+        """The log-probabilities that are asked for at one part of the answers, [m, V]: the full model's, or what
+        replaces them."""
         if self.wanted is not None:
-            logits = self.wanted.kept(number, at)
-            return logits if self.order is None else logits[:, self.order]
-        return self.logits[number] if self.logits is not None else self.logits_of(self.full[at])
+            logs = self.wanted.kept(number, at)
+            return logs if self.order is None else logs[:, self.order]
+        return self.logs[number] if self.logs is not None else self.logits_of(self.full[at]).log_softmax(-1)
 
     @property
     def size(self) -> int:
-        """Bytes of the logits of all answers."""
+        """Bytes of the log-probabilities of all answers."""
         return 4 * len(self.answers) * len(self.head)
 
-    def keep_logits(self) -> None:
-        """Keeps the full model's logits, for answers that are read again and again."""
-        self.logits = [self.logits_of(part) for part in self.full.split(self.rows)]
+    def keep_logs(self) -> None:
+        """Keeps the full model's log-probabilities, for answers that are read again and again."""
+        self.logs = [self.logits_of(part).log_softmax(-1) for part in self.full.split(self.rows)]
 
     def logits_of(self, read: Tensor) -> Tensor:
         logits = F.linear(read, self.head)
@@ -237,9 +238,8 @@ class Reading(torch.autograd.Function):
 def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str | None) -> tuple[Any, ...]:
     """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
     logits = answers.logits_of(read)  # [m, V]
-    kept = answers.kept(number, at)
     right, wrong = answers.answers[at], None if answers.wrong is None else answers.wrong[at]
-    values, logs, chances = compare(logits, kept, right, wrong)
+    values, logs, chances = compare(logits, answers.kept(number, at), right, wrong)
     up: Tensor | None = None
     if learn == "kl":
         up = logs.exp() - chances
@@ -253,16 +253,16 @@ def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str
 
 
 def compare(
-    logits: Tensor, kept: Tensor, right: Tensor, wrong: Tensor | None
+    logits: Tensor, reference: Tensor, right: Tensor, wrong: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """:data:`NAMES` of logits [m, V] beside the full model's, [m] each; log-probabilities; the full model's chances.
+    """:data:`NAMES` of logits [m, V] beside the full model's log-probabilities [m, V], [m] each; log-probabilities of
+    the logits; the full model's chances.
 
     ``right`` and ``wrong`` are ids [m, A], -1 where there are fewer.
     """
     accuracy = accepted_by(logits.argmax(-1), right).float()
     difference = [] if wrong is None else [pooled(logits, right) - pooled(logits, wrong)]
-    logs, reference = logits.log_softmax(-1), kept.log_softmax(-1)
-    chances = reference.exp()
+    logs, chances = logits.log_softmax(-1), reference.exp()
     return (divergence(reference, logs, chances), pooled(logs, right), accuracy, *difference), logs, chances
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mechint
+from mechint.analyses.circuits import bench as benches
 from mechint.analyses.circuits.bench import METRICS, Bench, attribute, check_effect, cost, loss_of, removed
 from mechint.analyses.circuits.evidence import Evidence
 from mechint.analyses.loader import PromptLoader
@@ -63,6 +64,38 @@ def test_every_prompt_counts_once_whatever_its_batch(bench: Bench) -> None:
     assert float(loss) == pytest.approx(float((part - of_full).square().mean()), rel=1e-4)
     assert metric == pytest.approx(float(np.exp(part.mean())), rel=1e-5)
     assert len(bench) == 10
+
+
+def test_a_circuit_is_measured_once_and_gates_between_0_and_1_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards, run = [0], benches.read_by_head
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        forwards[0] += 1
+        return run(*arguments)
+
+    monkeypatch.setattr(benches, "read_by_head", counted)
+    own, fresh = uneven(), uneven()
+    first, forwards[0] = own.measure(mask()), 0
+    for again in (own.measure(mask().clone()), fresh.measure(mask())):
+        assert all(torch.equal(again[name], values) for name, values in first.items())
+    assert forwards[0] == 3  # those of the fresh one
+    cost(own, "kl", mask())
+    assert forwards[0] == 3
+    own.values(0, mask(), "kl")  # what is learnt from needs a forward
+    own.values(0, mask().requires_grad_())
+    own.values(0, 0.5 * mask())
+    own.values(0, 0.5 * mask())
+    assert forwards[0] == 7
+    assert not torch.equal(own.values(0, mask())["kl"], own.values(0, mask(1))["kl"])
+    assert not torch.equal(own.values(0, mask())["kl"], own.values(1, mask())["kl"][:1])
+
+
+def test_other_answers_are_measured_anew(bench: Bench) -> None:
+    order = torch.arange(len(bench.answers[0].head)).roll(1)
+    before = bench.measure(mask())
+    other = bench.exchanged(order).measure(mask())
+    assert not torch.allclose(before["answer_logprob"], other["answer_logprob"])
+    assert torch.equal(bench.measure(mask())["answer_logprob"], before["answer_logprob"])
 
 
 @pytest.mark.parametrize("metric", ["kl", "loss", "perplexity"])

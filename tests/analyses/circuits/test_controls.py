@@ -37,7 +37,7 @@ def some_answers(seed: int, scale: float = 1.0, cap: float = 0.0) -> tuple[Answe
 def test_another_models_predictions_are_asked_for(seed: int, kept: bool, learn: str) -> None:
     theirs, mine, read = some_answers(seed)
     if kept:
-        theirs.keep_logits()
+        theirs.keep_logs()
     read.requires_grad_()
     found = mine.instead(theirs).metrics(read, learn)
     logs = (read @ mine.head.T).log_softmax(-1)
@@ -57,7 +57,7 @@ def test_exchanged_answers_are_those_of_a_head_with_exchanged_rows(
     """What says ``v`` in the model says ``order[v]`` in one whose head's row ``order[v]`` is its row ``v``."""
     own, _, read = some_answers(seed, scale, cap)
     if kept:
-        own.keep_logits()
+        own.keep_logs()
     order = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(seed))
     head = torch.empty_like(own.head)
     head[order] = own.head

@@ -168,6 +168,10 @@ def test_a_search_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     assert torch.equal(whole.logits, second.logits)
     assert whole.history == second.history
     assert all(torch.equal(masks[size], again[size]) for size in [*sizes, 5])
+    passing = make()
+    some = passing.run("test", sizes, in_passing=True)
+    assert set(some) == set(sizes) and all(torch.equal(masks[size], some[size]) for size in sizes)
+    assert passing.step < passing.steps and passing.history == whole.history[: passing.step]
 
 
 @given(seed=st.integers(0, 99), count=st.integers(2, 60), share=st.floats(0.02, 0.98), scale=st.floats(0.1, 30))

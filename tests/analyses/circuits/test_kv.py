@@ -334,7 +334,7 @@ def test_answers_in_parts_are_what_autograd_makes_of_all_logits(
     read = (full + 0.5 * torch.randn(5, 2, 12)).requires_grad_()
     test = answers.Answers(prompts, full, head, scale, cap)
     if kept_logits:
-        test.keep_logits()
+        test.keep_logs()
     found = test.metrics(read, learn)
     made = lambda x: cap * torch.tanh(scale * (x @ head.T) / cap) if cap else scale * (x @ head.T)
     logs, reference = (torch.log_softmax(made(x), -1) for x in (read, full))

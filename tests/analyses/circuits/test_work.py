@@ -28,10 +28,10 @@ def test_a_dry_run_names_every_kind_of_work(config: SSMCircuitConfig | KVCircuit
 
 def test_seconds_by_hand() -> None:
     config = SSMCircuitConfig(search="budget", seeds=1, steps=10, random_circuits=2, removed_units=3)
-    # 5 searches of 10 steps and 3 attributions of 5 points on 2 batches, of 2 s each
-    learning = (5 * 10 + 3 * 5 * 2) * 2.0
+    # 4 searches of 10 steps and 3 attributions of 5 points on 2 batches, of 2 s each
+    learning = (4 * 10 + 3 * 5 * 2) * 2.0
     # 3 prunings of 20, 2 · 11 circuits by size and 8 for each search on 2 batches; 11 · 4 + 4 + 3 + 14 on 3
-    measured = ((3 * 20 + 2 * 11 + 8 * 5) * 2 + (11 * 4 + 4 + 3 + 14) * 3) * 0.5
+    measured = ((3 * 20 + 2 * 11 + 8 * 4) * 2 + (11 * 4 + 4 + 3 + 14) * 3) * 0.5
     assert estimate(config, 100, (2, 3), 2.0, 0.5) == (learning + measured, 3 * 100 * 2 * 0.5)
     more = dataclasses.replace(config, search="smallest")
     assert estimate(more, 100, (2, 3), 2.0, 0.5)[0] > learning + measured

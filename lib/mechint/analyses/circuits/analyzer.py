@@ -190,7 +190,11 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         """
         config = self.config
         scores, how = self.stages.get("attribution", lambda: starting_scores(discovery, config.metric))
-        descent = self.search(discovery, scores, "descent", self.seed, 1, 2 * config.steps, [*shares, *self.grid()])
+        given = self.asked is not None or config.price is not None  # the size is not read off the descent
+        descent = self.search(
+            discovery, scores, "descent", self.seed, 1, 2 * config.steps,
+            shares if given else [*shares, *self.grid()], in_passing=given and min(shares) > 1,
+        )  # fmt: skip
         priced = self.priced(discovery, scores)
         enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
         others = self.stages.get("needed", lambda: further_orders(discovery, config.metric, scores, enough))
@@ -312,9 +316,9 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
     def search(
         self, bench: Bench, scores: Tensor, name: str, seed: int, size: int, steps: int | None = None,
         snapshots: list[int] | None = None, weights: str = "trained", penalty: float | None = None,
-        others: Sequence[Tensor] = (),
+        others: Sequence[Tensor] = (), in_passing: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """One stage: a search, its circuits by size, its logits, and its history."""
+        """One stage: a search, its circuits by size, its logits, and its history; see :meth:`Search.run`."""
         config = self.config
 
         def compute() -> dict[str, Any]:
@@ -328,7 +332,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
                 live.point(name, {**search.history[-1], "units": self.units.total})
                 self.stages.save_part(name, search.state)
 
-            masks = search.run(f"search, {name}", snapshots, after_step)
+            masks = search.run(f"search, {name}", snapshots, after_step, in_passing)
             logits = search.logits.detach().clone()
             return {
                 "masks": masks,

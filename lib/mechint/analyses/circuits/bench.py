@@ -52,8 +52,8 @@ METRICS = {
 }
 
 
-KEPT_LOGITS = 1 << 28
-"""Bytes of the full model's logits that are kept; more are made again, a few positions at a time."""
+KEPT_PREDICTIONS = 1 << 28
+"""Bytes of the full model's log-probabilities that are kept; more are made again, a few positions at a time."""
 
 
 class Bench:
@@ -77,9 +77,10 @@ class Bench:
             full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
         head, made = model.ending[1], (model.logit_scale, model.logit_cap)
         self.answers = [Answers(batch, read, head, *made) for batch, read in zip(batches, full, strict=True)]
-        if sum(answers.size for answers in self.answers) <= KEPT_LOGITS:
+        if sum(answers.size for answers in self.answers) <= KEPT_PREDICTIONS:
             for answers in self.answers:
-                answers.keep_logits()
+                answers.keep_logs()
+        self.measurements: dict[tuple[int, bytes], dict[str, Tensor]] = {}  # by batch and mask
         self.order: Tensor | None = None  # what each id becomes where ids are exchanged, [V]
         self.scale: Bench | None = None  # whose full and empty models are the ends of the shares
 
@@ -89,17 +90,22 @@ class Bench:
         Args:
             other: The same prompts with the other model.
         """
-        bench = copy.copy(self)
-        bench.__dict__.pop("ends", None)
+        bench = self.copied()
         bench.answers = [mine.instead(theirs) for mine, theirs in zip(self.answers, other.answers, strict=True)]
         bench.scale = other
         return bench
 
     def exchanged(self, order: Tensor) -> Bench:
         """This model, asked for its own predictions with ids exchanged; ``order`` [V] holds what each id becomes."""
+        bench = self.copied()
+        bench.answers, bench.order = [answers.exchanged(order) for answers in self.answers], order
+        return bench
+
+    def copied(self) -> Bench:
+        """The same prompts and units without any measurement, for other answers."""
         bench = copy.copy(self)
         bench.__dict__.pop("ends", None)
-        bench.answers, bench.order = [answers.exchanged(order) for answers in self.answers], order
+        bench.measurements = {}
         return bench
 
     def __len__(self) -> int:
@@ -109,11 +115,23 @@ class Bench:
     def values(self, index: int, mask: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
         """The metrics of one batch under a mask [units], each [prompts]; None is the full model itself.
 
-        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.analyses.metrics.LEARNT`.
+        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.analyses.metrics.LEARNT`. A circuit is
+        measured once: searches of several seeds, prunings and curves ask for many a second time.
         """
-        batch = self.batches[index]
+        if mask is not None and (
+            learn is not None or mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all())
+        ):
+            return self.measured(index, mask, learn)
+        key = index, b"" if mask is None else np.packbits(mask.cpu().numpy() > 0).tobytes()
+        if key not in self.measurements:
+            self.measurements[key] = self.measured(index, mask, None)
+        return dict(self.measurements[key])
+
+    def measured(self, index: int, mask: Tensor | None, learn: str | None) -> dict[str, Tensor]:
+        """:meth:`values` from a forward, or from the full model's predictions."""
         if mask is None:
             return self.answers[index].metrics(None)
+        batch = self.batches[index]
         edits = self.units.edits(mask, self.fills[index])
         half = self.half and learn is not None
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):

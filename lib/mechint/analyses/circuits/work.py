@@ -25,8 +25,9 @@ QUIET = 5.0
 
 
 def searches(config: CircuitOptions) -> int:
-    """About how many searches there are; one that descends through all sizes is worth two."""
-    return config.seeds + 4 + (5 if config.search == "smallest" else 0)
+    """About how many searches there are; one that descends through all sizes is worth two, and where the size is given,
+    which ends it at the smallest size of the curve, one."""
+    return config.seeds + (9 if config.search == "smallest" else 3)
 
 
 def held_out(config: CircuitOptions) -> int:

@@ -137,11 +137,16 @@ class Search:
         """
         total, c = self.bench.units.total, self.options
         if c.penalty is None:
-            budget = budget_at(self.step, self.steps, total, self.target, c.schedule, c.hold)
+            budget = self._budget(self.step)
             return budget, 0.0, budget
         ramp = ramp_at(self.step, self.steps, total, c.schedule, c.hold)
         expected = torch.sigmoid(logits).sum()
         return total if ramp == 0 else None, c.penalty * ramp * expected, float(expected.detach())
+
+    def _budget(self, step: int) -> float:
+        """Units that are expected open at a step of a search without a penalty."""
+        c = self.options
+        return budget_at(step, self.steps, self.bench.units.total, self.target, c.schedule, c.hold)
 
     def _batch(self) -> int:
         """Batches in a fresh order each round, so that every prompt is used before any is used again."""
@@ -182,22 +187,27 @@ class Search:
         return sum(self.start_cost(logits, times) for times in (1, 2, 4)) / 3
 
     def run(
-        self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None
-    ) -> dict[int, Tensor]:
+        self, title: str, snapshots: list[int] | None = None, save: Callable[[], None] | None = None,
+        in_passing: bool = False,
+    ) -> dict[int, Tensor]:  # fmt: skip
         """Trains to the end, and settles.
 
         Args:
             title: For the progress bar.
             snapshots: Sizes whose circuit is wanted from the moment when the budget passed them.
             save: Called after every step.
+            in_passing: True ends once every snapshot is taken: the circuit of the target size is not wanted.
 
         Returns:
             The mask [units] of each snapshot size and of the target.
         """
         wanted = sorted(snapshots or [], reverse=True)
-        with Progress(title, self.steps) as progress:
+        steps = self.steps
+        if in_passing:
+            steps = next((step + 1 for step in range(steps) if self._budget(step) <= wanted[-1] * 1.0001), steps)
+        with Progress(title, steps) as progress:
             progress.skip_to(self.step)
-            while self.step < self.steps:
+            while self.step < steps:
                 loss = self.advance()
                 budget = self.history[-1]["budget"]
                 for size in wanted:
@@ -206,6 +216,8 @@ class Search:
                 progress.step(f"loss {loss:.4g}, budget {budget:.0f} of {self.bench.units.total}")
                 if save is not None:
                     save()
+        if in_passing:
+            return dict(self.masks)
         if self.options.penalty is not None:
             self.target = max(1, int((self.logits.detach() > 0).sum()))
         self.went_back = self.settle()
