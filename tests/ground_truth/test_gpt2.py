@@ -242,5 +242,5 @@ def test_names_of_several_models() -> None:
     names = lambda models: dataclasses.replace(ScorecardConfig(), models=models).names
     assert names("gpt2") == NAMES
     assert names("recall, trained,recall") == ["recall", *IMPOSED]
-    assert list(MODELS) == [*names("mamba"), *names("gpt2"), *names("trained"), *names("hard")]
+    assert list(MODELS) == [*names("mamba"), *names("gpt2"), *names("trained"), *names("hard"), *names("memories")]
     assert names("all") == list(MODELS)

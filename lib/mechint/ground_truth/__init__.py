@@ -1,4 +1,4 @@
-"""Models whose circuits are known: Mambas and GPT-2s with weights written by hand or trained to have a circuit.
+"""Models whose circuits are known, with weights written by hand or trained to have a circuit.
 
 With their prompts, their truth, and scores on it.
 
@@ -9,7 +9,7 @@ With their prompts, their truth, and scores on it.
 
 from .blueprint import Blueprint, Compiled
 from .gpt2.canvas import GPT2Size
-from .known_models import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, HARD, IMPOSED, MODELS
+from .known_models import BLUEPRINTS, FAMILIES, GPT2_BLUEPRINTS, GROUPS, HARD, IMPOSED, MEMORIES, MODELS
 from .mamba.canvas import Size
 from .questions import Questions, Share
 from .score import Score, score_method, score_units
@@ -23,6 +23,7 @@ __all__ = [
     "GROUPS",
     "HARD",
     "IMPOSED",
+    "MEMORIES",
     "MODELS",
     "Answers",
     "Asked",

@@ -11,6 +11,10 @@ from .hard import loud_gpt2, loud_mamba, superposed, ways_gpt2, ways_mamba
 from .imposed import GPT2Recall, Imposed, MambaRecall
 from .mamba.counting import Count, ModularSum
 from .mamba.models import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
+from .memories.delta_rules import DeltaParity, DeltaRecall
+from .memories.hybrid import HybridSections
+from .memories.mamba2 import Mamba2Latch, Mamba2Recall
+from .memories.models import StackBlueprint
 
 BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind for kind in (Shift, Latch, MostRecent, Count, ModularSum, SelectiveCopy, Induction, Recall)
@@ -45,11 +49,16 @@ HARD_GPT2S: dict[str, type[gpt2.GPT2Blueprint]] = {
 """Compiled GPT-2s of the same kinds."""
 HARD = (*HARD_MAMBAS, *HARD_GPT2S)
 """Their names."""
+MEMORIES: dict[str, type[StackBlueprint]] = {
+    kind.name: kind for kind in (Mamba2Recall, Mamba2Latch, DeltaRecall, DeltaParity, HybridSections)
+}
+"""Compiled models of the newer memories, with loud decoys, too."""
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(BLUEPRINTS, "mamba"),
     **dict.fromkeys(GPT2_BLUEPRINTS, "gpt2"),
     **dict.fromkeys(HARD_MAMBAS, "mamba"),
     **dict.fromkeys(HARD_GPT2S, "gpt2"),
+    **{name: kind.family for name, kind in MEMORIES.items()},
     **{name: kind.architecture.family for name, kind in IMPOSED.items()},
 }
 """The family of each model."""
@@ -59,6 +68,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     **IMPOSED,
     **HARD_MAMBAS,
     **HARD_GPT2S,
+    **MEMORIES,
 }
 GROUPS: dict[str, dict[str, Any]] = {
     "all": {**MODELS},
@@ -66,5 +76,6 @@ GROUPS: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT2_BLUEPRINTS},
     "trained": {**IMPOSED},
     "hard": {**HARD_MAMBAS, **HARD_GPT2S},
+    "memories": {**MEMORIES},
 }
 """Names for several of them."""

@@ -69,12 +69,5 @@ def mask_of(units: Units, some: Iterable[Unit]) -> Tensor:
     """1 for some units and 0 for all others, [units]."""
     mask = torch.zeros(units.total)
     for layer, unit in some:
-        mask[index_of(units, layer, unit)] = 1.0
+        mask[units.number(units.kind.name, layer, unit)] = 1.0
     return mask
-
-
-def index_of(units: Units, layer: int, unit: tuple[int, ...]) -> int:
-    at = layer
-    for size, number in zip(units.shape, unit or (0,), strict=True):
-        at = at * size + number
-    return at

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.model import Model
-from ..interventions.units import Units
+from ..interventions.units import Units, units_named
 from ..tasks.answers import Prompts
 from ..utils.errors import MechintError
-from .questions import Questions, Unit, index_of, mask_of
+from .questions import Questions, Unit, mask_of
 from .truth import TIE, GroundTruth, Part, margins
 
 WRONG = 0.5
@@ -45,12 +45,12 @@ def by_ways(parts: list[Part], kind: str, harmless: str = "") -> Questions:
 
 def share_scores(truth: GroundTruth, model: Model, kind: str) -> Tensor:
     """For each unit the mean size of its share over the answers, [units]; shares of several units are left out."""
-    units = Units(model, model.unit_kinds[kind])
+    units = units_named(model, kind)
     found, answers = torch.zeros(units.total), {share.answer for share in truth.shares if len(share.units) == 1}
     for share in truth.shares:
-        if share.kind == kind and len(share.units) == 1:
+        if share.kind in kind.split("+") and len(share.units) == 1:
             [(layer, unit)] = share.units
-            found[index_of(units, layer, unit)] += abs(share.drop) / len(answers)
+            found[units.number(share.kind, layer, unit)] += abs(share.drop) / len(answers)
     return found
 
 

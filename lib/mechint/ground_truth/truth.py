@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,13 +12,16 @@ from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.unit_kinds import PATHS
-from ..interventions.units import Units
+from ..interventions.units import Units, units_named
 from ..tasks.answers import Prompts
 from ..tasks.base import Task
 from ..utils.errors import MechintError, did_you_mean
 from .questions import Questions, Share
 
-KINDS = ("channel", "mode", "tap", "path", "write", "decay", "kv", "q", "head", "mlp", "source", "layer")
+KINDS = (
+    *("channel", "mode", "tap", "path", "ssm_head", "ssm_channel", "ssm_mode", "write", "decay", "erase"),
+    *("kv", "q", "head", "mlp", "source", "layer"),
+)
 STEPS = ("step_zero", "step_mean")
 """Ablations of the step Δ of a channel alone."""
 TIE = 1e-2
@@ -38,6 +40,7 @@ class Asked:
         last: A token, and where it last stands in the prompt.
         begins: Tokens of which one begins the prompt.
         above, below: The tokens up to the position of the answer, added up, are more, or less, than this.
+        rewritten: Only where the token at the answer's position stood, before the first answer, before another token.
     """
 
     token: int | None = None
@@ -48,6 +51,7 @@ class Asked:
     begins: tuple[int, ...] | None = None
     above: int | None = None
     below: int | None = None
+    rewritten: bool = False
 
     def of(self, prompts: Prompts) -> Tensor:
         """[n, Q] bool."""
@@ -72,6 +76,11 @@ class Asked:
             found &= total > self.above
         if self.below is not None:
             found &= total < self.below
+        if self.rewritten:
+            ends, asked = torch.arange(1, prompts.tokens.shape[1], device=here.device), prompts.positions[:, :1]
+            before, behind = prompts.tokens[:, None, :-1], prompts.tokens[:, None, 1:]
+            same = (ends < asked).unsqueeze(1) & (before == here.unsqueeze(-1))  # [n, Q, L - 1]
+            found &= (same & (behind != prompts.answers.unsqueeze(-1))).any(-1)
         return found
 
 
@@ -117,13 +126,14 @@ class Part:
         meaning: Its function, in words.
         kind: A unit of :mod:`.interventions.units`: of a Mamba a ``channel`` (what u and the output of one channel
             carry), a ``mode`` (a (channel, state) entry as C reads it) or a ``path`` (x, z, dt, B or C of a layer); of
-            a transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of both a
-            ``layer``. Or else ``tap`` (of a channel's convolution, counted back from the current token), ``write``
-            (into all states of a layer, at some positions), ``decay`` (of all states of a layer), or ``source`` (the
-            values that a head reads, at some positions).
+            a transformer ``kv`` (a key or value channel), ``q``, a ``head`` or a neuron of an ``mlp``; of a memory of
+            heads an ``ssm_head``, ``ssm_channel`` or ``ssm_mode`` (a (head, key, value) entry as the query reads it);
+            of all a ``layer``. Or else ``tap`` (of a channel's convolution, counted back from the current token),
+            ``write`` (into all states of a layer, at some positions), ``decay`` (of all states of a layer), ``erase``
+            (what its writes erase), or ``source`` (the values that a head reads, at some positions).
         layer: Number of the layer.
         unit: (channel,), (channel, state), (channel, taps back), (number in ``PATHS``,), (0 for K or 1 for V, head,
-            dimension), (head, dimension), (head,), (neuron,), or empty.
+            dimension), (head, dimension), (head,), (head, key, value), (neuron,), or empty.
         asked: The answers it matters for: those that any of these says.
         accuracy: At most this share of them is right once it is removed. Removed means zero, and for ``decay`` one.
         where: For ``write`` and ``source``: at which positions.
@@ -164,33 +174,34 @@ class Part:
 
     def removal(self, model: Model, prompts: Prompts) -> list[Edit]:
         """The edits that remove it."""
-        if self.kind == "decay":
-            return [Edit(f"layers.{self.layer}.decay", "replace", 1.0)]
+        if self.kind in NEUTRAL:
+            return [Edit(f"layers.{self.layer}.{self.kind}", "replace", NEUTRAL[self.kind])]
         if self.kind == "tap":
             taps = torch.zeros(model.config.d_inner, model.config.d_conv)
             taps[self.unit] = 1
             return [remove_taps(model, self.layer, taps, prompts)]
         if self.kind in POSITIONS:
             assert self.where is not None
-            return [only_at(self, ~self.where.of(prompts))]
+            return [only_at(model, self, ~self.where.of(prompts))]
         units = Units(model, model.unit_kinds[self.kind])
         return units.dropping(self.number(units), dict.fromkeys(units.sites, 0.0))
 
     def number(self, units: Units) -> int:
-        """Its index among the units of its kind."""
-        return int(np.ravel_multi_index((self.layer, *(self.unit or (0,))), (units.layers, *units.shape)))
+        """Its index among units of its kind, or of several kinds side by side."""
+        return units.number(self.kind, self.layer, self.unit)
 
 
+NEUTRAL = {"decay": 1.0, "erase": 0.0}
+"""Kinds of part that are a site of a layer, and the value at which it does nothing."""
 POSITIONS = ("write", "source")
 """Kinds of part that are some positions of a layer."""
 
 
-def only_at(part: Part, there: Tensor) -> Edit:
+def only_at(model: Model, part: Part, there: Tensor) -> Edit:
     """Removes all writes into the states of a layer, or all that a head reads, but for some positions [n, L]."""
-    value = there.float()[:, :, None, None]
-    if part.kind == "write":
-        return Edit(f"layers.{part.layer}.write", "scale", value)
-    return Edit(f"layers.{part.layer}.v", "scale", value, units=part.unit)
+    site = f"layers.{part.layer}.{'write' if part.kind == 'write' else 'v'}"
+    value = there.float().view(*there.shape, *[1] * len(model.sites[site].units))
+    return Edit(site, "scale", value) if part.kind == "write" else Edit(site, "scale", value, units=part.unit)
 
 
 @torch.no_grad()
@@ -243,7 +254,7 @@ class GroundTruth:
         units = self._units(model, kind)
         mask = torch.zeros(units.total)
         for part in self.parts:
-            if part.kind == kind and ablation not in part.blind + (() if unsure else part.unsure):
+            if part.kind in kind.split("+") and ablation not in part.blind + (() if unsure else part.unsure):
                 mask[part.number(units)] = 1.0
         return mask
 
@@ -255,15 +266,16 @@ class GroundTruth:
         units = self._units(model, kind)
         asked = torch.ones(units.total, dtype=torch.bool)
         for part in self.parts:
-            if part.kind == kind and ablation in part.unsure:
+            if part.kind in kind.split("+") and ablation in part.unsure:
                 asked[part.number(units)] = False
         return asked
 
     def _units(self, model: Model, kind: str) -> Units:
         known = model.unit_kinds
-        if kind not in known:
-            raise MechintError(f"no kind of unit {kind!r}{did_you_mean(kind, known)}; take {', '.join(known)}")
-        return Units(model, known[kind])
+        for name in kind.split("+"):
+            if name not in known:
+                raise MechintError(f"no kind of unit {name!r}{did_you_mean(name, known)}; take {', '.join(known)}")
+        return units_named(model, kind)
 
 
 class Answers(NamedTuple):

@@ -130,7 +130,7 @@ def idle_removals(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterato
             continue
         units, mask = Units(model, unit_kind), truth.mask(model, kind)
         yield f"{kind}, zero", units.edits(mask, dict.fromkeys(units.sites, 0.0))
-        if kind not in ("mode", "path"):
+        if kind not in ("mode", "ssm_mode", "path"):
             with torch.no_grad():
                 values = run(model, prompts.tokens.roll(1, 0), record=units.sites).values
             yield f"{kind}, resample", units.edits(mask, dict(values))
@@ -145,4 +145,4 @@ def idle_removals(model: Model, truth: GroundTruth, prompts: Prompts) -> Iterato
             by_place.setdefault((part.kind, part.layer, part.unit), []).append(part)
     for (kind, layer, _), parts in by_place.items():
         there = [part.where.of(prompts) for part in parts if part.where is not None]
-        yield f"{kind}, layer {layer}", [only_at(parts[0], torch.stack(there).any(0))]
+        yield f"{kind}, layer {layer}", [only_at(model, parts[0], torch.stack(there).any(0))]

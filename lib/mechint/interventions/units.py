@@ -150,6 +150,22 @@ class Units:
         mask[unit - row.start] = 0.0
         return self._row_edits(row, mask, fills)
 
+    def number(self, kind: str, layer: int, unit: tuple[int, ...]) -> int:
+        """The number of a unit, from the name of its kind, its layer and its index there (empty for one of a layer).
+
+        Raises:
+            MechintError: the layer has no such unit.
+        """
+        row = next((row for row in self.by_row if (row.layer, row.kind.name) == (layer, kind)), None)
+        index = unit or (0,)
+        inside = row is not None and len(index) == len(row.shape)
+        if row is None or not inside or not all(0 <= i < size for i, size in zip(index, row.shape, strict=True)):
+            raise MechintError(f"layer {layer} has no unit {list(unit)} of the kind {kind!r}")
+        number = 0
+        for i, size in zip(index, row.shape, strict=True):
+            number = number * size + i
+        return row.start + number
+
     def removals(self, mask: Tensor, units: list[int], fills: dict[str, Any]) -> tuple[list[Edit], list[list[Edit]]]:
         """A circuit [units] without each of some units in turn: edits that hold in all, and each one's own on top."""
         return self.edits(mask, fills), [self.dropping(unit, fills) for unit in units]
@@ -195,6 +211,11 @@ def _name(kind: UnitKind, index: list[int]) -> Any:
     if len(index) > 1:
         return index
     return kind.labels[index[0]] if kind.labels else index[0]
+
+
+def units_named(model: Model, name: str) -> Units:
+    """All units of a kind by its name, or of several kinds side by side (``ssm_channel+kv``)."""
+    return Units(model, *(model.unit_kinds[part] for part in name.split("+")))
 
 
 def kind_named(model: Model, *names: str) -> UnitKind:

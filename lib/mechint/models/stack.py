@@ -183,6 +183,11 @@ class Stack(LanguageModel):
         return {**found, "layer": whole}
 
     @functools.cached_property
+    def scored_unit(self) -> str:  # type: ignore[override]
+        """The kinds of unit of all parts that mix positions, side by side."""
+        return "+".join(dict.fromkeys(part.scored_unit for part in self.every_part if part.scored_unit))
+
+    @functools.cached_property
     def side_by_side(self) -> bool:  # type: ignore[override]
         """True if attention alone mixes positions, once in every layer and in its first step."""
         for layer in self.layers:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..ground_truth import FAMILIES, HARD, IMPOSED, MODELS, Compiled, score_units, verify
 from ..ground_truth.edges import DECLARED
-from ..interventions.units import Units
+from ..interventions.units import units_named
 from ..tasks import Task
 from ..utils import files, workers
 from ..utils.errors import MechintError
@@ -236,6 +236,6 @@ def within_layers(random: Compiled, method: Method, config: ScorecardConfig) -> 
     budget = Budget(int(truth.sum()), config.prompts, config.patch_prompts, config.steps, random.unit)
     values = torch.as_tensor(method.scores(random.model, random.task, budget))
     score_units(truth, values, f"{method.title} on random weights", asked)  # refuses what is not a score
-    count = Units(random.model, random.model.unit_kinds[random.unit]).rows
-    groups = zip(*(part.view(count, -1) for part in (truth, values, asked)), strict=True)
+    counted = units_named(random.model, random.unit).counted
+    groups = zip(*(part.split(counted) for part in (truth, values, asked)), strict=True)
     return fmean(score_units(mask, scores, asked=some).auroc for mask, scores, some in groups if mask.any())

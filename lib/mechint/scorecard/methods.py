@@ -21,7 +21,7 @@ from ..analyses.circuits.methods.evaluator import Evaluator
 from ..analyses.circuits.search.learning import SearchOptions
 from ..analyses.loader import PromptLoader
 from ..interventions.model import Model
-from ..interventions.units import Units
+from ..interventions.units import units_named
 from ..tasks import Task
 from ..utils.errors import MechintError, did_you_mean
 from .hard.cheap import gradient_size, reach
@@ -73,7 +73,7 @@ class Method:
 def bench_of(
     model: Model, task: Task, ablation: str, unit: str, prompts: int, split: str = "discovery", batch_size: int = 32
 ) -> Bench:
-    units = Units(model, model.unit_kinds[unit])
+    units = units_named(model, unit)
     loader = PromptLoader(task, split, prompts, batch_size, 0)
     return Bench(model, units, Ablation(model, units, ablation, loader.batches, task.aligned), loader.batches)
 
@@ -129,7 +129,7 @@ def cheap(model: Model, task: Task, budget: Budget, *, name: str) -> Tensor:
 
 def ranks(name: str) -> Callable[[Model], bool]:
     """Gives whether a method of circuits can rank the kind of unit that is scored on a model."""
-    return lambda model: RANKINGS[name].refuse(model.unit_kinds[model.scored_unit]) is None
+    return lambda model: RANKINGS[name].refuse(units_named(model, model.scored_unit).kind) is None
 
 
 def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: str = "zero", **named: str) -> Any:

@@ -18,7 +18,8 @@ class ScorecardConfig:
         "mamba,gpt2,trained",
         "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
         "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five), hard the compiled ones with "
-        "loud decoys, superposition, or several ways to the answers: "
+        "loud decoys, superposition, or several ways to the answers, memories those of Mamba-2, of gated delta rules "
+        "and of a hybrid: "
         f"{', '.join([*GROUPS, *MODELS])}",
     )
     methods: str = option("", "Methods of units separated by commas, by their names in results.json; empty for all")

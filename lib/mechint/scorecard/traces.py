@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -16,8 +17,7 @@ from ..ground_truth import Compiled
 from ..ground_truth.truth import POSITIONS
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..interventions.units import Units
-from ..models.mamba import Mamba
+from ..interventions.units import units_named
 from ..tasks import Prompts, Task
 from ..tasks.base import generator, mix
 from ..utils.multiple_tests import max_t
@@ -32,8 +32,15 @@ POOL = 4
 """Prompts whose effects are measured for each prompt of a trial."""
 
 
-PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "c_attn", "c_proj", "c_fc", "lm_head")
-NORMS = ("norm", "norm_f", "ln_1", "ln_2", "ln_f")
+PROJECTIONS = (
+    *("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "c_attn", "c_proj", "c_fc", "lm_head"),
+    *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
+NORMS = (
+    *("norm", "norm_f", "ln_1", "ln_2", "ln_f"),
+    *("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm"),
+)
 
 """Sites of a trace that must find nothing: the stream, and what later tokens read."""
 
@@ -52,10 +59,10 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     Returns:
         ``write``, or ``v`` of a transformer: of the effects there, the largest is at a declared layer and position;
         ``state``: of the effects of states, the first that is ``NEAR`` the largest is. Empty when nothing is declared,
-        or no prompt is asked.
+        no prompt is asked, or layers remember in different ways.
     """
     declared = [part for part in compiled.truth.parts if part.kind in POSITIONS and part.where is not None]
-    if not declared:
+    if not declared or not kind_read(compiled.model):
         return {}
     prompts = compiled.task.sample(count, "evaluation", 0)
     assert prompts.wrong is not None  # every compiled task has twins
@@ -70,7 +77,7 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     if not asked.any():
         return {}
     last, there = last[asked], there[:, asked]
-    sites = ("write", "state") if isinstance(compiled.model, Mamba) else ("v",)
+    sites = ("write", "state") if kind_read(compiled.model) == "write" else ("v",)
     found = tracer(compiled.model, ",".join(sites)).trace(last, None)["denoise"]  # [panel, layer, position, prompt]
     shares = {}
     for name, effects in zip(sites, found, strict=True):
@@ -82,6 +89,12 @@ def positions(compiled: Compiled, count: int) -> dict[str, float]:
     return shares
 
 
+def kind_read(model: Model) -> str:
+    """The site that later positions read: ``write`` where all layers have states, ``v`` where all attend, or none."""
+    every = range(model.num_layers)
+    return next((kind for kind in ("write", "v") if all(f"layers.{i}.{kind}" in model.sites for i in every)), "")
+
+
 @torch.no_grad()
 def read_otherwise(compiled: Compiled, prompts: Prompts) -> torch.Tensor:
     """True where a prompt differs from its twin in a value that the twin's run reads there, [layer, n, L] bool.
@@ -91,11 +104,11 @@ def read_otherwise(compiled: Compiled, prompts: Prompts) -> torch.Tensor:
     """
     model = compiled.model
     assert prompts.twins is not None  # every compiled task has twins
-    kinds = ("write",) if isinstance(model, Mamba) else ("v", "pattern")
+    kinds = ("write",) if kind_read(model) == "write" else ("v", "pattern")
     sites = [f"layers.{layer}.{kind}" for layer in range(model.config.n_layer) for kind in kinds]
     nowhere = prompts.positions[:, :0]
     ours, theirs = (run(model, tokens, sites, logits_at=nowhere).values for tokens in (prompts.tokens, prompts.twins))
-    if isinstance(model, Mamba):
+    if kinds == ("write",):
         return torch.stack([(ours[site] != theirs[site]).flatten(2).any(-1) for site in sites])
     c, found = model.config, []
     declared = compiled.truth.mask(model, "kv").view(c.n_layer, 2, c.n_head, c.d_head)[:, 1]
@@ -112,8 +125,11 @@ def random_model(like: Any, seed: int) -> Any:
     Not its own weights shuffled: those of a compiled GPT-2 pin its norms, and elsewhere make logits of 10⁷.
     """
     random = generator("random weights", seed)
-    model = type(like)(like.config)
+    model = copy.deepcopy(like)
     with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "eps", 0.0) > 1:  # it divided by a constant
+                module.eps = 1e-6
         for name, parameter in model.named_parameters():
             *_, kind, tensor = f".{name}".split(".")
             parameter.normal_(generator=random)
@@ -159,7 +175,7 @@ def null_trials(model: Model, task: Task, count: int, trials: int, seed: int) ->
             for rows, s in zip(samples, seeds, strict=True)
         ]
 
-    scored = Units(model, model.unit_kinds[model.scored_unit])
+    scored = units_named(model, model.scored_unit)
     units = exchange_effects(model, mixed, scored).numpy()
     return {"trace": least(effects(model, task, mixed)), "units": least(units.T)}
 
@@ -188,4 +204,5 @@ def same_twins(model: Model, task: Task, count: int, seed: int) -> float:
     prompts = task.sample(count, "evaluation", seed)
     assert prompts.wrong is not None  # every compiled task has twins
     same = dataclasses.replace(prompts, twins=prompts.tokens)
-    return float(np.abs(tracer(model, f"resid_post,{model.memory[0]}").trace(same, None)["denoise"].numpy()).max())
+    found = tracer(model, f"resid_post,{model.memory[0]}").trace(same, None)["denoise"].numpy()
+    return float(np.nanmax(np.abs(found)))  # layers without the site have no number

@@ -200,6 +200,7 @@ class Attention(Part):
     single = ("head_out", "attn_out")
     ranked = "head_out"
     unit_kinds = ATTENTION_UNITS
+    scored_unit = "kv"
 
     def __init__(
         self,

@@ -63,6 +63,8 @@ class Part(nn.Module, ABC):
     """Sites that the output projection reads."""
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
     """The kinds of unit that a circuit can be made of, by name."""
+    scored_unit: str = ""
+    """The kind of unit that methods are asked to rank on models whose circuit is known; empty for none."""
 
     @abstractmethod
     def sites(self) -> Sequence[PartSite]:

@@ -60,6 +60,7 @@ class Recurrence(Part):
     ranked = "gated"
     memory = ("state", "conv_state")
     unit_kinds = MEMORY_UNITS
+    scored_unit = "ssm_channel"
     heads: int
     """H."""
     key_size: int

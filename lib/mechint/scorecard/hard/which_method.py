@@ -31,6 +31,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "a backup": ("backup", "gpt2_backup"),
     "pairs that cancel": ("cancelling",),
     "a rare unit": ("rare",),
+    "a Mamba-2": ("mamba2_recall", "mamba2_latch"),
+    "a delta rule": ("delta_recall", "delta_parity"),
+    "a hybrid": ("hybrid_sections",),
 }
 """Models of each kind of circuit."""
 FAILS = 0.95
