@@ -24,6 +24,7 @@ from mechint.ground_truth.memories.hybrid import HybridSections
 from mechint.ground_truth.memories.mamba2 import Mamba2Latch, Mamba2Recall
 from mechint.ground_truth.memories.models import StackBlueprint
 from mechint.ground_truth.memories.prompts import Rewritten, Sections, Switches
+from mechint.ground_truth.memories.roles import DeltaDigits, LastOfRole
 from mechint.ground_truth.truth import margins
 from mechint.interventions.edits import Edit
 from mechint.interventions.run import run
@@ -89,9 +90,13 @@ def sections(task: Any, tokens: list[int]) -> Callable[[int], int]:
     return lambda place: symbols[tokens[place] - task.query]
 
 
+def last_of_role(task: Any, tokens: list[int]) -> Callable[[int], int]:
+    return lambda place: [token for token in tokens[: task.body] if token // task.symbols == task.role][-1]
+
+
 BY_HAND: dict[str, Callable[[Any, list[int]], Callable[[int], int]]] = {
     "mamba2_recall": pairs, "mamba2_latch": latch, "delta_recall": pairs, "delta_parity": switches,
-    "hybrid_sections": sections,
+    "delta_letters": last_of_role, "delta_digits": last_of_role, "hybrid_sections": sections,
 }  # fmt: skip
 
 
@@ -196,6 +201,25 @@ def test_rewritten_by_hand() -> None:
     assert Asked(rewritten=True).of(prompts).tolist() == [[True, False, True]]
 
 
+def test_a_channel_in_two_roles_is_of_both_circuits_and_its_modes_of_one() -> None:
+    """The same weights in both roles; of nine channels three are in both circuits and three in each one alone."""
+    letters, digits = compiled("delta_letters"), compiled("delta_digits")
+    weights = ([*model.model.state_dict().values()] for model in (letters, digits))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    units = lambda kind: [set(model.truth.units(kind)) for model in (letters, digits)]
+    first, second = units("ssm_channel")
+    assert (len(first & second), len(first - second), len(second - first)) == (3, 3, 3)
+    for kind in ("ssm_mode", "mlp"):
+        first, second = units(kind)
+        assert not first & second
+    # without a shared channel's mode of one role, the other role's answers stay right
+    shared = [unit for _, unit in set.intersection(*units("ssm_channel"))]
+    prompts = digits.task.sample(64, "train", 0)
+    for part in letters.truth.parts:
+        if part.kind == "ssm_mode" and (part.unit[0], part.unit[2]) in shared:
+            assert right(digits, prompts, part.removal(digits.model, prompts)) == 1.0
+
+
 def test_the_hybrid_needs_its_recurrence_and_its_attention() -> None:
     """Without either no answer is right; with the tags of the twin in the recurrence alone, the answer is another."""
     model = compiled("hybrid_sections")
@@ -297,6 +321,7 @@ SHAPES: list[StackBlueprint] = [
     Mamba2Latch(symbols=11, length=33),
     DeltaRecall(keys=9, values=5, pairs=5, again=5, queries=6),
     DeltaParity(switches=3, flips=30),
+    DeltaDigits(symbols=5, shared=5, length=20),
     HybridSections(symbols=6, tags=7, sections=4, room=5, queries=3),
 ]
 
@@ -316,6 +341,7 @@ def test_other_sizes_of_task(blueprint: StackBlueprint) -> None:
         (lambda: Rewritten(4, 1, 3, 1, 2), "1 values leave nothing"),
         (lambda: Rewritten(4, 4, 2, 1, 2), "are too few prompts"),
         (lambda: Switches(2, 5), "are too few prompts"),
+        (lambda: LastOfRole(0, 2, 3), "are too few prompts"),
         (lambda: Sections(8, 3, 4, 4, 2), "4 sections of 3 tags"),
         (lambda: Sections(8, 3, 2, 1, 2), "are too few prompts"),
     ],

@@ -15,6 +15,7 @@ from .memories.delta_rules import DeltaParity, DeltaRecall
 from .memories.hybrid import HybridSections
 from .memories.mamba2 import Mamba2Latch, Mamba2Recall
 from .memories.models import StackBlueprint
+from .memories.roles import DeltaDigits, DeltaLetters
 
 BLUEPRINTS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind for kind in (Shift, Latch, MostRecent, Count, ModularSum, SelectiveCopy, Induction, Recall)
@@ -50,7 +51,8 @@ HARD_GPT2S: dict[str, type[gpt2.GPT2Blueprint]] = {
 HARD = (*HARD_MAMBAS, *HARD_GPT2S)
 """Their names."""
 MEMORIES: dict[str, type[StackBlueprint]] = {
-    kind.name: kind for kind in (Mamba2Recall, Mamba2Latch, DeltaRecall, DeltaParity, HybridSections)
+    kind.name: kind
+    for kind in (*(Mamba2Recall, Mamba2Latch, DeltaRecall, DeltaParity, DeltaLetters, DeltaDigits, HybridSections),)
 }
 """Compiled models of the newer memories, with loud decoys, too."""
 FAMILIES: dict[str, str] = {

@@ -108,10 +108,15 @@ class Neurons(Painter):
         self.free = self.order(part.down_proj.in_features)
 
     def trap(self, reads: Mapping[int, float], writes: Mapping[int, float]) -> None:
+        self.product(reads, {self.canvas.one: 1.0}, writes)
+
+    def product(self, gate: Mapping[int, float], up: Mapping[int, float], writes: Mapping[int, float]) -> int:
+        """Draws a neuron, SiLU(gate) · up, and returns its number."""
         n, part = self.take(self.free, "neuron"), self.part
-        part.gate_proj.weight[n, list(reads)] = torch.tensor(list(reads.values()))
-        part.up_proj.weight[n, self.canvas.one] = 1.0
+        for weight, reads in ((part.gate_proj.weight, gate), (part.up_proj.weight, up)):
+            weight[n, list(reads)] = torch.tensor(list(reads.values()))
         self.canvas.write(part.down_proj.weight, n, writes)
+        return n
 
     def fill(self) -> None:
         canvas, part, count = self.canvas, self.part, len(self.free)

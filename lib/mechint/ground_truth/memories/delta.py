@@ -128,7 +128,7 @@ class DeltaHead:
 
     @property
     def reads_one(self) -> float:
-        """What a 1 that was written with key and query of one dimension is read as, behind the gate."""
+        """The number that is read, behind the gate, of a 1 that was written, with key and query of one dimension."""
         return self.painter.part.key_size**-0.5 * ON
 
 

@@ -87,7 +87,7 @@ class DeltaRecall(StackBlueprint):
 
 
 class DeltaParity(StackBlueprint):
-    """Whether each of several switches is on: a flip is a write without value whose strength is 2.
+    """Says whether each of several switches is on: a flip is a write without value whose strength is 2.
 
     Such a write turns the state over along its key (an eigenvalue of −1), and the start writes 1 along all keys. One
     channel holds what began off, one what began on. The norm behind the read-out leaves its sign.

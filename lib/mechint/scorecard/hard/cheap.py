@@ -109,7 +109,7 @@ def stack_reach(model: Stack) -> Tensor:
 
 @functools.singledispatch
 def through(part: nn.Module, ahead: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The scores of a part's units by kind, and what its paths make of each direction that it reads [model].
+    """The scores of a part's units by kind, and the sums over paths from each direction that it reads, [model].
 
     Args:
         ahead: The sums over paths from the residual stream behind the part, [model].
@@ -168,7 +168,7 @@ def neurons_through(part: GatedMLP, ahead: Tensor) -> tuple[dict[str, Tensor], T
 
 
 def norm_weight(norm: nn.Module) -> Tensor:
-    """What a norm multiplies by, the largest of which counts as 1; some norms store it less one."""
+    """The factors of a norm, the largest of which counts as 1; some norms store it less one."""
     return relative(cast(Tensor, norm.weight) + getattr(norm, "plus", 0.0))
 
 

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "a rare unit": ("rare",),
     "a Mamba-2": ("mamba2_recall", "mamba2_latch"),
     "a delta rule": ("delta_recall", "delta_parity"),
+    "units in two roles": ("delta_letters", "delta_digits"),
     "a hybrid": ("hybrid_sections",),
 }
 """Models of each kind of circuit."""
