@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import mechint
 from mechint.attribution import relevance as lrp
+from mechint.attribution import relevance_rules as rules
 from mechint.attribution.relevance import relevance
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
@@ -88,7 +90,7 @@ def test_rows_positions_and_weights_are_left_alone() -> None:
 
 def test_shares_that_do_not_add_up_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that forgets to hold its factor: the gradient of SiLU itself."""
-    monkeypatch.setattr(lrp, "silu", lambda x: torch.nn.functional.silu(x))
+    monkeypatch.setattr(rules, "silu", lambda x: torch.nn.functional.silu(x))
     with pytest.raises(MechintError, match="miss the logit by"):
         relevance(tiny_mamba(), tokens(2, 6), torch.tensor([1, 2]))
 
@@ -118,10 +120,11 @@ def test_half_precision_and_layers_without_rules_are_refused() -> None:
 def test_gelu_and_product_keep_their_values() -> None:
     x = torch.tensor([-3.0, -0.1, 0.0, 1e-30, 2.0], dtype=torch.float64, requires_grad=True)
     for approximate in ("none", "tanh"):
-        value = lrp.gelu(x, approximate)
-        torch.testing.assert_close(value, torch.nn.functional.gelu(x, approximate=approximate))
+        gelu = functools.partial(torch.nn.functional.gelu, approximate=approximate)
+        value = rules.activated(x, gelu)
+        torch.testing.assert_close(value, gelu(x))
         [slope] = torch.autograd.grad(value.sum(), x)
         torch.testing.assert_close(x * slope, value)
         assert float(slope[2]) == pytest.approx(0.5)
-    product: Tensor = lrp.half(x, x * 2)
+    product: Tensor = rules.half(x, x * 2)
     torch.testing.assert_close(product, 2 * x * x)

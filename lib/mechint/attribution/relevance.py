@@ -5,43 +5,39 @@ Every nonlinearity is written as its input times a factor that is held (no gradi
 ==================== ============================================ ==============================================
 where                rule                                         source
 ==================== ============================================ ==============================================
-SiLU, GELU           x · [σ(x)], x · [Φ(x)]                       Jafari et al. 2024 (MambaLRP), section 4.2
+activations f        x · [f(x) / x]: σ(x) of SiLU, Φ(x) of GELU   Jafari et al. 2024 (MambaLRP), section 4.2
 Δ, A, B, C           held: the scan is linear in u                Jafari et al. 2024, section 4.1
 y ⊙ SiLU(z), MLP     half of a product's relevance to each factor Jafari et al. 2024, section 4.3
 RMSNorm, LayerNorm   1/rms and 1/σ held                           Ali et al. 2022, section 4.2
 attention            the pattern held: linear in v                Ali et al. 2022, section 4.1
+sigmoid gates        held, weights of experts too                 Arras et al. 2017 (LSTM), section 3
+delta rules          keys, queries, β, decay held: linear in v    as Δ, A, B, C
+B ⊙ x, C ⊙ conv      half to each factor (short convolutions)     as other products
+soft caps            cap · tanh(x / cap) as x times a held factor as activations
 ==================== ============================================ ==============================================
 
-Each rule is an edit of the model's own forward that keeps its value and changes its gradient. At every layer, the
-relevance of the residual stream and of the biases from there on add up to the logit; it is checked, every time.
+Each rule (:mod:`.relevance_rules`) keeps the value of the model's own forward and changes its gradient. At every layer,
+the relevance of the residual stream and of the biases from there on add up to the logit; it is checked, every time.
+Where the embeddings pass a layer beside the stream (Zamba 2), their relevance there is in the stream's.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..models import gpt2, llama, mamba
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
+from .relevance_rules import Inside, Seen, Value, activated, biases_of, needed, norm, rules_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Tolerance of the sum at any layer, relative to the sum of the sizes of its products or to the logit, whichever is
 larger. A token's share is a sum over units that nearly cancel, so its own size does not measure its rounding."""
-
-KNOWN = "there are rules for those of a Mamba-1, a GPT-2 and a Llama"
-Seen = dict[str, Tensor]
-"""Tensors of the forward by site, as they are built."""
-Rule = tuple[str, Callable[[Seen, Tensor, str], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -63,103 +59,6 @@ class Relevance:
     bias: Tensor
     error: float
     of_logit: float
-
-
-def half(a: Tensor, b: Tensor) -> Tensor:
-    """a ⊙ b, of whose gradient × input each factor gets half."""
-    return (a * b.detach() + a.detach() * b) / 2
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x).detach()
-
-
-def gelu(x: Tensor, approximate: str) -> Tensor:
-    """x times GELU(x)/x, which is 1/2 at 0."""
-    factor = F.gelu(x, approximate=approximate) / x
-    return x * factor.where(x != 0, torch.full_like(x, 0.5)).detach()
-
-
-def norm(module: Any, r: Tensor) -> Tensor:
-    """The model's norm, of which the scale is held."""
-    if module.weight is None:  # a model without this norm
-        return r
-    centred = r if not hasattr(module, "bias") else r - r.mean(-1, keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps).detach()
-    bias = getattr(module, "bias", None)
-    out = module.weight * (centred * scale).to(module.weight.dtype)
-    return out if bias is None else out + bias
-
-
-def held(seen: Seen, clean: Tensor, at: str) -> Tensor:
-    return clean.detach()
-
-
-@functools.singledispatch
-def rules_of(layer: Any) -> list[Rule]:
-    """The rules of a layer, by the site that each replaces."""
-    raise MechintError(f"relevance: no rules for layers of the kind {type(layer).__name__}; {KNOWN}")
-
-
-@functools.singledispatch
-def biases_of(layer: Any) -> dict[str, Tensor | None]:
-    """The biases of a layer, by the site they are added at."""
-    raise MechintError(f"relevance: no rules for layers of the kind {type(layer).__name__}; {KNOWN}")
-
-
-@rules_of.register
-def mamba_rules(layer: mamba.Layer) -> list[Rule]:
-    return [
-        ("norm", lambda seen, _, at: norm(layer.norm, seen[f"{at}.resid_pre"])),
-        ("u", lambda seen, _, at: silu(seen[f"{at}.conv"])),
-        ("dt", held), ("B", held), ("C", held),
-        ("gate", lambda seen, _, at: silu(seen[f"{at}.z"])),
-        ("gated", lambda seen, _, at: half(seen[f"{at}.y"], seen[f"{at}.gate"])),
-    ]  # fmt: skip
-
-
-@rules_of.register
-def gpt2_rules(layer: gpt2.Layer) -> list[Rule]:
-    return [
-        ("ln_1", lambda seen, _, at: norm(layer.ln_1, seen[f"{at}.resid_pre"])),
-        ("pattern", held),
-        ("ln_2", lambda seen, _, at: norm(layer.ln_2, seen[f"{at}.resid_mid"])),
-        ("mlp_post", lambda seen, _, at: gelu(seen[f"{at}.mlp_pre"], layer.mlp.approximate)),
-    ]
-
-
-@rules_of.register
-def llama_rules(layer: llama.Layer) -> list[Rule]:
-    return [
-        ("ln_1", lambda seen, _, at: norm(layer.input_layernorm, seen[f"{at}.resid_pre"])),
-        ("pattern", held),
-        ("ln_2", lambda seen, _, at: norm(layer.post_attention_layernorm, seen[f"{at}.resid_mid"])),
-        ("mlp_post", lambda seen, _, at: half(silu(seen[f"{at}.mlp_pre"]), seen[f"{at}.mlp_up"])),
-    ]
-
-
-@biases_of.register
-def mamba_biases(layer: mamba.Layer) -> dict[str, Tensor | None]:
-    x, z = (None, None) if layer.in_proj.bias is None else layer.in_proj.bias.chunk(2)
-    return {"x": x, "z": z, "conv": layer.conv1d.bias, "out": layer.out_proj.bias}
-
-
-@biases_of.register
-def gpt2_biases(layer: gpt2.Layer) -> dict[str, Tensor | None]:
-    value = None if layer.attn.c_attn.bias is None else layer.attn.c_attn.bias[-layer.attn.sizes[-1] :]
-    return {
-        "ln_1": layer.ln_1.bias, "v": value, "attn_out": layer.attn.c_proj.bias, "ln_2": layer.ln_2.bias,
-        "mlp_pre": layer.mlp.c_fc.bias, "mlp_out": layer.mlp.c_proj.bias,
-    }  # fmt: skip
-
-
-@biases_of.register
-def llama_biases(layer: llama.Layer) -> dict[str, Tensor | None]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return {
-        "v": attention.v_proj.bias, "attn_out": attention.o_proj.bias, "mlp_pre": mlp.gate_proj.bias,
-        "mlp_up": mlp.up_proj.bias, "mlp_out": mlp.down_proj.bias,
-    }  # fmt: skip
 
 
 def check_rules(model: Model) -> None:
@@ -193,11 +92,11 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
     dtype = next(model.parameters()).dtype
     if dtype not in TOLERANCE:
         raise MechintError(f"relevance: {dtype} rounds too much for shares that add up; load in float32")
-    final, _ = model.ending
+    final, head = model.ending
     last = model.num_layers - 1
     seen: Seen = {}
 
-    def edit(site: str, rule: Callable[[Seen, Tensor, str], Tensor] | None) -> Edit:
+    def edit(site: str, rule: Value | None) -> Edit:
         def value(clean: Tensor) -> Tensor:
             # everything after this site is computed from the kept tensor
             seen[site] = clean if rule is None else rule(seen, clean, site.rpartition(".")[0])
@@ -205,36 +104,34 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
 
         return Edit(site, "replace", value)
 
-    own: dict[str, Any] = {}
+    own: dict[str, Value] = {}
+    replaced = {"final_norm"}
     for i, layer in enumerate(model.layers):
-        own |= {f"layers.{i}.{site}": rule for site, rule in rules_of(layer)}
+        own |= {f"layers.{i}.{rule.site}": rule.value for rule in rules_of(layer)}
+        replaced |= {f"layers.{i}.{site}" for site in needed(layer)}
     own["final_norm"] = lambda seen, clean, at: norm(final, seen[f"layers.{last}.resid_post"])
-    needed = [
-        "resid_pre",
-        "resid_mid",
-        "resid_post",
-        "conv",
-        "y",
-        "z",
-        "gate",
-        "mlp_pre",
-        "mlp_up",
-        *biases_of(model.layers[0]),
-    ]
-    wanted = [name for name in model.sites if name in own or name.rpartition(".")[2] in needed]
+    wanted = [name for name in model.sites if name in replaced]
     rows = torch.arange(len(tokens), device=tokens.device)
     at = torch.full_like(rows, tokens.shape[1] - 1) if positions is None else positions
     # a leaf at the bottom gives everything above it a gradient, and no weight one
     leaf = torch.zeros((), device=tokens.device, requires_grad=True)
     edits = [Edit(model.first_sites[0], "add", leaf), *(edit(name, own.get(name)) for name in wanted)]
-    with torch.enable_grad():
-        logit = run(model, tokens, edits=edits).logits[rows, at, targets]
+    inside = Inside()
+    with torch.enable_grad(), inside.watching(model):
+        logit = explained = run(model, tokens, edits=edits).logits[rows, at, targets]
+        if model.logit_cap:
+            uncapped = model.logit_scale * (seen["final_norm"][rows, at] * head[targets]).sum(-1)
+            explained = activated(uncapped, lambda x: model.logit_cap * torch.tanh(x / model.logit_cap))
         ends = {name: seen[name] for name in wanted if seen[name].requires_grad}
-        grads = dict(zip(ends, torch.autograd.grad(logit.sum(), list(ends.values()), allow_unused=True), strict=True))
+        found = torch.autograd.grad(explained.sum(), [*ends.values(), *inside.zeros], allow_unused=True)
+        grads = dict(zip(ends, found, strict=False))
+        between = iter(found[len(ends) :])
 
     def share(name: str, value: Tensor) -> Tensor:
         """value · gradient summed over the units, and the sum of the products' sizes, [2, row, position]."""
-        grad = grads.get(name)
+        return shared(grads.get(name), value)
+
+    def shared(grad: Tensor | None, value: Tensor) -> Tensor:
         if grad is None:
             return accumulate(value.detach()).new_zeros(2, *tokens.shape)
         value = value.detach().view(grad.shape[2:]) if value.dim() == 1 else value.detach()
@@ -242,12 +139,17 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         return torch.stack((products.sum(-1), products.abs().sum(-1)))
 
     stream = [f"layers.{i}.resid_pre" for i in range(last + 1)] + [f"layers.{last}.resid_post"]
-    layers, sizes = torch.stack([share(name, seen[name]) for name in stream], 1)
+    of_stream = [share(name, seen[name]) for name in stream]
+    of_parts = [(i, shared(next(between), value).sum(-1)) for i, _, value in inside.biases]
+    for i, (_, embeddings) in inside.beside.items():
+        of_stream[i] = of_stream[i] + shared(next(between), embeddings)
+    layers, sizes = torch.stack(of_stream, 1)
     none = layers.new_zeros(2, len(tokens))
     bias = []
     for i, layer in enumerate(model.layers):
         own_biases = {f"layers.{i}.{site}": value for site, value in biases_of(layer).items() if value is not None}
-        bias.append(sum((share(site, value).sum(-1) for site, value in own_biases.items()), none))
+        added = [*(share(site, value).sum(-1) for site, value in own_biases.items())]
+        bias.append(sum([*added, *(value for number, value in of_parts if number == i)], none))
     of_final = getattr(final, "bias", None)
     bias.append(none if of_final is None else share("final_norm", of_final).sum(-1))
     of_bias, bias_sizes = torch.stack(bias, 1)
