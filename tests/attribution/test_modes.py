@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
+from mechint.attribution.dynamics import dynamics
 from mechint.attribution.jacobians import jacobian, linearise
 from mechint.attribution.modes import (
     Gramians,
     ModeGram,
-    dynamics,
     effective_memory,
     effective_order,
     gramians,

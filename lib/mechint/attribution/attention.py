@@ -111,6 +111,16 @@ def scans(model: Model, layer: int) -> list[Mamba1Mixer | Recurrence]:
     return found
 
 
+CHANNELS = ("u", "scan_out", "y", "z", "gate", "gated")
+"""Sites of a recurrence that have a unit for each of its channels."""
+
+
+def channel_site(model: Model, layer: int, site: str) -> bool:
+    """True if the units of a site are the channels of the layer's recurrence, heads times value channels."""
+    kind = site.rpartition(".")[2]
+    return bool(scans(model, layer)) and kind in CHANNELS
+
+
 def selective_scan_of(model: Model, layer: int) -> Mamba1Mixer | None:
     """The part of a layer with a selective scan (a Mamba-1's mixer); None where there is none."""
     return next((part for part in scans(model, layer) if isinstance(part, Mamba1Mixer)), None)

@@ -10,13 +10,15 @@ of u, and P_{t,s} = Π_{r=s+1..t} Ā_r, the derivative of channel e's mode n at 
 with σ = 1 - exp(-Δ) the slope of softplus. The *direct* path is the first line, Δ, B and C held; the *total* derivative
 has all three, and at lag 0 the terms of u through C and D. As the last two lines are of low rank, no matrix of channels
 by channels is held: norms over all f come from Gram matrices of the weights, and time runs a chunk at a time.
+
+Matrix memories (Mamba-2, delta rules) have derivatives of their own, in :mod:`.memory_jacobians`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +26,21 @@ from torch import Tensor
 
 from ..interventions.model import Model
 from ..interventions.run import run
+from ..models.parts.recurrence import Recurrence
 from ..scan import states
 from ..scan.checks import accumulate
 from ..scan.selective import decays
 from ..utils.errors import MechintError
-from .attention import selective_scan_of
+from .attention import scans
+from .memory_jacobians import LinearisedMemory, linearise_memory, memory_lags
 
 PATHS = ("direct", "total")
 SOURCES = ("u", "x")
+NORMED = (
+    "temporal causality: where Δ, B and C are normed, the derivatives of y are written, as curves and norms; take "
+    "mechint.attribution.jacobians.lags with of='y'"
+)
+"""Said of whole Jacobians and of states."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Linearised:
         A: [channel, state]; D: [channel]; taps: [channel, tap], the last is the current token's.
         W_B, W_C: [state, channel], the rows of x_proj that make B and C.
         W_dt: [channel, channel], ∂(Δ before softplus)/∂u, of the layer's rank.
+        norms: Slopes of the norms of Δ's low rank, B and C (Falcon-Mamba, Jamba), whose rows W_B, W_C and W_dt are
+            without them; None for none.
     """
 
     conv: Tensor
@@ -57,10 +68,52 @@ class Linearised:
     W_B: Tensor
     W_C: Tensor
     W_dt: Tensor
+    norms: Norms | None = None
 
     @property
     def length(self) -> int:
         return self.u.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return self.u.shape[2]
+
+
+class NormSlope(NamedTuple):
+    """An RMS norm around what it normed: r (I - x̂ x̂ᵀ / n) by rows, times the weight."""
+
+    unit: Tensor  # x̂ [batch, position, n], of mean square 1
+    root: Tensor  # r [batch, position, 1], 1 over the root of the mean square
+    weight: Tensor  # [n]
+
+    @classmethod
+    def of(cls, module: Any, raw: Tensor) -> NormSlope:
+        root = torch.rsqrt(raw.square().mean(-1, keepdim=True) + module.eps)
+        weight = getattr(module, "weight", None)
+        own = torch.ones_like(raw[0, 0]) if weight is None else accumulate(weight.detach())
+        return cls(raw * root, root, own)
+
+    def back(self, v: Tensor, s: slice) -> Tensor:
+        """The derivative by what was normed, of one by what the norm gives, [batch, T, channel, n], at positions s."""
+        v, unit = v * self.weight, self.unit[:, s].unsqueeze(2)
+        return self.root[:, s].unsqueeze(2) * (v - unit * (v * unit).mean(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a mixer's low rank of Δ, B and C, and the maps before and behind them.
+
+    Attributes:
+        rows: x_proj, whose rows make the low rank, B and C, [R + 2 state, channel].
+        dt: dt_proj, [channel, R].
+    """
+
+    rows: Tensor
+    dt: Tensor
+    low: NormSlope
+    B: NormSlope
+    C: NormSlope
 
 
 class Slab(NamedTuple):
@@ -74,35 +127,37 @@ class Slab(NamedTuple):
     lag: int
     own: dict[str, Tensor]
     norm: dict[str, Tensor]
+    rows: slice = slice(None)
+    """The prompts that it is of."""
 
 
 @torch.no_grad()
-def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
+def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised | LinearisedMemory:
     """Records the values that the derivatives of one layer are made of, in one run.
 
     Raises:
-        MechintError: the model has no scan, or no such layer.
+        MechintError: the layer has no recurrence, or there is no such layer.
     """
     if not 0 <= layer < model.num_layers:
         raise MechintError(
             f"layer {layer} does not exist; the model has {model.num_layers} (0 to {model.num_layers - 1})"
         )
-    mixer = selective_scan_of(model, layer)
-    if mixer is None:
-        raise MechintError(
-            f"temporal causality differentiates a selective scan, and layer {layer} of this {model.config.family} "
-            "model has none; cut its flow instead of that (the analysis patch)"
-        )
-    if mixer.normed:
-        raise MechintError(
-            f"temporal causality: layer {layer} of this {model.config.family} model norms Δ, B and C, and the "
-            "derivatives through these norms are not written; cut its flow instead of that (the analysis patch)"
-        )
+    if reason := no_derivatives(model, layer):
+        raise MechintError(reason)
+    [mixer] = scans(model, layer)
+    if isinstance(mixer, Recurrence):
+        return linearise_memory(model, tokens, layer, mixer)
     names = ("conv", "u", "dt", "B", "C")
     at = f"layers.{layer}."
     found = run(model, tokens, [at + name for name in names], logits_at=tokens.new_zeros(len(tokens), 0).long())
     rank, size = mixer.sizes[:2]
-    low, W_B, W_C = accumulate(mixer.x_proj.weight.detach()).split([rank, size, size])
+    rows, dt_rows = (accumulate(module.weight.detach()) for module in (mixer.x_proj, mixer.dt_proj))
+    low, W_B, W_C = rows.split([rank, size, size])
+    norms = None
+    if mixer.normed:
+        raw = F.linear(accumulate(found[at + "u"]), rows).split([rank, size, size], -1)
+        modules = (mixer.dt_layernorm, mixer.b_layernorm, mixer.c_layernorm)
+        norms = Norms(rows, dt_rows, *(NormSlope.of(*pair) for pair in zip(modules, raw, strict=True)))
     return Linearised(
         **{name: accumulate(found[at + name]) for name in names},
         A=-torch.exp(accumulate(mixer.A_log.detach())),
@@ -110,8 +165,21 @@ def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised:
         taps=accumulate(mixer.conv1d.weight.detach()[:, 0]),
         W_B=W_B,
         W_C=W_C,
-        W_dt=accumulate(mixer.dt_proj.weight.detach()) @ low,
+        W_dt=dt_rows @ low,
+        norms=norms,
     )
+
+
+def no_derivatives(model: Model, layer: int) -> str:
+    """Says why a layer has no derivatives by lag; empty where it has."""
+    found = scans(model, layer)
+    this = f"layer {layer} of this {model.config.family} model"
+    if not found:
+        return (
+            f"temporal causality differentiates a recurrence, and {this} has none; cut its flow instead of that "
+            "(the analysis patch)"
+        )
+    return ""
 
 
 def check_lag(max_lag: int, length: int) -> None:
@@ -123,17 +191,30 @@ def check_lag(max_lag: int, length: int) -> None:
 
 
 @torch.no_grad()
-def lags(local: Linearised, max_lag: int, of: str = "y", chunk: int = 32) -> Iterator[Slab]:
+def lags(local: Linearised | LinearisedMemory, max_lag: int, of: str = "y", chunk: int = 32) -> Iterator[Slab]:
     """Every lag 0 … max_lag at every position, by u of the same layer, a chunk of positions at a time.
 
     Args:
-        of: ``y`` (scan and D) or ``state``.
-        chunk: Positions held at once; memory is about (4 chunk + max_lag) · channel · state numbers a row.
+        of: ``y`` (scan and D) or ``state``; of a matrix memory ``y`` alone.
+        chunk: Positions of a selective scan held at once; memory is about (4 chunk + max_lag) · channel · state numbers
+            a row. All states of one prompt of a matrix memory are held.
     """
     check_lag(max_lag, local.length)
     if of not in ("y", "state"):
         raise MechintError(f"temporal causality is of 'y' or of 'state', not of {of!r}")
-    grams = Grams.of(local, of)
+    if isinstance(local, LinearisedMemory):
+        if of == "state":
+            raise MechintError(
+                "temporal causality: the state of a matrix memory is no one number of a channel; take of='y', or "
+                "mechint.attribution.memory_jacobians.carried_queries for what is read of a state later"
+            )
+        for row, lag, direct, total in memory_lags(local, max_lag):
+            both = {"direct": direct, "total": direct}
+            yield Slab(lag, lag, both, {"direct": direct.abs(), "total": total}, slice(row, row + 1))
+        return
+    if local.norms is not None and of == "state":
+        raise MechintError(NORMED)
+    grams = Grams.of(local, of) if local.norms is None else NormedGrams.of(local.norms)
     before: tuple[Tensor, Tensor] | None = None  # (decay, slope by Δ) of the positions that lags reach back to
     for first, h in states(local.u, local.dt, local.A, local.B, chunk=chunk):
         here = slice(first, first + h.shape[1])
@@ -155,7 +236,8 @@ def lags(local: Linearised, max_lag: int, of: str = "y", chunk: int = 32) -> Ite
             through_dt = product[:, at] * held[1][:, source]
             parts = (dt_s, dt_s * u_s, B_s, through_dt, product[:, at])
             last = (h, local.D) if lag == 0 else None
-            own, norm = grams.y(*parts, last) if of == "y" else grams.state(*parts)
+            here_grams = grams.at(s)
+            own, norm = here_grams.y(*parts, last) if of == "y" else here_grams.state(*parts)
             yield Slab(first + skip, lag, own, norm)
 
 
@@ -183,6 +265,10 @@ class Grams:
             local.W_B.T, local.W_C.T, local.W_dt.diagonal(), both @ both.T, local.W_dt @ both.T,
             local.W_dt.square().sum(1),
         )  # fmt: skip
+
+    def at(self, s: slice) -> Grams:
+        """The same at all positions."""
+        return self
 
     def y(
         self, dt: Tensor, du: Tensor, B: Tensor, through_dt: Tensor, product: Tensor, last: tuple[Tensor, Tensor] | None
@@ -217,6 +303,44 @@ class Grams:
         return {"direct": norm["direct"], "total": length(own)}, norm
 
 
+@dataclass(frozen=True)
+class NormedGrams:
+    """The same where the low rank of Δ, B and C are normed: their slopes differ from position to position."""
+
+    norms: Norms
+    gram: Tensor  # [R + 2 state, R + 2 state], of x_proj's rows
+    s: slice
+    """The source positions."""
+
+    @classmethod
+    def of(cls, norms: Norms) -> NormedGrams:
+        return cls(norms, norms.rows @ norms.rows.T, slice(0))
+
+    def at(self, s: slice) -> NormedGrams:
+        return NormedGrams(self.norms, self.gram, s)
+
+    def y(
+        self, dt: Tensor, du: Tensor, B: Tensor, through_dt: Tensor, product: Tensor, last: tuple[Tensor, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As :meth:`Grams.y`."""
+        norms, s = self.norms, self.s
+        direct = dt * (product @ B.unsqueeze(-1)).squeeze(-1)
+        by_low = through_dt.sum(-1, keepdim=True) * norms.low.back(norms.dt.expand(*dt.shape[:2], -1, -1), s)
+        by_B = norms.B.back(product * du.unsqueeze(-1), s)
+        by_C = torch.zeros_like(by_B)
+        if last is not None:
+            by_C = norms.C.back(last[0], s)
+            direct = direct + last[1]
+        raw = torch.cat([by_low, by_B, by_C], -1)  # by what x_proj gives, [batch, T, channel, R + 2 state]
+        crossed = (raw * norms.rows.T).sum(-1)
+        square = direct.square() + 2 * direct * crossed + ((raw @ self.gram) * raw).sum(-1)
+        own = direct + crossed
+        return {"direct": direct, "total": own}, {"direct": direct.abs(), "total": square.clamp(min=0).sqrt()}
+
+    def state(self, *parts: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        raise MechintError(NORMED)
+
+
 @torch.no_grad()
 def jacobian(
     local: Linearised,
@@ -243,6 +367,8 @@ def jacobian(
         MechintError: more lags than positions, a channel that does not exist, or a result larger than the memory.
     """
     check_lag(max_lag, local.length)
+    if local.norms is not None:
+        raise MechintError(NORMED)
     if source not in SOURCES or of not in ("y", "state"):
         raise MechintError(f"a Jacobian is of 'y' or 'state' by 'u' or 'x', not of {of!r} by {source!r}")
     batch, length, width = local.u.shape

@@ -28,8 +28,9 @@ class Influence:
     """Mean influence of each lag, in units of y (or of the state's length) for a unit of u.
 
     Attributes:
-        curves: ``direct`` and ``total``, [prompt, lag, channel]: the length of the derivative by all channels' u, mean
-            over the positions that the lag leaves.
+        curves: ``direct`` and ``total``, [prompt, lag, channel]: the length of the derivative by all channels' u (of a
+            matrix memory by all that its head is given, :mod:`.memory_jacobians`), mean over the positions that the lag
+            leaves.
         own: The same of the derivative by the channel's own u (sizes, for the mean would cancel).
         maps: ``direct`` and ``total``, [group, position, source position], the root mean square over the group's
             channels, of the first prompt; NaN beyond the largest lag.
@@ -50,7 +51,7 @@ def influence(
         MechintError: as :func:`mechint.attribution.jacobians.lags`; a group's channel does not exist.
     """
     local = linearise(model, tokens, layer)
-    rows, length, width = local.u.shape
+    rows, length, width = len(tokens), local.length, local.width
     for group in groups:
         if not len(group) or min(group) < 0 or max(group) >= width:
             raise MechintError(
@@ -62,8 +63,10 @@ def influence(
     for slab in lags(local, max_lag, of):
         for path in PATHS:
             norm = slab.norm[path].double()
-            curves[path][:, slab.lag] += norm.sum(1).cpu().numpy()
-            own[path][:, slab.lag] += slab.own[path].double().abs().sum(1).cpu().numpy()
+            curves[path][slab.rows, slab.lag] += norm.sum(1).cpu().numpy()
+            own[path][slab.rows, slab.lag] += slab.own[path].double().abs().sum(1).cpu().numpy()
+            if slab.rows.start:  # maps are of the first prompt
+                continue
             at = np.arange(slab.first, slab.first + norm.shape[1])
             for k, group in enumerate(groups):
                 maps[path][k, at, at - slab.lag] = norm[0][:, list(group)].square().mean(-1).sqrt().cpu().numpy()

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..scan import states
-from ..scan.selective import decays
 from ..utils.errors import MechintError
 from ..utils.statistics import ClusterBootstrap, Number
 from .jacobians import Linearised
@@ -179,65 +177,3 @@ def memory_of(memory: Tensor, channels: Sequence[int], length: int, bootstrap: C
     the prompts of ``length`` tokens. ``memory`` is [prompt, channel]."""
     value = bootstrap.interval(lambda mean: mean, memory[:, list(channels)].mean(1).cpu().numpy())
     return {**value, "extrapolated": bool(value["value"] > length)}
-
-
-@torch.no_grad()
-def dynamics(
-    local: Linearised,
-    groups: dict[str, list[int]],
-    clusters: Sequence[int] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Describes the modes of a layer, and the modes that each group of channels uses.
-
-    Numbers without an interval are of this very run (``n`` prompts): counts and means over its positions.
-
-    Args:
-        groups: Channels by name.
-        clusters: The template of each prompt, which the bootstrap draws together; None where each is its own.
-        draws, seed: Draws and seed of the bootstrap of the time constants.
-    """
-    gram, scales = mode_gram(local), time_scales(local)
-    at = local.length // 2
-    found = gramians(local, at)
-    hankel = found.hankel().mean(0)  # [E, N]
-    singular = hankel.mean(0).tolist()
-    rank = sum(value > 0 for value in singular)
-    memory, order = effective_memory(local), effective_order(hankel)
-    bootstrap = ClusterBootstrap(range(len(memory)) if clusters is None else clusters, draws, seed)
-    size = local.A.shape[1]
-    entries = {}
-    for name, channels in {**groups, "all channels": list(range(len(order)))}.items():
-        mine = torch.as_tensor(channels)
-        tau, use = scales["mean"][mine].flatten(), gram.use[mine].flatten()
-        energy = float(gram.energy[mine].sum())
-        singles = torch.eye(size).expand(len(mine), size, size)  # [channel, dropped mode, state]
-        whole = torch.zeros(size, len(order), size, dtype=torch.float64)
-        whole[:, mine] = singles.transpose(0, 1).double()
-        lost, refitted = (f(whole)[:, mine].sum(-1) / max(energy, 1e-300) for f in (gram.drop, gram.drop_refitted))
-        order_by_tau = tau.argsort()
-        cumulative = (use[order_by_tau] / use.sum().clamp(min=1e-300)).cumsum(0)
-        half = int((cumulative >= 0.5).nonzero()[0]) if len(cumulative) and float(cumulative[-1]) > 0.5 else 0
-        entries[name] = {
-            "channels": [int(c) for c in channels],
-            "memory": memory_of(memory, channels, local.length, bootstrap),
-            "memory_tokens": [float(m) for m in memory.mean(0)[mine]],
-            "order": [float(o) for o in order[mine]],
-            "tau_used_median": float(tau[order_by_tau][half]),
-            "tau_variation": [float(v) for v in scales["variation"][mine]],
-            "mode_use": gram.use[mine].mean(0).tolist(),
-            "drop_error": lost.tolist(),
-            "drop_error_refitted": refitted.tolist(),
-        }
-    return {
-        "position": at,
-        "n": int(local.u.shape[0]),
-        "length": local.length,
-        "states": size,
-        "tau": scales["mean"].mean(0).tolist(),
-        "decay_now": decays(local.dt, local.A).double().mean((0, 1)).mean(0).tolist(),
-        "hankel": singular[:rank],
-        "hankel_rank": rank,
-        "groups": entries,
-    }

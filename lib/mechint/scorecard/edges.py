@@ -119,7 +119,7 @@ def derivatives(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, whic
         for slab in lags(linearise(compiled.model, prompts.tokens, layer), length - 1):
             norm = slab.norm[which].double()
             i = torch.arange(slab.first, slab.first + norm.shape[1])
-            square[:, i, i - slab.lag] = norm.square().sum(-1)
+            square[slab.rows][:, i, i - slab.lag] = norm.square().sum(-1)
         found[layer, "state"] = square.sqrt()
     return found
 

@@ -356,7 +356,7 @@ def test_a_transformer_has_no_scan_and_the_rest_goes_on() -> None:
     task = make_task(TaskConfig(name="recall", pairs=3))
     config = dataclasses.replace(QUICK, skip_steps="3 4 7 10 11 13 14 16", rank=4)
     _, results = study(tiny_gpt2(), task, config)
-    assert "has no selective scan to differentiate" in results["steps"]["temporal"]["said"]
+    assert "has no recurrence to differentiate" in results["steps"]["temporal"]["said"]
     assert results["claims"]["verdicts"]["supported"] == 0
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...attribution.attention import selective_layers
+from ...attribution.attention import scans
 from ...attribution.jacobians import check_lag
 from ...interventions.model import Model
 from ...models.loading.discover import find_checkpoints
@@ -96,8 +96,13 @@ class Study(StagedAnalyzer[StudyConfig]):
                     f"a study compares prompts with counterfactual twins, and those of {loader.task.name!r} have none; "
                     f"choose recall, facts or another such task"
                 )
-            if 8 not in self.skip and selective_layers(self.model):
+            if 8 not in self.skip and self.recurrent:
                 check_lag(self.config.max_lag, min(int(batch.tokens.shape[1]) for batch in loader))
+
+    @property
+    def recurrent(self) -> bool:
+        """True if a layer of the model has a recurrence."""
+        return any(scans(self.model, layer) for layer in range(self.model.num_layers))
 
     def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
         """Prepares the context that the steps share."""
@@ -125,8 +130,8 @@ class Study(StagedAnalyzer[StudyConfig]):
     def attempt(self, number: int) -> Found:
         """Runs a step; where it cannot be done, the reason is its result, and the study goes on."""
         assert self.context is not None
-        if number in (8, 9) and not selective_layers(self.model):
-            return nothing(f"a {self.model.config.family} model has no selective scan to differentiate")
+        if number in (8, 9) and not self.recurrent:
+            return nothing(f"a {self.model.config.family} model has no recurrence to differentiate")
         try:
             entry = WORK[number](self.context)
         except MechintError as reason:

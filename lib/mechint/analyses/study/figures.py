@@ -245,7 +245,8 @@ def dynamics_figure(figure: Figure, found: Found) -> None:
         right.plot(group["drop_error_refitted"], marker="o", markersize=3, color=colour, linestyle="--")
     for axes in (left, middle, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    left.set(title="Time scales", xlabel="state entry", ylabel="τ = 1 / (Δ |A|) (tokens)")
+    entries = list(dict.fromkeys(entry.get("tau_of", "state entry") for entry in found["layers"].values()))
+    left.set(title="Time scales", xlabel=" or ".join(entries), ylabel="τ = 1 / (Δ |A|) (tokens)")
     left.set_yscale("log")
     left.legend()
     middle.set(title="Hankel singular values", xlabel="direction", ylabel="σ, mean over channels")

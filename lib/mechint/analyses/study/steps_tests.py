@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from ...attribution.jacobians import check_lag, linearise
+from ...attribution.attention import channel_site
+from ...attribution.dynamics import dynamics, effective_memory
+from ...attribution.jacobians import check_lag, linearise, no_derivatives
 from ...attribution.lag_influence import reference, run_temporal_causality_analysis
-from ...attribution.modes import dynamics, effective_memory, memory_of
+from ...attribution.modes import memory_of
 from ...interventions.model import Model
+from ...utils.errors import MechintError
 from ...utils.multiple_tests import holm
 from ...utils.statistics import ClusterBootstrap, Number, said
 from ..random_weights import shuffled_numbers
@@ -70,9 +73,29 @@ def few_templates(context: Context) -> list[int]:
     return found
 
 
+def recurrent_layers(context: Context) -> tuple[list[int], list[str]]:
+    """The studied layers with a recurrence to differentiate, and why others are left out.
+
+    Raises:
+        MechintError: there is none.
+    """
+    reasons = {layer: no_derivatives(context.model, layer) for layer in context.sites}
+    layers = [layer for layer, reason in reasons.items() if not reason]
+    if not layers:
+        raise MechintError(next(iter(reasons.values())))
+    return layers, [reason for reason in reasons.values() if reason]
+
+
+def channel_groups(context: Context, layer: int) -> dict[str, list[int]]:
+    """The channels of a layer's recurrence that the tested candidates consist of; none where their units are others,
+    heads of attention, say."""
+    return context.groups(layer) if channel_site(context.model, layer, context.sites[layer]) else {}
+
+
 def temporal(context: Context) -> Found:
     """Exact derivatives by lag, of each layer's candidates and of all its channels, beside shuffled weights."""
     tokens, c = few_tokens(context), context.config
+    studied, notes = recurrent_layers(context)
     max_lag = c.max_lag or tokens.shape[1] - 1
     check_lag(max_lag, tokens.shape[1])
 
@@ -84,10 +107,10 @@ def temporal(context: Context) -> Found:
         share: Number | None = found["groups"]["all channels"]["total"]["long_range"]
         return share
 
-    beside = untrained(context, lambda model: {layer: far(of_layer(model, layer)) for layer in context.sites})
+    beside = untrained(context, studied, lambda model: {layer: far(of_layer(model, layer)) for layer in studied})
     layers, shares = {}, []
-    for layer in context.sites:
-        groups = context.groups(layer)
+    for layer in studied:
+        groups = channel_groups(context, layer)
         found = of_layer(context.model, layer, sorted({unit for group in groups.values() for unit in group}))
         keep = {name: entry for name, entry in found["groups"].items() if not name.startswith("channel ")}
         singles = {name: entry for name, entry in found["groups"].items() if name.startswith("channel ")}
@@ -105,7 +128,15 @@ def temporal(context: Context) -> Found:
         f"{about['long_range_beyond']} tokens back (a flat profile has {about['flat_long_range'] or 0:.0%}): "
         f"{'; '.join(shares) or 'no layer has any influence'}."
     )
-    return {"report": {"layers": layers, "max_lag": max_lag, "reference": about, "said": sentence}, "keep": {}}
+    report = {"layers": layers, "max_lag": max_lag, "reference": about, "said": sentence}
+    return {"report": noted(report, notes), "keep": {}}
+
+
+def noted(report: Found, notes: list[str]) -> Found:
+    """A report with the layers that it leaves out, if there are any."""
+    if not notes:
+        return report
+    return report | {"said": f"{report['said']} Left out: {'; '.join(notes)}.", "notes": notes}
 
 
 def left_out(about: Found) -> str:
@@ -115,10 +146,12 @@ def left_out(about: Found) -> str:
     return f"{about['left_out']} longer lags, up to {about['length'] - 1}, are left out"
 
 
-def untrained(context: Context, measure: Callable[[Any], dict[int, Number | None]]) -> dict[int, Number | None]:
+def untrained(
+    context: Context, layers: Sequence[int], measure: Callable[[Any], dict[int, Number | None]]
+) -> dict[int, Number | None]:
     """A number of each studied layer on models with shuffled weights; None where these are not asked for."""
     count = RANDOM_MODELS if context.config.random_weights else 0
-    return shuffled_numbers(context.model, context.seed, count, context.sites, measure)
+    return shuffled_numbers(context.model, context.seed, count, layers, measure)
 
 
 def against(random: Number | None, form: str) -> str:
@@ -128,6 +161,7 @@ def against(random: Number | None, form: str) -> str:
 def modes(context: Context) -> Found:
     """Time scales, Gramians and drop errors of each layer, and which modes the candidates use."""
     tokens, c = few_tokens(context), context.config
+    studied, notes = recurrent_layers(context)
 
     def of_layer(model: Model, layer: int, groups: dict[str, list[int]]) -> Found:
         local = linearise(model, tokens, layer)
@@ -136,12 +170,12 @@ def modes(context: Context) -> Found:
     def all_memory(model: Model, layer: int) -> Number:
         local = linearise(model, tokens, layer)
         boot = ClusterBootstrap(few_templates(context), c.bootstrap, context.seed)
-        return memory_of(effective_memory(local), range(local.u.shape[-1]), local.length, boot)
+        return memory_of(effective_memory(local), range(local.width), local.length, boot)
 
-    beside = untrained(context, lambda model: {layer: all_memory(model, layer) for layer in context.sites})
+    beside = untrained(context, studied, lambda model: {layer: all_memory(model, layer) for layer in studied})
     layers, memory = {}, []
-    for layer in context.sites:
-        found = of_layer(context.model, layer, context.groups(layer))
+    for layer in studied:
+        found = of_layer(context.model, layer, channel_groups(context, layer))
         layers[str(layer)] = {**found, "memory_shuffled": beside[layer]}
         for name, group in found["groups"].items():
             where = f"layer {layer}, all channels" if name == "all channels" else name
@@ -152,4 +186,4 @@ def modes(context: Context) -> Found:
         f"Time constants of the modes, weighted by their use, extrapolated from the decay in prompts of "
         f"{tokens.shape[1]} tokens: {'; '.join(memory)}."
     )
-    return {"report": {"layers": layers, "length": tokens.shape[1], "said": sentence}, "keep": {}}
+    return {"report": noted({"layers": layers, "length": tokens.shape[1], "said": sentence}, notes), "keep": {}}

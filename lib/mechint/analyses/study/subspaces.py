@@ -35,7 +35,8 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
             f"(0 to {model.num_layers - 1})"
         )
     if kind == "usual":  # all that an SSM channel or a head passes on
-        kind = next((kind for kind in model.patched if f"layers.{layer}.{kind}" in model.sites), model.patched[0])
+        usual = (*model.patched, *model.single)  # where nothing is patched, a layer of neurons or experts alone
+        kind = next((kind for kind in usual if f"layers.{layer}.{kind}" in model.sites), model.patched[0])
     name = f"layers.{layer}.{kind}"
     if name not in model.sites or model.sites[name].has_sources:
         if there := [i for i in having(model, kind) if not model.sites[f"layers.{i}.{kind}"].has_sources]:

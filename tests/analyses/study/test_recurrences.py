@@ -1,0 +1,73 @@
+"""Steps 8 and 9 on hybrids: layers with a recurrence, the others named, and only channels as groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from mechint.analyses.study.analyzer import Study
+from mechint.analyses.study.figures import draw_study
+from mechint.analyses.study.options import StudyConfig
+from mechint.analyses.study.results import StudyResults
+from mechint.analyses.study.steps_tests import channel_groups
+from mechint.analyses.study.subspaces import study_site
+from mechint.attribution.attention import channel_site, scans
+from tests.helpers.answers import HalfRight
+from tests.models.families.methods import TASK, model_of
+
+LEFT = "3 4 5 6 7 10 11 13 14 16"
+"""Steps that these tests leave out."""
+
+
+def studied(family: str, path: Path, **changes: Any) -> tuple[Study, dict[str, Any]]:
+    model = model_of(family, path / "model")
+    options = StudyConfig(skip_steps=LEFT, prompts=6, eval_prompts=6, bootstrap=50, min_accuracy=0, **changes)
+    study = Study(model, options, "cpu", run_dir=path / "study")
+    study.run_analysis(*(HalfRight(model, TASK, split, 6, 6, 0) for split in ("discovery", "evaluation")))
+    return study, study.results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_next", "jamba", "nemotron_h"])
+def test_layers_with_a_recurrence_are_described_and_others_named(family: str, tmp_path: Path) -> None:
+    study, found = studied(family, tmp_path, random_weights=False)
+    layers = [i for i in range(study.model.num_layers) if scans(study.model, i)]
+    others = [i for i in range(study.model.num_layers) if i not in layers]
+    assert layers
+    for name in ("temporal", "dynamics"):
+        step = found["steps"][name]
+        assert step["status"] == "done" and list(step["layers"]) == [str(i) for i in layers]
+        notes = step.get("notes", [])
+        assert ("notes" in step) == bool(others)
+        for i, note in zip(others, notes, strict=True):
+            assert f"layer {i} of this" in note and note in step["said"]
+    results = StudyResults.read({key: value for key, value in found.items() if key not in ("report", "schema")})
+    drawn = draw_study(results, tmp_path)
+    assert drawn["temporal"][0].is_file() and drawn["dynamics"][0].is_file()
+    study.save_results()
+    assert all((tmp_path / f"study/temporal_results_layer_{i}.json").is_file() for i in layers)
+
+
+def test_units_of_attention_are_no_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("falcon_h1", tmp_path)
+    assert channel_site(model, 0, study_site(model, 0)) == channel_site(model, 0, "layers.0.y")
+    assert channel_site(model, 0, "layers.0.gated") and not channel_site(model, 0, "layers.0.head_out")
+    assert not channel_site(model, 0, "layers.0.state") and not channel_site(model, 0, "layers.0.conv")
+    study = Study(model, StudyConfig(site="head_out"), "cpu", run_dir=tmp_path)
+    context = study.begin(*(HalfRight(model, TASK, split, 4, 4, 0) for split in ("discovery", "evaluation")))
+    monkeypatch.setattr(type(context), "groups", lambda self, layer: {"mine": [0]})
+    assert channel_groups(context, 0) == {}
+    assert channel_groups(dataclasses.replace(context, sites={0: "layers.0.y"}), 0) == {"mine": [0]}
+
+
+def test_a_layer_of_neurons_alone_has_a_usual_site(tmp_path: Path) -> None:
+    model = model_of("nemotron_h", tmp_path)
+    for i in range(model.num_layers):
+        kind = study_site(model, i).rpartition(".")[2]
+        assert kind in {"y", "head_out", "mlp_post", "expert_weight"}
+        assert kind in {site for part in model.parts_of(i).values() for site in (*part.patched, *part.single)}  # type: ignore[operator]
