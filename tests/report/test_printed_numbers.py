@@ -272,7 +272,7 @@ def test_metrics_of_answers() -> None:
     """Two prompts: the first is right, the second puts its answer below a wrong one."""
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]])
     right, wrong = torch.tensor([[0], [1]]), torch.tensor([[2], [2]])
-    (kl, logprob, accuracy, difference), _, _ = answers_of(logits, logits.flip(0), right, wrong)
+    (kl, logprob, accuracy, difference), _, _ = answers_of(logits, logits.flip(0).log_softmax(-1), right, wrong)
     assert accuracy.tolist() == [1.0, 0.0] and difference.tolist() == [1.0, -2.0]
     expected = logits.log_softmax(-1)
     torch.testing.assert_close(logprob, torch.stack([expected[0, 0], expected[1, 1]]))

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from .content import Block, Bullets, Checks, Code, Content, Figure, Links, Section, Table, Text, Widget
-from .page import bullets, card, cards, checks, folded, links, page, picture, sorting, table
+from .page import bullets, card, cards, checks, contents, folded, links, page, picture, place, sorting, table
 
 
 def html(content: Content, drawn: Mapping[str, Path]) -> str:
@@ -24,8 +24,15 @@ def html(content: Content, drawn: Mapping[str, Path]) -> str:
         body.append(cards(card(*entry) for entry in content.cards))
     if content.facts:
         body.append(folded("What was measured", table(("", ""), content.facts)))
-    for section in content.sections:
-        body += of_section(section, drawn)
+    sections = [(section.title, section.level, of_section(section, drawn)) for section in content.sections]
+    titles: list[str] = []
+    below: list[str] = []
+    for title, level, lines in sections:
+        if lines and level == 2:
+            lines = [lines[0].replace("<h2>", f'<h2 id="{place(len(titles))}">', 1), *lines[1:]]
+            titles.append(title)
+        below += lines
+    body += [line for line in (contents(titles),) if line] + below
     return page(f"{content.title}: {checkpoint}" if checkpoint else content.title, body)
 
 

@@ -58,6 +58,6 @@ table.flow caption { text-align: left; font-weight: 650; } table.flow th { borde
 table.flow thead th { vertical-align: bottom; padding: 0; } table.flow thead span { writing-mode: vertical-rl;
   transform: rotate(180deg); }
 table.flow td { width: 1.5rem; height: 1.1rem; padding: 0; border: 0; } table.flow td.none { background: #999; }
-table.flow td:hover { outline: 2px solid var(--ink); }
+table.flow td:hover, table.flow td:focus { outline: 2px solid var(--ink); }
 """
 """The style of maps in HTML: tables of the class ``flow``, beside each other in a ``flows``."""

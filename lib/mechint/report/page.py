@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from .page_style import CSS, SORT
+from .page_style import CSS, PAGE, REACH
 from .words import Linked, Long
 
 # The policy makes "no network" a fact the browser enforces: nothing but what is inside the file can load.
@@ -21,7 +21,8 @@ def page(title: str, body: Iterable[str]) -> str:
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{CSS}</style>\n</head>\n<body>\n{content}\n</body>\n</html>\n"
+        f"<style>{CSS}</style>\n<script>{REACH}</script>\n</head>\n<body>\n{content}\n<script>{PAGE}</script>\n"
+        "</body>\n</html>\n"
     )
 
 
@@ -53,11 +54,31 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | Long | Linked]], 
 
 
 def sorting(whole: str) -> str:
-    """A table that sorts, with a field to search it; without a script it is the plain table."""
+    """A table with a field to search it; without a script it is the plain table."""
     field = (
         '<p class="find" hidden><label>Search <input type="search"></label> <output aria-live="polite"></output></p>'
     )
-    return f'<div class="sortable">{field}{whole}</div><script>{SORT}</script>'
+    return f'<div class="sortable">{field}{whole}</div>'
+
+
+CONTENTS = 4
+"""Sections of a page that has contents."""
+
+
+def contents(titles: Sequence[str]) -> str:
+    """The titles of a page's sections as links to them; nothing for a page of few sections."""
+    if len(titles) < CONTENTS:
+        return ""
+    items = "".join(f'<li><a href="#{place(k)}">{escape(title)}</a></li>' for k, title in enumerate(titles))
+    return (
+        '<div class="contents" role="navigation" aria-label="Contents"><details><summary>Contents</summary>'
+        f"<ul>{items}</ul></details></div>"
+    )
+
+
+def place(number: int) -> str:
+    """The address of a section within its page."""
+    return f"section-{number + 1}"
 
 
 def links(groups: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:

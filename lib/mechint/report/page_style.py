@@ -1,5 +1,9 @@
-"""The style sheet of every page (colours in light and dark, cards, tables, figures; narrow screens and print), and the
-script of tables that sort."""
+"""The style sheet of every page (colours in light and dark, cards, tables, figures; narrow screens and print), and its
+script: tables that sort, maps for pointer, touch and keyboard, and contents that stay in sight.
+
+Without a script a page holds the same numbers: tables in the order they were written in, and maps whose cells have a
+title each.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +49,19 @@ a { color: var(--blue); }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .88rem; color: var(--soft); margin-bottom: 1.4rem;
   padding-bottom: .6rem; border-bottom: 1px solid var(--line); } nav span { overflow-wrap: anywhere; }
 nav a, nav b { margin-right: .35rem; } nav b { color: var(--ink); }
+.contents { position: sticky; top: 0; z-index: 2; margin: 0 0 1rem; padding: .3rem 0; font-size: .88rem;
+  background: var(--paper); border-bottom: 1px solid var(--line); }
+.contents ul { margin: .3rem 0 0; padding: 0; list-style: none; max-height: 70vh; overflow-y: auto; }
+.contents li { padding: .12rem 0; } .contents a { text-decoration: none; }
+h2, h3 { scroll-margin-top: 3rem; }
+@media (min-width: 96rem) { .contents { position: fixed; top: 2rem; left: calc(50% + 35.5rem); width: 12rem;
+  border: 0; } }
 .find input { font: inherit; padding: .25rem .5rem; min-width: 14rem; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: 6px; } .find output { color: var(--soft); margin-left: .6rem; }
-.sortable th button { all: unset; cursor: pointer; } .sortable th button:focus-visible { outline: 2px solid var(--blue);
-  outline-offset: 2px; } .sortable th[aria-sort] button::after { content: " ↕"; opacity: .45; }
-.sortable th[aria-sort=ascending] button::after { content: " ↑"; opacity: 1; }
-.sortable th[aria-sort=descending] button::after { content: " ↓"; opacity: 1; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--blue);
+  outline-offset: 2px; } th[aria-sort] button::after { content: " ↕"; opacity: .45; }
+th[aria-sort=ascending] button::after { content: " ↑"; opacity: 1; }
+th[aria-sort=descending] button::after { content: " ↓"; opacity: 1; }
 .sortable td { overflow-wrap: anywhere; } .sortable td.n { overflow-wrap: normal; }
 .sortable td:nth-child(n + 5) { min-width: 4.5rem; } .sortable tr[hidden] { display: none; }
 @media (max-width: 44rem) {
@@ -62,46 +73,99 @@ nav a, nav b { margin-right: .35rem; } nav b { color: var(--ink); }
     white-space: normal; padding: .1rem 0; }
   .sortable td::before { content: attr(data-name); color: var(--soft); }
 }
-@media print { body { max-width: none; } details { display: block; } }
+@media print { body { max-width: none; } details { display: block; } .contents { display: none; } }
 """
 
-SORT = r"""
-(() => {
-  const box = document.currentScript.previousElementSibling, table = box.querySelector("table");
-  const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
-  const text = (row, k) => row.cells[k].textContent.trim();
-  const none = said => said === "" || said === "\u2013";
-  const number = said => parseFloat(said.replace(/,/g, "").replace("\u2212", "-"));
-  const order = (a, b, numeric) => numeric ? number(a) - number(b) : a.localeCompare(b, "en", {numeric: true});
-  for (const row of rows) [...row.cells].forEach((cell, k) => { cell.dataset.name = heads[k].textContent; });
-  heads.forEach((head, k) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
-    head.setAttribute("aria-sort", "none");
-    button.addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") !== "ascending", sign = up ? 1 : -1;
-      heads.forEach(other => other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const numeric = head.classList.contains("n");
-      const sorted = [...body.rows].sort((one, two) => {
-        const [a, b] = [text(one, k), text(two, k)];
-        return none(a) || none(b) ? none(a) - none(b) : sign * order(a, b, numeric);
-      });
-      body.append(...sorted);
+REACH = r"""
+const reach = (rows, say) => {
+  rows.forEach((row, i) => row.forEach((cell, j) => {
+    cell.setAttribute("tabindex", i || j ? -1 : 0);
+    const tell = () => say(cell);
+    for (const event of ["pointerenter", "click", "focus"]) cell.addEventListener(event, tell);
+    cell.addEventListener("keydown", event => {
+      const ways = {ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1]};
+      const [down, right] = ways[event.key] || [];
+      if (down === undefined) return;
+      const next = (rows[i + down] || [])[j + right];
+      event.preventDefault();
+      if (!next) return;
+      cell.setAttribute("tabindex", -1);
+      next.setAttribute("tabindex", 0);
+      next.focus();
     });
-  });
-  const find = box.querySelector(".find"), field = find.querySelector("input"), said = find.querySelector("output");
-  const search = () => {
-    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
-    const shown = rows.filter(row => !row.hidden).length;
-    said.textContent = words.length ? `${shown} of ${rows.length}` : `${rows.length}`;
+  }));
+};
+"""
+"""``reach(rows, say)`` makes the cells of a map say what they hold when they are pointed at, tapped, or reached by
+arrow keys; Tab enters the map at one cell. It stands before the body, for the scripts of widgets."""
+
+PAGE = r"""
+(() => {
+  const none = said => said === "" || said === "\u2013";
+  const number = said => {
+    const found = said.replace(/,/g, "").replace("\u2212", "-").match(/-?\d[\d.]*(?:e[-+]?\d+)?/i);
+    return found ? parseFloat(found[0]) : NaN; };
+  const sortable = table => {
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+    const text = (row, k) => row.cells[k].textContent.trim();
+    heads.forEach((head, k) => {
+      const numeric = head.classList.contains("n"), missing = said => none(said) || (numeric && isNaN(number(said)));
+      const order = (a, b) => numeric ? number(a) - number(b) : a.localeCompare(b, "en", {numeric: true});
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      head.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending", sign = up ? 1 : -1;
+        heads.forEach(other => other.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const sorted = [...body.rows].sort((one, two) => {
+          const [a, b] = [text(one, k), text(two, k)];
+          return missing(a) || missing(b) ? missing(a) - missing(b) : sign * order(a, b);
+        });
+        body.append(...sorted);
+      });
+    });
   };
-  field.addEventListener("input", search);
-  find.hidden = false;
-  search();
+  const searchable = box => {
+    const table = box.querySelector("table"), rows = [...table.tBodies[0].rows];
+    const heads = [...table.tHead.rows[0].cells];
+    for (const row of rows) [...row.cells].forEach((cell, k) => { cell.dataset.name = heads[k].textContent; });
+    const find = box.querySelector(".find"), field = find.querySelector("input"), said = find.querySelector("output");
+    const search = () => {
+      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+      const shown = rows.filter(row => !row.hidden).length;
+      said.textContent = words.length ? `${shown} of ${rows.length}` : `${rows.length}`;
+    };
+    field.addEventListener("input", search);
+    find.hidden = false;
+    search();
+  };
+  for (const table of document.querySelectorAll(".wide > table:not([id])")) {
+    const named = [...table.tHead.rows[0].cells].every(cell => cell.textContent.trim());
+    if (table.closest(".sortable") || (named && table.tBodies[0].rows.length > 3)) sortable(table);
+  }
+  document.querySelectorAll(".sortable").forEach(searchable);
+  document.querySelectorAll(".flows").forEach(flows => {
+    const line = document.createElement("p");
+    line.className = "soft value";
+    line.setAttribute("aria-live", "polite");
+    line.textContent = "Point at a cell, tap it, or reach it by Tab and the arrow keys.";
+    flows.before(line);
+    for (const table of flows.querySelectorAll("table.flow"))
+      reach([...table.tBodies[0].rows].map(row => [...row.querySelectorAll("td")]), cell => {
+        line.textContent = cell.title; });
+  });
+  const contents = document.querySelector(".contents details");
+  if (contents) {
+    const beside = matchMedia("(min-width: 96rem)"), set = () => { contents.open = beside.matches; };
+    contents.addEventListener("click", event => { if (event.target.closest("a")) set(); });
+    beside.addEventListener("change", set);
+    set();
+  }
 })();
 """
-"""Makes the table before the script sortable by buttons in its head, and searchable; cells without a value are last."""
+"""At the end of the body: every table with a name above each column and four rows or more sorts by its head, cells
+without a value last; a ``sortable`` one has a field to search it, too."""

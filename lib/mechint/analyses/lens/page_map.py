@@ -34,7 +34,8 @@ def prompt_map(examples: list[dict[str, Any]], kind: str = "lens") -> Widget:
         f'<label>{kind.capitalize()} <select id="lens-name"></select></label> '
         '<label>Colour <select id="lens-colour"></select></label></p>'
         '<div class="wide"><table id="lens-map"></table></div>'
-        '<p id="lens-value" class="soft">Point at a cell, or tap it.</p>'
+        '<p id="lens-value" class="soft" aria-live="polite">Point at a cell, tap it, or reach it by Tab and the '
+        "arrow keys.</p>"
     )
     return Widget(shown, STYLE, SCRIPT, views)
 
@@ -74,20 +75,21 @@ SCRIPT = """
     for (const part of ["thead", "tbody"]) make(part, "", table);
     const head = make("tr", "", table.tHead);
     make("th", "", head); view.tokens.forEach(token => { make("th", visible(token), head).title = token; });
+    const cells = [];
     for (let i = entry.sites.length - 1; i >= 0; i--) {
+      cells.push([]);
       const row = make("tr", "", table.tBodies[0]);
       make("th", entry.sites[i], row);
       view.tokens.forEach((token, j) => {
         const cell = make("td", visible(entry.top[i][j][0]), row);
-        cell.tabIndex = 0;
         cell.style.background = `rgba(0, 114, 178, ${(0.7 * Math.min(1, share(entry, i, j))).toFixed(3)})`;
-        const tell = () => {
+        cell.tell = () => {
           const best = entry.top[i][j].map((text, k) => `“${visible(text)}” ${size(entry.probability[i][j][k])}`);
           say.textContent = `${name}, ${entry.sites[i]}, behind token ${j} “${visible(token)}”: ${best.join(", ")}. ` +
             `Answer “${visible(view.answer)}”: probability ${size(entry.answer[i][j])}, rank ${entry.rank[i][j]}. ` +
             `KL ${size(entry.kl[i][j])} nats.`; };
-        cell.addEventListener("pointerenter", tell); cell.addEventListener("focus", tell);
-        cell.addEventListener("click", tell); }); } };
+        cells.at(-1).push(cell); }); }
+    reach(cells, cell => cell.tell()); };
   for (const list of [prompt, lens, colour]) list.addEventListener("change", draw);
   draw();
 })();

@@ -203,10 +203,10 @@ def top_cards(patching: Patching) -> Iterator[tuple[str, str, str]]:
 
 
 def maps(patching: Patching) -> Iterator[str]:
-    """A map for each way to be read and layer; every cell says its value under the pointer, without scripts."""
+    """A map for each way to be read and layer; every cell says its value, without scripts as its title."""
     yield (
         f'<p class="soft">Readers down, read tokens across; {escape(patching.unit)}; red is a loss, blue a gain, one '
-        "scale for all maps. Point at a cell for its value.</p>"
+        "scale for all maps.</p>"
     )
     every = [value for path in patching.paths for row in path["value"] for value in row if value is not None]
     limit = max(map(abs, every), default=0.0) or 1.0

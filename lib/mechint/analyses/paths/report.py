@@ -155,10 +155,10 @@ def top_cards(paths: Paths) -> Iterator[tuple[str, str, str]]:
 
 
 def maps(paths: Paths) -> Iterator[str]:
-    """A matrix for each direction; every cell says its value under the pointer, without scripts."""
+    """A matrix for each direction; every cell says its value, without scripts as its title."""
     yield (
         f'<p class="soft">Senders down, receivers across; {escape(paths.unit)}; red is positive, blue negative, one '
-        "scale for all. Grey: the receiver reads before the sender writes. Point at a cell for its value.</p>"
+        "scale for all. Grey: the receiver reads before the sender writes.</p>"
     )
     for direction in paths.matrices:
         grids, cells = rows_of(paths, direction), []

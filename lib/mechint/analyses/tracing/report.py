@@ -175,7 +175,7 @@ def caption(trace: Trace, kind: str) -> str:
 
 
 def maps(trace: Trace) -> Widget:
-    """The mean map and those of single prompts, chosen in two lists; every cell says its value under the pointer."""
+    """The mean map and those of single prompts, chosen in two lists; every cell says its value."""
     views: list[dict[str, Any]] = []
     roles = range(len(trace.roles))
     for direction in trace.directions:
@@ -199,7 +199,8 @@ def maps(trace: Trace) -> Widget:
         '<p><label>Prompt <select id="trace-prompt"></select></label> '
         '<label>Direction <select id="trace-direction"></select></label> '
         f'<span class="soft">{escape(unit)}; red above zero, blue below, one scale for all maps shown</span></p>'
-        '<div id="trace-maps"></div><p id="trace-value" class="soft">Point at a cell.</p>'
+        '<div id="trace-maps"></div><p id="trace-value" class="soft" aria-live="polite">Point at a cell, tap it, or '
+        "reach it by Tab and the arrow keys.</p>"
     )
     return Widget(shown, _STYLE, _SCRIPT, views)
 
@@ -216,6 +217,7 @@ def _more(panel: dict[str, Any], layer: int, role: int) -> str:
 _STYLE = """
 #trace-maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem; }
 #trace-maps svg { width: 100%; height: auto; font: 9px system-ui, sans-serif; }
+#trace-maps rect:focus { outline: 0; stroke: var(--ink); stroke-width: 2; }
 #trace-maps text { fill: var(--ink); } #trace-maps .name { font-weight: 650; font-size: 11px; }
 #trace-value { min-height: 1.5em; font-variant-numeric: tabular-nums; } select { max-width: 26rem; }
 """
@@ -245,6 +247,7 @@ _SCRIPT = """
       const width = Math.max(left + cell * map.values.length + 6, 6.5 * map.name.length);
       const svg = make("svg", {viewBox: `0 0 ${width} ${height * view.rows.length + 40}`});
       svg.append(make("text", {x: 0, y: 11, class: "name"}, map.name));
+      const cells = view.rows.map(() => []);
       view.rows.forEach((row, r) => {
         const name = row.length > 22 ? row.slice(0, 21) + "…" : row;
         svg.append(make("text", {x: left - 5, y: 28 + height * r, "text-anchor": "end"}, name));
@@ -253,9 +256,10 @@ _SCRIPT = """
           const rect = make("rect", {x: left + cell * layer, y: 18 + height * r, width: cell - 0.5,
             height: height - 0.5, fill: value === null ? "#999" : colour(value / limit)});
           const more = map.more ? " " + map.more[layer][r] : "";
-          rect.addEventListener("pointerenter", () => {
-            say.textContent = `${map.name}, layer ${layer}, ${row}: ${text}${more}`; });
+          rect.said = `${map.name}, layer ${layer}, ${row}: ${text}${more}`;
+          cells[r].push(rect);
           svg.append(rect); }); });
+      reach(cells, rect => { say.textContent = rect.said; });
       const end = 30 + height * view.rows.length;
       [0, map.values.length - 1].forEach((layer, k) => svg.append(make("text",
         {x: left + cell * (layer + 0.5), y: end, "text-anchor": "middle"}, k ? layer : "layer 0")));
