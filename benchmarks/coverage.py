@@ -16,11 +16,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechint.analyses.dictionaries.answer_auroc import FEWEST, label_scores, mann_whitney
+from mechint.analyses.dictionaries.answer_auroc import DRAWS as SHUFFLES
+from mechint.analyses.dictionaries.answer_auroc import FEWEST, p_values, single
 from mechint.report.along_training import apart
 from mechint.report.values import Value
 from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, holm, max_t
-from mechint.utils.statistics import ClusterBootstrap, Number, area, permutation_test, student
+from mechint.utils.statistics import (
+    ClusterBootstrap,
+    Number,
+    area,
+    auroc_over_clusters,
+    cluster_shuffles,
+    over_seeds,
+    permutation_test,
+)
 
 Array = NDArray[np.float64]
 Random = np.random.Generator
@@ -122,20 +131,18 @@ def baselines(random: Random, population: Population, count: int) -> Drawn:
 
 def seeds(random: Random, population: Population, count: int) -> Drawn:
     """A mean over seeds, which are independent."""
-    return 1.0, student(1 + population.draw(random, (count,)), "seeds")[0]
+    return 1.0, over_seeds(1 + population.draw(random, (count,)), "seeds")[0]
 
 
 def latent(random: Random, population: Population, count: int, apart_from: bool) -> Drawn:
-    """The AUROC of a latent of a class (Hanley & McNeil), of independent prompts or of prompts in clusters."""
+    """The AUROC of a latent of a class, of independent prompts or of prompts in clusters that share a class."""
     cluster = np.arange(4 * count) if apart_from else clusters_of(random, count)
     positive = (np.arange(int(cluster.max()) + 1) % 2 == 0)[cluster]
     while min(positive.sum(), (~positive).sum()) < FEWEST:  # fewer are refused
         cluster = clusters_of(random, count)
         positive = (np.arange(int(cluster.max()) + 1) % 2 == 0)[cluster]
     values = clustered(random, population, cluster)[:, 0] + positive
-    pair = torch.tensor(values)[:, None], torch.tensor(positive).long()
-    found = label_scores(*pair, *pair, best=1, shuffles=1)["classes"][-1]["features"][0]["auroc"]
-    return true_auroc(population), found
+    return true_auroc(population), auroc_over_clusters(values, positive, cluster, "templates")
 
 
 @functools.cache
@@ -153,7 +160,7 @@ INTERVALS: dict[str, Callable[[Random, Population, int], Drawn]] = {
     "area under a curve": under_curve,
     "share of right answers": right,
     "difference from baselines": baselines,
-    "mean over seeds (Student)": seeds,
+    "mean over seeds": seeds,
     "AUROC of a latent, independent prompts": functools.partial(latent, apart_from=True),
     "AUROC of a latent, prompts in clusters": functools.partial(latent, apart_from=False),
 }
@@ -217,14 +224,14 @@ def two_groups(random: Random, population: Population, count: int) -> Array:
 
 
 def paired_seeds(random: Random, population: Population, count: int) -> Array:
-    """Quantities of two groups of models with the same seeds, by Student's t of their differences (Holm)."""
+    """Quantities of two groups of models with the same seeds, by the bootstrap of their differences (Holm)."""
     half = max(2, count // 8)
     sides = population.draw(random, (TESTS, 2, half))
-    return np.array(holm([student((a - b).tolist(), "seeds")[1] for a, b in sides]))
+    return np.array(holm([over_seeds((a - b).tolist(), "seeds")[1] for a, b in sides]))
 
 
 def latents(random: Random, population: Population, count: int, apart_from: bool) -> Array:
-    """AUROCs of latents of a class, by Mann and Whitney's test (Benjamini-Hochberg).
+    """AUROCs of latents of a class (Benjamini-Hochberg).
 
     ``apart_from``: prompts are independent; else both latents and class are alike within clusters.
     """
@@ -233,7 +240,8 @@ def latents(random: Random, population: Population, count: int, apart_from: bool
     if positive.all() or not positive.any():
         return np.ones(1)
     values = clustered(random, population, cluster, LATENTS)
-    return benjamini_hochberg(mann_whitney(torch.tensor(values), torch.tensor(positive)))
+    exchanged = None if single(cluster) else cluster_shuffles(cluster, SHUFFLES, 0)
+    return benjamini_hochberg(p_values(torch.tensor(values), torch.tensor(positive), exchanged))
 
 
 ADJUSTED: dict[str, Callable[[Random, Population, int], Array]] = {
@@ -242,7 +250,7 @@ ADJUSTED: dict[str, Callable[[Random, Population, int], Array]] = {
     "largest t, above zero": functools.partial(cells, side=ABOVE),
     "Holm, checkpoints of a training run": along_training,
     "Holm, permutations of clusters / 8 seeds a side": two_groups,
-    "Holm, Student over clusters / 8 paired seeds": paired_seeds,
+    "Holm, clusters / 8 paired seeds": paired_seeds,
     "Benjamini-Hochberg, AUROC of latents, independent prompts": functools.partial(latents, apart_from=True),
     "Benjamini-Hochberg, AUROC of latents, prompts in clusters": functools.partial(latents, apart_from=False),
 }

@@ -313,15 +313,6 @@ def test_estimates_are_slopes_times_what_changes() -> None:
 # --- the scorecard and labels ----------------------------------------------------------------------------------------
 
 
-def test_the_standard_error_of_an_auroc() -> None:
-    """Hanley and McNeil (1982), equation 2, for areas 0.8 and 0.5."""
-    q1, q2 = 0.8 / 1.2, 2 * 0.64 / 1.8
-    by_hand = math.sqrt((0.8 * 0.2 + 9 * (q1 - 0.64) + 19 * (q2 - 0.64)) / 200)
-    assert sae_labels._hanley_mcneil(0.8, 10, 20) == pytest.approx(by_hand)
-    assert sae_labels._hanley_mcneil(0.5, 10, 20) == pytest.approx(math.sqrt((0.25 + 9 / 12 + 19 / 12) / 200))
-    assert sae_labels._hanley_mcneil(1.0, 10, 20) == 0.0
-
-
 def test_areas_and_p_values_of_latents() -> None:
     f = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0]])
     positive = torch.tensor([False, False, True, True])

@@ -18,6 +18,7 @@ from mechint.utils.statistics import (
     effective,
     exact,
     jaccard,
+    over_seeds,
     pearson,
     permutation_test,
     rank_correlation,
@@ -112,6 +113,18 @@ def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert (found["low"], found["high"], p) == (1.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="at least two"):
         student([1.0], "seeds")
+
+
+def test_an_interval_over_seeds_is_no_narrower_than_students_and_wider_for_skewed_ones() -> None:
+    few = [0.2, 0.5, 0.5]
+    assert over_seeds(few, "seeds") == student(few, "seeds")
+    skewed = np.array([0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 1.0, 4.0])
+    (plain, _), (found, p) = student(skewed, "seeds"), over_seeds(skewed, "seeds")
+    assert found["value"] == plain["value"] and found["low"] <= plain["low"]
+    assert found["high"] > plain["high"] + 0.5 and found["interval"] == "95 % bootstrap-t over 8 seeds"
+    for shift in (0.0, 0.5, 1.0):
+        moved, p = over_seeds(skewed - shift, "seeds")
+        assert (p <= 0.05) == (moved["low"] > 0 or moved["high"] < 0)
 
 
 def test_students_interval_by_hand() -> None:

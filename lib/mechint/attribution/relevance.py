@@ -23,6 +23,7 @@ Where the embeddings pass a layer beside the stream (Zamba 2), their relevance t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,45 @@ def no_rules(model: Model) -> str | None:
     return None
 
 
+def by_rules(model: Model, tokens: Tensor, sites: Sequence[str] = ()) -> tuple[Tensor, Seen, Inside]:
+    """The logits [row, position, vocabulary] of a forward whose gradients follow the rules, and its tensors by site.
+
+    Call it with gradients enabled. Values are those of the model; a tensor that a rule holds needs no gradient.
+
+    Args:
+        sites: Full names of sites that are wanted beside those that the rules and biases read.
+
+    Raises:
+        MechintError: a layer without rules.
+    """
+    final, _ = model.ending
+    last = model.num_layers - 1
+    seen: Seen = {}
+
+    def edit(site: str, rule: Value | None) -> Edit:
+        def value(clean: Tensor) -> Tensor:
+            # everything after this site is computed from the kept tensor
+            seen[site] = clean if rule is None else rule(seen, clean, site.rpartition(".")[0])
+            return seen[site]
+
+        return Edit(site, "replace", value)
+
+    own: dict[str, Value] = {}
+    replaced = {"final_norm", *sites}
+    for i, layer in enumerate(model.layers):
+        own |= {f"layers.{i}.{rule.site}": rule.value for rule in rules_of(layer)}
+        replaced |= {f"layers.{i}.{site}" for site in needed(layer)}
+    own["final_norm"] = lambda seen, clean, at: norm(final, seen[f"layers.{last}.resid_post"])
+    wanted = [name for name in model.sites if name in replaced]
+    # a leaf at the bottom gives everything above it a gradient, and no weight one
+    leaf = torch.zeros((), device=tokens.device, requires_grad=True)
+    edits = [Edit(model.first_sites[0], "add", leaf), *(edit(name, own.get(name)) for name in wanted)]
+    inside = Inside()
+    with inside.watching(model):
+        logits = run(model, tokens, edits=edits).logits
+    return logits, {name: seen[name] for name in wanted}, inside
+
+
 def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Relevance:
     """Splits the logits of some next tokens among the tokens of their prompts.
 
@@ -94,35 +134,15 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         raise MechintError(f"relevance: {dtype} rounds too much for shares that add up; load in float32")
     final, head = model.ending
     last = model.num_layers - 1
-    seen: Seen = {}
-
-    def edit(site: str, rule: Value | None) -> Edit:
-        def value(clean: Tensor) -> Tensor:
-            # everything after this site is computed from the kept tensor
-            seen[site] = clean if rule is None else rule(seen, clean, site.rpartition(".")[0])
-            return seen[site]
-
-        return Edit(site, "replace", value)
-
-    own: dict[str, Value] = {}
-    replaced = {"final_norm"}
-    for i, layer in enumerate(model.layers):
-        own |= {f"layers.{i}.{rule.site}": rule.value for rule in rules_of(layer)}
-        replaced |= {f"layers.{i}.{site}" for site in needed(layer)}
-    own["final_norm"] = lambda seen, clean, at: norm(final, seen[f"layers.{last}.resid_post"])
-    wanted = [name for name in model.sites if name in replaced]
     rows = torch.arange(len(tokens), device=tokens.device)
     at = torch.full_like(rows, tokens.shape[1] - 1) if positions is None else positions
-    # a leaf at the bottom gives everything above it a gradient, and no weight one
-    leaf = torch.zeros((), device=tokens.device, requires_grad=True)
-    edits = [Edit(model.first_sites[0], "add", leaf), *(edit(name, own.get(name)) for name in wanted)]
-    inside = Inside()
-    with torch.enable_grad(), inside.watching(model):
-        logit = explained = run(model, tokens, edits=edits).logits[rows, at, targets]
+    with torch.enable_grad():
+        logits, seen, inside = by_rules(model, tokens)
+        logit = explained = logits[rows, at, targets]
         if model.logit_cap:
             uncapped = model.logit_scale * (seen["final_norm"][rows, at] * head[targets]).sum(-1)
             explained = activated(uncapped, lambda x: model.logit_cap * torch.tanh(x / model.logit_cap))
-        ends = {name: seen[name] for name in wanted if seen[name].requires_grad}
+        ends = {name: value for name, value in seen.items() if value.requires_grad}
         found = torch.autograd.grad(explained.sum(), [*ends.values(), *inside.zeros], allow_unused=True)
         grads = dict(zip(ends, found, strict=False))
         between = iter(found[len(ends) :])

@@ -173,6 +173,17 @@ METHODS: dict[str, Method] = dict(
             row(f"causal_{name}", f"single units, mean, {name}", patched, f"causal_{name}", "mean", ablation="mean")
             for name in ("necessary", "sufficient")
         ),
+        *(
+            row(name, title, learned, name, "counterfactual", ablation="counterfactual")
+            for name, title in (
+                ("attribution_patching", "attribution patching"),
+                ("eap_ig", "EAP-IG, embeddings"),
+                ("eap_ig_activations", "EAP-IG, activations"),
+                ("relp", "RelP"),
+                ("atp_star", "AtP*"),
+            )
+        ),
+        row("probe", "linear probe", baseline, "probe"),
         row("weight_magnitude", "weight magnitude", baseline, "weight_magnitude"),
         row("activation_magnitude", "activation magnitude", baseline, "activation_magnitude"),
         row("gradient_x_activation", "gradient × activation", baseline, "gradient_x_activation"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..utils.statistics import Number, number, student
+from ..utils.statistics import Number, number, over_seeds
 from .edges import EDGE_METHODS
 from .methods import Method
 from .traces import NULL_DRAWS
@@ -159,7 +159,7 @@ def least_and_most(values: Sequence[float]) -> Number:
 
 
 def by_chance(parts: list[dict[str, Any]], key: str) -> Number:
-    """AUROC on random weights: each seed's mean over the models, and the interval of Student's t over the seeds.
+    """AUROC on random weights: each seed's mean over the models, and its interval over the seeds.
 
     By seeds, since models of one seed draw their places from the same random numbers; a seed whose models are of
     another family than the method has none.
@@ -170,7 +170,7 @@ def by_chance(parts: list[dict[str, Any]], key: str) -> Number:
     means = [fmean(values) for values in seeds.values() if values]
     if len(means) < 2:
         return number(means[0], 0.0, 1.0, 1, "one seed: no interval")
-    return student(means, "seeds")[0]
+    return over_seeds(means, "seeds")[0]
 
 
 def rate(hits: Sequence[bool]) -> Number:

@@ -1,4 +1,7 @@
-"""Intervals and summaries: what stands behind every number of a report."""
+"""Intervals and summaries: what stands behind every number of a report.
+
+One file: all of them share their levels, limits and words.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ LEVEL = 0.95
 """Coverage of every interval."""
 FEWEST = 4
 """Clusters without which there is no interval."""
+FEWEST_SIDE = 3
+"""Clusters with prompts of a class, and with others, without which an AUROC has no interval."""
 FEW = 8
 """Clusters below which pages and terminals warn."""
 FEWEST_TESTED = 6
@@ -302,17 +307,89 @@ class ClusterBootstrap:
         mean = float(np.mean(values))
         if self.too_few:
             return self.interval(lambda means: means, values)
-        trials, words = float(len(self.sizes)), "exact (Clopper & Pearson)"
-        if mean not in (0.0, 1.0):
-            left = self.left_out(values)
-            varies = float(((left - left.mean()) ** 2).mean()) * (len(left) - 1)
-            fewer = (t_quantile(self.n - 1) / t_quantile(max(self.effective - 1, 1))) ** 2
-            trials = min(mean * (1 - mean) / max(varies, 1e-300) * fewer, self.n)
-            words = "Korn & Graubard"
-        right, wrong = mean * trials, (1 - mean) * trials
-        low = scipy.special.betaincinv(right, wrong + 1, (1 - LEVEL) / 2) if mean > 0 else 0.0
-        high = scipy.special.betaincinv(right + 1, wrong, (1 + LEVEL) / 2) if mean < 1 else 1.0
+        left = self.left_out(values)
+        varies = float(((left - left.mean()) ** 2).mean()) * (len(left) - 1)
+        low, high = of_trials(mean, varies, self.n, max(self.effective - 1, 1), len(self.sizes))
+        words = "exact (Clopper & Pearson)" if mean in (0.0, 1.0) else "Korn & Graubard"
         return self.counted(number(mean, low, high, self.n, f"95 % {words} over {self.clusters}"))
+
+
+def of_trials(mean: float, varies: float, n: int, freedom: float, least: int) -> tuple[float, float]:
+    """Clopper & Pearson's (1934) interval of a share, for as many trials as would vary as much (Korn & Graubard 1998).
+
+    Args:
+        mean: The share.
+        varies: Its squared standard error.
+        n: Values that the share is of; trials are no more.
+        freedom: Degrees of freedom of the standard error.
+        least: Independent trials where the share is 0 or 1, which has no standard error.
+    """
+    trials = float(least)
+    if mean not in (0.0, 1.0):
+        fewer = (t_quantile(n - 1) / t_quantile(freedom)) ** 2
+        trials = min(mean * (1 - mean) / max(varies, 1e-300) * fewer, n)
+    right, wrong = mean * trials, (1 - mean) * trials
+    low = scipy.special.betaincinv(right, wrong + 1, (1 - LEVEL) / 2) if mean > 0 else 0.0
+    high = scipy.special.betaincinv(right + 1, wrong, (1 + LEVEL) / 2) if mean < 1 else 1.0
+    return float(low), float(high)
+
+
+def auroc_over_clusters(scores: Array, positive: NDArray[np.bool_], clusters: NDArray[np.int64], over: str) -> Number:
+    """The chance that a prompt of a class has a larger score than one of the others, with its interval over clusters.
+
+    The standard error is Obuchowski's (1997, equations 2 to 5): of the sums over each cluster of how the prompts of
+    either side rank among the other side. The interval is that of a share with this standard error
+    (:func:`of_trials`), with Satterthwaite's (1946) degrees of freedom. Where the two sides are wholly apart there are
+    as many trials as pairs of different clusters, one of each side.
+
+    Args:
+        scores: [n].
+        positive: True for those of the class, [n].
+        clusters: The cluster of each, [n].
+        over: Name of the clusters.
+    """
+    _, place = np.unique(clusters, return_inverse=True)
+    ours, others, count = scores[positive], scores[~positive], int(place.max()) + 1
+    joint = ranks(scores)
+    above = (joint[positive] - ranks(ours)) / len(others)  # share of the others that each of ours exceeds
+    below = 1 - (joint[~positive] - ranks(others)) / len(ours)
+    area = float(above.mean())
+    sides = [(place[positive], above - area), (place[~positive], below - area)]
+    sums = [np.bincount(at, part, count) / len(part) for at, part in sides]
+    held = [np.bincount(at, minlength=count).astype(np.float64) for at, _ in sides]
+    there = [int((size > 0).sum()) for size in held]
+    known = {"clusters": count, "clusters_effective": round(float(effective(sum(held, np.zeros(count)))), 3)}
+    if min(there) < FEWEST_SIDE:
+        why = f"{count} {over}, {there[0]} with the class and {there[1]} with others: no interval"
+        return {**alone(area, len(scores), ""), "interval": why, **known}
+    parts = [c / (c - 1) * float((part**2).sum()) for part, c in zip(sums, there, strict=True)]
+    varies = max(sum(parts) + 2 * count / (count - 1) * float((sums[0] * sums[1]).sum()), 0.0)
+    squares = [part**2 / max(float(effective(size)) - 1, 1) for part, size in zip(parts, held, strict=True)]
+    freedom = sum(parts) ** 2 / sum(squares) if sum(squares) else 1.0
+    low, high = of_trials(area, varies, len(scores), freedom, min(*there, count // 2))
+    return {**number(area, low, high, len(scores), f"95 % Korn & Graubard over {count} {over}"), **known}
+
+
+def cluster_shuffles(clusters: NDArray[np.int64], draws: int, seed: int) -> NDArray[np.int64]:
+    """Whole clusters change places: in each draw the value whose label each value gets, [draws, n].
+
+    A cluster gets the labels of another one in a random order: some of them if that is larger, all and further draws of
+    them if it is smaller. Labels that are alike within clusters stay so.
+    """
+    rng = np.random.default_rng(seed)
+    _, place = np.unique(clusters, return_inverse=True)
+    n, sizes = len(place), np.bincount(place)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    inside = np.empty(n, dtype=np.int64)
+    inside[np.argsort(place, kind="stable")] = np.arange(n)
+    inside -= starts[place]
+    found = []
+    for _ in range(draws):
+        donor = rng.permutation(len(sizes))[place]
+        order = np.argsort(place + rng.random(n))
+        again = (rng.random(n) * sizes[donor]).astype(np.int64)
+        found.append(order[starts[donor] + np.where(inside < sizes[donor], inside, again)])
+    return np.stack(found)
 
 
 def quantile(ordered: Array, count: Any, share: float) -> Array:
@@ -407,6 +484,26 @@ def student(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
     half = t_quantile(len(x) - 1) * error
     p = t_tail(mean / error, len(x) - 1) if error > 0 else float(mean == 0)
     return number(mean, mean - half, mean + half, len(x), f"95 % by Student's t over {what}"), p
+
+
+SEED_DRAWS = 9_999
+"""Draws of seeds, so that p of a mean over them can be as small as 2 in 10,000."""
+
+
+def over_seeds(values: Sequence[float] | Array, what: str) -> tuple[Number, float]:
+    """The mean of independent values, its bootstrap-t interval, never narrower than Student's, and p of "it is zero".
+
+    Student's interval of a few skewed values is too narrow on one side. Fewer than :data:`FEWEST` have Student's own.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < FEWEST:
+        return student(x, what)
+    bootstrap = ClusterBootstrap(range(len(x)), SEED_DRAWS, 0, what)
+    found = bootstrap.tested(lambda mean: mean, x)
+    return number(float(found.value), float(found.low), float(found.high), len(x), bootstrap.kind), float(found.p)
 
 
 def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000, seed: int = 0) -> tuple[float, float]:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from mechint.analyses.dictionaries.answer_auroc import label_scores, mann_whitney
+from mechint.analyses.dictionaries.answer_auroc import label_scores, mann_whitney, p_values
 from mechint.analyses.dictionaries.planted import Planted, PlantedConfig, score
+from mechint.analyses.dictionaries.report import few_templates
+from mechint.utils.errors import MechintError
+from mechint.utils.statistics import auroc_over_clusters, cluster_shuffles
+from tests.helpers.examples import examples
+
+
+def by_trials(area: float, above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
+    """DeLong's standard error, and the interval of as many trials (Korn & Graubard), of independent prompts."""
+    parts = [values.var(ddof=1) / len(values) for values in (above, below)]
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (above, below), strict=True))
+    n = len(above) + len(below)
+    trials = min(area * (1 - area) / sum(parts) * (stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, freedom)) ** 2, n)
+    right, wrong = area * trials, (1 - area) * trials
+    ends = stats.beta.ppf(0.025, right, wrong + 1), stats.beta.ppf(0.975, right + 1, wrong)
+    return float(sum(parts) ** 0.5), *map(float, ends)
 
 
 def test_the_scores_of_a_class_by_hand() -> None:
@@ -27,10 +47,11 @@ def test_the_scores_of_a_class_by_hand() -> None:
     below = 3 + 4  # of 7.5 three of class 1 are smaller, of 8.5 four
     area = 1 - below / 25
     assert first["auroc"]["value"] == pytest.approx(area) and first["auroc"]["n"] == 10
-    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
-    error = ((area * (1 - area) + 4 * (q1 - area**2) + 4 * (q2 - area**2)) / 25) ** 0.5
-    assert first["auroc"]["low"] == pytest.approx(area - 1.96 * error) and first["auroc"]["high"] == 1.0
-    assert second["auroc"]["low"] == 0.0 and second["auroc"]["value"] == pytest.approx(0.2)
+    above, below = np.array([3, 3, 3, 4, 5]) / 5, np.array([5, 5, 5, 2, 1]) / 5  # shares of the other side
+    error, low, high = by_trials(area, above, below)
+    assert above.mean() == pytest.approx(area) and error > 0.1
+    assert (first["auroc"]["low"], first["auroc"]["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert second["auroc"]["value"] == pytest.approx(0.2) and 0 < second["auroc"]["low"] < 0.2
     p = [2 * stats.norm.sf(abs(25 * a - 12.5) / (25 * 11 / 12) ** 0.5) for a in (0.96, 0.2)]
     assert mann_whitney(f, labels == 1) == pytest.approx([p[1], 1.0, p[0]])
     assert [first["q"], second["q"]] == pytest.approx([3 * p[0], 1.5 * p[1]])
@@ -46,6 +67,99 @@ def test_the_scores_of_a_class_by_hand() -> None:
     control = one["shuffled"]
     assert control["median"] == pytest.approx((largest[14] + largest[15]) / 2) and control["shuffles"] == 30
     assert control["high"] == pytest.approx(largest[27] + 0.55 * (largest[28] - largest[27]))
+
+
+def test_an_auroc_over_clusters_by_hand() -> None:
+    """Obuchowski (1997): sums over clusters, one of which has both sides, from every pair."""
+    random = np.random.default_rng(0)
+    cluster = np.array([7, 7, 7, 2, 2, 5, 9, 9, 4, 1])
+    positive = np.array([True, True, False, True, True, True, False, False, False, False])
+    x = random.integers(0, 6, 10).astype(float) + positive
+    pair = lambda i, j: float(x[i] > x[j]) + 0.5 * float(x[i] == x[j])
+    ours, others = np.flatnonzero(positive), np.flatnonzero(~positive)
+    area = np.mean([pair(i, j) for i in ours for j in others])
+    first = {
+        c: sum(np.mean([pair(i, j) for j in others]) - area for i in ours if cluster[i] == c) for c in set(cluster)
+    }
+    second = {
+        c: sum(np.mean([pair(i, j) for i in ours]) - area for j in others if cluster[j] == c) for c in set(cluster)
+    }
+    m, n = len(ours), len(others)
+    s10 = 3 / (2 * m) * sum(first[c] ** 2 for c in (7, 2, 5))
+    s01 = 4 / (3 * n) * sum(second[c] ** 2 for c in (7, 9, 4, 1))
+    s11 = 6 / 5 * sum(first[c] * second[c] for c in first)
+    varies = s10 / m + s01 / n + 2 * s11 / (m * n)
+    kish = 25 / (2**2 + 2**2 + 1), 25 / (1 + 2**2 + 1 + 1)
+    freedom = (s10 / m + s01 / n) ** 2 / ((s10 / m) ** 2 / (kish[0] - 1) + (s01 / n) ** 2 / (kish[1] - 1))
+    trials = area * (1 - area) / varies * (stats.t.ppf(0.975, 9) / stats.t.ppf(0.975, freedom)) ** 2
+    found = auroc_over_clusters(x, positive, cluster, "templates")
+    assert found["value"] == pytest.approx(area) and found["clusters"] == 6
+    assert found["low"] == pytest.approx(stats.beta.ppf(0.025, area * trials, (1 - area) * trials + 1))
+    assert found["high"] == pytest.approx(stats.beta.ppf(0.975, area * trials + 1, (1 - area) * trials))
+
+
+def test_sides_that_are_apart_have_a_trial_for_each_pair_of_clusters() -> None:
+    cluster = np.repeat(np.arange(8), 5)
+    positive = cluster < 3
+    found = auroc_over_clusters(positive.astype(float), positive, cluster, "templates")
+    assert (found["value"], found["high"]) == (1.0, 1.0) and found["low"] == pytest.approx(0.025 ** (1 / 3))
+    assert auroc_over_clusters(1.0 - positive, positive, cluster, "templates")["high"] == pytest.approx(
+        1 - 0.025 ** (1 / 3)
+    )
+    few = auroc_over_clusters(positive.astype(float), cluster < 2, cluster, "templates")
+    assert few["low"] is None and few["interval"] == "8 templates, 2 with the class and 6 with others: no interval"
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_shuffles_keep_the_labels_of_a_cluster_together(sizes: list[int], seed: int) -> None:
+    cluster = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    for order in cluster_shuffles(cluster, 5, seed):
+        donors = [set(cluster[order[cluster == c]]) for c in range(len(sizes))]
+        assert all(len(donor) == 1 for donor in donors)
+        assert sorted(donor.pop() for donor in donors) == list(range(len(sizes)))
+        for c in range(len(sizes)):  # all of the donor's, each once, as far as they go
+            taken = order[cluster == c]
+            assert len(set(taken)) == min(sizes[c], sizes[cluster[taken[0]]])
+
+
+def test_p_values_over_clusters_are_those_of_all_exchanges() -> None:
+    """Eight clusters of three prompts, four of a class: of 70 ways two are as far apart as can be."""
+    cluster = np.repeat(np.arange(8), 3)
+    positive = torch.tensor(cluster < 4)
+    f = torch.tensor(np.stack([cluster, cluster % 2, np.ones(24)], 1)).double()
+    first, second, constant = p_values(f, positive, cluster_shuffles(cluster, 2000, 0))
+    assert first == pytest.approx(2 / 70, abs=0.015) and second == pytest.approx(1.0) and constant == 1.0
+    assert mann_whitney(f, positive)[0] < 1e-4  # as if there were 24 of them
+    assert p_values(f, positive, None) == pytest.approx(mann_whitney(f, positive))
+
+
+def test_latents_that_are_alike_within_clusters_tell_no_class() -> None:
+    """Sixteen clusters with a class each and 40 latents of cluster and prompt: found by a test of prompts alone."""
+    random = np.random.default_rng(1)
+    cluster = np.repeat(np.arange(16), 6)
+    f = torch.tensor(random.normal(size=(16, 40))[cluster] + 0.5 * random.normal(size=(96, 40)))
+    labels, place = torch.tensor(cluster % 2), torch.tensor(cluster)
+    found = label_scores(f, labels, f, labels, shuffles=20, clusters=(place, place), over="templates")["classes"]
+    blind = label_scores(f, labels, f, labels, shuffles=20)["classes"]
+    assert [told["significant"] for told in found] == [0, 0] and blind[0]["significant"] > 0
+    assert found[0]["shuffled"]["median"] > blind[0]["shuffled"]["median"] + 0.05
+    wide, narrow = (told[0]["features"][0]["auroc"] for told in (found, blind))
+    assert wide["high"] - wide["low"] > 1.3 * (narrow["high"] - narrow["low"])
+    assert wide["interval"] == "95 % Korn & Graubard over 16 templates"
+    with pytest.raises(MechintError, match="96 prompts have 95 clusters"):
+        label_scores(f, labels, f, labels, clusters=(place[1:], place))
+
+
+def test_the_page_names_answers_of_too_few_templates() -> None:
+    told = lambda name, clusters: {
+        "name": name,
+        "features": [{"auroc": {"value": 0.7, "low": 0.5, "clusters": clusters}}],
+    }
+    grid = lambda *classes: SimpleNamespace(raw={"sae": {"read": [{"labels": {"classes": classes}}, {"labels": None}]}})
+    found = few_templates(grid(told("yes", 11), told("no", 12)))  # type: ignore[arg-type]
+    assert "yes (11);" in found and "no (" not in found
+    assert few_templates(grid(told("no", 12))) == ""  # type: ignore[arg-type]
 
 
 def test_a_class_needs_five_prompts_and_five_others_in_both_halves() -> None:

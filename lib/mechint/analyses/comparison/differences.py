@@ -12,7 +12,7 @@ from typing import Any
 from ...report.finished import FinishedRun
 from ...utils.errors import MechintError
 from ...utils.multiple_tests import holm
-from ...utils.statistics import number, student, t_quantile, t_tail
+from ...utils.statistics import number, over_seeds, t_quantile, t_tail
 from .results import Profile, profile_of
 
 EXACT = (
@@ -162,7 +162,7 @@ def compare(a: list[float], b: list[float], paired: bool) -> tuple[dict[str, Any
         middle = fmean(a) - fmean(b)
         return number(middle, middle, middle, 1, "one seed: no interval"), None
     if paired:
-        return student([x - y for x, y in zip(a, b, strict=True)], "seeds")
+        return over_seeds([x - y for x, y in zip(a, b, strict=True)], "seeds")
     freedom = min(len(a), len(b)) - 1
     error = math.sqrt(sum(sum((x - fmean(v)) ** 2 for x in v) / (len(v) - 1) / len(v) for v in (a, b)))
     middle, half = fmean(a) - fmean(b), t_quantile(freedom) * error

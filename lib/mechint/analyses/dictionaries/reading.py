@@ -136,21 +136,24 @@ def labels_of(
     """
     if task.name == "text":
         return None
-    (f, y), (g, z) = (_at_answers(sae, model, site, batches) for batches in (discovery, evaluation))
+    (f, y, own), (g, z, other) = (_at_answers(sae, model, site, batches) for batches in (discovery, evaluation))
     names = {int(token): task.decode(int(token)) for token in y.unique()}
     try:
-        return label_scores(f, y, g, z, best=5, seed=seed, names=names)
+        return label_scores(f, y, g, z, best=5, seed=seed, names=names, clusters=(own, other), over="templates")
     except MechintError as error:  # no answer is common enough, which the report says
         return {"classes": [], "note": str(error)}
 
 
 @torch.no_grad()
-def _at_answers(sae: SparseAutoencoder, model: Model, site: str, batches: Sequence[Prompts]) -> tuple[Tensor, Tensor]:
-    """Latents at the positions of the answers [answer, latent], and the answers [answer]."""
-    found, answers = [], []
+def _at_answers(
+    sae: SparseAutoencoder, model: Model, site: str, batches: Sequence[Prompts]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents at the positions of the answers [answer, latent], the answers and their templates [answer]."""
+    found, answers, templates = [], [], []
     for batch in batches:
         x = up_to(model, batch.tokens, site)[0]
         at = x[torch.arange(len(x), device=x.device)[:, None], batch.positions]
         found.append(strongest(latents_at(sae, at)).flatten(0, 1).cpu())
         answers.append(batch.answers.flatten().cpu())
-    return torch.cat(found), torch.cat(answers)
+        templates.append(batch.template.cpu().repeat_interleave(batch.positions.shape[1]))
+    return torch.cat(found), torch.cat(answers), torch.cat(templates)

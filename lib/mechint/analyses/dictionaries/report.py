@@ -15,6 +15,7 @@ from ...report.values import Value, optional_text
 from ...report.words import number, percent, with_interval
 from ...utils.files import parse_json, read_json
 from ...utils.progress import Progress
+from .answer_auroc import ENOUGH
 from .feature_browser import write_dictionary_page
 from .figures import BASELINES, PLAN, Grid, Member, load_grid
 
@@ -180,6 +181,18 @@ def label_rows(grid: Grid) -> list[tuple[str, ...]]:
     return found
 
 
+def few_templates(grid: Grid) -> str:
+    """Names the answers whose intervals and q-values are of too few templates to be trusted; empty where none are."""
+    few = [
+        f"{told['name']} ({auroc['clusters']})"
+        for entry in grid.raw["sae"].get("read", ())
+        for told in (entry.get("labels") or {}).get("classes", ())
+        if (auroc := told["features"][0]["auroc"]).get("clusters", ENOUGH) < ENOUGH
+    ]
+    named = ", ".join(dict.fromkeys(few))
+    return f" Too few templates to trust them: {named}; {ENOUGH} or more are enough." if few else ""
+
+
 def sections(grid: Grid) -> list[Section]:
     """Every table that has any rows."""
     peers = ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
@@ -191,8 +204,8 @@ def sections(grid: Grid) -> list[Section]:
         ("Features ablated", "Features drawn at random, not chosen for their effect; p compares them with others of "
                              "similar density.", CAUSAL,
          causal_rows(grid)),
-        ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others.",
-         LABELS, label_rows(grid)),
+        ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others. "
+                                 f"Intervals and q are over templates.{few_templates(grid)}", LABELS, label_rows(grid)),
     ]  # fmt: skip
     return [
         table_section(title, text, header, found, range(1, len(header)))

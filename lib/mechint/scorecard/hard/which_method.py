@@ -16,7 +16,7 @@ from ...ground_truth.questions import QUESTIONS
 from ...report.markdown import table
 from ...utils import files
 from ...utils.errors import MechintError
-from ...utils.statistics import student
+from ...utils.statistics import over_seeds
 
 KINDS: dict[str, tuple[str, ...]] = {
     "easy Mamba": tuple(BLUEPRINTS),
@@ -122,7 +122,7 @@ def differences(cells: Cells, titles: dict[str, str], kinds: list[str], referenc
         means = [fmean(values) for values in seeds.values()]
         if len(means) < 2:
             return "–"
-        found, _ = student(means, "seeds")
+        found, _ = over_seeds(means, "seeds")
         return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
     rows = [(title, *(said(method, kind) for kind in kinds)) for method, title in titles.items() if method != reference]
@@ -165,8 +165,8 @@ def page(cards: Sequence[dict[str, Any]]) -> str:
     if len(seeds) > 1:
         parts += [
             "## Differences",
-            "AUROC of a method less that of the first one on the same models, mean and 95 % interval by Student's t "
-            f"over {len(seeds)} seeds.",
+            "AUROC of a method less that of the first one on the same models, mean and 95 % interval "
+            f"over {len(seeds)} seeds ([statistics.md](statistics.md)).",
             differences(cells, titles, kinds, reference),
         ]
     return "\n\n".join(parts) + "\n"

@@ -18,10 +18,12 @@ from ....tasks import Prompts
 from ....utils.errors import MechintError
 from ..search.learning import NotFinite
 from .attention import by_attention
+from .attribution_patching import atp_star, attribution_patching, eap_ig, eap_ig_activations, relp
 from .delta import by_step
 from .evaluator import Evaluator
 from .gradients import activation_magnitude, attribution, attribution_size, gradient_x_activation
 from .mask_search import search
+from .probe import probe
 from .single_units import causal_necessary, causal_sufficient, patching_denoise, patching_noise, removal
 from .weights import PARTS, random, weight_magnitude
 
@@ -66,6 +68,7 @@ class Method:
 
 
 CHANNEL = ("channel",)
+ESTIMATE = "linear estimate of the effect of the twin's value"
 STEP = "step size of a Mamba's channel"
 METHODS: dict[str, Method] = {
     SEARCH: Method(search, "logits of gates that learn which units to keep", "Louizos et al. 2018; Cao et al. 2021",
@@ -97,6 +100,28 @@ METHODS: dict[str, Method] = {
     "causal_sufficient": Method(
         causal_sufficient, "exact effect of keeping the unit alone among those of its layer", "single-unit ablation",
         metric="answers",
+    ),
+    "attribution_patching": Method(
+        attribution_patching, ESTIMATE, "Nanda 2023; Syed et al. 2023", twins=True, metric="logit_diff", at_sites=True
+    ),
+    "eap_ig": Method(
+        eap_ig, f"{ESTIMATE}, by gradients on the line between the two prompts' embeddings",
+        "Hanna et al. 2024", twins=True, metric="logit_diff", at_sites=True,
+    ),
+    "eap_ig_activations": Method(
+        eap_ig_activations, f"{ESTIMATE}, by gradients on the line between the two values of a layer's units",
+        "Mueller et al. 2025", twins=True, metric="logit_diff", at_sites=True,
+    ),
+    "relp": Method(
+        relp, f"{ESTIMATE}, by coefficients of relevance instead of gradients",
+        "Rezaei Jafari et al. 2025", twins=True, metric="logit_diff", at_sites=True,
+    ),
+    "atp_star": Method(
+        atp_star, f"{ESTIMATE}, by gradients without each layer in turn, and attention computed anew",
+        "Kramár et al. 2024", twins=True, metric="logit_diff", at_sites=True,
+    ),
+    "probe": Method(
+        probe, "norm of the weights of a linear probe of the answer", "Alain & Bengio 2016", at_sites=True
     ),
     "gradient_x_activation": Method(
         gradient_x_activation, "size of gradient × activation where others read the unit", "Simonyan et al. 2013",
