@@ -83,7 +83,11 @@ MUTANTS = [
         "low = scipy.special.betaincinv(right, wrong + 1, (1 - LEVEL) / 2)",
         "low = scipy.special.betaincinv(right, wrong + 1, 1 - LEVEL)",
     ),
-    Mutant("utils/statistics.py", "trials, words = float(len(self.sizes)),", "trials, words = float(self.n),"),
+    Mutant(
+        "utils/statistics.py",
+        "self.n, max(self.effective - 1, 1), len(self.sizes))",
+        "self.n, max(self.effective - 1, 1), self.n)",
+    ),
     # sparsity
     Mutant(
         "analyses/sparsity/measures.py",
@@ -231,7 +235,9 @@ MUTANTS = [
     ),
     # comparisons
     Mutant(
-        "analyses/comparison/differences.py", "return student([x - y for x, y in", "return student([y - x for x, y in"
+        "analyses/comparison/differences.py",
+        "return over_seeds([x - y for x, y in",
+        "return over_seeds([y - x for x, y in",
     ),
     Mutant(
         "analyses/comparison/differences.py", "(len(v) - 1) / len(v) for v in (a, b)", "(len(v) - 1) for v in (a, b)"
@@ -282,23 +288,16 @@ MUTANTS = [
         "return (scores.exp() * (scores - reference)).sum(-1)",
     ),
     # labels and the scorecard
-    Mutant(
-        "analyses/dictionaries/answer_auroc.py",
-        "variance = area * (1 - area) + (positives - 1)",
-        "variance = area * (1 - area) + positives",
-    ),
-    Mutant(
-        "analyses/dictionaries/answer_auroc.py",
-        "return float(max(variance, 0.0) / (positives * negatives)) ** 0.5",
-        "return float(max(variance, 0.0) / (positives + negatives)) ** 0.5",
-    ),
+    Mutant("utils/statistics.py", "parts = [c / (c - 1) * float((part**2)", "parts = [float((part**2)"),
+    Mutant("utils/statistics.py", "freedom, min(*there, count // 2))", "freedom, min(*there))"),
+    Mutant("utils/statistics.py", "donor = rng.permutation(len(sizes))[place]", "donor = place"),
     Mutant(
         "analyses/dictionaries/answer_auroc.py",
         "torch.searchsorted(others, ours, right=True).double()",
         "torch.searchsorted(others, ours).double()",
     ),
     Mutant("analyses/dictionaries/answer_auroc.py", "axis=0, use_continuity=False", "axis=0, use_continuity=True"),
-    Mutant("scorecard/summary.py", 'return student(means, "seeds")[0]', "return least_and_most(means)"),
+    Mutant("scorecard/summary.py", 'return over_seeds(means, "seeds")[0]', "return least_and_most(means)"),
     Mutant(
         "scorecard/summary.py",
         "means = [fmean(values) for values in seeds.values() if values]",

@@ -106,6 +106,10 @@ def test_sides_that_are_apart_have_a_trial_for_each_pair_of_clusters() -> None:
     assert auroc_over_clusters(1.0 - positive, positive, cluster, "templates")["high"] == pytest.approx(
         1 - 0.025 ** (1 / 3)
     )
+    mixed = auroc_over_clusters(
+        np.tile([0.0, 1.0], 4), np.tile([False, True], 4), np.repeat(np.arange(4), 2), "templates"
+    )
+    assert mixed["low"] == pytest.approx(0.025**0.5)  # of four clusters with both sides two pairs are disjoint
     few = auroc_over_clusters(positive.astype(float), cluster < 2, cluster, "templates")
     assert few["low"] is None and few["interval"] == "8 templates, 2 with the class and 6 with others: no interval"
 
