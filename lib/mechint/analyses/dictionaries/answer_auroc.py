@@ -125,9 +125,9 @@ def largest(f: Tensor, positive: Tensor) -> float:
 def p_values(f: Tensor, positive: Tensor, exchanged: NDArray[np.int64] | None) -> NDArray[np.float64]:
     """Two-sided p-values of AUROC = ½ for each column, [latent].
 
-    Of independent prompts Mann and Whitney's (:func:`mann_whitney`). Of prompts in clusters the same statistic, with
-    the variance that it has where the labels of whole clusters are exchanged; but never less than the share of
-    exchanges with an AUROC as far from ½.
+    Independent prompts have Mann and Whitney's (:func:`mann_whitney`). Prompts in clusters have the same statistic with
+    the variance that exchanges of the labels of whole clusters give it, but never less than the share of exchanges with
+    an AUROC as far from ½.
 
     Args:
         f: [prompt, latent].
