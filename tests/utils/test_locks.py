@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mechint.utils import files
 from mechint.utils.errors import MechintError
 from mechint.utils.files import LEASE, LOCK, STALE, lock
+from mechint.utils.rundir import peak_memory_mib
 from tests.helpers.paths import ROOT
 
 REFUSED = "another run.* is writing to"
@@ -80,7 +85,7 @@ def test_where_the_file_system_has_no_locks_the_lease_holds_alone(
     def none(file: object, operation: int) -> None:
         raise OSError(kind, os.strerror(kind))
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     elsewhere(tmp_path)
     with pytest.raises(MechintError, match=REFUSED), lock(tmp_path):
         pass
@@ -91,6 +96,34 @@ def test_a_lease_that_someone_else_has_now_is_left(tmp_path: Path) -> None:
     with lock(tmp_path):
         lease = elsewhere(tmp_path)
     assert lease.read_text().startswith("node7")
+
+
+@pytest.mark.slow
+def test_a_system_without_unix_modules_imports_everything_and_holds_by_the_lease(tmp_path: Path) -> None:
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'termios', 'pwd', 'grp']))\n"
+        "import mechint\n"
+        "from mechint.utils.files import lock\n"
+        "from mechint.utils.rundir import peak_memory_mib\n"
+        "names = [m.name for m in pkgutil.walk_packages(mechint.__path__, 'mechint.')]\n"
+        "for name in names: name.endswith('__main__') or importlib.import_module(name)\n"
+        "assert peak_memory_mib() is None and len(names) > 100\n"
+        "with lock(sys.argv[1]): pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    elsewhere(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert re.search(REFUSED, done.stderr)
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1 << 10), ("darwin", 1 << 20)])
+def test_the_peak_of_memory_is_in_mib_on_every_system(system: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * unit + 1))
+    assert peak_memory_mib() == 3
 
 
 def test_signs_of_life_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +162,7 @@ def test_without_a_lock_of_the_kernel_a_living_process_of_this_machine_is_not_re
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     lease = elsewhere(tmp_path, machine=files._machine())
     lease.write_text(f"{files._machine()}\n{child.pid} 0f\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ..tasks.stored import check_loss, differences
 from ..utils import files, workers
 from ..utils.checkpoint_step import training_step
 from ..utils.options import named
-from ..utils.rundir import fingerprint, manifest
+from ..utils.rundir import fingerprint, manifest, peak_memory_mib
 from ..utils.statistics import effective
 from .drawing import draw
 from .preparation import Prepared, is_finished, key_of, loaders, prompts_digest
@@ -236,7 +235,7 @@ def write_manifest(wanted: Request, resumed: list[str], written: list[Path], sec
         prompts=prompts_digest(*wanted.prompts),
         resumed=resumed,
         seconds=round(seconds, 1),
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        peak_memory_mib=peak_memory_mib(),
         files=sorted(path.name for path in written),
         results_sha256=files.sha256(directory / "results.json"),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -205,7 +204,7 @@ def check_regular(path: str | Path, limit: int | None, what: str, remedy: str = 
     """
     name = short(path)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise MechintError(f"{what} {name}: no such file; {remedy}") from None
     except (OSError, ValueError) as error:
@@ -405,9 +404,14 @@ def _refused(directory: Path, where: str = "") -> MechintError:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Holds the kernel's lock; yields False on a file system that has none, where the lease holds alone."""
+    """Holds the kernel's lock; yields False on a system or a file system that has none, where the lease holds alone."""
     locked = True
     directory.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
     with open(os.open(directory / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,16 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def peak_memory_mib() -> int | None:
+    """The most memory that this process has had at once, in MiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most // (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+
+
 class HasWeights(Protocol):
     def state_dict(self) -> Mapping[str, torch.Tensor]: ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,14 +178,15 @@ def _download(repo: str, name: str, commit: str, about: Any, blob: Path) -> None
 
     The client throws its partial files away; so it is asked for the rest of ours, which is checked and then renamed.
     """
+    from filelock import FileLock
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(blob.name + ".incomplete")
-    with open(partial, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another process may be fetching the same file: wait for it
+    # another process may be fetching the same file: wait for it
+    with FileLock(f"{partial}.lock"), open(partial, "ab") as file:
         if blob.exists():
             partial.unlink(missing_ok=True)
             return
