@@ -109,7 +109,7 @@ COMMANDS = {**subcommands.commands(), "score": SCORE}
 def test_every_analysis_is_a_command_and_the_overview_is_short() -> None:
     lines = subcommands.overview(COMMANDS).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
-    assert set(COMMANDS) == {*analyses(), "train", "score", "report", "export", "models", "new", "submit"}
+    assert set(COMMANDS) == {*analyses(), "train", "score", "report", "export", "latents", "models", "new", "submit"}
     for name, analysis in analyses().items():
         assert sum(line.startswith(f"  {name}") and analysis.title in line for line in lines) == 1
     names = [each for name, command in COMMANDS.items() for each in (name, *command.aliases)]

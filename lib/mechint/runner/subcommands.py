@@ -20,11 +20,12 @@ from ..training.options import ARCHITECTURES, TrainConfig
 from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import Parser, flag, flag_lines, options
 from . import command_line, completion, export_command, train_command
+from .latents import command as latents
 from .scaffold import command as scaffold
 from .submit import command as submit
 from .submit.jobs import SubmitConfig
 
-OWN_FLAGS = ("train", "score", "export", "submit")
+OWN_FLAGS = ("train", "score", "export", "latents", "submit")
 """Commands whose flags are not those of the flat form, and that show all of them with --help-all."""
 WHOLE = ("new", "models")
 """Commands whose help shows every flag."""
@@ -108,6 +109,13 @@ def commands() -> dict[str, Command]:
         lambda short: [("Options", flag_lines(export_command.ExportConfig, short=short))],
         usage="[PATH] [option …]",
     )  # fmt: skip
+    found["latents"] = Command(
+        latents.TITLE,
+        latents.main,
+        latents.parser,
+        latents.sections,
+        usage=f"{'|'.join(latents.WORK)} [RUN] [option …]",
+    )
     found["submit"] = Command(
         submit.TITLE, submit.main, submit.parser,
         lambda short: [("Options", flag_lines(SubmitConfig, "submit", short=short)),
