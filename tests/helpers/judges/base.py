@@ -121,7 +121,9 @@ def frequencies(config: Any, said: dict[str, Any], kind: str) -> Tensor:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         of_kind = {"layer_type": kind} if kind else {}
-        with promoted():
+        arange, wide = torch.arange, {torch.float32: torch.float64}
+        exact = lambda *args, dtype=None, **more: arange(*args, dtype=wide.get(dtype, dtype), **more)
+        with promoted(), mock.patch.object(torch, "arange", exact):
             torch.set_default_dtype(torch.float64)
             try:
                 return ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"), **of_kind)[0].double()

@@ -117,6 +117,28 @@ def lfm2(rng: random.Random) -> Any:
     return T.Lfm2ForCausalLM(config)
 
 
+def lfm2_moe(rng: random.Random) -> Any:
+    kv = rng.choice([1, 2])
+    kinds = [rng.choice(["conv", "full_attention"]) for _ in range(rng.randint(1, 3))]
+    chosen = rng.choice([1, 2])
+    config = T.Lfm2MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=rng.choice([8, 16]), intermediate_size=rng.choice([10, 14]),
+        num_hidden_layers=len(kinds), num_attention_heads=kv * rng.choice([1, 2]), num_key_value_heads=kv,
+        layer_types=kinds, conv_L_cache=rng.randint(2, 4), conv_bias=rng.random() < 0.5,
+        num_dense_layers=rng.randint(0, len(kinds)), num_experts=rng.choice([3, 4]),
+        num_experts_per_tok=chosen, moe_intermediate_size=rng.choice([5, 8]), use_expert_bias=rng.random() < 0.5,
+        # one weight over itself and 1e-6 is 1, with a slope of rounding
+        norm_topk_prob=chosen > 1 and rng.random() < 0.5,
+        routed_scaling_factor=rng.choice([1.0, 2.5]), tie_word_embeddings=rng.random() < 0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0}, norm_eps=rng.choice([1e-5, 1e-3]),
+    )  # fmt: skip
+    model = T.Lfm2MoeForCausalLM(config)
+    for name, correction in model.named_buffers():
+        if name.endswith("expert_bias"):
+            correction.copy_(torch.randn(correction.shape) * 0.2)
+    return model
+
+
 def kimi_linear(rng: random.Random) -> Any:
     kinds = [rng.choice(["linear_attention", "full_attention"]) for _ in range(rng.randint(1, 3))]
     heads, groups = rng.choice([1, 2]), rng.choice([1, 2])
@@ -175,6 +197,7 @@ JUDGES = [
     # its files cut the convolution into three equal pieces, whatever the sizes of keys and values
     Judge("olmo_hybrid", olmo_hybrid, cut_anywhere=tuple(f"{one}_conv1d.weight" for one in "qkv")),
     Judge("lfm2", lfm2),
+    Judge("lfm2_moe", lfm2_moe),
     Judge("kimi_linear", kimi_linear),
     Judge("falcon_mamba", falcon_mamba),
     Judge("jamba", jamba),

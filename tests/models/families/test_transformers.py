@@ -118,8 +118,18 @@ def test_configurations_that_say_something_else_are_refused_in_one_line(tmp_path
     assert "attention_bias is False, and our Qwen2 has True there" in refused(state, config, attention_bias=False)
     turned = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     assert "a Qwen2 turns whole heads" in refused(state, config, rope_parameters=turned)
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
-    assert "'yarn'; known here are default, linear and llama3" in refused(state, config, rope_parameters=yarn)
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}
+    assert "'longrope'; known here are default, linear, llama3 and yarn" in refused(state, config, rope_parameters=long)
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    short = {key: value for key, value in yarn.items() if key != "original_max_position_embeddings"}
+    assert "original_max_position_embeddings of the rotation = None" in refused(state, config, rope_parameters=short)
+    for change, said in (
+        ({"beta_fast": -1}, "beta_fast of the rotation = -1, which is no number from 0"),
+        ({"truncate": 1}, "truncate of the rotation = 1, which is no switch"),
+        ({"rope_theta": 1.0}, "which is no base above 1"),
+        ({"odd": 2}, "the rotation has odd = 2"),
+    ):
+        assert said in refused(state, config, rope_parameters=yarn | change)
     state, config, _ = made("gemma3_text", tmp_path / "gemma3")
     assert "attn_logit_softcapping is 50.0" in refused(state, config, attn_logit_softcapping=50.0)
     assert "use_bidirectional_attention is True" in refused(state, config, use_bidirectional_attention=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...utils.errors import MechintError, shown
 from ..parts.feed_forward import ACTIVATION_NAMES
-from ..parts.rotation import Rotation
+from ..parts.rotation import Rotation, Yarn
 from .config_keys import HARMLESS, normal, off, short_name
 from .strictness import LARGEST
 
@@ -179,19 +179,23 @@ class ConfigReader:
             said |= {key: item for key, item in value.items() if item is not None}
         theta = said.pop("rope_theta", self._value(theta_name, default_theta))
         part = said.pop("partial_rotary_factor", self._value(part_name, fraction))
+        of_layers = bool(kind)
         kind = said.pop("rope_type", said.pop("type", "default"))
         said.pop("type", None)
         numbers = {"rope_theta": theta, "partial_rotary_factor": part}
-        names = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+        names = {"linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
+                 "llama3": ("factor", "low_freq_factor", "high_freq_factor",
                  "original_max_position_embeddings")}.get(kind, ())  # fmt: skip
-        if kind not in ("default", "linear", "llama3"):
+        if kind not in ("default", "linear", "llama3", "yarn"):
             raise MechintError(
-                f"{self.where}: the rotation is of the type {shown(kind)}; known here are default, linear and llama3"
+                f"{self.where}: the rotation is of the type {shown(kind)}; known here are default, linear, llama3 and "
+                "yarn"
             )
         numbers |= {name: said.pop(name, None) for name in names}
         for name, value in numbers.items():
             if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
                 raise self._wrong(f"{name} of the rotation", value, "number above 0")
+        yarn = self._yarn(said, float(theta), float(numbers["factor"]), of_layers) if kind == "yarn" else None
         if left := [name for name, value in said.items() if not off(value) and name not in ROTATION_HARMLESS]:
             raise MechintError(f"{self.where}: the rotation has {left[0]} = {shown(said[left[0]])}; not supported")
         turned = int(size * float(part))
@@ -200,8 +204,33 @@ class ConfigReader:
         return Rotation(
             float(theta), 0 if turned == size else turned, float(numbers.get("factor") or 1.0),
             float(numbers.get("low_freq_factor") or 1.0), float(numbers.get("high_freq_factor") or 4.0),
-            int(numbers.get("original_max_position_embeddings") or 0),
+            int(numbers.get("original_max_position_embeddings") or 0), yarn=yarn,
         )  # fmt: skip
+
+    def _yarn(self, said: dict[str, Any], theta: float, factor: float, of_layers: bool) -> Yarn:
+        """YaRN's own settings, which are taken out of a rotation's.
+
+        Args:
+            theta, factor: The rotation's.
+            of_layers: True if each kind of layer has a rotation of its own; transformers truncates there in any case.
+        """
+        names = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+        given = {name: said.pop(name, None) for name in names}
+        for name, value in given.items():
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value) or value < 0):
+                raise self._wrong(f"{name} of the rotation", value, "number from 0")
+        truncated = said.pop("truncate", True)
+        if not isinstance(truncated, bool) or (of_layers and not truncated):
+            raise self._wrong("truncate of the rotation", truncated, "switch (true or false)" if not of_layers else
+                              "truncation, which a rotation for each kind of layer has")  # fmt: skip
+        if theta <= 1:
+            raise self._wrong("rope_theta of the rotation", theta, "base above 1, which yarn needs")
+        scale = lambda by: 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
+        size = given["attention_factor"]
+        if size is None:
+            both = given["mscale"] and given["mscale_all_dim"]
+            size = scale(given["mscale"]) / scale(given["mscale_all_dim"]) if both else scale(1.0)
+        return Yarn(float(given["beta_fast"] or 32), float(given["beta_slow"] or 1), truncated, float(size))
 
     def inside(self, name: str, section: Mapping[str, Any], others: str) -> None:
         """Goes on with a section of the configuration; beside it only ``others`` and harmless keys may stand."""

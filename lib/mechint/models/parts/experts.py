@@ -48,6 +48,8 @@ class Routing:
     """Experts stand in so many groups of equal size."""
     chosen_groups: int = 1
     """Groups that a token chooses first, by the sum of their two largest scores."""
+    floor: float = 1e-20
+    """Added to the sum that sigmoids are divided by."""
 
     def check(self, experts: int, where: str) -> None:
         """Raises :class:`MechintError` for more chosen experts or groups than there are."""
@@ -74,7 +76,7 @@ class Routing:
         if self.scores == "chosen":
             weights = weights.softmax(-1)
         if self.normalised:
-            weights = weights / (weights.sum(-1, keepdim=True) + (1e-20 if self.scores == "sigmoid" else 0.0))
+            weights = weights / (weights.sum(-1, keepdim=True) + (self.floor if self.scores == "sigmoid" else 0.0))
         weights = weights if self.scale == 1.0 else weights * self.scale
         return torch.zeros_like(scores).scatter(-1, where, weights)
 

@@ -13,6 +13,33 @@ from ...scan.checks import accumulate
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """A scaling by wavelength (Peng et al. 2023, "YaRN"): pairs that turn seldom are stretched, quick ones are kept."""
+
+    fast: float = 32.0
+    """Pairs that turn so often in the positions of the first training, or more often, are kept."""
+    slow: float = 1.0
+    """Pairs that turn so often or less are stretched by the whole factor."""
+    truncated: bool = True
+    """True if the pairs between which the stretch grows are whole numbers."""
+    size: float = 1.0
+    """Multiplies turned queries and keys."""
+
+    def kept(self, pairs: Tensor, theta: float, original: int) -> Tensor:
+        """The share of each pair's own frequency, 0 to 1; pairs are their numbers, [size / 2] of dtype and device."""
+        size = 2 * len(pairs)
+
+        def pair(turns: float) -> float:
+            return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = pair(self.fast), pair(self.slow)
+        if self.truncated:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, size - 1)
+        return 1 - ((pairs - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Rotation:
     """The turn of queries and keys by their positions."""
 
@@ -26,15 +53,23 @@ class Rotation:
     high: float = 4.0
     """Llama 3: wavelengths above original / low are stretched, those below original / high are kept."""
     original: int = 0
-    """Positions of the first training, for Llama 3's scaling; 0 for a scaling of all wavelengths alike."""
+    """Positions of the first training, for a scaling by wavelength; 0 for a scaling of all wavelengths alike."""
     interleaved: bool = False
     """True if dimensions 2m and 2m + 1 are a pair, and not m and m + d/2."""
+    yarn: Yarn | None = None
+    """The scaling, where it is YaRN's and not Llama 3's."""
 
     def written(self, d: int) -> dict[str, Any]:
         """The ``rope_parameters`` of a ``config.json``, for heads of d dimensions."""
         said: dict[str, Any] = {"rope_type": "default", "rope_theta": self.theta}
         if self.size:
             said["partial_rotary_factor"] = self.size / d
+        if self.yarn is not None:
+            return said | {
+                "rope_type": "yarn", "factor": self.factor, "original_max_position_embeddings": self.original,
+                "beta_fast": self.yarn.fast, "beta_slow": self.yarn.slow, "truncate": self.yarn.truncated,
+                "attention_factor": self.yarn.size,
+            }  # fmt: skip
         if self.factor != 1.0:
             said |= {"rope_type": "llama3" if self.original else "linear", "factor": self.factor}
         if self.original:
@@ -45,6 +80,10 @@ class Rotation:
     def frequencies(self, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Radians for each position, [size / 2]."""
         base = self.theta ** -(torch.arange(0, size, 2, device=device).to(dtype) / size)
+        if self.yarn is not None:
+            pairs = torch.arange(size // 2, device=device).to(dtype)
+            kept = self.yarn.kept(pairs, self.theta, self.original)
+            return (1 - kept) * base / self.factor + kept * base
         if self.factor == 1.0:
             return base
         if not self.original:
@@ -60,6 +99,8 @@ class Rotation:
         exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
         angles = positions.to(exact)[:, None, None] * self.frequencies(size, x.device, exact)  # [L, 1, size/2]
         cos, sin = angles.cos(), angles.sin()
+        if self.yarn is not None:
+            cos, sin = cos * self.yarn.size, sin * self.yarn.size
         turned, rest = wide[..., :size], wide[..., size:]
         if self.interleaved:
             first, second = turned[..., 0::2], turned[..., 1::2]
