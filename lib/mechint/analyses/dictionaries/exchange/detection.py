@@ -32,11 +32,14 @@ from .explanations import Asked
 ROWS = 16
 """Questions of one forward."""
 QUESTION = (
-    "A detector was described in these words: {explanation}\n"
-    "Text: {text}\n"
-    "Question: does this text contain something that the description fits? Answer Yes or No.\n"
-    "Answer:"
+    "A detector looks for one thing in texts. Its description is given; answer whether a text has that thing.\n\n"
+    "Description: words for colours\nText: The door was painted red\nAnswer: Yes\n\n"
+    "Description: words for colours\nText: He counted the money twice\nAnswer: No\n\n"
+    "Description: the word of\nText: a glass of water\nAnswer: Yes\n\n"
+    "Description: questions\nText: I will be there at noon\nAnswer: No\n\n"
+    "Description: {explanation}\nText: {text}\nAnswer:"
 )
+"""Examples stand before the question, since models that were not taught to answer go on with what they see."""
 ANSWERS = (" Yes", " No")
 
 
