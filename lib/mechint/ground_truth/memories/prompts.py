@@ -109,7 +109,7 @@ class Sections(Task):
 
     def __init__(self, symbols: int, tags: int, sections: int, room: int, queries: int) -> None:
         self.symbols, self.tags, self.sections, self.room, self.queries = symbols, tags, sections, room, queries
-        if not 2 <= sections <= min(tags, symbols - 1):
+        if not 2 <= sections <= min(tags, symbols - 2):
             raise self.refuse(f"{sections} sections of {tags} tags and {symbols} symbols", "take 2 or more, and fewer")
         if math.perm(tags, sections) * room**sections < MIN_TEMPLATES:
             raise self.refuse(f"{sections} sections with room for {room} tokens are too few prompts", "raise either")
@@ -131,7 +131,12 @@ class Sections(Task):
         tags, places = rows.split(self.sections, 1)  # [n, S] each
         symbols = distinct(count, self.sections, self.symbols, random)
         asked = torch.randint(self.sections, (count, self.queries), generator=random)
-        by = torch.randint(1, self.symbols, (count, 1), generator=random)
+        # the twin's section s has the tag of section s + 1, and every symbol is moved by as many, so that each differs
+        # from what stands there, and from what is answered
+        apart = (symbols - symbols.roll(1, 1)) % self.symbols  # [n, S]
+        chances = torch.rand(count, self.symbols, generator=random).scatter(1, apart, -1.0)
+        chances[:, 0] = -1.0
+        moved = (symbols + chances.argmax(1, keepdim=True)) % self.symbols
         queries = self.query + tags.gather(1, asked)
 
         def prompt(opens: Tensor, said: Tensor) -> Tensor:
@@ -140,9 +145,6 @@ class Sections(Task):
             sections.scatter_(2, 1 + places.unsqueeze(2), said.unsqueeze(2))
             return torch.cat([sections.flatten(1), torch.full((count, 1), self.end), queries], 1)
 
-        moved = (symbols + by) % self.symbols
-        moved = torch.where((moved == symbols.roll(-1, 1)).any(1, keepdim=True), symbols, moved)
-        # the twin's section s has the tag of section s + 1: what a tag opens is one section earlier
         answers, wrong = symbols.gather(1, asked), moved.roll(1, 1).gather(1, asked)
         positions = torch.arange(self.length - self.queries, self.length).expand(count, -1)
         twins = prompt(tags.roll(-1, 1), moved)
