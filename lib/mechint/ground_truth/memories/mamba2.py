@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 
 from ...models.families.recurrent.mamba2 import Mamba2Config
@@ -30,9 +31,9 @@ class Mamba2Blueprint(StackBlueprint):
     share = 4
 
     @property
+    @abstractmethod
     def answers(self) -> range:
         """Tokens that the circuit says."""
-        raise NotImplementedError
 
     @property
     def count(self) -> int:
