@@ -160,6 +160,24 @@ def test_checkpoints_of_unknown_steps_are_compared_in_the_order_given(tmp_path: 
     assert "have the same training step" in (tmp_path / "same" / "out" / "comparison.md").read_text()
 
 
+def test_models_of_several_sizes_are_laid_along_their_size(tmp_path: Path, undrawn: None) -> None:
+    runs = training_run(tmp_path, 14, "out/final_model_stepV{}.pt")
+    for k, run in enumerate(runs):
+        model = json.loads((run / "results.json").read_text())["model"]
+        edit(run, model={**model, "step": 1800, "parameters": 1000 * 2 ** (13 - k), "family": "mamba"})
+    write_comparison(runs, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert data["along"] == "parameters" and "of one family, 1,000 to 8,192,000 parameters" in data["findings"][0]
+    [own] = [entry for entry in data["changes"] if entry["number"] == "accuracy_full"]
+    assert (own["first"], own["last"]) == ("c13", "c0") and own["trend"] == pytest.approx(-1.0, abs=0.2)
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "at 1,000 parameters" in text and "of its family" in text and "training run" not in text
+    same = json.loads((runs[3] / "results.json").read_text())["model"]
+    edit(runs[3], model={**same, "parameters": 1000})  # two models of one size: seeds, which sizes do not tell apart
+    write_comparison(runs, tmp_path / "out")
+    assert "compared in the order given" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_several_training_runs_are_a_line_each(tmp_path: Path, undrawn: None) -> None:
     runs = [run for s in (0, 1) for run in training_run(tmp_path / f"{s}", 8, f"out/seed{s}/checkpoint-{{}}")]
     write_comparison(runs, tmp_path / "out")

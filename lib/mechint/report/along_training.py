@@ -1,4 +1,5 @@
-"""Many checkpoints beside each other along the step of their training: a line for every number, and when it changed.
+"""Many checkpoints beside each other along the step of their training or the size of the models: a line for every
+number, and when it changed.
 
 The number of pairs grows as the square of the checkpoints, and a test of every pair has to pay for all of them. So
 beyond :data:`MOST` checkpoints each one is compared with the first and the last of its own training run, and p-values
@@ -40,9 +41,9 @@ ALPHA = 0.05
 ROWS = 13
 """Checkpoints of a training run that the table shows, evenly spaced; comparison.json has all of them."""
 COLUMNS = 3
-PLACE = "place in the order given"
+STEP, SIZE, PLACE = "training step", "parameters", "place in the order given"
 TESTED = (
-    "Every checkpoint is compared with the first and the last checkpoint of its training run, by the 95 % intervals "
+    "Every checkpoint is compared with the first and the last checkpoint of its {line}, by the 95 % intervals "
     "of the two (Zou & Donner 2008), as if they were measured on different prompts; on the same prompts this test is "
     "conservative. p-values are adjusted for all {tests:,} of these tests (Holm); pairs in between are not"
     " tested."
@@ -77,7 +78,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Line:
-    """The checkpoints of one training run, in order: places among the runs given, and where each is on the axis."""
+    """The checkpoints of one training run or family, in order: places among the runs given, and where each is on the
+    axis."""
 
     name: str
     runs: list[int]
@@ -86,7 +88,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """The axis that checkpoints are laid along; ``note`` says why, where it is not the training step."""
+    """The axis that checkpoints are laid along, one of :data:`STEP`, :data:`SIZE` and :data:`PLACE`; ``note`` says why,
+    where it is the place."""
 
     label: str
     lines: list[Line]
@@ -94,10 +97,15 @@ class Axis:
 
     @property
     def steps(self) -> bool:
-        return self.label != PLACE
+        return self.label == STEP
+
+    @property
+    def line(self) -> str:
+        """Names what the checkpoints of one line share."""
+        return "family" if self.label == SIZE else "training run"
 
     def where(self, at: int) -> str:
-        return f"step {at:,}" if self.steps else f"checkpoint {at:,}"
+        return {STEP: f"step {at:,}", SIZE: f"{at:,} parameters", PLACE: f"checkpoint {at:,}"}[self.label]
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,8 @@ def training_run(raw: Mapping[str, Any], step: int | None, by_name: bool) -> tup
 
 
 def axis_of(raws: Sequence[Mapping[str, Any]]) -> Axis:
-    """The training steps of all runs, a line for each training run; or their order where steps do not tell them."""
+    """The training steps of all runs, a line for each training run; where steps do not tell them, the sizes of the
+    models, a line for each family; where these do not, the order given."""
     steps = [step_of(raw) for raw in raws]
     unknown = sum(step is None for step in steps)
     if not unknown:
@@ -150,7 +159,9 @@ def axis_of(raws: Sequence[Mapping[str, Any]]) -> Axis:
                 found.setdefault(training_run(raw, steps[k], by_name), []).append(k)
             distinct = all(len({steps[k] for k in members}) == len(members) for members in found.values())
             if distinct and max(map(len, found.values())) > 1:
-                return Axis("training step", [line(key, runs, steps, list(found)) for key, runs in found.items()])
+                return Axis(STEP, [line(key, runs, steps, list(found)) for key, runs in found.items()])
+    if sizes := by_size(raws):
+        return sizes
     why = (
         f"The training step of {unknown} of the {len(raws)} checkpoints is not known"
         if unknown
@@ -160,8 +171,22 @@ def axis_of(raws: Sequence[Mapping[str, Any]]) -> Axis:
     return Axis(PLACE, [Line("", order, [k + 1 for k in order])], f"{why}: they are compared in the order given.")
 
 
+def by_size(raws: Sequence[Mapping[str, Any]]) -> Axis | None:
+    """The numbers of parameters, a line for each family and variant; None where two models of a line have one size, or
+    every line is one model."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for k, raw in enumerate(raws):
+        key = str(raw["model"].get("family") or ""), str(raw["model"].get("variant") or "")
+        found.setdefault(key, []).append(k)
+    sizes = [raw["model"].get("parameters") for raw in raws]
+    distinct = all(len({sizes[k] for k in members}) == len(members) for members in found.values())
+    if None in sizes or not distinct or max(map(len, found.values())) < 2:
+        return None
+    return Axis(SIZE, [line(key, runs, sizes, list(found)) for key, runs in found.items()])
+
+
 def line(key: tuple[str, ...], runs: list[int], steps: list[int | None], every: list[tuple[str, ...]]) -> Line:
-    """A training run, named by what tells it from the others."""
+    """A training run or a family, named by what tells it from the others."""
     ordered = sorted(runs, key=lambda k: steps[k] or 0)
     parts = [part for place, part in enumerate(key) if part and len({other[place] for other in every}) > 1]
     return Line(" ".join(parts), ordered, [steps[k] or 0 for k in ordered])
@@ -222,9 +247,15 @@ def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:
 
 def headline(axis: Axis, found: Sequence[Change], count: int) -> str:
     """The changes in one sentence."""
-    several = f"{len(axis.lines)} training runs" if axis.steps and len(axis.lines) > 1 else "one training run"
+    plural = "families" if axis.label == SIZE else "training runs"
+    several = f"{len(axis.lines)} {plural}" if len(axis.lines) > 1 else f"one {axis.line}"
     places = [at for run in axis.lines for at in run.at]
-    over = f" of {several}, steps {min(places):,} to {max(places):,}" if axis.steps else ", in the order given"
+    first, last = f"{min(places):,}", f"{max(places):,}"
+    over = {
+        STEP: f" of {several}, steps {first} to {last}",
+        SIZE: f" of {several}, {first} to {last} parameters",
+        PLACE: ", in the order given",
+    }[axis.label]
     tested = [change for change in found if change.p is not None]
     sure = [change for change in tested if change.sure]
     if not tested:
@@ -290,7 +321,7 @@ def shown(axis: Axis, found: Sequence[Change]) -> list[tuple[int, int]]:
 
 
 def table_of(names: Sequence[str], tracks: Sequence[Track], axis: Axis, found: Sequence[Change]) -> Any:
-    header = (axis.label if axis.steps else "place", "run", *(track.label for track in tracks))
+    header = ("place" if axis.label == PLACE else axis.label, "run", *(track.label for track in tracks))
     return header, [(f"{at:,}", names[run], *(track.said(run) for track in tracks)) for at, run in shown(axis, found)]
 
 
@@ -322,7 +353,11 @@ def write_along(
     found, count = changes(tracks if tested else [dataclasses.replace(t, tested=False) for t in tracks], axis)
     sure = [sentence(change, axis) for change in found if change.sure]
     findings = [headline(axis, found, len(raws)) if count else f"{len(raws)} checkpoints of one analysis.", *sure]
-    notes = [*([axis.note] if axis.note else []), *notes, *([TESTED.format(tests=count)] if count else [])]
+    notes = [
+        *([axis.note] if axis.note else []),
+        *notes,
+        *([TESTED.format(tests=count, line=axis.line)] if count else []),
+    ]
     data = {
         "schema": 1, "analysis": raws[0]["analysis"], "along": axis.label, "tests": count,
         "findings": findings, "notes": notes, "warnings": warned,
@@ -389,7 +424,11 @@ def figure_along(figure: Figure, tracks: Sequence[Track], axis: Axis, found: Seq
             style.percent_axis(place, "y")
         place.set_title(track.label)
         place.set_xlabel(axis.label)
-        place.locator_params(axis="x", nbins=5)
+        at = [each for run in axis.lines for each in run.at]
+        if axis.label == SIZE and max(at) > 4 * min(at):
+            place.set_xscale("log")
+        else:
+            place.locator_params(axis="x", nbins=5)
     for place in places[len(tracks) :]:
         place.set_visible(False)
     if 1 < len(axis.lines) <= MOST:

@@ -309,7 +309,7 @@ def test_one_rate_for_both_families_is_said(tmp_path: Path) -> None:
     runs = write_profiles(tmp_path, [of_run(s, f, 100) for f in ("mamba", "gpt2") for s in range(3)])
     write_model_comparison(runs, tmp_path / "out")
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "one learning rate, 0.01" in page and "active" not in page.partition("<h2>Costs")[0]
+    assert "one learning rate, 0.01" in page and "active" not in page.partition(">Costs</h2>")[0].partition("<body>")[2]
     assert any("one learning rate, 0.01" in line for line in comparison_lines(tmp_path / "out"))
 
 
