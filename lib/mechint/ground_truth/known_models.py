@@ -72,6 +72,11 @@ MODELS: dict[str, Callable[[], Any]] = {
     **HARD_GPT2S,
     **MEMORIES,
 }
+SHORT = (
+    *("recall", "gpt2_count", "gpt2_recall", "loud_latch", "gpt2_loud_recall", "superposed_latch"),
+    *("two_ways", "backup", "gpt2_backup", "cancelling", "rare"),
+)
+"""A model of each kind of circuit, three easy ones first: few enough to be scored in minutes."""
 GROUPS: dict[str, dict[str, Any]] = {
     "all": {**MODELS},
     "mamba": {**BLUEPRINTS},
@@ -79,5 +84,6 @@ GROUPS: dict[str, dict[str, Any]] = {
     "trained": {**IMPOSED},
     "hard": {**HARD_MAMBAS, **HARD_GPT2S},
     "memories": {**MEMORIES},
+    "short": {name: MODELS[name] for name in SHORT},
 }
 """Names for several of them."""

@@ -15,8 +15,8 @@ class ScorecardConfig:
     """The models that are scored, and the budget of the methods."""
 
     models: str = option(
-        "mamba,gpt2,trained",
-        "Models separated by commas; mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
+        "short",
+        "Models separated by commas; short is one of each kind of compiled circuit, mamba and gpt2 are the compiled ones of a family, trained those with an imposed "
         "circuit (trained once for each seed: the GPT-2 in a minute, the Mamba in five), hard the compiled ones with "
         "loud decoys, superposition, or several ways to the answers, memories those of Mamba-2, of gated delta rules "
         "and of a hybrid: "
@@ -28,7 +28,7 @@ class ScorecardConfig:
         "JSON files of other methods' scores, separated by commas: "
         '{"method": NAME, "ablation": …, "scores": {"MODEL SEED": [one number for each unit], …}}',
     )
-    seeds: int = option(5, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
+    seeds: int = option(2, "Models of each kind, with the circuit in other places", unit="seeds", low=1, high=99)
     first_seed: int = option(100, "The first of these seeds; methods were tuned on seeds 0 to 2", low=0, high=1_000_000)
     steps: int = option(60, "Optimiser steps of a mask search", unit="steps", low=10, high=10_000)
     prompts: int = option(64, "Discovery prompts of searches and attributions", unit="prompts", low=32, high=100_000)
