@@ -21,6 +21,7 @@ from mechint.interventions.units import Units
 from mechint.models.loading.load import hf_config, to_hf_state_dict
 from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import scored
+from mechint.scorecard.hard.which_method import KINDS
 from mechint.scorecard.traces import positions, read_otherwise
 from mechint.tasks import TaskConfig
 from mechint.utils import files
@@ -244,3 +245,10 @@ def test_names_of_several_models() -> None:
     assert names("recall, trained,recall") == ["recall", *IMPOSED]
     assert list(MODELS) == [*names("mamba"), *names("gpt2"), *names("trained"), *names("hard"), *names("memories")]
     assert names("all") == list(MODELS)
+
+
+def test_the_short_card_has_a_model_of_every_compiled_kind() -> None:
+    names = ScorecardConfig().names
+    kinds = ("easy Mamba", "easy GPT-2", "loud decoys", "superposition", "two ways", "a backup", "pairs that cancel")
+    assert all(set(KINDS[kind]) & set(names) for kind in (*kinds, "a rare unit"))
+    assert not set(names) & set(IMPOSED)  # to train one takes as long as all others
