@@ -173,7 +173,7 @@ def score(*options: str, processes: str = "") -> subprocess.CompletedProcess[str
         ("--bogus 1", "no option --bogus; --help lists all"),
         ("--seed 1", "no option --seed (did you mean seeds"),
         ("--models gpt2 shift", "'shift' follows no option; separate names by commas"),
-        ("--models foo", "no model 'foo'; take all, mamba, gpt2, trained, hard, memories, shift"),
+        ("--models foo", "no model 'foo'; take all, mamba, gpt2, trained, hard, memories, short, shift"),
         ("--models gpt", "no model 'gpt' (did you mean gpt2"),
         ("--models mambas", "no model 'mambas' (did you mean mamba"),
         ("--models shift,", "models is 'shift,', where a word is missing beside a comma"),

@@ -74,7 +74,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 SHORT = (
     *("recall", "gpt2_count", "gpt2_recall", "loud_latch", "gpt2_loud_recall", "superposed_latch"),
-    *("two_ways", "backup", "gpt2_backup", "cancelling", "rare"),
+    *("two_ways", "gpt2_backup", "cancelling", "rare"),
 )
 """A model of each kind of circuit, three easy ones first: few enough to be scored in minutes."""
 GROUPS: dict[str, dict[str, Any]] = {
