@@ -431,9 +431,15 @@ def jaccard(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
-def chance_jaccard(counts: Sequence[int], width: int) -> float:
-    """The Jaccard index of two random sets that hold as many of the ``width`` units of each layer: E|∩| / E|∪|."""
-    shared = sum(count * count / width for count in counts)
+def chance_jaccard(counts: Sequence[int], width: int | Sequence[int]) -> float:
+    """The Jaccard index of two random sets that hold as many of the units of each layer: E|∩| / E|∪|.
+
+    Args:
+        counts: Units that a set holds of each layer.
+        width: Units of every layer, or of each.
+    """
+    widths = [width] * len(counts) if isinstance(width, int) else width
+    shared = sum(count * count / own for count, own in zip(counts, widths, strict=True))
     return shared / (2 * sum(counts) - shared)
 
 

@@ -23,6 +23,7 @@ from mechint.analyses.study.ablation_tests import (
 )
 from mechint.analyses.study.candidates import (
     Candidate,
+    by_site,
     from_units,
     mask_search,
     merge,
@@ -113,9 +114,9 @@ def test_sources_propose_the_known_units_and_agree(known: Any) -> None:
     model, site, true, idle, loader, _ = known
     layer = int(site.split(".")[1])
     [found] = traffic(model, loader.batches, [site])
-    kept = mask_search(model, loader, "gated", len(true), 12, 0)
-    assert kept.shape == (model.num_layers, model.config.d_inner) and int(kept.sum()) == len(true)
-    proposals = [*of_mask(found, layer, kept[layer], len(true)), *of_clusters(found, layer, 8)]
+    kept = mask_search(model, loader, ["layers.0.gated"], len(true), 12, 0)
+    assert kept.shape == (model.num_layers * model.config.d_inner,) and int(kept.sum()) == len(true)
+    proposals = [*of_mask(found, layer, by_site(model, [site], kept)[site], len(true)), *of_clusters(found, layer, 8)]
     wrong = from_units("idle", "probe", layer, site, idle, model.config.d_inner)
     twice = from_units("again", "sae", layer, site, proposals[0].units, model.config.d_inner)
     candidates, table = merge([*proposals, wrong, twice], {site: found})
@@ -183,7 +184,7 @@ def test_what_cannot_be_studied_is_refused(known: Any) -> None:
     with pytest.raises(MechintError, match="and a test needs 33"):
         Held.of(model, loader.batches, [site], "logit_diff", least=33)
     with pytest.raises(MechintError, match="lower the rank"):
-        mask_search(model, loader, "gated", 10_000, 10, 0)
+        mask_search(model, loader, ["layers.0.gated"], 10_000, 10, 0)
     task = make_task(TaskConfig(name="recall", pairs=3))
     with pytest.raises(MechintError, match="prompts would do if it answers as many"):
         Held.of(tiny_mamba(), PromptLoader(task, "evaluation", 8, 8, 0).batches, ["layers.0.gated"], "logit_diff")

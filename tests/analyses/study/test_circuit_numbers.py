@@ -29,7 +29,7 @@ def test_a_circuit_is_held_against_random_sets_of_its_size() -> None:
         bench=bench, column=lambda values: column / 7, full=column + 1.0, empty=0 * column,
     )  # fmt: skip
     units: Any = SimpleNamespace(
-        total=4, per_layer=2, counts=lambda mask: [1, 1], random=lambda counts, generator: counts,
+        total=4, sizes=[2, 2], counts=lambda mask: [1, 1], random=lambda counts, generator: counts,
         by_site=lambda mask: {"a": [0], "b": [1]},
     )  # fmt: skip
     context: Any = SimpleNamespace(

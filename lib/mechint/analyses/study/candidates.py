@@ -15,7 +15,7 @@ which candidates are tested: interventions on held-out prompts decide what is tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,29 +146,36 @@ def of_clusters(found: Traffic, layer: int, rank: int, most: int = 2) -> list[Ca
     ]
 
 
-def mask_bench(model: Model, loader: PromptLoader, kind: str) -> Bench:
-    """The bench that measures masks over the units of a site, in all layers; dropped units take their twins' values."""
-    units = Units(model, UnitKind("unit", (Block((kind,)),), "one unit of the studied site"))
+def site_kinds(sites: Iterable[str], about: str = "one unit of the studied site") -> list[UnitKind]:
+    """A kind of unit for each kind of site, in the order of the sites; of one kind it is called ``unit``."""
+    kinds = list(dict.fromkeys(site.split(".", 2)[2] for site in sites))
+    return [UnitKind(kind if len(kinds) > 1 else "unit", (Block((kind,)),), about) for kind in kinds]
+
+
+def mask_bench(model: Model, loader: PromptLoader, sites: Iterable[str]) -> Bench:
+    """The bench that measures masks over the units of sites like these, in all layers that have such; dropped units
+    take their twins' values."""
+    units = Units(model, *site_kinds(sites))
     ablation = Ablation(model, units, "counterfactual", loader.batches, loader.task.aligned)
     return Bench(model, units, ablation, loader.batches)
 
 
-def closeness(model: Model, loader: PromptLoader, kind: str, kept: Tensor) -> dict[str, float | None]:
-    """Measures how far from the model the units of a mask [layer, unit] are, kept alone.
+def closeness(model: Model, loader: PromptLoader, sites: Iterable[str], kept: Tensor) -> dict[str, float | None]:
+    """Measures how far from the model the units of a mask [unit] are, kept alone.
 
     Returns:
         ``kl`` in nats, ``kl_none`` without any unit, and ``share``, the part of ``kl_none`` that the mask makes up for;
         None where there is nothing to make up for.
     """
-    bench = mask_bench(model, loader, kind)
+    bench = mask_bench(model, loader, sites)
     mask = kept.flatten().float().to(bench.batches[0].tokens.device)
     kl, none = (cost(bench, "kl", each) for each in (mask, torch.zeros_like(mask)))
     return {"kl": kl, "kl_none": none, "share": 1 - kl / none if none > 1e-9 else None}
 
 
-def mask_search(model: Model, loader: PromptLoader, kind: str, budget: int, steps: int, seed: int) -> Tensor:
-    """True for the units of a site, of all layers, that the search under a budget keeps: [layer, unit]."""
-    bench = mask_bench(model, loader, kind)
+def mask_search(model: Model, loader: PromptLoader, sites: Iterable[str], budget: int, steps: int, seed: int) -> Tensor:
+    """True for the units of sites like these, of all layers, that the search under a budget keeps: [unit]."""
+    bench = mask_bench(model, loader, sites)
     units = bench.units
     if not 1 <= budget <= units.total:
         raise MechintError(f"a mask of {budget} units is asked for, and there are {units.total}; lower the rank")
@@ -176,7 +183,13 @@ def mask_search(model: Model, loader: PromptLoader, kind: str, budget: int, step
     others = further_orders(bench, "kl", scores, budget)
     search = Search(bench, "kl", scores, SearchOptions(steps=steps), seed, budget, others)
     mask = search.run("mask search")[budget]
-    return mask.view(units.layers, -1).cpu() > 0
+    return mask.cpu() > 0
+
+
+def by_site(model: Model, sites: Iterable[str], kept: Tensor) -> dict[str, Tensor]:
+    """The parts of a mask of :func:`mask_search`, [unit] for each site of the model like these."""
+    units = Units(model, *site_kinds(sites))
+    return {row.sites[0]: part for row, part in zip(units.by_row, kept.split(units.sizes), strict=True)}
 
 
 def of_mask(found: Traffic, layer: int, kept: Tensor, rank: int) -> list[Candidate]:

@@ -9,6 +9,8 @@ same search on shuffled weights, searches of other seeds on other prompts, and t
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +21,6 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.unit_kinds import Block, UnitKind
 from ...interventions.units import Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
@@ -33,6 +34,7 @@ from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..circuits.options import BudgetOptions
 from ..loader import PromptLoader
 from ..metrics import faithfulness
+from .candidates import site_kinds
 from .claims import task_not_done
 from .context import Context, Found
 from .options import StudyConfig
@@ -53,41 +55,47 @@ class SiteUnits(Units):
 
     Args:
         model: From :func:`mechint.load`.
-        chosen: Site names by layer, of one kind.
+        chosen: Site names by layer; of a hybrid they may be of several kinds.
     """
 
     def __init__(self, model: Model, chosen: dict[int, str]) -> None:
-        kind = next(iter(chosen.values())).split(".", 2)[2]
-        super().__init__(model, UnitKind("unit", (Block((kind,)),), f"one unit of the studied site, {kind}"))
+        kinds = dict.fromkeys(site.split(".", 2)[2] for site in chosen.values())
+        super().__init__(model, *site_kinds(chosen.values(), f"one unit of the studied site, {' or '.join(kinds)}"))
+        rows = {row.sites[0]: row for row in self.by_row}
         self.numbers, self.sites = list(chosen), list(chosen.values())
+        self.sizes = [rows[site].size for site in self.sites]
+        starts = [0, *itertools.accumulate(self.sizes)]
+        pairs = zip(self.sites, starts, strict=False)  # the last is the end
+        self.by_row = [replace(rows[site], start=start) for site, start in pairs]
         self.layers = self.rows = len(chosen)
         self.said_layers = list(range(self.layers))
-        self.total = self.layers * self.per_layer
-        self.sizes = [self.per_layer] * self.layers
+        self.total = sum(self.sizes)
+        self.counted = self.sizes
         self.layer_names = [f"layers.{layer}" for layer in chosen]
         self.about = [{"site": site} for site in self.sites]
 
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
-        parts = mask.view(self.layers, *self.shape)
+        parts = self.by_layer(mask)
         return [Edit(site, "mask", part, fill=fills[site]) for site, part in zip(self.sites, parts, strict=True)]
 
     def dropping(self, unit: int, fills: dict[str, Any]) -> list[Edit]:
         sample = next(iter(fills.values()))
         mask = torch.ones(self.total, device=sample.device if isinstance(sample, Tensor) else None)
         mask[unit] = 0.0
-        return [self.edits(mask, fills)[unit // self.per_layer]]
+        row = bisect.bisect_right([row.start for row in self.by_row], unit) - 1
+        return [self.edits(mask, fills)[row]]
 
     def by_site(self, mask: Tensor) -> dict[str, list[int]]:
         """The kept units of each site, all its axes in one."""
-        parts = mask.view(self.layers, -1)
+        parts = mask.split(self.sizes)
         return {site: part.nonzero()[:, 0].tolist() for site, part in zip(self.sites, parts, strict=True)}
 
     def mask_of(self, units: Mapping[str, Sequence[int]]) -> Tensor:
         """The mask [units] of units by site."""
-        mask = torch.zeros(self.layers, self.per_layer)
-        for k, site in enumerate(self.sites):
-            mask[k, list(units.get(site, ()))] = 1.0
-        return mask.flatten()
+        parts = [torch.zeros(size) for size in self.sizes]
+        for site, part in zip(self.sites, parts, strict=True):
+            part[list(units.get(site, ()))] = 1.0
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -229,8 +237,8 @@ def kept_alone(context: Context, units: SiteUnits, mask: Tensor, kept: Kept | No
         "kept": int(mask.sum()),
         "total": units.total,
         "layers": {
-            str(layer): {"site": site, "kept": len(sites[site]), "total": units.per_layer, "units": sites[site]}
-            for layer, site in context.sites.items()
+            str(layer): {"site": site, "kept": len(sites[site]), "total": size, "units": sites[site]}
+            for (layer, site), size in zip(context.sites.items(), units.sizes, strict=True)
         },
         "metric": c.metric,
         "ablation": c.ablation,
@@ -246,7 +254,7 @@ def kept_alone(context: Context, units: SiteUnits, mask: Tensor, kept: Kept | No
         "random_units": spread(draws, f"{context.draws} sets of as many units of each layer"),
         "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + context.draws)),
         "agreement": None,
-        "agreement_chance": chance_jaccard(counts, units.per_layer),
+        "agreement_chance": chance_jaccard(counts, units.sizes),
         "candidates": None,
     }
 

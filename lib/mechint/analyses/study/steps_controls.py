@@ -35,7 +35,6 @@ from .subspaces import linear_cka, traffic, unit_basis
 def reproducibility(context: Context) -> Found:
     """Discoveries again: with other prompts, with other seeds of the search, and in models of other training seeds."""
     c, sites = context.config, list(context.sites.values())
-    kind = sites[0].split(".", 2)[2]
     budget = int(context.keep(5)["mask"].sum())
     first = context.carried
     top = lambda carried: set(torch.sort(carried.by_unit(), descending=True).indices[: c.rank].tolist())
@@ -47,7 +46,7 @@ def reproducibility(context: Context) -> Found:
             context.train.task, "discovery", c.prompts, len(context.train.batches[0]), seed, context.model.device
         )
         again = traffic(context.model, loader.batches, sites, c.metric)
-        masks.append(mask_search(context.model, loader, kind, budget, c.mask_steps, seed))
+        masks.append(mask_search(context.model, loader, sites, budget, c.mask_steps, seed))
         for layer, carried in zip(context.sites, again, strict=True):
             before = first[carried.site]
             rows.append(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...interventions.model import Model
 from ...interventions.run import run
+from ...interventions.units import Units
 from ...sae import SAEConfig, SparseAutoencoder
 from ...sae.training import Training, train_grid
 from ...utils.errors import MechintError
@@ -19,7 +20,18 @@ from ..loader import PromptLoader
 from ..metrics import answered
 from ..probes.fitting import Labelled, Probe, probe
 from ..spectra import participation_ratio
-from .candidates import Candidate, closeness, mask_search, merge, of_clusters, of_mask, of_probe, of_sae
+from .candidates import (
+    Candidate,
+    by_site,
+    closeness,
+    mask_search,
+    merge,
+    of_clusters,
+    of_mask,
+    of_probe,
+    of_sae,
+    site_kinds,
+)
 from .context import Context, Found, from_plain, plain
 from .subspaces import traffic
 
@@ -240,18 +252,19 @@ def candidates(context: Context) -> Found:
             proposals += [from_plain(value) for value in context.keep(step)["proposals"]]
         except MechintError:
             continue  # its own entry says why; the other sources go on
-    kind = next(iter(context.sites.values())).split(".", 2)[2]
-    total = context.model.num_layers * context.carried[next(iter(context.sites.values()))].clean.shape[-1]
-    budget = min(c.rank * context.model.num_layers, total)
-    kept = mask_search(context.model, context.train, kind, budget, c.mask_steps, context.seed)
-    close = closeness(context.model, context.train, kind, kept)
+    sites = list(context.sites.values())
+    units = Units(context.model, *site_kinds(sites))
+    budget = min(c.rank * units.layers, units.total)
+    mask = mask_search(context.model, context.train, sites, budget, c.mask_steps, context.seed)
+    close = closeness(context.model, context.train, sites, mask)
+    kept = by_site(context.model, sites, mask)
     for layer, site in context.sites.items():
         carried = context.carried[site]
-        proposals += [*of_mask(carried, layer, kept[layer], c.rank), *of_clusters(carried, layer, c.rank)]
+        proposals += [*of_mask(carried, layer, kept[site], c.rank), *of_clusters(carried, layer, c.rank)]
     found, table = merge(proposals, context.carried)
     few = [candidate for candidate in found if candidate.share >= SHARE]
     tested = few[: c.candidates]
-    units = {site: carried.by_unit().tolist() for site, carried in context.carried.items()}
+    shares = {site: carried.by_unit().tolist() for site, carried in context.carried.items()}
     said = (
         f"{len(proposals)} proposals of {len({s for p in proposals for s in p.sources})} sources; {len(few)} carry at "
         f"least {SHARE:.0%} of the effect to first order, {len(tested)} are tested. {mask_said(budget, close)}"
@@ -259,8 +272,8 @@ def candidates(context: Context) -> Found:
     report = {
         "candidates": [candidate.report() | {"tested": candidate in tested} for candidate in found],
         "overlap": table,
-        "share_by_unit": units,
+        "share_by_unit": shares,
         "mask": {"units": budget, **close},
         "said": said,
     }
-    return {"report": report, "keep": {"candidates": [plain(candidate) for candidate in tested], "mask": kept}}
+    return {"report": report, "keep": {"candidates": [plain(candidate) for candidate in tested], "mask": mask}}
