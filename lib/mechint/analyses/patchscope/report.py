@@ -115,7 +115,8 @@ def cards(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
     best = raw["best"]
-    sure = best is not None and best["p"] is not None and best["p"] <= ALPHA and certain(best["gain"])
+    tested = best is not None and best["p"] is not None and best["p"] <= ALPHA and certain(best["gain"])
+    sure = tested and best["right"]["value"] > best["others_right"]["value"]
     found = [(sure, lead(raw)), (True, f"Target prompt: {raw['target']}")]
     read = [row for row in raw["readings"] if not row["trivial"] and row["lens_right"] is not None]
     better = sum(row["right"]["low"] is not None and row["right"]["low"] > row["lens_right"]["high"] for row in read)
@@ -131,10 +132,13 @@ def lead(raw: dict[str, Any]) -> str:
     if best is None:
         return "Every reading is the logit lens of the source: read behind the placeholder, or in an earlier layer."
     beside = "" if best["others_right"] is None else f", {between(best['others_right'])} with other prompts'"
-    p = "" if best["p"] is None else f" (p {chance(best['p'])})"
+    gain = ""
+    if best["gain"] is not None:
+        p = "" if best["p"] is None else f" (p {chance(best['p'])})"
+        gain = f"; it makes the token {between(best['gain'])} nats likelier than others' do{p}"
     return (
         f"The representation of {best['name']} makes the target prompt say the token that {raw['scored']} in "
-        f"{between(best['right'])} of the prompts{beside}, and {between(bare)} with none{p}."
+        f"{between(best['right'])} of the prompts{beside}, and {between(bare)} with none{gain}."
     )
 
 
