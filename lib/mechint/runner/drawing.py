@@ -15,7 +15,7 @@ from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..report.figure_style import formats_of, in_formats
 from ..report.finished import CIRCUIT, Drawn, drawing, edited, kind_of
 from ..report.members import member_lines
-from ..utils import files, live
+from ..utils import curve_points, files
 from ..utils.errors import MechintError, say_failure
 from ..utils.files import write_text
 from ..utils.options import named
@@ -94,7 +94,7 @@ def draw(run: RunConfig, directory: Path) -> None:
         faithfulness=run.visualize_faithfulness,
     )
     if run.visualize_wandb:
-        listener = live.listener()
+        listener = curve_points.listener()
         log_wandb(directory, run.wandb_project, live=listener if isinstance(listener, Logged) else None)
 
 
@@ -108,7 +108,7 @@ def logging(run: RunConfig, checkpoint: str, name: str, config: AnalysisOptions)
     start = functools.partial(
         started, run.wandb_project, run_name(checkpoint, name), name, Path(checkpoint).parent.name, options
     )
-    with Logged(start) as logged, live.listening(logged):
+    with Logged(start) as logged, curve_points.listening(logged):
         yield
 
 

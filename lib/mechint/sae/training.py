@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..tasks import mix
-from ..utils import live, workers
+from ..utils import curve_points, workers
 from ..utils.errors import MechintError
 from ..utils.progress import Progress
 from . import Loss, SAEConfig, SparseAutoencoder, Step, make
@@ -310,7 +310,7 @@ def one_step(
     member.silent[workers.sum_over(loss.fired) > 0] = 0
     if step % max(1, training.steps // CURVE) == 0 or step + 1 == training.steps:
         member.history.append(point(member, loss, moments[site], training, step))
-        live.point(member.name, member.history[-1])
+        curve_points.point(member.name, member.history[-1])
     latest = member.history[-1]
     return f"{member.name}: explained {latest['variance_explained']:.1%}, L0 {latest['l0']:.1f}"
 

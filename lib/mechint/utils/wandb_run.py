@@ -93,7 +93,7 @@ def started(project: str, name: str, job: str, group: str, config: Mapping[str, 
 
 
 class Logged:
-    """A run that begins when something is logged, and a listener of :mod:`mechint.utils.live` that logs every point.
+    """A run that begins when something is logged; it listens to :mod:`mechint.utils.curve_points` and logs every point.
 
     Points have the keys ``mechint/{kind}/{field}/{curve}`` against ``mechint/step``; those of dictionaries, which
     count tokens, ``mechint/training/{field}/{curve}`` against ``mechint/tokens``. No point is logged twice.

@@ -27,7 +27,7 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.taps import Tap
 from ...interventions.units import Units
-from ...utils import files, live
+from ...utils import curve_points, files
 from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
 from ...utils.progress import Progress
@@ -47,7 +47,7 @@ from .methods.starting_orders import NOTES, further_orders, starting_scores
 from .options import CircuitOptions
 from .search.learning import Search
 from .search.pruning import evaluations, pruned
-from .work import announce
+from .time_estimate import announce
 
 Masks = dict[str, Any]
 C = TypeVar("C", bound=CircuitOptions)
@@ -329,7 +329,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
                 search.restore(part)
 
             def after_step() -> None:
-                live.point(name, {**search.history[-1], "units": self.units.total})
+                curve_points.point(name, {**search.history[-1], "units": self.units.total})
                 self.stages.save_part(name, search.state)
 
             masks = search.run(f"search, {name}", snapshots, after_step, in_passing)

@@ -43,7 +43,7 @@ from .methods.found import FoundCircuit
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .results import summary
-from .work import work
+from .time_estimate import work
 
 NAME, DICTIONARIES = "feature", "sae"
 """Names of this analysis, and of the one whose dictionaries it takes where no others are named."""

@@ -18,7 +18,7 @@ from .analyzer import CircuitAnalyzer
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .results import summary
-from .work import work
+from .time_estimate import work
 
 NAME = "hybrid"
 

@@ -22,7 +22,7 @@ from .pages import PAGES
 from .results import summary as circuit_summary
 from .search.gates import HOLD, Temperature
 from .search.learning import SearchOptions
-from .work import work
+from .time_estimate import work
 
 METRIC_NAMES = {"kl_div": "kl"}
 """Metrics that the options call otherwise than the engine."""

@@ -17,7 +17,7 @@ from .analyzer import CircuitAnalyzer
 from .options import BudgetOptions, method_option, refuse_method, refuse_without_twins
 from .pages import PAGES
 from .results import summary
-from .work import work
+from .time_estimate import work
 
 KINDS = {**SSM_UNITS, "head": MEMORY_UNITS["ssm_head"]}
 """Kinds of unit by the option's words; those of matrix memories (Mamba-2, delta rules) are called ``ssm_…``."""

@@ -31,7 +31,7 @@ from ...utils.options import named
 from ...utils.rundir import fingerprint, weights_digest
 from ...utils.statistics import draws_needed
 from ..base import Analysis, Later, StagedAnalyzer
-from ..circuits import work as circuit_work
+from ..circuits import time_estimate
 from ..loader import PromptLoader
 from ..metrics import remedy
 from ..options import layer_list
@@ -267,7 +267,7 @@ def inputs(config: StudyConfig, run_dir: Path) -> dict[str, str]:
 
 def work(config: StudyConfig) -> str:
     left = [n for n in STEPS if n not in skipped(config.skip_steps)]
-    combined = circuit_work.work(study_circuit.circuit_options(config)) if 16 in left else ""
+    combined = time_estimate.work(study_circuit.circuit_options(config)) if 16 in left else ""
     return (
         f"{len(left)} steps; among them {2 * config.candidates} tests against "
         f"{max(config.draws, draws_needed(config.candidates + 1))} random subspaces or more, as their claims need, on "

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mechint.analyses.circuits import analyzer as circuit_analysis
-from mechint.analyses.circuits import work as circuit_work
+from mechint.analyses.circuits import time_estimate
 from mechint.analyses.circuits.kv import KVCircuitConfig
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
-from mechint.analyses.circuits.work import estimate, in_time, timed, work
+from mechint.analyses.circuits.time_estimate import estimate, in_time, timed, work
 from mechint.analyses.study.analyzer import work as work_of_study
 from mechint.analyses.study.options import StudyConfig
 from tests.helpers.circuits import SMALL, bench, known_circuit, loaders
@@ -49,8 +49,8 @@ def test_a_step_and_a_forward_are_timed() -> None:
 def test_long_work_is_said_and_a_moment_is_not(
     seconds: float, told: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(circuit_work, "timed", lambda bench, metric: (seconds, seconds))
-    circuit_work.announce(SSMCircuitConfig(), bench(known_circuit()), 3)
+    monkeypatch.setattr(time_estimate, "timed", lambda bench, metric: (seconds, seconds))
+    time_estimate.announce(SSMCircuitConfig(), bench(known_circuit()), 3)
     out, err = capfd.readouterr()
     assert (out, err.count("in all, by a timed batch")) == ("", told)
 
