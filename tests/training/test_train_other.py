@@ -43,7 +43,7 @@ TINY = OtherArchitecture(d_model=16, n_layer=2, memory_heads=2, d_state=4)
 QUICK = TrainConfig(steps=12, batch_size=8, warmup=2, eval_every=4, save_every=3, eval_prompts=16)
 WEIGHTS = "model.safetensors"
 TRAINED = sorted({family.name for family in declared().values() if family.trained})
-EXPERTS = ("granitemoehybrid", "jamba", "kimi_linear", "qwen3_5_moe", "qwen3_next")
+EXPERTS = ("granitemoehybrid", "jamba", "kimi_linear", "lfm2_moe", "qwen3_5_moe", "qwen3_next")
 
 
 def quick(directory: Path, **changes: object) -> TrainConfig:

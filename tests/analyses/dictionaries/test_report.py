@@ -94,7 +94,7 @@ def test_the_page_of_a_dictionary_is_closed_and_holds_its_data(tmp_path: Path) -
                                               "control": {"kl_active": {"values": [0.1], "p": 0.5}}}]}  # fmt: skip
     path = write_dictionary_page(features(), tmp_path / "page.html", title="a <title>", causal=causal)
     text = path.read_text()
-    assert text.count("</script>") == 1 and "a &lt;title&gt;" in text and "default-src 'none'" in text
+    assert text.count("</script>") == 3 and "a &lt;title&gt;" in text and "default-src 'none'" in text
     data = json.loads(re.search(r"const D = (.*?), HIGH = ", text).group(1))  # type: ignore[union-attr]
     assert data["t"] == ["<b>", "</script>", "x"] and [f[0] for f in data["f"]] == [0, 1, 2]
     assert data["f"][1][10] == [["kl_active", 0.3, 0.29, 0.31, 0.5]] and data["f"][2][5][0][:4] == [3, 0, 3, 1]

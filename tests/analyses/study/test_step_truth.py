@@ -68,6 +68,6 @@ def test_a_method_is_not_asked_where_nothing_is_to_be_found(monkeypatch: pytest.
         assert not compiled(name).truth.mask(compiled(name).model, "channel", "step_mean").any()
     monkeypatch.setattr(card, "null_trials", lambda *rest: [1.0])
     few = {name: METHODS[name] for name in ("delta_do_mean", "weight_magnitude")}
-    part = measure("shift", 100, dataclasses.replace(SMALL, trace_prompts=4), few)
+    part = measure("shift", 100, dataclasses.replace(SMALL, models="shift", trace_prompts=4), few)
     assert [cell["method"] for cell in part["compiled"]] == ["weight_magnitude"]
     assert [row["method"] for row in summary.rows([part], few)] == ["weight_magnitude"]

@@ -16,7 +16,7 @@ from ...analyses.dictionaries.stored import load_all
 from ...models.loading.load import load
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean, shown
-from ...utils.options import Parser, add_flags, flag, flag_lines, from_flags, named, option
+from ...utils.options import Parser, add_flags, flag, flag_lines, from_flags, option
 from ...utils.rundir import check_writable, weights_digest
 from ...utils.statistics import said, said_p
 
@@ -93,8 +93,8 @@ def dashboards(config: LatentsConfig, output: Path) -> list[Path]:
     every, written = read_run(config.run, config.names), []
     if config.set_id and len(every) > 1:
         raise MechintError(
-            f"{named('', 'set_id')} names one dictionary, and there are {len(every)}; choose one with "
-            f"{named('', 'names')}"
+            f"{flag('', 'set_id')} names one dictionary, and there are {len(every)}; choose one with "
+            f"{flag('', 'names')}"
         )
     for latents in every:
         model_id = config.model_id or Path(str(latents.raw["checkpoint"])).stem

@@ -145,11 +145,23 @@ def feed_forward(c: Lfm2Config, i: int) -> Part:
 
 def asked(a: Asked) -> Lfm2Config:
     """The configuration of a model to train."""
+    return Lfm2Config(**asked_sizes(a))
+
+
+def asked_moe(a: Asked) -> Lfm2MoeConfig:
+    """The configuration of a model of experts to train; its first layer has none."""
+    experts, chosen, d_expert = a.experts(4)
+    routing = Routing(chosen, "sigmoid", True, 1.0, True, floor=1e-6)
+    return Lfm2MoeConfig(**asked_sizes(a), dense=1, experts=experts, routing=routing, d_expert=d_expert)
+
+
+def asked_sizes(a: Asked) -> dict[str, Any]:
+    """The sizes that both have."""
     heads = a.attention(a.has("attention"))
-    return Lfm2Config(
-        **a.stream(), kinds=a.kinds, **heads, rotation=a.rotation(heads["d_head"], used=a.has("attention")),
-        d_mlp=a.d_mlp(), d_conv=a.size("d_conv", 3, a.has("conv")), conv_bias=False, norm_eps=1e-5,
-    )  # fmt: skip
+    return {
+        **a.stream(), "kinds": a.kinds, **heads, "rotation": a.rotation(heads["d_head"], used=a.has("attention")),
+        "d_mlp": a.d_mlp(), "d_conv": a.size("d_conv", 3, a.has("conv")), "conv_bias": False, "norm_eps": 1e-5,
+    }  # fmt: skip
 
 
 def write(model: Stack) -> dict[str, Any]:
@@ -197,5 +209,6 @@ FAMILIES = [
                 stacked(["experts.*.down_proj"], "experts.down_proj", True, True),
             ),
         ),
+        trained=Trained({"conv": "conv", "attention": "attention"}, "conv attention", asked_moe),
     ),
 ]  # fmt: skip
