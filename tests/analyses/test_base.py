@@ -24,6 +24,7 @@ def test_what_an_analysis_names_is_there(name: str) -> None:
     assert all(callable(value.find()) for value in named)
 
 
+@pytest.mark.slow
 def test_what_takes_long_to_import_is_imported_where_it_is_used() -> None:
     """Figures and statistics: a command that only says what is wrong waits for neither; a search waits for no compiler
     of torch's, nor an interval for all of SciPy's distributions."""

@@ -115,6 +115,7 @@ def test_attention_times_input_is_the_recorded_scan(layer: int, dtype: torch.dty
     assert not attention_map(model, ids, layer).requires_grad
 
 
+@pytest.mark.slow
 def test_long_sequences_stay_finite_and_exact() -> None:
     x = inputs(1, 4096, 2, 2, dtype=torch.float32)
     jumps = x["dt"] * torch.where(torch.arange(4096) % 3 == 0, 300.0, 1e-3)[:, None]  # the sum is about 4e5

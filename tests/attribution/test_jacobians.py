@@ -64,6 +64,7 @@ def prepared(model: Mamba, row: Tensor, layer: int) -> tuple[Linearised, dict[st
     return local, {name: found[f"layers.{layer}.{name}"].detach() for name in ("x", "u")}
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(8), deadline=None)
 @given(SIZES, st.integers(2, 7), st.sampled_from(["u", "x"]), st.sampled_from(["y", "state"]), st.data())
 def test_jacobians_are_autograds(sizes: dict[str, Any], length: int, source: str, of: str, data: Any) -> None:

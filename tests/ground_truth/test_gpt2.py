@@ -152,6 +152,7 @@ def test_noise_keeps_the_answers_or_is_refused() -> None:
         compiled("gpt2_latch", noise=0.3)
 
 
+@pytest.mark.slow
 def test_a_wrong_truth_is_contradicted() -> None:
     model = compiled("gpt2_recall")
     parts = model.truth.parts

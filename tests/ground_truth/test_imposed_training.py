@@ -141,6 +141,7 @@ def test_another_attempt_begins_from_another_seed(tmp_path: Path, monkeypatch: p
     assert len(tried) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_anything_goes")
 def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type("Short", (GPT2Recall,), {"options": dataclasses.replace(GPT2Recall.options, **SHORT)})

@@ -233,6 +233,7 @@ def test_a_model_that_fails_its_task_is_refused() -> None:
         verify(model.model, model.truth, model.task, 50)
 
 
+@pytest.mark.slow
 def test_a_split_that_lacks_a_part_is_named() -> None:
     """132 ordered pairs of 12 keys: the 16 in the discovery split never have two of the keys."""
     model = Recall(TaskConfig(name="recall", pairs=2, keys=12, values=12)).compile()

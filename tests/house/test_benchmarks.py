@@ -14,6 +14,7 @@ from benchmarks.sections import SECTIONS
 from benchmarks.show import draw, table
 
 
+@pytest.mark.slow
 def test_candidates_take_turns_and_a_part_is_scaled() -> None:
     order: list[str] = []
 

@@ -114,6 +114,7 @@ def test_every_documented_defconfig_is_there_and_has_a_small_twin() -> None:
     assert small <= set(known)
 
 
+@pytest.mark.slow
 def test_an_experiment_of_another_analysis_says_whether_this_one_runs() -> None:
     for name, file in find_all(ROOT).items():
         menu: Menu = load(ROOT, file)

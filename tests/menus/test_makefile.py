@@ -55,6 +55,7 @@ def test_mechint_without_a_configuration_uses_the_default_and_says_so(tree: Tree
     assert "no .config" not in tree.make("mechint").stdout
 
 
+@pytest.mark.slow
 def test_plain_make_trains_when_the_configuration_trains_and_else_analyses(tree: Tree) -> None:
     assert tree.make("defconfig").returncode == 0
     assert tree.make().returncode == 0
@@ -129,6 +130,7 @@ def test_commands_are_shown_when_asked_for(tree: Tree) -> None:
     assert "--checkpoint=state-spaces/mamba-130m-hf" in tree.make("mechint", "V=1").stdout
 
 
+@pytest.mark.slow
 def test_skip_steps_reaches_a_study_once(tree: Tree) -> None:
     tree.make("defconfig-mamba-tiny-study")
     result = tree.make("mechint", "SKIP_STEPS=8 9 10")
@@ -141,6 +143,7 @@ def test_skip_steps_reaches_a_study_once(tree: Tree) -> None:
     assert result.returncode and "KNLP_MECHINT_STUDY is off in .config" in result.stderr and not tree.calls()
 
 
+@pytest.mark.slow
 def test_models_is_written_by_defconfig_alone(tree: Tree) -> None:
     tree.put("runs/final_model_stepV10.pt", "runs/final_model_stepV2.pt", "done/final_masks.pt")
     result = tree.make("defconfig-mamba-tiny-recall-mechint", "MODELS=runs")
@@ -193,6 +196,7 @@ def test_submit_passes_on_the_analyses_and_what_it_is_told(tree: Tree) -> None:
     assert 'SUBMIT="--submit-at-once 2"' in error_line(tree.make("submit", "PROCESSES=2"))
 
 
+@pytest.mark.slow
 def test_a_failed_command_leaves_the_configuration_alone(tree: Tree) -> None:
     tree.make("defconfig")
     before = tree.config
@@ -220,6 +224,7 @@ def test_odd_paths_reach_the_runner_as_they_are(tree: Tree) -> None:
     assert [call[call.index("--mode=posttrain") + 1] for call in tree.calls()] == [f"--checkpoint={name}"] * 2
 
 
+@pytest.mark.slow
 def test_a_stale_or_wrong_configuration_stops_every_target(tree: Tree) -> None:
     tree.make("defconfig")
     good = tree.config
@@ -275,6 +280,7 @@ def test_clean_keeps_results_and_mrproper_the_configuration_not(tree: Tree) -> N
     assert (tree.root / "output/__pycache__/kept").exists() and (tree.root / "mechint_analysis/results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_dropped_in_fragment_is_an_analysis(tree: Tree) -> None:
     (tree.root / "mamba/Kconfig.mechint.toy").write_text(
         'menuconfig KNLP_MECHINT_TOY\n\tbool "Toy"\n\thelp\n\t  A toy.\n\n'
@@ -333,6 +339,7 @@ def test_menuconfig_ends_with_its_terminal(tree: Tree, told: bool) -> None:
         process.kill()
 
 
+@pytest.mark.slow
 def test_menuconfig_saves_what_was_changed(tree: Tree) -> None:
     tree.make("defconfig")
     process, controller = _menuconfig(tree)

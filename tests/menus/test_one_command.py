@@ -100,6 +100,7 @@ def test_an_unknown_variable_stops_make_before_anything_runs(tree: Tree) -> None
 # ---- where the configuration lies -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_configuration_before_the_last_change_is_kept(tree: Tree) -> None:
     tree.make("defconfig")
     first, old = tree.config, tree.root / ".config.old"

@@ -92,12 +92,14 @@ def test_comments_and_blank_lines_are_fine(tmp_path: Path) -> None:
     assert load(ROOT, tmp_path / "file").syms["BATCH_SIZE"].str_value == "9"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(40))
 @given(st.integers(-10, 70000))
 def test_a_whole_number_is_taken_exactly_within_its_range(number: int) -> None:
     _taken("CONFIG_BATCH_SIZE", str(number), 1 <= number <= 65536, number)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(40))
 @given(st.floats(-1, 12, allow_nan=False))
 def test_a_fraction_is_taken_exactly_within_its_range(number: float) -> None:
@@ -171,6 +173,7 @@ def test_a_defconfig_is_minimal_and_survives_a_round_trip(tmp_path: Path, name: 
     assert menus.new_symbols(again) == []
 
 
+@pytest.mark.slow
 def test_defconfigs_write_to_directories_of_their_own() -> None:
     places = []
     for name, file in find_all(ROOT).items():
@@ -239,6 +242,7 @@ def test_an_odd_path_survives_writing_and_loading(tmp_path: Path) -> None:
     assert load(ROOT, tmp_path / ".config").syms["KNLP_MECHINT_CHECKPOINT"].str_value == odd
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40))
 def test_a_text_of_any_characters_is_one_line_and_itself_again(text: str) -> None:
     line = mapping.shown(text)

@@ -47,6 +47,7 @@ def test_every_site_equals_numpy(sizes: dict, batch: int, length: int, seed: int
         np.testing.assert_allclose(run[name].numpy(), correct, rtol=0, atol=1e-10 * largest, err_msg=name)
 
 
+@pytest.mark.slow
 @given(sizes=GPT2_SIZES, seed=st.integers(0, 50))
 @settings(max_examples=examples(6), deadline=None)
 def test_recording_and_identity_edits_keep_every_bit(sizes: dict, seed: int) -> None:
@@ -241,6 +242,7 @@ def test_gradients_flow_through_every_site_and_edit() -> None:
         assert gradient.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60), deadline=None)
 @given(st.data(), GPT2_SIZES, st.integers(0, 10_000))
 def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: dict[str, Any], seed: int) -> None:

@@ -72,6 +72,7 @@ def test_prefill_and_token_by_token_agree_under_an_edit_that_matters(name: str) 
     assert not changed[:2].any() and changed[2:].any()
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(30), deadline=None)
 @given(st.data(), LLAMA_SIZES, st.integers(0, 10_000))
 def test_any_cells_over_any_base_equal_one_run_each(data: st.DataObject, sizes: dict[str, Any], seed: int) -> None:

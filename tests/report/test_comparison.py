@@ -117,6 +117,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "save_figure", lambda path, size, draw: write_bytes(path, b"no figure"))
 
 
+@pytest.mark.slow
 def test_beyond_a_dozen_checkpoints_are_compared_along_the_training_step(tmp_path: Path) -> None:
     runs = training_run(tmp_path, 16)
     given = [runs[k] for k in (3, 15, 0, *(k for k in range(16) if k not in (0, 3, 15)))]

@@ -163,6 +163,7 @@ def test_a_word_is_dispatched_to_its_command(
         assert {"train": "--mamba-d-state", "score": "--random-every"}.get(words[0], "--ssm-steps") in said
 
 
+@pytest.mark.slow
 def test_an_unknown_command_is_one_line_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(MechintError, match=r"no command 'trase' \(did you mean trace"):
         subcommands.main(["trase"])

@@ -154,6 +154,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None
 TRACE = TraceConfig(prompts=8, eval_prompts=8, draws=1, sites="resid_post", sever="", bootstrap=100)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_an_analysis_that_fails_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

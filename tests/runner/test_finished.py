@@ -78,6 +78,7 @@ def test_other_code_and_other_inputs_are_another_request(
     assert is_finished(*done, capsys)
 
 
+@pytest.mark.slow
 def test_a_moved_checkpoint_or_text_is_the_same_and_a_changed_one_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

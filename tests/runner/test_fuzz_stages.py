@@ -154,6 +154,7 @@ def computed(stages: Stages) -> list[str]:
     return anew
 
 
+@pytest.mark.slow
 def test_a_damaged_stage_is_dropped_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert computed(Stages(tmp_path / "whole", "key")) == list(VALUES)
     assert computed(Stages(tmp_path / "whole", "key")) == []

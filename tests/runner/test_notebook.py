@@ -66,6 +66,7 @@ def trained(**more: Any) -> Any:
     return tiny_mamba(vocab_size=32, **more).requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_an_analysis_is_one_call_and_its_finished_run_is_read_again(tmp_path: Path) -> None:
     model = trained()
     options: dict[str, Any] = {"output_dir": tmp_path / "run", "prompts": 4, "eval_prompts": 16, "bootstrap": 100}

@@ -45,6 +45,7 @@ def test_a_killed_grid_goes_on_to_the_same_bits() -> None:
         assert all(torch.equal(a.silent, b.silent) for a, b in zip(again, whole, strict=True))
 
 
+@pytest.mark.slow
 def test_members_of_a_grid_are_what_they_are_alone() -> None:
     whole = weights(train_grid(grid(), source(), TRAINING))
     for name, config in grid().items():

@@ -275,6 +275,7 @@ def test_without_a_device_a_line_says_so_once(
             scan.choice._missing_triton.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INSIDE, reason="told once, outside")
 def test_nothing_is_imported_for_nothing() -> None:
     code = "import sys, mechint; mechint.scan.chosen(); assert 'mechint.scan.triton_kernel' not in sys.modules"

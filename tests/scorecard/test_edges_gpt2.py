@@ -338,6 +338,7 @@ def test_speakers_are_the_units_that_say_an_answer(name: str) -> None:
     assert sorted(says.nonzero().flatten().tolist()) == sorted(h * width + e for _, h, e in (p.unit for p in parts))
 
 
+@pytest.mark.slow
 def test_a_probe_finds_the_channels_that_say_the_answer_where_no_idle_head_holds_it_too() -> None:
     (alone,) = score_probes(compiled("gpt2_recall"), 128, SEED)
     assert (alone["accuracy"], alone["auroc"], alone["exact"]) == (1.0, 1.0, 1.0)

@@ -90,6 +90,7 @@ def test_recovery_of_a_perfect_dictionary_and_of_a_random_one() -> None:
     assert recovery(random, strengths @ directions, directions, strengths)["mean_cosine"] < 0.99
 
 
+@pytest.mark.slow
 def test_dictionaries_find_what_is_planted_and_not_another_models() -> None:
     rows = [row for row in score_dictionaries(100, 40_000, ("layers.0.state",)) if row["site"] == "layers.0.state"]
     found = {row["method"]: row for row in rows}
@@ -99,6 +100,7 @@ def test_dictionaries_find_what_is_planted_and_not_another_models() -> None:
     assert all(row["stranger_cosine"] < 0.45 and row["stranger_f1"] < 0.2 for row in rows)
 
 
+@pytest.mark.slow
 def test_probes_read_a_variable_where_it_is_and_not_elsewhere() -> None:
     found = {(row["site"], row["method"]): row for row in score_planted_probes(100, 96)}
     for method in ("lasso", "logistic"):

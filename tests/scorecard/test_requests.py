@@ -201,6 +201,7 @@ def test_it_is_one_line_of_two_processes(tmp_path: Path) -> None:
         assert line.startswith("error: ") and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(tmp_path: Path) -> None:
     options = ["--models=mamba,shift", "--seeds=2", "--output-dir", str(tmp_path / "out"), "--dry-run"]
     done = score(*options, processes="2")

@@ -217,6 +217,7 @@ def test_estimates_are_the_slopes_towards_the_twin() -> None:
         torch.testing.assert_close(parts.estimates(pair, 1), (values[:-1] - values[-1]) / 1e-6, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_channels_of_a_known_circuit_have_an_effect() -> None:
     """Nothing reads any channel but these: they, and all of them, are necessary and sufficient."""
     discovery, evaluation = loaders(model := known_circuit())

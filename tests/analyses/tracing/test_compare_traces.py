@@ -42,6 +42,7 @@ def traced(directory: Path, seed: int, prompts: str = "same", **changes: Any) ->
     return directory
 
 
+@pytest.mark.slow
 def test_differences_are_paired_over_what_both_answer(tmp_path: Path) -> None:
     one, other = (load_trace(traced(tmp_path / str(seed), seed)) for seed in (1, 2))
     raw = dataclasses.replace(other, raw={**other.raw, "trace": {**other.raw["trace"], "unit": one.unit}})
