@@ -9,7 +9,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .utils import interrupts  # noqa: F401  (before what takes seconds)
+from .utils import program  # noqa: F401  (before what takes seconds)
 
 # isort: split
 from . import old_paths

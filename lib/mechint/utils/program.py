@@ -1,0 +1,50 @@
+"""Settings of a program of this package that are made before the imports that take seconds.
+
+An interrupt while it imports is one line, and no traceback; threads of OpenMP that have nothing to do soon stop
+spinning. This module is imported before all others and does nothing in a program that only uses the package.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from .errors import INTERRUPTED
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+
+
+def is_ours() -> bool:
+    """True if the running program is ``mechint``, ``python -m mechint`` or a script of the repository."""
+    if "-m" in sys.orig_argv[:-1]:
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1] == __package__.partition(".")[0]
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return script is not None and (Path(script).resolve().parent == SCRIPTS or Path(script).name == "mechint")
+
+
+SPINS = "1000"
+"""Looks for work that a waiting thread of OpenMP takes before it sleeps. By default it spins for milliseconds behind
+every small operation, which is the best on idle cores and doubles the time where other programs use them."""
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+"""Variables of the environment; where one is set, threads wait as the environment says."""
+
+
+def give_way() -> None:
+    """Lets waiting threads sleep soon; read when OpenMP is loaded, with torch. No result depends on it."""
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def end(*_: object) -> None:
+    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+if is_ours():
+    give_way()
+in_main_thread = threading.current_thread() is threading.main_thread()
+if in_main_thread and is_ours() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, end)  # errors.exit_status takes it away
