@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from .modes import ModeGram, effective_order, memory_of
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(ABC):
     """Numbers of a layer from which its dynamics are described.
 
     Attributes:
@@ -39,9 +40,9 @@ class Measured:
     memory: Tensor
     shown: dict[str, Any]
 
+    @abstractmethod
     def lost(self, channels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean square that each mode's dropping changes of some channels, and with the others refitted, [mode]."""
-        raise NotImplementedError
 
 
 class OfScan(Measured):
