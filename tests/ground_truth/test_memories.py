@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mechint
 from mechint.analyses.circuits.methods.gradients import activation_magnitude, gradient_x_activation
+from mechint.analyses.circuits.methods.weights import weight_magnitude
 from mechint.ground_truth import FAMILIES, MEMORIES, Asked, Compiled, GroundTruth, answers, score_units, verify
 from mechint.ground_truth.blueprint import GAIN
 from mechint.ground_truth.memories.delta_rules import DeltaParity, DeltaRecall
@@ -35,6 +36,7 @@ from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import is_asked, scored, within_layers
 from mechint.scorecard.hard.cheap import gradient_size, reach
 from mechint.scorecard.methods import Budget, evaluator_of
+from mechint.scorecard.probes import speakers
 from mechint.scorecard.traces import positions, random_model
 from mechint.tasks import Prompts
 from mechint.utils.errors import MechintError
@@ -268,8 +270,51 @@ def test_a_method_that_patches_single_units_finds_the_circuit(name: str) -> None
 
 def test_methods_are_asked_of_the_kinds_that_they_rank() -> None:
     asked = {name: {key for key, method in METHODS.items() if is_asked(method, compiled(name))} for name in NAMES}
-    assert all({"search_mean", "attribution_mean_size", "patching_noise", "reach"} <= keys for keys in asked.values())
-    assert not any({"weight_magnitude", "delta_gradient", "rollout"} & keys for keys in asked.values())
+    assert all({"search_mean", "patching_noise", "reach", "weight_magnitude"} <= keys for keys in asked.values())
+    assert not any({"delta_gradient", "rollout"} & keys for keys in asked.values())
+    assert "atp_star" not in asked["hybrid_sections"] and "atp_star" in asked["delta_recall"]  # turned queries
+
+
+def test_sizes_of_weights_are_of_a_value_channel_s_own() -> None:
+    """By hand, of the second channel of the second head; of an attention head beside it, its key and its value."""
+    size = lambda *own: sum(float(part.square().sum()) for part in own) ** 0.5
+    for name in ("mamba2_latch", "delta_recall", "hybrid_sections"):
+        model = compiled(name).model
+        found = weight_magnitude(
+            evaluator_of(model, compiled(name).task, "zero", Budget(1, 4, 4, 10, model.scored_unit), 4)
+        )
+        units = units_named(model, model.scored_unit)
+        assert len(found) == units.total
+        for row in units.by_row:
+            [part] = (
+                part
+                for part in model.parts_of(row.layer).values()
+                if hasattr(part, "out_proj" if row.kind.name != "kv" else "o_proj")
+            )
+            if row.kind.name == "kv":
+                first, second = found[row.start], found[row.start + row.size // 2]
+                assert float(first) == pytest.approx(size(part.k_proj.weight[0]))
+                assert float(second) == pytest.approx(size(part.v_proj.weight[0]))
+                continue
+            e, inner = part.value_size + 1, part.heads * part.value_size
+            if name == "mamba2_latch":
+                own = (part.in_proj.weight[e], part.in_proj.weight[inner + e], part.conv1d.weight[e])
+            else:
+                v = 2 * part.key_heads * part.key_size + e
+                own = (part.in_proj_qkv.weight[v], part.in_proj_z.weight[e], part.conv1d.weight[v])
+            assert float(found[row.start + e]) == pytest.approx(size(*own, part.out_proj.weight[:, e]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probes_look_where_the_circuit_says_its_answers(name: str) -> None:
+    """Without the channels there that say answers, at most half of the answers are right."""
+    model = compiled(name)
+    site, says = speakers(model)
+    kept = (~says).float().view(model.model.sites[site].units)
+    prompts = model.task.sample(64, "train", 0)
+    assert right(model, prompts, []) == 1.0
+    assert right(model, prompts, [Edit(site, "scale", kept)]) <= 0.5
+    assert says.sum() < len(says) / 2
 
 
 def test_places_of_traces() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 
-from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, max_t_of, missed
+from mechint.utils.multiple_tests import ABOVE, BOTH, benjamini_hochberg, max_t, max_t_of, missed
 from mechint.utils.statistics import ClusterBootstrap, Estimate
 
 DRAWS = 60
@@ -112,6 +113,17 @@ def test_one_cell_alone(middle: float) -> None:
     for side in (BOTH, ABOVE):
         assert max_t_of(bootstrap, found, side) == pytest.approx(np.array(step_down(bootstrap, found, side)))
     assert max_t_of(bootstrap, found, ABOVE)[0] >= 1 - found.p[0] / 2 - 1e-12 or middle > 0
+
+
+def test_cells_that_no_prompt_of_a_draw_has_warn_of_nothing() -> None:
+    """A cell that one prompt alone has is in few draws, and one that no prompt has in none: no division by zero."""
+    values = np.random.default_rng(0).normal(size=(12, 3))
+    values[1:, 1] = np.nan
+    values[:, 2] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p = max_t(values, np.arange(12), 99, 0)
+    assert 0 < p[0] <= 1 and np.isnan(p[1:]).all()
 
 
 def test_what_samples_may_miss_by_hand() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ground_truth import FAMILIES, HARD, IMPOSED, MODELS, Compiled, score_units, verify
+from ..ground_truth import FAMILIES, HARD, IMPOSED, MEMORIES, MODELS, Compiled, score_units, verify
 from ..ground_truth.edges import DECLARED
 from ..interventions.units import units_named
 from ..tasks import Task
@@ -175,6 +175,7 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     }
     if name in DECLARED:
         found["edges"] = score_edges(compiled, config.edge_prompts, config.edges, seed)
+    if name in DECLARED or name in MEMORIES:
         found["probes"] = score_probes(compiled, config.probe_prompts, seed)
     if in_turn(name, seed, config):
         random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))

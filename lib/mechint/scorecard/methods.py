@@ -128,8 +128,13 @@ def cheap(model: Model, task: Task, budget: Budget, *, name: str) -> Tensor:
 
 
 def ranks(name: str) -> Callable[[Model], bool]:
-    """Gives whether a method of circuits can rank the kind of unit that is scored on a model."""
-    return lambda model: RANKINGS[name].refuse(units_named(model, model.scored_unit).kind) is None
+    """Gives whether a method of circuits can rank the units that are scored on a model."""
+
+    def fits(model: Model) -> bool:
+        method, units = RANKINGS[name], units_named(model, model.scored_unit)
+        return method.refuse(units.kind) is None and method.unable(model, units) is None
+
+    return fits
 
 
 def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: str = "zero", **named: str) -> Any:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..analyses.probes.fitting import Labelled, probe
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.planted import planted
 from ..interventions.model import Model
 from ..interventions.run import run
-from ..models.mamba import Mamba
+from ..models import gpt2
+from ..models.parts.attention import Attention
+from ..models.parts.delta import GatedDelta
+from ..models.parts.feed_forward import GatedMLP
+from ..models.parts.mamba1 import Mamba1Mixer
+from ..models.parts.mamba2 import Mamba2Mixer
 from ..tasks import Prompts, Task
+from ..utils.errors import MechintError
 from .cost import cost
 
 METHODS = ("lasso", "logistic")
@@ -32,29 +41,72 @@ def labelled(values: Any, task: Task, prompts: Prompts) -> Labelled:
 def speakers(compiled: Compiled) -> tuple[str, torch.Tensor]:
     """The site where the circuit's last layer writes answers, and the channels that write them, [channel] bool.
 
-    The site is ``gated`` of a Mamba; of a GPT-2 ``head_out``, its heads laid out side by side, or ``mlp_post`` where
-    neurons say them.
+    The site is ``gated`` of a recurrence; of attention ``head_out``, its heads laid out side by side, or ``mlp_post``
+    where neurons say them.
     """
     model, truth = compiled.model, compiled.truth
     layer = max(at for at, _ in truth.units("layer"))
-    weights = model.layers[layer]
     here = lambda kind: [unit for at, unit in truth.units(kind) if at == layer]
-    if isinstance(model, Mamba):
-        places = [("gated", weights.out_proj.weight, [e for (e,) in here("channel")])]
-    else:
-        values = [h * model.config.d_head + e for value, h, e in here("kv") if value]
-        places = [
-            ("head_out", weights.attn.c_proj.weight, values),
-            ("mlp_post", weights.mlp.c_proj.weight, [n for (n,) in here("mlp")]),
-        ]
     norm, head = model.ending
-    head = head * cast(torch.Tensor, norm.weight)  # [V, D]
+    head = head * (cast(torch.Tensor, norm.weight) + getattr(norm, "plus", 0.0))  # [V, D]
     found = []
-    for site, writes, units in places:
-        declared = torch.zeros(writes.shape[1], dtype=torch.bool)
-        declared[units] = True
-        found.append((f"layers.{layer}.{site}", declared & ((head @ writes).abs().amax(0) > 1e-6)))
+    for part in model.parts_of(layer).values():
+        for site, writes, units in writers(part, here):
+            declared = torch.zeros(writes.shape[1], dtype=torch.bool)
+            declared[units] = True
+            found.append((f"layers.{layer}.{site}", declared & ((head @ writes).abs().amax(0) > 1e-6)))
     return max(found, key=lambda place: int(place[1].sum()))
+
+
+Here = Callable[[str], list[tuple[int, ...]]]
+"""The declared units of a kind in one layer."""
+Writers = list[tuple[str, torch.Tensor, list[int]]]
+"""Sites of a part, what it adds to the stream for each number there [model, channel], and the declared channels."""
+
+
+@functools.singledispatch
+def writers(part: nn.Module, here: Here) -> Writers:
+    """The sites of a part that a linear map takes to the stream.
+
+    Raises:
+        MechintError: none is known of parts of this kind.
+    """
+    raise MechintError(f"no site is known where a {type(part).__name__} says answers; leave its model out")
+
+
+@writers.register
+def mamba_writers(part: Mamba1Mixer, here: Here) -> Writers:
+    return [("gated", part.out_proj.weight, [e for (e,) in here("channel")])]
+
+
+@writers.register(Mamba2Mixer)
+@writers.register(GatedDelta)
+def memory_writers(part: Any, here: Here) -> Writers:
+    return [("gated", part.out_proj.weight, [h * part.value_size + e for h, e in here("ssm_channel")])]
+
+
+@writers.register
+def head_writers(part: gpt2.Attention, here: Here) -> Writers:
+    width = part.c.d_head
+    return [("head_out", part.c_proj.weight, [h * width + e for value, h, e in here("kv") if value])]
+
+
+@writers.register
+def attention_writers(part: Attention, here: Here) -> Writers:
+    shared = part.n_head // part.n_kv_head  # heads that read the same values
+    units = [(h, e) for value, h, e in here("kv") if value]
+    each = [(h * shared + k) * part.d_head + e for h, e in units for k in range(shared)]
+    return [("head_gated" if part.gated else "head_out", part.o_proj.weight, each)]
+
+
+@writers.register
+def neuron_writers(part: gpt2.MLP, here: Here) -> Writers:
+    return [("mlp_post", part.c_proj.weight, [n for (n,) in here("mlp")])]
+
+
+@writers.register
+def gated_writers(part: GatedMLP, here: Here) -> Writers:
+    return [("mlp_post", part.down_proj.weight, [n for (n,) in here("mlp")])]
 
 
 def score_probes(compiled: Compiled, count: int, seed: int) -> list[dict[str, Any]]:

@@ -167,9 +167,10 @@ def null_trials(model: Model, task: Task, count: int, trials: int, seed: int) ->
     def least(means: Any) -> list[float]:
         flat = np.asarray(means, dtype=np.float64).reshape(len(prompts), -1)
         various = [len(np.unique(cell[~np.isnan(cell)].round(6))) >= count for cell in flat.T]
-        centred = (flat - np.nanmean(flat, 0))[:, various]
         if not any(various):
             return []
+        flat = flat[:, various]
+        centred = flat - np.nanmean(flat, 0)
         return [
             float(np.nanmin(max_t(centred[rows], each, NULL_DRAWS, int(s)), initial=1.0))
             for rows, s in zip(samples, seeds, strict=True)

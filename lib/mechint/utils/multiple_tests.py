@@ -29,7 +29,12 @@ def max_t(values: Array, clusters: Sequence[int] | NDArray[np.int64], draws: int
     """
     bootstrap = ClusterBootstrap(clusters, draws, seed)
     there = ~np.isnan(values)
-    return max_t_of(bootstrap, bootstrap.tested(np.divide, np.nan_to_num(values), there, present=there), side)
+    return max_t_of(bootstrap, bootstrap.tested(over_present, np.nan_to_num(values), there, present=there), side)
+
+
+def over_present(sums: Array, there: Array) -> Array:
+    """Means of the values that are there; NaN in a draw that has none of them."""
+    return np.divide(sums, there, out=np.full(np.shape(sums), np.nan), where=np.asarray(there) > 0)
 
 
 def max_t_of(bootstrap: ClusterBootstrap, found: Estimate, side: str = BOTH) -> Array:

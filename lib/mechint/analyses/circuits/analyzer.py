@@ -142,7 +142,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
                 f"the metric logit_diff compares with a counterfactual twin's answer, and the task "
                 f"{loader.task.name!r} has none of one token; choose kl, answer_logprob or loss"
             )
-        check_method(self.config.method, self.units.kind, loader.batches)
+        check_method(self.config.method, self.model, self.units, loader.batches)
 
     @torch.no_grad()
     def check_accuracy(self, loader: PromptLoader) -> Number | None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ....interventions.model import Model
 from ....interventions.unit_kinds import UnitKind
+from ....interventions.units import Units
 from ....tasks import Prompts
 from ....utils.errors import MechintError
 from ..search.learning import NotFinite
 from .attention import by_attention
-from .attribution_patching import atp_star, attribution_patching, eap_ig, eap_ig_activations, relp
+from .attribution_patching import atp_star, attribution_patching, eap_ig, eap_ig_activations, other_attention, relp
 from .delta import by_step
 from .evaluator import Evaluator
 from .gradients import activation_magnitude, attribution, attribution_size, gradient_x_activation
@@ -42,6 +44,7 @@ class Method:
         units: Kinds of unit that it ranks; empty for all.
         at_sites: True if it reads the units' numbers at sites, which latents of a dictionary are not.
         twins: True if it needs prompts with counterfactual twins and one answer token.
+        unable: Says why it cannot rank these units of a model, whatever their kind; None when it can.
         metric: The metric that its scores are of: ``preserved`` for that of the circuit, ``answers`` for
             :attr:`Evaluator.answer_metric`, a metric by name, or empty for none.
     """
@@ -53,6 +56,7 @@ class Method:
     twins: bool = False
     metric: str = ""
     at_sites: bool = False
+    unable: Callable[[Model, Units], str | None] = lambda model, units: None
 
     def scored_by(self, evaluator: Evaluator) -> str:
         """Returns the name of the metric that its scores are of; empty for none."""
@@ -62,7 +66,7 @@ class Method:
         """Says why it cannot rank units of this kind; None when it can."""
         if self.at_sites and not kind.at_sites:
             return f"it reads numbers at sites, and {kind.several} are not; choose another method or unit"
-        if not self.units or kind.name in self.units:
+        if not self.units or set(kind.name.split("+")) <= set(self.units):
             return None
         return f"it ranks units of the kind {', '.join(self.units)}, not {kind.several}; choose another method or unit"
 
@@ -118,7 +122,7 @@ METHODS: dict[str, Method] = {
     ),
     "atp_star": Method(
         atp_star, f"{ESTIMATE}, by gradients without each layer in turn, and attention computed anew",
-        "Kramár et al. 2024", twins=True, metric="logit_diff", at_sites=True,
+        "Kramár et al. 2024", twins=True, metric="logit_diff", at_sites=True, unable=other_attention,
     ),
     "probe": Method(
         probe, "norm of the weights of a linear probe of the answer", "Alain & Bengio 2016", at_sites=True
@@ -132,7 +136,8 @@ METHODS: dict[str, Method] = {
         at_sites=True,
     ),
     "weight_magnitude": Method(
-        weight_magnitude, "norm of the weights that are the unit's own", "baseline", ("channel", *PARTS)
+        weight_magnitude, "norm of the weights that are the unit's own", "baseline",
+        ("channel", "ssm_channel", *PARTS),
     ),
     "random": Method(random, "random numbers: the order of chance", "baseline"),
     **{
@@ -176,7 +181,7 @@ def scores_of(name: str, evaluator: Evaluator) -> Tensor:
         MechintError: the method cannot rank these units or prompts.
         NotFinite: a score is NaN or infinite.
     """
-    check(name, evaluator.units.kind, evaluator.batches)
+    check(name, evaluator.model, evaluator.units, evaluator.batches)
     scores = METHODS[name].score(evaluator).detach()
     if bad := int((~torch.isfinite(scores)).sum()):
         raise NotFinite(
@@ -185,14 +190,14 @@ def scores_of(name: str, evaluator: Evaluator) -> Tensor:
     return scores.to(evaluator.batches[0].tokens.device)
 
 
-def check(name: str, kind: UnitKind, batches: list[Prompts]) -> None:
-    """Refuses a method that cannot rank units of this kind on these prompts.
+def check(name: str, model: Model, units: Units, batches: list[Prompts]) -> None:
+    """Refuses a method that cannot rank these units on these prompts.
 
     Raises:
         MechintError: it cannot.
     """
     method = METHODS[name]
-    if reason := method.refuse(kind):
+    if reason := method.refuse(units.kind) or method.unable(model, units):
         raise MechintError(f"the method {name}: {reason}")
     if method.twins and any(batch.twins is None or batch.bad() is None for batch in batches):
         raise MechintError(

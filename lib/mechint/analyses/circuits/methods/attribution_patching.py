@@ -36,7 +36,6 @@ from ....interventions.run import run
 from ....interventions.units import Units
 from ....models import gpt2
 from ....tasks import Prompts
-from ....utils.errors import MechintError
 from ...metrics import answer_metric
 from .evaluator import Evaluator
 
@@ -232,7 +231,9 @@ def attended(model: Model, twin: Values, own: Values, grads: Values) -> Fixed:
         q, k, scores, slope = own[at + "q"], own[at + "k"], own[at + "scores"], grads[at + "pattern"]
         change = twin[at + site] - own[at + site]  # [prompt, position, head, channel]
         shared = q.shape[2] // k.shape[2]  # heads that read the same keys
-        pattern, scale = scores.softmax(-1), score_scale(attention_of(model, layer))
+        part = attention_of(model, layer)
+        assert part is not None  # others are refused
+        pattern, scale = scores.softmax(-1), score_scale(part)
         found = []
         for channel in range(q.shape[-1]):
             asks = (q if site == "k" else change)[..., channel]  # [prompt, reader, head]
@@ -245,19 +246,20 @@ def attended(model: Model, twin: Values, own: Values, grads: Values) -> Fixed:
     return fixed
 
 
-def attention_of(model: Model, layer: int) -> nn.Module:
-    """The part of a layer whose queries and keys these are.
+def other_attention(model: Model, units: Units) -> str | None:
+    """Says why queries and keys among these units cannot be judged by their pattern; None where they can."""
+    for layer in sorted({layer for layer, _ in queries_and_keys(units)}):
+        if attention_of(model, layer) is None:
+            return (
+                f"it knows queries and keys of a GPT-2 alone, and layer {layer} has other attention; choose another "
+                "unit (v, head) or eap_ig"
+            )
+    return None
 
-    Raises:
-        MechintError: no part of it is attention without a rotation.
-    """
-    for part in model.parts_of(layer).values():
-        if score_scale(part):
-            return part
-    raise MechintError(
-        f"the method atp_star: it knows queries and keys of a GPT-2 alone, and layer {layer} has other attention; "
-        "choose another unit (v, head) or eap_ig"
-    )
+
+def attention_of(model: Model, layer: int) -> nn.Module | None:
+    """The part of a layer whose scores are products of queries and keys alone; None where there is none."""
+    return next((part for part in model.parts_of(layer).values() if score_scale(part)), None)
 
 
 @functools.singledispatch
