@@ -15,9 +15,10 @@ from mechint.scorecard import METHODS, ScorecardConfig
 from mechint.scorecard.card import scored
 from mechint.scorecard.hard.from_file import method_from
 from mechint.scorecard.hard.several import rank_correlation, several_scores
-from mechint.scorecard.hard.which_method import KINDS, main, page
+from mechint.scorecard.hard.which_method import KINDS, as_text, kept, main, page
 from mechint.scorecard.summary import several
 from mechint.utils.errors import MechintError
+from tests.helpers.paths import ROOT
 
 
 def compiled(name: str) -> Compiled:
@@ -107,7 +108,8 @@ def card(*rows: tuple[str, str, int, float, dict[str, Any]]) -> dict[str, Any]:
         }
         for method, model, seed, auroc, beside in rows
     ]
-    return {"parts": parts, "methods": {"a": "good one", "b": "bad one"}, "order": ["a", "b"]}
+    budget = {"prompts": 64, "patch_prompts": 16, "steps": 60}
+    return {"parts": parts, "methods": {"a": "good one", "b": "bad one"}, "order": ["a", "b"], "config": budget}
 
 
 def test_the_page_says_what_finds_and_what_fails(tmp_path: Path) -> None:
@@ -116,16 +118,60 @@ def test_the_page_says_what_finds_and_what_fails(tmp_path: Path) -> None:
         ("a", "backup", 0, 1.0, {}), ("a", "backup", 1, 1.0, {}), ("b", "backup", 0, 0.8, together),
         ("b", "backup", 1, 0.6, together),
     )  # fmt: skip
-    text = page([done])
+    text = page(kept([done]))
     assert "* **a backup**: to the unit on every model and seed: good one. Mean AUROC below 0.95: bad one." in text
     assert "1.000 ●" in text and "0.700 (0 of 2)" in text and "0.750 (0 of 2)" in text
     assert "-0.300 [-1.571, 0.971]" in text  # two seeds: 0.1 · 12.706 on either side
     assert "loud decoys" not in text
     (tmp_path / "results.json").write_text(json.dumps(done))
-    main([str(tmp_path / "results.json"), "--page", str(tmp_path / "page.md")])
+    write = ["--page", str(tmp_path / "page.md")]
+    with pytest.raises(MechintError, match="no numbers to write a page from"):
+        main(write)
+    main([str(tmp_path / "results.json"), *write])
+    assert (tmp_path / "page.md").read_text() == text
+    (tmp_path / "page.md").unlink()
+    main(write)  # from the numbers beside it
     assert (tmp_path / "page.md").read_text() == text
     with pytest.raises(MechintError, match="none of these scorecards has a model of a known kind"):
-        page([card()])
+        page(kept([card()]))
+
+
+def test_a_later_card_adds_cells_and_replaces_its_own(tmp_path: Path) -> None:
+    first = card(("a", "backup", 0, 0.5, {}), ("b", "backup", 0, 0.625, {}))
+    second = card(("a", "backup", 0, 1.0, {}), ("a", "rare", 0, 0.75, {}))
+    for number, done in enumerate((first, second)):
+        (tmp_path / f"{number}.json").write_text(json.dumps(done))
+        main([str(tmp_path / f"{number}.json"), "--page", str(tmp_path / "page.md")])
+    data = json.loads((tmp_path / "page.json").read_text())
+    assert [(part["model"], [cell["auroc"] for cell in part["compiled"]]) for part in data["parts"]] == [
+        ("backup", [1.0, 0.625]), ("rare", [0.75])
+    ]  # fmt: skip
+    assert (tmp_path / "page.json").read_text() == as_text(kept([first, second]))
+    main([str(tmp_path / "1.json"), "--fresh", "--page", str(tmp_path / "page.md")])
+    assert "bad one" not in (tmp_path / "page.md").read_text()
+
+
+def test_cards_of_different_budgets_are_not_mixed() -> None:
+    one, other = (card(("a", model, 0, 0.5, {})) for model in ("backup", "rare"))
+    other["config"] = {**other["config"], "steps": 10}
+    with pytest.raises(MechintError, match=r"different budgets .*steps 60; .*steps 10"):
+        kept([one, other])
+
+
+def test_sizes_stand_on_the_page_with_their_intervals() -> None:
+    done = card(("a", "backup", 0, 1.0, {}), ("a", "backup", 1, 1.0, {}), ("b", "backup", 0, 0.5, {}))
+    for part, size in zip(done["parts"][:2], (8, 6), strict=True):
+        part["compiled"][0]["stops"] = {"size": size, "true": 8, "faithfulness": 0.96}
+    text = page(kept([done])).split("## Where `smallest` stops")[1].split("##")[0]
+    assert "| good one | 0.88 [-0.71, 2.46] (1 of 2) |" in text and "bad one" not in text  # 0.125 · 12.706
+    assert "`smallest`" not in page(kept([card(("a", "backup", 0, 1.0, {}))]))
+
+
+def test_the_page_of_the_docs_is_that_of_the_numbers_beside_it() -> None:
+    text = (ROOT / "docs" / "which_method.json").read_text()
+    data = json.loads(text)
+    assert len(text) < 300_000 and as_text(kept([data])) == text
+    assert page(data) == (ROOT / "docs" / "which_method.md").read_text()
 
 
 def test_every_model_is_of_one_kind() -> None:

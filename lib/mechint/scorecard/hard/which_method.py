@@ -1,11 +1,16 @@
 """Writes docs/which_method.md from finished scorecards: which methods found which kind of circuit, and which did not.
 
->>> python -m mechint.scorecard.hard.which_method output/card_hard/results.json … --page docs/which_method.md
+The numbers of the page stand beside it, in docs/which_method.json, so that a new card adds to them:
+
+>>> python -m mechint.scorecard.hard.which_method output/card_memories/results.json  # adds its cells
+>>> python -m mechint.scorecard.hard.which_method  # writes the page again
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +20,9 @@ from ...ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED
 from ...ground_truth.questions import QUESTIONS
 from ...report.markdown import table
 from ...utils import files
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, exit_status
 from ...utils.statistics import over_seeds
+from ..methods import METHODS
 
 KINDS: dict[str, tuple[str, ...]] = {
     "easy Mamba": tuple(BLUEPRINTS),
@@ -129,31 +135,122 @@ def differences(cells: Cells, titles: dict[str, str], kinds: list[str], referenc
     return table((f"less {titles[reference]}", *kinds), rows)
 
 
-def page(cards: Sequence[dict[str, Any]]) -> str:
-    """The page, as Markdown.
+def sizes(cells: Cells, titles: dict[str, str], kinds: list[str]) -> str:
+    """A table of the size that a method chooses over the declared one, with an interval over seeds."""
+
+    def said(method: str, kind: str) -> str:
+        seeds: dict[int, list[float]] = {}
+        for (name, model, seed), cell in cells.items():
+            if name == method and model in KINDS[kind] and "stops" in cell:
+                seeds.setdefault(seed, []).append(cell["stops"]["size"] / cell["stops"]["true"])
+        if not seeds:
+            return "–"
+        every, means = [ratio for own in seeds.values() for ratio in own], [fmean(own) for own in seeds.values()]
+        right = sum(ratio == 1 for ratio in every)
+        found = over_seeds(means, "seeds")[0] if len(means) > 1 else None
+        spread = f" [{found['low']:.2f}, {found['high']:.2f}]" if found else ""
+        return f"{fmean(means):.2f}{spread} ({right} of {len(every)})"
+
+    asked = {method: title for method, title in titles.items() if any(said(method, kind) != "–" for kind in kinds)}
+    shown = [kind for kind in kinds if any(said(method, kind) != "–" for method in asked)]
+    rows = [(title, *(said(method, kind) for kind in shown)) for method, title in asked.items()]
+    return table(("method", *shown), rows) if rows else ""
+
+
+BUDGET = ("prompts", "patch_prompts", "steps")
+"""Options of a card that all cells of a page share."""
+NUMBERS = ("method", "auroc", "average_precision", "exact", "units", "total", "several", "stops")
+"""Numbers of a cell that are kept: those that a second run gives again."""
+
+
+def kept(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers that a page is written from; where two cards have the same cell, that of the later one.
 
     Raises:
-        MechintError: no card has a model of any kind.
+        MechintError: cards of different budgets.
     """
+    budgets = [{name: card["config"][name] for name in BUDGET} for card in cards]
+    if any(budget != budgets[0] for budget in budgets):
+        said = "; ".join(", ".join(f"{name} {value}" for name, value in budget.items()) for budget in budgets)
+        raise MechintError(f"these scorecards have different budgets ({said}); score one of them again")
     cells = cells_of(cards)
-    known = {key: title for card in cards for key, title in card["methods"].items()}
-    order = list(dict.fromkeys(key for card in cards for key in card["order"]))
+    order = list(dict.fromkeys(key for known in (METHODS, *(card["order"] for card in cards)) for key in known))
     asked = {method for method, _, _ in cells}
-    titles = {key: known[key] for key in order if key in asked}
+    models = [model for own in KINDS.values() for model in own]
+    places = sorted({(model, seed) for _, model, seed in cells}, key=lambda place: (models.index(place[0]), place[1]))
+    return {
+        "schema": 1,
+        "config": budgets[0],
+        "methods": {key: title for card in cards for key, title in card["methods"].items() if key in asked},
+        "order": [key for key in order if key in asked],
+        "parts": [
+            {
+                "model": model,
+                "seed": seed,
+                "compiled": [
+                    {
+                        name: rounded(value)
+                        for name, value in cells[key, model, seed].items()
+                        if name in NUMBERS and value != {}
+                    }
+                    for key in order
+                    if (key, model, seed) in cells
+                ],
+            }
+            for model, seed in places
+        ],
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six digits."""
+    if isinstance(value, dict):
+        return {name: rounded(own) for name, own in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """The numbers as JSON, a line for each cell, so that a new card changes only its own lines."""
+    whole = {**data, "parts": []}
+    head = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
+    parts = [
+        json.dumps({"model": part["model"], "seed": part["seed"]})[:-1]
+        + ', "compiled": [\n'
+        + ",\n".join(json.dumps(cell, ensure_ascii=False, allow_nan=False) for cell in part["compiled"])
+        + "\n]}"
+        for part in data["parts"]
+    ]
+    return head.removesuffix('"parts": []\n}') + '"parts": [\n' + ",\n".join(parts) + "\n]\n}\n"
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page, as Markdown.
+
+    Args:
+        data: Result of :func:`kept`.
+
+    Raises:
+        MechintError: it has no model of any kind.
+    """
+    cells = cells_of([data])
+    titles = {key: data["methods"][key] for key in data["order"]}
     kinds = [kind for kind, models in KINDS.items() if any(model in models for _, model, _ in cells)]
     if not kinds:
         raise MechintError("none of these scorecards has a model of a known kind; score some with make ground-truth")
     models = sorted({model for _, model, _ in cells})
     seeds = sorted({seed for _, _, seed in cells})
+    of_each = {len({seed for _, model, seed in cells if model == name}) for name in models}
+    count = " to ".join(str(number) for number in sorted({min(of_each), max(of_each)}))
     parts = [
         "# Which method for which circuit",
         "Generated by `python -m mechint.scorecard.hard.which_method` from scorecards of the models "
         f"{', '.join(f'`{model}`' for model in models)}, seeds {', '.join(map(str, seeds))} "
-        "([known_circuits.md](known_circuits.md) describes them). No method was tuned on these seeds.",
+        "([known_circuits.md](known_circuits.md) describes them). No method was tuned on these seeds. All numbers are "
+        "in [which_method.json](which_method.json).",
         "\n".join(advice(cells, titles, kinds)),
         "## Ranking",
         "Mean AUROC of the circuit's units against all others; ● is the circuit to the unit on every model and seed, "
-        "else in brackets on how many of them.",
+        "else in brackets on how many of them; – is not asked.",
         ranking(cells, titles, kinds),
         "## What is needed",
         "Where there are several ways to the answers, AUROC of the units that are needed alone, of those of all ways "
@@ -161,12 +258,22 @@ def page(cards: Sequence[dict[str, Any]]) -> str:
         "declared shares of the answers' logits. – is not asked.",
         needed(cells, titles, kinds),
     ]
+    if ratios := sizes(cells, titles, kinds):
+        parts += [
+            "## Where `smallest` stops",
+            "Units of the circuit that a method chooses by the search `smallest` (the fewest that recover 95 % of the "
+            "effect on the discovery prompts; a mask search also prunes), over those of the smallest declared circuit "
+            "that suffices, without units that the ablation does not change: mean over models and seeds, 95 % interval "
+            "over seeds, and in brackets how often it is exactly that number. Below 1 the method stops short: fewer "
+            "units recover 95 %. Of superpositions no smallest circuit is declared.",
+            ratios,
+        ]
     reference = next(iter(titles))
     if len(seeds) > 1:
         parts += [
             "## Differences",
             "AUROC of a method less that of the first one on the same models, mean and 95 % interval "
-            f"over {len(seeds)} seeds ([statistics.md](statistics.md)).",
+            f"over {count} seeds ([statistics.md](statistics.md)).",
             differences(cells, titles, kinds, reference),
         ]
     return "\n\n".join(parts) + "\n"
@@ -174,12 +281,19 @@ def page(cards: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Writes the page that says which method found which circuit.")
-    parser.add_argument("results", nargs="+", type=Path, help="results.json of finished scorecards")
+    parser.add_argument("results", nargs="*", type=Path, help="results.json of finished scorecards, to be added")
     parser.add_argument("--page", type=Path, default=Path("docs/which_method.md"))
+    parser.add_argument("--fresh", action="store_true", help="leave out the numbers that are beside the page already")
     flags = parser.parse_args(arguments)
-    files.write_text(flags.page, page([files.read_json(path) for path in flags.results]))
-    print(f"written: {flags.page}")
+    beside: Path = flags.page.with_suffix(".json")
+    if not flags.results and (flags.fresh or not beside.exists()):
+        raise MechintError(f"{beside}: no numbers to write a page from; name results.json of finished scorecards")
+    old = [] if flags.fresh or not beside.exists() else [beside]
+    data = kept([files.read_json(path) for path in (*old, *flags.results)])
+    files.write_text(beside, as_text(data))
+    files.write_text(flags.page, page(data))
+    print(f"written: {flags.page} and {beside}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))
