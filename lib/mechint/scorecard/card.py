@@ -27,7 +27,9 @@ from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
 from .hard.from_file import method_from
+from .hard.recovery import curves, points, recover
 from .hard.several import several_scores
+from .hard.sizes import Sizes
 from .methods import METHODS, Budget, Method, outside_method
 from .options import ScorecardConfig
 from .probes import score_planted_probes, score_probes
@@ -84,7 +86,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             opened()  # makes the directory, before the other processes look
         workers.exchange(None)
         stages = opened()
-        parts, planted = collect(config, methods, stages)
+        parts, planted, again = collect(config, methods, stages)
         results = {
             "schema": 2,
             "key": key,
@@ -95,6 +97,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
             "models": {name: MODELS[name]().task.description for name in config.names},
             "groups": groups(config.names),
             **summarise(parts, planted, methods),
+            "recovery": curves(again, list(methods)),
             "parts": parts,
             "planted": planted,
             "manifest": manifest(),
@@ -119,8 +122,9 @@ def groups(names: list[str]) -> list[list[str]]:
 
 def collect(
     config: ScorecardConfig, methods: dict[str, Method], stages: Stages
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Runs :func:`measure` for each model and seed, and :func:`plant` for each seed; all processes share the work.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Runs :func:`measure` for each model and seed, :func:`plant` for each seed, and :func:`.hard.recovery.recover` for
+    each model, seed and point of a curve; all processes share the work.
 
     Nothing is planted where no dictionary is to be trained.
     """
@@ -131,14 +135,22 @@ def collect(
         for name in config.names
     }
     planted = {f"planted {seed}": functools.partial(plant, seed, config) for seed in seeds if config.sae_tokens}
-    work = {**models, **planted}
+    again = {
+        f"{name} {seed} {axis} {value:g}": functools.partial(
+            recover, name, seed, axis, value, functools.partial(judged, name, seed, config, methods)
+        )
+        for seed in seeds
+        for name in config.names
+        for axis, value in points(config)
+    }
+    work = {**models, **planted, **again}
     names, mine = list(work), {}
     with Progress("scorecard", len(names), quiet=0.0) as progress:
         for k in workers.deal(len(names)):
             mine[names[k]] = stages.get(names[k], work[names[k]])
             progress.step(names[k], k + 1 - progress.done)  # others are at those between
     every = {name: part for some in workers.exchange(mine) for name, part in some.items()}
-    return [every[name] for name in models], [every[name] for name in planted]
+    return [every[name] for name in models], [every[name] for name in planted], [every[name] for name in again]
 
 
 def plant(seed: int, config: ScorecardConfig) -> dict[str, Any]:
@@ -157,15 +169,18 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     if name not in IMPOSED:  # these are checked whenever they are loaded
         verify(compiled.model, compiled.truth, compiled.task, VERIFIED, "discovery", seed)
     fitting = {key: method for key, method in methods.items() if is_asked(method, compiled)}
-    curves = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
+    by_size = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
+    sizes = Sizes(compiled, config.prompts, config.steps) if config.sizes else None
     nulls: dict[str, Any] = {}
     with cost() as spent:
         places = positions(compiled, config.trace_prompts)
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
-        "compiled": [scored(compiled, key, method, config, curves, (name, seed)) for key, method in fitting.items()],
-        "best": curves.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual", unsure=True)),
+        "compiled": [
+            scored(compiled, key, method, config, by_size, (name, seed), sizes) for key, method in fitting.items()
+        ],
+        "best": by_size.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual", unsure=True)),
         "positions": places,
         "trace": spent,
         "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
@@ -189,6 +204,14 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     return {**found, "null": nulls, "seconds": time.perf_counter() - start}
 
 
+def judged(
+    name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method], compiled: Compiled
+) -> list[dict[str, Any]]:
+    """The scores of all methods that a model is asked by, without faithfulness at all sizes."""
+    fitting = {key: method for key, method in methods.items() if is_asked(method, compiled)}
+    return [scored(compiled, key, method, config, of=(name, seed)) for key, method in fitting.items()]
+
+
 def is_asked(method: Method, compiled: Compiled) -> bool:
     """True if a method is for this family and its ablation leaves a part of the circuit to be found."""
     fits = method.fits(compiled.model)
@@ -208,6 +231,7 @@ def scored(
     config: ScorecardConfig,
     curves: Curves | None = None,
     of: tuple[str, int] | None = None,
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
     """The score of one method on one model, against the mask that is declared; ``of``: its name and its seed."""
     truth, asked = (part(compiled.model, compiled.unit, method.ablation) for part in truths(compiled))
@@ -219,7 +243,8 @@ def scored(
     score = score_units(truth, values, f"{key} on {compiled.model.source}", asked)
     areas = curves.of(values) if curves else {}
     beside = several_scores(compiled, values, method.ablation)
-    return {"method": key, **dataclasses.asdict(score), **areas, **spent, **beside}
+    stops = sizes.of(method, values) if sizes else {}
+    return {"method": key, **dataclasses.asdict(score), **areas, **spent, **beside, **stops}
 
 
 def truths(compiled: Compiled) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

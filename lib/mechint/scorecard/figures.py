@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..report.figure_style import BLUE, GREY, INK, RED, save_figure
+from ..report.figure_style import BLUE, CYCLE, GREY, INK, RED, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SCALE = "viridis"
 """Perceptually even (Smith & van der Walt 2015), readable in grey and with any colour vision."""
+AXES = {"noise": "noise on all weights", "width": "directions of the residual stream"}
+"""Axes of curves of recovery, and their names."""
 
 
 def draw(results: dict[str, Any], path: Path) -> Path:
@@ -50,6 +52,47 @@ def asked_edges(results: dict[str, Any]) -> dict[str, str]:
 
 def whole(row: dict[str, Any]) -> str:
     return "●" if row["exact"]["low"] == 1.0 else ""
+
+
+def draw_recovery(results: dict[str, Any], path: Path) -> Path:
+    """AUROC over noise and over width: a panel for each model and axis, a line for each method."""
+    rows = [row for row in results["recovery"] if row["method"]]
+    panels = list(dict.fromkeys((row["axis"], row["model"]) for row in rows))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (axis, model) in zip(grid.flat, panels, strict=False):
+            panel(axes, [row for row in rows if (row["axis"], row["model"]) == (axis, model)], results["methods"])
+            axes.set_title(model)
+            axes.set_xlabel(AXES[axis])
+        grid[0, 0].set_ylabel("AUROC")
+        grid[0, 0].legend(fontsize=7, loc="lower left")
+
+    return save_figure(path, (3.4 * across, 2.9 * down), paint)
+
+
+def panel(axes: Axes, rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
+    """The lines of one model and axis, with intervals over seeds, no higher than 1."""
+    values = sorted({row["value"] for row in rows})
+    for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["value"])
+        x = [values.index(row["value"]) + 0.06 * (k - 2) for row in own]  # side by side, where lines lie on each other
+        y = [row["auroc"]["value"] for row in own]
+        edge = lambda row, end: row["auroc"]["value"] if row["auroc"][end] is None else row["auroc"][end]
+        spread = [
+            [max(0.0, row["auroc"]["value"] - edge(row, "low")) for row in own],
+            [max(0.0, min(1.0, edge(row, "high")) - row["auroc"]["value"]) for row in own],
+        ]
+        axes.errorbar(
+            x, y, yerr=spread, marker="o", markersize=3.5, capsize=2, elinewidth=0.9, color=CYCLE[k % len(CYCLE)],
+            linestyle="-" if k < len(CYCLE) else "--", label=titles[method],
+        )  # fmt: skip
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set_ylim(0.35, 1.03)
 
 
 def heat_map(

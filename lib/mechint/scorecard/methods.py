@@ -16,7 +16,7 @@ from torch import Tensor
 from ..analyses.ablation import ABLATIONS, Ablation
 from ..analyses.circuits.bench import Bench
 from ..analyses.circuits.methods.all_methods import METHODS as RANKINGS
-from ..analyses.circuits.methods.all_methods import scores_of
+from ..analyses.circuits.methods.all_methods import SEARCH, scores_of
 from ..analyses.circuits.methods.evaluator import Evaluator
 from ..analyses.circuits.search.learning import SearchOptions
 from ..analyses.loader import PromptLoader
@@ -62,12 +62,14 @@ class Method:
         ablation: Units that this ablation is blind to are not counted as the circuit's; ``zero`` is blind to none.
             Where no unit is left, the method is not asked.
         fits: True of a model that it can be asked of.
+        searches: True of a mask search, which chooses a size by searches of its own.
     """
 
     title: str
     scores: Callable[[Any, Task, Budget], Any]
     ablation: str = "zero"
     fits: Callable[[Model], bool] = lambda model: True
+    searches: bool = False
 
 
 def bench_of(
@@ -147,7 +149,7 @@ def row(key: str, title: str, how: Callable[..., Tensor], name: str, blind_to: s
         blind_to: As :attr:`Method.ablation`.
         named: Further arguments of ``how``.
     """
-    return key, Method(title, functools.partial(how, name=name, **named), blind_to, ranks(name))
+    return key, Method(title, functools.partial(how, name=name, **named), blind_to, ranks(name), name == SEARCH)
 
 
 METHODS: dict[str, Method] = dict(

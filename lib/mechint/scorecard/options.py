@@ -58,6 +58,19 @@ class ScorecardConfig:
         low=1,
         high=10_000,
     )
+    sizes: bool = option(
+        False,
+        "Let methods choose the size of a circuit, too, as the search smallest does: a mask search then takes eight "
+        "times as long",
+    )
+    noise: str = option(
+        "",
+        "Noise on all weights, separated by commas: the models are scored again with each, as a curve; 0 is none",
+    )
+    widths: str = option(
+        "",
+        "Widths of the residual stream, separated by commas: the models are scored again at each, as a curve",
+    )
     output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.html, .md and .png")
     rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..ground_truth.questions import QUESTIONS
 from ..report.compose import write_page
 from ..report.content import Block, Content, Figure, Section, Table, Text, table_section
-from .figures import by_place, draw, mark, titles_of
+from .figures import by_place, draw, draw_recovery, mark, titles_of
 
 NO = "✗ no"
 """A verdict that a reader must not miss."""
@@ -23,8 +23,8 @@ def write_scorecard(folder: Path, results: dict[str, Any]) -> list[Path]:
 
 def content(results: dict[str, Any]) -> Content:
     """The whole card: AUROC and exact recovery side by side, then every number, then where nothing is to be found."""
-    sections = [units_section, several_section, random_section, edge_section, trace_section, probe_section,
-                dictionary_section, nothing_section, numbers_section]  # fmt: skip
+    sections = [units_section, several_section, sizes_section, recovery_section, random_section, edge_section,
+                trace_section, probe_section, dictionary_section, nothing_section, numbers_section]  # fmt: skip
     every = [section for write in sections for section in write(results)]
     return Content("Scorecard: methods on models whose circuit is known", every, lead=headline(results))
 
@@ -101,6 +101,71 @@ def several_section(results: dict[str, Any]) -> list[Section]:
     )
     header = ("model", "method", "needed alone", "together", "sufficient", "shares")
     return [table_section("Hard models: what is needed", text, header, table_rows, range(2, 6))]
+
+
+def sizes_section(results: dict[str, Any]) -> list[Section]:
+    """Compares the sizes that methods choose with the declared ones."""
+    cells = {place: row for place, row in by_place(results).items() if "stops" in row}
+    if not cells:
+        return []
+    text = Text(
+        "Units of the circuit that a method chooses by the search `smallest`, the fewest that recover 95 % of the "
+        "effect on the discovery prompts, over those of the smallest declared circuit that suffices: mean over seeds, "
+        "least to most, and in brackets how often it is that number. – is not asked, or no such circuit is declared.",
+        soft=True,
+        code=True,
+    )
+
+    def said(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "–"
+        ratio, right = row["stops"]["ratio"], row["stops"]["right"]
+        spread = f"{ratio['value']:.2f} [{ratio['low']:.2f} … {ratio['high']:.2f}]"
+        return f"{spread} ({round(right['value'] * right['n'])} of {right['n']})"
+
+    def one(models: list[str]) -> Table:
+        asked = {key for key, model in cells if model in models}
+        titles = {key: title for key, title in titles_of(results, "methods").items() if key in asked}
+        rows = [(title, *(said(cells.get((key, model))) for model in models)) for key, title in titles.items()]
+        return Table(("size / declared", *models), rows, numbers(models))
+
+    having = {model for _, model in cells}
+    groups = [[model for model in group if model in having] for group in results["groups"]]
+    return [Section("Where the search for the smallest stops", [text, *(one(models) for models in groups if models)])]
+
+
+def recovery_section(results: dict[str, Any]) -> list[Section]:
+    """AUROC over noise and over width."""
+    rows = results.get("recovery", [])
+    if not rows:
+        return []
+    text = (
+        "AUROC of the circuit's units among all, mean and 95 % interval over seeds, where all weights have noise "
+        "(the standard deviation of what it does to a projection of inputs of size 1), and where the model is "
+        "wider. A curve ends where noise takes half of the margin or makes the declared truth wrong: there is no "
+        "circuit to find."
+    )
+    blocks: list[Block] = [Text(text, soft=True)]
+    if any(row["method"] for row in rows):
+        caption = "AUROC over noise on all weights, or over the width of the residual stream; intervals over seeds."
+        blocks.append(Figure("recovery.png", caption, partial(draw_recovery, results)))
+    said = [
+        (
+            row["model"],
+            row["axis"],
+            f"{row['value']:g}",
+            results["methods"].get(row["method"], "no circuit is left"),
+            f"{row['auroc']['value']:.3f}" if row["method"] else "–",
+            f"{row['auroc']['low']:.3f} … {min(1.0, row['auroc']['high']):.3f}"
+            if row["method"] and row["auroc"]["low"] is not None
+            else "–",
+            f"{row['exact']:.0%}" if row["method"] else "–",
+            f"{row['seeds'] - row['destroyed']} of {row['seeds']}",
+        )
+        for row in rows
+    ]
+    header = ("model", "axis", "value", "method", "AUROC", "interval", "exact", "seeds with a circuit")
+    return [Section("Noise and width", [*blocks, Table(header, said, range(4, 8))])]
 
 
 def areas_table(results: dict[str, Any], models: list[str]) -> Table:
@@ -207,10 +272,10 @@ def probe_section(results: dict[str, Any]) -> list[Section]:
         header = ("model", "accuracy", "shuffled", "AUROC of channels", "average precision")
         blocks += [
             Text(
-                "A lasso of the answer on the circuit's last layer (`gated`; of a GPT-2 `head_out` or `mlp_post`), at "
-                "the answer's position: accuracy on held-out prompts, that on shuffled labels, and how its weights "
-                "rank the channels that say the answers. A probe finds what is there, not what is used: where an idle "
-                "head reads the same, it may rank that head's channels first.",
+                "A lasso of the answer on the circuit's last layer (`gated`; of attention `head_out`, of neurons "
+                "`mlp_post`), at the answer's position: accuracy on held-out prompts, that on shuffled labels, and how "
+                "its weights rank the channels that say the answers. A probe finds what is there, not what is used: "
+                "where an idle head reads the same, it may rank that head's channels first.",
                 soft=True,
                 code=True,
             ),

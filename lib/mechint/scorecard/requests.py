@@ -15,6 +15,7 @@ from ..utils.errors import MechintError, did_you_mean
 from ..utils.options import check, listed
 from ..utils.rundir import check_writable, code_digest, fingerprint, noted
 from .hard.from_file import method_from
+from .hard.recovery import points
 from .methods import METHODS
 from .options import ScorecardConfig
 
@@ -32,6 +33,7 @@ def check_request(config: ScorecardConfig) -> None:
     config.chosen(METHODS)
     for path in listed(config.scores, "scores"):
         method_from(Path(path))
+    points(config)
 
 
 def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, Any]:
@@ -116,9 +118,10 @@ def plan(config: ScorecardConfig) -> str:
     old = check_place(config, dry=True)
     folder, names, last = Path(config.output_dir), config.names, config.first_seed + config.seeds - 1
     planted = ", and planted features for each seed" if config.sae_tokens else ""
-    items = config.seeds * (len(names) + bool(config.sae_tokens))
+    curves = f", at {len(points(config))} points of curves" if points(config) else ""
+    items = config.seeds * (len(names) * (1 + len(points(config))) + bool(config.sae_tokens))
     lines = [
-        f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}; items: {items}",
+        f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}{curves}; items: {items}",
         f"models: {', '.join(names)}",
         f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
         f"results: {folder / 'results.json'}, scorecard.html, .md and .png beside it",

@@ -110,6 +110,7 @@ def rows(parts: list[dict[str, Any]], methods: dict[str, Method]) -> Iterator[di
             },
             "exact": rate([cell["exact"] for cell in found]),
             **several([cell.get("several", {}) for cell in found]),
+            **stops([cell["stops"] for cell in found if "stops" in cell]),
         }
 
 
@@ -126,6 +127,19 @@ def several(cells: list[dict[str, Any]]) -> dict[str, Any]:
                 "exact": rate([value["exact"] for value in values]),
             }
     return {"several": found} if found else {}
+
+
+def stops(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over seeds: the size that a method chose over the declared one, how often it is that, and its faithfulness."""
+    if not cells:
+        return {}
+    ratios = [cell["size"] / cell["true"] for cell in cells]
+    found = {
+        "ratio": least_and_most(ratios),
+        "right": rate([ratio == 1 for ratio in ratios]),
+        "faithfulness": least_and_most([cell["faithfulness"] for cell in cells]),
+    }
+    return {"stops": found}
 
 
 def of_kind(parts: list[dict[str, Any]], kind: str, order: list[str]) -> Iterator[dict[str, Any]]:

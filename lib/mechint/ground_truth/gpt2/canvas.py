@@ -63,6 +63,10 @@ class GPT2Size(Sizes):
         heads = max(4, -(-self.d_model // wide) + 1)
         return replace(self, n_head=heads, d_head=wide).plus(layers=1, neurons=2 * wide, places=4)
 
+    def wide(self, d_model: int) -> GPT2Size:
+        """This size with heads for a residual stream of at least so many directions, and four times the neurons."""
+        return replace(self, n_head=-(-d_model // self.d_head), d_mlp=max(self.d_mlp, 4 * d_model))
+
 
 class GPT2Canvas:
     """A GPT-2 with the circuit drawn and nothing else, until :meth:`fill`.

@@ -63,6 +63,10 @@ class Size(Sizes):
         size = replace(self, d_model=width, d_inner=2 * width)  # a whole ratio: others' programs want one
         return replace(size, d_conv=max(4, self.d_conv), dt_rank=max(4, self.dt_rank + 2)).plus(states=4, layers=1)
 
+    def wide(self, d_model: int) -> Size:
+        """This size with a residual stream of so many directions, and twice as many channels."""
+        return replace(self, d_model=d_model, d_inner=2 * d_model)
+
 
 class Canvas:
     """A Mamba with the circuit drawn and nothing else, until :meth:`fill`.

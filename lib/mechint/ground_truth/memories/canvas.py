@@ -82,6 +82,12 @@ class StackSize(Sizes):
         )  # fmt: skip
         return replace(size, heads=self.expand * d_model // self.values) if self.expand else size
 
+    def wide(self, d_model: int) -> StackSize:
+        """This size with a residual stream of so many directions, and as many times more heads and neurons."""
+        more = lambda count: -(-count * d_model // self.d_model)
+        heads = self.expand * d_model // self.values if self.expand else more(self.heads)
+        return replace(self, d_model=d_model, heads=heads, readers=more(self.readers), neurons=more(self.neurons))
+
 
 class Canvas:
     """A stack with the circuit drawn and nothing else, until :meth:`fill`.
