@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mechint import scan
 from mechint.scan import matrix, matrix_native
 from mechint.scan.matrix import Writes
+from mechint.utils.errors import MechintError
 from tests.helpers.examples import examples
 
 needs_native = pytest.mark.skipif("native" not in [k for k, why in scan.available().items() if not why], reason="no C")
@@ -50,6 +51,8 @@ def by_loops(tensors: list[Tensor]) -> Tensor:
 
 @settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(shape=SHAPES, key_decay=st.booleans(), erases=st.booleans(), seed=st.integers(0, 99))
+@example(shape=(2, 5, 2, 3, 2 * matrix_native.BLOCK + 9), key_decay=False, erases=False, seed=0)
+@example(shape=(1, 4, 2, 3, matrix_native.BLOCK + 5), key_decay=True, erases=True, seed=1)
 def test_the_scan_is_the_formula(shape: tuple[int, ...], key_decay: bool, erases: bool, seed: int) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         tensors = drawn(shape, key_decay, erases, dtype, seed)
@@ -64,8 +67,10 @@ def test_the_scan_is_the_formula(shape: tuple[int, ...], key_decay: bool, erases
 @needs_native
 @pytest.mark.parametrize("key_decay", [False, True])
 @pytest.mark.parametrize("erases", [False, True])
-def test_the_c_form_has_the_same_bits_whole_in_pieces_and_in_steps(key_decay: bool, erases: bool) -> None:
-    w, query, initial = writes(drawn((2, 11, 3, 8, 17), key_decay, erases, torch.float32))
+@pytest.mark.parametrize("values", [17, 2 * matrix_native.BLOCK + 11])
+def test_the_c_form_has_the_same_bits_whole_in_pieces_and_in_steps(key_decay: bool, erases: bool, values: int) -> None:
+    """The columns go through a sequence in blocks, of which the last may be narrow."""
+    w, query, initial = writes(drawn((2, 11, 3, 8, values), key_decay, erases, torch.float32))
     assert matrix_native.serves(*w, query, initial)
     y, last = matrix.matrix_scan(w, query, initial)
     cut = lambda x, here: None if x is None else x[:, here]
@@ -103,6 +108,30 @@ def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: boo
         slopes[name] = torch.autograd.grad(whole, own)
     for found, expected in zip(slopes["native"], slopes["chunked"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_heads_that_share_keys_and_queries_read_as_if_each_had_its_own(dtype: torch.dtype, groups: int) -> None:
+    tensors = [tensor.requires_grad_() for tensor in drawn((2, 9, 6, 4, 5), False, False, dtype)]
+    decay, key, value, query, initial = tensors
+    shared = lambda x: x[:, :, :groups]
+    every = lambda x: shared(x).repeat_interleave(6 // groups, 2)
+    found = []
+    for each in (shared, every):
+        y, last = matrix.matrix_scan(Writes(decay, each(key), value), each(query), initial)
+        slopes = torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + last.sum(), tensors)
+        found.append((y, last, *slopes))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keys", "queries"), [(4, 4), (2, 3), (5, 6)])
+def test_groups_that_do_not_divide_the_heads_are_refused(keys: int, queries: int) -> None:
+    decay, key, value, query, initial = drawn((1, 3, 6, 4, 5), False, False, torch.float32)
+    with pytest.raises(MechintError, match="the head axis is"):
+        matrix.matrix_scan(Writes(decay, key[:, :, :keys], value), query[:, :, :queries], initial)
 
 
 @settings(max_examples=examples(20), deadline=None, derandomize=True)

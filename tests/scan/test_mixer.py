@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import mechint
 from mechint import Edit, scan
-from mechint.interventions.taps import Tap
+from mechint.interventions.taps import Scope, Tap
 from mechint.models import mamba
+from mechint.models.parts.mamba2 import INSIDE, Mamba2Mixer
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.examples import examples
 from tests.helpers.scans import drawn
@@ -140,3 +141,71 @@ def test_memories_behind_one_pass_are_those_of_the_steps() -> None:
         slow = model.trace(ids[:, :length], Tap())[1]
         for ours, theirs in zip(fast.layers, slow.layers, strict=True):
             assert torch.equal(ours.conv, theirs.conv) and torch.equal(ours.state, theirs.state)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 19)),
+    norm_first=st.booleans(),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=examples(30), deadline=None)
+def test_the_gated_norm_and_its_gradients(sizes: tuple[int, ...], norm_first: bool, seed: int) -> None:
+    """Against the formula in float64, one group after another."""
+    batch, length, groups, each = sizes
+    shape = batch, length, groups * each
+    y, gate, weight = (drawn(*size, seed=seed + k) for k, size in enumerate((shape, shape, shape[-1:])))
+    slope = drawn(*shape, seed=seed + 3)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        given_ = [x.detach().to(dtype).requires_grad_() for x in (y, gate, weight)]
+        if dtype == torch.float32:
+            out = scan.gated_norm(*given_, 1e-3, groups, norm_first)
+        else:
+            pieces = []
+            for own_y, own_gate, own_weight in zip(*(x.split(each, -1) for x in given_), strict=True):
+                read = own_y if norm_first else own_y * own_gate
+                normed = own_weight * read / ((read**2).sum(-1, keepdim=True) / each + 1e-3).sqrt()
+                pieces.append(normed * own_gate if norm_first else normed)
+            out = torch.cat(pieces, -1)
+        found.append([out, *torch.autograd.grad((out * slope.to(dtype)).sum(), given_)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=2e-5, atol=2e-5 * max(1.0, float(other.detach().abs().max()))
+        )
+
+
+def mamba2(norm: str, norm_groups: int, **more: Any) -> Mamba2Mixer:
+    torch.manual_seed(1)
+    return Mamba2Mixer(10, 6, 5, 7, 3, 4, norm=norm, norm_groups=norm_groups, **more).requires_grad_(False)
+
+
+@native
+@pytest.mark.parametrize(("norm", "norm_groups"), [("product", 1), ("product", 3), ("first", 2), ("none", 1)])
+@pytest.mark.parametrize("more", [{}, {"scales": (0.5, 2.0, 1.5, 0.7, 1.1), "in_scale": 0.5, "out_scale": 3.0}])
+def test_mamba2_in_one_pass_is_step_by_step_to_the_bit(norm: str, norm_groups: int, more: dict[str, Any]) -> None:
+    """Every site inside is recorded or nothing is; whole, and in pieces behind a cache, also shorter than the taps."""
+    mixer, n = mamba2(norm, norm_groups, **more), drawn(2, 9, 10)
+    scope = lambda *names: Scope(Tap(tuple(f"at.{name}" for name in names), ()), "at.")
+    found = []
+    for at in (scope("gated"), scope(*INSIDE)):
+        out, cache = mixer(n, mixer.empty_cache(2), at)
+        pieces, between = [], mixer.empty_cache(2)
+        for piece in n.split([2, 6, 1], 1):
+            own, between = mixer(piece, between, scope("gated") if at.wants("gated") else scope(*INSIDE))
+            pieces.append(own)
+        found.append((out, cache.conv, cache.state, between.conv, between.state, torch.cat(pieces, 1)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(found[0][5], found[0][0], rtol=1e-5, atol=1e-6)
+
+
+@native
+def test_mamba2_takes_one_pass_only_where_nobody_looks_inside_and_nobody_asks_for_gradients() -> None:
+    mixer, z = mamba2("product", 1), drawn(1, 3, 30)
+    none, gated, inside = (Scope(Tap(record, ()), "at.") for record in ((), ("at.gated",), ("at.dt",)))
+    assert mixer.in_one_pass(z, none) and mixer.in_one_pass(z, gated)
+    assert not mixer.in_one_pass(z, inside) and not mixer.in_one_pass(z.double(), none)
+    assert not mixer.in_one_pass(z.requires_grad_(), none)
+    assert not mixer.requires_grad_().in_one_pass(drawn(1, 3, 30), none)
+    cut = Scope(Tap((), [Edit("at.state", "cut", positions=[1], sources=[0])]), "at.")
+    assert not mixer.requires_grad_(False).in_one_pass(drawn(1, 3, 30), cut)

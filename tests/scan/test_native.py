@@ -25,7 +25,8 @@ from mechint import scan
 from mechint.sae import sparse
 from mechint.sae.base import Step
 from mechint.sae.topk import top
-from mechint.scan import native
+from mechint.scan import matrix, matrix_native, native
+from mechint.scan.matrix import Writes, matrix_scan
 from mechint.scan.selective import selective_scan
 from mechint.utils import compiled
 from mechint.utils.compiled import Arguments, reads, steps_through, writes
@@ -366,7 +367,7 @@ def test_what_does_not_fit_is_one_line_that_names_it() -> None:
 
 def prototypes() -> dict[str, list[str]]:
     """For each function of the C files that others call the names of its parameters."""
-    text = "\n".join(source.read_text() for source in (native.SOURCE, sparse.SOURCE))
+    text = "\n".join(source.read_text() for source in (native.SOURCE, sparse.SOURCE, matrix_native.SOURCE))
     found = re.findall(r"^void (\w+)\(([^)]*)\)", text, re.MULTILINE)
     return {name: [part.split()[-1].lstrip("*") for part in parameters.split(",")] for name, parameters in found}
 
@@ -386,11 +387,19 @@ def test_arguments_have_the_names_and_the_order_of_c(monkeypatch: pytest.MonkeyP
     real = compiled.call
     monkeypatch.setattr(native, "call", check)
     monkeypatch.setattr(sparse, "call", check)
+    monkeypatch.setattr(matrix_native, "call", check)
     args = [x.requires_grad_() for x in inputs(2, 9, 5, 3, 0, torch.float32)]
     y, _ = selective_scan(*args)
     decay = scan.decays(args[1], args[2])
     loss = y.sum() + decay.sum() + scan.read_out(decay, args[4]).sum() + scan.silu(y).sum() + scan.softplus(y).sum()
     (loss + scan.convolve(y, drawn(2, 2, 5), drawn(5, 3).requires_grad_(), None).sum()).backward()
+    normed = y.detach().requires_grad_()
+    scan.gated_norm(normed, normed, drawn(5), 1e-5, 1, True).sum().backward()
+    key, initial = drawn(1, 3, 2, 4).requires_grad_(), drawn(1, 2, 4, 3)
+    w = Writes(drawn(1, 3, 2), key, drawn(1, 3, 2, 3), key, key)
+    matrix_scan(w, key, initial)[0].sum().backward()
+    *_, state = matrix.states(w, initial)
+    matrix.read_at(key, state, 0)
     for architecture in ("topk", "batch_topk", "jumprelu"):
         small(architecture, 12, 40, 5).loss(activations(30, 12), Step()).total.backward()
     assert seen == set(names)

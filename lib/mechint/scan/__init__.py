@@ -22,7 +22,7 @@ from typing import Any
 
 from .attention_weights import hidden_attention, states
 from .choice import available, chosen, using
-from .mixer import convolve, convolved, gated, one_pass, silu, softplus
+from .mixer import convolve, convolved, finished, gated, gated_norm, one_pass, silu, softplus
 from .reference import recurrence
 from .selective import decays, read_out, selective_scan
 
@@ -33,7 +33,9 @@ __all__ = [
     "convolve",
     "convolved",
     "decays",
+    "finished",
     "gated",
+    "gated_norm",
     "hidden_attention",
     "one_pass",
     "read_out",

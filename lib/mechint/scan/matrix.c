@@ -73,23 +73,77 @@ static void write_and_read(float *restrict S, const float *restrict key, const f
     }
 }
 
+/* A block of columns of a state: N vectors side by side, of which the first `width` numbers are there. */
+#define WIDE 4
+static inline __attribute__((always_inline)) void load(Vec *to, const float *from, size_t N, size_t width)
+{
+    if (width < N * W) memset(to, 0, N * sizeof(Vec));
+    memcpy(to, from, 4 * width);
+}
+
+/* The whole sequence of one head for a block of columns: the columns know nothing of each other, and the block's states
+ * stay in the first-level cache. It does what decay_state and write_and_read do, number for number. */
+static inline __attribute__((always_inline)) void scan_block(
+    size_t N, size_t width, const float *decay, const float *key, const float *value, const float *erase,
+    const float *erased, const float *query, const float *initial, float *y, float *end, float *before, size_t L, size_t H,
+    size_t G, size_t K, size_t V, size_t own, size_t chunk, Vec *restrict S)
+{
+    for (size_t k = 0; k < K; k++) load(S + k * N, initial + k * V, N, width);
+    for (size_t t = 0; t < L; t++) {
+        const float *a = decay + t * H * (own ? K : 1), *x = key + t * G * K, *z = query + t * G * K;
+        Vec write[WIDE], read[WIDE], gone[WIDE];
+        if (before && t % chunk == 0)
+            for (size_t k = 0; k < K; k++) memcpy(before + (t / chunk * K + k) * V, S + k * N, 4 * width);
+        load(write, value + t * H * V, N, width);
+        for (size_t n = 0; n < N; n++) read[n] = gone[n] = (Vec){0};
+        if (erase) {
+            const float *p = erase + t * H * K, *r = erased + t * H * K;
+            for (size_t k = 0; k < K; k++)
+                for (size_t n = 0; n < N; n++) {
+                    Vec kept = a[own ? k : 0] * S[k * N + n];
+                    S[k * N + n] = kept;
+                    gone[n] = gone[n] + r[k] * kept;
+                }
+            for (size_t k = 0; k < K; k++)
+                for (size_t n = 0; n < N; n++) {
+                    Vec s = (S[k * N + n] - p[k] * gone[n]) + x[k] * write[n];
+                    S[k * N + n] = s;
+                    read[n] = read[n] + z[k] * s;
+                }
+        } else {
+            for (size_t k = 0; k < K; k++)
+                for (size_t n = 0; n < N; n++) {
+                    Vec s = a[own ? k : 0] * S[k * N + n] + x[k] * write[n];
+                    S[k * N + n] = s;
+                    read[n] = read[n] + z[k] * s;
+                }
+        }
+        memcpy(y + t * H * V, read, 4 * width);
+    }
+    for (size_t k = 0; k < K; k++) memcpy(end + k * V, S + k * N, 4 * width);
+}
+
 void matrix_scan(const float *decay, const float *key, const float *value, const float *erase, const float *erased,
                  const float *query, const float *initial, float *y, float *end, float *before, size_t L, size_t H,
-                 size_t K, size_t V, size_t own, size_t chunk, size_t first, size_t last, float *work)
+                 size_t G, size_t K, size_t V, size_t own, size_t chunk, size_t first, size_t last, float *work)
 {
-    float *S = work, *gone = work + K * V;
     size_t chunks = (L + chunk - 1) / chunk;
     for (size_t pair = first; pair < last; pair++) {
-        size_t b = pair / H, h = pair % H;
-        memcpy(S, initial + pair * K * V, 4 * K * V);
-        for (size_t t = 0; t < L; t++) {
-            size_t at = (b * L + t) * H + h;
-            if (before && t % chunk == 0) memcpy(before + (pair * chunks + t / chunk) * K * V, S, 4 * K * V);
-            decay_state(S, decay + (own ? at * K : at), own, erase ? erase + at * K : NULL,
-                        erased ? erased + at * K : NULL, gone, K, V);
-            write_and_read(S, key + at * K, value + at * V, query + at * K, y + at * V, K, V);
+        size_t b = pair / H, h = pair % H, g = (b * L * G + h / (H / G)) * K, at = b * L * H + h;
+        const float *p = erase ? erase + at * K : NULL, *r = erased ? erased + at * K : NULL;
+        for (size_t v = 0; v < V;) {
+            size_t from = pair * K * V + v, width = V - v < W ? V - v : W;
+            float *kept = before ? before + pair * chunks * K * V + v : NULL;
+            if (V - v >= WIDE * W) {
+                scan_block(WIDE, WIDE * W, decay + at * (own ? K : 1), key + g, value + at * V + v, p, r, query + g,
+                           initial + from, y + at * V + v, end + from, kept, L, H, G, K, V, own, chunk, (Vec *)work);
+                width = WIDE * W;
+            } else {
+                scan_block(1, width, decay + at * (own ? K : 1), key + g, value + at * V + v, p, r, query + g,
+                           initial + from, y + at * V + v, end + from, kept, L, H, G, K, V, own, chunk, (Vec *)work);
+            }
+            v += width;
         }
-        memcpy(end + pair * K * V, S, 4 * K * V);
     }
 }
 
@@ -97,14 +151,14 @@ void matrix_scan(const float *decay, const float *key, const float *value, const
  * of the state, and two rows. dS, the slope of the last state, becomes that of the initial one. */
 void matrix_back(const float *decay, const float *key, const float *value, const float *erase, const float *erased,
                  const float *query, const float *before, const float *dy, float *ddecay, float *dkey, float *dvalue,
-                 float *derase, float *derased, float *dquery, float *dS, size_t L, size_t H, size_t K, size_t V,
-                 size_t own, size_t chunk, size_t first, size_t last, float *work)
+                 float *derase, float *derased, float *dquery, float *dS, size_t L, size_t H, size_t G, size_t K,
+                 size_t V, size_t own, size_t chunk, size_t first, size_t last, float *work)
 {
     size_t size = K * V, chunks = (L + chunk - 1) / chunk;
     float *states = work, *row = work + (chunk + 1) * size, *gone = row + V, *unread = gone + V;
     for (size_t pair = first; pair < last; pair++) {
         size_t b = pair / H, h = pair % H;
-        float *restrict G = dS + pair * size;
+        float *restrict slopes = dS + pair * size;
         for (size_t c = chunks; c-- > 0;) {
             size_t begin = c * chunk, end = begin + chunk < L ? begin + chunk : L;
             memcpy(states, before + (pair * chunks + c) * size, 4 * size);
@@ -129,32 +183,32 @@ void matrix_back(const float *decay, const float *key, const float *value, const
                     float x = q[i], z = k[i];
                     dquery[at * K + i] = dot(S + i * V, slope, V);
                     for (size_t j = 0; j < V; j++) {
-                        float g = G[i * V + j] + x * slope[j];
-                        G[i * V + j] = g;
+                        float g = slopes[i * V + j] + x * slope[j];
+                        slopes[i * V + j] = g;
                         dv[j] += z * g;
                     }
-                    dkey[at * K + i] = dot(G + i * V, v, V);
+                    dkey[at * K + i] = dot(slopes + i * V, v, V);
                 }
                 if (erase) {
                     const float *restrict p = erase + at * K, *restrict r = erased + at * K;
                     for (size_t i = 0; i < K; i++) {
                         float x = p[i], y = r[i] * a[own ? i : 0];
                         for (size_t j = 0; j < V; j++) {
-                            row[j] += x * G[i * V + j];
+                            row[j] += x * slopes[i * V + j];
                             gone[j] += y * past[i * V + j];
                         }
                     }
                     for (size_t i = 0; i < K; i++) {
                         float x = r[i];
-                        derase[at * K + i] = -dot(G + i * V, gone, V);
+                        derase[at * K + i] = -dot(slopes + i * V, gone, V);
                         derased[at * K + i] = -dot(past + i * V, row, V) * a[own ? i : 0];
-                        for (size_t j = 0; j < V; j++) G[i * V + j] -= x * row[j];
+                        for (size_t j = 0; j < V; j++) slopes[i * V + j] -= x * row[j];
                     }
                 }
                 float all = 0;
                 for (size_t i = 0; i < K; i++) {
-                    float da = dot(past + i * V, G + i * V, V), x = a[own ? i : 0];
-                    for (size_t j = 0; j < V; j++) G[i * V + j] *= x;
+                    float da = dot(past + i * V, slopes + i * V, V), x = a[own ? i : 0];
+                    for (size_t j = 0; j < V; j++) slopes[i * V + j] *= x;
                     if (own) ddecay[at * K + i] = da;
                     all += da;
                 }

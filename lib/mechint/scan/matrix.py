@@ -17,9 +17,11 @@ from torch import Tensor
 
 from . import matrix_native
 from .checks import check_sizes
+from .matrix_native import each_head
 
 HEADS = ("batch", "position", "head")
 KEYS = (*HEADS, "key")
+SHARED = ("batch", "position", "group", "key")
 
 
 class Writes(NamedTuple):
@@ -39,15 +41,24 @@ class Writes(NamedTuple):
 
 def check(w: Writes, query: Tensor, initial: Tensor) -> None:
     """Raises :class:`MechintError` for shapes that disagree; the axis is named."""
+    keys = SHARED if in_groups(w, query) else KEYS
     check_sizes(
         "the recurrence",
         {
-            "decay": (w.decay, HEADS if w.decay.dim() == 3 else KEYS), "key": (w.key, KEYS),
-            "value": (w.value, (*HEADS, "value")), "query": (query, KEYS), "erase": (w.erase, KEYS),
+            "decay": (w.decay, HEADS if w.decay.dim() == 3 else KEYS), "key": (w.key, keys),
+            "value": (w.value, (*HEADS, "value")), "query": (query, keys), "erase": (w.erase, KEYS),
             "erased": (w.erased, KEYS), "initial": (initial, ("batch", "head", "key", "value")),
         },
         empty=True,
     )  # fmt: skip
+
+
+def in_groups(w: Writes, query: Tensor) -> bool:
+    """True if keys and queries are those of groups of neighbouring heads, of equal size."""
+    if w.key.dim() != 4 or query.dim() != 4 or w.value.dim() != 4:
+        return False
+    heads, groups = w.value.shape[2], w.key.shape[2]
+    return 0 < groups < heads and groups == query.shape[2] and heads % groups == 0
 
 
 def decayed(state: Tensor, w: Writes, t: int) -> Tensor:
@@ -101,8 +112,10 @@ def states(w: Writes, initial: Tensor) -> Iterator[Tensor]:
 def matrix_scan(w: Writes, query: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """y_t = q_tᵀ S_t, [B, L, H, V], and the last state [B, H, K, V].
 
+    Keys and queries may be those of groups of neighbouring heads, [B, L, G, K] with G a divisor of H.
+
     Args:
-        query: q [B, L, H, K].
+        query: q [B, L, H, K] or [B, L, G, K].
         initial: The state before the first position, [B, H, K, V].
     """
     check(w, query, initial)
@@ -110,7 +123,8 @@ def matrix_scan(w: Writes, query: Tensor, initial: Tensor) -> tuple[Tensor, Tens
     if matrix_native.serves(*arguments):
         y, last = matrix_native.Scan.apply(*arguments)
         return y, last
-    return plain_scan(*arguments)
+    heads = w.value.shape[2]
+    return plain_scan(*w._replace(key=each_head(w.key, heads)), each_head(query, heads), initial)
 
 
 def plain_scan(

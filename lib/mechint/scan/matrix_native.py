@@ -21,6 +21,8 @@ from .choice import chosen
 SOURCE = Path(__file__).with_name("matrix.c")
 CHUNK = 32
 """Positions between two saved states; the states of a chunk are made again for its gradients."""
+BLOCK = 32
+"""Columns of a state that go through a sequence together: WIDE · W of matrix.c."""
 SMALL = 1 << 16
 """State updates below which threads cost more than they save."""
 
@@ -61,19 +63,20 @@ def _call(name: str, arguments: Arguments, pairs: int, updates: int, scratch: in
 
 
 class Sizes(NamedTuple):
-    """Rows, positions, heads, keys and values, and whether every key has a decay of its own."""
+    """Rows, positions, heads, heads that share keys and queries, keys, values; does every key have its own decay?"""
 
     B: int
     L: int
     H: int
+    G: int
     K: int
     V: int
     own: bool
 
     @staticmethod
     def of(decay: Tensor, key: Tensor, value: Tensor) -> Sizes:
-        B, L, H, K = key.shape
-        return Sizes(B, L, H, K, value.shape[3], decay.dim() == 4)
+        B, L, G, K = key.shape
+        return Sizes(B, L, value.shape[2], G, K, value.shape[3], decay.dim() == 4)
 
     @property
     def updates(self) -> int:
@@ -87,10 +90,10 @@ class Sizes(NamedTuple):
 
     def inputs(self, write: bool, *tensors: Tensor | None) -> Arguments:
         """decay, key, value, erase, erased and query as C takes them, or their gradients."""
-        B, L, H, K, V, own = self
+        B, L, H, G, K, V, own = self
         shapes = {
-            "decay": (B, L, H, K) if own else (B, L, H), "key": (B, L, H, K), "value": (B, L, H, V),
-            "erase": (B, L, H, K), "erased": (B, L, H, K), "query": (B, L, H, K),
+            "decay": (B, L, H, K) if own else (B, L, H), "key": (B, L, G, K), "value": (B, L, H, V),
+            "erase": (B, L, H, K), "erased": (B, L, H, K), "query": (B, L, G, K),
         }  # fmt: skip
         array = writes if write else reads
         return {
@@ -100,7 +103,12 @@ class Sizes(NamedTuple):
 
     def counts(self) -> Arguments:
         """The sizes as C takes them."""
-        return {"L": self.L, "H": self.H, "K": self.K, "V": self.V, "own": int(self.own), "chunk": CHUNK}
+        return {"L": self.L, "H": self.H, "G": self.G, "K": self.K, "V": self.V, "own": int(self.own), "chunk": CHUNK}
+
+
+def each_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or queries of every head, [B, L, H, K], of those that neighbouring heads share, [B, L, G, K]."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], 2)
 
 
 def scan(initial: Tensor, before: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -108,13 +116,13 @@ def scan(initial: Tensor, before: Tensor | None, *inputs: Tensor | None) -> tupl
     decay, key, value = inputs[:3]
     assert decay is not None and key is not None and value is not None
     size = Sizes.of(decay, key, value)
-    B, L, H, K, V, _ = size
+    B, L, H, _, K, V, _ = size
     y, end = value.new_empty(B, L, H, V), value.new_empty(B, H, K, V)
     arguments: Arguments = {
         **size.inputs(False, *inputs), "initial": reads(initial, B, H, K, V), "y": writes(y, B, L, H, V),
         "end": writes(end, B, H, K, V), "before": writes(before, *size.kept), **size.counts(),
     }  # fmt: skip
-    _call("matrix_scan", arguments, B * H, size.updates, K * V + V)
+    _call("matrix_scan", arguments, B * H, size.updates, K * BLOCK)
     return y, end
 
 
@@ -136,15 +144,19 @@ class Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> Any:
         before, *inputs = ctx.saved_tensors
+        shared = inputs[1].shape[2]
+        inputs[1], inputs[5] = (each_head(inputs[k], inputs[2].shape[2]) for k in (1, 5))
         size = Sizes.of(*inputs[:3])
         slopes = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
         of_state = dlast.clone(memory_format=torch.contiguous_format)
-        B, L, H, K, V, _ = size
+        B, L, H, _, K, V, _ = size
         arguments: Arguments = {
             **size.inputs(False, *inputs), "before": reads(before, *size.kept), "dy": reads(dy, B, L, H, V),
             **size.inputs(True, *slopes), "dS": writes(of_state, B, H, K, V), **size.counts(),
         }  # fmt: skip
         _call("matrix_back", arguments, B * H, 3 * size.updates, (CHUNK + 1) * K * V + 3 * V)
+        for k in (1, 5):
+            slopes[k] = slopes[k].unflatten(2, (shared, -1)).sum(3)  # type: ignore[union-attr]
         return *slopes, of_state
 
 

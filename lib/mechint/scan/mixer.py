@@ -87,6 +87,50 @@ def gated(
     return y, last
 
 
+def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int, norm_first: bool) -> Tensor:
+    """The RMS norm of each group of y ⊙ gate, or of y and then ⊙ gate.
+
+    Args:
+        y, gate: [..., channel], in at least float32; the gate is behind its activation.
+        weight: [channel].
+        eps: Added to the mean square.
+        groups: Groups of neighbouring channels that are normed apart.
+        norm_first: True if the gate multiplies what the norm gives.
+
+    Returns:
+        [..., channel].
+    """
+    if chosen(y) == chosen(gate) == chosen(weight) == "native":
+        return _GatedNorm.apply(y, gate, weight, eps, groups, norm_first)
+    return plain_gated_norm(y, gate, weight, eps, groups, norm_first)
+
+
+def plain_gated_norm(y: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int, norm_first: bool) -> Tensor:
+    """:func:`gated_norm` in torch."""
+    wide = y if norm_first else y * gate
+    parts = wide.unflatten(-1, (groups, -1))
+    normed = weight * (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+    return normed * gate if norm_first else normed
+
+
+def finished(y: Tensor, u: Tensor, skip: Tensor, z: Tensor, norm: tuple[Tensor, float, int, bool] | None) -> Tensor:
+    """(y + skip ⊙ u) ⊙ SiLU(z), normed, in one pass without gradients.
+
+    Args:
+        y, u, z: [batch, position, channel]; u and z may be slices of wider tensors.
+        skip: [channel].
+        norm: Weight, eps, groups and norm_first of :func:`gated_norm`; None where there is no norm.
+    """
+    shape, channels = y.shape, y.shape[-1]
+    weight, eps, groups, norm_first = norm or (skip, 0.0, 1, False)
+    order = 0 if norm is None else 2 if norm_first else 1
+    rows = lambda x: _spaced(x).as_strided((len(x) * x.shape[1], channels), (x.stride(1), 1), x.storage_offset())
+    u, z = _spaced(u), _spaced(z)
+    return native.finish(
+        y.reshape(-1, channels), rows(u), skip, rows(z), weight, eps, channels // groups, True, order
+    ).view(shape)
+
+
 def _spaced(x: Tensor) -> Tensor:
     """x whose rows are a whole number of equally spaced positions: of a slice of channels as it is, else a copy."""
     x = plain(x)
@@ -122,6 +166,29 @@ class _Elementwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return (torch.ops.aten.silu_backward(grad, x) if ctx.name == "silu" else grad * x.sigmoid()), None
+
+
+class _GatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int, norm_first: bool) -> Tensor:
+        ctx.save_for_backward(y, gate, weight)
+        ctx.rest = eps, groups, norm_first
+        channels = y.shape[-1]
+        rows = (x.reshape(-1, channels).contiguous() for x in (y, gate))
+        order = 2 if norm_first else 1
+        return native.finish(next(rows), None, None, next(rows), weight, eps, channels // groups, False, order).view(
+            y.shape
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        asked = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
+        tensors = [x.detach().requires_grad_(wanted) for x, wanted in asked]
+        with torch.enable_grad():
+            out = plain_gated_norm(*tensors, *ctx.rest)
+        found = iter(torch.autograd.grad(out, [x for x in tensors if x.requires_grad], grad))
+        return *(next(found) if x.requires_grad else None for x in tensors), None, None, None
 
 
 class _Convolution(torch.autograd.Function):

@@ -227,6 +227,46 @@ void mix_softplus(const float *x, float *out, size_t size, size_t first, size_t 
     }
 }
 
+/* The end of a mixer whose heads have matrix memories, row by row: (y + skip u) times the gate, and its norm in groups of
+ * `group` neighbours. u and skip may be NULL. raw: the gate is SiLU of what is given. order: 0 has no norm, 1 norms the
+ * product, 2 norms before it gates. Rows of u and of the gate begin `u_stride` and `gate_stride` apart. */
+void mix_finish(const float *y, const float *u, const float *skip, const float *gate, const float *weight,
+                const float *eps, float *out, size_t u_stride, size_t gate_stride, size_t E, size_t group, size_t raw,
+                size_t order, size_t first, size_t last)
+{
+    for (size_t row = first; row < last; row++) {
+        const float *from = y + row * E, *g = gate + row * gate_stride;
+        float *to = out + row * E;
+        for (size_t begin = 0; begin < E; begin += group) {
+            V squares = (V){0};
+            for (size_t e = begin; e < begin + group; e += W) {
+                size_t count = begin + group - e < W ? begin + group - e : W;
+                V w = load(from + e, count);
+                if (u) w = w + load(skip + e, count) * load(u + row * u_stride + e, count);
+                if (order < 2) {
+                    V by = load(g + e, count);
+                    w = w * (raw ? vsilu(by) : by);
+                }
+                squares = squares + w * w;
+                store(to + e, w, count);
+            }
+            if (!order) continue;
+            float sum = 0;
+            for (size_t k = 0; k < W; k++) sum += squares[k];
+            float scale = 1 / __builtin_sqrtf(sum / (float)group + *eps);
+            for (size_t e = begin; e < begin + group; e += W) {
+                size_t count = begin + group - e < W ? begin + group - e : W;
+                V w = load(weight + e, count) * (load(to + e, count) * scale);
+                if (order == 2) {
+                    V by = load(g + e, count);
+                    w = w * (raw ? vsilu(by) : by);
+                }
+                store(to + e, w, count);
+            }
+        }
+    }
+}
+
 /* Gradients of mix_conv without SiLU: dx [rows, L, E], dmemory [rows, K - 1, E], dweight [K, E], dbias [E]; blocks
  * first .. last - 1 of channels. Sums over positions are taken `chunk` at a time, then over the chunks. work: 3 K. */
 void mix_conv_back(const float *grad, const float *x, const float *memory, const float *weight, float *dx,

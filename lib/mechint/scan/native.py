@@ -155,6 +155,33 @@ def elementwise(name: str, x: Tensor) -> Tensor:
     return out.view(x.shape)
 
 
+def finish(
+    y: Tensor, u: Tensor | None, skip: Tensor | None, gate: Tensor, weight: Tensor, eps: float, group: int, raw: bool,
+    order: int,
+) -> Tensor:  # fmt: skip
+    """mix_finish of native.c: y, u and the gate [row, channel], skip and weight [channel]; channels are neighbours."""
+    rows, channels = y.shape
+    out = y.new_empty(y.shape)
+    u_stride = 0 if u is None else u.stride(0)
+    arguments: Arguments = {
+        "y": reads(y, rows, channels),
+        "u": steps_through(u, (u_stride, 1), rows, channels),
+        "skip": reads(skip, channels),
+        "gate": steps_through(gate, (gate.stride(0), 1), rows, channels),
+        "weight": reads(weight, channels),
+        "eps": reads(torch.tensor([eps]), 1),
+        "out": writes(out, rows, channels),
+        "u_stride": u_stride,
+        "gate_stride": gate.stride(0),
+        "E": channels,
+        "group": group,
+        "raw": int(raw),
+        "order": order,
+    }
+    _call("mix_finish", rows, y.numel(), arguments)
+    return out
+
+
 def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, silu: bool) -> None:
     """mix_conv of native.c: x's and memory's channels are neighbours, and so are memory's positions."""
     (rows, length, channels), taps = x.shape, len(weight)

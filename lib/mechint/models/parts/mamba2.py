@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ... import scan
 from ...interventions.taps import Scope
 from ...scan.checks import accumulate
-from ...scan.matrix import Writes
+from ...scan.matrix import Writes, matrix_scan
 from .base import PartSite
 from .convolution import CHANNELS, CausalConvolution
 from .feed_forward import ACTIVATIONS
@@ -22,6 +22,11 @@ from .norms import GatedRMSNorm
 from .recurrence import HEADS, VALUES, MemoryCache, Recurrence, initial_step_biases
 
 GROUPS = ("batch", "position", "group", "state")
+INSIDE = (
+    "z", "x", "conv", "conv_state", "u", "dt", "B", "C", "value", "key", "query", "decay", "write", "state", "readout",
+    "scan_out", "y", "gate",
+)  # fmt: skip
+"""The sites of a mixer that no one may read or edit where it computes in one pass."""
 
 
 class Mamba2Mixer(Recurrence):
@@ -106,6 +111,9 @@ class Mamba2Mixer(Recurrence):
         if self.scales is not None:
             split = split * torch.cat([split.new_full((size,), scale) for scale, size in self.scales])
         z, x, low = split.split(self.sizes, -1)
+        if self.in_one_pass(z, at):
+            inner, new = self.mix_in_one_pass(z, x, low, cache)
+            return self.project(at("gated", inner)), new
         z = at("z", z.unflatten(-1, (self.heads, -1)).contiguous())  # [B, L, H, P]
         conv, memory = self.conv1d(at("x", x.contiguous()), cache.conv, at)
         shared = self.groups * self.key_size
@@ -124,6 +132,35 @@ class Mamba2Mixer(Recurrence):
         gate = at("gate", scan.silu(z))  # [B, L, H, P]
         y, gate = y.flatten(2), gate.flatten(2)
         gated = at("gated", y * gate if self.norm is None else self.norm(y, gate))
+        return self.project(gated), MemoryCache(memory, state, shares)
+
+    def project(self, gated: Tensor) -> Tensor:
+        """The mixer's output [B, L, D] of what its gate lets through, [B, L, H · P]."""
         out = self.out_proj(gated)
-        out = out if self.out_scale == 1.0 else out * self.out_scale
-        return out, MemoryCache(memory, state, shares)
+        return out if self.out_scale == 1.0 else out * self.out_scale
+
+    def in_one_pass(self, z: Tensor, at: Scope) -> bool:
+        """True if :meth:`mix_in_one_pass` can take inputs like z: no site inside is read, and no gradient is asked."""
+        if at.wants(*INSIDE) or self.activation is not scan.silu or not scan.one_pass(z):
+            return False
+        return not torch.is_grad_enabled() or not (z.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def mix_in_one_pass(self, z: Tensor, x: Tensor, low: Tensor, cache: MemoryCache) -> tuple[Tensor, MemoryCache]:
+        """Takes the steps of :meth:`forward`, to the bit, without their temporaries.
+
+        Returns:
+            The ``gated`` [B, L, H · P] and the memory behind these positions.
+        """
+        conv = scan.convolved(x, cache.conv, self.conv1d.weight[:, 0], self.conv1d.bias)
+        shared = self.groups * self.key_size
+        u, B, C = conv.split([self.inner, shared, shared], -1)
+        dt = scan.softplus(low + self.dt_bias).clamp(*self.limits)  # [B, L, H]
+        key, query = (t.unflatten(-1, (self.groups, -1)).contiguous() for t in (B, C))  # [B, L, G, N]
+        value = dt.unsqueeze(-1) * u.unflatten(-1, (self.heads, -1))  # [B, L, H, P]
+        writes = Writes(torch.exp(-torch.exp(self.A_log) * dt), key, value)
+        y, state = matrix_scan(writes, query, cache.state)
+        skip = self.D.repeat_interleave(self.value_size)
+        n = self.norm
+        norm = None if n is None else (n.weight, n.eps, n.groups, n.norm_first)
+        memory = torch.cat([cache.conv, x[:, -cache.conv.shape[1] :]], 1)[:, -cache.conv.shape[1] :]
+        return scan.finished(y.flatten(2), u, skip, z, norm), MemoryCache(memory, state)

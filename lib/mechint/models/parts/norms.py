@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ... import scan
 from ...scan.checks import accumulate
 from ...utils.errors import MechintError, shown
 
@@ -97,12 +98,10 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """y, gate [..., size] -> [..., size], computed in at least float32; the gate is behind its activation."""
-        wide, gate = accumulate(y), accumulate(gate)
-        wide = wide if self.norm_first else wide * gate
-        parts = wide.unflatten(-1, (self.groups, -1))
-        normed = (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
-        normed = accumulate(self.weight) * normed
-        return (normed * gate if self.norm_first else normed).to(y.dtype)
+        normed = scan.gated_norm(
+            accumulate(y), accumulate(gate), accumulate(self.weight), self.eps, self.groups, self.norm_first
+        )
+        return normed.to(y.dtype)
 
 
 def unit_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
