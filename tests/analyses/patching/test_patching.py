@@ -14,9 +14,10 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
-from mechint.analyses.patching.analyzer import POINTS, Patcher
+from mechint.analyses.patching.analyzer import ANALYSIS, POINTS, Patcher
 from mechint.analyses.patching.flow import paths, role_pairs
 from mechint.analyses.patching.options import refuse
+from mechint.analyses.patching.results import leading
 from mechint.analyses.patching.role_means import RoleValues
 from mechint.interventions.edits import Edit
 from mechint.runner.experiment import run_experiment
@@ -394,3 +395,77 @@ def test_only_pairs_that_exist_are_cut() -> None:
     assert out.groups(roles, (1, 0)) == {((1,), (0,)): [0]}  # nothing after a reader, and not the second prompt
     assert conv.groups(torch.tensor([[0, 1, 1, 1, 2]]), (2, 0)) == {}  # four back, beyond the taps
     assert out.present(roles, [(1, 0), (2, 1)]).tolist() == [[True, False], [True, True]]
+
+
+# ---- direct paths between the strongest units -------------------------------------------------------------------
+
+
+def test_the_leading_units_are_the_surest_then_the_largest_of_each_kind() -> None:
+    def found(*values: float, p: tuple[float | None, ...]) -> dict[str, Any]:
+        return {"value": list(values), "p": list(p)}
+
+    heads = {
+        "name": "head_out", "layer": [0, 0, 1, 1], "unit": [0, 1, 0, 1],
+        "necessary": found(0.1, 0.9, 0.2, 0.0, p=(0.01, 0.5, 0.02, 1.0)),
+        "sufficient": found(0.0, 0.0, 0.0, -0.3, p=(1.0, 1.0, None, 0.03)),
+    }  # fmt: skip
+    neurons = {"name": "mlp_post", "layer": [1], "unit": [7], "necessary": found(0.1, p=(None,)),
+               "sufficient": found(0.2, p=(None,))}  # fmt: skip
+    assert leading([heads, neurons], 3) == [
+        "layers.1.head_out[1]", "layers.1.head_out[0]", "layers.0.head_out[0]", "layers.1.mlp_post[7]",
+    ]  # fmt: skip
+    assert leading([heads, neurons], 0) == []
+
+
+@pytest.mark.parametrize(("family", "kind"), [(tiny_gpt2, "head_out"), (tiny_mamba, "gated")])
+def test_paths_between_the_strongest_units_are_those_of_path_patching(family: Any, kind: str) -> None:
+    model = family(1).requires_grad_(False)
+    config = dataclasses.replace(SMALL, flow="", units=kind, paths=2, metric="answer_logprob")
+    sets = loaders(model)
+    raw = Patcher(model, config).run_analysis(*sets)
+    strong = leading(raw["units"], 2)
+    direct = raw["direct_paths"]
+    senders, receivers = ([node["node"] for node in direct[side]] for side in ("senders", "receivers"))
+    assert senders == ["embed", *sorted(strong)] and receivers == [*sorted(strong), "logits"]
+    batches = [mechint.paths(model, batch, senders, receivers, metric=config.metric) for batch in sets[1]]
+    right = torch.cat([batch.right for batch in batches])
+    effects = torch.cat([batch.effects for batch in batches], -1)[..., right].mean(-1)
+    totals = torch.cat([batch.totals for batch in batches], -1)[..., right].mean(-1)
+    scale = 1.0 if direct["scale"] == "metric" else raw["metrics"]["total_effect"]["value"]
+    told = torch.tensor(
+        [[float("nan") if v is None else v for v in row] for row in direct["paths"]["necessary"]["value"]]
+    )
+    torch.testing.assert_close(told.double(), effects / scale, equal_nan=True, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(direct["totals"]["necessary"]["value"]).double(), totals / scale,
+                               atol=1e-6, rtol=1e-5)  # fmt: skip
+    assert told[1:, -1].isfinite().all() and any("not for this choice" in note for note in raw["notes"])
+    # what all paths out of a unit do is what the patching says of the unit
+    whole = raw["units"][0]
+    at = {
+        f"layers.{layer}.{kind}[{unit}]": k
+        for k, (layer, unit) in enumerate(zip(whole["layer"], whole["unit"], strict=True))
+    }
+    for name, value in zip(senders[1:], direct["totals"]["necessary"]["value"][1:], strict=True):
+        assert value == pytest.approx(whole["necessary"]["value"][at[name]], rel=1e-4, abs=1e-6)
+    assert sum(" → " in line for line in ANALYSIS.summary(raw)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"values": "mean"}, "take the twin's values"), ({"units": " "}, "name kinds of units")],
+)
+def test_paths_that_cannot_be_are_refused(change: dict[str, str], said: str) -> None:
+    config = dataclasses.replace(SMALL, paths=3, **change)
+    assert said in str(refuse(config, TASK)) and refuse(dataclasses.replace(config, paths=0), TASK) is None
+
+
+def test_units_of_the_stream_alone_have_no_paths() -> None:
+    model = tiny_gpt2()
+    config = dataclasses.replace(SMALL, flow="", units="resid_post", paths=2)
+    with pytest.raises(MechintError, match="no ends of direct paths; take a kind such as"):
+        Patcher(model, config)
+    raw = Patcher(model, dataclasses.replace(config, units="resid_post,mlp_out", metric="answer_logprob")).run_analysis(
+        *loaders(model)
+    )
+    assert len(raw["direct_paths"]["senders"]) == 3
+    assert any(note.startswith("No direct paths of layers.") for note in raw["notes"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.patching.analyzer import ANALYSIS, Patcher
 from mechint.analyses.patching.options import PatchConfig
@@ -87,3 +88,23 @@ def test_means_need_no_twins_and_their_results_say_what_they_are(tmp_path: Path)
     usual.there[2] = False
     with pytest.raises(MechintError, match="no discovery prompt has a token of the role"):
         usual.of(torch.tensor([[0, 2]]), ["layers.0.gated"])
+
+
+def test_direct_paths_are_in_the_page_the_figures_and_the_frame(tmp_path: Path) -> None:
+    model = tiny_gpt2(1).requires_grad_(False)
+    config = dataclasses.replace(SMALL, flow="", units="head_out", paths=2, metric="answer_logprob")
+    raw = finished(tmp_path, model, config, loaders(model))
+    names = {path.name for path in write_report(tmp_path)}
+    assert {"path_strongest_necessary.png", "path_matrix_sufficient.png", "patch_units.png"} <= names
+    page = (tmp_path / "report.html").read_text()
+    assert "Strongest direct paths" in page and "direct paths have an effect" in page and "embed → " in page
+    every = mechint.results(tmp_path).rows()
+    rows = [row for row in every if str(row["entry"]).startswith("direct_paths.paths.necessary")]
+    assert len(rows) == sum(
+        value is not None for row in raw["direct_paths"]["paths"]["necessary"]["value"] for value in row
+    )
+    assert {row["metric"] for row in rows} == {"necessary"} and any(row["name"] == "embed → logits" for row in rows)
+    cut = {**raw["direct_paths"], "senders": raw["direct_paths"]["senders"][1:]}
+    write_json(tmp_path / "results.json", {**raw, "direct_paths": cut})
+    with pytest.raises(MechintError, match="not valid"):
+        write_report(tmp_path)

@@ -10,7 +10,8 @@
    twin's values, one unit has its mean in the clean run; or one unit has its own values in a run where all units of its
    kind, in all layers, have their means.
 5. Estimate every unit's effect by gradients (Nanda 2023), and correlate the estimates with the exact effects.
-6. Average over prompts. Intervals and adjusted p-values are over templates.
+6. On request, measure the direct paths between the units with the largest effects (:mod:`mechint.analyses.paths`).
+7. Average over prompts. Intervals and adjusted p-values are over templates.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from ..base import Analysis, Later, StagedAnalyzer
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..metrics import remedy
+from ..paths import results as paths_results
 from ..unit_groups import Parts, part_kinds, screened
+from .between import Between, check_kinds
 from .flow import Pair, path_kinds, paths, role_pairs
 from .options import PatchConfig, refuse
-from .results import Finished, numbers
+from .results import Finished, leading, numbers
 from .role_means import RoleValues
 
 DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
@@ -63,6 +66,8 @@ class Patcher(StagedAnalyzer[PatchConfig]):
         self.paths = paths(model, kinds, config.window)
         kinds = self.kinds(config.units, model.patched, part_kinds(model), "site whose units can be patched named")
         self.parts = [Parts.of(model, kind) for kind in kinds]
+        if config.paths:
+            check_kinds(model, kinds)
         if not self.paths and not self.parts:
             raise MechintError("patching: neither a flow nor units are asked for; leave one of them at 'usual'")
         self.whole = False
@@ -125,6 +130,14 @@ class Patcher(StagedAnalyzer[PatchConfig]):
                 f"to patch. {remedy(self.model, task)}"
             )
         sections, metrics, notes = numbers(done)
+        if self.config.paths:
+            between = Between.of(self.model, leading(sections["units"], self.config.paths))
+            every = [
+                self.stages.get(f"paths {k}", functools.partial(self.between, between, batch))
+                for k, batch in enumerate(val_loader)
+            ]
+            sections["direct_paths"], more = between.sections(self.model, every, done)
+            notes += more
         self.effects = {f"{name}.{k}": value for k, part in enumerate(found) for name, value in part.items()} | {
             f"units.{parts.kind}": torch.tensor(parts.chosen) for parts in self.parts
         }
@@ -178,6 +191,10 @@ class Patcher(StagedAnalyzer[PatchConfig]):
             corruption = Corruption("values", values=self.usual.of(roles, parts.sites))
         return Interchange(self.model, prompts, corruption, direction, self.config.metric, self.whole)
 
+    def between(self, between: Between, batch: Prompts) -> dict[str, Tensor]:
+        """Effects of one batch's direct paths."""
+        return between.measure(self.model, batch, self.config.metric, self.config.memory_mib, self.whole)
+
     def pieces(self, batch: Prompts) -> list[Tensor]:
         """Rows of a batch that go together: the values of one kind of unit in all layers are held for all of them."""
         sizes = [sum(int(np.prod(self.model.sites[site].units)) for site in parts.sites) for parts in self.parts]
@@ -229,9 +246,10 @@ class Patcher(StagedAnalyzer[PatchConfig]):
 
 
 def work(config: PatchConfig) -> str:
+    also = f", and one of direct paths between {config.paths} units of each kind" if config.paths else ""
     return (
         f"one sweep of layers x pairs of roles for each cut, and two of at most {config.max_units} units of each kind, "
-        f"on {config.eval_prompts} prompts"
+        f"on {config.eval_prompts} prompts{also}"
     )
 
 
@@ -252,6 +270,8 @@ def summary(results: dict[str, Any]) -> list[str]:
             f"  {best['direction']:<16}{said(best, '.2f')} {best['kind']} {best['unit']} of layer {best['layer']}; "
             f"{said_p(best['p'])}"
         )
+    if "direct_paths" in results:
+        lines += paths_results.lines(results["direct_paths"], 1)
     return lines
 
 

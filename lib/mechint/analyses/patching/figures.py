@@ -16,6 +16,8 @@ from ...report.finished import FinishedRun, read_finished, valid
 from ...report.maps import Grid, grid, heat
 from ...report.results import Address
 from ...report.words import metric_label
+from ..paths import figures as direct
+from ..paths.figures import Paths, check_paths
 from ..tracing.figures import ALPHA
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ class Patching(FinishedRun):
     def kinds(self) -> list[dict[str, Any]]:
         return list(self.raw["units"] or [])
 
+    @property
+    def between(self) -> Paths | None:
+        """The direct paths between the strongest units, as a finished path patching; None where none were measured."""
+        found = self.raw.get("direct_paths")
+        return None if found is None else Paths(**{**vars(self), "raw": {**self.raw, **found}})
+
 
 def units_of(kind: dict[str, Any], layer: int | None = None) -> int:
     """The units of a kind, in all layers or in one."""
@@ -83,11 +91,15 @@ def load_patching(run_dir: str | Path) -> Patching:
                 raise ValueError(f"units of {entry['name']}")
         for row in (*found.raw["strongest"]["flow"], *found.raw["strongest"]["units"]):
             float(row["value"])
+        if found.between is not None:
+            check_paths(found.between)
     return found
 
 
 def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:
     """Columns of a cell: one pair of roles of a layer, or one unit ablated or kept alone."""
+    if index and address[0] == "direct_paths":
+        return direct.cell({**raw, **raw["direct_paths"]}, address[1:], index)
     if not index or address[0] not in ("flow", "units"):
         return {}
     kind_of_interval = {"interval": raw["metrics"]["clean"]["interval"]}

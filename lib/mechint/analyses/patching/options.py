@@ -49,6 +49,14 @@ class PatchConfig(OwnTask):
         low=1,
         high=1_000_000,
     )
+    paths: int = option(
+        0,
+        "Strongest units of each kind between which direct paths are measured afterwards, with the embeddings and the "
+        "logits at their ends; 0 measures none",
+        unit="units",
+        low=0,
+        high=1000,
+    )
     metric: str = option(
         "logit_diff",
         "Metric that is lost or restored: the logit difference to the twin's answer, the answer's log-probability or "
@@ -76,4 +84,8 @@ def refuse(config: PatchConfig, task: TaskConfig) -> str | None:
             "one prompt has neither a counterfactual twin nor other prompts to take units' values from; leave the "
             "kinds of units empty"
         )
+    if config.paths and config.values != "twin":
+        return "direct paths give receivers the twin's part of a sender; take the twin's values, or no paths"
+    if config.paths and not config.units.strip():
+        return "direct paths are measured between the strongest units; name kinds of units, or take no paths"
     return unfit(task, config.metric)

@@ -14,6 +14,7 @@ from ...report.maps import MAP_STYLE, colour
 from ...report.to_log import ToLog, metric_values, records
 from ...report.words import chance, metric_label, number, value_cells
 from ...utils.statistics import UNADJUSTED
+from ..paths import report as direct
 from ..tracing.report import lowered, with_interval
 from .figures import (
     ALPHA,
@@ -42,7 +43,7 @@ def write_patching(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path
 
 
 def content(patching: Patching) -> Content:
-    """The page: flow between tokens with a map of every cell, units, and the figures."""
+    """The page: flow between tokens with a map of every cell, units, direct paths between them, and the figures."""
     sections = [Section("Evidence", [Checks(findings(patching))])]
     unit = patching.unit
     if patching.paths:
@@ -57,6 +58,8 @@ def content(patching: Patching) -> Content:
             table_section(f"Units ({unit})", "", UNITS, unit_rows(patching), range(1, 10)),
             table_section(exact, "", SCREENS, screen_rows(patching), (1, 2, 3, 4)),
         ]
+    if patching.between is not None:
+        sections += direct.tables(patching.between)
     sections.append(Section("Figures", figures(patching)))
     cards, said = list(top_cards(patching)), caveats(patching)
     return of_run(patching, sections, said, lead=headline_of(patching), cards=cards, facts=facts(patching))
@@ -79,6 +82,8 @@ def figures(patching: Patching) -> list[Figure]:
         every = "Effect of every measured unit."
         found.append(Figure("patch_units.png", every, partial(draw_units, patching), kind="curves"))
         found.append(Figure("patch_ranking.png", ranking, partial(draw_ranking, patching), kind="curves"))
+    if patching.between is not None:
+        found += direct.figures(patching.between)
     return found
 
 
@@ -156,6 +161,8 @@ def findings(patching: Patching) -> list[tuple[bool, str]]:
             many = len(kind["unit"])
             text = f"{kind['name']}: {sure} of {many} units are {name} on their own (p ≤ {ALPHA:g}, {test})."
             found.append((sure > 0, text))
+    if patching.between is not None:
+        found += direct.tested(patching.between)
     return found
 
 
@@ -176,6 +183,8 @@ def caveats(patching: Patching) -> list[str]:
             "Units that gradients on the discovery prompts ranked low were not measured; the correlation covers only "
             "the measured units, whose effects differ most."
         )
+    if patching.between is not None:
+        texts += direct.LIMITS
     texts.append(
         "The largest cells and units are chosen by their size, so their own intervals are too narrow for that choice;"
         " the p-values account for it. Backup paths can make each of two parts look unneeded."

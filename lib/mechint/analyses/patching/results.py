@@ -122,6 +122,19 @@ def per_layer(parts: Parts) -> int | dict[str, int]:
     return {str(layer): size for layer, size in zip(parts.layers, parts.sizes, strict=True)}
 
 
+def leading(kinds: list[dict[str, Any]], count: int) -> list[str]:
+    """The names of the units of each kind that are surest, then largest, in either direction; ``count`` of each."""
+    found = []
+    for kind in kinds:
+        keys = [
+            (*min(sureness(kind[name]["p"][k], kind[name]["value"][k]) for name in NAMES), k)
+            for k in range(len(kind["unit"]))
+        ]
+        for *_, k in sorted(keys)[:count]:
+            found.append(f"layers.{kind['layer'][k]}.{kind['name']}[{kind['unit'][k]}]")
+    return found
+
+
 def strongest(sections: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The cells of every map of the flow, and the units of each kind and direction: the surest, then the largest."""
     cells, most = [], []

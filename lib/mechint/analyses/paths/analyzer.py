@@ -23,14 +23,14 @@ from ...interventions.model import Model
 from ...tasks import Prompts
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered
-from ...utils.statistics import UNADJUSTED, said, said_p
+from ...utils.statistics import UNADJUSTED
 from ..base import Analysis, Later, StagedAnalyzer
 from ..loader import PromptLoader
 from ..metrics import remedy
 from . import nodes
-from .measure import PathEffects, pairs, paths
+from .measure import of_directions, pairs
 from .options import PathConfig, refuse
-from .results import DIRECTIONS, Finished, numbers
+from .results import DIRECTIONS, Finished, lines, numbers
 
 
 class PathAnalyzer(StagedAnalyzer[PathConfig]):
@@ -97,20 +97,11 @@ class PathAnalyzer(StagedAnalyzer[PathConfig]):
         return [files.write_torch(self.directory / "effects.pt", self.effects)]
 
     def measure(self, batch: Prompts, whole: bool) -> dict[str, Tensor]:
-        """Effects of one batch, by direction: ``paths`` [sender, receiver, prompt], ``totals`` [sender, prompt] and
-        ``named`` [path, prompt]; the ends."""
-        parts: dict[str, Tensor] = {}
-        for name in self.directions:
-            found = self.of(batch, whole, DIRECTIONS[name])
-            parts |= {f"{name} paths": found.effects, f"{name} totals": found.totals, f"{name} named": found.named}
-            parts |= {"clean": found.clean, "corrupted": found.corrupted, "right": found.right}
-        return parts
-
-    def of(self, batch: Prompts, whole: bool, direction: str) -> PathEffects:
-        c = self.config
-        return paths(
-            self.model, batch, c.senders, c.receivers, along=c.along, direction=direction, metric=c.metric,
-            heads=c.heads, memory_mib=c.memory_mib, whole=whole,
+        """Effects of one batch, see :func:`.measure.of_directions`."""
+        c, ways = self.config, {name: DIRECTIONS[name] for name in self.directions}
+        return of_directions(
+            self.model, batch, ways, c.senders, c.receivers, along=c.along, metric=c.metric, heads=c.heads,
+            memory_mib=c.memory_mib, whole=whole,
         )  # fmt: skip
 
 
@@ -126,15 +117,11 @@ def summary(results: dict[str, Any]) -> list[str]:
     """Lines for the terminal: the main numbers."""
     metrics = results["metrics"]
     used, failed = metrics["prompts_used"]["value"], metrics["prompts_failed"]["value"]
-    lines = [f"  measured        {used} prompts ({failed} left out: not answered)"]
-    lines.append(f"  intervals       {metrics['clean']['interval']}{UNADJUSTED}")
-    for entry in results["strongest"]:
-        if entry["rank"] <= 3:
-            lines.append(
-                f"  {entry['direction']:<16}{said(entry, '.2f')} {entry['sender']} → {entry['receiver']}; "
-                f"{said_p(entry['p'])}"
-            )
-    return lines
+    return [
+        f"  measured        {used} prompts ({failed} left out: not answered)",
+        f"  intervals       {metrics['clean']['interval']}{UNADJUSTED}",
+        *lines(results),
+    ]
 
 
 ANALYSIS = Analysis(

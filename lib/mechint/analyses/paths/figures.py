@@ -75,16 +75,21 @@ def load_paths(run_dir: str | Path) -> Paths:
     """
     found = Paths(**vars(read_finished(run_dir, "path")))
     with valid(found.directory / "results.json"):
-        size = (len(found.senders), len(found.receivers))
-        for direction, matrix in found.matrices.items():
-            if {grid(matrix, name).shape for name in ("value", "low", "high", "p", "n")} != {size}:
-                raise ValueError(f"paths, {direction}")
-            if {len(found.raw["totals"][direction][name]) for name in ("value", "low", "high", "p", "n")} != {size[0]}:
-                raise ValueError(f"totals, {direction}")
-        for entry in found.raw["strongest"]:
-            float(entry["value"])
-            found.node("senders", entry["sender"]), found.node("receivers", entry["receiver"])
+        check_paths(found)
     return found
+
+
+def check_paths(found: Paths) -> None:
+    """Raises an error of a file that is not valid unless all tables have the sizes of the senders and receivers."""
+    size = (len(found.senders), len(found.receivers))
+    for direction, matrix in found.matrices.items():
+        if {grid(matrix, name).shape for name in ("value", "low", "high", "p", "n")} != {size}:
+            raise ValueError(f"paths, {direction}")
+        if {len(found.raw["totals"][direction][name]) for name in ("value", "low", "high", "p", "n")} != {size[0]}:
+            raise ValueError(f"totals, {direction}")
+    for entry in found.raw["strongest"]:
+        float(entry["value"])
+        found.node("senders", entry["sender"]), found.node("receivers", entry["receiver"])
 
 
 def cell(raw: Mapping[str, Any], address: Address, index: tuple[int, ...]) -> dict[str, Any]:

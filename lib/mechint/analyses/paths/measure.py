@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,32 @@ def paths(
         right=pair.right,
         along=further,
     )
+
+
+@torch.no_grad()
+def of_directions(
+    model: Model,
+    prompts: Prompts,
+    directions: Mapping[str, str],
+    senders: nodes.Said,
+    receivers: nodes.Said,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The effects on a batch by what each direction is called, for :class:`~.results.Finished`.
+
+    ``NAME paths`` [sender, receiver, prompt], ``NAME totals`` [sender, prompt], ``NAME named`` [path, prompt]; and the
+    ends ``clean``, ``corrupted`` and ``right``, [prompt].
+
+    Args:
+        directions: For each name ``noise`` or ``denoise``.
+        options: The others of :func:`paths`.
+    """
+    parts: dict[str, Tensor] = {}
+    for name, direction in directions.items():
+        found = paths(model, prompts, senders, receivers, direction=direction, **options)
+        parts |= {f"{name} paths": found.effects, f"{name} totals": found.totals, f"{name} named": found.named}
+        parts |= {"clean": found.clean, "corrupted": found.corrupted, "right": found.right}
+    return parts
 
 
 def pairs(model: Model, froms: Sequence[Node], tos: Sequence[Node]) -> int:

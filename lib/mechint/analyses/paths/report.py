@@ -32,12 +32,8 @@ def write_paths(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
 def content(paths: Paths) -> Content:
     """The page: the strongest paths, a matrix of every pair, the senders, further paths and the figures."""
     unit = paths.unit
-    sections = [
-        Section("Evidence", [Checks(findings(paths))]),
-        table_section(f"Strongest direct paths ({unit})", "", STRONGEST, strongest_rows(paths), (3, 4, 5, 6)),
-        Section("Figures", figures(paths)),
-        Section("Every pair", [Widget("\n".join(maps(paths)), MAP_STYLE + ".flows { overflow-x: auto; }")]),
-    ]
+    strongest, every = tables(paths)
+    sections = [Section("Evidence", [Checks(findings(paths))]), strongest, Section("Figures", figures(paths)), every]
     if paths.raw["along"]:
         sections.append(table_section(f"Further paths ({unit})", "", ALONG, along_rows(paths), (2, 3, 4, 5)))
     for direction in paths.matrices:
@@ -45,6 +41,15 @@ def content(paths: Paths) -> Content:
         sections.append(table_section(title, "", SENDERS, sender_rows(paths, direction), range(1, 6), folded=True))
     cards, said = list(top_cards(paths)), caveats(paths)
     return of_run(paths, sections, said, lead=headline_of(paths), cards=cards, facts=facts(paths))
+
+
+def tables(paths: Paths) -> tuple[Section, Section]:
+    """The strongest direct paths, and a matrix of every pair."""
+    title = f"Strongest direct paths ({paths.unit})"
+    return (
+        table_section(title, "", STRONGEST, strongest_rows(paths), (3, 4, 5, 6)),
+        Section("Every direct path", [Widget("\n".join(maps(paths)), MAP_STYLE + ".flows { overflow-x: auto; }")]),
+    )
 
 
 def figures(paths: Paths) -> list[Figure]:
@@ -118,7 +123,12 @@ def findings(paths: Paths) -> list[tuple[bool, str]]:
     found = [(hurts, lowered("The counterfactual prompt", total, str(paths.raw["metric"]), hurts))]
     if paths.metrics["clean"].alone:
         return [*found, (False, f"{paths.metrics['clean'].interval}, so nothing below can be tested.".capitalize())]
-    test = "step-down bootstrap of whole templates, adjusted for all of them"
+    return [*found, *tested(paths)]
+
+
+def tested(paths: Paths) -> list[tuple[bool, str]]:
+    """The number of paths of each direction that have an effect."""
+    test, found = "step-down bootstrap of whole templates, adjusted for all of them", []
     for direction, matrix in paths.matrices.items():
         p = [value for row in matrix["p"] for value in row if value is not None]
         pairs = sum(count > 0 for row in matrix["n"] for count in row)
@@ -129,16 +139,18 @@ def findings(paths: Paths) -> list[tuple[bool, str]]:
 
 
 def caveats(paths: Paths) -> list[str]:
-    return [
-        *paths.raw["notes"],
-        "A direct path leaves out what other parts make of the sender's change on the way: it is small where a sender "
-        "acts through others, and effects of paths of a model with norms and nonlinear parts do not add up to the "
-        "total effect.",
-        "What is behind the receiver responds to its change, so the effect of a path that ends at an early receiver "
-        "holds everything that follows from it there.",
-        "The strongest paths are chosen by their size, so their own intervals are too narrow for that choice; the "
-        "p-values account for it.",
-    ]
+    return [*paths.raw["notes"], *LIMITS]
+
+
+LIMITS = (
+    "A direct path leaves out what other parts make of the sender's change on the way: it is small where a sender "
+    "acts through others, and effects of paths of a model with norms and nonlinear parts do not add up to the "
+    "total effect.",
+    "What is behind the receiver responds to its change, so the effect of a path that ends at an early receiver "
+    "holds everything that follows from it there.",
+    "The strongest paths are chosen by their size, so their own intervals are too narrow for that choice; the "
+    "p-values account for it.",
+)
 
 
 def top_cards(paths: Paths) -> Iterator[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...interventions.path_patching import Node, Place
-from ...utils.statistics import Array, ClusterBootstrap, Number, sureness
+from ...utils.statistics import Array, ClusterBootstrap, Number, said, said_p, sureness
 from ..effect_tables import Answered, ends, failed_notes, few_notes, ratio, table
 
 DIRECTIONS = {"necessary": "noise", "sufficient": "denoise"}
@@ -96,3 +96,12 @@ def strongest(sections: dict[str, Any]) -> list[dict[str, Any]]:
             cells = {name: matrix[name][s][r] for name in ("value", "low", "high", "p", "n")}
             found.append({"direction": direction, "rank": rank, **ends, **cells})
     return found
+
+
+def lines(sections: dict[str, Any], most: int = 3) -> list[str]:
+    """Lines for the terminal: the strongest paths of each direction."""
+    return [
+        f"  {entry['direction']:<16}{said(entry, '.2f')} {entry['sender']} → {entry['receiver']}; {said_p(entry['p'])}"
+        for entry in sections["strongest"]
+        if entry["rank"] <= most
+    ]
