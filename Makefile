@@ -17,10 +17,11 @@ override RERUN := $(value RERUN)
 override SCORE := $(subst $$$$,$$,$(value SCORE))
 override SUBMIT := $(subst $$$$,$$,$(value SUBMIT))
 override EXPORT := $(subst $$$$,$$,$(value EXPORT))
+override LATENTS := $(subst $$$$,$$,$(value LATENTS))
 override PYTHON := $(value PYTHON)
 override V := $(value V)
 override DRY_RUN := $(value DRY_RUN)
-export MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT SUBMIT SET FRAGMENTS FROM RERUN
+export MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT LATENTS SUBMIT SET FRAGMENTS FROM RERUN
 ifdef O
   override O := $(subst $$$$,$$,$(value O))
   export O
@@ -31,7 +32,7 @@ ifdef KCONFIG_CONFIG
 endif
 
 # A misspelt variable would be ignored, and the command would do something else than was asked for.
-OURS := MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT SUBMIT SET FRAGMENTS FROM RERUN SECTIONS SOURCES SAMPLE SEED MOST MUTANTS \
+OURS := MODELS BASELINE SKIP_STEPS PROCESSES SCORE EXPORT LATENTS SUBMIT SET FRAGMENTS FROM RERUN SECTIONS SOURCES SAMPLE SEED MOST MUTANTS \
 	O KCONFIG_CONFIG PYTHON V DRY_RUN
 THEIRS := SHELL MAKEFLAGS MFLAGS CC CFLAGS LANG LC_% TMPDIR PATH HOME TERM OMP_% MKL_% GOMP_% WANDB_% HF_% CUDA_% NCCL_% TORCH_% \
 	PYTORCH_% PYTHON% TRANSFORMERS_% XDG_% MPL% VIRTUAL_ENV
@@ -71,7 +72,7 @@ export MECHINT_ANY_PYTHON := $(or $(USED),$(wildcard .venv/bin/python),python3)
 PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
-.PHONY: all train mechint report submit export menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
+.PHONY: all train mechint report submit export latents menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
 	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench docs interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
@@ -85,6 +86,9 @@ submit: $(READY)
 
 export: $(READY)
 	$(Q)$(KCONFIG) export --options="$$EXPORT"
+
+latents: $(READY)
+	$(Q)$(KCONFIG) latents --options="$$LATENTS"
 
 menuconfig oldconfig olddefconfig savedefconfig listnewconfig allyesconfig allnoconfig: $(READY)
 	$(Q)$(KCONFIG) $@
@@ -199,6 +203,7 @@ Run
   report             draw and report finished analyses again, without a search
   submit             analyse as jobs of one checkpoint and one analysis, here or on Slurm, and compare; SUBMIT= says how
   export             write the numbers of finished analyses as CSV, Parquet or LaTeX into mechint_export/
+  latents            features of dictionaries for other programs, contexts to explain, scores of explanations; LATENTS= says which
   all                what plain `make` does: train when the configuration trains, else analyse
 
 Configure (.config)
@@ -243,6 +248,7 @@ Variables, which last for one command: only the defconfig targets write MODELS=,
                      finished card is overwritten without --rerun; SCORE=--help lists all
   SUBMIT="--submit-executor slurm --submit-minutes 60"   where submit runs jobs, and what each may use; SUBMIT=--help lists all
   EXPORT="--tables metrics --formats 'csv latex'"   what export writes, instead of all tables as CSV; EXPORT=--help lists all
+  LATENTS="dashboards --names '*-k32-*'"   work, run and options of latents; LATENTS=--help lists all
   PROCESSES=2        mechint and ground-truth in as many processes: checkpoints, or models and seeds, are dealt
                      out among them; of one checkpoint, sparse autoencoders are trained by all, each on its part
                      of every batch

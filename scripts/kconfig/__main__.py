@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--processes", default="", help="what PROCESSES= says: processes that share the work")
             command.add_argument("--dry-run", action="store_true", help="say what would run and run nothing")
             command.add_argument("--verbose", action="store_true", help="print the commands")
-        if name in ("score", "export", "submit"):
+        if name in ("score", "export", "latents", "submit"):
             said = f"what {name.upper()}= says: options as a shell would read them"
             command.add_argument("--options", default="", help=said)
         if name == "score":
@@ -340,12 +340,21 @@ def submit(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Exports the finished analyses of .config's output directory, or what EXPORT= names."""
+    return _of_results("export", "runs", merging.words("EXPORT", args.options))
+
+
+def latents(args: argparse.Namespace) -> int:
+    """Does what LATENTS= says with the dictionaries of .config's output directory, or of the run that it names."""
+    return _of_results("latents", "run", merging.words("LATENTS", args.options))
+
+
+def _of_results(command: str, option: str, options: list[str]) -> int:
+    """Runs a command of the library that reads finished analyses, those of .config where the options name no others."""
     menu = _current() if os.path.lexists(CONFIG) else loading.load(ROOT, find(ROOT, DEFAULT))
-    options = merging.words("EXPORT", args.options)
-    placed = f"--runs={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value or 'mechint_analysis'}"
+    placed = f"--{option}={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value or 'mechint_analysis'}"
     environment = _environment()
-    del environment["MECHINT_CALLED_BY"]  # what EXPORT= holds are flags
-    return processes.run([sys.executable, "-m", "mechint", "export", placed, *options], 1, environment, _work())
+    del environment["MECHINT_CALLED_BY"]  # what the options hold are flags
+    return processes.run([sys.executable, "-m", "mechint", command, placed, *options], 1, environment, _work())
 
 
 def _environment() -> dict[str, str]:
@@ -370,6 +379,7 @@ COMMANDS = {
     "run": (run, "run what .config says"),
     "submit": (submit, "run the analyses of .config as jobs, here or on a cluster"),
     "export": (export, "write the numbers of finished analyses as CSV, Parquet or LaTeX"),
+    "latents": (latents, "write features of dictionaries for other programs, and score explanations"),
     "score": (score, "score every method on models whose circuit is known"),
 }
 

@@ -63,6 +63,7 @@ class Tree:
             "PROCESSES",
             "SCORE",
             "EXPORT",
+            "LATENTS",
             "SUBMIT",
             *("SET", "RERUN", "FRAGMENTS", "FROM", "O", "KCONFIG_CONFIG"),
             "V",

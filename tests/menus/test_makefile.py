@@ -182,6 +182,14 @@ def test_export_passes_on_what_it_is_told_after_the_directory_of_the_results(tre
     assert "EXPORT=--formats 'csv is not a list of words" in error_line(tree.make("export", "EXPORT=--formats 'csv"))
 
 
+def test_latents_passes_on_what_it_is_told_after_the_run_of_the_dictionaries(tree: Tree) -> None:
+    stub = "import json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+    (tree.root / "lib/mechint/__main__.py").write_text(stub)
+    told = json.loads(tree.make("latents", "LATENTS=dashboards --names '*-k32-*' --run=$HOME;x").stdout)
+    assert told == ["latents", "--run=mechint_analysis", "dashboards", "--names", "*-k32-*", "--run=$HOME;x"]
+    assert "LATENTS=score 'a is not a list of words" in error_line(tree.make("latents", "LATENTS=score 'a"))
+
+
 def test_submit_passes_on_the_analyses_and_what_it_is_told(tree: Tree) -> None:
     stub = "import json, os, sys\nprint(json.dumps([os.environ.get('MECHINT_CALLED_BY'), *sys.argv[1:]]))\n"
     (tree.root / "lib/mechint/__main__.py").write_text(stub)
@@ -377,10 +385,17 @@ def test_no_variable_reaches_the_shell(tree: Tree) -> None:
         "DRY_RUN",
         "SCORE",
         "EXPORT",
+        "LATENTS",
         "SUBMIT",
     ):
         for text in ('; touch hacked; `touch hacked` "; touch hacked; "', "$(shell touch hacked)"):
-            targets = {"SCORE": "ground-truth", "SECTIONS": "bench", "EXPORT": "export", "SUBMIT": "submit"}
+            targets = {
+                "SCORE": "ground-truth",
+                "SECTIONS": "bench",
+                "EXPORT": "export",
+                "LATENTS": "latents",
+                "SUBMIT": "submit",
+            }
             tree.make(targets.get(name, "mechint"), f"{name}={text}")
             assert not (tree.root / "hacked").exists(), (name, text)
     tree.calls()
