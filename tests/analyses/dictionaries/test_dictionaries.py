@@ -151,7 +151,7 @@ def test_the_documented_defaults_are_accepted_and_warned_of(capsys: pytest.Captu
         ({"sparsity": "500"}, "k is 500, more than the 20 latents"),
         ({"sparsity": "3,-1"}, "positive numbers"),
         ({"exclude": "pad"}, "no kind of token 'pad'.*did you mean padding"),
-        ({"dictionaries": "/nowhere"}, "holds no dictionary"),
+        ({"dictionaries": "/nowhere"}, "no such file or directory"),
     ],
 )
 def test_bad_requests_are_one_line_before_any_work(changed: dict[str, Any], message: str) -> None:

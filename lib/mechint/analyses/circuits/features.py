@@ -56,7 +56,9 @@ class FeatureCircuitConfig(BudgetOptions):
     """The dictionaries that the units come from, the search for the circuit, and its evidence."""
 
     dictionaries: str = option(
-        "", "Directory of dictionaries, or of the analysis that trained them; empty takes those of this experiment"
+        "",
+        "Directory of dictionaries or of the analysis that trained them, or the hub id of one (owner/name:folder); "
+        "empty takes those of this experiment",
     )
     choose: str = option(
         "",

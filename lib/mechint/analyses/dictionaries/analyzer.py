@@ -97,7 +97,9 @@ class SAEAnalysisConfig:
     exclude: str = option(
         "bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, separated by commas"
     )
-    dictionaries: str = option("", "Directory of dictionaries to evaluate, instead of training")
+    dictionaries: str = option(
+        "", "Directory of dictionaries to evaluate, or the hub id of one (owner/name:folder), instead of training"
+    )
     prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
         256, "Held-out contexts for every reported number", unit="prompts", low=2, high=1_000_000

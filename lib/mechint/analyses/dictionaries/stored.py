@@ -10,8 +10,9 @@ from typing import Any
 
 from ... import sae
 from ...interventions.model import Model
+from ...models.loading.hub import path_exists
 from ...sae import SparseAutoencoder
-from ...sae.formats.detect import directories
+from ...sae.formats.detect import directories, hub_folder, locate
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean
 from ...utils.options import listed
@@ -19,25 +20,32 @@ from .reading import best_at
 
 
 def load_all(directory: str | Path, flatten: str = "all", model: Model | None = None) -> dict[str, SparseAutoencoder]:
-    """Every dictionary in a directory, or the one it is.
+    """Every dictionary in a directory, or the one it is; or the one of a hub id.
 
     Args:
+        directory: Directory, or a hub id as :func:`mechint.sae.load` takes it.
         flatten: Rule that flattens the axes of its site, if the dictionary's own file does not say.
         model: Model whose sites the dictionaries of other libraries are attached to.
 
     Raises:
         MechintError: there is none, or one can't be read.
     """
-    top = folder(directory)
+    top = folder(locate(directory))
     paths = directories(top)
     if not paths:
         raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
-    found = {path.name: sae.load(path) for path in paths}
+    found = {name_of(path, directory): sae.load(path) for path in paths}
     for dictionary in found.values():
         dictionary.config = replace(dictionary.config, flatten=dictionary.config.flatten or flatten)
     if model is None:
         return found
     return {name: at_site(name, dictionary, model) for name, dictionary in found.items()}
+
+
+def name_of(path: Path, asked: str | Path) -> str:
+    """The name of a dictionary: that of its directory, or of its folder on the hub."""
+    found = None if path_exists(asked) else hub_folder(str(asked))
+    return path.name if found is None else found[1].replace("/", "-") or found[0].rpartition("/")[2]
 
 
 def at_site(name: str, dictionary: SparseAutoencoder, model: Model) -> SparseAutoencoder:

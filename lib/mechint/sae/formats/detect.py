@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from ...utils.errors import MechintError
+from ...models.loading.hub import fetch_folder, is_hub_id, path_exists, refuse_missing_path
+from ...utils.errors import MechintError, short
 from ..base import SparseAutoencoder
-from . import dictionary_learning, saelens, sparsify
+from . import dictionary_learning, gemma_scope, saelens, sparsify
 
 WEIGHTS = {
     saelens.WEIGHTS: saelens.load,
     sparsify.WEIGHTS: sparsify.load_sparsify,
     dictionary_learning.WEIGHTS: dictionary_learning.load_dictionary_learning,
+    gemma_scope.WEIGHTS: gemma_scope.load_gemma_scope,
 }
 """Readers by the name of the weights' file."""
+FILES = (
+    (saelens.CONFIG, saelens.WEIGHTS),
+    (sparsify.CONFIG, sparsify.WEIGHTS),
+    (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+    (gemma_scope.WEIGHTS,),
+)
+"""The files of a dictionary, format by format."""
 
 
-def load(directory: str | Path) -> SparseAutoencoder:
-    """Reads a dictionary of mechint, SAELens, sparsify or dictionary_learning; frozen and in raw units.
+def load(path_or_name: str | Path) -> SparseAutoencoder:
+    """Reads a dictionary of mechint, SAELens, sparsify, dictionary_learning or Gemma Scope; frozen and in raw units.
+
+    Args:
+        path_or_name: Its directory, or its hub id: ``owner/name``, or ``owner/name:folder`` for a folder of it. Only
+            the dictionary's own files are downloaded.
 
     Raises:
-        MechintError: the directory has weights of no format or of several, or is refused by its format.
+        MechintError: the directory has weights of no format or of several, or is refused by its format; there is no
+            such folder on the hub, or the hub does not answer.
     """
-    found = [name for name in WEIGHTS if (Path(directory) / name).is_file()]
+    directory = locate(path_or_name)
+    found = [name for name in WEIGHTS if (directory / name).is_file()]
     if len(found) > 1:
         raise MechintError(f"{directory} has {' and '.join(found)}, which are two dictionaries; keep one of them")
     return WEIGHTS[found[0] if found else saelens.WEIGHTS](directory)
 
 
+def hub_folder(name: str) -> tuple[str, str] | None:
+    """The repository and the folder that a hub id says, None for a name that is none."""
+    repo, _, folder = name.partition(":")
+    folder = folder.strip("/")
+    if not is_hub_id(repo) or ".." in folder.split("/") or re.search(r"[\\\x00-\x1f?#%]", folder):
+        return None
+    return repo, folder
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The directory on this machine, fetched from the hub where the name is a hub id and not a path.
+
+    Raises:
+        MechintError: there is no such directory, and the name is no hub id.
+    """
+    name = str(path_or_name)
+    if path_exists(path_or_name):
+        return Path(path_or_name).expanduser()
+    refuse_missing_path(name)
+    found = hub_folder(name)
+    if found is None:
+        raise MechintError(
+            f"{short(name)}: no such directory, and not shaped like a hub id (owner/name or owner/name:folder)"
+        )
+    return fetch_folder(*found, FILES)
+
+
 def directories(top: Path) -> list[Path]:
     """The directory itself, if it is a dictionary, or those directly below it that are."""
-    configs = (saelens.CONFIG, dictionary_learning.CONFIG)
+    configs = (saelens.CONFIG, dictionary_learning.CONFIG, gemma_scope.WEIGHTS)
     holds = lambda path: any((path / name).is_file() for name in configs)
-    if (top / saelens.CONFIG).is_file() or (top / dictionary_learning.WEIGHTS).is_file():
+    if any((top / name).is_file() for name in (saelens.CONFIG, dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS)):
         return [top]
     return sorted({path.parent for name in configs for path in top.glob(f"*/{name}") if holds(path.parent)})

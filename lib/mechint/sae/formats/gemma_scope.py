@@ -1,0 +1,68 @@
+"""The format of Gemma Scope: a directory ``layer_N/width_…/average_l0_…`` with ``params.npz`` alone, always JumpReLU.
+
+Nothing in the file says of which site a dictionary is. The names of its directories do, as the releases are laid out:
+``gemma-scope-2b-pt-res`` (the residual stream behind a layer), ``-mlp`` (what a feed-forward part adds) and ``-att``
+(what the heads give), and ``layer_N``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...utils.errors import MechintError, short
+from ...utils.files import reading
+from ..base import SAEConfig, SparseAutoencoder
+from .convert import rebuild, take
+
+WEIGHTS = "params.npz"
+NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+HOOKS = {"res": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out", "att": "blocks.{}.attn.hook_z"}
+"""The site of each release, by the end of its name, as TransformerLens calls it."""
+RELEASE = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-(res|mlp|att)(?:-canonical)?")
+LAYER = re.compile(r"layer_([0-9]{1,4})")
+
+
+def load_gemma_scope(directory: str | Path) -> SparseAutoencoder:
+    """Reads one dictionary; frozen. Where no directory's name says its site, :func:`mechint.sae.attach` is told it.
+
+    Raises:
+        MechintError: the file is missing or no archive of arrays, holds objects, or lacks a tensor.
+    """
+    path = Path(directory) / WEIGHTS
+    found = take(_read(path), NAMES, (), str(path))
+    if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
+        raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
+    d_in, d_sae = found["W_enc"].shape
+    site, layer = site_said(Path(directory))
+    config = SAEConfig("jumprelu", d_in, d_sae, apply_b_dec_to_input=False, site=site, layer=layer)
+    return rebuild(config, found, str(path))
+
+
+def site_said(directory: Path) -> tuple[str, int]:
+    """The site and the layer that names of directories say; '' and -1 where they do not."""
+    release = [found[1] for part in directory.absolute().parts if (found := RELEASE.fullmatch(part))]
+    layer = [int(found[1]) for part in directory.absolute().parts if (found := LAYER.fullmatch(part))]
+    if not release or not layer:
+        return "", -1
+    return HOOKS[release[-1]].format(layer[-1]), layer[-1]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The arrays of an archive; objects, which would be unpickled, are refused."""
+    if not path.is_file():
+        raise MechintError(f"{path.parent} is not a dictionary: {path.name} is missing")
+    found: dict[str, Tensor] = {}
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if array.dtype.kind != "f":
+                raise MechintError(
+                    f"{path}: {short(name)} is of the type {array.dtype}, which no weight is; copy it again"
+                )
+            found[name] = torch.from_numpy(array.astype(np.float32))
+    return found
