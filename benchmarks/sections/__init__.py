@@ -9,7 +9,7 @@ from ..pairs import Question
 
 SECTIONS = (
     "scan", "model", "families", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "temporal", "curves",
-    "sae", "gpu",
+    "sae", "threads", "gpu",
 )  # fmt: skip
 
 
