@@ -172,6 +172,8 @@ def test_the_page_of_the_docs_is_that_of_the_numbers_beside_it() -> None:
     data = json.loads(text)
     assert len(text) < 300_000 and as_text(kept([data])) == text
     assert page(data) == (ROOT / "docs" / "which_method.md").read_text()
+    kinds = {kind for kind, own in KINDS.items() if {part["model"] for part in data["parts"]} & set(own)}
+    assert kinds >= {"loud decoys", "a Mamba-2", "a delta rule", "units in two roles", "a hybrid"}
 
 
 def test_every_model_is_of_one_kind() -> None:
