@@ -146,7 +146,7 @@ def test_other_broken_files(tmp_path: Path) -> None:
     path = copy(tmp_path, "sparsify/layers.0.mixer")
     config = json.loads((path / "cfg.json").read_text())
     for change, said in (
-        ({"transcode": True}, "transcode is True"), ({"activation": "groupmax"}, "activation is 'groupmax'"),
+        ({"transcode": True}, "is a transcoder"), ({"activation": "groupmax"}, "activation is 'groupmax'"),
         ({"num_latents": 15}, r"W_enc is \[6, 14\], but the configuration says \[6, 15\]"),
         ({"k": None}, "not the configuration of a dictionary"),
         ({"k": 40}, "k is 40, more than the 14 latents"),

@@ -15,14 +15,17 @@ from .formats.detect import load
 from .formats.dictionary_learning import load_dictionary_learning, save_dictionary_learning
 from .formats.saelens import save
 from .formats.sparsify import load_sparsify, save_sparsify
+from .formats.transcoders import load_transcoder
 from .gated import Gated
 from .jumprelu import JumpReLU
 from .matryoshka import Matryoshka
 from .relu import ReLU
 from .topk import TopK
+from .transcoder import Transcoder
 
 __all__ = [
     "ARCHITECTURES", "BatchTopK", "Fit", "Gated", "JumpReLU", "Loss", "Matryoshka", "ReLU", "SAEConfig",
-    "SparseAutoencoder", "Step", "TopK", "attach", "fit", "load", "load_dictionary_learning", "load_sparsify",
+    "SparseAutoencoder", "Step", "TopK", "Transcoder",
+    "attach", "fit", "load", "load_dictionary_learning", "load_sparsify", "load_transcoder",
     "make", "save", "save_dictionary_learning", "save_sparsify", "site_of",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...sae.activations.flattening import check_fit, flatten, rule_of, strongest, unflatten
 from ...sae.base import SparseAutoencoder
+from ...sae.transcoder import Transcoder
 from ...utils.errors import MechintError
 from ...utils.files import write_text
 from ...utils.progress import Progress
@@ -59,7 +60,12 @@ class _Text:
     """The windows of a text one after another, with the activations of the features on them."""
 
     def __init__(
-        self, sae: SparseAutoencoder, model: Model, batches: Sequence[Windows | Tensor], site: str, features: Tensor
+        self,
+        sae: SparseAutoencoder | Transcoder,
+        model: Model,
+        batches: Sequence[Windows | Tensor],
+        site: str,
+        features: Tensor,
     ) -> None:
         self.sae, self.model, self.site, self.features = sae, model, site, features
         self.windows = [as_windows(batch) for batch in batches]
@@ -90,7 +96,7 @@ class _Text:
 
 
 def read_features(
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | Transcoder,
     model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
@@ -102,7 +108,8 @@ def read_features(
     """Everything that a page says of a dictionary's features, as a JSON object.
 
     Args:
-        sae: A finished dictionary, in raw activation units.
+        sae: A finished dictionary, in raw activation units; of a transcoder, latents raise what they raise where it
+            writes.
         model: From :func:`mechint.load`.
         batches: Token ids [row, position] or :class:`.evaluation.Windows`; gone through three times.
         site: A name of ``model.sites``.
@@ -122,6 +129,7 @@ def read_features(
         MechintError: no such site, a dictionary of another width, a feature that there is not, or no text.
     """
     check_fit(sae, model, site)
+    written = sae.config.site_out if isinstance(sae, Transcoder) else site
     d_sae = int(sae.config.d_sae)
     chosen = list(range(d_sae)) if features is None else [int(number) for number in features]
     if bad := [number for number in chosen if not 0 <= number < d_sae]:
@@ -133,7 +141,7 @@ def read_features(
     counts = _strongest(text, wanted)
     drawn = _samples(text, counts, wanted)
     found, rows = _windows(text, counts, drawn, wanted)
-    tokens = _attribution(sae, model, text, site, chosen, wanted)
+    tokens = _attribution(sae, model, text, written, chosen, wanted)
     near = _neighbours(sae, chosen, wanted.neighbours)
     told = []
     for i, number in enumerate(chosen):
@@ -155,8 +163,8 @@ def read_features(
         "vocabulary": {str(token): decode(token) for token in sorted(used)},
         "rows": {str(row): ids for row, ids in sorted(rows.items())},
         "logits": "direct path through the final norm, logits for each unit of activation" if tokens is not None
-        else f"{site} has no direct path to the logits" if not has_direct_path(model, site)
-        else f"a direction shared by every {model.sites[site].axes[2]} raises no fixed tokens",
+        else f"{written} has no direct path to the logits" if not has_direct_path(model, written)
+        else f"a direction shared by every {model.sites[written].axes[2]} raises no fixed tokens",
         "features": told,
     }  # fmt: skip
 
@@ -278,7 +286,7 @@ def _window(f: Tensor, row: int, wanted: Wanted) -> dict[str, Any]:
 
 
 def _attribution(
-    sae: SparseAutoencoder, model: Model, text: _Text, site: str, chosen: list[int], wanted: Wanted
+    sae: SparseAutoencoder | Transcoder, model: Model, text: _Text, site: str, chosen: list[int], wanted: Wanted
 ) -> tuple[list[Any], list[Any]] | None:
     """Next tokens raised and lowered by each feature; None where the site has no direct path, or many at once."""
     rule, units = rule_of(sae), model.sites[site].units
@@ -296,7 +304,7 @@ def _attribution(
     return pairs(up, raised), pairs(down, lowered)
 
 
-def _neighbours(sae: SparseAutoencoder, chosen: list[int], count: int) -> list[list[Any]]:
+def _neighbours(sae: SparseAutoencoder | Transcoder, chosen: list[int], count: int) -> list[list[Any]]:
     """The features whose decoder directions have the largest cosines with each."""
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=-1)
     count = min(count, len(unit) - 1)

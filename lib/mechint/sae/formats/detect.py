@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...models.loading.hub import fetch_folder, is_hub_id, path_exists, refuse_missing_path
@@ -53,8 +54,11 @@ def hub_folder(name: str) -> tuple[str, str] | None:
     return repo, folder
 
 
-def locate(path_or_name: str | Path) -> Path:
+def locate(path_or_name: str | Path, files: Sequence[Sequence[str]] = FILES) -> Path:
     """The directory on this machine, fetched from the hub where the name is a hub id and not a path.
+
+    Args:
+        files: The names of files that go together, format by format.
 
     Raises:
         MechintError: there is no such directory, and the name is no hub id.
@@ -68,7 +72,7 @@ def locate(path_or_name: str | Path) -> Path:
         raise MechintError(
             f"{short(name)}: no such directory, and not shaped like a hub id (owner/name or owner/name:folder)"
         )
-    return fetch_folder(*found, FILES)
+    return fetch_folder(*found, files)
 
 
 def directories(top: Path) -> list[Path]:

@@ -23,6 +23,8 @@ from ..base import SAEConfig, SparseAutoencoder
 from . import config_keys as keys
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+"""Architectures that read one site and write another."""
 SAE_LENS_VERSION = "6.0.0"
 """Release whose layout this is; SAELens refuses to read newer keys without one."""
 
@@ -95,6 +97,10 @@ def load(directory: str | Path) -> SparseAutoencoder:
     raw = read_json(directory / CONFIG, "copy it again", CONFIG_LIMIT)
     if not isinstance(raw, dict):
         raise MechintError(f"{directory / CONFIG} is not the configuration of a dictionary: it is not a JSON object")
+    if raw.get("architecture") in TRANSCODERS:
+        raise MechintError(
+            f"{directory} is a transcoder, which writes another site than it reads; sae.load_transcoder reads it"
+        )
     config = config_of(raw, directory)
     tensors = read_safetensors(directory / WEIGHTS)
     check_matrices(config, tensors, str(directory / WEIGHTS))

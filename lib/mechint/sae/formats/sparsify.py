@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -68,7 +69,11 @@ def load_sparsify(directory: str | Path) -> SparseAutoencoder:
     """
     directory = Path(directory)
     raw, where = configuration(directory, CONFIG, WEIGHTS), str(directory / WEIGHTS)
-    for key, wanted in (("activation", "topk"), ("transcode", False), ("skip_connection", False)):
+    if raw.get("transcode", False) is not False:
+        raise MechintError(
+            f"{directory} is a transcoder, which writes another site than it reads; sae.load_transcoder reads it"
+        )
+    for key, wanted in (("activation", "topk"), ("skip_connection", False)):
         if raw.get(key, wanted) != wanted:
             raise MechintError(
                 f"{directory / CONFIG}: {key} is {shown(raw[key])}; only autoencoders with TopK can be read"
@@ -76,7 +81,12 @@ def load_sparsify(directory: str | Path) -> SparseAutoencoder:
     keys.refuse_unknown(raw, keys.SPARSIFY | keys.SPARSIFY_HARMLESS, directory / CONFIG)
     found = take(read_safetensors(directory / WEIGHTS), NAMES, (), where)
     k, d_in = (keys.size(raw, name, directory / CONFIG) for name in ("k", "d_in"))
-    factor = keys.size(raw, "expansion_factor", directory / CONFIG, 32)
-    d_sae = keys.size(raw, "num_latents", directory / CONFIG) if raw.get("num_latents") else d_in * factor
+    d_sae = latents(raw, d_in, directory / CONFIG)
     config = SAEConfig(architecture="topk", d_in=d_in, d_sae=d_sae, k=k, site=directory.name)
     return rebuild(config, found, where)
+
+
+def latents(raw: dict[str, Any], d_in: int, file: Path) -> int:
+    """The number of latents that a configuration says, itself or as a multiple of the width."""
+    factor = keys.size(raw, "expansion_factor", file, 32)
+    return keys.size(raw, "num_latents", file) if raw.get("num_latents") else d_in * factor
