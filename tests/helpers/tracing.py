@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 import mechint
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.tracing.options import TraceConfig
+from mechint.report.values import Value
 from mechint.tasks import Prompts, TaskConfig, make_task
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
@@ -42,3 +44,20 @@ def metric_by_hand(name: str, logits: torch.Tensor, prompts: Prompts) -> torch.T
         return answers - torch.stack([logits[i, prompts.wrong[i, -1]] for i in rows])
     chance = torch.stack([logits.softmax(-1)[i, prompts.answers[i, -1]] for i in rows])
     return chance.log() if name == "answer_logprob" else chance
+
+
+def made_trace(**changes: Any) -> Any:
+    """A trace of made-up numbers: one map of two layers and two roles."""
+    panel = {"name": "state", "value": [[0.1, None], [0.3, 0.4]], "low": [[0.0, None], [0.2, 0.1]],
+             "high": [[0.2, None], [0.5, 0.9]], "n": [[8, 0], [7, 6]]}  # fmt: skip
+    best = {"direction": "denoise", "panel": "state", "layer": 1, "role": "last"}
+    raw = {
+        "config": {"metric": "loss", "corruption": "twin", "window": 1, "noise_scale": 3.0},
+        "trace": {"strongest": [best]},
+    }
+    settings: dict[str, Any] = {
+        "directions": ["denoise"], "roles": ["subject", "last"], "unit": "share of the total effect", "raw": raw,
+        "manifest": {"prompts": "p"}, "metrics": {"accuracy_full": Value(0.5, 0.4, 0.6, 9)},
+        "panels": lambda direction: [panel],
+    } | changes  # fmt: skip
+    return SimpleNamespace(**settings)

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mechint.analyses.tracing.compare import cell, incomparable, trace_tracks
 from mechint.report.values import Value
-
-CONFIG = {"metric": "loss", "corruption": "twin", "window": 1, "noise_scale": 3.0}
-
-
-def trace(**changes: Any) -> Any:
-    panel = {"name": "state", "value": [[0.1, None], [0.3, 0.4]], "low": [[0.0, None], [0.2, 0.1]],
-             "high": [[0.2, None], [0.5, 0.9]], "n": [[8, 0], [7, 6]]}  # fmt: skip
-    best = {"direction": "denoise", "panel": "state", "layer": 1, "role": "last"}
-    raw = {
-        "config": {"metric": "loss", "corruption": "twin", "window": 1, "noise_scale": 3.0},
-        "trace": {"strongest": [best]},
-    }
-    settings: dict[str, Any] = {
-        "directions": ["denoise"], "roles": ["subject", "last"], "unit": "share of the total effect", "raw": raw,
-        "manifest": {"prompts": "p"}, "metrics": {"accuracy_full": Value(0.5, 0.4, 0.6, 9)},
-        "panels": lambda direction: [panel],
-    } | changes  # fmt: skip
-    return SimpleNamespace(**settings)
-
+from tests.helpers.tracing import made_trace as trace
 
 def at(**changes: Any) -> dict[str, Any]:
     return {"direction": "denoise", "panel": "state", "layer": 1, "role": "last", **changes}
@@ -55,7 +36,7 @@ def test_the_strongest_cell_of_the_last_trace_is_followed() -> None:
     ("changes", "why"),
     [({"manifest": {"prompts": "q"}}, "other prompts"), ({"unit": "metric"}, "another unit"),
      ({"roles": ["last"]}, "roles"), ({"directions": []}, "other directions"),
-     ({"raw": {"config": {**CONFIG, "window": 3}}}, "window")],
+     ({"raw": {"config": {**trace().raw["config"], "window": 3}}}, "window")],
 )  # fmt: skip
 def test_traces_of_other_requests_are_not_subtracted(changes: dict[str, Any], why: str) -> None:
     assert incomparable(trace(), trace()) == ""
