@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mechint
-from mechint.analyses.comparison.cost import flops, measure, memory_bytes, parameters, token_bytes
+from mechint.analyses.comparison.cost import (
+    entries,
+    flops,
+    latent_bytes,
+    latent_flops,
+    measure,
+    memory_bytes,
+    parameters,
+    reads,
+    token_bytes,
+)
+from mechint.models.parts.shared import BlockThenMamba
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import GPT2_SIZES, LLAMA_SIZES, SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.examples import examples
@@ -110,3 +122,31 @@ def test_active_weights_are_those_of_a_share_of_their_tensors_size_whatever_its_
     for scale in (1e-3, 1.0, 1e3):
         layer.weight.data = scale * torch.tensor([[1.0, -2.0, 3.0]])
         assert [parameters(layer, share).active for share in (0.4, 0.9, 1.0, 1.4)] == [3, 2, 1, 0]
+
+
+def test_a_window_shortens_what_a_token_reads() -> None:
+    """With a window of three, ten tokens read 1, 2, 3, 3, … positions: 27."""
+    assert reads(10, 3) == pytest.approx(2.7) and reads(1) == 1 and reads(4, 1) == 1
+    for length in (1, 2, 7):
+        for window in (0, 1, 2, 6, 7, 9):
+            counted = sum(min(at, window or length) for at in range(1, length + 1))
+            assert reads(length, window) == pytest.approx(counted / length)
+
+
+def test_latent_attention_keeps_keys_and_values_of_every_head() -> None:
+    """Two heads of 3 own and 1 shared key and 5 values: 18 numbers for a token; a token of 7 reads 4 positions."""
+    part: Any = SimpleNamespace(n_head=2, own=3, shared=1, values=5)
+    assert latent_flops(part, 7) == 2 * 18 * 4
+    assert latent_bytes(part, 7, torch.zeros(1)) == 7 * 18 * 4
+    assert latent_bytes(part, 7, torch.zeros(1, dtype=torch.float64)) == 7 * 18 * 8
+
+
+def test_a_shared_block_counts_at_each_use_with_its_own_additions_alone() -> None:
+    """6 entries of the block, an addition of 2 at its first use and of 1 at its second, and 8 entries of each layer."""
+    line = lambda a, b: nn.Linear(a, b, bias=False)
+    block: Any = nn.Module()
+    block.o_proj, block.q_adapter_list = line(2, 3), nn.ModuleDict({"0": line(2, 1), "1": line(1, 1)})
+    mamba: Any = line(2, 2)
+    first, second = BlockThenMamba(2, 1e-6, mamba, 0, block), BlockThenMamba(2, 1e-6, mamba, 1, None)
+    second.elsewhere = [block]
+    assert entries(first) == 6 + 2 + 8 and entries(second) == 6 + 1 + 8

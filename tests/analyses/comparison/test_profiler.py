@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mechint.analyses.comparison import analyzer
-from mechint.analyses.comparison.analyzer import Profiler
+from mechint.analyses.comparison.analyzer import MEASURED, Profiler, work
 from mechint.analyses.comparison.cost import measure
+from mechint.analyses.comparison.options import CompareConfig
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba
 
@@ -51,3 +54,17 @@ def test_a_prompt_of_one_token_is_timed_and_an_empty_one_refused() -> None:
     for lengths in ([], [4, 0]):
         with pytest.raises(MechintError, match="give at least one, each at least 1"):
             measure(model, lengths)
+
+
+def test_a_dry_run_says_what_is_measured() -> None:
+    said = lambda **changes: work(CompareConfig(eval_prompts=7, **changes))
+    few = "a few forwards and backwards of 7 prompts, a removal of each layer"
+    assert said(measure=False, controls=0) == few and said(measure=True, controls=0) == f"{few}, and timed forwards"
+    assert said(measure=False, controls=2) == f"{few}; the same on 2 models with shuffled weights"
+
+
+def test_what_was_timed_is_written_with_the_version_of_its_file(tmp_path: Path) -> None:
+    made = Profiler(tiny_mamba(n_layer=1), CompareConfig(), run_dir=tmp_path, key="k")
+    made.times = [{"length": 4}]
+    assert made.save_results()[-1] == tmp_path / MEASURED
+    assert json.loads((tmp_path / MEASURED).read_text()) == {"schema": 1, "measured": [{"length": 4}]}

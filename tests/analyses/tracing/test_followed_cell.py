@@ -10,6 +10,7 @@ from mechint.analyses.tracing.compare import cell, incomparable, trace_tracks
 from mechint.report.values import Value
 from tests.helpers.tracing import made_trace as trace
 
+
 def at(**changes: Any) -> dict[str, Any]:
     return {"direction": "denoise", "panel": "state", "layer": 1, "role": "last", **changes}
 

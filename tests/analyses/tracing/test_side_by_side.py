@@ -40,9 +40,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
 
 
 def tables(page: Content) -> dict[str, Table]:
-    return {
-        section.title: block for section in page.sections for block in section.blocks if isinstance(block, Table)
-    }
+    return {section.title: block for section in page.sections for block in section.blocks if isinstance(block, Table)}
 
 
 def test_every_trace_less_the_first_where_they_are_of_one_request(written: Any) -> None:
