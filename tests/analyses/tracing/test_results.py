@@ -69,3 +69,32 @@ def test_the_warnings_of_a_trace_are_findings_against_it_and_its_notes(monkeypat
     monkeypatch.setattr(compare, "findings", lambda trace: [(True, "holds"), (False, "does not")])
     trace: Any = SimpleNamespace(raw={"notes": ["a note"]})
     assert compare.warnings(trace) == ["does not", "a note"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "layer"), [("resid_post", (1.0, 3.0), 0), ("state", (1.0, 3.0), 1), ("resid_post", (3.0,), 0)]
+)
+def test_the_strongest_cell_is_not_the_last_residual_unless_it_is_alone(
+    kind: str, sizes: tuple[float, ...], layer: int
+) -> None:
+    """The last residual at the last token is the whole effect, whatever the model does."""
+    effect = torch.tensor(sizes, dtype=torch.float64).view(1, -1, 1, 1).expand(1, len(sizes), 1, 4)
+    found = [{"clean": torch.full((4,), 5.0), "corrupted": torch.full((4,), 1.0), "right": torch.ones(4).bool(),
+              "denoise": effect}]  # fmt: skip
+    panel = Panel(kind, tuple((f"layers.{k}.{kind}",) for k in range(len(sizes))), "", tuple(() for _ in sizes))
+    section, _, _ = numbers(
+        found, [torch.zeros(4, 1).long()], ("last",), {"denoise": [panel]}, np.ones(4).astype(bool), np.arange(4), 100,
+        0, {},
+    )  # fmt: skip
+    [best] = section["strongest"]
+    assert (best["layer"], best["value"]) == (layer, pytest.approx(sizes[layer] / 4))
+
+
+def test_layers_without_the_site_have_no_estimate_and_others_the_sum_of_theirs() -> None:
+    model = tiny_mamba(1, torch.float64, n_layer=1).requires_grad_(False)
+    tracer = CausalTracer(model, dataclasses.replace(SMALL, sites="state"))
+    pair: Any = SimpleNamespace(estimates=lambda sites, points: {"layers.0.state": torch.full((3, 2), 0.5)})
+    like = torch.zeros(1, 3, 2)  # [layer, position, prompt]
+    for sites, value in (((), np.nan), (("layers.0.state",), 0.5), (("layers.0.state",) * 2, 1.0)):
+        found = tracer.estimate(pair, Panel("state", (sites,), "", ((),)), like)
+        np.testing.assert_array_equal(found, np.full((1, 3, 2), value))
