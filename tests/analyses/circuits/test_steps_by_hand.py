@@ -1,0 +1,198 @@
+"""Single steps of a circuit's analysis on made-up units, by hand: sizes, notes, controls, logs and single units."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import mechint
+from mechint.analyses.circuits import analyzer as analysis
+from mechint.analyses.circuits import features, kv
+from mechint.analyses.circuits.analyzer import CircuitAnalyzer
+from mechint.analyses.circuits.features import CONTROL_BATCH, CONTROL_BUFFER, FeatureCircuitAnalyzer
+from mechint.analyses.circuits.methods import single_units
+from mechint.analyses.circuits.methods.starting_orders import NOTES
+from mechint.analyses.circuits.results import load_history
+from mechint.utils.errors import MechintError
+from tests.helpers.builders import tiny_mamba
+from tests.helpers.feature_units import prompts, units_of
+
+# ---- sizes and notes --------------------------------------------------------------------------------------------
+
+
+def sized(*reaching: int, asked: int | None = None) -> Any:
+    """An analysis of 8 units whose circuits of these sizes reach the target; a circuit is its size here."""
+    return SimpleNamespace(
+        asked=asked, grid=lambda: [1, 2, 4, 8], seed=3, units=SimpleNamespace(top=lambda scores, size: size),
+        reached=lambda bench, mask: mask in reaching,
+        search=lambda bench, scores, name, seed, size, others: {"masks": {size: size}},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reaching", "enough"), [((1, 2, 4, 8), 1), ((2, 4, 8), 2), ((1, 4, 8), 4), ((1, 2, 8), 8), ((8,), 8)]
+)
+def test_the_descent_is_enough_from_the_size_behind_the_last_that_falls_short(
+    reaching: tuple[int, ...], enough: int
+) -> None:
+    passed: Any = {size: size for size in (1, 2, 4, 8)}
+    bench: Any = None
+    assert CircuitAnalyzer.enough(sized(*reaching), bench, passed) == enough
+    assert CircuitAnalyzer.enough(sized(*reaching, asked=5), bench, passed) == 5
+
+
+@pytest.mark.parametrize(("reaching", "size"), [((1, 2, 4, 8), 1), ((2, 4, 8), 2), ((4, 8), 4), ((8,), 8)])
+def test_the_smallest_size_whose_own_search_reaches_the_target(reaching: tuple[int, ...], size: int) -> None:
+    nothing: Any = None
+    assert CircuitAnalyzer.choose_size(sized(*reaching), nothing, nothing, [], 8) == size
+
+
+@pytest.mark.parametrize("least", range(1, 9))
+def test_a_ranking_keeps_the_fewest_units_that_reach_the_target_between_sizes_of_the_grid(least: int) -> None:
+    own = sized(*range(least, 9))
+    own.enough = lambda bench, masks: CircuitAnalyzer.enough(own, bench, masks)
+    nothing: Any = None
+    assert CircuitAnalyzer.fewest(own, nothing, nothing) == least
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_circuit_says_that_a_search_began_in_a_further_order(
+    elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two searches of two units of three; the second is nearer to the model, and is pruned."""
+    masks = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 1.0])]
+    result = lambda k: {"masks": {2: masks[k]}, "logits": torch.tensor([0.0, float(k), 2.0]), "went_back": k == 0,
+                        "began_elsewhere": elsewhere and k == 1}  # fmt: skip
+    ended = {"mask": masks[1], "evaluations": 9, "exchanges": 1, "minimal": True, "whole": True}
+    monkeypatch.setattr(analysis, "how_pruned", lambda results, target: f"target {target:g}")
+    likeness = {0: 1.4, 1: 0.9}
+    own: Any = SimpleNamespace(
+        config=SimpleNamespace(metric="kl", price=None, steps=5, seeds=2, search="budget", target_faithfulness=0.8),
+        asked=2, seed=7, stages=SimpleNamespace(
+            get=lambda name, compute: {"attribution": (torch.zeros(3), "attribution"), "needed": []}[name]),
+        search=lambda bench, scores, name, *more, **options: result(name == "seed 1"),
+        priced=lambda bench, scores: None, enough=lambda bench, masks: 2, grid=lambda: [1, 2, 3],
+        pruned=lambda bench, name, mask, order, target, size: ended, by_size=lambda *arguments: {},
+        units=SimpleNamespace(names=lambda mask: mask.nonzero().flatten().tolist()),
+    )  # fmt: skip
+    bench: Any = SimpleNamespace(faithful=lambda mask, metric: likeness[int(mask[2])])
+    circuit = CircuitAnalyzer.searched(own, bench, [1, 3])
+    notes = circuit.notes({})
+    assert notes[1:] == ["target inf", NOTES["attribution"], NOTES["needed"] if elsewhere else ""]
+    assert notes[0].startswith("1 of 2 searches")
+    assert torch.equal(circuit.mask, masks[1]) and [m.tolist() for m in circuit.moved] == [[0.0, 1.0, 1.0]]
+    chosen = [(one["name"], one["chosen"], one["units"]) for one in circuit.results["searches"]]
+    assert chosen == [("seed 0", False, [0, 1]), ("seed 1", True, [1, 2])]
+    done = circuit.results["pruning"]
+    assert (done["units"], done["exchanged"], done["units_searched"]) == (2, 0, 2)
+    assert done["faithfulness_discovery"] == 0.9 and not circuit.begins_elsewhere
+
+
+def test_sparsity_and_keys_and_values_stand_below_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "circuit_summary", lambda results: ["first", "last"])
+    results: Any = {"metrics": {}, "sparsity": {"asked": 0.9, "achieved": 0.875}}
+    assert kv.summary(results) == ["first", "  sparsity        87.50% (asked for: 90.00%)", "last"]
+    results["metrics"] = {"units_kept_k": {"value": 3}, "units_kept_v": {"value": 5}}
+    results["sparsity"]["asked"] = None
+    assert kv.summary(results) == ["first", "  of them         3 K, 5 V", "  sparsity        87.50%", "last"]
+
+
+# ---- the log of searches ----------------------------------------------------------------------------------------
+
+
+def test_a_search_of_gates_without_a_temperature_logs_none(tmp_path: Path) -> None:
+    step = {"step": 0, "loss": 0.5, "metric": 0.25, "budget": 4, "kept": 3}
+    lines = [{"search": "size 4", **step}, {"search": "random weights", "weights": "random", **step},
+             {"search": "size 4", **step, "step": 1, "temperature": 0.5}]  # fmt: skip
+    (tmp_path / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    own: Any = SimpleNamespace(
+        directory=tmp_path, searches=[SimpleNamespace(name="seed 0", weights="trained", budget=4)]
+    )
+    first, second = load_history(own)
+    assert (first.name, first.weights, first.final) == ("seed 0", "trained", True)
+    assert (second.name, second.weights, second.final) == ("random weights", "random", False)
+    assert first.steps == [step, {**step, "step": 1, "temperature": 0.5}] and first.column("kept") == [3, 3]
+    (tmp_path / "history.jsonl").write_text(json.dumps({**lines[0], "loss": "inf"}))
+    with pytest.raises(MechintError, match=r"line 1 has a number that is not finite"):
+        load_history(own)
+
+
+# ---- single units -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [0, 16, 17, 33])
+def test_one_latent_or_error_is_dropped_at_its_site_alone(unit: int) -> None:
+    """Two sites of 16 latents and an error each."""
+    model = tiny_mamba().requires_grad_(False)
+    units, batch = units_of(model, ("layers.0.out", "layers.1.out")), prompts(3, 6)
+    fills: Any = dict.fromkeys(units.sites, 0.5)
+    [edit] = units.dropping(unit, fills)
+    assert edit.site == units.sites[unit // 17]
+    mask = torch.ones(34)
+    mask[unit] = 0
+    ran = lambda edits: mechint.run(model, batch.tokens, edits=edits).logits
+    assert torch.equal(ran([edit]), ran(units.edits(mask, fills)))
+
+
+def test_a_unit_alone_counts_against_none_of_its_group_and_a_missing_one_against_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Units of 1, 2 and 4 in groups of two and one; a cell's value is the square of the sum of those that it keeps."""
+    sizes = torch.tensor([1.0, 2.0, 4.0])
+    value = lambda cell: [(sizes @ (torch.ones(3) if cell == [] else cell)).square().item()] * 2
+    monkeypatch.setattr(
+        single_units, "sweep", lambda model, tokens, cells, value_of, **options: torch.tensor([*map(value, cells)])
+    )
+    monkeypatch.setattr(single_units, "answer_metric", lambda metric, batch: None)
+    own: Any = SimpleNamespace(
+        model=None, answer_metric="loss", units=SimpleNamespace(
+            total=3, groups=lambda: [torch.tensor([0, 1]), torch.tensor([2])], edits=lambda mask, fills: mask,
+            dropping=lambda unit, fills: torch.ones(3).index_fill(0, torch.tensor([unit]), 0.0)),
+    )  # fmt: skip
+    batch: Any = SimpleNamespace(tokens=None, positions=None)
+    alone = lambda direction: single_units.alone(own, batch, {}, direction)[:, 0].tolist()
+    assert alone("necessary") == [49 - 36, 49 - 25, 49 - 9]
+    assert alone("sufficient") == [25 - 16, 36 - 16, 49 - 9]
+
+
+# ---- dictionaries of the control --------------------------------------------------------------------------------
+
+
+def test_dictionaries_for_random_weights_are_as_sparse_as_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2, 0 and 1 latents are active: one on average; where none is, one all the same."""
+    active = [torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([[3.0, 0.0, 0.0]])]
+    monkeypatch.setattr(features, "up_to", lambda model, tokens, site: (tokens,))
+    monkeypatch.setattr(features, "latents_at", lambda dictionary, values: values)
+    own: Any = SimpleNamespace(model=None, features=SimpleNamespace(dictionaries={"site": None}))
+    count = lambda tables: FeatureCircuitAnalyzer.active(own, "site", [SimpleNamespace(tokens=t) for t in tables])  # type: ignore[arg-type]
+    assert count(active) == 1 and count([active[0][:1]]) == 2 and count([active[0][1:]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batches"), [(100, 5), (7, 1), (40, 2), (10 * CONTROL_BUFFER, CONTROL_BUFFER // 20)]
+)
+def test_a_pool_of_the_control_holds_its_tokens_up_to_a_bound(
+    tokens: int, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 prompts of 5 tokens."""
+    pools, trainings = [], []
+    monkeypatch.setattr(features, "TaskContexts", lambda task, split, rows, seed: SimpleNamespace(length=5, rows=rows))
+    monkeypatch.setattr(features, "Streamed", lambda model, sites, contexts, pool, *more: pools.append(pool))
+    monkeypatch.setattr(
+        features, "train_grid", lambda mine, pools, training, *more, **rest: trainings.append(training) or []
+    )
+
+    class Loader(list[Any]):
+        task = None
+
+    own: Any = SimpleNamespace(config=SimpleNamespace(control_tokens=tokens, exclude=()), seed=0)
+    model: Any = SimpleNamespace(device="cpu")
+    configs: Any = {"site": SimpleNamespace(flatten="last")}
+    loader: Any = Loader([range(3), range(4)])
+    assert FeatureCircuitAnalyzer.train(own, model, configs, loader) == {}
+    assert pools == [batches] and trainings[0].batch == min(CONTROL_BATCH, tokens) and trainings[0].tokens == tokens
