@@ -73,7 +73,7 @@ PY := $$MECHINT_PYTHON
 KCONFIG = "$(PY)" -m scripts.kconfig
 
 .PHONY: all train mechint report submit export latents menuconfig oldconfig olddefconfig defconfig savedefconfig list-defconfigs \
-	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint check check-all check-exhaustive mutants bench docs interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
+	mergeconfig diffconfig listnewconfig allyesconfig allnoconfig lint ruff check check-all check-exhaustive mutants bench docs interchange ground-truth clean mrproper help ready ready-dev $(DEFCONFIGS:%=defconfig-%)
 
 all: $(READY)
 	$(Q)$(KCONFIG) run default $(CHOSEN) $(SETS) $(FLAGS)
@@ -113,21 +113,25 @@ defconfig-%:
 list-defconfigs:
 	$(Q)"$$MECHINT_ANY_PYTHON" -m scripts.kconfig.defconfigs
 
-lint: $(READY_DEV)
-	$(Q)"$(PY)" -m ruff check .
-	$(Q)"$(PY)" -m ruff format --check .
+lint: ruff
 	$(Q)"$(PY)" -m mypy lib scripts
 
-# Each ends with how many tests passed.
-PYTEST := OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 8
-check: lint
-	$(Q)$(PYTEST) --dist loadfile -m "not slow and not exhaustive" --hypothesis-profile=quick
+ruff: $(READY_DEV)
+	$(Q)"$(PY)" -m ruff check .
+	$(Q)"$(PY)" -m ruff format --check .
 
-check-all: lint
-	$(Q)$(PYTEST) --dist loadfile -m "not exhaustive"
+# Each ends with how many tests passed; mypy runs beside the tests, and what it says stands below them where it fails. Bytecode is kept whatever
+# PYTHONDONTWRITEBYTECODE says: each process would take half a minute to compile pytest's form of all test files again.
+PYTEST := pytest -q -n auto --maxprocesses 8
+TESTED := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 "$(PY)" -m
+check: ruff
+	$(Q)$(TESTED) scripts.beside mypy lib scripts -- $(PYTEST) --dist loadfile -m "not slow and not exhaustive" --hypothesis-profile=quick
+
+check-all: ruff
+	$(Q)$(TESTED) scripts.beside mypy lib scripts -- $(PYTEST) --dist loadfile -m "not exhaustive"
 
 check-exhaustive: $(READY_DEV)
-	$(Q)$(PYTEST) -m exhaustive
+	$(Q)$(TESTED) $(PYTEST) -m exhaustive
 
 mutants: $(READY_DEV)
 	$(Q)"$(PY)" -m scripts.mutants $${SOURCES:+--sources $$SOURCES} $${TESTS:+--tests $$TESTS} $${SAMPLE:+--sample $$SAMPLE} $${SEED:+--seed $$SEED} \

@@ -12,10 +12,12 @@ import torch
 
 import mechint
 from mechint.analyses.circuits import analyzer as analysis
-from mechint.analyses.circuits import features, kv
+from mechint.analyses.circuits import controls, features, kv
 from mechint.analyses.circuits.analyzer import CircuitAnalyzer
+from mechint.analyses.circuits.controls import EXCHANGED, RANDOM_WEIGHTS, Control, Controls
 from mechint.analyses.circuits.features import CONTROL_BATCH, CONTROL_BUFFER, FeatureCircuitAnalyzer
 from mechint.analyses.circuits.methods import single_units
+from mechint.analyses.circuits.methods.all_methods import SEARCH
 from mechint.analyses.circuits.methods.starting_orders import NOTES
 from mechint.analyses.circuits.results import load_history
 from mechint.utils.errors import MechintError
@@ -100,6 +102,23 @@ def test_sparsity_and_keys_and_values_stand_below_the_first_line(monkeypatch: py
     results["metrics"] = {"units_kept_k": {"value": 3}, "units_kept_v": {"value": 5}}
     results["sparsity"]["asked"] = None
     assert kv.summary(results) == ["first", "  of them         3 K, 5 V", "  sparsity        87.50%", "last"]
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [(RANDOM_WEIGHTS, "On random weights"), (EXCHANGED, "For exchanged answers")]
+)
+def test_a_control_says_the_notes_of_its_search(name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: Any = None
+    evidence = SimpleNamespace(check=lambda: None, interval=lambda mask: {"value": mask})
+    own: Any = SimpleNamespace(
+        config=SimpleNamespace(method=SEARCH, metric="kl"), evidence=lambda bench, loader: evidence
+    )
+    made = Controls(own, nothing, nothing, (nothing, nothing), 2, 2, False)
+    monkeypatch.setattr(controls, "check_effect", lambda ends, metric: None)
+    bench: Any = SimpleNamespace(ends=None)
+    for notes, said in ((["a note", ""], f"{where}: a note"), (["", ""], ""), (["a", "b"], f"{where}: a {where}: b")):
+        monkeypatch.setattr(Controls, "searched", lambda self, name, bench, notes=notes: (5, notes))
+        assert made.control(name, bench, nothing) == Control({"value": 5}, said)  # type: ignore[typeddict-item]
 
 
 # ---- the log of searches ----------------------------------------------------------------------------------------
