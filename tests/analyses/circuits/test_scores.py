@@ -10,11 +10,16 @@ import torch
 
 import mechint
 from mechint.analyses.circuits.methods import delta, gradients, single_units, weights
+from mechint.analyses.circuits.methods.attention import attention_units
 from mechint.analyses.circuits.methods.evaluator import Evaluator
 from mechint.analyses.circuits.methods.found import how_pruned, how_ranked, went_back
-from mechint.analyses.metrics import logprobs
+from mechint.analyses.metrics import answer_metric, logprobs
+from mechint.attribution.attention import attention_maps, map_sites, normalised
 from mechint.interventions.gradients import gradients as slopes_of
+from mechint.tasks import Prompts
+from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.circuits import uneven
+from tests.helpers.feature_units import prompts
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +131,56 @@ def test_searches_that_went_back_and_rankings_are_said() -> None:
         "units": 1500, "method": "m", "meaning": "what", "source": "who", "metric": metric}})  # fmt: skip
     assert all(part in ranked("kl") for part in ("1,500", "what", "who"))
     assert ranked("kl") == ranked(None) and "loss" in ranked("loss") and "loss" not in ranked("kl")
+
+
+def asked_twice(rows: int = 2, length: int = 5) -> Prompts:
+    """Prompts with two answers each, at other positions in each."""
+    every, positions = prompts(rows, length), torch.tensor([[2, 4], [1, 4]])
+    return dataclasses.replace(every, positions=positions, answers=every.answers.gather(1, positions))
+
+
+@pytest.mark.parametrize(("build", "kind"), [(tiny_mamba, "gated"), (tiny_gpt2, "head_out")])
+def test_activations_are_weighted_by_the_mean_row_of_attention_where_answers_are_asked_for(
+    build: Any, kind: str
+) -> None:
+    model, asked = build(2, torch.float64).requires_grad_(False), asked_twice()
+    found = attention_units(model, asked, [0, 1], "answer_logprob", kind)
+    sites = [*map_sites(model), "layers.0." + kind, "layers.1." + kind]
+    values, slopes = slopes_of(
+        model, asked.tokens, sites, answer_metric("answer_logprob", asked), logits_at=asked.positions
+    )
+    (first, guided_0), (second, guided_1) = (
+        map(normalised, attention_maps(model, layer, values, slopes)) for layer in range(2)
+    )
+    for layer, plain, guided in ((0, first, guided_0), (1, second, guided_1)):
+        site = f"layers.{layer}.{kind}"
+        a, da = values[site], slopes[site]
+        for b, (p, q) in enumerate(asked.positions.tolist()):
+            halves = [(torch.eye(5) + each[b]) / 2 for each in ((second, first) if layer == 0 else (second,))]
+            onward = halves[0] @ halves[1] if layer == 0 else halves[0]
+            for name, rows, what in (
+                ("attention_weighted", plain[b], a[b].abs()), ("gradient_guided", guided[b], (a * da)[b].abs()),
+                ("rollout", onward, a[b].abs()), ("gradient_x_input", torch.ones(5, 5), (a * da)[b].abs()),
+            ):  # fmt: skip
+                w = (rows[p] + rows[q]) / 2
+                size = what if kind == "gated" else what.sum(-1)  # a head's is the sum over its dimensions
+                expected = sum(w[j] * size[j] for j in range(5))
+                torch.testing.assert_close(found[f"{site} {name}"][b], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_is_held_at_its_mean_one_channel_at_a_time_and_its_moments_are_over_tokens() -> None:
+    model, asked = tiny_mamba(3, torch.float64).requires_grad_(False), asked_twice()
+    means = {"layers.0.dt": torch.linspace(0.1, 1.4, 14, dtype=torch.float64)}
+    found = delta.delta_units(model, asked, means, "answer_logprob")
+    value = answer_metric("answer_logprob", asked)
+    ran = lambda *edits: value(mechint.run(model, asked.tokens, edits=edits, logits_at=asked.positions).logits)
+    for e in (0, 3, 13):
+        held = mechint.Edit("layers.0.dt", "replace", 0.1 + 0.1 * e, units=[e])
+        torch.testing.assert_close(found["layers.0.dt do_mean"][e], ran() - ran(held), rtol=0, atol=1e-9)
+    values = mechint.run(model, asked.tokens, ["layers.0.dt", "layers.0.gated"])
+    for name, site in (("layers.0.dt", "layers.0.dt"), ("layers.0.dt output", "layers.0.gated")):
+        torch.testing.assert_close(found[f"{name} mean"], sum(values[site][:, t] for t in range(5)) / 5)
+        torch.testing.assert_close(found[f"{name} square"], sum(values[site][:, t] ** 2 for t in range(5)) / 5)
+    _, slopes = slopes_of(model, asked.tokens, ["layers.0.dt"], value, logits_at=asked.positions)
+    expected = sum(slopes["layers.0.dt"][:, t].abs() for t in range(5))
+    torch.testing.assert_close(found["layers.0.dt gradient"], expected.T)

@@ -12,14 +12,18 @@ import torch
 
 import mechint
 from mechint.analyses.circuits import analyzer as analysis
-from mechint.analyses.circuits import controls, features, kv
+from mechint.analyses.circuits import controls, feature_units, features, kv, time_estimate
 from mechint.analyses.circuits.analyzer import CircuitAnalyzer
 from mechint.analyses.circuits.controls import EXCHANGED, RANDOM_WEIGHTS, Control, Controls
 from mechint.analyses.circuits.features import CONTROL_BATCH, CONTROL_BUFFER, FeatureCircuitAnalyzer
-from mechint.analyses.circuits.methods import single_units
-from mechint.analyses.circuits.methods.all_methods import SEARCH
+from mechint.analyses.circuits.methods import single_units, starting_orders
+from mechint.analyses.circuits.methods.all_methods import METHODS, SEARCH, methods_of
+from mechint.analyses.circuits.methods.probe import standard
 from mechint.analyses.circuits.methods.starting_orders import NOTES
 from mechint.analyses.circuits.results import load_history
+from mechint.analyses.circuits.search.gates import shift_to
+from mechint.analyses.circuits.stored import _described
+from mechint.interventions.unit_kinds import KV_UNITS
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.feature_units import prompts, units_of
@@ -177,6 +181,93 @@ def test_a_unit_alone_counts_against_none_of_its_group_and_a_missing_one_against
     alone = lambda direction: single_units.alone(own, batch, {}, direction)[:, 0].tolist()
     assert alone("necessary") == [49 - 36, 49 - 25, 49 - 9]
     assert alone("sufficient") == [25 - 16, 36 - 16, 49 - 9]
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("noise", 1), ("denoise", -1)])
+def test_effects_of_an_exchange_are_means_over_the_answers_unless_these_stay_apart(
+    direction: str, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two units, one prompt with two answers; without an exchange the differences are 1 and 2."""
+    ran = torch.tensor([[[4.0, 6.0]], [[1.0, 0.0]], [[1.0, 2.0]]])
+    monkeypatch.setattr(single_units, "run", lambda model, tokens, **options: SimpleNamespace(values={}))
+    monkeypatch.setattr(single_units, "sweep", lambda model, receiver, cells, *more, **options: receiver * ran)
+    units: Any = SimpleNamespace(sites=[], total=2, read=dict, dropping=lambda number, values: [number])
+    asked: Any = SimpleNamespace(tokens=1, twins=-1, positions=torch.zeros(1, 1))
+    nothing: Any = None
+    found = lambda each: single_units.exchange_effects(nothing, asked, units, direction, each).tolist()
+    assert found(True) == [[3.0 * sign, 4.0 * sign], [0.0, -2.0 * sign]] and found(False) == [
+        [3.5 * sign],
+        [-1.0 * sign],
+    ]
+
+
+def test_columns_that_do_not_vary_say_nothing_of_an_answer() -> None:
+    """1, 2 and 3 have a variance of 2/3."""
+    x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
+    expected = torch.tensor([[-(1.5**0.5), 0.0], [0.0, 0.0], [1.5**0.5, 0.0]])
+    torch.testing.assert_close(standard(x), expected)
+
+
+@pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
+def test_a_budget_is_met_wherever_the_logits_are(level: float) -> None:
+    """Two equal gates of which one is expected open are at 0."""
+    assert float(shift_to(torch.full((2,), level), 1.0)) == pytest.approx(-level, abs=1e-5)
+
+
+@pytest.mark.parametrize(("most", "how"), [(28, "removal"), (29, "removal"), (27, "misled")])
+def test_units_are_removed_one_by_one_up_to_a_number_of_them(
+    most: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting_orders, "EXACT_UNITS", most)
+    monkeypatch.setattr(starting_orders, "misleads", lambda bench, metric, scores: True)
+    monkeypatch.setattr(starting_orders, "removal_effects", lambda bench, metric: torch.ones(28))
+    bench: Any = SimpleNamespace(units=SimpleNamespace(total=28))
+    scores, said = starting_orders.starting_scores(bench, "kl", torch.zeros(28))
+    assert said == how and float(scores.sum()) == (28 if how == "removal" else 0)
+
+
+LATENTS = {
+    "search", "attribution", "attribution_size", "removal", "patching_noise", "patching_denoise", "causal_necessary",
+    "causal_sufficient", "random",
+}  # fmt: skip
+TWINS = {
+    "patching_noise",
+    "patching_denoise",
+    "attribution_patching",
+    "eap_ig",
+    "eap_ig_activations",
+    "relp",
+    "atp_star",
+}
+
+
+def test_latents_are_ranked_by_methods_that_read_no_sites_and_twins_are_asked_for_by_those_that_exchange() -> None:
+    assert set(methods_of({"latent": feature_units.KIND})) == LATENTS
+    assert {name for name, method in METHODS.items() if method.twins} == TWINS
+
+
+@pytest.mark.parametrize(
+    ("unit", "axes"),
+    [("kv", " (K and V, heads, dimensions)"), ("k", " (heads, dimensions)"), ("o", " (heads, dimensions)"),
+     ("head", " (heads)"), ("mlp", ""), ("layer", "")],
+)  # fmt: skip
+def test_axes_of_units_are_named(unit: str, axes: str) -> None:
+    kind = KV_UNITS[unit]
+    assert _described([(2, 3), (2, 3)], kind) == f"2 layers of 2 x 3 {kind.several}{axes}"
+    assert _described([(4,), (2, 3)], kind) == f"2 layers of 2 x 3 or 4 {kind.several}{axes}"
+
+
+def test_the_shortest_of_a_few_steps_and_forwards_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take 5, 3, 4 and 6 seconds, forwards 2, 2, 1 and 7."""
+    ends = [end for k, took in enumerate((5, 3, 4, 6, 2, 2, 1, 7)) for end in (100.0 * k, 100.0 * k + took)]
+    clock = iter(ends)
+    monkeypatch.setattr(time_estimate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time_estimate, "loss_of", lambda bench, metric, index, gates: (gates.sum(), 0.0))
+    made: Any = SimpleNamespace(
+        units=SimpleNamespace(total=3), batches=[SimpleNamespace(tokens=torch.zeros(1))],
+        values=lambda index, gates: {"kl": gates},
+    )  # fmt: skip
+    assert time_estimate.timed(made, "kl") == (3.0, 1.0)
 
 
 # ---- dictionaries of the control --------------------------------------------------------------------------------
