@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from mechint.analyses.circuits.results import load_results
 from mechint.report import figure_style as style
 from mechint.report import write_comparison
-from mechint.report.along_training import apart
+from mechint.report.along_training import Change, Track, apart, axis_of, figure_apart, write_along
 from mechint.report.finished import run_names
+from mechint.report.tables.figure_data import BEHIND, as_csv
 from mechint.report.values import Value
 from mechint.runner.drawing import write_comparisons
 from mechint.utils.checkpoint_step import training_step
@@ -115,6 +118,59 @@ def training_run(top: Path, count: int, where: str = "out/trajectory_stepV0/step
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, where only what is said is looked at."""
     monkeypatch.setattr(style, "save_figure", lambda path, size, draw: write_bytes(path, b"no figure"))
+
+
+def test_beyond_eight_training_runs_every_number_has_small_multiples(tmp_path: Path, undrawn: None) -> None:
+    """Eight lines share a panel; nine have a figure for each number, with a panel for each training run."""
+    for count, files in ((8, ["comparison.png"]), (9, ["comparison_1.png", "comparison_2.png"])):
+        raws = [
+            {"analysis": "x", "title": "X", "checkpoint": f"/top/run_{run}/step{step}.pt", "model": {}}
+            for run in range(count)
+            for step in (0, 10)
+        ]
+        names = [f"r{k}" for k in range(len(raws))]
+        tracks = [Track(name, name, [Value(0.5, 0.4, 0.6, 9)] * len(raws)) for name in ("one", "two")]
+        out = tmp_path / str(count)
+        out.mkdir()
+        written = write_along(out, "X", raws, [out / name for name in names], names, tracks, [])
+        assert [path.name for path in written if path.suffix == ".png"] == files
+
+
+def test_small_multiples_share_axes_and_keep_the_others_in_grey() -> None:
+    from matplotlib.figure import Figure
+
+    axis = axis_of([{"checkpoint": f"/top/run_{k // 2}/step{k % 2}.pt", "model": {}} for k in range(34)])
+    assert len(axis.lines) == 17
+    track = Track("a", "a", [Value(float(k), k - 1.0, k + 1.0, 9) for k in range(34)])
+    figure = Figure()
+    figure_apart(figure, track, axis, [Change(track, axis.lines[3], 6, 7, 7, None, 0.01, 1.0)], "Title")
+    panels = [place for place in figure.axes if place.get_visible()]
+    assert [place.get_title(loc="center") or place.get_title(loc="left") for place in panels] == [
+        f"run_{k}" for k in range(17)
+    ]
+    assert len({place.get_ylim() for place in panels}) == 1 and panels[16].get_ylim()[1] >= 33
+    for k, place in enumerate(panels):
+        assert list(place.lines[0].get_ydata()) == [2.0 * k, 2.0 * k + 1]
+        assert [len(c.get_segments()) for c in place.collections if c.get_label() == BEHIND] == [16]
+    assert [len(place.lines) for place in panels] == [2 if k == 3 else 1 for k in range(17)]  # dotted: the change
+    rows = list(csv.DictReader(io.StringIO(as_csv(figure))))
+    lines = [row for row in rows if row["mark"] == "line"]
+    assert [float(row["y"]) for row in lines] == [float(k) for k in range(34)]  # each curve once
+    assert {row["mark"] for row in rows} == {"line", "band", "rule"}
+
+
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (9, (3, 3)), (17, (4, 5)), (20, (4, 5))])
+def test_the_grid_of_small_multiples(panels: int, grid: tuple[int, int]) -> None:
+    assert style.grid_of(panels) == grid and style.multiples_size(panels)[0] == 11.0
+
+
+def test_more_circuits_than_a_panel_shows_apart_have_their_curves_in_small_multiples(
+    tmp_path: Path, undrawn: None
+) -> None:
+    runs = [build_run(tmp_path / f"r{k}", seed=k) for k in range(9)]
+    for count, files in ((8, ["comparison.png"]), (9, ["comparison_curves.png", "comparison.png"])):
+        written = write_comparison(list(runs[:count]), tmp_path / "out")
+        assert [path.name for path in written if path.suffix == ".png"] == files
 
 
 @pytest.mark.slow

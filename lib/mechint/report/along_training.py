@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,14 @@ from ..utils.multiple_tests import holm
 from ..utils.statistics import LEVEL, rank_correlation
 from . import figure_style as style
 from .compose import write_page
-from .content import Bullets, Content, Section, figure, table_section
+from .content import Bullets, Content, Figure, Section, figure, table_section
 from .members import Warned, member_section
 from .values import Value
 from .words import chance, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 MOST = 12
 """Checkpoints that are compared pair by pair; more are compared along the training step."""
@@ -379,18 +380,11 @@ def write_along(
         ],
     }  # fmt: skip
     written = [write_json(output / "comparison.json", data)]
-    lines = -(-len(tracks) // COLUMNS)
-    caption = (
-        f"Every number along the {axis.label}, with 95 % intervals where it has them. Dotted: the earliest checkpoint"
-        " that certainly differs from the first."
-    )
-    size = (11.0, 1.4 + 2.2 * lines)
-    plot = figure("comparison.png", caption, size, figure_along, tracks, axis, found, title)
     header, rows = table_of(names, tracks, axis, found)
     listed = f"Checkpoints ({len(rows)} of {len(raws)}; comparison.json has all)"
     sections = [
         Section("What changed, and how changes were tested", [Bullets(sure), Bullets(notes)]),
-        Section("Figure", [plot]),
+        Section("Figures", figures_along(tracks, axis, found, title)),
         member_section(warned, len(raws)),
         table_section("Changes", "", CHANGES, change_rows(found, axis), range(1, len(CHANGES))),
         table_section(listed, "", header, rows, range(2, len(header))),
@@ -406,43 +400,81 @@ def plain(value: Value) -> dict[str, Any]:
     return {"value": value.value, "low": edge(value.low), "high": edge(value.high), "n": value.n}
 
 
-# ---- the figure -------------------------------------------------------------------------------------------------
+# ---- the figures ------------------------------------------------------------------------------------------------
 
 
-def figure_along(figure: Figure, tracks: Sequence[Track], axis: Axis, found: Sequence[Change], title: str) -> None:
+def figures_along(tracks: Sequence[Track], axis: Axis, found: Sequence[Change], title: str) -> list[Figure]:
+    """One figure of all numbers; of more lines than a panel can show apart, one of small multiples for each number."""
+    dotted = "Dotted: the earliest checkpoint that certainly differs from the first."
+    if len(axis.lines) <= style.MANY:
+        caption = f"Every number along the {axis.label}, with 95 % intervals where it has them. {dotted}"
+        size = (11.0, 1.4 + 2.2 * -(-len(tracks) // COLUMNS))
+        return [figure("comparison.png", caption, size, figure_along, tracks, axis, found, title)]
+    size, plots = style.multiples_size(len(axis.lines)), []
+    for k, track in enumerate(tracks, 1):
+        caption = (
+            f"{track.label} along the {axis.label}, with 95 % intervals where it has them: a panel for each "
+            f"{axis.line}, the others in grey. {dotted}"
+        )
+        plots.append(figure(f"comparison_{k}.png", caption, size, figure_apart, track, axis, found, title))
+    return plots
+
+
+def figure_apart(figure: Canvas, track: Track, axis: Axis, found: Sequence[Change], title: str) -> None:
+    """One number, a panel for each training run."""
+    curves = []
+    shown = without_common_path([run.name for run in axis.lines])
+    for name, run in zip(shown, axis.lines, strict=True):
+        there = [(at, v) for at, k in zip(run.at, run.runs, strict=True) if (v := track.values[k]) is not None]
+        curves.append(
+            style.Curve(name, [at for at, _ in there], [v for _, v in there], mark=since_of(found, track, run))
+        )
+    places = [at for run in axis.lines for at in run.at]
+    style.small_multiples(figure, curves, f"{title}: {track.label}", partial(dress, axis, track, places))
+
+
+def without_common_path(names: Sequence[str]) -> list[str]:
+    """Names without the directories that all of them begin with."""
+    parts = [name.split("/") for name in names]
+    common = next((k for k, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), 0)
+    return ["/".join(part[common:]) for part in parts]
+
+
+def since_of(found: Sequence[Change], track: Track, run: Line) -> int | None:
+    """The place of the earliest checkpoint of a training run that certainly differs from its first; None without."""
+    since = next((c.since for c in found if c.track.name == track.name and c.line is run and c.since), None)
+    return None if since is None else run.at[run.runs.index(since)]
+
+
+def dress(axis: Axis, track: Track, at: Sequence[int], place: Axes) -> None:
+    """Labels and scales of a panel."""
+    if track.share:
+        style.percent_axis(place, "y")
+    place.set_xlabel(axis.label)
+    if axis.label == SIZE and max(at) > 4 * min(at):
+        place.set_xscale("log")
+    else:
+        place.locator_params(axis="x", nbins=5)
+
+
+def figure_along(figure: Canvas, tracks: Sequence[Track], axis: Axis, found: Sequence[Change], title: str) -> None:
     """A panel for each number, a line for each training run."""
     rows = -(-len(tracks) // COLUMNS)
     places = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for place, track in zip(places, tracks, strict=False):
         for k, run in enumerate(axis.lines):
-            colour = line_colour(k, len(axis.lines))
+            colour = style.of_many(k, len(axis.lines))
             draw_line(place, track, run, colour)
-            since = next((c.since for c in found if c.track.name == track.name and c.line is run and c.since), None)
-            if since is not None:
-                place.axvline(run.at[run.runs.index(since)], color=colour, linewidth=0.9, linestyle=":")
-        if track.share:
-            style.percent_axis(place, "y")
+            if (since := since_of(found, track, run)) is not None:
+                place.axvline(since, color=colour, linewidth=0.9, linestyle=":")
         place.set_title(track.label)
-        place.set_xlabel(axis.label)
-        at = [each for run in axis.lines for each in run.at]
-        if axis.label == SIZE and max(at) > 4 * min(at):
-            place.set_xscale("log")
-        else:
-            place.locator_params(axis="x", nbins=5)
+        dress(axis, track, [at for line in axis.lines for at in line.at], place)
     for place in places[len(tracks) :]:
         place.set_visible(False)
-    if 1 < len(axis.lines) <= MOST:
+    if len(axis.lines) > 1:
         handles, labels = places[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     figure.suptitle(f"{title}: {sum(len(run.runs) for run in axis.lines)} checkpoints")
-
-
-def line_colour(k: int, count: int) -> Any:
-    if count <= len(style.CYCLE):
-        return style.CYCLE[k]
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](0.92 * k / (count - 1))
 
 
 def draw_line(place: Axes, track: Track, run: Line, colour: Any) -> None:

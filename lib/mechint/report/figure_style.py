@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import io
+import math
 import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.files import write_bytes, write_text
 from ..utils.options import listed
-from .tables.figure_data import as_csv
+from .tables.figure_data import BEHIND, as_csv
 from .values import Value
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ BLUE, GREEN, ORANGE, SKY, PURPLE, RED = "#0072B2", "#009E73", "#E69F00", "#56B4E
 CYCLE = (BLUE, ORANGE, GREEN, SKY, RED)  # purple is kept for controls that search or measure again
 GREY, INK = "#767676", "#1A1A1A"
 DIVERGING = "RdBu_r"
+PALE = "#CFCFCF"
+MANY = 8
+"""Curves that one panel can show apart; more of them are drawn as small multiples."""
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the bytes do not depend on the machine's fonts
@@ -258,6 +263,15 @@ def _broken(text: Text, room: float) -> str:
     return text.get_text()
 
 
+def of_many(k: int, count: int) -> Any:
+    """The colour of the k-th of several curves: of the palette, or where it has too few, from dark to light."""
+    if count <= len(CYCLE):
+        return CYCLE[k]
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.92 * k / (count - 1))
+
+
 def panel_letter(axes: Axes, letter: str) -> None:
     """A bold letter left of the panel's title, as captions refer to it."""
     axes.annotate(
@@ -348,3 +362,64 @@ def dot(
         zorder=6,
         label=label,
     )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One of many curves.
+
+    Attributes:
+        panel: Title of its panel; curves of one title share it.
+        mark: A place on the x axis to mark by a dotted line; None for none.
+    """
+
+    panel: str
+    x: Sequence[float]
+    points: Sequence[Value]
+    colour: Any = BLUE
+    mark: float | None = None
+
+
+def grid_of(panels: int) -> tuple[int, int]:
+    """Rows and columns of so many small multiples."""
+    columns = panels if panels <= 4 else min(5, math.ceil(math.sqrt(panels)))
+    return -(-panels // columns), columns
+
+
+def multiples_size(panels: int) -> tuple[float, float]:
+    """Width and height in inches of a figure of small multiples."""
+    return 11.0, 1.0 + 1.75 * grid_of(panels)[0]
+
+
+def small_multiples(figure: Figure, curves: Sequence[Curve], title: str, dress: Callable[[Axes], None]) -> None:
+    """A panel for each curve, or for those of one title, with all others in grey behind; all panels share their axes.
+
+    Args:
+        dress: Sets scales, ticks and labels of a panel.
+    """
+    from matplotlib.collections import LineCollection
+
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    rows, columns = grid_of(len(panels))
+    places = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for k, (place, panel) in enumerate(zip(places, panels, strict=False)):
+        others = [list(zip(c.x, (p.value for p in c.points), strict=True)) for c in curves if c.panel != panel]
+        place.add_collection(LineCollection(others, colors=PALE, linewidths=0.7, zorder=1, label=BEHIND), autolim=False)
+        for curve in (curve for curve in curves if curve.panel == panel):
+            values, low, high = ([getattr(p, name) for p in curve.points] for name in ("value", "low", "high"))
+            place.fill_between(curve.x, low, high, color=curve.colour, alpha=0.2, linewidth=0, zorder=2)
+            marker = "." if len(values) <= 60 else ""
+            place.plot(curve.x, values, color=curve.colour, linewidth=1.3, marker=marker, markersize=4, zorder=3)
+            if curve.mark is not None:
+                place.axvline(curve.mark, color=INK, linewidth=0.9, linestyle=":")
+        place.set_title(panel, fontsize=8)
+        dress(place)
+        if k % columns:
+            place.set_ylabel("")
+        lowest = k + columns >= len(panels)
+        place.tick_params(labelbottom=lowest)
+        if not lowest:
+            place.set_xlabel("")
+    for place in places[len(panels) :]:
+        place.set_visible(False)
+    figure.suptitle(title)

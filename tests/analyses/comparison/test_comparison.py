@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import mechint
 from mechint import Edit
 from mechint.analyses.comparison.analyzer import Profiler, per_byte
 from mechint.analyses.comparison.differences import comparable, compare, differences, groups, quantities
+from mechint.analyses.comparison.figures import comparison_plots
 from mechint.analyses.comparison.options import CompareConfig, lengths
 from mechint.analyses.comparison.report import write_model_comparison
 from mechint.analyses.comparison.residual_stream import dynamics, jackknife, stream_numbers
@@ -354,3 +356,22 @@ def test_many_checkpoints_of_two_families_are_followed_along_their_training(tmp_
     assert set(changes) == {"gpt20", "mamba0"} and changes["mamba0"]["since"] == "run1"
     assert changes["mamba0"]["until"] == "run9"  # the last two are as good
     assert len(written) == 4
+
+
+def test_more_profiles_than_a_panel_shows_apart_are_small_multiples() -> None:
+    """Groups have a panel each; the runs of a lone group have their own."""
+    few = groups([profile(seed, "mamba") for seed in range(8)])
+    assert [plot.name for plot in comparison_plots(few, [[[]] * 8])] == ["comparison.png"]
+    several = groups([profile(seed, family) for family in ("mamba", "llama") for seed in range(5)])
+    plots = {plot.name: plot for plot in comparison_plots(several, [[[]] * 5] * 2)}
+    assert {"comparison.png", "comparison_update.png", "comparison_gini_read.png", "comparison_memory.png"} <= set(
+        plots
+    )
+    assert "comparison_time.png" not in plots  # nothing was timed
+    alone = {plot.name: plot for plot in comparison_plots(groups([profile(s, "mamba") for s in range(9)]), [[[]] * 9])}
+    for drawn, titles in ((plots, [g.label for g in several]), (alone, [f"seed {seed}" for seed in range(9)])):
+        figure = Figure()
+        drawn["comparison_update.png"].draw(figure)
+        panels = [place for place in figure.axes if place.get_visible()]
+        assert [place.get_title(loc="center") or place.get_title(loc="left") for place in panels] == titles
+        assert [len(place.lines) for place in panels] == [10 // len(titles) or 1] * len(titles)

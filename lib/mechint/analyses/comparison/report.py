@@ -20,7 +20,7 @@ from ...report.words import number
 from ...utils.errors import MechintError
 from ...utils.files import read_json, write_json
 from .differences import ALPHA, CURVES, EXACT, LEADS, MEASURED, Group, comparable, every_pair, groups
-from .figures import cka_figure, comparison_figure, differences_figure, profile_figure
+from .figures import cka_figure, cka_grid, comparison_plots, differences_figure, profile_figure
 from .results import UNKNOWN, Profile, profile_of
 from .runs import at_best_rates, last_of_each, profile_tracks, several_steps
 
@@ -161,11 +161,10 @@ def write_model_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     findings = [finding for pair in pairs for finding in verdicts(pair)]
     written = [write_json(output / "comparison.json", data(studies, said, output, pairs, notes, findings, warned))]
     timed = [[times(study) for study in group.studies] for group in found]
+    rows, columns = cka_grid(len(found))
     plots = [
-        ("comparison.png", (11.0, 9.2), lambda f: comparison_figure(f, found, timed),
-         "Every model on common axes, one line for each seed; layers are placed by their depth. Memory is the memory "
-         "of a prompt's state, or of its keys and values."),
-        ("comparison_map_cka.png", (1.0 + 3.6 * len(found), 3.6), lambda f: cka_figure(f, found),
+        *comparison_plots(found, timed),
+        ("comparison_map_cka.png", (1.0 + 3.6 * columns, 3.6 * rows), lambda f: cka_figure(f, found),
          "Linear CKA between the residual streams after every two layers; means over seeds."),
         *((f"comparison_differences{'' if len(pairs) == 1 else f'_{k}'}.png", (8.6, 1.6 + 0.24 * len(pair["rows"])),
            lambda f, pair=pair: differences_figure(f, pair),

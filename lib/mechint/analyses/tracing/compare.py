@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,12 +82,10 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     plots = []
     for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
         widest = max(len(trace.panels(direction)) for trace in traces)
-        for kind, size, draw in (
-            ("maps", (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces)), maps_figure),
-            ("layers", (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4)), layers_figure),
-        ):
-            name = f"comparison_{kind}_{direction}.png"
-            plots.append(figure(name, CAPTIONS[kind], size, draw, traces, names, direction))
+        size = (min(16.0, 2.6 + 1.9 * widest), 1.6 + 1.7 * len(traces))
+        maps_file = f"comparison_maps_{direction}.png"
+        plots.append(figure(maps_file, CAPTIONS["maps"], size, maps_figure, traces, names, direction))
+        plots += layers_plots(traces, names, direction, widest)
     rows = strongest_rows(traces, names), difference_rows(found)
     content = page_of(traces, rows, notes, plots, warned)
     return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
@@ -280,32 +279,79 @@ def maps_figure(figure: Figure, traces: list[Trace], names: list[str], direction
     figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", shrink=0.6, aspect=40, label=label)
 
 
+def layers_plots(traces: list[Trace], names: list[str], direction: str, widest: int) -> list[blocks.Figure]:
+    """Effects by layer: one figure of all kinds, or of more traces than a panel can show apart, one for each kind."""
+    if len(traces) <= style.MANY:
+        size = (2.0 + 2.3 * min(4, widest), 1.5 + 1.9 * -(-widest // 4))
+        file = f"comparison_layers_{direction}.png"
+        return [figure(file, CAPTIONS["layers"], size, layers_figure, traces, names, direction)]
+    size, plots = style.multiples_size(len(traces)), []
+    for kind in kinds_of(traces, direction):
+        slug = re.sub(r"\W+", "_", kind).strip("_")
+        file = f"comparison_layers_{direction}_{slug}.png"
+        caption = f"{kind}: {CAPTIONS['layers']} A panel for each checkpoint, the others in grey."
+        plots.append(figure(file, caption, size, layers_apart, traces, names, direction, kind))
+    return plots
+
+
+def layers_apart(figure: Figure, traces: list[Trace], names: list[str], direction: str, kind: str) -> None:
+    """One kind of site, a panel for each trace."""
+    role, lines = by_layer(traces, direction, kind)
+    curves = [
+        style.Curve(name, range(len(line)), line) for name, line in zip(names, lines, strict=True) if line is not None
+    ]
+
+    def dress(place: Any) -> None:
+        place.axhline(0, color=style.GREY, linewidth=0.8)
+        layer_axis(place, max(len(curve.points) for curve in curves))
+        place.set_xlabel("layer")
+        place.set_ylabel("effect")
+
+    style.small_multiples(figure, curves, f"{kind} at {role} ({traces[0].unit}), {TITLES[direction]}", dress)
+
+
+def by_layer(traces: list[Trace], direction: str, kind: str) -> tuple[str, list[list[Value] | None]]:
+    """The role where any trace's effect is largest, and every trace's effects there by layer; None of a trace without
+    the map or the role."""
+    best, role = -math.inf, ""
+    found: list[dict[str, Grid] | None] = []
+    for trace in traces:
+        panel = next((panel for panel in trace.panels(direction) if panel["name"] == kind), None)
+        grids = None if panel is None else {name: grid(panel, name) for name in ("value", "low", "high")}
+        found.append(grids)
+        if grids is not None:
+            # the last residual at the last token is the whole effect by definition, whatever the model
+            sizes = np.nan_to_num(np.abs(grids["value"][:-1] if kind == "resid_post" else grids["value"]))
+            if sizes.size and sizes.max() > best:
+                best, role = float(sizes.max()), trace.roles[int(sizes.max(0).argmax())]
+    lines: list[list[Value] | None] = []
+    for trace, grids in zip(traces, found, strict=True):
+        if grids is None or role not in trace.roles:
+            lines.append(None)
+            continue
+        k = trace.roles.index(role)
+        columns = (grids[name][:, k].tolist() for name in ("value", "low", "high"))
+        lines.append([Value(value, low, high, 1) for value, low, high in zip(*columns, strict=True)])
+    return role, lines
+
+
 def layers_figure(figure: Figure, traces: list[Trace], names: list[str], direction: str) -> None:
     kinds = kinds_of(traces, direction)
     columns = min(4, len(kinds))
     axes = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharey=True).ravel()
-    colours = (*style.CYCLE, style.PURPLE)
+    colours = [style.of_many(k, len(traces)) for k in range(len(traces))]
     for place in axes[len(kinds) :]:
         place.set_visible(False)
     for place, kind in zip(axes, kinds, strict=False):
-        best, role = -math.inf, ""
-        found: list[dict[str, Grid] | None] = []
-        for trace in traces:
-            panel = next((panel for panel in trace.panels(direction) if panel["name"] == kind), None)
-            found.append(None if panel is None else {name: grid(panel, name) for name in ("value", "low", "high")})
-            if panel is not None:
-                # the last residual at the last token is the whole effect by definition, whatever the model
-                sizes = np.nan_to_num(np.abs(found[-1]["value"][:-1] if kind == "resid_post" else found[-1]["value"]))  # type: ignore[index]
-                if sizes.size and sizes.max() > best:
-                    best, role = float(sizes.max()), trace.roles[int(sizes.max(0).argmax())]
-        for k, (trace, name, grids) in enumerate(zip(traces, names, found, strict=True)):
-            if grids is None or role not in trace.roles:
+        role, lines = by_layer(traces, direction, kind)
+        for k, (name, line) in enumerate(zip(names, lines, strict=True)):
+            if line is None:
                 continue
-            values, low, high = (grids[key][:, trace.roles.index(role)] for key in ("value", "low", "high"))
-            at, colour = np.arange(len(values)), colours[k % len(colours)]
+            at, colour = np.arange(len(line)), colours[k]
+            low, high = ([getattr(value, end) for value in line] for end in ("low", "high"))
             place.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-            place.plot(at, values, color=colour, marker="o", markersize=2.5, linewidth=1.2, label=name)
-            layer_axis(place, len(values))
+            place.plot(at, [v.value for v in line], color=colour, marker="o", markersize=2.5, linewidth=1.2, label=name)
+            layer_axis(place, len(line))
         place.axhline(0, color=style.GREY, linewidth=0.8)
         place.set_title(f"{kind}\nat {role}", fontsize=8)
     axes[0].set_ylabel("effect")

@@ -1,7 +1,7 @@
 """The data of a drawn figure as rows: every line, interval, map and bar that a reader sees, by panel.
 
-Rows are read from the drawn figure itself, so they are what it shows, whichever analysis drew it. Annotations, patches
-and colour bars are left out.
+Rows are read from the drawn figure itself, so they are what it shows, whichever analysis drew it. Annotations, patches,
+colour bars and other panels' curves behind those of a panel are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COLOUR_BAR = "<colorbar>"
 """Matplotlib's label of the panel of a colour bar."""
+BEHIND = "<behind>"
+"""Label of the curves behind a panel's own, which stand in the rows of their own panels."""
 NUMBER = re.compile(r"([-+]?[\d.,]+(?:e[-+]?\d+)?)( %)?")
 
 
@@ -159,7 +161,7 @@ def marks(axes: Axes) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
         (PolyCollection, "band", band_rows),
     )
     for artist in axes.collections:
-        if id(artist) not in taken and artist.get_visible():
+        if id(artist) not in taken and artist.get_visible() and artist.get_label() != BEHIND:
             for kind, mark, rows in kinds:
                 if isinstance(artist, kind):
                     yield from one(mark, artist, rows(artist))

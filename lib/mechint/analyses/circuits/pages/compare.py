@@ -71,14 +71,9 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
     matrix, reason = circuit_overlap(runs)
     tests = differences(runs, names)
     written = [write_json(output / "comparison.json", _data(runs, names, output, matrix, reason, tests, warned))]
-    caption = (
-        "Faithfulness over the share of units kept, with intervals; the circuit of each run, its controls and its size;"
-        " the overlap of the circuits, where their units are the same."
-    )
-    size = (10.0, max(6.4, 2.6 + 0.5 * len(runs)))
-    plot = figure("comparison.png", caption, size, comparison_figure, runs, names, matrix)
+    plots = plots_of(runs, names, matrix)
     said = [*_paragraphs(runs, names), sentence(*tests), _notes(runs, reason)]
-    content = page_of(runs, names, matrix, said, plot, tests, warned)
+    content = page_of(runs, names, matrix, said, plots, tests, warned)
     return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
@@ -226,7 +221,7 @@ def _notes(runs: list[Results], reason: str) -> str:
 
 
 def page_of(
-    runs: list[Results], names: list[str], matrix: Any, said: list[str], plot: blocks.Figure, tests: Tests,
+    runs: list[Results], names: list[str], matrix: Any, said: list[str], plots: list[blocks.Figure], tests: Tests,
     warned: Warned,
 ) -> Content:  # fmt: skip
     """The page of the comparison."""
@@ -235,7 +230,7 @@ def page_of(
     sections = [
         Section("Runs", [Bullets([text for text in said[1:] if text]), Table(header, rows, range(1, len(header)))]),
         member_section(warned, len(runs)),
-        Section("Figure", [plot]),
+        Section("Figures", plots),
     ]
     if tests[1]:
         sections.append(
@@ -251,31 +246,74 @@ def page_of(
 # ---- the figure -------------------------------------------------------------------------------------------------
 
 
-def comparison_figure(figure: Figure, runs: list[Results], names: list[str], matrix: list[list[float]] | None) -> None:
-    """a, learned curves on one axis; b, each circuit and its controls; c, its size; d, the overlap of the circuits."""
-    from matplotlib import colormaps
+def plots_of(runs: list[Results], names: list[str], matrix: list[list[float]] | None) -> list[blocks.Figure]:
+    """One figure; of more runs than a panel can show apart, the curves are small multiples in a figure of their own."""
+    apart = len(runs) > style.MANY
+    curves = "Faithfulness over the share of units kept, with intervals"
+    rest = "the circuit of each run, its controls and its size; the overlap of the circuits, where their units are the"
+    caption = f"{rest[0].upper()}{rest[1:]} same." if apart else f"{curves}; {rest} same."
+    size = (10.0, max(6.4, 2.6 + 0.5 * len(runs)))
+    plots = [figure("comparison.png", caption, size, comparison_figure, runs, names, matrix)]
+    if apart:
+        text = f"{curves}: a panel for each run, the others in grey. Dotted: the size of the run's circuit."
+        size = style.multiples_size(len(runs))
+        plots.insert(0, figure("comparison_curves.png", text, size, curves_apart, runs, names))
+    return plots
 
-    layout: Any = [["a", "b"], ["c", "d"]] if matrix is not None else [["a", "b"], ["a", "c"]]
+
+def comparison_figure(figure: Figure, runs: list[Results], names: list[str], matrix: list[list[float]] | None) -> None:
+    """a, learned curves on one axis, unless they are too many for it; b, each circuit and its controls; c, its size;
+    d, the overlap of the circuits."""
+    shown = "bc" if len(runs) > style.MANY else "abc"
+    layout: Any = [list("bc")] if shown == "bc" else [["a", "b"], ["a", "c"]]
+    if matrix is not None:
+        layout = [["b", "c"], ["d", "d"]] if shown == "bc" else [["a", "b"], ["c", "d"]]
     panels: dict[str, Axes] = figure.subplot_mosaic(layout, width_ratios=(1.25, 1))
     figure.suptitle(f"{runs[0].raw['title']}: comparison of {len(runs)} checkpoints")
-    few = len(runs) <= len(style.CYCLE)
-    colours = [style.CYCLE[i] if few else colormaps["viridis"](0.92 * i / (len(runs) - 1)) for i in range(len(runs))]
-    _curves(panels["a"], runs, names, colours)
+    colours = [style.of_many(i, len(runs)) for i in range(len(runs))]
+    if "a" in panels:
+        _curves(panels["a"], runs, names, colours)
     _controls(panels["b"], runs, names)
     _sizes(panels["c"], runs, names, colours)
     if matrix is not None:
         _overlap(panels["d"], matrix, names)
-    for letter, axes in panels.items():
-        style.panel_letter(axes, letter)
+    for letter, place in zip("abcd", [panels[name] for name in "abcd" if name in panels], strict=False):
+        style.panel_letter(place, letter)
+
+
+def learned(run: Results) -> tuple[list[float], list[Value]]:
+    """The learned curve: shares of units kept above zero, and the faithfulness at each."""
+    at = [i for i, size in enumerate(run.sizes) if size > 0] if "learned" in run.curves else []
+    return [run.sizes[i] / run.total for i in at], [run.curves["learned"][i] for i in at]
+
+
+def curves_apart(figure: Figure, runs: list[Results], names: list[str]) -> None:
+    """The learned curves, a panel for each run."""
+    curves = [
+        style.Curve(name, *learned(run), mark=max(run.kept, 1) / run.total)
+        for run, name in zip(runs, names, strict=True)
+    ]
+    shares = [share for curve in curves for share in curve.x]
+
+    def dress(axes: Axes) -> None:
+        axes.set_xscale("log")
+        if shares:
+            axes.set_xticks(style.nice_log_ticks(min(shares), max(shares), most=4))
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
+        style.percent_axis(axes, "x")
+        style.percent_axis(axes, "y")
+        axes.set_ylim(max(axes.get_ylim()[0], -0.5), 1.08)
+        axes.set(xlabel="units kept", ylabel="faithfulness")
+
+    style.small_multiples(figure, curves, f"{runs[0].raw['title']}: faithfulness over size", dress)
 
 
 def _curves(axes: Axes, runs: list[Results], names: list[str], colours: list[Any]) -> None:
     low = high = None
     for run, name, colour in zip(runs, names, colours, strict=True):
-        at = [i for i, size in enumerate(run.sizes) if size > 0] if "learned" in run.curves else []
-        shares = [run.sizes[i] / run.total for i in at]
+        shares, points = learned(run)
         if shares:
-            style.band(axes, shares, [run.curves["learned"][i] for i in at], colour, name)
+            style.band(axes, shares, points, colour, name)
             low, high = min(low or 1.0, *shares), max(high or 0.0, *shares)
         style.dot(axes, max(run.kept, 1) / run.total, run.metrics["faithfulness"], colour, "_", "*", size=11)
     axes.set_xscale("log")
