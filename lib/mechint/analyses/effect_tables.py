@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,19 +114,30 @@ def ratio(
     """
     weight = np.ones(len(means)) if total is None else total
     flat, there = np.nan_to_num(means).reshape(len(means), -1), present.reshape(len(means), -1)
+    edges = over_cells(bootstrap, np.divide, [flat, there * weight[:, None]], there)
+    point, low, high, p = (side.reshape(means.shape[1:]) for side in edges)
+    return point, low, high, p
+
+
+def over_cells(
+    bootstrap: ClusterBootstrap, statistic: Callable[..., Array], columns: Sequence[Array], present: NDArray[np.bool_]
+) -> tuple[Array, Array, Array, Array]:
+    """A statistic of the means of ``columns``, each [prompt, cell], in every cell; cells go in lots that memory holds.
+
+    Returns:
+        The values, both edges of their intervals and their p-values, adjusted for all cells (:mod:`.multiple_tests`);
+        each [cell], NaN where no prompt has the cell, and all but the value where too few clusters do.
+    """
     parts = []
     step = max(1, ROOM // len(bootstrap.weights))
     with np.errstate(invalid="ignore", divide="ignore"):
-        for start in range(0, flat.shape[1], step):
+        for start in range(0, present.shape[1], step):
             here = slice(start, start + step)
-            below = there[:, here] * weight[:, None]
-            parts.append(bootstrap.tested(np.divide, flat[:, here], below, present=there[:, here]))
+            parts.append(
+                bootstrap.tested(statistic, *(column[:, here] for column in columns), present=present[:, here])
+            )
     found = joined(parts)
-    shape = means.shape[1:]
-    value = np.where(there.any(0), found.value, np.nan)
-    edges = (value, found.low, found.high, max_t_of(bootstrap, found))
-    point, low, high, p = (side.reshape(shape) for side in edges)
-    return point, low, high, p
+    return np.where(present.any(0), found.value, np.nan), found.low, found.high, max_t_of(bootstrap, found)
 
 
 def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:

@@ -135,6 +135,16 @@ class Change:
         return self.since is not None or self.until is not None
 
 
+@dataclass(frozen=True)
+class Added:
+    """What an analysis adds to a comparison of its runs: findings, notes, sections, and entries of comparison.json."""
+
+    findings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def step_of(raw: Mapping[str, Any]) -> int | None:
     """The training step of a finished run: what its checkpoint said, or is named."""
     said = raw["model"].get("step", raw.get("training", {}).get("steps"))
@@ -340,6 +350,7 @@ def write_along(
     notes: Sequence[str] = (),
     tested: bool = True,
     extra: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+    added: Added = Added(),
 ) -> list[Path]:
     """Writes comparison.json, .png, .md and .html of many finished runs along their training step.
 
@@ -349,14 +360,17 @@ def write_along(
         warned: Warnings of the runs' own reports.
         tested: True if ends of training runs are tested; off where something else is.
         extra: Further tables, each with a heading.
+        added: What the analysis has to say beside these numbers.
     """
     axis = axis_of(raws)
     found, count = changes(tracks if tested else [dataclasses.replace(t, tested=False) for t in tracks], axis)
     sure = [sentence(change, axis) for change in found if change.sure]
-    findings = [headline(axis, found, len(raws)) if count else f"{len(raws)} checkpoints of one analysis.", *sure]
+    lead = headline(axis, found, len(raws)) if count else f"{len(raws)} checkpoints of one analysis."
+    findings = [lead, *sure, *added.findings]
     notes = [
         *([axis.note] if axis.note else []),
         *notes,
+        *added.notes,
         *([TESTED.format(tests=count, line=axis.line)] if count else []),
     ]
     data = {
@@ -378,19 +392,21 @@ def write_along(
                                        for end in ("first", "last", "since", "until")}}
             for change in found
         ],
+        **added.data,
     }  # fmt: skip
     written = [write_json(output / "comparison.json", data)]
     header, rows = table_of(names, tracks, axis, found)
     listed = f"Checkpoints ({len(rows)} of {len(raws)}; comparison.json has all)"
     sections = [
-        Section("What changed, and how changes were tested", [Bullets(sure), Bullets(notes)]),
+        Section("What changed, and how changes were tested", [Bullets(findings[1:]), Bullets(notes)]),
         Section("Figures", figures_along(tracks, axis, found, title)),
         member_section(warned, len(raws)),
+        *added.sections,
         table_section("Changes", "", CHANGES, change_rows(found, axis), range(1, len(CHANGES))),
         table_section(listed, "", header, rows, range(2, len(header))),
         *(table_section(name, "", head, lines, range(2, len(head))) for name, head, lines in extra),
     ]
-    content = Content(f"{title}: comparison of {len(raws)} checkpoints", sections, lead=findings[0])
+    content = Content(f"{title}: comparison of {len(raws)} checkpoints", sections, lead=lead)
     return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mechint.analyses.map_comparison import compared
 from mechint.analyses.tracing.analyzer import CausalTracer
-from mechint.analyses.tracing.compare import differences
+from mechint.analyses.tracing.compare import differences, measured
 from mechint.analyses.tracing.figures import load_trace
 from mechint.report import figure_style as style
 from mechint.report import write_trace_comparison
@@ -46,7 +47,7 @@ def traced(directory: Path, seed: int, prompts: str = "same", **changes: Any) ->
 def test_differences_are_paired_over_what_both_answer(tmp_path: Path) -> None:
     one, other = (load_trace(traced(tmp_path / str(seed), seed)) for seed in (1, 2))
     raw = dataclasses.replace(other, raw={**other.raw, "trace": {**other.raw["trace"], "unit": one.unit}})
-    found = differences(one, raw)
+    found = differences(one, compared(measured(one), measured(raw)))
     assert found and {entry["panel"] for entry in found} == {"resid_post", "state", "dt", "resid_post without out"}
     import torch
 
@@ -71,7 +72,7 @@ def test_a_model_differs_from_itself_by_nothing(tmp_path: Path) -> None:
     written = write_trace_comparison([one, again], tmp_path / "out")
     assert {path.name for path in written} == {
         "comparison.json", "comparison_maps_denoise.png", "comparison_layers_denoise.png", "comparison.md",
-        "comparison.html",
+        "comparison.html", "comparison_map_cells.png",
     }  # fmt: skip
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert data["notes"] == [] and data["differences"]

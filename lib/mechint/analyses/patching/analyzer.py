@@ -141,6 +141,7 @@ class Patcher(StagedAnalyzer[PatchConfig]):
         self.effects = {f"{name}.{k}": value for k, part in enumerate(found) for name, value in part.items()} | {
             f"units.{parts.kind}": torch.tensor(parts.chosen) for parts in self.parts
         }
+        self.effects["templates"] = torch.from_numpy(np.ascontiguousarray(val_loader.templates()))
         self.results = {
             "report": "patch",
             "unit": "flow between token roles, and single units",
@@ -156,7 +157,7 @@ class Patcher(StagedAnalyzer[PatchConfig]):
         return self.results
 
     def save_results(self) -> list[Path]:
-        """Writes ``effects.pt`` (every effect of every prompt) into the run directory."""
+        """Writes ``effects.pt`` (every effect of every prompt, and the prompts' templates) into the run directory."""
         return [files.write_torch(self.directory / "effects.pt", self.effects)]
 
     # ---- the work -----------------------------------------------------------------------------------------------
@@ -286,6 +287,7 @@ ANALYSIS = Analysis(
     lone=True,
     report=Later("analyses.patching.report:write_patching"),
     headline=Later("analyses.patching.report:headline"),
+    compare=Later("analyses.patching.compare:write_patch_comparison"),
     to_log=Later("analyses.patching.report:to_log"),
     cell=Later("analyses.patching.figures:cell"),
 )

@@ -296,6 +296,7 @@ ANALYSIS = Analysis(
     inputs=inputs,
     report=Later("analyses.study.report:write_study"),
     headline=Later("analyses.study.report:headline"),
+    compare=Later("analyses.study.compare:write_study_comparison"),
     to_log=Later("analyses.study.report:to_log"),
     entries=Later("analyses.study.results:StudyResults"),
 )

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...report import content as blocks
 from ...report import figure_style as style
 from ...report.along_training import MOST, Track, axis_of, write_along
 from ...report.compose import write_page
-from ...report.content import Bullets, Content, Section, Table, Text, figure, table_section
+from ...report.content import Bullets, Content, Section, figure, table_section
 from ...report.finished import run_names, valid
 from ...report.maps import Grid, grid, heat, layer_axis
 from ...report.members import Warned, gathered, member_section
@@ -24,25 +23,21 @@ from ...report.values import Value
 from ...report.words import value_cells
 from ...utils.errors import MechintError
 from ...utils.files import read_torch, write_json
-from ...utils.statistics import ClusterBootstrap
+from ..map_comparison import EffectMap, MapPair, Measured, RunPair, compared, figures
+from ..map_comparison import findings as findings_of
+from ..map_comparison import sections as map_sections
 from .figures import TITLES, Trace, load_trace
 from .report import findings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DRAWS, SHOWN = 1000, 3
-DIFFERENCES = ("run", "less", "direction", "site", "layer", "token", "difference", "interval", "n")
 STRONGEST = ("run", "direction", "site", "layer", "token", "effect", "interval", "n")
-PAIRED = (
-    "Differences of effects ({unit}), over the prompts that both models answer, with intervals from one"
-    " bootstrap of their templates. The largest of each map are shown: they are chosen by size, so their intervals are"
-    " too narrow for that choice."
-)
 
 
 def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
-    """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison.md and comparison.html.
+    """Writes comparison.json, comparison_maps_*.png, comparison_layers_*.png, comparison_map_cells*.png, comparison.md
+    and comparison.html.
 
     Beyond a dozen traces, one comparison.png along their training step instead of the maps.
 
@@ -61,13 +56,15 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     if len(traces) > MOST:
         return along(traces, names, output, warned)
     found: list[dict[str, Any]] = []
-    notes = []
+    notes, pairs = [], list[RunPair]()
     for trace, name in zip(traces[1:], names[1:], strict=True):
         reason = incomparable(traces[0], trace)
         if reason:
             notes.append(f"{name} and {names[0]}: {reason}.")
             continue
-        found += [{"run": name, "less": names[0], **entry} for entry in differences(traces[0], trace)]
+        pair = RunPair(name, names[0], compared(measured(traces[0]), measured(trace)))
+        pairs.append(pair)
+        found += [{"run": name, "less": names[0], **entry} for entry in differences(traces[0], pair.maps)]
     runs = [
         {"name": name, "directory": Path(os.path.relpath(trace.directory, output)).as_posix(),
          "checkpoint": trace.raw["checkpoint"], "strongest": trace.raw["trace"]["strongest"]}
@@ -76,9 +73,10 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
     written = [
         write_json(
             output / "comparison.json",
-            {"schema": 1, "runs": runs, "differences": found, "notes": notes, "warnings": warned},
+            {"schema": 1, "runs": runs, "findings": findings_of(pairs), "differences": found,
+             "maps": [pair.entries() for pair in pairs], "notes": notes, "warnings": warned},
         )
-    ]
+    ]  # fmt: skip
     plots = []
     for direction in [d for d in traces[0].directions if all(d in trace.directions for trace in traces)]:
         widest = max(len(trace.panels(direction)) for trace in traces)
@@ -86,8 +84,8 @@ def write_trace_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
         maps_file = f"comparison_maps_{direction}.png"
         plots.append(figure(maps_file, CAPTIONS["maps"], size, maps_figure, traces, names, direction))
         plots += layers_plots(traces, names, direction, widest)
-    rows = strongest_rows(traces, names), difference_rows(found)
-    content = page_of(traces, rows, notes, plots, warned)
+    plots += figures(pairs, traces[0].unit)
+    content = page_of(traces, strongest_rows(traces, names), pairs, notes, plots, warned)
     return [*written, *write_page(output, content, "comparison.md", page_name="comparison.html")]
 
 
@@ -169,42 +167,37 @@ def read_effects(trace: Trace) -> dict[str, Any]:
         }
 
 
-def differences(one: Trace, other: Trace) -> list[dict[str, Any]]:
-    """The largest differences, other less one, of every map of every direction."""
-    first, second = read_effects(one), read_effects(other)
-    both = first["answered"] & second["answered"]
-    if not both.any():
-        return []
-    bootstrap = ClusterBootstrap(first["templates"][both], DRAWS, 0)
-    found = []
-    for direction in one.directions:
-        columns: list[NDArray[np.float64]] = []
-        for part in (first, second):
-            kept = both[part["answered"]]
-            means, total = part[f"means.{direction}"][kept], part["total"][kept]
-            weight = total if "share" in one.unit else np.ones(len(total))
-            columns += [np.nan_to_num(means), ~np.isnan(means) * weight[:, None, None, None]]
-        there = ~np.isnan(first[f"means.{direction}"][both[first["answered"]]])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            change, low, high = bootstrap.estimate(lambda a, b, c, d: c / d - a / b, *columns, present=there)
-        count = there.sum(0)
-        for k, panel in enumerate(one.panels(direction)):
-            size = np.where(np.isfinite(change[k]), np.abs(change[k]), -1)
-            for at in np.argsort(-size, axis=None, kind="stable")[:SHOWN].tolist():
-                layer, role = divmod(at, size.shape[1])
-                if size[layer, role] < 0:
-                    continue
-                edges = [
-                    None if np.isnan(edge) else float(edge) for edge in (low[k, layer, role], high[k, layer, role])
-                ]
-                found.append(
-                    {
-                        "direction": direction, "panel": panel["name"], "layer": layer, "role": one.roles[role],
-                        "value": float(change[k, layer, role]), "low": edges[0], "high": edges[1],
-                        "n": int(count[k, layer, role]),
-                    }
-                )  # fmt: skip
-    return found
+def measured(trace: Trace) -> Measured:
+    """The effects of every prompt in every cell of every map."""
+    found = read_effects(trace)
+    maps = []
+    for direction in trace.directions:
+        every = np.moveaxis(found[f"means.{direction}"].astype(np.float64), 1, 0)  # [map, prompt, layer, role]
+        for effects, panel in zip(every, trace.panels(direction), strict=True):
+            cells = [(layer, role) for layer in range(effects.shape[1]) for role in trace.roles]
+            maps.append(EffectMap(map_name(direction, panel["name"]), cells, effects.reshape(len(effects), -1)))
+    total = found["total"].astype(np.float64) if "share" in trace.unit else None
+    return Measured(found["answered"].astype(bool), found["templates"], total, maps)
+
+
+def map_name(direction: str, panel: str) -> str:
+    return f"{panel}, {direction}"
+
+
+def differences(one: Trace, pairs: Sequence[MapPair]) -> list[dict[str, Any]]:
+    """The largest differences, the other less ``one``, of every map of every direction."""
+    by_name = {pair.name: pair for pair in pairs}
+    plain = lambda x: None if math.isnan(x) else x
+    return [
+        {
+            "direction": direction, "panel": panel["name"], "layer": cell.layer, "role": cell.name,
+            "value": cell.value, "low": plain(cell.low), "high": plain(cell.high), "p": plain(cell.p), "n": cell.n,
+        }
+        for direction in one.directions
+        for panel in one.panels(direction)
+        if (pair := by_name.get(map_name(direction, panel["name"]))) is not None
+        for cell in pair.largest()
+    ]  # fmt: skip
 
 
 def cells(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -224,26 +217,22 @@ def strongest_rows(traces: list[Trace], names: list[str]) -> list[tuple[str, ...
     ]
 
 
-def difference_rows(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [(entry["run"], entry["less"], *cells(entry)) for entry in found]
-
-
 CAPTIONS = {
     "maps": "Mean effect by token role and layer; a row for each checkpoint, a column for each kind of site.",
     "layers": "Mean effect by layer at the role where any checkpoint's effect is largest, with 95 % intervals.",
 }
 
 
-def page_of(traces: list[Trace], rows: Any, notes: list[str], plots: list[blocks.Figure], warned: Warned) -> Content:
+def page_of(
+    traces: list[Trace], strongest: Any, pairs: list[RunPair], notes: list[str], plots: list[blocks.Figure],
+    warned: Warned,
+) -> Content:  # fmt: skip
     """The page of the comparison."""
     sections = [
-        Section("Notes", [Bullets(notes)]),
+        Section("What differs", [Bullets([*findings_of(pairs), *notes])]),
         member_section(warned, len(traces)),
-        table_section("Strongest cell of every map", "", STRONGEST, rows[0], (3, 5, 6, 7)),
-        Section(
-            "Largest differences",
-            [Text(PAIRED.format(unit=traces[0].unit)), Table(DIFFERENCES, rows[1], (4, 6, 7, 8))] if rows[1] else [],
-        ),
+        table_section("Strongest cell of every map", "", STRONGEST, strongest, (3, 5, 6, 7)),
+        *map_sections(pairs, traces[0].unit),
         Section("Figures", plots),
     ]
     return Content(f"{traces[0].raw['title']}: comparison of {len(traces)} checkpoints", sections)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...utils.errors import MechintError
-from ..along_training import Track, write_along
+from ..along_training import Added, Track, write_along
 from ..compose import write_page
 from ..content import Figure, Section, figure, study, table_section
 from ..control import control_figure, control_findings, control_sections
@@ -68,10 +68,18 @@ def metric_lines(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+More = Callable[[Sequence[FinishedRun], Sequence[str]], Added]
+"""Gives what an analysis adds to the comparison of its runs, from these and their names."""
+
+
+def nothing_more(runs: Sequence[FinishedRun], names: Sequence[str]) -> Added:
+    return Added()
+
+
+def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path, more: More = nothing_more) -> list[Path]:
     """Writes comparison.json, .png, .md and .html of the metrics of several runs, along the step of their training.
 
-    The notes of the runs are kept, and so is any difference between their tasks or options.
+    The notes of the runs are kept, and so is any difference between their tasks or options; ``more`` adds to it.
 
     Raises:
         MechintError: fewer than two runs, a run that can't be read, or runs without a common metric.
@@ -88,7 +96,8 @@ def write_comparison(run_dirs: Sequence[str | Path], output_dir: str | Path) -> 
     notes = [f"The runs differ in their {SAID[key]}: their numbers may differ for that reason." for key in apart]
     warned = gathered(names, (map(str, run.raw["notes"]) for run in runs))
     title, directories = str(runs[0].raw["title"]), [run.directory for run in runs]
-    return write_along(Path(output_dir), title, [run.raw for run in runs], directories, names, tracks, warned, notes)
+    raws, added = [run.raw for run in runs], more(runs, names)
+    return write_along(Path(output_dir), title, raws, directories, names, tracks, warned, notes, added=added)
 
 
 SAID = {"task": "tasks or prompts", "config": "options"}
