@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ..analyses.options import RunConfig, own
 from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_device
 from ..report.figure_style import formats_of, in_formats
-from ..utils import files, wandb_run, workers
+from ..report.finished import is_complete
+from ..utils import files, progress, wandb_run, workers
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
 from ..utils.rundir import check_writable
@@ -103,20 +105,54 @@ def run_parts(experiment: Experiment, dry_run: bool) -> None:
         return
     lost: list[str] = []
     only = len(experiment.configs) == 1 and workers.worker()[1] == 1
-    for plan in plans:
-        try:
-            lost += run_part(plan, made if len(plans) == 1 else {}, only)
-        except Exception as error:
-            if len(plans) == 1 or workers.worker()[1] > 1:
-                raise
-            say_failure(error)
-            lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
+    groups = [group for plan in plans for group in waiting(plan)]
+    several = any(len(plan.checkpoints) > 1 for plan in plans)  # of one checkpoint the processes share the work
+    with progress.command(groups, workers.worker()[1] if several else 1):
+        for plan in plans:
+            try:
+                lost += run_part(plan, made if len(plans) == 1 else {}, only, before(plans, plan))
+            except Exception as error:
+                if len(plans) == 1 or workers.worker()[1] > 1:
+                    raise
+                say_failure(error)
+                lost.append(f"{', '.join(analysis.title for analysis in plan.experiment.chosen())} could not be made")
     lost += index(plans)
     workers.exchange("all is written")  # a process that ends first with a failure would end the others
     if lost:
         if workers.worker()[0] > 0:
             raise SaidElsewhere("the first process says what is lost")
         raise MechintError("; ".join(lost) + "; the lines above say why")
+
+
+def waiting(plan: Plan) -> list[list[progress.Part]]:
+    """The work of each checkpoint, for lines of progress; what is finished already takes no time."""
+    rerun, sizes = plan.experiment.run.rerun, [size_of(checkpoint) for checkpoint in plan.checkpoints]
+    if 0.0 in sizes:  # a model of a hub, say: how the others relate to it is not known
+        sizes = [1.0] * len(sizes)
+    return [
+        [
+            progress.Part(name, size)
+            for name in made_in_order(plan.experiment)
+            if rerun or not is_complete(plan.directories[checkpoint, name])
+        ]
+        for checkpoint, size in zip(plan.checkpoints, sizes, strict=True)
+    ]
+
+
+def before(plans: list[Plan], plan: Plan) -> int:
+    """The number of checkpoints of the plans in front of one."""
+    return sum(len(other.checkpoints) for other in plans[: plans.index(plan)])
+
+
+def made_in_order(experiment: Experiment) -> list[str]:
+    """The names of the analyses in the order in which they are made: one may take another's results."""
+    return [name for name in analyses() if name in experiment.configs]
+
+
+def size_of(checkpoint: str) -> float:
+    """Bytes of a checkpoint's files; 0 of a model that is not a path here."""
+    path = Path(checkpoint).expanduser()
+    return float(sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()))
 
 
 def index(plans: list[Plan]) -> list[str]:
@@ -177,12 +213,13 @@ def say(plan: Plan) -> None:
         print(f"  {analyses()[name].title}: {analyses()[name].work(plan.experiment.configs[name])}")
 
 
-def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[str]:
+def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool, first: int = 0) -> list[str]:
     """The analyses whose models are in one place; says which analyses failed; standard error explains each failure.
 
     Args:
         made: Prepared runs, by the checkpoint.
         only: There is no other analysis, and no other process: its failure is raised.
+        first: Checkpoints of other plans in front of these.
     """
     experiment, run, checkpoints = plan.experiment, plan.experiment.run, plan.checkpoints
     rank, world = workers.worker()
@@ -199,7 +236,10 @@ def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[s
 
         workers.by_first(hold)
         shared = world > 1 and len(checkpoints) == 1
-        for checkpoint in checkpoints if shared else (checkpoints[k] for k in workers.deal(len(checkpoints))):
+        for k in range(1) if shared else workers.deal(len(checkpoints)):
+            checkpoint = checkpoints[k]
+            taken = None if shared else functools.partial(taken_by_all, first, len(checkpoints))
+            progress.current().enter(first + k, taken)
             try:
                 lost += analyse(experiment, checkpoint, plan.directories, made.pop(checkpoint, None), shared, only)
             except Exception as error:
@@ -214,6 +254,11 @@ def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool) -> list[s
             uncompared = compare(experiment, plan.directories, failures, plan.known)
     said = [lost_ones(checkpoints, failures, len(plan.directories))] if failures else []
     return said + [f"the comparison of {name} could not be written" for name in workers.exchange(uncompared)[0]]
+
+
+def taken_by_all(first: int, count: int) -> int:
+    """How many checkpoints some process has taken: ``first`` of other plans, and those of the ``count`` under way."""
+    return first + workers.dealt(count)
 
 
 def lost_ones(checkpoints: list[str], failures: Lost, among: int) -> str:
@@ -250,14 +295,14 @@ def analyse(
     if find_device(experiment.run.device).type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     lost: Lost = []
-    for name in (name for name in analyses() if name in experiment.configs):  # one analysis may take another's results
+    for name in made_in_order(experiment):
         by_all = shared and analyses()[name].shares
         if shared and workers.worker()[0] > 0 and not by_all:
             continue
         if shared and not by_all:
             print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
-            with logging(experiment.run, checkpoint, name, experiment.configs[name]):
+            with progress.current().part(name), logging(experiment.run, checkpoint, name, experiment.configs[name]):
                 analyse_one(experiment, name, checkpoint, directories[checkpoint, name], prepared, by_all)
         except Exception as error:
             if only or by_all:  # the other processes wait for this one in the middle of their work

@@ -23,7 +23,7 @@ from ..report.results import Header, Model
 from ..tasks import Task
 from ..tasks.config import TaskConfig
 from ..tasks.stored import check_loss, differences
-from ..utils import files, workers
+from ..utils import files, progress, workers
 from ..utils.checkpoint_step import training_step
 from ..utils.options import named
 from ..utils.rundir import fingerprint, manifest, peak_memory_mib
@@ -118,6 +118,8 @@ def make(wanted: Request) -> None:
     write_manifest(wanted, analyzer.stages.resumed, written, time.monotonic() - start)
     draw(experiment.run, directory)
     files.write_text(directory / COMPLETE, "")  # last of all: nothing is missing now
+    if not analyzer.stages.resumed:
+        progress.current().measured()
     analyzer.stages.clear()
     few = (f"  note            {text}" for text in found["few"])
     print(*wanted.analysis.summary(results), *few, f"  report: {directory / 'report.html'}", sep="\n", flush=True)

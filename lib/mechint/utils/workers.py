@@ -28,7 +28,7 @@ Below 2³¹ milliseconds, 24.8 days: sockets are polled with a C int of them.
 
 _rank, _world = 0, 1
 _store: Any = None
-_rounds = 0
+_rounds = _dealt = 0
 
 
 TOLD = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -144,14 +144,19 @@ def by_first(compute: Callable[[], T]) -> T:
 
 def deal(count: int) -> Iterator[int]:
     """Yields this process's share of ``count`` pieces of work: the next free one whenever it asks."""
-    global _rounds
+    global _rounds, _dealt
     if _world == 1:
-        yield from range(count)
+        for _dealt in range(1, count + 1):
+            yield _dealt - 1
         return
     _rounds += 1
-    key = f"dealt-{_rounds}"
-    while (number := _store.add(key, 1) - 1) < count:
+    while (number := _store.add(f"dealt-{_rounds}", 1) - 1) < count:
         yield number
+
+
+def dealt(count: int) -> int:
+    """How many of the ``count`` pieces of work that :func:`deal` shares out have been taken, by any process."""
+    return _dealt if _world == 1 else min(count, int(_store.add(f"dealt-{_rounds}", 0)))
 
 
 _together = False

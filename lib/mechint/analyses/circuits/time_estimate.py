@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from ...utils import progress
+from ...utils.progress import in_time
 from .bench import Bench, loss_of
 from .methods.all_methods import SEARCH
 from .methods.starting_orders import EXACT_UNITS
@@ -98,7 +100,8 @@ def estimate(
 
 
 def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
-    """Says on standard error how long all work is going to take, unless it is a moment. It is in no result.
+    """Says on standard error how long all work is going to take, unless it is a moment, and tells the lines of
+    progress. It is in no result.
 
     Args:
         config: As in :func:`estimate`.
@@ -108,6 +111,7 @@ def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
     whole, misled = estimate(
         config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config.metric)
     )  # fmt: skip
+    progress.current().expect(whole, "study")
     if whole > QUIET:
         print(
             f"about {in_time(whole)} in all, by a timed batch: searches, prunings, evaluations and removals; where "
@@ -115,10 +119,3 @@ def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-
-
-def in_time(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -30,6 +30,7 @@ from ...tasks import Prompts
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
 from ...utils.options import listed
+from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
 from ..interchange import Corruption, Interchange
@@ -109,7 +110,7 @@ class Patcher(StagedAnalyzer[PatchConfig]):
         self.screen(train_loader)
         found = [
             self.stages.get(f"batch {k}", functools.partial(self.patch, batch, role, pairs))
-            for k, (batch, role) in enumerate(zip(val_loader, roles, strict=True))
+            for k, (batch, role) in enumerate(counted(zip(val_loader, roles, strict=True), len(roles)))
         ]
         done = Finished(
             found=found,

@@ -23,6 +23,7 @@ from ...interventions.model import Model
 from ...tasks import Prompts
 from ...utils import files, options
 from ...utils.errors import MechintError, NotAnswered
+from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED
 from ..base import Analysis, Later, StagedAnalyzer
 from ..loader import PromptLoader
@@ -61,7 +62,7 @@ class PathAnalyzer(StagedAnalyzer[PathConfig]):
         self.check(train_loader, val_loader)
         found = [
             self.stages.get(f"batch {k}", functools.partial(self.measure, batch, task.whole))
-            for k, batch in enumerate(val_loader)
+            for k, batch in enumerate(counted(val_loader, len(val_loader)))
         ]
         done = Finished(
             found=found,

@@ -30,6 +30,7 @@ from ...tasks import Prompts
 from ...utils import files
 from ...utils.errors import MechintError, NotAnswered, did_you_mean
 from ...utils.options import listed, named
+from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
 from ..effect_tables import few_notes, table
@@ -68,7 +69,7 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
         mean = self.mean_embedding(train_loader) if self.config.corruption == "mean" else None
         found = [
             self.stages.get(f"batch {k}", functools.partial(self.trace_answered, batch, mean))
-            for k, batch in enumerate(val_loader)
+            for k, batch in enumerate(counted(val_loader, len(val_loader)))
         ]
         roles = [task.roles(batch)[1].cpu() for batch in val_loader]
         right = torch.cat([part["right"] for part in found]).numpy()
