@@ -6,7 +6,9 @@ import builtins
 import contextlib
 import json
 import struct
+import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from mechint.training.options import MambaArchitecture, TrainConfig
 from mechint.training.trainer import train
 from mechint.utils import curve_points, wandb_run
 from mechint.utils.errors import MechintError
-from tests.helpers.report_runs import Json, one_line
+from tests.helpers.report_runs import Json, build_run, edit, one_line
 
 
 def wandb_records(directory: Path) -> list[Any]:
@@ -164,6 +166,81 @@ def test_a_training_logs_every_evaluation(tmp_path: Path, monkeypatch: pytest.Mo
     assert {"mechint/train/loss", "mechint/train/val_loss", "mechint/train/val_accuracy"} <= set(run.rows[0])
     metrics = json.loads((tmp_path / "out" / "training_metrics_stepV0.json").read_text())
     assert run.rows[-1]["mechint/train/held_out_accuracy/final"] == metrics["held_out_accuracy"]
+
+
+class Online(Recorded):
+    """A stand-in of W&B's own run, online or not, and of its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Json = {}
+        self.config: Json = {}
+        self.summary: Json = {}
+        self.tags: tuple[str, ...] = ()
+        self.artifacts: list[Any] = []
+        self.ended: list[int] = []
+        self.settings = types.SimpleNamespace(sync_dir="/nowhere")
+
+    def init(self, **asked: Any) -> Online:
+        self.asked, self.config, self.tags = asked, Config(asked["config"]), tuple(asked["tags"])
+        return self
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.ended.append(exit_code)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
+
+class Config(dict[str, Any]):
+    def update(self, more: Json, allow_val_change: bool = False) -> None:  # type: ignore[override]
+        assert allow_val_change or not set(more) & set(self)
+        super().update(more)
+
+
+class Artifact:
+    def __init__(self, name: str, type: str, description: str) -> None:
+        self.name, self.files = name, list[str]()
+
+    def add_file(self, path: str) -> None:
+        self.files.append(Path(path).name)
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_has_a_name_a_group_a_job_tags_and_all_that_its_results_depend_on(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a stand-in of the module: the calls are the same offline as online."""
+    run = Online()
+    module = types.ModuleType("wandb")
+    module.__dict__.update(
+        init=run.init, Settings=lambda **named: named, Error=RuntimeError, Image=str, Artifact=Artifact,
+        Table=lambda columns, data: (columns, data), login=lambda **_: True,
+        setup=lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode=mode)),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    directory = build_run(tmp_path / "study" / "stepV3")
+    raw = json.loads((directory / "results.json").read_text())
+    key = {"run": {"dtype": "float32", "seed": 7}, "task": {"pairs": 3}}
+    edit(directory, checkpoint="study/final_model_stepV3.pt", key=key, model={**raw["model"], "variant": "kv=tied"})
+    log_wandb(directory, "a project")
+    analysis, model = raw["analysis"], {**raw["model"], "variant": "kv=tied"}
+    assert {name: run.asked[name] for name in ("project", "name", "group", "job_type", "mode")} == {
+        "project": "a project", "name": f"study/final_model_stepV3 {analysis}", "group": "study",
+        "job_type": analysis, "mode": mode,
+    }  # fmt: skip
+    assert run.tags == (analysis, raw["task"]["name"], model["family"], "kv=tied")
+    assert run.config.items() >= raw["config"].items()
+    assert run.config["run"] == key["run"] and run.config["model"] == model
+    assert run.config["task"] == {"pairs": 3, **raw["task"]}
+    [artifact] = run.artifacts
+    assert artifact.name.startswith(f"final_model_stepV3-{analysis}-masks-") and "results.json" in artifact.files
+    assert run.ended == [0] and run.summary["mechint/faithfulness"] == raw["metrics"]["faithfulness"]["value"]
+
+
+def test_tags_are_short_and_each_once() -> None:
+    assert wandb_run.tags_of("ssm", None, "", "ssm", "x" * 99) == ["ssm", "x" * 64]
 
 
 def test_runs_and_artifacts_of_different_models_have_different_names() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import html
 import sys
@@ -15,6 +16,7 @@ from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..report.figure_style import formats_of, in_formats
 from ..report.finished import CIRCUIT, Drawn, drawing, edited, kind_of
 from ..report.members import member_lines
+from ..tasks.config import TaskConfig
 from ..utils import curve_points, files
 from ..utils.errors import MechintError, say_failure
 from ..utils.files import write_text
@@ -99,15 +101,20 @@ def draw(run: RunConfig, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def logging(run: RunConfig, checkpoint: str, name: str, config: AnalysisOptions) -> Iterator[None]:
+def logging(run: RunConfig, task: TaskConfig, checkpoint: str, name: str, config: AnalysisOptions) -> Iterator[None]:
     """Logs an analysis to Weights & Biases while it is under way, where that is asked for."""
     if not run.visualize_wandb:
         yield
         return
-    options = {"analysis": name, "checkpoint": checkpoint, **request(config)}
+    options = {
+        "analysis": name, "checkpoint": checkpoint, **request(config),
+        "run": {option: getattr(run, option) for option in ("dtype", "batch_size", "seed")},
+        "task": dataclasses.asdict(task),
+    }  # fmt: skip
     start = functools.partial(
-        started, run.wandb_project, run_name(checkpoint, name), name, Path(checkpoint).parent.name, options
-    )
+        started, run.wandb_project, run_name(checkpoint, name), name, Path(checkpoint).parent.name, options,
+        (task.name,),
+    )  # fmt: skip
     with Logged(start) as logged, curve_points.listening(logged):
         yield
 

@@ -302,7 +302,10 @@ def analyse(
         if shared and not by_all:
             print(f"note: {analyses()[name].title} of one checkpoint is the work of one process; the others wait")
         try:
-            with progress.current().part(name), logging(experiment.run, checkpoint, name, experiment.configs[name]):
+            with (
+                progress.current().part(name),
+                logging(experiment.run, experiment.asked(name), checkpoint, name, experiment.configs[name]),
+            ):
                 analyse_one(experiment, name, checkpoint, directories[checkpoint, name], prepared, by_all)
         except Exception as error:
             if only or by_all:  # the other processes wait for this one in the middle of their work

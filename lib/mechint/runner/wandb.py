@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..analyses.base import analysis_of
 from ..report.finished import FinishedRun, read_finished
 from ..report.to_log import ToLog
-from ..utils.wandb_run import Logged, artifact_name, run_name, started
+from ..utils.wandb_run import Logged, artifact_name, run_name, started, tags_of
 
 
 def log_wandb(run_dir: str | Path, project: str, name: str = "", live: Logged | None = None) -> Path:
@@ -19,6 +20,8 @@ def log_wandb(run_dir: str | Path, project: str, name: str = "", live: Logged | 
     (of dictionaries ``mechint/training/…`` against ``mechint/tokens``).
     Summary: ``mechint/{metric}``, ``mechint/{metric}_low``, ``mechint/{metric}_high`` for every metric, and
     ``mechint/sparsity`` (share of units dropped) and ``mechint/loss`` (the circuit's own, on held-out prompts).
+    Configuration: the options of the analysis, and below ``run``, ``task`` and ``model`` all else that the results
+    depend on. Tags: analysis, task, family and variant.
     With ``WANDB_MODE=offline`` everything goes to a directory that ``wandb sync`` sends later.
 
     Args:
@@ -50,11 +53,21 @@ def log_wandb(run_dir: str | Path, project: str, name: str = "", live: Logged | 
         run = logged.run
         import wandb
 
+        describe(run, raw)
         log_numbers(wandb, logged, given)
         for path in sorted(results.directory.glob("*.png")):
             run.log({f"mechint/figures/{path.stem}": wandb.Image(str(path))})
         log_files(wandb, run, results, given.files)
         return Path(run.settings.sync_dir)
+
+
+def describe(run: Any, raw: Mapping[str, Any]) -> None:
+    """Adds to the run's configuration what its results depend on beside the options of the analysis, and tags."""
+    key, model, task = raw.get("key", {}), raw.get("model", {}), raw.get("task", {})
+    whole = {"run": key.get("run", {}), "task": {**key.get("task", {}), **task}, "model": model}
+    run.config.update(whole, allow_val_change=True)
+    names = (raw["analysis"], task.get("name"), model.get("family"), model.get("variant"))
+    run.tags = tuple(tags_of(*(run.tags or ()), *names))
 
 
 def log_numbers(wandb: Any, logged: Logged, given: ToLog) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +17,8 @@ Mode = Literal["online", "offline", "disabled", "shared"]
 LOCAL = ("offline", "disabled")
 """Modes that need no account."""
 MODES = ("online", "shared", "dryrun", *LOCAL)
+TAG = 64
+"""Most characters of a tag, as W&B documents."""
 HINT = "run `wandb login`, or set WANDB_MODE=offline"
 
 
@@ -47,13 +49,16 @@ def check() -> Mode:
 
 
 @contextlib.contextmanager
-def started(project: str, name: str, job: str, group: str, config: Mapping[str, Any]) -> Iterator[Any]:
+def started(
+    project: str, name: str, job: str, group: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+) -> Iterator[Any]:
     """A W&B run that asks nothing on the terminal and gives up after :data:`CONNECT_SECONDS`.
 
     Args:
         name: Name of the run, unique in an experiment.
         job: Work of the run: ``training``, or the analysis.
         group: Group of the run: the directory of a study's checkpoints.
+        tags: Further tags beside the job.
 
     Raises:
         MechintError: as :func:`check`, or W&B cannot be reached.
@@ -78,7 +83,7 @@ def started(project: str, name: str, job: str, group: str, config: Mapping[str, 
             dir=os.environ.get("WANDB_DIR"),  # W&B remembers that of its first run in a process
             job_type=job,
             group=group or None,
-            tags=[job],
+            tags=tags_of(job, *tags),
             settings=settings,
             reinit="create_new",
         )
@@ -90,6 +95,11 @@ def started(project: str, name: str, job: str, group: str, config: Mapping[str, 
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def tags_of(*texts: str | None) -> list[str]:
+    """The texts as tags, each once and cut to the length that W&B takes; those without a text are left out."""
+    return list(dict.fromkeys(text[:TAG] for text in texts if text))
 
 
 class Logged:
