@@ -28,6 +28,7 @@ from ..utils.statistics import LEVEL, rank_correlation
 from . import figure_style as style
 from .compose import write_page
 from .content import Bullets, Content, Figure, Section, figure, table_section
+from .finished import without_common_path
 from .members import Warned, member_section
 from .values import Value
 from .words import chance, number, percent
@@ -447,13 +448,6 @@ def figure_apart(figure: Canvas, track: Track, axis: Axis, found: Sequence[Chang
         )
     places = [at for run in axis.lines for at in run.at]
     style.small_multiples(figure, curves, f"{title}: {track.label}", partial(dress, axis, track, places))
-
-
-def without_common_path(names: Sequence[str]) -> list[str]:
-    """Names without the directories that all of them begin with."""
-    parts = [name.split("/") for name in names]
-    common = next((k for k, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), 0)
-    return ["/".join(part[common:]) for part in parts]
 
 
 def since_of(found: Sequence[Change], track: Track, run: Line) -> int | None:

@@ -127,6 +127,13 @@ def run_names(directories: Sequence[Path]) -> list[str]:
     raise MechintError("the same run directory is named twice; name each run once")
 
 
+def without_common_path(names: Sequence[str]) -> list[str]:
+    """Names without the directories that all of them begin with."""
+    parts = [name.split("/") for name in names]
+    common = next((k for k, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), 0)
+    return ["/".join(part[common:]) for part in parts]
+
+
 def kind_of(run_dir: str | Path) -> str:
     """The kind of a finished run: the entry ``report`` of its results.json, or ``circuit`` where there is none."""
     return str(read_object(Path(run_dir) / "results.json").get("report", CIRCUIT))
