@@ -65,7 +65,7 @@ class Measured:
     Attributes:
         answered: True for the prompts that it answers, [prompt].
         templates: The cluster of each prompt, [prompt].
-        total: What effects are shares of, [answered prompt]; None where they are in units of the metric.
+        total: The total effect that effects are shares of, [answered prompt]; None where they are no shares.
     """
 
     answered: NDArray[np.bool_]
@@ -206,7 +206,7 @@ class RunPair:
 
 
 def sections(pairs: Sequence[RunPair], unit: str) -> list[Section]:
-    """How alike maps are, and their largest differences."""
+    """The tables of correlations between maps, and of their largest differences."""
     if not pairs:
         return []
     alike = [

@@ -138,7 +138,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Added:
-    """What an analysis adds to a comparison of its runs: findings, notes, sections, and entries of comparison.json."""
+    """Additions of an analysis to a comparison: findings, notes, sections, and entries of comparison.json."""
 
     findings: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -361,7 +361,7 @@ def write_along(
         warned: Warnings of the runs' own reports.
         tested: True if ends of training runs are tested; off where something else is.
         extra: Further tables, each with a heading.
-        added: What the analysis has to say beside these numbers.
+        added: Additions of the analysis to these numbers.
     """
     axis = axis_of(raws)
     found, count = changes(tracks if tested else [dataclasses.replace(t, tested=False) for t in tracks], axis)

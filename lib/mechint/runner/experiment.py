@@ -257,7 +257,7 @@ def run_part(plan: Plan, made: dict[str, Prepared | None], only: bool, first: in
 
 
 def taken_by_all(first: int, count: int) -> int:
-    """How many checkpoints some process has taken: ``first`` of other plans, and those of the ``count`` under way."""
+    """Counts the checkpoints that are taken: ``first`` of other plans, and those of the ``count`` under way."""
     return first + workers.dealt(count)
 
 

@@ -2,7 +2,7 @@
 
 A line says how far its own work is. Within a :class:`Command`, which knows the parts that are still to come, it also
 says how long the whole command is going to take: from what was measured of the part that runs, and of earlier parts of
-the same kind for those that wait. What nothing is known of is not guessed: the line then says ``at least``.
+the same kind for those that wait. Nothing is guessed: where some of it is not known, the line says ``at least``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Running:
     expected: float | None = None
     """Seconds of all its work, which it has worked out from a timed batch."""
     lap: tuple[int, int, float, float] | None = None
-    """Of a loop that is all its work: rounds done and in all, when it began, and when the last round ended."""
+    """The loop that is all its work: rounds done and in all, when it began, and when the last round ended."""
 
 
 class Command:
@@ -210,7 +210,7 @@ class Progress:
         sys.stderr.flush()
 
     def _whole(self, now: float, line: float) -> str:
-        """What is left of the whole command; nothing where there is none, or nothing is known of what is left."""
+        """Says what is left of the whole command; nothing where there is none, or nothing is known of what is left."""
         if _command is None:
             return ""
         seconds, sure = _command.left(now, line)

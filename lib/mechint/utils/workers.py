@@ -155,7 +155,7 @@ def deal(count: int) -> Iterator[int]:
 
 
 def dealt(count: int) -> int:
-    """How many of the ``count`` pieces of work that :func:`deal` shares out have been taken, by any process."""
+    """Counts those of the ``count`` pieces of work of :func:`deal` that some process has taken."""
     return _dealt if _world == 1 else min(count, int(_store.add(f"dealt-{_rounds}", 0)))
 
 

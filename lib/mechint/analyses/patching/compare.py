@@ -34,7 +34,7 @@ def write_patch_comparison(run_dirs: Sequence[str | Path], output_dir: str | Pat
 
 
 def maps(runs: Sequence[FinishedRun], names: Sequence[str]) -> Added:
-    """How alike the maps of the others are to those of the first run, and where they differ."""
+    """The comparison of the maps of the others with those of the first run."""
     if len(runs) > MOST:
         note = f"Maps are compared cell by cell for up to {MOST} runs; these are {len(runs)}."
         return Added(notes=[note])

@@ -115,7 +115,7 @@ def source(candidate: str) -> str:
 
 
 def short(claim: Claim, number: int) -> str:
-    """What a claim is about; the second and later ones of one key are numbered."""
+    """The subject of a claim in a few words; the second and later ones of one key are numbered."""
     more = f", {number + 1}" if number else ""
     match claim:
         case CandidateClaim(candidate=candidate, site=site):
