@@ -70,9 +70,9 @@ def draw_recovery(results: dict[str, Any], path: Path) -> Path:
             axes.set_title(model)
             axes.set_xlabel(AXES[axis])
         grid[0, 0].set_ylabel("AUROC")
-        grid[0, 0].legend(fontsize=7, loc="lower left")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
-    return save_figure(path, (3.4 * across, 2.9 * down), paint)
+    return save_figure(path, (max(6.8, 3.4 * across), 2.9 * down + 0.5), paint)
 
 
 def panel(axes: Axes, rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
@@ -80,7 +80,8 @@ def panel(axes: Axes, rows: list[dict[str, Any]], titles: dict[str, str]) -> Non
     values = sorted({row["value"] for row in rows})
     for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["value"])
-        x = [values.index(row["value"]) + 0.06 * (k - 2) for row in own]  # side by side, where lines lie on each other
+        aside = 0.012 * len(values) * (k - 2)  # where lines lie on each other
+        x = [values.index(row["value"]) + aside for row in own]
         y = [row["auroc"]["value"] for row in own]
         edge = lambda row, end: row["auroc"]["value"] if row["auroc"][end] is None else row["auroc"][end]
         spread = [
@@ -92,7 +93,8 @@ def panel(axes: Axes, rows: list[dict[str, Any]], titles: dict[str, str]) -> Non
             linestyle="-" if k < len(CYCLE) else "--", label=titles[method],
         )  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    axes.set_ylim(0.35, 1.03)
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_ylim(min(0.45, *(row["auroc"]["value"] - 0.05 for row in rows)), 1.03)
 
 
 def heat_map(

@@ -19,7 +19,7 @@ from ...utils.options import listed
 from ...utils.statistics import alone, over_seeds
 from ..options import ScorecardConfig
 
-VERIFIED = 64
+VERIFIED = 256
 """Discovery prompts on which the declared truth of a wide model is held against its own ablations."""
 
 
