@@ -49,6 +49,11 @@ class RunConfig:
     label: str = option("", "Subdirectory of the results for the checkpoints that MODELS= chose; empty for none")
     baseline: str = option("", "Finished analysis, or several in a directory, that the results are compared with")
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+    devices: str = option(
+        "",
+        "Devices that the layers of a model too large for one are placed on in order, such as cuda:0,cuda:1; empty for "
+        "the one that is chosen above",
+    )
     dtype: str = option(
         "float32",
         "Precision of the weights; the scan and the residual stream stay in float32",
@@ -66,6 +71,11 @@ class RunConfig:
     )
     visualize_wandb: bool = option(False, "Log to Weights & Biases; WANDB_MODE=offline needs no account")
     wandb_project: str = option("mechint", "Project that the runs are logged to")
+
+    @property
+    def place(self) -> str:
+        """The device, or all devices of a model whose layers are on several."""
+        return self.devices or self.device
 
     @property
     def folder(self) -> Path:

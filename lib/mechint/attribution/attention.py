@@ -34,6 +34,7 @@ from ..models.parts.mamba2 import Mamba2Mixer
 from ..models.parts.recurrence import Recurrence
 from ..models.parts.shared import BlockThenMamba
 from ..models.parts.short_conv import ShortConv
+from ..models.placement import near
 from ..scan.attention_weights import NEEDS, hidden_attention
 from ..scan.checks import accumulate, check_range
 from ..scan.matrix import Writes, matrix_map
@@ -74,7 +75,7 @@ def attention_map(model: Model, tokens: Tensor, layer: int, reduce: str = "weigh
         )
     if isinstance(parts[0], Recurrence):
         return memory_map(model, tokens, layer, parts[0], reduce, **options)
-    part = parts[0]
+    part = near(parts[0], model.device)
     sites = [f"layers.{layer}.{name}" for name in ("dt", "B", "C", "u", "gate")]
     found = run(model, tokens, record=sites, logits_at=tokens.new_zeros(len(tokens), 1).long())
     values = {site.split(".")[2]: found[site] for site in sites} | {"W_out": part.out_proj.weight}
@@ -281,7 +282,8 @@ def attention_maps(model: Model, layer: int, values: Values, slopes: Values) -> 
     A layer with several readers has the mean of their maps, with rows divided by their sums. In one with none each
     position reads itself.
     """
-    found = [reader.maps(layer, values, slopes) for reader in readers(model, layer)]
+    parts = [near(part, model.device) for part in model.parts_of(layer).values()]
+    found = [reader.maps(layer, values, slopes) for part in parts for reader in readers_of(part)]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -22,6 +22,7 @@ never holds [position, position, channel].
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from ..models.parts.base import Layer as StackLayer
 from ..models.parts.mamba2 import Mamba2Mixer
 from ..models.parts.recurrence import Recurrence
 from ..models.parts.shared import BlockThenMamba
+from ..models.placement import near
 from ..scan.checks import accumulate
 from ..scan.selective import selective_scan
 from ..utils.errors import MechintError, did_you_mean
@@ -172,7 +174,8 @@ class Block:
         names = [f"layers.{layer}.{site}" for site in own]
         found = run(model, tokens, names, logits_at=tokens.new_zeros(len(tokens), 0))
         self.at = dict(zip(own, (found[name] for name in names), strict=True))
-        self.layer, self.place = place.part, place
+        norm = place.norm and near(place.norm, model.device)
+        self.layer, self.place = near(place.part, model.device), dataclasses.replace(place, norm=norm)
         self.length = tokens.shape[1]
         self.behind: Tensor | None = None
         """The factor of a norm of the output, [batch, position, model]; None for none."""

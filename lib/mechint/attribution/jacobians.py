@@ -27,6 +27,7 @@ from torch import Tensor
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..models.parts.recurrence import Recurrence
+from ..models.placement import near
 from ..scan import states
 from ..scan.checks import accumulate
 from ..scan.selective import decays
@@ -145,6 +146,7 @@ def linearise(model: Model, tokens: Tensor, layer: int) -> Linearised | Linearis
     if reason := no_derivatives(model, layer):
         raise MechintError(reason)
     [mixer] = scans(model, layer)
+    mixer = near(mixer, model.device)
     if isinstance(mixer, Recurrence):
         return linearise_memory(model, tokens, layer, mixer)
     names = ("conv", "u", "dt", "B", "C")

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.run import run
+from ..models.placement import need_one_device
 from ..scan.checks import accumulate
 from ..utils.errors import MechintError
 from .relevance_rules import Inside, Seen, Value, activated, biases_of, needed, norm, rules_of
@@ -63,7 +64,8 @@ class Relevance:
 
 
 def check_rules(model: Model) -> None:
-    """Raises :class:`MechintError` for a model with a layer without rules."""
+    """Raises :class:`MechintError` for a model with a layer without rules, or on several devices."""
+    need_one_device(model, "relevance")
     for layer in model.layers:
         rules_of(layer)
 
@@ -88,6 +90,7 @@ def by_rules(model: Model, tokens: Tensor, sites: Sequence[str] = ()) -> tuple[T
     Raises:
         MechintError: a layer without rules.
     """
+    need_one_device(model, "relevance")
     final, _ = model.ending
     last = model.num_layers - 1
     seen: Seen = {}

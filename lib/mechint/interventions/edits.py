@@ -77,6 +77,11 @@ class Edit:
     def is_cut(self) -> bool:
         return self.mode == "cut"
 
+    @property
+    def anywhere(self) -> bool:
+        """False where the value is a function: it may hold tensors of a device of its own."""
+        return not callable(self.value) and not callable(self.fill)
+
     def resolved(self, length: int) -> Edit:
         """The same edit with negative positions counted from ``length``."""
 

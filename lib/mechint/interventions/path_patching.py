@@ -272,7 +272,7 @@ class PathPatching:
         own, width = self.own.inputs[layer], message.change.shape[-1]
         if own.shape[-1] == width or not message.whole:
             return own
-        return torch.cat([own[..., :width], own[..., width:] + message.change], -1)
+        return torch.cat([own[..., :width], own[..., width:] + message.change.to(own.device)], -1)
 
     @torch.no_grad()
     def effects(self, senders: Sequence[Node], receivers: Sequence[Node], title: str = "paths") -> Tensor:

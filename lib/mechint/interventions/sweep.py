@@ -219,7 +219,7 @@ class Base:
             change = change * edit.selection(self.kept[other].value[:, start:], start)
         units = cast("Sequence[int] | None", edit.units)  # late sites have one axis of units
         added = self.model.into_stream(cell.layer, site.rpartition(".")[2], change, units)
-        return edit.plus(r, added, start)
+        return edit.plus(r, added.to(r.device), start)
 
     def walk(self, tap: Tap, lowest: dict[int, int]) -> Tensor:
         """The base, layer by layer, and what each remembers where cells start."""

@@ -24,6 +24,7 @@ class RowEdits:
         known = [set(positions) for positions in each if positions is not None]
         self.positions = sorted(set().union(*known)) if len(known) == len(each) else None
         self.length = parts[0][1].length
+        self.anywhere = all(edit.anywhere for _, edit in parts)
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         there = [(rows, edit) for rows, edit in self.parts if edit.here(offset, tensor.shape[1])]
@@ -65,6 +66,7 @@ class Probe:
         each = [edit.positions for _, edit in parts]
         self.positions = None if None in each else sorted({p for positions in each for p in positions or ()})
         self.length = parts[0][1].length if parts else None
+        self.anywhere = all(edit.anywhere for _, edit in parts)
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         for cell, edit in self.parts:
@@ -81,6 +83,7 @@ class Keeper:
     """Keeps what stands at a site of the base run, piece by piece; changes nothing."""
 
     is_cut = False
+    anywhere = False  # what is kept is read beside the edits' own values
     positions: list[int] | None = None
     length: int | None = None
 

@@ -43,11 +43,39 @@ class SiteEdit(Protocol):
     def length(self) -> int | None:
         """Positions of the whole run, where known."""
 
+    @property
+    def anywhere(self) -> bool:
+        """True if it takes tensors of any device, whichever its own values are on."""
+
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         """The edited tensor [batch, position, …], whose first column is the position ``offset``."""
 
     def on_share(self) -> SiteEdit:
         """The same edit of the part of a state that a cut removes."""
+
+
+class Moved:
+    """An edit as it is applied to a tensor of another device than its own: there and back."""
+
+    is_cut = False
+    anywhere = True
+
+    def __init__(self, edit: SiteEdit, home: torch.device) -> None:
+        self.edit, self.home = edit, home
+
+    @property
+    def positions(self) -> Sequence[int] | None:
+        return self.edit.positions
+
+    @property
+    def length(self) -> int | None:
+        return self.edit.length
+
+    def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
+        return self.edit.apply(tensor.to(self.home), offset).to(tensor.device)
+
+    def on_share(self) -> Moved:
+        return Moved(self.edit.on_share(), self.home)
 
 
 class Tap:
@@ -69,6 +97,12 @@ class Tap:
         self.values: dict[str, Tensor] = {}
         self.fused = False
         """True if attention may be one fused product where nothing inside it is read: other bits, less memory."""
+        self.home: torch.device | None = None
+        """Where recorded values go and edits come from, in a model of several devices; None where there is one."""
+
+    def come_home(self, home: torch.device) -> None:
+        """Sets :attr:`home`."""
+        self.home = home
 
     def within(self, prefix: str) -> Scope:
         return Scope(self, prefix + ".")
@@ -78,16 +112,26 @@ class Tap:
         return torch.arange(self.offset, self.offset + tensor.shape[1], device=tensor.device)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        for edit in self.edits.get(name, ()):
-            if not edit.is_cut:  # cuts are made by the forward itself: they need the layer's other tensors
-                tensor = edit.apply(tensor, self.offset)
+        for edit in self.edits_at(name):
+            tensor = edit.apply(tensor, self.offset)
         return self.keep(name, tensor)
+
+    def edits_at(self, name: str) -> list[SiteEdit]:
+        """The edits at a site in the order they were given, for tensors of any device.
+
+        Cuts are not among them: the forward makes them itself, since they need the layer's other tensors.
+        """
+        found = [edit for edit in self.edits.get(name, ()) if not edit.is_cut]
+        home = self.home
+        return found if home is None else [edit if edit.anywhere else Moved(edit, home) for edit in found]
 
     def keep(self, name: str, tensor: Tensor) -> Tensor:
         """Records without editing: for a site whose edits the forward has applied itself."""
-        if name in self.record:
-            self.values[name] = tensor
-        return tensor
+        if name not in self.record:
+            return tensor
+        kept = self.values[name] = tensor if self.home is None else tensor.to(self.home)
+        # gradients are asked for at what is recorded, so the forward goes on from there
+        return kept.to(tensor.device) if kept.requires_grad else tensor
 
 
 class SideBySide(Tap):
@@ -105,6 +149,11 @@ class SideBySide(Tap):
         self.only: Sequence[Tensor] | None = None
         """The places [row, wanted] of each forward's tokens that are wanted behind this layer; None for all."""
         self.edits = {name: [] for tap in taps for name in tap.edits}  # the sites that any of them edits
+
+    def come_home(self, home: torch.device) -> None:
+        super().come_home(home)
+        for tap in self.taps:
+            tap.come_home(home)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """[1, token, …] -> the [row, position, …] of each forward."""
@@ -185,7 +234,7 @@ class Scope:
 
     def edits(self, name: str) -> list[SiteEdit]:
         """The edits at a site that are not cuts, in the order they were given."""
-        return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if not edit.is_cut]
+        return self.tap.edits_at(self.prefix + name)
 
     def cuts(self, name: str) -> list[Edit]:
         return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if isinstance(edit, Edit) and edit.is_cut]
@@ -193,6 +242,7 @@ class Scope:
     def editing_only(self) -> Scope:
         """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""
         tap = Tap((), (), self.tap.offset)
+        tap.home = self.tap.home
         others = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
         tap.edits = {name: edits for name, edits in others.items() if edits}
         return Scope(tap, self.prefix)

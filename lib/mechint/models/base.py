@@ -64,6 +64,12 @@ class LanguageModel(nn.Module, ABC):
     scored_unit: str = ""
     """The kind of unit that methods are asked to rank on models whose circuit is known."""
 
+    placeable = False
+    """True if :meth:`block` begins with :meth:`arrive` and ends with :meth:`leave`, and no layer uses another's
+    weights, so that layers may be on several devices."""
+    placement: Sequence[torch.device] = ()
+    """The device of each layer, where they are on several; see :mod:`.placement`."""
+
     config: Any
     layers: nn.ModuleList
     sites: Any
@@ -152,8 +158,34 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return next(self.parameters()).device
+        """The device of the weights; of several that of embeddings and head, where prompts and results are."""
+        return self.embeddings.device
+
+    def to(self, *arguments: Any, **named: Any) -> Any:
+        """As torch does it; layers on several devices stay there, and asking for :attr:`device` changes nothing.
+
+        Raises:
+            MechintError: layers are on several devices, and another one is asked for.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*arguments, **named)
+        if not self.placement or device is None:
+            return super().to(*arguments, **named)
+        if device != self.device:
+            raise MechintError(
+                f"the layers of {self.source} are on several devices, and {device} is asked for; load it for that one"
+            )
+        return self if dtype is None else super().to(dtype)
+
+    def arrive(self, i: int, r: Tensor, at: Tap) -> Tensor:
+        """The residual stream on the device of layer i."""
+        if not self.placement:
+            return r
+        at.come_home(self.device)
+        return r.to(self.placement[i])
+
+    def leave(self, i: int, r: Tensor) -> Tensor:
+        """The residual stream behind layer i; behind the last one on the device of the head."""
+        return r.to(self.device) if self.placement and i == len(self.layers) - 1 else r
 
     def parts_of(self, i: int) -> Mapping[str, nn.Module]:
         """The parts of layer i by name, which add to the residual stream; here the layer as a whole."""
@@ -188,7 +220,10 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
-        """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it."""
+        """Layer i on the residual stream [batch, position, model]; returns it and the layer's memory behind it.
+
+        It begins with ``r = self.arrive(i, r, at)`` and returns ``self.leave(i, r)``, where it is :attr:`placeable`.
+        """
 
     def blocks(
         self,
@@ -207,7 +242,7 @@ class LanguageModel(nn.Module, ABC):
             assert only is None
             return [self.block(i, *each)[0] for each in zip(streams, caches, taps, strict=True)]
         at = SideBySide(taps, [(r.shape[0], r.shape[1]) for r in streams])
-        at.only = only
+        at.only = only if only is None or not self.placement else [places.to(self.placement[i]) for places in only]
         return at.behind(self.block(i, at.join(streams), list(caches), at)[0])
 
     def into_stream(self, i: int, kind: str, change: Tensor, units: Sequence[int] | None) -> Tensor:
@@ -221,7 +256,8 @@ class LanguageModel(nn.Module, ABC):
         """
         if module := self.late_sites[kind][1]:
             weight = cast(nn.Linear, self.layers[i].get_submodule(module)).weight  # [model, unit]
-            return F.linear(change, weight if units is None else weight[:, list(units)])
+            weight = weight if units is None else weight[:, list(units)]
+            return F.linear(change.to(weight.device), weight)
         if units is None:
             return change
         where = torch.as_tensor(list(units), device=change.device)
@@ -229,6 +265,8 @@ class LanguageModel(nn.Module, ABC):
 
     def at_stream(self, at: Tap, name: str, r: Tensor) -> Tensor:
         """The residual stream between two layers, passed through a site of it."""
+        if self.placement:
+            at.come_home(self.device)
         return at(name, r)
 
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:

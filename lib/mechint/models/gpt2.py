@@ -155,6 +155,7 @@ class GPT2(LanguageModel):
     projected = ("head_out", "mlp_post")
     unit_kinds = KV_UNITS
     scored_unit = "kv"
+    placeable = True
     local_sites = (
         "q", "scores", "pattern", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_pre", "mlp_post", "mlp_out",
         "resid_post",
@@ -222,8 +223,8 @@ class GPT2(LanguageModel):
         return LayerCache([], [])
 
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
-        r, memory = self.layers[i](r, cache, at.within(f"layers.{i}"))
-        return r, memory
+        r, memory = self.layers[i](self.arrive(i, r, at), cache, at.within(f"layers.{i}"))
+        return self.leave(i, r), memory
 
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)

@@ -90,6 +90,7 @@ class Mamba(LanguageModel):
     projected = ("gated",)
     unit_kinds = SSM_UNITS
     scored_unit = "channel"
+    placeable = True
     local_sites = ("C", "readout", "scan_out", "y", "z", "gate", "gated", "out", "resid_post")  # within one position
     late_sites = MappingProxyType(
         {"y": ("gate", "out_proj"), "gate": ("y", "out_proj"), "gated": ("", "out_proj"), "out": ("", "")}
@@ -135,18 +136,18 @@ class Mamba(LanguageModel):
         return cast(Layer, self.layers[i]).empty_cache(rows)
 
     def block(self, i: int, r: Tensor, cache: LayerCache, at: Tap) -> tuple[Tensor, LayerCache]:
-        here = at.within(f"layers.{i}")
+        r, here = self.arrive(i, r, at), at.within(f"layers.{i}")
         r = here("resid_pre", r)
         out, memory = self.layers[i](r, cache, here)
-        return here("resid_post", r + out), memory
+        return self.leave(i, here("resid_post", r + out)), memory
 
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
-        here, layer = at.within(f"layers.{i}"), cast(Layer, self.layers[i])
+        r, here, layer = self.arrive(i, r, at), at.within(f"layers.{i}"), cast(Layer, self.layers[i])
         if not layer.in_one_pass(r.to(layer.in_proj.weight.dtype), here):
             return super().block_from_start(i, r, starts, at)
         r = here("resid_pre", r)
         out, memories = layer.from_start(r, starts, here)
-        return here("resid_post", r + out), memories
+        return self.leave(i, here("resid_post", r + out)), memories
 
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:

@@ -48,6 +48,7 @@ class Stack(LanguageModel):
     """Embedding, layers, norm and head; a family's subclass says the layers and the last norm."""
 
     first_sites = ("embed",)
+    placeable = True
     left_out = ""
     """Tensors of the file that belong to no part of the language model, for messages."""
 
@@ -222,7 +223,8 @@ class Stack(LanguageModel):
         return cast(Layer, self.layers[i]).empty_cache(rows)
 
     def block(self, i: int, r: Tensor, cache: Any, at: Tap) -> tuple[Tensor, Any]:
-        return self.layers[i](r, cache, at.within(f"layers.{i}"))
+        r, memory = self.layers[i](self.arrive(i, r, at), cache, at.within(f"layers.{i}"))
+        return self.leave(i, r), memory
 
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         if any(part.mixes and not hasattr(part.empty_cache(1), "before") for part in self.parts_of(i).values()):

@@ -173,7 +173,7 @@ def own_answer(run: RunConfig, task: TaskConfig, dry_run: bool = False) -> TaskC
     where = on_this_machine(checkpoints[0]) if dry_run else checkpoints[0]
     if where is None:
         return task
-    model = load(where, dtype=run.dtype, device=run.device)
+    model = load(where, dtype=run.dtype, device=run.place)
     said = as_stored(dataclasses.replace(task, name="prompt"), model.metadata, str(checkpoints[0]))
     tokenizer = tokenizer_of(said, model.tokenizer, model.config.vocab_size)
     if tokenizer is None:

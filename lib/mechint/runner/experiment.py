@@ -13,7 +13,7 @@ import torch
 from ..analyses.base import analyses
 from ..analyses.options import RunConfig, own
 from ..models.loading.discover import find_checkpoints
-from ..models.loading.load import find_device
+from ..models.loading.load import find_devices
 from ..report.figure_style import formats_of, in_formats
 from ..report.finished import is_complete
 from ..utils import files, progress, wandb_run, workers
@@ -292,7 +292,7 @@ def analyse(
         The analyses that failed; standard error says why.
     """
     prepared = prepared or prepare(experiment, checkpoint)
-    if find_device(experiment.run.device).type == "cpu":
+    if all(device.type == "cpu" for device in find_devices(experiment.run.place)):
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
     lost: Lost = []
     for name in made_in_order(experiment):

@@ -86,8 +86,9 @@ def analyse(
         raise MechintError(f"{analysis.title}: {reason}")
     check_model([analysis], found, found.source)
     dtype = str(next(iter(found.parameters())).dtype).removeprefix("torch.")
-    run = RunConfig(checkpoint=found.source, output_dir=str(folder), device=found.device.type, dtype=dtype,
-                    batch_size=batch_size, seed=seed)  # fmt: skip
+    placed = ",".join(dict.fromkeys(map(str, (found.device, *found.placement)))) if found.placement else ""
+    run = RunConfig(checkpoint=found.source, output_dir=str(folder), device=found.device.type, devices=placed,
+                    dtype=dtype, batch_size=batch_size, seed=seed)  # fmt: skip
     check(run, "run")
     experiment = Experiment(run, asks, {name: config})
     prepared = Prepared(found, {name: task_of(found, experiment.asked(name))}, weights_digest(found))

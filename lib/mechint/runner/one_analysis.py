@@ -16,7 +16,8 @@ from ..analyses.base import Analysis, StagedAnalyzer, analyses
 from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, elsewhere, request
-from ..models.loading.load import find_device
+from ..models.loading.load import find_devices
+from ..models.placement import devices_of
 from ..report.figure_style import VECTOR
 from ..report.finished import CIRCUIT, COMPLETE
 from ..report.results import Header, Model
@@ -74,7 +75,7 @@ class Request:
 
     @property
     def device(self) -> torch.device:
-        return find_device(self.experiment.run.device)
+        return find_devices(self.experiment.run.place)[0]
 
     @property
     def scan(self) -> str:
@@ -228,7 +229,7 @@ def write_manifest(wanted: Request, resumed: list[str], written: list[Path], sec
     """Writes manifest.json: how, where and by which versions the results were made."""
     run, directory = wanted.experiment.run, wanted.directory
     facts = manifest(
-        device=str(wanted.device),
+        device=devices_of(wanted.prepared.model),
         scan=wanted.scan,
         dtype=run.dtype,
         seed=run.seed,

@@ -16,7 +16,7 @@ from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, RunConfig, request
 from ..interventions.model import Model
 from ..models.loading.hub import cached
-from ..models.loading.load import find_device, load
+from ..models.loading.load import find_devices, load
 from ..report.finished import edited, finished, is_complete, repeat
 from ..tasks import Task, task_of, tokenizer_of
 from ..tasks.files.prompt_file import EVERY, FactFile
@@ -41,7 +41,7 @@ class Prepared:
 def prepare(experiment: Experiment, checkpoint: str) -> Prepared:
     """The loaded model and the task of each analysis, checked against them."""
     run = experiment.run
-    model = load(checkpoint, dtype=run.dtype, device=find_device(run.device))
+    model = load(checkpoint, dtype=run.dtype, device=run.place)
     check_model(experiment.chosen(), model, checkpoint)
     wanted = {name: experiment.asked(name) for name in experiment.configs}
     made = {task: task_of(model, task) for task in dict.fromkeys(wanted.values())}
@@ -110,7 +110,7 @@ def loaders(
     Raises:
         MechintError: those to evaluate on are of too few templates, and the analysis has intervals.
     """
-    device = find_device(run.device)
+    device = find_devices(run.place)[0]
     held_out = "evaluation" if analysis.learns or not isinstance(task, FactFile) else EVERY
     discovery, evaluation = (
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
@@ -176,7 +176,7 @@ def check_one(experiment: Experiment, name: str, prepared: Prepared, directory: 
     if made_here:
         return  # what it works on is made by another analysis of the experiment
     try:
-        analyzer = analysis.analyzer(prepared.model, config, find_device(run.device), seed=run.seed)
+        analyzer = analysis.analyzer(prepared.model, config, find_devices(run.place)[0], seed=run.seed)
         analyzer.check(*prompts)
     except MechintError as error:
         if len(experiment.configs) == 1 or isinstance(error, NotAnswered):

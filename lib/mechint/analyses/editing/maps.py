@@ -28,6 +28,7 @@ from ...models.parts.feed_forward import MLP, GatedMLP
 from ...models.parts.mamba1 import Mamba1Mixer
 from ...models.parts.mamba2 import Mamba2Mixer
 from ...models.parts.shared import BlockThenMamba
+from ...models.placement import need_one_device
 from ...utils.errors import MechintError, did_you_mean
 from ...utils.options import listed
 
@@ -210,6 +211,7 @@ def chosen_maps(
     Raises:
         MechintError: no such map, or none of the layers has it.
     """
+    need_one_device(model, "editing")
     every = {layer: maps_of(model, layer) for layer in range(model.num_layers)}
     there = [name for name in NAMES if any(name in maps for maps in every.values())]
     if not there:

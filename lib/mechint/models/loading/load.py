@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..family import StackFamily
 from ..gpt2 import GPT2
 from ..llama import Llama
 from ..mamba import Mamba
+from ..placement import place
 from ..stack import Stack
 from . import gpt2_names, llama_names, stack_files
 from . import mamba_names as names
@@ -61,7 +62,7 @@ def load(
     path_or_name: str | Path,
     *,
     dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Sequence[str | torch.device] = "cpu",
     expect_family: str | None = None,
 ) -> LanguageModel:
     """Loads a checkpoint as our module, in eval mode.
@@ -71,7 +72,8 @@ def load(
             nanoGPT's ``.pt``, or a ``.gguf``, whose quantised weights are made whole again.
         dtype: The parameters' type; ``A_log`` and ``D`` stay float32 unless float64 is asked for, since their rounding
             is felt at every step of the recurrence.
-        device: ``"auto"`` takes a GPU when there is one.
+        device: ``"auto"`` takes a GPU when there is one. Several, as in ``"cuda:0,cuda:1"``, get the layers in order
+            (:mod:`..placement`); embeddings and head are on the first, where prompts and recorded values are.
         expect_family: Refuse every family but this.
 
     Returns:
@@ -81,16 +83,19 @@ def load(
     Raises:
         MechintError: there is no such checkpoint, it can't be read safely, or it is not exactly a model of ours.
     """
-    numbers, place = find_dtype(dtype), find_device(device)
+    numbers, devices = find_dtype(dtype), find_devices(device)
     path = locate(path_or_name)
     checkpoint = read_checkpoint(path)
     where = short(checkpoint.where if path_exists(path_or_name) else path_or_name, 500)
     if checkpoint.config is None:
         names.check_without_configuration(checkpoint.tensors, checkpoint.where)
-    model = build(checkpoint.tensors, checkpoint.config, where, numbers, place, expect_family, checkpoint.described)
+    first = devices[0] if len(devices) == 1 else torch.device("cpu")
+    model = build(checkpoint.tensors, checkpoint.config, where, numbers, first, expect_family, checkpoint.described)
     model.tokenizer = read_tokenizer(checkpoint.where, model.config.vocab_size)
     model.source = str(path_or_name)
     model.metadata = checkpoint.metadata
+    if len(devices) > 1:
+        place(model, devices)
     return model
 
 
@@ -309,6 +314,28 @@ def find_device(device: str | torch.device) -> torch.device:
         raise MechintError(f"device {device!r} is not one that torch knows; use auto, cpu or cuda") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise MechintError("device cuda was asked for, but torch sees no GPU; use auto or cpu")
+    return found
+
+
+def find_devices(devices: str | torch.device | Sequence[str | torch.device]) -> list[torch.device]:
+    """One device, or several that commas or spaces stand between; each by its number.
+
+    Raises:
+        MechintError: none is given, torch has one of them not, or one is named twice.
+    """
+    named = devices.replace(",", " ").split() if isinstance(devices, str) else devices
+    every = [find_device(device) for device in ([named] if isinstance(named, torch.device) else named)]
+    if not every:
+        raise MechintError("no device is named; use auto, cpu, cuda, or several such as cuda:0,cuda:1")
+    if len(every) == 1:
+        return every
+    try:
+        found = [torch.empty(0, device=device).device for device in every]
+    except (RuntimeError, AssertionError) as error:
+        raise MechintError(f"devices {shown(str(devices))}: {str(error).splitlines()[0]}; name others") from None
+    if len(set(found)) < len(found):
+        twice = max(found, key=found.count)
+        raise MechintError(f"devices {shown(str(devices))}: {twice} is named twice; name each once")
     return found
 
 

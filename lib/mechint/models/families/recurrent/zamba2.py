@@ -162,6 +162,8 @@ def layer(c: Zamba2Config, i: int) -> Layer:
 class Zamba2(Stack):
     """A stack whose stream has the embeddings behind it, [B, L, 2 D], for the layers that read them again."""
 
+    placeable = False  # layers share blocks
+
     def __init__(self, config: Any, layer: Callable[[int], Layer], norm: nn.Module) -> None:
         super().__init__(config, layer, norm)
         users: list[BlockThenMamba] = [self.layers[i].parts["mixer"] for i in config.hybrids]
