@@ -120,6 +120,7 @@ def test_a_move_that_is_forgotten_is_seen(forgotten: str, devices: Devices, monk
 # ---- the model -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_except("mamba|gpt2")
 @pytest.mark.parametrize("name", MAKERS)
 def test_logits_and_every_site_are_those_of_one_device(name: str, devices: Devices) -> None:
     model, prompts = frozen(name), tokens(2, LENGTH)
@@ -137,6 +138,7 @@ def test_logits_and_every_site_are_those_of_one_device(name: str, devices: Devic
     same(*found)
 
 
+@pytest.mark.slow_except("qwen3_5")
 @pytest.mark.parametrize("name", MAKERS)
 def test_edits_of_every_site_are_those_of_one_device(name: str, devices: Devices) -> None:
     """By a value, by a function that holds tensors of the first device, and by a mask; at all sites at once."""
@@ -155,6 +157,7 @@ def test_edits_of_every_site_are_those_of_one_device(name: str, devices: Devices
     same(*found)
 
 
+@pytest.mark.slow_except("mamba")
 @pytest.mark.parametrize("name", MAKERS)
 def test_cuts_are_those_of_one_device(name: str, devices: Devices) -> None:
     model, prompts = frozen(name), tokens(2, LENGTH)
@@ -165,6 +168,7 @@ def test_cuts_are_those_of_one_device(name: str, devices: Devices) -> None:
             same(mechint.run(model, prompts, edits=[cut]).logits, mechint.run(placed, here, edits=[cut]).logits)
 
 
+@pytest.mark.slow_except("llama")
 @pytest.mark.parametrize("name", MAKERS)
 def test_gradients_at_every_site_are_those_of_one_device(name: str, devices: Devices) -> None:
     model, prompts = frozen(name), tokens(2, LENGTH)
@@ -175,6 +179,7 @@ def test_gradients_at_every_site_are_those_of_one_device(name: str, devices: Dev
     assert any(float(value.abs().max()) > 0 for value in one[1].values())
 
 
+@pytest.mark.slow_except("gpt2")
 @pytest.mark.parametrize("name", MAKERS)
 def test_sweeps_are_those_of_one_device(name: str, devices: Devices) -> None:
     """Cells of every layer and of several starts, late ones and those of a function among them, over a base."""
