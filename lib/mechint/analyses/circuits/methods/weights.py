@@ -37,7 +37,7 @@ def weight_magnitude(evaluator: Evaluator) -> Tensor:
                 f"the method weight_magnitude: no rule says which weights of layer {row.layer} are one unit's own; "
                 "choose another method"
             )
-        scores.append(torch.cat(rows, 1).norm(dim=1).to(model.device))
+        scores.append(torch.cat(rows, 1).norm(dim=1).to(evaluator.model.device))
     return torch.cat(scores)
 
 
