@@ -98,7 +98,7 @@ class Tap:
         self.fused = False
         """True if attention may be one fused product where nothing inside it is read: other bits, less memory."""
         self.home: torch.device | None = None
-        """Where recorded values go and edits come from, in a model of several devices; None where there is one."""
+        """The device of recorded values and of the values of edits, in a model of several; None where there is one."""
 
     def come_home(self, home: torch.device) -> None:
         """Sets :attr:`home`."""
