@@ -1,7 +1,7 @@
 """Layers on several devices, in order: how many each gets, and how a model is put there.
 
 Embeddings, final norm and head are on the first device, its *home*: prompts come from there, and the stream behind the
-last layer goes back there, which is less than its logits. What is recorded and what edits are made of are at home, too.
+last layer goes back there, which is less than its logits. Recorded values and the values of edits are at home, too.
 """
 
 from __future__ import annotations
