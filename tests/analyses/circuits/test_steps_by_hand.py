@@ -12,20 +12,24 @@ import torch
 
 import mechint
 from mechint.analyses.circuits import analyzer as analysis
-from mechint.analyses.circuits import controls, feature_units, features, kv, time_estimate
+from mechint.analyses.circuits import controls, feature_units, features, kv, ssm, time_estimate
 from mechint.analyses.circuits.analyzer import CircuitAnalyzer
 from mechint.analyses.circuits.controls import EXCHANGED, RANDOM_WEIGHTS, Control, Controls
 from mechint.analyses.circuits.features import CONTROL_BATCH, CONTROL_BUFFER, FeatureCircuitAnalyzer
 from mechint.analyses.circuits.methods import single_units, starting_orders
 from mechint.analyses.circuits.methods.all_methods import METHODS, SEARCH, methods_of
+from mechint.analyses.circuits.methods.evaluator import Evaluator
+from mechint.analyses.circuits.methods.found import FoundCircuit
 from mechint.analyses.circuits.methods.probe import standard
 from mechint.analyses.circuits.methods.starting_orders import NOTES
+from mechint.analyses.circuits.methods.weights import own_rows
 from mechint.analyses.circuits.results import load_history
 from mechint.analyses.circuits.search.gates import shift_to
+from mechint.analyses.circuits.search.learning import SearchOptions
 from mechint.analyses.circuits.stored import _described
 from mechint.interventions.unit_kinds import KV_UNITS
 from mechint.utils.errors import MechintError
-from tests.helpers.builders import tiny_mamba
+from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.feature_units import prompts, units_of
 
 # ---- sizes and notes --------------------------------------------------------------------------------------------
@@ -306,3 +310,21 @@ def test_a_pool_of_the_control_holds_its_tokens_up_to_a_bound(
     loader: Any = Loader([range(3), range(4)])
     assert FeatureCircuitAnalyzer.train(own, model, configs, loader) == {}
     assert pools == [batches] and trainings[0].batch == min(CONTROL_BATCH, tokens) and trainings[0].tokens == tokens
+
+
+# ---- defaults and parts -----------------------------------------------------------------------------------------
+
+
+def test_what_is_so_unless_it_is_said() -> None:
+    nothing: Any = None
+    assert Evaluator(nothing) == Evaluator(nothing, "kl", 1, SearchOptions(), 0, True)
+    found = FoundCircuit(nothing, 1, nothing, nothing, nothing, {}, {}, lambda results: [])
+    assert not found.begins_elsewhere and found.before_pruning is None and found.moved == []
+    assert ssm.ANALYSIS.default and not kv.ANALYSIS.default and not features.ANALYSIS.default
+
+
+@pytest.mark.parametrize(("kind", "first", "end"), [("q", 0, 12), ("k", 12, 24), ("v", 24, 36), ("kv", 12, 36)])
+def test_queries_keys_and_values_are_the_thirds_of_one_projection(kind: str, first: int, end: int) -> None:
+    attention = tiny_gpt2().layers[0].attn
+    [rows] = own_rows(attention, kind)
+    assert torch.equal(rows, attention.c_attn.weight[first:end])
