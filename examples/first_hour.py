@@ -35,8 +35,9 @@ read
 # The probability of the answer by layer:
 
 # %%
-last = [row for row in read.rows() if row["position"] == len(read.prompts[0].tokens) - 1]
-axes = plt.figure(figsize=(6, 2.6)).subplots()
+end = len(read.prompts[0].tokens) - 1
+last = [row for row in read.rows() if row["position"] == end and row["site"].endswith("resid_post")]
+axes = plt.figure(figsize=(6, 3), layout="constrained").subplots()
 axes.plot([row["layer"] for row in last], [row["probability"] for row in last], marker=".")
 axes.set(xlabel="layer", ylabel="P( Paris)", title="Logit lens behind the last token")
 axes
@@ -61,7 +62,7 @@ task = make_task(TaskConfig(name="indirect_object"), model.tokenizer, model.conf
 prompts, layers = task.sample(4, "evaluation", 0), range(14, 30, 2)
 senders = [f"layers.{layer}.attn_out" for layer in layers]
 found = mechint.paths(model, prompts, senders=senders, receivers="logits")
-axes = plt.figure(figsize=(6, 2.6)).subplots()
+axes = plt.figure(figsize=(6, 3), layout="constrained").subplots()
 axes.plot(layers, found.effects[:, 0, found.right].mean(-1), marker=".", label="directly to the logits")
 axes.plot(layers, found.totals[:, found.right].mean(-1), marker=".", label="by all paths")
 axes.set(xlabel="layer of the attention", ylabel="logit difference lost")
