@@ -49,7 +49,11 @@ def test_two_nodes_share_a_glob_and_write_what_one_process_writes(tmp_path: Path
         )
         for rank in "10"
     ]
-    said = [node.communicate(timeout=300)[0] for node in nodes]
+    try:
+        said = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()  # one that has ended stays as it is
     assert [node.returncode for node in nodes] == [0, 0], said
     command_line.main(arguments=[*words, f"--output-dir={tmp_path}/one"])
     one, two = ({p.relative_to(top): p for p in top.rglob("*.json")} for top in (tmp_path / "one", tmp_path / "two"))
