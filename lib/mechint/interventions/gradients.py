@@ -40,7 +40,7 @@ def gradients(
     edits = check_edits(model.sites, edits, *tokens.shape)
     tap = Tap(names, edits)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    # later positions do not read the recorded tensor of these, so the gradient is taken at an added shift of zero
+    # the recorded tensor of these is not the one that is read on, so the gradient is taken at an added shift of zero
     shifts = {
         name: torch.zeros(*tokens.shape, *model.sites[name].units, dtype=dtype, device=tokens.device).requires_grad_()
         for name in names

@@ -29,7 +29,7 @@ class LanguageModel(nn.Module, ABC):
     first_sites: Sequence[str] = ()
     """Sites before the layers."""
     carried_sites: Collection[str] = ()
-    """Sites of a layer of which later positions read something else than what is recorded there."""
+    """Sites of a layer whose recorded tensor is not the one that is read on."""
     local_sites: Collection[str] = ()
     """Sites of a layer whose edits no later position of the same layer sees."""
     late_sites: Mapping[str, tuple[str, str]] = {}

@@ -41,7 +41,7 @@ class Part(nn.Module, ABC):
     mixes = False
     """True if a position reads earlier ones."""
     carried: Sequence[str] = ()
-    """Sites of which later positions read something else than what is recorded there."""
+    """Sites whose recorded tensor is not the one that is read on: gradients are taken at a shift added there."""
     local: Sequence[str] = ()
     """Sites whose edits no later position of the same layer sees."""
     late: Mapping[str, tuple[str, str]] = MappingProxyType({})

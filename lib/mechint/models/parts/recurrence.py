@@ -53,7 +53,7 @@ class Recurrence(Part):
 
     out = "ssm_out"
     mixes = True
-    carried = ("state", "conv_state")
+    carried = ("state", "conv_state", "write", "readout")  # recorded position by position, and put together behind
     paths = ("state", "conv")
     patched = ("y", "state")
     single = ("y", "gated", "ssm_out")
@@ -101,7 +101,8 @@ class Recurrence(Part):
         Returns:
             y [B, L, H, V], the last state [B, H, K, V], and each cut's share of it.
         """
-        value, key, query = at("value", w.value), at("key", w.key), at("query", query)
+        # `key` is what is written along; the erased direction may be the same tensor, which no edit here changes
+        value, key, query = at("value", w.value), at("key", w.key.view_as(w.key)), at("query", query)
         decay = at("decay", w.decay)
         erase = None if w.erase is None else at("erase", w.erase)
         w = Writes(decay, key, value, erase, w.erased)
