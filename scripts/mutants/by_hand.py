@@ -244,10 +244,10 @@ MUTANTS = [
     ),
     Mutant("analyses/comparison/differences.py", "freedom = min(len(a), len(b)) - 1", "freedom = len(a) + len(b) - 2"),
     Mutant(
-        "analyses/tracing/compare.py",
-        '"""The largest differences, other less one, of every map of every direction."""\n',
-        '"""The largest differences, other less one, of every map of every direction."""\n    one, other = other, one\n',
-        "tests/analyses/tracing/test_compare_traces.py",
+        "analyses/map_comparison.py",
+        "lambda a, b, c, d: c / d - a / b",
+        "lambda a, b, c, d: a / b - c / d",
+        "tests/analyses/test_map_comparison.py",
     ),
     Mutant(
         "analyses/comparison/analyzer.py",

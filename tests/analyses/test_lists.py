@@ -26,6 +26,7 @@ from mechint.analyses.study.options import skipped
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
 from mechint.sae.activations.contexts import excluded
+from mechint.scorecard.hard.recovery import points as curve_points
 from mechint.scorecard.methods import METHODS
 from mechint.scorecard.options import ScorecardConfig
 from mechint.scorecard.requests import check_request
@@ -117,6 +118,8 @@ READ: dict[tuple[str, str], tuple[Callable[[str], Any], str, str]] = {
     ),
     ("score", "models"): (scored, "shift", "recall"),
     ("score", "methods"): (lambda text: ScorecardConfig(methods=text).chosen(METHODS), *list(METHODS)[:2]),
+    ("score", "noise"): (lambda text: curve_points(ScorecardConfig(noise=text)), "0", "0.1"),
+    ("score", "widths"): (lambda text: curve_points(ScorecardConfig(models="latch", widths=text)), "64", "128"),
     ("score", "scores"): (listed, "mine.json", "theirs.json"),
 }  # fmt: skip
 """(group, option) -> its reader and two words that it takes; all readers go through ``utils.options.listed``."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mechint.analyses.map_comparison import CellPair, MapPair
 from mechint.analyses.tracing import compare
 from mechint.report.content import Content, Table
 from mechint.utils.files import write_json
@@ -15,6 +16,9 @@ from tests.helpers.tracing import made_trace as trace
 
 ROW = {"direction": "denoise", "panel": "state", "layer": 1, "role": "last", "value": 0.5, "low": 0.4, "high": 0.6,
        "n": 7}  # fmt: skip
+
+
+CELL = CellPair(1, "last", 0.1, 0.6, 0.5, 0.4, 0.6, 0.01, 7)
 
 
 @pytest.fixture
@@ -29,7 +33,8 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
             one.raw["trace"]["strongest"] = [ROW]
         monkeypatch.setattr(compare, "load_trace", lambda run_dir: traces[Path(run_dir).name])
         monkeypatch.setattr(compare, "findings", lambda trace: [])
-        monkeypatch.setattr(compare, "differences", lambda one, other: [ROW])
+        monkeypatch.setattr(compare, "measured", lambda trace: None)
+        monkeypatch.setattr(compare, "compared", lambda one, other: [MapPair("state, denoise", None, None, [CELL])])
         monkeypatch.setattr(compare, "figure", lambda name, caption, size, *rest: sizes.update({name: size}))
         monkeypatch.setattr(compare, "write_json", lambda path, data: found.update(data) or write_json(path, data))
         monkeypatch.setattr(compare, "write_page", lambda output, content, *names, **more: pages.append(content) or [])
@@ -59,7 +64,7 @@ def test_numbers_stand_right_in_the_tables_of_a_comparison(written: Any) -> None
     found = tables(page)
     for name in ("Strongest cell of every map", "Largest differences"):
         words = [found[name].header[k] for k in range(len(found[name].header)) if k not in found[name].numeric]
-        assert set(words) <= {"run", "less", "direction", "site", "token"}, name
+        assert set(words) <= {"run", "less", "direction", "site", "token", "map", "cell"}, name
         assert len(words) + len(found[name].numeric) == len(found[name].header)
     assert found["Strongest cell of every map"].rows[1][:5] == ("b", "denoise", "state", "1", "last")
     assert found["Largest differences"].rows[0][:2] == ("b", "a")
