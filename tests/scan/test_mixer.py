@@ -14,7 +14,7 @@ import mechint
 from mechint import Edit, scan
 from mechint.interventions.taps import Scope, Tap
 from mechint.models import mamba
-from mechint.models.parts.mamba2 import INSIDE, Mamba2Mixer
+from mechint.models.parts.mamba2 import Mamba2Mixer
 from tests.helpers.builders import tiny_mamba, tokens
 from tests.helpers.examples import examples
 from tests.helpers.scans import drawn
@@ -187,11 +187,11 @@ def test_mamba2_in_one_pass_is_step_by_step_to_the_bit(norm: str, norm_groups: i
     mixer, n = mamba2(norm, norm_groups, **more), drawn(2, 9, 10)
     scope = lambda *names: Scope(Tap(tuple(f"at.{name}" for name in names), ()), "at.")
     found = []
-    for at in (scope("gated"), scope(*INSIDE)):
+    for at in (scope("gated"), scope(*mixer.inside)):
         out, cache = mixer(n, mixer.empty_cache(2), at)
         pieces, between = [], mixer.empty_cache(2)
         for piece in n.split([2, 6, 1], 1):
-            own, between = mixer(piece, between, scope("gated") if at.wants("gated") else scope(*INSIDE))
+            own, between = mixer(piece, between, scope("gated") if at.wants("gated") else scope(*mixer.inside))
             pieces.append(own)
         found.append((out, cache.conv, cache.state, between.conv, between.state, torch.cat(pieces, 1)))
     for one, other in zip(*found, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..utils.compiled import plain
@@ -53,9 +53,11 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return conv
 
 
-def one_pass(x: Tensor) -> bool:
-    """True if :func:`convolved` and :func:`gated` can take tensors like this one."""
-    return chosen(x) == "native"
+def one_pass(x: Tensor, mixer: nn.Module) -> bool:
+    """True if :func:`convolved`, :func:`gated` and :func:`finished` take tensors like x, and nobody asks for gradients."""
+    if chosen(x) != "native":
+        return False
+    return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in mixer.parameters()))
 
 
 def convolved(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -177,9 +177,7 @@ class Mamba1Mixer(Part):
 
     def in_one_pass(self, x: Tensor, at: Scope) -> bool:
         """True if :meth:`mix_in_one_pass` can take inputs like x."""
-        if at.cuts("out") or at.wants(*INSIDE) or not scan.one_pass(x):
-            return False
-        return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        return not at.cuts("out") and not at.wants(*INSIDE) and scan.one_pass(x, self)
 
     def mix_in_one_pass(
         self, x: Tensor, z: Tensor, cache: LayerCache, at: Scope, starts: Sequence[int] = (0,)

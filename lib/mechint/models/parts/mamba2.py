@@ -22,11 +22,6 @@ from .norms import GatedRMSNorm
 from .recurrence import HEADS, VALUES, MemoryCache, Recurrence, initial_step_biases
 
 GROUPS = ("batch", "position", "group", "state")
-INSIDE = (
-    "z", "x", "conv", "conv_state", "u", "dt", "B", "C", "value", "key", "query", "decay", "write", "state", "readout",
-    "scan_out", "y", "gate",
-)  # fmt: skip
-"""The sites of a mixer that no one may read or edit where it computes in one pass."""
 
 
 class Mamba2Mixer(Recurrence):
@@ -86,6 +81,7 @@ class Mamba2Mixer(Recurrence):
         self.late = {"ssm_out": ("", "")} if self.norm is not None or out_scale != 1.0 else {
             "gated": ("", "out_proj"), "ssm_out": ("", "")
         }  # fmt: skip
+        self.inside = [site.name for site in self.sites() if site.name != "gated"]
         if not self.D.is_meta:
             self.reset_parameters()
 
@@ -141,9 +137,7 @@ class Mamba2Mixer(Recurrence):
 
     def in_one_pass(self, z: Tensor, at: Scope) -> bool:
         """True if :meth:`mix_in_one_pass` can take inputs like z: no site inside is read, and no gradient is asked."""
-        if at.wants(*INSIDE) or self.activation is not scan.silu or not scan.one_pass(z):
-            return False
-        return not torch.is_grad_enabled() or not (z.requires_grad or any(p.requires_grad for p in self.parameters()))
+        return not at.wants(*self.inside) and self.activation is scan.silu and scan.one_pass(z, self)
 
     def mix_in_one_pass(self, z: Tensor, x: Tensor, low: Tensor, cache: MemoryCache) -> tuple[Tensor, MemoryCache]:
         """Takes the steps of :meth:`forward`, to the bit, without their temporaries.
