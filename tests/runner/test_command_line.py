@@ -175,3 +175,10 @@ def test_an_unknown_command_is_one_line_with_a_suggestion(tmp_path: Path) -> Non
 def test_a_command_refuses_a_flag_that_there_is_not(tmp_path: Path, here: Here) -> None:
     done = here(commands.main, "trace", "--trace-drawz", "2", at=tmp_path)
     assert done.status == 2 and done.err.count("\n") == 1 and "did you mean trace-draws" in done.err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--task-file", "facts.jsonl"), ("--prompt", "The tower is in")])
+def test_prompts_that_no_analysis_reads_are_refused_before_any_work(flag: str, value: str) -> None:
+    words = [flag, value, "--task-name", "recall", "--trace", "--no-ssm", "--checkpoint", "there is none"]
+    with pytest.raises(MechintError, match="(file|prompt) is given, and the task is 'recall', which does not read it"):
+        command_line.main(arguments=words)

@@ -130,6 +130,7 @@ def main(
     flags = parse(arguments, only)
     experiment, dry_run = experiment_of(flags, defconfig)
     run, task, configs = experiment.run, experiment.task, experiment.configs
+    check_prompts_are_read(task, configs)
     unanswered: NotAnswered | None = None
     prompted = [
         name
@@ -149,6 +150,17 @@ def main(
     run_experiment(experiment, dry_run)
     if unanswered is not None:
         raise unanswered
+
+
+def check_prompts_are_read(task: TaskConfig, configs: dict[str, AnalysisOptions]) -> None:
+    """Raises :class:`MechintError` for a file or a prompt that is given and that no analysis asks."""
+    names = list(dict.fromkeys(asked(task, config).name for config in configs.values()))
+    for source in ("file", "prompt"):
+        if names and getattr(task, source) and source not in names:
+            raise MechintError(
+                f"{named('task', source)} is given, and the task is {' and '.join(map(repr, names))}, which does not "
+                f"read it; set {named('task', 'name')} to {source!r}, or leave it out"
+            )
 
 
 def name_it() -> str:

@@ -54,7 +54,7 @@ def convolve(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def one_pass(x: Tensor, mixer: nn.Module) -> bool:
-    """True if :func:`convolved`, :func:`gated` and :func:`finished` take tensors like x, and nobody asks for gradients."""
+    """True if :func:`convolved`, :func:`gated` and :func:`finished` take tensors like x without gradients."""
     if chosen(x) != "native":
         return False
     return not torch.is_grad_enabled() or not (x.requires_grad or any(p.requires_grad for p in mixer.parameters()))
