@@ -180,5 +180,5 @@ def test_a_command_refuses_a_flag_that_there_is_not(tmp_path: Path, here: Here) 
 @pytest.mark.parametrize(("flag", "value"), [("--task-file", "facts.jsonl"), ("--prompt", "The tower is in")])
 def test_prompts_that_no_analysis_reads_are_refused_before_any_work(flag: str, value: str) -> None:
     words = [flag, value, "--task-name", "recall", "--trace", "--no-ssm", "--checkpoint", "there is none"]
-    with pytest.raises(MechintError, match="(file|prompt) is given, and the task is 'recall', which does not read"):
+    with pytest.raises(MechintError, match=r"(file|prompt) is given, and the task is 'recall', which does not read"):
         command_line.main(arguments=words)
