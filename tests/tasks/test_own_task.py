@@ -88,12 +88,15 @@ def test_a_request_that_cannot_be_met_stops_all(checkpoint: Path, tmp_path: Path
 
 
 def test_a_task_that_does_not_fit_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    no_prompt = ["--task-prompt=", "--task-subject="]
     with pytest.raises(MechintError, match="Causal tracing: plain text has neither subjects"):
+        run(checkpoint, tmp_path, "--trace-task=same", *no_prompt)
+    with pytest.raises(MechintError, match="prompt is given, and the task is 'text', which does not read it"):
         run(checkpoint, tmp_path, "--trace-task=same")
     with pytest.raises(MechintError, match="Causal tracing: one prompt has no counterfactual twin"):
         run(checkpoint, tmp_path, "--trace-corruption=twin")
     with pytest.raises(MechintError, match="no file is named"):
-        run(checkpoint, tmp_path, "--trace-task=file")
+        run(checkpoint, tmp_path, "--trace-task=file", *no_prompt)
     assert not list(tmp_path.glob("*/results.json"))
 
 

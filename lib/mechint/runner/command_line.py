@@ -130,7 +130,7 @@ def main(
     flags = parse(arguments, only)
     experiment, dry_run = experiment_of(flags, defconfig)
     run, task, configs = experiment.run, experiment.task, experiment.configs
-    check_prompts_are_read(task, configs)
+    check_prompts_are_read(flags, task)
     unanswered: NotAnswered | None = None
     prompted = [
         name
@@ -152,11 +152,14 @@ def main(
         raise unanswered
 
 
-def check_prompts_are_read(task: TaskConfig, configs: dict[str, AnalysisOptions]) -> None:
-    """Raises :class:`MechintError` for a file or a prompt that is given and that no analysis asks."""
-    names = list(dict.fromkeys(asked(task, config).name for config in configs.values()))
+def check_prompts_are_read(flags: argparse.Namespace, task: TaskConfig) -> None:
+    """Raises :class:`MechintError` for a file or a prompt that no analysis would ask; one that is switched off beside
+    others keeps its own, so that ``--no-trace`` needs no other flag.
+    """
+    configs = [from_flags(flags, analysis.config, name) for name, analysis in analyses().items()]
+    names = list(dict.fromkeys(asked(task, config).name for config in configs))
     for source in ("file", "prompt"):
-        if names and getattr(task, source) and source not in names:
+        if getattr(task, source) and source not in names:
             raise MechintError(
                 f"{named('task', source)} is given, and the task is {' and '.join(map(repr, names))}, which does not "
                 f"read it; set {named('task', 'name')} to {source!r}, or leave it out"
