@@ -107,10 +107,42 @@ static inline void store(float *to, V v, size_t count)
         memcpy(to, &v, 4 * count);
 }
 
+/* Rows become columns. */
+static inline void transpose(V r[W])
+{
+#ifdef __AVX__
+    __m256 pair[W], four[W];
+    for (int k = 0; k < W; k += 2) {
+        pair[k] = _mm256_unpacklo_ps((__m256)r[k], (__m256)r[k + 1]);
+        pair[k + 1] = _mm256_unpackhi_ps((__m256)r[k], (__m256)r[k + 1]);
+    }
+    for (int k = 0; k < W; k += 4)
+        for (int half = 0; half < 2; half++) {
+            four[k + 2 * half] = _mm256_shuffle_ps(pair[k + half], pair[k + 2 + half], 0x44);
+            four[k + 2 * half + 1] = _mm256_shuffle_ps(pair[k + half], pair[k + 2 + half], 0xee);
+        }
+    for (int k = 0; k < 4; k++) {
+        r[k] = (V)_mm256_permute2f128_ps(four[k], four[k + 4], 0x20);
+        r[k + 4] = (V)_mm256_permute2f128_ps(four[k], four[k + 4], 0x31);
+    }
+#else
+    for (int i = 0; i < W; i++)
+        for (int k = 0; k < i; k++) {
+            float kept = r[i][k];
+            r[i][k] = r[k][i], r[k][i] = kept;
+        }
+#endif
+}
+
 /* [E, N] rows of a block -> [N] vectors over its channels, and back. */
 static void gather(V *to, const float *from, size_t N, size_t count)
 {
-    for (size_t n = 0; n < N; n++) {
+    size_t n = 0;
+    for (; count == W && n + W <= N; n += W) {
+        for (int e = 0; e < W; e++) to[n + e] = load(from + e * N + n, W);
+        transpose(to + n);
+    }
+    for (; n < N; n++) {
         V v = (V){0};
         for (size_t e = 0; e < count; e++) v[e] = from[e * N + n];
         to[n] = v;
@@ -119,8 +151,33 @@ static void gather(V *to, const float *from, size_t N, size_t count)
 
 static void scatter(float *to, const V *from, size_t N, size_t count)
 {
-    for (size_t n = 0; n < N; n++)
+    size_t n = 0;
+    for (; count == W && n + W <= N; n += W) {
+        V r[W];
+        memcpy(r, from + n, sizeof r);
+        transpose(r);
+        for (int e = 0; e < W; e++) store(to + e * N + n, r[e], W);
+    }
+    for (; n < N; n++)
         for (size_t e = 0; e < count; e++) to[e * N + n] = from[n][e];
+}
+
+/* The sum of each of `size` vectors, from its first number to its last. */
+static void row_sums(float *to, const V *from, size_t size)
+{
+    size_t i = 0;
+    for (; i + W <= size; i += W) {
+        V r[W], sum = (V){0};
+        memcpy(r, from + i, sizeof r);
+        transpose(r);
+        for (int k = 0; k < W; k++) sum = sum + r[k];
+        store(to + i, sum, W);
+    }
+    for (; i < size; i++) {
+        float sum = 0;
+        for (int k = 0; k < W; k++) sum += from[i][k];
+        to[i] = sum;
+    }
 }
 
 /* x σ(x) */
@@ -318,7 +375,7 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
             for (size_t i = (b * E + e) * N; i < (b * E + e + 1) * N; i++) dA[i] = 0, dh0[i] = dlast[i];
         for (size_t c = chunks; c-- > 0;) {
             size_t start = c * chunk, end = start + chunk < L ? start + chunk : L;
-            memset(to_b, 0, 2 * chunk * N * sizeof(V));
+            for (size_t i = 0; i < (end - start) * N; i++) to_b[i] = to_c[i] = (V){0};
             for (size_t block = from; block < to; block++) {
                 size_t e = block * W, count = E - e < W ? E - e : W, own = (b * E + e) * N;
                 gather(a, A + e * N, N, count);
@@ -357,11 +414,9 @@ void scan_backward(const float *u, const float *dt, const float *A, const float 
                 scatter(dA + own, ga, N, count);
                 scatter(dh0 + own, g, N, count);
             }
-            for (size_t i = 0; i < (end - start) * N; i++) {
-                size_t at = ((group * rows + b) * L + start) * N + i;
-                dB[at] = dC[at] = 0;
-                for (int k = 0; k < W; k++) dB[at] += to_b[i][k], dC[at] += to_c[i][k];
-            }
+            size_t at = ((group * rows + b) * L + start) * N;
+            row_sums(dB + at, to_b, (end - start) * N);
+            row_sums(dC + at, to_c, (end - start) * N);
         }
     }
 }
