@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +51,28 @@ def test_a_variable_of_the_user_is_kept(name: str, monkeypatch: pytest.MonkeyPat
     program.give_way()
     assert os.environ["GOMP_SPINCOUNT"] == program.SPINS
     monkeypatch.delenv("GOMP_SPINCOUNT")
+
+
+FAULTS = """
+import resource, sys
+import mechint.utils.version
+import torch
+
+held = lambda: [torch.ones(2 << 20) for _ in range(8)]
+held()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    held()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Eight tensors of 8 MiB, made and freed ten times: how many pages the system gave for the last nine."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
+def test_a_program_of_the_package_keeps_freed_memory_for_the_next_tensor(tmp_path: Path) -> None:
+    command = tmp_path / "mechint"
+    command.write_text(FAULTS)
+    pages = 10 * 8 * (8 << 20) // mmap.PAGESIZE
+    assert int(spins([str(command)])) < pages / 20
+    assert int(spins([str(command)], MALLOC_ARENA_MAX="8")) > pages / 2  # the user's own settings stand
+    assert int(spins(["-c", FAULTS])) > pages / 2
