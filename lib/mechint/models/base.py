@@ -17,6 +17,7 @@ from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
 from ..interventions.unit_kinds import UnitKind
 from ..utils.errors import MechintError
+from ..utils.threads import suited
 from .loading.tokenizer import Encoder, lacking
 
 
@@ -72,6 +73,7 @@ class LanguageModel(nn.Module, ABC):
 
     config: Any
     layers: nn.ModuleList
+    _entries: int | None = None
     sites: Any
     """Every site of the forward by name, in its order: dict[str, Site]."""
     tokenizer: Any = None
@@ -105,11 +107,12 @@ class LanguageModel(nn.Module, ABC):
     def through(self, tokens: Tensor, at: Tap, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """The residual stream behind the last layer [batch, position, model], and the cache."""
         before = cache.layers if cache else [self.empty_cache(i, len(tokens)) for i in range(len(self.layers))]
-        r = self.begin(tokens, at)
-        after = []
-        for i in range(len(self.layers)):
-            r, memory = self.block(i, r, before[i], at)
-            after.append(memory)
+        with suited(self.work(tokens.numel())):
+            r = self.begin(tokens, at)
+            after = []
+            for i in range(len(self.layers)):
+                r, memory = self.block(i, r, before[i], at)
+                after.append(memory)
         return r, Cache(after, at.offset + tokens.shape[1])
 
     def read_by_head(self, tokens: Tensor, at: Tap, logits_at: Tensor) -> Tensor:
@@ -151,6 +154,12 @@ class LanguageModel(nn.Module, ABC):
             raise MechintError(f"to_str_tokens takes one prompt, and these are {len(ids)}; give tokens[row]")
         encoder = Encoder(self.tokenizer)
         return [encoder.decode(int(token)) for token in ids.flatten()]
+
+    def work(self, positions: int) -> int:
+        """Multiply-adds of a layer's matrix products for so many positions of all rows, about."""
+        if self._entries is None:
+            self._entries = sum(parameter.numel() for parameter in self.layers.parameters())
+        return positions * self._entries // max(1, len(self.layers))
 
     @property
     def num_layers(self) -> int:
@@ -241,6 +250,14 @@ class LanguageModel(nn.Module, ABC):
         if not self.side_by_side:
             assert only is None
             return [self.block(i, *each)[0] for each in zip(streams, caches, taps, strict=True)]
+        with suited(self.work(sum(r.shape[0] * r.shape[1] for r in streams))):
+            return self.together(i, streams, caches, taps, only)
+
+    def together(
+        self, i: int, streams: Sequence[Tensor], caches: Sequence[Any], taps: Sequence[Tap],
+        only: Sequence[Tensor] | None,
+    ) -> list[Tensor]:  # fmt: skip
+        """:meth:`blocks` with shared matrix products."""
         at = SideBySide(taps, [(r.shape[0], r.shape[1]) for r in streams])
         at.only = only if only is None or not self.placement else [places.to(self.placement[i]) for places in only]
         return at.behind(self.block(i, at.join(streams), list(caches), at)[0])

@@ -30,6 +30,7 @@ from ..utils.errors import MechintError
 from ..utils.options import check, named
 from ..utils.progress import Progress
 from ..utils.rundir import fingerprint
+from ..utils.threads import suited
 from . import Alignment, ImposedCircuit, imposed_circuit
 from .files import Paths, inspect, plain, write_checkpoint
 from .models import ModelConfig, decays, make_model, model_config
@@ -292,7 +293,8 @@ def run_steps(job: Job, state: State, device: torch.device) -> None:
     with Progress("training", c.steps) as progress:
         progress.skip_to(state.step)
         while state.step < c.steps and state.good < 2:
-            state.losses.append(one_step(job, state, device))
+            with suited(state.model.work(c.batch_size * job.task.length)):
+                state.losses.append(one_step(job, state, device))
             state.step += 1
             if state.step % c.eval_every == 0 or state.step == c.steps:
                 judge(job, state, validation)

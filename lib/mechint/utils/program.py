@@ -1,20 +1,24 @@
 """Settings of a program of this package that are made before the imports that take seconds.
 
 An interrupt while it imports is one line, and no traceback; threads of OpenMP that have nothing to do soon stop
-spinning; freed memory is kept for the next tensor. This module is imported before all others and does nothing in a program that only uses the package.
+spinning; freed memory is kept for the next tensor. This module is imported before all others and does nothing in a
+program that only uses the package.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from .errors import INTERRUPTED
 
+STAT = Path("/proc/stat")
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
@@ -26,17 +30,36 @@ def is_ours() -> bool:
     return script is not None and (Path(script).resolve().parent == SCRIPTS or Path(script).name == "mechint")
 
 
-SPINS = "1000"
-"""Looks for work that a waiting thread of OpenMP takes before it sleeps. By default it spins for milliseconds behind
-every small operation, which is the best on idle cores and doubles the time where other programs use them."""
+FEW, MANY = "1000", "5000"
+"""Looks for work that a waiting thread of OpenMP takes before it sleeps, where other programs use cores and where none
+does. By default it spins for milliseconds behind every small operation, which is little better on idle cores than some
+thousand looks, and takes three times as long once another program wants a core."""
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 """Variables of the environment; where one is set, threads wait as the environment says."""
 
 
+gives_way = False
+"""True if this program chooses its threads, and how they wait."""
+
+
 def give_way() -> None:
     """Lets waiting threads sleep soon; read when OpenMP is loaded, with torch. No result depends on it."""
+    global gives_way
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = FEW if shared() else MANY
+        gives_way = True
+
+
+def shared(looks: int = 5, seconds: float = 0.002) -> bool:
+    """True if other programs want one of the cores, or where the system does not say."""
+    running = []
+    for _ in range(looks):
+        try:
+            running.append(int(re.findall(r"^procs_running (\d+)$", STAT.read_text(), re.M)[0]))
+        except (OSError, IndexError):
+            return True
+        time.sleep(seconds)
+    return min(running) > 1  # this program is one of them
 
 
 FROM_HEAP = 128 << 20

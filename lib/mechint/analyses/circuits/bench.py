@@ -19,6 +19,7 @@ from ...interventions.units import Units
 from ...tasks import Prompts
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
+from ...utils.threads import suited
 from ..ablation import Ablation
 from ..metrics import Answers, faithfulness
 
@@ -225,8 +226,9 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
         for point in range(points):
             for index, batch in enumerate(bench.batches):
                 mask = torch.full_like(total, (point + 0.5) / points, requires_grad=True)
-                value = bench.values(index, mask, column)[column].mean()
-                (gradient,) = torch.autograd.grad(value, mask)
+                with suited(bench.model.work(batch.tokens.numel())):
+                    value = bench.values(index, mask, column)[column].mean()
+                    (gradient,) = torch.autograd.grad(value, mask)
                 total += sign * gradient * (len(batch) / (prompts * points))
                 progress.step()
     return total

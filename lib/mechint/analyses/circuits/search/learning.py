@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....utils.errors import MechintError
 from ....utils.progress import Progress
+from ....utils.threads import suited
 from ...adam import Adam
 from ..bench import Bench, cost, loss_of
 from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
@@ -107,9 +108,10 @@ class Search:
         gates = self.gate(
             self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         )
-        loss, metric = loss_of(self.bench, self.metric, index, gates)
-        loss = loss + price
-        (slope,) = torch.autograd.grad(loss, self.logits)
+        with suited(self.bench.model.work(self.bench.batches[index].tokens.numel())):
+            loss, metric = loss_of(self.bench, self.metric, index, gates)
+            loss = loss + price
+            (slope,) = torch.autograd.grad(loss, self.logits)
         if not (torch.isfinite(loss) and torch.isfinite(slope).all()):
             raise NotFinite(
                 f"the search's loss or its gradient is not finite at step {self.step}; lower the learning rate "
