@@ -53,6 +53,10 @@ class There(Tensor):
         memo[id(self)] = made
         return made
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file holds the plain tensor."""
+        return self.inner.__reduce_ex__(protocol)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"There({self.inner}, {self.device})"
 
