@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mechint import MechintError
 from mechint.runner import command_line
 from tests.helpers.devices import pretended_devices
 from tests.helpers.experiments import checkpoint
@@ -71,3 +72,14 @@ def test_an_analysis_of_a_placed_model_writes_that_of_one_device(analysis: str, 
     assert {name: value for name, value in one.items() if name not in TIMES} == {
         name: value for name, value in two.items() if name not in TIMES
     }
+
+
+def test_a_method_that_needs_one_device_is_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--checkpoint={model_file('ssm', tmp_path)}", "--device=cpu", "--devices=cpu:0,cpu:1",
+             f"--output-dir={tmp_path}/out", "--task-name=recall", "--task-pairs=2", "--task-keys=12",
+             "--task-values=12", "--ssm-method=relp", "--ssm-min-accuracy=0"]  # fmt: skip
+    with pretended_devices(), pytest.raises(MechintError, match="the method relp: it reads the weights of all layers"):
+        command_line.main(arguments=words)
+    assert "attribution" not in capsys.readouterr().out and not list(tmp_path.glob("out/**/*.done.pt"))

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mechint.utils import program, threads
+from mechint.utils import program
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.paths import ROOT
 
@@ -73,13 +73,13 @@ def test_little_work_has_one_thread_and_the_number_comes_back(ours: bool, monkey
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with threads.suited(threads.WORTH):
+        with program.suited(program.WORTH):
             assert torch.get_num_threads() == 3
-        with threads.suited(threads.WORTH - 1):
+        with program.suited(program.WORTH - 1):
             assert torch.get_num_threads() == (1 if ours else 3)
-            with threads.suited(threads.WORTH):  # never more than around it
+            with program.suited(program.WORTH):  # never more than around it
                 assert torch.get_num_threads() == (1 if ours else 3)
-        with pytest.raises(ZeroDivisionError), threads.suited(0):
+        with pytest.raises(ZeroDivisionError), program.suited(0):
             raise ZeroDivisionError
         assert torch.get_num_threads() == 3
     finally:

@@ -17,7 +17,7 @@ from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import SideBySide, Tap, wanted
 from ..interventions.unit_kinds import UnitKind
 from ..utils.errors import MechintError
-from ..utils.threads import suited
+from ..utils.program import suited
 from .loading.tokenizer import Encoder, lacking
 
 

@@ -84,11 +84,18 @@ def near(module: M, device: torch.device) -> M:
 
 def need_one_device(model: Model, what: str) -> None:
     """Raises :class:`MechintError` where layers are on several devices; ``what`` is that which cannot be done then."""
-    if model.placement:
-        raise MechintError(
-            f"{what} reads the weights of all layers side by side, and {model.source} is on several devices "
-            f"({devices_of(model)}); name one device"
-        )
+    if reason := apart(model, what):
+        raise MechintError(reason)
+
+
+def apart(model: Model, what: str) -> str | None:
+    """Says why something that reads all layers' weights cannot be done; None where they are on one device."""
+    if not model.placement:
+        return None
+    return (
+        f"{what} reads the weights of all layers side by side, and {model.source} is on several devices "
+        f"({devices_of(model)}); name one device"
+    )
 
 
 def devices_of(model: Model) -> str:

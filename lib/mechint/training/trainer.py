@@ -28,9 +28,9 @@ from ..tasks import Prompts, Task, TaskConfig, make_task, mix
 from ..utils import curve_points, files, wandb_run
 from ..utils.errors import MechintError
 from ..utils.options import check, named
+from ..utils.program import suited
 from ..utils.progress import Progress
 from ..utils.rundir import fingerprint
-from ..utils.threads import suited
 from . import Alignment, ImposedCircuit, imposed_circuit
 from .files import Paths, inspect, plain, write_checkpoint
 from .models import ModelConfig, decays, make_model, model_config

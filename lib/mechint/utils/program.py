@@ -7,6 +7,7 @@ program that only uses the package.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import INTERRUPTED
@@ -50,6 +52,32 @@ def give_way() -> None:
         gives_way = True
 
 
+WORTH = 1 << 26
+"""Multiply-adds of a layer below which a second thread costs as much as it saves; see docs/speed.md."""
+
+
+@contextlib.contextmanager
+def suited(work: int) -> Iterator[None]:
+    """One thread for little work; elsewhere, and in programs that only use the package, as many as before.
+
+    The choice depends on the work alone, so that two runs have the same bytes.
+
+    Args:
+        work: Multiply-adds of a layer.
+    """
+    import torch  # not before the settings above
+
+    before = torch.get_num_threads()
+    if before == 1 or work >= WORTH or not gives_way:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def shared(looks: int = 5, seconds: float = 0.002) -> bool:
     """True if other programs want one of the cores, or where the system does not say."""
     running = []
@@ -70,7 +98,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_memory() -> None:
-    """Keeps freed memory for the next tensor, where the C library is glibc and the environment says nothing of it.
+    """Keeps freed memory for the next tensor, where the C library is glibc and the environment does not decide it.
 
     By default glibc gives the free end of its heap back where that is longer than twice the largest block freed so far,
     and soon asks the system for the same pages again: up to a fifth of the time of a search in a small model.

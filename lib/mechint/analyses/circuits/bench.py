@@ -18,8 +18,8 @@ from ...interventions.sweep import sweep
 from ...interventions.units import Units
 from ...tasks import Prompts
 from ...utils.errors import MechintError
+from ...utils.program import suited
 from ...utils.progress import Progress
-from ...utils.threads import suited
 from ..ablation import Ablation
 from ..metrics import Answers, faithfulness
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....interventions.model import Model
 from ....interventions.unit_kinds import UnitKind
 from ....interventions.units import Units
+from ....models.placement import apart
 from ....tasks import Prompts
 from ....utils.errors import MechintError
 from ..search.learning import NotFinite
@@ -119,6 +120,7 @@ METHODS: dict[str, Method] = {
     "relp": Method(
         relp, f"{ESTIMATE}, by coefficients of relevance instead of gradients",
         "Rezaei Jafari et al. 2025", twins=True, metric="logit_diff", at_sites=True,
+        unable=lambda model, units: apart(model, "it"),
     ),
     "atp_star": Method(
         atp_star, f"{ESTIMATE}, by gradients without each layer in turn, and attention computed anew",

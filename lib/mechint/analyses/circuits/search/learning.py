@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import MechintError
+from ....utils.program import suited
 from ....utils.progress import Progress
-from ....utils.threads import suited
 from ...adam import Adam
 from ..bench import Bench, cost, loss_of
 from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
