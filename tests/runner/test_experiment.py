@@ -365,6 +365,18 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
+def test_on_a_cpu_operations_are_deterministic_and_new_tensors_are_not_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+    look = lambda *_: seen.append(
+        (torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
+    )
+    monkeypatch.setattr(whole, "analyse_one", look)
+    run_experiment(experiment(checkpoint(tmp_path / "m.pt"), tmp_path / "out"))
+    assert seen == [(2, False)]
+
+
 def test_where_results_go() -> None:
     run = RunConfig(checkpoint="a.pt", output_dir="out")
     assert run_directories(run, ["a.pt"], ["ssm"]) == {("a.pt", "ssm"): Path("out")}
