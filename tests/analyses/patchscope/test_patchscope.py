@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.patchscope import analyzer
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import places, scores
@@ -129,6 +131,15 @@ def test_tokens_that_are_looked_for() -> None:
     )
     said = mentions(torch.tensor([[[4, 2], [4, 4]], [[1, 1], [2, 4]]]), torch.tensor([[1, 2], [2, -1]]))
     assert said.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+def test_many_short_readings_show_how_far_they_are(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is long enough to say anything itself, and a real model has dozens."""
+    monkeypatch.setattr(analyzer, "Progress", functools.partial(analyzer.Progress, quiet=0.0, every=0.0))
+    scope = Scope(model(), dataclasses.replace(SMALL, generate=0, examples=0))
+    scope.run_analysis(*loaders())
+    told = capsys.readouterr().err
+    assert f"100% readings {len(scope.places)}/{len(scope.places)}" in told and scope.places[0].site in told
 
 
 def test_shuffled_weights_are_read_in_the_same_way() -> None:
