@@ -20,9 +20,11 @@ from mechint.analyses.patchscope import analyzer
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import places, scores
+from mechint.analyses.patchscope.report import continuations
 from mechint.analyses.patchscope.results import best_of, quantities
 from mechint.analyses.patchscope.targets import PAIRS, fixed_target, pairs, partners, read_text, sources
 from mechint.report import write_report
+from mechint.report.content import Table
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
@@ -290,6 +292,15 @@ def test_prompts_of_one_answer_have_no_other() -> None:
     assert any("look for one token" in note for note in raw["notes"])
     with pytest.raises(MechintError, match="no other prompt of another template"):
         Scope(net, dataclasses.replace(SMALL, scored="answer", target="other")).run_analysis(learnt, asked)
+
+
+def test_continuations_come_in_the_order_of_the_layers_though_the_file_sorts_names() -> None:
+    sites = [f"layers.{layer}.resid_post" for layer in (0, 6, 12)]
+    example = {"tokens": ["a", "b"], "answer": "c", "lenses": {"patchscope": {"sites": sites}}}
+    generated = {site: f"from {site}" for site in sorted(sites)}
+    [table] = [one for one in continuations([{**example, "generated": generated}]).blocks if isinstance(one, Table)]
+    assert [row[2] for row in table.rows] == ["layer 0", "layer 6", "layer 12"]
+    assert [row[4] for row in table.rows] == [f"from {site}" for site in sites]
 
 
 @pytest.mark.slow

@@ -62,9 +62,10 @@ def continuations(examples: list[dict[str, Any]]) -> Section:
     """A table of the continuations of each example by site."""
     rows = [
         (str(k), "".join(example["tokens"][-6:]) if spaced(example) else " ".join(example["tokens"][-6:]),
-         place_name(site), example["answer"], text)
+         place_name(site), example["answer"], example["generated"][site])
         for k, example in enumerate(examples, 1)
-        for site, text in example["generated"].items()
+        for site in example["lenses"]["patchscope"]["sites"]  # the file sorts names as text: 12 in front of 6
+        if site in example["generated"]
     ]  # fmt: skip
     return table_section(
         "What the model goes on with",
