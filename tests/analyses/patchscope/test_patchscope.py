@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import places, scores
 from mechint.analyses.patchscope.report import continuations
 from mechint.analyses.patchscope.results import best_of, quantities
-from mechint.analyses.patchscope.targets import PAIRS, fixed_target, pairs, partners, read_text, sources
+from mechint.analyses.patchscope.targets import PAIRS, Target, fixed_target, pairs, partners, read_text, sources
 from mechint.report import write_report
 from mechint.report.content import Table
 from mechint.tasks import TaskConfig, make_task
@@ -301,6 +302,24 @@ def test_continuations_come_in_the_order_of_the_layers_though_the_file_sorts_nam
     [table] = [one for one in continuations([{**example, "generated": generated}]).blocks if isinstance(one, Table)]
     assert [row[2] for row in table.rows] == ["layer 0", "layer 6", "layer 12"]
     assert [row[4] for row in table.rows] == [f"from {site}" for site in sites]
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["a;", " x"], "a; [x]"), (["a", "x"], "a[x]"), (["a", " "], "a[ ]")])
+def test_the_placeholder_stands_in_brackets_behind_its_space(words: list[str], shown: str) -> None:
+    work: Any = SimpleNamespace(into=[Target(torch.tensor([[0, 1]]), 1)])
+    task: Any = SimpleNamespace(decode=words.__getitem__, tokenizer="any")
+    assert Scope(model(), SMALL).target_words(work, task) == shown
+
+
+def test_the_page_has_no_continuations_where_none_were_asked_for(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, generate=0)
+    scope = Scope(model(), config, run_dir=tmp_path, key="a")
+    found = scope.run_analysis(*loaders())
+    scope.save_results()
+    write_results(tmp_path, "patchscope", "Patchscope", config, found)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Token by token" in page and "What the model goes on with" not in page
 
 
 @pytest.mark.slow

@@ -289,7 +289,9 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         """The target prompt; of many the first one. The placeholder stands in brackets."""
         target = work.into[0]
         words = [task.decode(token) for token in target.tokens[0].tolist()]
-        words[target.position] = f"[{words[target.position]}]"
+        placeholder = words[target.position]
+        word = placeholder.lstrip() or placeholder
+        words[target.position] = f"{placeholder.removesuffix(word)}[{word}]"
         return (" " if task.tokenizer is None else "").join(words)
 
     def notes(self, work: Work, trivial: Sequence[str]) -> list[str]:
