@@ -27,7 +27,7 @@ class Finished(Answered):
     directions: list[str]
     places: Mapping[str, Place]
     axes: Mapping[str, str]
-    """What one unit of each site is, such as ``head`` or ``channel``."""
+    """The axis that units of a site are counted along: ``head``, ``channel``, ``neuron`` and so on."""
 
     def tables(self, values: Array, total: Array | None) -> dict[str, Any]:
         """``values`` [prompt, row, column] -> value, low, high, p and n, each a list of rows; p adjusted for all."""
