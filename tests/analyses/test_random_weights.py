@@ -48,6 +48,8 @@ def test_two_differ_when_the_interval_is_apart_from_every_shuffled_one() -> None
     assert said[0][1].startswith("1 of 2 quantities differ") and "b (gated, layer 0)" in said[1][1]
     assert said[2] == (False, "A shuffled model could not be measured: why")
     [section] = control_sections(found)
+    assert "in 3 models with the entries" in str(section)
+    assert "in a model with the entries" in str(control_sections({**found, "models": 1}))
     [table] = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[-1] for row in table.rows] == ["yes", "no", "–"] and table.rows[2][3] == "–"
 

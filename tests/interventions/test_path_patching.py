@@ -204,6 +204,33 @@ def test_embeddings_that_are_read_beside_the_stream_are_part_of_their_direct_eff
     assert wanted.abs().max() > 1e-6
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("sender", ["layers.0.state", "layers.0.state[1]", "layers.0.state[1]@2", "layers.0.state@-2"])
+@pytest.mark.parametrize(
+    ("family", "out", "end"),
+    [(lambda: tiny_mamba(dtype=torch.float64), "out", "norm_f"), (falcon_h1, "ssm_out", "norm")],
+    ids=["mamba", "falcon_h1"],
+)
+def test_a_memory_sends_what_its_layer_adds_with_it(family: Any, out: str, end: str, sender: str) -> None:
+    """The forward takes the other state one position at a time, whether all positions have it or some."""
+    model, node = family(), Node.parse(sender)
+    site = f"layers.0.{out}"
+    others = run(model, OTHER, [node.site]).values[node.site]
+    at = [p % LENGTH for p in node.positions or range(LENGTH)]
+    units = [*range(others.shape[2])] if node.unit is None else [node.unit]
+    swap = Edit(node.site, "replace", others[:, at][:, :, units], positions=at, units=units)
+    given = run(model, OWN, [site], [swap]).values[site] - run(model, OWN, [site]).values[site]
+    norm = getattr(model, end)
+    stream = seen(model, OWN, norm)
+    with hooked(norm, lambda _, output: norm.forward(stream + given)):
+        changed = metric_of(model(OWN))
+    wanted = changed - metric_of(model(OWN))
+    found = effect(model, sender, "logits")
+    assert (found - wanted).abs().max() <= TOLERANCE and wanted.abs().max() > 1e-6
+    path = patching(model, "embed").along([Node("embed"), node, Node("logits")])
+    assert path.isfinite().all() and path.abs().max() > 0
+
+
 # ---- paths that add up -------------------------------------------------------------------------------------------
 
 

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mechint.analyses.circuits.figures import search_figure
 from mechint.analyses.circuits.results import load_history, load_results
 from mechint.report import figure_style as style
+from mechint.report.maps import dots, heat
 
 LONG = (
     "batch_topk dictionaries at layers.11.mixer_output_before_the_gate: how often latents are active on held-out text"
@@ -73,3 +75,18 @@ def test_the_curves_of_a_search_show_sparsity_and_temperature(copy: Path) -> Non
     lines = figure.axes[labels.index("temperature")].lines
     first = load_history(results)[0]
     assert list(lines[0].get_ydata()) == [1 / (1 + step) for step in first.column("step")]
+
+
+def test_the_dots_of_a_map_stand_in_the_marked_cells_and_are_seen_in_dark_ones(tmp_path: Path) -> None:
+    found: list[Any] = []
+
+    def draw(target: Any) -> None:
+        axes = target.subplots()
+        heat(axes, np.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
+        dots(axes, np.array([[True, False], [True, False]]))
+        found.extend(axes.lines)
+
+    style.save_figure(tmp_path / "map.png", (3.0, 3.0), draw)
+    [line] = found
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0, 0], [0, 1])
+    assert line.get_markeredgecolor() == "white" and line.get_markerfacecolor() == style.INK

@@ -78,12 +78,12 @@ class Node:
     def edit(self, value: Tensor) -> Edit:
         """The replacement of this node by its entries of the site's value [row, position, unit …]."""
         positions = None if self.positions is None else [p % value.shape[1] for p in self.positions]
-        value = value if positions is None else value[:, positions]
-        if self.unit is None:
-            return Edit(self.site, "replace", value, positions=positions)
-        return Edit(
-            self.site, "replace", value[:, :, self.unit : self.unit + 1], positions=positions, units=[self.unit]
-        )
+        entries = value if positions is None else value[:, positions]
+        units = None if self.unit is None else [self.unit]
+        if self.unit is not None:
+            entries = entries[:, :, self.unit : self.unit + 1]
+        # a recurrence applies it position by position, so it must know how many its entries are of
+        return Edit(self.site, "replace", entries, positions=positions, units=units).resolved(value.shape[1])
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ def place(row: dict[str, Any]) -> str:
     return ", ".join(part for part in (row["site"], layer) if part)
 
 
+def models_of(control: Mapping[str, Any]) -> str:
+    return "a model" if control["models"] == 1 else f"{control['models']} models"
+
+
 def control_findings(control: Mapping[str, Any] | None) -> list[tuple[bool, str]]:
     if control is None:
         return [
@@ -34,8 +38,7 @@ def control_findings(control: Mapping[str, Any] | None) -> list[tuple[bool, str]
         ]
     known = [row for row in control["quantities"] if row["differs"] is not None]
     apart, alike = ([row for row in known if row["differs"] is wanted] for wanted in (True, False))
-    models = "a model" if control["models"] == 1 else f"{control['models']} models"
-    models += " with the same weights, shuffled"
+    models = models_of(control) + " with the same weights, shuffled"
     found = [(bool(apart), f"{len(apart)} of {len(known)} quantities differ from those of {models} (intervals apart).")]
     if alike:
         named = [f"{row['quantity']} ({place(row)})" if place(row) else row["quantity"] for row in alike[:NAMED]]
@@ -59,7 +62,7 @@ def control_sections(control: Mapping[str, Any] | None) -> list[Section]:
         for row in control["quantities"]
     ]
     said = (
-        f"The same quantities in {control['models']} models with the entries of every weight tensor shuffled: their "
+        f"The same quantities in {models_of(control)} with the entries of every weight tensor shuffled: their "
         f"mean, and the range from the lowest to the highest end of all their intervals. Two quantities differ when "
         f"their intervals do not overlap; – marks a quantity that shuffled weights do not have."
     )

@@ -37,6 +37,15 @@ def heat(axes: Axes, values: Grid, limit: float) -> Any:
     )  # fmt: skip
 
 
+def dots(axes: Axes, where: NDArray[np.bool_]) -> None:
+    """A dot in each cell of a map that is marked, with an edge that shows it in the darkest ones, too."""
+    at = np.argwhere(where)
+    axes.plot(
+        at[:, 1], at[:, 0], linestyle="none", marker="o", markersize=2.6, color=style.INK, markeredgecolor="white",
+        markeredgewidth=0.5,
+    )  # fmt: skip
+
+
 def layer_axis(axes: Axes, layers: int) -> None:
     step = -(-layers // 8)
     axes.set_xticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])

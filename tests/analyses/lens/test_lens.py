@@ -16,7 +16,7 @@ from mechint.analyses.base import analyses
 from mechint.analyses.lens import tuned_files
 from mechint.analyses.lens.analyzer import ANALYSIS, MOST_TOKENS, LensAnalyzer, rounded
 from mechint.analyses.lens.contributions import contributions
-from mechint.analyses.lens.figures import drawn_parts, row_name
+from mechint.analyses.lens.figures import clipped, drawn_parts, row_name
 from mechint.analyses.lens.options import LensConfig, refuse
 from mechint.analyses.lens.reading import MEASURES, LogitLens, read_answers, stream_sites
 from mechint.analyses.lens.results import decided, decision, metrics_of, quantities
@@ -200,3 +200,11 @@ def test_long_prompts_are_shown_at_their_last_tokens_and_all_answers_count() -> 
     [example] = analyzer.examples
     assert len(example["tokens"]) == MOST_TOKENS == len(example["lenses"]["tuned"]["kl"][0])
     assert results["metric"] == "logit of the answer" and results["remainder"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(" Paris", " Paris"), (" ", "␣"), ("  ", "␣␣"), ("\n", "⏎"), ("a\tb", "a·b"), (" constant", " constant")],
+)  # fmt: skip
+def test_a_token_of_spaces_alone_does_not_look_like_an_empty_cell(token: str, shown: str) -> None:
+    assert clipped(token) == shown

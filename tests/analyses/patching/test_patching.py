@@ -20,6 +20,7 @@ from mechint.analyses.patching.options import refuse
 from mechint.analyses.patching.results import leading
 from mechint.analyses.patching.role_means import RoleValues
 from mechint.interventions.edits import Edit
+from mechint.interventions.path_patching import Node
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
 from mechint.tasks import Prompts, TaskConfig, make_task
@@ -417,16 +418,16 @@ def test_the_leading_units_are_the_surest_then_the_largest_of_each_kind() -> Non
     assert leading([heads, neurons], 0) == []
 
 
-@pytest.mark.parametrize(("family", "kind"), [(tiny_gpt2, "head_out"), (tiny_mamba, "gated")])
+@pytest.mark.parametrize(("family", "kind"), [(tiny_gpt2, "head_out"), (tiny_mamba, "gated"), (tiny_mamba, "state")])
 def test_paths_between_the_strongest_units_are_those_of_path_patching(family: Any, kind: str) -> None:
     model = family(1).requires_grad_(False)
     config = dataclasses.replace(SMALL, flow="", units=kind, paths=2, metric="answer_logprob")
     sets = loaders(model)
     raw = Patcher(model, config).run_analysis(*sets)
-    strong = leading(raw["units"], 2)
+    ordered = sorted(leading(raw["units"], 2), key=lambda name: (name.split("[")[0], Node.parse(name).unit))
     direct = raw["direct_paths"]
     senders, receivers = ([node["node"] for node in direct[side]] for side in ("senders", "receivers"))
-    assert senders == ["embed", *sorted(strong)] and receivers == [*sorted(strong), "logits"]
+    assert senders == ["embed", *ordered] and receivers == [*ordered, "logits"]
     batches = [mechint.paths(model, batch, senders, receivers, metric=config.metric) for batch in sets[1]]
     right = torch.cat([batch.right for batch in batches])
     effects = torch.cat([batch.effects for batch in batches], -1)[..., right].mean(-1)

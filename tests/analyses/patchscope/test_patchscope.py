@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,15 @@ from torch import Tensor
 import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.patchscope import analyzer
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import places, scores
+from mechint.analyses.patchscope.report import continuations
 from mechint.analyses.patchscope.results import best_of, quantities
-from mechint.analyses.patchscope.targets import PAIRS, fixed_target, pairs, partners, read_text, sources
+from mechint.analyses.patchscope.targets import PAIRS, Target, fixed_target, pairs, partners, read_text, sources
 from mechint.report import write_report
+from mechint.report.content import Table
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
@@ -129,6 +134,15 @@ def test_tokens_that_are_looked_for() -> None:
     )
     said = mentions(torch.tensor([[[4, 2], [4, 4]], [[1, 1], [2, 4]]]), torch.tensor([[1, 2], [2, -1]]))
     assert said.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+def test_many_short_readings_show_how_far_they_are(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is long enough to say anything itself, and a real model has dozens."""
+    monkeypatch.setattr(analyzer, "Progress", functools.partial(analyzer.Progress, quiet=0.0, every=0.0))
+    scope = Scope(model(), dataclasses.replace(SMALL, generate=0, examples=0))
+    scope.run_analysis(*loaders())
+    told = capsys.readouterr().err
+    assert f"100% readings {len(scope.places)}/{len(scope.places)}" in told and scope.places[0].site in told
 
 
 def test_shuffled_weights_are_read_in_the_same_way() -> None:
@@ -279,6 +293,33 @@ def test_prompts_of_one_answer_have_no_other() -> None:
     assert any("look for one token" in note for note in raw["notes"])
     with pytest.raises(MechintError, match="no other prompt of another template"):
         Scope(net, dataclasses.replace(SMALL, scored="answer", target="other")).run_analysis(learnt, asked)
+
+
+def test_continuations_come_in_the_order_of_the_layers_though_the_file_sorts_names() -> None:
+    sites = [f"layers.{layer}.resid_post" for layer in (0, 6, 12)]
+    example = {"tokens": ["a", "b"], "answer": "c", "lenses": {"patchscope": {"sites": sites}}}
+    generated = {site: f"from {site}" for site in sorted(sites)}
+    [table] = [one for one in continuations([{**example, "generated": generated}]).blocks if isinstance(one, Table)]
+    assert [row[2] for row in table.rows] == ["layer 0", "layer 6", "layer 12"]
+    assert [row[4] for row in table.rows] == [f"from {site}" for site in sites]
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["a;", " x"], "a; [x]"), (["a", "x"], "a[x]"), (["a", " "], "a[ ]")])
+def test_the_placeholder_stands_in_brackets_behind_its_space(words: list[str], shown: str) -> None:
+    work: Any = SimpleNamespace(into=[Target(torch.tensor([[0, 1]]), 1)])
+    task: Any = SimpleNamespace(decode=words.__getitem__, tokenizer="any")
+    assert Scope(model(), SMALL).target_words(work, task) == shown
+
+
+def test_the_page_has_no_continuations_where_none_were_asked_for(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, generate=0)
+    scope = Scope(model(), config, run_dir=tmp_path, key="a")
+    found = scope.run_analysis(*loaders())
+    scope.save_results()
+    write_results(tmp_path, "patchscope", "Patchscope", config, found)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Token by token" in page and "What the model goes on with" not in page
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 import mechint
 from mechint.analyses.paths import nodes
 from mechint.analyses.paths.analyzer import ANALYSIS, PathAnalyzer
-from mechint.analyses.paths.figures import box_label, boxes, drawn, load_paths
+from mechint.analyses.paths.figures import Paths, box_label, boxes, drawn, label, load_paths, reach, reaches, spot
 from mechint.analyses.paths.options import PathConfig, refuse
 from mechint.interventions.edits import Edit
 from mechint.report import write_report
@@ -217,7 +217,34 @@ def test_the_drawing_has_one_box_for_a_head_and_arrows_that_go_up(tmp_path: Path
     spots = boxes(paths, entries)
     for entry in entries:
         ends = [paths.node(side, entry[side[:-1]]) for side in ("senders", "receivers")]
-        below, above = (spots[node["layer"], node["step"], node["part"], node["head"]] for node in ends)
+        below, above = (spots[spot(node)] for node in ends)
         assert below[1] < above[1]
     labels = [box_label(paths, one) for one in spots]
     assert len(set(labels)) == len(labels) and len(set(spots.values())) == len(spots)
+
+
+def test_a_box_says_what_its_unit_is_and_an_arrow_which_site_it_begins_at() -> None:
+    node = {"layer": 0, "step": 0, "part": "out", "head": 5, "axis": "channel"}
+    end = {"node": "logits", "kind": "logits", "layer": 2, "step": 0, "part": "", "head": None, "axis": "vocabulary"}
+    senders = [{**node, "node": f"layers.0.{kind}[5]", "kind": kind} for kind in ("state", "gated")]
+    neuron = {**node, "node": "layers.0.mlp_post[5]", "kind": "mlp_post", "axis": "neuron"}
+    wide = {**node, "node": "layers.0.out[5]", "kind": "out", "axis": "model"}
+    raw = {"senders": [*senders, neuron, wide], "receivers": [end]}
+    paths = Paths(Path(), raw, {}, {})
+    entries = [{"sender": one["node"], "receiver": "logits", "value": 0.25} for one in raw["senders"]]
+    said = [box_label(paths, one) for one in boxes(paths, entries)]
+    assert said == ["layer 0\nchannel 5", "layer 0\nneuron 5", "layer 0\nunit 5", "logits"]
+    assert [label(paths, entry, entries) for entry in entries] == [
+        "state → logits 0.25", "gated → logits 0.25", "0.25", "0.25",
+    ]  # fmt: skip
+    older = {name: value for name, value in node.items() if name != "axis"}
+    assert box_label(paths, spot(older)) == "layer 0\nhead 5"
+
+
+def test_an_arrow_ends_at_the_edge_of_a_box_whatever_side_it_comes_from() -> None:
+    name = "layer 0\nchannel 101"
+    beside, above = reach(name, 1.0, 0.0), reach(name, 0.0, -1.0)
+    assert beside > 1.5 * above > 12 and reach("logits", 1.0, 0.0) < beside
+    assert reach(name, 1.0, 1.0) == pytest.approx(2 + (above - 2) * 2**0.5)
+    assert reaches([name, name], (0.0, 0.0), (3.0, 0.0), 0.0) == pytest.approx((beside, beside))
+    assert max(reaches([name, name], (0.0, 0.0), (3.0, 0.0), 0.9)) < beside  # bent: from above

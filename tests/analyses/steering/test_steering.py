@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mechint import Edit
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.options import fixed_kinds, fixed_sites
-from mechint.analyses.steering import once, results, stored
+from mechint.analyses.steering import analyzer, once, results, stored
 from mechint.analyses.steering.analyzer import ANALYSIS, Steerer
 from mechint.analyses.steering.contrasts import property_of, read_prompts
 from mechint.analyses.steering.figures import profile_strength
@@ -112,6 +113,15 @@ def test_files_that_hold_no_prompts_are_one_line(text: str, said: str, tmp_path:
 def steered(model: Any, config: SteerConfig, task: TaskConfig = TASK, **others: Any) -> tuple[Steerer, dict[str, Any]]:
     analyzer = Steerer(model, config, **others)
     return analyzer, analyzer.run_analysis(*loaders(task))
+
+
+def test_many_short_measurements_show_how_far_they_are(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is long enough to say anything itself, and a real model has dozens."""
+    monkeypatch.setattr(analyzer, "Progress", functools.partial(analyzer.Progress, quiet=0.0, every=0.0))
+    found, _ = steered(tiny_mamba().requires_grad_(False), dataclasses.replace(SMALL, sites="out"))
+    count = len(found.sites) + len(found.once_layers())
+    told = capsys.readouterr().err
+    assert f"100% directions {count}/{count}" in told and found.sites[0] in told and "one push at layer" in told
 
 
 @pytest.mark.parametrize("where", ["answer", "all"])

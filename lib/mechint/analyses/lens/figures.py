@@ -144,5 +144,7 @@ def one_prompt(figure: Figure, example: dict[str, Any]) -> None:
 
 
 def clipped(text: str, most: int = 9) -> str:
+    """A token in few letters, in which line breaks are seen, and spaces where it is nothing else."""
     plain = "".join(one if one.isprintable() else "⏎" if one == "\n" else "·" for one in text)
+    plain = plain if plain.strip() else plain.replace(" ", "␣")
     return plain if len(plain) <= most else plain[: most - 1] + "…"

@@ -66,7 +66,9 @@ SCRIPT = """
   fill(prompt, views.map(view => view.prompt)); fill(lens, names); fill(colour, kinds);
   const make = (tag, text, above) => {
     const node = document.createElement(tag); node.textContent = text; above.append(node); return node; };
-  const visible = text => text.replace(/\\n/g, "⏎");
+  const visible = text => {
+    const shown = text.replace(/\\n/g, "⏎");
+    return shown.trim() ? shown : shown.replace(/ /g, "␣"); };  // a cell of spaces would look empty
   const size = value => value >= 0.001 || value === 0 ? value.toFixed(3) : value.toExponential(1);
   const draw = () => {
     const view = views[prompt.value], name = names[lens.value], entry = view.lenses[name];

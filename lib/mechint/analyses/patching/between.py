@@ -72,6 +72,7 @@ class Between:
             along=[],
             directions=list(DIRECTIONS),
             places=nodes.places(model),
+            axes=nodes.axes(model),
             templates=like.templates,
             draws=like.draws,
             seed=like.seed,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
-from ...report.maps import Grid, grid, heat
+from ...report.maps import Grid, dots, grid, heat
 from ...report.results import Address
 from ...report.words import metric_label
 from ..paths import figures as direct
@@ -147,8 +147,7 @@ def flow_figure(figure: Figure, patching: Patching, entry: dict[str, Any], colum
     for k, one in enumerate(values):
         place = axes[k // columns][k % columns]
         image = heat(place, one, limit)
-        at = np.argwhere(sure[k] <= ALPHA)
-        place.plot(at[:, 1], at[:, 0], linestyle="none", marker=".", markersize=3.5, color=style.INK)
+        dots(place, sure[k] <= ALPHA)
         place.set_title(f"layer {k}")
         place.set_yticks(range(len(patching.roles)), patching.roles)
         place.set_xticks(range(len(patching.roles)), patching.roles, rotation=45, ha="right", rotation_mode="anchor")

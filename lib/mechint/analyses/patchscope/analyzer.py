@@ -33,6 +33,7 @@ from ...tasks.answers import accepted_by
 from ...utils import files
 from ...utils.errors import MechintError
 from ...utils.options import named
+from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact, said, said_p
 from ..base import Analysis, ControlledAnalyzer, Later
 from ..dictionaries.logits import in_stream
@@ -91,10 +92,11 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Reads the prompts of ``val_loader``; ``train_loader`` gives tokens for a target without text."""
         work = self.prepared(train_loader, val_loader)
-        found = {
-            place.site: self.stages.get(f"site {place.site}", functools.partial(self.of_place, place, work))
-            for place in self.places
-        }
+        found: dict[str, dict[str, Tensor]] = {}
+        with Progress("readings", len(self.places)) as progress:
+            for place in self.places:
+                found[place.site] = self.stages.get(f"site {place.site}", functools.partial(self.of_place, place, work))
+                progress.step(place.site)
         bare = self.stages.get("unpatched", functools.partial(self.unpatched, work))
         bootstrap = ClusterBootstrap(work.clusters.numpy(), self.config.bootstrap, self.seed)
         there, last = all(target.read_there for target in work.into), stream_sites(self.model)[-1]
@@ -287,7 +289,9 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         """The target prompt; of many the first one. The placeholder stands in brackets."""
         target = work.into[0]
         words = [task.decode(token) for token in target.tokens[0].tolist()]
-        words[target.position] = f"[{words[target.position]}]"
+        placeholder = words[target.position]
+        word = placeholder.lstrip() or placeholder
+        words[target.position] = f"{placeholder.removesuffix(word)}[{word}]"
         return (" " if task.tokenizer is None else "").join(words)
 
     def notes(self, work: Work, trivial: Sequence[str]) -> list[str]:

@@ -44,11 +44,10 @@ def write_patchscope(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Pa
         if len(into_layers(rows)) > 1 and any(row["into"] != row["layer"] for row in rows):
             shown = "Share of prompts by the layer that is read and the layer that it is put into; grey: no such pair."
             figures.append(figure("patchscope_map.png", shown, map_size(rows), layer_map, rows))
-        shown_prompts = [
-            Section("Token by token", [prompt_map(examples, "reading")]),
-            continuations(examples),
-        ]
-        sections = [*(shown_prompts if examples else []), table(raw), *control_sections(raw["control"])]
+        shown_prompts = [Section("Token by token", [prompt_map(examples, "reading")])] if examples else []
+        if any(example["generated"] for example in examples):
+            shown_prompts.append(continuations(examples))
+        sections = [*shown_prompts, table(raw), *control_sections(raw["control"])]
         content = study(run, cards(raw), findings(raw), sections, figures, caveats(raw))
     return write_page(run.directory, content, "patchscope_report.md", drawn)
 
@@ -62,9 +61,10 @@ def continuations(examples: list[dict[str, Any]]) -> Section:
     """A table of the continuations of each example by site."""
     rows = [
         (str(k), "".join(example["tokens"][-6:]) if spaced(example) else " ".join(example["tokens"][-6:]),
-         place_name(site), example["answer"], text)
+         place_name(site), example["answer"], example["generated"][site])
         for k, example in enumerate(examples, 1)
-        for site, text in example["generated"].items()
+        for site in example["lenses"]["patchscope"]["sites"]  # the file sorts names as text: 12 in front of 6
+        if site in example["generated"]
     ]  # fmt: skip
     return table_section(
         "What the model goes on with",

@@ -71,6 +71,7 @@ class PathAnalyzer(StagedAnalyzer[PathConfig]):
             along=self.along,
             directions=self.directions,
             places=nodes.places(self.model),
+            axes=nodes.axes(self.model),
             templates=val_loader.templates(),
             draws=self.config.bootstrap,
             seed=self.seed,

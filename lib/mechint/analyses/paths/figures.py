@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
-from ...report.maps import Grid, grid, heat
+from ...report.maps import Grid, dots, grid, heat
 from ...report.results import Address
 from ...report.words import metric_label
 
@@ -30,6 +31,8 @@ WAYS = {
     "sufficient": "what comes back in the twin's run when the receiver reads the sender's clean part",
 }
 FIRST, LAST = "embeddings", "logits"
+UNITS = ("head", "channel", "neuron")
+"""Axes whose names say what one unit is."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,7 @@ def matrix_figure(figure: Figure, paths: Paths, direction: str) -> None:
     axes = figure.subplots()
     matrix = paths.matrices[direction]
     image = heat(axes, grid(matrix, "value"), paths.limit)
-    at = np.argwhere(grid(matrix, "p") <= ALPHA)
-    axes.plot(at[:, 1], at[:, 0], linestyle="none", marker=".", markersize=3.5, color=style.INK)
+    dots(axes, grid(matrix, "p") <= ALPHA)
     for nodes, set_ticks in ((paths.senders, axes.set_yticks), (paths.receivers, axes.set_xticks)):
         step = -(-len(nodes) // MATRIX)
         set_ticks(range(0, len(nodes), step), [short(node) for node in nodes[::step]])
@@ -138,19 +140,25 @@ def matrix_figure(figure: Figure, paths: Paths, direction: str) -> None:
 
 # ---- the drawing of the strongest paths --------------------------------------------------------------------------
 
-Spot = tuple[int, int, str, int | None]
-"""(layer, step, part, head): one box of the drawing. A head's inputs and its output are one."""
+Spot = tuple[int, int, str, str, int]
+"""(layer, step, part, what a unit is, unit): one box of the drawing; no word and -1 for a whole part.
+
+The inputs and the output of one head are one box, as are those of one channel."""
 
 
 def spot(node: Mapping[str, Any]) -> Spot:
-    return int(node["layer"]), int(node["step"]), str(node["part"]), node["head"]
+    place = int(node["layer"]), int(node["step"]), str(node["part"])
+    if node["head"] is None:
+        return *place, "", -1
+    axis = str(node.get("axis", "head"))
+    return *place, axis if axis in UNITS else "unit", int(node["head"])
 
 
 def boxes(paths: Paths, entries: list[dict[str, Any]]) -> dict[Spot, tuple[float, float]]:
     """Places the parts of some paths: the forward goes up, parts of one step are beside each other."""
     ends = [paths.node(side, entry[side[:-1]]) for entry in entries for side in ("senders", "receivers")]
     rows: dict[tuple[int, int], list[Spot]] = {}
-    for one in sorted({spot(node) for node in ends}, key=lambda s: (s[0], s[1], s[2], -1 if s[3] is None else s[3])):
+    for one in sorted({spot(node) for node in ends}):
         rows.setdefault(one[:2], []).append(one)
     # each row is shifted a little, so that a straight arrow over a row in between does not run through its boxes
     place = lambda k, count, y: k - (count - 1) / 2 + (0.28 if y % 2 else -0.28) * (0 < y < len(rows) - 1)
@@ -158,13 +166,13 @@ def boxes(paths: Paths, entries: list[dict[str, Any]]) -> dict[Spot, tuple[float
 
 
 def box_label(paths: Paths, one: Spot) -> str:
-    layer, _, part, head = one
+    layer, _, part, axis, unit = one
     if layer < 0:
         return FIRST
     if not part:
         return LAST
     name = {"attn_out": "attention", "mlp_out": "feed-forward"}.get(part, "mixer" if part.endswith("out") else part)
-    return f"layer {layer}\n{name}" if head is None else f"layer {layer}\nhead {head}"
+    return f"layer {layer}\n{axis} {unit}" if axis else f"layer {layer}\n{name}"
 
 
 def drawn(paths: Paths, direction: str) -> list[dict[str, Any]]:
@@ -199,7 +207,9 @@ def strongest_figure(figure: Figure, paths: Paths, direction: str) -> None:
             others = [place for one, place in spots.items() if one not in ends]
             bend = around(spots[ends[0]], spots[ends[1]], 0.3 * (k - (len(some) - 1) / 2), others)
             labels.append(free(spots[ends[0]], spots[ends[1]], bend, [*labels, *spots.values()]))
-            arrow(axes, spots[ends[0]], spots[ends[1]], entry, bend, limit, label(paths, entry), labels[-1])
+            gaps = reaches([box_label(paths, one) for one in ends], spots[ends[0]], spots[ends[1]], bend)
+            said = label(paths, entry, entries)
+            arrow(axes, spots[ends[0]], spots[ends[1]], entry, bend, gaps, limit, said, labels[-1])
     for one, (x, y) in spots.items():
         axes.text(
             x, y, box_label(paths, one), ha="center", va="center", fontsize=8, zorder=4,
@@ -222,6 +232,20 @@ def on_the_way(start: Point, end: Point, bend: float, along: float) -> Point:
     dx, dy = end[0] - start[0], end[1] - start[1]
     aside = 2 * along * (1 - along) * bend
     return start[0] + along * dx + aside * dy, start[1] + along * dy - aside * dx
+
+
+def reaches(names: Sequence[str], start: Point, end: Point, bend: float) -> tuple[float, float]:
+    """Points from the middles of the two boxes of an arrow to where it leaves the one and meets the other."""
+    (x, y), middle = on_the_way(start, end, 2 * bend, 0.5), (start, end)  # the control point of the curve
+    return reach(names[0], x - middle[0][0], y - middle[0][1]), reach(names[1], x - middle[1][0], y - middle[1][1])
+
+
+def reach(name: str, dx: float, dy: float) -> float:
+    """Points from the middle of a box to a little outside its edge, in a direction."""
+    lines = name.split("\n")
+    half = 1.95 * max(map(len, lines)) + 3.2, 4.9 * len(lines) + 0.8  # of its letters of 8 points, and their frame
+    away = math.hypot(dx, dy)
+    return 2.0 + min(side * away / abs(step) for side, step in zip(half, (dx, dy), strict=True) if step)
 
 
 def around(start: Point, end: Point, bend: float, others: list[Point]) -> float:
@@ -251,6 +275,7 @@ def arrow(
     end: Point,
     entry: dict[str, Any],
     bend: float,
+    gaps: tuple[float, float],
     limit: float,
     text: str,
     at: Point,
@@ -259,8 +284,8 @@ def arrow(
     hue = "#B2182B" if entry["value"] > 0 else "#2166AC"
     axes.annotate(
         "", end, start,
-        arrowprops={"arrowstyle": "-|>", "color": hue, "linewidth": 0.6 + 3.4 * share, "shrinkA": 16, "shrinkB": 17,
-                    "alpha": 0.35 + 0.6 * share, "connectionstyle": f"arc3,rad={bend:.3f}"},
+        arrowprops={"arrowstyle": "-|>", "color": hue, "linewidth": 0.6 + 3.4 * share, "shrinkA": gaps[0],
+                    "shrinkB": gaps[1], "alpha": 0.35 + 0.6 * share, "connectionstyle": f"arc3,rad={bend:.3f}"},
     )  # fmt: skip
     axes.text(
         *at, text, fontsize=7, color=hue, ha="center", va="center",
@@ -268,9 +293,17 @@ def arrow(
     )  # fmt: skip
 
 
-def label(paths: Paths, entry: dict[str, Any]) -> str:
-    """The input that a path ends at, where it is one of several of a part, and its effect."""
-    kind = paths.node("receivers", entry["receiver"])["kind"]
+def label(paths: Paths, entry: dict[str, Any], entries: Sequence[dict[str, Any]] = ()) -> str:
+    """The effect of a path; before it what it ends at, and what it begins at, where boxes stand for several sites.
+
+    Args:
+        entries: All paths that are drawn.
+    """
+    sender, kind = paths.node("senders", entry["sender"]), paths.node("receivers", entry["receiver"])["kind"]
+    others = (paths.node("senders", one["sender"]) for one in entries)
+    several = {one["kind"] for one in others if spot(one) == spot(sender)} - {sender["kind"]}
+    if several:
+        return f"{sender['kind']} → {kind} {entry['value']:.2f}"
     return f"{entry['value']:.2f}" if kind.endswith("out") or kind == "logits" else f"{kind} {entry['value']:.2f}"
 
 

@@ -127,6 +127,11 @@ def usual_receivers(model: Model) -> list[str]:
     return [*found, END]
 
 
+def axes(model: Model) -> dict[str, str]:
+    """The axis that the units of every site are counted along."""
+    return {name: site.axes[2] for name, site in model.sites.items()}
+
+
 def kind(site: str) -> str:
     """The name of a site within its layer."""
     return site.rpartition(".")[2]

@@ -57,8 +57,8 @@ def figures(paths: Paths) -> list[Figure]:
     for direction in paths.matrices:
         found.append(Figure(
             f"path_strongest_{direction}.png",
-            f"The strongest direct paths, {direction}: {WAYS[direction]}. A letter at an arrow is the input that the "
-            f"path ends at.",
+            f"The strongest direct paths, {direction}: {WAYS[direction]}. The name at an arrow is that of the input "
+            f"it ends at; in front of →, of what it begins at, where a box stands for several.",
             partial(draw_strongest, paths, direction),
             kind="curves",
         ))  # fmt: skip

@@ -26,6 +26,8 @@ class Finished(Answered):
     along: list[list[Node]]
     directions: list[str]
     places: Mapping[str, Place]
+    axes: Mapping[str, str]
+    """The axis that units of a site are counted along: ``head``, ``channel``, ``neuron`` and so on."""
 
     def tables(self, values: Array, total: Array | None) -> dict[str, Any]:
         """``values`` [prompt, row, column] -> value, low, high, p and n, each a list of rows; p adjusted for all."""
@@ -40,7 +42,7 @@ class Finished(Answered):
         part = next((site for site in place.added if order(self.places, site) >= order(self.places, node.site)), "")
         return {
             "node": str(node), "kind": node.site.rpartition(".")[2], "layer": place.layer, "step": place.step,
-            "part": part.rpartition(".")[2], "head": node.unit,
+            "part": part.rpartition(".")[2], "head": node.unit, "axis": self.axes[node.site],
         }  # fmt: skip
 
 

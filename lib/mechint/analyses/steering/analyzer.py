@@ -29,6 +29,7 @@ from ...tasks import Prompts
 from ...utils import files, options
 from ...utils.errors import MechintError
 from ...utils.options import named
+from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
 from ..effect_tables import few_notes
@@ -87,14 +88,16 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         text, about = unrelated(self.model, self.config, val_loader.task, self.seed)
         metric = self.config.metric
         lacks, has = (unsteered(self.model, side, metric) for side in (judged.lacking, judged.having))
-        for site in self.sites:
-            self.found[site] = self.stages.get(
-                f"site {site}", functools.partial(self.of_site, site, learnt, judged, text)
-            )
-        pushes = {
-            layer: self.stages.get(f"once {layer}", functools.partial(self.once, layer, learnt, judged))
-            for layer in (self.once_layers() if self.config.once else [])
-        }
+        layers = self.once_layers() if self.config.once else []
+        pushes: dict[int, Any] = {}
+        with Progress("directions", len(self.sites) + len(layers)) as progress:
+            for site in self.sites:
+                of_site = functools.partial(self.of_site, site, learnt, judged, text)
+                self.found[site] = self.stages.get(f"site {site}", of_site)
+                progress.step(site)
+            for layer in layers:
+                pushes[layer] = self.stages.get(f"once {layer}", functools.partial(self.once, layer, learnt, judged))
+                progress.step(f"one push at layer {layer}")
         sides = results.Sides(self.bootstrap(judged.lacking), self.bootstrap(judged.having), lacks.numpy(), has.numpy())
         curves = results.curves(self.found, self.strengths, sides)
         best = results.best_of(curves)

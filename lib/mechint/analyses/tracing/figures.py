@@ -12,7 +12,7 @@ import numpy as np
 
 from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
-from ...report.maps import broken, grid, heat, layer_axis
+from ...report.maps import broken, dots, grid, heat, layer_axis
 from ...report.results import Address
 from ...report.words import metric_label
 from ...utils.errors import MechintError
@@ -104,8 +104,7 @@ def roles_figure(figure: Figure, trace: Trace, direction: str, columns: int) -> 
     for k, panel in enumerate(kinds):
         place = axes[k // columns][k % columns]
         image = heat(place, grid(panel, "value").T, limit)
-        sure = np.argwhere((grid(panel, "p").T <= ALPHA) & (grid(panel, "n").T > 0))
-        place.plot(sure[:, 1], sure[:, 0], linestyle="none", marker=".", markersize=3.5, color=style.INK)
+        dots(place, (grid(panel, "p").T <= ALPHA) & (grid(panel, "n").T > 0))
         place.set_title(broken(panel["name"]))
         if k % columns == 0:
             place.set_yticks(range(len(trace.roles)), trace.roles)
