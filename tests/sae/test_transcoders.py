@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import mechint
 from mechint import MechintError, sae
@@ -101,6 +106,61 @@ def test_sparsify_s_read_the_input_of_the_module_that_they_name(tmp_path: Path, 
     assert torch.equal(at(x), found(x)) and found.config.site == ""
 
 
+@functools.cache
+def gemma2() -> Any:
+    torch.manual_seed(1)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6}
+    config = Gemma2Config(vocab_size=24, hidden_size=D, num_hidden_layers=2, intermediate_size=16, **heads)
+    with tempfile.TemporaryDirectory() as folder:
+        Gemma2ForCausalLM(config).save_pretrained(folder)
+        return mechint.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("build", [lambda: tiny_llama(d_model=D), gemma2])
+@pytest.mark.parametrize("more", [(), ("W_skip",)])
+def test_in_front_of_an_rms_norm_s_weight_a_transcoder_reads_the_norm_without_it(
+    tmp_path: Path, build: Any, more: tuple[str, ...]
+) -> None:
+    model, t = copy.deepcopy(build()), tensors(*more)
+    norm = model.norm_at(1, "ln_2")
+    with torch.no_grad():
+        norm.weight.normal_(generator=torch.Generator().manual_seed(2))
+    kind = "skip_transcoder" if more else "transcoder"
+    found = sae.load_transcoder(published(tmp_path / "a", kind, t)).attach(model)
+    assert (found.config.site, found.config.site_out) == ("layers.1.ln_2", "layers.1.mlp_out")
+    values = run(model, TOKENS, record=["layers.1.resid_mid", "layers.1.ln_2"])
+    stream = values["layers.1.resid_mid"].double()
+    bare = (stream / (stream.square().mean(-1, keepdim=True) + norm.eps).sqrt()).float()
+    f = torch.relu(bare @ t["W_enc"] + t["b_enc"])
+    made = f @ t["W_dec"] + t["b_dec"] + (bare @ t["W_skip"].T if more else 0)
+    torch.testing.assert_close(found.encode(values["layers.1.ln_2"]), f, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found(values["layers.1.ln_2"]), made, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        norm.weight[3] = -norm.plus
+    with pytest.raises(MechintError, match=r"in front of a norm's weight, and layers\.1\.ln_2"):
+        sae.load_transcoder(tmp_path / "a").attach(model)
+
+
+def test_gemma_scope_s_transcoders_say_nothing_and_their_directories_say_the_layer(tmp_path: Path) -> None:
+    t = tensors("threshold")
+    named = tmp_path / "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_7"
+    for directory in (named, tmp_path / "bare"):
+        directory.mkdir(parents=True)
+        np.savez(directory / "params.npz", **{name: value.numpy() for name, value in t.items()})
+    found = sae.load_transcoder(named)
+    assert (found.config.architecture, found.config.site, found.config.site_out) == ("jumprelu", READ, WRITTEN)
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+    pre = x @ t["W_enc"] + t["b_enc"]
+    torch.testing.assert_close(found(x), torch.relu(pre) * (pre > t["threshold"]) @ t["W_dec"] + t["b_dec"])
+    assert found.attach(gemma2()).config.site == "layers.1.ln_2"
+    with pytest.raises(MechintError, match="is a transcoder by the name of its release"):
+        sae.load(named)
+    with pytest.raises(MechintError, match="does not say which site it writes"):
+        sae.load_transcoder(tmp_path / "bare").attach(gemma2())
+    at = sae.load_transcoder(tmp_path / "bare").attach(gemma2(), READ, WRITTEN)
+    assert torch.equal(at.W_enc, found.attach(gemma2()).W_enc)
+
+
 @pytest.mark.parametrize(
     ("build", "read", "site"),
     [
@@ -123,8 +183,6 @@ def test_names_of_what_is_read(tmp_path: Path, build: Any, read: str, site: str)
 
 def test_sites_that_are_not_there_are_refused(tmp_path: Path) -> None:
     found = sae.load_transcoder(published(tmp_path / "a"))
-    with pytest.raises(MechintError, match="in front of the weight of an RMSNorm"):
-        found.attach(tiny_llama())
     with pytest.raises(MechintError, match=r"layers\.1\.mlp_out.* does not have"):
         found.attach(tiny_mamba())
     with pytest.raises(MechintError, match=r"writes 12 numbers at a position, and layers\.1\.mlp_post"):

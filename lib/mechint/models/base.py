@@ -200,6 +200,10 @@ class LanguageModel(nn.Module, ABC):
         """The parts of layer i by name, which add to the residual stream; here the layer as a whole."""
         return {"layer": self.layers[i]}
 
+    def norm_at(self, i: int, kind: str) -> nn.Module | None:
+        """The norm of layer i that gives this site; None where none does."""
+        return None
+
     @property
     @abstractmethod
     def embeddings(self) -> Tensor:

@@ -226,6 +226,9 @@ class GPT2(LanguageModel):
         r, memory = self.layers[i](self.arrive(i, r, at), cache, at.within(f"layers.{i}"))
         return self.leave(i, r), memory
 
+    def norm_at(self, i: int, kind: str) -> nn.Module | None:
+        return self.layers[i].get_submodule(kind) if kind in ("ln_1", "ln_2") else None
+
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)
         return r, [memory.before(start) for start in starts]

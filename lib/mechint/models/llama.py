@@ -210,6 +210,10 @@ class Llama(LanguageModel):
         r, memory = self.layers[i](self.arrive(i, r, at), cache, at.within(f"layers.{i}"))
         return self.leave(i, r), memory
 
+    def norm_at(self, i: int, kind: str) -> nn.Module | None:
+        names = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
+        return self.layers[i].get_submodule(names[kind]) if kind in names else None
+
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)
         return r, [memory.before(start) for start in starts]

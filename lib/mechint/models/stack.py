@@ -226,6 +226,12 @@ class Stack(LanguageModel):
         r, memory = self.layers[i](self.arrive(i, r, at), cache, at.within(f"layers.{i}"))
         return self.leave(i, r), memory
 
+    def norm_at(self, i: int, kind: str) -> nn.Module | None:
+        layer: Any = self.layers[i]
+        return next(
+            (layer[branch.norm] for step in layer.steps for branch in step if branch.norm and branch.site == kind), None
+        )
+
     def block_from_start(self, i: int, r: Tensor, starts: Sequence[int], at: Tap) -> tuple[Tensor, list[Any]]:
         if any(part.mixes and not hasattr(part.empty_cache(1), "before") for part in self.parts_of(i).values()):
             return super().block_from_start(i, r, starts, at)

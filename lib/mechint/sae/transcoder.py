@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.steering import Direction
-from ..models.parts.norms import LayerNorm
+from ..models.parts.norms import LayerNorm, RMSNorm
 from ..utils.errors import MechintError
 from .activations.flattening import check_fit, flat_width, flatten
 from .attach import Fit, site_of
@@ -113,17 +113,19 @@ class Transcoder(nn.Module):
 
         Args:
             site, site_out: Sites, where the file says none or others; any names that :func:`.attach.site_of` knows.
+                ``hook_normalized`` is in front of an RMSNorm's weight and our site behind it, so the encoder takes the
+                weight in.
 
         Raises:
             MechintError: no site has such a name, or one has another width; a site is not said.
         """
-        c, out = self.config, site_out or self.config.site_out
+        c, said, out = self.config, site or self.config.site, site_out or self.config.site_out
         if not out:
             raise MechintError(
                 "the transcoder's file does not say which site it writes; name it: attach(model, site, site_out)"
             )
         written = site_of(out, model)
-        read = input_of(site or c.site, written, model)
+        read = input_of(said, written, model)
         check_fit(self, model, read)
         width = flat_width(model.sites[written], "all")
         if width != c.d_out:
@@ -131,7 +133,11 @@ class Transcoder(nn.Module):
                 f"the transcoder writes {c.d_out} numbers at a position, and {written} of {model.source} has {width}; "
                 f"choose the site that it was trained on"
             )
-        return Transcoder(replace(c, site=read, site_out=written), dict(self.named_buffers()))
+        tensors, weight = dict(self.named_buffers()), weight_before(said, read, model)
+        if weight is not None:  # (x w) (W / w) = x W
+            tensors["W_enc"] = tensors["W_enc"] / weight.unsqueeze(1)
+            tensors |= {"W_skip": tensors["W_skip"] / weight} if "W_skip" in tensors else {}
+        return Transcoder(replace(c, site=read, site_out=written), tensors)
 
     def direction(self, latent: int) -> Direction:
         """The direction that a latent writes, for :func:`mechint.steer`.
@@ -179,7 +185,7 @@ def input_of(said: str, written: str, model: Model) -> str:
     """The site that is read: the one said, or without one the input of the feed-forward part that is written.
 
     Raises:
-        MechintError: no such site; or the hook behind a norm without its weight.
+        MechintError: no such site.
     """
     layer, _, kind = written.rpartition(".")
     if not said:
@@ -189,13 +195,28 @@ def input_of(said: str, written: str, model: Model) -> str:
     found = re.fullmatch(r"blocks\.([0-9]+)\.(.+)", said)
     if found is None or found[2] not in INPUTS:
         return site_of(said, model)
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    if found[2].endswith("hook_normalized") and not any(isinstance(module, LayerNorm) for module in modules):
-        raise MechintError(
-            f"{said} is in front of the weight of an RMSNorm, and no site of {model.source}; name the site that the "
-            f"transcoder reads if its model had the weight folded in"
-        )
     return site_of(f"layers.{found[1]}.{'ln_1' if found[2].startswith('ln1') else 'ln_2'}", model)
+
+
+def weight_before(said: str, read: str, model: Model) -> Tensor | None:
+    """The weight [d_in] that lies between a hook, which is in front of it, and our site behind it; None without one.
+
+    Raises:
+        MechintError: the norm there is none whose weight can be taken into an encoder.
+    """
+    if not said.endswith(".hook_normalized"):
+        return None
+    _, layer, kind = read.split(".")
+    norm = model.norm_at(int(layer), kind)
+    if isinstance(norm, LayerNorm):  # TransformerLens has its hook behind weight and bias
+        return None
+    weight = norm.weight.detach().float() + norm.plus if isinstance(norm, RMSNorm) else torch.zeros(1)
+    if not weight.all():
+        raise MechintError(
+            f"{said} is in front of a norm's weight, and {read} of {model.source} is not that of an RMSNorm whose "
+            f"weights are all other than 0; name the site that the transcoder reads"
+        )
+    return weight
 
 
 def moved(site: str, layer: int) -> str:

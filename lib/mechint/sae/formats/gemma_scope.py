@@ -17,6 +17,7 @@ from torch import Tensor
 from ...utils.errors import MechintError, short
 from ...utils.files import reading
 from ..base import SAEConfig, SparseAutoencoder
+from ..transcoder import Transcoder, TranscoderConfig
 from .convert import rebuild, take
 
 WEIGHTS = "params.npz"
@@ -24,6 +25,8 @@ NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"
 HOOKS = {"res": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out", "att": "blocks.{}.attn.hook_z"}
 """The site of each release, by the end of its name, as TransformerLens calls it."""
 RELEASE = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-(res|mlp|att)(?:-canonical)?")
+TRANSCODERS = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-transcoders")
+"""The name of a release of transcoders, whose files look like those of dictionaries."""
 LAYER = re.compile(r"layer_([0-9]{1,4})")
 
 
@@ -33,6 +36,8 @@ def load_gemma_scope(directory: str | Path) -> SparseAutoencoder:
     Raises:
         MechintError: the file is missing or no archive of arrays, holds objects, or lacks a tensor.
     """
+    if any(TRANSCODERS.fullmatch(part) for part in Path(directory).absolute().parts):
+        raise MechintError(f"{directory} is a transcoder by the name of its release; read it with sae.load_transcoder")
     path = Path(directory) / WEIGHTS
     found = take(_read(path), NAMES, (), str(path))
     if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
@@ -41,6 +46,26 @@ def load_gemma_scope(directory: str | Path) -> SparseAutoencoder:
     site, layer = site_said(Path(directory))
     config = SAEConfig("jumprelu", d_in, d_sae, apply_b_dec_to_input=False, site=site, layer=layer)
     return rebuild(config, found, str(path))
+
+
+def load_gemma_transcoder(directory: Path) -> Transcoder:
+    """Reads one transcoder, always JumpReLU; its file says neither a site nor that it is one, so the reader does.
+
+    It reads the norm in front of the feed-forward part without the norm's weight, and writes what that part adds to the
+    stream (model card of ``gemma-scope-2b-pt-transcoders``). Where no directory's name says the layer,
+    :meth:`Transcoder.attach` is told the sites.
+    """
+    path = directory / WEIGHTS
+    found = take(_read(path), NAMES, (), str(path))
+    if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
+        raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
+    layer = [match[1] for part in directory.absolute().parts if (match := LAYER.fullmatch(part))]
+    at = f"blocks.{int(layer[-1])}." if layer else ""
+    config = TranscoderConfig(
+        "jumprelu", found["W_enc"].shape[0], found["W_enc"].shape[1], found["W_dec"].shape[1],
+        site=at and f"{at}ln2.hook_normalized", site_out=at and f"{at}hook_mlp_out",
+    )  # fmt: skip
+    return Transcoder(config, found, str(path))
 
 
 def site_said(directory: Path) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Transcoders on disk: the directories of SAELens 6 and of sparsify 1.3.3.
+"""Transcoders on disk: the directories of SAELens 6, of sparsify 1.3.3 and of Gemma Scope.
 
 SAELens' ``architecture`` is ``transcoder``, ``skip_transcoder`` or the same with ``jumprelu_`` in front; sparsify says
 ``transcode``, has TopK alone, and names the module whose input it reads and whose output it writes. Neither subtracts
@@ -15,16 +15,16 @@ from ...models.loading.checkpoints import read_safetensors
 from ...utils.errors import MechintError, shown
 from ..transcoder import Transcoder, TranscoderConfig
 from . import config_keys as keys
-from . import detect, saelens, sparsify
+from . import detect, gemma_scope, saelens, sparsify
 from .convert import configuration, take
 
-FILES = ((saelens.CONFIG, saelens.WEIGHTS), (sparsify.CONFIG, sparsify.WEIGHTS))
+FILES = ((saelens.CONFIG, saelens.WEIGHTS), (sparsify.CONFIG, sparsify.WEIGHTS), (gemma_scope.WEIGHTS,))
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 ALSO = keys.listed("d_out hook_name_out hook_layer_out hook_head_index_out")
 
 
 def load_transcoder(path_or_name: str | Path) -> Transcoder:
-    """Reads a transcoder of SAELens or sparsify.
+    """Reads a transcoder of SAELens, sparsify or Gemma Scope.
 
     Args:
         path_or_name: Its directory, or its hub id, as :func:`mechint.sae.load` takes it.
@@ -35,6 +35,8 @@ def load_transcoder(path_or_name: str | Path) -> Transcoder:
     directory = detect.locate(path_or_name, FILES)
     if (directory / sparsify.WEIGHTS).is_file():
         return of_sparsify(directory)
+    if (directory / gemma_scope.WEIGHTS).is_file():
+        return gemma_scope.load_gemma_transcoder(directory)
     return of_saelens(directory)
 
 
