@@ -16,21 +16,15 @@ from tests.helpers.devices import pretended_devices
 from tests.helpers.experiments import checkpoint
 
 CIRCUIT = (
-    "min-accuracy=0",
-    "steps=10",
-    "prompts=4",
-    "eval-prompts=8",
-    "random-circuits=2",
-    "removed-units=2",
+    "min-accuracy=0", "steps=10", "prompts=4", "eval-prompts=8", "random-circuits=2", "removed-units=2",
     "bootstrap=100",
-)
+)  # fmt: skip
 ASKED: dict[str, tuple[str, ...]] = {
     "ssm": ("search=budget", "budget=6", "seeds=1", *CIRCUIT),
     "kv": ("search=sparsity", "target-sparsity=0.5", "seeds=1", *CIRCUIT),
     "sae": (
         "layers=1", "sparsity=2", "tokens=200", "batch=50", "buffer=100", "prompts=2", "eval-prompts=4", "causal=0",
-        "read=0",
-        "bootstrap=100",
+        "read=0", "bootstrap=100",
     ),
     "lens": ("prompts=8", "bootstrap=100"),
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,14 @@ def test_gemma_scope_s_transcoders_say_nothing_and_their_directories_say_the_lay
         sae.load(named)
     with pytest.raises(MechintError, match="does not say which site it writes"):
         sae.load_transcoder(tmp_path / "bare").attach(gemma2())
+    for folder in (
+        "layer_1",
+        "gemma-scope-2b-pt-mlp/layer_1",
+    ):  # no release of transcoders: no site; of others: refused
+        shutil.copytree(tmp_path / "bare", tmp_path / folder)
+    assert sae.load_transcoder(tmp_path / "layer_1").config.site == ""
+    with pytest.raises(MechintError, match="is a dictionary of one site by the name of its release"):
+        sae.load_transcoder(tmp_path / "gemma-scope-2b-pt-mlp/layer_1")
     at = sae.load_transcoder(tmp_path / "bare").attach(gemma2(), READ, WRITTEN)
     assert torch.equal(at.W_enc, found.attach(gemma2()).W_enc)
 

@@ -253,7 +253,8 @@ class LanguageModel(nn.Module, ABC):
         """
         if not self.side_by_side:
             assert only is None
-            return [self.block(i, *each)[0] for each in zip(streams, caches, taps, strict=True)]
+            with suited(self.work(max((r.shape[0] * r.shape[1] for r in streams), default=0))):
+                return [self.block(i, *each)[0] for each in zip(streams, caches, taps, strict=True)]
         with suited(self.work(sum(r.shape[0] * r.shape[1] for r in streams))):
             return self.together(i, streams, caches, taps, only)
 

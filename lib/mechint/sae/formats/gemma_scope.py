@@ -25,7 +25,7 @@ NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"
 HOOKS = {"res": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out", "att": "blocks.{}.attn.hook_z"}
 """The site of each release, by the end of its name, as TransformerLens calls it."""
 RELEASE = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-(res|mlp|att)(?:-canonical)?")
-TRANSCODERS = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-transcoders")
+TRANSCODERS = re.compile(r".*gemma-scope-[\w.]+-(?:pt|it)-(transcoders)")
 """The name of a release of transcoders, whose files look like those of dictionaries."""
 LAYER = re.compile(r"layer_([0-9]{1,4})")
 
@@ -36,12 +36,10 @@ def load_gemma_scope(directory: str | Path) -> SparseAutoencoder:
     Raises:
         MechintError: the file is missing or no archive of arrays, holds objects, or lacks a tensor.
     """
-    if any(TRANSCODERS.fullmatch(part) for part in Path(directory).absolute().parts):
+    if released(Path(directory), TRANSCODERS):
         raise MechintError(f"{directory} is a transcoder by the name of its release; read it with sae.load_transcoder")
     path = Path(directory) / WEIGHTS
-    found = take(_read(path), NAMES, (), str(path))
-    if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
-        raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
+    found = tensors(path)
     d_in, d_sae = found["W_enc"].shape
     site, layer = site_said(Path(directory))
     config = SAEConfig("jumprelu", d_in, d_sae, apply_b_dec_to_input=False, site=site, layer=layer)
@@ -52,15 +50,17 @@ def load_gemma_transcoder(directory: Path) -> Transcoder:
     """Reads one transcoder, always JumpReLU; its file says neither a site nor that it is one, so the reader does.
 
     It reads the norm in front of the feed-forward part without the norm's weight, and writes what that part adds to the
-    stream (model card of ``gemma-scope-2b-pt-transcoders``). Where no directory's name says the layer,
-    :meth:`Transcoder.attach` is told the sites.
+    stream (model card of ``gemma-scope-2b-pt-transcoders``). Where no directories' names say
+    the release and the layer, :meth:`Transcoder.attach` is told the sites.
+
+    Raises:
+        MechintError: as for a dictionary, or the release is one of dictionaries.
     """
+    if released(directory, RELEASE):
+        raise MechintError(f"{directory} is a dictionary of one site by the name of its release; read it with sae.load")
     path = directory / WEIGHTS
-    found = take(_read(path), NAMES, (), str(path))
-    if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
-        raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
-    layer = [match[1] for part in directory.absolute().parts if (match := LAYER.fullmatch(part))]
-    at = f"blocks.{int(layer[-1])}." if layer else ""
+    found, layer = tensors(path), released(directory, LAYER)
+    at = f"blocks.{int(layer[-1])}." if layer and released(directory, TRANSCODERS) else ""
     config = TranscoderConfig(
         "jumprelu", found["W_enc"].shape[0], found["W_enc"].shape[1], found["W_dec"].shape[1],
         site=at and f"{at}ln2.hook_normalized", site_out=at and f"{at}hook_mlp_out",
@@ -70,11 +70,23 @@ def load_gemma_transcoder(directory: Path) -> Transcoder:
 
 def site_said(directory: Path) -> tuple[str, int]:
     """The site and the layer that names of directories say; '' and -1 where they do not."""
-    release = [found[1] for part in directory.absolute().parts if (found := RELEASE.fullmatch(part))]
-    layer = [int(found[1]) for part in directory.absolute().parts if (found := LAYER.fullmatch(part))]
+    release, layer = released(directory, RELEASE), released(directory, LAYER)
     if not release or not layer:
         return "", -1
-    return HOOKS[release[-1]].format(layer[-1]), layer[-1]
+    return HOOKS[release[-1]].format(int(layer[-1])), int(layer[-1])
+
+
+def released(directory: Path, name: re.Pattern[str]) -> list[str]:
+    """What a pattern's group finds in the directories of a path whose whole name it is, from the top down."""
+    return [found[1] for part in directory.absolute().parts if (found := name.fullmatch(part))]
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one dictionary or transcoder by our names."""
+    found = take(_read(path), NAMES, (), str(path))
+    if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
+        raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
+    return found
 
 
 def _read(path: Path) -> dict[str, Tensor]:
