@@ -28,7 +28,7 @@ def place(row: dict[str, Any]) -> str:
 
 
 def models_of(control: Mapping[str, Any]) -> str:
-    """How many models with shuffled weights there are, in words."""
+    """Names the models with shuffled weights, with their number."""
     return "a model" if control["models"] == 1 else f"{control['models']} models"
 
 

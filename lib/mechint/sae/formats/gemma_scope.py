@@ -77,12 +77,12 @@ def site_said(directory: Path) -> tuple[str, int]:
 
 
 def released(directory: Path, name: re.Pattern[str]) -> list[str]:
-    """What a pattern's group finds in the directories of a path whose whole name it is, from the top down."""
+    """Finds the group of a pattern in each directory of a path whose whole name fits it, from the top down."""
     return [found[1] for part in directory.absolute().parts if (found := name.fullmatch(part))]
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one dictionary or transcoder by our names."""
+    """Reads the tensors of one dictionary or transcoder, by our names."""
     found = take(_read(path), NAMES, (), str(path))
     if found["W_enc"].dim() != 2 or found["W_dec"].dim() != 2:
         raise MechintError(f"{path}: an encoder or a decoder is not a matrix; copy the file again")
