@@ -37,6 +37,26 @@ def test_seconds_by_hand() -> None:
     assert estimate(more, 100, (2, 3), 2.0, 0.5)[0] > learning + measured
 
 
+@pytest.mark.parametrize(
+    ("total", "asked", "most"),
+    [(256, None, 256), (256, 10, 256), (4096, 3686, 4096), (36864, 3686, 0), (36864, 2048, 4096), (36864, 1000, 4000),
+     (36864, None, 4096), (5000, 4096, 0)],
+)  # fmt: skip
+def test_no_removal_is_announced_that_cannot_come(total: int, asked: int | None, most: int) -> None:
+    assert time_estimate.removable(total, asked) == most
+
+
+def test_where_no_unit_can_be_removed_none_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time_estimate, "timed", lambda bench, metric: (1.0, 1.0))
+    monkeypatch.setattr(time_estimate, "EXACT_UNITS", 4)
+    time_estimate.announce(SSMCircuitConfig(search="budget", budget=3), bench(known_circuit()), 3)
+    said = capfd.readouterr().err
+    assert "in all, by a timed batch" in said
+    assert "misleads" not in said
+
+
 def test_time_in_words() -> None:
     assert [in_time(seconds) for seconds in (0.1, 40, 600, 7200)] == ["1 s", "40 s", "10 min", "2.0 h"]
 

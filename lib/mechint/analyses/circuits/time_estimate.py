@@ -95,8 +95,25 @@ def estimate(
     learning = (searches(config) * config.steps + PRUNINGS * 5 * discovery) * step  # 3 attributions of 5 points
     measured = PRUNINGS * evaluations(total, config.steps) + 2 * SIZES + 8 * searches(config)
     held = held_out(config) + min(config.removed_units, total) + SETS
-    misled = PRUNINGS * min(total, EXACT_UNITS) * discovery * forward
+    misled = PRUNINGS * removable(total, config.size(total)) * discovery * forward
     return learning + (measured * discovery + held * evaluation) * forward, misled
+
+
+def removable(total: int, asked: int | None) -> int:
+    """The most units that are removed one at a time where attribution misleads: all of a model of few units, or those
+    of the largest circuit of twice, four times, … the size that is asked for (:func:`.starting_orders.further_orders`).
+
+    Args:
+        total: Units of the model.
+        asked: Units of the circuit, None where the search chooses.
+    """
+    most = min(total, EXACT_UNITS)
+    if total <= EXACT_UNITS or asked is None:
+        return most
+    size = asked
+    while 2 * size <= most:
+        size *= 2
+    return size if size > asked else 0
 
 
 def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
@@ -113,9 +130,9 @@ def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
     )  # fmt: skip
     progress.current().expect(whole, "study")
     if whole > QUIET:
+        more = f"; where attribution misleads up to {in_time(misled)} more" if misled else ""
         print(
-            f"about {in_time(whole)} in all, by a timed batch: searches, prunings, evaluations and removals; where "
-            f"attribution misleads up to {in_time(misled)} more",
+            f"about {in_time(whole)} in all, by a timed batch: searches, prunings, evaluations and removals{more}",
             file=sys.stderr,
             flush=True,
         )
