@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ..pairs import Question
 
 SECTIONS = (
-    "scan", "model", "families", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "temporal", "curves",
-    "sae", "threads", "gpu",
+    "scan", "model", "families", "gpt2", "cache", "sweep", "units", "trace", "attention", "mask", "kept",
+    "temporal", "curves", "sae", "threads", "gpu",
 )  # fmt: skip
 
 

@@ -56,6 +56,6 @@ def test_every_family_is_a_model(family: type) -> None:
 
 def test_what_stands_in_for_an_edit_has_its_members() -> None:
     edit = Edit("layers.0.out", "scale", 0.0)
-    for one in (edit, RowEdits([(slice(0, 1), edit)]), Probe(()), Keeper()):
+    for one in (edit, RowEdits([(slice(0, 1), edit)], 1), Probe(()), Keeper()):
         assert all(hasattr(one, name) for name in members(SiteEdit)), type(one)
         assert not one.is_cut and one.apply(torch.ones(1, 2, 3)).shape == (1, 2, 3)

@@ -41,6 +41,8 @@ class Edit:
         sources: For ``cut``: the positions whose contribution is removed; none later than a target.
         decay: For a ``cut`` at ``out``: ``kept`` (the decays still respond to the sources) or ``frozen`` (the
             decays are those of the layer without the sources, so nothing of them is left).
+        zeros_fixed: For a ``mask`` whose value asks for a gradient: True if entries of 0 do not, so that a forward may
+            leave out what they drop.
 
     Edits of one site are applied in the order given. An edit of ``state`` is carried on by the recurrence; the
     edits of ``write`` and ``decay`` are too, since the state is computed from them. An edit of ``k`` or ``v`` is seen
@@ -64,6 +66,7 @@ class Edit:
     fill: Value = 0.0
     sources: Sequence[int] | None = None
     decay: str = "kept"
+    zeros_fixed: bool = False
     length: int | None = None
     """Positions of the whole run, set when the edit is checked; values that name every position have this many."""
     _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -82,13 +85,37 @@ class Edit:
         """False where the value is a function: it may hold tensors of a device of its own."""
         return not callable(self.value) and not callable(self.fill)
 
+    @property
+    def asks_gradient(self) -> bool:
+        """True if a value of this edit asks for a gradient, or is a function."""
+        parts = (self.value, self.fill)
+        return any(callable(part) or (isinstance(part, Tensor) and part.requires_grad) for part in parts)
+
+    def replaces_always(self, size: int) -> Tensor | None:
+        """The units [size] that every row and position loses, whatever they hold, bool; None if that is not known.
+
+        A gradient with respect to such an entry of a mask needs what the entry drops, so it is known only of masks
+        without gradient, and of those whose zeros are said to be fixed.
+        """
+        whole = self.positions is None and self.units is None and self.rows is None
+        if self.mode != "mask" or not whole or not isinstance(self.value, Tensor) or callable(self.fill):
+            return None
+        if self.value.numel() != size or self.value.shape[-1] != size:
+            return None
+        if self.value.requires_grad and not self.zeros_fixed:
+            return None
+        if isinstance(self.fill, Tensor) and self.fill.requires_grad:
+            return None
+        return self.value.detach().flatten() == 0
+
     def resolved(self, length: int) -> Edit:
         """The same edit with negative positions counted from ``length``."""
 
         def absolute(positions: Sequence[int] | None) -> list[int] | None:
             return None if positions is None else [int(p) + length if p < 0 else int(p) for p in positions]
 
-        values = {name: getattr(self, name) for name in ("site", "mode", "value", "units", "rows", "fill", "decay")}
+        names = ("site", "mode", "value", "units", "rows", "fill", "decay", "zeros_fixed")
+        values = {name: getattr(self, name) for name in names}
         return Edit(**values, positions=absolute(self.positions), sources=absolute(self.sources), length=length)
 
     def here(self, offset: int, length: int) -> list[int]:

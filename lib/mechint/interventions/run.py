@@ -121,7 +121,9 @@ def read_by_head(model: Model, tokens: Tensor, edits: Sequence[Edit], logits_at:
     """
     check_tokens(model, tokens)
     edits = check_edits(model.sites, edits, *tokens.shape)
-    read = model.read_by_head(tokens, Tap((), edits), logits_at)
+    tap = Tap((), edits)
+    tap.goes_on = False
+    read = model.read_by_head(tokens, tap, logits_at)
     if not torch.isfinite(read).all():
         raise MechintError(first_not_finite(model, tokens, edits, None))
     return read

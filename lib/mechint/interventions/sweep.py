@@ -225,6 +225,7 @@ class Base:
         """The base, layer by layer, and what each remembers where cells start."""
         tokens, model = self.tokens, self.model
         starts = sorted({0, *lowest})
+        tap.goes_on = starts != [0]  # what stands before the first position is nothing
         joined = {cell.joins for cell in self.plan}
         allowed, held = self.memory_mib * 2**20 / 2, 0
         counted: set[int] = set()  # memories of several positions may share what they hold

@@ -13,18 +13,48 @@ from .model import Model
 from .taps import Tap
 
 
+class Watcher:
+    """Looks at a site of the base run, and changes nothing; stands in for an :class:`Edit`."""
+
+    is_cut = False
+    asks_gradient = False
+
+    def replaces_always(self, size: int) -> None:
+        """It replaces nothing."""
+
+
 class RowEdits:
-    """The edits of many cells at one site, each on its own rows of the batch; stands in for an :class:`Edit`."""
+    """The edits of many cells at one site, each on its own rows of the batch; stands in for an :class:`Edit`.
+
+    Args:
+        parts: Rows and edit, in the order in which the edits of a row are applied.
+        cells: Cells of the batch.
+    """
 
     is_cut = False
 
-    def __init__(self, parts: Sequence[tuple[slice, Edit]]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[tuple[slice, Edit]], cells: int) -> None:
+        self.parts, self.cells = parts, cells
         each = [edit.positions for _, edit in parts]
         known = [set(positions) for positions in each if positions is not None]
         self.positions = sorted(set().union(*known)) if len(known) == len(each) else None
         self.length = parts[0][1].length
         self.anywhere = all(edit.anywhere for _, edit in parts)
+
+    @property
+    def asks_gradient(self) -> bool:
+        return any(edit.asks_gradient for _, edit in self.parts)
+
+    def replaces_always(self, size: int) -> Tensor | None:
+        """The units [size] that the first edit of every cell replaces, whatever they hold; None if one may not."""
+        first: dict[int, Edit] = {}
+        for rows, edit in self.parts:
+            first.setdefault(rows.start, edit)
+        if len(first) < self.cells:
+            return None
+        each = [edit.replaces_always(size) for edit in {id(edit): edit for edit in first.values()}.values()]
+        found = [shut for shut in each if shut is not None]
+        return torch.stack(found).all(0) if len(found) == len(each) else None
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         there = [(rows, edit) for rows, edit in self.parts if edit.here(offset, tensor.shape[1])]
@@ -36,7 +66,7 @@ class RowEdits:
         return tensor
 
     def on_share(self) -> RowEdits:
-        return RowEdits([(rows, edit.on_share()) for rows, edit in self.parts])
+        return RowEdits([(rows, edit.on_share()) for rows, edit in self.parts], self.cells)
 
 
 class RowTap(Tap):
@@ -53,13 +83,11 @@ class RowTap(Tap):
                 else:
                     by_site.setdefault(edit.target, []).append((slice(k * rows, (k + 1) * rows), edit))
         for site, parts in by_site.items():
-            self.edits.setdefault(site, []).append(RowEdits(parts))
+            self.edits.setdefault(site, []).append(RowEdits(parts, len(edits)))
 
 
-class Probe:
+class Probe(Watcher):
     """Sees, in the base run, which cells' edits change anything; changes nothing itself."""
-
-    is_cut = False
 
     def __init__(self, parts: Sequence[tuple[Cell, Edit]]) -> None:
         self.parts = parts
@@ -79,10 +107,9 @@ class Probe:
         return Probe(())
 
 
-class Keeper:
+class Keeper(Watcher):
     """Keeps what stands at a site of the base run, piece by piece; changes nothing."""
 
-    is_cut = False
     anywhere = False  # what is kept is read beside the edits' own values
     positions: list[int] | None = None
     length: int | None = None

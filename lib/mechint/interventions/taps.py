@@ -47,6 +47,13 @@ class SiteEdit(Protocol):
     def anywhere(self) -> bool:
         """True if it takes tensors of any device, whichever its own values are on."""
 
+    @property
+    def asks_gradient(self) -> bool:
+        """True if a value of it may ask for a gradient."""
+
+    def replaces_always(self, size: int) -> Tensor | None:
+        """The units [size] that it replaces at every row and position, whatever they hold; None if that is unknown."""
+
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         """The edited tensor [batch, position, …], whose first column is the position ``offset``."""
 
@@ -70,6 +77,13 @@ class Moved:
     @property
     def length(self) -> int | None:
         return self.edit.length
+
+    @property
+    def asks_gradient(self) -> bool:
+        return self.edit.asks_gradient
+
+    def replaces_always(self, size: int) -> None:
+        """Not known of values on another device."""
 
     def apply(self, tensor: Tensor, offset: int = 0) -> Tensor:
         return self.edit.apply(tensor.to(self.home), offset).to(tensor.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,27 +113,34 @@ class Bench:
         """Prompts."""
         return sum(len(batch) for batch in self.batches)
 
-    def values(self, index: int, mask: Tensor | None, learn: str | None = None) -> dict[str, Tensor]:
+    def values(
+        self, index: int, mask: Tensor | None, learn: str | None = None, zeros_fixed: bool = False
+    ) -> dict[str, Tensor]:
         """The metrics of one batch under a mask [units], each [prompts]; None is the full model itself.
 
-        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.analyses.metrics.LEARNT`. A circuit is
-        measured once: searches of several seeds, prunings and curves ask for many a second time.
+        Gradients flow to the mask from the metric ``learn``, of :data:`mechint.analyses.metrics.LEARNT`, but where
+        ``zeros_fixed`` not to entries that are 0. A circuit is measured once: searches of several seeds, prunings and
+        curves ask for many a second time.
         """
         if mask is not None and (
             learn is not None or mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all())
         ):
-            return self.measured(index, mask, learn)
+            return self.measured(index, mask, learn, zeros_fixed)
         key = index, b"" if mask is None else np.packbits(mask.cpu().numpy() > 0).tobytes()
         if key not in self.measurements:
             self.measurements[key] = self.measured(index, mask, None)
         return dict(self.measurements[key])
 
-    def measured(self, index: int, mask: Tensor | None, learn: str | None) -> dict[str, Tensor]:
+    def measured(
+        self, index: int, mask: Tensor | None, learn: str | None, zeros_fixed: bool = False
+    ) -> dict[str, Tensor]:
         """:meth:`values` from a forward, or from the full model's predictions."""
         if mask is None:
             return self.answers[index].metrics(None)
         batch = self.batches[index]
         edits = self.units.edits(mask, self.fills[index])
+        if zeros_fixed:
+            edits = [replace(edit, zeros_fixed=True) if edit.mode == "mask" else edit for edit in edits]
         half = self.half and learn is not None
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
             return self.answers[index].metrics(read_by_head(self.model, batch.tokens, edits, batch.positions), learn)
@@ -234,11 +241,15 @@ def attribute(bench: Bench, metric: str, points: int = 5) -> Tensor:
     return total
 
 
-def loss_of(bench: Bench, metric: str, index: int, gates: Tensor) -> tuple[Tensor, float]:
+def loss_of(bench: Bench, metric: str, index: int, gates: Tensor, zeros_fixed: bool = False) -> tuple[Tensor, float]:
     """Returns the training loss of gates: KL itself, or the squared distance to the full model's value; and the
-    metric."""
+    metric.
+
+    Args:
+        zeros_fixed: True if gates of 0 get no gradient, whatever the loss does there.
+    """
     column = METRICS[metric].learn
-    values = bench.values(index, gates, column if gates.requires_grad else None)
+    values = bench.values(index, gates, column if gates.requires_grad else None, zeros_fixed)
     if column == "kl":
         loss = values["kl"].mean()
     else:

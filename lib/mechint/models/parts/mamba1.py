@@ -23,6 +23,7 @@ from ...interventions.unit_kinds import SSM_UNITS
 from ...scan.checks import accumulate
 from .base import Part, PartSite
 from .convolution import CHANNELS, CausalConvolution
+from .mamba1_kept import kept_channels, mix_kept
 from .recurrence import initial_step_biases
 
 STATES = (*CHANNELS, "state")
@@ -150,14 +151,25 @@ class Mamba1Mixer(Part):
 
     def selection(self, u: Tensor) -> list[Tensor]:
         """The low rank of Δ [B, L, R], B and C [B, L, N] of u [B, L, E], normed where they are."""
-        split = self.x_proj(u).split(self.sizes, dim=-1)
+        return self.normed_selection(self.x_proj(u))
+
+    def normed_selection(self, selected: Tensor) -> list[Tensor]:
+        """:meth:`selection` of what the projection gives, [B, L, R + 2 N]."""
+        split = selected.split(self.sizes, dim=-1)
         if not self.normed:
             return split
         norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
         return [norm(accumulate(part)).to(part.dtype) for norm, part in zip(norms, split, strict=True)]
 
     def forward(self, n: Tensor, cache: LayerCache, at: Scope) -> tuple[Tensor, LayerCache]:
-        """n [B, L, D] -> the mixer's output [B, L, D], and the cache behind these positions."""
+        """n [B, L, D] -> the mixer's output [B, L, D], and the cache behind these positions.
+
+        Where nothing goes on from these positions and a circuit drops many channels, only the others are computed, and
+        the cache is the one before.
+        """
+        kept = kept_channels(self, n, at, INSIDE) if at.active else None
+        if kept is not None:
+            return mix_kept(self, n, cache, at, kept), cache
         x, z = self.in_proj(n).chunk(2, dim=-1)  # [B, L, E] each
         cuts = at.cuts("out")
         if self.in_one_pass(x, at):

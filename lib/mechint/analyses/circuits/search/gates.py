@@ -76,6 +76,8 @@ def straight_through(logits: Tensor, budget: float | None, generator: torch.Gene
 
 
 GATES = {"hard_concrete": hard_concrete, "straight_through": straight_through}
+CLAMPED = ("hard_concrete",)
+"""Gates that are 0 by a clamp, which passes no gradient on there."""
 
 
 BUDGETS = ("exponential", "linear", "cubic")

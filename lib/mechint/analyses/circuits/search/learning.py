@@ -14,7 +14,7 @@ from ....utils.program import suited
 from ....utils.progress import Progress
 from ...adam import Adam
 from ..bench import Bench, cost, loss_of
-from .gates import GATES, HOLD, Temperature, budget_at, ramp_at
+from .gates import CLAMPED, GATES, HOLD, Temperature, budget_at, ramp_at
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Search:
             self.logits / warmth, wanted, torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         )
         with suited(self.bench.model.work(self.bench.batches[index].tokens.numel())):
-            loss, metric = loss_of(self.bench, self.metric, index, gates)
+            loss, metric = loss_of(self.bench, self.metric, index, gates, self.options.gate in CLAMPED)
             loss = loss + price
             (slope,) = torch.autograd.grad(loss, self.logits)
         if not (torch.isfinite(loss) and torch.isfinite(slope).all()):
