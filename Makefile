@@ -138,7 +138,7 @@ mutants: $(READY_DEV)
 		$${PROCESSES:+--processes $$PROCESSES} $${MOST:+--most $$MOST} $$MUTANTS
 
 # SAELens and the newest TransformerLens do not go together, so dictionaries have peers in an environment of their own.
-ALL_SECTIONS := scan model families gpt2 cache sweep trace units attention mask temporal curves threads gpu sae
+ALL_SECTIONS := scan model families gpt2 cache sweep trace units attention mask kept temporal curves threads gpu sae
 override SECTIONS := $(or $(value SECTIONS),$(ALL_SECTIONS))
 ifneq "$(filter-out $(ALL_SECTIONS),$(SECTIONS))" ""
 bench:
