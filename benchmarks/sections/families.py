@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mechint.interventions.run import run
 from mechint.models.loading.load import from_state_dict
 
 from ..pairs import Question, Target
 from ..shapes import FLOOR, HF, OURS
 
-LAYERS, TOKENS, VOCABULARY = 2, 1024, 2048
+LAYERS, TOKENS, VOCABULARY, STREAMED = 2, 1024, 2048, 16
+STATES = "mechint, states recorded"
 
 
 def mamba2() -> Any:
@@ -69,6 +71,17 @@ def questions() -> Iterator[Question]:
                 HF: lambda m=theirs, t=tokens: m(t, use_cache=False),
             },
             [Target(HF, OURS, least), Target(OURS, FLOOR, 1.5, at_most=True)],
+            rounds=3,
+        )
+        places = range(TOKENS // STREAMED - 1, TOKENS, TOKENS // STREAMED)
+        yield Question(
+            "families",
+            f"{name}: forward with {STREAMED} states of each of {LAYERS} layers recorded, 1 x {TOKENS} tokens",
+            {
+                OURS: lambda m=ours, t=tokens: m(t),
+                STATES: lambda m=ours, t=tokens, p=tuple(places): run(m, t, record={"layers.*.state": p}),
+            },
+            [Target(STATES, OURS, 1.2, at_most=True)],
             rounds=3,
         )
         yield Question(

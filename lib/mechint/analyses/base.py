@@ -293,7 +293,7 @@ class ControlledAnalyzer(StagedAnalyzer[Config], ABC):
 @torch.no_grad()
 def values_of(model: Model, prompts: Prompts, sites: Iterable[str]) -> dict[str, Tensor]:
     """The sites of a run, each [prompt, position, unit]: heads and their dimensions are one axis of units."""
-    found = run(model, prompts.tokens, sites, logits_at=prompts.positions[:, :0]).values
+    found = run(model, prompts.tokens, list(sites), logits_at=prompts.positions[:, :0]).values
     return {name: value.flatten(2) for name, value in found.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..utils.errors import MechintError, did_you_mean
 from .edits import Edit, check_edits
 from .model import Model
-from .sites import Site, find_sites
+from .sites import Site, Wanted, recorded_sites
 from .taps import Tap
 
 
@@ -75,7 +75,7 @@ def shortly(kind: str, tensors: Mapping[str, Tensor]) -> str:
 def run(
     model: Model,
     tokens: Tensor,
-    record: Iterable[str] = (),
+    record: Wanted = (),
     edits: Sequence[Edit] = (),
     cache: Any = None,
     logits_at: Tensor | None = None,
@@ -88,7 +88,9 @@ def run(
     Args:
         model: From :func:`mechint.load`.
         tokens: Token ids, [batch, position].
-        record: Site names or shell patterns such as ``"layers.*.dt"``.
+        record: Site names or shell patterns such as ``"layers.*.dt"``; or each with its positions, as in
+            ``{"layers.*.state": [5, -1]}``, of which nothing else is held: ``run["layers.0.state"]`` is then
+            [batch, 2, …], positions ascending.
         edits: Applied in the order given.
         cache: ``run(...).cache`` of the positions before; positions of edits then count from the very start.
         logits_at: Positions whose logits are wanted, [batch, wanted]; None for all.
@@ -100,7 +102,7 @@ def run(
     check_tokens(model, tokens)
     offset = cache.position if cache is not None else 0
     edits = check_edits(model.sites, edits, tokens.shape[0], offset + tokens.shape[1])
-    names = find_sites(model.sites, record)
+    names = recorded_sites(model.sites, record, offset + tokens.shape[1], offset)
     if logits_at is not None and any(name in ("final_norm", "logits") for name in (*names, *(e.site for e in edits))):
         raise MechintError(
             "logits_at leaves out positions, so final_norm and logits can't be recorded or edited with it"
@@ -155,7 +157,7 @@ def generate(
     model: Model,
     tokens: Tensor,
     count: int,
-    record: Iterable[str] = (),
+    record: Wanted = (),
     edits: Sequence[Edit] = (),
     temperature: float = 0.0,
     seed: int = 0,
@@ -167,7 +169,8 @@ def generate(
         model: From :func:`mechint.load`.
         tokens: The prompt, [batch, position].
         count: Tokens to generate.
-        record: As for :func:`run`; the sites of the positions 0 … position + count - 2.
+        record: As for :func:`run`; the sites of the positions 0 … position + count - 2, and negative ones from the end
+            of these.
         edits: As for :func:`run`; negative positions count from the end of the generated text.
         temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
         seed: The seed of the draws.
@@ -182,7 +185,7 @@ def _generate(
     model: Model,
     tokens: Tensor,
     count: int,
-    record: Iterable[str],
+    record: Wanted,
     edits: Sequence[Edit],
     temperature: float,
     seed: int,
@@ -191,7 +194,7 @@ def _generate(
     if count < 1:
         raise MechintError(f"generate: count is {count}; it must be at least 1")
     model.check_length(tokens.shape[1] + count - 1)
-    names = find_sites(model.sites, record)
+    names = recorded_sites(model.sites, record, tokens.shape[1] + count - 1)
     edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
     generator = torch.Generator(tokens.device).manual_seed(seed)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..utils.errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,48 @@ def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
             raise MechintError(f"no site {pattern!r} in this model{did_you_mean(pattern, sites)}; see model.sites")
         wanted.update(found)
     return [name for name in sites if name in wanted]
+
+
+Wanted = Iterable[str] | Mapping[str, Sequence[int] | None]
+"""Sites to record: names or shell patterns, or each with the positions that are wanted of it (None for all)."""
+
+
+def recorded_sites(
+    sites: Mapping[str, Site], wanted: Wanted, length: int, offset: int = 0
+) -> dict[str, tuple[int, ...] | None]:
+    """The sites that a run of the positions ``offset … length - 1`` records, in the forward's order.
+
+    Args:
+        wanted: Negative positions count from the end. A site that several patterns name has all of their positions.
+
+    Returns:
+        The positions of each site, ascending, counted from the start; None for all.
+
+    Raises:
+        MechintError: no such site, or no such position in this run.
+    """
+    if not isinstance(wanted, Mapping):
+        return dict.fromkeys(find_sites(sites, wanted))
+    found: dict[str, set[int] | None] = {}
+    for pattern, positions in wanted.items():
+        if positions is not None and not (
+            isinstance(positions, Sequence) and all(isinstance(p, int) for p in positions)
+        ):
+            raise MechintError(
+                f"record of {pattern!r}: positions are a list of whole numbers or None, not {shown(positions)}; for "
+                "all positions of all sites give list(record)"
+            )
+        for p in positions or ():
+            if not offset <= (p + length if p < 0 else p) < length:
+                raise MechintError(
+                    f"record of {pattern!r}: position {p} is not in this run, which has the positions {offset} … "
+                    f"{length - 1}"
+                )
+        some = None if positions is None else {p + length if p < 0 else p for p in positions}
+        for name in find_sites(sites, [pattern]):
+            before = found.get(name, set())
+            found[name] = None if some is None or before is None else before | some
+    return {name: None if (some := found[name]) is None else tuple(sorted(some)) for name in sites if name in found}
 
 
 RESIDUAL = ("batch", "position", "model")

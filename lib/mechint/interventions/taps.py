@@ -21,7 +21,7 @@ vocabulary  V      next tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -99,8 +99,14 @@ class Tap:
     ``layers.3.dt``. With nothing asked for, ``at`` returns its argument.
     """
 
-    def __init__(self, record: Iterable[str] = (), edits: Sequence[Edit] = (), offset: int = 0) -> None:
+    def __init__(
+        self, record: Iterable[str] | Mapping[str, Sequence[int] | None] = (), edits: Sequence[Edit] = (),
+        offset: int = 0,
+    ) -> None:  # fmt: skip
         self.record = frozenset(record)
+        some = record.items() if isinstance(record, Mapping) else ()
+        self.recorded_at = {name: positions for name, positions in some if positions is not None}
+        """The positions, ascending and counted from the start, of sites that are recorded at some alone."""
         self.edits: dict[str, list[SiteEdit]] = {}
         for edit in edits:
             self.edits.setdefault(edit.target, []).append(edit)
@@ -143,9 +149,25 @@ class Tap:
         """Records without editing: for a site whose edits the forward has applied itself."""
         if name not in self.record:
             return tensor
-        kept = self.values[name] = tensor if self.home is None else tensor.to(self.home)
-        # gradients are asked for at what is recorded, so the forward goes on from there
-        return kept.to(tensor.device) if kept.requires_grad else tensor
+        places = self.places(name, tensor.shape[1])
+        if places is None:
+            kept = self.store(name, tensor)
+            # gradients are asked for at what is recorded, so the forward goes on from there
+            return kept.to(tensor.device) if kept.requires_grad else tensor
+        index = torch.tensor(places, dtype=torch.long, device=tensor.device)
+        kept = self.store(name, tensor.index_select(1, index))
+        return tensor.index_copy(1, index, kept.to(tensor.device)) if kept.requires_grad else tensor
+
+    def places(self, name: str, length: int) -> list[int] | None:
+        """The columns of this forward's positions that are recorded of a site; None for all."""
+        if name not in self.recorded_at:
+            return None
+        return [p - self.offset for p in self.recorded_at[name] if 0 <= p - self.offset < length]
+
+    def store(self, name: str, tensor: Tensor) -> Tensor:
+        """Stores the recorded positions of a site, on the device of the results."""
+        self.values[name] = tensor if self.home is None else tensor.to(self.home)
+        return self.values[name]
 
 
 class SideBySide(Tap):
@@ -245,6 +267,23 @@ class Scope:
 
     def records(self, name: str) -> bool:
         return self.prefix + name in self.tap.record
+
+    def places(self, name: str, length: int) -> list[int] | None:
+        """The columns of this forward's positions that are recorded of a site; None for all."""
+        return self.tap.places(self.prefix + name, length)
+
+    def store(self, name: str, tensor: Tensor) -> None:
+        """Stores the recorded positions of a site."""
+        self.tap.store(self.prefix + name, tensor)
+
+    def stops(self, name: str, length: int) -> list[int] | None:
+        """The columns of this forward's positions at which a site is recorded or edited; None for all of them."""
+        edits = self.edits(name)
+        places = self.places(name, length) if self.records(name) else []
+        if places is None or self.cuts(name) or any(edit.positions is None for edit in edits):
+            return None
+        each = {p - self.offset for edit in edits for p in edit.positions or ()}
+        return sorted({p for p in each if 0 <= p < length} | set(places))
 
     def edits(self, name: str) -> list[SiteEdit]:
         """The edits at a site that are not cuts, in the order they were given."""

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ... import scan
 from ...interventions.edits import Edit
-from ...interventions.taps import Scope, SiteEdit
+from ...interventions.taps import Scope
 from ...interventions.unit_kinds import SSM_UNITS
 from ...scan.checks import accumulate
 from .base import Part, PartSite
 from .convolution import CHANNELS, CausalConvolution
 from .mamba1_kept import kept_channels, mix_kept
-from .recurrence import initial_step_biases
+from .recurrence import in_pieces, initial_step_biases
 
 STATES = (*CHANNELS, "state")
 SHARED = ("batch", "position", "state")
@@ -254,10 +254,15 @@ class Mamba1Mixer(Part):
         A = -torch.exp(accumulate(self.A_log))  # [E, N]
         if dt_decay is dt and not at.wants("decay", "write", "state", "readout"):
             return *scan.selective_scan(u, dt, A, B, C, cache.state), []
-        edits, cuts = at.edits("state"), at.cuts("state")
-        seen = at.records("state") or at.wants("decay", "write", "readout") or cuts
-        if dt_decay is dt and not seen and all(edit.positions is not None for edit in edits):
-            return *self.scan_in_pieces(selected, A, cache.state, edits, at.offset), []
+        edits, cuts, stops = at.edits("state"), at.cuts("state"), at.stops("state", u.shape[1])
+        if dt_decay is dt and stops is not None and not at.wants("decay", "write", "readout"):
+
+            def piece(begin: int, end: int, state: Tensor) -> tuple[Tensor, Tensor]:
+                u, dt, B, C = (tensor[:, begin:end] for tensor in selected)
+                return scan.selective_scan(u, dt, A, B, C, state)
+
+            read_at = lambda t, state: scan.read_out(state.unsqueeze(1), C[:, t : t + 1])
+            return *in_pieces(at, cache.state, stops, u.shape[1], piece, read_at), []
         decay = at("decay", scan.decays(dt_decay, A))  # [B, L, E, N]
         write = at("write", (dt * u).unsqueeze(-1) * B.unsqueeze(-2))  # [B, L, E, N]
         shares = list(cache.shares) or [torch.zeros_like(cut.own(cache.state)) for cut in cuts]  # [own rows, E, N]
@@ -286,25 +291,6 @@ class Mamba1Mixer(Part):
             read = cut.graft(read, cut.own(read) - torch.stack(share_at, 1), at.offset)
         read = at("readout", read)  # [B, L, E, N]
         return scan.read_out(read, C), states[:, -1], shares
-
-    def scan_in_pieces(
-        self, selected: Selected, A: Tensor, state: Tensor, edits: list[SiteEdit], offset: int
-    ) -> tuple[Tensor, Tensor]:
-        """The scan, stopped at each position whose state is edited: no other state is ever held."""
-        length, begin, read = selected.u.shape[1], 0, []
-        stops = sorted({p - offset for edit in edits for p in edit.positions or () if 0 <= p - offset < length})
-        for t in stops:
-            u, dt, B, C = (tensor[:, begin : t + 1] for tensor in selected)
-            y, state = scan.selective_scan(u, dt, A, B, C, state)
-            for edit in edits:
-                state = edit.apply(state.unsqueeze(1), offset + t).squeeze(1)
-            read += [y[:, :-1], scan.read_out(state.unsqueeze(1), C[:, -1:])]
-            begin = t + 1
-        if begin < length:
-            u, dt, B, C = (tensor[:, begin:] for tensor in selected)
-            y, state = scan.selective_scan(u, dt, A, B, C, state)
-            read.append(y)
-        return torch.cat(read, 1), state
 
     def cut(self, cut: Edit, out: Tensor, x: Tensor, z: Tensor, history: Tensor, at: Scope) -> Tensor:
         """``out`` [B, L, D] with the targets' rows taken from the layer that never saw x of the sources.

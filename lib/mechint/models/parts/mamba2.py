@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ... import scan
 from ...interventions.taps import Scope
 from ...scan.checks import accumulate
-from ...scan.matrix import Writes, matrix_scan
+from ...scan.matrix import Writes
 from .base import PartSite
 from .convolution import CHANNELS, CausalConvolution
 from .feed_forward import ACTIVATIONS
 from .norms import GatedRMSNorm
-from .recurrence import HEADS, VALUES, MemoryCache, Recurrence, initial_step_biases
+from .recurrence import HEADS, VALUES, MemoryCache, Recurrence, initial_step_biases, stopped_scan
 
 GROUPS = ("batch", "position", "group", "state")
 
@@ -108,7 +108,7 @@ class Mamba2Mixer(Recurrence):
             split = split * torch.cat([split.new_full((size,), scale) for scale, size in self.scales])
         z, x, low = split.split(self.sizes, -1)
         if self.in_one_pass(z, at):
-            inner, new = self.mix_in_one_pass(z, x, low, cache)
+            inner, new = self.mix_in_one_pass(z, x, low, cache, at)
             return self.project(at("gated", inner)), new
         z = at("z", z.unflatten(-1, (self.heads, -1)).contiguous())  # [B, L, H, P]
         conv, memory = self.conv1d(at("x", x.contiguous()), cache.conv, at)
@@ -136,10 +136,15 @@ class Mamba2Mixer(Recurrence):
         return out if self.out_scale == 1.0 else out * self.out_scale
 
     def in_one_pass(self, z: Tensor, at: Scope) -> bool:
-        """True if :meth:`mix_in_one_pass` can take inputs like z: no site inside is read, and no gradient is asked."""
-        return not at.wants(*self.inside) and self.activation is scan.silu and scan.one_pass(z, self)
+        """True if :meth:`mix_in_one_pass` can take inputs like z: no site inside is read, but the state at some
+        positions, and no gradient is asked."""
+        if at.wants(*(name for name in self.inside if name != "state")) or at.stops("state", z.shape[1]) is None:
+            return False
+        return self.activation is scan.silu and scan.one_pass(z, self)
 
-    def mix_in_one_pass(self, z: Tensor, x: Tensor, low: Tensor, cache: MemoryCache) -> tuple[Tensor, MemoryCache]:
+    def mix_in_one_pass(
+        self, z: Tensor, x: Tensor, low: Tensor, cache: MemoryCache, at: Scope
+    ) -> tuple[Tensor, MemoryCache]:
         """Takes the steps of :meth:`forward`, to the bit, without their temporaries.
 
         Returns:
@@ -152,7 +157,7 @@ class Mamba2Mixer(Recurrence):
         key, query = (t.unflatten(-1, (self.groups, -1)).contiguous() for t in (B, C))  # [B, L, G, N]
         value = dt.unsqueeze(-1) * u.unflatten(-1, (self.heads, -1))  # [B, L, H, P]
         writes = Writes(torch.exp(-torch.exp(self.A_log) * dt), key, value)
-        y, state = matrix_scan(writes, query, cache.state)
+        y, state = stopped_scan(writes, query, cache.state, at.stops("state", x.shape[1]) or [], at)
         skip = self.D.repeat_interleave(self.value_size)
         n = self.norm
         norm = None if n is None else (n.weight, n.eps, n.groups, n.norm_first)

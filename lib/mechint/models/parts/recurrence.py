@@ -8,6 +8,7 @@ Sites: ``key`` k, ``value`` v, ``query`` q, ``decay`` a, ``erase`` p (delta rule
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ...interventions.taps import Scope
 from ...interventions.unit_kinds import MEMORY_UNITS
 from ...scan.matrix import HEADS, KEYS, Writes, decayed, matrix_scan, read_at, written
+from ...scan.matrix_native import each_head
 from .base import Part, PartSite
 
 VALUES = (*HEADS, "value")
@@ -106,8 +108,9 @@ class Recurrence(Part):
         decay = at("decay", w.decay)
         erase = None if w.erase is None else at("erase", w.erase)
         w = Writes(decay, key, value, erase, w.erased)
-        if not at.wants("write", "state", "readout"):
-            y, state = matrix_scan(w, query, cache.state)
+        stops = at.stops("state", w.key.shape[1])
+        if stops is not None and not at.wants("write", "readout"):
+            y, state = stopped_scan(w, query, cache.state, stops, at)
             return at("scan_out", y), state, []
         y, state, shares = self.watched(w, query, cache, at)
         return at("scan_out", y), state, shares
@@ -116,9 +119,11 @@ class Recurrence(Part):
         """The scan with edits and records of writes, states and read-outs; only what is recorded is held."""
         cuts = at.cuts("state")
         state, shares = cache.state, list(cache.shares) or [torch.zeros_like(cut.own(cache.state)) for cut in cuts]
+        length = w.key.shape[1]
         kept: dict[str, list[Tensor]] = {name: [] for name in ("write", "state", "readout") if at.records(name)}
+        places = {name: at.places(name, length) for name in kept}
         read_outs = []
-        for t in range(w.key.shape[1]):
+        for t in range(length):
             here = at.offset + t
             write = edited(at, "write", written(w, t), here)
             share_before = shares
@@ -136,11 +141,57 @@ class Recurrence(Part):
             read = edited(at, "readout", read, here)
             read_outs.append(read_at(query, read, t))
             for name, tensor in (("write", write), ("state", state), ("readout", read)):
-                if name in kept:
+                if name in kept and ((some := places[name]) is None or t in some):
                     kept[name].append(tensor)
         for name, tensors in kept.items():
-            at.keep(name, torch.stack(tensors, 1))
+            at.store(name, torch.stack(tensors, 1) if tensors else state.unsqueeze(1)[:, :0])
         return torch.stack(read_outs, 1), state, shares
+
+
+def stopped_scan(w: Writes, query: Tensor, state: Tensor, stops: list[int], at: Scope) -> tuple[Tensor, Tensor]:
+    """:func:`mechint.scan.matrix.matrix_scan`, to the bit, stopped where ``state`` is edited or recorded."""
+
+    def piece(begin: int, end: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        own = Writes(*(None if x is None else x[:, begin:end] for x in w))  # type: ignore[arg-type]
+        return matrix_scan(own, query[:, begin:end], state)
+
+    def read(t: int, state: Tensor) -> Tensor:
+        return read_at(each_head(query[:, t : t + 1], state.shape[1]), state, 0).unsqueeze(1)
+
+    return in_pieces(at, state, stops, w.key.shape[1], piece, read)
+
+
+def in_pieces(
+    at: Scope, state: Tensor, stops: Sequence[int], length: int,
+    piece: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], read: Callable[[int, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A scan that stops at each position whose state is edited or recorded, and holds no other state.
+
+    Args:
+        state: Before the first position, [B, …].
+        stops: Positions of this forward, ascending.
+        piece: Scans the positions ``begin … end - 1`` from a state; gives the read-outs [B, end - begin, …] and the
+            state behind them.
+        read: Reads a state at a position, [B, 1, …].
+
+    Returns:
+        The read-outs [B, L, …] and the last state.
+    """
+    edits, kept = at.edits("state"), at.places("state", length) or []
+    begin, found, states = 0, list[Tensor](), list[Tensor]()
+    for t in stops:
+        y, state = piece(begin, t + 1, state)
+        for edit in edits:
+            state = edit.apply(state.unsqueeze(1), at.offset + t).squeeze(1)
+        found += [y[:, :-1], read(t, state)] if edits else [y]
+        states += [state] if t in kept else []
+        begin = t + 1
+    if begin < length:
+        y, state = piece(begin, length, state)
+        found.append(y)
+    if at.records("state"):
+        at.store("state", torch.stack(states, 1) if states else state.unsqueeze(1)[:, :0])
+    return torch.cat(found, 1) if len(found) > 1 else found[0], state
 
 
 def edited(at: Scope, name: str, tensor: Tensor, position: int) -> Tensor:
