@@ -171,6 +171,7 @@ def test_the_trainers_output_directory(arguments: list[str]) -> None:
     assert train.parser().parse_args(arguments).train_output_dir == ("here" if arguments else "output")
 
 
+@pytest.mark.slow
 def test_baseline_names_a_run_to_compare_with_and_persists(tree: Tree) -> None:
     tree.put("done/final_masks.pt", "run/training_metrics_stepV0.json", "empty/x")
     assert tree.make("defconfig-gpt2-mechint-kv-analysis", "BASELINE=./done").returncode == 0

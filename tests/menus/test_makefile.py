@@ -247,6 +247,7 @@ def test_a_stale_or_wrong_configuration_stops_every_target(tree: Tree) -> None:
     assert tree.calls() == []
 
 
+@pytest.mark.slow
 def test_configuration_targets(tree: Tree) -> None:
     assert "there is no .config" in error_line(tree.make("olddefconfig"))
     tree.make("defconfig")

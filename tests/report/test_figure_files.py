@@ -129,6 +129,7 @@ def test_a_name_belongs_to_the_marks_of_its_category_alone(tmp_path: Path) -> No
     assert [r["x_name"] for r in saved(tmp_path, draw)] == ["layer 0", "layer 0", "layer 8", ""]
 
 
+@pytest.mark.slow
 def test_the_png_is_the_same_whatever_lies_beside_it(tmp_path: Path) -> None:
     alone = style.save_figure(tmp_path / "a.png", (6.0, 3.0), some).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.png"]

@@ -219,7 +219,7 @@ def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         scan.choice._missing_triton.cache_clear()
 
 
-@pytest.mark.slow_except("80")
+@pytest.mark.slow
 @pytest.mark.skipif(INSIDE, reason="Triton's compiler is not its interpreter")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_device(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
+@pytest.mark.slow
 def test_a_program_of_the_package_keeps_freed_memory_for_the_next_tensor(tmp_path: Path) -> None:
     command = tmp_path / "mechint"
     command.write_text(FAULTS)

@@ -90,6 +90,7 @@ def test_means_need_no_twins_and_their_results_say_what_they_are(tmp_path: Path)
         usual.of(torch.tensor([[0, 2]]), ["layers.0.gated"])
 
 
+@pytest.mark.slow
 def test_direct_paths_are_in_the_page_the_figures_and_the_frame(tmp_path: Path) -> None:
     model = tiny_gpt2(1).requires_grad_(False)
     config = dataclasses.replace(SMALL, flow="", units="head_out", paths=2, metric="answer_logprob")
