@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechint import Edit, MechintError, run
+from mechint.analyses.dictionaries import causal
 from mechint.analyses.dictionaries.answer_auroc import auroc, label_scores, mann_whitney
 from mechint.analyses.dictionaries.causal import causal_effects
 from mechint.analyses.dictionaries.evaluation import Windows
+from mechint.interventions.prefix import behind
 from mechint.utils.multiple_tests import benjamini_hochberg
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
 from tests.helpers.dictionaries import dictionary
@@ -61,6 +63,47 @@ def test_effects_are_those_of_a_plain_loop(builder: Any, site: str, d_in: int, m
         assert number["low"] <= number["value"] <= number["high"]
         assert len(found["control"][name]["values"]) <= 3 and 0 < found["control"][name]["p"] <= 1
     assert 4 not in found["controls"] and len(found["controls"]) == 3
+
+
+@pytest.mark.parametrize("mode", ["ablate", "steer"])
+@pytest.mark.parametrize("site", ["layers.0.out", "layers.0.state"])
+def test_changes_run_together_over_the_rows_that_they_change(
+    mode: str, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_mamba(dtype=torch.float64).requires_grad_(False)
+    made = dictionary(10 if site.endswith("out") else 70, 40, 3, k=1, dtype=torch.float64)
+    text, ran = [tokens(5, 4, 1), tokens(4, 4, 2)], []
+    monkeypatch.setattr(causal, "behind", lambda *given: ran.append(len(given[1])) or behind(*given))
+
+    def effects(most: int, at_once: int) -> Any:
+        monkeypatch.setattr(causal, "TOGETHER", most)
+        monkeypatch.setattr(causal, "LOGITS_AT_ONCE", at_once)
+        ran.clear()
+        return causal_effects(
+            made, model, text, site, list(range(0, 40, 3)), mode=mode, amounts=dict.fromkeys(range(40), 2.0),
+            raises={0: [3], 6: [1, 2]}, controls=2, draws=20,
+        )["features"]  # fmt: skip
+
+    together, forwards, rows = effects(1024, 1 << 25), len(ran), sum(ran)
+    alone = effects(1, 0)  # the model's own predictions are made again for each
+    assert close(together, alone)
+    every = 9 * sum(1 + len(each["controls"]) for each in together) + 9  # rows of all changes, and the text itself
+    if site.endswith("state"):
+        assert (forwards, rows) == (len(ran), every)
+    else:
+        assert forwards < len(ran)
+        assert rows < every / 2 if mode == "ablate" else rows == every
+
+
+def close(one: Any, other: Any) -> bool:
+    """Equal but for rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return (
+        one == other if one is None or isinstance(one, str) else bool(one == pytest.approx(other, rel=1e-9, abs=1e-12))
+    )
 
 
 def test_a_feature_that_carries_the_answer_stands_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.prefix import behind, divergence, log_probs, losses_of, pieces, up_to
+from ...interventions.prefix import LOGITS_AT_ONCE, behind, divergence, log_probs, losses_of, pieces, up_to
+from ...interventions.sweep import TOGETHER
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from ...sae.base import SparseAutoencoder
 from ...utils.errors import MechintError
@@ -140,50 +142,109 @@ def _measure(
     found: dict[tuple[int, int], list[dict[str, Tensor]]] = {pair: [] for pair in asked}
     with Progress(f"causal check, {mode}", len(windows) * len(asked)) as progress:
         for window in windows:
-            keep = window.kept()
-            x, before = up_to(model, window.tokens, site)
-            targets = window.targets()
-            counted = targets >= 0
-            clean = behind(model, window.tokens, before, site)
-            for i, j in asked:
+            text = Text(model, window, site)
+            waiting: list[Changed] = []
+            for pair in asked:
+                i, j = pair
                 change = Change(sae, j, mode, amounts.get(i, 0.0))
-                new = change if site.rpartition(".")[2] in SEQUENTIAL else change(x)
-                r = behind(model, window.tokens, before, site, [splice(site, new, keep, x.dim() - 2)])
                 # a control is measured where it is active; steering acts everywhere
-                active = change.amounts(x) > 0 if mode == "ablate" else torch.ones_like(counted)
-                found[i, j].append(_sums(model, targets, clean, r, counted, active & counted, raises.get(i, ())))
-                progress.step()
+                active = change.amounts(text.x) > 0 if mode == "ablate" else torch.ones_like(text.counted)
+                waiting.append(text.changed(pair, change, active & text.counted, raises.get(i, ())))
+                if text.alone or sum(len(each.rows) for each in waiting) * text.length >= TOGETHER:
+                    text.run(waiting, found)
+                    progress.step(count=len(waiting))
+                    waiting = []
+            text.run(waiting, found)
+            progress.step(count=len(waiting))
     return {pair: {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
             for pair, parts in found.items()}  # fmt: skip
 
 
-def _sums(
-    model: Model,
-    targets: Tensor,
-    clean: Tensor,
-    changed: Tensor,
-    counted: Tensor,
-    active: Tensor,
-    raised: Sequence[int],
-) -> dict[str, Tensor]:
-    """Sums over the positions of each row."""
-    parts: dict[str, list[Tensor]] = {"rise": [], "kl": [], "logits": []}
-    for piece in pieces(model, *targets.shape):
-        target = targets[:, piece]
-        own, new = (log_probs(model, r, piece) for r in (clean, changed))
-        parts["rise"].append((losses_of(new, target) - losses_of(own, target)).double())
-        parts["kl"].append(divergence(own, new).double())
-        if len(raised):
-            centred = [scores[..., list(raised)].mean(-1) - scores.mean(-1) for scores in (own, new)]
-            parts["logits"].append((centred[1] - centred[0]).double())
-    rise, kl = torch.cat(parts["rise"], 1), torch.cat(parts["kl"], 1)
-    found = {
-        "counted": counted.double().sum(1), "active": active.double().sum(1), "loss": (rise * counted).sum(1),
-        "loss_active": (rise * active).sum(1), "kl_active": (kl * active).sum(1),
-    }  # fmt: skip
-    if parts["logits"]:
-        found["logits"] = (torch.cat(parts["logits"], 1) * active).sum(1)
-    return {name: value.cpu() for name, value in found.items()}
+@dataclass(frozen=True)
+class Changed:
+    """A change of a feature, to be run.
+
+    Attributes:
+        pair: Whose tokens and amount, and which feature is changed.
+        rows: Rows of the text that it changes, [n]; the others are what they were.
+        new: The site of these rows [n, position, unit, …], or a function that gives it.
+        active: Positions that count, [row, position] of all rows.
+        raised: Tokens that the feature is said to raise.
+    """
+
+    pair: tuple[int, int]
+    rows: Tensor
+    new: Any
+    active: Tensor
+    raised: Sequence[int]
+
+
+class Text:
+    """A window of text with what all changes of it share: what stands before the site, and the model's predictions."""
+
+    def __init__(self, model: Model, window: Windows, site: str) -> None:
+        self.model, self.site, self.tokens, self.keep = model, site, window.tokens, window.kept()
+        self.x, self.before = up_to(model, window.tokens, site)
+        self.targets = window.targets()
+        self.counted = self.targets >= 0
+        self.clean = behind(model, window.tokens, self.before, site)
+        self.length = window.tokens.shape[1]
+        self.alone = site.rpartition(".")[2] in SEQUENTIAL
+        """True if a change of one position shows in the site at later ones, so that it must be made in passing."""
+        few = self.targets.numel() * model.embeddings.shape[0] <= LOGITS_AT_ONCE
+        self.known = log_probs(model, self.clean, slice(0, self.length)) if few else None
+        """The model's log-probabilities [row, position, vocabulary], where they are few enough to be kept."""
+
+    def changed(self, pair: tuple[int, int], change: Change, active: Tensor, raised: Sequence[int]) -> Changed:
+        """A change, and the rows that it changes."""
+        if self.alone:
+            return Changed(pair, torch.arange(len(self.tokens), device=self.tokens.device), change, active, raised)
+        new = change(self.x)
+        moved = ((new != self.x).flatten(2).any(-1) & self.keep).any(1)
+        rows = moved.nonzero().flatten()
+        return Changed(pair, rows, new[rows], active, raised)
+
+    def own(self, piece: slice, rows: Tensor) -> Tensor:
+        """The model's log-probabilities at some positions of some rows, [n, piece, vocabulary]."""
+        return log_probs(self.model, self.clean[rows], piece) if self.known is None else self.known[rows, piece]
+
+    def run(self, waiting: Sequence[Changed], found: dict[tuple[int, int], list[dict[str, Tensor]]]) -> None:
+        """Runs changes together, and adds to ``found`` the sums over the positions of each row."""
+        if not waiting:
+            return
+        rows = torch.cat([each.rows for each in waiting])
+        sizes = [len(each.rows) for each in waiting]
+        each_rise, each_kl, each_logits = (torch.zeros(len(rows), self.length, dtype=torch.float64) for _ in range(3))
+        if len(rows):
+            new = waiting[0].new if self.alone else torch.cat([each.new for each in waiting])
+            edit = splice(self.site, new, self.keep[rows], self.x.dim() - 2)
+            r = behind(self.model, self.tokens[rows], self.before[rows], self.site, [edit])
+            for piece in pieces(self.model, len(rows), self.length):
+                target = self.targets[rows, piece]
+                own, scores = self.own(piece, rows), log_probs(self.model, r, piece)
+                each_rise[:, piece] = (losses_of(scores, target) - losses_of(own, target)).double().cpu()
+                each_kl[:, piece] = divergence(own, scores).double().cpu()
+                parts = zip(waiting, own.split(sizes), scores.split(sizes), each_logits.split(sizes), strict=True)
+                for each, before, after, logits in parts:
+                    if len(each.raised):
+                        rises = [part[..., list(each.raised)].mean(-1) - part.mean(-1) for part in (before, after)]
+                        logits[:, piece] = (rises[1] - rises[0]).double().cpu()
+        of_each = (part.split(sizes) for part in (each_rise, each_kl, each_logits))
+        for each, rise, kl, logits in zip(waiting, *of_each, strict=True):
+            found[each.pair].append(self.sums(each, rise, kl, logits))
+
+    def sums(self, change: Changed, rise: Tensor, kl: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Sums of values [n, position] of the changed rows over the positions of every row, [row]."""
+        rows, counted, active = change.rows.cpu(), self.counted.double().cpu(), change.active.double().cpu()
+
+        def total(values: Tensor, where: Tensor) -> Tensor:
+            return where.new_zeros(len(where)).index_copy(0, rows, (values * where[rows]).sum(1))
+
+        found = {
+            "counted": counted.sum(1), "active": active.sum(1), "loss": total(rise, counted),
+            "loss_active": total(rise, active), "kl_active": total(kl, active),
+        }  # fmt: skip
+        return found | {"logits": total(logits, active)} if len(change.raised) else found
 
 
 def _over(name: str) -> str:
