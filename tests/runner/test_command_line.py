@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from mechint.__main__ import SCORE
 from mechint.analyses.base import analyses
 from mechint.runner import command_line, subcommands
 from mechint.runner.command_line import parse
-from mechint.utils.errors import MechintError
+from mechint.utils.errors import MechintError, NotAnswered
 from mechint.utils.options import flag, options
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.commands import Here
@@ -92,6 +93,28 @@ def test_bad_prompts_are_one_line(checkpoint: Path, tmp_path: Path, here: Here) 
     assert not (tmp_path / "mechint_analysis" / "results.json").exists()
     alone = here(commands.main, *PROMPT[2:], at=tmp_path)
     assert alone.status == 2 and "give --prompt too" in alone.err
+
+
+def test_what_cannot_be_asked_is_said_before_the_others_start(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def refused(*given: Any) -> Any:
+        raise NotAnswered("the model goes on with nothing; name the answer")
+
+    def run(experiment: Any, dry_run: bool) -> None:
+        started.extend(experiment.configs)
+        assert "note: Causal tracing will not be made, the others will: the model goes on" in capsys.readouterr().err
+
+    monkeypatch.setattr(command_line, "own_answer", refused)
+    monkeypatch.setattr(command_line, "run_experiment", run)
+    with pytest.raises(NotAnswered, match="goes on with nothing"):
+        command_line.main(
+            arguments=["--checkpoint", str(checkpoint), "--ssm", "--trace", "--trace-task", "prompt", "--task-prompt",
+                       PROMPT[1], "--task-subject", "Eiffel", "--task-name", "recall"]
+        )  # fmt: skip
+    assert started == ["ssm"]
 
 
 def test_what_is_said_beside_a_prompt_is_kept() -> None:

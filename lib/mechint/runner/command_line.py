@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def main(
             if not others:
                 raise
             unanswered = error
+            titles = ", ".join(analyses()[name].title for name in prompted)
+            print(f"note: {titles} will not be made, the others will: {error}", file=sys.stderr, flush=True)
             experiment = dataclasses.replace(experiment, configs=others, several=len(configs) > 1)
     run_experiment(experiment, dry_run)
     if unanswered is not None:
