@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -183,3 +184,22 @@ def test_merging_into_the_configuration_keeps_the_rest(tree: Tree) -> None:
     assert tree.make("mergeconfig", "FRAGMENTS=seed").returncode == 0
     assert 'CONFIG_KNLP_MECHINT_LABEL="mine"\n' in tree.config and "CONFIG_KNLP_MECHINT_SEED=5\n" in tree.config
     assert tree.make("diffconfig").stdout == "KNLP_MECHINT_SEED 0 -> 5\n"
+
+
+def test_every_variable_that_a_recipe_or_a_page_names_is_one() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    ours = set(re.search(r"^OURS := (.*?)\n(?=\S)", makefile, re.M | re.S).group(1).replace("\\\n", " ").split())  # type: ignore[union-attr]
+    recipes = "".join(line for line in makefile.splitlines(keepends=True) if line.startswith("\t"))
+    read = set(re.findall(r"\$\$\{?([A-Z][A-Z_]*)\b", recipes))
+    read -= set(re.findall(r"^(?:export |override )*([A-Z][A-Z_]*) :?=", makefile, re.M)) - ours
+    pages = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    said = {
+        name for line in re.findall(r"`?make [a-z][^`\n]*", pages) for name in re.findall(r"\b([A-Z][A-Z_]*)=", line)
+    }
+    assert {"SOURCES", "TESTS", "MODELS"} <= read | said
+    assert read - ours == set()
+    assert {name for name in said if not name.startswith(("KNLP_", "CONFIG_"))} - ours - SHELL == set()
+
+
+SHELL = {"OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "WANDB_MODE"}
+"""Variables of the environment that pages name beside commands."""
