@@ -67,8 +67,9 @@ def continuations(
     if not plan:
         return found
     start = min([length - 1, *(cell.position for cell in plan if cell.edits)])
-    base = Prompts(model, tokens, start, count)
-    needed = peak_bytes(base.behind, plan[:1])
+    base = Prompts(model, tokens, start)
+    # memories grow in proportion to positions, so two tokens tell of all
+    needed = peak_bytes(base.behind, plan[:1], min(count, 2)) * (length + count) / (length + min(count, 2))
     if needed > memory_mib * 2**20:
         raise MechintError(
             f"continuations: {memory_mib:g} MiB are too few for one cell of {rows} rows, which needs {mib(needed)} MiB;"
@@ -78,7 +79,7 @@ def continuations(
     with Progress(title, len(plan)) as progress:
         for first in range(0, len(plan), at_once):
             some = plan[first : first + at_once]
-            found[[cell.number for cell in some]] = base.behind(some).cpu()
+            found[[cell.number for cell in some]] = base.behind(some, count).cpu()
             progress.step(count=len(some))
     return found
 
@@ -89,7 +90,6 @@ class Prompts:
 
     Attributes:
         start: Position from which cells run; those before it are the same for all.
-        count: Tokens to generate.
         residual: The stream before each layer from ``start`` on, [row, position, model]; behind the last one, too.
         before, after: Each layer's memory of the positions before ``start``, and of all.
     """
@@ -97,7 +97,6 @@ class Prompts:
     model: Model
     tokens: Tensor
     start: int
-    count: int
     residual: list[Tensor] = field(default_factory=list)
     before: list[Any] = field(default_factory=list)
     after: list[Any] = field(default_factory=list)
@@ -115,7 +114,7 @@ class Prompts:
             self.after.append(memory)
         self.residual.append(r)
 
-    def behind(self, cells: Sequence[Cell]) -> Tensor:
+    def behind(self, cells: Sequence[Cell], count: int) -> Tensor:
         """The tokens that follow under each cell's edits, [cell, row, count]."""
         model, times, (rows, length) = self.model, len(cells), self.tokens.shape
         edits = [cell.edits for cell in cells]
@@ -133,7 +132,7 @@ class Prompts:
                 memories.append(memory)
         said = [model.finish(r[:, -1:], RowTap(edits, rows, length - 1))[:, -1].argmax(-1, keepdim=True)]
         cache = Cache(memories, length)
-        for _ in range(self.count - 1):
+        for _ in range(count - 1):
             logits, cache = model.trace(said[-1], RowTap(edits, rows, cache.position), cache)
             said.append(logits[:, -1].argmax(-1, keepdim=True))
         return torch.cat(said, 1).unflatten(0, (times, rows))

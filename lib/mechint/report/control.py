@@ -44,7 +44,7 @@ def better_shuffled(control: Mapping[str, Any], better: Better) -> list[dict[str
 
 
 def control_findings(control: Mapping[str, Any] | None, better: Better | None = None) -> list[tuple[bool, str]]:
-    """What the control shows, as evidence for (True) or against.
+    """Says what the control shows, as evidence for (True) or against.
 
     Args:
         better: Where given, quantities in which shuffled weights are better are named, and count as no evidence.

@@ -33,7 +33,6 @@ from ...tasks.answers import accepted_by
 from ...utils import files
 from ...utils.errors import MechintError
 from ...utils.options import named
-from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact, said, said_p
 from ..base import Analysis, ControlledAnalyzer, Later
 from ..dictionaries.logits import in_stream
@@ -217,12 +216,10 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             return found
 
         found: dict[str, dict[str, Tensor]] = self.stages.get(f"readings {some[0].site}", read)
-        with Progress("continuations", len(some) if count else 0) as progress:
-            for place in some if count else []:
-                go_on = lambda place=place: continued(model, place, work.asked, values()[place.site], count, memory)
-                longer = self.stages.get(f"continuations {place.site}", go_on)
-                found[place.site] |= {"generated": longer, "mentions": mentions(longer, work.ids)}
-                progress.step(place.site)
+        if count:
+            go_on = lambda: continued(model, some, work.asked, values(), count, memory)
+            for site, longer in self.stages.get(f"continuations {some[0].site}", go_on).items():
+                found[site] |= {"generated": longer, "mentions": mentions(longer, work.ids)}
         return found
 
     def unpatched(self, work: Work) -> Tensor:

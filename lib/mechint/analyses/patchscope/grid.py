@@ -128,18 +128,23 @@ def readings(
 
 
 def continued(
-    model: Model, place: Place, sets: Sequence[Asked], values: Tensor, count: int, memory_mib: float
-) -> Tensor:
-    """The likeliest tokens behind the target prompts with each source's own representation, [into, n, count].
+    model: Model, places: Sequence[Place], sets: Sequence[Asked], values: Mapping[str, Tensor], count: int,
+    memory_mib: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The likeliest tokens behind the target prompts with each source's own representation, [into, n, count] by site.
 
     Args:
-        values: The place's site of all source prompts, [n, 1, unit …].
+        values: Each place's site of all source prompts, [n, 1, unit …].
     """
-    longer = torch.empty(len(place.into), len(values), count, dtype=torch.long)
+    found = {
+        place.site: torch.empty(len(place.into), len(values[place.site]), count, dtype=torch.long) for place in places
+    }
     for one in sets:
-        cells = cells_of(place, one, values, one.own)
-        said = continuations(
-            model, one.target.tokens, cells, count, memory_mib=memory_mib, title=f"continuations {place.site}"
-        )
-        longer[:, one.rows] = said.unflatten(0, (len(place.into), one.own)).flatten(1, 2)
-    return longer
+        cells = [cell for place in places for cell in cells_of(place, one, values[place.site], one.own)]
+        said = continuations(model, one.target.tokens, cells, count, memory_mib=memory_mib)
+        start = 0
+        for place in places:
+            here = said[start : start + len(place.into) * one.own].unflatten(0, (len(place.into), one.own))
+            found[place.site][:, one.rows] = here.flatten(1, 2)
+            start += len(place.into) * one.own
+    return found

@@ -100,7 +100,7 @@ def scores_of_reads(model: Model, reads: Tensor, looks: Tensor, ids: Tensor) -> 
 def read_at_end(
     model: Model, tokens: Tensor, cells: Sequence[Sequence[Edit]], memory_mib: float, **named: Any
 ) -> Tensor:
-    """What the head reads at the end of prompts [m, position] under the edits of each cell, [cell, m, model].
+    """Gives what the head reads at the end of prompts [m, position] under the edits of each cell, [cell, m, model].
 
     Args:
         named: More for :func:`~mechint.interventions.sweep.sweep`.
