@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.prefix import behind, divergence, log_probs, losses_of, pieces, up_to
+from ...interventions.prefix import behind, divergence, log_probs, losses_of, pieces, up_to, up_to_both
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from ...sae.base import SparseAutoencoder
+from ...sae.transcoder import Transcoder
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, Number
@@ -34,25 +35,28 @@ class Change:
         sae: In raw activation units.
         feature: Its number.
         mode: ``ablate`` sets the feature to zero; ``steer`` adds ``amount`` to it at every position.
+
+    Of a transcoder x is what it reads, and the direction is added to the site that it writes.
     """
 
-    def __init__(self, sae: SparseAutoencoder, feature: int, mode: str, amount: float) -> None:
+    def __init__(self, sae: SparseAutoencoder | Transcoder, feature: int, mode: str, amount: float) -> None:
         self.sae, self.feature, self.mode, self.amount = sae, feature, mode, amount
 
     def amounts(self, x: Tensor) -> Tensor:
         """The feature's activations on [batch, position, unit, …], [batch, position]; of several the strongest."""
         return strongest(latents_at(self.sae, x)[..., self.feature, None]).squeeze(-1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        rule = rule_of(self.sae)
-        flat, direction = flatten(x, rule), self.sae.W_dec[self.feature].to(x)
+    def __call__(self, x: Tensor, written: Tensor | None = None) -> Tensor:
+        """The changed site: x, or of a transcoder ``written`` [batch, position, unit, …]."""
+        there, rule = x if written is None else written, rule_of(self.sae)
+        flat, direction = flatten(there, rule), self.sae.W_dec[self.feature].to(there)
         amount = -latents_at(self.sae, x)[..., self.feature, None] if self.mode == "ablate" else self.amount
-        return unflatten(flat + torch.as_tensor(amount).to(x) * direction, x, rule)
+        return unflatten(flat + torch.as_tensor(amount).to(there) * direction, there, rule)
 
 
 @torch.no_grad()
 def causal_effects(
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | Transcoder,
     model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
@@ -69,7 +73,8 @@ def causal_effects(
     """Effects of features on loss and logits, with the same of random features of about equal density.
 
     Args:
-        sae: A finished dictionary with ``W_dec`` [d_sae, d_in].
+        sae: A finished dictionary with ``W_dec`` [d_sae, d_in], or an attached transcoder, whose features act where
+            it writes.
         model: From :func:`mechint.load`.
         batches: Token ids or :class:`Windows`; at least two documents.
         site: Site that the dictionary reads.
@@ -133,22 +138,28 @@ def _controls(
 
 
 def _measure(
-    sae: SparseAutoencoder, model: Model, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]],
-    mode: str, amounts: dict[int, float], raises: dict[int, Sequence[int]],
+    sae: SparseAutoencoder | Transcoder, model: Model, windows: Sequence[Windows], site: str,
+    asked: Sequence[tuple[int, int]], mode: str, amounts: dict[int, float], raises: dict[int, Sequence[int]],
 ) -> dict[tuple[int, int], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """Sums by row of the text for every pair (whose tokens and amount, which feature is changed)."""
     found: dict[tuple[int, int], list[dict[str, Tensor]]] = {pair: [] for pair in asked}
+    changed = sae.config.site_out if isinstance(sae, Transcoder) else site
     with Progress(f"causal check, {mode}", len(windows) * len(asked)) as progress:
         for window in windows:
             keep = window.kept()
-            x, before = up_to(model, window.tokens, site)
+            y: Tensor | None = None
+            if isinstance(sae, Transcoder):
+                x, y, before = up_to_both(model, window.tokens, site, changed)
+            else:
+                x, before = up_to(model, window.tokens, site)
             targets = window.targets()
             counted = targets >= 0
-            clean = behind(model, window.tokens, before, site)
+            clean = behind(model, window.tokens, before, changed)
             for i, j in asked:
                 change = Change(sae, j, mode, amounts.get(i, 0.0))
-                new = change if site.rpartition(".")[2] in SEQUENTIAL else change(x)
-                r = behind(model, window.tokens, before, site, [splice(site, new, keep, x.dim() - 2)])
+                new = change if site.rpartition(".")[2] in SEQUENTIAL and y is None else change(x, y)
+                axes = (x if y is None else y).dim() - 2
+                r = behind(model, window.tokens, before, changed, [splice(changed, new, keep, axes)])
                 # a control is measured where it is active; steering acts everywhere
                 active = change.amounts(x) > 0 if mode == "ablate" else torch.ones_like(counted)
                 found[i, j].append(_sums(model, targets, clean, r, counted, active & counted, raises.get(i, ())))
