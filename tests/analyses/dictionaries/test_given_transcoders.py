@@ -111,7 +111,7 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     members = {member["name"]: member for member in analyzer.results["sae"]["members"]}
     assert list(members) == ["h.1.mlp", "lens", "skip"]
     assert {(m["reads"], m["site"]) for m in members.values()} == {(READS, WRITES)}
-    assert [members[name]["architecture"].split()[0] for name in members] == ["topk", "relu", "jumprelu"]
+    assert [members[name]["architecture"].partition("_")[0] for name in members] == ["topk", "relu", "jumprelu"]
     assert all(not member["baselines"] for member in members.values())
     assert sum("is a transcoder: it reads layers.1.ln_2" in note for note in analyzer.results["notes"]) == 3
     assert sum("may not fit" in note for note in analyzer.results["notes"]) == 3  # drawn at random
@@ -127,7 +127,7 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     paths = {path.name for path in write_report(tmp_path / "run")}
     assert {"lens.html", "skip.html", "h.1.mlp.html", "report.html"} <= paths
     page = (tmp_path / "run/report.html").read_text()
-    assert "lens is a transcoder: it reads layers.1.ln_2" in page and "relu transcoder" in page
+    assert "lens is a transcoder: it reads layers.1.ln_2" in page and "relu_transcoder" in page
     json.dumps(analyzer.results, allow_nan=False)
 
 

@@ -378,7 +378,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         """The entry of a transcoder, under the site that it writes; it ``reads`` another one."""
         density = {key: value for key, value in found["density"].items() if key != "share"}
         return {
-            **found, "name": name, "architecture": f"{c.architecture} transcoder", "site": c.site_out,
+            **found, "name": name, "architecture": f"{c.architecture}_transcoder", "site": c.site_out,
             "reads": c.site, "layer": c.layer, "d_in": c.d_in, "d_sae": c.d_sae, "seed": 0,
             "sparsity": {"name": "k" if c.k else "penalty", "value": float(c.k)}, "baseline": None,
             "directory": f"dictionaries/{name}", "density": density,
