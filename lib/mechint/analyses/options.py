@@ -159,12 +159,16 @@ def unfit(task: TaskConfig, metric: str) -> str | None:
 NO_UNITS = ("scores", "pattern", "conv_state", "decay", "write", "state", "readout")  # more than one number for a unit
 
 
-def layer_list(said: str, layers: int, where: str) -> list[int]:
+def layer_list(said: str | int | Iterable[int], layers: int, where: str) -> list[int]:
     """The layers that an option names, ascending: ``all``, or numbers separated by commas or spaces.
+
+    In a notebook it may be a number or several.
 
     Raises:
         MechintError: something that is not a number, a missing number, or no such layer.
     """
+    if not isinstance(said, str):
+        said = str(said) if isinstance(said, int) else ",".join(map(str, said))
     if said.strip() == "all":
         return list(range(layers))
     found = []

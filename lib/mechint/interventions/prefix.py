@@ -51,6 +51,24 @@ def up_to(model: Model, tokens: Tensor, site: str) -> tuple[Tensor, Tensor]:
     return tap.values[site], before
 
 
+def up_to_both(model: Model, tokens: Tensor, read: str, written: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward as far as a site, with another one that comes before it.
+
+    Args:
+        tokens: [batch, position].
+
+    Returns:
+        Both sites [batch, position, unit, …], and the residual stream before the layer of the second one.
+    """
+    check_tokens(model, tokens)
+    layer, tap = layer_of(model, written), Tap([read, written])
+    before = r = model.begin(tokens, tap)
+    for i in range(layer + 1):
+        before = r
+        r, _ = model.block(i, r, model.empty_cache(i, len(tokens)), tap)
+    return tap.values[read], tap.values[written], before
+
+
 def behind(model: Model, tokens: Tensor, before: Tensor, site: str, edits: Sequence[Edit] = ()) -> Tensor:
     """The residual stream behind the last layer [batch, position, model], under edits of one site.
 

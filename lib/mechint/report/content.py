@@ -168,11 +168,12 @@ def study(
     sections: Sequence[Section],
     figures: Sequence[Figure],
     caveats: Sequence[str] = (),
+    lead: str = "",
 ) -> Content:
-    """The page of a run that has cards, findings, figures and tables, in this order."""
+    """The page of a run that has cards, findings, figures and tables, in this order; the lead stands before them."""
     first = [Section("Evidence", [Checks(findings)]), Section("Figures", figures)]
     facts = [(name, str(run.raw[name])) for name in ("metric", "ablation") if name in run.raw]
-    return of_run(run, [*first, *sections], [*run.raw["notes"], *caveats], cards=cards, facts=facts)
+    return of_run(run, [*first, *sections], [*run.raw["notes"], *caveats], lead=lead, cards=cards, facts=facts)
 
 
 def table_section(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,23 @@ def models_of(control: Mapping[str, Any]) -> str:
     return "a model" if control["models"] == 1 else f"{control['models']} models"
 
 
-def control_findings(control: Mapping[str, Any] | None) -> list[tuple[bool, str]]:
+Better = Callable[[str], int]
+"""Says of a quantity's name whether more of it is better (1), less is (-1), or neither (0)."""
+
+
+def better_shuffled(control: Mapping[str, Any], better: Better) -> list[dict[str, Any]]:
+    """The quantities in which shuffled weights are better than the trained ones, intervals apart."""
+    apart = [row for row in control["quantities"] if row["differs"]]
+    gap = lambda row: row["shuffled"]["value"] - row["trained"]["value"]
+    return [row for row in apart if better(row["quantity"]) * gap(row) > 0]
+
+
+def control_findings(control: Mapping[str, Any] | None, better: Better | None = None) -> list[tuple[bool, str]]:
+    """Says what the control shows, as evidence for (True) or against.
+
+    Args:
+        better: Where given, quantities in which shuffled weights are better are named, and count as no evidence.
+    """
     if control is None:
         return [
             (False, "Nothing was measured on shuffled weights, so it is not known what an untrained model would show.")
@@ -40,12 +56,28 @@ def control_findings(control: Mapping[str, Any] | None) -> list[tuple[bool, str]
     known = [row for row in control["quantities"] if row["differs"] is not None]
     apart, alike = ([row for row in known if row["differs"] is wanted] for wanted in (True, False))
     models = models_of(control) + " with the same weights, shuffled"
-    found = [(bool(apart), f"{len(apart)} of {len(known)} quantities differ from those of {models} (intervals apart).")]
+    worse = [] if better is None else better_shuffled(control, better)
+    said = f"{len(apart)} of {len(known)} quantities differ from those of {models} (intervals apart)"
+    if worse:
+        own = len(apart) - len(worse)
+        said += f": {own or 'none'} in the trained model's favour, {len(worse)} in that of shuffled weights"
+    found = [(len(apart) > len(worse), f"{said}.")]
+    if worse:
+        found.append((False, f"Better with shuffled weights than with the trained ones: {some(worse, both=True)}."))
     if alike:
-        named = [f"{row['quantity']} ({place(row)})" if place(row) else row["quantity"] for row in alike[:NAMED]]
-        more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
-        found.append((False, f"Not told apart from shuffled weights: {'; '.join(named)}{more}."))
+        found.append((False, f"Not told apart from shuffled weights: {some(alike)}."))
     return found + [(False, f"A shuffled model could not be measured: {reason}") for reason in control["failed"]]
+
+
+def some(rows: list[dict[str, Any]], both: bool = False) -> str:
+    """Names the first quantities, on request with both values (shuffled, trained)."""
+    named = []
+    for row in rows[:NAMED]:
+        name = f"{row['quantity']} ({place(row)})" if place(row) else str(row["quantity"])
+        values = f" {between(row['shuffled'])} against {between(row['trained'])}" if both else ""
+        named.append(name + values)
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return "; ".join(named) + more
 
 
 def control_sections(control: Mapping[str, Any] | None) -> list[Section]:

@@ -15,7 +15,7 @@ from .formats.detect import load
 from .formats.dictionary_learning import load_dictionary_learning, save_dictionary_learning
 from .formats.saelens import save
 from .formats.sparsify import load_sparsify, save_sparsify
-from .formats.transcoders import load_transcoder
+from .formats.transcoders import load_transcoder, load_transcoders, save_transcoder
 from .gated import Gated
 from .jumprelu import JumpReLU
 from .matryoshka import Matryoshka
@@ -26,6 +26,6 @@ from .transcoder import Transcoder
 __all__ = [
     "ARCHITECTURES", "BatchTopK", "Fit", "Gated", "JumpReLU", "Loss", "Matryoshka", "ReLU", "SAEConfig",
     "SparseAutoencoder", "Step", "TopK", "Transcoder",
-    "attach", "fit", "load", "load_dictionary_learning", "load_sparsify", "load_transcoder",
-    "make", "save", "save_dictionary_learning", "save_sparsify", "site_of",
+    "attach", "fit", "load", "load_dictionary_learning", "load_sparsify", "load_transcoder", "load_transcoders",
+    "make", "save", "save_dictionary_learning", "save_sparsify", "save_transcoder", "site_of",
 ]  # fmt: skip

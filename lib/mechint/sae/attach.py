@@ -45,8 +45,9 @@ HOOKS = {
     "attn.hook_z": "layers.{layer}.head_out",
     "mlp.hook_pre": "layers.{layer}.mlp_pre",
     "mlp.hook_post": "layers.{layer}.mlp_post",
+    "mlp.hook_out": "layers.{layer}.mlp_out",
 }
-"""TransformerLens' hooks behind ``blocks.{layer}.``, and our sites."""
+"""TransformerLens' hooks behind ``blocks.{layer}.`` (the last one is circuit-tracer's), and our sites."""
 BASES = ("backbone.", "transformer.", "model.", "gpt_neox.")
 """Names of base models, which sparsify leaves out."""
 SUBMODULES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")

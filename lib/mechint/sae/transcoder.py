@@ -6,8 +6,8 @@
 
 ŷ = f W_dec + b_dec + x W_skipᵀ with f = activation(x W_enc + b_enc) (Dunefsky et al. 2024, "Transcoders find
 interpretable LLM feature circuits"; with W_skip Paulo et al. 2025, "Transcoders beat sparse autoencoders for
-interpretability"). Analyses that put a reconstruction back where it was read (evaluation, circuits of latents) do not
-apply to transcoders.
+interpretability"). The evaluation of dictionaries puts ŷ in the place of what is written; circuits of latents replace
+latents where they are read, so they do not apply to transcoders.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ class TranscoderConfig:
     site_out: str = ""
     model_name: str = ""
     flatten: str = "all"
+
+    @property
+    def layer(self) -> int:
+        """The layer that is written; −1 where the site is in none, or as another library calls it."""
+        found = re.match(r"layers\.([0-9]+)\.", self.site_out)
+        return int(found[1]) if found else -1
 
 
 class Transcoder(nn.Module):
@@ -105,7 +111,11 @@ class Transcoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The estimate of the site that is written, [..., d_out], from the one that is read, x [..., d_in]."""
-        made = self.decode(self.encode(x))
+        return self.written(self.encode(x), x)
+
+    def written(self, f: Tensor, x: Tensor) -> Tensor:
+        """The estimate of the site that is written, [..., d_out], from latents f and what is read, x [..., d_in]."""
+        made = self.decode(f)
         return made + x @ self.get_buffer("W_skip").T if "W_skip" in self._buffers else made
 
     def attach(self, model: Model, site: str = "", site_out: str = "") -> Transcoder:

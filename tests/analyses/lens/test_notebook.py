@@ -45,6 +45,26 @@ def test_rows_are_those_of_a_run_and_contributions_add_up() -> None:
         assert rows[0]["total"] == pytest.approx(total) and rows[0]["part"] == "embed"
 
 
+@pytest.mark.parametrize("layers", ["1", 1, [1]])
+def test_some_layers_are_read_as_among_all(layers: Any) -> None:
+    model, ids = tiny_gpt2(1, dtype=torch.float64), tokens(2, 5)
+    every = mechint.lens(model, ids, answers=[3, 4])
+    found = mechint.lens(model, ids, answers=[3, 4], layers=layers)
+    assert found.rows() == [row for row in every.rows() if row["layer"] == 1] != []
+    assert found.contribution_rows() == every.contribution_rows()
+    below = mechint.lens(model, ids, answers=[3, 4], layers="0")  # without the last layer, which KL is taken from
+    assert below.rows() == [row for row in every.rows() if row["layer"] == 0] != []
+
+
+@pytest.mark.parametrize(("layers", "problem"), [
+    ("0,7", r"^lens: no layer 7; this model has 2 \(0 to 1\)$"), ([7], "no layer 7"), ("-1", "'-1' is not a layer"),
+    ("", "not a layer"), ("all,0", "'all' is not a layer"), ([], "not a layer"),
+])  # fmt: skip
+def test_layers_that_there_are_not(layers: Any, problem: str) -> None:
+    with pytest.raises(MechintError, match=problem):
+        mechint.lens(tiny_gpt2(1), tokens(1, 4), layers=layers)
+
+
 def test_texts_of_several_lengths_and_the_models_own_answer() -> None:
     model = with_text()
     found = mechint.lens(model, ["The Eiffel Tower is in", "Paris Hilton says that the"], top=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +18,19 @@ from torch import Tensor
 import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.patchscope import analyzer
+from mechint.analyses.patchscope import grid, reading
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
+from mechint.analyses.patchscope.grid import together
 from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
-from mechint.analyses.patchscope.reading import places, scores
-from mechint.analyses.patchscope.report import continuations
+from mechint.analyses.patchscope.reading import Place, places, scores
+from mechint.analyses.patchscope.report import continuations, lead, shuffled_better, side
 from mechint.analyses.patchscope.results import best_of, quantities
 from mechint.analyses.patchscope.targets import PAIRS, Target, fixed_target, pairs, partners, read_text, sources
+from mechint.interventions import continuations as continuing
+from mechint.interventions import sweep as sweeping
 from mechint.report import write_report
 from mechint.report.content import Table
+from mechint.report.control import better_shuffled, control_findings
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
@@ -85,6 +90,82 @@ def test_a_reading_is_a_run_by_hand(family: str) -> None:
     torch.testing.assert_close(scope.tensors["unpatched"][:, 1], bare)
 
 
+def looped(scope: Scope, work: Any, place: Place, slot: int, k: int) -> tuple[Tensor, Tensor]:
+    """The reference: −log p [n] and continuations [n, token], a whole run of the target prompt for each number.
+
+    The representation in slot 0 is a source prompt's own, in others that of another prompt.
+    """
+    net, count = scope.model, len(work.ids)
+    rows: Any = [None] * count
+    for part, target in zip(work.parts, work.into, strict=True):
+        for m, row in enumerate(part.rows.tolist()):
+            rows[row] = (part.prompts.tokens[m : m + 1], part.at, target.tokens[m : m + 1], target.position)
+    values, longer = [], []
+    for row in range(count):
+        source, at, _, _ = rows[int(work.others[slot - 1, row])] if slot else rows[row]
+        _, _, target, position = rows[row]
+        value = mechint.run(net, source, [place.site])[place.site][:, at : at + 1]
+        edit = mechint.Edit(place.into[k], "replace", value, positions=[position])
+        logits = mechint.run(net, target, edits=[edit]).logits[0, -1].log_softmax(-1)
+        ids = work.ids[row][work.ids[row] >= 0]
+        values.append(-logits[ids].logsumexp(0))
+        tokens = mechint.generate(net, target, scope.config.generate, edits=[edit]).tokens[0, target.shape[1] :]
+        longer.append(tokens)
+    return torch.stack(values), torch.stack(longer)
+
+
+@pytest.mark.parametrize("memory", [1024, 64])
+@pytest.mark.parametrize("target", ["identity", "other"])
+@pytest.mark.parametrize("family", MADE)
+def test_the_one_sweep_is_the_loop_over_sites_layers_and_prompts(
+    family: str, target: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number and every generated token of the grid, with little room in pieces."""
+    if memory == 64:
+        monkeypatch.setattr(grid, "SHARE", 1 << 30)
+        monkeypatch.setattr(continuing, "TOGETHER", 5)
+        monkeypatch.setattr(reading, "ROOM", 64)
+    net, (learnt, asked) = model(family), loaders(count=4)
+    config = dataclasses.replace(
+        SMALL, into="all", sites="resid_post,mlp_out,v" if family == "gpt2" else "resid_post,state,out", examples=0,
+        target=target, back=int(target == "other"), memory_mib=memory, generate=3,
+    )  # fmt: skip
+    scope = Scope(net, config)
+    scope.run_analysis(learnt, asked)
+    work = scope.prepared(learnt, asked)
+    pieces = list(together(net, scope.places, work.asked, memory))
+    assert len(pieces) == (len(scope.places) if memory == 64 else 1)
+    for place in scope.places:
+        for k in range(len(place.into)):
+            for slot in (0, 2):
+                by_loop, longer = looped(scope, work, place, slot, k)
+                own, others = (scope.tensors[f"{name} {place.site}"] for name in ("own", "others"))
+                found = others[slot - 1, k, :, 1] if slot else own[k, :, 1]
+                assert float((found - by_loop).abs().max()) <= 1e-10
+                if slot == 0:
+                    assert torch.equal(scope.tensors[f"generated {place.site}"][k], longer)
+
+
+def test_the_layers_below_run_for_one_row_and_those_above_for_a_cell_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (learnt, asked) = model("gpt2"), loaders()
+    scope = Scope(net, dataclasses.replace(SMALL, generate=0, examples=0, sites="resid_post"))
+    work = scope.prepared(learnt, asked)
+    values = scope.values([place.site for place in scope.places], work.parts)
+    [one] = work.asked
+    positions = [0] * net.num_layers
+    block = type(net).block
+
+    def counted(self: Any, i: int, r: Tensor, *others: Any) -> Any:
+        positions[i] += r.shape[0] * r.shape[1]
+        return block(self, i, r, *others)
+
+    monkeypatch.setattr(type(net), "block", counted)
+    grid.readings(net, scope.places, [one], values, work.ids, 1024)
+    length, count = one.target.tokens.shape[1], len(work.ids)
+    # the target once; above layer 0 one position for each source, however many draw it
+    assert positions == [length, length + count]
+
+
 @pytest.mark.parametrize("family", MADE)
 def test_read_where_it_is_put_the_last_layer_is_the_logit_lens_and_counts_for_nothing(family: str) -> None:
     net = model(family)
@@ -126,23 +207,22 @@ def test_a_state_asked_in_another_prompt() -> None:
 
 def test_tokens_that_are_looked_for() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]], dtype=torch.float64))
-    found = scores(logits[None], torch.tensor([[1, 2], [2, -1]]))
-    assert found.shape == (1, 2, 3)
+    found = scores(logits, torch.tensor([[1, 2], [2, -1]]))
+    assert found.shape == (2, 3)
     expected = torch.tensor([[1.0, 0.9, 1.0], [0.0, 0.2, 3.0]], dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.stack([found[0, :, 0], (-found[0, :, 1]).exp(), found[0, :, 2].exp()], 1), expected
-    )
+    torch.testing.assert_close(torch.stack([found[:, 0], (-found[:, 1]).exp(), found[:, 2].exp()], 1), expected)
     said = mentions(torch.tensor([[[4, 2], [4, 4]], [[1, 1], [2, 4]]]), torch.tensor([[1, 2], [2, -1]]))
     assert said.tolist() == [[1.0, 0.0], [1.0, 1.0]]
 
 
 def test_many_short_readings_show_how_far_they_are(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them is long enough to say anything itself, and a real model has dozens."""
-    monkeypatch.setattr(analyzer, "Progress", functools.partial(analyzer.Progress, quiet=0.0, every=0.0))
-    scope = Scope(model(), dataclasses.replace(SMALL, generate=0, examples=0))
+    for module in (continuing, sweeping):
+        monkeypatch.setattr(module, "Progress", functools.partial(module.Progress, quiet=0.0, every=0.0))
+    scope = Scope(model(), dataclasses.replace(SMALL, generate=2, examples=0))
     scope.run_analysis(*loaders())
-    told = capsys.readouterr().err
-    assert f"100% readings {len(scope.places)}/{len(scope.places)}" in told and scope.places[0].site in told
+    told, count = capsys.readouterr().err, 12 * len(scope.places)
+    assert f"100% readings {count}/{count}" in told and f"100% continuations {count}/{count}" in told
 
 
 def test_shuffled_weights_are_read_in_the_same_way() -> None:
@@ -322,6 +402,35 @@ def test_the_page_has_no_continuations_where_none_were_asked_for(tmp_path: Path)
     assert "Token by token" in page and "What the model goes on with" not in page
 
 
+def test_the_page_says_where_shuffled_weights_read_better() -> None:
+    """A difference in the wrong direction is no evidence, though intervals are apart."""
+    of = lambda value: {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 9, "interval": "95 %"}
+    entry = lambda name, layer, trained, shuffled: {
+        "quantity": name, "site": "resid_post", "layer": layer, "trained": of(trained), "shuffled": of(shuffled),
+        "differs": abs(trained - shuffled) > 0.2,
+    }  # fmt: skip
+    rows = [
+        entry("right", 0, 0.2, 0.9), entry("surprisal", 0, 5.0, 1.0), entry("right", 1, 0.9, 0.2),
+        entry("surprisal", 1, 1.0, 5.0), entry("surprisal in layer 3", 1, 1.0, 1.1),
+    ]  # fmt: skip
+    control = {"models": 1, "failed": [], "quantities": rows}
+    assert better_shuffled(control, side) == rows[:2]
+    (all_of_it, counted), (fine, named), _ = control_findings(control, side)
+    assert all_of_it and "4 of 5 quantities differ" in counted and "2 in the trained model's favour" in counted
+    assert "2 in that of shuffled weights" in counted
+    assert not fine and named.startswith("Better with shuffled weights than with the trained ones: right (resid_post")
+    assert control_findings(control)[0] == (True, counted.split(":")[0] + ".")
+    best = {"site": "resid_post", "layer": 0}
+    [said] = shuffled_better({"control": control, "best": best})
+    assert "in 2 of 5 compared numbers, the best reading's among them, so" in said
+    [said] = shuffled_better({"control": control, "best": {**best, "layer": 1}})
+    assert "in 2 of 5 compared numbers so" in said
+    assert not shuffled_better({"control": {**control, "quantities": rows[2:]}, "best": best})
+    assert not shuffled_better({"control": None, "best": best})
+    nothing = {**control, "quantities": rows[:1]}
+    assert "none in the trained model's favour, 1 in" in control_findings(nothing, side)[0][1]
+
+
 @pytest.mark.slow
 def test_the_report(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, into="all", controls=1)
@@ -333,6 +442,7 @@ def test_the_report(tmp_path: Path) -> None:
     names = {"patchscope_curves.png", "patchscope_map.png", "patchscope_report.md", "report.html"}
     assert {path.name for path in write_report(tmp_path)} == names
     page = (tmp_path / "report.html").read_text()
+    assert f'<p class="lead">{html.escape(lead(found))}</p>' in page
     assert "&lt;b&gt;x.pt" in page and 'src="http' not in page and "Token by token" in page
     rows = mechint.results(tmp_path).rows()
     assert any(row["value"] == found["readings"][0]["surprisal"]["value"] for row in rows)

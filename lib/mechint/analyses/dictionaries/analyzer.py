@@ -20,13 +20,14 @@ from torch import Tensor
 
 from ... import sae
 from ...interventions.model import Model
-from ...sae import SAEConfig, SparseAutoencoder
+from ...sae import SAEConfig, SparseAutoencoder, Transcoder
 from ...sae.activations.cache import fill_cache
 from ...sae.activations.contexts import TaskContexts, excluded
 from ...sae.activations.flattening import check_fit, check_rule, flat_width, rule_of
 from ...sae.activations.pools import Pools, Streamed
 from ...sae.architectures import BY_COUNT
 from ...sae.training import FROZEN, Trained, Training, train_grid
+from ...sae.transcoder import TranscoderConfig
 from ...tasks.config import TaskConfig
 from ...utils import files, workers
 from ...utils.errors import MechintError
@@ -35,11 +36,12 @@ from ...utils.rundir import weights_digest
 from ...utils.statistics import exact
 from ..base import Analysis, Later, StagedAnalyzer
 from ..loader import PromptLoader
+from ..options import layer_list
 from .evaluation import Windows, evaluate_all
 from .grid import grid, sites_of, unknown_architecture, warnings
 from .reading import RULE, labels_of, read_dictionary, to_read, window_of
 from .stability import stability
-from .stored import chosen_of, load_all
+from .stored import chosen_of, load_given
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class SAEAnalysisConfig:
         "bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, separated by commas"
     )
     dictionaries: str = option(
-        "", "Directory of dictionaries to evaluate, or the hub id of one (owner/name:folder), instead of training"
+        "",
+        "Directory of dictionaries or transcoders to evaluate, or the hub id of one (owner/name:folder), instead of "
+        "training",
     )
     prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(
@@ -130,20 +134,29 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         self.device = torch.device(device)
         self.sites = sites_of(model, config.sites, config.layers)
         excluded(config.exclude)
-        self.given = None if not config.dictionaries else load_all(config.dictionaries, config.flatten, model)
-        if self.given is None:
-            self.members = self.plan({})
+        self.given: dict[str, SparseAutoencoder | Transcoder] | None = None
+        self.members: dict[str, SAEConfig | TranscoderConfig] = {}
+        if not config.dictionaries:
+            self.members |= self.plan({})
         else:
-            self.members = {name: dictionary.config for name, dictionary in self.given.items()}
-            self.sites = [site for site in model.sites if site in {c.site for c in self.members.values()}]
+            layers = None if config.layers.strip() == "all" else layer_list(config.layers, model.num_layers, "sae")
+            self.given = load_given(config.dictionaries, config.flatten, model, layers)
+            self.members |= {name: dictionary.config for name, dictionary in self.given.items()}
+            self.sites = [site for site in model.sites if site in {changed(c) for c in self.members.values()}]
             for name, member in self.members.items():
                 if member.site not in model.sites:
                     raise MechintError(f"dictionary {name} is of site {member.site!r}, which this model does not have")
                 check_fit(self.given[name], model, member.site)
         if config.read_names:
             chosen_of(self.members, config.read_names)  # a name that is none is refused before the training
-        self.notes = warnings(self.members)
-        self.trained: dict[str, SparseAutoencoder] = {}
+        self.notes = warnings({n: c for n, c in self.members.items() if isinstance(c, SAEConfig)})
+        self.notes += [
+            f"{name} is a transcoder: it reads {c.site}, and what it makes of that stands in the place of "
+            f"{c.site_out}; PCA and neurons, which would see what it has to predict, do not stand beside it"
+            for name, c in self.members.items()
+            if isinstance(c, TranscoderConfig)
+        ]
+        self.trained: dict[str, SparseAutoencoder | Transcoder] = {}
         self.history: dict[str, list[dict[str, float]]] = {}
 
     def plan(self, about: dict[str, Any]) -> dict[str, SAEConfig]:
@@ -177,9 +190,9 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
     def misfits(self, tokens: Tensor) -> list[str]:
         """Warns of given dictionaries that look like those of another model or layer, by one batch of prompts."""
         fits = {
-            name: sae.fit(dictionary, self.model, tokens)
-            for name, dictionary in (self.given or {}).items()
-            if not dictionary.config.baseline
+            name: one.fit(self.model, tokens) if isinstance(one, Transcoder) else sae.fit(one, self.model, tokens)
+            for name, one in (self.given or {}).items()
+            if isinstance(one, Transcoder) or not one.config.baseline
         }
         return [
             f"Dictionary {name} may not fit: it explains {found.variance_explained:.0%} of the variance at "
@@ -191,7 +204,9 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
     def to_read(self, site: str) -> list[str]:
         """The dictionaries of a site whose features are read: by their names, or by the rule."""
         if self.config.read_names:
-            return [name for name in chosen_of(self.members, self.config.read_names) if self.members[name].site == site]
+            return [
+                name for name in chosen_of(self.members, self.config.read_names) if changed(self.members[name]) == site
+            ]
         return to_read(self.results["sae"]["members"], site, self.config.read)
 
     def assist(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
@@ -206,7 +221,11 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         written = [files.write_text(self.directory / "history.jsonl", "".join(line + "\n" for line in lines))]
         if self.given is not None:
             for name, dictionary in self.trained.items():
-                sae.save(dictionary, self.directory / "dictionaries" / name)
+                place = self.directory / "dictionaries" / name
+                if isinstance(dictionary, Transcoder):
+                    sae.save_transcoder(dictionary, place)
+                else:
+                    sae.save(dictionary, place)
         return written + sorted((self.directory / "dictionaries").iterdir())
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -276,13 +295,14 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         return [window_of(batch, loader.task, self.config.exclude) for batch in loader]
 
     def evaluate(self, site: str, windows: list[Windows]) -> dict[str, dict[str, Any]]:
-        here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if c.site == site}
+        here = {name: self.trained[name].to(self.device) for name, c in self.members.items() if changed(c) == site}
         found: dict[str, dict[str, Any]] = {}
-        for rule in dict.fromkeys(map(rule_of, here.values())):
-            alike = {name: dictionary for name, dictionary in here.items() if rule_of(dictionary) == rule}
+        kind = lambda one: (rule_of(one), one.config.site if isinstance(one, Transcoder) else "")
+        for rule, read in dict.fromkeys(map(kind, here.values())):
+            alike = {name: dictionary for name, dictionary in here.items() if kind(dictionary) == (rule, read)}
             found |= evaluate_all(
                 alike, self.model, windows, site, baselines=self.config.controls, draws=self.config.bootstrap,
-                seed=self.seed, title=f"evaluating {site}",
+                seed=self.seed, title=f"evaluating {site}", read=read,
             )  # fmt: skip
         return found
 
@@ -293,6 +313,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
     ) -> dict[str, Any]:
         """Features, causal checks and labels of one dictionary; features/{name}.json is written at once."""
         dictionary, task = self.trained[name].to(self.device), train_loader.task
+        site = self.members[name].site  # of a transcoder the one that it reads
         contexts, held_out = self.windows(train_loader), self.windows(val_loader)
         told = read_dictionary(
             dictionary, self.model, site, name, contexts, held_out, task, checked=self.config.causal,
@@ -333,6 +354,8 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
 
     def entry(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
         c = self.members[name]
+        if isinstance(c, TranscoderConfig):
+            return self.transcoder_entry(name, c, found)
         trained_as = c.trained_as or c.architecture
         by_count = trained_as in BY_COUNT
         evaluated = {key: value for key, value in found.items() if key != "density"}
@@ -351,11 +374,21 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
             "density": {key: value for key, value in found["density"].items() if key != "share"},
         }
 
+    def transcoder_entry(self, name: str, c: TranscoderConfig, found: dict[str, Any]) -> dict[str, Any]:
+        """The entry of a transcoder, under the site that it writes; it ``reads`` another one."""
+        density = {key: value for key, value in found["density"].items() if key != "share"}
+        return {
+            **found, "name": name, "architecture": f"{c.architecture}_transcoder", "site": c.site_out,
+            "reads": c.site, "layer": c.layer, "d_in": c.d_in, "d_sae": c.d_sae, "seed": 0,
+            "sparsity": {"name": "k" if c.k else "penalty", "value": float(c.k)}, "baseline": None,
+            "directory": f"dictionaries/{name}", "density": density,
+        }  # fmt: skip
+
     def stability(self, found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Agreement of the dictionaries that differ in their seed alone."""
         groups: dict[str, list[str]] = {}
         for name, c in self.members.items():
-            if not c.baseline:
+            if isinstance(c, SAEConfig) and not c.baseline:
                 groups.setdefault(name.rpartition("-s")[0], []).append(name)
         entries = []
         for of, names in groups.items():
@@ -364,6 +397,11 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
                 agreed = stability([self.trained[name] for name in names], alive)
                 entries.append({"of": of, "members": names, **agreed})
         return entries
+
+
+def changed(config: SAEConfig | TranscoderConfig) -> str:
+    """The site in whose place the reconstruction stands: of a transcoder the one that it writes."""
+    return config.site_out if isinstance(config, TranscoderConfig) else config.site
 
 
 def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model
-from ...interventions.prefix import LOGITS_AT_ONCE, behind, divergence, log_probs, losses_of, pieces, up_to
+from ...interventions.prefix import (
+    LOGITS_AT_ONCE,
+    behind,
+    divergence,
+    log_probs,
+    losses_of,
+    pieces,
+    up_to,
+    up_to_both,
+)
 from ...interventions.sweep import TOGETHER
 from ...sae.activations.flattening import check_fit, flatten, latents_at, rule_of, strongest, unflatten
 from ...sae.base import SparseAutoencoder
+from ...sae.transcoder import Transcoder
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, Number
@@ -36,25 +46,28 @@ class Change:
         sae: In raw activation units.
         feature: Its number.
         mode: ``ablate`` sets the feature to zero; ``steer`` adds ``amount`` to it at every position.
+
+    Of a transcoder x is what it reads, and the direction is added to the site that it writes.
     """
 
-    def __init__(self, sae: SparseAutoencoder, feature: int, mode: str, amount: float) -> None:
+    def __init__(self, sae: SparseAutoencoder | Transcoder, feature: int, mode: str, amount: float) -> None:
         self.sae, self.feature, self.mode, self.amount = sae, feature, mode, amount
 
     def amounts(self, x: Tensor) -> Tensor:
         """The feature's activations on [batch, position, unit, …], [batch, position]; of several the strongest."""
         return strongest(latents_at(self.sae, x)[..., self.feature, None]).squeeze(-1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        rule = rule_of(self.sae)
-        flat, direction = flatten(x, rule), self.sae.W_dec[self.feature].to(x)
+    def __call__(self, x: Tensor, written: Tensor | None = None) -> Tensor:
+        """The changed site: x, or of a transcoder ``written`` [batch, position, unit, …]."""
+        there, rule = x if written is None else written, rule_of(self.sae)
+        flat, direction = flatten(there, rule), self.sae.W_dec[self.feature].to(there)
         amount = -latents_at(self.sae, x)[..., self.feature, None] if self.mode == "ablate" else self.amount
-        return unflatten(flat + torch.as_tensor(amount).to(x) * direction, x, rule)
+        return unflatten(flat + torch.as_tensor(amount).to(there) * direction, there, rule)
 
 
 @torch.no_grad()
 def causal_effects(
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | Transcoder,
     model: Model,
     batches: Sequence[Windows | Tensor],
     site: str,
@@ -71,7 +84,8 @@ def causal_effects(
     """Effects of features on loss and logits, with the same of random features of about equal density.
 
     Args:
-        sae: A finished dictionary with ``W_dec`` [d_sae, d_in].
+        sae: A finished dictionary with ``W_dec`` [d_sae, d_in], or an attached transcoder, whose features act where
+            it writes.
         model: From :func:`mechint.load`.
         batches: Token ids or :class:`Windows`; at least two documents.
         site: Site that the dictionary reads.
@@ -135,14 +149,15 @@ def _controls(
 
 
 def _measure(
-    sae: SparseAutoencoder, model: Model, windows: Sequence[Windows], site: str, asked: Sequence[tuple[int, int]],
-    mode: str, amounts: dict[int, float], raises: dict[int, Sequence[int]],
+    sae: SparseAutoencoder | Transcoder, model: Model, windows: Sequence[Windows], site: str,
+    asked: Sequence[tuple[int, int]], mode: str, amounts: dict[int, float], raises: dict[int, Sequence[int]],
 ) -> dict[tuple[int, int], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """Sums by row of the text for every pair (whose tokens and amount, which feature is changed)."""
     found: dict[tuple[int, int], list[dict[str, Tensor]]] = {pair: [] for pair in asked}
+    written = sae.config.site_out if isinstance(sae, Transcoder) else ""
     with Progress(f"causal check, {mode}", len(windows) * len(asked)) as progress:
         for window in windows:
-            text = Text(model, window, site)
+            text = Text(model, window, site, written)
             waiting: list[Changed] = []
             for pair in asked:
                 i, j = pair
@@ -180,16 +195,30 @@ class Changed:
 
 
 class Text:
-    """A window of text with what all changes of it share: what stands before the site, and the model's predictions."""
+    """A window of text with what all changes of it share: what stands before the site, and the model's predictions.
 
-    def __init__(self, model: Model, window: Windows, site: str) -> None:
-        self.model, self.site, self.tokens, self.keep = model, site, window.tokens, window.kept()
-        self.x, self.before = up_to(model, window.tokens, site)
+    Args:
+        model: From :func:`mechint.load`.
+        window: The text.
+        site: Site that is read.
+        written: Of a transcoder, the site that it writes, where its features act; '' where they act at ``site``.
+    """
+
+    def __init__(self, model: Model, window: Windows, site: str, written: str = "") -> None:
+        self.model, self.site, self.tokens, self.keep = model, written or site, window.tokens, window.kept()
+        self.there: Tensor | None = None
+        """What is written in the clean run, where features act elsewhere than they are read."""
+        if written:
+            self.x, self.there, self.before = up_to_both(model, window.tokens, site, written)
+        else:
+            self.x, self.before = up_to(model, window.tokens, site)
+        self.acted = self.x if self.there is None else self.there
+        """What stands in the clean run where features act, [row, position, unit, …]."""
         self.targets = window.targets()
         self.counted = self.targets >= 0
-        self.clean = behind(model, window.tokens, self.before, site)
+        self.clean = behind(model, window.tokens, self.before, self.site)
         self.length = window.tokens.shape[1]
-        self.alone = site.rpartition(".")[2] in SEQUENTIAL
+        self.alone = not written and site.rpartition(".")[2] in SEQUENTIAL
         """True if a change of one position shows in the site at later ones, so that it must be made in passing."""
         few = self.targets.numel() * model.embeddings.shape[0] <= LOGITS_AT_ONCE
         self.known = log_probs(model, self.clean, slice(0, self.length)) if few else None
@@ -199,8 +228,8 @@ class Text:
         """A change, and the rows that it changes."""
         if self.alone:
             return Changed(pair, torch.arange(len(self.tokens), device=self.tokens.device), change, active, raised)
-        new = change(self.x)
-        moved = ((new != self.x).flatten(2).any(-1) & self.keep).any(1)
+        new = change(self.x, self.there)
+        moved = ((new != self.acted).flatten(2).any(-1) & self.keep).any(1)
         rows = moved.nonzero().flatten()
         return Changed(pair, rows, new[rows], active, raised)
 
@@ -217,7 +246,7 @@ class Text:
         each_rise, each_kl, each_logits = (torch.zeros(len(rows), self.length, dtype=torch.float64) for _ in range(3))
         if len(rows):
             new = waiting[0].new if self.alone else torch.cat([each.new for each in waiting])
-            edit = splice(self.site, new, self.keep[rows], self.x.dim() - 2)
+            edit = splice(self.site, new, self.keep[rows], self.acted.dim() - 2)
             r = behind(self.model, self.tokens[rows], self.before[rows], self.site, [edit])
             for piece in pieces(self.model, len(rows), self.length):
                 target = self.targets[rows, piece]

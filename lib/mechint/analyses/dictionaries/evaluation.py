@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.prefix import behind, compare, up_to
+from ...interventions.prefix import behind, compare, up_to, up_to_both
 from ...sae.activations.flattening import check_fit, flat_width, flatten, rule_of, unflatten
+from ...sae.transcoder import Transcoder
 from ...utils.errors import MechintError
 from ...utils.progress import Progress
 from ...utils.statistics import FEWEST, ClusterBootstrap, Number, number, spread
@@ -137,6 +138,7 @@ def evaluate_all(
     draws: int = 1000,
     seed: int = 0,
     title: str = "evaluation",
+    read: str = "",
 ) -> dict[str, dict[str, Any]]:
     """Every number of every dictionary, on the same text; the model's own forwards are shared.
 
@@ -150,6 +152,9 @@ def evaluate_all(
         draws: Draws of the bootstrap.
         seed: Seed of the bootstrap.
         title: Title of the progress line.
+        read: Of transcoders, the site that all of them read, before ``site``, which they write: what is put in its
+            place is made from what the clean run has there. PCA and neurons would see what is written, so they do not
+            stand beside.
 
     Returns:
         For each name ``{"site", "ablation", "tokens", "activations", "documents", "d_in", "d_sae", "metrics": {name:
@@ -161,7 +166,8 @@ def evaluate_all(
             documents or no kept token, or numbers that are not finite.
     """
     for dictionary in dictionaries.values():
-        check_fit(dictionary, model, site)
+        check_fit(dictionary, model, read or site)
+    baselines = baselines and not read
     rules = sorted({rule_of(dictionary) for dictionary in dictionaries.values()})
     if len(rules) > 1:
         raise MechintError(f"{site}: dictionaries flattened by {', '.join(rules)} are evaluated apart, not together")
@@ -169,7 +175,7 @@ def evaluate_all(
     windows = [as_windows(batch) for batch in batches]
     documents = documents_of(windows)
     moments, mean = _moments(model, windows, site, rule, baselines, title)
-    first = _Pass(dictionaries, model, windows, site, rule, mean, title).run()
+    first = _Pass(dictionaries, model, windows, site, rule, mean, title, read).run()
     bootstrap = ClusterBootstrap(documents, draws, seed, over="documents")
     peers: dict[int, dict[str, dict[str, Any]]] = {}
     if baselines:
@@ -237,8 +243,9 @@ class _Pass:
 
     def __init__(
         self, dictionaries: Mapping[str, Any], model: Model, windows: Sequence[Windows], site: str, rule: str,
-        mean: Tensor, title: str,
+        mean: Tensor, title: str, read: str = "",
     ) -> None:  # fmt: skip
+        self.read = read
         self.dictionaries, self.model, self.windows, self.site, self.title = dictionaries, model, windows, site, title
         self.rule, self.mean = rule, mean
         self.sums: dict[str, dict[str, list[Tensor]]] = {name: {} for name in dictionaries}
@@ -255,16 +262,21 @@ class _Pass:
 
     def batch(self, window: Windows) -> None:
         tokens, keep = window.tokens, window.kept()
-        x, before = up_to(self.model, tokens, self.site)
+        if self.read:
+            given, x, before = up_to_both(self.model, tokens, self.read, self.site)
+        else:
+            x, before = up_to(self.model, tokens, self.site)
+            given = x
         flat, back = flatten(x, self.rule), functools.partial(unflatten, value=x, rule=self.rule)
         centred = (flat[keep].double() - self.mean.to(x.device)).square().sum(-1).flatten()
         chosen = flat[keep].flatten(0, -2)
+        inputs = flatten(given, self.rule)[keep].flatten(0, -2) if self.read else chosen
         rows = keep.nonzero()[:, 0].repeat_interleave(len(chosen) // max(1, int(keep.sum())))
         average = self.mean.to(x).expand_as(flat)
         new: list[Callable[[Tensor], Tensor] | Tensor] = [back(torch.zeros_like(flat)), back(average)]
         where = keep.view(*keep.shape, *[1] * (flat.dim() - 2))
         for name, dictionary in self.dictionaries.items():
-            found = self.reconstruct(name, dictionary, chosen, rows, len(tokens))
+            found = self.reconstruct(name, dictionary, inputs, chosen, rows, len(tokens))
             if self.site.rpartition(".")[2] in SEQUENTIAL:
                 new.append(functools.partial(reconstruction, dictionary, rule=self.rule))
             else:
@@ -283,14 +295,16 @@ class _Pass:
         for k, name in enumerate(self.dictionaries):
             self.keep(self.sums[name], ce_sae=by_row(losses[3 + k]), kl=by_row(divergences[2 + k]))
 
-    def reconstruct(self, name: str, dictionary: Dictionary, x: Tensor, rows: Tensor, count: int) -> Tensor:
-        """x̂ of the kept activations [token, d_in]; adds what is summed over tokens."""
+    def reconstruct(
+        self, name: str, dictionary: Dictionary, given: Tensor, x: Tensor, rows: Tensor, count: int
+    ) -> Tensor:
+        """x̂ of the kept activations x [token, d_in], from what is read there; adds what is summed over tokens."""
         parts: list[Tensor] = []
         sums: dict[str, list[Tensor]] = {}
         width = int(getattr(getattr(dictionary, "config", None), "d_sae", x.shape[-1]))
         for piece in code_chunks(width, len(x)):
-            f = dictionary.encode(x[piece])
-            back = dictionary.decode(f)
+            f = dictionary.encode(given[piece])
+            back = dictionary.written(f, given[piece]) if isinstance(dictionary, Transcoder) else dictionary.decode(f)
             active = f != 0
             total = active.sum(0)
             self.fired[name] = self.fired[name] + total if name in self.fired else total

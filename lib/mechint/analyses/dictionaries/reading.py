@@ -15,6 +15,7 @@ from ...interventions.prefix import up_to
 from ...sae.activations.contexts import excluded, special_kinds
 from ...sae.activations.flattening import latents_at, strongest
 from ...sae.base import SparseAutoencoder
+from ...sae.transcoder import Transcoder
 from ...tasks import Prompts, Task
 from ...utils import files
 from ...utils.errors import MechintError
@@ -77,14 +78,14 @@ def window_of(prompts: Prompts, task: Task, exclude: str) -> Windows:
 
 
 def read_dictionary(
-    sae: SparseAutoencoder, model: Model, site: str, name: str, contexts: Sequence[Windows],
+    sae: SparseAutoencoder | Transcoder, model: Model, site: str, name: str, contexts: Sequence[Windows],
     held_out: Sequence[Windows], task: Task, *, density: Tensor, checked: int, controls: int = 16, draws: int = 1000,
     seed: int = 0, directory: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reads one dictionary and writes ``{name}.json`` and ``{name}.causal.json`` into ``directory``.
 
     Args:
-        sae: In raw activation units.
+        sae: In raw activation units; a transcoder is attached.
         model: From :func:`mechint.load`.
         site: Site that it reads.
         name: Name of the dictionary.
@@ -126,8 +127,8 @@ def read_dictionary(
 
 
 def labels_of(
-    sae: SparseAutoencoder, model: Model, site: str, discovery: Sequence[Prompts], evaluation: Sequence[Prompts],
-    task: Task, seed: int = 0,
+    sae: SparseAutoencoder | Transcoder, model: Model, site: str, discovery: Sequence[Prompts],
+    evaluation: Sequence[Prompts], task: Task, seed: int = 0,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Latents at the answer's position that tell which answer it is; None for plain text, which has no labels.
 
@@ -146,7 +147,7 @@ def labels_of(
 
 @torch.no_grad()
 def _at_answers(
-    sae: SparseAutoencoder, model: Model, site: str, batches: Sequence[Prompts]
+    sae: SparseAutoencoder | Transcoder, model: Model, site: str, batches: Sequence[Prompts]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents at the positions of the answers [answer, latent], the answers and their templates [answer]."""
     found, answers, templates = [], [], []

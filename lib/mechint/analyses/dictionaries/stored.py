@@ -1,9 +1,9 @@
-"""Dictionaries that are there already: all of a directory, and one for each site."""
+"""Dictionaries and transcoders that are there already: all of a directory, and one dictionary for each site."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,76 @@ from typing import Any
 from ... import sae
 from ...interventions.model import Model
 from ...models.loading.hub import path_exists
-from ...sae import SparseAutoencoder
-from ...sae.formats.detect import directories, hub_folder, locate
+from ...sae import SparseAutoencoder, Transcoder
+from ...sae.formats.circuit_tracer import CONFIG
+from ...sae.formats.detect import FILES, directories, hub_folder, locate
+from ...sae.formats.saelens import CONFIG as SAE_LENS
+from ...sae.formats.transcoders import is_transcoder
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import listed
+from ...utils.options import listed, named
+from .evaluation import SEQUENTIAL
 from .reading import best_at
+
+GIVEN = (*FILES, (CONFIG,))
+"""The files of a dictionary, a transcoder or a set of transcoders, format by format."""
 
 
 def load_all(directory: str | Path, flatten: str = "all", model: Model | None = None) -> dict[str, SparseAutoencoder]:
-    """Every dictionary in a directory, or the one it is; or the one of a hub id.
+    """:func:`load_given` where dictionaries of one site alone are of use.
+
+    Raises:
+        MechintError: as there, or one is a transcoder.
+    """
+    top, found = folder(locate(directory, GIVEN)), dict[str, SparseAutoencoder]()
+    for path in (top, *directories(top)):
+        if is_set(path) or is_transcoder(path):
+            raise MechintError(
+                f"{directory}: {path.name} is of transcoders, which write another site than they read, and a circuit "
+                f"replaces latents where they are read; take dictionaries of one site, or read these with "
+                f"{named('sae', 'dictionaries')} or sae.load_transcoder"
+            )
+    for name, one in load_given(directory, flatten, model).items():
+        assert isinstance(one, SparseAutoencoder)
+        found[name] = one
+    return found
+
+
+def is_set(directory: Path) -> bool:
+    """True if a directory is a set of transcoders of circuit-tracer."""
+    return (directory / CONFIG).is_file() and not (directory / SAE_LENS).is_file()
+
+
+def load_given(
+    directory: str | Path, flatten: str = "all", model: Model | None = None, layers: Collection[int] | None = None
+) -> dict[str, SparseAutoencoder | Transcoder]:
+    """Every dictionary and transcoder in a directory, or the one it is; or the one of a hub id.
 
     Args:
         directory: Directory, or a hub id as :func:`mechint.sae.load` takes it.
         flatten: Rule that flattens the axes of its site, if the dictionary's own file does not say.
         model: Model whose sites the dictionaries of other libraries are attached to.
+        layers: Layers that are read of a set with a transcoder for each; None for all.
 
     Raises:
         MechintError: there is none, or one can't be read.
     """
-    top = folder(locate(directory))
-    paths = directories(top)
-    if not paths:
-        raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
-    found = {name_of(path, directory): sae.load(path) for path in paths}
-    for dictionary in found.values():
+    top, found = folder(locate(directory, GIVEN)), dict[str, SparseAutoencoder | Transcoder]()
+    if is_set(top):
+        found = {f"layer_{layer}": one for layer, one in sae.load_transcoders(top, layers).items()}
+    for path in [] if found else directories(top):
+        name = name_of(path, directory)
+        if is_transcoder(path):
+            found[name] = sae.load_transcoder(path)
+            continue
+        dictionary = sae.load(path)
         dictionary.config = replace(dictionary.config, flatten=dictionary.config.flatten or flatten)
+        found[name] = dictionary
+    if not found:
+        raise MechintError(f"{directory} holds no dictionary (no cfg.json in it or below it); train a grid first")
     if model is None:
         return found
-    return {name: at_site(name, dictionary, model) for name, dictionary in found.items()}
+    return {name: at_site(name, one, model) for name, one in found.items()}
 
 
 def name_of(path: Path, asked: str | Path) -> str:
@@ -48,8 +89,25 @@ def name_of(path: Path, asked: str | Path) -> str:
     return path.name if found is None else found[1].replace("/", "-") or found[0].rpartition("/")[2]
 
 
-def at_site(name: str, dictionary: SparseAutoencoder, model: Model) -> SparseAutoencoder:
-    """The dictionary; attached to the model where its file is of another library."""
+def at_site(name: str, dictionary: SparseAutoencoder | Transcoder, model: Model) -> SparseAutoencoder | Transcoder:
+    """The dictionary; attached to the model where its file is of another library, and every transcoder.
+
+    Raises:
+        MechintError: it does not fit the model, or a transcoder writes what the forward makes position by position or
+            comes before what it reads.
+    """
+    if isinstance(dictionary, Transcoder):
+        try:
+            at = dictionary.attach(model)
+        except MechintError as error:
+            raise MechintError(f"transcoder {name}: {error}") from None
+        c, order = at.config, list(model.sites)
+        if c.site_out.rpartition(".")[2] in SEQUENTIAL or order.index(c.site) >= order.index(c.site_out):
+            raise MechintError(
+                f"transcoder {name} reads {c.site} and writes {c.site_out}; what is written must come behind what is "
+                f"read, and be no state, to be replaced by what the transcoder makes of it"
+            )
+        return at
     if not dictionary.centred and (dictionary.config.site in model.sites or not dictionary.config.site):
         return dictionary
     try:

@@ -16,6 +16,7 @@ from ...models.loading.tokenizer import Encoder, lacking
 from ...report.results import frame_of
 from ...tasks import Prompts
 from ...utils.errors import MechintError, shown
+from ..options import layer_list
 from . import tuned_files
 from .contributions import Contributions, contributions
 from .figures import clipped, row_name
@@ -121,6 +122,7 @@ def lens(
     *,
     tuned: str | Path = "",
     top: int = 5,
+    layers: str | int | Sequence[int] = "all",
 ) -> LensReading:
     """Reads prompts layer by layer with the logit lens, and splits the answer's logit into what every part adds.
 
@@ -132,9 +134,11 @@ def lens(
         wrong: Wrong answers; contributions are then to the logit difference.
         tuned: Directory of a tuned lens to read with, too.
         top: Likeliest tokens kept for each layer and position.
+        layers: Layers that are read: ``all``, or numbers separated by commas. Contributions are of all parts.
 
     Raises:
-        MechintError: a text without a tokenizer, answers that do not fit the prompts, or a tuned lens of another model.
+        MechintError: a text without a tokenizer, answers that do not fit the prompts, a tuned lens of another model, or
+            no such layer.
     """
     texts = [prompts] if isinstance(prompts, str) else None if isinstance(prompts, Tensor) else list(prompts)
     if texts == []:
@@ -148,7 +152,8 @@ def lens(
     right, other = (
         given(model, texts, said, len(rows), what) for said, what in ((answers, "answers"), (wrong, "wrong"))
     )
-    sites, found = stream_sites(model), []
+    chosen, found = layer_list(layers, model.num_layers, "lens"), []
+    sites = [site for site in stream_sites(model) if int(site.split(".")[1]) in chosen]
     for n, tokens in enumerate(rows):
         answer = int(model(tokens[None])[0, -1].argmax()) if right is None else right[n]
         read = read_positions(model, tokens, answer, sites, lenses, top)

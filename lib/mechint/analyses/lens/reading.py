@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...interventions.model import Model
@@ -65,6 +66,14 @@ def depth(sites: Sequence[str], site: str) -> float:
 def float_logits(model: Model, r: Tensor) -> Tensor:
     """The logits of a residual stream [row, position, model], in at least float32."""
     logits = model.finish(r, Tap())
+    return logits if logits.dtype.itemsize > 2 else logits.float()
+
+
+def logits_of(model: Model, read: Tensor) -> Tensor:
+    """The logits [..., vocabulary] of what the head reads [..., model], in at least float32."""
+    logits = F.linear(read, model.ending[1])
+    logits = logits if model.logit_scale == 1.0 else logits * model.logit_scale
+    logits = model.logit_cap * torch.tanh(logits / model.logit_cap) if model.logit_cap else logits
     return logits if logits.dtype.itemsize > 2 else logits.float()
 
 
@@ -153,8 +162,9 @@ def read_positions(
         For each lens its ``sites``, and by site and position ``top`` (ids), ``probability`` (of these), ``answer`` (the
         probability of the answer), ``rank`` and ``kl``.
     """
-    values = run(model, tokens[None], sites).values
-    final = float_logits(model, values[sites[-1]]).log_softmax(-1)[0]
+    ran = run(model, tokens[None], sites)
+    values, logits = ran.values, ran.logits
+    final = (logits if logits.dtype.itemsize > 2 else logits.float()).log_softmax(-1)[0]
     ids = torch.full((1, len(tokens), 1), answer, device=tokens.device)
     found: dict[str, dict[str, Any]] = {}
     for name, lens in lenses.items():

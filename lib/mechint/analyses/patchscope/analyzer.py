@@ -3,8 +3,8 @@
 1. Take the representation of every source prompt at each chosen site and layer, at one position; note what the model
    says behind the source prompt (:mod:`.targets`).
 2. Put it in the place of the placeholder of the target prompt, in the same or another layer, and let the model read on:
-   everything behind the placeholder sees it. Score the token that is looked for, and go on with some tokens
-   (:mod:`.reading`).
+   everything behind the placeholder sees it. Score the token that is looked for, and go on with some tokens: all
+   sites, layers and prompts in one sweep (:mod:`.grid`, :mod:`.reading`).
 3. Do the same with the representation of other source prompts, and with none.
 4. At sites of the residual stream, read the same representation with the logit lens.
 5. Average over prompts, with intervals from a bootstrap of whole templates; p-values of "the prompt's own
@@ -27,25 +27,25 @@ from torch import Tensor
 from ...interventions.model import Model, left_out
 from ...interventions.prefix import divergence
 from ...interventions.taps import Tap
-from ...interventions.transplant import placed_each, taken
+from ...interventions.transplant import placed, placed_each, taken
 from ...tasks import Prompts, Task
 from ...tasks.answers import accepted_by
 from ...utils import files
 from ...utils.errors import MechintError
 from ...utils.options import named
-from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact, said, said_p
 from ..base import Analysis, ControlledAnalyzer, Later
 from ..dictionaries.logits import in_stream
 from ..effect_tables import few_notes
 from ..lens.analyzer import rounded
-from ..lens.reading import stream_sites
+from ..lens.reading import logits_of, stream_sites
 from ..loader import PromptLoader
 from ..options import fixed_sites, layer_list
 from ..random_weights import control, told_apart
 from . import results
+from .grid import Asked, asked, continued, readings, together
 from .options import OTHER, ScopeConfig, refuse
-from .reading import Place, cells_of, continued, lens_scores, places, read_targets, said_at_end, scores, seen
+from .reading import Place, lens_scores, places, read_at_end, said_at_end, scores, seen
 from .targets import Source, Target, fixed_target, partners, sources, targets
 
 MOST_TOKENS = 48
@@ -62,6 +62,7 @@ class Work:
         clusters: Template of each prompt, [n].
         others: Numbers of other prompts, [draw, n]; None where there are none to draw.
         right: Share of right answers of each source prompt, [n].
+        asked: The target prompts of the sweep.
     """
 
     parts: list[Source]
@@ -70,6 +71,7 @@ class Work:
     clusters: Tensor
     others: Tensor | None
     right: Tensor
+    asked: list[Asked]
 
 
 class Scope(ControlledAnalyzer[ScopeConfig]):
@@ -93,10 +95,8 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         """Reads the prompts of ``val_loader``; ``train_loader`` gives tokens for a target without text."""
         work = self.prepared(train_loader, val_loader)
         found: dict[str, dict[str, Tensor]] = {}
-        with Progress("readings", len(self.places)) as progress:
-            for place in self.places:
-                found[place.site] = self.stages.get(f"site {place.site}", functools.partial(self.of_place, place, work))
-                progress.step(place.site)
+        for some in together(self.model, self.places, work.asked, self.config.memory_mib):
+            found |= self.of_places(some, work)
         bare = self.stages.get("unpatched", functools.partial(self.unpatched, work))
         bootstrap = ClusterBootstrap(work.clusters.numpy(), self.config.bootstrap, self.seed)
         there, last = all(target.read_there for target in work.into), stream_sites(self.model)[-1]
@@ -180,48 +180,54 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         others = None
         if self.config.others:
             others = partners(clusters, first, self.config.others, self.seed, "patchscope others")
-        return Work(parts, targets(parts, fixed, hosts, tokens), ids, clusters, others, right)
+        into = targets(parts, fixed, hosts, tokens)
+        return Work(parts, into, ids, clusters, others, right, asked(parts, into, others, fixed is not None))
 
     def values(self, sites: Sequence[str], parts: Sequence[Source]) -> dict[str, Tensor]:
         """Sites of all source prompts where each is read, [n, 1, unit …] each."""
         found = [taken(self.model, part.prompts.tokens, sites, part.at) for part in parts]
-        order = torch.cat([part.rows for part in parts]).argsort()
-        return {site: torch.cat([one[site].cpu() for one in found])[order] for site in sites}
+        order = torch.cat([part.rows for part in parts]).argsort().to(self.model.device)
+        return {site: torch.cat([one[site] for one in found])[order] for site in sites}
 
-    def of_place(self, place: Place, work: Work) -> dict[str, Tensor]:
-        """The readings of one site.
+    def of_places(self, some: Sequence[Place], work: Work) -> dict[str, dict[str, Tensor]]:
+        """The readings of some sites.
 
         Returns:
-            ``own`` [into, n, measure]; ``others`` [draw, into, n, measure] where there are any; ``lens`` [n, measure]
-            at the residual stream; ``generated`` [into, n, token] where tokens are asked for.
+            By site: ``own`` [into, n, measure]; ``others`` [draw, into, n, measure] where there are any; ``lens``
+            [n, measure] at the residual stream; ``generated`` [into, n, token] and ``mentions`` [into, n] where tokens
+            are asked for.
         """
-        values = self.values([place.site], work.parts)[place.site]
-        sets = [values, *([] if work.others is None else [values[rows] for rows in work.others])]
-        read = torch.empty(len(sets), len(place.into), len(work.ids), 3, dtype=torch.float64)
-        longer = torch.empty(len(place.into), len(work.ids), self.config.generate, dtype=torch.long)
-        for part, target in zip(work.parts, work.into, strict=True):
-            device = target.tokens.device
-            cells = [cell for one in sets for cell in cells_of(place, one[part.rows].to(device), target.position)]
-            ids = work.ids[part.rows].to(device)
-            one = read_targets(self.model, target, cells, ids, self.config.memory_mib, f"reading {place.site}")
-            read[:, :, part.rows] = one.unflatten(0, (len(sets), -1))
-            for k, edits in enumerate(cells[: len(place.into)] if self.config.generate else []):
-                longer[k, part.rows] = continued(self.model, target, edits, self.config.generate)
-        found = {"own": read[0]}
-        if len(sets) > 1:
-            found["others"] = read[1:]
-        if in_stream(place.site):
-            found["lens"] = lens_scores(self.model, values, work.ids)
-        if self.config.generate:
-            found |= {"generated": longer, "mentions": mentions(longer, work.ids)}
+        model, memory, count = self.model, self.config.memory_mib, self.config.generate
+
+        @functools.cache
+        def values() -> dict[str, Tensor]:
+            return self.values([place.site for place in some], work.parts)
+
+        def read() -> dict[str, dict[str, Tensor]]:
+            store = None if self.stages.directory is None else self.stages.directory / "sweep"
+            key = f"{self.stages.key} {some[0].site}"
+            each = readings(model, some, work.asked, values(), work.ids, memory, store=store, key=key)
+            found = {site: {"own": scores[0], "others": scores[1:]} for site, scores in each.items()}
+            for site, stage in found.items():
+                if not len(stage["others"]):
+                    del stage["others"]
+                if in_stream(site):
+                    stage["lens"] = lens_scores(model, values()[site], work.ids)
+            return found
+
+        found: dict[str, dict[str, Tensor]] = self.stages.get(f"readings {some[0].site}", read)
+        if count:
+            go_on = lambda: continued(model, some, work.asked, values(), count, memory)
+            for site, longer in self.stages.get(f"continuations {some[0].site}", go_on).items():
+                found[site] |= {"generated": longer, "mentions": mentions(longer, work.ids)}
         return found
 
     def unpatched(self, work: Work) -> Tensor:
         """The scores of the target prompts as they are, [n, measure]."""
         found = torch.empty(len(work.ids), 3, dtype=torch.float64)
-        for part, target in zip(work.parts, work.into, strict=True):
-            ids = work.ids[part.rows].to(target.tokens.device)
-            found[part.rows] = scores(said_at_end(self.model, target, []), ids)
+        for one in work.asked:
+            logits = said_at_end(self.model, one.target)
+            found[one.rows] = scores(logits.expand(len(one.rows), -1), work.ids[one.rows].to(logits.device))
         return found
 
     # ---- what is shown ------------------------------------------------------------------------------------------
@@ -246,21 +252,26 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         sites = [place.site for place in self.places]
         values = taken(self.model, tokens, sites, first, len(every))
         if self.config.target == OTHER:  # the host up to this token, then the source
-            rows = [torch.cat([target.tokens[k, : j + 1], tokens[0, j + 1 :]]) for j in every]
-            each, at, behind = Target(torch.stack(rows), part.at), every, [part.answer] * len(every)
-        else:
-            each = Target(target.tokens[k].expand(len(every), -1), target.position)
-            at, behind = [target.position] * len(every), every
+            rows = torch.stack([torch.cat([target.tokens[k, : j + 1], tokens[0, j + 1 :]]) for j in every])
+            behind = [part.answer] * len(every)
+            cells = [placed_each(place.into[0], values[place.site][0], every) for place in self.places]
+        else:  # the target's only row, and each token a cell
+            rows, behind = target.tokens[k : k + 1], every
+            cells = [
+                placed({place.into[0]: value[None, None]}, target.position)
+                for place in self.places
+                for value in values[place.site][0]
+            ]
+        reads = read_at_end(self.model, rows, cells, self.config.memory_mib, title="tokens of an example")
         own = self.model(tokens)[0, behind].double().log_softmax(-1)
         entry: dict[str, Any] = {key: [] for key in ("top", "probability", "answer", "rank", "kl")}
-        for place in self.places:
-            edits = placed_each(place.into[0], values[place.site][0], at)
-            logits = said_at_end(self.model, each, edits)
-            cells = seen(logits, ids, self.config.top)
-            entry["top"].append([[word(token) for token in cell.top] for cell in cells])
-            entry["probability"].append(rounded([cell.probability for cell in cells]))
-            entry["answer"].append(rounded([cell.answer for cell in cells]))
-            entry["rank"].append([cell.rank for cell in cells])
+        for read in reads.flatten(0, 1).split(len(every)):
+            logits = logits_of(self.model, read.to(own.device))
+            cells_seen = seen(logits, ids, self.config.top)
+            entry["top"].append([[word(token) for token in cell.top] for cell in cells_seen])
+            entry["probability"].append(rounded([cell.probability for cell in cells_seen]))
+            entry["answer"].append(rounded([cell.answer for cell in cells_seen]))
+            entry["rank"].append([cell.rank for cell in cells_seen])
             kl = divergence(own, logits.double().log_softmax(-1)).clamp(min=0)
             entry["kl"].append(rounded(kl.tolist()))
         between = " " if task.tokenizer is None else ""
@@ -325,8 +336,8 @@ def mentions(generated: Tensor, ids: Tensor) -> Tensor:
 
 def work(config: ScopeConfig) -> str:
     return (
-        f"one forward of {config.eval_prompts} source prompts; for each site and layer that it is put into "
-        f"{1 + config.others} readings of as many target prompts, and {config.generate} tokens; the same on "
+        f"one forward of {config.eval_prompts} source prompts; for each site and layer that it is put into as many "
+        f"readings of target prompts, from that layer on, and {config.generate} tokens; the readings again on "
         f"{config.controls} models with shuffled weights"
     )
 

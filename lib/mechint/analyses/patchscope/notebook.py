@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...interventions.continuations import continuations
 from ...interventions.model import Model
 from ...interventions.run import check_tokens
 from ...interventions.transplant import placed, taken
@@ -17,12 +18,15 @@ from ...report.results import frame_of
 from ...utils.errors import MechintError
 from ..lens.figures import clipped
 from ..lens.notebook import encoder_of, given, token_rows, word
+from ..lens.reading import ROOM, logits_of
 from ..options import fixed_sites, layer_list
-from .reading import continued, places, said_at_end, seen
+from .reading import places, read_at_end, seen
 from .results import named
-from .targets import RECIPES, Target, read_text
+from .targets import RECIPES, read_text
 
 SHOWN_TOKENS = 3
+MEMORY = 1024.0
+"""MiB of the sweep, beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def patchscope(
     position: int = -1,
     placeholder: str | int = "",
     sites: str = "resid_post",
-    layers: str = "all",
+    layers: str | int | Sequence[int] = "all",
     into: str = "same",
     answer: str | int | None = None,
     generate: int = 0,
@@ -136,21 +140,27 @@ def patchscope(
     wanted = int(model(tokens[None])[0, -1].argmax()) if found is None else found[0]
     looked = torch.tensor([[wanted]], device=tokens.device)
     values = taken(model, tokens[None], chosen, position)
-    where = Target(ids[None], at)
     say = lambda token: word(model, token)
 
-    def read(site: str, there: str) -> Reading:
-        edits = placed({there: values[site]}, at) if site else []
-        [cell] = seen(said_at_end(model, where, edits), looked, top)
-        longer = continued(model, where, edits, generate)[0].tolist() if generate else []
-        between = " " if model.tokenizer is None else ""
-        best = [say(token) for token in cell.top]
-        return Reading(site, there, best, cell.probability, cell.answer, cell.rank, between.join(map(say, longer)))
-
-    each = [read(place.site, there) for place in places(model, chosen, into, "patchscope") for there in place.into]
+    each = [(place.site, there) for place in places(model, chosen, into, "patchscope") for there in place.into]
+    cells = [placed({there: values[site]}, at) for site, there in each] + [[]]  # the last one is the target as it is
+    reads = read_at_end(model, ids[None], cells, MEMORY).flatten(0, 1).to(model.device)
+    parts = reads.split(max(1, ROOM // len(model.embeddings)))
+    said = [one for part in parts for one in seen(logits_of(model, part), looked.expand(len(part), -1), top)]
+    longer: list[list[int]] = [[]] * len(cells)
+    if generate:
+        longer = continuations(model, ids[None], cells, generate, memory_mib=MEMORY)[:, 0].tolist()
+    between = " " if model.tokenizer is None else ""
+    *found_there, bare = [
+        Reading(
+            site, there, [say(token) for token in cell.top], cell.probability, cell.answer, cell.rank,
+            between.join(map(say, tokens)),
+        )
+        for (site, there), cell, tokens in zip([*each, ("", "")], said, longer, strict=True)
+    ]  # fmt: skip
     return ScopeReading(
         [say(token) for token in tokens.tolist()], position, [say(token) for token in ids.tolist()], at, say(wanted),
-        read("", ""), each,
+        bare, found_there,
     )  # fmt: skip
 
 

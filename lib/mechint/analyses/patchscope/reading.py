@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...interventions.edits import Edit
 from ...interventions.model import Model
-from ...interventions.run import generate, run
+from ...interventions.run import run
 from ...interventions.sweep import sweep
-from ...interventions.transplant import placed
 from ...tasks import pooled
 from ...tasks.answers import accepted_by
 from ...utils.errors import MechintError
-from ..lens.reading import ROOM, float_logits, ranks
+from ..lens.reading import ROOM, float_logits, logits_of, ranks
 from ..options import layer_list
 from .targets import Target
 
@@ -61,36 +61,53 @@ def places(model: Model, sites: Sequence[str], into: str, where: str) -> list[Pl
 
 
 def scores(logits: Tensor, ids: Tensor) -> Tensor:
-    """:data:`MEASURES` of logits [..., n, V] for the ids [n, A] that are looked for, -1 is none; [..., n, measure]."""
-    logs = logits.double().log_softmax(-1)
-    flat = logs.reshape(-1, len(ids), 1, logs.shape[-1])
-    rank = torch.stack([ranks(one, ids[:, None]) for one in flat]).reshape(logs.shape[:-1])
+    """:data:`MEASURES` of logits [n, V] for the ids [n, A] that are looked for, -1 is none; [n, measure]."""
+    return scores_of(logits.double().log_softmax(-1), ids)
+
+
+def scores_of(logs: Tensor, ids: Tensor) -> Tensor:
+    """:func:`scores` of log-probabilities [n, V]."""
     columns = [
         accepted_by(logs.argmax(-1), ids).double(),
-        -pooled(logs.unsqueeze(-2), ids[:, None]).squeeze(-1),
-        rank.double().log(),
+        -pooled(logs[:, None], ids[:, None]).squeeze(-1),
+        ranks(logs[:, None], ids[:, None]).squeeze(-1).double().log(),
     ]
     return torch.stack(columns, -1).cpu()
 
 
-def read_targets(
-    model: Model, target: Target, cells: Sequence[Sequence[Edit]], ids: Tensor, memory_mib: float, title: str
+@torch.no_grad()
+def scores_of_reads(model: Model, reads: Tensor, looks: Tensor, ids: Tensor) -> Tensor:
+    """:func:`scores` where several look at the same reading, whose logits are made once.
+
+    Args:
+        reads: What the head reads at the end of target prompts, [m, model].
+        looks: Number of the reading that each looks at, [look, n].
+        ids: Tokens that are looked for, [n, A]; -1 is none.
+
+    Returns:
+        [look, n, measure].
+    """
+    found, size = torch.empty(*looks.shape, len(MEASURES), dtype=torch.float64), max(1, ROOM // len(model.embeddings))
+    for start in range(0, len(reads), size):
+        logs = logits_of(model, reads[start : start + size].to(model.device)).double().log_softmax(-1)
+        for k, look in enumerate(looks):
+            here = ((look >= start) & (look < start + size)).nonzero().squeeze(1)
+            for some in here.split(size):
+                found[k, some] = scores_of(logs[(look[some] - start).to(logs.device)], ids[some].to(logs.device))
+    return found
+
+
+def read_at_end(
+    model: Model, tokens: Tensor, cells: Sequence[Sequence[Edit]], memory_mib: float, **named: Any
 ) -> Tensor:
-    """:func:`scores` at the end of a target prompt under the edits of each cell, [cell, m, measure]."""
-    last = torch.full_like(target.tokens[:, :1], target.tokens.shape[1] - 1)
-    score = lambda logits: scores(logits[..., 0, :], ids)
-    return sweep(model, target.tokens, cells, score, logits_at=last, memory_mib=memory_mib, title=title)
+    """Gives what the head reads at the end of prompts [m, position] under the edits of each cell, [cell, m, model].
 
-
-def cells_of(place: Place, values: Tensor, position: int) -> list[list[Edit]]:
-    """A cell for each site that the values [m, 1, unit …] are put into."""
-    return [placed({site: values}, position) for site in place.into]
-
-
-def continued(model: Model, target: Target, edits: Sequence[Edit], count: int) -> Tensor:
-    """The likeliest tokens behind a target prompt under edits, one after the other, [m, count]."""
-    length = target.tokens.shape[1]
-    return generate(model, target.tokens, count, edits=edits).tokens[:, length:].cpu()
+    Args:
+        named: More for :func:`~mechint.interventions.sweep.sweep`.
+    """
+    last = torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
+    keep = lambda reads: reads[..., 0, :]
+    return sweep(model, tokens, cells, keep, logits_at=last, memory_mib=memory_mib, by_head=True, **named)
 
 
 @torch.no_grad()
@@ -134,7 +151,7 @@ def seen(logits: Tensor, ids: Tensor, top: int) -> list[Seen]:
 
 
 @torch.no_grad()
-def said_at_end(model: Model, target: Target, edits: Sequence[Edit]) -> Tensor:
-    """The logits at the end of a target prompt under edits, [m, V]."""
+def said_at_end(model: Model, target: Target) -> Tensor:
+    """The logits at the end of target prompts as they are, [m, V]."""
     last = torch.full_like(target.tokens[:, :1], target.tokens.shape[1] - 1)
-    return run(model, target.tokens, edits=edits, logits_at=last).logits[:, 0]
+    return run(model, target.tokens, logits_at=last).logits[:, 0]

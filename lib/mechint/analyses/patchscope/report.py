@@ -7,7 +7,7 @@ from typing import Any
 
 from ...report.compose import write_page
 from ...report.content import Section, between, figure, study, table_section
-from ...report.control import control_findings, control_sections
+from ...report.control import better_shuffled, control_findings, control_sections
 from ...report.finished import ALL_FIGURES, Drawn, read_finished, valid
 from ...report.words import chance, number, percent
 from ...utils.statistics import certain
@@ -48,7 +48,7 @@ def write_patchscope(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Pa
         if any(example["generated"] for example in examples):
             shown_prompts.append(continuations(examples))
         sections = [*shown_prompts, table(raw), *control_sections(raw["control"])]
-        content = study(run, cards(raw), findings(raw), sections, figures, caveats(raw))
+        content = study(run, cards(raw), findings(raw), sections, figures, caveats(raw), lead(raw))
     return write_page(run.directory, content, "patchscope_report.md", drawn)
 
 
@@ -115,31 +115,51 @@ def cards(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
     best = raw["best"]
-    tested = best is not None and best["p"] is not None and best["p"] <= ALPHA and certain(best["gain"])
-    sure = tested and best["right"]["value"] > best["others_right"]["value"]
-    found = [(sure, lead(raw)), (True, f"Target prompt: {raw['target']}")]
+    found = [(True, f"Target prompt: {raw['target']}")]
+    if best is not None and best["gain"] is not None:
+        tested = best["p"] is not None and best["p"] <= ALPHA and certain(best["gain"])
+        p = "" if best["p"] is None else f" (p {chance(best['p'])})"
+        said = f"At {best['name']} the own representation makes the token {between(best['gain'])} nats likelier than "
+        found.insert(0, (tested and best["right"]["value"] > best["others_right"]["value"], f"{said}others' do{p}."))
     read = [row for row in raw["readings"] if not row["trivial"] and row["lens_right"] is not None]
     better = sum(row["right"]["low"] is not None and row["right"]["low"] > row["lens_right"]["high"] for row in read)
     if read:
         found.append((better > 0, f"At {better} of {len(read)} readings of the residual stream the target prompt finds "
                       "the token more often than the logit lens (intervals apart)."))  # fmt: skip
-    return [*found, *control_findings(raw["control"])]
+    return [*found, *control_findings(raw["control"], side)]
+
+
+def side(quantity: str) -> int:
+    """1 where more of a compared quantity is better, -1 where less is."""
+    return -1 if quantity.startswith("surprisal") else 1
 
 
 def lead(raw: dict[str, Any]) -> str:
-    """The result in one sentence."""
+    """The result in one sentence, and a second one where shuffled weights read better."""
     best, bare = raw["best"], raw["metrics"]["unpatched"]
     if best is None:
         return "Every reading is the logit lens of the source: read behind the placeholder, or in an earlier layer."
     beside = "" if best["others_right"] is None else f", {between(best['others_right'])} with other prompts'"
-    gain = ""
-    if best["gain"] is not None:
-        p = "" if best["p"] is None else f" (p {chance(best['p'])})"
-        gain = f"; it makes the token {between(best['gain'])} nats likelier than others' do{p}"
-    return (
+    said = (
         f"The representation of {best['name']} makes the target prompt say the token that {raw['scored']} in "
-        f"{between(best['right'])} of the prompts{beside}, and {between(bare)} with none{gain}."
+        f"{between(best['right'])} of the prompts{beside}, and {between(bare)} with none."
     )
+    return " ".join([said, *shuffled_better(raw)])
+
+
+def shuffled_better(raw: dict[str, Any]) -> list[str]:
+    """A sentence where models with shuffled weights read better than the trained one; none elsewhere."""
+    control, best = raw["control"], raw["best"]
+    worse = [] if control is None else better_shuffled(control, side)
+    if not worse:
+        return []
+    known = sum(row["differs"] is not None for row in control["quantities"])
+    there = [row for row in worse if best is not None and (row["site"], row["layer"]) == (best["site"], best["layer"])]
+    at_best = ", the best reading's among them," if there else ""
+    return [
+        f"Shuffled weights read better than the trained ones in {len(worse)} of {known} compared numbers{at_best} so "
+        f"what is read there is no evidence of what training made."
+    ]
 
 
 def caveats(raw: dict[str, Any]) -> list[str]:

@@ -95,7 +95,7 @@ def fetch(repo: str) -> Path:
         return _cached(repo, str(error))
 
 
-def fetch_folder(repo: str, folder: str, choices: Sequence[Sequence[str]]) -> Path:
+def fetch_folder(repo: str, folder: str, choices: Sequence[Sequence[str]], revision: str = "main") -> Path:
     """The local directory of a folder of a hub repository; of the files there only one choice is downloaded.
 
     The client's environment holds, as for :func:`fetch`.
@@ -103,6 +103,7 @@ def fetch_folder(repo: str, folder: str, choices: Sequence[Sequence[str]]) -> Pa
     Args:
         folder: Its path in the repository; empty for the top.
         choices: Names of files that go together; the first choice of which the folder has all is taken.
+        revision: Branch, tag or commit.
 
     Raises:
         MechintError: no such repository, none of the choices in the folder, or the hub can't be reached and the cache
@@ -113,28 +114,28 @@ def fetch_folder(repo: str, folder: str, choices: Sequence[Sequence[str]]) -> Pa
     inside = [[f"{folder}/{name}" if folder else name for name in names] for names in choices]
     try:
         for names in inside:
-            about = [_head(repo, name, "main") for name in names]
+            about = [_head(repo, name, revision) for name in names]
             if None in about:
                 continue
             commit = about[0].commit_hash
             for name in names:
                 _get(repo, name, commit)
             with _translated(repo):  # all are there: this says in the cache which commit is the newest
-                return Path(hf_hub_download(repo, names[0], etag_timeout=CONNECT_SECONDS)).parent
+                return Path(hf_hub_download(repo, names[0], revision=revision, etag_timeout=CONNECT_SECONDS)).parent
     except Unreachable as error:
-        return _cached_folder(repo, inside, str(error))
+        return _cached_folder(repo, inside, str(error), revision)
     where = f"the folder {folder} of the hub's {repo}" if folder else f"the top of the hub's {repo}"
     raise MechintError(
         f"{where} has none of {'; '.join(' and '.join(names) for names in choices)}; name the folder as {repo}:FOLDER"
     )
 
 
-def _cached_folder(repo: str, choices: Sequence[Sequence[str]], reason: str) -> Path:
+def _cached_folder(repo: str, choices: Sequence[Sequence[str]], reason: str, revision: str) -> Path:
     """The folder in the cache that has all files of a choice: nothing can be fetched now."""
     from huggingface_hub import try_to_load_from_cache
 
     for names in choices:
-        found = [try_to_load_from_cache(repo, name) for name in names]
+        found = [try_to_load_from_cache(repo, name, revision=revision) for name in names]
         if all(isinstance(path, str) for path in found):
             return Path(str(found[0])).parent
     raise MechintError(f"can't fetch {repo}: {reason}, and it is not in the cache; name a directory of a local copy")

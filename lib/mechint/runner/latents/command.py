@@ -12,7 +12,7 @@ from ...analyses.dictionaries.exchange.dashboards import write_dashboards
 from ...analyses.dictionaries.exchange.detection import Judge, score
 from ...analyses.dictionaries.exchange.explanations import read_explanations, read_held_out
 from ...analyses.dictionaries.exchange.stored_latents import Latents, read_run
-from ...analyses.dictionaries.stored import load_all
+from ...analyses.dictionaries.stored import load_given
 from ...models.loading.load import load
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean, shown
@@ -115,7 +115,7 @@ def contexts(config: LatentsConfig, output: Path) -> list[Path]:
             f"{model.source} is not the model of {config.run} (its weights are others); name that one with "
             f"{flag('', 'checkpoint')}"
         )
-    stored = load_all(config.run, raw["config"].get("flatten", "all"), model)
+    stored = load_given(config.run, raw["config"].get("flatten", "all"), model)
     count, left_out, written = write_contexts(pairs(every, stored, model.device), model, output, config.seed)
     print(f"{output / SHOWN}: the strongest contexts of {count:,} latents, to explain")
     print(f"{output / HELD_OUT}: other contexts of them, to judge explanations on; show them to no explainer")

@@ -1,4 +1,4 @@
-"""Transcoders on disk: the directories of SAELens 6, of sparsify 1.3.3 and of Gemma Scope.
+"""Transcoders on disk: the directories of SAELens 6, of sparsify 1.3.3, of Gemma Scope, and sets of circuit-tracer.
 
 SAELens' ``architecture`` is ``transcoder``, ``skip_transcoder`` or the same with ``jumprelu_`` in front; sparsify says
 ``transcode``, has TopK alone, and names the module whose input it reads and whose output it writes. Neither subtracts
@@ -7,18 +7,27 @@ b_dec from what it reads, which has another width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...models.loading.checkpoints import read_safetensors
-from ...utils.errors import MechintError, shown
-from ..transcoder import Transcoder, TranscoderConfig
-from . import config_keys as keys
-from . import detect, gemma_scope, saelens, sparsify
-from .convert import configuration, take
+from safetensors.torch import save_file
 
-FILES = ((saelens.CONFIG, saelens.WEIGHTS), (sparsify.CONFIG, sparsify.WEIGHTS), (gemma_scope.WEIGHTS,))
+from ...models.loading.checkpoints import CONFIG_LIMIT, read_safetensors
+from ...utils import files
+from ...utils.errors import MechintError, shown
+from ...utils.files import read_json
+from ..transcoder import Transcoder, TranscoderConfig
+from . import circuit_tracer, detect, gemma_scope, saelens, sparsify
+from . import config_keys as keys
+from .convert import configuration, plain, take
+
+FILES = (
+    (saelens.CONFIG, saelens.WEIGHTS),
+    (sparsify.CONFIG, sparsify.WEIGHTS),
+    (gemma_scope.WEIGHTS,),
+    (circuit_tracer.CONFIG,),
+)
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 ALSO = keys.listed("d_out hook_name_out hook_layer_out hook_head_index_out")
 
@@ -33,11 +42,62 @@ def load_transcoder(path_or_name: str | Path) -> Transcoder:
         MechintError: it is no transcoder, is of a kind that is not read here, or its files are not whole.
     """
     directory = detect.locate(path_or_name, FILES)
+    if (directory / circuit_tracer.CONFIG).is_file() and not (directory / saelens.CONFIG).is_file():
+        raise MechintError(f"{directory} is a set with a transcoder for each layer; read it with sae.load_transcoders")
     if (directory / sparsify.WEIGHTS).is_file():
         return of_sparsify(directory)
     if (directory / gemma_scope.WEIGHTS).is_file():
         return gemma_scope.load_gemma_transcoder(directory)
     return of_saelens(directory)
+
+
+def load_transcoders(path_or_name: str | Path, layers: Iterable[int] | None = None) -> dict[int, Transcoder]:
+    """Reads a set of transcoders of circuit-tracer, one layer after another.
+
+    Args:
+        path_or_name: The directory of its config.yaml, or its hub id, as :func:`mechint.sae.load` takes it.
+        layers: Layers to read; None for all that it lists.
+
+    Returns:
+        A transcoder by layer.
+
+    Raises:
+        MechintError: it is no such set, lists no transcoder of a layer, or a file is refused.
+    """
+    found = circuit_tracer.read_set(detect.locate(path_or_name, ((circuit_tracer.CONFIG,),)))
+    return {layer: found.load(layer) for layer in (found.places if layers is None else layers)}
+
+
+def is_transcoder(directory: Path) -> bool:
+    """True if a directory says that it holds a transcoder and no dictionary of one site."""
+    file = directory / saelens.CONFIG
+    if file.is_file():
+        raw = read_json(file, "copy it again", CONFIG_LIMIT)
+        said = raw if isinstance(raw, dict) else {}
+        return said.get("architecture") in saelens.TRANSCODERS or said.get("transcode") is True
+    named = gemma_scope.released(directory, gemma_scope.TRANSCODERS)
+    return (directory / gemma_scope.WEIGHTS).is_file() and bool(named)
+
+
+def save_transcoder(transcoder: Transcoder, directory: str | Path) -> Path:
+    """Writes a transcoder as SAELens does, which :func:`load_transcoder` reads; TopK is an activation of our own."""
+    c, names = transcoder.config, dict(transcoder.named_buffers())
+    kind = ("jumprelu_" if c.architecture == "jumprelu" else "") + ("skip_" if "W_skip" in names else "")
+    raw: dict[str, Any] = {
+        "architecture": f"{kind}transcoder", "d_in": c.d_in, "d_sae": c.d_sae, "d_out": c.d_out, "dtype": "float32",
+        "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none",
+        "metadata": {
+            "hook_name": c.site, "hook_name_out": c.site_out, "model_name": c.model_name,
+            "sae_lens_version": saelens.SAE_LENS_VERSION,
+        },
+    }  # fmt: skip
+    if c.architecture == "topk":
+        raw |= {"activation_fn": "topk", "activation_fn_kwargs": {"k": c.k}}
+    place = Path(directory)
+    with files.whole_directory(place, saelens.CONFIG, "transcoder") as temporary:
+        files.write_json(temporary / saelens.CONFIG, raw)
+        save_file({name: plain(tensor) for name, tensor in names.items()}, temporary / saelens.WEIGHTS)
+    return place
 
 
 def of_saelens(directory: Path) -> Transcoder:
@@ -54,8 +114,10 @@ def of_saelens(directory: Path) -> Transcoder:
     refuse_changed(raw, about, file)
     names = PLAIN | ({"W_skip": "W_skip"} if "skip" in said else {})
     names |= {"threshold": "threshold"} if said.startswith("jumprelu") else {}
+    k = top_of(raw, file) if raw.get("activation_fn") == "topk" and not said.startswith("jumprelu") else 0
     config = TranscoderConfig(
-        architecture="jumprelu" if said.startswith("jumprelu") else "relu",
+        architecture="topk" if k else "jumprelu" if said.startswith("jumprelu") else "relu",
+        k=k,
         d_in=keys.size(raw, "d_in", file),
         d_sae=keys.size(raw, "d_sae", file),
         d_out=keys.size(raw, "d_out", file),
@@ -67,6 +129,19 @@ def of_saelens(directory: Path) -> Transcoder:
     return Transcoder(config, take(read_safetensors(where), names, (), str(where)), str(where))
 
 
+def top_of(raw: Mapping[str, Any], file: Path) -> int:
+    """The active latents of TopK, as our own files say them.
+
+    Raises:
+        MechintError: it is no number of latents.
+    """
+    given = raw.get("activation_fn_kwargs")
+    k = keys.size(given if isinstance(given, dict) else {}, "k", file)
+    if k > keys.size(raw, "d_sae", file):
+        raise MechintError(f"{file}: k is {k}, more than the {raw['d_sae']} latents; correct it")
+    return k
+
+
 def refuse_changed(raw: Mapping[str, Any], about: Mapping[str, Any], file: Path) -> None:
     """Raises :class:`MechintError` for what would compute something else than is computed here."""
     for name in ("normalize_activations", "reshape_activations"):
@@ -76,7 +151,7 @@ def refuse_changed(raw: Mapping[str, Any], about: Mapping[str, Any], file: Path)
         if keys.switch(raw, name, False, file):
             raise MechintError(f"{file}: {name} is true, which no transcoder has; correct it")
     function = raw.get("activation_fn_str") or raw.get("activation_fn") or "relu"
-    if function != "relu":
+    if function != "relu" and not (function == "topk" and not str(raw["architecture"]).startswith("jumprelu")):
         raise MechintError(f"{file}: the activation function is {shown(function)}; not supported")
     given = about.get("model_from_pretrained_kwargs") or {}
     if not isinstance(given, dict):
