@@ -13,6 +13,7 @@ from mechint.analyses.ablation import Ablation, means, of_all, of_position, of_r
 from mechint.analyses.circuits.methods.delta import mean_step
 from mechint.interventions.units import Units
 from mechint.tasks import Prompts
+from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_mamba, tokens
 
 
@@ -79,3 +80,13 @@ def test_the_mean_step_is_over_prompts_and_tokens() -> None:
     found = mean_step(model, [batch(ids[:3].tolist()), batch(ids[3:].tolist())], [1])
     every = mechint.run(model, ids, record=["layers.1.dt"])["layers.1.dt"].double()
     torch.testing.assert_close(found["layers.1.dt"], every.mean((0, 1)), rtol=1e-6, atol=1e-7)
+
+
+def test_a_prompt_that_is_alone_of_its_length_has_no_other_to_take_values_from() -> None:
+    """A larger batch would not help it, so that is not all that the error says."""
+    model = tiny_mamba()
+    units = Units(model, model.unit_kinds["channel"])
+    ablation = Ablation(model, units, "resample", SAME, False)
+    assert ablation.fills(OTHER[0])
+    with pytest.raises(MechintError, match="one of 2 tokens is alone there; give more prompts of this length"):
+        ablation.fills(OTHER[1])

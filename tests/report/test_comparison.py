@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 from mechint.analyses.circuits.results import load_results
 from mechint.report import figure_style as style
 from mechint.report import write_comparison
-from mechint.report.along_training import Change, Track, apart, axis_of, figure_apart, write_along
+from mechint.report.along_training import Change, Track, apart, axis_of, changes, dress, figure_apart, write_along
 from mechint.report.finished import run_names
 from mechint.report.tables.figure_data import BEHIND, as_csv
 from mechint.report.values import Value
@@ -209,12 +210,29 @@ def test_checkpoints_of_unknown_steps_are_compared_in_the_order_given(tmp_path: 
     text = (tmp_path / "out" / "comparison.html").read_text()
     assert "The training step of 1 of the 14 checkpoints is not known: they are compared in the order given." in text
     assert "the earliest that differs from the first is checkpoint 8" in text
+    assert "the first and the last checkpoint of the order given" in text and "training run" not in text
     same = training_run(tmp_path / "same", 14, "out/final_model_stepV{}.pt")
     for run in same:
         raw = json.loads((run / "results.json").read_text())
         edit(run, model={**raw["model"], "step": 1800})
     write_comparison(same, tmp_path / "same" / "out")
     assert "have the same training step" in (tmp_path / "same" / "out" / "comparison.md").read_text()
+
+
+def test_places_in_an_order_are_whole_numbers_and_two_of_them_have_no_rank_correlation(tmp_path: Path) -> None:
+    """Two numbers are always in perfect order, up or down."""
+    track = Track("loss", "loss", [Value(2.0 - k, 1.9 - k, 2.1 - k, 9, "") for k in range(3)])
+    raws: list[Any] = [{"model": {}, "checkpoint": name} for name in ("one", "other", "third")]
+    for count, trend in ((2, None), (3, -1.0)):
+        axis = axis_of(raws[:count])
+        [change], _ = changes([dataclasses.replace(track, values=track.values[:count])], axis)
+        assert change.trend == trend and axis.label == "place in the order given"
+    canvas = pytest.importorskip("matplotlib.figure").Figure(figsize=(4, 3))
+    axis = axis_of(raws[:2])
+    panel = canvas.subplots()
+    panel.plot([1, 2], [1, 2])
+    dress(axis, track, [1, 2], panel)
+    assert all(float(tick).is_integer() for tick in panel.get_xticks())
 
 
 def test_models_of_several_sizes_are_laid_along_their_size(tmp_path: Path, undrawn: None) -> None:

@@ -56,6 +56,45 @@ def test_a_title_that_fits_stays_as_it_is(tmp_path: Path) -> None:
     assert seen[0].get_suptitle() == "Short"
 
 
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_lacks_are_code_points_in_a_figure_and_themselves_in_its_data(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def draw(figure: Any) -> None:
+        seen.append(figure)
+        left, right = figure.subplots(1, 2)
+        left.imshow([[1, 2], [3, 4]])
+        left.set_xticks([0, 1], ["法国", "Zoë"])
+        left.set_title("首都 of Paris", loc="left")
+        right.plot([1, 2], [3, 4], label="日本")
+        right.legend()
+        right.annotate("巴黎x", (1, 3))
+
+    data = style.save_figure(tmp_path / "a.png", (7, 3), draw).with_suffix(".csv").read_text("utf-8")
+    assert "首都 of Paris" in data and "法国" in data and "日本" in data and "U+" not in data
+    [figure] = seen
+
+    def words() -> list[str]:
+        axes, other = figure.axes
+        ticks = [label.get_text() for label in axes.get_xticklabels()]
+        return [axes.get_title(loc="left"), *ticks, other.get_legend().texts[0].get_text(), other.texts[0].get_text()]
+
+    before = ["首都 of Paris", "法国", "Zoë", "日本", "巴黎x"]
+    with style.plain_settings():
+        assert words() == before
+        unspell = style.spell(figure)
+        assert words() == ["U+9996 U+90FD of Paris", "U+6CD5 U+56FD", "Zoë", "U+65E5 U+672C", "U+5DF4 U+9ECE x"]
+        unspell()
+        assert words() == before
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("plain U+1", "plain U+1"), ("a法国b1 法.", "a U+6CD5 U+56FD b1 U+6CD5."), ("法", "U+6CD5"), ("", ""),
+])  # fmt: skip
+def test_unknown_characters_stand_apart_from_letters(text: str, said: str) -> None:
+    assert style.with_code_points(text, str.isascii) == said
+
+
 @pytest.mark.slow
 def test_the_curves_of_a_search_show_sparsity_and_temperature(copy: Path) -> None:
     from matplotlib.figure import Figure

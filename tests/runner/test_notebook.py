@@ -131,3 +131,20 @@ def test_options_of_a_task_may_be_its_dataclass() -> None:
     assert task_config(TaskConfig(pairs=3), Path()) == TaskConfig(pairs=3)
     assert task_config({"pairs": 3}, Path()) == TaskConfig(pairs=3)
     assert task_config("mine.py", Path()) == TaskConfig(name="file", file="mine.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("steer", {"random": 2, "once": 0, "text_prompts": 2, "sites": "resid_post"}), ("lens", {"controls": 0})],
+)
+def test_a_page_says_once_that_its_prompts_are_few(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """An analysis that says it of the prompts it used is not followed by the same note on all of them."""
+    prompts = [
+        {"prompt": [k, 5, 6], "subject": [0, 1], "answer": [7], "twin_prompt": [k + 1, 5, 6], "twin_answer": [8],
+         "group": str(k)}
+        for k in range(1, 13)
+    ]  # fmt: skip
+    found = mechint.analyse(tiny_gpt2(), name, prompts, bootstrap=100, output_dir=tmp_path, **options)
+    raw = json.loads((tmp_path / "results.json").read_text())
+    assert len(raw["few"]) == 1 and found.headline
+    assert [note for note in raw["notes"] if "different subjects or templates were" in note] == raw["few"]

@@ -126,7 +126,11 @@ class Ablation:
             return dict(self.means)
         if self.method == "resample":
             if len(prompts) < 2:
-                raise MechintError("the resample ablation needs at least two prompts in a batch; raise the batch size")
+                raise MechintError(
+                    "the resample ablation takes a unit's value from another prompt of the same length in the batch, "
+                    f"and one of {prompts.tokens.shape[1]} tokens is alone there; give more prompts of this length, "
+                    "raise the batch size, or choose the ablation mean"
+                )
             other = prompts.tokens.roll(1, 0)
         else:
             assert prompts.twins is not None  # checked for the reference batches of the same task

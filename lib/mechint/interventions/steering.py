@@ -119,6 +119,10 @@ def check_method(method: str, positive: int, negative: int) -> None:
         raise MechintError("one pair has one difference and no principal component; give more, or take the method mean")
 
 
+class NoDirection(MechintError):
+    """A site has the same mean with and without the property: what differs has not got there."""
+
+
 def between(site: str, positive: Tensor, negative: Tensor, method: str = "mean") -> Direction:
     """The direction from values of a site without a property to values with it.
 
@@ -129,7 +133,8 @@ def between(site: str, positive: Tensor, negative: Tensor, method: str = "mean")
             differences, as long as their mean is along it and with its sign.
 
     Raises:
-        MechintError: no such method, numbers of prompts that it cannot use, or a direction of length zero.
+        MechintError: no such method, or numbers of prompts that it cannot use.
+        NoDirection: a direction of length zero.
     """
     check_method(method, len(positive), len(negative))
     high, low = positive.double(), negative.double()
@@ -139,7 +144,7 @@ def between(site: str, positive: Tensor, negative: Tensor, method: str = "mean")
         _, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
         found = (components[0] @ found.flatten() * components[0]).view_as(found)
     if float(found.norm()) <= SMALLEST * float(high.norm() + low.norm()):
-        raise MechintError(
+        raise NoDirection(
             f"{site}: the prompts with and without the property have the same mean there, so there is no direction; "
             "choose another site, position or prompts"
         )

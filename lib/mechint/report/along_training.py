@@ -45,7 +45,7 @@ ROWS = 13
 COLUMNS = 3
 STEP, SIZE, PLACE = "training step", "parameters", "place in the order given"
 TESTED = (
-    "Every checkpoint is compared with the first and the last checkpoint of its {line}, by the 95 % intervals "
+    "Every checkpoint is compared with the first and the last checkpoint of {line}, by the 95 % intervals "
     "of the two (Zou & Donner 2008), as if they were measured on different prompts; on the same prompts this test is "
     "conservative. p-values are adjusted for all {tests:,} of these tests (Holm); pairs in between are not"
     " tested."
@@ -104,7 +104,11 @@ class Axis:
     @property
     def line(self) -> str:
         """Names what the checkpoints of one line share."""
-        return "family" if self.label == SIZE else "training run"
+        return {STEP: "training run", SIZE: "family", PLACE: "order given"}[self.label]
+
+    @property
+    def whose(self) -> str:
+        return f"{'the' if self.label == PLACE else 'its'} {self.line}"
 
     def where(self, at: int) -> str:
         return {STEP: f"step {at:,}", SIZE: f"{at:,} parameters", PLACE: f"checkpoint {at:,}"}[self.label]
@@ -119,7 +123,7 @@ class Change:
         since: The earliest run that certainly differs from the first; None where none does.
         until: The latest run that certainly differs from the last.
         p: The smallest adjusted p-value of its tests; None where nothing could be tested.
-        trend: Rank correlation with the place on the axis.
+        trend: Rank correlation with the place on the axis; None of two runs, which are always in some order.
     """
 
     track: Track
@@ -248,7 +252,7 @@ def changes(tracks: Sequence[Track], axis: Axis) -> tuple[list[Change], int]:
         until = next((k for k in reversed(there) if own.get(("last", k), 1.0) <= ALPHA), there[0] if ended else None)
         place = dict(zip(axis.lines[g].runs, axis.lines[g].at, strict=True))
         values = [tracks[t].values[k].value for k in there]  # type: ignore[union-attr]
-        trend = rank_correlation([place[k] for k in there], values)
+        trend = rank_correlation([place[k] for k in there], values) if len(there) > 2 else None
         least = min(own.values()) if own else None
         result.append(Change(tracks[t], axis.lines[g], there[0], there[-1], since, until, least, trend))
     return sorted(result, key=lambda change: (not change.sure, change.p is None)), len(tests)
@@ -372,7 +376,7 @@ def write_along(
         *([axis.note] if axis.note else []),
         *notes,
         *added.notes,
-        *([TESTED.format(tests=count, line=axis.line)] if count else []),
+        *([TESTED.format(tests=count, line=axis.whose)] if count else []),
     ]
     data = {
         "schema": 1, "analysis": raws[0]["analysis"], "along": axis.label, "tests": count,
@@ -464,7 +468,7 @@ def dress(axis: Axis, track: Track, at: Sequence[int], place: Axes) -> None:
     if axis.label == SIZE and max(at) > 4 * min(at):
         place.set_xscale("log")
     else:
-        place.locator_params(axis="x", nbins=5)
+        place.locator_params(axis="x", nbins=5, integer=True)
 
 
 def figure_along(figure: Canvas, tracks: Sequence[Track], axis: Axis, found: Sequence[Change], title: str) -> None:

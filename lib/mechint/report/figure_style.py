@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import io
 import math
 import os
@@ -149,11 +150,12 @@ def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Fig
     """
     path = Path(path)
     with plain_settings():
-        figure = _drawn(size, draw)
+        figure, unspell = _drawn(size, draw)
         buffer = io.BytesIO()
         figure.canvas.print_png(
             buffer, metadata={"Software": None}
         )  # what savefig writes, which draws the figure twice
+        unspell()
         data = as_csv(figure)
         paper = {name: _for_paper(name, _paper_size(figure), draw) for name in _formats.get()}
     for name, drawn in paper.items():
@@ -162,8 +164,10 @@ def save_figure(path: str | Path, size: tuple[float, float], draw: Callable[[Fig
     return write_bytes(path, buffer.getvalue())
 
 
-def _drawn(size: tuple[float, float], draw: Callable[[Figure], None], paper: bool = False) -> Any:
-    """A figure on a canvas, with titles that fit."""
+def _drawn(
+    size: tuple[float, float], draw: Callable[[Figure], None], paper: bool = False
+) -> tuple[Any, Callable[[], None]]:
+    """A figure on a canvas, with titles that fit; and what gives it its letters again that the font lacks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -173,8 +177,9 @@ def _drawn(size: tuple[float, float], draw: Callable[[Figure], None], paper: boo
     plain_powers(figure)
     if paper:
         _plain(figure)
+    unspell = spell(figure)
     fit_titles(figure)
-    return figure
+    return figure, unspell
 
 
 def _paper_size(figure: Any) -> tuple[float, float]:
@@ -190,7 +195,7 @@ def _for_paper(name: str, size: tuple[float, float], draw: Callable[[Figure], No
     """The figure in a vector format, without what a caption says; the same bytes for the same numbers."""
     matplotlib = _matplotlib()
     with matplotlib.rc_context(PAPER):
-        figure = _drawn(size, draw, paper=True)
+        figure, _ = _drawn(size, draw, paper=True)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=name, metadata=NO_DATES[name])
     return buffer.getvalue()
@@ -230,6 +235,71 @@ def plain_powers(figure: Figure) -> None:
             for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
                 if isinstance(formatter, LogFormatter) and not isinstance(formatter, Plain):
                     formatter.__class__ = type("PlainPowers", (Plain, type(formatter)), {})
+
+
+def spell(figure: Figure) -> Callable[[], None]:
+    """Writes characters that the font lacks as their code points, which would be empty boxes.
+
+    Returns:
+        A function that puts the characters back: the figure's data have them.
+    """
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    def spelled(words: str, text: Text) -> str:
+        if words.isascii():
+            return words
+        known = font_manager.get_font(font_manager.findfont(text.get_fontproperties())).get_charmap()
+        return with_code_points(words, lambda character: character == "\n" or ord(character) in known)
+
+    undo: list[Callable[[], object]] = []
+    ticks: set[int] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks |= {id(label) for label in axis.get_ticklabels(which="both")}
+            formatter, labels = axis.get_major_formatter(), axis.get_majorticklabels()
+            if not isinstance(formatter, (FixedFormatter, FuncFormatter)):
+                continue  # numbers
+            if all(spelled(label.get_text(), label) == label.get_text() for label in labels):
+                continue
+            like = labels[0]
+
+            class Spelled:
+                """In front of a formatter of names."""
+
+                like_ = like
+
+                def __call__(self, x: float, pos: int | None = None) -> str:
+                    return spelled(str(super().__call__(x, pos)), self.like_)  # type: ignore[misc]
+
+            undo.append(functools.partial(setattr, formatter, "__class__", type(formatter)))
+            formatter.__class__ = type("SpelledNames", (Spelled, type(formatter)), {})
+    for text in figure.findobj(Text):
+        words = text.get_text()
+        if id(text) not in ticks and (instead := spelled(words, text)) != words:
+            undo.append(functools.partial(text.set_text, words))
+            text.set_text(instead)
+
+    def unspell() -> None:
+        for each in undo:
+            each()
+
+    return unspell
+
+
+def with_code_points(words: str, known: Callable[[str], bool]) -> str:
+    """A text whose unknown characters are written as U+6CD5, apart from one another and from letters and digits."""
+    found = ""
+    for character in words:
+        said = character if known(character) else f"U+{ord(character):04X}"
+        near = found[-1:].isalnum() and said[:1].isalnum()
+        apart = near and (len(said) > 1 or UNKNOWN.search(found) is not None)
+        found += f" {said}" if apart else said
+    return found
+
+
+UNKNOWN = re.compile(r"U\+[0-9A-F]{4,6}$")
 
 
 def fit_titles(figure: Figure) -> None:

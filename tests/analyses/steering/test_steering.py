@@ -360,6 +360,23 @@ def test_prompts_without_twins_are_refused() -> None:
         Steerer(model, SMALL).run_analysis(*sets)
 
 
+def test_a_site_that_the_property_has_not_reached_is_left_out_and_named(tmp_path: Path) -> None:
+    """As below a layer that reads no further back than a window or a short convolution; the other sites stay."""
+    model = tiny_mamba().requires_grad_(False)
+    model.layers[0].out_proj.weight.zero_()
+    config = dataclasses.replace(SMALL, sites="out,state", once=2)
+    found, done = steered(model, config, run_dir=tmp_path)
+    assert "layers.0.out" not in found.found and {"layers.1.out", "layers.0.state"} <= found.found.keys()
+    assert {row["name"] for row in done["curves"]} == set(found.found)
+    [note] = [note for note in done["notes"] if "no direction" in note]
+    assert note.startswith("Left out") and note.endswith(": layers.0.out")
+    found.save_results()
+    assert set(torch.load(tmp_path / "directions.pt")) == set(found.found)
+    model.layers[1].out_proj.weight.zero_()
+    with pytest.raises(MechintError, match=r"layers\.0\.out: .* so there is no direction; choose another site"):
+        steered(model, dataclasses.replace(SMALL, sites="out", once=0))
+
+
 def test_the_surest_push_is_the_largest_of_the_sure_ones() -> None:
     row = lambda strength, value, p: {"strength": strength, "effect": {"value": value}, "p": p}
     rows = [row(-1.0, -9.0, 0.01), row(1.0, 3.0, 0.02), row(2.0, 5.0, 0.4), row(0.5, 2.0, 0.01)]

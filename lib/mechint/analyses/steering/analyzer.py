@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...interventions.model import Model, having, left_out
+from ...interventions.steering import NoDirection
 from ...interventions.taps import Tap
 from ...tasks import Prompts
 from ...utils import files, options
@@ -90,11 +91,17 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         lacks, has = (unsteered(self.model, side, metric) for side in (judged.lacking, judged.having))
         layers = self.once_layers() if self.config.once else []
         pushes: dict[int, Any] = {}
+        without: list[tuple[str, NoDirection]] = []
         with Progress("directions", len(self.sites) + len(layers)) as progress:
             for site in self.sites:
                 of_site = functools.partial(self.of_site, site, learnt, judged, text)
-                self.found[site] = self.stages.get(f"site {site}", of_site)
+                try:
+                    self.found[site] = self.stages.get(f"site {site}", of_site)
+                except NoDirection as reason:  # below a layer that reads as far back as the property stands
+                    without.append((site, reason))
                 progress.step(site)
+            if not self.found:
+                raise without[0][1]
             for layer in layers:
                 pushes[layer] = self.stages.get(f"once {layer}", functools.partial(self.once, layer, learnt, judged))
                 progress.step(f"one push at layer {layer}")
@@ -126,7 +133,7 @@ class Steerer(StagedAnalyzer[SteerConfig]):
             "projections": results.projections(self.found, sides),
             "once": results.lasts(pushes, sides),
             "interval": sides.lacking.kind,
-            "notes": self.notes(judged, sides),
+            "notes": [*self.notes(judged, sides), *no_direction([site for site, _ in without])],
         }
         return self.results
 
@@ -166,7 +173,10 @@ class Steerer(StagedAnalyzer[SteerConfig]):
     def once(self, layer: int, learnt: Property, judged: Property) -> dict[str, Any]:
         """Measures one push at both sites of a layer; without strengths where their effects cannot be made equal."""
         before = unsteered(self.model, learnt.lacking, self.config.metric)
-        found = {kind: self.direction(f"layers.{layer}.{kind}", learnt).direction for kind in once.SITES}
+        try:
+            found = {kind: self.direction(f"layers.{layer}.{kind}", learnt).direction for kind in once.SITES}
+        except NoDirection:
+            return {"strengths": None, "after": {}}
         curves = [once.immediate(self.model, one, learnt.lacking, self.config, before) for one in found.values()]
         equal = once.equal_strengths(curves)
         if equal is None:
@@ -214,6 +224,16 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         if self.config.once and self.given is not None:
             found.append("Pushes of one moment need a contrast; directions of a file were not compared in this way")
         return found
+
+
+def no_direction(sites: list[str]) -> list[str]:
+    """A note on sites that the property has not reached."""
+    if not sites:
+        return []
+    return [
+        f"Left out, since the prompts with and without the property have the same mean there, so that there is no "
+        f"direction: {', '.join(sites)}"
+    ]
 
 
 def work(config: SteerConfig) -> str:
