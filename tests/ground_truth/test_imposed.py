@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechint
-from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, Compiled
+from mechint.ground_truth import BLUEPRINTS, GPT2_BLUEPRINTS, IMPOSED, Compiled, GroundTruth
 from mechint.interventions.unit_kinds import KV_UNITS
 from mechint.interventions.units import Units
-from mechint.tasks import Prompts, make_task
+from mechint.tasks import Prompts, TaskConfig, make_task
+from mechint.tasks.looked_up import INPUTS, LookedUp, lookup
 from mechint.tasks.recall import Recall
 from mechint.training import Alignment, NotImposed, Variable, check, imposed_circuit
-from mechint.training.imposed_causal import INPUTS, importances, lookup, said_by, said_by_each, sources, values_of
+from mechint.training.imposed_causal import importances, said_by, said_by_each, values_of
 from mechint.training.imposed_circuits import ChannelCircuit, HeadCircuit
 from mechint.training.options import MambaArchitecture, TrainConfig
 from mechint.training.trainer import new_state, one_step
@@ -34,35 +35,78 @@ def slow_lookup(before: list[int], values: list[int], query: list[int], position
     return [{values[j] for j in range(1, position + 1) if before[j - 1] == query[position]} for position in positions]
 
 
-@settings(max_examples=examples(30), deadline=None)
-@given(seed=st.integers(0, 10_000), pairs=st.integers(2, 4))
-def test_the_causal_model_by_hand(seed: int, pairs: int) -> None:
-    task = Recall(dataclasses.replace(TASK, pairs=pairs, keys=9))
+TASKS = st.one_of(
+    st.builds(lambda pairs: dataclasses.replace(TASK, pairs=pairs, keys=9), st.integers(2, 4)),
+    st.builds(
+        lambda keys, length: TaskConfig("induction", keys=keys, length=length), st.integers(6, 12), st.integers(8, 24)
+    ),
+)
+
+
+def looked_up(config: TaskConfig) -> LookedUp:
+    task = make_task(config)
+    assert isinstance(task, LookedUp)
+    return task
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(seed=st.integers(0, 10_000), config=TASKS, exchanged=st.sets(st.sampled_from(INPUTS)))
+def test_the_causal_model_by_hand(seed: int, config: TaskConfig, exchanged: set[str]) -> None:
+    """Whichever inputs come from the source; with none and with all of them the answers are those of the task."""
+    task = looked_up(config)
     prompts = task.sample(5, "train", seed)
-    source = sources(task, prompts, seed)
-    parts = (source.tokens, prompts.tokens, prompts.tokens)
+    source = task.sources(prompts, seed)
+    parts = [source.tokens if name in exchanged else prompts.tokens for name in INPUTS]
     said, defined = lookup(*parts, prompts.positions)
     rows = zip(*(part.tolist() for part in (*parts, prompts.positions, said, defined)), strict=True)
     for before, values, query, positions, answers, there in rows:
         for options, answer, known in zip(slow_lookup(before, values, query, positions), answers, there, strict=True):
             assert known == (len(options) == 1)
             assert not known or options == {answer}
-    same, every = lookup(prompts.tokens, prompts.tokens, prompts.tokens, prompts.positions)
-    assert every.all()
-    assert torch.equal(same, prompts.answers)
-    swapped, _ = lookup(source.tokens, source.tokens, source.tokens, source.positions)
-    assert torch.equal(swapped, source.answers)
+    for whole in (prompts, source):
+        said, defined = lookup(whole.tokens, whole.tokens, whole.tokens, whole.positions)
+        assert defined.all() and torch.equal(said, whole.answers)
 
 
-def test_a_source_has_the_same_keys() -> None:
-    task = Recall(TASK)
+@pytest.mark.parametrize("name", ["recall", "induction"])
+def test_a_source_asks_for_the_same_tokens(name: str) -> None:
+    task = looked_up(dataclasses.replace(TASK, name=name, length=12))
     prompts = task.sample(200, "train", 0)
-    source = sources(task, prompts, 0)
-    keys = [tokens[:, 0:6:2].sort(1).values for tokens in (prompts.tokens, source.tokens)]
-    assert torch.equal(*keys)
+    source = task.sources(prompts, 0)
+    asked = [set(task.sayable), set(range(task.vocab_size))]
+    for tokens, other, positions in zip(prompts.tokens, source.tokens, prompts.positions, strict=True):
+        there, query = set(tokens.tolist()), set(other[positions].tolist())
+        assert query <= there and set(other[positions].tolist()) <= asked[1]
+    assert all(set(part.answers.flatten().tolist()) <= asked[0] for part in (prompts, source))
     assert not torch.equal(prompts.tokens, source.tokens)
-    assert torch.equal(source.tokens, sources(task, prompts, 0).tokens)
-    assert not torch.equal(source.tokens, sources(task, prompts, 1).tokens)
+    assert torch.equal(source.positions, prompts.positions)
+    assert torch.equal(source.tokens, task.sources(prompts, 0).tokens)
+    assert not torch.equal(source.tokens, task.sources(prompts, 1).tokens)
+
+
+def test_an_interchange_of_most_variables_has_one_answer() -> None:
+    """Where sources are drawn so, training has something to impose at each step."""
+    for config in (TASK, TaskConfig("induction", keys=8, length=12)):
+        task = looked_up(config)
+        prompts = task.sample(500, "train", 1)
+        source = task.sources(prompts, 1)
+        for name in INPUTS:
+            parts = [source.tokens if name == own else prompts.tokens for own in INPUTS]
+            assert lookup(*parts, prompts.positions)[1].float().mean() > 0.5
+
+
+@pytest.mark.parametrize(("name", "alike"), [("recall", ("before", "query")), ("induction", ())])
+def test_twins_are_alike_in_what_a_task_says(name: str, alike: tuple[str, ...]) -> None:
+    """An exchange of these inputs with the twins changes no answer, of the others some."""
+    task = looked_up(dataclasses.replace(TASK, name=name, length=12))
+    assert task.alike == alike
+    prompts = task.sample(200, "train", 3)
+    assert prompts.twins is not None
+    for own in INPUTS:
+        parts = [prompts.twins if name == own else prompts.tokens for name in INPUTS]
+        said, defined = lookup(*parts, prompts.positions)
+        same = torch.equal(said, prompts.answers) and bool(defined.all())
+        assert same == (own in alike)
 
 
 # ---- a compiled GPT-2 has what training is to impose ------------------------------------------------------------
@@ -91,15 +135,14 @@ def _sources_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first position reads itself: only between prompts that begin alike is what stood before it the same."""
 
     def alike(task: Recall, prompts: Prompts, seed: int) -> Prompts:
-        source = sources(task, prompts, seed)
+        source = LookedUp.sources(task, prompts, seed)
         same = source.tokens[:, :1] == prompts.tokens[:, :1]
         tokens, answers = (
             torch.where(same, *parts) for parts in ((source.tokens, prompts.tokens), (source.answers, prompts.answers))
         )
         return dataclasses.replace(source, tokens=tokens, answers=answers)
 
-    monkeypatch.setattr("mechint.training.imposed_verify.sources", alike)
-    monkeypatch.setattr("mechint.training.imposed_circuits.sources", alike)
+    monkeypatch.setattr(Recall, "sources", alike)
 
 
 @pytest.mark.usefixtures("_sources_that_begin_alike")
@@ -284,6 +327,59 @@ def test_the_second_layer_of_the_mamba_never_sees_what_stood_before(tmp_path: Pa
     first, second = (layer.conv1d.weight for layer in state.model.layers)  # type: ignore[attr-defined]
     assert not second[..., :-1].any()
     assert first[..., :-1].all()
+
+
+def test_the_mamba_2_sees_the_token_before_in_its_first_layer_alone(tmp_path: Path) -> None:
+    """Of the taps of a convolution, oldest first, each layer keeps one."""
+    job = few("siit_mamba2_recall", tmp_path)
+    state = new_state(job, torch.device("cpu"))
+    one_step(job, state, torch.device("cpu"))
+    for layer, left in enumerate((2, 3)):
+        taps = state.model.layers[layer].mixer.conv1d.weight[:, 0]  # type: ignore[union-attr]
+        assert taps.shape[1] == 4 and taps[:, left].all()  # type: ignore[index]
+        assert not taps[:, [tap for tap in range(4) if tap != left]].any()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "sizes"),
+    [
+        ("siit_gpt2_recall", ["head", "head", "k", "k", "v", "q"], [1, 1, 8, 8, 8, 8]),
+        ("siit_mamba2_recall", ["ssm_channel", "ssm_channel"], [16, 16]),
+        ("siit_hybrid_recall", ["ssm_channel", "head", "k", "v", "q"], [16, 1, 8, 8, 8]),
+    ],
+)
+def test_the_seed_draws_a_head_of_each_layer(name: str, kinds: list[str], sizes: list[int], tmp_path: Path) -> None:
+    """The heads of both layers vary, and what they read is theirs; the declaration names them and their channels."""
+    drawn, kind = set(), IMPOSED[name]()
+    for seed in range(12):
+        job = few(name, tmp_path, seed=seed)
+        assert job.imposed is not None
+        model = new_state(job, torch.device("cpu")).model
+        alignment = job.imposed.align(model)
+        assert [own.kind for own in alignment.variables] == kinds
+        assert [len(own.units) for own in alignment.variables] == sizes
+        parts = kind.declare(model, alignment)
+        heads = [(part.layer, part.unit) for part in parts if part.kind in ("head", "ssm_head")]
+        assert [layer for layer, _ in heads] == [0, 1]
+        drawn.add(tuple(head for _, (head,) in heads))
+        channels = [part for part in parts if part.kind in model.scored_unit.split("+")]
+        for part in channels:
+            assert (part.layer, (part.unit[-2],)) in heads  # of (K or V, head, dimension) or (head, channel)
+        truth = GroundTruth(tuple(parts), -math.inf, math.inf)
+        assert int(truth.mask(model, model.scored_unit, unsure=True).sum()) == len(channels)
+    assert len({first for first, _ in drawn}) > 1 and len({second for _, second in drawn}) > 1
+
+
+def test_only_kinds_that_are_shared_out_are_narrowed(tmp_path: Path) -> None:
+    """A key that a head does not use is no idle unit, so it stays with the others."""
+    job = few("siit_hybrid_recall", tmp_path)
+    model = new_state(job, torch.device("cpu")).model.requires_grad_(False)
+    assert job.imposed is not None
+    alignment = job.imposed.align(model)
+    narrowed = job.imposed.narrow(model, alignment, 1.0)
+    assert [len(own.units) for own in narrowed.variables] == [1, 1, 8, 8, 8]
+    used = narrowed.used(model, "ssm_channel")
+    assert int(used.sum()) == 1 and len(used) == 64
 
 
 def test_strictness_weighs_the_third_loss(tmp_path: Path) -> None:

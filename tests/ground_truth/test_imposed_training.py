@@ -14,9 +14,15 @@ from mechint.ground_truth import IMPOSED
 from mechint.ground_truth.imposed import GPT2Recall, Imposed
 from mechint.tasks import TaskConfig
 from mechint.training import NotImposed
-from mechint.training.files import read
-from mechint.training.imposed_circuits import ChannelCircuit
-from mechint.training.options import ARCHITECTURES, GPT2Architecture, MambaArchitecture, TrainConfig
+from mechint.training.files import FIRST
+from mechint.training.imposed_circuits import ChannelCircuit, NarrowedCircuit
+from mechint.training.options import (
+    ARCHITECTURES,
+    GPT2Architecture,
+    MambaArchitecture,
+    OtherArchitecture,
+    TrainConfig,
+)
 from mechint.training.trainer import train
 from mechint.utils import files
 from mechint.utils.errors import MechintError
@@ -43,18 +49,23 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 ) -> None:
     """Narrowing included, and the units that it left."""
     jobs = [few(name, tmp_path / place, save_every=3) for place in ("whole", "killed")]
-    monkeypatch.setattr(ChannelCircuit, "narrowings", ((0.5, 0.5),))
+    task = IMPOSED[name].asked
+    monkeypatch.setattr(NarrowedCircuit, "narrowings", ((0.5, 0.5),))
     for job in jobs:
         if job.config.output_dir.endswith("killed"):
             with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
                 broken.setattr("mechint.training.trainer.finish", killed)
-                train(TASK, job.config, job.architecture)
-        train(TASK, job.config, job.architecture)
-    assert files.sha256(jobs[0].paths.final) == files.sha256(jobs[1].paths.final)
-    units = [len(variable["units"]) for variable in read(jobs[0].paths.final)["circuit"]]
-    offered = [1, 1, 8, 8, 8, 8] if "gpt2" in name else list(ChannelCircuit.offered)
-    assert all(1 <= left <= there for left, there in zip(units, offered, strict=True))
-    assert (units == offered) == ("gpt2" in name)
+                train(task, job.config, job.architecture)
+        train(task, job.config, job.architecture)
+    weights = [job.paths.final if job.paths.suffix else job.paths.final / FIRST for job in jobs]
+    assert files.sha256(weights[0]) == files.sha256(weights[1])
+    model = mechint.load(jobs[0].paths.final)
+    assert jobs[0].imposed is not None
+    alignment = jobs[0].imposed.align(model)
+    for left, whole in zip(model.metadata["circuit"], alignment.variables, strict=True):
+        assert left["units"] and set(left["units"]) <= set(whole.units)
+        narrowed = isinstance(jobs[0].imposed, NarrowedCircuit) and whole.kind.endswith("channel")
+        assert (len(left["units"]) < len(whole.units)) == narrowed
     assert jobs[0].paths.best.exists() and not jobs[0].paths.resume.exists()
 
 
@@ -83,7 +94,11 @@ def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_
 @pytest.mark.parametrize(
     ("task", "options", "architecture", "said"),
     [
-        ({"name": "induction"}, {}, MambaArchitecture(), "impose: there is no causal model of induction"),
+        ({"name": "long_copy"}, {}, MambaArchitecture(), "impose: there is no causal model of long_copy; set name"),
+        ({}, {}, OtherArchitecture("qwen3_5", d_model=32), "impose: no circuit can be imposed on such a model; train"),
+        ({}, {}, OtherArchitecture("nemotron_h", "attention mamba2"), "no circuit can be imposed on such a model"),
+        ({}, {}, OtherArchitecture("mamba2", d_conv=1), "a convolution of one tap sees no token before, two are"),
+        ({}, {}, OtherArchitecture("mamba2", n_layer=4), "is one of 2 layers, not 4; set n_layer to 2"),
         ({}, {}, GPT2Architecture(n_layer=3), "is one of 2 layers, not 3; set n_layer to 2"),
         ({}, {}, MambaArchitecture(d_model=8), "impose: 16 channels of a layer are too few, 32 are the least"),
         ({}, {"impose_strictness": -1.0}, MambaArchitecture(), "impose_strictness is -1.0"),
@@ -102,7 +117,8 @@ def test_what_cannot_be_imposed_is_refused_before_anything_is_trained(
 def test_the_menus_train_what_is_scored(kind: type[Imposed]) -> None:
     """The defconfig says the same options as the registry, but for where the files go."""
     family = kind.architecture.family
-    file = find(ROOT, f"{family}-tiny-imposed")
+    _, model, task = kind.name.split("_")
+    file = find(ROOT, f"{model}-tiny-imposed" + f"-{task}" * (task != "recall"))
     flags = parser().parse_args(mapping.arguments(load(ROOT, file), mapping.TRAIN))
     assert flags.family == family
     assert from_flags(flags, TaskConfig, "task") == kind().config

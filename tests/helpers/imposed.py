@@ -19,4 +19,4 @@ SHORT = {"steps": 4, "batch_size": 8, "warmup": 1, "eval_prompts": 16}
 def few(name: str, directory: Path, **changes: Any) -> Job:
     kind = IMPOSED[name]
     options = dataclasses.replace(kind.options, output_dir=str(directory), **SHORT, **changes)
-    return make_job(TASK, options, kind.architecture)
+    return make_job(kind.asked, options, kind.architecture)

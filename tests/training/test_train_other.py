@@ -418,9 +418,13 @@ def test_what_does_not_fit_is_one_line_before_training(
     assert not list(tmp_path.iterdir())
 
 
-def test_no_circuit_is_imposed(tmp_path: Path) -> None:
-    with pytest.raises(MechintError, match="no circuit can be imposed"):
-        train(TASK, quick(tmp_path, impose=True), TINY)
+@pytest.mark.parametrize("name", ["qwen3_5", "bamba", "jamba", "lfm2", "kimi_linear"])
+def test_no_circuit_is_imposed_where_layers_have_other_parts(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        MechintError, match="no circuit can be imposed on such a model; train a GPT-2, a Mamba, or"
+    ) as error:
+        train(TASK, quick(tmp_path, impose=True), other(name, n_layer=2) if name == "kimi_linear" else other(name))
+    assert "\n" not in str(error.value)
 
 
 def test_variants_of_a_family() -> None:

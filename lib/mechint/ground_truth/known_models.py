@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import imposed
 from .gpt2 import counting as gpt2_counting
 from .gpt2 import models as gpt2
 from .hard import loud_gpt2, loud_mamba, superposed, ways_gpt2, ways_mamba
-from .imposed import GPT2Recall, Imposed, MambaRecall
 from .mamba.counting import Count, ModularSum
 from .mamba.models import Induction, Latch, MambaBlueprint, MostRecent, Recall, SelectiveCopy, Shift
 from .memories.delta_rules import DeltaParity, DeltaRecall
@@ -30,7 +30,9 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
     )
 }
 """Compiled GPT-2s, which do the same."""
-IMPOSED: dict[str, type[Imposed]] = {kind.name: kind for kind in (GPT2Recall, MambaRecall)}
+IMPOSED: dict[str, type[imposed.Imposed]] = {
+    kind.name: kind for kind in (imposed.GPT2Recall, imposed.MambaRecall, imposed.Mamba2Recall, imposed.HybridRecall)
+}
 """Trained models."""
 HARD_MAMBAS: dict[str, type[MambaBlueprint]] = {
     kind.name: kind
@@ -61,7 +63,7 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(HARD_MAMBAS, "mamba"),
     **dict.fromkeys(HARD_GPT2S, "gpt2"),
     **{name: kind.family for name, kind in MEMORIES.items()},
-    **{name: kind.architecture.family for name, kind in IMPOSED.items()},
+    **{name: kind.family() for name, kind in IMPOSED.items()},
 }
 """The family of each model."""
 MODELS: dict[str, Callable[[], Any]] = {

@@ -17,8 +17,8 @@ class ScorecardConfig:
     models: str = option(
         "short",
         "Models separated by commas; short is one of each kind of compiled circuit, mamba and gpt2 are the compiled "
-        "ones of a family, trained those with an imposed circuit (trained once for each seed: the GPT-2 in a minute, "
-        "the Mamba in five), hard the compiled ones with loud decoys, superposition, or several ways to the answers, "
+        "ones of a family, trained those with an imposed circuit (trained once for each seed, in one to five "
+        "minutes), hard the compiled ones with loud decoys, superposition, or several ways to the answers, "
         "memories those of Mamba-2, of gated delta rules and of a hybrid: "
         f"{', '.join([*GROUPS, *MODELS])}",
     )

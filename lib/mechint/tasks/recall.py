@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .answers import Prompts
-from .base import MIN_TEMPLATES, Task, distinct, draw_in_split, other
+from .base import MIN_TEMPLATES, distinct, draw_in_split, other
 from .config import TaskConfig
+from .looked_up import LookedUp
 
 
-class Recall(Task):
+class Recall(LookedUp):
     """Tokens: keys 0 … K-1, values K … K+V-1. Template: the ordered keys of the pairs.
 
     ``k3 v1 k0 v7 k0 v7 k3 →`` for two pairs: after each queried key its value is the answer, and it follows,
@@ -24,6 +25,7 @@ class Recall(Task):
     name = "recall"
     has_twins = True
     order_matters = True
+    alike = ("before", "query")
 
     def __init__(self, config: TaskConfig) -> None:
         self.pairs, self.keys, self.values = config.pairs, config.keys, config.values
@@ -36,6 +38,7 @@ class Recall(Task):
                 "raise the keys or the pairs",
             )
         self.vocab_size = self.keys + self.values
+        self.sayable = range(self.keys, self.vocab_size)
         self.length = 4 * self.pairs - 1
         self.description = (
             f"Multi-query associative recall: {self.pairs} pairs of {self.keys} keys and {self.values} values, "
@@ -51,6 +54,15 @@ class Recall(Task):
         positions = torch.arange(2 * self.pairs, self.length, 2).expand(count, -1)
         tokens, twins = (self.layout(keys, v, order) for v in (values, twin_values))
         return Prompts(tokens, positions, answers, twins, wrong, template)
+
+    def exchanged(self, prompts: Prompts, random: torch.Generator) -> Prompts:
+        """The same keys in another order, with other values, asked in another order."""
+        order = torch.rand(len(prompts), self.pairs, generator=random).argsort(1)
+        keys = prompts.tokens[:, 0 : 2 * self.pairs : 2].gather(1, order)
+        values = torch.randint(self.values, keys.shape, generator=random)
+        asked = torch.randint(self.pairs, keys.shape, generator=random)
+        answers = self.keys + values.gather(1, asked)
+        return Prompts(self.layout(keys, values, asked), prompts.positions, answers, None, None, prompts.template)
 
     def layout(self, keys: Tensor, values: Tensor, order: Tensor) -> Tensor:
         """Pairs, then the queries that ``order`` says and their answers; all [n, P] -> [n, 4P - 1]."""

@@ -52,6 +52,11 @@ class Paths:
             suffix,
         )
 
+    @property
+    def finished(self) -> bool:
+        """True if the final checkpoint is there; a directory's weights come last."""
+        return (self.final if self.suffix else self.final / FIRST).exists()
+
     def on_the_way(self, step: int) -> Path:
         """The checkpoint that stays of a step."""
         return self.trajectory / f"step{step:06}{self.suffix}"

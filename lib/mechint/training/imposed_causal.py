@@ -1,8 +1,6 @@
-"""A causal model of associative recall, and which units of a network are to carry its variables.
+"""The units of a network that are to carry the variables of a causal model, and runs that intervene on them.
 
-The causal model has two variables. *Before* is, at each position, the token that stood before it. *Said* is, at each
-query, the token at that position whose *before* is the token asked for. An interchange intervention gives some of its
-inputs the values that they have on another prompt, the source, and the causal model gives the answer in that case.
+The causal model stands beside the tasks that it is of, in :mod:`mechint.tasks.looked_up`.
 """
 
 from __future__ import annotations
@@ -20,43 +18,7 @@ from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.units import Units
 from ..tasks.answers import Prompts
-from ..tasks.base import mix
-from ..tasks.recall import Recall
-
-INPUTS = ("before", "values", "query")
-"""The inputs of *said*: the tokens before, those that can be said, and those asked for."""
-
-
-def lookup(before: Tensor, values: Tensor, query: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Looks up the token that is said, [n, Q], and True where it is the only one, [n, Q] bool.
-
-    Args:
-        before: Prompts [n, L] that say which token stood before each position.
-        values: Prompts that say which token stands there.
-        query: Prompts whose tokens at ``positions`` are asked for.
-        positions: [n, Q]; later positions say nothing yet.
-    """
-    asked = query.gather(1, positions)  # [n, Q]
-    at = torch.arange(1, before.shape[1], device=before.device)
-    match = (before[:, None, :-1] == asked[:, :, None]) & (at <= positions[:, :, None])  # [n, Q, L - 1]
-    first = match.int().argmax(-1)
-    said = values[:, 1:].gather(1, first)
-    alike = (values[:, None, 1:] == said[:, :, None]) | ~match
-    return said, match.any(-1) & alike.all(-1)
-
-
-def sources(task: Recall, prompts: Prompts, seed: int) -> Prompts:
-    """For each prompt another one of the same keys: in another order, with other values, asked in another order."""
-    random = torch.Generator().manual_seed(mix("sources", seed))
-    count, pairs, device = len(prompts), task.pairs, prompts.tokens.device
-    prompts = prompts.to("cpu")  # where the random numbers are drawn
-    order = torch.rand(count, pairs, generator=random).argsort(1)
-    keys = prompts.tokens[:, 0 : 2 * pairs : 2].gather(1, order)
-    values = torch.randint(task.values, keys.shape, generator=random)
-    asked = torch.randint(pairs, keys.shape, generator=random)
-    answers = task.keys + values.gather(1, asked)
-    source = Prompts(task.layout(keys, values, asked), prompts.positions, answers, None, None, prompts.template)
-    return source.to(device)
+from ..tasks.looked_up import INPUTS, LookedUp, lookup
 
 
 @dataclass(frozen=True)
@@ -67,7 +29,8 @@ class Variable:
         meaning: In words.
         kind: Kind of the units, a key of :attr:`~mechint.models.base.LanguageModel.unit_kinds`.
         units: Their numbers.
-        inputs: Those of :data:`INPUTS` that come from the source when these units do; none where nothing may change.
+        inputs: Those of :data:`~mechint.tasks.looked_up.INPUTS` that come from the source when these units do; none
+            where nothing may change.
     """
 
     meaning: str
@@ -153,14 +116,16 @@ def said_by_each(model: Model, prompts: Prompts, cells: Sequence[Sequence[Edit]]
 
 
 @torch.no_grad()
-def importances(model: Model, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: Recall) -> list[float]:
-    """For each unit of a variable how far the logits of values change where it alone is replaced, root mean square.
+def importances(
+    model: Model, prompts: Prompts, variable: Variable, fills: dict[str, Any], task: LookedUp
+) -> list[float]:
+    """For each unit of a variable how far the logits of answers change where it alone is replaced, root mean square.
 
     Measured from the mean of those logits: a change of all logits alike does not count.
     """
 
     def logits(edits: Sequence[Edit]) -> Tensor:
-        found = said_by(model, prompts, edits)[..., task.keys : task.keys + task.values].double()
+        found = said_by(model, prompts, edits)[..., task.sayable.start : task.sayable.stop].double()
         return found - found.mean(-1, keepdim=True)
 
     whole = logits([])

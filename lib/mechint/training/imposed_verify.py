@@ -12,9 +12,9 @@ from torch import Tensor
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..tasks.answers import Prompts
-from ..tasks.recall import Recall
+from ..tasks.looked_up import LookedUp
 from ..utils.errors import MechintError
-from .imposed_causal import Alignment, said_by, sources, values_of
+from .imposed_causal import Alignment, said_by, values_of
 
 ACCURACY = 0.98
 """Share of answers, and of interchange interventions, that must be right."""
@@ -31,7 +31,7 @@ class NotImposed(MechintError):
 
 @torch.no_grad()
 def check(
-    model: Model, alignment: Alignment, task: Recall, seed: int, name: str, count: int = 1000
+    model: Model, alignment: Alignment, task: LookedUp, seed: int, name: str, count: int = 1000
 ) -> dict[str, float]:
     """Holds a trained model, by its name, against its causal model on prompts of the evaluation split.
 
@@ -43,7 +43,7 @@ def check(
         NotImposed: any of them contradicts what is declared; the first is named.
     """
     prompts = task.sample(count, "evaluation", seed).to(model.embeddings.device)
-    source = sources(task, prompts, seed)
+    source = task.sources(prompts, seed)
     there = values_of(model, source.tokens, alignment.sites(model))
     found = {"answers": right(model, prompts, [])}
     expect(name, "of the answers are right", found["answers"], ACCURACY)
@@ -80,7 +80,7 @@ def expect(name: str, what: str, share: float, least: float) -> None:
 
 def ablations(model: Model, prompts: Prompts, there: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """The values that replace idle units, by the name of the ablation and by site."""
-    assert prompts.twins is not None  # recall has them
+    assert prompts.twins is not None  # every task that is looked up has them
     return {
         "zero": dict.fromkeys(there, 0.0),
         "mean": {site: value.mean(0) for site, value in there.items()},
