@@ -17,7 +17,7 @@ from mechint import Edit
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import answer_metric
 from mechint.analyses.options import fixed_kinds, fixed_sites
-from mechint.analyses.steering import analyzer, once, results, stored
+from mechint.analyses.steering import analyzer, once, report, results, stored
 from mechint.analyses.steering.analyzer import ANALYSIS, Steerer
 from mechint.analyses.steering.contrasts import property_of, read_prompts
 from mechint.analyses.steering.figures import profile_strength
@@ -382,6 +382,30 @@ def test_the_surest_push_is_the_largest_of_the_sure_ones() -> None:
     rows = [row(-1.0, -9.0, 0.01), row(1.0, 3.0, 0.02), row(2.0, 5.0, 0.4), row(0.5, 2.0, 0.01)]
     assert results.best_of(rows) is rows[1] and results.best_of(rows[:1]) is rows[0]
     assert results.best_of([row(1.0, -1.0, None), row(2.0, 1.0, None)])["strength"] == 2.0
+
+
+@pytest.mark.parametrize(("p", "title", "text"), [
+    (0.025, "Largest sure effect", "layers.1.out, strength 2"),
+    (0.67, "Surest effect", "layers.1.out, strength 2; not sure, p 0.67"),
+    (None, "Surest effect", "layers.1.out, strength 2"),
+])  # fmt: skip
+def test_the_page_calls_an_effect_sure_only_where_it_is(p: float | None, title: str, text: str) -> None:
+    best = {"name": "layers.1.out", "strength": 2.0, "effect": {"value": 0.128}, "p": p}
+    assert report.best_card(best) == (title, "0.128", text)
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    (-0.5, "at 0 of 1 sites (of the same size); most at layers.1.out, "),
+    (0.5, "at 0 of 1 sites (of the same size); the metric is nowhere lower without it."),
+])  # fmt: skip
+def test_a_projection_that_raises_the_metric_does_not_lower_it_most(value: float, said: str) -> None:
+    effect = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 8}
+    row = {"name": "layers.1.out", "layer": 1, "site": "out", "strength": 1.0, "effect": effect, "p": 0.5}
+    raw = {
+        "best": row, "curves": [row], "projections": [row], "draws": 3, "others": "random", "metric": "logit_diff",
+        "once": [], "metrics": {"having": {"value": 2.0}, "lacking": {"value": 0.0}}, "property": "twins",
+    }  # fmt: skip
+    assert any(said in text for _, text in report.findings(raw))
 
 
 def test_layers_where_a_push_has_no_effect_at_once_are_named() -> None:

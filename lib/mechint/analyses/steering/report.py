@@ -51,7 +51,7 @@ def cards(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
     best, metrics = raw["best"], raw["metrics"]
     found = [
         ("Prompts steered", number(metrics["prompts_steered"]["value"]), f"towards {raw['property']}"),
-        ("Largest sure effect", number(best["effect"]["value"], 3), f"{best['name']}, strength {best['strength']:g}"),
+        best_card(best),
         (
             "As they are",
             number(metrics["lacking"]["value"], 3),
@@ -61,6 +61,13 @@ def cards(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "kl" in best:
         found.append(("Side effect there", number(best["kl"]["value"], 3), "KL on unrelated text, nats a token"))
     return found
+
+
+def best_card(best: dict[str, Any]) -> tuple[str, str, str]:
+    """The best push, which is called sure where it is."""
+    title = "Largest sure effect" if sure(best) else "Surest effect"
+    doubt = "" if sure(best) or best["p"] is None else f"; not sure, p {chance(best['p'])}"
+    return title, number(best["effect"]["value"], 3), f"{best['name']}, strength {best['strength']:g}{doubt}"
 
 
 def sure(row: dict[str, Any]) -> bool:
@@ -95,11 +102,12 @@ def findings(raw: dict[str, Any]) -> list[tuple[bool, str]]:
         ))  # fmt: skip
         gone = [row for row in raw["projections"] if notable(raw, row) and row["effect"]["value"] < 0]
         at = min(raw["projections"], key=lambda row: row["effect"]["value"])
+        most = f"most at {at['name']}, {between(at['effect'])} (p {chance(at['p'])})"
+        most = most if at["effect"]["value"] < 0 else "the metric is nowhere lower without it"
         found.append((
             bool(gone),
             f"Projecting the direction out lowers the metric by more than projecting out {beside} at {len(gone)} of "
-            f"{len(raw['projections'])} sites (of the same size); most at {at['name']}, {between(at['effect'])} "
-            f"(p {chance(at['p'])}).",
+            f"{len(raw['projections'])} sites (of the same size); {most}.",
         ))  # fmt: skip
     else:
         found.append((False, "No other directions were tried, so it is not known what any push of this length does."))
