@@ -47,7 +47,7 @@ class Change:
         feature: Its number.
         mode: ``ablate`` sets the feature to zero; ``steer`` adds ``amount`` to it at every position.
 
-    Of a transcoder x is what it reads, and the direction is added to the site that it writes.
+    A transcoder reads x, and the direction is added to the site that it writes.
     """
 
     def __init__(self, sae: SparseAutoencoder | Transcoder, feature: int, mode: str, amount: float) -> None:

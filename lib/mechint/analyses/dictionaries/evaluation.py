@@ -152,9 +152,9 @@ def evaluate_all(
         draws: Draws of the bootstrap.
         seed: Seed of the bootstrap.
         title: Title of the progress line.
-        read: Of transcoders, the site that all of them read, before ``site``, which they write: what is put in its
-            place is made from what the clean run has there. PCA and neurons would see what is written, so they do not
-            stand beside.
+        read: Site that transcoders read, all of them the same, before ``site``, which they write: its replacement is
+            made from what the clean run has there. PCA and neurons would see what is written, so they do not stand
+            beside.
 
     Returns:
         For each name ``{"site", "ablation", "tokens", "activations", "documents", "d_in", "d_sae", "metrics": {name:

@@ -1,8 +1,7 @@
 """The grid of a patchscope, sites × layers × source prompts, as one sweep of the target prompts.
 
-1. Where all sources share a target prompt, that prompt is the sweep's only row, and each source a cell. What it says
-   with a representation is the same whoever looks for a token in it, so one cell serves the source itself and all that
-   draw it as another prompt.
+1. Where all sources share a target prompt, that prompt is the sweep's only row, and each source a cell. One cell serves
+   the source itself and all that draw it as another prompt: they look for different tokens in one reading.
 2. Where each source has a target of its own, the targets are the rows, and each draw of representations a cell.
 3. The sweep runs what precedes the replaced layer and position once for all cells, and gives what the head reads.
    Logits are made from that a few at a time (:func:`.reading.scores_of_reads`).
@@ -92,7 +91,7 @@ def cells_of(place: Place, one: Asked, values: Tensor, count: int | None = None)
     """The cells of a place, for each site that it is put into those of all sources, or of the first ``count``.
 
     Args:
-        values: Of all source prompts, [n, 1, unit …].
+        values: Representations of all source prompts, [n, 1, unit …].
     """
     pick = lambda rows: values[int(rows) :][:1] if len(rows) == 1 else values[rows.to(values.device)]
     each = [pick(rows) for rows in one.sources[:count]]

@@ -80,7 +80,7 @@ def scores_of_reads(model: Model, reads: Tensor, looks: Tensor, ids: Tensor) -> 
     """:func:`scores` where several look at the same reading, whose logits are made once.
 
     Args:
-        reads: What the head reads at the end of target prompts, [m, model].
+        reads: Input of the head at the end of target prompts, [m, model].
         looks: Number of the reading that each looks at, [look, n].
         ids: Tokens that are looked for, [n, A]; -1 is none.
 

@@ -133,7 +133,7 @@ def top_of(raw: Mapping[str, Any], file: Path) -> int:
     """The active latents of TopK, as our own files say them.
 
     Raises:
-        MechintError: it is no number of latents.
+        MechintError: it is not a number of latents.
     """
     given = raw.get("activation_fn_kwargs")
     k = keys.size(given if isinstance(given, dict) else {}, "k", file)
