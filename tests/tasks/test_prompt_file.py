@@ -94,6 +94,8 @@ def test_the_layout_of_known_1000_and_groups_by_length(tmp_path: Path) -> None:
         ("[1]", r"line 2 is not an object"),
         ({"subject": "a", "answer": "b"}, r"line 2 has no prompt"),
         ({"prompt": "a b", "subject": "a"}, r"line 2 has no answer"),
+        ({"prompt": "a b", "subject": "a", "answer": [5]}, r"line 2: the prompt is text, and the answer is '\[5\]'"),
+        ({"prompt": "a b", "subject": 3, "answer": "b"}, r"line 2: the prompt is text, and the subject is '3'; write"),
         (
             {**FACT, "subject": "Big Ben"},
             r"line 2: the subject 'Big Ben' is not in the prompt, whose tokens are \['The",
@@ -129,6 +131,8 @@ def test_token_ids_need_no_tokenizer_and_are_taken_as_they_are(tmp_path: Path) -
     assert sorted(prompts.tokens[:, 2].tolist()) == list(range(6)) and prompts.tokens.shape == (6, 4)
     assert prompts.answers.tolist() == [[4]] * 6 and prompts.subject.tolist() == [[1, 3]] * 6
     assert prompts.twins.tolist() == [[5, 1, 9, 2]] * 6 and prompts.wrong.tolist() == [[6]] * 6
+    with pytest.raises(MechintError, match=r"ids.jsonl line 1: the token id 9 is not one of the model's 9; prompts"):
+        make_task(TaskConfig(name="file", file=str(path)), vocab_size=9)
     assert found.vocab_size == 10  # one more than the largest id of prompts and twins
     assert found.decode(3) == "3" and found.front == ()
 

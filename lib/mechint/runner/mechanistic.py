@@ -342,7 +342,7 @@ def run_sae_analysis(
     return {
         "latents_total": int(sae.config.d_sae),
         "active": active,
-        "variance_explained": boot.interval(lambda a, b: 1 - a / b, rest, total),
+        "variance_explained": boot.interval(lambda a, b: 1 - a / b, rest, total, within=(-np.inf, 1.0)),
         "l0": boot.interval(lambda a: a, (outside > 0).double().sum(-1).numpy()),
         "probe": probe(*latents, "lasso", "label", draws=c["draws"], seed=c["seed"]).report(),
         "latents": correlated(outside.numpy(), test.y, c["draws"], c["seed"]),

@@ -98,10 +98,7 @@ def make_task(config: TaskConfig, tokenizer: Any = None, vocab_size: int | None 
             task.fingerprint = f"{task.fingerprint} tokenizer {digest_of(tokenizer)}".strip()
     task.config = config
     if vocab_size is not None and task.vocab_size > vocab_size:
-        raise MechintError(
-            f"task {task.name} has {task.vocab_size} different tokens but the model's vocabulary is {vocab_size}; "
-            "choose the task and sizes that the model was trained on"
-        )
+        raise MechintError(task.beyond(vocab_size))
     return task
 
 

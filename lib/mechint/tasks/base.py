@@ -78,6 +78,13 @@ class Task(ABC):
     fingerprint: str = ""
     """Hash of data that the options only point to, such as a text file; empty when the options say everything."""
 
+    def beyond(self, vocabulary: int) -> str:
+        """Says that a model of so many tokens does not have all of the task's."""
+        return (
+            f"task {self.name} has {self.vocab_size} different tokens but the model's vocabulary is {vocabulary}; "
+            "choose the task and sizes that the model was trained on"
+        )
+
     def sample(self, count: int, split: str, seed: int) -> Prompts:
         """``count`` prompts of a split, the same ones for the same seed.
 

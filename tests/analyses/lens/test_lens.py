@@ -78,9 +78,11 @@ def test_the_decision_is_the_depth_from_which_the_answer_stays() -> None:
     right = np.array([[0, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 0], [0, 0.5, 1, 1]], dtype=np.float64)
     found = decided(right, [0.0, 0.5, 1.0, 2.0])
     assert found[:3].tolist() == [0.5, 2.0, 0.0] and np.isnan(found[3]) and found[4] == 1.0
-    number = decision(ClusterBootstrap(range(5), 100, 0), found)
+    number = decision(ClusterBootstrap(range(5), 100, 0), found, 4.0)
     assert number is not None and number["value"] == pytest.approx(3.5 / 4) and number["n"] == 4
-    assert decision(ClusterBootstrap(range(5), 100, 0), np.full(5, np.nan)) is None
+    assert decision(ClusterBootstrap(range(5), 100, 0), np.full(5, np.nan), 4.0) is None
+    few = decision(ClusterBootstrap(range(5), 100, 0), np.array([4.0, 4.0, 4.0, 4.0, 0.0]), 4.0)
+    assert few is not None and few["high"] == 4.0  # without the bound 5.4
 
 
 def test_the_main_numbers_are_those_of_the_last_site() -> None:

@@ -201,19 +201,19 @@ class Text:
         model: From :func:`mechint.load`.
         window: The text.
         site: Site that is read.
-        written: Of a transcoder, the site that it writes, where its features act; '' where they act at ``site``.
+        written: Site where the features act, if that is another one: the one that a transcoder writes.
     """
 
     def __init__(self, model: Model, window: Windows, site: str, written: str = "") -> None:
         self.model, self.site, self.tokens, self.keep = model, written or site, window.tokens, window.kept()
         self.there: Tensor | None = None
-        """What is written in the clean run, where features act elsewhere than they are read."""
+        """The clean value of the written site, None where features act at the site that is read."""
         if written:
             self.x, self.there, self.before = up_to_both(model, window.tokens, site, written)
         else:
             self.x, self.before = up_to(model, window.tokens, site)
         self.acted = self.x if self.there is None else self.there
-        """What stands in the clean run where features act, [row, position, unit, …]."""
+        """The clean value of the site where features act, [row, position, unit, …]."""
         self.targets = window.targets()
         self.counted = self.targets >= 0
         self.clean = behind(model, window.tokens, self.before, self.site)

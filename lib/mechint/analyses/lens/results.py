@@ -69,13 +69,14 @@ def decided(right: Array, depths: Sequence[float]) -> Array:
     return np.where(stays[:, -1], np.asarray(depths)[stays.argmax(1)], np.nan)
 
 
-def decision(bootstrap: ClusterBootstrap, layers: Array) -> Number | None:
-    """The mean of :func:`decided` over the answered prompts; None where no prompt is answered."""
+def decision(bootstrap: ClusterBootstrap, layers: Array, most: float) -> Number | None:
+    """The mean of :func:`decided` over the answered prompts, of at most ``most`` layers; None where no prompt is
+    answered."""
     there = ~np.isnan(layers)
     if not there.any():
         return None
     share = lambda values, answered: np.divide(values, answered, out=np.full_like(values, np.nan), where=answered > 0)
-    found = bootstrap.interval(share, np.where(there, layers, 0.0), there.astype(np.float64))
+    found = bootstrap.interval(share, np.where(there, layers, 0.0), there.astype(np.float64), within=(0.0, most))
     return {**found, "n": int(there.sum())}
 
 
@@ -102,7 +103,8 @@ def metrics_of(bootstrap: ClusterBootstrap, logit: Array, sites: Sequence[str], 
         "logprob": number_of(bootstrap, "logprob", by("logprob")[:, -1]),
         "target": bootstrap.interval(lambda mean: mean, total),
     }
-    layers = decision(bootstrap, decided(by("right"), [depth(sites, site) for site in sites]))
+    depths = [depth(sites, site) for site in sites]
+    layers = decision(bootstrap, decided(by("right"), depths), max(depths))
     return found if layers is None else {**found, "decided_at": layers}
 
 

@@ -142,7 +142,7 @@ def sae_numbers(sae: SparseAutoencoder, values: Tensor, templates: Any, draws: i
     total = (values - values.mean((0, 1))).square().sum(-1).mean(1)
     boot = ClusterBootstrap(templates, draws, seed)
     return {
-        "variance_explained": boot.interval(lambda a, b: 1 - a / b, rest.numpy(), total.numpy()),
+        "variance_explained": boot.interval(lambda a, b: 1 - a / b, rest.numpy(), total.numpy(), within=(-np.inf, 1.0)),
         "l0": boot.interval(lambda a: a, (f > 0).double().sum(-1).mean(1).numpy()),
         "latents": int(sae.config.d_sae),
         "silent": int((f > 0).flatten(0, 1).any(0).logical_not().sum()),

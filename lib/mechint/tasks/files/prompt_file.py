@@ -80,7 +80,7 @@ class FactFile(Task):
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
         self.name, self.whole, self.space = config.name, config.answers == "whole", config.space
         lines = [self.prompt_of(config)] if config.name == "prompt" else self.read(config.file)
-        ids = isinstance(lines[0].prompt, list)
+        self.by_ids = ids = isinstance(lines[0].prompt, list)
         if other := next((line for line in lines if isinstance(line.prompt, list) != ids), None):
             raise self.refuse(
                 f"{other.where} has a prompt of {'text' if ids else 'token ids'}, and {lines[0].where} one of "
@@ -115,6 +115,22 @@ class FactFile(Task):
                 else ""
             )
         )
+
+    def beyond(self, vocabulary: int) -> str:
+        """Names the first line with a token id that a model of so many tokens does not have."""
+        for fact in self.facts if self.by_ids else ():
+            for token in (
+                *fact.tokens,
+                *fact.answer,
+                *(fact.twin or ()),
+                *([] if fact.wrong is None else [fact.wrong]),
+            ):
+                if token >= vocabulary:
+                    return (
+                        f"task {self.name}: {fact.where}: the token id {token} is not one of the model's {vocabulary}; "
+                        "prompts and answers are ids of the model's own tokens"
+                    )
+        return super().beyond(vocabulary)
 
     def prompt_of(self, config: TaskConfig) -> Line:
         """The line that the options prompt, subject and answer are."""

@@ -212,6 +212,8 @@ def check_ids(where: str, key: str, value: Any, refuse: Refusal) -> None:
 
 def check_text(where: str, key: str, value: Any, refuse: Refusal) -> None:
     """Refuses what is not text, or text that no tokenizer can read."""
+    if isinstance(value, list | int):
+        raise refuse(f"{where}: the prompt is text, and the {key} is {short(value, 60)!r}", f"write the {key} as text")
     if not isinstance(value, str) or not value:
         before = " a twin_prompt and" if key == "twin_answer" else ""
         raise refuse(f"{where} has{before} no {key}", HINT)
