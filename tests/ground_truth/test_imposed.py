@@ -35,12 +35,7 @@ def slow_lookup(before: list[int], values: list[int], query: list[int], position
     return [{values[j] for j in range(1, position + 1) if before[j - 1] == query[position]} for position in positions]
 
 
-TASKS = st.one_of(
-    st.builds(lambda pairs: dataclasses.replace(TASK, pairs=pairs, keys=9), st.integers(2, 4)),
-    st.builds(
-        lambda keys, length: TaskConfig("induction", keys=keys, length=length), st.integers(6, 12), st.integers(8, 24)
-    ),
-)
+TASKS = st.builds(lambda pairs: dataclasses.replace(TASK, pairs=pairs, keys=9), st.integers(2, 4))
 
 
 def looked_up(config: TaskConfig) -> LookedUp:
@@ -68,9 +63,8 @@ def test_the_causal_model_by_hand(seed: int, config: TaskConfig, exchanged: set[
         assert defined.all() and torch.equal(said, whole.answers)
 
 
-@pytest.mark.parametrize("name", ["recall", "induction"])
-def test_a_source_asks_for_the_same_tokens(name: str) -> None:
-    task = looked_up(dataclasses.replace(TASK, name=name, length=12))
+def test_a_source_asks_for_the_same_tokens() -> None:
+    task = looked_up(TASK)
     prompts = task.sample(200, "train", 0)
     source = task.sources(prompts, 0)
     asked = [set(task.sayable), set(range(task.vocab_size))]
@@ -86,27 +80,25 @@ def test_a_source_asks_for_the_same_tokens(name: str) -> None:
 
 def test_an_interchange_of_most_variables_has_one_answer() -> None:
     """Where sources are drawn so, training has something to impose at each step."""
-    for config in (TASK, TaskConfig("induction", keys=8, length=12)):
-        task = looked_up(config)
-        prompts = task.sample(500, "train", 1)
-        source = task.sources(prompts, 1)
-        for name in INPUTS:
-            parts = [source.tokens if name == own else prompts.tokens for own in INPUTS]
-            assert lookup(*parts, prompts.positions)[1].float().mean() > 0.5
+    task = looked_up(TASK)
+    prompts = task.sample(500, "train", 1)
+    source = task.sources(prompts, 1)
+    for name in INPUTS:
+        parts = [source.tokens if name == own else prompts.tokens for own in INPUTS]
+        assert lookup(*parts, prompts.positions)[1].float().mean() > 0.5
 
 
-@pytest.mark.parametrize(("name", "alike"), [("recall", ("before", "query")), ("induction", ())])
-def test_twins_are_alike_in_what_a_task_says(name: str, alike: tuple[str, ...]) -> None:
+def test_twins_are_alike_in_what_a_task_says() -> None:
     """An exchange of these inputs with the twins changes no answer, of the others some."""
-    task = looked_up(dataclasses.replace(TASK, name=name, length=12))
-    assert task.alike == alike
+    task = looked_up(TASK)
+    assert task.alike == ("before", "query")
     prompts = task.sample(200, "train", 3)
     assert prompts.twins is not None
     for own in INPUTS:
         parts = [prompts.twins if name == own else prompts.tokens for name in INPUTS]
         said, defined = lookup(*parts, prompts.positions)
         same = torch.equal(said, prompts.answers) and bool(defined.all())
-        assert same == (own in alike)
+        assert same == (own in task.alike)
 
 
 # ---- a compiled GPT-2 has what training is to impose ------------------------------------------------------------
@@ -338,6 +330,15 @@ def test_the_mamba_2_sees_the_token_before_in_its_first_layer_alone(tmp_path: Pa
         taps = state.model.layers[layer].mixer.conv1d.weight[:, 0]  # type: ignore[union-attr]
         assert taps.shape[1] == 4 and taps[:, left].all()  # type: ignore[index]
         assert not taps[:, [tap for tap in range(4) if tap != left]].any()  # type: ignore[index]
+
+
+def test_the_mamba_2_begins_with_a_memory_that_holds(tmp_path: Path) -> None:
+    """In its second layer alone, whose steps and decays are those of the recipe."""
+    model = new_state(few("siit_mamba2_recall", tmp_path), torch.device("cpu")).model
+    first, second = (layer.mixer for layer in model.layers)  # type: ignore[attr-defined]
+    assert torch.nn.functional.softplus(second.dt_bias).tolist() == pytest.approx([1.0] * 4)
+    assert second.A_log.exp().tolist() == pytest.approx([0.05] * 4)
+    assert (first.A_log.exp() >= 0.99).all() and (first.dt_bias < 0).all()
 
 
 @pytest.mark.parametrize(

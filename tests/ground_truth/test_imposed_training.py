@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mechint
-from mechint.ground_truth import IMPOSED
+from mechint.ground_truth import IMPOSED, verify
 from mechint.ground_truth.imposed import GPT2Recall, Imposed
 from mechint.tasks import TaskConfig
 from mechint.training import NotImposed
@@ -94,6 +94,7 @@ def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_
 @pytest.mark.parametrize(
     ("task", "options", "architecture", "said"),
     [
+        ({"name": "induction"}, {}, MambaArchitecture(), "there is no causal model of induction; set name to recall"),
         ({"name": "long_copy"}, {}, MambaArchitecture(), "impose: there is no causal model of long_copy; set name"),
         ({}, {}, OtherArchitecture("qwen3_5", d_model=32), "impose: no circuit can be imposed on such a model; train"),
         ({}, {}, OtherArchitecture("nemotron_h", "attention mamba2"), "no circuit can be imposed on such a model"),
@@ -174,3 +175,12 @@ def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, mon
     assert len(units) == 2 * 2 * first.model.config.d_head
     assert int(first.truth.mask(first.model, "kv", "mean").sum()) == len(units) * 3 // 4
     assert int(first.truth.mask(first.model, "kv", "counterfactual").sum()) == len(units) // 4
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["siit_mamba2_recall", "siit_hybrid_recall"])
+def test_a_training_imposes_its_circuit(name: str, tmp_path: Path) -> None:
+    """At the first attempt; then ablations bear out what is declared, too."""
+    compiled = IMPOSED[name]().compile(seed=100, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    verify(compiled.model, compiled.truth, compiled.task, 500, "discovery")

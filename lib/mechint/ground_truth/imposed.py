@@ -192,7 +192,7 @@ class Mamba2Recall(Imposed):
     """A Mamba-2: value channels of a head of the first layer say what stood before, of the second what follows it."""
 
     name = "siit_mamba2_recall"
-    options = dataclasses.replace(ImposedMamba.options, steps=800)
+    options = dataclasses.replace(ImposedMamba.options, steps=600)
     architecture = OtherArchitecture(model_type="mamba2", d_model=32, d_state=32)
 
     def declare(self, model: Model, alignment: Alignment) -> list[Part]:

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from .answers import Prompts
-from .base import MIN_TEMPLATES, distinct, draw_in_split
+from .base import MIN_TEMPLATES, Task, distinct, draw_in_split
 from .config import TaskConfig
-from .looked_up import LookedUp
 
 LONGEST = 8
 """Tokens of the longest segment."""
 
 
-class Induction(LookedUp):
+class Induction(Task):
     """Tokens: symbols 0 … K-1. Template: the ordered symbols of the segment.
 
     ``. . . a b c d . . . . a b c →`` for a segment of four: after each of the last three tokens the answer is what
@@ -36,7 +35,6 @@ class Induction(LookedUp):
         if self.length < 2 * self.segment + 2:
             raise self.refuse(f"a prompt of {self.length} tokens has no room for noise", "set a length of at least 8")
         self.vocab_size = self.symbols
-        self.sayable = range(self.symbols)
         self.description = (
             f"Induction: {self.length} tokens of {self.symbols} symbols in which a segment of {self.segment} "
             "begins again at the end, to be continued as it went on before"
@@ -47,28 +45,14 @@ class Induction(LookedUp):
             lambda n: distinct(n, self.segment, self.symbols, random), count, split
         )  # [n, S]
         twin = torch.cat([segment[:, :1], segment[:, 1:].roll(1, 1)], 1)
-        noise, start = self.surroundings(segment, random)
-        positions = torch.arange(self.length - self.segment + 1, self.length).expand(count, -1)
-        tokens, twins = (self.layout(noise, part, start) for part in (segment, twin))
-        return Prompts(tokens, positions, segment[:, 1:], twins, twin[:, 1:], template)
-
-    def surroundings(self, segment: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws noise [n, L] without the symbols of the segment [n, S], and the place of the segment in it, [n, 1]."""
-        count = len(segment)
         rank = torch.rand(count, self.symbols, generator=random).scatter_(1, segment, -1.0)
         others = rank.argsort(1)[:, self.segment :]  # [n, K - S] the symbols that are not in the segment
         chosen = torch.randint(self.symbols - self.segment, (count, self.length), generator=random)
         noise = others.gather(1, chosen)  # [n, L]
-        return noise, torch.randint(self.length - 2 * self.segment + 2, (count, 1), generator=random)
-
-    def exchanged(self, prompts: Prompts, random: torch.Generator) -> Prompts:
-        """A segment of the same symbols in another order, in another place, among other noise."""
-        first = prompts.tokens[:, self.length - self.segment + 1].unsqueeze(1)
-        segment = torch.cat([first, prompts.answers], 1)
-        segment = segment.gather(1, torch.rand(segment.shape, generator=random).argsort(1))  # [n, S]
-        noise, start = self.surroundings(segment, random)
-        tokens = self.layout(noise, segment, start)
-        return Prompts(tokens, prompts.positions, segment[:, 1:], None, None, prompts.template)
+        start = torch.randint(self.length - 2 * self.segment + 2, (count, 1), generator=random)
+        positions = torch.arange(self.length - self.segment + 1, self.length).expand(count, -1)
+        tokens, twins = (self.layout(noise, part, start) for part in (segment, twin))
+        return Prompts(tokens, positions, segment[:, 1:], twins, twin[:, 1:], template)
 
     def layout(self, noise: Tensor, segment: Tensor, start: Tensor) -> Tensor:
         """noise [n, L] with the segment [n, S] written at ``start`` [n, 1], and all but its last token at the end."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..interventions.edits import Edit
 from ..interventions.model import Model
 from ..interventions.units import Units
+from ..models.parts.mamba2 import Mamba2Mixer
 from ..tasks.answers import Prompts
 from ..tasks.base import Task, generator, mix
 from ..tasks.looked_up import INPUTS, LookedUp
@@ -80,6 +81,10 @@ class ImposedCircuit(ABC):
     @abstractmethod
     def align(self, model: Model) -> Alignment:
         """Assigns variables to units; the seed of the training says where they are."""
+
+    def begin(self, model: Model) -> None:
+        """Sets weights that training begins from; here none."""
+        return
 
     def constrain(self, model: Model) -> None:
         """Sets weights that are not to be learned, before and after every step; here none."""
@@ -253,16 +258,34 @@ class MemoryCircuit(NarrowedCircuit):
     """A Mamba-2's circuit: the same, of the value channels of one head of each layer.
 
     The first layer's convolution reads the token before alone: with two tokens it would bind a key to the value behind
-    it, and answer by itself before the second layer can.
+    it, and answer by itself before the second layer can. The second layer begins with a memory that holds what it is
+    told: with the published steps and decays, how fast it learns to depends on which head the seed draws.
+
+    Attributes:
+        first_step: The second layer's Δ before training, but for what the token adds to it.
+        first_decay: The size of its A before training; the state decays by exp(-AΔ) at each token.
     """
 
     layers = ("ssm_channel", "ssm_channel")
     turns = (1, 0, 0, 0)
+    first_step: ClassVar[float] = 1.0
+    first_decay: ClassVar[float] = 0.05
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe | {"first_step": self.first_step, "first_decay": self.first_decay}
 
     @classmethod
     def lacking(cls, model: Model) -> tuple[str, str] | None:
         alone = any(module.kernel_size[0] < 2 for module in convolutions(model, 0))
         return ("a convolution of one tap sees no token before, two are the least", "d_conv") if alone else None
+
+    @torch.no_grad()
+    def begin(self, model: Model) -> None:
+        for module in model.layers[1].modules():
+            if isinstance(module, Mamba2Mixer):
+                module.dt_bias.fill_(math.log(math.expm1(self.first_step)))
+                module.A_log.fill_(math.log(self.first_decay))
 
     @torch.no_grad()
     def constrain(self, model: Model) -> None:
@@ -338,9 +361,7 @@ def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture)
         return None
     name, family = named("train", "impose"), architecture.family
     if not isinstance(task, LookedUp):
-        raise MechintError(
-            f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall or induction"
-        )
+        raise MechintError(f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall")
     with torch.device("meta"):
         model = make_model(model_config(architecture, task))
     layers = tuple(" ".join(kinds_of(model, layer)) for layer in range(model.num_layers))

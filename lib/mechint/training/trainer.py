@@ -261,6 +261,7 @@ def new_state(job: Job, device: torch.device) -> State:
     model.to(device)
     circuit = None
     if job.imposed:
+        job.imposed.begin(model)
         job.imposed.constrain(model)
         circuit = job.imposed.align(model)
     decay = [parameter for name, parameter in model.named_parameters() if decays(name, parameter)]
