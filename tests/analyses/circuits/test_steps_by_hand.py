@@ -266,12 +266,12 @@ def test_the_shortest_of_a_few_steps_and_forwards_is_taken(monkeypatch: pytest.M
     ends = [end for k, took in enumerate((5, 3, 4, 6, 2, 2, 1, 7)) for end in (100.0 * k, 100.0 * k + took)]
     clock = iter(ends)
     monkeypatch.setattr(time_estimate.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(time_estimate, "loss_of", lambda bench, metric, index, gates: (gates.sum(), 0.0))
+    monkeypatch.setattr(time_estimate, "loss_of", lambda bench, metric, index, gates, fixed: (gates.sum(), 0.0))
     made: Any = SimpleNamespace(
         units=SimpleNamespace(total=3), batches=[SimpleNamespace(tokens=torch.zeros(1))],
-        values=lambda index, gates: {"kl": gates},
+        measured=lambda index, mask, learn: {"kl": mask},
     )  # fmt: skip
-    assert time_estimate.timed(made, "kl") == (3.0, 1.0)
+    assert time_estimate.timed(made, ssm.SSMCircuitConfig()) == (3.0, 1.0)
 
 
 # ---- dictionaries of the control --------------------------------------------------------------------------------

@@ -62,7 +62,15 @@ def test_time_in_words() -> None:
 
 
 def test_a_step_and_a_forward_are_timed() -> None:
-    assert all(seconds > 0 for seconds in timed(bench(known_circuit()), "kl"))
+    assert all(seconds > 0 for seconds in timed(bench(known_circuit()), SSMCircuitConfig()))
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 28), (7, 28), (11, 28), (28, 28), (0, 5)])
+def test_units_are_spread_evenly(count: int, total: int) -> None:
+    mask = time_estimate.spread(count, total)
+    assert int(mask.sum()) == count and mask.shape == (total,)
+    counts = [int(part.sum()) for part in mask.chunk(2)]
+    assert abs(counts[0] - counts[-1]) <= 1 or total % 2
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(1.0, 1), (1e-6, 0)])

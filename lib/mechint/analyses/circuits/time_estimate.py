@@ -13,6 +13,7 @@ from .bench import Bench, loss_of
 from .methods.all_methods import SEARCH
 from .methods.starting_orders import EXACT_UNITS
 from .options import CircuitOptions
+from .search.gates import CLAMPED
 from .search.pruning import FEWEST_EVALUATIONS, MOST_EVALUATIONS, SMALL_EVALUATIONS, SMALL_MODEL, evaluations
 
 PRUNINGS = 3
@@ -21,6 +22,8 @@ SIZES = 11
 """Sizes at which faithfulness is measured: those of the curve, and the circuit's own."""
 SETS = 14
 """Sets of units that minimality removes at the most, about."""
+OPEN, CIRCUIT = 0.4, 0.1
+"""Shares of the units: of open gates, in the mean of a search; and of a circuit whose size is not known yet."""
 TRIES = 4
 QUIET = 5.0
 """Estimates of fewer seconds are not printed."""
@@ -56,18 +59,20 @@ def work(config: CircuitOptions) -> str:
     )
 
 
-def timed(bench: Bench, metric: str) -> tuple[float, float]:
-    """Seconds of a step of a search, and of a forward, on the first batch: the shortest of a few, for a machine that
-    does other things as well."""
-    gates = torch.full((bench.units.total,), 0.5, device=bench.batches[0].tokens.device, requires_grad=True)
+def timed(bench: Bench, config: CircuitOptions) -> tuple[float, float]:
+    """Seconds of a step of a search, and of a forward of a circuit, on the first batch: the shortest of a few, for a
+    machine that does other things as well. Circuits of few units may take less than the model."""
+    total, device = bench.units.total, bench.batches[0].tokens.device
+    gates = (0.5 * spread(round(OPEN * total), total)).to(device).requires_grad_()
+    circuit = spread(config.size(total) or max(1, round(CIRCUIT * total)), total).to(device)
 
     def step() -> None:
-        loss, _ = loss_of(bench, metric, 0, gates)
+        loss, _ = loss_of(bench, config.metric, 0, gates, config.learning.gate in CLAMPED)
         torch.autograd.grad(loss, gates)
 
     def forward() -> None:
         with torch.no_grad():
-            float(bench.values(0, gates)["kl"].sum())
+            float(bench.measured(0, circuit, None)["kl"].sum())
 
     seconds = []
     for each in (step, forward):
@@ -78,6 +83,11 @@ def timed(bench: Bench, metric: str) -> tuple[float, float]:
             tries.append(time.perf_counter() - start)
         seconds.append(min(tries))
     return seconds[0], seconds[1]
+
+
+def spread(count: int, total: int) -> torch.Tensor:
+    """A mask [units] of so many units, evenly spread."""
+    return (torch.arange(total) * count % total < count).float()
 
 
 def estimate(
@@ -126,7 +136,7 @@ def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
         evaluation: Batches of held-out prompts.
     """
     whole, misled = estimate(
-        config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config.metric)
+        config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config)
     )  # fmt: skip
     progress.current().expect(whole, "study")
     if whole > QUIET:
