@@ -130,3 +130,16 @@ def test_what_the_user_says_of_memory_stands(name: str, monkeypatch: pytest.Monk
     assert changes == [(program.M_MMAP_THRESHOLD, program.FROM_HEAP), (program.M_TRIM_THRESHOLD, program.NEVER)]
     del library.mallopt  # not glibc
     program.keep_memory()
+
+
+def test_free_memory_is_given_back_by_programs_of_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(program.ctypes, "CDLL", lambda _: library)
+    program.give_back()
+    assert not trimmed  # the tests are no program of the package
+    monkeypatch.setattr(program, "is_ours", lambda: True)
+    program.give_back()
+    assert trimmed == [0]
+    del library.malloc_trim  # not glibc
+    program.give_back()

@@ -16,7 +16,7 @@ from ..models.loading.discover import find_checkpoints
 from ..models.loading.load import find_devices
 from ..report.figure_style import formats_of, in_formats
 from ..report.finished import is_complete
-from ..utils import files, progress, wandb_run, workers
+from ..utils import files, program, progress, wandb_run, workers
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
 from ..utils.rundir import check_writable
@@ -314,6 +314,7 @@ def analyse(
                 raise
             say_failure(error, f"{checkpoint}: {analyses()[name].title}")
             lost.append((checkpoint, name))
+        program.give_back()
     return lost
 
 
