@@ -128,6 +128,8 @@ def test_what_the_user_says_of_memory_stands(name: str, monkeypatch: pytest.Monk
     monkeypatch.delenv(name)
     program.keep_memory()
     assert changes == [(program.M_MMAP_THRESHOLD, program.FROM_HEAP), (program.M_TRIM_THRESHOLD, program.NEVER)]
+    program.keep_memory(large=True)
+    assert changes[2:] == [(program.M_MMAP_THRESHOLD, 16 << 20), (program.M_TRIM_THRESHOLD, 64 << 20)]
     del library.mallopt  # not glibc
     program.keep_memory()
 

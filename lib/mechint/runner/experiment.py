@@ -292,6 +292,8 @@ def analyse(
         The analyses that failed; standard error says why.
     """
     prepared = prepared or prepare(experiment, checkpoint)
+    if program.is_ours():
+        program.keep_memory(large=sum(weight.numel() for weight in prepared.model.parameters()) >= program.LARGE)
     if all(device.type == "cpu" for device in find_devices(experiment.run.place)):
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: 2 s
         # torch then fills memory with NaN before a result is written over it: a tenth of the time of a search

@@ -93,16 +93,24 @@ def shared(looks: int = 5, seconds: float = 0.002) -> bool:
 FROM_HEAP = 64 << 20
 """Bytes from which a tensor has memory of its own, which is given back with it. With twice as much, free pieces between
 tensors in use took 4 GB in a trace of states that needs 1.7; with half, small models ask for five times the pages."""
+LARGE_FROM_HEAP, LARGE_TRIM = 16 << 20, 64 << 20
+"""The same for a model of many weights, and the free bytes at the end of its heap from which they are given back."""
+LARGE = 1 << 24
+"""Weights from which a model is large: 64 MiB in float32."""
 NEVER = -1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of malloc.h."""
 
 
-def keep_memory() -> None:
+def keep_memory(large: bool = False) -> None:
     """Keeps freed memory for the next tensor, where the C library is glibc and the environment does not decide it.
 
     By default glibc gives the free end of its heap back where that is longer than twice the largest block freed so far,
     and soon asks the system for the same pages again: up to a fifth of the time of a search in a small model.
+
+    Args:
+        large: True keeps less, for a model of many weights: its work is long beside the pages that it asks for, and the
+            gaps between what is kept are large.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -110,8 +118,8 @@ def keep_memory() -> None:
         change = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
-    change(M_MMAP_THRESHOLD, FROM_HEAP)
-    change(M_TRIM_THRESHOLD, NEVER)
+    change(M_MMAP_THRESHOLD, LARGE_FROM_HEAP if large else FROM_HEAP)
+    change(M_TRIM_THRESHOLD, LARGE_TRIM if large else NEVER)
 
 
 def give_back() -> None:
