@@ -253,6 +253,9 @@ def spell(figure: Figure) -> Callable[[], None]:
         known = font_manager.get_font(font_manager.findfont(text.get_fontproperties())).get_charmap()
         return with_code_points(words, lambda character: character == "\n" or ord(character) in known)
 
+    def shown_by(formatter: Any, like: Text, x: float, place: int | None = None) -> str:
+        return spelled(str(formatter(x, place)), like)
+
     undo: list[Callable[[], object]] = []
     ticks: set[int] = set()
     for axes in figure.axes:
@@ -263,18 +266,8 @@ def spell(figure: Figure) -> Callable[[], None]:
                 continue  # numbers
             if all(spelled(label.get_text(), label) == label.get_text() for label in labels):
                 continue
-            like = labels[0]
-
-            class Spelled:
-                """In front of a formatter of names."""
-
-                like_ = like
-
-                def __call__(self, x: float, pos: int | None = None) -> str:
-                    return spelled(str(super().__call__(x, pos)), self.like_)  # type: ignore[misc]
-
-            undo.append(functools.partial(setattr, formatter, "__class__", type(formatter)))
-            formatter.__class__ = type("SpelledNames", (Spelled, type(formatter)), {})
+            undo.append(functools.partial(axis.set_major_formatter, formatter))
+            axis.set_major_formatter(FuncFormatter(functools.partial(shown_by, formatter, labels[0])))
     for text in figure.findobj(Text):
         words = text.get_text()
         if id(text) not in ticks and (instead := spelled(words, text)) != words:
