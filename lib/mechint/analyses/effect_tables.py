@@ -140,23 +140,17 @@ def over_cells(
     return np.where(present.any(0), found.value, np.nan), found.low, found.high, max_t_of(bootstrap, found)
 
 
-class FewNote(str):
-    """A note of :func:`few_notes`, which is told from the other notes of an analysis."""
-
-
 def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
     """Notes on what cannot be estimated from so few subjects or templates."""
     few = len(set(templates.tolist()))
     if len(templates) == 1:
-        return [FewNote(f"One prompt was {done}: no interval and no p-value, and no statement about other prompts")]
+        return [f"One prompt was {done}: no interval and no p-value, and no statement about other prompts"]
     if few == 1:
-        return [FewNote(f"Prompts of one subject or template were {done}: no interval and no p-value")]
+        return [f"Prompts of one subject or template were {done}: no interval and no p-value"]
     if few < FEWEST:
         return [
-            FewNote(
-                f"Prompts of {few} different subjects or templates were {done}: no interval (it takes {FEWEST}) and no "
-                f"p-value (it takes {FEWEST_TESTED})"
-            )
+            f"Prompts of {few} different subjects or templates were {done}: no interval (it takes {FEWEST}) and no "
+            f"p-value (it takes {FEWEST_TESTED})"
         ]
     sizes = np.unique(templates, return_counts=True)[1].astype(np.float64)
     if float(effective(sizes)) < FEW:
@@ -167,10 +161,8 @@ def few_notes(templates: NDArray[np.integer[Any]], done: str) -> list[str]:
             else f", which carry as much information as {effective(sizes):.1f} of equal size"
         )
         return [
-            FewNote(
-                f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and contain the "
-                f"true value in fewer than 95 % of samples where effects are skewed{untested}"
-            )
+            f"Only {few} different subjects or templates were {done}{apart}: intervals are wide and contain the true "
+            f"value in fewer than 95 % of samples where effects are skewed{untested}"
         ]
     return []
 

@@ -41,14 +41,8 @@ def up_to(model: Model, tokens: Tensor, site: str) -> tuple[Tensor, Tensor]:
     Returns:
         The site [batch, position, unit, …], and the residual stream before its layer [batch, position, model].
     """
-    check_tokens(model, tokens)
-    layer, tap = layer_of(model, site), Tap([site])
-    r = model.begin(tokens, tap)
-    before = r
-    for i in range(layer + 1):
-        before = r
-        r, _ = model.block(i, r, model.empty_cache(i, len(tokens)), tap)
-    return tap.values[site], before
+    value, _, before = up_to_both(model, tokens, site, site)
+    return value, before
 
 
 def up_to_both(model: Model, tokens: Tensor, read: str, written: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from .. import scan
 from ..analyses.base import Analysis, StagedAnalyzer, analyses
-from ..analyses.effect_tables import FewNote, few_notes
+from ..analyses.effect_tables import few_notes
 from ..analyses.loader import PromptLoader
 from ..analyses.options import AnalysisOptions, elsewhere, request
 from ..models.loading.load import find_devices
@@ -181,24 +181,12 @@ def compute(wanted: Request, analyzer: StagedAnalyzer[Any]) -> tuple[dict[str, A
     written = analyzer.save_results()
     if not wanted.experiment.run.save_masks:
         (wanted.directory / "final_masks.pt").unlink(missing_ok=True)
-    with_few(found, few_notes(wanted.prompts[1].templates(), "measured"))
+    if "few" not in found:  # whether all of the prompts are few; an analysis of some of them says it of these
+        found["few"] = few_notes(wanted.prompts[1].templates(), "measured")
+        found["notes"] = [*found.get("notes", ()), *found["few"]]
     if "report" not in found and wanted.analysis.kind != CIRCUIT:
         found["report"] = wanted.analysis.kind
     return found, written
-
-
-def with_few(found: dict[str, Any], every: list[str]) -> None:
-    """Says whether all of the prompts are few, unless the analysis says it of those of them that it used.
-
-    Args:
-        found: The analysis's results, which get ``few`` and the note.
-        every: The note on all prompts.
-    """
-    if "few" in found:
-        return
-    notes = list(found.get("notes", ()))
-    own = [note for note in notes if isinstance(note, FewNote)]
-    found["few"], found["notes"] = own or every, notes if own else [*notes, *every]
 
 
 def write_results(wanted: Request, found: dict[str, Any]) -> dict[str, Any]:

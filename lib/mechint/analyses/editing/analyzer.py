@@ -137,6 +137,7 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
             **{f"{one}.{name}": value for one, part in found.items() for name, value in part.items()},
             **{f"trace.{name}": value for name, value in effects.items()},
         }
+        few = few_notes(used(requests).numpy(), "edited")
         self.results = {
             "metric": "P(new answer) against P(old answer)",
             "ablation": f"{c.method.upper()} edits of weights",
@@ -148,7 +149,8 @@ class EditAnalyzer(ControlledAnalyzer[EditConfig]):
             "within_layers": within,
             "facts": [self.shown(request, task.decode) for request in requests[:8]],
             "interval": bootstrap.kind,
-            "notes": [*self.notes(requests, held_out), *few_notes(used(requests).numpy(), "edited")],
+            "notes": [*self.notes(requests, held_out), *few],
+            "few": few,
         }
         if c.save:
             best = best_cell(entries)

@@ -111,6 +111,7 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             "unpatched": bootstrap.share(bare[:, 0].numpy()),
             "unpatched_surprisal": results.number_of(bootstrap, "surprisal", bare[:, 1].numpy()),
         }
+        few = few_notes(work.clusters.numpy(), "read")
         self.results = {
             "report": self.name,
             "metric": f"the likeliest token is the one that {self.looked_for()}",
@@ -124,7 +125,8 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             "readings": rows,
             "best": best,
             "interval": bootstrap.kind,
-            "notes": self.notes(work, trivial),
+            "few": few,
+            "notes": [*few, *self.notes(work, trivial)],
         }
         asked = None if bootstrap.too_few else control(self, train_loader, val_loader, results.quantities)
         self.results["control"] = asked
@@ -306,8 +308,7 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
         return (" " if task.tokenizer is None else "").join(words)
 
     def notes(self, work: Work, trivial: Sequence[str]) -> list[str]:
-        found = [*few_notes(work.clusters.numpy(), "read")]
-        found += left_out(self.model, [place.kind for place in self.places])
+        found = left_out(self.model, [place.kind for place in self.places])
         if self.left:
             found.append(f"No layer that is put into has a site of the same shape as {', '.join(self.left)}")
         if self.config.others and work.others is None:

@@ -19,7 +19,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +116,7 @@ class Steerer(StagedAnalyzer[SteerConfig]):
             "having": results.mean(sides.having, sides.has),
             "best_effect": best["effect"],
         }
+        few = few_notes(torch.cat([batch.template for batch in judged.lacking]).cpu().numpy(), "steered")
         self.results = {
             "report": "steer",
             "metric": metric,
@@ -133,7 +133,8 @@ class Steerer(StagedAnalyzer[SteerConfig]):
             "projections": results.projections(self.found, sides),
             "once": results.lasts(pushes, sides),
             "interval": sides.lacking.kind,
-            "notes": [*self.notes(judged, sides), *no_direction([site for site, _ in without])],
+            "few": few,
+            "notes": [*few, *self.notes(), *no_direction([site for site, _ in without])],
         }
         return self.results
 
@@ -207,9 +208,8 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         of = "contrast prompts of two files" if self.files is not None else f"discovery prompts ({learnt.said})"
         return f"{how}, {counts[0]} {of} with the property and {counts[1]} without"
 
-    def notes(self, judged: Property, sides: results.Sides) -> list[str]:
-        templates = torch.cat([batch.template for batch in judged.lacking]).cpu().numpy()
-        found = [*few_notes(np.asarray(templates), "steered")]
+    def notes(self) -> list[str]:
+        found: list[str] = []
         kinds = [site.rpartition(".")[2] for site in self.sites if site.startswith("layers.")]
         if self.given is None:
             found += left_out(self.model, kinds, self.layers)
