@@ -132,8 +132,8 @@ def lasting(raw: dict[str, Any]) -> list[tuple[bool, str]]:
     if missing := [row["layer"] for row in raw["once"] if row["difference"] is None]:
         found.append((
             False,
-            f"In {some(missing)} one of the two pushes has no direction, or no immediate effect towards the property, so "
-            f"they cannot be made equal.",
+            f"In {some(missing)} one of the two pushes has no direction, or no immediate effect towards the property, "
+            f"so they cannot be made equal.",
         ))  # fmt: skip
     return found
 
