@@ -8,10 +8,12 @@ The two directions of causal mediation (Vig et al. 2020; Meng et al. 2022; Zhang
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +31,8 @@ CORRUPTIONS = ("twin", "noise", "mean")
 """Corruptions that an option can name; the code also uses ``values`` and ``none``, which need no other prompt."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
 DIRECTIONS = ("denoise", "noise")
+HELD = 10
+"""Copies of a site that are held at once where gradients are taken of it: values, slopes, and the graph between."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Interchange:
         self.draws = corruption.draws if corruption.method == "noise" else 1
         every = torch.arange(len(prompts), device=prompts.tokens.device).repeat_interleave(self.draws)
         rows = prompts[every]
-        self.rows, self.logits_at = len(rows), rows.positions
+        self.rows, self.logits_at, self.asked = len(rows), rows.positions, (metric, rows)
         self.metric = answer_metric(metric, rows)
         clean: tuple[Tensor, list[Edit]] = (rows.tokens, [])
         corrupted = self.corrupted(rows, corruption)
@@ -164,7 +168,21 @@ class Interchange:
         )
         return self.by_prompt(found)
 
-    def estimates(self, sites: Sequence[str], points: int = 1, by_unit: bool = False) -> dict[str, Tensor]:
+    def of_rows(self, rows: Tensor) -> Interchange:
+        """The same of some rows, whose values are not averaged over draws."""
+        part = copy.copy(self)
+        name, prompts = self.asked
+        part.asked = name, prompts[rows]
+        part.rows, part.logits_at, part.metric = len(rows), self.logits_at[rows], answer_metric(*part.asked)
+        part.receiver, part.donor = (
+            (tokens[rows], [dataclasses.replace(edit, value=rows_of(edit, rows)) for edit in edits])
+            for tokens, edits in (self.receiver, self.donor)
+        )
+        return part
+
+    def estimates(
+        self, sites: Sequence[str], points: int = 1, by_unit: bool = False, memory_mib: float = 1024.0
+    ) -> dict[str, Tensor]:
         """Attribution patching (Nanda 2023): gradient · (donor - receiver) for each position of each site.
 
         Args:
@@ -173,11 +191,20 @@ class Interchange:
                 2017; Hanna et al. 2024), which corrects for saturation. Where both have the same embeddings they are
                 all the same gradient.
             by_unit: Sums over the positions instead of the units.
+            memory_mib: MiB that the sites and the graph of their gradients may take, about; rows run in such parts.
 
         Returns:
             The estimated change of the metric by site, [position, prompt]; [unit, prompt] for ``by_unit``, where
             units are the entries of the first axis after the position.
         """
+        length = self.receiver[0].shape[1]
+        entries = sum(math.prod(self.model.sites[site].of_length(length).units) for site in sites) * length
+        most = max(1, int(memory_mib * 2**20 / (HELD * 4 * entries)))
+        parts = [self.of_rows(rows).change(sites, points, by_unit) for rows in torch.arange(self.rows).split(most)]
+        return {site: self.by_prompt(torch.cat([part[site] for part in parts], -1)) for site in sites}
+
+    def change(self, sites: Sequence[str], points: int, by_unit: bool) -> dict[str, Tensor]:
+        """:meth:`estimates` of every row, [position or unit, row]."""
         ours, theirs = (self.values(of, [*sites, "embed"]) for of in (self.receiver, self.donor))
         total = {site: torch.zeros_like(ours[site]) for site in sites}
         tokens, base = self.receiver[0], [edit for edit in self.receiver[1] if edit.site != "embed"]
@@ -187,9 +214,17 @@ class Interchange:
             _, slopes = gradients(self.model, tokens, sites, self.metric, [*base, start], self.logits_at)
             for site in sites:
                 total[site] += slopes[site].to(total[site]) / points
-        change = {site: total[site].double() * (theirs[site] - ours[site]).double() for site in sites}
-        kept = 2 if by_unit else 1
-        return {site: self.by_prompt(value.movedim(kept, 1).flatten(2).sum(-1).T) for site, value in change.items()}
+        kept, found = 2 if by_unit else 1, dict[str, Tensor]()
+        for site in sites:
+            change = total.pop(site).double() * (theirs.pop(site) - ours.pop(site)).double()
+            found[site] = change.movedim(kept, 1).flatten(2).sum(-1).T
+        return found
+
+
+def rows_of(edit: Edit, rows: Tensor) -> Tensor:
+    """Some rows of an edit's value [row, position, unit …]; a value with one row stands for all."""
+    value = cast(Tensor, edit.value)
+    return value if len(value) == 1 else value[rows.to(value.device)]
 
 
 def deviation(model: Model) -> float:

@@ -93,7 +93,8 @@ def test_the_strongest_cell_is_not_the_last_residual_unless_it_is_alone(
 def test_layers_without_the_site_have_no_estimate_and_others_the_sum_of_theirs() -> None:
     model = tiny_mamba(1, torch.float64, n_layer=1).requires_grad_(False)
     tracer = CausalTracer(model, dataclasses.replace(SMALL, sites="state"))
-    pair: Any = SimpleNamespace(estimates=lambda sites, points: {"layers.0.state": torch.full((3, 2), 0.5)})
+    half = {"layers.0.state": torch.full((3, 2), 0.5)}
+    pair: Any = SimpleNamespace(estimates=lambda sites, points, memory_mib: half)
     like = torch.zeros(1, 3, 2)  # [layer, position, prompt]
     for sites, value in (((), np.nan), (("layers.0.state",), 0.5), (("layers.0.state",) * 2, 1.0)):
         found = tracer.estimate(pair, Panel("state", (sites,), "", ((),)), like)

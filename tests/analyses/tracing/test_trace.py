@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mechint
+from mechint.analyses import interchange
 from mechint.analyses.effect_tables import ratio
 from mechint.analyses.interchange import Corruption, Interchange, deviation
 from mechint.analyses.loader import PromptLoader
@@ -23,6 +24,7 @@ from mechint.analyses.tracing.options import refuse
 from mechint.analyses.tracing.panels import panels
 from mechint.analyses.tracing.results import role_means
 from mechint.interventions.edits import Edit
+from mechint.interventions.gradients import gradients
 from mechint.interventions.taps import Tap
 from mechint.report import log_wandb, write_report
 from mechint.runner.experiment import run_experiment
@@ -155,6 +157,30 @@ def test_estimates_add_up_and_are_gradients_times_differences() -> None:
     torch.testing.assert_close(pair.estimates([site])[site], numeric, rtol=1e-4, atol=1e-6)
     fine = pair.estimates(["embed"], points=200)["embed"].sum(0)
     torch.testing.assert_close(fine, pair.corrupted_value - pair.clean, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["twin", "noise", "mean", "values"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_estimates_in_parts_of_the_rows_are_those_of_all(
+    method: str, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_mamba(1, torch.float64).requires_grad_(False)
+    prompts = loaders(model, 6, 6)[1].batches[0][torch.arange(3)]
+    shape = (3, prompts.tokens.shape[1], model.config.d_model)
+    values = {"layers.0.out": torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
+    corruption = Corruption(method, draws=2, mean=model.embeddings.mean(0).detach(), values=values)
+    pair = Interchange(model, prompts, corruption, direction, "answer_logprob")
+    sites, ran = ["layers.0.state", "layers.1.u", "embed"], []
+    monkeypatch.setattr(interchange, "gradients", lambda *given: ran.append(len(given[1])) or gradients(*given))
+    whole = pair.estimates(sites, points=2)
+    assert ran == [pair.rows] * 2
+    ran.clear()
+    parts = pair.estimates(sites, points=2, memory_mib=1e-6)
+    assert ran == [1] * 2 * pair.rows
+    for site in sites:
+        assert whole[site].shape == (shape[1], 3)
+        torch.testing.assert_close(parts[site], whole[site], rtol=1e-9, atol=1e-12)
+    assert bool((whole["layers.1.u"] != 0).any())
 
 
 def test_roles_of_subjects_and_of_recall() -> None:

@@ -319,7 +319,7 @@ def _sparsity(member: Member) -> float:
 
 
 PLAN: tuple[tuple[str, str, Callable[[Grid, tuple[str, str], Path], Path]], ...] = (
-    ("curves", "CE recovered over L0, by width, with 95 % intervals over documents; baselines, where drawn, at equal L0.",
+    ("curves", "CE recovered over L0, by width, with 95 % intervals over documents; baselines, if drawn, at equal L0.",
      draw_curves),
     ("heatmaps", "Every metric over the grid: sparsity down, width across. Grey: none was trained.", draw_heatmaps),
     ("densities", "Histograms of the share of tokens a latent is active on; dead latents are not in them.",

@@ -203,7 +203,7 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
         """Attribution patching's estimate of a panel, [layer, position, prompt]; NaN where there is none."""
         if not self.config.attribution or panel.sever:
             return torch.full_like(like, float("nan"))
-        alone = pair.estimates(layer_sites(self.model, panel.kind), points=5)
+        alone = pair.estimates(layer_sites(self.model, panel.kind), points=5, memory_mib=self.config.memory_mib)
         none = torch.full_like(like[0], torch.nan)
         return torch.stack(
             [sum((alone[site] for site in sites), torch.zeros(())) if sites else none for sites in panel.sites]
