@@ -139,9 +139,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class ImposedGPT2(Imposed):
+class GPT2Recall(Imposed):
     """A GPT-2: one head of the first layer says what stood before, one of the second what follows it."""
 
+    name = "siit_gpt2_recall"
     architecture = GPT2Architecture(n_embd=32)
     options = TrainConfig(steps=1000, lr=0.01, beta2=0.98, impose=True, impose_match=0.1, device="cpu")
 
@@ -156,13 +157,10 @@ class ImposedGPT2(Imposed):
         return parts
 
 
-class GPT2Recall(ImposedGPT2):
-    name = "siit_gpt2_recall"
-
-
-class ImposedMamba(Imposed):
+class MambaRecall(Imposed):
     """A Mamba: channels of the first layer say what stood before, channels of the second what follows it."""
 
+    name = "siit_mamba_recall"
     options = TrainConfig(
         steps=4000, lr=0.01, beta2=0.98, impose=True, impose_strictness=2.0, impose_match=0.1, device="cpu"
     )
@@ -184,15 +182,11 @@ class ImposedMamba(Imposed):
         ]
 
 
-class MambaRecall(ImposedMamba):
-    name = "siit_mamba_recall"
-
-
 class Mamba2Recall(Imposed):
     """A Mamba-2: value channels of a head of the first layer say what stood before, of the second what follows it."""
 
     name = "siit_mamba2_recall"
-    options = dataclasses.replace(ImposedMamba.options, steps=600)
+    options = dataclasses.replace(MambaRecall.options, steps=600)
     architecture = OtherArchitecture(model_type="mamba2", d_model=32, d_state=32)
 
     def declare(self, model: Model, alignment: Alignment) -> list[Part]:
@@ -204,7 +198,7 @@ class HybridRecall(Imposed):
     """A hybrid: value channels of a Mamba-2's head say what stood before, an attention head what follows it."""
 
     name = "siit_hybrid_recall"
-    options = dataclasses.replace(ImposedMamba.options, steps=600)
+    options = dataclasses.replace(MambaRecall.options, steps=600)
     architecture = OtherArchitecture(model_type="nemotron_h", layers="mamba2 attention", d_model=32)
 
     def declare(self, model: Model, alignment: Alignment) -> list[Part]:
