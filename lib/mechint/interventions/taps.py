@@ -292,9 +292,9 @@ class Scope:
     def cuts(self, name: str) -> list[Edit]:
         return [edit for edit in self.tap.edits.get(self.prefix + name, ()) if isinstance(edit, Edit) and edit.is_cut]
 
-    def editing_only(self) -> Scope:
-        """The same edits with nothing recorded and no complete cut: for a second, masked pass over a layer."""
-        tap = Tap((), (), self.tap.offset)
+    def from_start(self) -> Scope:
+        """The same edits with nothing recorded and no cut: for a second, masked pass over a layer from position 0."""
+        tap = Tap()
         tap.home = self.tap.home
         others = {name: [edit for edit in edits if not edit.is_cut] for name, edits in self.tap.edits.items()}
         tap.edits = {name: edits for name, edits in others.items() if edits}

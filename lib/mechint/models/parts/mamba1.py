@@ -304,7 +304,7 @@ class Mamba1Mixer(Part):
             if source < history.shape[1]:
                 present[:, source, channels] = 0
         z = F.pad(z, (0, 0, history.shape[1] - z.shape[1], 0))
-        inside = at.editing_only()
+        inside = at.from_start()
         apart = not inside.active  # edits inside the layer name rows of the whole batch
         if apart:
             history, z = cut.own(history), cut.own(z)
