@@ -1,4 +1,5 @@
-"""Circuits of mamba-130m's shape: the channels that are left alone, beside mixers that compute all of them."""
+"""Circuits of mamba-130m's shape: the channels that are left alone, beside mixers that compute all of them; and the
+metrics of their answers, beside the head's product, which they need."""
 
 from __future__ import annotations
 
@@ -7,21 +8,27 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mechint.analyses.metrics import Answers
 from mechint.interventions.run import read_by_head
 from mechint.interventions.unit_kinds import SSM_UNITS
 from mechint.interventions.units import Units
 from mechint.models.parts import mamba1_kept
+from mechint.tasks import Prompts
 
 from ..pairs import Question, Target
 from ..shapes import LAYERS, OURS, last, model
 
 ROWS, LENGTH, VOCABULARY = 4, 32, 2048
 WHOLE = "mechint, whole mixers"
+WORDS, WIDTH = 49_152, 768
+PRODUCT = "the head's products alone"
 
 
 def questions() -> Iterator[Question]:
+    yield from metrics()
     mamba = model(LAYERS, VOCABULARY)
     units = Units(mamba, SSM_UNITS["channel"])
     tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
@@ -54,3 +61,26 @@ def questions() -> Iterator[Question]:
                 [Target(WHOLE, OURS, least)],
                 rounds=5,
             )
+
+
+def metrics() -> Iterator[Question]:
+    head = torch.randn(WORDS, WIDTH) / WIDTH**0.5
+    tokens = torch.randint(0, WORDS, (ROWS, LENGTH))
+    prompts = Prompts(tokens, torch.arange(LENGTH).expand(ROWS, -1), tokens, None, None, torch.zeros(ROWS).long())
+    answers = Answers(prompts, torch.randn(ROWS, LENGTH, WIDTH), head)
+    answers.keep_logs()
+    read = torch.randn(ROWS, LENGTH, WIDTH)
+    flat, up = read.flatten(0, 1), torch.randn(ROWS * LENGTH, WORDS)
+
+    def slope() -> Tensor:
+        leaf = read.clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(answers.metrics(leaf, "kl")["kl"].sum(), leaf)[0]
+
+    what = f"{ROWS * LENGTH} answers of {WORDS:,} tokens"
+    for said, ours, floor, most in (
+        ("metrics", lambda: answers.metrics(read), lambda: F.linear(flat, head), 1.4),
+        ("metrics and a gradient", slope, lambda: (F.linear(flat, head), up @ head), 1.4),
+    ):
+        yield Question("kept", f"{said} of {what}", {OURS: ours, PRODUCT: floor},
+                       [Target(OURS, PRODUCT, most, at_most=True)], rounds=9)  # fmt: skip

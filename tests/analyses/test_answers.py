@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mechint
 from mechint.analyses.ablation import Ablation
@@ -17,7 +20,7 @@ from mechint.analyses.comparison.analyzer import Profiler
 from mechint.analyses.comparison.options import CompareConfig
 from mechint.analyses.interchange import Corruption, Interchange
 from mechint.analyses.loader import PromptLoader
-from mechint.analyses.metrics import METRICS, answer_metric, answered, logit_differences, logprobs
+from mechint.analyses.metrics import LEARNT, METRICS, Answers, answer_metric, answered, logit_differences, logprobs
 from mechint.analyses.patching.analyzer import Patcher
 from mechint.analyses.patching.options import PatchConfig
 from mechint.analyses.study.ablation_tests import together
@@ -27,6 +30,7 @@ from mechint.analyses.study.steps_discovery import setup
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
 from mechint.analyses.unit_effects import Effects
+from mechint.interventions import prefix
 from mechint.interventions.prefix import divergence
 from mechint.interventions.units import Units
 from mechint.tasks import TASKS, Prompts, TaskConfig, make_task
@@ -35,6 +39,7 @@ from mechint.training.trainer import evaluate
 from mechint.utils.errors import MechintError
 from tests.helpers.answers import HalfRight, by_hand, reference
 from tests.helpers.builders import tiny_mamba
+from tests.helpers.examples import examples
 
 WITH_TOKENIZER = ("file", "prompt")
 SWEPT = ("greater_than",)
@@ -162,6 +167,54 @@ def test_divergence_by_hand() -> None:
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     assert float(divergence(even, other)) == pytest.approx(expected, abs=1e-6)
     assert float(divergence(even, other, even.exp())) == float(divergence(even, other))
+
+
+@given(rows=st.integers(1, 40), least=st.integers(1, 6), held=st.integers(1, 400), wide=st.booleans())
+@settings(max_examples=examples(30), deadline=None)
+def test_blocks_hold_every_row_once(rows: int, least: int, held: int, wide: bool) -> None:
+    tensor = torch.zeros(rows, 11 if wide else 1)
+    with mock.patch.multiple(prefix, FEWEST_ROWS=least, IN_CACHE=held):
+        found = prefix.blocks(tensor)
+    assert [k for rows_of in found for k in range(rows)[rows_of]] == list(range(rows))
+    assert all(one.stop - one.start >= min(least, rows) for one in found)
+
+
+@pytest.mark.parametrize("learn", [None, *LEARNT])
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_metrics_and_their_gradients_are_the_same_in_blocks_and_whole(learn: str | None, exchanged: bool) -> None:
+    """Every bit of one pass over all rows; beside it the gradient of the plain formula, by autograd in float64."""
+    random = torch.Generator().manual_seed(5)
+    normal = lambda *shape: torch.randn(*shape, generator=random)
+    ids = lambda *shape: torch.randint(0, 50, shape, generator=random)
+    prompts = Prompts(ids(6, 4), torch.arange(4).expand(6, -1), ids(6, 4), ids(6, 4), ids(6, 4), ids(6))
+    head, full, read = normal(50, 8), normal(6, 4, 8), normal(6, 4, 8)
+    order = torch.randperm(50, generator=random)
+
+    def measured(held: int) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        with mock.patch.object(prefix, "IN_CACHE", held):
+            answers = Answers(prompts, full, head, 0.7, 9.0)
+            answers = answers.exchanged(order) if exchanged else answers
+            leaf = read.clone().requires_grad_(learn is not None)
+            found = answers.metrics(leaf, learn)
+            slope = None if learn is None else torch.autograd.grad(found[learn].sum(), leaf)[0]
+        return {name: value.detach() for name, value in found.items()}, slope
+
+    (small, small_slope), (whole, whole_slope) = measured(900), measured(1 << 20)
+    assert small.keys() == whole.keys() and all(torch.equal(small[name], whole[name]) for name in whole)
+    if learn is None:
+        return
+    assert small_slope is not None and whole_slope is not None and torch.equal(small_slope, whole_slope)
+    leaf = read.double().requires_grad_()
+    logits = lambda x: 9.0 * torch.tanh(x @ head.double().T * 0.7 / 9.0)
+    logs = logits(leaf).log_softmax(-1)
+    become = order if exchanged else torch.arange(50)
+    right, wrong = (logs.gather(-1, become[each].unsqueeze(-1))[..., 0] for each in (prompts.answers, prompts.wrong))
+    asked = logits(full.double()).log_softmax(-1)[..., torch.argsort(become)]
+    plain = {"kl": (asked.exp() * (asked - logs)).sum(-1), "answer_logprob": right, "loss": -right,
+             "logit_diff": right - wrong}[learn]  # fmt: skip
+    (expected,) = torch.autograd.grad(plain.mean(-1).sum(), leaf)
+    torch.testing.assert_close(small_slope.double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(small[learn].double(), plain.mean(-1).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_one_of_several_ids_is_accepted_and_no_id_is_none() -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..interventions.model import Model
-from ..interventions.prefix import divergence
+from ..interventions.prefix import blocks, divergence
 from ..interventions.taps import Tap
 from ..tasks import Prompts, Task, pooled
 from ..tasks.answers import accepted_by
@@ -157,12 +157,16 @@ class Answers:
         return other
 
     def kept(self, number: int, at: slice) -> Tensor:
-        """The log-probabilities that are asked for at one part of the answers, [m, V]: the full model's, or what
-        replaces them."""
+        """The log-probabilities that are asked for at one part of the answers, [m, V], before :meth:`renamed`: the full
+        model's, or what replaces them."""
         if self.wanted is not None:
-            logs = self.wanted.kept(number, at)
-            return logs if self.order is None else logs[:, self.order]
+            return self.wanted.kept(number, at)
         return self.logs[number] if self.logs is not None else self.logits_of(self.full[at]).log_softmax(-1)
+
+    def renamed(self, logs: Tensor) -> Tensor:
+        """Some rows [m, V] of :meth:`kept` with ids exchanged, where they are."""
+        logs = logs if self.wanted is None else self.wanted.renamed(logs)
+        return logs if self.order is None else logs.index_select(-1, self.order)
 
     @property
     def size(self) -> int:
@@ -236,20 +240,29 @@ class Reading(torch.autograd.Function):
 
 
 def read_part(read: Tensor, answers: Answers, number: int, at: slice, learn: str | None) -> tuple[Any, ...]:
-    """The metrics of some positions, and the gradient of one of them at their logits (None where none is wanted)."""
-    logits = answers.logits_of(read)  # [m, V]
+    """The metrics of some positions, and the gradient of one of them at the head's products (None where none is
+    wanted)."""
+    logits, reference = answers.logits_of(read), answers.kept(number, at)  # [m, V] each
     right, wrong = answers.answers[at], None if answers.wrong is None else answers.wrong[at]
-    values, logs, chances = compare(logits, answers.kept(number, at), right, wrong)
-    up: Tensor | None = None
+    parts = []
+    for rows in blocks(logits):
+        block, good, bad = logits[rows], right[rows], None if wrong is None else wrong[rows]
+        values, logs, chances = compare(block, answers.renamed(reference[rows]), good, bad)
+        parts.append(values)
+        if learn is not None:  # in the place of the logits, which nothing reads again
+            block.copy_(answers.before(slope_at(learn, logs, chances, good, bad), block))
+    return *(torch.cat(column) for column in zip(*parts, strict=True)), None if learn is None else logits
+
+
+def slope_at(learn: str, logs: Tensor, chances: Tensor, right: Tensor, wrong: Tensor | None) -> Tensor:
+    """The gradient of a metric of :data:`LEARNT` at the logits [m, V]; arguments are those of :func:`compare`."""
     if learn == "kl":
-        up = logs.exp() - chances
-    elif learn == "answer_logprob":
-        up = (-logs.exp()).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
-    elif learn == "logit_diff":
-        assert wrong is not None
-        up = torch.zeros_like(logs).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
-        up.scatter_add_(-1, wrong.clamp(min=0), -shares(logs, wrong))
-    return *values, up if up is None else answers.before(up, logits)
+        return logs.exp() - chances
+    if learn == "answer_logprob":
+        return (-logs.exp()).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
+    assert wrong is not None
+    up = torch.zeros_like(logs).scatter_add_(-1, right.clamp(min=0), shares(logs, right))
+    return up.scatter_add_(-1, wrong.clamp(min=0), -shares(logs, wrong))
 
 
 def compare(

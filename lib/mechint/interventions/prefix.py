@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,10 @@ from .taps import Tap
 
 LOGITS_AT_ONCE = 1 << 25
 """Entries of [row, position, vocabulary] that are held at a time, 128 MiB in float32."""
+IN_CACHE = 1 << 21
+"""Bytes of a tensor of which a few stay in a processor's cache."""
+FEWEST_ROWS = 4
+"""Rows of a block at least."""
 
 
 def layer_of(model: Model, site: str) -> int:
@@ -104,8 +109,30 @@ def divergence(reference: Tensor, scores: Tensor, chances: Tensor | None = None)
     Args:
         chances: ``reference.exp()``, where it is known already.
     """
-    chances = reference.exp() if chances is None else chances
-    return (chances * (reference - scores)).sum(-1)
+    if scores.requires_grad or reference.requires_grad:
+        chances = reference.exp() if chances is None else chances
+        return (chances * (reference - scores)).sum(-1)
+    wide = torch.broadcast_shapes(reference.shape, scores.shape)
+    logs, others = (tensor.expand(wide).reshape(-1, wide[-1]) for tensor in (reference, scores))
+    known = None if chances is None else chances.expand(wide).reshape(-1, wide[-1])
+    parts = []
+    for rows in blocks(others):
+        share = logs[rows].exp() if known is None else known[rows]
+        parts.append((share * (logs[rows] - others[rows])).sum(-1))
+    return torch.cat(parts).view(wide[:-1])
+
+
+def blocks(tensor: Tensor) -> list[slice]:
+    """Runs of the rows of a tensor [rows, width] that stay in a processor's cache; all of them on other devices.
+
+    Work on each entry then reads memory once, however many steps it takes. Each run has :data:`FEWEST_ROWS` at least,
+    if the tensor has: sums over fewer are split between threads, and end in other bits.
+    """
+    rows, width = tensor.shape
+    size = max(FEWEST_ROWS, IN_CACHE // max(1, width * tensor.element_size()))
+    count = max(1, rows // size) if tensor.device.type == "cpu" else 1
+    ends = [rows * k // count for k in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def compare(model: Model, targets: Tensor, clean: Tensor, changed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
