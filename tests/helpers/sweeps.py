@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
-import mechint
 from mechint import Edit
-from mechint.interventions.edits import CUTS
+from mechint.interventions.edits import CUTS, check_edits
+from mechint.interventions.taps import Tap
 
 ROWS, LENGTH = 2, 6
 
@@ -58,7 +59,20 @@ def edits(draw: Any, model: Any, seed: int) -> Edit:
 
 def run_in_order(model: Any, prompts: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
     """Without the check for contradictions: a cell may replace what the base replaced."""
-    from mechint.interventions.taps import Tap
-
-    checked = [mechint.interventions.edits.check_edits(model.sites, [edit], *prompts.shape)[0] for edit in edits]
+    checked = [check_edits(model.sites, [edit], *prompts.shape)[0] for edit in edits]
     return model.trace(prompts, Tap((), checked))[0]
+
+
+@st.composite
+def whole_and_in_pieces(draw: Any, model: Any, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits under any two edits: of one run over all positions, and of runs that go on from each other's memory."""
+    drawn = [draw(edits(model, seed)) for seed in range(2)]
+    checked = [check_edits(model.sites, [edit], *prompts.shape)[0] for edit in drawn]
+    begins = sorted(draw(st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=3)))
+    pieces, cache = [], None
+    with torch.no_grad():
+        whole, _ = model.trace(prompts, Tap((), checked))
+        for begin, end in itertools.pairwise([0, *begins, LENGTH]):
+            logits, cache = model.trace(prompts[:, begin:end], Tap((), checked, begin), cache)
+            pieces.append(logits)
+    return whole, torch.cat(pieces, 1)

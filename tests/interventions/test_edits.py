@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -13,13 +12,10 @@ from torch import Tensor
 
 import mechint
 from mechint import Edit, scan
-from mechint.interventions.edits import check_edits
-from mechint.interventions.taps import Tap
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.examples import examples
-from tests.helpers.sweeps import LENGTH, ROWS
-from tests.helpers.sweeps import edits as any_edit
+from tests.helpers.sweeps import LENGTH, ROWS, whole_and_in_pieces
 
 CUTS = [
     {"site": "layers.1.state", "positions": [6], "sources": [2]},
@@ -244,17 +240,8 @@ def test_prefill_and_token_by_token_agree(which: int, dtype: torch.dtype) -> Non
 @settings(max_examples=examples(25), deadline=None)
 def test_any_edits_together_agree_whole_and_in_pieces(made: Any, data: st.DataObject, seed: int) -> None:
     """A cut beside an edit inside its layer, too: the pass that the cut adds begins at position 0."""
-    model, ids = made(seed, torch.float64, n_layer=1), tokens(ROWS, LENGTH, seed)
-    drawn = [data.draw(any_edit(model, seed + k)) for k in range(2)]
-    checked = [check_edits(model.sites, [edit], ROWS, LENGTH)[0] for edit in drawn]
-    begins = sorted(data.draw(st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=3)))
-    pieces, cache = [], None
-    with torch.no_grad():
-        whole, _ = model.trace(ids, Tap((), checked))
-        for begin, end in itertools.pairwise([0, *begins, LENGTH]):
-            logits, cache = model.trace(ids[:, begin:end], Tap((), checked, begin), cache)
-            pieces.append(logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+    whole, pieces = data.draw(whole_and_in_pieces(made(seed, torch.float64, n_layer=1), tokens(ROWS, LENGTH, seed)))
+    torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_flow_through_every_site_and_edit() -> None:

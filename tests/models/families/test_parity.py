@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 import mechint
@@ -22,12 +23,13 @@ from mechint.models.stack import Stack
 transformers = pytest.importorskip("transformers")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
+from tests.helpers.examples import examples  # noqa: E402
 from tests.helpers.judges.base import VOCABULARY, Judge, judged, logits_of, plain_experts, promoted  # noqa: E402
 from tests.helpers.judges.hybrids import JUDGES as HYBRIDS  # noqa: E402
 from tests.helpers.judges.recurrent import JUDGES as RECURRENT  # noqa: E402
 from tests.helpers.judges.transformers import JUDGES as TRANSFORMERS  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
-from tests.helpers.sweeps import one_by_one  # noqa: E402
+from tests.helpers.sweeps import LENGTH, ROWS, one_by_one, whole_and_in_pieces  # noqa: E402
 
 JUDGES = {judge.family: judge for judge in [*RECURRENT, *HYBRIDS, *TRANSFORMERS]}
 TIGHT = 1e-12
@@ -192,6 +194,19 @@ def test_an_edit_at_any_site_is_the_same_whole_and_token_by_token(name: str, see
             generated = mechint.run(model, tokens[:, :3], edits=[])
             rest = mechint.run(model, tokens[:, 3:], edits=[edit], cache=generated.cache)
             assert error(rest.logits, whole[:, 3:]) <= TIGHT, site
+
+
+@pytest.mark.slow_except(FEW)
+@pytest.mark.parametrize("name, seed", [(name, 0) for name in JUDGES])
+def test_any_two_edits_are_the_same_whole_and_in_pieces(name: str, seed: int, tmp_path: Path) -> None:
+    model = random_model(name, seed, tmp_path)
+
+    @given(found=whole_and_in_pieces(model, prompt(ROWS, LENGTH)))
+    @settings(max_examples=examples(40), deadline=None)
+    def check(found: tuple[Tensor, Tensor]) -> None:
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+    check()
 
 
 @pytest.mark.slow_except(FEW)
