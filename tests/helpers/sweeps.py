@@ -63,16 +63,20 @@ def run_in_order(model: Any, prompts: torch.Tensor, edits: list[Edit]) -> torch.
     return model.trace(prompts, Tap((), checked))[0]
 
 
-@st.composite
-def whole_and_in_pieces(draw: Any, model: Any, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits under any two edits: of one run over all positions, and of runs that go on from each other's memory."""
-    drawn = [draw(edits(model, seed)) for seed in range(2)]
-    checked = [check_edits(model.sites, [edit], *prompts.shape)[0] for edit in drawn]
-    begins = sorted(draw(st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=3)))
+def in_pieces(model: Any, prompts: torch.Tensor, edits: list[Edit], begins: list[int]) -> tuple[Any, Any]:
+    """Logits under edits: of one run over all positions, and of runs that go on from each other's memory."""
+    checked = [check_edits(model.sites, [edit], *prompts.shape)[0] for edit in edits]
     pieces, cache = [], None
     with torch.no_grad():
         whole, _ = model.trace(prompts, Tap((), checked))
-        for begin, end in itertools.pairwise([0, *begins, LENGTH]):
+        for begin, end in itertools.pairwise([0, *begins, prompts.shape[1]]):
             logits, cache = model.trace(prompts[:, begin:end], Tap((), checked, begin), cache)
             pieces.append(logits)
     return whole, torch.cat(pieces, 1)
+
+
+@st.composite
+def whole_and_in_pieces(draw: Any, model: Any, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`in_pieces` under any two edits, in any pieces."""
+    drawn = [draw(edits(model, seed)) for seed in range(2)]
+    return in_pieces(model, prompts, drawn, sorted(draw(st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=3))))

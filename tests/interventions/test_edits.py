@@ -15,7 +15,7 @@ from mechint import Edit, scan
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import SIZES, tiny_gpt2, tiny_llama, tiny_mamba, tokens
 from tests.helpers.examples import examples
-from tests.helpers.sweeps import LENGTH, ROWS, whole_and_in_pieces
+from tests.helpers.sweeps import LENGTH, ROWS, in_pieces, whole_and_in_pieces
 
 CUTS = [
     {"site": "layers.1.state", "positions": [6], "sources": [2]},
@@ -242,6 +242,20 @@ def test_any_edits_together_agree_whole_and_in_pieces(made: Any, data: st.DataOb
     """A cut beside an edit inside its layer, too: the pass that the cut adds begins at position 0."""
     whole, pieces = data.draw(whole_and_in_pieces(made(seed, torch.float64, n_layer=1), tokens(ROWS, LENGTH, seed)))
     torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("decay", ["kept", "frozen"])
+@pytest.mark.parametrize(
+    "name", ["conv", "u", "dt", "B", "C", "decay", "write", "state", "readout", "scan_out", "y", "gated"]
+)
+def test_a_complete_cut_beside_an_edit_inside_its_layer_holds_behind_a_cache(name: str, decay: str) -> None:
+    model, ids = tiny_mamba(3, torch.float64), tokens(2, 6)
+    cut = Edit("layers.0.out", "cut", positions=[5], sources=[0], decay=decay)
+    edits = [cut, Edit(f"layers.0.{name}", "scale", 3.0, positions=[2, 5])]
+    whole, pieces = in_pieces(model, ids, edits, [4])
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+    apart = whole - mechint.run(model, ids, edits=[cut]).logits.detach()
+    assert float(apart[:, 5].abs().max()) > 1e-6
 
 
 def test_gradients_flow_through_every_site_and_edit() -> None:
