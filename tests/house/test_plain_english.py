@@ -10,8 +10,6 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.paths import ROOT
 
 LIBRARY = ROOT / "lib" / "mechint"
@@ -88,28 +86,29 @@ def constructions(where: str, text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_first_sentences_are_sentences(path: Path) -> None:
-    assert not (found := riddles(path)), "\n".join(found)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_later_sentences_are_sentences(path: Path) -> None:
-    """Neither a sentence of a docstring's body nor what it says of an argument begins as a riddle."""
-    found = [
-        f"{path}:{line}: {sentence[:90]}"
-        for line, text in documented(path)
-        for sentence in openings(text)
-        if OPENING.match(sentence)
-    ]
-    for line, text in [*documented(path), *comments(path), *messages(path)]:
-        found += constructions(f"{path}:{line}", text)
+def test_first_sentences_are_sentences() -> None:
+    found = [riddle for path in FILES for riddle in riddles(path)]
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_pages_and_menus_are_plain(path: Path) -> None:
-    found = constructions(str(path), path.read_text())
+def test_later_sentences_are_sentences() -> None:
+    """Neither a sentence of a docstring's body nor what it says of an argument begins as a riddle."""
+    found = []
+    for path in FILES:
+        inside = documented(path)
+        found += [
+            f"{path}:{line}: {sentence[:90]}"
+            for line, text in inside
+            for sentence in openings(text)
+            if OPENING.match(sentence)
+        ]
+        for line, text in [*inside, *comments(path), *messages(path)]:
+            found += constructions(f"{path}:{line}", text)
+    assert not found, "\n".join(found)
+
+
+def test_pages_and_menus_are_plain() -> None:
+    found = [construction for path in PROSE for construction in constructions(str(path), path.read_text())]
     assert not found, "\n".join(found)
 
 

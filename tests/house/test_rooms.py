@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from collections import defaultdict
@@ -40,6 +41,7 @@ MOST = 16
 """Modules of one folder."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the library, by its dotted name."""
     found = {}
@@ -57,10 +59,13 @@ def room_of(module: str, path: Path) -> str:
     return ".".join(parts[:2]) if parts[0] == "analyses" and path.parent.name != "analyses" else parts[0]
 
 
-def imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that a file imports, anywhere in it."""
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports, anywhere in it."""
+    known = modules()
+    path = known[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names if name.name in known}
@@ -69,14 +74,14 @@ def imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             if base.split(".")[0] == "mechint":
                 found |= {full if (full := f"{base}.{name.name}") in known else base for name in node.names}
-    return found
+    return frozenset(found)
 
 
 def edges() -> dict[tuple[str, str], list[str]]:
     """(room, imported room) -> the imports, as text."""
     known, found = modules(), defaultdict(list)
     for module, path in known.items():
-        for other in imports(module, path, known):
+        for other in imports(module):
             ends = room_of(module, path), room_of(other, known[other])
             if ends[0] != ends[1]:
                 found[ends].append(f"{module} imports {other}")
@@ -96,7 +101,7 @@ def test_imports_run_downward() -> None:
 def test_no_files_import_each_other() -> None:
     """No circle of files either, not even for types: files can be put in an order in which each needs earlier ones."""
     known = modules()
-    left = {module: imports(module, path, known) - {module} for module, path in known.items()}
+    left = {module: imports(module) - {module} for module, path in known.items()}
     while ready := [module for module, needed in left.items() if not needed & left.keys()]:
         for module in ready:
             del left[module]
@@ -114,7 +119,7 @@ def test_pages_read_no_models() -> None:
     known, wrong = modules(), []
     for module, path in known.items():
         if path.stem in ("report", "figures", "feature_browser") or {"report", "pages"} & set(module.split(".")):
-            for other in imports(module, path, known):
+            for other in imports(module):
                 if room_of(other, known[other]) in ("models", "interventions", "scan", "attribution", "tasks"):
                     wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(wrong)
@@ -125,7 +130,7 @@ def test_pages_have_one_composer() -> None:
     known, wrong = modules(), []
     for module, path in known.items():
         inside = room_of(module, path) == "report"
-        if "mechint.report.page" in imports(module, path, known) and module != "mechint.report.html":
+        if "mechint.report.page" in imports(module) and module != "mechint.report.html":
             wrong.append(f"{module} imports the pieces of a page")
         if not inside and re.search(r"<(html|style|script)\b", path.read_text(), re.IGNORECASE):
             wrong.append(f"{module} writes HTML that a block of report.content stands for")
