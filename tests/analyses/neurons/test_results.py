@@ -14,6 +14,7 @@ from mechint.analyses.neurons import results
 from mechint.analyses.neurons.deletion_curves import SHARES
 from mechint.analyses.neurons.results import EDGES, Found
 from mechint.analyses.neurons.tokens import TERMS
+from mechint.analyses.patching.results import NAMES
 
 SITE = "layers.0.gated"
 
@@ -188,3 +189,29 @@ def test_what_the_top_units_keep() -> None:
     harm = {**circuits, "full": circuits["empty"], "empty": circuits["full"]}  # removing all helps, and surely
     metrics = {}
     assert results.circuit_numbers(done, harm, metrics, [])["random"] and "faithfulness_top_k" in metrics
+
+
+def test_every_quantity_is_compared_with_shuffled_weights_once() -> None:
+    number = iter(range(100))
+    value = lambda: {"value": next(number)}
+    profile = lambda: {name: {"size": value(), "gini": value()} for name in (*NAMES, "gradient", "do_mean")}
+    made: dict[str, Any] = {
+        "metric": "loss", "metrics": {"clean": value(), "completeness_top_k": value()}, "circuit": {"site": "gated"},
+        "units": [{"name": "C", **{name: {"profile": {"size": value()}} for name in NAMES}}],
+        "delta": [{"layer": 1, "profile": profile()}],
+        "attention": [{"method": "random", "layer": 0}, {"method": "by_size", "layer": 2, "over_random": value()}],
+        "across": {"pairs": [{"source": 0, "target": 2, "patched": value()}]},
+    }  # fmt: skip
+    delta = made["delta"][0]["profile"]
+    expected = [
+        ("loss", None, None, made["metrics"]["clean"]),
+        ("completeness_top_k", "gated", None, made["metrics"]["completeness_top_k"]),
+        *((f"size of effects, {name}", "C", None, made["units"][0][name]["profile"]["size"]) for name in NAMES),
+        ("gini of gradient", "dt", 1, delta["gradient"]["gini"]),
+        ("size of do_mean", "dt", 1, delta["do_mean"]["size"]),
+        ("gini of do_mean", "dt", 1, delta["do_mean"]["gini"]),
+        ("by_size over random", "gated", 2, made["attention"][1]["over_random"]),
+        ("effect on layer 2", "gated", 0, made["across"]["pairs"][0]["patched"]),
+    ]
+    assert [tuple(entry.values()) for entry in results.quantities(made)] == expected
+    assert [tuple(entry.values()) for entry in results.quantities(made | {"across": None})] == expected[:-1]

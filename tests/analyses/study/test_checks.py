@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,15 @@ from scipy.optimize import brentq
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.probes.fitting import detectable, needed
 from mechint.analyses.study import candidates
-from mechint.analyses.study.analyzer import Study
+from mechint.analyses.study.analyzer import Study, inputs
 from mechint.analyses.study.options import StudyConfig
+from mechint.models.loading.load import load
 from mechint.tasks import make_task
 from mechint.utils.errors import MechintError
+from mechint.utils.rundir import fingerprint, weights_digest
 from tests.helpers.builders import tiny_mamba
 from tests.helpers.circuits import TASK
+from tests.helpers.experiments import checkpoint
 
 
 @pytest.mark.parametrize(("n", "chance", "power", "z"), [(50, 0.5, 0.8, 0.8416), (200, 0.1, 0.9, 1.2816)])
@@ -54,3 +58,15 @@ def test_a_lag_is_checked_unless_its_step_is_left_out(skipped: str, refused: boo
             study.check(loader, loader)
     else:
         study.check(loader, loader)
+
+
+def test_inputs_are_the_weights_of_other_checkpoints_in_their_order(tmp_path: Path) -> None:
+    """Other weights of another seed, or of an earlier step, make another request; so does another set of them."""
+    for seed in range(3):
+        checkpoint(tmp_path / f"m{seed}.pt", seed)
+    digests = [weights_digest(load(tmp_path / f"m{seed}.pt", dtype="float32")) for seed in range(3)]
+    assert len(set(digests)) == 3
+    asked = StudyConfig(peers=f"{tmp_path}/m[01].pt", trajectory=f"{tmp_path}/m2.pt")
+    assert inputs(asked, tmp_path) == {"peers": fingerprint(digests[:2]), "trajectory": fingerprint(digests[2:])}
+    assert inputs(StudyConfig(peers=f"{tmp_path}/m1.pt"), tmp_path) == {"peers": fingerprint(digests[1:2])}
+    assert inputs(StudyConfig(), tmp_path) == {}
