@@ -12,7 +12,6 @@ The exit status says whether any mutant survived.
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -79,8 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         "--minutes", type=float, default=1e9, help="start no mutant after this long (default: no limit)"
     )
     options = parser.parse_args(arguments)
-    for name in trees.HEAVY:
-        importlib.import_module(name)
+    trees.import_heavy()
     with tempfile.TemporaryDirectory() as temporary:
         copies = [trees.copy(Path(temporary) / str(k)) for k in range(options.processes + bool(options.sources))]
         return generated(options, copies) if options.sources else chosen_by_hand(options.words, copies)

@@ -19,6 +19,13 @@ HEAVY = ("pytest", "hypothesis", "torch", "scipy.stats", "sklearn.linear_model",
 """Imported once, before a process for each mutant is made."""
 
 
+def import_heavy() -> None:
+    """Imports what is heavy, with one thread: a forked process waits for ever for the other threads of OpenMP."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in HEAVY:
+        importlib.import_module(name)
+
+
 WAITS = 20
 """By how much the limit of a process's wall clock exceeds that of its time of the processor."""
 
@@ -132,7 +139,7 @@ def enter(tree: Path) -> None:
     sys.path[:] = [str(tree / "lib"), str(tree), *(p for p in sys.path if Path(p).resolve() not in here)]
     for name in [n for n in sys.modules if n.split(".")[0] in ("mechint", "tests", "scripts")]:
         del sys.modules[name]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     sys.dont_write_bytecode = True
 
 
