@@ -18,6 +18,7 @@ def test_a_mutant_can_be_applied(mutant: Mutant) -> None:
     assert (ROOT / mutant.tests.split()[0]).exists()
 
 
+@pytest.mark.slow
 def test_a_forked_process_has_no_thread_to_wait_for() -> None:
     """OpenMP's threads do not come along to a forked process, which would wait for them for ever."""
     code = (
