@@ -138,5 +138,5 @@ class Ablation:
         return self._values(other, prompts.positions)
 
     def _values(self, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        found = run(self.model, tokens, record=self.units.sites, logits_at=positions[:, :0]).values
+        found = run(self.model, tokens, record=self.units.needs, logits_at=positions[:, :0]).values
         return self.units.read(dict(found))

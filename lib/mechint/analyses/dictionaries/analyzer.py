@@ -41,7 +41,7 @@ from .evaluation import Windows, evaluate_all
 from .grid import grid, sites_of, unknown_architecture, warnings
 from .reading import RULE, labels_of, read_dictionary, to_read, window_of
 from .stability import stability
-from .stored import chosen_of, load_given
+from .stored import changed, chosen_of, load_given
 
 
 @dataclass(frozen=True)
@@ -397,11 +397,6 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
                 agreed = stability([self.trained[name] for name in names], alive)
                 entries.append({"of": of, "members": names, **agreed})
         return entries
-
-
-def changed(config: SAEConfig | TranscoderConfig) -> str:
-    """The site in whose place the reconstruction stands: of a transcoder the one that it writes."""
-    return config.site_out if isinstance(config, TranscoderConfig) else config.site
 
 
 def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:
