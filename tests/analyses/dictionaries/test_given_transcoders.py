@@ -126,6 +126,7 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     (tmp_path / "run/results.json").read_text()
     paths = {path.name for path in write_report(tmp_path / "run")}
     assert {"lens.html", "skip.html", "h.1.mlp.html", "report.html"} <= paths
+    assert "neurons" not in analyzer.results["sae"]["read_rule"]  # none stand beside
     page = (tmp_path / "run/report.html").read_text()
     assert "lens is a transcoder: it reads layers.1.ln_2" in page and "relu_transcoder" in page
     json.dumps(analyzer.results, allow_nan=False)
