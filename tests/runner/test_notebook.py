@@ -125,6 +125,11 @@ def test_bad_requests_are_one_line(name: str, task: Any, options: dict[str, Any]
     assert "\n" not in str(refused.value) and not (tmp_path / "run" / "results.json").exists()
 
 
+def test_a_model_in_another_precision_is_told_how_to_load_it(tmp_path: Path) -> None:
+    with pytest.raises(MechintError, match=r'float64, .* load it so: mechint.load\(…, dtype="float32"\)'):
+        mechint.analyse(tiny_mamba().double(), "ssm", output_dir=tmp_path)
+
+
 def test_options_of_a_task_may_be_its_dataclass() -> None:
     from mechint.runner.notebook import task_config
 

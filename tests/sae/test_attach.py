@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mechint import sae
-from mechint.analyses.dictionaries.stored import load_all, one_for_each_site
+from mechint.analyses.dictionaries.stored import load_given, one_for_each_site
 from mechint.interventions.run import run
 from mechint.sae import SAEConfig, SparseAutoencoder
 from mechint.utils.errors import MechintError
@@ -149,7 +149,7 @@ def test_a_directory_of_other_libraries_dictionaries_is_attached(tmp_path: Path)
     }  # fmt: skip
     published(tmp_path / "d", dictionary("relu", 12, "blocks.9.hook_resid_pre"))
     with pytest.raises(MechintError, match=r"dictionary d: blocks\.9\.hook_resid_pre is the site"):
-        load_all(tmp_path, model=model)
+        load_given(tmp_path, model=model)
     (tmp_path / "a" / "ae.pt").write_bytes(b"")
     with pytest.raises(MechintError, match="which are two dictionaries"):
         sae.load(tmp_path / "a")

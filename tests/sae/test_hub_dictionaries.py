@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mechint import MechintError, sae
-from mechint.analyses.dictionaries.stored import load_all
+from mechint.analyses.dictionaries.stored import load_given
 from mechint.sae.formats import detect
 from mechint.sae.formats.gemma_scope import site_said
 from tests.golden.sae.ours import example
@@ -62,7 +62,7 @@ def test_only_the_files_of_one_dictionary_are_fetched_then_the_cache_serves(
         assert fetched(hub) == {f"{FOLDER}/cfg.json", f"{FOLDER}/sae_weights.safetensors"}
         hub.requests.clear()
         assert torch.equal(sae.load(f"{REPO}:{FOLDER}").W_dec, found.W_dec) and not fetched(hub)
-        assert list(load_all(f"{REPO}:{FOLDER}")) == [FOLDER]
+        assert list(load_given(f"{REPO}:{FOLDER}")) == [FOLDER]
     assert found.config == expected.config and torch.equal(found.W_enc, expected.W_enc)
     for endpoint, offline in (("http://127.0.0.1:9", False), (hub.url, True)):
         visit(monkeypatch, endpoint, tmp_path / "cache", offline)
@@ -78,7 +78,7 @@ def test_the_files_say_the_library_and_the_top_is_a_folder_too(monkeypatch: pyte
         visit(monkeypatch, hub.url, tmp_path)
         assert sae.load("a/sparsify:layers.0.mixer").config.site == "layers.0.mixer"
         assert sae.load("a/learned").config.architecture == "topk"
-        assert list(load_all("a/learned")) == ["learned"]
+        assert list(load_given("a/learned")) == ["learned"]
         assert fetched(hub) == {
             "layers.0.mixer/cfg.json", "layers.0.mixer/sae.safetensors", "config.json", "ae.pt",
         }  # fmt: skip
@@ -113,7 +113,7 @@ def test_gemma_scope_s_archive_is_a_jumprelu_at_the_site_that_its_directories_sa
     with serve({repo: tmp_path / "served"}) as hub:
         visit(monkeypatch, hub.url, tmp_path / "cache")
         found = sae.load(f"{repo}:layer_1/width_16k/average_l0_7")
-        assert list(load_all(f"{repo}:layer_1/width_16k/average_l0_7")) == ["layer_1-width_16k-average_l0_7"]
+        assert list(load_given(f"{repo}:layer_1/width_16k/average_l0_7")) == ["layer_1-width_16k-average_l0_7"]
     x = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
     before = x.numpy() @ values["W_enc"] + values["b_enc"]
     f = np.where(before > values["threshold"], np.maximum(before, 0), 0)

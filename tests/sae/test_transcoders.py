@@ -20,7 +20,6 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 import mechint
 from mechint import MechintError, sae
 from mechint.analyses.dictionaries.features import read_features
-from mechint.analyses.dictionaries.stored import load_all
 from mechint.interventions.run import run
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
 
@@ -274,8 +273,6 @@ def test_where_one_site_is_put_back_a_transcoder_is_refused_by_name(tmp_path: Pa
     for path in (published(tmp_path / "one/a"), hookpoint(tmp_path / "two/h.1.mlp")[0]):
         with pytest.raises(MechintError, match=r"transcoder.*sae\.load_transcoder"):
             sae.load(path)
-        with pytest.raises(MechintError, match=r"sae\.load_transcoder"):
-            load_all(path.parent)
     with pytest.raises(MechintError, match=r"transcode is not true; sae\.load reads"):
         sae.load_transcoder(hookpoint(tmp_path / "plain", transcode=False)[0])
     broken = tensors()

@@ -118,25 +118,45 @@ class Ablation:
     def fills(self, prompts: Prompts) -> dict[str, Any]:
         """For each site of the units, what replaces them on these prompts; broadcasts to [batch, position, unit].
 
-        ``resample`` takes the value of the prompt before in the batch: batches are drawn at random to begin with.
+        ``resample`` takes the value of the nearest prompt before in the batch that differs: batches are drawn at random
+        to begin with, and may hold a prompt twice, whose own value would ablate nothing.
+
+        Raises:
+            MechintError: ``resample`` has no other prompt to take values from.
         """
         if self.method == "zero":
             return dict.fromkeys(self.units.sites, 0.0)
         if self.method == "mean":
             return dict(self.means)
         if self.method == "resample":
-            if len(prompts) < 2:
-                raise MechintError(
-                    "the resample ablation takes a unit's value from another prompt of the same length in the batch, "
-                    f"and one of {prompts.tokens.shape[1]} tokens is alone there; give more prompts of this length, "
-                    "raise the batch size, or choose the ablation mean"
-                )
-            other = prompts.tokens.roll(1, 0)
+            other = prompts.tokens[others(prompts.tokens)]
         else:
             assert prompts.twins is not None  # checked for the reference batches of the same task
             other = prompts.twins
         return self._values(other, prompts.positions)
 
     def _values(self, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        found = run(self.model, tokens, record=self.units.sites, logits_at=positions[:, :0]).values
+        found = run(self.model, tokens, record=self.units.needs, logits_at=positions[:, :0]).values
         return self.units.read(dict(found))
+
+
+def others(tokens: Tensor) -> Tensor:
+    """For each prompt of a batch [prompt, position] the number of the nearest one before it that differs, [prompt].
+
+    The search goes on from the end of the batch.
+
+    Raises:
+        MechintError: a prompt has no other one of its length beside it.
+    """
+    kinds = tokens.unique(dim=0, return_inverse=True)[1]
+    numbers = torch.arange(len(tokens), device=tokens.device)
+    steps = (numbers.unsqueeze(1) - numbers) % len(tokens)  # from each prompt back to each other one
+    steps = steps.masked_fill(kinds.unsqueeze(1) == kinds, len(tokens))
+    nearest, found = steps.min(1)
+    if int(nearest.max()) == len(tokens):
+        raise MechintError(
+            "the resample ablation takes a unit's value from another prompt of the same length in the batch, and "
+            f"one of {tokens.shape[1]} tokens is alone there; give more prompts of this length that differ, raise the "
+            "batch size, or choose the ablation mean"
+        )
+    return found

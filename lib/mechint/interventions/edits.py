@@ -18,7 +18,7 @@ from .sites import Site
 MODES = ("replace", "add", "scale", "mask", "readout", "cut")
 CUTS = ("state", "conv", "out", "scores", "pattern")
 
-Value = Tensor | float | Callable[[Tensor], Tensor]
+Value = Tensor | float | Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class Edit:
             decays are those of the layer without the sources, so nothing of them is left).
         zeros_fixed: For a ``mask`` whose value asks for a gradient: True if entries of 0 do not, so that a forward may
             leave out what they drop.
+        reads: A site of the same layer that comes before; the value is then a function of two tensors: the whole clean
+            site, and what the same run has at that one, edited or not. For ``replace`` of all positions and units.
 
     Edits of one site are applied in the order given. An edit of ``state`` is carried on by the recurrence; the
     edits of ``write`` and ``decay`` are too, since the state is computed from them. An edit of ``k`` or ``v`` is seen
@@ -67,6 +69,7 @@ class Edit:
     sources: Sequence[int] | None = None
     decay: str = "kept"
     zeros_fixed: bool = False
+    reads: str = ""
     length: int | None = None
     """Positions of the whole run, set when the edit is checked; values that name every position have this many."""
     _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -114,7 +117,7 @@ class Edit:
         def absolute(positions: Sequence[int] | None) -> list[int] | None:
             return None if positions is None else [int(p) + length if p < 0 else int(p) for p in positions]
 
-        names = ("site", "mode", "value", "units", "rows", "fill", "decay", "zeros_fixed")
+        names = ("site", "mode", "value", "units", "rows", "fill", "decay", "zeros_fixed", "reads")
         values = {name: getattr(self, name) for name in names}
         return Edit(**values, positions=absolute(self.positions), sources=absolute(self.sources), length=length)
 
@@ -255,6 +258,47 @@ class Edit:
         return value * clean + (1 - value) * operand(self.fill)
 
 
+class Seen:
+    """Holds what one run has at a site, for an edit of a later one that reads it.
+
+    Args:
+        value: The function of that edit.
+    """
+
+    def __init__(self, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.value = value
+        self.latest: Tensor | None = None
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Keeps what stands at the site that is read, [row, position, …], and leaves it as it is."""
+        self.latest = tensor
+        return tensor
+
+    def given(self, clean: Tensor) -> Tensor:
+        """The value of the edit, from the clean site [row, position, …] and what was kept.
+
+        Raises:
+            MechintError: what was kept is of other rows or positions.
+        """
+        if self.latest is None or self.latest.shape[:2] != clean.shape[:2]:
+            raise MechintError("an edit that reads another site was applied where that site has other positions")
+        return self.value(clean, self.latest)
+
+
+def told(edits: Sequence[Edit]) -> list[Edit]:
+    """Makes two of each edit that reads another site: one that keeps what is there, behind all others of that site, and
+    one that is told. Each call makes new pairs, for one batch of rows."""
+    found, readers = [], []
+    for edit in edits:
+        if edit.reads:
+            assert callable(edit.value)
+            seen = Seen(edit.value)
+            readers.append(Edit(edit.reads, "replace", seen.keep, length=edit.length))
+            edit = dataclasses.replace(edit, value=seen.given, reads="")
+        found.append(edit)
+    return found + readers
+
+
 def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, length: int) -> list[Edit]:
     """The edits with absolute positions, after checking each against the model and the prompt.
 
@@ -311,6 +355,8 @@ def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> E
     kind = edit.site.rpartition(".")[2]
     if edit.mode == "readout" and kind != "state":
         raise MechintError(f"{where}: mode 'readout' is for the site 'state' alone")
+    if edit.reads:
+        _check_reads(where, edit, sites)
     site = sites[edit.site].of_length(length)
     edit = edit.resolved(length)
     _in_range(where, "position", edit.positions, length)
@@ -332,6 +378,17 @@ def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> E
         if edit.mode == "mask":
             _check_shape(where, "fill", edit.fill, _selection(site, edit, rows, length))
     return edit
+
+
+def _check_reads(where: str, edit: Edit, sites: Mapping[str, Site]) -> None:
+    """Refuses what an edit cannot read: a site of another layer, or one that does not come before."""
+    if edit.reads not in sites:
+        raise MechintError(f"{where}: it reads {edit.reads!r}, which is no site{did_you_mean(edit.reads, sites)}")
+    layer, order = edit.site.rpartition(".")[0], list(sites)
+    if not layer or edit.reads.rpartition(".")[0] != layer or order.index(edit.reads) >= order.index(edit.site):
+        raise MechintError(f"{where}: it reads {edit.reads!r}; it can read a site of its own layer that comes before")
+    if edit.mode != "replace" or not callable(edit.value) or (edit.positions, edit.units, edit.rows) != (None,) * 3:
+        raise MechintError(f"{where}: an edit that reads another site replaces all of its own, by a function")
 
 
 def _in_range(where: str, axis: str, values: Sequence[int] | None, size: int) -> None:

@@ -38,7 +38,6 @@ def gradients(
     check_tokens(model, tokens)
     names = find_sites(model.sites, sites)
     edits = check_edits(model.sites, edits, *tokens.shape)
-    tap = Tap(names, edits)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     # the recorded tensor of these is not the one that is read on, so the gradient is taken at an added shift of zero
     shifts = {
@@ -46,8 +45,7 @@ def gradients(
         for name in names
         if name.rpartition(".")[2] in model.carried_sites
     }
-    for edit in check_edits(model.sites, [Edit(name, "add", shift) for name, shift in shifts.items()], *tokens.shape):
-        tap.edits[edit.site] = [*tap.edits.get(edit.site, []), edit]
+    added = check_edits(model.sites, [Edit(name, "add", shift) for name, shift in shifts.items()], *tokens.shape)
     with torch.enable_grad():
         held = [parameter.requires_grad for parameter in model.parameters()]
         try:
@@ -55,8 +53,8 @@ def gradients(
             # a leaf below gives every site a gradient and no weight one; replaced sites cut it off and get it again
             leaf = torch.zeros((), device=tokens.device, requires_grad=True)
             replaced = {edit.target for edit in edits if edit.mode == "replace"}
-            for name in {*model.first_sites, *replaced} - shifts.keys():
-                tap.edits[name] = [*tap.edits.get(name, []), Edit(name, "add", leaf)]
+            added += [Edit(name, "add", leaf) for name in sorted({*model.first_sites, *replaced} - shifts.keys())]
+            tap = Tap(names, [*edits, *added])
             logits, _ = model.trace(tokens, tap, None, logits_at)
         finally:
             for parameter, was in zip(model.parameters(), held, strict=True):

@@ -29,7 +29,7 @@ from ..utils.memory import mib, peak_bytes, size
 from ..utils.progress import Progress
 from ..utils.rundir import fingerprint, kept
 from ..utils.workers import gather_parts, team
-from .edits import Edit, check_edits
+from .edits import Edit, check_edits, told
 from .model import Model
 from .run import check_tokens
 from .sweep_cells import HELD, Cell, Keeper, Probe, RowTap, kind_of, late_edit, layer_of
@@ -174,7 +174,7 @@ class Base:
         tap = RowTap([self.edits], len(self.tokens), 0)
         at_site: dict[str, list[tuple[Cell, Edit]]] = {}
         for cell in active:
-            for edit in cell.edits:
+            for edit in told(cell.edits):
                 if edit.is_cut:
                     cell.idle = False
                 elif edit.target.endswith(HELD) or (edit.target.endswith(".state") and edit.positions is None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .edits import Edit
+from .edits import Edit, told
 from .model import Model
 from .taps import Tap
 
@@ -76,7 +76,7 @@ class RowTap(Tap):
         super().__init__((), (), offset)
         by_site: dict[str, list[tuple[slice, Edit]]] = {}
         for k, cell in enumerate(edits):
-            for edit in cell:
+            for edit in told(cell):
                 if edit.is_cut:  # the forward makes cuts itself and handles rows
                     chosen = [k * rows + row for row in (range(rows) if edit.rows is None else edit.rows)]
                     self.edits.setdefault(edit.target, []).append(edit.on_rows(chosen))
@@ -189,7 +189,7 @@ def late_edit(cell: Cell, base: Sequence[Edit], model: Model) -> Edit | None:
         return None  # a difference of half-precision numbers would lose the effect
     here = [edit for edit in cell.edits if starts_at(edit, model) == cell.layer]
     kind = here[0].target.rpartition(".")[2]
-    if len(here) > 1 or here[0].is_cut or kind not in model.late_sites:
+    if len(here) > 1 or here[0].is_cut or here[0].reads or kind not in model.late_sites:
         return None
     own = [name for name in model.sites if name.startswith(f"layers.{cell.layer}.")]
     behind = own[own.index(here[0].site) + 1 :]

@@ -27,7 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .edits import Edit
+from .edits import Edit, told
 
 
 class SiteEdit(Protocol):
@@ -108,7 +108,7 @@ class Tap:
         self.recorded_at = {name: positions for name, positions in some if positions is not None}
         """The positions, ascending and counted from the start, of sites that are recorded at some alone."""
         self.edits: dict[str, list[SiteEdit]] = {}
-        for edit in edits:
+        for edit in told(edits):
             self.edits.setdefault(edit.target, []).append(edit)
         self.offset = offset
         """Position of the first token of this forward: above 0 when it goes on from a cache."""

@@ -88,6 +88,8 @@ class Units:
         self.about: list[dict[str, Any]] = [{"site": name} if mixed else {} for name in self.layer_names]
         """A word about each row that reports put beside its number."""
         self.sites = [site for row in rows for site in row.sites]
+        self.needs = self.sites
+        """Sites that :meth:`read` takes."""
         self.width = {site: len(model.sites[site].units) for site in self.sites}
         """Unit axes of each site."""
         self.counted = [size for row in rows for size in (row.block_sizes if row.kind.apart else [row.size])]

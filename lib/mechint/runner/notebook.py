@@ -24,7 +24,7 @@ from ..report.results import RunResults
 from ..tasks import TaskConfig, task_of
 from ..utils import files
 from ..utils.errors import MechintError, did_you_mean
-from ..utils.options import check
+from ..utils.options import check, options
 from ..utils.rundir import weights_digest
 from .one_analysis import analyse_one
 from .preparation import Prepared, check_one
@@ -85,7 +85,7 @@ def analyse(
     if reason := analysis.refuse(config, asks):
         raise MechintError(f"{analysis.title}: {reason}")
     check_model([analysis], found, found.source)
-    dtype = str(next(iter(found.parameters())).dtype).removeprefix("torch.")
+    dtype = dtype_of(found)
     placed = ",".join(dict.fromkeys(map(str, (found.device, *found.placement)))) if found.placement else ""
     run = RunConfig(checkpoint=found.source, output_dir=str(folder), device=found.device.type, devices=placed,
                     dtype=dtype, batch_size=batch_size, seed=seed)  # fmt: skip
@@ -96,6 +96,22 @@ def analyse(
     with contextlib.redirect_stdout(io.StringIO()):  # the results say what the command line prints
         analyse_one(experiment, name, found.source, folder, prepared, by_all=False)
     return one(folder)
+
+
+def dtype_of(model: Model) -> str:
+    """The precision of a model's weights, as the option says it.
+
+    Raises:
+        MechintError: analyses are not made in it.
+    """
+    dtype = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+    known = next(opt.choices for field, _, opt in options(RunConfig) if field.name == "dtype")
+    if dtype not in known:
+        raise MechintError(
+            f"the model's weights are {dtype}, and analyses take {', '.join(known)}; load it so: "
+            f'mechint.load(…, dtype="{known[0]}")'
+        )
+    return dtype
 
 
 def circuit(model: Model | str | Path, task: Asked = "recall", **options: Any) -> RunResults:

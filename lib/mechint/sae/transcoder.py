@@ -6,8 +6,8 @@
 
 ŷ = f W_dec + b_dec + x W_skipᵀ with f = activation(x W_enc + b_enc) (Dunefsky et al. 2024, "Transcoders find
 interpretable LLM feature circuits"; with W_skip Paulo et al. 2025, "Transcoders beat sparse autoencoders for
-interpretability"). The evaluation of dictionaries puts ŷ in the place of what is written; circuits of latents replace
-latents where they are read, so they do not apply to transcoders.
+interpretability"). The evaluation of dictionaries puts ŷ in the place of what is written; a circuit keeps or replaces
+each latent's part f W_dec of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,14 @@ import torch
 from mechint import MechintError, run, sae
 from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits.bench import Bench, removed
-from mechint.analyses.circuits.features import ANALYSIS, FeatureCircuitAnalyzer, FeatureCircuitConfig, lacks, refuse
+from mechint.analyses.circuits.features import (
+    ANALYSIS,
+    FeatureCircuitAnalyzer,
+    FeatureCircuitConfig,
+    digest,
+    lacks,
+    refuse,
+)
 from mechint.analyses.dictionaries.analyzer import SAEAnalysisConfig
 from mechint.analyses.dictionaries.stored import one_for_each_site
 from mechint.analyses.loader import PromptLoader
@@ -23,9 +30,10 @@ from mechint.runner.request import Experiment
 from mechint.sae.base import SAEConfig, SparseAutoencoder
 from mechint.tasks import TaskConfig, make_task
 from mechint.utils import files
-from tests.helpers.builders import tiny_mamba
+from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.experiments import checkpoint
 from tests.helpers.feature_units import prompts, units_of
+from tests.helpers.transcoders import transcoder
 
 TASK = TaskConfig(name="recall", pairs=2, keys=12, values=12)
 SITE = "layers.0.resid_post"
@@ -108,6 +116,29 @@ def test_what_no_latent_explains_is_the_errors(tmp_path: Path) -> None:
     assert metrics["faithfulness_errors"] == pytest.approx(metrics["faithfulness"]) and metrics["faithfulness"] > 0.8
     assert metrics["faithfulness_all_latents"] < 0.2
     assert "mask_on_random_weights" not in metrics and any("not asked for" in note for note in results["notes"])
+
+
+def test_a_transcoder_is_searched_controlled_and_read_like_a_dictionary(tmp_path: Path) -> None:
+    model = tiny_gpt2(vocab_size=make_task(TASK).vocab_size, n_ctx=32).requires_grad_(False)
+    sae.save_transcoder(transcoder(model, 1, architecture="topk", skip=True), tmp_path / "shelf" / "mine")
+    config = replace(SMALL, dictionaries=str(tmp_path / "shelf"), budget=5, read=2)
+    analyzer = FeatureCircuitAnalyzer(model, config, run_dir=tmp_path / "run")
+    results = analyzer.run_analysis(*loaders())
+    analyzer.save_results()
+    [kept], [told] = results["layers"], results["dictionaries"]
+    assert (kept["site"], kept["total"], kept["kept"]) == ("layers.1.mlp_out", 17, 5)
+    assert (told["site"], told["reads"], told["d_sae"]) == ("layers.1.mlp_out", "layers.1.ln_2", 16)
+    metrics = {name: entry["value"] for name, entry in results["metrics"].items()}
+    assert {"faithfulness", "faithfulness_errors", "mask_on_random_weights", "mask_for_exchanged_answers"} <= set(
+        metrics
+    )
+    control = analyzer.stages.get("random weights dictionaries", dict)["layers.1.mlp_out"]
+    assert control["W_enc"].shape == (12, 16) and control["W_skip"].abs().max() > 0 == control["W_skip"].isnan().sum()
+    read = files.read_json(tmp_path / "run/features/mine.json")
+    assert {feature["id"] for feature in read["features"]} <= {unit for unit in kept["units"] if unit != "error"}
+    digests = [digest(one) for one in (transcoder(model, 1), transcoder(model, 1, seed=1), transcoder(model, 0))]
+    assert len(set(digests)) == 3
+    json.dumps(results, allow_nan=False)
 
 
 def test_removing_units_one_at_a_time_is_a_mask_of_its_own_each() -> None:

@@ -6,14 +6,21 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from mechint.analyses.ablation import Ablation
 from mechint.analyses.circuits import analyzer as circuit_analysis
 from mechint.analyses.circuits import time_estimate
+from mechint.analyses.circuits.bench import Bench, attribute
 from mechint.analyses.circuits.kv import KVCircuitConfig
+from mechint.analyses.circuits.search.pruning import evaluations, pruned
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer, SSMCircuitConfig
 from mechint.analyses.circuits.time_estimate import estimate, in_time, timed, work
 from mechint.analyses.study.analyzer import work as work_of_study
 from mechint.analyses.study.options import StudyConfig
+from mechint.interventions.unit_kinds import SSM_UNITS
+from mechint.interventions.units import Units
+from tests.helpers.builders import tiny_mamba
 from tests.helpers.circuits import SMALL, bench, known_circuit, loaders
 
 
@@ -35,6 +42,16 @@ def test_seconds_by_hand() -> None:
     assert estimate(config, 100, (2, 3), 2.0, 0.5) == (learning + measured, 3 * 100 * 2 * 0.5)
     more = dataclasses.replace(config, search="smallest")
     assert estimate(more, 100, (2, 3), 2.0, 0.5)[0] > learning + measured
+
+
+def test_a_pruning_of_few_units_is_announced_as_long_as_it_takes() -> None:
+    assert [time_estimate.pruning(total, 100) for total in (6, 10, 16, 17, 5000)] == [42, 110, 272, 192, 40]
+    model = tiny_mamba().requires_grad_(False)
+    units, [loader, _] = Units(model, SSM_UNITS["path"]), loaders()
+    whole = Bench(model, units, Ablation(model, units, "mean", loader.batches, True), loader.batches)
+    took = pruned(whole, "kl", torch.ones(units.total), attribute(whole, "kl"), target=0.8).evaluations
+    told = time_estimate.pruning(units.total, 100)
+    assert units.total == 10 and told / 3 < took < 1.5 * told < evaluations(10) / 5
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mechint.analyses.circuits.features import refuse as refuse_circuit
 from mechint.analyses.dictionaries.analyzer import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer
 from mechint.analyses.dictionaries.causal import causal_effects
 from mechint.analyses.dictionaries.evaluation import evaluate_all
-from mechint.analyses.dictionaries.stored import load_all, load_given
+from mechint.analyses.dictionaries.stored import changed, load_given, one_for_each_site
 from mechint.analyses.loader import PromptLoader
 from mechint.report import write_report
 from mechint.sae.transcoder import Transcoder, TranscoderConfig
@@ -126,6 +126,7 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     (tmp_path / "run/results.json").read_text()
     paths = {path.name for path in write_report(tmp_path / "run")}
     assert {"lens.html", "skip.html", "h.1.mlp.html", "report.html"} <= paths
+    assert "neurons" not in analyzer.results["sae"]["read_rule"]  # none stand beside
     page = (tmp_path / "run/report.html").read_text()
     assert "lens is a transcoder: it reads layers.1.ln_2" in page and "relu_transcoder" in page
     json.dumps(analyzer.results, allow_nan=False)
@@ -142,6 +143,16 @@ def test_a_set_is_read_for_the_layers_that_are_chosen(tmp_path: Path) -> None:
     assert [member["layer"] for member in analyzer.results["sae"]["members"]] == [0, 1]
 
 
+def test_a_circuit_reads_of_a_set_what_it_is_told(tmp_path: Path) -> None:
+    given = configured(tmp_path / "set", feature_output_hook="hook_mlp_out")
+    layer_file(given / "layer_1.safetensors", 1)
+    (given / "layer_0.safetensors").write_text("not a file of tensors")
+    found = one_for_each_site(given, "layer_1", model=model())
+    assert [(name, changed(one.config)) for name, one in found.items()] == [("layer_1", WRITES)]
+    with pytest.raises(MechintError, match="layer_0"):
+        one_for_each_site(given, "", model=model())
+
+
 def test_a_dictionary_and_a_transcoder_of_one_site_stand_side_by_side(tmp_path: Path) -> None:
     top = tmp_path / "given"
     published(top / "lens")
@@ -154,14 +165,14 @@ def test_a_dictionary_and_a_transcoder_of_one_site_stand_side_by_side(tmp_path: 
 
 def test_where_transcoders_are_refused_and_why(tmp_path: Path) -> None:
     top = layouts(tmp_path / "given")
-    given = configured(tmp_path / "set")
+    given = configured(tmp_path / "set", feature_output_hook="hook_mlp_out")
     layer_file(given / "layer_0.safetensors", 0)
     for place in (top, top / "lens", given):
-        with pytest.raises(MechintError, match="a circuit replaces latents where they are read"):
-            load_all(place)
-        said = refuse_circuit(FeatureCircuitConfig(dictionaries=str(place)), TASK)
-        assert said is not None and "of transcoders, which write another site than they read" in said
-        assert "\n" not in said
+        assert refuse_circuit(FeatureCircuitConfig(dictionaries=str(place)), TASK) is None
+    with pytest.raises(MechintError, match=r"layers.1.mlp_out has several dictionaries \(h.1.mlp, lens, skip\)"):
+        one_for_each_site(top, "", model=model())
+    said = refuse_circuit(FeatureCircuitConfig(dictionaries=str(given), choose="layer_9"), TASK)
+    assert said == "no dictionary 'layer_9' (did you mean layer_0?); there are layer_0"
     with pytest.raises(MechintError, match=r"transcoder lens: .* is the site layers\.1\.mlp_out, which"):
         load_given(top / "lens", model=tiny_mamba())
     backwards = {"hook_name": "blocks.1.hook_mlp_out", "hook_name_out": "blocks.1.hook_resid_pre"}

@@ -55,7 +55,8 @@ def test_of_each_site_one_dictionary_is_taken(monkeypatch: pytest.MonkeyPatch) -
     every = dictionaries(a="", b="", c="", nowhere="")
     for name, site in (("a", "x"), ("b", "y"), ("c", "x"), ("nowhere", "")):
         every[name].config.site = site
-    monkeypatch.setattr(stored, "load_all", lambda directory, flatten, model: every)
+    monkeypatch.setattr(stored, "layers_named", lambda directory, names: None)
+    monkeypatch.setattr(stored, "load_given", lambda directory, flatten, model, layers: every)
     assert list(one_for_each_site("d", "a,b")) == ["a", "b"]
     with pytest.raises(MechintError, match=r"x has several dictionaries \(a, c\)"):
         one_for_each_site("d", "a,b,c")

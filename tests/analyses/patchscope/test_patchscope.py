@@ -438,7 +438,8 @@ def test_the_report(tmp_path: Path) -> None:
     found = scope.run_analysis(*loaders())
     scope.save_results()
     about = write_results(tmp_path, "patchscope", "Patchscope", config, found)
-    assert len(ANALYSIS.summary(found)) >= 4
+    lines = ANALYSIS.summary(found)
+    assert len(lines) >= 5 and lines[0] == f"  {lead(found)}"
     names = {"patchscope_curves.png", "patchscope_map.png", "patchscope_report.md", "report.html"}
     assert {path.name for path in write_report(tmp_path)} == names
     page = (tmp_path / "report.html").read_text()

@@ -1,8 +1,12 @@
-"""SAE latents as units of a circuit, with each reconstruction's error as a unit of its own.
+"""Latents of dictionaries as units of a circuit, with what each leaves unexplained, its error, as a unit of its own.
 
 At a site with a dictionary, x = decode(f) + error. A mask over [latents…, error] keeps or replaces each of them:
 x ← x + decode(f′) − decode(f) + error′ − error (Marks et al. 2024, "Sparse Feature Circuits"). A mask of ones leaves x
 as it is to the bit, and one without the error unit says what the features alone explain.
+
+A transcoder's latents f are encoded from what the same run has at the site that it reads, with all that is replaced
+before it, and stand for their part f W_dec of the site that it writes, x. All else that is written there is the error:
+a skip connection, too.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from ...interventions.model import Model
 from ...interventions.sites import find_sites
 from ...interventions.unit_kinds import Block, UnitKind
 from ...interventions.units import Units
+from ...sae import Transcoder
 from ...sae.activations.flattening import check_fit, flatten, rule_of, unflatten
 from ...utils.errors import MechintError
 from ..dictionaries.evaluation import SEQUENTIAL
@@ -26,7 +31,7 @@ from ..dictionaries.evaluation import SEQUENTIAL
 KIND = UnitKind(
     "latent",
     (),
-    "a latent of a sparse autoencoder, and at each site the error of the reconstruction",
+    "a latent of a sparse autoencoder or transcoder, and at each site the error of the reconstruction",
     plural="latents and errors",
     at_sites=False,
 )
@@ -37,19 +42,25 @@ class FeatureUnits(Units):
 
     Args:
         model: From :func:`mechint.load`.
-        dictionaries: For each site, a finished dictionary in raw activation units.
+        dictionaries: For each site, a finished dictionary in raw activation units; for the site that it writes, a
+            transcoder that is attached to this model.
 
     Raises:
-        MechintError: no dictionary, a site that there is not, one of another width, or two dictionaries of one site.
+        MechintError: no dictionary, a site that there is not, one of another width, two dictionaries of one site, or a
+            transcoder that reads another layer than it writes.
     """
 
     def __init__(self, model: Model, dictionaries: Mapping[str, Any]) -> None:
         if not dictionaries:
             raise MechintError("a circuit of features needs a dictionary; name at least one")
         named: dict[str, Any] = {}
+        reads: dict[str, str] = {}
         for pattern, sae in dictionaries.items():
-            check_fit(sae, model, pattern)
             [site] = find_sites(model.sites, [pattern])
+            if isinstance(sae, Transcoder):
+                check_transcoder(sae, model, site)
+                reads[site] = sae.config.site
+            check_fit(sae, model, reads.get(site, site))
             if site.rpartition(".")[2] in SEQUENTIAL:
                 raise MechintError(f"{site}: a circuit's ablations are values of the clean run, and a state has none")
             if site in named:
@@ -57,6 +68,9 @@ class FeatureUnits(Units):
             named[site] = sae
         self.dictionaries = {site: named[site] for site in model.sites if site in named}
         self.sites = list(self.dictionaries)
+        self.reads = {site: reads.get(site, site) for site in self.sites}
+        """For each site the one that its latents are encoded from: itself, but for transcoders."""
+        self.needs = list(dict.fromkeys([*self.reads.values(), *self.sites]))
         self.kind = replace(KIND, blocks=(Block(tuple(self.sites)),))
         self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
         self.counted, self.total = self.sizes, sum(self.sizes)
@@ -66,14 +80,18 @@ class FeatureUnits(Units):
         self.about = [{"site": site} for site in self.sites]
 
     def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + d_in]."""
-        return {site: self.code(site, x) for site, x in values.items()}
+        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + width]."""
+        return {site: self.code(site, values[site], values[self.reads[site]]) for site in self.sites}
 
-    def code(self, site: str, x: Tensor) -> Tensor:
+    def code(self, site: str, x: Tensor, given: Tensor) -> Tensor:
+        """Latents and error of a site x, with the latents encoded from the site ``given``."""
         sae = self.dictionaries[site]
-        flat = flatten(x, rule_of(sae))
-        f = sae.encode(flat)
-        return torch.cat([f, flat - sae.decode(f)], -1)
+        f = sae.encode(flatten(given, rule_of(sae)))
+        return torch.cat([f, flatten(x, rule_of(sae)) - sae.decode(f)], -1)
+
+    def other(self, site: str) -> str:
+        """The site that a transcoder of this one reads; empty where the latents are encoded from the site itself."""
+        return "" if self.reads[site] == site else self.reads[site]
 
     def edits(self, mask: Tensor, fills: dict[str, Any]) -> list[Edit]:
         """Replacements at every site.
@@ -83,17 +101,17 @@ class FeatureUnits(Units):
             fills: Value that replaces it, for each site: a number, or latents and error as :meth:`read` gives them.
         """
         return [
-            Edit(site, "replace", self._change(site, part, fills[site]))
+            Edit(site, "replace", self._change(site, part, fills[site]), reads=self.other(site))
             for site, part in zip(self.sites, mask.split(self.sizes), strict=True)
         ]
 
     def _change(self, site: str, mask: Tensor, fill: Any) -> Any:
         sae = self.dictionaries[site]
-        d_sae, d_in = int(sae.config.d_sae), int(sae.config.d_in)
-        wide = torch.cat([mask[:-1], mask[-1:].expand(d_in)])  # the error is one unit of d_in numbers
+        d_sae, width = sae.W_dec.shape
+        wide = torch.cat([mask[:-1], mask[-1:].expand(width)])  # the error is one unit of as many numbers as the site
 
-        def change(x: Tensor) -> Tensor:
-            code = self.code(site, x)
+        def change(x: Tensor, given: Tensor | None = None) -> Tensor:
+            code = self.code(site, x, x if given is None else given)
             # where a unit is kept the difference is exactly zero, and decoding it too
             moved = (1 - wide).to(code) * (torch.as_tensor(fill, device=x.device).to(code) - code)
             back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:]
@@ -135,3 +153,15 @@ class FeatureUnits(Units):
             latents: list[Any] = part[:-1].nonzero()[:, 0].tolist()
             found.append(latents + ["error"] * int(part[-1]))
         return found
+
+
+def check_transcoder(transcoder: Transcoder, model: Model, site: str) -> None:
+    """Raises :class:`MechintError` unless a transcoder writes this site and reads an earlier one of its layer."""
+    c, order, layer = transcoder.config, list(model.sites), site.rpartition(".")[0]
+    if c.site_out != site:
+        raise MechintError(f"the transcoder for {site} writes {c.site_out or 'no site it names'}; attach it to {site}")
+    if c.site not in model.sites or c.site.rpartition(".")[0] != layer or order.index(c.site) >= order.index(site):
+        raise MechintError(
+            f"the transcoder of {site} reads {c.site or 'no site it names'}; a circuit takes transcoders that read an "
+            f"earlier site of the layer they write"
+        )

@@ -1,4 +1,4 @@
-"""Circuits of features: the fewest SAE latents that still do what the whole model does (Marks et al. 2024).
+"""Circuits of features: the fewest latents of dictionaries that still do what the whole model does (Marks et al. 2024).
 
 At every site with a dictionary the activation is its latents and an error, which is a unit like the others: no feature
 explains the part of a circuit's effect that rests on the error. The control on random weights gets dictionaries of its
@@ -22,11 +22,13 @@ from ... import sae
 from ...interventions.model import Model
 from ...interventions.prefix import up_to
 from ...interventions.units import Units
-from ...sae import SAEConfig, SparseAutoencoder
+from ...sae import SAEConfig, SparseAutoencoder, Transcoder
 from ...sae.activations.contexts import TaskContexts, excluded
 from ...sae.activations.flattening import check_rule, latents_at, rule_of
 from ...sae.activations.pools import Streamed
 from ...sae.training import Training, train_grid
+from ...sae.transcoder import TranscoderConfig
+from ...sae.transcoder_training import train_transcoders
 from ...tasks.config import TaskConfig
 from ...utils.errors import MechintError
 from ...utils.options import named, option
@@ -34,7 +36,7 @@ from ...utils.rundir import fingerprint
 from ..base import Analysis
 from ..dictionaries.features import read_features, save_features
 from ..dictionaries.reading import window_of
-from ..dictionaries.stored import load_all, one_for_each_site
+from ..dictionaries.stored import changed, check_given, one_for_each_site
 from ..loader import PromptLoader
 from .analyzer import CircuitAnalyzer
 from .evidence import Evidence
@@ -57,8 +59,8 @@ class FeatureCircuitConfig(BudgetOptions):
 
     dictionaries: str = option(
         "",
-        "Directory of dictionaries or of the analysis that trained them, or the hub id of one (owner/name:folder); "
-        "empty takes those of this experiment",
+        "Directory of dictionaries or transcoders, or of the analysis that evaluated them, or the hub id of one "
+        "(owner/name:folder); empty takes those of this experiment",
     )
     choose: str = option(
         "",
@@ -95,8 +97,8 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
     ) -> None:
         excluded(config.exclude)
         chosen = one_for_each_site(where(config, others.get("run_dir")), config.choose, config.flatten, model)
-        self.chosen = {dictionary.config.site: name for name, dictionary in chosen.items()}
-        units = FeatureUnits(model, {d.config.site: d.to(device) for d in chosen.values()})
+        self.chosen = {changed(dictionary.config): name for name, dictionary in chosen.items()}
+        units = FeatureUnits(model, {changed(d.config): d.to(device) for d in chosen.values()})
         self.digests = {site: digest(dictionary) for site, dictionary in units.dictionaries.items()}
         others["key"] = fingerprint([others.get("key", ""), self.digests])
         super().__init__(model, config, device, units=units, **others)
@@ -106,11 +108,21 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         results = super().run_analysis(train_loader, val_loader)
         results["dictionaries"] = [
             {"site": site, "name": self.chosen[site], "sha256": self.digests[site], "d_sae": int(d.config.d_sae),
-             "flatten": rule_of(d)}
+             "flatten": rule_of(d), **({"reads": d.config.site} if isinstance(d, Transcoder) else {})}
             for site, d in self.features.dictionaries.items()
+        ]  # fmt: skip
+        results["notes"] += [
+            f"{entry['name']} is a transcoder: its latents are encoded from what the circuit has at {entry['reads']}, "
+            f"and kept or replaced in {entry['site']}; the error is all else that is written there"
+            f"{', the skip connection included' if self.skips(entry['site']) else ''}."
+            for entry in results["dictionaries"] if "reads" in entry
         ]  # fmt: skip
         self.read(train_loader)
         return results
+
+    def skips(self, site: str) -> bool:
+        """True if the site's dictionary is a transcoder with a skip connection."""
+        return "W_skip" in dict(self.features.dictionaries[site].named_buffers())
 
     def measured(self, evidence: Evidence, found: FoundCircuit, ranking: Tensor) -> dict[str, Any]:
         """Every number of a circuit, and how much of it is the errors'."""
@@ -127,43 +139,75 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         """Latents of dictionaries as wide and as sparse as ours, trained on the model with random weights."""
         if not self.config.control_tokens:
             return None
-        configs = {
+        ours = self.features.dictionaries
+        saes = {
             site: SAEConfig(
                 "batch_topk", d.config.d_in, d.config.d_sae, k=self.active(site, loader), site=site,
                 flatten=rule_of(d), seed=self.seed,
             )
-            for site, d in self.features.dictionaries.items()
+            for site, d in ours.items() if not isinstance(d, Transcoder)
         }  # fmt: skip
-        states = self.stages.get("random weights dictionaries", lambda: self.train(random, configs, loader))
-        made: dict[str, SparseAutoencoder] = {}
-        for site, config in configs.items():
-            made[site] = sae.make(replace(config, architecture="jumprelu"))  # as BatchTopK is used
-            made[site].load_state_dict(states[site])
-            made[site].to(random.device).requires_grad_(False).eval()
+        transcoders = {
+            site: replace(d.config, architecture="topk", k=self.active(site, loader))
+            for site, d in ours.items()
+            if isinstance(d, Transcoder)
+        }
+        train = lambda: self.train(random, saes, loader) | self.train_transcoders(random, transcoders, loader)
+        states = self.stages.get("random weights dictionaries", train)
+        made: dict[str, SparseAutoencoder | Transcoder] = {}
+        for site, config in saes.items():
+            one = made[site] = sae.make(replace(config, architecture="jumprelu"))  # as BatchTopK is used
+            one.load_state_dict(states[site])
+        made |= {site: Transcoder(config, states[site]) for site, config in transcoders.items()}
+        for each in made.values():
+            each.to(random.device).requires_grad_(False).eval()
         return FeatureUnits(random, made)
 
     @torch.no_grad()
     def active(self, site: str, loader: PromptLoader) -> int:
         """Latents of a site's dictionary that are active on an activation of these prompts, on average; at least 1."""
+        read = self.features.reads[site]
         counts = [
-            (latents_at(self.features.dictionaries[site], up_to(self.model, batch.tokens, site)[0]) > 0).sum(-1)
+            (latents_at(self.features.dictionaries[site], up_to(self.model, batch.tokens, read)[0]) > 0).sum(-1)
             for batch in loader
         ]
         return max(1, round(float(torch.cat([count.flatten() for count in counts]).double().mean())))
 
     def train(self, model: Model, configs: dict[str, SAEConfig], loader: PromptLoader) -> dict[str, dict[str, Tensor]]:
         """Dictionaries of a model: their tensors by site."""
+        found = {}
+        for rule in dict.fromkeys(config.flatten for config in configs.values()):
+            mine = {site: config for site, config in configs.items() if config.flatten == rule}
+            pools, training = self.activations(model, list(mine), loader, rule)
+            for member in train_grid(mine, pools, training, model.device, title="training for random weights"):
+                found[member.name] = {name: tensor.cpu() for name, tensor in member.sae.state_dict().items()}
+        return found
+
+    def train_transcoders(
+        self, model: Model, configs: dict[str, TranscoderConfig], loader: PromptLoader
+    ) -> dict[str, dict[str, Tensor]]:
+        """Transcoders of a model, with a skip connection where ours have one: their tensors by the site they write."""
+        if not configs:
+            return {}
+        sites = list(dict.fromkeys(site for c in configs.values() for site in (c.site, c.site_out)))
+        pools, training = self.activations(model, sites, loader, "all")
+        made = train_transcoders(
+            configs,
+            {site: self.skips(site) for site in configs},
+            pools,
+            training,
+            model.device,
+            "training for random weights",
+        )
+        return {site: {name: value.cpu() for name, value in one.named_buffers()} for site, one in made.items()}
+
+    def activations(self, model: Model, sites: list[str], loader: PromptLoader, rule: str) -> tuple[Streamed, Training]:
+        """Activations that the control's dictionaries are trained on, and for how long."""
         c, rows = self.config, max(len(batch) for batch in loader)
         contexts = TaskContexts(loader.task, "train", rows, self.seed)
         pool = max(1, min(c.control_tokens, CONTROL_BUFFER) // (rows * contexts.length))
         training = Training(tokens=c.control_tokens, batch=min(CONTROL_BATCH, c.control_tokens), seed=self.seed)
-        found = {}
-        for rule in dict.fromkeys(config.flatten for config in configs.values()):
-            mine = {site: config for site, config in configs.items() if config.flatten == rule}
-            pools = Streamed(model, list(mine), contexts, pool, rule, c.exclude)
-            for member in train_grid(mine, pools, training, model.device, title="training for random weights"):
-                found[member.name] = {name: tensor.cpu() for name, tensor in member.sae.state_dict().items()}
-        return found
+        return Streamed(model, sites, contexts, pool, rule, c.exclude), training
 
     def read(self, loader: PromptLoader) -> None:
         """Writes features/{dictionary}.json: where the circuit's latents fire, and what they raise."""
@@ -174,8 +218,9 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         for site, latents in kept.items():
             if latents:
                 found = read_features(
-                    self.features.dictionaries[site], self.model, windows, site, loader.task.decode, features=latents
-                )
+                    self.features.dictionaries[site], self.model, windows, self.features.reads[site],
+                    loader.task.decode, features=latents,
+                )  # fmt: skip
                 save_features(found, self.run_dir / "features" / f"{self.chosen[site]}.json")
 
     def masks_by_site(self) -> dict[str, list[int]]:
@@ -192,10 +237,11 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         return {site: sorted(number for _, where, number in best if where == site) for site in self.features.sites}
 
 
-def digest(dictionary: SparseAutoencoder) -> str:
+def digest(dictionary: SparseAutoencoder | Transcoder) -> str:
     """Hex digest of a dictionary: its weights and what decides how they are used."""
     c = dictionary.config
-    found = hashlib.sha256(json.dumps([c.architecture, c.k, c.site, rule_of(dictionary)]).encode())
+    written = [c.site_out] if isinstance(c, TranscoderConfig) else []
+    found = hashlib.sha256(json.dumps([c.architecture, c.k, c.site, rule_of(dictionary), *written]).encode())
     for name, tensor in sorted(dictionary.state_dict().items()):
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
@@ -226,14 +272,14 @@ def lacks(config: FeatureCircuitConfig, chosen: Collection[str]) -> str | None:
 def inputs(config: FeatureCircuitConfig, run_dir: Path) -> dict[str, str]:
     """Digests of the dictionaries that it takes, by site."""
     chosen = one_for_each_site(where(config, run_dir), config.choose, config.flatten)
-    return {f"dictionary at {dictionary.config.site}": digest(dictionary) for dictionary in chosen.values()}
+    return {f"dictionary at {changed(dictionary.config)}": digest(dictionary) for dictionary in chosen.values()}
 
 
 def refuse(config: FeatureCircuitConfig, task: TaskConfig) -> str | None:
     try:
         check_rule(config.flatten)
         if config.dictionaries:
-            load_all(config.dictionaries)
+            check_given(config.dictionaries, config.choose)
     except MechintError as error:
         return str(error)
     return refuse_without_twins(config, task) or refuse_method(config, KIND, task)

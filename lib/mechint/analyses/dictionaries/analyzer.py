@@ -39,9 +39,9 @@ from ..loader import PromptLoader
 from ..options import layer_list
 from .evaluation import Windows, evaluate_all
 from .grid import grid, sites_of, unknown_architecture, warnings
-from .reading import RULE, labels_of, read_dictionary, to_read, window_of
+from .reading import labels_of, read_dictionary, rule_in_words, to_read, window_of
 from .stability import stability
-from .stored import chosen_of, load_given
+from .stored import changed, chosen_of, load_given
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
             for site in self.sites
             for name in self.to_read(site)
         ]
-        self.results["sae"]["read_rule"] = "by name" if self.config.read_names else RULE
+        rule = "by name" if self.config.read_names else rule_in_words(self.results["sae"]["members"])
+        self.results["sae"]["read_rule"] = rule
         return self.results
 
     def misfits(self, tokens: Tensor) -> list[str]:
@@ -397,11 +398,6 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
                 agreed = stability([self.trained[name] for name in names], alive)
                 entries.append({"of": of, "members": names, **agreed})
         return entries
-
-
-def changed(config: SAEConfig | TranscoderConfig) -> str:
-    """The site in whose place the reconstruction stands: of a transcoder the one that it writes."""
-    return config.site_out if isinstance(config, TranscoderConfig) else config.site
 
 
 def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:

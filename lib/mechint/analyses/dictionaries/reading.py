@@ -37,14 +37,18 @@ def best_at(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list
 
 NEARLY = 0.9
 """Share of the best dictionary's recovered loss that the one whose features are read recovers at least."""
-RULE = (
-    f"the sparsest that recovers at least {NEARLY:.0%} as much of the loss as the best one, and more than neurons and "
-    f"principal components of as many numbers; after these, those with the smallest rise of the loss"
-)
+LEAST = f"the sparsest that recovers at least {NEARLY:.0%} as much of the loss as the best one"
+THEN = "after these, those with the smallest rise of the loss"
+
+
+def rule_in_words(members: Sequence[Mapping[str, Any]]) -> str:
+    """Says by which rule :func:`to_read` chooses; neurons and PCA are named where they stand beside a dictionary."""
+    beside = any(member.get("baselines") for member in members)
+    return f"{LEAST}{', and more than neurons and principal components of as many numbers' * beside}; {THEN}"
 
 
 def to_read(members: Sequence[Mapping[str, Any]], site: str, count: int) -> list[str]:
-    """Chooses the dictionaries of a site whose features are read, by :data:`RULE`; names, at most ``count``.
+    """Chooses the dictionaries of a site whose features are read, by :func:`rule_in_words`; names, at most ``count``.
 
     The one that loses the model least is nearly always the least sparse, whose features are the hardest to read.
     """

@@ -11,39 +11,20 @@ from typing import Any
 from ... import sae
 from ...interventions.model import Model
 from ...models.loading.hub import path_exists
-from ...sae import SparseAutoencoder, Transcoder
-from ...sae.formats.circuit_tracer import CONFIG
+from ...sae import SAEConfig, SparseAutoencoder, Transcoder
+from ...sae.formats.circuit_tracer import CONFIG, read_set
 from ...sae.formats.detect import FILES, directories, hub_folder, locate
 from ...sae.formats.saelens import CONFIG as SAE_LENS
 from ...sae.formats.transcoders import is_transcoder
+from ...sae.transcoder import TranscoderConfig
 from ...utils import files
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.options import listed, named
+from ...utils.options import listed
 from .evaluation import SEQUENTIAL
 from .reading import best_at
 
 GIVEN = (*FILES, (CONFIG,))
 """The files of a dictionary, a transcoder or a set of transcoders, format by format."""
-
-
-def load_all(directory: str | Path, flatten: str = "all", model: Model | None = None) -> dict[str, SparseAutoencoder]:
-    """:func:`load_given` where dictionaries of one site alone are of use.
-
-    Raises:
-        MechintError: as there, or one is a transcoder.
-    """
-    top, found = folder(locate(directory, GIVEN)), dict[str, SparseAutoencoder]()
-    for path in (top, *directories(top)):
-        if is_set(path) or is_transcoder(path):
-            raise MechintError(
-                f"{directory}: {path.name} is of transcoders, which write another site than they read, and a circuit "
-                f"replaces latents where they are read; take dictionaries of one site, or read these with "
-                f"{named('sae', 'dictionaries')} or sae.load_transcoder"
-            )
-    for name, one in load_given(directory, flatten, model).items():
-        assert isinstance(one, SparseAutoencoder)
-        found[name] = one
-    return found
 
 
 def is_set(directory: Path) -> bool:
@@ -81,6 +62,11 @@ def load_given(
     if model is None:
         return found
     return {name: at_site(name, one, model) for name, one in found.items()}
+
+
+def changed(config: SAEConfig | TranscoderConfig) -> str:
+    """The site in whose place the reconstruction stands: of a transcoder the one that it writes."""
+    return config.site_out if isinstance(config, TranscoderConfig) else config.site
 
 
 def name_of(path: Path, asked: str | Path) -> str:
@@ -124,23 +110,24 @@ def folder(directory: str | Path) -> Path:
 
 def one_for_each_site(
     directory: str | Path, names: str, flatten: str = "all", model: Model | None = None
-) -> dict[str, SparseAutoencoder]:
-    """The dictionaries that ``names`` chooses, by name, one of each site.
+) -> dict[str, SparseAutoencoder | Transcoder]:
+    """The dictionaries and transcoders that ``names`` chooses, by name, one of each site that is changed.
 
     Args:
         directory: Directory of a finished analysis of dictionaries, or of dictionaries.
         names: Names or shell patterns, separated by commas; empty takes of each site the one that loses the model
-            least, as the analysis beside the dictionaries measured it.
-        flatten, model: As for :func:`load_all`.
+            least, as the analysis beside the dictionaries measured it. A set with a transcoder for each layer
+            (``layer_5``) is read at those layers alone.
+        flatten, model: As for :func:`load_given`.
 
     Raises:
         MechintError: no dictionary has such a name, several of one site are left, or one says no site.
     """
-    every = load_all(directory, flatten, model)
+    every = load_given(directory, flatten, model, layers_named(directory, names))
     chosen = chosen_of(every, names) if names else best_of(every, directory)
     by_site: dict[str, list[str]] = {}
     for name in chosen:
-        site = every[name].config.site
+        site = changed(every[name].config)
         if not site:
             raise MechintError(f"dictionary {name} does not say of which site it is; save it with its site")
         by_site.setdefault(site, []).append(name)
@@ -148,6 +135,24 @@ def one_for_each_site(
         if len(several) > 1:
             raise MechintError(f"{site} has several dictionaries ({', '.join(several)}); name the one to take")
     return {name: every[name] for name in chosen}
+
+
+def layers_named(directory: str | Path, names: str) -> list[int] | None:
+    """The layers that are read of a set of transcoders: those that ``names`` chooses; None for all.
+
+    Raises:
+        MechintError: no transcoder of the set has such a name.
+    """
+    top = folder(locate(directory, GIVEN))
+    if not names or not is_set(top):
+        return None
+    by_name = {f"layer_{layer}": layer for layer in read_set(top).places}
+    return [by_name[name] for name in chosen_of(by_name, names)]
+
+
+def check_given(directory: str | Path, names: str) -> None:
+    """Raises :class:`MechintError` where :func:`one_for_each_site` would, before there is a model."""
+    load_given(directory, layers=layers_named(directory, names))
 
 
 def chosen_of(every: Mapping[str, Any], names: str) -> list[str]:
@@ -160,12 +165,12 @@ def chosen_of(every: Mapping[str, Any], names: str) -> list[str]:
     return [name for name in every if name in found]
 
 
-def best_of(every: dict[str, SparseAutoencoder], directory: str | Path) -> list[str]:
+def best_of(every: Mapping[str, SparseAutoencoder | Transcoder], directory: str | Path) -> list[str]:
     """The dictionary of each site that loses the model least; without that measurement all that were trained whole."""
     top = Path(directory)
     results = next((path for path in (top, top.parent) if (path / "results.json").is_file()), None)
     members: list[dict[str, Any]] = files.read_json(results / "results.json")["sae"]["members"] if results else []
     named = {member["name"] for member in members}
     if not named >= set(every):
-        return [name for name, dictionary in every.items() if not dictionary.config.baseline]
+        return [name for name, one in every.items() if isinstance(one, Transcoder) or not one.config.baseline]
     return [name for site in {member["site"]: None for member in members} for name in best_at(members, site, 1)]

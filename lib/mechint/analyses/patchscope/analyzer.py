@@ -343,10 +343,14 @@ def work(config: ScopeConfig) -> str:
     )
 
 
+LEAD = Later("analyses.patchscope.report:lead")
+"""The sentence that the page begins with."""
+
+
 def summary(found: dict[str, Any]) -> list[str]:
-    """Lines for the terminal: the surest reading beside its controls."""
+    """Lines for the terminal: the result as the page begins with it, and the surest reading beside its controls."""
     best, metrics = found["best"], found["metrics"]
-    lines = [f"  accuracy        {said(metrics['accuracy'])}"]
+    lines = [f"  {LEAD(found)}", f"  accuracy        {said(metrics['accuracy'])}"]
     if best is not None:
         lines.append(f"  best reading    {said(best['right'])} at {best['name']}; {said_p(best['p'])}")
         if best["others_right"] is not None:
