@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from mechint.analyses import interchange
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.metrics import by_chance, faithfulness, shares, side_by_side
+from mechint.utils.memory import peak_bytes
 
 
 def test_the_slope_of_a_pooled_answer_is_shared_by_its_ids() -> None:
@@ -26,6 +28,18 @@ def test_chance_is_the_share_of_the_other_prompts_that_accept_what_is_said() -> 
     assert by_chance(torch.tensor([1]), torch.tensor([[1]]))[1].tolist() == [0.0]
     assert side_by_side([torch.tensor([[1, 2]]), torch.tensor([[3]])]).tolist() == [[1, 2], [3, -1]]
     assert faithfulness(2.0, 3.0, 1.0) == 0.5 and faithfulness(4.0, 3.0, 1.0) == 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_deviation_of_embeddings_holds_some_rows_in_float64(dtype: torch.dtype, monkeypatch: Any) -> None:
+    rows = (3 + torch.randn(300, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
+    model: Any = SimpleNamespace(embeddings=rows)
+    whole = peak_bytes(lambda: rows.double().std())
+    for at_once in (1 << 22, 70, 1):
+        monkeypatch.setattr(interchange, "AT_ONCE", at_once)
+        assert interchange.deviation(model) == pytest.approx(float(rows.double().std()), rel=1e-13)
+    monkeypatch.setattr(interchange, "AT_ONCE", 70)
+    assert peak_bytes(lambda: interchange.deviation(model)) <= 0.2 * whole
 
 
 def test_bytes_behind_an_answer_are_means_of_each_prompt() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechint import scan
-from mechint.scan import matrix, matrix_native
+from mechint.scan import matrix, matrix_native, matrix_slopes
 from mechint.scan.matrix import Writes
+from mechint.scan.matrix_native import each_head
 from mechint.utils.errors import MechintError
 from tests.helpers.examples import examples
 
@@ -108,6 +109,79 @@ def test_gradients_of_the_c_form_are_those_of_torch(key_decay: bool, erases: boo
         slopes[name] = torch.autograd.grad(whole, own)
     for found, expected in zip(slopes["native"], slopes["chunked"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def chunked_states(w: Writes, initial: Tensor) -> Tensor:
+    """The states before each chunk of the gradients in products, [B, H, C, K, V]."""
+    length = w.decay.shape[1]
+    before = [initial, *matrix.states(w, initial)][: length : matrix_slopes.chunk_of(length)]
+    return torch.stack(before, 2)
+
+
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(*(st.integers(1, most) for most in (3, 30, 3, 3, 5, 6))), longest=st.integers(1, 9),
+    held=st.integers(1, 400), seed=st.integers(0, 99),
+)  # fmt: skip
+@example(shape=(2, 2 * matrix_slopes.LONGEST + 1, 1, 2, 3, 2), longest=matrix_slopes.LONGEST, held=1 << 20, seed=0)
+@example(shape=(3, 23, 2, 2, 3, 4), longest=4, held=100, seed=1)
+def test_gradients_in_products_are_those_of_the_formula(
+    shape: tuple[int, ...], longest: int, held: int, seed: int
+) -> None:
+    """In float64, of keys that heads share, over decays of any size and sign, in pieces of any size."""
+    B, L, G, E, K, V = shape
+    decay, key, value, query, initial = drawn((B, L, G * E, K, V), False, False, torch.float64, seed)
+    decay[:, 1::3] = 0.0
+    decay[:, 2::5] *= -1.5
+    own = [x.requires_grad_() for x in (decay, key[:, :, :G].clone(), value, query[:, :, :G].clone(), initial)]
+    decay, key, value, query, initial = own
+    each = Writes(decay, each_head(key, G * E), value)
+    y, last = matrix.plain_scan(*each, each_head(query, G * E), initial)
+    of_y, of_last = torch.sin(torch.arange(y.numel()).view_as(y)).double(), torch.randn_like(last)
+    expected = torch.autograd.grad((y * of_y).sum() + (last * of_last).sum(), own)
+    with pytest.MonkeyPatch.context() as changed, torch.no_grad():
+        changed.setattr(matrix_slopes, "LONGEST", longest)
+        changed.setattr(matrix_slopes, "HELD", held)
+        before = chunked_states(each, initial)
+        found = matrix_slopes.slopes(decay, key, value, query, before, of_y, of_last)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13 * float(1 + other.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 5, matrix_slopes.LONGEST, 2 * matrix_slopes.LONGEST + 3])
+def test_gradients_in_products_are_taken_where_they_pay(
+    length: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradients as in C, behind a forward of the same bits; a real size takes them."""
+    size = matrix_native.Sizes(1, 1024, 24, 1, 128, 64, own=False, erases=False)
+    assert size.by_products and not size._replace(own=True).by_products and not size._replace(erases=True).by_products
+    assert not size._replace(L=1).by_products and not size._replace(K=8, V=8).by_products
+    decay, key, value, query, initial = drawn((2, length, 4, 6, 5), False, False, torch.float32)
+    own = [
+        x.requires_grad_() for x in (decay, key[:, :, :groups].clone(), value, query[:, :, :groups].clone(), initial)
+    ]
+    results = []
+    for pays in (False, True):
+        monkeypatch.setattr(matrix_slopes, "pays", lambda *sizes, pays=pays: pays)
+        calls = counted(monkeypatch)
+        decay, key, value, query, initial = own
+        y, last = matrix.matrix_scan(Writes(decay, key, value), query, initial)
+        whole = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + (last**2).sum()
+        results.append((y, last, *torch.autograd.grad(whole, own)))
+        assert len(calls) == pays
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    for one, other in zip(results[1][2:], results[0][2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every call of :func:`matrix_slopes.slopes`."""
+    calls: list[int] = []
+    slopes = matrix_slopes.slopes
+    monkeypatch.setattr(matrix_slopes, "slopes", lambda *tensors: (calls.append(1), slopes(*tensors))[1])
+    return calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

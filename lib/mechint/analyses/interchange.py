@@ -27,6 +27,8 @@ from ..tasks import Prompts, mix
 from ..utils.errors import MechintError, did_you_mean
 from .metrics import answer_metric
 
+AT_ONCE = 1 << 22
+"""Entries of the embedding matrix that are held in float64 at once."""
 CORRUPTIONS = ("twin", "noise", "mean")
 """Corruptions that an option can name; the code also uses ``values`` and ``none``, which need no other prompt."""
 METRICS = ("logit_diff", "answer_logprob", "answer_prob")
@@ -228,5 +230,12 @@ def rows_of(edit: Edit, rows: Tensor) -> Tensor:
 
 
 def deviation(model: Model) -> float:
-    """Standard deviation of the entries of the embedding matrix, measured on the loaded model."""
-    return float(model.embeddings.detach().double().std())
+    """Standard deviation of the entries of the embedding matrix, measured on the loaded model.
+
+    Some rows at a time are in float64: those of a large vocabulary would need as much memory as the whole model.
+    """
+    rows = model.embeddings.detach()
+    some = rows.split(max(1, AT_ONCE // rows.shape[1]))
+    mean = sum(float(part.double().sum()) for part in some) / rows.numel()
+    squares = sum(float((part.double() - mean).square_().sum()) for part in some)
+    return math.sqrt(squares / (rows.numel() - 1))

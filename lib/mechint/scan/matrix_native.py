@@ -1,6 +1,7 @@
 """Matrix memories in C, for float32 on a CPU: the same bits whole, in pieces, and one step after another.
 
-The gradients of a whole scan are in C, too; those of a single step are those of its plain torch form.
+The gradients of a whole scan are in C, too, or in matrix products where nothing is erased (:mod:`.matrix_slopes`);
+those of a single step are those of its plain torch form.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..utils.compiled import Arguments, Unavailable, call, compile_library, reads, writes
+from . import matrix_slopes
 from .choice import chosen
 
 SOURCE = Path(__file__).with_name("matrix.c")
 CHUNK = 32
-"""Positions between two saved states; the states of a chunk are made again for its gradients."""
+"""Positions between two saved states for gradients in C, which make the states of a chunk again."""
 BLOCK = 32
 """Columns of a state that go through a sequence together: WIDE · W of matrix.c."""
 SMALL = 1 << 16
@@ -63,7 +65,8 @@ def _call(name: str, arguments: Arguments, pairs: int, updates: int, scratch: in
 
 
 class Sizes(NamedTuple):
-    """Rows, positions, heads, heads that share keys and queries, keys, values; does every key have its own decay?"""
+    """Rows, positions, heads, groups of heads that share keys and queries, keys, values; does every key have its own
+    decay, and is anything erased?"""
 
     B: int
     L: int
@@ -72,11 +75,13 @@ class Sizes(NamedTuple):
     K: int
     V: int
     own: bool
+    erases: bool
 
     @staticmethod
-    def of(decay: Tensor, key: Tensor, value: Tensor) -> Sizes:
+    def of(decay: Tensor, key: Tensor, value: Tensor, erase: Tensor | None, *_: Tensor | None) -> Sizes:
+        """The sizes of the inputs of :meth:`inputs`."""
         B, L, G, K = key.shape
-        return Sizes(B, L, value.shape[2], G, K, value.shape[3], decay.dim() == 4)
+        return Sizes(B, L, value.shape[2], G, K, value.shape[3], decay.dim() == 4, erase is not None)
 
     @property
     def updates(self) -> int:
@@ -84,13 +89,23 @@ class Sizes(NamedTuple):
         return self.B * self.L * self.H * self.K * self.V
 
     @property
+    def by_products(self) -> bool:
+        """True if the gradients are those of :mod:`.matrix_slopes`."""
+        return not self.own and not self.erases and matrix_slopes.pays(self.L, self.K * self.V, self.updates)
+
+    @property
+    def chunk(self) -> int:
+        """Positions between two saved states."""
+        return matrix_slopes.chunk_of(self.L) if self.by_products else CHUNK
+
+    @property
     def kept(self) -> tuple[int, ...]:
         """The shape of the states before each chunk."""
-        return self.B, self.H, -(-self.L // CHUNK), self.K, self.V
+        return self.B, self.H, -(-self.L // self.chunk), self.K, self.V
 
     def inputs(self, write: bool, *tensors: Tensor | None) -> Arguments:
         """decay, key, value, erase, erased and query as C takes them, or their gradients."""
-        B, L, H, G, K, V, own = self
+        B, L, H, G, K, V, own, _ = self
         shapes = {
             "decay": (B, L, H, K) if own else (B, L, H), "key": (B, L, G, K), "value": (B, L, H, V),
             "erase": (B, L, H, K), "erased": (B, L, H, K), "query": (B, L, G, K),
@@ -103,7 +118,8 @@ class Sizes(NamedTuple):
 
     def counts(self) -> Arguments:
         """The sizes as C takes them."""
-        return {"L": self.L, "H": self.H, "G": self.G, "K": self.K, "V": self.V, "own": int(self.own), "chunk": CHUNK}
+        _, L, H, G, K, V, own, _ = self
+        return {"L": L, "H": H, "G": G, "K": K, "V": V, "own": int(own), "chunk": self.chunk}
 
 
 def each_head(x: Tensor, heads: int) -> Tensor:
@@ -113,10 +129,9 @@ def each_head(x: Tensor, heads: int) -> Tensor:
 
 def scan(initial: Tensor, before: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
     """y [B, L, H, V] and the last state [B, H, K, V]; the inputs are those of :meth:`Sizes.inputs`."""
-    decay, key, value = inputs[:3]
-    assert decay is not None and key is not None and value is not None
-    size = Sizes.of(decay, key, value)
-    B, L, H, _, K, V, _ = size
+    value, size = inputs[2], Sizes.of(*inputs)  # type: ignore[arg-type]
+    assert value is not None
+    B, L, H, _, K, V, _, _ = size
     y, end = value.new_empty(B, L, H, V), value.new_empty(B, H, K, V)
     arguments: Arguments = {
         **size.inputs(False, *inputs), "initial": reads(initial, B, H, K, V), "y": writes(y, B, L, H, V),
@@ -135,8 +150,7 @@ class Scan(torch.autograd.Function):
         assert initial is not None
         before = None
         if any(ctx.needs_input_grad):
-            size = Sizes.of(*inputs[:3])  # type: ignore[arg-type]
-            before = initial.new_empty(size.kept)
+            before = initial.new_empty(Sizes.of(*inputs).kept)  # type: ignore[arg-type]
             ctx.save_for_backward(before, *inputs)
         return scan(initial, before, *inputs)
 
@@ -144,12 +158,16 @@ class Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> Any:
         before, *inputs = ctx.saved_tensors
+        if Sizes.of(*inputs).by_products:
+            decay, key, value, _, _, query = inputs
+            *found, of_query, of_state = matrix_slopes.slopes(decay, key, value, query, before, dy, dlast)
+            return *found, None, None, of_query, of_state
         shared = inputs[1].shape[2]
         inputs[1], inputs[5] = (each_head(inputs[k], inputs[2].shape[2]) for k in (1, 5))
-        size = Sizes.of(*inputs[:3])
+        size = Sizes.of(*inputs)
         slopes = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
         of_state = dlast.clone(memory_format=torch.contiguous_format)
-        B, L, H, _, K, V, _ = size
+        B, L, H, _, K, V, _, _ = size
         arguments: Arguments = {
             **size.inputs(False, *inputs), "before": reads(before, *size.kept), "dy": reads(dy, B, L, H, V),
             **size.inputs(True, *slopes), "dS": writes(of_state, B, H, K, V), **size.counts(),

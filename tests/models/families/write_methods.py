@@ -1,8 +1,9 @@
 """``python -m tests.models.families.write_methods``: runs every method on every family, for a page and README's table.
 
 ``docs/methods.md`` says of each pair whether it ran, and the sentence of every refusal. README has one line for each
-method, between two marks. Both are made of what ran. Names of methods behind the command run these alone, and keep what
-the page says of the others.
+method, between two marks. Both are made of what ran. Names of methods or of families behind the command run these
+alone, and keep what the page says of the others. Both are written after each family, so a run that is stopped goes on
+with the names of the families that it has not done.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def page(rows: Rows) -> str:
 Written by `python -m tests.models.families.write_methods`, which runs every method on a random small model of every
 family: *{RAN}* ran to its end and wrote its results; a number is the sentence, below, by which it was refused. Where
 layers differ, a method ran if some layer has what it needs, and results name the layers that are left out. Studies ran
-without the steps that can be skipped. Methods can be run again alone, so a cell says what its method did when it last
-ran.
+without the steps that can be skipped. Methods and families can be run again alone, so a cell says what its method did
+when it last ran.
 
 {methods}
 
@@ -98,14 +99,29 @@ def write(rows: Rows) -> None:
     README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
-def main(chosen: Sequence[str]) -> int:
+def asked_for(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The families and the methods that names ask for: all families where none is named, and all methods likewise.
+
+    Raises:
+        SystemExit: a name is neither.
+    """
+    if unknown := [name for name in names if name not in FAMILIES and name not in METHODS]:
+        raise SystemExit(f"no family and no method is called {unknown[0]}")
+    families = [family for family in FAMILIES if family in names]
+    methods = tuple(method for method in METHODS if method in names)
+    return families or list(FAMILIES), methods or tuple(METHODS)
+
+
+def main(names: Sequence[str]) -> int:
     warnings.filterwarnings("ignore")
-    rows, known = {}, read(PAGE.read_text(encoding="utf-8")) if chosen else {}
-    for family in FAMILIES:
-        found = {**known.get(family, {}), **outcomes(family, tuple(chosen) or tuple(METHODS))}
+    families, methods = asked_for(names)
+    rows = read(PAGE.read_text(encoding="utf-8"))
+    for family in families:
+        found = {**rows.get(family, {}), **outcomes(family, methods)}
         rows[family] = {name: found[name] for name in METHODS}
         print(family, {name: reason or RAN for name, reason in rows[family].items()}, flush=True)
-    write(rows)
+        if all({*METHODS} <= {*rows.get(name, ())} for name in FAMILIES):  # with a new family or method, at the end
+            write({name: rows[name] for name in FAMILIES})
     return 0
 
 

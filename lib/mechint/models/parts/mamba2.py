@@ -119,11 +119,10 @@ class Mamba2Mixer(Recurrence):
         dt = at("dt", dt)  # [B, L, H]
         B = at("B", B.unflatten(-1, (self.groups, -1)).contiguous())  # [B, L, G, N]
         C = at("C", C.unflatten(-1, (self.groups, -1)).contiguous())  # [B, L, G, N]
-        each = self.heads // self.groups
-        key, query = (accumulate(t).repeat_interleave(each, 2) for t in (B, C))  # [B, L, H, N]
         decay = torch.exp(-torch.exp(accumulate(self.A_log)) * dt)
         wide = accumulate(u)
-        y, state, shares = self.remember(Writes(decay, key, dt.unsqueeze(-1) * wide), query, cache, at)
+        writes = Writes(decay, accumulate(B), dt.unsqueeze(-1) * wide)
+        y, state, shares = self.remember(writes, accumulate(C), cache, at)
         y = at("y", (y + accumulate(self.D)[:, None] * wide).to(u.dtype))  # [B, L, H, P]
         gate = at("gate", scan.silu(z))  # [B, L, H, P]
         y, gate = y.flatten(2), gate.flatten(2)

@@ -98,17 +98,20 @@ class Recurrence(Part):
 
         Args:
             w: Before any edit, in at least float32.
-            query: q [B, L, H, K].
+                Keys are those of heads, [B, L, H, K], or those of groups of neighbouring heads, [B, L, G, K].
+            query: q, shaped as the keys.
 
         Returns:
             y [B, L, H, V], the last state [B, H, K, V], and each cut's share of it.
         """
+        stops = at.stops("state", w.key.shape[1])
+        if stops is None or at.wants("key", "query", "write", "readout"):
+            w, query = w._replace(key=each_head(w.key, self.heads)), each_head(query, self.heads)
         # `key` is what is written along; the erased direction may be the same tensor, which no edit here changes
         value, key, query = at("value", w.value), at("key", w.key.view_as(w.key)), at("query", query)
         decay = at("decay", w.decay)
         erase = None if w.erase is None else at("erase", w.erase)
         w = Writes(decay, key, value, erase, w.erased)
-        stops = at.stops("state", w.key.shape[1])
         if stops is not None and not at.wants("write", "readout"):
             y, state = stopped_scan(w, query, cache.state, stops, at)
             return at("scan_out", y), state, []
