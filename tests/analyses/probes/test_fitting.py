@@ -113,6 +113,17 @@ def test_labels_made_of_activations_are_refused() -> None:
     assert not derived(*split_by_group(made(classes=2, noise=0.01), 0.6, 0))
 
 
+@pytest.mark.parametrize("prompts, units, strong", [(16, 768, 0), (40, 64, 24), (60, 64, 24), (200, 128, 40)])
+def test_labels_that_units_tell_apart_are_not_refused(prompts: int, units: int, strong: int) -> None:
+    """By chance, of few prompts and many units; or because many units know the label, some of them barely."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        y = np.arange(prompts) % 2
+        size = np.r_[rng.uniform(2, 5, strong), np.zeros(units - strong)]
+        data = Labelled(rng.normal(size=(prompts, units)) + np.outer(2 * y - 1, size), y, np.arange(prompts))
+        assert not derived(*split_by_group(data, 0.6, 0))
+
+
 def test_on_shuffled_prompts_only_activations_give_back_a_label() -> None:
     rng = np.random.default_rng(2)
     X = rng.normal(size=(400, 6))

@@ -8,6 +8,7 @@ labels (Hewitt & Liang 2019). A probe proposes: only an intervention says that t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -372,11 +373,16 @@ def power_note(groups: int, chance: float) -> str:
     )
 
 
+BY_CHANCE = 1e-6
+"""Chance that a unit without any relation splits random labels exactly, above which that it does shows nothing."""
+
+
 def derived(train: Labelled, test: Labelled) -> str:
     """Says why the label must be a function of the activations; empty when nothing shows it.
 
     A quantity that unseen rows give back to rounding by least squares; classes that are a unit's own side of its mean
-    or median on every prompt, split exactly there.
+    or median on every prompt, split exactly there, if that is beyond chance (:data:`BY_CHANCE`) and no other unit tells
+    them apart with a gap.
     """
     X, y = np.concatenate([train.X, test.X]).astype(np.float64), np.concatenate([train.y, test.y])
     if y.dtype.kind == "f":
@@ -391,19 +397,25 @@ def derived(train: Labelled, test: Labelled) -> str:
     if len(names) != 2 or len(y) < 16:
         return ""
     side = y == names[1]
+    if 2 * X.shape[1] / math.comb(len(y), int(side.sum())) > BY_CHANCE:
+        return ""
     for what, cut in (("median", np.median(X, 0)), ("mean", X.mean(0))):
         above = cut < X
-        agree = (above == side[:, None]).all(0) | (above != side[:, None]).all(0)
+        agree = np.flatnonzero((above == side[:, None]).all(0) | (above != side[:, None]).all(0))
         # units of two values only are on one side of any cut between them: that is reading, not cutting
-        two = np.array([len(np.unique(X[:, u])) <= 2 for u in np.flatnonzero(agree)])
-        if len(two) and not two.all() and (what == "mean" or abs(side.mean() - 0.5) <= 1 / len(y)):
-            unit = int(np.flatnonzero(agree)[~two][0])
-            gap = np.sort(X[:, unit])
-            at = int((gap <= cut[unit]).sum())
-            step = gap[min(at, len(gap) - 1)] - gap[at - 1]
-            if step < 0.05 * (gap[-1] - gap[0]):  # classes that the model tells apart leave a gap
-                return f"it is whether unit {unit} is above its {what}, on all {len(y)} prompts"
+        apart = {int(unit): gap(X[:, unit], cut[unit]) for unit in agree if len(np.unique(X[:, unit])) > 2}
+        if apart and (what == "mean" or abs(side.mean() - 0.5) <= 1 / len(y)):
+            widest = max(apart, key=lambda unit: apart[unit])
+            if apart[widest] < 0.05:  # classes that the model tells apart leave a gap
+                return f"it is whether unit {widest} is above its {what}, on all {len(y)} prompts"
     return ""
+
+
+def gap(values: Array, cut: float) -> float:
+    """The distance between the neighbours of a cut, as a share of the range of the values."""
+    ordered = np.sort(values)
+    at = int((ordered <= cut).sum())
+    return float((ordered[min(at, len(ordered) - 1)] - ordered[at - 1]) / (ordered[-1] - ordered[0]))
 
 
 def refuse_derived(shuffled_X: Array, y: Sequence[Any]) -> None:
