@@ -14,8 +14,9 @@ from scipy.optimize import brentq
 
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.probes.fitting import detectable, needed
-from mechint.analyses.study import candidates
-from mechint.analyses.study.analyzer import Study, inputs
+from mechint.analyses.study import candidates, steps_discovery
+from mechint.analyses.study.analyzer import Study, inputs, of_layer
+from mechint.analyses.study.candidates import Candidate, merge, site_kinds
 from mechint.analyses.study.options import StudyConfig
 from mechint.models.loading.load import load
 from mechint.tasks import make_task
@@ -70,3 +71,49 @@ def test_inputs_are_the_weights_of_other_checkpoints_in_their_order(tmp_path: Pa
     assert inputs(asked, tmp_path) == {"peers": fingerprint(digests[:2]), "trajectory": fingerprint(digests[2:])}
     assert inputs(StudyConfig(peers=f"{tmp_path}/m1.pt"), tmp_path) == {"peers": fingerprint(digests[1:2])}
     assert inputs(StudyConfig(), tmp_path) == {}
+
+
+def test_the_part_of_a_step_about_one_layer() -> None:
+    row = lambda layer: {"layer": layer, "label": "a"}
+    report = {
+        "status": "done", "said": "all", "metric": "kl", "ablation": "zero", "notes": ["n"], "random": 3,
+        "layers": {"1": {"kept": 2}, "11": {"kept": 3}}, "probes": [row(1), row(11)], "candidates": [row(11)],
+        "tests": [{"candidate": "L1 probe a"}, {"candidate": "L11 probe a"}],
+    }  # fmt: skip
+    said = {name: report[name] for name in ("status", "said", "metric", "ablation", "notes")}
+    more = {"layer": {"kept": 2}, "probes": [row(1)], "candidates": [], "tests": [{"candidate": "L1 probe a"}]}
+    assert of_layer(report, 1) == said | more
+    assert of_layer(report, 3) == said | {"layer": None, "probes": [], "candidates": [], "tests": []}
+    assert of_layer({"status": "nothing"}, 1) == {"status": "nothing"}
+
+
+def test_kinds_of_sites_are_named_where_there_are_several() -> None:
+    found = site_kinds(["layers.0.gated", "layers.1.gated"])
+    assert [(kind.name, kind.blocks[0].sites) for kind in found] == [("unit", ("gated",))]
+    found = site_kinds(["layers.0.gated", "layers.1.mlp_act", "layers.2.gated"])
+    assert [(kind.name, kind.blocks[0].sites) for kind in found] == [("gated", ("gated",)), ("mlp_act", ("mlp_act",))]
+
+
+def test_candidates_of_several_sources_agree_with_each_other() -> None:
+    """Two sources propose one direction, a third an orthogonal one: agreements 1, 1 and 0, and 0 and 0."""
+    axes = torch.eye(3, dtype=torch.float64)
+    make = lambda name, source, k: Candidate(name, 0, "layers.0.gated", axes[:, k : k + 1], (source,))
+    carried: Any = {"layers.0.gated": SimpleNamespace(share=lambda basis: 0.6 if float(basis[0]) else 0.3)}
+    found, table = merge([make("a", "mask", 0), make("b", "probe", 0), make("c", "traffic", 1)], carried)
+    assert [(one.name, one.sources) for one in found] == [("a", ("mask", "probe")), ("c", ("traffic",))]
+    assert [one.agreement for one in found] == pytest.approx([2 / 3, 0.0])
+    assert [one.evidence for one in found] == pytest.approx([0.6 * (1 + 2 / 3) / 2, 0.3 / 2])
+    assert table == [[pytest.approx(1.0), pytest.approx(0.0)], [pytest.approx(0.0), pytest.approx(1.0)]]
+
+
+def test_a_latent_is_dead_behind_ten_rounds_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    keep = lambda configs, pools, training, title: made.append((configs, training)) or [SimpleNamespace(sae="made")]
+    monkeypatch.setattr(steps_discovery, "train_grid", keep)
+    rows = torch.zeros(1500, 4)
+    assert steps_discovery.dictionary(rows, "layers.0.gated", 2.0, 3, steps=7, seed=5, penalty=0.5) == "made"
+    [(configs, training)] = made
+    assert (training.tokens, training.batch, training.dead_after, training.seed) == (7 * 1024, 1024, 15_000, 5)
+    config = configs["study"]
+    assert (config.architecture, config.d_in, config.d_sae, config.k, config.penalty) == ("topk", 4, 8, 3, 0.5)
+    assert (config.site, config.seed) == ("layers.0.gated", 5)

@@ -76,3 +76,30 @@ def test_a_checkpoint_of_a_trajectory(
     assert found["present"]
     context.config.min_effect = 0.65
     assert not steps_controls.moment(context, path, SimpleNamespace())["present"]
+
+
+def test_a_circuit_is_compared_with_the_tested_candidates_and_other_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The circuit {0, 1}, another search's {1, 2}, and the candidates' units {0, 3}."""
+    mask, other, tested = (torch.tensor(row) for row in ([1.0, 1, 0, 0], [0.0, 1, 1, 0], [1.0, 0, 0, 1]))
+    units = object.__new__(steps_circuit.SiteUnits)
+    units.mask_of = lambda found: tested if found == "candidates" else 0 * tested  # type: ignore[method-assign]
+    monkeypatch.setattr(steps_circuit, "Kept", lambda context, units: SimpleNamespace(of=lambda m: {"of": m.tolist()}))
+    monkeypatch.setattr(steps_circuit, "others", lambda context, analyzer, size: [other] if size == 2 else [])
+    monkeypatch.setattr(steps_circuit, "kept_alone", lambda context, units, mask, kept: {"kept": mask.tolist()})
+    monkeypatch.setattr(steps_circuit, "stability", lambda sets: sets)
+    context: Any = SimpleNamespace(candidate_units=lambda: "candidates")
+    found = steps_circuit.judged(context, SimpleNamespace(units=units), mask)  # type: ignore[arg-type]
+    assert found == {
+        "kept": mask.tolist(), "agreement": [{0, 1}, {1, 2}],
+        "candidates": {"units": 2, "shared": 1, "jaccard": pytest.approx(1 / 3), "of": tested.tolist()},
+    }  # fmt: skip
+    context.candidate_units = lambda: "none"
+    assert steps_circuit.judged(context, SimpleNamespace(units=units), mask)["candidates"] is None  # type: ignore[arg-type]
+
+
+def test_what_a_set_keeps_is_a_share_of_means() -> None:
+    """(2 + 6) / 2 of the way from 1 to 7 is a half; of sums it would be more."""
+    kept: Any = object.__new__(steps_circuit.Kept)
+    kept.bench = SimpleNamespace(batches=[SimpleNamespace(tokens=torch.zeros(1))], measure=lambda mask: {"m": 4 * mask})
+    kept.metric, kept.full, kept.empty = "m", np.array([8.0, 6.0]), np.array([0.0, 2.0])
+    assert kept.point(torch.tensor([0.5, 1.5])) == pytest.approx(0.5)
