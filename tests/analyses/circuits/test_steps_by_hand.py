@@ -280,9 +280,11 @@ def test_the_shortest_of_a_few_steps_and_forwards_is_taken(monkeypatch: pytest.M
 def test_dictionaries_for_random_weights_are_as_sparse_as_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """2, 0 and 1 latents are active: one on average; where none is, one all the same."""
     active = [torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([[3.0, 0.0, 0.0]])]
-    monkeypatch.setattr(features, "up_to", lambda model, tokens, site: (tokens,))
+    monkeypatch.setattr(features, "up_to", lambda model, tokens, site: {"read": (tokens,)}[site])
     monkeypatch.setattr(features, "latents_at", lambda dictionary, values: values)
-    own: Any = SimpleNamespace(model=None, features=SimpleNamespace(dictionaries={"site": None}))
+    own: Any = SimpleNamespace(
+        model=None, features=SimpleNamespace(dictionaries={"site": None}, reads={"site": "read"})
+    )
     count = lambda tables: FeatureCircuitAnalyzer.active(own, "site", [SimpleNamespace(tokens=t) for t in tables])  # type: ignore[arg-type]
     assert count(active) == 1 and count([active[0][:1]]) == 2 and count([active[0][1:]]) == 1
 
@@ -304,7 +306,8 @@ def test_a_pool_of_the_control_holds_its_tokens_up_to_a_bound(
     class Loader(list[Any]):
         task = None
 
-    own: Any = SimpleNamespace(config=SimpleNamespace(control_tokens=tokens, exclude=()), seed=0)
+    own: Any = object.__new__(FeatureCircuitAnalyzer)
+    own.config, own.seed = SimpleNamespace(control_tokens=tokens, exclude=()), 0
     model: Any = SimpleNamespace(device="cpu")
     configs: Any = {"site": SimpleNamespace(flatten="last")}
     loader: Any = Loader([range(3), range(4)])
