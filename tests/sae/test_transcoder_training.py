@@ -84,5 +84,5 @@ def test_refusals() -> None:
         train_transcoders({"t": wrong}, {"t": False}, Known(), TRAINING)
     silent = Known()
     silent.pool = lambda i: {READ: torch.zeros(2048, 8), WRITTEN: torch.ones(2048, 6)}  # type: ignore[method-assign]
-    with pytest.raises(MechintError, match="nothing for a transcoder to learn"):
+    with pytest.raises(MechintError, match="nothing for a dictionary to learn"):
         train_transcoders({"t": config()}, {"t": False}, silent, TRAINING)

@@ -195,9 +195,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """The training loss on a batch x [batch, d_in] of scaled activations."""
 
     def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
-        """The loss that revives dead latents: the d_in / 2 most active of them are to explain the error.
-
-        Weight 1/32, less while there are fewer dead latents than that (Gao et al. 2024, appendix A.2).
+        """The loss that revives dead latents, :func:`revival`.
 
         Args:
             x: Scaled activations, [batch, d_in].
@@ -210,13 +208,8 @@ class SparseAutoencoder(nn.Module, ABC):
         where = None if dead is None else dead.nonzero().squeeze(1)
         if where is None or len(where) == 0:
             return {}
-        k = max(1, self.config.d_in // 2)
-        f = torch.relu((x - self.b_dec) @ self.W_enc.t()[where].t() + self.b_enc[where])  # [batch, dead]
-        if len(where) > k:
-            values, at = f.topk(k, dim=-1, sorted=False)
-            f = torch.zeros_like(f).scatter(-1, at, values)
-        short = f @ self.W_dec[where] - error.detach()
-        return {"aux": AUX_WEIGHT * min(1.0, len(where) / k) * short.square().sum(-1).mean()}
+        pre = (x - self.b_dec) @ self.W_enc.t()[where].t() + self.b_enc[where]  # [batch, dead]
+        return {"aux": revival(pre, self.W_dec[where], error)}
 
     @torch.no_grad()
     def initialise(self, center: Tensor, random: torch.Generator) -> None:
@@ -270,6 +263,25 @@ class SparseAutoencoder(nn.Module, ABC):
     def extra_config(self) -> dict[str, Any]:
         """Keys of SAELens' cfg.json that only this architecture has."""
         return {}
+
+
+def revival(pre: Tensor, decoder: Tensor, error: Tensor) -> Tensor:
+    """The loss that revives dead latents: the most active of them, half the width at most, are to explain the error.
+
+    Weight 1/32, less while there are fewer dead latents than that (Gao et al. 2024, appendix A.2).
+
+    Args:
+        pre: Pre-activations of the dead latents, [batch, dead].
+        decoder: Their directions, [dead, width].
+        error: What is left of the target, [batch, width]; no gradient flows into it.
+    """
+    dead, width = decoder.shape
+    k, f = max(1, width // 2), torch.relu(pre)
+    if dead > k:
+        values, at = f.topk(k, dim=-1, sorted=False)
+        f = torch.zeros_like(f).scatter(-1, at, values)
+    short = f @ decoder - error.detach()
+    return AUX_WEIGHT * min(1.0, dead / k) * short.square().sum(-1).mean()
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:

@@ -129,13 +129,22 @@ class Moments:
     @staticmethod
     def of(rows: Tensor, site: str) -> Moments:
         """Measures raw activations, [rows, d_in]: E‖x‖² = d_in after scaling (Conerly et al. 2024)."""
-        energy = rows.double().square().sum(-1).mean()
-        if not energy > 0:
-            raise MechintError(f"all activations of {site} are zero; there is nothing for a dictionary to learn")
-        scale = math.sqrt(rows.shape[1] / float(energy))
+        scale = scale_of(rows, site)
         scaled = rows[:SAMPLE].float() * scale
         variance = float((scaled - scaled.mean(0)).square().sum(-1).mean())
         return Moments(scale, geometric_median(scaled), variance)
+
+
+def scale_of(rows: Tensor, site: str) -> float:
+    """The factor that makes E‖x‖² the width of raw activations [rows, width].
+
+    Raises:
+        MechintError: all of them are zero.
+    """
+    energy = float(rows.double().square().sum(-1).mean())
+    if not energy > 0:
+        raise MechintError(f"all activations of {site} are zero; there is nothing for a dictionary to learn")
+    return math.sqrt(rows.shape[1] / energy)
 
 
 def geometric_median(rows: Tensor, steps: int = 100, tolerance: float = 1e-5) -> Tensor:
@@ -254,13 +263,14 @@ def make_member(
     return Member(
         name,
         sae,
-        torch.optim.Adam(learned, lr=peak_lr(training, config), fused=True),
+        torch.optim.Adam(learned, lr=peak_lr(training, config.d_sae), fused=True),
         torch.zeros(config.d_sae, dtype=torch.long, device=device),
     )
 
 
-def peak_lr(training: Training, config: SAEConfig) -> float:
-    return training.lr or 2e-4 * math.sqrt(16384 / config.d_sae)
+def peak_lr(training: Training, d_sae: int) -> float:
+    """The largest learning rate of a training of so many latents."""
+    return training.lr or 2e-4 * math.sqrt(16384 / d_sae)
 
 
 def pace(training: Training, step: int) -> float:
@@ -285,7 +295,7 @@ def one_step(
     dead = member.silent >= training.patience
     warmth = min(1.0, (step + 1) / max(1, round(training.penalty_warmup * training.steps)))
     for group in member.optimizer.param_groups:
-        group["lr"] = peak_lr(training, sae.config) * pace(training, step)
+        group["lr"] = peak_lr(training, sae.config.d_sae) * pace(training, step)
     member.optimizer.zero_grad()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.bfloat16):
         loss = sae.loss(x, Step(warmth, dead if bool(dead.any()) else None))
@@ -300,7 +310,7 @@ def one_step(
     if not math.isfinite(norm):
         raise MechintError(
             f"dictionary {member.name}: the gradient is {float(norm)} at step {step + 1}; lower its learning rate (now "
-            f"{peak_lr(training, sae.config):g})"
+            f"{peak_lr(training, sae.config.d_sae):g})"
         )
     member.optimizer.step()
     if sae.W_dec.requires_grad:

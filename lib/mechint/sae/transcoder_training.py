@@ -18,9 +18,9 @@ from ..tasks import mix
 from ..utils.errors import MechintError
 from ..utils.progress import Progress
 from .activations.pools import Batches, Pools
-from .base import AUX_WEIGHT, squared_error
+from .base import revival, squared_error
 from .topk import top
-from .training import Training, pace
+from .training import Training, pace, peak_lr, scale_of
 from .transcoder import Transcoder, TranscoderConfig
 
 
@@ -68,7 +68,7 @@ class _Learner:
         self, c: TranscoderConfig, skip: bool, rows: dict[str, Tensor], training: Training, device: torch.device | str
     ) -> None:
         self.config, self.training = c, training
-        self.scales = [scale(rows[site], site) for site in (c.site, c.site_out)]
+        self.scales = [scale_of(rows[site], site) for site in (c.site, c.site_out)]
         random = torch.Generator().manual_seed(mix(training.seed, "transcoder", c.site_out))
         directions = torch.nn.functional.normalize(torch.randn(c.d_sae, c.d_in, generator=random), dim=1)
         self.tensors = {
@@ -79,7 +79,7 @@ class _Learner:
             self.tensors["W_skip"] = torch.zeros(c.d_out, c.d_in, device=device)
         for tensor in self.tensors.values():
             tensor.requires_grad_()
-        self.rate = training.lr or 2e-4 * math.sqrt(16384 / c.d_sae)
+        self.rate = peak_lr(training, c.d_sae)
         self.optimizer = torch.optim.Adam(self.tensors.values(), lr=self.rate)
         self.silent = torch.zeros(c.d_sae, dtype=torch.long, device=device)
 
@@ -96,10 +96,7 @@ class _Learner:
         dead = (self.silent >= self.training.patience).nonzero()[:, 0]
         loss = error
         if len(dead):
-            k = min(len(dead), max(1, c.d_out // 2))
-            left = (y - made).detach()
-            revived = top(pre[:, dead], k) @ t["W_dec"][dead]
-            loss = loss + AUX_WEIGHT * min(1.0, len(dead) / k) * squared_error(left, revived)
+            loss = loss + revival(pre[:, dead], t["W_dec"][dead], y - made)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(t.values(), self.training.clip)
@@ -116,11 +113,3 @@ class _Learner:
         read, written = self.scales
         factors = {"W_enc": read, "b_enc": 1.0, "W_dec": 1 / written, "b_dec": 1 / written, "W_skip": read / written}
         return Transcoder(self.config, {name: tensor.detach() * factors[name] for name, tensor in self.tensors.items()})
-
-
-def scale(rows: Tensor, site: str) -> float:
-    """The factor that makes E‖x‖² the width of raw activations [rows, width]."""
-    energy = float(rows.double().square().sum(-1).mean())
-    if not energy > 0:
-        raise MechintError(f"all activations of {site} are zero; there is nothing for a transcoder to learn")
-    return math.sqrt(rows.shape[1] / energy)
