@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from mechint.analyses.circuits.figures import search_figure
 from mechint.analyses.circuits.results import load_history, load_results
@@ -129,3 +130,21 @@ def test_the_dots_of_a_map_stand_in_the_marked_cells_and_are_seen_in_dark_ones(t
     [line] = found
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0, 0], [0, 1])
     assert line.get_markeredgecolor() == "white" and line.get_markerfacecolor() == style.INK
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-0.4, 1.2), (0.9997, 1.0001), (0.98, 1.03), (0, 0.002), (0.5, 0.50001)]
+)
+def test_neighbouring_ticks_of_shares_have_names_of_their_own(low: float, high: float) -> None:
+    """What a tick says is where it stands, to a tenth of the step between ticks."""
+    axes = Figure().subplots()
+    axes.set_ylim(low, high)
+    style.percent_axis(axes)
+    places = axes.get_yticks()
+    axes.figure.canvas.draw()
+    said = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(said)) == len(said) == len(places)
+    read = [float(text.removesuffix(" %").replace("\N{MINUS SIGN}", "-")) / 100 for text in said]
+    assert read == pytest.approx(places.tolist(), abs=0.1 * (places[1] - places[0]), rel=0)
+    if (low, high) == (0, 1):
+        assert said[1] == "20 %"

@@ -349,16 +349,25 @@ def panel_letter(axes: Axes, letter: str) -> None:
 
 
 def percent_axis(axes: Axes, which: str = "y") -> None:
-    """Shares between 0 and 1 are labelled as percentages."""
+    """Shares between 0 and 1 are labelled as percentages, with as many digits as tell neighbouring ticks apart."""
+    import numpy as np
     from matplotlib.ticker import FuncFormatter
 
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter(FuncFormatter(lambda share, _: share_label(share)))
+
+    def label(share: float, _: Any) -> str:
+        ticks = 100 * np.unique(axis.get_majorticklocs())
+        if len(ticks) < 2:
+            return share_label(share)
+        decimals = 1 - math.floor(math.log10(np.diff(ticks).min()))
+        return share_label(share, 1 + math.floor(math.log10(np.abs(ticks).max())) + decimals)
+
+    axis.set_major_formatter(FuncFormatter(label))
 
 
-def share_label(share: float) -> str:
-    """0.5 is ``50 %``; small shares keep the digits they need."""
-    return f"{100 * share:.4g} %".replace("-", "\N{MINUS SIGN}")
+def share_label(share: float, digits: int = 4) -> str:
+    """0.5 is ``50 %``; small shares keep the digits they need, four at least."""
+    return f"{100 * share:.{max(4, digits)}g} %".replace("-", "\N{MINUS SIGN}")
 
 
 def no_ticks() -> Locator:
