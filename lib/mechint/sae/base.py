@@ -273,7 +273,7 @@ def revival(pre: Tensor, decoder: Tensor, error: Tensor) -> Tensor:
     Args:
         pre: Pre-activations of the dead latents, [batch, dead].
         decoder: Their directions, [dead, width].
-        error: What is left of the target, [batch, width]; no gradient flows into it.
+        error: The part of the target that is left, [batch, width]; no gradient flows into it.
     """
     dead, width = decoder.shape
     k, f = max(1, width // 2), torch.relu(pre)
