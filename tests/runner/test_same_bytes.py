@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "trace": {"sites": "resid_post"},
     "kv": {"search": "sparsity"},
+    "hybrid": {"kinds": "head,mlp"},  # of a transformer, which has no heads of a recurrence
     "sae": {"tokens": 1000, "sites": "mlp_out", "layers": "0", "sparsity": "2", "ratio": "2", "seeds": 1, "batch": 64},
 }
 CHAINS = {**{name: (name,) for name in analyses()}, "feature": ("sae", "feature")}
