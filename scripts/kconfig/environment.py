@@ -86,6 +86,8 @@ def make(venv: str, stamp: str, requirements: str) -> int:
             return fail(f"Python's venv module could not make {venv}; on Debian and Ubuntu: apt install python3-venv")
     print(f"installing {requirements} into {venv} (the first time takes some minutes)", flush=True)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-r", requirements]
+    if not sys.dont_write_bytecode:  # Python compiles what it imports and keeps it; most modules are never imported
+        pip.append("--no-compile")
     status = subprocess.call(pip)
     if status:
         return fail(f"pip could not install {requirements} (its own message is above); the same command tries again")
