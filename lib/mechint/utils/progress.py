@@ -121,6 +121,8 @@ class Command:
 
 
 _command: Command | None = None
+hidden: Callable[[], bool] = lambda: False
+"""True while this process draws nothing, because another one draws on the same terminal."""
 
 
 @contextlib.contextmanager
@@ -190,6 +192,8 @@ class Progress:
         self.note = note
         now = time.monotonic()
         pause = 0.2 if self.terminal else self.every
+        if hidden():
+            return
         if now - self.start >= self.quiet and (now - self.last >= pause or self.done == self.total):
             self.last, self.shown = now, True
             self._draw(now)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechint.analyses.circuits.bench import Bench
-from mechint.analyses.circuits.controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, exchange
+from mechint.analyses.circuits.controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, Controls, exchange
 from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.analyses.metrics import LEARNT, Answers
 from mechint.analyses.random_weights import shuffled_weights
 from mechint.tasks import Prompts
+from mechint.utils import beside, curve_points, program
 from mechint.utils.errors import MechintError
 from tests.helpers.circuits import SMALL, bench, known_circuit, loaders, truth
 
@@ -129,3 +135,90 @@ def test_a_control_that_fails_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None
     results: dict[str, Any] = SSMCircuitAnalyzer(known_circuit(), config).run_analysis(*loaders())
     assert METRIC_OF[RANDOM_WEIGHTS] not in results["metrics"] and METRIC_OF[EXCHANGED] not in results["metrics"]
     assert "The control on random weights was not measured: no such dictionary." in results["notes"]
+
+
+# ---- in processes beside this one -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, as in a command of this package on so many cores."""
+    if sys.platform != "linux":
+        pytest.skip("other systems make no second process")
+    monkeypatch.setattr(program, "gives_way", True)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def studied(run_dir: Path) -> tuple[dict[str, Any], str, list[Any]]:
+    """The results of a small search, its history.jsonl, and the points of its curves by curve."""
+    points: dict[str, list[Any]] = {}
+    config = dataclasses.replace(SMALL, search="smallest", seeds=2, steps=4)
+    with curve_points.listening(lambda curve, values: points.setdefault(curve, []).append(dict(values))):
+        analyzer = SSMCircuitAnalyzer(known_circuit(), config, run_dir=run_dir)
+        results = analyzer.run_analysis(*loaders())
+        analyzer.save_results()
+    return results, (run_dir / "history.jsonl").read_text(), sorted(points.items())
+
+
+def test_controls_made_in_processes_beside_this_one_are_those_made_here(
+    tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here, made = os.getpid(), tmp_path / "made"
+    measured = Controls.measured
+
+    def noted(self: Controls, name: str) -> Any:
+        with made.open("a") as file:
+            file.write(f"{name} {'here' if os.getpid() == here else 'beside'}\n")
+        return measured(self, name)
+
+    monkeypatch.setattr(Controls, "measured", noted)
+    for count in (2, 3):
+        threads(count)
+        found = {}
+        for place in ("beside", "here"):
+            with monkeypatch.context() as patch:
+                if place == "here":
+                    patch.setattr(beside, "hands", lambda work, device: 0)
+                found[place] = studied(tmp_path / f"{count} {place}")
+            assert sorted(made.read_text().splitlines()) == [f"{name} {place}" for name in (EXCHANGED, RANDOM_WEIGHTS)]
+            made.unlink()
+        assert found["here"] == found["beside"]
+        assert {RANDOM_WEIGHTS, EXCHANGED} <= {curve for curve, _ in found["beside"][2]}
+        assert METRIC_OF[EXCHANGED] in found["beside"][0]["metrics"]
+    assert "its work is done here" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [RANDOM_WEIGHTS, EXCHANGED])
+def test_a_control_whose_process_dies_is_made_here(
+    lost: str, tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    threads(2)
+    whole = studied(tmp_path / "whole")
+    here, control = os.getpid(), Controls.control
+
+    def killed(self: Controls, name: str, bench: Any, held_out: Any) -> Any:
+        if os.getpid() != here and name == lost:
+            os._exit(9)
+        return control(self, name, bench, held_out)
+
+    monkeypatch.setattr(Controls, "control", killed)
+    results, history, _ = studied(tmp_path / "killed")
+    assert (results, history) == whole[:2]
+    assert "note: a process beside this one ended with status 9; its work is done here" in capfd.readouterr().err
+
+
+def test_no_process_is_left_where_the_analysis_fails(
+    tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(2)
+
+    def fail(*_: Any) -> None:
+        raise MechintError("no evidence")
+
+    monkeypatch.setattr(SSMCircuitAnalyzer, "measured", fail)
+    with pytest.raises(MechintError, match="no evidence"):
+        studied(tmp_path)
+    assert not multiprocessing.active_children()

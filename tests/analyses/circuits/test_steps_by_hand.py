@@ -121,7 +121,7 @@ def test_a_control_says_the_notes_of_its_search(name: str, where: str, monkeypat
     own: Any = SimpleNamespace(
         config=SimpleNamespace(method=SEARCH, metric="kl"), evidence=lambda bench, loader: evidence
     )
-    made = Controls(own, nothing, nothing, (nothing, nothing), 2, 2, False)
+    made = Controls(own, nothing, nothing, (nothing, nothing), 2, lambda: 2, False)
     monkeypatch.setattr(controls, "check_effect", lambda ends, metric: None)
     bench: Any = SimpleNamespace(ends=None)
     for notes, said in ((["a note", ""], f"{where}: a note"), (["", ""], ""), (["a", "b"], f"{where}: a {where}: b")):

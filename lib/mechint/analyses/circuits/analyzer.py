@@ -14,9 +14,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from ..base import StagedAnalyzer, group_of
 from ..loader import PromptLoader
 from ..metrics import remedy
 from .bench import Bench, attribute, check_bfloat16, check_effect
-from .controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, Controls
+from .controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, ControlsBeside
 from .evidence import Evidence
 from .methods.all_methods import METHODS, SEARCH, scores_of
 from .methods.all_methods import check as check_method
@@ -50,6 +51,7 @@ from .search.pruning import evaluations, pruned
 from .time_estimate import announce
 
 Masks = dict[str, Any]
+Loaders = tuple[PromptLoader, PromptLoader]
 C = TypeVar("C", bound=CircuitOptions)
 
 
@@ -93,24 +95,32 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         ablation = Ablation(self.model, self.units, config.ablation, train_loader.batches, train_loader.task.aligned)
         discovery = Bench(self.model, self.units, ablation, train_loader.batches, self.half)
         check_effect(discovery.ends, config.metric)
+        held_out = Bench(self.model, self.units, ablation, val_loader.batches)
+        controls = ControlsBeside(self, discovery, held_out, loaders)
         if config.method == SEARCH:
-            announce(config, discovery, len(val_loader))
+            announce(config, discovery, len(val_loader), controls.hands)
+        with contextlib.closing(controls):
+            return self.studied(discovery, held_out, loaders, controls, accuracy)
 
+    def studied(
+        self, discovery: Bench, held_out: Bench, loaders: Loaders, controls: ControlsBeside, accuracy: Number | None
+    ) -> dict[str, Any]:
+        """The results: of the circuit, of the controls, and of both on the held-out prompts."""
+        config, (train_loader, val_loader) = self.config, loaders
         shares = [max(1, round(share * self.units.total)) for share in CURVE[:-1]]
         if config.method == SEARCH:
-            found = self.searched(discovery, shares)
+            found = self.searched(discovery, shares, controls.begin)
         else:
             found = self.ranked(discovery, shares, train_loader.task.aligned)
         size = int(found.mask.sum())
+        controls.tell(size)
         order, ranking = self.ranking(discovery, found.attribution, size)
-        held_out = Bench(self.model, self.units, ablation, val_loader.batches)
-        controls = Controls(self, discovery, held_out, loaders, found.size, size, found.begins_elsewhere).measured()
-
         evidence = self.evidence(held_out, val_loader)
         self.results = self.measured(evidence, found, ranking)
+        made = controls.measured(found.size, size, found.begins_elsewhere)
         metrics, notes = self.results["metrics"], self.results["notes"]
         self.results["curve"]["attribution_order"] = order
-        metrics |= {METRIC_OF[name]: c.number for name, c in controls.items() if c.number is not None}
+        metrics |= {METRIC_OF[name]: c.number for name, c in made.items() if c.number is not None}
         if found.before_pruning is not None:
             metrics["faithfulness_unpruned"] = evidence.interval(found.before_pruning)
             metrics["units_kept_unpruned"] = exact(found.size)
@@ -120,7 +130,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
             cosine = discovery.half_cosine(config.metric)
             metrics["cosine_bfloat16"] = number(cosine, cosine, cosine, 1, "one batch")
         self.results |= found.results
-        notes += [note for note in (*found.notes(self.results), *(c.note for c in controls.values())) if note]
+        notes += [note for note in (*found.notes(self.results), *(c.note for c in made.values())) if note]
         self.keep_masks(found.mask, found.scores, found.importance)
         return self.results
 
@@ -181,12 +191,16 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
 
     # ---- the circuit --------------------------------------------------------------------------------------------
 
-    def searched(self, discovery: Bench, shares: list[int]) -> FoundCircuit:
+    def searched(
+        self, discovery: Bench, shares: list[int], sized: Callable[[int, bool], None] = lambda size, needed: None
+    ) -> FoundCircuit:
         """The best circuit of several searches, pruned.
 
         Args:
             discovery: The discovery prompts.
             shares: Sizes of the faithfulness curve.
+            sized: Is told, once it is known, the size that searches look for, and whether they have a further order to
+                begin in.
         """
         config = self.config
         scores, how = self.stages.get("attribution", lambda: starting_scores(discovery, config.metric))
@@ -199,6 +213,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
         enough = next(iter(priced["masks"])) if priced else self.enough(discovery, descent["masks"])
         others = self.stages.get("needed", lambda: further_orders(discovery, config.metric, scores, enough))
         size = self.choose_size(discovery, scores, others, enough) if config.search == "smallest" else enough
+        sized(size, bool(others))
         searches = [priced or self.search(discovery, scores, f"size {size}", self.seed, size, others=others)]
         searches += [
             self.search(discovery, scores, f"seed {k}", self.seed + k, size, others=others)

@@ -9,12 +9,16 @@ says with every unit dropped; a mask further from the prediction than that is be
 2. Exchanged answers (a control task, after Hewitt and Liang 2019): the trained model is asked for its own predictions
    with the answers exchanged, each for another, the same one in all prompts. Its share is the mask's work, since
    the model has not learned these answers. Rankings learn no mask and have no such control.
+
+The controls of a small model are made in processes beside this one (:mod:`mechint.utils.beside`), where the system
+allows it, from the moment that the size of the circuit is known.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +27,10 @@ from torch import Tensor
 
 from ...interventions.model import Model
 from ...interventions.units import Units
+from ...utils import beside
+from ...utils.beside import Beside
 from ...utils.errors import MechintError
+from ...utils.program import suited
 from ...utils.statistics import Number
 from ..ablation import Ablation
 from ..loader import PromptLoader
@@ -57,6 +64,7 @@ class Searcher(Protocol):
     half: bool
     stages: Any
     controls: tuple[str, ...]
+    history: list[dict[str, Any]]
 
     @property
     def config(self) -> CircuitOptions: ...
@@ -84,7 +92,7 @@ class Controls:
         discovery, held_out: The trained model on the prompts of the two halves.
         loaders: The same prompts.
         size: Units that the search looked for.
-        wanted: Units of the circuit once it is pruned.
+        wanted: Gives the number of units of the circuit once it is pruned.
         needed: True if the search had a further starting order; those of controls then get one, too.
     """
 
@@ -93,22 +101,17 @@ class Controls:
     held_out: Bench
     loaders: tuple[PromptLoader, PromptLoader]
     size: int
-    wanted: int
+    wanted: Callable[[], int]
     needed: bool
 
-    def measured(self) -> dict[str, Control]:
-        """Every control of this analysis, by its name; one that cannot be made does not end the analysis."""
-        ways = {RANDOM_WEIGHTS: self.random_weights}
-        if self.analyzer.config.method == SEARCH:
-            ways[EXCHANGED] = self.exchanged_answers
-        found = {}
-        for name in self.analyzer.controls:
-            if name in ways:
-                try:
-                    found[name] = ways[name]()
-                except MechintError as reason:
-                    found[name] = Control(None, f"{TITLES[name]} was not measured: {reason}.")
-        return found
+    def measured(self, name: str) -> Control:
+        """A control by its name; one that cannot be made does not end the analysis."""
+        way = {RANDOM_WEIGHTS: self.random_weights, EXCHANGED: self.exchanged_answers}[name]
+        with suited(self.analyzer.model.work(self.discovery.batches[0].tokens.numel())):
+            try:
+                return way()
+            except MechintError as reason:
+                return Control(None, f"{TITLES[name]} was not measured: {reason}.")
 
     def random_weights(self) -> Control:
         """The model with the entries of every weight tensor shuffled, asked for the trained model's predictions."""
@@ -143,7 +146,7 @@ class Controls:
         if own.config.method != SEARCH:
             evaluator = own.evaluator(bench, self.loaders[0].task.aligned)
             scores = own.stages.get(f"{name} ranking", lambda: scores_of(own.config.method, evaluator))
-            return Control(evidence.interval(bench.units.top(scores, self.wanted)))
+            return Control(evidence.interval(bench.units.top(scores, self.wanted())))
         mask, notes = self.searched(name, bench)  # shuffled norms of some models make logits of 10⁷, which is refused
         where = "On random weights" if name == RANDOM_WEIGHTS else "For exchanged answers"
         return Control(evidence.interval(mask), " ".join(f"{where}: {note}" for note in notes if note))
@@ -157,12 +160,76 @@ class Controls:
             others = stages.get(f"{name} needed", lambda: further_orders(bench, metric, scores, self.size))
         weights = "random" if name == RANDOM_WEIGHTS else "exchanged"
         result = own.search(bench, scores, name, own.seed, self.size, weights=weights, others=others)
-        mask: Tensor = own.pruned(
-            bench, name, result["masks"][self.size], result["logits"], math.inf, self.wanted
-        )["mask"]  # fmt: skip
-        if int(mask.sum()) > self.wanted:  # at the bound of its evaluations
-            mask = bench.units.top(result["logits"].masked_fill(mask == 0, -math.inf), self.wanted)
+        wanted = self.wanted()
+        mask: Tensor = own.pruned(bench, name, result["masks"][self.size], result["logits"], math.inf, wanted)["mask"]
+        if int(mask.sum()) > wanted:  # at the bound of its evaluations
+            mask = bench.units.top(result["logits"].masked_fill(mask == 0, -math.inf), wanted)
         return mask, [NOTES[how], NOTES["needed"] if result["began_elsewhere"] else ""]
+
+
+Made = dict[str, tuple[Control, list[dict[str, Any]]]]
+"""Controls by name, each with what it adds to the history of searches."""
+
+
+class ControlsBeside:
+    """The controls of one analysis, made in further processes while this one prunes and measures, where there are any.
+
+    Args:
+        analyzer, discovery, held_out, loaders: As of :class:`Controls`.
+    """
+
+    def __init__(
+        self, analyzer: Searcher, discovery: Bench, held_out: Bench, loaders: tuple[PromptLoader, PromptLoader]
+    ) -> None:
+        self.analyzer, self.of = analyzer, (analyzer, discovery, held_out, loaders)
+        self.trained = (discovery, held_out)
+        ways = [RANDOM_WEIGHTS, *([EXCHANGED] if analyzer.config.method == SEARCH else [])]
+        self.names = [name for name in analyzer.controls if name in ways]
+        work = max(analyzer.model.work(batch.tokens.numel()) for batch in discovery.batches)
+        self.hands = min(beside.hands(work, analyzer.model.device), len(self.names))
+        """Further processes."""
+        self.begun: list[Beside[Made]] = []
+
+    def begin(self, size: int, needed: bool) -> None:
+        """Begins, where there are processes for it; arguments as of :class:`Controls`."""
+        for bench in self.trained:
+            _ = bench.ends  # measured once, so that all processes have the same bits of it
+        for k in range(self.hands):
+            self.begun.append(Beside(functools.partial(self.make, self.names[k :: self.hands], size, needed)))
+
+    def make(self, names: Sequence[str], size: int, needed: bool, wanted: Callable[[], int]) -> Made:
+        """Some of the controls; arguments as of :class:`Controls`."""
+        found, history = Made(), self.analyzer.history
+        controls = Controls(*self.of, size, functools.cache(wanted), needed)  # it is told once
+        for name in names:
+            before = len(history)
+            found[name] = controls.measured(name), history[before:]
+        return found
+
+    def tell(self, wanted: int) -> None:
+        """Says how many units the pruned circuit has."""
+        for each in self.begun:
+            each.tell(wanted)
+
+    def measured(self, size: int, wanted: int, needed: bool) -> dict[str, Control]:
+        """Every control by name, whether a process beside this one made it or not; arguments as of
+        :class:`Controls`."""
+        made = Made()
+        for each in self.begun:
+            made |= (each.result() or [{}])[0]
+        found, here = {}, Controls(*self.of, size, lambda: wanted, needed)
+        for name in self.names:
+            if name in made:
+                found[name], history = made[name]
+                self.analyzer.history += history
+            else:
+                found[name] = here.measured(name)
+        return found
+
+    def close(self) -> None:
+        """Ends the processes, whatever they do."""
+        for each in self.begun:
+            each.stop()
 
 
 def exchange(benches: list[Bench], seed: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -100,7 +101,7 @@ def pruning(total: int, steps: int) -> int:
 
 
 def estimate(
-    config: CircuitOptions, total: int, batches: tuple[int, int], step: float, forward: float
+    config: CircuitOptions, total: int, batches: tuple[int, int], step: float, forward: float, hands: int = 0
 ) -> tuple[float, float]:
     """Seconds of all work, and of what is added where attribution misleads.
 
@@ -109,13 +110,20 @@ def estimate(
         total: Units of the model.
         batches: Batches of the discovery and of the held-out prompts.
         step, forward: Seconds of a step of a search, and of a forward, on one batch.
+        hands: Further processes, which make the controls while this one makes what follows their beginning.
     """
     discovery, evaluation = batches
     learning = (searches(config) * config.steps + PRUNINGS * 5 * discovery) * step  # 3 attributions of 5 points
     measured = PRUNINGS * pruning(total, config.steps) + 2 * SIZES + 8 * searches(config)
     held = held_out(config) + min(config.removed_units, total) + SETS
     misled = PRUNINGS * removable(total, config.size(total)) * discovery * forward
-    return learning + (measured * discovery + held * evaluation) * forward, misled
+    whole = learning + (measured * discovery + held * evaluation) * forward
+    if hands:
+        control = (config.steps + 5 * discovery) * step + pruning(total, config.steps) * discovery * forward
+        after = (config.seeds - 1) * config.steps * step
+        after += (pruning(total, config.steps) * discovery + held * evaluation) * forward
+        whole -= 2 * control - max(0.0, math.ceil(2 / hands) * control - after)
+    return whole, misled
 
 
 def removable(total: int, asked: int | None) -> int:
@@ -135,7 +143,7 @@ def removable(total: int, asked: int | None) -> int:
     return size if size > asked else 0
 
 
-def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
+def announce(config: CircuitOptions, bench: Bench, evaluation: int, hands: int = 0) -> None:
     """Says on standard error how long all work is going to take, unless it is a moment, and tells the lines of
     progress. It is in no result.
 
@@ -143,9 +151,10 @@ def announce(config: CircuitOptions, bench: Bench, evaluation: int) -> None:
         config: As in :func:`estimate`.
         bench: The discovery prompts.
         evaluation: Batches of held-out prompts.
+        hands: As in :func:`estimate`.
     """
     whole, misled = estimate(
-        config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config)
+        config, bench.units.total, (len(bench.batches), evaluation), *timed(bench, config), hands
     )  # fmt: skip
     progress.current().expect(whole, "study")
     if whole > QUIET:
