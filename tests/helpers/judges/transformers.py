@@ -125,11 +125,28 @@ def olmo3(rng: random.Random) -> Any:
     return T.Olmo3ForCausalLM(config)
 
 
-def phi3(rng: random.Random) -> Any:
+def phi(rng: random.Random) -> Any:
+    said = sizes(rng, hidden_size=rng.choice([8, 16]))
+    turned = rotation(rng, parts=(0.5, 1.0))
+    config = T.PhiConfig(
+        **said, rope_parameters=turned, qk_layernorm=rng.random() < 0.5, layer_norm_eps=rng.choice([1e-5, 1e-3]),
+        hidden_act=rng.choice(["gelu_new", "relu"]), max_position_embeddings=64,
+    )  # fmt: skip
+    return T.PhiForCausalLM(config)
+
+
+def phi3(rng: random.Random, original: int = 32, kinds: tuple[str, ...] = ("default", "longrope")) -> Any:
+    """With prompts shorter than those of the first training, which take the short factors."""
+    said, part = sizes(rng, hidden_size=16), rng.choice([0.5, 1.0])
+    turned: dict[str, Any] = {"rope_type": rng.choice(kinds), "rope_theta": 100.0, "partial_rotary_factor": part}
+    if turned["rope_type"] == "longrope":
+        pairs = int(16 // said["num_attention_heads"] * part) // 2
+        turned |= {name: [rng.uniform(1.0, most) for _ in range(pairs)]
+                   for name, most in (("short_factor", 1.5), ("long_factor", 6.0))}  # fmt: skip
+        turned |= rng.choice([{}, {"factor": 4.0}, {"attention_factor": 1.25}])
     config = T.Phi3Config(
-        **sizes(rng, hidden_size=16), sliding_window=rng.choice([None, 3, 5]),
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": rng.choice([0.5, 1.0])},
-        rms_norm_eps=rng.choice([1e-5, 1e-3]),
+        **said, sliding_window=rng.choice([None, 3, 5]), rms_norm_eps=rng.choice([1e-5, 1e-3]), rope_parameters=turned,
+        original_max_position_embeddings=original, max_position_embeddings=8 * original,
     )  # fmt: skip
     return T.Phi3ForCausalLM(config)
 
@@ -143,5 +160,6 @@ JUDGES = [
     Judge("gemma3_text", gemma3),
     Judge("olmo2", olmo2),
     Judge("olmo3", olmo3),
+    Judge("phi", phi),
     Judge("phi3", phi3),
 ]

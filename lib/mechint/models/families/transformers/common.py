@@ -46,13 +46,20 @@ class TransformerConfig(StackConfig):
 
 
 def read_sizes(
-    raw: ConfigReader, *, eps: float = 1e-6, tied: bool = False, activation: str = "", vocabulary: Any = NEEDED
+    raw: ConfigReader,
+    *,
+    eps: float = 1e-6,
+    tied: bool = False,
+    activation: str = "",
+    vocabulary: Any = NEEDED,
+    eps_name: str = "rms_norm_eps",
 ) -> dict[str, Any]:
     """The fields that every transformer's configuration states alike.
 
     Args:
         eps, tied, vocabulary: The family's values where the configuration has none.
         activation: The family's own key of the activation, a tanh GELU where the configuration has none.
+        eps_name: The family's key of what is added to the norms' mean squares or variances.
     """
     raw.ignore("max_position_embeddings")
     act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
@@ -63,7 +70,7 @@ def read_sizes(
         "tied": raw.switch("tie_word_embeddings", tied),
         "d_mlp": raw.size("intermediate_size"),
         "activation": act,
-        "norm_eps": raw.number("rms_norm_eps", eps),
+        "norm_eps": raw.number(eps_name, eps),
     }
 
 
