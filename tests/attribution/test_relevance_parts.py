@@ -221,7 +221,7 @@ def slow_relevance(model: Stack, ids: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "name",
     ["mamba2", "falcon_h1", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "kimi_linear", "lfm2", "nemotron_h", "gemma2",
-     "granitemoehybrid", "gpt_neox"],
+     "granitemoehybrid", "gpt_neox", "phi"],
 )  # fmt: skip
 def test_tokens_have_what_slow_formulas_give_them(name: str, tmp_path: Path) -> None:
     model, ids = random_model(name, 1, tmp_path).requires_grad_(False), prompt(length=7)

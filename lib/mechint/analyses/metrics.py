@@ -120,15 +120,24 @@ class Answers:
         head: [V, D].
         scale, cap: The model's last step on the head's products: :attr:`~mechint.models.base.LanguageModel.logit_scale`
             and ``logit_cap``.
+        bias: The head's bias, [V]; None for none.
     """
 
-    def __init__(self, prompts: Prompts, full: Tensor, head: Tensor, scale: float = 1.0, cap: float = 0.0) -> None:
+    def __init__(
+        self,
+        prompts: Prompts,
+        full: Tensor,
+        head: Tensor,
+        scale: float = 1.0,
+        cap: float = 0.0,
+        bias: Tensor | None = None,
+    ) -> None:
         self.shape, self.prompts = prompts.answers.shape, prompts
         bad = prompts.bad()
         self.answers = prompts.good().flatten(0, 1)  # [m, A] -1 is not an id
         self.wrong = None if bad is None else bad.flatten(0, 1)
         self.full, self.head = full.detach().flatten(0, 1), head.detach()
-        self.scale, self.cap = scale, cap
+        self.scale, self.cap, self.bias = scale, cap, None if bias is None else bias.detach()
         self.rows = max(1, PART // (4 * len(head)))
         self.logs: list[Tensor] | None = None
         self.wanted: Answers | None = None  # whose predictions are asked for, if not the full model's
@@ -178,7 +187,7 @@ class Answers:
         self.logs = [self.logits_of(part).log_softmax(-1) for part in self.full.split(self.rows)]
 
     def logits_of(self, read: Tensor) -> Tensor:
-        logits = F.linear(read, self.head)
+        logits = F.linear(read, self.head, self.bias)
         logits = logits if self.scale == 1.0 else logits * self.scale
         return (self.cap * torch.tanh(logits / self.cap) if self.cap else logits).float()
 

@@ -50,7 +50,8 @@ class Relevance:
         logit: [row].
         tokens: Relevance of each token's embedding (with its position's, where the model has those), [row, position].
         layers: Relevance of the residual stream before each layer and after the last, [layer + 1, row, position].
-        bias: Relevance of the biases of each layer, and of the final norm, [layer + 1, row].
+        bias: Relevance of the biases of each layer, and of those of the final norm and of the head together,
+            [layer + 1, row].
         error: Largest violation of Σ layers[l] + Σ bias[l:] = logit, relative to :data:`TOLERANCE`'s scale.
         of_logit: The same relative to the logit alone.
     """
@@ -142,9 +143,11 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
     with torch.enable_grad():
         logits, seen, inside = by_rules(model, tokens)
         logit = explained = logits[rows, at, targets]
+        of_head = torch.zeros_like(logit) if model.head_bias is None else model.logit_scale * model.head_bias[targets]
         if model.logit_cap:
-            uncapped = model.logit_scale * (seen["final_norm"][rows, at] * head[targets]).sum(-1)
+            uncapped = model.logit_scale * (seen["final_norm"][rows, at] * head[targets]).sum(-1) + of_head
             explained = activated(uncapped, lambda x: model.logit_cap * torch.tanh(x / model.logit_cap))
+            of_head = of_head * torch.autograd.grad(explained.sum(), uncapped, retain_graph=True)[0]
         ends = {name: value for name, value in seen.items() if value.requires_grad}
         found = torch.autograd.grad(explained.sum(), [*ends.values(), *inside.zeros], allow_unused=True)
         grads = dict(zip(ends, found, strict=False))
@@ -174,7 +177,9 @@ def relevance(model: Model, tokens: Tensor, targets: Tensor, positions: Tensor |
         added = [*(share(site, value).sum(-1) for site, value in own_biases.items())]
         bias.append(sum([*added, *(value for number, value in of_parts if number == i)], none))
     of_final = getattr(final, "bias", None)
-    bias.append(none if of_final is None else share("final_norm", of_final).sum(-1))
+    of_head = accumulate(of_head.detach())
+    of_end = torch.stack((of_head, of_head.abs()))
+    bias.append(of_end if of_final is None else of_end + share("final_norm", of_final).sum(-1))
     of_bias, bias_sizes = torch.stack(bias, 1)
     return checked(logit.detach(), layers, of_bias, (sizes.sum(-1), bias_sizes), TOLERANCE[dtype])
 

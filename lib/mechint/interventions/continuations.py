@@ -61,12 +61,14 @@ def continuations(
         raise MechintError(f"continuations: count is {count}; it must be at least 1")
     rows, length = tokens.shape
     model.check_length(length + count - 1)
+    model.check_behind(length, length + count - 1)
     plan = [Cell.of(k, check_edits(model.sites, edits, rows, length + count), model) for k, edits in enumerate(cells)]
     plan.sort(key=lambda cell: cell.layer)  # those of one batch share the layers below
     found = torch.empty(len(plan), rows, count, dtype=torch.long)
     if not plan:
         return found
     start = min([length - 1, *(cell.position for cell in plan if cell.edits)])
+    start = 0 if start <= model.border < length else start  # a long prompt turns its first positions otherwise
     base = Prompts(model, tokens, start)
     # memories grow in proportion to positions, so two tokens tell of all
     needed = peak_bytes(base.behind, plan[:1], min(count, 2)) * (length + count) / (length + min(count, 2))

@@ -101,6 +101,7 @@ def run(
     """
     check_tokens(model, tokens)
     offset = cache.position if cache is not None else 0
+    model.check_behind(offset, offset + tokens.shape[1])
     edits = check_edits(model.sites, edits, tokens.shape[0], offset + tokens.shape[1])
     names = recorded_sites(model.sites, record, offset + tokens.shape[1], offset)
     if logits_at is not None and any(name in ("final_norm", "logits") for name in (*names, *(e.site for e in edits))):
@@ -194,6 +195,7 @@ def _generate(
     if count < 1:
         raise MechintError(f"generate: count is {count}; it must be at least 1")
     model.check_length(tokens.shape[1] + count - 1)
+    model.check_behind(tokens.shape[1], tokens.shape[1] + count - 1)
     names = recorded_sites(model.sites, record, tokens.shape[1] + count - 1)
     edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
     generator = torch.Generator(tokens.device).manual_seed(seed)

@@ -21,6 +21,8 @@ def taken(model: Model, tokens: Tensor, sites: Sequence[str], start: int, count:
     Other positions are not recorded, so the states of long prompts need no more memory than those of short ones.
     """
     none = tokens[:, :0]
+    if start <= model.border < tokens.shape[1]:  # what comes after changes what is read before
+        return run(model, tokens, dict.fromkeys(sites, range(start, start + count)), logits_at=none).values
     before = run(model, tokens[:, :start], logits_at=none).cache if start else None
     return run(model, tokens[:, start : start + count], sites, cache=before, logits_at=none).values
 
@@ -93,6 +95,8 @@ def transplant_state(
         if not -tokens.shape[1] <= number < tokens.shape[1]:
             raise MechintError(f"transplant: position {number} does not exist in the {of}; it has {tokens.shape[1]}")
     at, position = at % from_tokens.shape[1], position % length
+    model.check_behind(at + 1, from_tokens.shape[1])
+    model.check_behind(position, length)
     donor = run(model, from_tokens[:, : at + 1], sites)
     edits = placed({site: donor[site][:, -1:] for site in sites}, position)
     growing = [kind for kind in kinds if kind not in model.carried_sites]  # a state holds all positions before it

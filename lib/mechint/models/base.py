@@ -19,6 +19,7 @@ from ..interventions.unit_kinds import UnitKind
 from ..utils.errors import MechintError
 from ..utils.program import suited
 from .loading.tokenizer import Encoder, lacking
+from .parts.rotation import crossing
 
 
 class LanguageModel(nn.Module, ABC):
@@ -59,12 +60,15 @@ class LanguageModel(nn.Module, ABC):
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
     """The kinds of unit that a circuit can be made of, by name."""
     logit_scale = 1.0
-    """Multiplies what the head gives."""
+    """Multiplies what the head gives, its bias included."""
     logit_cap = 0.0
     """Logits are cap · tanh(logit / cap); 0 leaves them as they are."""
     scored_unit: str = ""
     """The kind of unit that methods are asked to rank on models whose circuit is known."""
 
+    border = 0
+    """The longest run whose positions are read as those of short ones; longer ones read every position otherwise
+    (longrope), so that no memory leads from one to the other. 0 where all runs are read alike."""
     placeable = False
     """True if :meth:`block` begins with :meth:`arrive` and ends with :meth:`leave`, and no layer uses another's
     weights, so that layers may be on several devices."""
@@ -223,6 +227,11 @@ class LanguageModel(nn.Module, ABC):
     def check_length(self, length: int) -> None:
         """Raises :class:`MechintError` for more positions than the model can have."""
 
+    def check_behind(self, before: int, length: int) -> None:
+        """Raises :class:`MechintError` where ``length`` positions cannot go on from a memory of ``before``."""
+        if 0 < before <= self.border < length:
+            raise crossing(self.border, before, length)
+
     @abstractmethod
     def begin(self, tokens: Tensor, at: Tap) -> Tensor:
         """Token ids [batch, position] -> the residual stream before the first layer [batch, position, model]."""
@@ -307,13 +316,23 @@ class LanguageModel(nn.Module, ABC):
 
     def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
         """The logits [batch, position or wanted, vocabulary] of a residual stream behind the last layer."""
-        norm, head = self.ending
-        return at("logits", F.linear(at("final_norm", norm(wanted(r, logits_at))), head))
+        return at("logits", self.unembed(at("final_norm", self.ending[0](wanted(r, logits_at)))))
+
+    def unembed(self, read: Tensor) -> Tensor:
+        """The logits [..., vocabulary] of what the head reads [..., model]."""
+        logits = F.linear(read, self.ending[1], self.head_bias)
+        logits = logits if self.logit_scale == 1.0 else logits * self.logit_scale
+        return self.logit_cap * torch.tanh(logits / self.logit_cap) if self.logit_cap else logits
 
     @property
     @abstractmethod
     def ending(self) -> tuple[nn.Module, Tensor]:
         """The final norm and the head [vocabulary, model]."""
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The bias that is added to the head's products, before ``logit_scale``, [vocabulary]; None for none."""
+        return None
 
 
 if TYPE_CHECKING:

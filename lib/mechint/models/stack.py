@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..interventions.sites import RESIDUAL, Site
 from ..interventions.taps import Tap
-from ..interventions.taps import wanted as wanted_of
 from ..interventions.unit_kinds import Block, UnitKind
 from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
@@ -33,6 +31,8 @@ class StackConfig:
     n_layer: int
     tied: bool = True
     """True if the head is the embedding."""
+    head_bias: bool = False
+    """True if the head has a bias, whether it is the embedding or not."""
     embed_scale: float = 1.0
     """Multiplies the embeddings."""
     embed_scale_rounded: bool = False
@@ -42,6 +42,14 @@ class StackConfig:
     logit_cap: float = 0.0
     """Logits are cap · tanh(logit / cap) (Gemma 2); 0 leaves them as they are."""
     family = ""
+
+
+class TiedHead(nn.Module):
+    """The bias of a head whose matrix is the embedding."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
 
 class Stack(LanguageModel):
@@ -59,7 +67,11 @@ class Stack(LanguageModel):
         self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=rows)
         self.layers: nn.ModuleList = nn.ModuleList(layer(i) for i in range(c.n_layer))
         self.norm = norm
-        self.lm_head = None if c.tied else nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.lm_head: nn.Linear | TiedHead | None = None
+        if not c.tied:
+            self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=c.head_bias)
+        elif c.head_bias:
+            self.lm_head = TiedHead(c.vocab_size)
         if not rows.is_meta:
             nn.init.normal_(self.embed_tokens.weight, std=0.02)
 
@@ -178,6 +190,10 @@ class Stack(LanguageModel):
         return self.union("projected")
 
     @functools.cached_property
+    def border(self) -> int:  # type: ignore[override]
+        return max((part.border for part in self.every_part), default=0)
+
+    @functools.cached_property
     def unit_kinds(self) -> Mapping[str, UnitKind]:  # type: ignore[override]
         found = {name: kind for part in self.every_part for name, kind in part.unit_kinds.items()}
         whole = UnitKind("layer", (Block(tuple(self.mixers), axes=0),), "a whole layer: what its parts add", some=True)
@@ -238,12 +254,6 @@ class Stack(LanguageModel):
         r, memory = self.block(i, r, self.empty_cache(i, len(r)), at)
         return r, [memory.before(start) for start in starts]
 
-    def finish(self, r: Tensor, at: Tap, logits_at: Tensor | None = None) -> Tensor:
-        norm, head = self.ending
-        logits = F.linear(at("final_norm", norm(wanted_of(r, logits_at))), head)
-        logits = logits if self.logit_scale == 1.0 else logits * self.logit_scale
-        return at("logits", self.logit_cap * torch.tanh(logits / self.logit_cap) if self.logit_cap else logits)
-
     @property
     def logit_scale(self) -> float:  # type: ignore[override]
         return float(self.config.logit_scale)
@@ -254,4 +264,8 @@ class Stack(LanguageModel):
 
     @property
     def ending(self) -> tuple[nn.Module, Tensor]:
-        return self.norm, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return self.norm, self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else self.embed_tokens.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        return None if self.lm_head is None else self.lm_head.bias

@@ -43,6 +43,8 @@ def initialise(model: Stack, how: str) -> None:
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     norm, head = model.ending
+    if model.head_bias is not None:
+        nn.init.zeros_(model.head_bias)
     for rows in {id(tensor): tensor for tensor in (model.embeddings, head)}.values():  # one, where they are tied
         nn.init.normal_(rows, std=1.0 if unit else PUBLISHED)
     if unit:

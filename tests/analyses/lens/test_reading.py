@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mechint
-from mechint.analyses.lens.contributions import BIAS, HeldNorm, contributions, direction_of, held
+from mechint.analyses.lens.contributions import BIAS, HeldNorm, contributions, direction_of, factors_of, held
 from mechint.analyses.lens.reading import (
     MEASURES,
     LogitLens,
@@ -180,20 +180,26 @@ def test_as_many_of_the_likeliest_tokens_as_asked_for_whatever_the_length() -> N
         assert {len(row) for site in found["top"] for row in site} == {listed}
 
 
+@pytest.mark.parametrize("of_head", [False, True])
 @pytest.mark.parametrize(("scale", "cap", "bias"), [(0.25, 3.0, True), (2.0, 3.0, False), (0.25, 0.0, True)])
-def test_the_direction_of_scaled_and_capped_logits_by_hand(scale: float, cap: float, bias: bool) -> None:
-    """The parts add up to cap · tanh(scale · logit / cap), or scale · logit without a cap."""
+def test_the_direction_of_scaled_and_capped_logits_by_hand(scale: float, cap: float, bias: bool, of_head: bool) -> None:
+    """The parts and the head's bias add up to cap · tanh(scale · logit / cap), or scale · logit without a cap."""
     draw = torch.Generator().manual_seed(0)
     of = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)
     norm = HeldNorm(of(3, 2, 1), of(6), bias=of(6) if bias else None)
     head, r, ids, signs = of(9, 6), of(3, 2, 6), torch.randint(0, 9, (3, 2, 2), generator=draw), of(3, 2, 2)
-    model: Any = SimpleNamespace(ending=(None, head), logit_scale=scale, logit_cap=cap)
+    added = of(9) if of_head else torch.zeros(9, dtype=torch.float64)
+    model: Any = SimpleNamespace(
+        ending=(None, head), logit_scale=scale, logit_cap=cap, head_bias=added if of_head else None
+    )
     direction = direction_of(model, norm, r, ids, signs)
+    factors = factors_of(model, norm, r, ids, signs)
     behind = norm(r) + (norm.bias if norm.bias is not None else 0)
     for n in range(3):
         for q in range(2):
             wanted = 0.0
             for token, sign in zip(ids[n, q].tolist(), signs[n, q].tolist(), strict=True):
-                logit = scale * float(head[token] @ behind[n, q])
+                logit = scale * float(head[token] @ behind[n, q] + added[token])
                 wanted += sign * (cap * math.tanh(logit / cap) if cap else logit)
-            assert float(direction[n, q] @ behind[n, q]) == pytest.approx(wanted, rel=1e-10)
+            found = direction[n, q] @ behind[n, q] + added[ids[n, q]] @ factors[n, q]
+            assert float(found) == pytest.approx(wanted, rel=1e-10)

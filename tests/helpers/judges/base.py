@@ -113,17 +113,23 @@ def exact_frequencies(module: nn.Module) -> None:
         if hasattr(module, buffer):
             said = config.rope_parameters[kind] if kind else config.rope_parameters
             setattr(module, buffer, frequencies(config, said, kind))
+            if said.get("rope_type") == "longrope":  # chosen in every forward, by the length
+                module.original_inv_freq = frequencies(config, said, kind)
+                module.long_inv_freq = frequencies(
+                    config, said, kind, seq_len=said["original_max_position_embeddings"] + 1
+                )
 
 
-def frequencies(config: Any, said: dict[str, Any], kind: str) -> Tensor:
-    """The frequencies of a rotation in float64."""
+def frequencies(config: Any, said: dict[str, Any], kind: str, **more: Any) -> Tensor:
+    """The frequencies of a rotation in float64; ``more`` is for transformers' function that makes scaled ones."""
     if said.get("rope_type", "default") != "default":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-        of_kind = {"layer_type": kind} if kind else {}
-        arange, wide = torch.arange, {torch.float32: torch.float64}
-        exact = lambda *args, dtype=None, **more: arange(*args, dtype=wide.get(dtype, dtype), **more)
-        with promoted(), mock.patch.object(torch, "arange", exact):
+        of_kind = {**more, **({"layer_type": kind} if kind else {})}
+        wide = {torch.float32: torch.float64}
+        exact = lambda make: lambda *args, dtype=None, **rest: make(*args, dtype=wide.get(dtype, dtype), **rest)
+        made = {name: exact(getattr(torch, name)) for name in ("arange", "tensor")}
+        with promoted(), mock.patch.multiple(torch, **made):
             torch.set_default_dtype(torch.float64)
             try:
                 return ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"), **of_kind)[0].double()

@@ -75,6 +75,19 @@ def qwen3(rng: random.Random) -> Any:
     return T.Qwen3ForCausalLM(config)
 
 
+def qwen3_moe(rng: random.Random) -> Any:
+    said, sliding, experts = sizes(rng, head_dim=rng.choice([4, 6])), rng.random() < 0.5, rng.choice([3, 4])
+    said["num_attention_heads"] = 2 * said["num_key_value_heads"]  # single units need two
+    config = T.Qwen3MoeConfig(
+        **said, rope_parameters=rotation(rng), rms_norm_eps=rng.choice([1e-6, 1e-3]), use_sliding_window=sliding,
+        sliding_window=rng.randint(2, 5), attention_bias=rng.random() < 0.5, num_experts=experts,
+        num_experts_per_tok=rng.randint(1, 3), moe_intermediate_size=rng.choice([5, 8]),
+        norm_topk_prob=rng.random() < 0.5, decoder_sparse_step=rng.choice([1, 1, 2]),
+        mlp_only_layers=[layer for layer in range(3) if rng.random() < 0.2],
+    )  # fmt: skip
+    return T.Qwen3MoeForCausalLM(config)
+
+
 def mistral(rng: random.Random) -> Any:
     config = T.MistralConfig(
         **sizes(rng, head_dim=rng.choice([None, 4, 6])), rope_parameters=rotation(rng),
@@ -125,11 +138,58 @@ def olmo3(rng: random.Random) -> Any:
     return T.Olmo3ForCausalLM(config)
 
 
-def phi3(rng: random.Random) -> Any:
+def gemma(rng: random.Random) -> Any:
+    config = T.GemmaConfig(
+        **sizes(rng, head_dim=rng.choice([4, 6])), rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-3]), hidden_act=rng.choice(["gelu", "gelu_pytorch_tanh", "silu"]),
+    )  # fmt: skip
+    return T.GemmaForCausalLM(config)
+
+
+def smollm3(rng: random.Random) -> Any:
+    said, sliding = sizes(rng, num_hidden_layers=rng.randint(2, 3)), rng.random() < 0.5
+    turned = [rng.randint(0, 1) for _ in range(said["num_hidden_layers"])]
+    config = T.SmolLM3Config(
+        **said, rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5, mlp_bias=rng.random() < 0.5,
+        use_sliding_window=sliding, sliding_window=rng.randint(2, 5) if sliding else None,
+        no_rope_layers=rng.choice([None, turned]), no_rope_layer_interval=2, rms_norm_eps=rng.choice([1e-6, 1e-3]),
+        layer_types=kinds(rng, said["num_hidden_layers"]) if sliding and rng.random() < 0.5 else None,
+    )  # fmt: skip
+    return T.SmolLM3ForCausalLM(config)
+
+
+def granite(rng: random.Random) -> Any:
+    config = T.GraniteConfig(
+        **sizes(rng), rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5, mlp_bias=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-3]), embedding_multiplier=rng.choice([1.0, 3.0]),
+        logits_scaling=rng.choice([1.0, 0.5, 4.0]), residual_multiplier=rng.choice([1.0, 0.6]),
+        attention_multiplier=rng.choice([1.0, 0.3]),
+    )  # fmt: skip
+    return T.GraniteForCausalLM(config)
+
+
+def phi(rng: random.Random) -> Any:
+    said = sizes(rng, hidden_size=rng.choice([8, 16]))
+    turned = rotation(rng, parts=(0.5, 1.0))
+    config = T.PhiConfig(
+        **said, rope_parameters=turned, qk_layernorm=rng.random() < 0.5, layer_norm_eps=rng.choice([1e-5, 1e-3]),
+        hidden_act=rng.choice(["gelu_new", "relu"]), max_position_embeddings=64,
+    )  # fmt: skip
+    return T.PhiForCausalLM(config)
+
+
+def phi3(rng: random.Random, original: int = 32, kinds: tuple[str, ...] = ("default", "longrope")) -> Any:
+    """With prompts shorter than those of the first training, which take the short factors."""
+    said, part = sizes(rng, hidden_size=16), rng.choice([0.5, 1.0])
+    turned: dict[str, Any] = {"rope_type": rng.choice(kinds), "rope_theta": 100.0, "partial_rotary_factor": part}
+    if turned["rope_type"] == "longrope":
+        pairs = int(16 // said["num_attention_heads"] * part) // 2
+        turned |= {name: [rng.uniform(1.0, most) for _ in range(pairs)]
+                   for name, most in (("short_factor", 1.5), ("long_factor", 6.0))}  # fmt: skip
+        turned |= rng.choice([{}, {"factor": 4.0}, {"attention_factor": 1.25}])
     config = T.Phi3Config(
-        **sizes(rng, hidden_size=16), sliding_window=rng.choice([None, 3, 5]),
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": rng.choice([0.5, 1.0])},
-        rms_norm_eps=rng.choice([1e-5, 1e-3]),
+        **said, sliding_window=rng.choice([None, 3, 5]), rms_norm_eps=rng.choice([1e-5, 1e-3]), rope_parameters=turned,
+        original_max_position_embeddings=original, max_position_embeddings=8 * original,
     )  # fmt: skip
     return T.Phi3ForCausalLM(config)
 
@@ -138,10 +198,15 @@ JUDGES = [
     Judge("gpt_neox", gpt_neox),
     Judge("qwen2", qwen2),
     Judge("qwen3", qwen3),
+    Judge("qwen3_moe", qwen3_moe),
     Judge("mistral", mistral),
+    Judge("gemma", gemma),
     Judge("gemma2", gemma2),
     Judge("gemma3_text", gemma3),
     Judge("olmo2", olmo2),
     Judge("olmo3", olmo3),
+    Judge("smollm3", smollm3),
+    Judge("granite", granite),
+    Judge("phi", phi),
     Judge("phi3", phi3),
 ]

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import mechint
+from mechint.models.families import declared
+from mechint.models.loading.config_reader import ConfigReader
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from mechint.models.stack import Stack
 from mechint.utils.errors import MechintError
@@ -136,10 +138,58 @@ def test_configurations_that_say_something_else_are_refused_in_one_line(tmp_path
     assert "needs a section full_attention" in refused(state, config, rope_parameters={"rope_theta": 1e4})
     state, config, _ = made("olmo3", tmp_path / "olmo3")
     assert "rope_theta is 10000.0, and our OLMo 3 has 500000.0" in refused(state, config, rope_theta=10000.0)
+    state, config, _ = made("smollm3", tmp_path / "smollm3")
+    for turned in ([1], "1111", [2] * config["num_hidden_layers"]):
+        assert "it must have a 1 (rotation) or a 0 (none)" in refused(state, config, no_rope_layers=turned)
+    sliding = ["sliding_attention"] * config["num_hidden_layers"]
+    off = {"layer_types": sliding, "use_sliding_window": False, "sliding_window": 4}
+    assert "no sliding window is said or switched on" in refused(state, config, **off)
+    state, config, _ = made("gemma", tmp_path / "gemma")
+    assert "use_bidirectional_attention is True" in refused(state, config, use_bidirectional_attention=True)
+    state, config, _ = made("granite", tmp_path / "granite")
+    assert "logits_scaling = 0, which is no number above 0" in refused(state, config, logits_scaling=0)
+    state, config, _ = made("phi", tmp_path / "phi")
+    assert "hidden_size is 9 and num_attention_heads 2" in refused(state, config, hidden_size=9, num_attention_heads=2)
     state, config, _ = made("gpt_neox", tmp_path / "neox")
     assert "hidden_size is 9 and num_attention_heads" in refused(state, config, hidden_size=9, num_attention_heads=2)
     fused = "gpt_neox.layers.0.attention.query_key_value.weight"
     assert f"{fused} is [3, 3] and should be" in refused({**state, fused: torch.ones(3, 3)}, config)
+
+
+def test_the_keys_of_published_files_mean_what_transformers_makes_of_them() -> None:
+    """Earlier keys, absent ones and another word of the same thing, as the published files have them."""
+    read = lambda name, **said: declared()[name].read(ConfigReader({"model_type": name, **said}, "m", name))
+    same = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 8, "intermediate_size": 12}
+    gemma = read(
+        "gemma", **same, num_attention_heads=4, num_key_value_heads=1, hidden_act="gelu", hidden_activation=None
+    )
+    assert (gemma.activation, gemma.d_head, gemma.tied, gemma.embed_scale) == ("gelu_tanh", 256, True, 32**0.5)
+    every = T.GemmaConfig(**same, num_attention_heads=4, num_key_value_heads=1, hidden_act="gelu")
+    assert every.hidden_act == "gelu_pytorch_tanh"
+    smol = read("smollm3", **same, num_attention_heads=8, rope_theta=5e6, rope_scaling=None, sliding_window=None,
+                max_window_layers=28, pretraining_tp=2)  # fmt: skip
+    theirs = T.SmolLM3Config(**same, num_attention_heads=8)
+    assert (smol.n_kv_head, smol.tied, smol.rotation.theta) == (theirs.num_key_value_heads, True, 5e6)
+    assert [int(i not in smol.unturned) for i in range(8)] == theirs.no_rope_layers and not any(smol.windows)
+    mixture = {**same, "num_attention_heads": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 5}
+    published = read("qwen3_moe", **mixture, num_experts=4, decoder_sparse_step=2, mlp_only_layers=[1], head_dim=128,
+                     router_aux_loss_coef=0.001, sliding_window=4096, max_window_layers=48)  # fmt: skip
+    assert (published.experts, published.mixed, published.windows) == (
+        4,
+        (False, False, False, True) + (False, True) * 2,
+        (0,) * 8,
+    )
+    assert read("qwen3_moe", **mixture, num_local_experts=4).experts == 4  # as transformers writes it
+    for wrong, said in (({"num_experts": 1}, "2 experts are chosen"), ({}, "lacks num_experts"),
+                        ({"num_experts": 4, "num_local_experts": 5}, "num_local_experts is 5")):  # fmt: skip
+        with pytest.raises(MechintError, match=said):
+            read("qwen3_moe", **mixture, **wrong)
+    phi = read("phi", **same, num_attention_heads=4, partial_rotary_factor=0.5, rope_theta=1e4, resid_pdrop=0.1,
+               embd_pdrop=0.0, qk_layernorm=False, hidden_act="gelu_new", layer_norm_eps=1e-5)  # fmt: skip
+    plain = read("phi", **same, num_attention_heads=4)
+    assert phi == plain and (phi.rotation.size, phi.tied, phi.head_bias) == (4, False, True)
+    with pytest.raises(MechintError, match="head_dim is 6"):
+        read("phi", **same, num_attention_heads=4, head_dim=6)
 
 
 def test_caps_that_are_null_are_off_and_those_unsaid_are_those_of_transformers(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_bad_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model, path = tiny_llama(1), tmp_path / "m.gguf"
     write(path, model, "bloom")
     with pytest.raises(
-        MechintError, match="holds a bloom model; of GGUF files these are read: llama, qwen2, qwen3, mamba"
+        MechintError, match="holds a bloom model; of GGUF files these are read: llama, qwen2, qwen3, phi2, mamba"
     ):
         mechint.load(path)
     write(path, model, rope_scaling_type="yarn")
@@ -166,6 +166,14 @@ def falcon_h1(**more: Any) -> Any:
     return transformers.FalconH1ForCausalLM(config)
 
 
+def phi(**more: Any) -> Any:
+    config = transformers.PhiConfig(
+        vocab_size=VOCABULARY, hidden_size=40, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2,
+        layer_norm_eps=1e-3, **more,
+    )  # fmt: skip
+    return transformers.PhiForCausalLM(config)
+
+
 def uint(c: Any, **names: str) -> dict[str, int]:
     return {name.replace("__", "."): getattr(c, field) for name, field in names.items()}
 
@@ -186,14 +194,21 @@ def written_by_llama_cpp(model: Any) -> tuple[str, dict[str, Any], dict[str, tor
                  "attention.layer_norm_rms_epsilon": c.layer_norm_epsilon}  # fmt: skip
     else:
         said |= transformer | {"rope.freq_base": float(c.rope_parameters["rope_theta"])}
+    if kind == "phi":
+        size = c.hidden_size // c.num_attention_heads
+        said |= {"rope.dimension_count": int(c.rope_parameters["partial_rotary_factor"] * size),
+                 "attention.layer_norm_epsilon": c.layer_norm_eps}  # fmt: skip
+        del said["rope.freq_base"], said["attention.layer_norm_rms_epsilon"]  # the converter does not say the base
     if kind in ("qwen3", "falcon_h1"):
         said |= {"attention.key_length": c.head_dim, "attention.value_length": c.head_dim}
     if kind == "falcon_h1":
         said |= uint(c, vocab_size="vocab_size", ssm__conv_kernel="mamba_d_conv", ssm__inner_size="mamba_d_ssm",
                      ssm__state_size="mamba_d_state", ssm__time_step_rank="mamba_n_heads",
                      ssm__group_count="mamba_n_groups")  # fmt: skip
-    architecture = {"falcon_h1": "falcon-h1"}.get(kind, kind)
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, kind.upper()), c.num_hidden_layers)
+    architecture = {"falcon_h1": "falcon-h1", "phi": "phi2"}.get(kind, kind)
+    names = gguf.get_tensor_name_map(
+        getattr(gguf.MODEL_ARCH, architecture.upper().replace("-", "_")), c.num_hidden_layers
+    )
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and c.tie_word_embeddings:
@@ -247,6 +262,7 @@ def write_file(path: Path, architecture: str, said: dict[str, Any], tensors: dic
     [(lambda **m: qwen("Qwen2", **m), {}), (lambda **m: qwen("Qwen2", **m), {"tie_word_embeddings": True}),
      (lambda **m: qwen("Qwen3", **m), {"head_dim": 6}),
      (lambda **m: qwen("Qwen3", **m), {"head_dim": 4, "attention_bias": True}),
+     (phi, {}), (phi, {"partial_rotary_factor": 0.4}), (phi, {"partial_rotary_factor": 1.0}),
      (mamba, {}), (mamba, {"use_bias": True, "tie_word_embeddings": False}), (falcon_h1, {}),
      (falcon_h1, {"mamba_conv_bias": False, "mlp_bias": True})],
 )  # fmt: skip
@@ -269,6 +285,15 @@ def test_what_a_file_does_not_tell_is_refused(tmp_path: Path) -> None:
     architecture, said, tensors = written_by_llama_cpp(mamba())
     with pytest.raises(MechintError, match=r"mamba\.ssm\.dt_b_c_rms = True, which may change what the model computes"):
         mechint.load(write_file(tmp_path / "m.gguf", architecture, said | {"ssm.dt_b_c_rms": True}, tensors))
+    architecture, said, tensors = written_by_llama_cpp(phi())
+    path = write_file(tmp_path / "m.gguf", architecture, said, {k: x for k, x in tensors.items() if k != "output.bias"})
+    with pytest.raises(MechintError, match=r"tensors missing: 1 \(lm_head\.bias\)"):
+        mechint.load(path)
+    full = {name: value for name, value in said.items() if name != "rope.dimension_count"}
+    assert mechint.load(write_file(tmp_path / "m.gguf", architecture, full, tensors)).config.rotation.size == 0
+    architecture, said, tensors = written_by_llama_cpp(qwen("Qwen2"))
+    with pytest.raises(MechintError, match=r"no plain Qwen2 has the tensor output\.bias"):
+        mechint.load(write_file(tmp_path / "m.gguf", architecture, said, tensors | {"output.bias": torch.zeros(40)}))
     architecture, said, tensors = written_by_llama_cpp(falcon_h1())
     normed = tensors | {"blk.0.ssm_norm.weight": torch.ones(2, 12)}
     with pytest.raises(MechintError, match=r"no plain Falcon-H1 has the tensor blk\.0\.ssm_norm\.weight"):

@@ -76,8 +76,8 @@ class Bench:
         with torch.no_grad():
             self.fills = [ablation.fills(batch) for batch in batches]
             full = [read_by_head(model, batch.tokens, (), batch.positions) for batch in batches]
-        head, made = model.ending[1], (model.logit_scale, model.logit_cap)
-        self.answers = [Answers(batch, read, head, *made) for batch, read in zip(batches, full, strict=True)]
+        made = (model.ending[1], model.logit_scale, model.logit_cap, model.head_bias)
+        self.answers = [Answers(batch, read, *made) for batch, read in zip(batches, full, strict=True)]
         if sum(answers.size for answers in self.answers) <= KEPT_PREDICTIONS:
             for answers in self.answers:
                 answers.keep_logs()

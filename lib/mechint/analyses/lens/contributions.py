@@ -1,9 +1,9 @@
 """Direct logit attribution: what every part of the model adds to the answer's logit, with the final norm's scale held.
 
 The residual stream behind the last layer is the sum of the embeddings and of what every part adds. With the scale 1/rms
-(or 1/σ) of the final norm held, the norm is a linear map and a bias, so the logit is the sum of the parts' shares and
-of the bias's (Elhage et al. 2021; nostalgebraist 2020). Where logits are capped, each logit's ratio of behind to before
-the cap is held, too.
+(or 1/σ) of the final norm held, the norm is a linear map and a bias, so the logit is the sum of the shares of the
+parts, of that bias and of the head's own (Elhage et al. 2021; nostalgebraist 2020). Where logits are capped, each
+logit's ratio of behind to before the cap is held, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from .reading import ROOM, stream_sites
 
 BIAS = "norm bias"
 """The name of what the bias of the final norm gives."""
+HEAD_BIAS = "head bias"
+"""The name of what the bias of the head gives."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Contributions:
     """The contributions of all parts to a quantity of each prompt.
 
     Attributes:
-        parts: Names: sites, and :data:`BIAS` where the final norm has one.
+        parts: Names: sites, :data:`BIAS` where the final norm has one, and :data:`HEAD_BIAS` where the head has one.
         values: [prompt, part], in float64; the mean over the answers of a prompt.
         total: The quantity itself, from the model's own logits, [prompt].
     """
@@ -147,6 +149,8 @@ def of_some(model: Model, prompts: Prompts, difference: bool) -> Contributions:
     shares = {site: (norm(at(site)) * direction).sum(-1) for site in sites}
     if norm.bias is not None:
         shares[BIAS] = (norm.bias * direction).sum(-1)
+    if model.head_bias is not None:
+        shares[HEAD_BIAS] = (model.head_bias[ids].double() * factors_of(model, norm, at(last), ids, signs)).sum(-1)
     values = torch.stack([share.mean(-1) for share in shares.values()], -1)
     return Contributions(list(shares), values.cpu(), total.cpu())
 
@@ -159,12 +163,22 @@ def direction_of(model: Model, norm: HeldNorm, r: Tensor, ids: Tensor, signs: Te
         ids, signs: Tokens and the factors of their logits, [n, Q, A].
     """
     rows = model.ending[1][ids].double()  # [n, Q, A, model]
+    return (rows * factors_of(model, norm, r, ids, signs).unsqueeze(-1)).sum(-2)
+
+
+def factors_of(model: Model, norm: HeldNorm, r: Tensor, ids: Tensor, signs: Tensor) -> Tensor:
+    """The factors of what the head gives, its bias included, in the signed sum of some logits, [n, Q, A].
+
+    The arguments are those of :func:`direction_of`.
+    """
     factors = signs * model.logit_scale
-    if model.logit_cap:
-        read = norm(r) if norm.bias is None else norm(r) + norm.bias
-        before = (rows @ read.unsqueeze(-1)).squeeze(-1) * model.logit_scale / model.logit_cap
-        factors = factors * torch.where(before == 0, 1.0, torch.tanh(before) / before)
-    return (rows * factors.unsqueeze(-1)).sum(-2)
+    if not model.logit_cap:
+        return factors
+    read = norm(r) if norm.bias is None else norm(r) + norm.bias
+    given = (model.ending[1][ids].double() @ read.unsqueeze(-1)).squeeze(-1)
+    given = given if model.head_bias is None else given + model.head_bias[ids].double()
+    before = given * model.logit_scale / model.logit_cap
+    return factors * torch.where(before == 0, 1.0, torch.tanh(before) / before)
 
 
 def joined(found: Sequence[Contributions]) -> Contributions:

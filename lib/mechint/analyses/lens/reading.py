@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...interventions.model import Model
@@ -71,9 +70,7 @@ def float_logits(model: Model, r: Tensor) -> Tensor:
 
 def logits_of(model: Model, read: Tensor) -> Tensor:
     """The logits [..., vocabulary] of what the head reads [..., model], in at least float32."""
-    logits = F.linear(read, model.ending[1])
-    logits = logits if model.logit_scale == 1.0 else logits * model.logit_scale
-    logits = model.logit_cap * torch.tanh(logits / model.logit_cap) if model.logit_cap else logits
+    logits = model.unembed(read)
     return logits if logits.dtype.itemsize > 2 else logits.float()
 
 

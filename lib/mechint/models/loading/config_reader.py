@@ -8,7 +8,7 @@ from typing import Any
 
 from ...utils.errors import MechintError, shown
 from ..parts.feed_forward import ACTIVATION_NAMES
-from ..parts.rotation import Rotation, Yarn
+from ..parts.rotation import Long, Rotation, Yarn
 from .config_keys import HARMLESS, normal, off, short_name
 from .strictness import LARGEST
 
@@ -152,6 +152,7 @@ class ConfigReader:
         kind: str = "",
         theta_name: str = "rope_theta",
         part_name: str = "partial_rotary_factor",
+        original: int = 0,
     ) -> Rotation:
         """The rotation of heads of ``size`` dimensions, from today's keys (rope_parameters) or the earlier ones.
 
@@ -159,6 +160,8 @@ class ConfigReader:
             default_theta, fraction: The family's values where the configuration has none.
             kind: The kind of layer, where each has its own rotation; the earlier scaling is of full attention alone.
             theta_name, part_name: The earlier keys of the base and of the turned part of a head.
+            original: Positions of the first training where the family scales by length (longrope) or not at all; 0 for
+                other families.
         """
         said: dict[str, Any] = {}
         for name in ("rope_scaling", "rope_parameters"):
@@ -183,6 +186,8 @@ class ConfigReader:
         kind = said.pop("rope_type", said.pop("type", "default"))
         said.pop("type", None)
         numbers = {"rope_theta": theta, "partial_rotary_factor": part}
+        if original:
+            return self._by_length(said, kind, size, numbers, original)
         names = {"linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
                  "llama3": ("factor", "low_freq_factor", "high_freq_factor",
                  "original_max_position_embeddings")}.get(kind, ())  # fmt: skip
@@ -192,20 +197,72 @@ class ConfigReader:
                 "yarn"
             )
         numbers |= {name: said.pop(name, None) for name in names}
-        for name, value in numbers.items():
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-                raise self._wrong(f"{name} of the rotation", value, "number above 0")
+        turned = self._turned(numbers, size)
         yarn = self._yarn(said, float(theta), float(numbers["factor"]), of_layers) if kind == "yarn" else None
-        if left := [name for name, value in said.items() if not off(value) and name not in ROTATION_HARMLESS]:
-            raise MechintError(f"{self.where}: the rotation has {left[0]} = {shown(said[left[0]])}; not supported")
-        turned = int(size * float(part))
-        if turned < 2 or turned % 2:
-            raise MechintError(f"{self.where}: {turned} of a head's {size} dimensions can't be turned in pairs")
+        self._nothing_left(said)
         return Rotation(
-            float(theta), 0 if turned == size else turned, float(numbers.get("factor") or 1.0),
+            float(theta), turned, float(numbers.get("factor") or 1.0),
             float(numbers.get("low_freq_factor") or 1.0), float(numbers.get("high_freq_factor") or 4.0),
             int(numbers.get("original_max_position_embeddings") or 0), yarn=yarn,
         )  # fmt: skip
+
+    def _turned(self, numbers: Mapping[str, Any], size: int) -> int:
+        """The dimensions of a head that are turned, 0 for all; ``numbers`` of the rotation are checked."""
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+                raise self._wrong(f"{name} of the rotation", value, "number above 0")
+        turned = int(size * float(numbers["partial_rotary_factor"]))
+        if turned < 2 or turned % 2:
+            raise MechintError(f"{self.where}: {turned} of a head's {size} dimensions can't be turned in pairs")
+        return 0 if turned == size else turned
+
+    def _nothing_left(self, said: Mapping[str, Any]) -> None:
+        """Raises :class:`MechintError` for a setting of a rotation that was not asked for."""
+        if left := [name for name, value in said.items() if not off(value) and name not in ROTATION_HARMLESS]:
+            raise MechintError(f"{self.where}: the rotation has {left[0]} = {shown(said[left[0]])}; not supported")
+
+    def _by_length(
+        self, said: dict[str, Any], kind: Any, size: int, numbers: Mapping[str, Any], original: int
+    ) -> Rotation:
+        """A rotation that is plain, or scaled by length; as transformers, ``yarn`` and ``su`` are names of the latter.
+
+        Args:
+            said: The settings, without base, kind and part.
+            kind, numbers: The kind; base and part.
+            original: Positions of the first training.
+        """
+        turned, theta = self._turned(numbers, size), float(numbers["rope_theta"])
+        if (own := said.pop("original_max_position_embeddings", original)) != original:
+            raise MechintError(
+                f"{self.where}: original_max_position_embeddings is {shown(own)} in the rotation and {original} beside "
+                "it, which is what transformers reads; correct one"
+            )
+        if kind == "default":
+            self._nothing_left(said)
+            return Rotation(theta, turned)
+        if kind not in ("longrope", "su", "yarn"):
+            raise MechintError(
+                f"{self.where}: the rotation is of the type {shown(kind)}; known here for a {self.title} are default "
+                "and longrope"
+            )
+        factors = []
+        for name in ("short_factor", "long_factor"):
+            value, count = said.pop(name, None), (turned or size) // 2
+            listed = value if isinstance(value, (list, tuple)) else ()
+            if len(listed) != count or not all(type(x) in (int, float) and 0 < x < math.inf for x in listed):
+                raise self._wrong(f"{name} of the rotation", value, f"list of {count} numbers above 0")
+            factors.append(tuple(float(x) for x in listed))
+        factor, scale = said.pop("factor", None), said.pop("attention_factor", None)
+        if factor is None:
+            factor = self.size("max_position_embeddings", 4096) / original
+        for name, value in (("factor", factor), ("attention_factor", 1.0 if scale is None else scale)):
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise self._wrong(f"{name} of the rotation", value, "number above 0")
+        if scale is None:
+            scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        self._nothing_left(said)
+        within, beyond = factors
+        return Rotation(theta, turned, original=original, long=Long(within, beyond, float(scale)))
 
     def _yarn(self, said: dict[str, Any], theta: float, factor: float, of_layers: bool) -> Yarn:
         """YaRN's own settings, which are taken out of a rotation's.

@@ -66,6 +66,17 @@ MAMBA_CONFIG = {
     "ssm.state_size": "state_size",
     "ssm.time_step_rank": "time_step_rank",
 }
+PHI_CONFIG = {
+    **{name: theirs for name, theirs in CONFIG.items() if name != "attention.layer_norm_rms_epsilon"},
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "rope.dimension_count": "partial_rotary_factor",
+}
+PHI = {
+    **{f"attn_norm.{kind}": f"input_layernorm.{kind}" for kind in ("weight", "bias")},
+    **{name: theirs.replace("o_proj", "dense") for name, theirs in ATTENTION.items()},
+    **{f"ffn_{name}.{kind}": f"mlp.{theirs}.{kind}"
+       for name, theirs in (("up", "fc1"), ("down", "fc2")) for kind in ("weight", "bias")},
+}  # fmt: skip
 FALCON_CONFIG = {
     "ssm.conv_kernel": "mamba_d_conv",
     "ssm.inner_size": "mamba_d_ssm",
@@ -88,6 +99,7 @@ class Architecture:
         layers: The prefix of Hugging Face's layers.
         back: Makes a tensor again as Hugging Face has it, from its name there and the configuration.
         told: Keys of the configuration that the tensors tell, by Hugging Face's names.
+        biased: True if the last norm and the head have biases.
     """
 
     title: str
@@ -98,6 +110,7 @@ class Architecture:
     layers: str = "model.layers"
     back: Callable[[str, Tensor, Mapping[str, Any]], Tensor] = lambda name, tensor, config: tensor
     told: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda tensors: {}
+    biased: bool = False
 
 
 def llama_back(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -139,6 +152,9 @@ ARCHITECTURES = {
     "qwen2": Architecture("Qwen2", "qwen2", {n: t for n, t in LAYER.items() if "_norm." not in t}, CONFIG),
     "qwen3": Architecture("Qwen3", "qwen3", LAYER, CONFIG,
         told=lambda tensors: {"attention_bias": any(name.endswith("self_attn.q_proj.bias") for name in tensors)}),
+    "phi2": Architecture(
+        "Phi", "phi", PHI, PHI_CONFIG, {**WHOLE, "output_norm": "model.final_layernorm"}, biased=True
+    ),
     "mamba": Architecture(
         "Mamba", "mamba",
         {"attn_norm.weight": "norm.weight", **{name: theirs.format("mixer") for name, theirs in RECURRENCE.items()}},
@@ -193,6 +209,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if config.get("rope_type", "none") != "none":
             config["rope_scaling"] = {"rope_type": config["rope_type"]}
         config = {key: value for key, value in config.items() if key != "rope_type"}
+        if "rope.dimension_count" in form.config:  # of each head; all of it where the file does not say
+            size = config["hidden_size"] // config["num_attention_heads"]
+            config["partial_rotary_factor"] = config.get("partial_rotary_factor", size) / size
         tensors = {}
         for entry in reader.tensors:
             theirs = hf_name(entry.name, path, form)
@@ -214,7 +233,7 @@ def refuse_unknown_metadata(said: dict[str, Any], path: Path, architecture: str,
     of_model = {name.removeprefix(start): value for name, value in said.items() if name.startswith(start)}
     for name, value in of_model.items():
         known = name in form.config or name in HARMLESS or value in (0, False, "", "none")
-        if name == "rope.dimension_count":  # all of each head is rotated
+        if name == "rope.dimension_count" and not known:  # all of each head is rotated
             heads = of_model.get("attention.head_count") or 1
             known = value == of_model.get("attention.key_length", of_model.get("embedding_length", 0) // heads)
         if not known:
@@ -233,8 +252,8 @@ def hf_name(name: str, path: Path, form: Architecture) -> str:
     if layer and layer[2] in form.layer:
         return f"{form.layers}.{layer[1]}.{form.layer[layer[2]]}"
     bare, _, part = name.rpartition(".")
-    if bare in form.whole and part == "weight":
-        return f"{form.whole[bare]}.weight"
+    if bare in form.whole and part in ("weight", *["bias"] * (form.biased and bare != "token_embd")):
+        return f"{form.whole[bare]}.{part}"
     raise MechintError(f"{path}: no plain {form.title} has the tensor {name}; take the model's Hugging Face directory")
 
 

@@ -20,7 +20,7 @@ from ...interventions.taps import Scope, SideBySide
 from ...interventions.unit_kinds import ATTENTION_UNITS
 from ...scan.checks import accumulate
 from .base import Part, PartSite
-from .rotation import Rotation
+from .rotation import Rotation, crossing
 
 HEADS = ("batch", "position", "head", "dimension")
 SOURCES = ("batch", "position", "head", "source")
@@ -46,15 +46,28 @@ class LayerCache:
 
     keys: list[Tensor]
     values: list[Tensor]
+    beyond: bool = False
+    """True if its keys are turned as those of a long run are (:class:`~.rotation.Long`)."""
 
     def behind(self, k: Tensor, v: Tensor) -> LayerCache:
         """The memory with the keys and values of further positions, [B, L, G, d]."""
-        return LayerCache(grown(self.keys, k), grown(self.values, v))
+        return LayerCache(grown(self.keys, k), grown(self.values, v), self.beyond)
 
     def before(self, position: int) -> LayerCache:
         """The memory of the positions before this one; it holds no copies of them."""
         keys, values = (torch.cat(pieces, 1)[:, :position] for pieces in (self.keys, self.values))
-        return LayerCache([keys], [values]) if position else LayerCache([], [])
+        return LayerCache([keys], [values], self.beyond) if position else LayerCache([], [])
+
+    def turned(self, border: int, length: int) -> LayerCache:
+        """This memory before a run that goes on to ``length`` positions, for a rotation that changes behind ``border``.
+
+        Raises:
+            MechintError: it has keys that are turned otherwise.
+        """
+        beyond = length > border
+        if self.keys and self.beyond != beyond:
+            raise crossing(border, sum(piece.shape[1] for piece in self.keys), length)
+        return LayerCache(self.keys, self.values, beyond)
 
     def taking(self, other: LayerCache, kinds: Collection[str]) -> LayerCache:
         """This memory with keys or values of another one instead of its own, at the positions that it has.
@@ -71,12 +84,12 @@ class LayerCache:
             return [torch.cat(others, 1)[:, : whole.shape[1]].expand_as(whole)]
 
         keys = taken(self.keys, other.keys) if {"k", "k_rot"} & set(kinds) else self.keys
-        return LayerCache(keys, taken(self.values, other.values) if "v" in kinds else self.values)
+        return LayerCache(keys, taken(self.values, other.values) if "v" in kinds else self.values, self.beyond)
 
     def repeat(self, times: int) -> LayerCache:
         """The same memory for that many copies of the batch, one copy after another."""
         keys, values = ([piece.repeat(times, 1, 1, 1) for piece in pieces] for pieces in (self.keys, self.values))
-        return LayerCache(keys, values)
+        return LayerCache(keys, values, self.beyond)
 
 
 def grown(pieces: list[Tensor], new: Tensor) -> list[Tensor]:
@@ -239,6 +252,7 @@ class Attention(Part):
         )  # fmt: skip
         self.projected = ("head_gated",) if gated else ("head_out",)
         self.memory = ("v", "k" if rotation is None else "k_rot")
+        self.border = rotation.original if rotation is not None and rotation.long is not None else 0
 
     def sites(self) -> list[PartSite]:
         queries, keys = (self.n_head, self.d_head), (self.n_kv_head, self.d_head)
@@ -276,6 +290,10 @@ class Attention(Part):
         if self.rotation is not None:
             q = at("q_rot", self.rotation.turn(q, at.positions(q)))
             k = at("k_rot", self.rotation.turn(k, at.positions(k)))
+        if self.border:
+            length = int(at.positions(k).max()) + 1
+            each = [memory.turned(self.border, length) for memory in (cache if isinstance(cache, list) else [cache])]
+            cache = each if isinstance(cache, list) else each[0]
         head_out, cache = read(q, k, v, cache, at, self.how)  # [B, L, H, d]
         if gate is not None:
             head_out = at("head_gated", head_out * at("attn_gate", torch.sigmoid(at.wanted(gate))))

@@ -63,6 +63,9 @@ class Part(nn.Module, ABC):
     """Sites that the output projection reads."""
     unit_kinds: Mapping[str, UnitKind] = MappingProxyType({})
     """The kinds of unit that a circuit can be made of, by name."""
+    border = 0
+    """The longest run that it reads as a short one, where it reads every position of longer ones otherwise; 0 where
+    it reads all alike."""
     scored_unit: str = ""
     """The kind of unit that methods are asked to rank on models whose circuit is known; empty for none."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...scan.checks import accumulate
+from ...utils.errors import MechintError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,28 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Long:
+    """A scaling by length (Ding et al. 2024, "LongRoPE"): every pair is stretched by a factor of its own, and by
+    another one in prompts longer than those of the first training."""
+
+    within: tuple[float, ...]
+    """Factors of the wavelengths in prompts of up to ``original`` positions, [size / 2]."""
+    beyond: tuple[float, ...]
+    """Factors in longer ones, where they count for every position, the early ones too."""
+    size: float = 1.0
+    """Multiplies turned queries and keys, in prompts of any length."""
+
+
+def crossing(border: int, before: int, length: int) -> MechintError:
+    """The error of a run of ``length`` positions that goes on behind ``before`` ones, with a border between them."""
+    return MechintError(
+        f"all positions of a prompt longer than {border} are turned otherwise than those of a shorter one (longrope), "
+        f"so {length} positions cannot go on from a memory of {before}; run the {length} at once, or stay within "
+        f"{border}"
+    )
+
+
+@dataclass(frozen=True)
 class Rotation:
     """The turn of queries and keys by their positions."""
 
@@ -58,6 +81,8 @@ class Rotation:
     """True if dimensions 2m and 2m + 1 are a pair, and not m and m + d/2."""
     yarn: Yarn | None = None
     """The scaling, where it is YaRN's and not Llama 3's."""
+    long: Long | None = None
+    """The scaling, where it is LongRoPE's."""
 
     def written(self, d: int) -> dict[str, Any]:
         """The ``rope_parameters`` of a ``config.json``, for heads of d dimensions."""
@@ -70,6 +95,11 @@ class Rotation:
                 "beta_fast": self.yarn.fast, "beta_slow": self.yarn.slow, "truncate": self.yarn.truncated,
                 "attention_factor": self.yarn.size,
             }  # fmt: skip
+        if self.long is not None:
+            return said | {
+                "rope_type": "longrope", "short_factor": list(self.long.within), "long_factor": list(self.long.beyond),
+                "attention_factor": self.long.size, "original_max_position_embeddings": self.original,
+            }  # fmt: skip
         if self.factor != 1.0:
             said |= {"rope_type": "llama3" if self.original else "linear", "factor": self.factor}
         if self.original:
@@ -77,13 +107,20 @@ class Rotation:
             said["original_max_position_embeddings"] = self.original
         return said
 
-    def frequencies(self, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Radians for each position, [size / 2]."""
+    def is_beyond(self, positions: Tensor) -> bool:
+        """True if a run that ends with these positions [L] is longer than those of the first training, where that
+        counts."""
+        return self.long is not None and int(positions.max()) >= self.original
+
+    def frequencies(self, size: int, device: torch.device, dtype: torch.dtype, beyond: bool = False) -> Tensor:
+        """Radians for each position, [size / 2]; ``beyond`` is that of :meth:`is_beyond`."""
         base = self.theta ** -(torch.arange(0, size, 2, device=device).to(dtype) / size)
         if self.yarn is not None:
             pairs = torch.arange(size // 2, device=device).to(dtype)
             kept = self.yarn.kept(pairs, self.theta, self.original)
             return (1 - kept) * base / self.factor + kept * base
+        if self.long is not None:
+            return base / torch.tensor(self.long.beyond if beyond else self.long.within, device=device, dtype=dtype)
         if self.factor == 1.0:
             return base
         if not self.original:
@@ -97,10 +134,11 @@ class Rotation:
         size = self.size or x.shape[3]
         wide = accumulate(x)
         exact = torch.float64 if wide.dtype == torch.float64 else torch.float32
-        angles = positions.to(exact)[:, None, None] * self.frequencies(size, x.device, exact)  # [L, 1, size/2]
+        radians = self.frequencies(size, x.device, exact, self.is_beyond(positions))
+        angles = positions.to(exact)[:, None, None] * radians  # [L, 1, size/2]
         cos, sin = angles.cos(), angles.sin()
-        if self.yarn is not None:
-            cos, sin = cos * self.yarn.size, sin * self.yarn.size
+        if (scaling := self.yarn or self.long) is not None:
+            cos, sin = cos * scaling.size, sin * scaling.size
         turned, rest = wide[..., :size], wide[..., size:]
         if self.interleaved:
             first, second = turned[..., 0::2], turned[..., 1::2]

@@ -37,15 +37,19 @@ class Qwen3NextConfig(Qwen35Config):
     family = "qwen3_next"
 
 
-def read(raw: ConfigReader) -> Qwen3NextConfig:
-    """The configuration of a ``config.json``."""
-    said = sizes(raw)
-    every, experts = raw.size("decoder_sparse_step", 1), raw.size("num_experts", least=0)
-    dense = raw.raw.get("mlp_only_layers") or []
+def mixed_layers(raw: ConfigReader, n_layer: int, experts: int) -> tuple[bool, ...]:
+    """For each layer whether it has experts: every so manieth, without those that are said to have none."""
+    every, dense = raw.size("decoder_sparse_step", 1), raw.raw.get("mlp_only_layers") or []
     raw.ignore("mlp_only_layers")
     if not isinstance(dense, (list, tuple)) or not all(type(i) is int for i in dense):
         raise MechintError(f"{raw.where}: mlp_only_layers is {shown(dense)}, which is no list of layers")
-    mixed = tuple(experts > 0 and i not in dense and (i + 1) % every == 0 for i in range(said["n_layer"]))
+    return tuple(experts > 0 and i not in dense and (i + 1) % every == 0 for i in range(n_layer))
+
+
+def read(raw: ConfigReader) -> Qwen3NextConfig:
+    """The configuration of a ``config.json``."""
+    said = sizes(raw)
+    mixed = mixed_layers(raw, said["n_layer"], raw.size("num_experts", least=0))
     d_mlp, normalised = raw.size("intermediate_size"), raw.switch("norm_topk_prob", True)
     if not any(mixed):
         raw.ignore("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")

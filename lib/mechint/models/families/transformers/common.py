@@ -11,7 +11,7 @@ from torch import nn
 from ....utils.errors import MechintError
 from ...loading.config_reader import NEEDED, ConfigReader
 from ...parts.attention import Attention, Reading
-from ...parts.base import Branch, Layer
+from ...parts.base import Branch, Layer, Part
 from ...parts.feed_forward import WRITTEN_ACTIVATIONS, GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
@@ -38,6 +38,8 @@ class TransformerConfig(StackConfig):
     norm_eps: float
     windows: tuple[int, ...]
     """Positions that each layer's attention reads, itself included; 0 for all before it."""
+    unturned: tuple[int, ...] = ()
+    """Layers whose attention has no rotation."""
 
     @property
     def kinds(self) -> list[str]:
@@ -46,13 +48,20 @@ class TransformerConfig(StackConfig):
 
 
 def read_sizes(
-    raw: ConfigReader, *, eps: float = 1e-6, tied: bool = False, activation: str = "", vocabulary: Any = NEEDED
+    raw: ConfigReader,
+    *,
+    eps: float = 1e-6,
+    tied: bool = False,
+    activation: str = "",
+    vocabulary: Any = NEEDED,
+    eps_name: str = "rms_norm_eps",
 ) -> dict[str, Any]:
     """The fields that every transformer's configuration states alike.
 
     Args:
         eps, tied, vocabulary: The family's values where the configuration has none.
         activation: The family's own key of the activation, a tanh GELU where the configuration has none.
+        eps_name: The family's key of what is added to the norms' mean squares or variances.
     """
     raw.ignore("max_position_embeddings")
     act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
@@ -63,7 +72,7 @@ def read_sizes(
         "tied": raw.switch("tie_word_embeddings", tied),
         "d_mlp": raw.size("intermediate_size"),
         "activation": act,
-        "norm_eps": raw.number("rms_norm_eps", eps),
+        "norm_eps": raw.number(eps_name, eps),
     }
 
 
@@ -105,25 +114,43 @@ def attention(
     scale: float | None = None,
     cap: float = 0.0,
 ) -> Attention:
-    """The attention of a layer, with the window that the configuration gives it."""
+    """The attention of a layer, with the window and the rotation that the configuration gives it."""
     return Attention(
         c.d_model, c.n_head, c.n_kv_head, c.d_head, bias=c.attention_bias, out_bias=c.out_bias,
-        rotation=rotation or c.rotation, norms=norms, whole_norms=whole_norms, how=Reading(scale, cap, c.windows[i]),
+        rotation=None if i in c.unturned else rotation or c.rotation, norms=norms, whole_norms=whole_norms,
+        how=Reading(scale, cap, c.windows[i]),
     )  # fmt: skip
 
 
-def pre_norm(c: TransformerConfig, i: int, norms: tuple[nn.Module, nn.Module] | None = None) -> Layer:
-    """Attention and a gated feed-forward part, a norm in front of each."""
+def pre_norm(
+    c: TransformerConfig,
+    i: int,
+    norms: tuple[nn.Module, nn.Module] | None = None,
+    *,
+    plus: float = 0.0,
+    scale: float | None = None,
+    added: float = 1.0,
+    feed: Part | None = None,
+) -> Layer:
+    """Attention and a gated feed-forward part, a norm in front of each.
+
+    Args:
+        norms: Norms of queries and keys.
+        plus: Added to the weights of the norms in front.
+        scale: Multiplies the products of queries and keys; None for the usual.
+        added: Multiplies what each part adds to the stream.
+        feed: Another part in the place of the feed-forward one.
+    """
     modules = {
-        "input_layernorm": RMSNorm(c.d_model, c.norm_eps),
-        "self_attn": attention(c, i, norms),
-        "post_attention_layernorm": RMSNorm(c.d_model, c.norm_eps),
-        "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation, c.mlp_bias),
+        "input_layernorm": RMSNorm(c.d_model, c.norm_eps, plus),
+        "self_attn": attention(c, i, norms, scale=scale),
+        "post_attention_layernorm": RMSNorm(c.d_model, c.norm_eps, plus),
+        "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation, c.mlp_bias) if feed is None else feed,
     }
     return Layer(
         modules,
-        [Branch("input_layernorm", "ln_1", ("self_attn",))],
-        [Branch("post_attention_layernorm", "ln_2", ("mlp",))],
+        [Branch("input_layernorm", "ln_1", ("self_attn",), scale=added)],
+        [Branch("post_attention_layernorm", "ln_2", ("mlp",), scale=added)],
     )
 
 

@@ -1,6 +1,7 @@
-"""Gemma 2 (2024) and the text part of Gemma 3 (2025): a norm in front of and behind every part, weights as 1 + w.
+"""Gemma (Google 2024), Gemma 2 (2024) and the text part of Gemma 3 (2025): the weights of their norms are 1 + w.
 
-Gemma 2 caps its scores and logits; Gemma 3 norms queries and keys, and turns them otherwise where there is a window.
+Gemma 2 and 3 have a norm behind every part, too. Gemma 2 caps its scores and logits; Gemma 3 norms queries and keys,
+and turns them otherwise where there is a window.
 """
 
 from __future__ import annotations
@@ -16,10 +17,27 @@ from ...parts.feed_forward import GatedMLP
 from ...parts.norms import RMSNorm
 from ...parts.rotation import Rotation
 from ...stack import Stack
-from .common import TransformerConfig, attention, read_rotation, read_sizes, read_window, read_windows, written
+from .common import (
+    TransformerConfig,
+    attention,
+    pre_norm,
+    read_rotation,
+    read_sizes,
+    read_window,
+    read_windows,
+    written,
+)
 
 ACTIVATION = "hidden_activation"
 SIDES = "vision_config boi_token_index eoi_token_index image_token_index mm_tokens_per_image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmaConfig(TransformerConfig):
+    """Sizes and switches of a Gemma."""
+
+    embed_scale_rounded: bool = True
+    family = "gemma"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +63,33 @@ class Gemma3Config(Gemma2Config):
     family = "gemma3_text"
 
 
+def read_gemma1(raw: ConfigReader) -> GemmaConfig:
+    """The configuration of a ``config.json``."""
+    raw.ignore("hidden_activation")  # transformers reads hidden_act alone
+    raw.only("use_bidirectional_attention", False)
+    if raw.raw.get("hidden_act") == "gelu":  # the published files' word for the approximation
+        raw.raw["hidden_act"] = "gelu_pytorch_tanh"
+    found = read_sizes(raw, tied=True, activation="hidden_act", vocabulary=256000)
+    heads, bias = raw.heads(256, count=16, with_keys=16), raw.switch("attention_bias", False)
+    return GemmaConfig(
+        **found, **heads, attention_bias=bias, out_bias=bias, embed_scale=math.sqrt(found["d_model"]),
+        rotation=read_rotation(raw, heads["d_head"]), windows=(0,) * found["n_layer"],
+    )  # fmt: skip
+
+
+def gemma1_layer(c: GemmaConfig, i: int) -> Layer:
+    """Attention and a gated feed-forward part, a norm in front of each."""
+    return pre_norm(c, i, plus=1.0)
+
+
+def write_gemma1(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json``."""
+    c = model.config
+    return {**written(c, "GemmaForCausalLM"), "attention_bias": c.attention_bias}
+
+
 def read_gemma(raw: ConfigReader, every: int, **defaults: Any) -> dict[str, Any]:
-    """The fields of both.
+    """The fields of Gemma 2 and 3.
 
     Args:
         every: Every how manieth layer has no window, where the layers' kinds are not said.
@@ -138,7 +181,7 @@ def write_gemma3(model: Stack) -> dict[str, Any]:
     return {**write_gemma(c, "Gemma3ForCausalLM"), "rope_parameters": rotations}
 
 
-def last_norm(c: Gemma2Config) -> RMSNorm:
+def last_norm(c: TransformerConfig) -> RMSNorm:
     """The norm behind the last layer."""
     return RMSNorm(c.d_model, c.norm_eps, plus=1.0)
 
@@ -149,6 +192,7 @@ SEEING = Names(
     heads=("lm_head.", "language_model.lm_head."),
 )
 FAMILIES = [
+    StackFamily("gemma", "Gemma", read_gemma1, gemma1_layer, last_norm, write_gemma1),
     StackFamily("gemma2", "Gemma 2", read_gemma2, layer, last_norm, write_gemma2),
     StackFamily("gemma3_text", "Gemma 3", read_gemma3, layer, last_norm, write_gemma3, SEEING, ("gemma3",)),
 ]
