@@ -24,7 +24,7 @@ from mechint.runner.request import Experiment
 from mechint.tasks.config import TaskConfig
 from mechint.training.options import MambaArchitecture, TrainConfig
 from mechint.training.trainer import train
-from mechint.utils import curve_points, wandb_run
+from mechint.utils import progress, wandb_run
 from mechint.utils.errors import MechintError
 from tests.helpers.report_runs import Json, build_run, edit, one_line
 
@@ -131,19 +131,19 @@ def test_points_are_logged_while_they_are_made_and_none_twice() -> None:
         yield run
         ended.append(True)
 
-    with wandb_run.Logged(start) as logged, curve_points.listening(logged):
+    with wandb_run.Logged(start) as logged, progress.listening(logged):
         assert not began  # a finished analysis that is skipped leaves no run
-        curve_points.point("seed 0", {"step": 0, "loss": 2.0, "kept": 3, "units": 4})
-        curve_points.point("topk", {"step": 9, "tokens": 640, "l0": 5.0})
+        progress.point("seed 0", {"step": 0, "loss": 2.0, "kept": 3, "units": 4})
+        progress.point("topk", {"step": 9, "tokens": 640, "l0": 5.0})
         assert began and not ended and run.rows == [
             {"mechint/step": 0.0, "mechint/search/loss/seed 0": 2.0, "mechint/search/kept/seed 0": 3,
              "mechint/search/sparsity/seed 0": 0.25},
             {"mechint/tokens": 640.0, "mechint/training/l0/topk": 5.0},
         ]  # fmt: skip
-        curve_points.point("seed 0", {"step": 0, "loss": 9.0})
+        progress.point("seed 0", {"step": 0, "loss": 9.0})
         assert len(run.rows) == 2
     assert ended == [True]
-    curve_points.point("seed 0", {"step": 1, "loss": 1.0})
+    progress.point("seed 0", {"step": 1, "loss": 1.0})
     assert len(run.rows) == 2
 
 

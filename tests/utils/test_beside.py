@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechint.utils import beside, curve_points, program, workers
+from mechint.utils import beside, program, progress, workers
 from mechint.utils.beside import Beside, hands
 from mechint.utils.progress import Progress
 from tests.helpers.paths import ROOT
@@ -57,11 +57,11 @@ def test_large_products_do_not_wait_for_threads_that_the_fork_left_behind(two_th
 def test_points_of_curves_are_made_here_in_their_order() -> None:
     def work(told: Callable[[], Any]) -> int:
         for k in range(3):
-            curve_points.point("loss", {"step": k})
+            progress.point("loss", {"step": k})
         return 7
 
     heard: list[Any] = []
-    with curve_points.listening(lambda curve, values: heard.append((os.getpid(), curve, dict(values)))):
+    with progress.listening(lambda curve, values: heard.append((os.getpid(), curve, dict(values)))):
         assert Beside(work).result() == (7,)
     assert heard == [(os.getpid(), "loss", {"step": k}) for k in range(3)]
 

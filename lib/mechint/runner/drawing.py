@@ -17,10 +17,11 @@ from ..report.figure_style import formats_of, in_formats
 from ..report.finished import CIRCUIT, Drawn, drawing, edited, kind_of
 from ..report.members import member_lines
 from ..tasks.config import TaskConfig
-from ..utils import curve_points, files
+from ..utils import files
 from ..utils.errors import MechintError, say_failure
 from ..utils.files import write_text
 from ..utils.options import named
+from ..utils.progress import listener, listening
 from ..utils.rundir import check_writable
 from ..utils.wandb_run import Logged, run_name, started
 from .index import link_again, write_index
@@ -96,8 +97,8 @@ def draw(run: RunConfig, directory: Path) -> None:
         faithfulness=run.visualize_faithfulness,
     )
     if run.visualize_wandb:
-        listener = curve_points.listener()
-        log_wandb(directory, run.wandb_project, live=listener if isinstance(listener, Logged) else None)
+        live = listener()
+        log_wandb(directory, run.wandb_project, live=live if isinstance(live, Logged) else None)
 
 
 @contextlib.contextmanager
@@ -115,7 +116,7 @@ def logging(run: RunConfig, task: TaskConfig, checkpoint: str, name: str, config
         started, run.wandb_project, run_name(checkpoint, name), name, Path(checkpoint).parent.name, options,
         (task.name,),
     )  # fmt: skip
-    with Logged(start) as logged, curve_points.listening(logged):
+    with Logged(start) as logged, listening(logged):
         yield
 
 

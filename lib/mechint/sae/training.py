@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..tasks import mix
-from ..utils import curve_points, workers
+from ..utils import workers
 from ..utils.errors import MechintError
 from ..utils.progress import Progress
+from ..utils.progress import point as to_log
 from . import Loss, SAEConfig, SparseAutoencoder, Step, make
 from .activations.pools import Batches, Pools
 
@@ -320,7 +321,7 @@ def one_step(
     member.silent[workers.sum_over(loss.fired) > 0] = 0
     if step % max(1, training.steps // CURVE) == 0 or step + 1 == training.steps:
         member.history.append(point(member, loss, moments[site], training, step))
-        curve_points.point(member.name, member.history[-1])
+        to_log(member.name, member.history[-1])
     latest = member.history[-1]
     return f"{member.name}: explained {latest['variance_explained']:.1%}, L0 {latest['l0']:.1f}"
 

@@ -25,11 +25,11 @@ from ..interventions.taps import Tap
 from ..models.base import LanguageModel
 from ..models.loading.load import find_device, hf_config, to_hf_state_dict
 from ..tasks import Prompts, Task, TaskConfig, make_task, mix
-from ..utils import curve_points, files, wandb_run
+from ..utils import files, wandb_run
 from ..utils.errors import MechintError
 from ..utils.options import check, named
 from ..utils.program import suited
-from ..utils.progress import Progress
+from ..utils.progress import Progress, listening, point
 from ..utils.rundir import fingerprint
 from . import Alignment, ImposedCircuit, imposed_circuit
 from .files import Paths, inspect, plain, write_checkpoint
@@ -246,7 +246,7 @@ def logging(job: Job) -> Iterator[None]:
         wandb_run.started, job.config.wandb_project, wandb_run.run_name(str(job.paths.final), "training"), "training",
         job.paths.final.parent.name, {**job.recipe, "variant": job.variant},
     )  # fmt: skip
-    with wandb_run.Logged(start, "train") as logged, curve_points.listening(logged):
+    with wandb_run.Logged(start, "train") as logged, listening(logged):
         yield
 
 
@@ -383,7 +383,7 @@ def judge(job: Job, state: State, validation: Prompts) -> None:
             **bits_per_byte("val_", job.task, validation, val_loss),
         }
     )
-    curve_points.point("", state.history[-1])
+    point("", state.history[-1])
     state.losses = []
     good = accuracy >= c.stop_accuracy and job.imposed is None  # a model learns the answers before the imposed circuit
     state.good = state.good + 1 if good else 0
@@ -415,7 +415,7 @@ def finish(job: Job, state: State, device: torch.device) -> dict[str, Any]:
         "held_out_accuracy": accuracy,
         **bits_per_byte("held_out_", job.task, held_out, loss),
     }
-    curve_points.point("final", {"step": state.step, **measured})
+    point("final", {"step": state.step, **measured})
     write_metrics(job, state, state.seconds, **measured, variant=job.variant, finished=True)
     checkpoint = write(job, state, job.paths.final, **measured)
     job.paths.resume.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import curve_points, program, progress, workers
+from . import program, progress, workers
 from .errors import one_line
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Beside(Generic[T]):
             found, failure, points = None, f"ended with status {self._process.exitcode}", []
         self.stop()
         for curve, values in points:
-            curve_points.point(curve, values)
+            progress.point(curve, values)
         if failure is None:
             return (found,)
         print(f"note: a process beside this one {failure}; its work is done here", file=sys.stderr, flush=True)
@@ -110,7 +110,7 @@ def _run(
         progress.hidden = lambda: terminal and not front[0]
         points: list[tuple[str, dict[str, float]]] = []
         found, failure = None, None
-        with curve_points.listening(lambda curve, values: points.append((curve, dict(values)))):
+        with progress.listening(lambda curve, values: points.append((curve, dict(values)))):
             try:
                 found = work(lambda: pickle.loads(theirs.recv_bytes()))
             except Exception as error:

@@ -3,6 +3,9 @@
 A line says how far its own work is. Within a :class:`Command`, which knows the parts that are still to come, it also
 says how long the whole command is going to take: from what was measured of the part that runs, and of earlier parts of
 the same kind for those that wait. Nothing is guessed: where some of it is not known, the line says ``at least``.
+
+Searches and trainings also call :func:`point` as they go, with points of their curves for a listener that
+:func:`listening` names, such as a run at Weights & Biases. Without a listener a point goes nowhere.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -221,3 +225,31 @@ class Progress:
         if seconds < 1:
             return ""
         return f"; {'about' if sure else 'at least'} {in_time(seconds)} of this command left"
+
+
+# ---- points of curves ----------------------------------------------------------------------------------------------
+
+Listener = Callable[[str, Mapping[str, float]], None]
+"""``listener(curve, values)``: the name of a curve (a search, a dictionary), and one point of it."""
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+def point(curve: str, values: Mapping[str, float]) -> None:
+    """Gives one point of a curve to the listener, if there is one."""
+    if (now := _listener.get()) is not None:
+        now(curve, values)
+
+
+def listener() -> Listener | None:
+    """Returns the listener of this block, if there is one."""
+    return _listener.get()
+
+
+@contextlib.contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Calls ``listener`` with every point that is made inside the block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -103,7 +103,7 @@ def tags_of(*texts: str | None) -> list[str]:
 
 
 class Logged:
-    """A run that begins when something is logged; it listens to :mod:`mechint.utils.curve_points` and logs every point.
+    """A run that begins when something is logged; it listens to :mod:`mechint.utils.progress` and logs every point.
 
     Points have the keys ``mechint/{kind}/{field}/{curve}`` against ``mechint/step``; those of dictionaries, which
     count tokens, ``mechint/training/{field}/{curve}`` against ``mechint/tokens``. No point is logged twice.

@@ -21,7 +21,7 @@ from mechint.analyses.circuits.ssm import SSMCircuitAnalyzer
 from mechint.analyses.metrics import LEARNT, Answers
 from mechint.analyses.random_weights import shuffled_weights
 from mechint.tasks import Prompts
-from mechint.utils import beside, curve_points, program
+from mechint.utils import beside, program, progress
 from mechint.utils.errors import MechintError
 from tests.helpers.circuits import SMALL, bench, known_circuit, loaders, truth
 
@@ -155,7 +155,7 @@ def studied(run_dir: Path) -> tuple[dict[str, Any], str, list[Any]]:
     """The results of a small search, its history.jsonl, and the points of its curves by curve."""
     points: dict[str, list[Any]] = {}
     config = dataclasses.replace(SMALL, search="smallest", seeds=2, steps=4)
-    with curve_points.listening(lambda curve, values: points.setdefault(curve, []).append(dict(values))):
+    with progress.listening(lambda curve, values: points.setdefault(curve, []).append(dict(values))):
         analyzer = SSMCircuitAnalyzer(known_circuit(), config, run_dir=run_dir)
         results = analyzer.run_analysis(*loaders())
         analyzer.save_results()

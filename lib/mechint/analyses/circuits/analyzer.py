@@ -28,10 +28,10 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.taps import Tap
 from ...interventions.units import Units
-from ...utils import curve_points, files
+from ...utils import files
 from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
-from ...utils.progress import Progress
+from ...utils.progress import Progress, point
 from ...utils.statistics import ClusterBootstrap, Number, exact, number
 from ..ablation import Ablation
 from ..base import StagedAnalyzer, group_of
@@ -344,7 +344,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
                 search.restore(part)
 
             def after_step() -> None:
-                curve_points.point(name, {**search.history[-1], "units": self.units.total})
+                point(name, {**search.history[-1], "units": self.units.total})
                 self.stages.save_part(name, search.state)
 
             masks = search.run(f"search, {name}", snapshots, after_step, in_passing)
