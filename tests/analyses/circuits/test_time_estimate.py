@@ -44,6 +44,23 @@ def test_seconds_by_hand() -> None:
     assert estimate(more, 100, (2, 3), 2.0, 0.5)[0] > learning + measured
 
 
+@pytest.mark.parametrize(("hands", "waited"), [(1, 120.0 - 101.5), (2, 0.0), (3, 0.0)])
+def test_seconds_of_controls_that_are_made_beside_the_rest(hands: int, waited: float) -> None:
+    config = SSMCircuitConfig(search="budget", seeds=1, steps=10, random_circuits=2, removed_units=3)
+    whole, misled = estimate(config, 100, (2, 3), 2.0, 0.5)
+    # each of two controls: 10 steps and 5 points on 2 batches of 2 s, and a pruning of 20 circuits on 2 batches of 0.5 s
+    control = (10 + 5 * 2) * 2.0 + 20 * 2 * 0.5
+    # beside them a search of 10 steps, a pruning, and the evidence of 11 · 4 + 4 + 3 + 14 on 3 batches
+    others = 10 * 2.0 + 20 * 2 * 0.5 + (11 * 4 + 4 + 3 + 14) * 3 * 0.5
+    assert (control, others) == (60.0, 137.5)
+    assert estimate(config, 100, (2, 3), 2.0, 0.5, hands) == (whole - 2 * control, misled)
+    long = dataclasses.replace(config, removed_units=1, random_circuits=0)  # the controls take longer than the rest
+    others -= (11 * 2 + 2) * 3 * 0.5
+    assert others == 101.5
+    before = estimate(long, 100, (2, 3), 2.0, 0.5)[0]
+    assert estimate(long, 100, (2, 3), 2.0, 0.5, hands)[0] == before - 120.0 + waited
+
+
 def test_a_pruning_of_few_units_is_announced_as_long_as_it_takes() -> None:
     assert [time_estimate.pruning(total, 100) for total in (6, 10, 16, 17, 5000)] == [42, 110, 272, 192, 40]
     model = tiny_mamba().requires_grad_(False)

@@ -119,10 +119,12 @@ def estimate(
     misled = PRUNINGS * removable(total, config.size(total)) * discovery * forward
     whole = learning + (measured * discovery + held * evaluation) * forward
     if hands:
-        control = (config.steps + 5 * discovery) * step + pruning(total, config.steps) * discovery * forward
-        after = (config.seeds - 1) * config.steps * step
-        after += (pruning(total, config.steps) * discovery + held * evaluation) * forward
-        whole -= 2 * control - max(0.0, math.ceil(2 / hands) * control - after)
+        controls, cut = PRUNINGS - 1, pruning(total, config.steps) * discovery * forward
+        control = (config.steps + 5 * discovery) * step + cut
+        beside = (
+            (config.seeds - (config.search == "smallest")) * config.steps * step + cut + held * evaluation * forward
+        )
+        whole -= controls * control - max(0.0, math.ceil(controls / hands) * control - beside)
     return whole, misled
 
 
