@@ -9,13 +9,14 @@ from pathlib import Path
 from ...models.loading.hub import fetch_folder, is_hub_id, path_exists, refuse_missing_path
 from ...utils.errors import MechintError, short
 from ..base import SparseAutoencoder
-from . import dictionary_learning, gemma_scope, saelens, sparsify
+from . import dictionary_learning, gemma_scope, gemma_scope_2, saelens, sparsify
 
 WEIGHTS = {
     saelens.WEIGHTS: saelens.load,
     sparsify.WEIGHTS: sparsify.load_sparsify,
     dictionary_learning.WEIGHTS: dictionary_learning.load_dictionary_learning,
     gemma_scope.WEIGHTS: gemma_scope.load_gemma_scope,
+    gemma_scope_2.WEIGHTS: gemma_scope_2.load_gemma_scope_2,
 }
 """Readers by the name of the weights' file."""
 FILES = (
@@ -23,6 +24,7 @@ FILES = (
     (sparsify.CONFIG, sparsify.WEIGHTS),
     (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
     (gemma_scope.WEIGHTS,),
+    (gemma_scope_2.CONFIG, gemma_scope_2.WEIGHTS),
 )
 """The files of a dictionary, format by format."""
 
@@ -79,6 +81,7 @@ def directories(top: Path) -> list[Path]:
     """The directory itself, if it is a dictionary, or those directly below it that are."""
     configs = (saelens.CONFIG, dictionary_learning.CONFIG, gemma_scope.WEIGHTS)
     holds = lambda path: any((path / name).is_file() for name in configs)
-    if any((top / name).is_file() for name in (saelens.CONFIG, dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS)):
+    weights = (dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS, gemma_scope_2.WEIGHTS)
+    if any((top / name).is_file() for name in (saelens.CONFIG, *weights)):
         return [top]
     return sorted({path.parent for name in configs for path in top.glob(f"*/{name}") if holds(path.parent)})
