@@ -251,12 +251,13 @@ def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
     where = "site" if any(layer.site for layer in strips.kept) else "layer"
     where = "layer and kind of unit" if strips.stretched else where
     inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else where
+    before = ", before it the skip connection" if any(layer.skip for layer in strips.kept) else ""
     along = {
         "path": "path",
         "layer": "",
         **({kind: "units of the row, from the first to the last"} if strips.stretched else {}),
         "mode": f"channel index{shown}",
-        "latent": f"latent{shown}; the error last",
+        "latent": f"latent{shown}; the error last{before}",
     }.get(kind, f"{UNIT.get(kind, kind)} index{shown}")
     if strips.heads:
         size = channels // strips.heads
