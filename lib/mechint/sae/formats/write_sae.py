@@ -77,7 +77,7 @@ def load_write_sae(directory: str | Path) -> SparseAutoencoder:
         layer=layer, flatten=f"unit:{head}",
     )  # fmt: skip
     made = rebuild(config, found, str(path))
-    made.matrix = (d_k, d_v)
+    made.keys_and_values = (d_k, d_v)
     return made
 
 
