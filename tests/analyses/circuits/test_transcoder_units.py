@@ -38,11 +38,13 @@ def by_hand(model: Any, units: FeatureUnits, mask: Tensor, fills: dict[str, Any]
     for site, read, part in zip(WRITTEN, READ, mask.split(units.sizes), strict=True):
         found, one = run(model, text, [site, read], constants), units.dictionaries[site]
         f = one.encode(found[read])
-        error = found[site] - one.decode(f)
-        fill = torch.as_tensor(fills[site]).expand(*f.shape[:2], f.shape[-1] + error.shape[-1])
-        f = torch.where(part[:-1] > 0, f, fill[..., : f.shape[-1]])
-        error = error if part[-1] > 0 else fill[..., f.shape[-1] :]
-        constants.append(Edit(site, "replace", one.decode(f) + error))
+        others = [torch.einsum("bli,oi->blo", found[read], one.get_buffer("W_skip"))] if one.has_skip else []
+        others.append(found[site] - one.decode(f) - sum(others))  # the error
+        sizes = [f.shape[-1], *(other.shape[-1] for other in others)]
+        fill = torch.as_tensor(fills[site]).expand(*f.shape[:2], sum(sizes)).split(sizes, -1)
+        f = torch.where(part[: sizes[0]] > 0, f, fill[0])
+        kept = [other if part[sizes[0] + k] > 0 else fill[1 + k] for k, other in enumerate(others)]
+        constants.append(Edit(site, "replace", one.decode(f) + sum(kept)))
     return run(model, text, edits=constants).logits
 
 
@@ -66,7 +68,10 @@ def test_masks_are_runs_by_hand(builder: Any, architecture: str, skip: bool, met
     fills = Ablation(model, units, method, [batch], False).fills(batch)
     draw, clean = torch.Generator().manual_seed(0), run(model, batch.tokens).logits
     masks = [(torch.rand(units.total, generator=draw) < 0.5).double() for _ in range(3)]
-    masks += [torch.ones(units.total).double().index_fill(0, torch.tensor([unit]), 0.0) for unit in (3, 16, 20, 33)]
+    masks += [
+        torch.ones(units.total).double().index_fill(0, torch.tensor([unit]), 0.0)
+        for unit in (3, 16, 17, 20, units.total - 2, units.total - 1)
+    ]
     moved = 0.0
     for mask in masks:
         found = run(model, batch.tokens, edits=units.edits(mask, fills)).logits
@@ -86,14 +91,33 @@ def test_all_dropped_writes_what_the_twin_writes() -> None:
         assert (dropped[site] - value).abs().max() < 1e-10
 
 
-def test_the_error_alone_dropped_leaves_what_the_transcoder_writes() -> None:
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_error_alone_dropped_leaves_what_the_transcoder_writes(skip: bool) -> None:
     model, _ = both(tiny_gpt2)
-    one = transcoder(model, 1)
+    one = transcoder(model, 1, skip=skip)
     units = FeatureUnits(model, {WRITTEN[1]: one})
     mask = torch.ones(units.total).index_fill(0, torch.tensor([units.total - 1]), 0.0)
     text = tokens(3, 6)
     found = run(model, text, [WRITTEN[1]], units.edits(mask, {WRITTEN[1]: 0.0}))[WRITTEN[1]]
     assert (found - one(run(model, text, [READ[1]])[READ[1]])).abs().max() < 1e-10
+
+
+def test_a_skip_connection_is_a_unit_of_its_own() -> None:
+    """Beside a transcoder without one it has a unit more, and alone it writes W_skip r of its own run."""
+    model, _ = both(tiny_gpt2)
+    units = FeatureUnits(model, {WRITTEN[0]: transcoder(model, 0), WRITTEN[1]: transcoder(model, 1, skip=True)})
+    assert units.sizes == [17, 18] and units.skips == [WRITTEN[1]]
+    assert units.skip_connections().nonzero()[:, 0].tolist() == [33]
+    assert units.errors().nonzero()[:, 0].tolist() == [16, 34]
+    assert units.about == [{"site": WRITTEN[0]}, {"site": WRITTEN[1], "skip": True}]
+    kept = torch.zeros(35).index_fill(0, torch.tensor([2, 33]), 1.0)
+    assert units.names(kept) == [[2], ["skip"]] and units.names(1 - kept)[1] == [*range(16), "error"]
+    alone, text = torch.ones(35).double(), tokens(3, 6)
+    alone[17:33], alone[34] = 0.0, 0.0
+    found = run(model, text, [READ[1], WRITTEN[1]], units.edits(alone, dict.fromkeys(units.sites, 0.0)))
+    one = units.dictionaries[WRITTEN[1]]
+    expected = found[READ[1]] @ one.get_buffer("W_skip").T + one.b_dec
+    assert (found[WRITTEN[1]] - expected).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("builder", [tiny_gpt2, tiny_llama])
@@ -102,7 +126,7 @@ def test_removals_in_a_sweep_are_single_runs(builder: Any) -> None:
     batches = [prompts(4, 6, seed) for seed in (1, 2)]
     bench = Bench(model, units, Ablation(model, units, "mean", batches, False), batches)
     circuit = (torch.arange(units.total) % 3 > 0).double()
-    chosen = [1, 2, 16, 17, 25, 33]
+    chosen = [1, 2, 16, 17, 25, 34, 35]
     found = removed(bench, circuit, chosen, "kl")
     for column, unit in enumerate(chosen):
         mask = circuit.index_fill(0, torch.tensor([unit]), 0.0)

@@ -18,6 +18,7 @@ from mechint.analyses.circuits.features import refuse as refuse_circuit
 from mechint.analyses.dictionaries.analyzer import ANALYSIS, SAEAnalysisConfig, SAEAnalyzer
 from mechint.analyses.dictionaries.causal import causal_effects
 from mechint.analyses.dictionaries.evaluation import evaluate_all
+from mechint.analyses.dictionaries.report import to_log
 from mechint.analyses.dictionaries.stored import changed, load_given, one_for_each_site
 from mechint.analyses.loader import PromptLoader
 from mechint.report import write_report
@@ -102,7 +103,7 @@ def analysed(directory: Path, given: Path | str, config: SAEAnalysisConfig = CON
     analyzer = SAEAnalyzer(net, config, run_dir=directory, key="a")
     found = analyzer.run_analysis(*loaders)
     analyzer.save_results()
-    write_results(directory, "sae", "Sparse autoencoders", config, found)
+    write_results(directory, "sae", analyzer.title, config, found)
     return analyzer, net
 
 
@@ -113,7 +114,13 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     assert {(m["reads"], m["site"]) for m in members.values()} == {(READS, WRITES)}
     assert [members[name]["architecture"].partition("_")[0] for name in members] == ["topk", "relu", "jumprelu"]
     assert all(not member["baselines"] for member in members.values())
-    assert sum("is a transcoder: it reads layers.1.ln_2" in note for note in analyzer.results["notes"]) == 3
+    [said] = [note for note in analyzer.results["notes"] if note.startswith("Transcoders: ")]
+    assert all(f"{name} reads layers.1.ln_2 and writes layers.1.mlp_out" in said for name in members)
+    assert analyzer.title == "Transcoders" and members["h.1.mlp"]["sparsity"] == {"name": "k", "value": 4.0}
+    l0 = {name: member["metrics"]["l0"]["value"] for name, member in members.items()}
+    for name in ("lens", "skip"):  # their files do not say a sparsity
+        found = members[name]["sparsity"]
+        assert found["name"] == "L0" and found["value"] == pytest.approx(l0[name], rel=5e-3)
     assert sum("may not fit" in note for note in analyzer.results["notes"]) == 3  # drawn at random
     assert len(ANALYSIS.summary(analyzer.results)) == 4
     assert [one["site"] for one in analyzer.results["sae"]["read"]] == [READS] * 3
@@ -128,7 +135,17 @@ def test_the_menu_takes_every_layout_and_makes_pages(tmp_path: Path) -> None:
     assert {"lens.html", "skip.html", "h.1.mlp.html", "report.html"} <= paths
     assert "neurons" not in analyzer.results["sae"]["read_rule"]  # none stand beside
     page = (tmp_path / "run/report.html").read_text()
-    assert "lens is a transcoder: it reads layers.1.ln_2" in page and "relu_transcoder" in page
+    assert "lens reads layers.1.ln_2 and writes layers.1.mlp_out" in page and "<h1>Transcoders</h1>" in page
+    assert "relu transcoders at layers.1.mlp_out" in page and "autoencoder" not in page and "3 given" in page
+    assert "Dictionaries" not in page and "<td>layers.1.ln_2 → layers.1.mlp_out</td>" in page
+    assert not [
+        name for name in paths if "heatmaps" in name or "curves" in name
+    ]  # one of each kind: nothing to compare
+    logged = to_log(tmp_path / "run")
+    assert list(logged.tables) == ["transcoders"] and logged.tables["transcoders"][0][0] == "transcoder"
+    assert ANALYSIS.summary(analyzer.results)[0].split()[0] == "transcoder"
+    features = (tmp_path / "run/features/lens.html").read_text()
+    assert "layers.1.ln_2 → layers.1.mlp_out" in features and "relu transcoder, d_in" in features
     json.dumps(analyzer.results, allow_nan=False)
 
 
@@ -160,6 +177,13 @@ def test_a_dictionary_and_a_transcoder_of_one_site_stand_side_by_side(tmp_path: 
     analyzer, _ = analysed(tmp_path / "run", top, replace(CONFIG, read=0))
     members = {member["name"]: member for member in analyzer.results["sae"]["members"]}
     assert "reads" not in members["plain"] and members["plain"]["baselines"] and not members["lens"]["baselines"]
+    assert analyzer.title == "Sparse autoencoders and transcoders"
+    write_report(tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "relu dictionaries at layers.1.mlp_out" in page and "relu transcoders at layers.1.mlp_out" in page
+    assert (
+        "<td>layers.1.mlp_out → layers.1.mlp_out</td>" in page and "<td>layers.1.ln_2 → layers.1.mlp_out</td>" in page
+    )
     assert members["plain"]["metrics"]["ce"]["value"] == pytest.approx(members["lens"]["metrics"]["ce"]["value"])
 
 

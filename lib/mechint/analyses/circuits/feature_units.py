@@ -4,9 +4,9 @@ At a site with a dictionary, x = decode(f) + error. A mask over [latents…, err
 x ← x + decode(f′) − decode(f) + error′ − error (Marks et al. 2024, "Sparse Feature Circuits"). A mask of ones leaves x
 as it is to the bit, and one without the error unit says what the features alone explain.
 
-A transcoder's latents f are encoded from what the same run has at the site that it reads, with all that is replaced
-before it, and stand for their part f W_dec of the site that it writes, x. All else that is written there is the error:
-a skip connection, too.
+A transcoder's latents f are encoded from what the same run has at the site that it reads, r, with all that is replaced
+before it, and stand for their part f W_dec of the site that it writes, x. Its skip connection is one unit more, which
+stands for W_skip r, and the error is what neither explains: x = decode(f) + W_skip r + error.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ..dictionaries.evaluation import SEQUENTIAL
 KIND = UnitKind(
     "latent",
     (),
-    "a latent of a sparse autoencoder or transcoder, and at each site the error of the reconstruction",
+    "a latent of a sparse autoencoder or transcoder, and at each site a skip connection and the error that is left",
     plural="latents and errors",
     at_sites=False,
 )
 
 
 class FeatureUnits(Units):
-    """All latents of some dictionaries of one model, site after site, each with its error last.
+    """All latents of some dictionaries of one model, site after site; skip connection and error come last.
 
     Args:
         model: From :func:`mechint.load`.
@@ -72,22 +72,32 @@ class FeatureUnits(Units):
         """For each site the one that its latents are encoded from: itself, but for transcoders."""
         self.needs = list(dict.fromkeys([*self.reads.values(), *self.sites]))
         self.kind = replace(KIND, blocks=(Block(tuple(self.sites)),))
-        self.sizes = [int(sae.config.d_sae) + 1 for sae in self.dictionaries.values()]
+        self.skips = [site for site, sae in self.dictionaries.items() if isinstance(sae, Transcoder) and sae.has_skip]
+        """Sites whose transcoder has a skip connection, which is their last unit but one."""
+        self.sizes = [int(sae.config.d_sae) + 1 + (site in self.skips) for site, sae in self.dictionaries.items()]
         self.counted, self.total = self.sizes, sum(self.sizes)
         self.layers = self.rows = len(self.sites)
         self.said_layers = list(range(self.layers))
         self.layer_names = self.sites
-        self.about = [{"site": site} for site in self.sites]
+        self.about = [{"site": site, **({"skip": True} if site in self.skips else {})} for site in self.sites]
 
     def read(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + width]."""
+        """Sites [batch, position, unit, …] -> latents and error side by side, [batch, position, …, d_sae + width].
+
+        The output of a skip connection stands between the two; it has as many numbers as the error.
+        """
         return {site: self.code(site, values[site], values[self.reads[site]]) for site in self.sites}
 
     def code(self, site: str, x: Tensor, given: Tensor) -> Tensor:
-        """Latents and error of a site x, with the latents encoded from the site ``given``."""
+        """Latents, skip connection and error of a site x, with the latents encoded from the site ``given``."""
         sae = self.dictionaries[site]
-        f = sae.encode(flatten(given, rule_of(sae)))
-        return torch.cat([f, flatten(x, rule_of(sae)) - sae.decode(f)], -1)
+        read = flatten(given, rule_of(sae))
+        f = sae.encode(read)
+        left = flatten(x, rule_of(sae)) - sae.decode(f)
+        if site not in self.skips:
+            return torch.cat([f, left], -1)
+        skipped = sae.skipped(read)
+        return torch.cat([f, skipped, left - skipped], -1)
 
     def other(self, site: str) -> str:
         """The site that a transcoder of this one reads; empty where the latents are encoded from the site itself."""
@@ -108,13 +118,14 @@ class FeatureUnits(Units):
     def _change(self, site: str, mask: Tensor, fill: Any) -> Any:
         sae = self.dictionaries[site]
         d_sae, width = sae.W_dec.shape
-        wide = torch.cat([mask[:-1], mask[-1:].expand(width)])  # the error is one unit of as many numbers as the site
+        # the error, and a skip connection, is one unit of as many numbers as the site
+        wide = torch.cat([mask[:d_sae], mask[d_sae:].repeat_interleave(width)])
 
         def change(x: Tensor, given: Tensor | None = None) -> Tensor:
             code = self.code(site, x, x if given is None else given)
             # where a unit is kept the difference is exactly zero, and decoding it too
             moved = (1 - wide).to(code) * (torch.as_tensor(fill, device=x.device).to(code) - code)
-            back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:]
+            back = moved[..., :d_sae] @ sae.W_dec.to(code) + moved[..., d_sae:].unflatten(-1, (-1, width)).sum(-2)
             rule = rule_of(sae)
             return unflatten(flatten(x, rule) + back.to(x), x, rule)
 
@@ -136,8 +147,13 @@ class FeatureUnits(Units):
         ]
 
     def errors(self) -> Tensor:
-        """1 at the errors and 0 at the latents, [units]."""
+        """1 at the errors and 0 elsewhere, [units]."""
         ends = torch.tensor(self.sizes).cumsum(0) - 1
+        return torch.zeros(self.total).index_fill_(0, ends, 1.0)
+
+    def skip_connections(self) -> Tensor:
+        """1 at the skip connections and 0 elsewhere, [units]."""
+        ends = torch.tensor(self.sizes).cumsum(0)[[site in self.skips for site in self.sites]] - 2
         return torch.zeros(self.total).index_fill_(0, ends, 1.0)
 
     def by_layer(self, values: Tensor) -> list[Tensor]:
@@ -147,11 +163,13 @@ class FeatureUnits(Units):
         return list(torch.arange(self.total).split(self.sizes))
 
     def names(self, mask: Tensor) -> list[list[Any]]:
-        """The kept latents of each site by number, and ``"error"``."""
+        """The kept latents of each site by number, ``"skip"`` and ``"error"``."""
         found = []
-        for part in mask.split(self.sizes):
-            latents: list[Any] = part[:-1].nonzero()[:, 0].tolist()
-            found.append(latents + ["error"] * int(part[-1]))
+        for site, part in zip(self.sites, mask.split(self.sizes), strict=True):
+            others = ["skip", "error"] if site in self.skips else ["error"]
+            latents: list[Any] = part[: -len(others)].nonzero()[:, 0].tolist()
+            kept = part[-len(others) :].tolist()
+            found.append(latents + [name for name, value in zip(others, kept, strict=True) if value])
         return found
 
 

@@ -113,22 +113,22 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         ]  # fmt: skip
         results["notes"] += [
             f"{entry['name']} is a transcoder: its latents are encoded from what the circuit has at {entry['reads']}, "
-            f"and kept or replaced in {entry['site']}; the error is all else that is written there"
-            f"{', the skip connection included' if self.skips(entry['site']) else ''}."
+            f"and kept or replaced in {entry['site']}; "
+            f"{'its skip connection is one unit, and ' if entry['site'] in self.features.skips else ''}"
+            f"the error is all else that is written there."
             for entry in results["dictionaries"] if "reads" in entry
         ]  # fmt: skip
         self.read(train_loader)
         return results
 
-    def skips(self, site: str) -> bool:
-        """True if the site's dictionary is a transcoder with a skip connection."""
-        return "W_skip" in dict(self.features.dictionaries[site].named_buffers())
-
     def measured(self, evidence: Evidence, found: FoundCircuit, ranking: Tensor) -> dict[str, Any]:
-        """Every number of a circuit, and how much of it is the errors'."""
+        """Every number of a circuit, and how much of it is the errors' and the skip connections'."""
         results, mask = super().measured(evidence, found, ranking), found.mask
-        errors = self.features.errors().to(mask)
-        parts = {"latents": mask * (1 - errors), "errors": mask * errors, "all_latents": 1 - errors}
+        errors, skips = (part.to(mask) for part in (self.features.errors(), self.features.skip_connections()))
+        latents = 1 - errors - skips
+        parts = {"latents": mask * latents, "errors": mask * errors, "all_latents": latents}
+        if self.features.skips:
+            parts |= {"skips": mask * skips, "explained": mask * (1 - errors), "all_explained": 1 - errors}
         for name, part in parts.items():
             results["metrics"][f"faithfulness_{name}"] = evidence.interval(part) | {
                 "metric": self.config.metric, "ablation": self.config.ablation, "sites": ",".join(self.features.sites)
@@ -193,7 +193,7 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
         pools, training = self.activations(model, sites, loader, "all")
         made = train_transcoders(
             configs,
-            {site: self.skips(site) for site in configs},
+            {site: site in self.features.skips for site in configs},
             pools,
             training,
             model.device,
@@ -225,11 +225,12 @@ class FeatureCircuitAnalyzer(CircuitAnalyzer[FeatureCircuitConfig]):
 
     def masks_by_site(self) -> dict[str, list[int]]:
         """The circuit's latents that are read, the highest attribution over all sites first chosen; by site."""
+        d_sae = lambda site: int(self.features.dictionaries[site].config.d_sae)
         every = [
             (-abs(float(score)), site, number)
             for site in self.features.sites
             for number, (score, kept) in enumerate(
-                zip(self.masks[site]["importance"][:-1], self.masks[site]["mask"][:-1], strict=True)
+                zip(*(self.masks[site][name][: d_sae(site)] for name in ("importance", "mask")), strict=True)
             )
             if kept
         ]

@@ -46,12 +46,17 @@ PATHS = ("x", "z", "dt", "B", "C")  # the order of a layer's paths in its mask
 
 @dataclass(frozen=True)
 class Layer:
-    """Kept units of one layer, (channel,) or (channel, state), sorted; or latents of a site, its error the last."""
+    """Kept units of one layer, (channel,) or (channel, state), sorted; or latents of a site, its error the last.
+
+    Attributes:
+        skip: True if the last unit but one is a transcoder's skip connection.
+    """
 
     layer: int
     total: int
     units: tuple[tuple[int, ...], ...]
     site: str = ""
+    skip: bool = False
 
     @property
     def label(self) -> str:
@@ -301,7 +306,7 @@ def _layer(raw: dict[str, Any]) -> Layer:
     units = tuple(sorted(_unit(unit, int(raw["total"])) for unit in raw["units"]))
     if len(set(units)) != int(raw["kept"]):
         raise ValueError(f"layer {raw['layer']} lists {len(set(units))} units and says it keeps {raw['kept']}")
-    return Layer(int(raw["layer"]), int(raw["total"]), units, str(raw.get("site", "")))
+    return Layer(int(raw["layer"]), int(raw["total"]), units, str(raw.get("site", "")), bool(raw.get("skip", False)))
 
 
 def _removed(raw: dict[str, Any], path: Path, layers: list[Layer]) -> Removed:
@@ -331,8 +336,8 @@ def _search(raw: dict[str, Any], layers: list[Layer]) -> Search:
 
 def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
     """A unit as its indices in a layer of ``total``: 7 is (7,), [7, 3] (7, 3), the path "z" (1,), an error the last."""
-    if raw == "error":
-        return (total - 1,)
+    if raw in ("error", "skip"):
+        return (total - (1 if raw == "error" else 2),)
     if isinstance(raw, str):
         return (PATHS.index(raw),)
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)

@@ -39,6 +39,7 @@ from ..loader import PromptLoader
 from ..options import layer_list
 from .evaluation import Windows, evaluate_all
 from .grid import grid, sites_of, unknown_architecture, warnings
+from .kinds import BOTH, kind_of
 from .reading import labels_of, read_dictionary, rule_in_words, to_read, window_of
 from .stability import stability
 from .stored import changed, chosen_of, load_given
@@ -150,12 +151,14 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         if config.read_names:
             chosen_of(self.members, config.read_names)  # a name that is none is refused before the training
         self.notes = warnings({n: c for n, c in self.members.items() if isinstance(c, SAEConfig)})
-        self.notes += [
-            f"{name} is a transcoder: it reads {c.site}, and what it makes of that stands in the place of "
-            f"{c.site_out}; PCA and neurons, which would see what it has to predict, do not stand beside it"
-            for name, c in self.members.items()
-            if isinstance(c, TranscoderConfig)
-        ]
+        given = {name: c for name, c in self.members.items() if isinstance(c, TranscoderConfig)}
+        self.title = kind_of(name in given for name in self.members).title
+        if given:
+            sites = "; ".join(f"{name} reads {c.site} and writes {c.site_out}" for name, c in given.items())
+            self.notes.append(
+                f"Transcoders: {sites}. What a transcoder makes of the site that it reads stands in the place of the "
+                f"one that it writes; PCA and neurons, which would see what it has to predict, do not stand beside it"
+            )
         self.trained: dict[str, SparseAutoencoder | Transcoder] = {}
         self.history: dict[str, list[dict[str, float]]] = {}
 
@@ -368,7 +371,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
             "d_in": c.d_in,
             "d_sae": c.d_sae,
             "seed": c.seed,
-            "sparsity": {"name": "k" if by_count else "penalty", "value": float(c.k if by_count else c.penalty)},
+            "sparsity": sparsity("k", c.k, found) if by_count else sparsity("penalty", c.penalty, found),
             "baseline": c.baseline or None,
             "directory": f"dictionaries/{name}",
             **evaluated,
@@ -381,7 +384,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
         return {
             **found, "name": name, "architecture": f"{c.architecture}_transcoder", "site": c.site_out,
             "reads": c.site, "layer": c.layer, "d_in": c.d_in, "d_sae": c.d_sae, "seed": 0,
-            "sparsity": {"name": "k" if c.k else "penalty", "value": float(c.k)}, "baseline": None,
+            "sparsity": sparsity("k", c.k, found), "baseline": None,
             "directory": f"dictionaries/{name}", "density": density,
         }  # fmt: skip
 
@@ -398,6 +401,13 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
                 agreed = stability([self.trained[name] for name in names], alive)
                 entries.append({"of": of, "members": names, **agreed})
         return entries
+
+
+def sparsity(name: str, value: float, found: dict[str, Any]) -> dict[str, Any]:
+    """The sparsity that a dictionary was trained for; the measured L0 where its file does not say."""
+    if value:
+        return {"name": name, "value": float(value)}
+    return {"name": "L0", "value": float(f"{found['metrics']['l0']['value']:.3g}")}
 
 
 def best_numbers(members: list[dict[str, Any]]) -> dict[str, Any]:
@@ -421,7 +431,7 @@ def refuse(config: SAEAnalysisConfig, task: TaskConfig) -> str | None:
 
 def work(config: SAEAnalysisConfig) -> str:
     if config.dictionaries:
-        return f"evaluate the dictionaries in {config.dictionaries} on {config.eval_prompts} contexts"
+        return f"evaluate the dictionaries or transcoders in {config.dictionaries} on {config.eval_prompts} contexts"
     kinds = listed(config.architectures)
     many = sum(len(listed(config.sparsity if kind in BY_COUNT else config.penalty)) for kind in kinds)
     many *= len(listed(config.ratio)) * (config.seeds + len(FROZEN) * config.controls)
@@ -430,7 +440,8 @@ def work(config: SAEAnalysisConfig) -> str:
 
 def summary(results: dict[str, Any]) -> list[str]:
     """One line for each dictionary."""
-    lines = [f"  {'dictionary':<44} {'L0':>6} {'explained':>9} {'CE recovered':>12} {'KL':>7} {'dead':>5}"]
+    name = kind_of("reads" in member for member in results["sae"]["members"]).one
+    lines = [f"  {name:<44} {'L0':>6} {'explained':>9} {'CE recovered':>12} {'KL':>7} {'dead':>5}"]
     for member in results["sae"]["members"]:
         m = {name: entry["value"] for name, entry in member["metrics"].items()}
         lines.append(
@@ -442,7 +453,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 ANALYSIS = Analysis(
     name="sae",
-    title="Sparse autoencoders",
+    title=BOTH.title,
     config=SAEAnalysisConfig,
     analyzer=SAEAnalyzer,
     aliases=("dictionaries",),

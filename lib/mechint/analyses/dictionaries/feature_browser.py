@@ -33,7 +33,7 @@ def write_dictionary_page(
     Args:
         features: ``features.json``, or what is in it.
         path: The HTML file.
-        title: Heading; ``Dictionary`` where empty.
+        title: Heading; ``Dictionary`` or ``Transcoder`` where empty.
         causal: Result of :func:`mechint.analyses.dictionaries.causal.causal_effects` for some of the features.
 
     Raises:
@@ -52,12 +52,14 @@ def content(raw: dict[str, Any], title: str = "", causal: dict[str, Any] | None 
     alive = [feature for feature in told if feature["density"] > 0]
     densities = sorted(feature["density"] for feature in alive)
     middle = share_label(float(f"{densities[len(densities) // 2]:.3g}")) if densities else "none"
+    writes = raw.get("writes", "")
+    kind = raw["architecture"] + (" transcoder" if writes else "")
     return Content(
-        title or "Dictionary",
+        title or ("Transcoder" if writes else "Dictionary"),
         [Section("Features", [Widget(_CONTROLS, _STYLE, _SCRIPT, _compact(raw, causal))])],
-        about=(raw["site"], f"token attribution: {raw['logits']}"),
+        about=(f"{raw['site']} → {writes}" if writes else raw["site"], f"token attribution: {raw['logits']}"),
         cards=[
-            ("Features", f"{len(told):,}", f"of {raw['d_sae']:,}, {raw['architecture']}, d_in {raw['d_in']:,}"),
+            ("Features", f"{len(told):,}", f"of {raw['d_sae']:,}, {kind}, d_in {raw['d_in']:,}"),
             ("Active at least once", f"{len(alive):,}", f"on {raw['tokens']:,} tokens, {raw['windows']:,} windows"),
             ("Median density", middle, "share of tokens a living feature is active on"),
         ],

@@ -119,11 +119,12 @@ def read_features(
 
     Returns:
         ``{"schema", "site", "architecture", "d_in", "d_sae", "tokens", "windows", "vocabulary": {id: text}, "rows":
-        {row: [token ids]}, "logits": what the attribution is, "features": [...]}``. A feature has ``id``, ``density``
-        (share of tokens), ``max``, ``mean`` (where active), ``histogram`` (counts of :data:`BINS` equal bins up to
-        max), ``top`` and ``samples`` (lists of ``{"row", "from", "to", "peak", "acts": [[position, activation]]}``,
-        the samples with the ``interval`` they were drawn from), ``raises`` and ``lowers`` ([[token, logits for each
-        unit of activation]]), ``neighbours`` ([[id, cosine]]).
+        {row: [token ids]}, "logits": what the attribution is, "features": [...]}``; of a transcoder also
+        ``"writes"``, the site that it writes. A feature has ``id``, ``density`` (share of tokens), ``max``, ``mean``
+        (where active), ``histogram`` (counts of :data:`BINS` equal bins up to max), ``top`` and ``samples`` (lists of
+        ``{"row", "from", "to", "peak", "acts": [[position, activation]]}``, the samples with the ``interval`` they were
+        drawn from), ``raises`` and ``lowers`` ([[token, logits for each unit of activation]]), ``neighbours`` ([[id,
+        cosine]]).
 
     Raises:
         MechintError: no such site, a dictionary of another width, a feature that there is not, or no text.
@@ -165,7 +166,7 @@ def read_features(
         "logits": "direct path through the final norm, logits for each unit of activation" if tokens is not None
         else f"{written} has no direct path to the logits" if not has_direct_path(model, written)
         else f"a direction shared by every {model.sites[written].axes[2]} raises no fixed tokens",
-        "features": told,
+        "features": told, **({"writes": written} if isinstance(sae, Transcoder) else {}),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ...report import figure_style as style
 from ...report.finished import FinishedRun, read_finished, valid
 from ...report.values import Value, read_value
+from .kinds import Kind, architecture_in_words, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ METRICS = {
     "kl": Shown("KL from the model (nats)", scale="viridis_r"),
     "l0": Shown("L0 (latents)", scale="cividis"),
     "dead": Shown("dead latents", True, "viridis_r"),
-    "norm_ratio": Shown("|x̂| / |x|", scale=style.DIVERGING, middle=1.0),
+    "norm_ratio": Shown("norm, reconstructed / measured", scale=style.DIVERGING, middle=1.0),
     "mse": Shown("mean squared error", scale="viridis_r"),
     "decoder_cosine": Shown("largest decoder cosine (median)", scale="viridis_r"),
 }
@@ -68,6 +69,11 @@ class Member:
         return str(self.raw["site"]), str(self.raw["architecture"])
 
     @property
+    def reads(self) -> str:
+        """The site that a transcoder reads; empty for a dictionary, which reads the site that it reconstructs."""
+        return str(self.raw.get("reads", ""))
+
+    @property
     def sparsity(self) -> float:
         return float(self.raw["sparsity"]["value"])
 
@@ -95,6 +101,11 @@ class Grid(FinishedRun):
         """Site and architecture of the trained dictionaries, in the order of the results."""
         return list(dict.fromkeys(member.group for member in self.trained))
 
+    @property
+    def kind(self) -> Kind:
+        """Names of the members: dictionaries or transcoders."""
+        return kind_of(member.reads != "" for member in self.members)
+
     def of(self, group: tuple[str, str]) -> list[Member]:
         return [member for member in self.trained if member.group == group]
 
@@ -121,6 +132,11 @@ def _member(entry: dict[str, Any], path: Path) -> Member:
     member = Member(entry, values(entry["metrics"], where), peers)
     _ = member.group, member.sparsity, member.width, entry["density"]["latents"], entry["seed"]
     return member
+
+
+def called(group: tuple[str, str]) -> str:
+    """Site and architecture of a group in words."""
+    return f"{architecture_in_words(group[1])} at {group[0]}"
 
 
 # ---- heatmaps ---------------------------------------------------------------------------------------------------
@@ -153,7 +169,7 @@ def heatmaps(figure: Figure, members: list[Member], shown: list[str], columns: i
     places = figure.subplots(-(-len(shown) // columns), columns, squeeze=False)
     seeds = len({member.raw["seed"] for member in members})
     more = f", mean of {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(f"{group[1]} dictionaries at {group[0]}{more}")
+    figure.suptitle(f"{called(group)}{more}")
     kind = members[0].raw["sparsity"]["name"]
     for k, name in enumerate(shown):
         axes = places[k // columns][k % columns]
@@ -204,7 +220,7 @@ def draw_curves(grid: Grid, group: tuple[str, str], path: Path) -> Path:
 
 def curves(figure: Figure, grid: Grid, group: tuple[str, str]) -> None:
     panels = figure.subplots(1, 2, sharex=True)
-    figure.suptitle(f"{group[1]} dictionaries at {group[0]}: loss with the reconstruction in place")
+    figure.suptitle(f"{called(group)}: loss with the reconstruction in place")
     members = grid.of(group)
     for axes, ablation, letter in zip(panels, ("mean", "zero"), "ab", strict=True):
         metric = f"ce_recovered_{ablation}"
@@ -286,7 +302,7 @@ def densities(figure: Figure, grid: Grid, group: tuple[str, str], columns: int) 
     members = grid.of(group)
     widths = sorted({member.width for member in members})
     places = figure.subplots(-(-len(widths) // columns), columns, squeeze=False, sharex=True)
-    figure.suptitle(f"{group[1]} dictionaries at {group[0]}: how often latents are active")
+    figure.suptitle(f"{called(group)}: how often latents are active")
     sparsities = sorted({member.sparsity for member in members})
     kind, first = members[0].raw["sparsity"]["name"], min(int(member.raw["seed"]) for member in members)
     used: list[float] = []
@@ -316,6 +332,15 @@ def densities(figure: Figure, grid: Grid, group: tuple[str, str], columns: int) 
 
 def _sparsity(member: Member) -> float:
     return member.sparsity
+
+
+def worth_drawing(grid: Grid, group: tuple[str, str], name: str) -> bool:
+    """False for a figure that compares the members of a group, where there is one and nothing beside it."""
+    members = grid.of(group)
+    beside = any(member.baselines for member in members) or any(
+        member.baseline and member.group[0] == group[0] for member in grid.members
+    )
+    return len(members) > 1 or name == "densities" or (name == "curves" and beside)
 
 
 PLAN: tuple[tuple[str, str, Callable[[Grid, tuple[str, str], Path], Path]], ...] = (

@@ -17,10 +17,10 @@ from ...utils.files import parse_json, read_json
 from ...utils.progress import Progress
 from .answer_auroc import ENOUGH
 from .feature_browser import write_dictionary_page
-from .figures import BASELINES, PLAN, Grid, Member, load_grid
+from .figures import BASELINES, PLAN, Grid, Member, called, load_grid, worth_drawing
+from .kinds import AUTOENCODERS, TRANSCODERS
 
 HEADER = (
-    "dictionary",
     "latents",
     "L0",
     "variance explained",
@@ -55,23 +55,27 @@ def write_sae(run_dir: str | Path, drawn: Drawn = ALL_FIGURES) -> list[Path]:
 def content(grid: Grid, pages: list[Path]) -> Content:
     """The page: every dictionary, the figures, baselines, stability, ablated features, and links to their pages."""
     links = Links([(path.stem, f"features/{path.name}") for path in pages])
-    shown = Table(HEADER, rows(grid), range(1, 8))
+    shown = Table(header(grid), rows(grid), range(len(header(grid)) - len(HEADER), len(header(grid))))
     every = [
         Section("Evidence", [Checks(findings(grid))]),
-        Section("Dictionaries", [Text("In brackets: 95 % intervals over documents.", soft=True), shown]),
+        Section(grid.kind.many.capitalize(), [Text("In brackets: 95 % intervals over documents.", soft=True), shown]),
         Section("Figures", figures(grid)),
         *sections(grid),
         Section("Features", [Text(read_by(grid), soft=True), links] if pages else []),
     ]
     said = caveats(grid)
-    return of_run(grid, every, said, lead=headline_of(grid), cards=cards(grid), facts=_facts(grid))
+    return of_run(
+        grid, every, said, title=grid.kind.title, lead=headline_of(grid), cards=cards(grid), facts=_facts(grid)
+    )
 
 
 def cards(grid: Grid) -> list[tuple[str, str, str]]:
     best = _best(grid)
     recovered = best.metrics.get("ce_recovered_mean")
+    end = "_transcoder" if grid.kind == TRANSCODERS else ""
+    architectures = {member.group[1].removesuffix(end) for member in grid.trained}
     return [
-        ("Dictionaries", str(len(grid.trained)), ", ".join(sorted({member.group[1] for member in grid.trained}))),
+        (grid.kind.many.capitalize(), str(len(grid.trained)), ", ".join(sorted(architectures))),
         ("Smallest rise of CE", number(best.metrics["ce_increase"].value, 3) + " nats", best.name),
         ("CE recovered there", percent(recovered.value) if recovered else "–", "against the mean"),
         ("L0 there", number(best.metrics["l0"].value, 3), f"of {best.width:,} latents"),
@@ -82,12 +86,13 @@ def figures(grid: Grid) -> list[Figure]:
     return [
         Figure(
             f"sae_{name}_{site}_{architecture}.png",
-            f"{architecture} at {site}. {caption}",
+            f"{called((site, architecture))}. {caption}",
             partial(draw, grid, (site, architecture)),
             kind="heatmaps" if name == "heatmaps" else "curves",
         )
         for site, architecture in grid.groups
         for name, caption, draw in PLAN
+        if worth_drawing(grid, (site, architecture), name)
     ]
 
 
@@ -99,12 +104,21 @@ def _said(value: Value | None, share: bool = False) -> str:
     return show(value.value) if value.low == value.high else f"{show(value.value)} [{low}, {high}]"
 
 
+def header(grid: Grid) -> tuple[str, ...]:
+    """Columns of :func:`rows`; where there are transcoders, the sites that each reads and writes are one."""
+    return (grid.kind.one, *(() if grid.kind == AUTOENCODERS else ("reads → writes",)), *HEADER)
+
+
 def rows(grid: Grid) -> list[tuple[str, ...]]:
     """Every dictionary, the frozen ones among them."""
+    sites = lambda member: (
+        () if grid.kind == AUTOENCODERS else (f"{member.reads or member.group[0]} → {member.group[0]}",)
+    )
     shares = ("variance_explained", "ce_recovered_mean", "ce_recovered_zero")
     return [
         (
             member.name + (f" ({member.baseline.replace('_', ' ')})" if member.baseline else ""),
+            *sites(member),
             f"{member.width:,}",
             number(member.metrics["l0"].value, 3),
             *(_said(member.metrics.get(name), True) for name in shares),
@@ -143,7 +157,7 @@ def stability_rows(grid: Grid) -> list[tuple[str, ...]]:
 STABILITY = ("dictionaries", "pairs of seeds", "cosine, best matching", "largest cosine", "share above 0.9")
 
 
-CAUSAL = ("dictionary", "feature", "active tokens", "rise of loss there (nats)", "p", "KL there (nats)", "p")
+CAUSAL = ("feature", "active tokens", "rise of loss there (nats)", "p", "KL there (nats)", "p")
 
 
 def causal_rows(grid: Grid) -> list[tuple[str, ...]]:
@@ -167,7 +181,7 @@ def _number(raw: dict[str, Any]) -> str:
     return with_interval(raw["value"], raw["low"], raw["high"])
 
 
-LABELS = ("dictionary", "answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")
+LABELS = ("answer", "feature", "AUROC, held out", "q", "shuffled labels, 95 %", "features with q ≤ 0.05")
 
 
 def label_rows(grid: Grid) -> list[tuple[str, ...]]:
@@ -195,17 +209,19 @@ def few_templates(grid: Grid) -> str:
 
 def sections(grid: Grid) -> list[Section]:
     """Every table that has any rows."""
-    peers = ("dictionary", "L0", "dictionary's own", *(label for label, *_ in BASELINES.values()))
+    one = grid.kind.one
+    peers = (one, "L0", f"{one}'s own", *(label for label, *_ in BASELINES.values()))
     every = [
         ("CE recovered (mean) beside baselines", "PCA and neurons with as many numbers on a token.", peers,
          baseline_rows(grid)),
         ("Stability across seeds", "Cosines of decoder directions of living latents, beside random directions.",
          STABILITY, stability_rows(grid)),
         ("Features ablated", "Features drawn at random, not chosen for their effect; p compares them with others of "
-                             "similar density.", CAUSAL,
+                             "similar density.", (one, *CAUSAL),
          causal_rows(grid)),
         ("Features and answers", "Latents at the answer's position; chosen on discovery prompts, measured on others. "
-                                 f"Intervals and q are over templates.{few_templates(grid)}", LABELS, label_rows(grid)),
+                                 f"Intervals and q are over templates.{few_templates(grid)}", (one, *LABELS),
+         label_rows(grid)),
     ]  # fmt: skip
     return [
         table_section(title, text, header, found, range(1, len(header)))
@@ -276,9 +292,12 @@ def caveats(grid: Grid) -> list[str]:
 
 def _facts(grid: Grid) -> list[tuple[str, str]]:
     first = grid.members[0]
+    frozen = len(grid.members) - len(grid.trained)
+    given = bool(grid.raw["config"].get("dictionaries"))
+    made = f"{len(grid.members)} given" if given else f"{len(grid.trained)} trained, {frozen} with a frozen half"
     return [
         ("task", f"{grid.raw['task']['name']}: {grid.raw['task'].get('description', '')}"),
-        ("dictionaries", f"{len(grid.trained)} trained, {len(grid.members) - len(grid.trained)} with a frozen half"),
+        (grid.kind.many, made),
         ("evaluated on", f"{first.raw['tokens']:,} tokens of {first.raw['documents']:,} documents"),
         ("cross-entropy of the model", _said(first.metrics.get("ce"))),
     ]
@@ -306,7 +325,7 @@ def to_log(run_dir: str | Path) -> ToLog:
         entry = parse_json(line, f"{history} line {line_number}")
         points.append((entry.pop("member"), entry))
     names = list(grid.members[0].metrics)
-    columns = ["dictionary", "d_sae", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+    columns = [grid.kind.one, "d_sae", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
     found = [[(name, member.metrics.get(name)) for name in names] for member in grid.members]
     data = [
         [member.raw["name"], member.raw["d_sae"], *itertools.chain(*(ends(value) for _, value in values))]
@@ -318,7 +337,7 @@ def to_log(run_dir: str | Path) -> ToLog:
         for name, value in values
         if value is not None
     }
-    return ToLog(summary, {"dictionaries": (columns, data)}, points)
+    return ToLog(summary, {grid.kind.many: (columns, data)}, points)
 
 
 def ends(value: Value | None) -> tuple[float | None, ...]:

@@ -19,6 +19,8 @@ class Point(Protocol):
     """The columns of a row of results that are drawn."""
 
     @property
+    def entry(self) -> str: ...
+    @property
     def metric(self) -> str: ...
     @property
     def site(self) -> str | None: ...
@@ -110,6 +112,8 @@ def cells(axes: Axes, rows: Sequence[Point], site: str | None = None) -> Axes:
         MechintError: the run has no cells, or no such site.
     """
     some(rows, "cells")
+    of_maps = [row for row in rows if ".value." in row.entry]  # and no single cell that is said again, as the strongest
+    rows = of_maps or rows
     sites = list(dict.fromkeys(row.site for row in rows if row.layer is not None))
     some(sites, "cells with a layer")
     if site is not None and site not in sites:

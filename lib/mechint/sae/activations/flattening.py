@@ -91,6 +91,12 @@ def check_fit(dictionary: Any, model: Model, site: str) -> Site:
             f"{'' if rule == 'all' else f', flattened by {rule!r}'}; choose the site it was trained on"
             f"{trained and ', ' + trained}"
         )
+    matrix = tuple(getattr(dictionary, "keys_and_values", ()))
+    if matrix and tuple(found.units[-2:]) != matrix:
+        raise MechintError(
+            f"the dictionary reads a matrix of {matrix[0]} keys and {matrix[1]} values, and the site {found} of "
+            f"{model.source} has other ones"
+        )
     return found
 
 

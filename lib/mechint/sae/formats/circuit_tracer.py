@@ -3,7 +3,8 @@
 ``model_kind`` is ``transcoder_set``. ``transcoders`` lists a file for each layer, from layer 0 on: a path beside the
 configuration, or ``hf://owner/name/file`` of the hub (with ``?revision=…``). Without a list the files are
 ``layer_0.safetensors`` and so on beside it. A file has W_enc and W_dec, both [latent, width], b_enc, b_dec, and where
-there are some W_skip and the thresholds of JumpReLU; or it is ``params.npz`` of Gemma Scope.
+there are some W_skip and the thresholds of JumpReLU; or it is ``params.npz`` of Gemma Scope, or
+``params.safetensors`` of Gemma Scope 2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...utils.errors import MechintError, short, shown
 from ...utils.files import read_regular
 from ..transcoder import Transcoder, TranscoderConfig
 from . import config_keys as keys
-from . import gemma_scope
+from . import gemma_scope, gemma_scope_2
 from .convert import take
 
 CONFIG = "config.yaml"
@@ -64,10 +65,12 @@ class TranscoderSet:
         if layer not in self.places:
             raise MechintError(f"{self.file} lists no transcoder of layer {layer}; it has {numbers(self.places)}")
         path = local(self.places[layer], self.file)
+        tensors = {} if path.suffix == ".npz" else read_safetensors(path)
         if path.suffix == ".npz":
             found = gemma_scope.tensors(path)
+        elif "w_enc" in tensors:
+            found = gemma_scope_2.named(tensors, path)
         else:
-            tensors = read_safetensors(path)
             more = {name: "threshold" for name in THRESHOLDS if name in tensors}
             more |= {"W_skip": "W_skip"} if "W_skip" in tensors else {}
             found = take(tensors, PLAIN | more, (), str(path))

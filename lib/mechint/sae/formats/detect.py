@@ -9,13 +9,15 @@ from pathlib import Path
 from ...models.loading.hub import fetch_folder, is_hub_id, path_exists, refuse_missing_path
 from ...utils.errors import MechintError, short
 from ..base import SparseAutoencoder
-from . import dictionary_learning, gemma_scope, saelens, sparsify
+from . import dictionary_learning, gemma_scope, gemma_scope_2, saelens, sparsify, write_sae
 
 WEIGHTS = {
     saelens.WEIGHTS: saelens.load,
     sparsify.WEIGHTS: sparsify.load_sparsify,
     dictionary_learning.WEIGHTS: dictionary_learning.load_dictionary_learning,
     gemma_scope.WEIGHTS: gemma_scope.load_gemma_scope,
+    gemma_scope_2.WEIGHTS: gemma_scope_2.load_gemma_scope_2,
+    **dict.fromkeys(write_sae.WEIGHTS, write_sae.load_write_sae),
 }
 """Readers by the name of the weights' file."""
 FILES = (
@@ -23,12 +25,14 @@ FILES = (
     (sparsify.CONFIG, sparsify.WEIGHTS),
     (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
     (gemma_scope.WEIGHTS,),
+    (gemma_scope_2.CONFIG, gemma_scope_2.WEIGHTS),
+    *((name,) for name in write_sae.WEIGHTS),
 )
 """The files of a dictionary, format by format."""
 
 
 def load(path_or_name: str | Path) -> SparseAutoencoder:
-    """Reads a dictionary of mechint, SAELens, sparsify, dictionary_learning or Gemma Scope; frozen and in raw units.
+    """Reads a dictionary of mechint or of another library; frozen and in raw units.
 
     Args:
         path_or_name: Its directory, or its hub id: ``owner/name``, or ``owner/name:folder`` for a folder of it. Only
@@ -40,7 +44,7 @@ def load(path_or_name: str | Path) -> SparseAutoencoder:
     """
     directory = locate(path_or_name)
     found = [name for name in WEIGHTS if (directory / name).is_file()]
-    if len(found) > 1:
+    if len({WEIGHTS[name] for name in found}) > 1:
         raise MechintError(f"{directory} has {' and '.join(found)}, which are two dictionaries; keep one of them")
     return WEIGHTS[found[0] if found else saelens.WEIGHTS](directory)
 
@@ -77,8 +81,9 @@ def locate(path_or_name: str | Path, files: Sequence[Sequence[str]] = FILES) -> 
 
 def directories(top: Path) -> list[Path]:
     """The directory itself, if it is a dictionary, or those directly below it that are."""
-    configs = (saelens.CONFIG, dictionary_learning.CONFIG, gemma_scope.WEIGHTS)
+    configs = (saelens.CONFIG, dictionary_learning.CONFIG, gemma_scope.WEIGHTS, *write_sae.WEIGHTS)
     holds = lambda path: any((path / name).is_file() for name in configs)
-    if any((top / name).is_file() for name in (saelens.CONFIG, dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS)):
+    weights = (dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS, gemma_scope_2.WEIGHTS, *write_sae.WEIGHTS)
+    if any((top / name).is_file() for name in (saelens.CONFIG, *weights)):
         return [top]
     return sorted({path.parent for name in configs for path in top.glob(f"*/{name}") if holds(path.parent)})

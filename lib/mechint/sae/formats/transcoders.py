@@ -1,4 +1,4 @@
-"""Transcoders on disk: the directories of SAELens 6, of sparsify 1.3.3, of Gemma Scope, and sets of circuit-tracer.
+"""Transcoders on disk: the directories of SAELens 6, sparsify 1.3.3, Gemma Scope 1 and 2, and circuit-tracer's sets.
 
 SAELens' ``architecture`` is ``transcoder``, ``skip_transcoder`` or the same with ``jumprelu_`` in front; sparsify says
 ``transcode``, has TopK alone, and names the module whose input it reads and whose output it writes. Neither subtracts
@@ -18,7 +18,7 @@ from ...utils import files
 from ...utils.errors import MechintError, shown
 from ...utils.files import read_json
 from ..transcoder import Transcoder, TranscoderConfig
-from . import circuit_tracer, detect, gemma_scope, saelens, sparsify
+from . import circuit_tracer, detect, gemma_scope, gemma_scope_2, saelens, sparsify
 from . import config_keys as keys
 from .convert import configuration, plain, take
 
@@ -26,6 +26,7 @@ FILES = (
     (saelens.CONFIG, saelens.WEIGHTS),
     (sparsify.CONFIG, sparsify.WEIGHTS),
     (gemma_scope.WEIGHTS,),
+    (gemma_scope_2.CONFIG, gemma_scope_2.WEIGHTS),
     (circuit_tracer.CONFIG,),
 )
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -33,7 +34,7 @@ ALSO = keys.listed("d_out hook_name_out hook_layer_out hook_head_index_out")
 
 
 def load_transcoder(path_or_name: str | Path) -> Transcoder:
-    """Reads a transcoder of SAELens, sparsify or Gemma Scope.
+    """Reads a transcoder of SAELens, sparsify, Gemma Scope or Gemma Scope 2.
 
     Args:
         path_or_name: Its directory, or its hub id, as :func:`mechint.sae.load` takes it.
@@ -48,6 +49,8 @@ def load_transcoder(path_or_name: str | Path) -> Transcoder:
         return of_sparsify(directory)
     if (directory / gemma_scope.WEIGHTS).is_file():
         return gemma_scope.load_gemma_transcoder(directory)
+    if (directory / gemma_scope_2.WEIGHTS).is_file():
+        return gemma_scope_2.load_gemma_transcoder_2(directory)
     return of_saelens(directory)
 
 
@@ -75,6 +78,8 @@ def is_transcoder(directory: Path) -> bool:
         raw = read_json(file, "copy it again", CONFIG_LIMIT)
         said = raw if isinstance(raw, dict) else {}
         return said.get("architecture") in saelens.TRANSCODERS or said.get("transcode") is True
+    if gemma_scope_2.type_of(directory) == "transcoder":
+        return True
     named = gemma_scope.released(directory, gemma_scope.TRANSCODERS)
     return (directory / gemma_scope.WEIGHTS).is_file() and bool(named)
 

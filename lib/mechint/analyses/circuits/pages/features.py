@@ -12,8 +12,8 @@ from ..results import Results, load_masks
 
 FEATURES = ("site", "latent", "attribution", "faithfulness lost without it", "raises", "strongest context")
 FEATURES_MEANING = (
-    "Latents of the circuit, the highest attribution first; reconstruction errors are not listed. Raised tokens count "
-    "the direct path only; the strongest token of a context is in «»."
+    "Latents of the circuit, the highest attribution first; skip connections and reconstruction errors are not listed. "
+    "Raised tokens count the direct path only; the strongest token of a context is in «»."
 )
 LISTED = 40
 """Latents written out in a report; the pages have all that were read."""

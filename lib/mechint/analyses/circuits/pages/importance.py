@@ -56,13 +56,13 @@ def strips_of(results: Results, masks: dict[int, Tensor]) -> Strips:
     """One strip for each layer; keys and values of a layer have one each."""
     kind, scores = results.raw["unit"], [masks[layer.layer] for layer in results.layers]
     if SIDE_BY_SIDE in kind:
-        flat = [Layer(layer.layer, layer.total, _flat(part, layer), layer.site)
+        flat = [Layer(layer.layer, layer.total, _flat(part, layer), layer.site, layer.skip)
                 for layer, part in zip(results.layers, scores, strict=True)]  # fmt: skip
         labels = [layer.site.removeprefix("layers.").replace(".", " ") for layer in results.layers]
         return Strips(labels, [part.flatten() for part in scores], flat, stretched=True)
     if kind not in HEADED:
         whole = [
-            Layer(layer.layer, layer.total, tuple(_two(unit, part) for unit in layer.units), layer.site)
+            Layer(layer.layer, layer.total, tuple(_two(unit, part) for unit in layer.units), layer.site, layer.skip)
             for layer, part in zip(results.layers, scores, strict=True)
         ]
         flat_units = [part if part.dim() < 2 else part.flatten(1) for part in scores]
@@ -251,12 +251,13 @@ def _left_axes(axes: Axes, strips: Strips, kind: str) -> None:
     where = "site" if any(layer.site for layer in strips.kept) else "layer"
     where = "layer and kind of unit" if strips.stretched else where
     inside = f"layer (state entry 0–{states - 1} downwards in each)" if states > 1 else where
+    before = ", before it the skip connection" if any(layer.skip for layer in strips.kept) else ""
     along = {
         "path": "path",
         "layer": "",
         **({kind: "units of the row, from the first to the last"} if strips.stretched else {}),
         "mode": f"channel index{shown}",
-        "latent": f"latent{shown}; the error last",
+        "latent": f"latent{shown}; the error last{before}",
     }.get(kind, f"{UNIT.get(kind, kind)} index{shown}")
     if strips.heads:
         size = channels // strips.heads

@@ -113,7 +113,7 @@ MEANINGS = {
     "faithfulness_latents": Meaning(
         "Faithfulness, its latents alone",
         "share",
-        "The circuit without the errors it keeps: what its features explain.",
+        "The circuit without the errors, and the skip connections, that it keeps: what its features explain.",
     ),
     "faithfulness_errors": Meaning(
         "Faithfulness, its errors alone",
@@ -124,7 +124,23 @@ MEANINGS = {
     "faithfulness_all_latents": Meaning(
         "Faithfulness, every latent",
         "share",
-        "All latents and no error: the most that features of these dictionaries can explain.",
+        "All latents, no error and no skip connection: the most that features of these dictionaries can explain.",
+    ),
+    "faithfulness_skips": Meaning(
+        "Faithfulness, its skip connections alone",
+        "share",
+        "The skip connections of transcoders that the circuit keeps, without its latents and errors: what is linear in "
+        "the site that is read.",
+    ),
+    "faithfulness_explained": Meaning(
+        "Faithfulness, its latents and skip connections",
+        "share",
+        "The circuit without the errors that it keeps: what its transcoders explain.",
+    ),
+    "faithfulness_all_explained": Meaning(
+        "Faithfulness, every latent and skip connection",
+        "share",
+        "All but the errors: the most that these transcoders can explain.",
     ),
     "jaccard": Meaning(
         "Stability (Jaccard)",
@@ -323,12 +339,17 @@ def _necessity_and_stability(results: Results) -> Iterator[Finding]:
     latents = results.metrics.get("faithfulness_latents")
     if latents is not None:
         good = latents.value > results.metrics["faithfulness"].value / 2
+        skips = " and skip connections" if "faithfulness_skips" in results.metrics else ""
         yield Finding(
             good,
-            f"Without the reconstruction errors that it keeps, the circuit reaches "
+            f"Without the reconstruction errors{skips} that it keeps, the circuit reaches "
             f"{with_interval('faithfulness_latents', results)}"
             ": "
-            + ("latents do most of the work." if good else "MOST of the work is done by the errors, not by features."),
+            + (
+                "latents do most of the work."
+                if good
+                else f"MOST of the work is done by the errors{skips}, not by features."
+            ),
         )
     lost = results.metrics.get("completeness")
     if lost is not None:
@@ -402,9 +423,10 @@ def kind_of(layer: Layer, kind: str) -> str:
 
 
 def unit_in(layer: Layer, unit: tuple[int, ...], kind: str) -> str:
-    """:func:`unit_label`, and of latents the error for the last one."""
+    """:func:`unit_label`, and of latents the error for the last one, a skip connection for the one before it."""
     kind = kind_of(layer, kind)
-    return "error" if kind == "latent" and unit == (layer.total - 1,) else unit_label(unit, kind)
+    last = {layer.total - 1: "error", **({layer.total - 2: "skip"} if layer.skip else {})}
+    return last.get(unit[0], unit_label(unit, kind)) if kind == "latent" else unit_label(unit, kind)
 
 
 def kept_units(layer: Layer, kind: str, most: int | None = None) -> str:
