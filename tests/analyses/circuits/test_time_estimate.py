@@ -48,7 +48,7 @@ def test_seconds_by_hand() -> None:
 def test_seconds_of_controls_that_are_made_beside_the_rest(hands: int, waited: float) -> None:
     config = SSMCircuitConfig(search="budget", seeds=1, steps=10, random_circuits=2, removed_units=3)
     whole, misled = estimate(config, 100, (2, 3), 2.0, 0.5)
-    # each of two controls: 10 steps and 5 points on 2 batches of 2 s, and a pruning of 20 circuits on 2 batches of 0.5 s
+    # each of two controls: 10 steps and 5 points on 2 batches of 2 s, a pruning of 20 circuits on 2 batches of 0.5 s
     control = (10 + 5 * 2) * 2.0 + 20 * 2 * 0.5
     # beside them a search of 10 steps, a pruning, and the evidence of 11 · 4 + 4 + 3 + 14 on 3 batches
     others = 10 * 2.0 + 20 * 2 * 0.5 + (11 * 4 + 4 + 3 + 14) * 3 * 0.5
