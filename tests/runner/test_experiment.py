@@ -387,8 +387,15 @@ def test_where_results_go() -> None:
     assert run_directories(whole, ["runs/a.pt"], ["kv"])["runs/a.pt", "kv"] == Path("out/a")
     run = dataclasses.replace(run, checkpoint="*/m.pt")
     assert run_directories(run, ["x/m.pt", "y/m.pt"], ["ssm", "kv"])["y/m.pt", "kv"] == Path("out/y-m/kv")
-    with pytest.raises(MechintError, match="would share a directory"):
-        run_directories(run, ["a/x/m.pt", "b/x/m.pt"], ["ssm"])
+    deep = run_directories(run, ["/r/a/x/m.pt", "/r/b/x/m.pt"], ["ssm"])  # as many directories as tell them apart
+    assert list(deep.values()) == [Path("out/a-x-m"), Path("out/b-x-m")]
+    apart = run_directories(run, ["/a/m.pt", "/b/x/m.pt", "/c/x/m.pt"], ["ssm"])
+    assert list(apart.values()) == [Path("out/a-m"), Path("out/b-x-m"), Path("out/c-x-m")]
+    dotted = run_directories(run, ["hub/Llama-3.2-1B", "hub/Llama-3.2-3B"], ["lens"])  # these dots end no file's name
+    assert list(dotted.values()) == [Path("out/Llama-3.2-1B"), Path("out/Llama-3.2-3B")]
+    for same in (["x/m.pt", "x/m.safetensors"], ["/a-b/m.pt", "/a/b-m.pt", "/c/m.pt"]):
+        with pytest.raises(MechintError, match="would share a directory"):
+            run_directories(run, same, ["ssm"])
 
 
 @pytest.mark.slow
