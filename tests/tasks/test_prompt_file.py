@@ -220,6 +220,10 @@ def test_prompts_longer_than_a_model_reads_are_named_with_their_line_before_any_
      ({"labels": [1]}, r"labels is '?\[1\]"), ({"labels": {"a": None}}, "the label 'a' is"),
      ({"roles": {"a": "word"}}, r"the role 'a' is 'word'; give \[start, end\] in tokens"),
      ({"roles": {"a": [3, 9]}}, r"the role 'a' is \[3, 9\], and the prompt has 4 tokens"),
+     ({"twin_prompt": IDS["prompt"]}, "the twin has the tokens of its prompt"),
+     ({"group": "\ud800"}, "group has half a character"), ({"labels": {"\ud800": 1}}, "labels has half a character"),
+     ({"labels": {"a": "b\udfff"}}, "labels has half a character"),
+     ({"roles": {"\ud800": [0, 1]}}, "roles has half a character"),
      ({"grup": 1}, "did you mean group")],
 )  # fmt: skip
 def test_bad_values_of_the_newer_keys(change: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ class FactFile(Task):
                     f"{line.where}: the prompt has {len(ids)} tokens and its twin {len(twin)}",
                     "a counterfactual twin must have as many",
                 )
+            if twin == ids:
+                raise self.refuse(f"{line.where}: the twin has the tokens of its prompt", "choose another twin")
             if isinstance(line.twin_answer, list):
                 wrong = line.twin_answer[0]
             else:
