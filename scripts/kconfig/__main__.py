@@ -219,7 +219,8 @@ def run(args: argparse.Namespace) -> int:
     if args.target == "train" and args.models:
         raise ConfigError("MODELS= chooses what is analysed, so it goes with `make mechint`, not with `make train`")
     menu = _for_run(args)
-    count = 1 if args.dry_run else how_many(args.processes)  # what would run is said once
+    asked = how_many(args.processes)  # a dry run refuses what is no number, too
+    count = 1 if args.dry_run else asked  # what would run is said once
     steps = _steps(menu, args.target)
     made = next(filter(None, (menu.syms[f"{place}_CHECKPOINT"].str_value for place in mapping.sources(menu)[::-1])), "")
     if (

@@ -202,6 +202,10 @@ def test_submit_passes_on_the_analyses_and_what_it_is_told(tree: Tree) -> None:
     assert "--ssm" in flags and not any(flag.startswith("--train-") for flag in flags)
     assert flags[-5:] == ["--submit-at-once", "2", "--submit-slurm", "account=a qos=b", "--dry-run"]
     assert 'SUBMIT="--submit-at-once 2"' in error_line(tree.make("submit", "PROCESSES=2"))
+    for said in ("x", "0", "2.5"):
+        assert f"PROCESSES={said} is not a number of" in error_line(
+            tree.make("mechint", f"PROCESSES={said}", "DRY_RUN=1")
+        )
 
 
 @pytest.mark.slow

@@ -377,7 +377,10 @@ def test_on_a_cpu_operations_are_deterministic_and_new_tensors_are_not_filled(
     assert seen == [(2, False)]
 
 
-def test_where_results_go() -> None:
+def test_where_results_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    at_home = RunConfig(checkpoint="a.pt", output_dir="~/out", label="m")
+    assert run_directories(at_home, ["a.pt"], ["ssm"]) == {("a.pt", "ssm"): Path("/home/somebody/out/m")}
     run = RunConfig(checkpoint="a.pt", output_dir="out")
     assert run_directories(run, ["a.pt"], ["ssm"]) == {("a.pt", "ssm"): Path("out")}
     for written in ("./a.pt", "a.pt", ".//a.pt"):  # as a reader would name the one checkpoint there is
@@ -387,8 +390,15 @@ def test_where_results_go() -> None:
     assert run_directories(whole, ["runs/a.pt"], ["kv"])["runs/a.pt", "kv"] == Path("out/a")
     run = dataclasses.replace(run, checkpoint="*/m.pt")
     assert run_directories(run, ["x/m.pt", "y/m.pt"], ["ssm", "kv"])["y/m.pt", "kv"] == Path("out/y-m/kv")
-    with pytest.raises(MechintError, match="would share a directory"):
-        run_directories(run, ["a/x/m.pt", "b/x/m.pt"], ["ssm"])
+    deep = run_directories(run, ["/r/a/x/m.pt", "/r/b/x/m.pt"], ["ssm"])  # as many directories as tell them apart
+    assert list(deep.values()) == [Path("out/a-x-m"), Path("out/b-x-m")]
+    apart = run_directories(run, ["/a/m.pt", "/b/x/m.pt", "/c/x/m.pt"], ["ssm"])
+    assert list(apart.values()) == [Path("out/a-m"), Path("out/b-x-m"), Path("out/c-x-m")]
+    dotted = run_directories(run, ["hub/Llama-3.2-1B", "hub/Llama-3.2-3B"], ["lens"])  # these dots end no file's name
+    assert list(dotted.values()) == [Path("out/Llama-3.2-1B"), Path("out/Llama-3.2-3B")]
+    for same in (["x/m.pt", "x/m.safetensors"], ["/a-b/m.pt", "/a/b-m.pt", "/c/m.pt"]):
+        with pytest.raises(MechintError, match="would share a directory"):
+            run_directories(run, same, ["ssm"])
 
 
 @pytest.mark.slow

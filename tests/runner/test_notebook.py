@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import mechint
 from mechint.report.results import RunResults
+from mechint.runner.notebook import task_config
 from mechint.tasks import Prompts, TaskConfig
 from mechint.utils.errors import MechintError
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
@@ -40,7 +43,9 @@ def test_prompts_of_lists() -> None:
     for change, words in (
         ({"tokens": [[1], [1, 2]]}, r"prompts of \[1, 2\] tokens"), ({"tokens": []}, "prompts of no tokens"),
         ({"answers": [1]}, "2 prompts and 1 answers"), ({"twins": [[1, 2, 3]] * 2}, "go together"),
-        ({"groups": [0, 0, 1]}, "2 prompts and 3 groups"),
+        ({"groups": [0, 0, 1]}, "2 prompts and 3 groups"), ({"answers": [-1, 7]}, "-1 is no token id"),
+        ({"answers": [7, 1.5]}, "1.5 is no token id"), ({"tokens": ["abc", "def"]}, "'a' is no token id"),
+        ({"answers": [True, 1]}, "True is no token id"),
     ):  # fmt: skip
         with pytest.raises(MechintError, match=words):
             Prompts.from_list(**{"tokens": [[1, 2, 3], [4, 5, 6]], "answers": [7, 8], **change})  # type: ignore[arg-type]
@@ -123,6 +128,45 @@ def test_bad_requests_are_one_line(name: str, task: Any, options: dict[str, Any]
     with pytest.raises(MechintError, match=words) as refused:
         mechint.analyse(trained(), name, task, output_dir=tmp_path / "run", **options)
     assert "\n" not in str(refused.value) and not (tmp_path / "run" / "results.json").exists()
+
+
+def test_numbers_of_torch_and_numpy_are_prompts_too(tmp_path: Path) -> None:
+    lines = [{"prompt": [k, 2, 3], "answer": 4, "subject": [0, 1]} for k in range(4)]
+    others = [{**line, "prompt": torch.tensor(line["prompt"]), "answer": np.int64(4)} for line in lines]
+    texts = [Path(task_config(task, tmp_path / str(k)).file).read_text() for k, task in enumerate((lines, others))]
+    assert texts[0] == texts[1] and [json.loads(line) for line in texts[0].splitlines()] == lines
+
+
+def test_a_home_directory_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    mechint.analyse(tiny_mamba(), "lens", TASK, output_dir="~/out", **{**SMALL, "controls": 0})
+    assert (tmp_path / "out" / "results.json").is_file() and not (tmp_path / "~").exists()
+    assert isinstance(mechint.results("~/out"), RunResults)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [(["The Tower"], "prompt 1 of the task is 'The Tower'; give the name of a task, a file"),
+     (None, "prompt 1 of the task is None"), (3, "prompt 1 of the task is 3"),
+     ({"prompt": "The Tower is", "answer": "in"}, "prompt is given, and the task is 'recall', which does not read it"),
+     ({"file": "facts.jsonl"}, "file is given, and the task is 'recall'"),
+     ({**TASK, "prompt": [1, 2]}, r"prompt is \[1, 2\]; it must be a text"),
+     ([{"prompt": [1, 2], "labels": {"a": {1}}}], "the prompts cannot be written as JSON")],
+)  # fmt: skip
+def test_a_task_that_would_be_another_one_is_refused(task: Any, words: str, tmp_path: Path) -> None:
+    """One prompt as a dictionary used to be passed over, and the task recall was analysed in its place."""
+    with pytest.raises(MechintError, match=words) as caught:
+        mechint.analyse(tiny_mamba(), "lens", task, output_dir=tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_output_directory_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(MechintError, match="can't be written to; choose another directory with output_dir"):
+        mechint.analyse(tiny_mamba(), "lens", TASK, output_dir=tmp_path / "out")
+    with pytest.raises(MechintError, match="no analysis 3; take"):
+        mechint.analyse(tiny_mamba(), 3, TASK)  # type: ignore[arg-type]
 
 
 def test_a_model_in_another_precision_is_told_how_to_load_it(tmp_path: Path) -> None:

@@ -247,6 +247,8 @@ def test_runs_and_artifacts_of_different_models_have_different_names() -> None:
     names = [wandb_run.run_name(f"{folder}/final_model_stepV0.pt", job) for folder in "ab" for job in ("ssm", "trace")]
     assert len(set(names)) == 4 and names[0] == "a/final_model_stepV0 ssm"
     assert wandb_run.run_name("state-spaces/mamba-1.4b-hf", "ssm") == "state-spaces/mamba-1.4b-hf ssm"
+    assert wandb_run.run_name("runs/m.ckpt", "ssm") == "runs/m ssm"
+    assert wandb_run.artifact_name("hub/Llama-3.2-1B", "ssm", "masks", "c" * 64).startswith("Llama-3.2-1B-ssm-masks-")
     artifacts = [wandb_run.artifact_name("x/model.pt", "ssm", "masks", digest * 64) for digest in "ab"]
     assert artifacts == ["model-ssm-masks-aaaaaaaaaaaa", "model-ssm-masks-bbbbbbbbbbbb"]
 

@@ -13,9 +13,9 @@ from mechint.analyses.base import analyses
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.tracing.analyzer import CausalTracer
 from mechint.analyses.tracing.options import TraceConfig
-from mechint.tasks import TaskConfig, make_task
+from mechint.tasks import TaskConfig, make_task, task_of
 from mechint.utils.errors import MechintError
-from tests.helpers.builders import tiny_mamba
+from tests.helpers.builders import tiny_gpt2, tiny_mamba
 
 WORDS = "The Tower is in city of Par ĠTower Ġis Ġin Ġcity Ġof ĠPar ĠRome ĠThe ĠTaj ĠMahal Colosseum Ġthe"
 
@@ -150,6 +150,10 @@ def test_groups_stay_in_one_half_and_are_what_intervals_are_over(tmp_path: Path)
 
 def test_halves_are_those_that_the_lines_name(tmp_path: Path) -> None:
     lines = [{**IDS, "prompt": [5, k, 8, 2], "split": "evaluation" if k % 4 else "discovery"} for k in range(8)]
+    for one, missing in (("evaluation", "discovery"), ("discovery", "evaluation")):  # was an error behind the work
+        with pytest.raises(MechintError, match=f"no line has the split {missing}; give some of the lines that split"):
+            task(tmp_path, *[{**line, "split": one} for line in lines])
+    assert len(task(tmp_path, lines[0]).groups(9, "evaluation", 0)[0]) == 1  # one prompt serves as both
     found = task(tmp_path, *lines)
     [discovery] = found.groups(99, "discovery", 0)
     assert sorted(discovery.tokens[:, 1].tolist()) == [0, 4]
@@ -178,6 +182,31 @@ def test_labels_and_roles_of_the_lines_are_those_of_their_prompts(tmp_path: Path
             assert labels["kind"][row] == ["a", "b"].index(said["kind"]) and labels["year"][row] == said["year"]
 
 
+def test_a_prompt_has_one_value_of_each_label_and_a_token_one_role(tmp_path: Path) -> None:
+    """Two lines of one prompt had both the labels and the roles of the last line."""
+    one = {**IDS, "labels": {"x": 0}, "roles": {"head": [0, 1]}}
+    with pytest.raises(MechintError, match=r"line 1 and .*line 3 have the same prompt and other labels"):
+        task(tmp_path, one, {**one, "prompt": [5, 3, 7, 2]}, {**one, "answer": 7, "labels": {"x": 1}})
+    with pytest.raises(MechintError, match="have the same prompt and other roles"):
+        task(tmp_path, one, {**one, "roles": {"head": [3, 4]}})
+    assert len(task(tmp_path, one, {**one, "answer": 7}).facts) == 2  # another answer is another question
+    with pytest.raises(MechintError, match="the role 'last token' has the name of one that every prompt has"):
+        task(tmp_path, {**one, "roles": {"last token": [0, 1]}})
+    with pytest.raises(MechintError, match="the roles 'a' and 'b' have a token in common"):
+        task(tmp_path, {**one, "roles": {"a": [0, 2], "b": [1, 3]}})
+    assert task(tmp_path, {**one, "roles": {"a": [0, 2], "b": [2, 3]}}).roles
+
+
+def test_prompts_longer_than_a_model_reads_are_named_with_their_line_before_any_work(tmp_path: Path) -> None:
+    task(tmp_path, IDS, {**IDS, "prompt": [5, *range(16)], "twin_prompt": [6, *range(16)]})
+    asked = TaskConfig(name="file", file=str(tmp_path / "facts.jsonl"))
+    with pytest.raises(MechintError, match=r"line 2: 17 positions are too many: this model has embeddings for 16"):
+        task_of(tiny_gpt2(), asked)
+    with pytest.raises(MechintError, match=r"task recall: prompts of 31 tokens: 31 positions are too many"):
+        task_of(tiny_gpt2(), TaskConfig(pairs=8, keys=8, values=8))
+    assert [task_of(model, asked).length for model in (tiny_gpt2(n_ctx=17), tiny_mamba())] == [17, 17]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"subject": [2, 2]}, r"the subject is \[2, 2\], and the prompt has 4 tokens"),
@@ -191,6 +220,10 @@ def test_labels_and_roles_of_the_lines_are_those_of_their_prompts(tmp_path: Path
      ({"labels": [1]}, r"labels is '?\[1\]"), ({"labels": {"a": None}}, "the label 'a' is"),
      ({"roles": {"a": "word"}}, r"the role 'a' is 'word'; give \[start, end\] in tokens"),
      ({"roles": {"a": [3, 9]}}, r"the role 'a' is \[3, 9\], and the prompt has 4 tokens"),
+     ({"twin_prompt": IDS["prompt"]}, "the twin has the tokens of its prompt"),
+     ({"group": "\ud800"}, "group has half a character"), ({"labels": {"\ud800": 1}}, "labels has half a character"),
+     ({"labels": {"a": "b\udfff"}}, "labels has half a character"),
+     ({"roles": {"\ud800": [0, 1]}}, "roles has half a character"),
      ({"grup": 1}, "did you mean group")],
 )  # fmt: skip
 def test_bad_values_of_the_newer_keys(change: dict[str, Any], words: str, tmp_path: Path) -> None:

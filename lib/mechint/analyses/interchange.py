@@ -65,6 +65,17 @@ def known(value: str, allowed: Sequence[str], what: str) -> None:
         raise MechintError(f"no {what} {value!r}{did_you_mean(value, allowed)}; take {', '.join(allowed)}")
 
 
+def twins_of(rows: Prompts) -> Tensor:
+    """The counterfactual twins of prompts, [n, L].
+
+    Raises:
+        MechintError: they have none.
+    """
+    if rows.twins is None:
+        raise MechintError("the corruption 'twin' needs counterfactual twins; choose noise or mean")
+    return rows.twins
+
+
 class Interchange:
     """Prompts of one length, each with its clean and its corrupted run; the last answer of each is what is measured.
 
@@ -114,9 +125,7 @@ class Interchange:
         if corruption.method == "none":
             return rows.tokens, []
         if corruption.method == "twin":
-            if rows.twins is None:
-                raise MechintError("the corruption 'twin' needs counterfactual twins; choose noise or mean")
-            return rows.twins, []
+            return twins_of(rows), []
         if corruption.method == "values":
             if not corruption.values:
                 raise MechintError(

@@ -25,7 +25,7 @@ from ..utils.options import Parser, add_flags, from_flags, integer, named
 from ..utils.plugins import broken
 from ..utils.version import __version__
 from .experiment import run_experiment
-from .preparation import on_this_machine
+from .preparation import check_read, on_this_machine
 from .request import DefconfigText, Experiment
 
 ONE_PROMPT: dict[str, Any] = {
@@ -160,13 +160,7 @@ def check_prompts_are_read(flags: argparse.Namespace, task: TaskConfig) -> None:
     others keeps its own, so that ``--no-trace`` needs no other flag.
     """
     configs = [from_flags(flags, analysis.config, name) for name, analysis in analyses().items()]
-    names = list(dict.fromkeys(asked(task, config).name for config in configs))
-    for source in ("file", "prompt"):
-        if getattr(task, source) and source not in names:
-            raise MechintError(
-                f"{named('task', source)} is given, and the task is {' and '.join(map(repr, names))}, which does not "
-                f"read it; set {named('task', 'name')} to {source!r}, or leave it out"
-            )
+    check_read(task, list(dict.fromkeys(asked(task, config).name for config in configs)))
 
 
 def name_it() -> str:

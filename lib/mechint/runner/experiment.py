@@ -17,6 +17,7 @@ from ..models.loading.load import find_devices
 from ..report.figure_style import formats_of, in_formats
 from ..report.finished import is_complete
 from ..utils import files, program, progress, wandb_run, workers
+from ..utils.checkpoint_step import name_of
 from ..utils.errors import MechintError, SaidElsewhere, say_failure
 from ..utils.options import named
 from ..utils.rundir import check_writable
@@ -36,9 +37,11 @@ def run_directories(
     """
     several = several or len(names) > 1
     single = checkpoints == [str(Path(run.checkpoint).expanduser())]  # ./m.pt is m.pt
-    labels = {checkpoint: "" if single else Path(checkpoint).stem for checkpoint in checkpoints}
-    if len(set(labels.values())) < len(labels):
-        labels = {c: f"{Path(c).parent.name}-{Path(c).stem}" for c in checkpoints}
+    labels = {checkpoint: "" if single else name_of(checkpoint) for checkpoint in checkpoints}
+    above = {c: [part for part in Path(c).parent.parts if part != Path(c).anchor] for c in checkpoints}
+    for depth in range(1, 1 + max(map(len, above.values()))):
+        if len(set(labels.values())) < len(labels):  # as many directories as tell them apart
+            labels = {c: "-".join((*parts[-depth:], name_of(c))) for c, parts in above.items()}
     if len(set(labels.values())) < len(labels):
         raise MechintError(f"{run.checkpoint}: two of the checkpoints would share a directory; name them apart")
     base = run.folder
@@ -162,7 +165,7 @@ def index(plans: list[Plan]) -> list[str]:
         return []
     asked = {directory: key for plan in plans for key, directory in plan.directories.items()}
     try:
-        say_index(Path(run.output_dir), run.folder, asked)
+        say_index(Path(run.output_dir).expanduser(), run.folder, asked)
     except Exception as error:
         say_failure(error, f"index of {run.output_dir}")
         return ["the index could not be written"]

@@ -12,22 +12,22 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..analyses.base import analyses, check_model
-from ..analyses.options import RunConfig
+from ..analyses.options import RunConfig, asked
 from ..interventions.model import Model, having
 from ..models.loading.load import load
 from ..report.results import RunResults
 from ..tasks import TaskConfig, task_of
 from ..utils import files
-from ..utils.errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, did_you_mean, shown
 from ..utils.options import check, options
-from ..utils.rundir import weights_digest
+from ..utils.rundir import check_writable, weights_digest
 from .one_analysis import analyse_one
-from .preparation import Prepared, check_one
+from .preparation import Prepared, check_one, check_read
 from .request import Experiment
 from .results import one
 
@@ -80,8 +80,11 @@ def analyse(
     config = analysis.config(**options)
     check(config, name)
     found = load(model) if isinstance(model, (str, Path)) else model
-    folder = Path(tempfile.mkdtemp(prefix=f"mechint_{name}_")) if output_dir is None else Path(output_dir)
+    folder = Path(tempfile.mkdtemp(prefix=f"mechint_{name}_")) if output_dir is None else Path(output_dir).expanduser()
+    check_writable(folder, "output_dir", dry=True)
     asks = task_config(task, folder)
+    check(asks, "task")
+    check_read(asks, [asked(asks, config).name])
     if reason := analysis.refuse(config, asks):
         raise MechintError(f"{analysis.title}: {reason}")
     check_model([analysis], found, found.source)
@@ -150,6 +153,24 @@ def task_config(task: Asked, folder: Path) -> TaskConfig:
                     f"a task has no option {option!r}{did_you_mean(str(option), known)}; it has {', '.join(known)}"
                 )
         return TaskConfig(**task)
+    lines = list(task) if isinstance(task, Iterable) else [task]
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, Mapping):
+            raise MechintError(
+                f"prompt {number} of the task is {shown(line)}; give the name of a task, a file, its options, or a "
+                "list of prompts as docs/tasks.md has them: [{'prompt': …, 'subject': …, 'answer': …}, …]"
+            )
+    try:
+        text = "".join(json.dumps(dict(line), default=plain) + "\n" for line in lines)
+    except (TypeError, ValueError) as error:
+        raise MechintError(f"the prompts cannot be written as JSON: {error}; give text, numbers and lists") from None
     folder.mkdir(parents=True, exist_ok=True)
-    path = files.write_text(folder / "prompts.jsonl", "".join(json.dumps(dict(line)) + "\n" for line in task))
+    path = files.write_text(folder / "prompts.jsonl", text)
     return TaskConfig(name="file", file=str(path))
+
+
+def plain(value: Any) -> Any:
+    """A tensor or an array as Python's lists and numbers, for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{shown(value)} is neither text nor a number")

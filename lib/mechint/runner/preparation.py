@@ -19,9 +19,11 @@ from ..models.loading.hub import cached
 from ..models.loading.load import find_devices, load
 from ..report.finished import edited, finished, is_complete, repeat
 from ..tasks import Task, task_of, tokenizer_of
+from ..tasks.config import TaskConfig
 from ..tasks.files.prompt_file import EVERY, FactFile
 from ..tasks.stored import check_loss
 from ..utils.errors import MechintError, NotAnswered
+from ..utils.options import named
 from ..utils.rundir import code_digest, weights_digest
 from ..utils.statistics import FEWEST
 from .request import Experiment
@@ -123,6 +125,16 @@ def loaders(
             f"an interval; give prompts of several, at least {FEWEST}"
         )
     return discovery, evaluation
+
+
+def check_read(task: TaskConfig, names: Sequence[str]) -> None:
+    """Raises :class:`MechintError` for a file or a prompt that none of the tasks that are asked, by name, reads."""
+    for source in ("file", "prompt"):
+        if getattr(task, source) and source not in names:
+            raise MechintError(
+                f"{named('task', source)} is given, and the task is {' and '.join(map(repr, names))}, which does not "
+                f"read it; set {named('task', 'name')} to {source!r}, or leave it out"
+            )
 
 
 def on_this_machine(checkpoint: str) -> str | None:

@@ -30,7 +30,7 @@ def results(path: str | Path) -> RunResults | ManyResults:
     Raises:
         MechintError: a file is missing, is not valid, or is not that of a finished run.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if place.name == RESULTS and place.is_file():
         return one(place.parent)
     if (place / RESULTS).is_file():

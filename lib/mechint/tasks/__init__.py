@@ -113,9 +113,14 @@ def task_of(model: Model, config: TaskConfig) -> Task:
     """The task that the options ask of a model, in the light of what its checkpoint says it was trained on.
 
     Raises:
-        MechintError: as for :func:`make_task`; or the options contradict what the checkpoint says.
+        MechintError: as for :func:`make_task`; the options contradict what the checkpoint says; or prompts are longer
+            than the model reads.
     """
     metadata, where = getattr(model, "metadata", None) or {}, str(getattr(model, "source", "the checkpoint"))
     task = make_task(as_stored(config, metadata, where), model.tokenizer, model.config.vocab_size)
     check_data(task, metadata, where)
+    try:
+        model.check_length(task.length)
+    except MechintError as error:
+        raise MechintError(f"task {task.name}: {task.longest()}: {error}") from None
     return task

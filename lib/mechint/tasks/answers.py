@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Prompts:
             groups: The cluster of each, which intervals are over; each prompt is its own by default.
 
         Raises:
-            MechintError: prompts differ in length, or lists in the number of prompts.
+            MechintError: prompts differ in length, or lists in the number of prompts; or what is given is no token id.
         """
         n, lengths = len(tokens), {len(row) for row in [*tokens, *(twins or ())]}
         if n == 0 or len(lengths) != 1:
@@ -65,6 +66,9 @@ class Prompts:
                 f"prompts of {sorted(lengths) or 'no'} tokens: all need one length, and at least one prompt; group "
                 "them by length, or write them to a file (docs/tasks.md)"
             )
+        ids = [token for row in [*tokens, *(twins or ()), answers, wrong or ()] for token in row]
+        if bad := [token for token in ids if not is_id(token)]:
+            raise MechintError(f"{shown(bad[0])} is no token id; give whole numbers from 0")
         given = {"answers": answers, "twins": twins, "wrong": wrong, "subject": subject, "groups": groups}
         for name, value in given.items():
             if value is not None and len(value) != n:
@@ -130,6 +134,14 @@ class Prompts:
             at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
             return (at >= self.subject[:, :1]) & (at < self.subject[:, 1:])
         return None if self.twins is None else self.tokens != self.twins
+
+
+def is_id(token: object) -> bool:
+    """True for a whole number from 0, of Python, NumPy or torch; -1 would be measured at another token."""
+    try:
+        return not isinstance(token, bool) and operator.index(token) >= 0  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def begun(prompts: Prompts, front: Sequence[int]) -> Prompts:

@@ -85,6 +85,10 @@ class Task(ABC):
             "choose the task and sizes that the model was trained on"
         )
 
+    def longest(self) -> str:
+        """Names the longest prompts, for messages."""
+        return f"prompts of {self.length} tokens"
+
     def sample(self, count: int, split: str, seed: int) -> Prompts:
         """``count`` prompts of a split, the same ones for the same seed.
 

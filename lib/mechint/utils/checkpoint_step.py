@@ -1,4 +1,4 @@
-"""The training step of a checkpoint: from the checkpoint itself, a file beside it, or its name."""
+"""The name of a checkpoint, and its training step: from the checkpoint itself, a file beside it, or its name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 from .errors import MechintError
 from .files import read_json
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
+"""Endings of the names of checkpoint files."""
 SAID = ("iter_num", "global_step", "step")
 """Entries of a trainer's checkpoint that hold its number of optimiser steps."""
 NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_]?(\d+)(?![^-_.])", re.IGNORECASE)
 """``checkpoint-500``, ``step000500.pt``, ``model_iter_500``; not the ``stepV1`` of an ablation study."""
+
+
+def name_of(checkpoint: str | Path) -> str:
+    """The name of a checkpoint: the last part of its path, of a file without its ending.
+
+    A directory's name, or a hub id's, may hold a dot that ends nothing: ``Llama-3.2-1B`` is no ``Llama-3``.
+    """
+    path = Path(checkpoint)
+    return path.stem if path.suffix in SUFFIXES else path.name
 
 
 def training_step(metadata: Mapping[str, Any], checkpoint: str) -> int | None:

@@ -32,9 +32,9 @@ class SaidElsewhere(MechintError):
     """A failure of work that several processes share, in those that leave it to the first one to say it."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or '' when nothing is close."""
-    close = difflib.get_close_matches(name[:LONG_WORD], list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:LONG_WORD], list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from .checkpoint_step import name_of
 from .errors import MechintError, did_you_mean
 
 CONNECT_SECONDS = 30.0
@@ -149,10 +150,10 @@ class Logged:
 def run_name(checkpoint: str, job: str) -> str:
     """``output_baseline/final_model_stepV0 ssm``: the checkpoint with its directory, and what is done with it."""
     path = Path(checkpoint)
-    shown = path.with_suffix("") if path.suffix in (".pt", ".pth", ".bin", ".gguf", ".safetensors") else path
+    shown = path.with_name(name_of(path)) if path.name else path
     return f"{'/'.join(part for part in shown.parts[-2:] if part not in ('/', '.', '..'))} {job}".strip()
 
 
 def artifact_name(checkpoint: str, job: str, kind: str, digest: str) -> str:
     """The name of an artifact: it tells what the weights are, so that two models share none."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{Path(checkpoint).stem}-{job}-{kind}")[:100] + f"-{digest[:12]}"
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{name_of(checkpoint)}-{job}-{kind}")[:100] + f"-{digest[:12]}"

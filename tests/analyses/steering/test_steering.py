@@ -360,6 +360,13 @@ def test_prompts_without_twins_are_refused() -> None:
         Steerer(model, SMALL).run_analysis(*sets)
 
 
+def test_rows_of_text_that_a_model_cannot_read_are_refused_before_any_work() -> None:
+    model = tiny_gpt2(vocab_size=256, n_ctx=24)  # its tokens are bytes, so that the rows are of a text
+    with pytest.raises(MechintError, match="32 positions are too many: this model has embeddings for 24"):
+        Steerer(model, dataclasses.replace(SMALL, text="usual")).check(*loaders())
+    Steerer(model, dataclasses.replace(SMALL, text="none")).check(*loaders())
+
+
 def test_a_site_that_the_property_has_not_reached_is_left_out_and_named(tmp_path: Path) -> None:
     """As below a layer that reads no further back than a window or a short convolution; the other sites stay."""
     model = tiny_mamba().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -29,7 +30,7 @@ from mechint.interventions.taps import Tap
 from mechint.report import log_wandb, write_report
 from mechint.runner.experiment import run_experiment
 from mechint.runner.request import Experiment
-from mechint.tasks import TaskConfig, make_task
+from mechint.tasks import Task, TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba
@@ -310,7 +311,7 @@ def test_a_corruption_that_does_not_hurt_is_reported() -> None:
     assert np.array(found["trace"]["directions"]["denoise"]["panels"][1]["p"]).min() == 1
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mamba().requires_grad_(False)
     with pytest.raises(MechintError, match=r"has no site 'pattern'.*it has resid_pre, norm"):
         CausalTracer(model, dataclasses.replace(SMALL, sites="pattern"))
@@ -319,6 +320,16 @@ def test_refusals(tmp_path: Path) -> None:
     assert "neither subjects nor" in str(refuse(SMALL, TaskConfig(name="text")))
     assert "no counterfactual twin" in str(refuse(SMALL, TaskConfig(name="prompt")))
     prompts = loaders(model, 4)[1].batches[0]
+    for changes, asks, line in (  # before any work: a dry run asks the same
+        ({"twins": None, "wrong": None}, {"corruption": "twin"}, "the corruption 'twin' needs counterfactual twins"),
+        ({"wrong": None}, {}, "logit_diff needs counterfactual twins"),
+        ({"twins": None, "subject": None}, {"corruption": "noise"}, "no subject and no counterfactual twins say what"),
+    ):
+        lacking = loaders(model, 4)
+        monkeypatch.setattr(lacking[1].task, "roles", functools.partial(Task.roles, lacking[1].task))
+        lacking[1].batches[0] = dataclasses.replace(prompts, **changes)
+        with pytest.raises(MechintError, match=line):
+            CausalTracer(model, dataclasses.replace(SMALL, **asks)).check(*lacking)
     with pytest.raises(MechintError, match="logit_diff needs counterfactual twins"):
         answer_metric("logit_diff", dataclasses.replace(prompts, wrong=None))
     with pytest.raises(MechintError, match=r"no metric 'logit_dif' .did you mean logit_diff"):

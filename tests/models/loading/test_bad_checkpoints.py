@@ -251,6 +251,28 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
     assert "none of them a checkpoint" in refusal(lambda: find_checkpoints(str(tmp_path / "*")))
 
 
+def test_links_to_nothing_are_named_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "step1.pt").touch()
+    (tmp_path / "last.pt").symlink_to("step2.pt")
+    for name in ("last.pt", "*.pt", ""):
+        assert "last.pt is a link to step2.pt, which is not there" in refusal(
+            lambda: find_checkpoints(str(tmp_path / name))  # noqa: B023
+        )
+    assert "is a link to step2.pt" in refusal(lambda: mechint.load(tmp_path / "last.pt"))
+    (tmp_path / "notes").symlink_to("nowhere")  # no checkpoint by its name
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").symlink_to("step1.pt")
+    assert len(find_checkpoints(str(tmp_path))) == 2
+
+
+def test_a_home_directory_in_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.pt").touch()
+    for name in ("~/m.pt", "~/*.pt", "~"):
+        assert find_checkpoints(name) == [str(tmp_path / "m.pt")]
+    assert "no checkpoint matches" in refusal(lambda: find_checkpoints("~no_such_user/*.pt"))
+
+
 def test_options(state: State) -> None:
     assert "did you mean float32" in refused(state, dtype="float23")
     assert "int8" in refused(state, dtype=torch.int8)

@@ -39,7 +39,7 @@ from . import once, results, stored
 from .contrasts import Property, Rows, property_of, read_prompts, rows_of
 from .measure import Found, find, pushed, removed, unsteered
 from .options import SteerConfig, refuse, strengths
-from .side_effects import unrelated
+from .side_effects import row_length, unrelated
 
 PLACES = {"answer": "the position that predicts the answer", "all": "every position"}
 
@@ -72,7 +72,9 @@ class Steerer(StagedAnalyzer[SteerConfig]):
         self.found: dict[str, dict[str, Any]] = {}
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses prompts without what the contrast or the metric needs."""
+        """Refuses prompts without what the contrast or the metric needs, and rows of text that are too long."""
+        if self.config.text != "none":
+            self.model.check_length(row_length(self.model, self.config, val_loader.task))
         for loader in (train_loader, val_loader):
             judged = property_of(self.config, train_loader, loader)
             if self.config.metric == "logit_diff" and any(batch.bad() is None for batch in judged.lacking):

@@ -16,6 +16,16 @@ READS = 256
 """The vocabulary of a model whose tokens are bytes."""
 
 
+def random_rows(model: Model, config: SteerConfig) -> bool:
+    """True if the rows are random tokens, because the model reads no text."""
+    return config.text == "usual" and model.tokenizer is None and model.config.vocab_size != READS
+
+
+def row_length(model: Model, config: SteerConfig, task: Task) -> int:
+    """The tokens of a row."""
+    return task.length if random_rows(model, config) else LENGTH
+
+
 def unrelated(model: Model, config: SteerConfig, task: Task, seed: int) -> tuple[Tensor | None, str]:
     """Rows of token ids [row, position], and what they are; None where side effects are not asked for.
 
@@ -24,8 +34,7 @@ def unrelated(model: Model, config: SteerConfig, task: Task, seed: int) -> tuple
     """
     if config.text == "none":
         return None, "not measured"
-    reads = model.tokenizer is not None or model.config.vocab_size == READS
-    if config.text == "usual" and not reads:
+    if random_rows(model, config):
         shape = (config.text_prompts, task.length)
         draw = generator("unrelated", seed)
         tokens = torch.randint(model.config.vocab_size, shape, generator=draw)

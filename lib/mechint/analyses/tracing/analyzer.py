@@ -34,9 +34,9 @@ from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
 from ..base import Analysis, Later, StagedAnalyzer
 from ..effect_tables import few_notes, table
-from ..interchange import Corruption, Interchange
+from ..interchange import Corruption, Interchange, twins_of
 from ..loader import PromptLoader
-from ..metrics import remedy
+from ..metrics import answer_metric, remedy
 from .options import TraceConfig, refuse
 from .panels import Panel, panels
 from .results import numbers
@@ -60,6 +60,14 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
         """True if the answers of a prompt are the tokens of one answer; the task says so."""
         self.effects: dict[str, Tensor] = {}
         self.examples: list[dict[str, Any]] = []
+
+    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
+        """Refuses prompts that do not say what they are about, or lack what the corruption or the metric needs."""
+        asked = val_loader.batches[0].last()
+        if self.config.corruption == "twin":
+            twins_of(asked)
+        answer_metric(self.config.metric, asked)
+        val_loader.task.roles(asked)
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Traces the prompts of ``val_loader``; returns the results."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...utils.checkpoint_step import SUFFIXES
 from ...utils.errors import MechintError, one_line, short
 from ...utils.files import check_regular, parse_json, read_json, reading, refuse_constant
 from ...utils.options import drawn_again
@@ -26,7 +27,6 @@ from .gguf import read_gguf
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The weights of a model directory, the first one there counts."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
 MASKS = "final_masks.pt"
 NOTES = "mechint"
 """The entry of a safetensors file's header in which our trainer tells the task, the options and the losses, as JSON."""
@@ -57,8 +57,13 @@ class Checkpoint:
 
 def is_checkpoint_file(path: Path) -> bool:
     """True if a file's name is that of a checkpoint, and not of masks or of a trainer's state to resume from."""
+    return has_name_of_checkpoint(path) and path.is_file()
+
+
+def has_name_of_checkpoint(path: Path) -> bool:
+    """True if a path ends like that of a checkpoint, and not like masks or a trainer's state to resume from."""
     listed = path.suffix in SUFFIXES and (path.suffix != ".bin" or path.name in WEIGHTS)  # others write .bin, too
-    return listed and path.name != MASKS and not path.name.endswith(".resume.pt") and path.is_file()
+    return listed and path.name != MASKS and not path.name.endswith(".resume.pt")
 
 
 def is_model_directory(path: Path) -> bool:

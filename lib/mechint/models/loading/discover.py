@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...utils.errors import MechintError
 from ...utils.files import natural_key
 from ...utils.options import named
-from .checkpoints import is_checkpoint_file, is_model_directory, refuse_masks
-from .hub import is_hub_id, path_exists, refuse_missing_path, todays_name
+from .checkpoints import has_name_of_checkpoint, is_checkpoint_file, is_model_directory, refuse_masks
+from .hub import at_home, is_hub_id, refuse_dangling, refuse_missing_path, todays_name
 
 
 def find_checkpoints(pattern: str) -> list[str]:
@@ -22,7 +23,7 @@ def find_checkpoints(pattern: str) -> list[str]:
     Raises:
         MechintError: nothing matches, or what does is a finished analysis.
     """
-    path = Path(pattern).expanduser() if path_exists(pattern) else Path(pattern)
+    path = at_home(pattern)
     if path.is_dir():
         return _in_directory(path)
     if path.is_file():
@@ -30,9 +31,7 @@ def find_checkpoints(pattern: str) -> list[str]:
         return [str(path)]
     if glob.has_magic(pattern):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        found = [
-            match for match in matches if is_checkpoint_file(match) or (match.is_dir() and is_model_directory(match))
-        ]
+        found = _checkpoints(matches)
         if found:
             return _sorted(found)
         if matches:
@@ -53,9 +52,7 @@ def _in_directory(path: Path) -> list[str]:
     if is_model_directory(path):
         return [str(path)]
     refuse_masks(path)
-    found = [
-        item for item in path.iterdir() if is_checkpoint_file(item) or (item.is_dir() and is_model_directory(item))
-    ]
+    found = _checkpoints(path.iterdir())
     if not found:
         what = (
             "a config.json but no weights"
@@ -64,6 +61,21 @@ def _in_directory(path: Path) -> list[str]:
         )
         raise MechintError(f"{path} holds {what}; name a file, a glob or a directory with {named('', 'checkpoint')}")
     return _sorted(found)
+
+
+def _checkpoints(paths: Iterable[Path]) -> list[Path]:
+    """Those of some paths that are checkpoints.
+
+    Raises:
+        MechintError: one has the name of a checkpoint and is a link to nothing, so that one would be missing unsaid.
+    """
+    found = []
+    for path in paths:
+        if is_checkpoint_file(path) or (path.is_dir() and is_model_directory(path)):
+            found.append(path)
+        elif has_name_of_checkpoint(path):
+            refuse_dangling(path)
+    return found
 
 
 def _sorted(paths: list[Path]) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...utils.checkpoint_step import SUFFIXES
 from ...utils.errors import MechintError, did_you_mean, short
 from ...utils.files import sha256
 from ...utils.options import named
 from ...utils.progress import Progress
-from .checkpoints import SUFFIXES, WEIGHTS, index_files, is_model_directory, weight_files
+from .checkpoints import WEIGHTS, index_files, is_model_directory, weight_files
 from .old_names import OLD_NAMES
 from .tokenizer import BESIDE, FILE, VOCABULARIES
 
@@ -41,6 +43,7 @@ def refuse_missing_path(name: str) -> None:
     ``output/modle`` is shaped like a hub id; but where a directory ``output`` is, a file in it was meant.
     """
     path = Path(name)
+    refuse_dangling(at_home(name))
     local = name.startswith(("~", "./", "../", "/")) or name.endswith("/")
     first = Path(path.parts[0]) if len(path.parts) > 1 else None
     if not local and first is not None and path_exists(first) and first.is_dir():
@@ -55,6 +58,24 @@ def path_exists(path: str | Path) -> bool:
         return Path(path).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, or no home directory
         return False
+
+
+def at_home(path: str | Path) -> Path:
+    """The path with ``~`` as the home directory; as it stands where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raises where a link stands that leads to nothing, or to itself."""
+    try:
+        if not path.is_symlink() or path.exists():
+            return
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return
+    raise MechintError(f"{short(path)} is a link to {short(os.readlink(path))}, which is not there; mend or delete it")
 
 
 def _close(path: Path) -> str:

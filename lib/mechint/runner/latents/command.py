@@ -15,6 +15,7 @@ from ...analyses.dictionaries.exchange.stored_latents import Latents, read_run
 from ...analyses.dictionaries.stored import load_given
 from ...models.loading.load import load
 from ...utils import files
+from ...utils.checkpoint_step import name_of
 from ...utils.errors import MechintError, did_you_mean, shown
 from ...utils.options import Parser, add_flags, flag, flag_lines, from_flags, option
 from ...utils.rundir import check_writable, weights_digest
@@ -97,7 +98,7 @@ def dashboards(config: LatentsConfig, output: Path) -> list[Path]:
             f"{flag('', 'names')}"
         )
     for latents in every:
-        model_id = config.model_id or Path(str(latents.raw["checkpoint"])).stem
+        model_id = config.model_id or name_of(str(latents.raw["checkpoint"]))
         place = output / latents.name
         some = write_dashboards(latents, place, model_id, config.set_id or latents.name, config.batch)
         print(f"{place}: {len(latents.features):,} features in {len(some)} files")

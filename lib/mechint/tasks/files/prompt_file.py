@@ -15,7 +15,7 @@ from ...models.loading.tokenizer import Encoded, Encoder, lacking
 from ...utils.errors import short
 from ...utils.options import named
 from ..answers import Prompts
-from ..base import Task, generator, mix
+from ..base import ROLES, Task, generator, mix
 from ..config import TaskConfig
 from .prompt_lines import HALVES, HINT, Line, Span, check_line, read_lines
 from .word_boundaries import places, space_between
@@ -93,6 +93,7 @@ class FactFile(Task):
         self.front = () if ids or self.encoder is None else self.encoder.front
         facts = [self.parse(line) for line in lines]
         self.check_names(facts)
+        self.check_same(facts)
         grouped = any(line.group is not None for line in lines)
         self.halves, self.one_subject = self.halves_of(facts, grouped)
         self.facts = facts if not self.one_subject else [replace(f, cluster=mix("prompt", *f.tokens)) for f in facts]
@@ -131,6 +132,10 @@ class FactFile(Task):
                         "prompts and answers are ids of the model's own tokens"
                     )
         return super().beyond(vocabulary)
+
+    def longest(self) -> str:
+        """Names the line with the longest prompt, and its answer so far where all of it is read."""
+        return max(self.facts, key=lambda fact: len(fact.read)).where
 
     def prompt_of(self, config: TaskConfig) -> Line:
         """The line that the options prompt, subject and answer are."""
@@ -171,6 +176,12 @@ class FactFile(Task):
                         f"{one.where} and {fact.where} are of one group and of different splits",
                         "keep a group in one split, or name other groups",
                     )
+            if missing := [half for half in HALVES if half not in said and len(facts) > 1]:
+                raise self.refuse(
+                    f"no line has the split {missing[0]}",
+                    "give some of the lines that split, or leave split out: an analysis that learns nothing then uses "
+                    "all of them",
+                )
             return [half for half in said if half is not None], False
         if grouped and len({fact.cluster for fact in facts}) == 1 and len(facts) > 1:
             raise self.refuse(
@@ -188,6 +199,18 @@ class FactFile(Task):
                     f"{fact.where} has no label {short(name, 60)!r}, and {names[name].where} has one",
                     "give all lines the same labels",
                 )
+
+    def check_same(self, facts: list[Fact]) -> None:
+        """Refuses two lines with the same tokens and other labels or roles: a prompt has one value of each."""
+        first: dict[tuple[int, ...], Fact] = {}
+        for fact in facts:
+            one = first.setdefault(tuple(fact.read), fact)
+            for what, mine, theirs in (("labels", fact.labels, one.labels), ("roles", fact.roles, one.roles)):
+                if dict(mine) != dict(theirs):
+                    raise self.refuse(
+                        f"{one.where} and {fact.where} have the same prompt and other {what}",
+                        "give them the same, or delete one of the lines",
+                    )
 
     def parse(self, line: Line) -> Fact:
         """The tokens of a line.
@@ -208,6 +231,7 @@ class FactFile(Task):
             ids, subject = prompt.ids, self.subject_of(line, prompt) if line.subject else None
             roles = {name: self.part_of(line, prompt, name, at) for name, at in line.roles.items()}
             answer = self.answer_of(line, line.prompt, str(line.answer), "answer")
+        self.check_roles(line, roles)
         twin, wrong = None, None
         if line.twin_prompt is not None and line.twin_answer is not None:
             if isinstance(line.twin_prompt, list):
@@ -219,6 +243,8 @@ class FactFile(Task):
                     f"{line.where}: the prompt has {len(ids)} tokens and its twin {len(twin)}",
                     "a counterfactual twin must have as many",
                 )
+            if twin == ids:
+                raise self.refuse(f"{line.where}: the twin has the tokens of its prompt", "choose another twin")
             if isinstance(line.twin_answer, list):
                 wrong = line.twin_answer[0]
             else:
@@ -296,6 +322,22 @@ class FactFile(Task):
                 )
             return self.tokens_of(line, prompt, (found[0], found[0] + len(at)), at, what)
         return self.tokens_of(line, prompt, at, list(at), what)
+
+    def check_roles(self, line: Line, roles: Mapping[str, Span]) -> None:
+        """Refuses two roles of one token, and a role with the name of one that every task has."""
+        for name, (start, end) in roles.items():
+            if name in ROLES:
+                raise self.refuse(
+                    f"{line.where}: the role {name!r} has the name of one that every prompt has",
+                    f"choose another name than {', '.join(ROLES)}",
+                )
+            for other, (low, high) in roles.items():
+                if other != name and start < high and low < end:
+                    raise self.refuse(
+                        f"{line.where}: the roles {short(repr(name), 60)} and {short(repr(other), 60)} have a token in "
+                        "common",
+                        "give each token one role",
+                    )
 
     @property
     def choice(self) -> str:

@@ -191,6 +191,9 @@ def check_rest(where: str, said: Mapping[str, Any], refuse: Refusal) -> None:
     for key in ("labels", "roles"):
         if key in said and not isinstance(said[key], dict):
             raise refuse(f"{where}: {key} is {short(said[key], 60)!r}", "give an object of names and values")
+    for key in ("group", "labels", "roles"):
+        if any(0xD800 <= ord(character) < 0xE000 for character in json.dumps(said.get(key), ensure_ascii=False)):
+            raise refuse(f"{where}: {key} has half a character (a lone surrogate)", "write it again")
     for name, value in said.get("labels", {}).items():
         if type(value) not in (str, int):
             raise refuse(
