@@ -72,6 +72,20 @@ def test_the_control_token_is_the_nearest_that_differs() -> None:
         distance([same])
 
 
+@pytest.mark.parametrize("task", ["recall", "selective_copy", "induction"])
+def test_control_labels_hang_on_the_token_at_the_answer_that_is_probed(task: str) -> None:
+    """These tasks ask several times in a prompt, and sites are read where the last answer is predicted."""
+    learnt, _ = loaders(task=TaskConfig(name=task, pairs=3, keys=12, values=12, length=12))
+    back = distance(learnt.batches)
+    expected, others = [], []
+    for batch in learnt.batches:
+        assert batch.positions.shape[1] > 1
+        for row in range(len(batch)):
+            expected.append(int(batch.tokens[row, int(batch.positions[row].max()) - back]))
+            others.append(int(batch.tokens[row, int(batch.positions[row].min()) - back]))
+    assert types(learnt.batches, back).tolist() == expected != others
+
+
 def test_a_label_that_is_always_the_same_has_no_control() -> None:
     kinds = np.arange(6)
     with pytest.raises(MechintError, match="so frequent that no control labeling has two"):
