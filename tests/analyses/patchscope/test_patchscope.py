@@ -25,7 +25,16 @@ from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import Place, places, scores
 from mechint.analyses.patchscope.report import continuations, lead, shuffled_better, side
 from mechint.analyses.patchscope.results import best_of, quantities
-from mechint.analyses.patchscope.targets import PAIRS, Target, fixed_target, pairs, partners, read_text, sources
+from mechint.analyses.patchscope.targets import (
+    PAIRS,
+    Target,
+    fixed_target,
+    pairs,
+    partners,
+    read_text,
+    sharing,
+    sources,
+)
 from mechint.interventions import continuations as continuing
 from mechint.interventions import sweep as sweeping
 from mechint.report import write_report
@@ -242,14 +251,27 @@ def test_shuffled_weights_are_read_in_the_same_way() -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20), st.integers(0, 9))
 def test_partners_have_another_template_and_look_for_another_token(kinds: list[tuple[int, int]], seed: int) -> None:
     clusters, ids = torch.tensor(kinds).T
-    found = partners(clusters, ids, 3, seed, "a draw")
+    found = partners(clusters, ids[:, None], 3, seed, "a draw")
     possible = all(any(a != c and b != d for c, d in kinds) for a, b in kinds)
     assert (found is not None) is possible
     if found is not None:
         assert found.shape == (3, len(kinds))
         assert bool((clusters[found] != clusters).all()) and bool((ids[found] != ids).all())
-        again = partners(clusters, ids, 3, seed, "a draw")
+        again = partners(clusters, ids[:, None], 3, seed, "a draw")
         assert again is not None and torch.equal(found, again)
+
+
+def test_a_prompt_that_accepts_a_common_answer_is_no_other_prompt() -> None:
+    """Sets by hand: what a prompt is put beside must not be a prompt whose representation may say its answer."""
+    accepted = [{5, 6}, {5}, {6, 7}, {8}, {8, 9}, {7, 5}]
+    ids = torch.tensor([sorted(one) + [-1] * (2 - len(one)) for one in accepted])
+    by_hand = [[bool(one & other) for other in accepted] for one in accepted]
+    assert sharing(ids).tolist() == by_hand
+    found = partners(torch.arange(6), ids, 40, 0, "a draw")
+    assert found is not None
+    for prompt, drawn in enumerate(found.T.tolist()):
+        assert set(drawn) == {other for other in range(6) if not accepted[prompt] & accepted[other]}
+    assert partners(torch.arange(6), torch.cat([ids, torch.full((6, 1), 4)], 1), 1, 0, "a draw") is None
 
 
 def test_pairs_of_equal_tokens_are_of_the_prompts() -> None:
