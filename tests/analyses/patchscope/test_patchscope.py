@@ -18,6 +18,7 @@ from torch import Tensor
 import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.options import RunConfig
 from mechint.analyses.patchscope import grid, reading
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.grid import together
@@ -34,13 +35,15 @@ from mechint.analyses.patchscope.targets import (
     read_text,
     sharing,
     sources,
+    subject_end,
 )
 from mechint.interventions import continuations as continuing
 from mechint.interventions import sweep as sweeping
 from mechint.report import write_report
 from mechint.report.content import Table
 from mechint.report.control import better_shuffled, control_findings
-from mechint.tasks import TaskConfig, make_task
+from mechint.runner.preparation import loaders as runner_loaders
+from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
@@ -272,6 +275,24 @@ def test_a_prompt_that_accepts_a_common_answer_is_no_other_prompt() -> None:
     for prompt, drawn in enumerate(found.T.tolist()):
         assert set(drawn) == {other for other in range(6) if not accepted[prompt] & accepted[other]}
     assert partners(torch.arange(6), torch.cat([ids, torch.full((6, 1), 4)], 1), 1, 0, "a draw") is None
+
+
+def test_what_a_prompt_is_about_is_not_looked_for_behind_its_answer() -> None:
+    """A whole answer of two tokens, the second of which differs from the twin's, too: the subject stands before."""
+    here = torch.tensor([[4, 5, 1, 7, 8], [4, 6, 1, 7, 9]])
+    asked = Prompts(
+        here, torch.tensor([[2, 3], [2, 3]]), here[:, 3:], torch.tensor([[4, 9, 1, 7, 1], [3, 6, 1, 2, 1]]), None,
+        torch.arange(2), whole=True,
+    )  # fmt: skip
+    assert subject_end(asked, make_task(TASK)).tolist() == [1, 0]
+
+
+def test_prompts_of_one_template_are_read_without_intervals() -> None:
+    run = RunConfig(checkpoint="none", output_dir="none")
+    task = make_task(TASK)
+    few = PromptLoader(task, "evaluation", 1, 1, 0)
+    config = dataclasses.replace(SMALL, eval_prompts=1)
+    assert runner_loaders(run, ANALYSIS, config, task)[1].templates().tolist() == few.templates().tolist()
 
 
 def test_pairs_of_equal_tokens_are_of_the_prompts() -> None:
