@@ -19,6 +19,7 @@ import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.options import RunConfig
+from mechint.analyses.patchscope import analyzer as scopes
 from mechint.analyses.patchscope import grid, reading
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.grid import together
@@ -416,6 +417,24 @@ def test_prompts_of_one_answer_have_no_other() -> None:
     assert any("look for one token" in note for note in raw["notes"])
     with pytest.raises(MechintError, match="no other prompt of another template"):
         Scope(net, dataclasses.replace(SMALL, scored="answer", target="other")).run_analysis(learnt, asked)
+
+
+def test_an_example_shows_what_its_own_prompt_says_from_the_first_layer_it_is_put_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Symbols of a task stand apart, with a space between them. The continuations are numbered tokens."""
+    learnt, asked = loaders()
+
+    def continued(net: Any, places: Any, sets: Any, values: Any, count: int, memory: float) -> dict[str, Tensor]:
+        return {place.site: torch.arange(2 * 12 * count).view(2, 12, count) % 16 for place in places}
+
+    monkeypatch.setattr(scopes, "continued", continued)
+    scope = Scope(model(), dataclasses.replace(SMALL, into="all", sites="resid_post", examples=3, generate=3))
+    scope.run_analysis(learnt, asked)
+    assert len(scope.examples) == 3
+    for row, example in enumerate(scope.examples):
+        said = " ".join(asked.task.decode((3 * row + k) % 16) for k in range(3))
+        assert example["generated"] == {f"layers.{layer}.resid_post": said for layer in range(2)}
 
 
 def test_continuations_come_in_the_order_of_the_layers_though_the_file_sorts_names() -> None:
