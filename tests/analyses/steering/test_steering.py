@@ -385,7 +385,7 @@ def test_p_of_every_strength_beside_the_draws_by_hand() -> None:
     random = np.random.default_rng(0)
     prompts, draws, strengths_ = 6, 9, (-1.0, 2.0)
     lacks = random.normal(size=prompts)
-    pushed_ = lacks + np.array([[-0.6], [0.9]]) + random.normal(0, 0.1, (2, prompts))
+    pushed_ = lacks + np.array([[-0.2], [0.25]]) + random.normal(0, 0.1, (2, prompts))
     others = lacks + random.normal(0, 0.5, (draws, 2, prompts))
     stage = {"pushed": torch.from_numpy(pushed_), "others": torch.from_numpy(others)}
     bootstrap = ClusterBootstrap(range(prompts), 50, 0)
