@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechint.analyses import effect_tables
-from mechint.analyses.effect_tables import correlation, few_notes, plain, ratio, table
+from mechint.analyses.effect_tables import correlation, few_notes, plain, ratio, shareless, table
 from mechint.utils.statistics import ClusterBootstrap
 
 
@@ -30,6 +30,32 @@ def test_shares_are_of_the_total_of_the_prompts_that_have_the_cell(monkeypatch: 
     again = ratio(bootstrap, cells, there, total)
     for one, other in zip(again, (shares, low, high, p), strict=True):
         assert one == pytest.approx(other, nan_ok=True)
+
+
+def test_a_cell_whose_own_prompts_may_have_no_effect_has_no_share() -> None:
+    """The total effect of 24 prompts is certainly above zero, that of the first six may be nothing: 0.5 of it is no
+    3535 %. A cell of the other 18 prompts, and one of all, have the shares of a plain loop."""
+    random = np.random.default_rng(0)
+    total = np.where(np.arange(24) < 6, random.normal(0.01, 0.05, 24), 2 + random.normal(0, 0.1, 24))
+    cells = random.normal(0.5, 0.1, (24, 1, 1, 4))
+    cells[6:, ..., 1], cells[:6, ..., 2], cells[:, ..., 3] = np.nan, np.nan, np.nan
+    bootstrap, there = ClusterBootstrap(range(24), 200, 0), ~np.isnan(cells)
+    assert bootstrap.interval(lambda mean: mean, total)["low"] > 0
+    found = ratio(bootstrap, cells, there, total)
+    by_hand = []
+    for cell in (0, 2):
+        own = [k for k in range(24) if not math.isnan(cells[k, 0, 0, cell])]
+        by_hand.append(sum(cells[k, 0, 0, cell] for k in own) / sum(total[k] for k in own))
+    assert found[0][0, 0, [0, 2]] == pytest.approx(by_hand)
+    assert all(np.isfinite(part[0, 0, [0, 2]]).all() and np.isnan(part[0, 0, [1, 3]]).all() for part in found)
+    [note] = shareless(there, found[0])
+    assert note.startswith("1 cell has no number") and shareless(there[..., [0, 2]], found[0][..., [0, 2]]) == []
+    assert np.isfinite(ratio(bootstrap, cells, there, None)[0][0, 0, :3]).all()  # an effect that is no share stays
+    # without intervals the number itself is what can be said: below zero there is no share, above there is
+    few = ClusterBootstrap(np.arange(24) % 3, 200, 0)
+    for sign, known in ((-1.0, False), (1.0, True)):
+        ends = np.where(np.arange(24) < 6, sign * 0.1, total)
+        assert np.isfinite(ratio(few, cells, there, ends)[0][0, 0, 1]) == known
 
 
 def test_estimates_are_correlated_over_the_answered_prompts_of_all_batches() -> None:

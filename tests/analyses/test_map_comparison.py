@@ -90,6 +90,17 @@ def test_shares_are_divided_by_the_total_of_the_same_prompts() -> None:
     assert found.cells[1].n == 11
 
 
+def test_a_cell_whose_own_prompts_may_have_no_effect_is_not_compared() -> None:
+    """Four of the twelve prompts have nearly no total effect, and one cell is theirs alone."""
+    total = np.where(np.arange(12) < 4, [0.01, -0.01, 0.02, -0.01] * 3, 2.0)
+    effects = 1 + noise(5, 0.1)
+    effects[4:, 2] = np.nan
+    [found] = compared(one_map(effects, total=total), one_map(effects + 1, total=np.full(12, 2.0)))
+    assert [(cell.layer, cell.name) for cell in found.cells] == [cell for k, cell in enumerate(CELLS) if k != 2]
+    [found] = compared(one_map(effects), one_map(effects + 1))
+    assert [(cell.layer, cell.name) for cell in found.cells] == CELLS
+
+
 def test_common_cells_are_found_by_their_names_and_others_left_out() -> None:
     first, second = noise(9), noise(10)
     order = [5, 0, 3]

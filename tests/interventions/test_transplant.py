@@ -35,6 +35,9 @@ def test_a_transplanted_memory_makes_the_donor_s_continuation() -> None:
         ({"memory": ["readout"]}, "keeps no memory 'readout'"),
         ({"from_position": 9}, "position 9 does not exist in the donor"),
         ({"position": 9}, "position 9 does not exist"),
+        ({"position": 5}, "position 5 does not exist in the donor; it has 5"),
+        ({"position": 5, "from_position": 4}, "position 5 does not exist in the receiver; it has 5"),
+        ({"position": -6, "from_position": 4}, "position -6 does not exist in the receiver"),
     ],
 )
 def test_transplants_that_make_no_sense(options: dict[str, Any], message: str) -> None:

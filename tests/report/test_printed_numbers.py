@@ -17,6 +17,7 @@ import torch
 from mechint.analyses import unit_effects
 from mechint.analyses.circuits.bench import METRICS
 from mechint.analyses.circuits.evidence import Evidence, share_needed
+from mechint.analyses.circuits.results import beside_small_effect
 from mechint.analyses.comparison.analyzer import scaled
 from mechint.analyses.comparison.cost import parameters
 from mechint.analyses.comparison.differences import compare
@@ -30,9 +31,11 @@ from mechint.analyses.study import ablation_tests as necessity
 from mechint.analyses.study import claims as claims_
 from mechint.analyses.study import steps_controls as study_controls
 from mechint.analyses.study import steps_discovery as study_discovery
+from mechint.analyses.study.report import interval as in_study
 from mechint.analyses.tracing import results as trace_results
 from mechint.analyses.tracing.panels import Panel
 from mechint.ground_truth import score_units
+from mechint.report.words import percent, percents
 from mechint.scorecard.dictionaries import recovery
 from mechint.scorecard.summary import by_chance, least_and_most, rate
 from mechint.utils import multiple_tests, statistics
@@ -46,6 +49,7 @@ from mechint.utils.statistics import (
     jaccard,
     number,
     said,
+    said_share,
     stability,
 )
 
@@ -61,6 +65,46 @@ def test_numbers() -> None:
     assert said(number(0.9123, 0.8741, 0.9502, 5, "")) == "0.912 [0.874, 0.950]"
     assert said(alone(0.5, 3, "template")) == "0.500 (one template: no interval)"
     assert said(exact(3), ".0f") == "3 (exact count)"
+
+
+def test_a_share_of_many_times_the_whole_is_written_as_a_multiple_with_all_that_stands_beside_it() -> None:
+    """Per cent read well up to ten times the whole; a number and the edges of its interval have one form."""
+    assert [percent(share) for share in (0.5, -9.99, 10.0, 10.01, -32.96)] == [
+        "50.0 %", "−999.0 %", "1000.0 %", "10.0 times the whole", "−33.0 times the whole"
+    ]  # fmt: skip
+    assert percents(0.5, 0.25, 0.75) == ("50.0 %", "[25.0, 75.0]")
+    assert percents(0.5, -11.0, 12.0) == ("0.5 times the whole", "[−11.0, 12.0]")
+    assert percents(0.5, math.nan, math.nan) == ("50.0 %", "(no interval)")
+    assert said(number(-32.96, -33.4, -32.5, 8, ""), ".0%") == "-33.0 [-33.4, -32.5] times the whole"
+    assert said(number(0.5, -0.5, 12.0, 8, ""), ".0%") == "0.5 [-0.5, 12.0] times the whole"
+    assert said(number(0.5, 0.25, 0.75, 8, ""), ".0%") == "50% [25%, 75%]"
+    assert said(number(-32.96, -33.4, -32.5, 8, "")) == "-32.960 [-33.400, -32.500]"
+    assert said(alone(-32.96, 1, "prompt"), ".0%") == "-33.0 (one prompt: no interval) times the whole"
+    assert [said_share(share) for share in (0.5, -32.96)] == ["50%", "-33.0 times the whole"]
+    assert in_study(number(-32.96, -33.4, -32.5, 8, ""), ".1%") == "-33.0 times the whole [-33.4, -32.5]"
+    assert in_study(number(0.5, 0.25, 0.75, 8, ""), ".1%") == "50.0% [25.0%, 75.0%]"
+    assert in_study(number(12.0, 11.0, 13.0, 8, ""), ".2g") == "12 [11, 13]"
+
+
+def test_what_many_times_the_effect_is_in_the_metric_itself() -> None:
+    """0.098 nats without any unit and 0 in the whole model: a share of -33 is 0.098 + 33 times 0.098 nats."""
+    metrics = {
+        "metric_full": alone(0.0, 8, ""), "metric_empty": alone(0.098, 8, ""), "faithfulness": alone(0.9, 8, ""),
+        "mask_on_random_weights": alone(-33.0, 8, ""), "mask_for_exchanged_answers": alone(-40.0, 8, ""),
+    }  # fmt: skip
+    [note] = beside_small_effect({"metrics": metrics, "metric": "kl"})
+    assert "the metric kl is 0 in the whole model and 0.098 with every unit dropped" in note
+    assert "; the mask on random weights 3.33 (nats)." in note  # 0.098 · 34
+    metrics["mask_on_random_weights"] = alone(-9.0, 8, "")
+    assert beside_small_effect({"metrics": metrics, "metric": "kl"}) == []
+    metrics["faithfulness_random"] = alone(21.0, 8, "")
+    [note] = beside_small_effect(
+        {
+            "metrics": metrics | {"metric_full": alone(0.5, 8, ""), "metric_empty": alone(0.25, 8, "")},
+            "metric": "accuracy",
+        }
+    )
+    assert note.startswith("Shares of many times the whole") and "the median of the random circuits 5.5. Read" in note
 
 
 def test_sets() -> None:

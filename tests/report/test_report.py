@@ -150,8 +150,11 @@ def test_numbers_are_written_as_what_they_are(tiny: Path) -> None:
         2e-4: "0.020 %",
     }
     assert {share: percent(share) for share in written} == written
-    assert amount("kl", 0.1184, results) == "0.1184 nats" and amount("metric_empty", 3.04, results) == "3.04 nats"
-    assert amount("units_kept", 36864, results) == "36,864"
+    one = lambda name, measured: amount(name, Value(measured, measured, measured, 1), results)
+    assert one("kl", 0.1184) == "0.1184 nats" and one("metric_empty", 3.04) == "3.04 nats"
+    assert one("units_kept", 36864) == "36,864"
+    assert amount("faithfulness", Value(0.9, -12.0, 13.0, 5), results) == "0.9 times the whole"
+    assert interval("faithfulness", Value(0.9, -12.0, 13.0, 5), results) == "[−12.0, 13.0]"
     assert interval("faithfulness", Value(0.9, 0.85, 0.95, 5), results) == "[85.0, 95.0]"
     assert interval("units_kept", Value(16, 16, 16, 1), results) == "–"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..utils.multiple_tests import max_t_of
+from ..utils.multiple_tests import max_t_of, over_present
 from ..utils.statistics import (
     FEW,
     FEWEST,
@@ -110,13 +110,46 @@ def ratio(
 
     ``means`` and ``present`` [prompt, panel, layer, role], ``total`` [prompt] or None for a division by 1. Returns the
     ratios, both edges of their intervals and their p-values, adjusted for all cells (:mod:`.multiple_tests`); each
-    [panel, layer, role], NaN where no prompt has the cell, and all but the ratio where too few clusters do.
+    [panel, layer, role], NaN where no prompt has the cell or :func:`with_effect` leaves it out, and all but the ratio
+    where too few clusters do.
     """
     weight = np.ones(len(means)) if total is None else total
     flat, there = np.nan_to_num(means).reshape(len(means), -1), present.reshape(len(means), -1)
+    there = with_effect(bootstrap, there, total)
+    flat = np.where(there, flat, 0.0)
     edges = over_cells(bootstrap, np.divide, [flat, there * weight[:, None]], there)
     point, low, high, p = (side.reshape(means.shape[1:]) for side in edges)
     return point, low, high, p
+
+
+def with_effect(bootstrap: ClusterBootstrap, present: NDArray[np.bool_], total: Array | None) -> NDArray[np.bool_]:
+    """``present`` [prompt, cell] without the cells of which there is no share: those of some prompts alone whose own
+    total effect is not certainly above zero, though that of all prompts is. An effect divided by nearly nothing would
+    be the largest of a map.
+
+    Args:
+        total: The total effect, [prompt]; None where effects are no shares, and every cell stays.
+    """
+    some = ~present.all(0) & present.any(0)
+    if total is None or not some.any():
+        return present
+    alike, at = np.unique(present[:, some], axis=1, return_inverse=True)  # many cells are of the same prompts
+    point, low, _ = bootstrap.estimate(over_present, alike * total[:, None], alike.astype(np.float64), present=alike)
+    kept = present.copy()
+    kept[:, some] &= (np.where(np.isnan(low), point, low) > 0)[at.reshape(-1)]
+    return kept
+
+
+def shareless(present: NDArray[np.bool_], values: Array) -> list[str]:
+    """A note on the cells that :func:`with_effect` left out; ``present`` [prompt, …], ``values`` […]."""
+    count = int((present.any(0) & np.isnan(values)).sum())
+    if not count:
+        return []
+    cells = "1 cell has" if count == 1 else f"{count} cells have"
+    return [
+        f"{cells} no number: the total effect of the few prompts with such tokens may be nothing, so there is no share "
+        f"of it"
+    ]
 
 
 def over_cells(

@@ -20,7 +20,7 @@ from ..report import figure_style as style
 from ..report.content import Figure, Section, between, figure, table_section
 from ..report.words import chance, number, value_cells
 from ..utils.statistics import FEWEST, Array, ClusterBootstrap, Number, pearson_along, ranks
-from .effect_tables import over_cells
+from .effect_tables import over_cells, with_effect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,6 +123,11 @@ def compared(one: Measured, other: Measured) -> list[MapPair]:
     for first, second in maps:
         place = {cell: k for k, cell in enumerate(second.cells)}
         common = [(k, place[cell]) for k, cell in enumerate(first.cells) if cell in place]
+        for side, (measured, each) in enumerate(((one, first), (other, second))):
+            has = ~np.isnan(each.effects[both[measured.answered]][:, [pair[side] for pair in common]])
+            total = None if measured.total is None else measured.total[both[measured.answered]]
+            kept_cells = with_effect(bootstrap, has, total).any(0) == has.any(0)
+            common = [pair for pair, kept in zip(common, kept_cells, strict=True) if kept]
         labels.append([first.cells[k] for k, _ in common])
         for side, (measured, each) in enumerate(((one, first), (other, second))):
             kept = both[measured.answered]

@@ -6,8 +6,10 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import floor, inf, log10
+from math import floor, inf, isnan, log10
 from typing import Any
+
+from ..utils.statistics import MANY_TIMES
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -28,13 +30,28 @@ class Linked:
     address: str
 
 
-def percent(share: float) -> str:
-    """0.9634 is ``96.3 %``; below 1 % two significant digits, and what is within rounding of nothing is ``0.0 %``."""
+def percent(share: float, beside: Iterable[float | None] = ()) -> str:
+    """0.9634 is ``96.3 %``; below 1 % two significant digits, and what is within rounding of nothing is ``0.0 %``.
+
+    -32.96 is ``−33.0 times the whole``: so is every share of which itself, or a number that stands ``beside`` it, such
+    as an edge of its interval, is beyond :data:`~mechint.utils.statistics.MANY_TIMES`.
+    """
+    if any(abs(each) > MANY_TIMES for each in (share, *beside) if each is not None):
+        return f"{fixed(share, 1)} times the whole"
     size = abs(100 * share)
     if size < 1e-4:
         return "0.0 %"
     digits = f"{size:.1f}" if size >= 0.995 else f"{size:.{1 - floor(log10(size))}f}"
     return f"{MINUS if share < 0 else ''}{digits} %"
+
+
+def percents(value: float, low: float, high: float) -> tuple[str, str]:
+    """A share and its interval: ``96.3 %`` and ``[95.1, 97.2]``, or ``−33.0 times the whole`` and ``[−33.4, −32.6]``;
+    NaN edges are no interval."""
+    if isnan(low) or isnan(high):
+        return percent(value), "(no interval)"
+    shown, *edges = (percent(each, (value, low, high)) for each in (value, low, high))
+    return shown, f"[{', '.join(edge.split(' ')[0] for edge in edges)}]"
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -33,6 +33,10 @@ ROOM = 2**22
 SMALLEST_ERROR = 0.3
 """The least standard error of a draw, as a share of the sample's."""
 
+MANY_TIMES = 10.0
+"""Shares of more than so many times the whole, of either sign, are written as multiples of it: what they are a share of
+is small beside what is compared with it, and hundreds of per cent hide that."""
+
 UNADJUSTED = "; of each cell alone, while p is adjusted for all of them"
 """The note that pages and terminals print beside the intervals of cells chosen among many."""
 
@@ -60,13 +64,23 @@ def certain(found: Number) -> bool:
 
 
 def said(found: Number, form: str = ".3f") -> str:
-    """``0.912 [0.874, 0.950]``, or why there is no interval or one without width; for terminals and notes."""
+    """``0.912 [0.874, 0.950]``, or why there is no interval or one without width; for terminals and notes.
+
+    A form in per cent becomes ``-33.0 [-33.4, -32.6] times the whole`` where one of them is beyond :data:`MANY_TIMES`.
+    """
+    if form.endswith("%") and max(abs(float(found[key] or 0.0)) for key in ("value", "low", "high")) > MANY_TIMES:
+        return f"{said(found, '.1f')} times the whole"
     value = f"{found['value']:{form}}"
     if found["low"] is None:
         return f"{value} ({found.get('interval', 'no interval')})"
     if found["low"] == found["high"]:
         return f"{value} ({found.get('interval', 'exact')})"
     return f"{value} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def said_share(share: float, form: str = ".0%") -> str:
+    """A share without an interval, as :func:`said` writes it."""
+    return f"{share:.1f} times the whole" if abs(share) > MANY_TIMES else f"{share:{form}}"
 
 
 def effective(sizes: Array) -> Array:

@@ -48,6 +48,11 @@ def test_tokenizers_and_prompts_are_known_by_their_contents() -> None:
     batch = lambda *rows: SimpleNamespace(tokens=torch.tensor(rows), answers=torch.tensor(rows)[:, :1])
     one: Any = [batch([1, 2], [3, 4])]
     assert prompts_of(one) == prompts_of([batch([1, 2], [3, 4])]) != prompts_of([batch([1, 2], [3, 5])])  # type: ignore[arg-type]
+    dealt: Any = [batch([1, 2]), batch([3, 4])]
+    mixed: Any = [batch([1, 2]), batch([5, 6, 7]), batch([3, 4])]
+    assert prompts_of(dealt) == prompts_of(one) != prompts_of(mixed)  # batches are how prompts are dealt out
+    assert prompts_of(mixed) == prompts_of([*one, batch([5, 6, 7])])
+    assert prompts_of(dealt[::-1]) != prompts_of(one)
     other = batch([1, 2], [3, 4])
     other.answers = other.answers + 1
     assert prompts_of([other]) != prompts_of(one)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from mechint.analyses.editing.maps import WeightMap, changed, maps_of
 from mechint.analyses.editing.moments import Moments, check_enough, moment, text_batches
 from mechint.analyses.editing.options import EditConfig
 from mechint.analyses.editing.requests import Asked, Request, request_of, requests_of, with_prefixes
-from mechint.analyses.editing.results import harmonic
+from mechint.analyses.editing.results import correlations, harmonic
 from mechint.analyses.editing.values import padded, values
 from mechint.analyses.interchange import Corruption
 from mechint.tasks import Prompts, TaskConfig, make_task
@@ -266,3 +266,31 @@ def test_correlations_are_spearmans() -> None:
     assert np.isnan(each.value[4]) and float(mean.value) == pytest.approx(np.mean(by_hand[:4]))
     same, _ = localisation.facts_correlation(bootstrap, effect, effect**3)
     assert same.value == pytest.approx(np.ones(5))
+
+
+def test_correlations_are_over_the_facts_that_have_the_measure() -> None:
+    """Three of twelve facts have no paraphrases and four no neighbours: each measure leaves out its own."""
+    random = np.random.default_rng(1)
+    linear = torch.nn.Linear(2, 2)
+    maps = [WeightMap("down_proj", layer, linear, slice(None), f"layers.{layer}.mlp_out", True) for layer in range(4)]
+    effects = {"mlp_out": random.normal(size=(12, 4)), "resid_post": random.normal(size=(12, 4))}
+    tables = {one: random.normal(size=(12, len(MEASURES))) for one in maps}
+    lacking = {"rewrite": [], "paraphrase_rewrite": [0, 5, 7], "neighbourhood_magnitude": [1, 2, 3, 11]}
+    for table in tables.values():
+        for measure, facts in lacking.items():
+            table[facts, MEASURES.index(measure)] = math.nan
+    bootstrap = ClusterBootstrap(range(12), 100, 0, "facts")
+    rows, within = correlations(
+        bootstrap, {one: {"edit": torch.from_numpy(table)} for one, table in tables.items()}, effects
+    )
+    assert len(rows) == 2 * 3 * 3 and len(within) == 2 * 3 * 4
+    for row in rows:
+        there = [k for k in range(12) if k not in lacking[row["measure"]]]
+        effect = effects[row["site"]][there]
+        score = np.stack([tables[one][there, MEASURES.index(row["measure"])] for one in maps], 1)
+        by_hand = {
+            "layers": lambda a, b: spearmanr(a.mean(0), b.mean(0)).statistic,
+            "facts": lambda a, b: np.mean([spearmanr(a[:, k], b[:, k]).statistic for k in range(4)]),
+            "all": lambda a, b: spearmanr(a.flatten(), b.flatten()).statistic,
+        }[row["over"]](effect, score)
+        assert row["correlation"]["value"] == pytest.approx(by_hand) and row["correlation"]["n"] == len(there)

@@ -14,7 +14,7 @@ import mechint
 from mechint.analyses.lens import tuned, tuned_files
 from mechint.analyses.lens.options import LensConfig
 from mechint.analyses.lens.reading import LogitLens, every_position_kl, stream_sites
-from mechint.analyses.lens.tuned import TunedLens, drawn, plain, slope, train
+from mechint.analyses.lens.tuned import TunedLens, by_length, drawn, plain, slope, train
 from mechint.utils.errors import MechintError
 from mechint.utils.rundir import Stages
 from tests.analyses.lens.test_reading import prompts
@@ -33,7 +33,7 @@ def by_torch(model: Any, batches: list[Any], steps: int, lr: float) -> list[torc
         torch.nn.init.zeros_(layer.bias)
         optimizer = torch.optim.Adam(layer.parameters())
         for step in range(steps):
-            tokens = drawn(batches, OPTIONS.batch, 5, step)
+            tokens = drawn([batch.tokens for batch in batches], OPTIONS.batch, 5, step)
             site = f"layers.{i}.resid_pre"
             with torch.no_grad():
                 run = mechint.run(model, tokens, [site])
@@ -48,6 +48,27 @@ def by_torch(model: Any, batches: list[Any], steps: int, lr: float) -> list[torc
             optimizer.step()
         made.append(layer)
     return made
+
+
+def test_training_does_not_depend_on_how_prompts_are_dealt_into_batches() -> None:
+    """Prompts of two lengths in batches of 6, 2 or 1: steps have as many tokens as asked for, and are the same ones."""
+    model = tiny_gpt2(1, dtype=torch.float64).requires_grad_(False)
+    long, short = prompts(6, seed=1), prompts(6, 5, seed=2)
+    dealt = [[batch[part] for batch in (long, short) for part in torch.arange(6).split(size)] for size in (6, 2, 1)]
+    options = LensConfig(steps=6, lr=0.01, batch=4 * 7)
+    first, *others = (train(model, batches, options, 5, Stages(None)) for batches in dealt)
+    for other in others:
+        assert torch.equal(first.weights, other.weights) and torch.equal(first.biases, other.biases)
+    lots = by_length(dealt[-1])
+    assert [len(lot) for lot in lots] == [6, 6]
+    assert {len(drawn(lots, 28, 5, step)) for step in range(20)} == {4, 6}  # 28 tokens of 7, and 5.6 of 5
+
+
+def test_every_token_is_as_likely_to_be_trained_on() -> None:
+    """Of 90 prompts of 3 tokens and 10 of 6, whatever their batches, 270 of 330 steps are of the short ones."""
+    lots = [torch.zeros(90, 3, dtype=torch.long), torch.zeros(10, 6, dtype=torch.long)]
+    short = sum(drawn(lots, 3, 0, step).shape[1] == 3 for step in range(1000))
+    assert abs(short / 1000 - 270 / 330) < 4 * (270 * 60 / 330**2 / 1000) ** 0.5
 
 
 @pytest.mark.parametrize("build", [tiny_mamba, tiny_gpt2, tiny_llama])

@@ -18,6 +18,8 @@ from torch import Tensor
 import mechint
 from mechint.analyses.lens.reading import stream_sites
 from mechint.analyses.loader import PromptLoader
+from mechint.analyses.options import RunConfig
+from mechint.analyses.patchscope import analyzer as scopes
 from mechint.analyses.patchscope import grid, reading
 from mechint.analyses.patchscope.analyzer import ANALYSIS, Scope, mentions
 from mechint.analyses.patchscope.grid import together
@@ -25,13 +27,24 @@ from mechint.analyses.patchscope.options import TARGETS, ScopeConfig, refuse
 from mechint.analyses.patchscope.reading import Place, places, scores
 from mechint.analyses.patchscope.report import continuations, lead, shuffled_better, side
 from mechint.analyses.patchscope.results import best_of, quantities
-from mechint.analyses.patchscope.targets import PAIRS, Target, fixed_target, pairs, partners, read_text, sources
+from mechint.analyses.patchscope.targets import (
+    PAIRS,
+    Target,
+    fixed_target,
+    pairs,
+    partners,
+    read_text,
+    sharing,
+    sources,
+    subject_end,
+)
 from mechint.interventions import continuations as continuing
 from mechint.interventions import sweep as sweeping
 from mechint.report import write_report
 from mechint.report.content import Table
 from mechint.report.control import better_shuffled, control_findings
-from mechint.tasks import TaskConfig, make_task
+from mechint.runner.preparation import loaders as runner_loaders
+from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json
 from tests.helpers.builders import tiny_gpt2, tiny_mamba, tokens
@@ -242,14 +255,45 @@ def test_shuffled_weights_are_read_in_the_same_way() -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20), st.integers(0, 9))
 def test_partners_have_another_template_and_look_for_another_token(kinds: list[tuple[int, int]], seed: int) -> None:
     clusters, ids = torch.tensor(kinds).T
-    found = partners(clusters, ids, 3, seed, "a draw")
+    found = partners(clusters, ids[:, None], 3, seed, "a draw")
     possible = all(any(a != c and b != d for c, d in kinds) for a, b in kinds)
     assert (found is not None) is possible
     if found is not None:
         assert found.shape == (3, len(kinds))
         assert bool((clusters[found] != clusters).all()) and bool((ids[found] != ids).all())
-        again = partners(clusters, ids, 3, seed, "a draw")
+        again = partners(clusters, ids[:, None], 3, seed, "a draw")
         assert again is not None and torch.equal(found, again)
+
+
+def test_a_prompt_that_accepts_a_common_answer_is_no_other_prompt() -> None:
+    """Sets by hand: what a prompt is put beside must not be a prompt whose representation may say its answer."""
+    accepted = [{5, 6}, {5}, {6, 7}, {8}, {8, 9}, {7, 5}]
+    ids = torch.tensor([sorted(one) + [-1] * (2 - len(one)) for one in accepted])
+    by_hand = [[bool(one & other) for other in accepted] for one in accepted]
+    assert sharing(ids).tolist() == by_hand
+    found = partners(torch.arange(6), ids, 40, 0, "a draw")
+    assert found is not None
+    for prompt, drawn in enumerate(found.T.tolist()):
+        assert set(drawn) == {other for other in range(6) if not accepted[prompt] & accepted[other]}
+    assert partners(torch.arange(6), torch.cat([ids, torch.full((6, 1), 4)], 1), 1, 0, "a draw") is None
+
+
+def test_what_a_prompt_is_about_is_not_looked_for_behind_its_answer() -> None:
+    """A whole answer of two tokens, the second of which differs from the twin's, too: the subject stands before."""
+    here = torch.tensor([[4, 5, 1, 7, 8], [4, 6, 1, 7, 9]])
+    asked = Prompts(
+        here, torch.tensor([[2, 3], [2, 3]]), here[:, 3:], torch.tensor([[4, 9, 1, 7, 1], [3, 6, 1, 2, 1]]), None,
+        torch.arange(2), whole=True,
+    )  # fmt: skip
+    assert subject_end(asked, make_task(TASK)).tolist() == [1, 0]
+
+
+def test_prompts_of_one_template_are_read_without_intervals() -> None:
+    run = RunConfig(checkpoint="none", output_dir="none")
+    task = make_task(TASK)
+    few = PromptLoader(task, "evaluation", 1, 1, 0)
+    config = dataclasses.replace(SMALL, eval_prompts=1)
+    assert runner_loaders(run, ANALYSIS, config, task)[1].templates().tolist() == few.templates().tolist()
 
 
 def test_pairs_of_equal_tokens_are_of_the_prompts() -> None:
@@ -373,6 +417,24 @@ def test_prompts_of_one_answer_have_no_other() -> None:
     assert any("look for one token" in note for note in raw["notes"])
     with pytest.raises(MechintError, match="no other prompt of another template"):
         Scope(net, dataclasses.replace(SMALL, scored="answer", target="other")).run_analysis(learnt, asked)
+
+
+def test_an_example_shows_what_its_own_prompt_says_from_the_first_layer_it_is_put_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Symbols of a task stand apart, with a space between them. The continuations are numbered tokens."""
+    learnt, asked = loaders()
+
+    def continued(net: Any, places: Any, sets: Any, values: Any, count: int, memory: float) -> dict[str, Tensor]:
+        return {place.site: torch.arange(2 * 12 * count).view(2, 12, count) % 16 for place in places}
+
+    monkeypatch.setattr(scopes, "continued", continued)
+    scope = Scope(model(), dataclasses.replace(SMALL, into="all", sites="resid_post", examples=3, generate=3))
+    scope.run_analysis(learnt, asked)
+    assert len(scope.examples) == 3
+    for row, example in enumerate(scope.examples):
+        said = " ".join(asked.task.decode((3 * row + k) % 16) for k in range(3))
+        assert example["generated"] == {f"layers.{layer}.resid_post": said for layer in range(2)}
 
 
 def test_continuations_come_in_the_order_of_the_layers_though_the_file_sorts_names() -> None:

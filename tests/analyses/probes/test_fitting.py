@@ -113,6 +113,17 @@ def test_labels_made_of_activations_are_refused() -> None:
     assert not derived(*split_by_group(made(classes=2, noise=0.01), 0.6, 0))
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-4, 1e4])
+def test_whether_a_quantity_is_made_of_activations_does_not_depend_on_its_unit(unit: float) -> None:
+    """A thousandth of the variation that activations do not give back is no rounding, in grams as in tonnes."""
+    rng = np.random.default_rng(4)
+    X = rng.normal(size=(200, 10))
+    exact = X @ rng.normal(size=10)
+    near = exact + 1e-3 * exact.std() * rng.normal(size=200)
+    said = [bool(derived(*split_by_group(Labelled(X, unit * y, np.arange(200)), 0.6, 0))) for y in (exact, near)]
+    assert said == [True, False]
+
+
 @pytest.mark.parametrize("prompts, units, strong", [(16, 768, 0), (40, 64, 24), (60, 64, 24), (200, 128, 40)])
 def test_labels_that_units_tell_apart_are_not_refused(prompts: int, units: int, strong: int) -> None:
     """By chance, of few prompts and many units; or because many units know the label, some of them barely."""

@@ -72,6 +72,33 @@ def test_the_control_token_is_the_nearest_that_differs() -> None:
         distance([same])
 
 
+@pytest.mark.parametrize("task", ["recall", "selective_copy", "induction"])
+def test_control_labels_hang_on_the_token_at_the_answer_that_is_probed(task: str) -> None:
+    """These tasks ask several times in a prompt, and sites are read where the last answer is predicted."""
+    learnt, _ = loaders(task=TaskConfig(name=task, pairs=3, keys=12, values=12, length=12))
+    back = distance(learnt.batches)
+    expected, others = [], []
+    for batch in learnt.batches:
+        assert batch.positions.shape[1] > 1
+        for row in range(len(batch)):
+            expected.append(int(batch.tokens[row, int(batch.positions[row].max()) - back]))
+            others.append(int(batch.tokens[row, int(batch.positions[row].min()) - back]))
+    assert types(learnt.batches, back).tolist() == expected != others
+
+
+def test_a_control_token_is_one_that_every_prompt_has() -> None:
+    """Prompts of 8 tokens differ at the first one alone; with shorter ones beside them no token is that far back."""
+    learnt, _ = loaders()
+    long = learnt.batches[0]
+    alike = torch.ones_like(long.tokens)
+    alike[:, 0] = torch.arange(len(long)) % 3
+    long = dataclasses.replace(long, tokens=alike)
+    assert distance([long]) == 7
+    short = dataclasses.replace(long, tokens=alike[:, 1:], positions=long.positions - 1)
+    with pytest.raises(MechintError, match="all prompts have the same tokens"):
+        distance([short, long])
+
+
 def test_a_label_that_is_always_the_same_has_no_control() -> None:
     kinds = np.arange(6)
     with pytest.raises(MechintError, match="so frequent that no control labeling has two"):
@@ -122,6 +149,8 @@ def test_numbers_are_those_of_the_probe_itself(tmp_path: Path, monkeypatch: pyte
         halves.append(Labelled(read(net, loader.batches, "layers.1.resid_post"), y, loader.templates()))
     by_hand = probe(*halves, "lasso", "answer", shuffles=2, draws=100, seed=0)
     row = raw["probes"][1]
+    said = [int(y) for batch in asked for y in batch.answers[:, -1]]
+    assert row["most_frequent"] == max(said.count(y) for y in said) / len(said)
     assert row["layer"] == 1 and row["accuracy"] == by_hand.score and row["shuffled"] == by_hand.shuffled
     assert row["p"] == min(1.0, 2 * by_hand.p) or row["p"] == max(
         r["p"] for r in adjusted([{"p": by_hand.p}, {"p": by_hand.p}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from mechint.analyses.steering.analyzer import ANALYSIS, Steerer
 from mechint.analyses.steering.contrasts import property_of, read_prompts
 from mechint.analyses.steering.figures import profile_strength
 from mechint.analyses.steering.options import SteerConfig, refuse, strengths
+from mechint.analyses.steering.side_effects import LENGTH, unrelated
 from mechint.interventions.steering import Direction, project_out
 from mechint.report import write_report
 from mechint.tasks import Prompts, TaskConfig, make_task
 from mechint.utils.errors import MechintError
 from mechint.utils.files import write_json, write_torch
+from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_gpt2, tiny_mamba
 from tests.helpers.families import falcon_h1
 from tests.helpers.run_files import write_results
@@ -382,6 +385,72 @@ def test_a_site_that_the_property_has_not_reached_is_left_out_and_named(tmp_path
     model.layers[1].out_proj.weight.zero_()
     with pytest.raises(MechintError, match=r"layers\.0\.out: .* so there is no direction; choose another site"):
         steered(model, dataclasses.replace(SMALL, sites="out", once=0))
+
+
+def test_p_of_every_strength_beside_the_draws_by_hand() -> None:
+    """The step-down of Westfall and Young as loops: a push of -1 counts where it lowers the metric."""
+    random = np.random.default_rng(0)
+    prompts, draws, strengths_ = 6, 9, (-1.0, 2.0)
+    lacks = random.normal(size=prompts)
+    pushed_ = lacks + np.array([[-0.2], [0.25]]) + random.normal(0, 0.1, (2, prompts))
+    others = lacks + random.normal(0, 0.5, (draws, 2, prompts))
+    stage = {"pushed": torch.from_numpy(pushed_), "others": torch.from_numpy(others)}
+    bootstrap = ClusterBootstrap(range(prompts), 50, 0)
+    sides = results.Sides(bootstrap, bootstrap, lacks, lacks)
+    rows = results.curves({"layers.0.out": stage}, strengths_, sides)
+    cells = []  # of each strength the observed value and those of the draws, in standard deviations of all ten
+    for k, sign in enumerate((-1.0, 1.0)):
+        own = [sign * float(np.mean([pushed_[k, i] - lacks[i] for i in range(prompts)]))]
+        own += [sign * float(np.mean([others[d, k, i] - lacks[i] for i in range(prompts)])) for d in range(draws)]
+        middle = sum(own) / len(own)
+        spread = math.sqrt(sum((x - middle) ** 2 for x in own) / len(own))
+        cells.append([(x - middle) / spread for x in own])
+    first, second = sorted((0, 1), key=lambda k: -cells[k][0])
+    expected = {first: sum(max(a, b) >= cells[first][0] for a, b in zip(*cells, strict=True)) / 10}
+    expected[second] = max(expected[first], sum(x >= cells[second][0] for x in cells[second]) / 10)
+    assert [row["p"] for row in rows] == [expected[0], expected[1]] and max(expected.values()) < 1
+    assert [row["strength"] for row in rows] == [-1.0, 2.0]
+    assert [row["effect"]["value"] for row in rows] == pytest.approx((pushed_ - lacks).mean(1).tolist())
+
+
+def test_a_label_value_that_every_prompt_has_or_none_is_one_line() -> None:
+    """Both sides are asked for: without a prompt on either there is nothing to push, or nothing to project out of."""
+    learnt, asked = loaders(LABEL, 64, 50)
+    for side, keep in (
+        ("with", lambda batch: batch.tokens[:, 0] != 2),
+        ("without", lambda batch: batch.tokens[:, 0] == 2),
+    ):
+        less = loaders(LABEL, 64, 50)[1]
+        less.batches = [batch[keep(batch).nonzero().squeeze(1)] for batch in asked.batches]
+        with pytest.raises(MechintError, match=f"no evaluation prompt {side} answer = v2"):
+            property_of(dataclasses.replace(SMALL, towards="answer = v2"), learnt, less)
+
+
+def test_a_model_of_bytes_reads_text_and_one_of_symbols_random_tokens() -> None:
+    """Neither has a tokenizer; 256 tokens are bytes."""
+    task = make_task(LABEL)
+    rows, said = unrelated(tiny_mamba(3, vocab_size=256), SMALL, task, 0)
+    assert rows is not None and rows.shape == (4, LENGTH) and "of the text topics" in said
+    assert bytes(rows[0].tolist()).decode().isascii()
+    rows, said = unrelated(tiny_mamba(3), SMALL, task, 0)
+    assert rows is not None and rows.shape == (4, task.length) and "random tokens" in said
+
+
+def test_one_push_is_of_the_layers_that_are_asked_for_but_the_last() -> None:
+    for layers, expected in (("all", [0, 1]), ("1", [1]), ("2", [])):
+        steerer = Steerer(tiny_mamba(3, n_layer=3), dataclasses.replace(SMALL, layers=layers))
+        assert steerer.once_layers() == expected
+
+
+def test_prompts_without_a_wrong_answer_can_be_steered_by_another_metric() -> None:
+    """The logit difference alone needs a wrong answer."""
+    learnt, asked = loaders()
+    bare = [[dataclasses.replace(batch, wrong=None) for batch in loader.batches] for loader in (learnt, asked)]
+    learnt.batches, asked.batches = bare
+    made = tiny_mamba(3)
+    Steerer(made, dataclasses.replace(SMALL, metric="answer_logprob")).check(learnt, asked)
+    with pytest.raises(MechintError, match="no wrong answer for a logit difference"):
+        Steerer(made, dataclasses.replace(SMALL, metric="logit_diff")).check(learnt, asked)
 
 
 def test_the_surest_push_is_the_largest_of_the_sure_ones() -> None:

@@ -89,7 +89,7 @@ def cards(results: Results) -> Iterator[tuple[str, str, str]]:
     for name in CARDS:
         if name in results.metrics:
             value = results.metrics[name]
-            yield MEANINGS[name].label, amount(name, value.value, results), interval(name, value, results)
+            yield MEANINGS[name].label, amount(name, value, results), interval(name, value, results)
 
 
 def facts(results: Results) -> list[tuple[str, str]]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...report import words
 from ...report.finished import CIRCUIT, FinishedRun, read_finished
 from ...report.results import Address
 from ...report.values import Value, read_text, read_value
 from ...utils.errors import MechintError
 from ...utils.files import parse_json, read_torch
-from ...utils.statistics import said
+from ...utils.statistics import MANY_TIMES, said
 
 REQUIRED_METRICS = ("units_total", "units_kept", "faithfulness")
 REQUIRED = {
@@ -343,6 +344,41 @@ def _unit(raw: int | str | Sequence[int], total: int) -> tuple[int, ...]:
     return (raw,) if isinstance(raw, int) else tuple(int(index) for index in raw)
 
 
+ON_ONE_SCALE = {
+    "faithfulness": "the circuit",
+    "faithfulness_unpruned": "the circuit before pruning",
+    "faithfulness_random": "the median of the random circuits",
+    "mask_on_random_weights": "the mask on random weights",
+    "faithfulness_latents": "the circuit's latents alone",
+    "faithfulness_errors": "the circuit's errors alone",
+    "faithfulness_all_latents": "every latent",
+}
+"""Shares between the metric of the model without any unit, at 0, and of the whole model, at 1; and whose they are."""
+
+
+def beside_small_effect(results: Mapping[str, Any]) -> list[str]:
+    """Says of each share beyond :data:`~mechint.utils.statistics.MANY_TIMES` what the metric itself is, and how small
+    the effect is that it is a share of; empty where there is none."""
+    metrics, name = results["metrics"], results["metric"]
+    ends = [metrics.get(end) for end in ("metric_empty", "metric_full")]
+    if any(end is None for end in ends):
+        return []
+    empty, full = (float(end["value"]) for end in ends)
+    unit = words.METRICS.get(name, (name, ""))[1]
+    there = [
+        f"{whose} {words.number(empty + float(metrics[key]['value']) * (full - empty), 3)}"
+        for key, whose in ON_ONE_SCALE.items()
+        if key in metrics and abs(float(metrics[key]["value"])) > MANY_TIMES
+    ]
+    if not there:
+        return []
+    return [
+        f"Shares of many times the whole come of a small effect: the metric {name} is {words.number(full, 3)} in the "
+        f"whole model and {words.number(empty, 3)} with every unit dropped; {', '.join(there)}"
+        f"{f' ({unit})' if unit else ''}. Read these, and ask whether that effect is large enough to explain."
+    ]
+
+
 def summary(results: dict[str, Any]) -> list[str]:
     """The figures a user wants to see at once."""
     metrics = results["metrics"]
@@ -366,4 +402,4 @@ def summary(results: dict[str, Any]) -> list[str]:
         ("stability", "jaccard"),
     ):
         lines.append(f"  {title:<16}{say(name)}")
-    return lines
+    return [*lines, *(f"  {note}" for note in beside_small_effect(results))]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 
+import torch
+from torch import Tensor
+
 from ...interventions.model import Model
 from ...tasks import Task
 from ..loader import PromptLoader
@@ -20,11 +23,14 @@ def tokenizer_of(task: Task) -> str:
 
 
 def prompts_of(loader: PromptLoader) -> str:
-    """A hash of the prompts' tokens and answers: equal ones were measured on the same prompts."""
-    digest = hashlib.sha256()
+    """A hash of prompts' tokens and answers, whatever their batches: equal ones were measured on the same prompts."""
+    lots: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for batch in loader:
-        for tensor in (batch.tokens, batch.answers):
-            digest.update(tensor.cpu().contiguous().numpy().data)
+        lots.setdefault(batch.tokens.shape[1], []).append((batch.tokens, batch.answers))
+    digest = hashlib.sha256()
+    for lot in lots.values():
+        for column in zip(*lot, strict=True):
+            digest.update(torch.cat(column).cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -87,7 +87,7 @@ def causal_effects(
         sae: A finished dictionary with ``W_dec`` [d_sae, d_in], or an attached transcoder, whose features act where
             it writes.
         model: From :func:`mechint.load`.
-        batches: Token ids or :class:`Windows`; at least two documents.
+        batches: Token ids or :class:`Windows`; at least four documents.
         site: Site that the dictionary reads.
         features: Numbers of the latents.
         mode: ``ablate``, or ``steer`` by ``amounts``.

@@ -146,7 +146,7 @@ def evaluate_all(
         dictionaries: By name, all of one site. A dictionary trained with a frozen random decoder or encoder is one
             like the others: it is a baseline by its name.
         model: From :func:`mechint.load`.
-        batches: Token ids [row, position], or :class:`Windows`. Gone through three times; at least two documents.
+        batches: Token ids [row, position], or :class:`Windows`. Gone through three times; at least four documents.
         site: A name of ``model.sites``; its axes are flattened as the dictionaries were trained, by one rule.
         baselines: Measure PCA and the neuron basis at each dictionary's L0, see :func:`sae_baselines.baselines_at`.
         draws: Draws of the bootstrap.
@@ -207,7 +207,7 @@ def evaluate(
 def documents_of(windows: Sequence[Windows]) -> np.ndarray[Any, Any]:
     """The document of each row of the text, [row]; refuses text that no interval can be drawn from."""
     if not windows:
-        raise MechintError("there is no text to evaluate on; give at least two documents")
+        raise MechintError(f"there is no text to evaluate on; give at least {FEWEST} documents")
     rows, found = 0, []
     for window in windows:
         count = len(window.tokens)

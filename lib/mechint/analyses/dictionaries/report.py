@@ -12,7 +12,7 @@ from ...report.content import Checks, Content, Figure, Links, Section, Table, Te
 from ...report.finished import ALL_FIGURES, Drawn
 from ...report.to_log import ToLog
 from ...report.values import Value, optional_text
-from ...report.words import number, percent, with_interval
+from ...report.words import number, percent, percents, with_interval
 from ...utils.files import parse_json, read_json
 from ...utils.progress import Progress
 from .answer_auroc import ENOUGH
@@ -99,9 +99,12 @@ def figures(grid: Grid) -> list[Figure]:
 def _said(value: Value | None, share: bool = False) -> str:
     if value is None:
         return "–"
-    show = percent if share else partial(number, digits=3)
-    low, high = (show(edge).split(" ")[0] for edge in (value.low, value.high))
-    return show(value.value) if value.low == value.high else f"{show(value.value)} [{low}, {high}]"
+    if share:
+        shown, edges = percents(value.value, value.low, value.high)
+    else:
+        shown, low, high = (number(each, 3) for each in (value.value, value.low, value.high))
+        edges = f"[{low}, {high}]"
+    return shown if value.low == value.high else f"{shown} {edges}"
 
 
 def header(grid: Grid) -> tuple[str, ...]:

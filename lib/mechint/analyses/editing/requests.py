@@ -33,10 +33,11 @@ class Asked:
         at: The position behind which the answer stands.
         subject: The position of the subject's last token.
         about: The subject's tokens.
-        answer: The right answer before any edit.
+        answer: The right answer before any edit; of several the one that the model says, if it says one of them.
         fact: The fact that it says.
         answered: True if the model says the right answer.
         wrong: The twin's answer; None without.
+        accepted: All right answers.
     """
 
     tokens: tuple[int, ...]
@@ -47,6 +48,7 @@ class Asked:
     fact: int
     answered: bool = True
     wrong: int | None = None
+    accepted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def pool_of(model: Model, batches: Iterable[Prompts], task: Task) -> list[Asked]
                 f"edit: nothing says what the prompts of {task.name!r} are about; give each a subject, at whose last "
                 "token an edit is made"
             )
-        right = asked.correct(run(model, asked.tokens, logits_at=asked.positions).logits) == 1
+        logits = run(model, asked.tokens, logits_at=asked.positions).logits
+        right = asked.correct(logits) == 1
+        answers = torch.where(right.to(logits.device), logits[:, 0].argmax(-1), asked.answers[:, 0])
         facts = task.fact(asked)
         for k in range(len(asked)):
             tokens = tuple(asked.tokens[k].tolist())
@@ -102,7 +106,8 @@ def pool_of(model: Model, batches: Iterable[Prompts], task: Task) -> list[Asked]
             wrong = None if asked.wrong is None else int(asked.wrong[k, 0])
             found.append(Asked(
                 tokens, int(asked.positions[k, 0]), places[-1], tuple(asked.tokens[k, places].tolist()),
-                int(asked.answers[k, 0]), int(facts[k]), bool(right[k]), wrong,
+                int(answers[k]), int(facts[k]), bool(right[k]), wrong,
+                tuple(one for one in asked.good()[k, 0].tolist() if one >= 0),
             ))  # fmt: skip
     return found
 
@@ -141,9 +146,10 @@ def requests_of(
 
 
 def new_answer(one: Asked, answers: Sequence[int], seed: int) -> int:
-    if one.wrong is not None and one.wrong != one.answer:
+    right = {one.answer, *one.accepted}
+    if one.wrong is not None and one.wrong not in right:
         return one.wrong
-    others = [answer for answer in answers if answer != one.answer]
+    others = [answer for answer in answers if answer not in right]
     if not others:
         raise MechintError(
             "edit: all prompts have one answer, so nothing says which other one an edit should write; give twins, or a "

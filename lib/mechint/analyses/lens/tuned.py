@@ -82,7 +82,7 @@ class Training(Protocol):
 def train(model: Model, batches: Sequence[Prompts], training: Training, seed: int, stages: Stages) -> TunedLens:
     """Trains a translator for each layer; a killed training resumes.
 
-    Each step takes whole prompts of one batch, drawn at random, with about ``training.batch`` tokens in all.
+    Each step takes whole prompts of one length, drawn at random, with about ``training.batch`` tokens in all.
 
     Args:
         batches: Prompts whose tokens are read; their answers are not.
@@ -94,6 +94,7 @@ def train(model: Model, batches: Sequence[Prompts], training: Training, seed: in
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     weights = torch.zeros(layers, width, width, dtype=dtype, device=model.device)
     biases = torch.zeros(layers, width, dtype=dtype, device=model.device)
+    lots = by_length(batches)
     movers = {"weights": Adam(weights, training.lr, BETAS), "biases": Adam(biases, training.lr, BETAS)}
     with Progress("tuned lens", training.steps) as progress:
         if (saved := stages.part("tuned lens")) is not None:
@@ -102,7 +103,7 @@ def train(model: Model, batches: Sequence[Prompts], training: Training, seed: in
                 mover.restore(saved[name])
             progress.skip_to(movers["weights"].steps)
         while (step := movers["weights"].steps) < training.steps:
-            loss, slopes = slope(model, drawn(batches, training.batch, seed, step), weights, biases)
+            loss, slopes = slope(model, drawn(lots, training.batch, seed, step), weights, biases)
             if not (torch.isfinite(loss) and all(torch.isfinite(one).all() for one in slopes)):
                 raise MechintError(f"tuned lens: the loss of step {step} is not finite; choose a smaller learning rate")
             for mover, one in zip(movers.values(), slopes, strict=True):
@@ -114,10 +115,21 @@ def train(model: Model, batches: Sequence[Prompts], training: Training, seed: in
     return TunedLens(weights.cpu(), biases.cpu())
 
 
-def drawn(batches: Sequence[Prompts], count: int, seed: int, step: int) -> Tensor:
-    """Random prompts of one batch with about ``count`` tokens in all, [row, position]."""
+def by_length(batches: Sequence[Prompts]) -> list[Tensor]:
+    """The tokens of all prompts, those of one length together, [prompt, position] each: batches are only how they were
+    dealt out, and a training does not depend on that."""
+    lots: dict[int, list[Tensor]] = {}
+    for batch in batches:
+        lots.setdefault(batch.tokens.shape[1], []).append(batch.tokens)
+    return [torch.cat(parts) for parts in lots.values()]
+
+
+def drawn(lots: Sequence[Tensor], count: int, seed: int, step: int) -> Tensor:
+    """Random prompts of one length with about ``count`` tokens in all, [row, position]; each token is as likely as any
+    other to be the one whose length is taken."""
     random = torch.Generator().manual_seed(mix(seed, "tuned lens", step))
-    tokens = batches[int(torch.randint(len(batches), (1,), generator=random))].tokens
+    ends = torch.tensor([tokens.numel() for tokens in lots]).cumsum(0)
+    tokens = lots[int((ends <= torch.randint(int(ends[-1]), (1,), generator=random)).sum())]
     rows = torch.randperm(len(tokens), generator=random)[: max(1, round(count / tokens.shape[1]))]
     return tokens[rows.to(tokens.device)]
 

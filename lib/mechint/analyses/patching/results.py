@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ...utils.statistics import Array, ClusterBootstrap, Number, pearson, sureness
-from ..effect_tables import Answered, ends, failed_notes, few_notes, ratio, table
+from ..effect_tables import Answered, ends, failed_notes, few_notes, ratio, shareless, table
 from ..unit_groups import Parts
 from .flow import Pair, Path
 
@@ -38,16 +38,19 @@ def numbers(done: Finished) -> tuple[dict[str, Any], dict[str, Number], list[str
     notes += failed_notes(done.right)
     sections: dict[str, Any] = {
         "scale": "share of the total effect" if total is not None else "metric",
-        "flow": flow(done, total) if done.paths else None,
+        "flow": flow(done, total, notes) if done.paths else None,
         "units": units(done, total) if done.parts else None,
     }
     sections |= {"strongest": strongest(sections), "few": few}
     return sections, metrics, notes
 
 
-def flow(done: Finished, total: Array | None) -> dict[str, Any]:
-    """The maps of the flow's effects; p-values are adjusted for all cells of all maps."""
-    values = done.intervals(done.joined("flow"), total)
+def flow(done: Finished, total: Array | None, notes: list[str]) -> dict[str, Any]:
+    """The maps of the flow's effects; p-values are adjusted for all cells of all maps. Cells without a share are said
+    in the notes."""
+    means = done.joined("flow")
+    values = done.intervals(means, total)
+    notes += shareless(~np.isnan(means), values["value"])
     there = sorted({role for pair in done.pairs for role in pair})  # roles that any token has
     return {
         "roles": [done.names[role] for role in there],

@@ -164,7 +164,6 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             ids = torch.full((count, max(one.shape[1] for one in good)), -1)
             for part, one in zip(parts, good, strict=True):
                 ids[part.rows, : one.shape[1]] = one
-        first = ids.max(1).values
         clusters = torch.from_numpy(val.templates())
         fixed = fixed_target(self.config, self.model, train, self.seed)
         hosts = None
@@ -172,7 +171,7 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             lengths, at = torch.tensor([len(row) for row in tokens]), torch.empty(count, dtype=torch.long)
             for part in parts:
                 at[part.rows] = part.at
-            drawn = partners(clusters, first, 1, self.seed, "patchscope target", lengths > at[:, None])
+            drawn = partners(clusters, ids, 1, self.seed, "patchscope target", lengths > at[:, None])
             if drawn is None:
                 raise MechintError(
                     f"patchscope: a prompt has no other prompt of another template and with another token to look for; "
@@ -181,7 +180,7 @@ class Scope(ControlledAnalyzer[ScopeConfig]):
             hosts = drawn[0]
         others = None
         if self.config.others:
-            others = partners(clusters, first, self.config.others, self.seed, "patchscope others")
+            others = partners(clusters, ids, self.config.others, self.seed, "patchscope others")
         into = targets(parts, fixed, hosts, tokens)
         return Work(parts, into, ids, clusters, others, right, asked(parts, into, others, fixed is not None))
 

@@ -160,10 +160,11 @@ def read_text(model: Model, encoder: Encoder | None, text: str, placeholder: str
 def partners(
     clusters: Tensor, ids: Tensor, count: int, seed: int, what: str, fits: Tensor | None = None
 ) -> Tensor | None:
-    """Draws prompts of another template and with another token to look for, with replacement.
+    """Draws prompts of another template that look for none of the same tokens, with replacement.
 
     Args:
-        clusters, ids: Template and token of each prompt, [n].
+        clusters: Template of each prompt, [n].
+        ids: Tokens that each prompt looks for, [n, A]; -1 is none.
         count: Draws for each prompt.
         what: Names the draw, so that two draws of one seed differ.
         fits: The prompts that each prompt can be given, [n, n]; None for all.
@@ -171,13 +172,20 @@ def partners(
     Returns:
         Numbers of prompts, [count, n]; None where a prompt has no partner.
     """
-    allowed = (clusters[:, None] != clusters) & (ids[:, None] != ids)
+    allowed = (clusters[:, None] != clusters) & ~sharing(ids)
     if fits is not None:
         allowed = allowed & fits
     if not bool(allowed.any(1).all()):
         return None
     drawn = torch.multinomial(allowed.double(), count, replacement=True, generator=generator(what, seed))
     return drawn.T
+
+
+def sharing(ids: Tensor) -> Tensor:
+    """True where two prompts accept a common token, [n, n]; ids [n, A], -1 is none."""
+    known, place = ids.unique(return_inverse=True)
+    member = torch.zeros(len(ids), len(known)).scatter_(1, place, 1.0)
+    return (member[:, known >= 0] @ member[:, known >= 0].T) > 0
 
 
 def targets(

@@ -27,7 +27,7 @@ def distance(batches: Sequence[Prompts]) -> int:
     Raises:
         MechintError: they do not differ anywhere.
     """
-    shortest = min(int(batch.positions[:, 0].min()) for batch in batches)
+    shortest = min(int(batch.last().positions[:, 0].min()) for batch in batches)
     for back in range(shortest + 1):
         if len(np.unique(types(batches, back))) > 1:
             return back
@@ -35,8 +35,9 @@ def distance(batches: Sequence[Prompts]) -> int:
 
 
 def types(batches: Sequence[Prompts], back: int) -> Types:
-    """The token that many places before the one that predicts the answer, of every prompt, [prompt]."""
-    found = [batch.tokens.gather(1, batch.positions[:, :1] - back)[:, 0].cpu().numpy() for batch in batches]
+    """The token that many places before the one that predicts the last answer, where sites are read, [prompt]."""
+    asked = [batch.last() for batch in batches]
+    found = [batch.tokens.gather(1, batch.positions[:, :1] - back)[:, 0].cpu().numpy() for batch in asked]
     return np.concatenate(found)
 
 

@@ -10,6 +10,7 @@ from ...report.compose import write_page
 from ...report.content import Block, Bullets, Content, Figure, Section, Table, Text, of_run
 from ...report.finished import ALL_FIGURES, Drawn, FinishedRun, read_finished
 from ...report.to_log import ToLog, metric_values, records
+from ...utils.statistics import MANY_TIMES
 from .figures import draw_study
 from .results import CandidateClaim, Claim, Claims, CombinedClaim, StudyResults, study_of
 
@@ -145,9 +146,10 @@ def circuit_table(entry: Found) -> list[tuple[str, ...]]:
 
 
 def interval(value: Found, form: str) -> str:
-    if value["low"] is None:
-        return f"{value['value']:{form}}"
-    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+    known = [float(value[key]) for key in ("value", "low", "high") if value[key] is not None]
+    many = form.endswith("%") and max(map(abs, known)) > MANY_TIMES
+    shown, *edges = (f"{each:{'.1f' if many else form}}" for each in known)
+    return shown + (" times the whole" if many else "") + (f" [{', '.join(edges)}]" if edges else "")
 
 
 def unit_lines(entry: Found) -> list[str]:

@@ -24,7 +24,17 @@ from ...interventions.model import Model
 from ...interventions.units import Units
 from ...tasks.base import generator
 from ...utils.errors import MechintError
-from ...utils.statistics import Array, ClusterBootstrap, Number, chance_jaccard, jaccard, said, spread, stability
+from ...utils.statistics import (
+    Array,
+    ClusterBootstrap,
+    Number,
+    chance_jaccard,
+    jaccard,
+    said,
+    said_share,
+    spread,
+    stability,
+)
 from ..ablation import Ablation
 from ..circuits.analyzer import CircuitAnalyzer
 from ..circuits.bench import Bench
@@ -279,8 +289,9 @@ def sentence(report: Found) -> str:
     text = (
         f"{report['kept']} of {report['total']} units, kept alone, keep {said(report['effect'], '.0%')} of the effect "
         f"and answer {said(report['accuracy'], '.0%')} (all of them {report['accuracy_full']['value']:.0%}, chance "
-        f"{report['chance']['value']:.0%}); as many random units keep {report['random_units']['value']:.0%}, at most "
-        f"{report['random_units']['high']:.0%} in 97.5 % of the draws. Without them "
+        f"{report['chance']['value']:.0%}); as many random units keep "
+        f"{said_share(report['random_units']['value'])}, at most "
+        f"{said_share(report['random_units']['high'])} in 97.5 % of the draws. Without them "
         f"{said(report['complement']['effect'], '.0%')} is left."
     )
     if report["agreement"] is not None:
@@ -295,7 +306,8 @@ def sentence(report: Found) -> str:
         )
     if report["faithfulness_discovery"] < report["target"]:
         text += (
-            f" The search is not close to the model: it makes up for {report['faithfulness_discovery']:.0%} of the KL "
-            f"on its own prompts, where {report['target']:.0%} were asked for."
+            " The search is not close to the model: it makes up for "
+            f"{said_share(report['faithfulness_discovery'])} of the KL on its own prompts, where "
+            f"{report['target']:.0%} were asked for."
         )
     return text

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...utils.statistics import Array, ClusterBootstrap, Number, certain, said
-from ..effect_tables import correlation, plain, ratio, table
+from ..effect_tables import correlation, plain, ratio, shareless, table
 from .panels import Panel
 
 
@@ -69,6 +69,7 @@ def numbers(
         kept[f"means.{direction}"] = means
         present = ~np.isnan(means)
         point, low, high, p = ratio(bootstrap, means, present, total if shares else None)
+        notes += [f"{direction}: {note}" for note in shareless(present, point)]
         count = present.sum(0)
         agreement = correlation(found, direction, right)
         directions[direction] = {

@@ -184,7 +184,7 @@ def _rows(runs: list[Results], names: list[str]) -> tuple[list[str], list[list[s
         cells = [name, f"{run.kept:,} of {run.total:,}", percent(run.kept / run.total)]
         for metric in shown:
             value = run.metrics.get(metric)
-            shown_as = "–" if value is None else f"{amount(metric, value.value, run)} {interval(metric, value, run)}"
+            shown_as = "–" if value is None else f"{amount(metric, value, run)} {interval(metric, value, run)}"
             cells.append(shown_as.removesuffix(" –"))  # a count has no interval
         rows.append(cells)
     return header, rows

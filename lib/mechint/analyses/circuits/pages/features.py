@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ....report.words import gap, legible, number, percent
+from ....report.words import gap, legible, number, percents
 from ....utils.files import read_json
 from ...dictionaries.feature_browser import write_dictionary_page
 from ..results import Results, load_masks
@@ -56,8 +56,7 @@ def feature_rows(results: Results) -> list[tuple[str, ...]]:
             drop = drops.get((layer.layer, feature["id"]))
             cells = (
                 layer.label, str(feature["id"]), "–" if score is None else number(score, 3),
-                "–" if drop is None else f"{percent(drop.value)} [{percent(drop.low).split(' ')[0]}, "
-                f"{percent(drop.high).split(' ')[0]}]",
+                "–" if drop is None else " ".join(percents(drop.value, drop.low, drop.high)),
                 ", ".join(token for token, _ in raised(raw, feature)) or "–", context(raw, feature),
             )  # fmt: skip
             rows.append((-abs(score or 0.0), cells))

@@ -8,7 +8,7 @@ from math import log
 from ....report.content import Widget
 from ....report.figure_style import nice_log_ticks, share_label
 from ....report.values import Value
-from ....report.words import percent
+from ....report.words import percent, percents
 from ..figures import FLOOR, target_faithfulness
 from ..results import Results
 from .words import MASKS, curve_name, units_name
@@ -56,18 +56,14 @@ def hover_curve(results: Results) -> Widget:
         size = results.sizes[i]
         lines = [f"{size:,} {units_name(results)} ({percent(size / results.total)})"]
         for name, curve in results.curves.items():
-            edges = f"[{_edge(curve[i].low)}, {_edge(curve[i].high)}]"
-            lines.append(f"{curve_name(results, name)}: {percent(curve[i].value)} {edges}")
+            share = " ".join(percents(curve[i].value, curve[i].low, curve[i].high))
+            lines.append(f"{curve_name(results, name)}: {share}")
         rows.append({"x": plot.x(plot.sizes[place]), "lines": lines})
     label = f"Faithfulness over the number of {units_name(results)} kept"
     frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}"'
     svg = f'<svg id="hover-curve" {frame}>{"".join(parts)}</svg>'
     box = '<div id="hover-box" hidden></div>'
     return Widget(f'<div class="hover">{_legend(results)}{svg}{box}</div>', _STYLE, _SCRIPT, rows)
-
-
-def _edge(share: float) -> str:
-    return percent(share).split(" ")[0]
 
 
 def _frame(plot: _Plot, results: Results) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....report.words import number, percent
+from ....report.words import number, percents
 from ..results import Removed, Results
 from .words import unit_in
 
@@ -42,8 +42,7 @@ def removed_rows(results: Results) -> list[tuple[str, ...]]:
         (
             layers[entry.layer].label,
             "the whole layer" if kind == "layer" else unit_in(layers[entry.layer], entry.unit, kind),
-            percent(entry.drop.value),
-            f"[{percent(entry.drop.low).split(' ')[0]}, {percent(entry.drop.high).split(' ')[0]}]",
+            *percents(entry.drop.value, entry.drop.low, entry.drop.high),
             number(entry.p, 2),
         )
         for entry in worst

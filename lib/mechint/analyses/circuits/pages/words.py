@@ -8,7 +8,7 @@ from typing import Any
 
 from ....report.values import Value
 from ....report.words import METRICS, number, percent
-from ..results import PATHS, SEARCH, Layer, Results, Search, overlap
+from ..results import PATHS, SEARCH, Layer, Results, Search, beside_small_effect, overlap
 
 UNITS = {
     "channel": "SSM channels",
@@ -183,11 +183,12 @@ def metric_name(results: Results) -> tuple[str, str]:
     return METRICS.get(results.raw["metric"], (str(results.raw["metric"]), ""))
 
 
-def amount(name: str, value: float, results: Results) -> str:
-    """A metric's value as it is written: a count, a percentage, or a number with its unit."""
-    meaning = MEANINGS.get(name)
+def amount(name: str, found: Value, results: Results, edge: float | None = None) -> str:
+    """A metric's value, or an edge of its interval, as it is written: a count, a percentage, or a number with its
+    unit."""
+    meaning, value = MEANINGS.get(name), found.value if edge is None else edge
     if meaning is not None and meaning.kind == "share":
-        return percent(value)
+        return percent(value, () if found.alone else (found.value, found.low, found.high))
     unit = {"metric": metric_name(results)[1], "nats": "nats"}.get(meaning.kind if meaning else "", "")
     return f"{number(value)} {unit}".rstrip()
 
@@ -198,13 +199,13 @@ def interval(name: str, value: Value, results: Results) -> str:
         return "–"
     if value.alone:
         return f"({value.interval})"
-    low, high = (amount(name, edge, results).split(" ")[0] for edge in (value.low, value.high))
+    low, high = (amount(name, value, results, edge).split(" ")[0] for edge in (value.low, value.high))
     return f"[{low}, {high}]"
 
 
 def with_interval(name: str, results: Results) -> str:
     value = results.metrics[name]
-    return f"{amount(name, value.value, results)} {interval(name, value, results)}"
+    return f"{amount(name, value, results)} {interval(name, value, results)}"
 
 
 def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
@@ -214,7 +215,7 @@ def metric_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
     rows = []
     for name in (*known, *others):
         meaning, value = MEANINGS.get(name, Meaning(name, "number", "")), results.metrics[name]
-        shown = amount(name, value.value, results)
+        shown = amount(name, value, results)
         rows.append((name, meaning.label, shown, interval(name, value, results), f"{value.n:,}", meaning.sentence))
     return rows
 
@@ -229,7 +230,7 @@ def headline(results: Results) -> str:
     raw, faithfulness = results.raw, results.metrics["faithfulness"]
     return (
         f"{results.kept:,} of {results.total:,} {units_name(results)} ({percent(results.kept / results.total)}) reach a"
-        f" faithfulness of {percent(faithfulness.value)} {interval('faithfulness', faithfulness, results)} on"
+        f" faithfulness of {with_interval('faithfulness', results)} on"
         f" {faithfulness.n:,} held-out prompts of {raw['task'].get('name', 'the task')}; every other unit is"
         f" replaced by {replacement(raw)}."
     )
@@ -394,7 +395,7 @@ def caveats(results: Results) -> list[str]:
     ]
     if "accuracy_full" not in results.metrics:
         general.append("The task has no answers to be right or wrong about, so there is no accuracy.")
-    return [*(str(note) for note in raw["notes"]), *general]
+    return [*beside_small_effect(raw), *(str(note) for note in raw["notes"]), *general]
 
 
 def search_name(search: Search) -> str:
