@@ -94,7 +94,7 @@ def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_
 @pytest.mark.parametrize(
     ("task", "options", "architecture", "said"),
     [
-        ({"name": "induction"}, {}, MambaArchitecture(), "there is no causal model of induction; set name to recall"),
+        ({"name": "induction"}, {}, MambaArchitecture(), "no causal model of induction; set name to recall or marked"),
         ({"name": "long_copy"}, {}, MambaArchitecture(), "impose: there is no causal model of long_copy; set name"),
         ({}, {}, OtherArchitecture("qwen3_5", d_model=32), "impose: no circuit can be imposed on such a model; train"),
         ({}, {}, OtherArchitecture("nemotron_h", "attention mamba2"), "no circuit can be imposed on such a model"),
