@@ -218,11 +218,10 @@ class GPT2Marked(GPT2Recall):
     asked = MARKED
 
 
-class MambaMarked(MambaRecall):
-    """The same Mamba, which looks up what followed a marker."""
+class HybridMarked(HybridRecall):
+    """The same hybrid, which looks up what followed a marker."""
 
-    name = "siit_mamba_marked"
-    options = dataclasses.replace(MambaRecall.options, steps=1000)
+    name = "siit_hybrid_marked"
     asked = MARKED
 
 

@@ -34,7 +34,7 @@ IMPOSED: dict[str, type[imposed.Imposed]] = {
     kind.name: kind
     for kind in (
         *(imposed.GPT2Recall, imposed.MambaRecall, imposed.Mamba2Recall, imposed.HybridRecall),
-        *(imposed.GPT2Marked, imposed.MambaMarked),
+        *(imposed.GPT2Marked, imposed.HybridMarked),
     )
 }
 """Trained models."""
