@@ -178,7 +178,7 @@ def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, mon
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["siit_mamba2_recall", "siit_hybrid_recall"])
+@pytest.mark.parametrize("name", ["siit_mamba2_recall", "siit_hybrid_recall", "siit_gpt2_marked", "siit_hybrid_marked"])
 def test_a_training_imposes_its_circuit(name: str, tmp_path: Path) -> None:
     """At the first attempt; then ablations bear out what is declared, too."""
     compiled = IMPOSED[name]().compile(seed=100, folder=tmp_path)
