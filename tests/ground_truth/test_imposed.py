@@ -35,7 +35,12 @@ def slow_lookup(before: list[int], values: list[int], query: list[int], position
     return [{values[j] for j in range(1, position + 1) if before[j - 1] == query[position]} for position in positions]
 
 
-TASKS = st.builds(lambda pairs: dataclasses.replace(TASK, pairs=pairs, keys=9), st.integers(2, 4))
+MARKED = IMPOSED["siit_gpt2_marked"].asked
+LOOKED_UP = pytest.mark.parametrize("config", [TASK, MARKED], ids=["recall", "marked"])
+TASKS = st.one_of(
+    st.builds(lambda pairs: dataclasses.replace(TASK, pairs=pairs, keys=9), st.integers(2, 4)),
+    st.builds(lambda length: dataclasses.replace(MARKED, length=length), st.integers(5, 12)),
+)
 
 
 def looked_up(config: TaskConfig) -> LookedUp:
@@ -63,8 +68,9 @@ def test_the_causal_model_by_hand(seed: int, config: TaskConfig, exchanged: set[
         assert defined.all() and torch.equal(said, whole.answers)
 
 
-def test_a_source_asks_for_the_same_tokens() -> None:
-    task = looked_up(TASK)
+@LOOKED_UP
+def test_a_source_asks_for_the_same_tokens(config: TaskConfig) -> None:
+    task = looked_up(config)
     prompts = task.sample(200, "train", 0)
     source = task.sources(prompts, 0)
     asked = [set(task.sayable), set(range(task.vocab_size))]
@@ -78,9 +84,10 @@ def test_a_source_asks_for_the_same_tokens() -> None:
     assert not torch.equal(source.tokens, task.sources(prompts, 1).tokens)
 
 
-def test_an_interchange_of_most_variables_has_one_answer() -> None:
+@LOOKED_UP
+def test_an_interchange_of_most_variables_has_one_answer(config: TaskConfig) -> None:
     """Where sources are drawn so, training has something to impose at each step."""
-    task = looked_up(TASK)
+    task = looked_up(config)
     prompts = task.sample(500, "train", 1)
     source = task.sources(prompts, 1)
     for name in INPUTS:
@@ -88,9 +95,10 @@ def test_an_interchange_of_most_variables_has_one_answer() -> None:
         assert lookup(*parts, prompts.positions)[1].float().mean() > 0.5
 
 
-def test_twins_are_alike_in_what_a_task_says() -> None:
+@LOOKED_UP
+def test_twins_are_alike_in_what_a_task_says(config: TaskConfig) -> None:
     """An exchange of these inputs with the twins changes no answer, of the others some."""
-    task = looked_up(TASK)
+    task = looked_up(config)
     assert task.alike == ("before", "query")
     prompts = task.sample(200, "train", 3)
     assert prompts.twins is not None

@@ -94,7 +94,7 @@ def test_what_was_not_imposed_is_refused_and_no_finished_checkpoint_is_left(tmp_
 @pytest.mark.parametrize(
     ("task", "options", "architecture", "said"),
     [
-        ({"name": "induction"}, {}, MambaArchitecture(), "there is no causal model of induction; set name to recall"),
+        ({"name": "induction"}, {}, MambaArchitecture(), "no causal model of induction; set name to recall or marked"),
         ({"name": "long_copy"}, {}, MambaArchitecture(), "impose: there is no causal model of long_copy; set name"),
         ({}, {}, OtherArchitecture("qwen3_5", d_model=32), "impose: no circuit can be imposed on such a model; train"),
         ({}, {}, OtherArchitecture("nemotron_h", "attention mamba2"), "no circuit can be imposed on such a model"),
@@ -178,7 +178,7 @@ def test_a_checkpoint_is_trained_once_and_loads_as_any_other(tmp_path: Path, mon
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["siit_mamba2_recall", "siit_hybrid_recall"])
+@pytest.mark.parametrize("name", ["siit_mamba2_recall", "siit_hybrid_recall", "siit_gpt2_marked", "siit_hybrid_marked"])
 def test_a_training_imposes_its_circuit(name: str, tmp_path: Path) -> None:
     """At the first attempt; then ablations bear out what is declared, too."""
     compiled = IMPOSED[name]().compile(seed=100, folder=tmp_path)

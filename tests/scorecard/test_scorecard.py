@@ -75,6 +75,26 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "scorecard.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_units_alone_are_scored_as_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
+    monkeypatch.setattr(card, "METHODS", few)
+    monkeypatch.setattr(card, "beside_units", None)  # would fail
+    config = dataclasses.replace(
+        SMALL, models="shift,latch", units_only=True, sae_tokens=1000, curve_prompts=4, output_dir=str(tmp_path)
+    )
+    results = scorecard(config)
+    like = compiled("latch")
+    for part in results["parts"]:
+        assert not any(part[name] for name in ("positions", "trace", "edges", "probes", "random", "null"))
+    for cell in results["parts"][1]["compiled"]:
+        alone = card.scored(like, cell["method"], few[cell["method"]], config)
+        assert all(cell[name] == alone[name] for name in ("auroc", "average_precision", "exact", "units", "total"))
+    text = (tmp_path / "scorecard.md").read_text()
+    assert results["planted"] == [] and "| attribution, mean, size | 1.000 ● | 1.000 ● |" in text
+    empty = ("Causal traces", "Probes", "Edges", "Random weights", "Dictionaries", "Where nothing")
+    assert not any(f"## {name}" in text for name in empty)
+
+
 def test_a_killed_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     part = {

@@ -19,6 +19,10 @@ def solve(task: Task, tokens: list[int], config: TaskConfig) -> int:
         return 3 + tokens[:-1].count(0) % config.values
     if task.name == "long_copy":
         return tokens[0]
+    if task.name == "marked":
+        first, last = (at for at, token in enumerate(tokens) if token == config.values)  # two markers, one at the end
+        assert last == len(tokens) - 1
+        return tokens[first + 1]
     stack: list[int] = []
     for token in tokens:
         if token < config.keys:
@@ -31,7 +35,7 @@ def solve(task: Task, tokens: list[int], config: TaskConfig) -> int:
 
 CONFIGS: Any = st.builds(
     TaskConfig,
-    name=st.sampled_from(["counters", "brackets", "long_copy"]),
+    name=st.sampled_from(["counters", "brackets", "long_copy", "marked"]),
     pairs=st.integers(1, 4),
     keys=st.integers(2, 5),
     values=st.integers(2, 9),
@@ -71,7 +75,22 @@ def test_labels_are_of_the_prompt() -> None:
     assert torch.equal(prompts.tokens.gather(1, 2 * place[:, None] + 1)[:, 0], prompts.answers[:, -1])
 
 
+def test_roles_and_places_of_marked_symbols() -> None:
+    task = make_task(TaskConfig(name="marked", values=5, length=9))
+    prompts = task.sample(60, "discovery", 0)
+    names, roles = task.roles(prompts)
+    place = task.labels(prompts)["place"]
+    assert set(place.tolist()) == set(range(7))
+    for tokens, row, at, answer in zip(prompts.tokens, roles, place, prompts.answers[:, 0], strict=True):
+        said = [names[role] for role in row]
+        behind = ["symbols after"] * (6 - int(at))
+        assert said == ["symbols before"] * int(at) + ["marker", "symbol after it", *behind, "query"]
+        assert tokens[at] == tokens[-1] == 5 and tokens[at + 1] == answer
+
+
 def test_too_few_prompts_are_refused() -> None:
+    with pytest.raises(MechintError, match="2 symbols in 2 places are too few prompts; raise the values or the length"):
+        make_task(TaskConfig(name="marked", length=4, values=2))
     for name in ("counters", "brackets"):
         with pytest.raises(MechintError, match="too few prompts"):
             make_task(TaskConfig(name=name, length=5, keys=2))

@@ -2,7 +2,8 @@
 
 *Flows* say that, for a prompt's last answer, a position's scan (``state``), convolution (``conv``) or head must read
 another position, or the same one. *Links* say that a channel of a later layer reads what one of an earlier layer
-writes. The compiled Mambas are here, the compiled GPT-2s in :mod:`.gpt2_flows`.
+writes. The compiled Mambas are here, the compiled GPT-2s in :mod:`.gpt2.flows`, and the newer memories, of which flows
+alone are declared, in :mod:`.memories.flows`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .blueprint import Compiled
 from .edge_masks import Flows, before, itself, last_two, query, reads
 from .gpt2 import flows as gpt2
 from .gpt2 import links as gpt2_links
+from .memories import flows as memories
 from .truth import Where
 
 
@@ -33,6 +35,10 @@ def flows(compiled: Compiled, prompts: Prompts) -> Flows:
     if is_gpt2(compiled):
         return gpt2.NEEDED[named(compiled, gpt2.NEEDED)](compiled.task, last, gpt2.heads_of(compiled))
     layers = sorted(layer for layer, _ in compiled.truth.units("layer"))
+    if is_memory(compiled):
+        heads = {layer: f"h{number}" for layer, (number,) in compiled.truth.units("head")}
+        ways = [(layer, way) for layer in layers for way in ([heads[layer]] if layer in heads else ("conv", "state"))]
+        return memories.NEEDED[named(compiled, memories.NEEDED)](compiled.task, last, ways)
     return NEEDED[named(compiled, NEEDED)](compiled.task, last, layers)
 
 
@@ -44,6 +50,11 @@ def shares(compiled: Compiled, prompts: Prompts) -> Flows:
 
 def is_gpt2(compiled: Compiled) -> bool:
     return bool(compiled.model.config.family == gpt2.FAMILY)
+
+
+def is_memory(compiled: Compiled) -> bool:
+    """True of a model of matrix memories, which has flows and no links."""
+    return not is_gpt2(compiled) and compiled.model.config.family != "mamba"
 
 
 def named(compiled: Compiled, known: Iterable[str]) -> str:
@@ -135,7 +146,7 @@ NEEDED: dict[str, Callable[[Task, Prompts, list[int]], Flows]] = {
     "recall": _recall,
 }
 """Edges of the compiled Mambas, by the task's name."""
-DECLARED = {*NEEDED, *gpt2.NEEDED}
+DECLARED = {*NEEDED, *gpt2.NEEDED, *memories.MODELS}
 """Names of all models that have their edges."""
 
 
@@ -146,6 +157,8 @@ def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
     if is_gpt2(compiled):
         one_way = gpt2.ONE_WAY.get(gpt2.key_of(compiled))
         return prompts[one_way(task, last)] if one_way else prompts
+    if is_memory(compiled):
+        return prompts[memories.one_way(task, last)]
     tokens, answer = last.tokens, last.answers
     ways = torch.ones(len(last), dtype=torch.long)
     if name == "latch":  # both marked symbols

@@ -29,6 +29,7 @@ from .truth import STEPS, GroundTruth, Part
 
 FOLDER = Path("output/ground_truth/imposed")
 RECALL = TaskConfig(name="recall", pairs=3, keys=6, values=6)
+MARKED = TaskConfig(name="marked", values=6, length=10)
 ALONE = 1.0
 """Share of answers that may stay right without one channel: others may tell the same."""
 ATTEMPTS = 3
@@ -207,6 +208,21 @@ class HybridRecall(Imposed):
         unsure = (self.unsure("before"), self.unsure("values"))
         reads = whole_head(said.meaning, 1, head, model.config.d_head, unsure)
         return [*memory_head(model, before, 0, unsure[0]), *reads]
+
+
+class GPT2Marked(GPT2Recall):
+    """The same GPT-2, which looks up what followed a marker."""
+
+    name = "siit_gpt2_marked"
+    options = dataclasses.replace(GPT2Recall.options, steps=500)
+    asked = MARKED
+
+
+class HybridMarked(HybridRecall):
+    """The same hybrid, which looks up what followed a marker."""
+
+    name = "siit_hybrid_marked"
+    asked = MARKED
 
 
 def whole_head(

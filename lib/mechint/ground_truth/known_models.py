@@ -31,7 +31,11 @@ GPT2_BLUEPRINTS: dict[str, type[gpt2.GPT2Blueprint]] = {
 }
 """Compiled GPT-2s, which do the same."""
 IMPOSED: dict[str, type[imposed.Imposed]] = {
-    kind.name: kind for kind in (imposed.GPT2Recall, imposed.MambaRecall, imposed.Mamba2Recall, imposed.HybridRecall)
+    kind.name: kind
+    for kind in (
+        *(imposed.GPT2Recall, imposed.MambaRecall, imposed.Mamba2Recall, imposed.HybridRecall),
+        *(imposed.GPT2Marked, imposed.HybridMarked),
+    )
 }
 """Trained models."""
 HARD_MAMBAS: dict[str, type[MambaBlueprint]] = {

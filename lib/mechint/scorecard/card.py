@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ground_truth import FAMILIES, HARD, IMPOSED, MEMORIES, MODELS, Compiled, score_units, verify
+from ..ground_truth import FAMILIES, HARD, IMPOSED, MODELS, Compiled, score_units, verify
 from ..ground_truth.edges import DECLARED
 from ..interventions.units import units_named
 from ..tasks import Task
@@ -134,7 +134,7 @@ def collect(
         for seed in seeds
         for name in config.names
     }
-    planted = {f"planted {seed}": functools.partial(plant, seed, config) for seed in seeds if config.sae_tokens}
+    planted = {f"planted {seed}": functools.partial(plant, seed, config) for seed in seeds if config.plants}
     again = {
         f"{name} {seed} {axis} {value:g}": functools.partial(
             recover, name, seed, axis, value, functools.partial(judged, name, seed, config, methods)
@@ -171,9 +171,6 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
     fitting = {key: method for key, method in methods.items() if is_asked(method, compiled)}
     by_size = Curves(compiled.model, compiled.task, compiled.unit, config.curve_prompts)
     sizes = Sizes(compiled, config.prompts, config.steps) if config.sizes else None
-    nulls: dict[str, Any] = {}
-    with cost() as spent:
-        places = positions(compiled, config.trace_prompts)
     found: dict[str, Any] = {
         "model": name,
         "seed": seed,
@@ -181,27 +178,42 @@ def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Me
             scored(compiled, key, method, config, by_size, (name, seed), sizes) for key, method in fitting.items()
         ],
         "best": by_size.of(compiled.truth.mask(compiled.model, compiled.unit, "counterfactual", unsure=True)),
-        "positions": places,
-        "trace": spent,
-        "same_twins": same_twins(compiled.model, compiled.task, SAME_TWINS, seed),
-        "edges": [],
-        "probes": [],
-        "random": [],
+        **(BESIDE if config.units_only else beside_units(compiled, name, seed, config, fitting)),
     }
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+BESIDE: dict[str, Any] = {"positions": {}, "trace": {}, "edges": [], "probes": [], "random": [], "null": {}}
+"""The result of :func:`beside_units` where nothing of it is measured."""
+
+
+def beside_units(
+    compiled: Compiled, name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]
+) -> dict[str, Any]:
+    """All that is measured on a model beside rankings of its units, and in turn on random weights of its sizes.
+
+    Args:
+        methods: Those that rank the units of this model, which are tried on random weights, too.
+    """
+    with cost() as spent:
+        places = positions(compiled, config.trace_prompts)
+    same = same_twins(compiled.model, compiled.task, SAME_TWINS, seed)
+    found: dict[str, Any] = {**BESIDE, "positions": places, "trace": spent, "same_twins": same}
     if name in DECLARED:
         found["edges"] = score_edges(compiled, config.edge_prompts, config.edges, seed)
-    if name in DECLARED or name in MEMORIES:
         found["probes"] = score_probes(compiled, config.probe_prompts, seed)
     if in_turn(name, seed, config):
         random = dataclasses.replace(compiled, model=random_model(compiled.model, seed))
-        for weights, model in (("random", random.model), ("compiled", compiled.model)):
-            nulls[weights] = null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
+        found["null"] = {
+            weights: null_trials(model, compiled.task, config.null_prompts, config.null_trials, seed)
+            for weights, model in (("random", random.model), ("compiled", compiled.model))
+        }
         found["random"] = [
-            {"method": key, "auroc": within_layers(random, method, config)} for key, method in fitting.items()
+            {"method": key, "auroc": within_layers(random, method, config)} for key, method in methods.items()
         ]
         if found["edges"]:
             found["random"] += links_by_chance(compiled, random.model, seed)
-    return {**found, "null": nulls, "seconds": time.perf_counter() - start}
+    return found
 
 
 def judged(

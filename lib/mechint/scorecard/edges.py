@@ -23,12 +23,13 @@ from ..attribution.attention import attention_map
 from ..attribution.jacobians import lags, linearise
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.edge_masks import Cell, Edge, Flows
-from ..ground_truth.edges import clear, flows, is_gpt2, link_blocks, link_ends, link_pairs, links, shares
+from ..ground_truth.edges import clear, flows, is_gpt2, is_memory, link_blocks, link_ends, link_pairs, links, shares
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
 from ..interventions.model import Model, having
 from ..interventions.run import run
 from ..interventions.sweep import sweep
+from ..interventions.units import Units
 from ..tasks import Prompts
 from ..utils.errors import MechintError
 from . import gpt2_edges as gpt2
@@ -37,6 +38,7 @@ from .methods import Budget, patched
 
 ATTENTION = ("pattern",)
 SCAN = ("state",)
+HEADS = ("head",)
 LINK_PROMPTS = 64
 """Discovery prompts that methods see which score links; 16 leave large sums unseen, and their links with them."""
 
@@ -50,10 +52,11 @@ class EdgeMethod:
         kind: ``flow`` or ``link``.
         scores: (compiled, prompts, asked) -> for flows [n, i, j] by (layer, path), right at least where they are asked
             for; for links [layer, e, layer, f].
-        paths: Ways of reading that it speaks of; empty for all.
+        paths: Ways of reading that it speaks of, all heads as ``head``; empty for all.
         gives: True if it sees no more than what a source gives, so that it is not asked for flows whose source only
             takes attention from others.
         needs: Sites of a layer, without which it can't be asked.
+        barred: A site with which it can't.
         writer, reader: Ablations by which it tries the two ends of a link; a link whose end is the same under them, so
             that nothing changes, is not asked for. ``zero`` is blind to none.
     """
@@ -64,14 +67,18 @@ class EdgeMethod:
     paths: tuple[str, ...] = ()
     gives: bool = False
     needs: tuple[str, ...] = ()
+    barred: str = ""
     writer: str = "zero"
     reader: str = "zero"
 
     def speaks_of(self, path: str) -> bool:
-        return not self.paths or path in self.paths
+        return not self.paths or ("head" if path.startswith("h") else path) in self.paths
 
     def fits(self, compiled: Compiled) -> bool:
-        return bool(having(compiled.model, *self.needs))
+        if is_memory(compiled) and self.kind == "link":
+            return False  # none are declared
+        barred = bool(self.barred) and bool(having(compiled.model, self.barred))
+        return bool(having(compiled.model, *self.needs)) and not barred
 
 
 # ---- flows -------------------------------------------------------------------------------------------------------
@@ -106,15 +113,19 @@ def cut(edge: Edge, at: str = "scores") -> Edit:
 
 def hidden_attention(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> dict[Cell, Tensor]:
     """‖what j gives i through the scan‖ with Δ, B, C and the gate held (Ali, Zimerman & Wolf 2024)."""
-    layers = range(compiled.model.config.n_layer)
-    return {(k, "state"): attention_map(compiled.model, prompts.tokens, k, "energy").float() for k in layers}
+    model, tokens = compiled.model, prompts.tokens
+    if not is_memory(compiled):
+        return {(k, "state"): attention_map(model, tokens, k, "energy").float() for k in having(model, "state")}
+    heads = {row.layer: range(row.shape[0]) for row in Units(model, model.unit_kinds["ssm_head"]).by_row}
+    maps = {k: attention_map(model, tokens, k, "channels", channels=own) for k, own in heads.items()}
+    return {(k, "state"): weights.norm(dim=1).float() for k, weights in maps.items()}  # over the heads
 
 
 def derivatives(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, which: str) -> dict[Cell, Tensor]:
     """Length of the exact derivative of a layer's scan at i by its input at j; ``direct`` holds Δ, B and C."""
     n, length = prompts.tokens.shape
     found = {}
-    for layer in range(compiled.model.config.n_layer):
+    for layer in having(compiled.model, "state"):
         square = torch.zeros(n, length, length, dtype=torch.float64)
         for slab in lags(linearise(compiled.model, prompts.tokens, layer), length - 1):
             norm = slab.norm[which].double()
@@ -220,12 +231,19 @@ def either(mamba: Scores, transformer: Scores) -> Scores:
 EDGE_METHODS: dict[str, EdgeMethod] = {
     "flow_cut": EdgeMethod("flow, cut", "flow", flow_cuts),
     "flow_cut_pattern": EdgeMethod(
-        "flow, cut, weights kept", "flow", functools.partial(flow_cuts, at="pattern"), gives=True, needs=ATTENTION
+        "flow, cut, weights kept",
+        "flow",
+        functools.partial(flow_cuts, at="pattern"),
+        HEADS,
+        gives=True,
+        needs=ATTENTION,
     ),
-    "attention": EdgeMethod("flow, attention", "flow", gpt2.attention, needs=ATTENTION),
-    "attention_norm": EdgeMethod("flow, attention × value", "flow", gpt2.attention_norm, gives=True, needs=ATTENTION),
+    "attention": EdgeMethod("flow, attention", "flow", gpt2.attention, HEADS, needs=ATTENTION),
+    "attention_norm": EdgeMethod(
+        "flow, attention × value", "flow", gpt2.attention_norm, HEADS, True, ATTENTION, barred="attn_gate"
+    ),
     "attention_gradient": EdgeMethod(
-        "flow, attention × gradient", "flow", gpt2.attention_gradient, gives=True, needs=ATTENTION
+        "flow, attention × gradient", "flow", gpt2.attention_gradient, HEADS, gives=True, needs=ATTENTION
     ),
     "hidden_attention": EdgeMethod("flow, hidden attention", "flow", hidden_attention, ("state",), needs=SCAN),
     **{
@@ -273,7 +291,8 @@ def score_edges(
     needs and ``others`` drawn at random from all the rest; of links they are of all pairs of channels.
     """
     prompts = clear(compiled, compiled.task.sample(8 * count, "evaluation", seed))[slice(count)]
-    needed, taken, linked = flows(compiled, prompts), shares(compiled, prompts), links(compiled)
+    needed, taken = flows(compiled, prompts), shares(compiled, prompts)
+    linked = torch.zeros(0) if is_memory(compiled) else links(compiled)
     asked = asked_for(compiled, prompts, needed, others, seed)
     shown = compiled.task.sample(LINK_PROMPTS, "discovery", seed)
     found = []
@@ -315,6 +334,8 @@ def links_by_chance(compiled: Compiled, random: Any, seed: int) -> list[dict[str
     matter of the seed alone, so 0.5 is expected whatever the method. Flows have no such number: on any weights near
     positions are read more than far ones.
     """
+    if is_memory(compiled):
+        return []
     linked = links(compiled)
     shown, other = compiled.task.sample(LINK_PROMPTS, "discovery", seed), dataclasses.replace(compiled, model=random)
     found = []
@@ -343,15 +364,15 @@ def asked_for(compiled: Compiled, prompts: Prompts, needed: Any, others: int, se
 
 def every_edge(compiled: Compiled, end: int) -> set[Edge]:
     """All edges between positions up to ``end`` that the model has."""
-    config = compiled.model.config
-    if is_gpt2(compiled):
-        reach = {f"h{head}": end + 1 for head in range(config.n_head)}
-    else:
-        reach = {"conv": config.d_conv, "state": end + 1}
+    config, model = compiled.model.config, compiled.model
+    reach: dict[int, dict[str, int]] = {
+        **{k: {"conv": config.d_conv, "state": end + 1} for k in having(model, "state")},
+        **{k: {f"h{head}": end + 1 for head in range(config.n_head)} for k in having(model, "pattern")},
+    }
     return {
         (layer, path, i, j)
-        for layer in range(config.n_layer)
-        for path, back in reach.items()
+        for layer, ways in sorted(reach.items())
+        for path, back in ways.items()
         for i in range(end + 1)
         for j in range(max(0, i - back + 1), i + 1)
     }

@@ -154,6 +154,9 @@ def recovered(axes: Axes, results: dict[str, Any]) -> None:
 
 def chance(axes: Axes, results: dict[str, Any]) -> None:
     """AUROC on random weights with its interval; red where that misses one half."""
+    if not results["random"]:
+        axes.set_axis_off()
+        return
     order = list(titles_of(results, "methods"))
     for row in (row for row in results["random"] if row["method"] in order):
         i = order.index(row["method"])

@@ -16,7 +16,7 @@ from ..ground_truth.edge_masks import Cell, Edge
 from ..ground_truth.gpt2.links import kinds, later, reads, writes
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
-from ..interventions.model import Model
+from ..interventions.model import Model, having
 from ..interventions.run import run
 from ..interventions.units import Units
 from ..tasks import Prompts
@@ -26,12 +26,13 @@ from ..utils.errors import MechintError
 
 
 def sites(model: Model, kind: str) -> list[str]:
-    return [f"layers.{layer}.{kind}" for layer in range(model.config.n_layer)]
+    return [f"layers.{layer}.{kind}" for layer in having(model, kind)]
 
 
-def by_head(maps: list[Tensor]) -> dict[Cell, Tensor]:
-    """Maps of each layer [n, i, head, j] -> [n, i, j] of each head."""
-    return {(k, f"h{h}"): part for k, square in enumerate(maps) for h, part in enumerate(square.unbind(2))}
+def by_head(model: Model, maps: list[Tensor]) -> dict[Cell, Tensor]:
+    """Maps of each layer that attends [n, i, head, j] -> [n, i, j] of each head."""
+    pairs = zip(having(model, "pattern"), maps, strict=True)
+    return {(k, f"h{h}"): part for k, square in pairs for h, part in enumerate(square.unbind(2))}
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def attention(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> dict[C
     """The weights of attention themselves."""
     names = sites(compiled.model, "pattern")
     values = run(compiled.model, prompts.tokens, names).values
-    return by_head([values[name] for name in names])
+    return by_head(compiled.model, [values[name] for name in names])
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def attention_norm(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> d
         projection = layer.attn.c_proj.weight.unflatten(1, (-1, model.config.d_head))  # [D, H, d]
         length = torch.einsum("nlhd,mhd->nlhm", values[v], projection).norm(dim=-1)  # [n, j, H]
         maps.append(values[pattern] * length.transpose(1, 2).unsqueeze(1))
-    return by_head(maps)
+    return by_head(model, maps)
 
 
 def attention_gradient(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> dict[Cell, Tensor]:
@@ -61,7 +62,7 @@ def attention_gradient(compiled: Compiled, prompts: Prompts, asked: list[Edge]) 
     last, names = prompts.last(), sites(compiled.model, "pattern")
     metric = answer_metric("logit_diff", last)
     values, slopes = gradients(compiled.model, last.tokens, names, metric, logits_at=last.positions)
-    return by_head([(values[name] * slopes[name]).abs() for name in names])
+    return by_head(compiled.model, [(values[name] * slopes[name]).abs() for name in names])
 
 
 # ---- links -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,11 @@ class ScorecardConfig:
         "Let methods choose the size of a circuit, too, as the search smallest does: a mask search then takes eight "
         "times as long",
     )
+    units_only: bool = option(
+        False,
+        "Score rankings of units alone: no traces, edges, probes, random weights, samples without an effect or "
+        "planted features",
+    )
     noise: str = option(
         "",
         "Noise on all weights, separated by commas: the models are scored again with each, as a curve; 0 is none",
@@ -85,6 +90,11 @@ class ScorecardConfig:
             if name not in every:
                 raise MechintError(f"no method {name!r}{did_you_mean(name, every)}; take {', '.join(every)}")
         return [name for name in every if not said or name in said]
+
+    @property
+    def plants(self) -> bool:
+        """True if dictionaries are trained on planted features, for each seed."""
+        return self.sae_tokens > 0 and not self.units_only
 
     @property
     def names(self) -> list[str]:

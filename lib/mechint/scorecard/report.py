@@ -253,6 +253,8 @@ def edge_section(results: dict[str, Any]) -> list[Section]:
 
 
 def trace_section(results: dict[str, Any]) -> list[Section]:
+    if not results["positions"]:
+        return []
     said = (
         "Share of prompts whose largest denoising effect is at a declared layer and position (of a state: the first "
         "that is within 1 % of the largest, for a state restored later restores as much), mean over seeds."
@@ -291,7 +293,7 @@ def probe_section(results: dict[str, Any]) -> list[Section]:
             ),
             Table(("site", "probe", "accuracy"), found, (2,)),
         ]
-    return [Section("Probes", blocks)]
+    return [Section("Probes", blocks)] if blocks else []
 
 
 def dictionary_section(results: dict[str, Any]) -> list[Section]:
@@ -329,6 +331,8 @@ RATES = {
 
 def nothing_section(results: dict[str, Any]) -> list[Section]:
     false = results["false_positives"]
+    if "same_twins_largest_effect" not in false:  # units alone were scored
+        return []
     said = (
         "Twins are unrelated prompts of a second draw, and the mean over all prompts is subtracted from each real "
         "effect: share of samples of these prompts in which any cell, or unit, is significant at "

@@ -117,11 +117,13 @@ def plan(config: ScorecardConfig) -> str:
     """
     old = check_place(config, dry=True)
     folder, names, last = Path(config.output_dir), config.names, config.first_seed + config.seeds - 1
-    planted = ", and planted features for each seed" if config.sae_tokens else ""
+    planted = ", and planted features for each seed" if config.plants else ""
+    alone = ", of units alone" if config.units_only else ""
     curves = f", at {len(points(config))} points of curves" if points(config) else ""
-    items = config.seeds * (len(names) * (1 + len(points(config))) + bool(config.sae_tokens))
+    items = config.seeds * (len(names) * (1 + len(points(config))) + config.plants)
+    sizes = f"models × seeds: {len(names)} × {config.seeds}{planted}{curves}; items: {items}"
     lines = [
-        f"would score every method; models × seeds: {len(names)} × {config.seeds}{planted}{curves}; items: {items}",
+        f"would score every method{alone}; {sizes}",
         f"models: {', '.join(names)}",
         f"seeds: {config.first_seed}" + (f" to {last}" if config.seeds > 1 else ""),
         f"results: {folder / 'results.json'}, scorecard.html, .md and .png beside it",

@@ -62,7 +62,9 @@ def false_positives(parts: list[dict[str, Any]]) -> dict[str, Any]:
     mixed = [row["p_shuffled"] <= LEVEL for part in parts for row in part["probes"]]
     if mixed:
         found["probes shuffled"] = rate(mixed)
-    return found | {"same_twins_largest_effect": max(part["same_twins"] for part in parts)}
+    if same := [part["same_twins"] for part in parts if "same_twins" in part]:
+        found["same_twins_largest_effect"] = max(same)
+    return found
 
 
 def tried(parts: list[dict[str, Any]], key: str) -> int:

@@ -21,6 +21,7 @@ from .files.prompt_file import FactFile
 from .greater_than import GreaterThan
 from .indirect_object import IndirectObject
 from .induction import Induction
+from .marked import Marked
 from .recall import Recall
 from .selective_copy import SelectiveCopy
 from .stored import as_stored, check_data
@@ -62,6 +63,7 @@ KINDS: dict[str, Callable[[TaskConfig], Task]] = {
     "counters": Counters,
     "brackets": Brackets,
     "long_copy": LongCopy,
+    "marked": Marked,
 }
 
 

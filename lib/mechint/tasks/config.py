@@ -8,7 +8,7 @@ from ..utils.options import option
 
 TASKS = (
     "recall", "induction", "selective_copy", "facts", "indirect_object", "greater_than", "counters", "brackets",
-    "long_copy", "text", "file", "prompt",
+    "long_copy", "marked", "text", "file", "prompt",
 )  # fmt: skip
 
 
@@ -31,7 +31,8 @@ class TaskConfig:
     )
     values: int = option(
         16,
-        "Different values of recall or long-range copy, symbols of selective copy, objects of facts, or counts",
+        "Different values of recall or long-range copy, symbols of selective copy or marked, objects of facts, or "
+        "counts",
         unit="tokens",
         low=2,
         high=4096,

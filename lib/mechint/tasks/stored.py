@@ -28,6 +28,7 @@ USED = {
     "counters": ("values", "length"),
     "brackets": ("keys", "pairs", "length"),
     "long_copy": ("values", "length"),
+    "marked": ("values", "length"),
     "text": ("text", "tokenizer", "bos", "length"),
 }
 """The options that each task that can be trained on depends on."""

@@ -361,7 +361,9 @@ def imposed_circuit(task: Task, config: TrainConfig, architecture: Architecture)
         return None
     name, family = named("train", "impose"), architecture.family
     if not isinstance(task, LookedUp):
-        raise MechintError(f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall")
+        raise MechintError(
+            f"{name}: there is no causal model of {task.name}; set {named('task', 'name')} to recall or marked"
+        )
     with torch.device("meta"):
         model = make_model(model_config(architecture, task))
     layers = tuple(" ".join(kinds_of(model, layer)) for layer in range(model.num_layers))

@@ -53,7 +53,8 @@ class TrainConfig:
     seed: int = option(0, "Seed of the weights and of the training prompts", low=0, high=2**31 - 1)
     impose: bool = option(
         False,
-        "Impose a known circuit on a model of two layers that learns recall (strict interchange intervention training)",
+        "Impose a known circuit on a model of two layers that learns recall or marked symbols (strict interchange "
+        "intervention training)",
     )
     impose_strictness: float = option(
         1.0, "Weight of the loss with all other units ablated, beside that of the answers", low=0.0, high=1000.0

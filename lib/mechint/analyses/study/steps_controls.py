@@ -145,6 +145,7 @@ USUAL_TRANSFER = {
     "counters": "length=24,length=48",
     "brackets": "length=24,length=48,pairs=3",
     "long_copy": "length=24,length=48",
+    "marked": "length=24,length=48",
     "indirect_object": "name=greater_than",
     "greater_than": "name=indirect_object",
 }
