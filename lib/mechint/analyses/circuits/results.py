@@ -352,6 +352,9 @@ ON_ONE_SCALE = {
     "faithfulness_latents": "the circuit's latents alone",
     "faithfulness_errors": "the circuit's errors alone",
     "faithfulness_all_latents": "every latent",
+    "faithfulness_skips": "the circuit's skip connections alone",
+    "faithfulness_explained": "the circuit's latents and skip connections",
+    "faithfulness_all_explained": "every latent and skip connection",
 }
 """Shares between the metric of the model without any unit, at 0, and of the whole model, at 1; and whose they are."""
 
