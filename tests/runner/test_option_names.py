@@ -17,6 +17,8 @@ from mechint.analyses.base import analyses, group_of
 from mechint.analyses.metrics import remedy
 from mechint.analyses.options import RunConfig
 from mechint.analyses.study.options import StudyConfig
+from mechint.runner.export_command import ExportConfig
+from mechint.runner.latents.command import LatentsConfig
 from mechint.runner.mechanistic import ExperimentConfig
 from mechint.runner.neuron_command import NeuronCommand
 from mechint.scorecard.requests import ScorecardConfig
@@ -144,3 +146,29 @@ def test_every_option_is_read(config: type) -> None:
         if not re.search(rf"\.{field.name}\b|[\"']{field.name}[\"']", sources)
     ]
     assert not unread
+
+
+NO_PATHS = {"mode", "label", "model_id", "executor", "space", "answers", "labels", "scores"}
+"""Options whose help speaks of files or directories and that are no path."""
+
+
+@pytest.mark.parametrize(
+    "config", list(dict.fromkeys([*CONFIGS, LatentsConfig, ExportConfig])), ids=lambda config: config.__name__
+)
+def test_a_tilde_before_a_path_is_the_home_directory_and_elsewhere_a_character(
+    config: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    if not all("option" in field.metadata for field in dataclasses.fields(config)):
+        pytest.skip("options of a notebook alone")
+    words = [(field.name, each) for field, kind, each in options.options(config) if kind is str and not each.choices]
+    about = re.compile(r"(?i)\b(director(y|ies)|files?|finished|checkpoints?)\b")
+    assert {name for name, each in words if about.search(each.help)} - NO_PATHS <= {
+        name for name, each in words if each.path
+    }
+    for name, each in words:
+        parser = options.Parser()
+        options.add_flags(parser, config, "group")
+        monkeypatch.setattr(options, "check", lambda *_, **__: None)
+        found = options.from_flags(parser.parse_args([f"{flag('group', name)}=~/runs/one"]), config, "group")
+        assert getattr(found, name) == ("/home/somebody/runs/one" if each.path else "~/runs/one"), name

@@ -43,11 +43,16 @@ class RunConfig:
         "output/final_model_step*.pt",
         "A checkpoint file, a glob, a directory of checkpoints, a model directory, or a hub id such as "
         "state-spaces/mamba-130m-hf",
+        path=True,
     )
-    run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs")
-    output_dir: str = option("mechint_analysis", "Directory of the results; one directory below it for each checkpoint")
+    run_dir: str = option("", "Finished analysis directory to draw again, for the mode from_runs", path=True)
+    output_dir: str = option(
+        "mechint_analysis", "Directory of the results; one directory below it for each checkpoint", path=True
+    )
     label: str = option("", "Subdirectory of the results for the checkpoints that MODELS= chose; empty for none")
-    baseline: str = option("", "Finished analysis, or several in a directory, that the results are compared with")
+    baseline: str = option(
+        "", "Finished analysis, or several in a directory, that the results are compared with", path=True
+    )
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     devices: str = option(
         "",
@@ -93,9 +98,13 @@ class Source:
         choices=("posttrain", "from_runs"),
     )
     checkpoint: str = option(
-        "", "Checkpoints of this analysis: a file, glob or directory; empty takes the checkpoints of all analyses"
+        "",
+        "Checkpoints of this analysis: a file, glob or directory; empty takes the checkpoints of all analyses",
+        path=True,
     )
-    run_dir: str = option("", "Finished analysis directory to draw again; empty takes the directory of all analyses")
+    run_dir: str = option(
+        "", "Finished analysis directory to draw again; empty takes the directory of all analyses", path=True
+    )
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ TITLE = "Writes the numbers of finished analyses as CSV, Parquet or LaTeX."
 class ExportConfig:
     """The runs to export, and the files to write."""
 
-    runs: str = option("mechint_analysis", "Finished analysis, a glob of some, or a directory with some below it")
+    runs: str = option(
+        "mechint_analysis", "Finished analysis, a glob of some, or a directory with some below it", path=True
+    )
     tables: str = option(
         " ".join(TABLES), "Tables to write: metrics, cells (of maps, and of layers), units, curve, or several of them"
     )
     formats: str = option("csv", "Formats to write: csv, parquet (needs pyarrow), latex, or several of them")
-    output_dir: str = option("mechint_export", "Directory of the files, one for each table and format")
+    output_dir: str = option("mechint_export", "Directory of the files, one for each table and format", path=True)
 
 
 def parser() -> Parser:

@@ -76,7 +76,9 @@ class ScorecardConfig:
         "",
         "Widths of the residual stream, separated by commas: the models are scored again at each, as a curve",
     )
-    output_dir: str = option("output/ground_truth", "Directory of results.json, scorecard.html, .md and .png")
+    output_dir: str = option(
+        "output/ground_truth", "Directory of results.json, scorecard.html, .md and .png", path=True
+    )
     rerun: bool = option(False, "Score again what is finished, and replace what another request left in the directory")
 
     def chosen(self, known: Iterable[str]) -> list[str]:

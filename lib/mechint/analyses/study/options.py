@@ -97,8 +97,8 @@ class StudyConfig:
     seeds: int = option(
         3, "Discoveries with other prompts and seeds, for reproducibility", unit="seeds", low=2, high=99
     )
-    peers: str = option("", "Checkpoints of other training seeds, a glob; empty for none")
-    trajectory: str = option("", "Checkpoints of a training run in their order, a glob; empty for none")
+    peers: str = option("", "Checkpoints of other training seeds, a glob; empty for none", path=True)
+    trajectory: str = option("", "Checkpoints of a training run in their order, a glob; empty for none", path=True)
     transfer: str = option(
         "usual",
         "Other tasks that candidates are tried on, separated by commas: changes of the task's options, joined by + "

@@ -34,15 +34,19 @@ SCORES = "detection.json"
 class LatentsConfig:
     """The run, and what is made of its features."""
 
-    run: str = option("", "Finished analysis of dictionaries (sae) whose features were read")
+    run: str = option("", "Finished analysis of dictionaries (sae) whose features were read", path=True)
     names: str = option("", "Names or patterns of dictionaries, separated by commas; empty takes all that were read")
-    output_dir: str = option("mechint_latents", "Directory of the files")
+    output_dir: str = option("mechint_latents", "Directory of the files", path=True)
     model_id: str = option("", "Name of the model in dashboards; empty takes the checkpoint's")
     set_id: str = option("", "Name of the dictionary in dashboards; empty takes its own")
     batch: int = option(128, "Features of one file of dashboards", unit="features", low=1, high=1_000_000)
-    checkpoint: str = option("", "Model of the run, for contexts; empty takes the checkpoint that the run names")
+    checkpoint: str = option(
+        "", "Model of the run, for contexts; empty takes the checkpoint that the run names", path=True
+    )
     explanations: str = option("", "Explanations to score: JSON lines with latent, explanation and dictionary")
-    held_out: str = option("", "Contexts to judge them on; empty takes held_out.jsonl of the output directory")
+    held_out: str = option(
+        "", "Contexts to judge them on; empty takes held_out.jsonl of the output directory", path=True
+    )
     judge: str = option("", "Local model that judges explanations, with its tokenizer")
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     seed: int = option(0, "Seed of contexts, exchanges and bootstraps", low=0, high=2**31 - 1)
