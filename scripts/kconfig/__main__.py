@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _named() -> bool:
+    """True if KCONFIG_CONFIG names the configuration: where it is missing, no other one was meant."""
+    return bool(os.environ.get("KCONFIG_CONFIG"))
+
+
 def _current() -> loading.Menu:
     if not os.path.lexists(CONFIG):
         raise ConfigError(f"there is no {_called(CONFIG)}; {START}")
@@ -253,8 +258,8 @@ def _work() -> str:
 
 def _for_run(args: argparse.Namespace) -> loading.Menu:
     """The configuration to run. Without .config it is the default experiment, which is written unless variables of this
-    one command change it; what they change is never written."""
-    if CONFIG.exists():
+    one command change it; what they change is never written. One that KCONFIG_CONFIG names must be there."""
+    if CONFIG.exists() or _named():
         menu = _current()
     else:
         file = find(ROOT, DEFAULT)
@@ -351,7 +356,7 @@ def latents(args: argparse.Namespace) -> int:
 
 def _of_results(command: str, option: str, options: list[str]) -> int:
     """Runs a command of the library that reads finished analyses, those of .config where the options name no others."""
-    menu = _current() if os.path.lexists(CONFIG) else loading.load(ROOT, find(ROOT, DEFAULT))
+    menu = _current() if os.path.lexists(CONFIG) or _named() else loading.load(ROOT, find(ROOT, DEFAULT))
     placed = f"--{option}={menu.syms['KNLP_MECHINT_OUTPUT_DIR'].str_value or 'mechint_analysis'}"
     environment = _environment()
     del environment["MECHINT_CALLED_BY"]  # what the options hold are flags

@@ -140,7 +140,10 @@ def test_another_file_may_be_the_configuration(tree: Tree) -> None:
     assert tree.config == before and "mamba-130m" in (tree.root / "second.config").read_text()
     tree.make("mechint", KCONFIG_CONFIG="second.config")
     assert [call[0] for call in tree.calls()] == ["run_mechint_analysis.py"]
-    assert "there is no third.config" in error_line(tree.make("olddefconfig", "KCONFIG_CONFIG=third.config"))
+    for target in ("olddefconfig", "mechint", "train", "report", "export"):
+        missing = tree.make(target, "KCONFIG_CONFIG=third.config")
+        assert "there is no third.config; run `make defconfig`" in error_line(missing), target
+    assert not (tree.root / "third.config").exists() and not tree.calls()
 
 
 # ---- fragments --------------------------------------------------------------------------------------------------
