@@ -26,6 +26,7 @@ METRICS = "training_metrics_step*.json"
 BELOW = ("*", "*/*", "*/*/*")  # label, checkpoint, analysis
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".gguf")
+_IN_DIRECTORIES = tuple(ending for ending in _FILE_SUFFIXES if ending != ".bin")  # which other programs write, too
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,15 @@ def _directory(name: str, path: Path) -> Chosen:
         return Chosen(name, f"a directory of model directories: {_listed(found)}")
     if found := inside(FINAL):
         return Chosen(os.path.join(glob.escape(name), FINAL), f"the final checkpoints of a directory: {_listed(found)}")
-    if found := inside("*.pt"):
+    if found := [each for each in inside("*") if each.endswith(_IN_DIRECTORIES) and not each.endswith(".resume.pt")]:
         return Chosen(name, f"a directory of checkpoints: {_listed(found)}")
-    if found := inside("*.gguf"):
-        return Chosen(name, f"a directory of GGUF files: {_listed(found)}")
     for mark in MARKS:
         if found := natural(os.path.relpath(match.parent, path) for b in BELOW for match in path.glob(f"{b}/{mark}")):
             why = f"a finished analysis, because {mark} is in {_listed(found)} below it: visualise only"
             return Chosen(name, why, finished=True)
     raise ConfigError(
-        f"MODELS={name} is a directory with nothing to analyse: no {MASKS}, no config.json, no *.pt and no *.gguf; "
+        f"MODELS={name} is a directory with nothing to analyse: no {MASKS}, no config.json and no "
+        f"checkpoint ({', '.join(f'*{ending}' for ending in _IN_DIRECTORIES)}); "
         f"name a checkpoint, a directory of checkpoints or of a model, or a finished analysis{_hint(name)}"
     )
 

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechint.models.loading.discover import find_checkpoints
+from mechint.utils.checkpoint_step import SUFFIXES
+from mechint.utils.errors import MechintError
 from scripts.kconfig.defconfigs import ConfigError, find
 from scripts.kconfig.loading import load, save
 from scripts.kconfig.models import classify, natural, override
@@ -124,3 +127,25 @@ def test_names_are_sorted_as_people_count(numbers: list[int]) -> None:
 
 def test_natural_order_takes_any_names() -> None:
     assert natural(["b", "a10", "10", "a9", "", "a"]) == ["", "10", "a", "a9", "a10", "b"]
+
+
+NAMES = ("run{}", "run{}.bak", "state.resume{}", "step2{}")
+
+
+@pytest.mark.parametrize("ending", [*SUFFIXES, ".txt", ".json"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_directory_has_the_checkpoints_that_the_loader_finds_in_it(ending: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / name.format(ending)).touch()
+    try:
+        found: list[str] = find_checkpoints(str(tmp_path / "there"))
+    except MechintError:
+        found = []
+    if found:
+        chosen = classify("there", tmp_path)
+        assert chosen.value == "there" and f"a directory of checkpoints: {name.format(ending)}" in chosen.why
+    else:
+        with pytest.raises(ConfigError, match="nothing to analyse"):
+            classify("there", tmp_path)
+    others = name == "run{}.bak" or ending == ".bin" or name.format(ending).endswith(".resume.pt")
+    assert bool(found) == (ending in SUFFIXES and not others)
