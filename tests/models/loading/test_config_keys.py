@@ -12,6 +12,7 @@ import torch
 
 import mechint
 from mechint.models.loading.config_keys import is_architecture
+from mechint.models.loading.config_reader import ConfigReader
 from mechint.models.loading.load import from_state_dict, hf_config, to_hf_state_dict
 from tests.helpers import gpt2_oracle, llama_oracle, oracle
 from tests.helpers.builders import tiny_gpt2, tiny_llama, tiny_mamba, tokens
@@ -152,3 +153,13 @@ def test_generation_keeps_no_gradients() -> None:
     model = tiny_gpt2()
     assert not mechint.generate(model, tokens(1, 3), 2, record=["layers.0.q"]).logits.requires_grad
     assert mechint.generate(model, tokens(1, 3), 2, gradients=True).logits.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("said", "with_keys", "found"),
+    [({}, 4, 4), ({}, 0, 8), ({"num_key_value_heads": None}, 4, 8), ({"num_key_value_heads": 2}, 4, 2)],
+)
+def test_heads_with_keys_that_are_null_are_one_each(said: dict[str, Any], with_keys: int, found: int) -> None:
+    """As transformers reads null, which is not the same as no key where the family has a number of its own."""
+    reader = ConfigReader({"num_attention_heads": 8, "head_dim": 4, **said}, "config.json", "a family")
+    assert reader.heads(with_keys=with_keys) == {"n_head": 8, "n_kv_head": found, "d_head": 4}

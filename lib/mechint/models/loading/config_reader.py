@@ -75,10 +75,11 @@ class ConfigReader:
 
         Args:
             size: Dimensions of a head where they are not said; 0 for an equal share of the stream.
-            count, with_keys: Heads, and those with keys, where they are not said; 0 for as many.
+            count, with_keys: Heads, and those with keys, where they are not said; 0 for as many, and so says null.
         """
         n_head = self.size("num_attention_heads", count)
-        n_kv_head = self.size("num_key_value_heads", with_keys or n_head)
+        alike = self.null("num_key_value_heads") or not with_keys
+        n_kv_head = self.size("num_key_value_heads", n_head if alike else with_keys)
         if n_head % n_kv_head:
             raise MechintError(
                 f"{self.where}: num_attention_heads is {n_head} and num_key_value_heads {n_kv_head}; the first must be "

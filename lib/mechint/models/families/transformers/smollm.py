@@ -46,7 +46,7 @@ def read(raw: ConfigReader) -> SmolLM3Config:
     """The configuration of a ``config.json``."""
     raw.ignore("max_window_layers pretraining_tp")
     sizes, bias = read_sizes(raw, tied=True), raw.switch("attention_bias", False)
-    heads = raw.heads(with_keys=0 if raw.null("num_key_value_heads") else 4)
+    heads = raw.heads(with_keys=4)
     window = read_window(raw, 0) if raw.switch("use_sliding_window", False) else 0
     raw.ignore("sliding_window")
     turned = read_turned(raw, sizes["n_layer"])
