@@ -92,6 +92,7 @@ def test_a_copy_is_ended_and_what_it_is_told_then_is_no_error() -> None:
 KILLED = """
 import os, signal, sys, time
 from mechint.utils.beside import Beside
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets programs in its background ignore it
 copy = Beside(lambda told: time.sleep(600))
 print(copy._process.pid, flush=True)
 time.sleep(600)

@@ -100,7 +100,8 @@ def _run(
 ) -> None:
     """The life of the copy, which ends without the cleaning up that is this process's own."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt reaches both, and one of them says so
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt reaches both, and one of them says so
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before the line above
             return
