@@ -75,6 +75,7 @@ def test_the_files_are_whole_and_say_the_same(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "scorecard.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_units_alone_are_scored_as_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("attribution_mean_size", "weight_magnitude")}
     monkeypatch.setattr(card, "METHODS", few)

@@ -162,9 +162,11 @@ def studied(run_dir: Path) -> tuple[dict[str, Any], str, list[Any]]:
     return results, (run_dir / "history.jsonl").read_text(), sorted(points.items())
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_controls_made_in_processes_beside_this_one_are_those_made_here(
-    tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    count: int, tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     here, made = os.getpid(), tmp_path / "made"
     measured = Controls.measured
 
@@ -174,23 +176,22 @@ def test_controls_made_in_processes_beside_this_one_are_those_made_here(
         return measured(self, name)
 
     monkeypatch.setattr(Controls, "measured", noted)
-    for count in (2, 3):
-        threads(count)
-        found = {}
-        for place in ("beside", "here"):
-            with monkeypatch.context() as patch:
-                if place == "here":
-                    patch.setattr(beside, "hands", lambda work, device: 0)
-                found[place] = studied(tmp_path / f"{count} {place}")
-            assert sorted(made.read_text().splitlines()) == [f"{name} {place}" for name in (EXCHANGED, RANDOM_WEIGHTS)]
-            made.unlink()
-        assert found["here"] == found["beside"]
-        assert {RANDOM_WEIGHTS, EXCHANGED} <= {curve for curve, _ in found["beside"][2]}
-        assert METRIC_OF[EXCHANGED] in found["beside"][0]["metrics"]
+    threads(count)
+    found = {}
+    for place in ("beside", "here"):
+        with monkeypatch.context() as patch:
+            if place == "here":
+                patch.setattr(beside, "hands", lambda work, device: 0)
+            found[place] = studied(tmp_path / f"{count} {place}")
+        assert sorted(made.read_text().splitlines()) == [f"{name} {place}" for name in (EXCHANGED, RANDOM_WEIGHTS)]
+        made.unlink()
+    assert found["here"] == found["beside"]
+    assert {RANDOM_WEIGHTS, EXCHANGED} <= {curve for curve, _ in found["beside"][2]}
+    assert METRIC_OF[EXCHANGED] in found["beside"][0]["metrics"]
     assert "its work is done here" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("lost", [RANDOM_WEIGHTS, EXCHANGED])
+@pytest.mark.parametrize("lost", [pytest.param(RANDOM_WEIGHTS, marks=pytest.mark.slow), EXCHANGED])
 def test_a_control_whose_process_dies_is_made_here(
     lost: str, tmp_path: Path, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
