@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mechint.analyses.base import Analysis, analyses
+from mechint.analyses.circuits.evidence import Evidence
 from mechint.analyses.loader import PromptLoader
 from mechint.analyses.study.options import ALWAYS, STEPS
 from mechint.tasks import TASKS, TaskConfig, make_task
@@ -27,8 +28,11 @@ SMALL: dict[str, Any] = {
     "random_weights": False, "sites": "out", "sever": "", "attribution": False, "search": "budget", "budget": 4,
     "ablation": "zero", "architectures": "topk", "sparsity": "2", "ratio": "1", "layers": "0", "tokens": 4096,
     "skip_steps": " ".join(str(step) for step in STEPS if step not in ALWAYS), "minimality": False,
+    "kinds": "head,mlp",
 }  # fmt: skip
 """Values of options that make an analysis short, for those that have them."""
+REFUSED_BY_PROMPTS = {("patchscope", "counters")}
+"""(analysis, task) that the drawn prompts make impossible: pairs of equal tokens take four, and these have three."""
 DEFAULT = {("study", "ablation"), ("study", "seeds"), ("sae", "controls"), ("neuron", "tokens"), ("trace", "examples")}
 """(analysis, option) that stay at their defaults, because the name says something else there."""
 
@@ -50,7 +54,7 @@ def loaders(model: Any, task: Any) -> list[PromptLoader]:
 
 
 def model_for(analysis: Analysis, task: Any) -> Any:
-    made = tiny_gpt2 if "k" in analysis.needs else tiny_mamba
+    made = tiny_gpt2 if "k" in analysis.needs or analysis.name == "hybrid" else tiny_mamba
     sizes = {} if made is tiny_mamba else {"n_ctx": 64}
     return made(3, vocab_size=task.vocab_size, **sizes).requires_grad_(False).eval()
 
@@ -94,9 +98,11 @@ def test_no_analysis_refuses_every_task(name: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("task", [name for name in TASKS if name not in WITH_TOKENIZER])
 @pytest.mark.parametrize("name", list(analyses()))
-def test_every_analysis_on_every_task(name: str, task: str, tmp_path: Path) -> None:
+def test_every_analysis_on_every_task(name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # models without training have no certain effect on some tasks, which is refused; their accuracy is one all the same
+    monkeypatch.setattr(Evidence, "check", lambda evidence: None)
     config = TaskConfig(name=task, length=12)
-    if refused(name, config):
+    if refused(name, config) or (name, task) in REFUSED_BY_PROMPTS:
         pytest.skip("the analysis refuses this task")
     if name == "feature":
         accuracy("sae", config, tmp_path)
