@@ -149,7 +149,7 @@ def test_every_option_is_read(config: type) -> None:
 
 
 NO_PATHS = {"mode", "label", "model_id", "executor", "space", "answers", "labels", "scores"}
-"""Options whose help speaks of files or directories and that are no path."""
+"""Options whose help speaks of files or directories and that are no path; ``scores`` are several."""
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The directory of the results of these checkpoints."""
-        return Path(self.output_dir).expanduser() / self.label
+        return Path(self.output_dir) / self.label
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def index(plans: list[Plan]) -> list[str]:
         return []
     asked = {directory: key for plan in plans for key, directory in plan.directories.items()}
     try:
-        say_index(Path(run.output_dir).expanduser(), run.folder, asked)
+        say_index(Path(run.output_dir), run.folder, asked)
     except Exception as error:
         say_failure(error, f"index of {run.output_dir}")
         return ["the index could not be written"]

@@ -19,7 +19,6 @@ from ..interventions.units import units_named
 from ..tasks import Task
 from ..utils import files, workers
 from ..utils.errors import MechintError
-from ..utils.options import listed
 from ..utils.progress import Progress
 from ..utils.rundir import Stages, fingerprint, manifest
 from .cost import cost
@@ -66,7 +65,7 @@ def scorecard(config: ScorecardConfig, outside: dict[str, Outside] | None = None
     check_request(config)
     ours = {name: METHODS[name] for name in config.chosen(METHODS)}
     theirs = [(name, outside_method(name, given)) for name, given in (outside or {}).items()]
-    theirs += [method_from(Path(path)) for path in listed(config.scores)]
+    theirs += [method_from(path) for path in config.score_files()]
     methods = dict(ours)
     for name, method in theirs:
         if name in methods or name in METHODS:

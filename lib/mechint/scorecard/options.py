@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..ground_truth import GROUPS, MODELS
 from ..utils.errors import MechintError, did_you_mean
@@ -92,6 +93,10 @@ class ScorecardConfig:
             if name not in every:
                 raise MechintError(f"no method {name!r}{did_you_mean(name, every)}; take {', '.join(every)}")
         return [name for name in every if not said or name in said]
+
+    def score_files(self) -> list[Path]:
+        """The JSON files of other methods' scores."""
+        return [Path(path).expanduser() for path in listed(self.scores, "scores")]
 
     @property
     def plants(self) -> bool:

@@ -31,8 +31,8 @@ def check_request(config: ScorecardConfig) -> None:
         if name not in known:
             raise MechintError(f"no model {name!r}{did_you_mean(name, known)}; take {', '.join(known)}")
     config.chosen(METHODS)
-    for path in listed(config.scores, "scores"):
-        method_from(Path(path))
+    for path in config.score_files():
+        method_from(path)
     points(config)
 
 
@@ -43,7 +43,7 @@ def key_of(config: ScorecardConfig, outside: Iterable[str] = ()) -> dict[str, An
     """
     said = dataclasses.asdict(config)
     said["models"], said["methods"] = (",".join(listed(getattr(config, name))) for name in ("models", "methods"))
-    said["scores"] = [files.sha256(path) for path in listed(config.scores)]
+    said["scores"] = [files.sha256(path) for path in config.score_files()]
     del said["output_dir"], said["rerun"]
     return {**said, "code": code_digest(), "outside": sorted(outside)}
 

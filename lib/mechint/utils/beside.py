@@ -110,13 +110,12 @@ def _run(
         terminal = sys.stderr.isatty()
         progress.hidden = lambda: terminal and not front[0]
         points: list[tuple[str, dict[str, float]]] = []
-        found, failure = None, None
         with progress.listening(lambda curve, values: points.append((curve, dict(values)))):
             try:
-                found = work(lambda: pickle.loads(theirs.recv_bytes()))
-            except Exception as error:
-                points, failure = [], f"failed ({type(error).__name__}: {one_line(error)})"
-        theirs.send_bytes(pickle.dumps((found, failure, points)))
+                said = pickle.dumps((work(lambda: pickle.loads(theirs.recv_bytes())), None, points))
+            except Exception as error:  # said by the first process, which does the work and raises what it has to
+                said = pickle.dumps((None, f"failed ({type(error).__name__}: {one_line(error)})", []))
+        theirs.send_bytes(said)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,7 @@
-"""Patchscopes: readings against runs by hand, target prompts, partners, controls, the page, and what is refused."""
+"""Patchscopes: readings against runs by hand, target prompts, partners, controls, the page, and what is refused.
+
+One file, past 500 lines, because all of it reads the same few models and finished runs.
+"""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ class ControlsBeside:
     def __init__(
         self, analyzer: Searcher, discovery: Bench, held_out: Bench, loaders: tuple[PromptLoader, PromptLoader]
     ) -> None:
-        self.analyzer, self.of = analyzer, (analyzer, discovery, held_out, loaders)
-        self.trained = (discovery, held_out)
+        self.analyzer, self.trained = analyzer, (discovery, held_out)
+        self.controls = functools.partial(Controls, analyzer, discovery, held_out, loaders)
         ways = [RANDOM_WEIGHTS, *([EXCHANGED] if analyzer.config.method == SEARCH else [])]
         self.names = [name for name in analyzer.controls if name in ways]
         work = max(analyzer.model.work(batch.tokens.numel()) for batch in discovery.batches)
@@ -200,7 +200,7 @@ class ControlsBeside:
     def make(self, names: Sequence[str], size: int, needed: bool, wanted: Callable[[], int]) -> Made:
         """Some of the controls; arguments as of :class:`Controls`."""
         found, history = Made(), self.analyzer.history
-        controls = Controls(*self.of, size, functools.cache(wanted), needed)  # it is told once
+        controls = self.controls(size, functools.cache(wanted), needed)  # it is told once
         for name in names:
             before = len(history)
             found[name] = controls.measured(name), history[before:]
@@ -217,7 +217,7 @@ class ControlsBeside:
         made = Made()
         for each in self.begun:
             made |= (each.result() or [{}])[0]
-        found, here = {}, Controls(*self.of, size, lambda: wanted, needed)
+        found, here = {}, self.controls(size, lambda: wanted, needed)
         for name in self.names:
             if name in made:
                 found[name], history = made[name]

@@ -43,11 +43,13 @@ class LatentsConfig:
     checkpoint: str = option(
         "", "Model of the run, for contexts; empty takes the checkpoint that the run names", path=True
     )
-    explanations: str = option("", "Explanations to score: JSON lines with latent, explanation and dictionary")
+    explanations: str = option(
+        "", "Explanations to score: JSON lines with latent, explanation and dictionary", path=True
+    )
     held_out: str = option(
         "", "Contexts to judge them on; empty takes held_out.jsonl of the output directory", path=True
     )
-    judge: str = option("", "Local model that judges explanations, with its tokenizer")
+    judge: str = option("", "Local model that judges explanations, with its tokenizer", path=True)
     device: str = option("auto", "Where to run; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
     seed: int = option(0, "Seed of contexts, exchanges and bootstraps", low=0, high=2**31 - 1)
     bootstrap: int = option(1000, "Bootstrap draws for the intervals", unit="draws", low=100, high=100_000)
