@@ -126,7 +126,7 @@ def test_methods_that_rank_one_kind_alone_are_no_choice() -> None:
 def finished(hybrid: Stack, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A circuit of attention heads and SSM heads, as the runner leaves it."""
     analysis, directory = analyses()["hybrid"], tmp_path_factory.mktemp("hybrid")
-    options = dataclasses.replace(options_of(analysis), method="attribution")
+    options = dataclasses.replace(options_of(analysis), method="attribution", kinds="head,ssm_head")
     analyzer = analysis.analyzer(hybrid, options, "cpu", run_dir=directory)
     results = analyzer.run_analysis(*loaders(hybrid, TASK))
     analyzer.save_results()
