@@ -16,9 +16,11 @@ from mechint.attribution.lag_influence import (
     mean_lag,
     reference,
     run_temporal_causality_analysis,
+    shares,
     summarise,
 )
 from mechint.utils.errors import MechintError
+from mechint.utils.statistics import ClusterBootstrap
 from tests.helpers.builders import tiny_mamba, tokens
 
 
@@ -40,6 +42,19 @@ def test_how_well_a_curve_fits_by_hand() -> None:
     assert fit is not None and fit["tau"] == pytest.approx(1 / 0.6) and fit["r2_exponential"] == pytest.approx(0.9)
     assert fit["power"] == pytest.approx(1.3863 / 1.0843, rel=1e-4) and not fit["extrapolated"] and fit["lags"] == 4
     assert fit["r2_power"] == pytest.approx(1.3863**2 / 1.0843 / 2, rel=1e-4) and fit["better"] == "exponential"
+
+
+def test_a_curve_that_does_not_fall_is_fitted_without_a_rest() -> None:
+    """Logarithms that are all alike leave nothing to explain."""
+    fit = decay_fit(np.ones(6))
+    assert fit is not None and fit["r2_exponential"] == fit["r2_power"] == 1.0
+
+
+def test_small_influence_has_shares_and_none_has_none() -> None:
+    bootstrap = ClusterBootstrap(range(8), 100, 0)
+    found = shares(bootstrap, mean_lag, np.full((8, 4), 1e-3))
+    assert found is not None and found["value"] == pytest.approx(2.0)
+    assert shares(bootstrap, mean_lag, np.eye(4)[[0] * 8]) is None
 
 
 def test_shares_of_a_flat_curve() -> None:

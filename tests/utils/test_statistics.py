@@ -17,6 +17,7 @@ from mechint.utils.statistics import (
     FEWEST_TESTED,
     ClusterBootstrap,
     area,
+    beyond,
     draws_needed,
     effective,
     exact,
@@ -158,6 +159,14 @@ def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:
     rng = np.random.default_rng(0)
     false = [permutation_test(rng.normal(size=4), rng.normal(size=4))[0] <= 0.05 for _ in range(300)]
     assert np.mean(false) < 0.09
+
+
+def test_the_share_of_two_draws_beyond_a_value_by_hand() -> None:
+    """2.9 lies at 0.95 of the way from 1 to 3, so twice 0.05 of the draws are beyond it; no p is below 2 in 3."""
+    ordered = np.array([1.0, 3.0])[:, None]
+    assert beyond(ordered, np.array([2]), np.array([2.9])) == pytest.approx([2 / 3])
+    many = np.arange(41.0)[:, None]
+    assert beyond(many, np.array([41]), np.array([39.0])) == pytest.approx([2 / 40])
 
 
 def test_holm() -> None:
