@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,10 @@ def test_dynamics_describe_heads_and_groups(name: str, tmp_path: Path) -> None:
     found = dynamics(local, {"mine": [0, local.width - 1]}, draws=20)
     assert found["tau_of"] == ("key channel" if part.key_decay else "head")
     assert len(found["tau"]) == (part.key_size if part.key_decay else part.heads)
+    rate = -local.log_decay.flatten(0, 1).mean(0)  # [head] or [head, key]
+    decay = local.log_decay.exp().flatten(0, 1).mean(0)
+    tau, decay = (x.mean(0) if part.key_decay else x for x in (1 / rate, decay))
+    assert found["tau"] == pytest.approx(tau.tolist()) and found["decay_now"] == pytest.approx(decay.tolist())
     mine, every = found["groups"]["mine"], found["groups"]["all channels"]
     assert mine["channels"] == [0, local.width - 1] and len(every["memory_tokens"]) == local.width
     assert len(every["drop_error"]) == found["states"] == part.key_size
@@ -115,6 +120,15 @@ def test_dynamics_describe_heads_and_groups(name: str, tmp_path: Path) -> None:
     assert found["hankel_rank"] == len(found["hankel"]) <= min(part.key_size, 3 + 1)
     low, value, high = (every["memory"][which] for which in ("low", "value", "high"))
     assert low <= value <= high
+
+
+@NAMES
+def test_time_constants_of_what_never_decays_are_finite_and_do_not_vary(name: str, tmp_path: Path) -> None:
+    (model, layer, _), ids = with_memory(name, tmp_path), prompt(rows=2, length=4)
+    local = linearise(model, ids, layer)
+    assert isinstance(local, LinearisedMemory)
+    found = memory_modes.time_scales(dataclasses.replace(local, log_decay=torch.zeros_like(local.log_decay)))
+    assert (found["mean"] >= 1e299).all() and found["mean"].isfinite().all() and not found["variation"].any()
 
 
 def test_drops_of_a_scan_are_those_of_its_gram() -> None:

@@ -28,6 +28,9 @@ from tests.models.families.test_parity import JUDGES, error, prompt, saved  # no
 FEW = "(mamba2|jamba|zamba2|qwen3_5|kimi_linear|lfm2|gemma3)"
 """One family of each kind of part, for the quick set."""
 
+LONG_TAPS = 2
+"""A seed whose short convolution has more than two taps."""
+
 
 def tensors_of(memory: Any) -> list[Tensor]:
     """Every tensor in a memory of any make."""
@@ -127,13 +130,14 @@ def test_guided_maps_are_the_gradient_of_the_weights_by_hand(tmp_path: Path) -> 
 
 
 def test_a_short_convolution_reads_by_its_taps(tmp_path: Path) -> None:
-    _, model = saved(JUDGES["lfm2"], 1, tmp_path)
+    _, model = saved(JUDGES["lfm2"], LONG_TAPS, tmp_path)
     model.requires_grad_(False)
     layer = next(i for i in range(model.num_layers) if f"layers.{i}.conv_out" in model.sites)
     values, slopes = gradients(model, prompt(1, 5), map_sites(model), lambda logits: logits[:, -1, 3])
     plain, guided = attention_maps(model, layer, values, slopes)
     [part] = [part for part in model.parts_of(layer).values() if isinstance(part, ShortConv)]
     taps = part.conv.weight[:, 0]
+    assert taps.shape[1] > 2  # of two taps a mistaken order could not be seen
     for i in range(5):
         for j in range(5):
             back = i - j
@@ -143,6 +147,23 @@ def test_a_short_convolution_reads_by_its_taps(tmp_path: Path) -> None:
                 there
             ) else torch.zeros(1)  # fmt: skip
             assert float(guided[0, i, j]) == pytest.approx(float(push.clamp(min=0).mean()))
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "zamba2"])
+def test_a_layer_with_several_readers_has_the_mean_of_their_normalised_maps(name: str, tmp_path: Path) -> None:
+    _, model = saved(JUDGES[name], 1, tmp_path)
+    model.requires_grad_(False)
+    layer = next(i for i in range(model.num_layers) if len(readers(model, i)) > 1)
+    values, slopes = gradients(model, prompt(1, 5), map_sites(model), lambda logits: logits[:, -1, 3])
+    found = attention_maps(model, layer, values, slopes)
+    each = [reader.maps(layer, values, slopes) for reader in readers(model, layer)]
+    for which in range(2):
+        expected = torch.zeros(5, 5, dtype=torch.float64)
+        for maps in each:
+            for i in range(5):
+                row = maps[which][0, i]
+                expected[i] += (row / row.sum() if row.sum() > 0 else row) / len(each)
+        torch.testing.assert_close(found[which][0], expected, rtol=1e-12, atol=1e-15)
 
 
 def test_what_reads_nothing_and_what_is_unknown(tmp_path: Path) -> None:
