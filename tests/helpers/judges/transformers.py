@@ -54,6 +54,17 @@ def gpt_neox(rng: random.Random) -> Any:
     return T.GPTNeoXForCausalLM(config)
 
 
+def gptj(rng: random.Random) -> Any:
+    size, heads = rng.choice([8, 16]), rng.choice([1, 2])
+    config = T.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=size, n_layer=rng.randint(1, 3), n_head=heads, n_positions=64,
+        rotary_dim=rng.choice([2, 4, size // heads]), n_inner=rng.choice([None, 10]),
+        activation_function=rng.choice(["gelu_new", "relu"]), layer_norm_epsilon=rng.choice([1e-5, 1e-3]),
+        tie_word_embeddings=rng.random() < 0.5, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return T.GPTJForCausalLM(config)
+
+
 def qwen2(rng: random.Random) -> Any:
     said, sliding = sizes(rng), rng.random() < 0.5
     config = T.Qwen2Config(
@@ -353,4 +364,5 @@ JUDGES = [
     Judge("ernie4_5", ernie4_5),
     Judge("seed_oss", seed_oss),
     Judge("granitemoe", granitemoe, skip_parts=("mlp",)),
+    Judge("gptj", gptj, layers="h"),
 ]

@@ -129,6 +129,34 @@ def test_keys_of_published_files_that_transformers_does_not_read() -> None:
         assert said in str(error.value) and "\n" not in str(error.value), (name, str(error.value))
 
 
+def test_a_gpt_j_has_keys_of_its_own() -> None:
+    """Those of the published file, and what is taken where it says nothing; a rotation that heads have no room for."""
+    small = {"vocab_size": 37, "n_embd": 256, "n_layer": 2, "n_head": 2}
+
+    def said(**more: Any) -> Any:
+        reader = ConfigReader({"model_type": "gptj", **small, **more}, "m", "GPT-J")
+        found = declared()["gptj"].read(reader)
+        reader.done()
+        return found
+
+    plain, theirs = said(), T.GPTJConfig(**small)
+    published = {"activation_function": "gelu_new", "attn_pdrop": 0.0, "layer_norm_epsilon": 1e-5, "n_inner": None,
+                 "n_positions": 2048, "rotary": True, "rotary_dim": 64, "scale_attn_weights": True, "resid_pdrop": 0.0,
+                 "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+                 "summary_type": "cls_index", "summary_use_proj": True, "gradient_checkpointing": False,
+                 "tie_word_embeddings": False}  # fmt: skip
+    assert said(**published) == plain
+    assert (plain.rotation.size, plain.tied, plain.d_mlp) == (theirs.rotary_dim, theirs.tie_word_embeddings, 1024)
+    assert (plain.norm_eps, plain.activation, plain.head_bias) == (theirs.layer_norm_epsilon, "gelu_tanh", True)
+    assert said(rotary_dim=128).rotation.size == 0 and plain.rotation.interleaved
+    for wrong, why in (({"rotary_dim": None}, "rotary_dim is None"), ({"rotary_dim": 130}, "at most a head's 128"),
+                       ({"rotary_dim": 3}, "it must be even"), ({"n_head": 3}, "n_embd is 256 and n_head 3"),
+                       ({"rotary": False}, "rotary is False"), ({"odd": 1}, "odd = 1")):  # fmt: skip
+        with pytest.raises(MechintError) as error:
+            said(**wrong)
+        assert why in str(error.value) and "\n" not in str(error.value)
+
+
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
