@@ -23,6 +23,7 @@ from mechint.models.parts.experts import MixtureOfExperts
 from mechint.models.parts.feed_forward import MLP, GatedMLP
 from mechint.models.parts.latent_attention import LatentAttention
 from mechint.models.parts.mamba2 import Mamba2Mixer
+from mechint.models.parts.norms import LayerNorm, WeightlessLayerNorm
 from mechint.models.parts.short_conv import ShortConv
 from mechint.models.stack import Stack
 from mechint.utils.errors import MechintError
@@ -84,9 +85,10 @@ def rooted(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
-    if isinstance(getattr(module, "bias", None), Tensor):
+    if isinstance(module, LayerNorm | WeightlessLayerNorm):
         x = x - x.mean(-1, keepdim=True)
-        return rooted(x, module.weight, module.eps) + module.bias
+        x = rooted(x, torch.ones(()).to(x) if module.weight is None else module.weight, module.eps)
+        return x if module.bias is None else x + module.bias
     return rooted(x, module.weight + module.plus, module.eps)
 
 
@@ -142,7 +144,11 @@ def at_z(part: GatedDelta, n: Tensor) -> Tensor:
 
 
 def attention(part: Attention, n: Tensor, at: At) -> Tensor:
-    value = part.v_proj(n * part.in_scale).unflatten(-1, (-1, part.d_head))
+    value = part.v_proj(n * part.in_scale)
+    if part.clip is not None:
+        limit = part.clip.limit
+        value = value * torch.where(value.abs() > limit, limit / value.abs(), 1.0).detach()
+    value = value.unflatten(-1, (-1, part.d_head))
     value = value.repeat_interleave(part.n_head // part.n_kv_head, 2)
     heads = torch.einsum("bihj,bjhd->bihd", at("pattern"), value)
     heads = heads * at("attn_gate") if part.gated else heads
@@ -221,7 +227,7 @@ def slow_relevance(model: Stack, ids: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "name",
     ["mamba2", "falcon_h1", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "kimi_linear", "lfm2", "nemotron_h", "gemma2",
-     "granitemoehybrid", "gpt_neox", "phi"],
+     "granitemoehybrid", "gpt_neox", "phi", "olmo", "olmoe", "cohere"],
 )  # fmt: skip
 def test_tokens_have_what_slow_formulas_give_them(name: str, tmp_path: Path) -> None:
     model, ids = random_model(name, 1, tmp_path).requires_grad_(False), prompt(length=7)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..interventions.model import Model
 from ..models import gpt2, llama, mamba
-from ..models.parts.attention import Attention
+from ..models.parts.attention import Attention, Clip
 from ..models.parts.base import Layer as StackLayer
 from ..models.parts.convolution import CausalConvolution
 from ..models.parts.delta import GatedDelta, KimiDelta
@@ -29,7 +29,7 @@ from ..models.parts.feed_forward import MLP, GatedMLP
 from ..models.parts.latent_attention import LatentAttention
 from ..models.parts.mamba1 import Mamba1Mixer
 from ..models.parts.mamba2 import Mamba2Mixer
-from ..models.parts.norms import GatedRMSNorm, LayerNorm, RMSNorm
+from ..models.parts.norms import GatedRMSNorm, LayerNorm, NoNorm, RMSNorm, WeightlessLayerNorm
 from ..models.parts.shared import BesideEmbeddings, BlockThenMamba
 from ..models.parts.short_conv import ShortConv
 from ..scan.checks import accumulate
@@ -82,10 +82,12 @@ def activated(x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
 
 def norm(module: Any, r: Tensor) -> Tensor:
     """The model's norm, of which the scale is held."""
-    if module.weight is None:  # a model without this norm
+    if isinstance(module, NoNorm):
         return r
     centred = r if not hasattr(module, "bias") else r - r.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps).detach()
+    if isinstance(module, WeightlessLayerNorm):
+        return (centred * scale).to(next(module.readers[0].parameters()).dtype)
     bias, plus = getattr(module, "bias", None), getattr(module, "plus", 0.0)
     if plus:
         return (centred * scale * (plus + module.weight.to(r.dtype))).to(module.weight.dtype)
@@ -309,8 +311,14 @@ def ruled(module: nn.Module) -> Callable[..., Tensor] | None:
 
 @ruled.register(RMSNorm)
 @ruled.register(LayerNorm)
-def ruled_norm(module: RMSNorm | LayerNorm) -> Callable[..., Tensor]:
+@ruled.register(WeightlessLayerNorm)
+def ruled_norm(module: RMSNorm | LayerNorm | WeightlessLayerNorm) -> Callable[..., Tensor]:
     return lambda r: norm(module, r)
+
+
+@ruled.register
+def ruled_clip(module: Clip) -> Callable[..., Tensor]:
+    return lambda x: activated(x, module.bounded)
 
 
 @ruled.register

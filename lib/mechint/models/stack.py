@@ -20,6 +20,7 @@ from ..scan.checks import accumulate
 from .base import LanguageModel, outer_sites
 from .parts.attention import LayerCache
 from .parts.base import Layer, LayerMemory, Part
+from .parts.norms import tell_readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class Stack(LanguageModel):
         self.embed_tokens = nn.Embedding(c.vocab_size, c.d_model, _weight=rows)
         self.layers: nn.ModuleList = nn.ModuleList(layer(i) for i in range(c.n_layer))
         self.norm = norm
+        tell_readers(norm, self.embed_tokens)
         self.lm_head: nn.Linear | TiedHead | None = None
         if not c.tied:
             self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=c.head_bias)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..models.loading.hf_modules import module_of
-from ..models.parts.norms import LayerNorm
+from ..models.parts.norms import LayerNorm, WeightlessLayerNorm
 from ..utils.errors import MechintError, did_you_mean, shown
 from .activations.flattening import check_fit, flatten, rule_of
 from .base import SparseAutoencoder
@@ -128,7 +128,7 @@ def attach(dictionary: SparseAutoencoder, model: Model, site: str = "") -> Spars
     copy.config = replace(config, site=ours, layer=int(layer[1]) if layer else -1, model_family=family)
     check_fit(copy, model, ours)
     modules: Any = model
-    if dictionary.centred and any(isinstance(module, LayerNorm) for module in modules.modules()):
+    if dictionary.centred and any(isinstance(module, LayerNorm | WeightlessLayerNorm) for module in modules.modules()):
         centre(copy)
     copy.centred = False
     return copy

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..interventions.model import Model
 from ..interventions.run import run
 from ..interventions.steering import Direction
-from ..models.parts.norms import LayerNorm, RMSNorm
+from ..models.parts.norms import LayerNorm, RMSNorm, WeightlessLayerNorm
 from ..utils.errors import MechintError
 from .activations.flattening import check_fit, flat_width, flatten
 from .attach import Fit, site_of
@@ -227,7 +227,7 @@ def weight_before(said: str, read: str, model: Model) -> Tensor | None:
         return None
     _, layer, kind = read.split(".")
     norm = model.norm_at(int(layer), kind)
-    if isinstance(norm, LayerNorm):  # TransformerLens has its hook behind weight and bias
+    if isinstance(norm, LayerNorm | WeightlessLayerNorm):  # TransformerLens has its hook behind weight and bias
         return None
     weight = norm.weight.detach().float() + norm.plus if isinstance(norm, RMSNorm) else torch.zeros(1)
     if not weight.all():

@@ -15,7 +15,7 @@ from tests.analyses.lens.test_reading import prompts
 from tests.models.families.test_parity import JUDGES, random_model
 
 
-@pytest.mark.slow_except("(zamba2|gemma2|granitemoehybrid|olmo2)")
+@pytest.mark.slow_except("(zamba2|gemma2|granitemoehybrid|olmo2|olmo)")
 @pytest.mark.parametrize("name", JUDGES)
 def test_contributions_add_up_and_the_last_site_gives_the_models_logits(name: str, tmp_path: Path) -> None:
     """Post-norms, multipliers, capped and scaled logits, and embeddings that are carried behind the stream."""

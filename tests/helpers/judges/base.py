@@ -27,6 +27,7 @@ class Judge:
         family: Its name, ours.
         make: A source of random numbers -> transformers' model with a random small configuration.
         skip_parts: Attributes of parts whose outputs are not compared, since transformers computes them elsewhere.
+        layers: The attribute of its layers.
         cut_anywhere: Ends of names of tensors that transformers' files cut at other rows than ours: what is compared is
             all of them together.
     """
@@ -34,6 +35,7 @@ class Judge:
     family: str
     make: Callable[[random.Random], Any]
     skip_parts: tuple[str, ...] = ()
+    layers: str = "layers"
     cut_anywhere: tuple[str, ...] = ()
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,6 +107,10 @@ def exact_frequencies(module: nn.Module) -> None:
     """Makes a rotation's frequencies anew in float64, and the embeddings' scale: transformers holds them in float32."""
     if hasattr(module, "scalar_embed_scale"):
         module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    if isinstance(angles := getattr(module, "embed_positions", None), Tensor):  # GPT-J's, [position, size]
+        count, size = angles.shape
+        turned = torch.arange(count, dtype=torch.float64)[:, None] * plain_frequencies(10000.0, size)
+        module.embed_positions = torch.cat([turned.sin(), turned.cos()], 1)
     if not hasattr(module, "config"):
         return
     config: Any = module.config
@@ -137,7 +143,12 @@ def frequencies(config: Any, said: dict[str, Any], kind: str, **more: Any) -> Te
                 torch.set_default_dtype(torch.float32)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = int(size * said.get("partial_rotary_factor", 1.0))
-    return said["rope_theta"] ** -(torch.arange(0, turned, 2, dtype=torch.float64) / turned)
+    return plain_frequencies(said["rope_theta"], turned)
+
+
+def plain_frequencies(theta: float, size: int) -> Tensor:
+    """The radians of each pair of ``size`` dimensions for a position."""
+    return theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
 
 
 def logits_of(model: Any, tokens: Tensor) -> Tensor:

@@ -54,6 +54,17 @@ def gpt_neox(rng: random.Random) -> Any:
     return T.GPTNeoXForCausalLM(config)
 
 
+def gptj(rng: random.Random) -> Any:
+    size, heads = rng.choice([8, 16]), rng.choice([1, 2])
+    config = T.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=size, n_layer=rng.randint(1, 3), n_head=heads, n_positions=64,
+        rotary_dim=rng.choice([2, 4, size // heads]), n_inner=rng.choice([None, 10]),
+        activation_function=rng.choice(["gelu_new", "relu"]), layer_norm_epsilon=rng.choice([1e-5, 1e-3]),
+        tie_word_embeddings=rng.random() < 0.5, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return T.GPTJForCausalLM(config)
+
+
 def qwen2(rng: random.Random) -> Any:
     said, sliding = sizes(rng), rng.random() < 0.5
     config = T.Qwen2Config(
@@ -194,6 +205,136 @@ def phi3(rng: random.Random, original: int = 32, kinds: tuple[str, ...] = ("defa
     return T.Phi3ForCausalLM(config)
 
 
+def mixtral(rng: random.Random) -> Any:
+    said, experts = sizes(rng, head_dim=rng.choice([None, 4, 6])), rng.choice([3, 4])
+    said["num_attention_heads"] = 2 * said["num_key_value_heads"]  # single units need two
+    config = T.MixtralConfig(
+        **said, rope_parameters=rotation(rng), sliding_window=rng.choice([None, 3, 5]), num_local_experts=experts,
+        num_experts_per_tok=rng.randint(1, 3), rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.MixtralForCausalLM(config)
+
+
+def qwen2_moe(rng: random.Random) -> Any:
+    said, sliding = sizes(rng, head_dim=rng.choice([4, 6])), rng.random() < 0.5
+    said["num_attention_heads"] = 2 * said["num_key_value_heads"]  # single units need two
+    config = T.Qwen2MoeConfig(
+        **said, rope_parameters=rotation(rng), rms_norm_eps=rng.choice([1e-6, 1e-3]), use_sliding_window=sliding,
+        sliding_window=rng.randint(2, 5), max_window_layers=rng.randint(0, 3), qkv_bias=rng.random() < 0.5,
+        layer_types=kinds(rng, said["num_hidden_layers"]) if sliding and rng.random() < 0.5 else None,
+        num_experts=rng.choice([3, 4]), num_experts_per_tok=rng.randint(1, 3),
+        moe_intermediate_size=rng.choice([5, 8]), shared_expert_intermediate_size=rng.choice([6, 9]),
+        norm_topk_prob=rng.random() < 0.5, decoder_sparse_step=rng.choice([1, 1, 2]),
+        mlp_only_layers=[layer for layer in range(3) if rng.random() < 0.2],
+    )  # fmt: skip
+    return T.Qwen2MoeForCausalLM(config)
+
+
+def olmo(rng: random.Random) -> Any:
+    config = T.OlmoConfig(
+        **sizes(rng, head_dim=rng.choice([4, 6])), rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        clip_qkv=rng.choice([None, 0.5, 1.0]),
+    )  # fmt: skip
+    return T.OlmoForCausalLM(config)
+
+
+def olmoe(rng: random.Random) -> Any:
+    said = sizes(rng, num_attention_heads=2, num_key_value_heads=rng.choice([1, 2]))
+    config = T.OlmoeConfig(
+        **said, rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5, rms_norm_eps=rng.choice([1e-6, 1e-3]),
+        clip_qkv=rng.choice([None, 0.5, 1.0]), num_experts=rng.choice([3, 4]), num_experts_per_tok=rng.randint(1, 3),
+        norm_topk_prob=rng.random() < 0.5,
+    )  # fmt: skip
+    return T.OlmoeForCausalLM(config)
+
+
+def starcoder2(rng: random.Random) -> Any:
+    config = T.Starcoder2Config(
+        **sizes(rng, head_dim=rng.choice([4, 6])), rope_parameters=rotation(rng), use_bias=rng.random() < 0.7,
+        norm_epsilon=rng.choice([1e-5, 1e-3]), sliding_window=rng.choice([None, 3, 5]),
+        hidden_act=rng.choice(["gelu_pytorch_tanh", "gelu"]),
+    )  # fmt: skip
+    return T.Starcoder2ForCausalLM(config)
+
+
+def stablelm(rng: random.Random) -> Any:
+    config = T.StableLmConfig(
+        **sizes(rng, hidden_size=rng.choice([8, 16])), rope_parameters=rotation(rng, parts=(0.5, 1.0)),
+        layer_norm_eps=rng.choice([1e-5, 1e-3]), use_qkv_bias=rng.random() < 0.5, qk_layernorm=rng.random() < 0.5,
+        use_parallel_residual=rng.random() < 0.5,
+    )  # fmt: skip
+    return T.StableLmForCausalLM(config)
+
+
+def cohere(rng: random.Random) -> Any:
+    config = T.CohereConfig(
+        **sizes(rng, head_dim=rng.choice([4, 6])), rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        layer_norm_eps=rng.choice([1e-5, 1e-3]), use_qk_norm=rng.random() < 0.5, logit_scale=rng.choice([0.25, 1.5]),
+    )  # fmt: skip
+    return T.CohereForCausalLM(config)
+
+
+def cohere2(rng: random.Random) -> Any:
+    said = sizes(rng, num_hidden_layers=rng.randint(2, 3))
+    config = T.Cohere2Config(
+        **said, rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        layer_norm_eps=rng.choice([1e-5, 1e-3]), logit_scale=rng.choice([0.25, 1.5]), sliding_window=rng.randint(2, 5),
+        layer_types=rng.choice([None, kinds(rng, said["num_hidden_layers"])]),
+    )  # fmt: skip
+    return T.Cohere2ForCausalLM(config)
+
+
+def glm(rng: random.Random, kind: str = "Glm") -> Any:
+    config = getattr(T, f"{kind}Config")(
+        **sizes(rng, head_dim=rng.choice([4, 8])), rope_parameters=rotation(rng, parts=(0.5, 1.0)),
+        attention_bias=rng.random() < 0.5, rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return getattr(T, f"{kind}ForCausalLM")(config)
+
+
+def glm4(rng: random.Random) -> Any:
+    return glm(rng, "Glm4")
+
+
+def exaone4(rng: random.Random) -> Any:
+    said, window = sizes(rng, num_hidden_layers=rng.randint(2, 3), head_dim=rng.choice([4, 6])), rng.choice([None, 3])
+    layers = said["num_hidden_layers"]
+    config = T.Exaone4Config(
+        **said, rope_parameters=rotation(rng), rms_norm_eps=rng.choice([1e-6, 1e-3]), sliding_window=window,
+        sliding_window_pattern=2,
+        layer_types=rng.choice([None, kinds(rng, layers)]) if window else ["full_attention"] * layers,
+    )  # fmt: skip
+    return T.Exaone4ForCausalLM(config)
+
+
+def ernie4_5(rng: random.Random) -> Any:
+    config = T.Ernie4_5Config(
+        **sizes(rng, head_dim=rng.choice([None, 4, 6])), rope_parameters=rotation(rng), use_bias=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.Ernie4_5ForCausalLM(config)
+
+
+def seed_oss(rng: random.Random) -> Any:
+    config = T.SeedOssConfig(
+        **sizes(rng, head_dim=rng.choice([None, 4, 6])), rope_parameters=rotation(rng), mlp_bias=rng.random() < 0.5,
+        attention_bias=rng.random() < 0.5, attention_out_bias=rng.random() < 0.5, rms_norm_eps=rng.choice([1e-6, 1e-3]),
+    )  # fmt: skip
+    return T.SeedOssForCausalLM(config)
+
+
+def granitemoe(rng: random.Random) -> Any:
+    said = sizes(rng, num_attention_heads=2, num_key_value_heads=rng.choice([1, 2]))
+    config = T.GraniteMoeConfig(
+        **said, rope_parameters=rotation(rng), attention_bias=rng.random() < 0.5,
+        rms_norm_eps=rng.choice([1e-6, 1e-3]), embedding_multiplier=rng.choice([1.0, 3.0]),
+        logits_scaling=rng.choice([1.0, 0.5, 4.0]), residual_multiplier=rng.choice([1.0, 0.6]),
+        attention_multiplier=rng.choice([1.0, 0.3]), num_local_experts=rng.choice([3, 4]),
+        num_experts_per_tok=rng.randint(1, 3),
+    )  # fmt: skip
+    return T.GraniteMoeForCausalLM(config)
+
+
 JUDGES = [
     Judge("gpt_neox", gpt_neox),
     Judge("qwen2", qwen2),
@@ -209,4 +350,19 @@ JUDGES = [
     Judge("granite", granite),
     Judge("phi", phi),
     Judge("phi3", phi3),
+    Judge("mixtral", mixtral),
+    Judge("qwen2_moe", qwen2_moe),
+    Judge("olmo", olmo),
+    Judge("olmoe", olmoe),
+    Judge("starcoder2", starcoder2),
+    Judge("stablelm", stablelm),
+    Judge("cohere", cohere),
+    Judge("cohere2", cohere2),
+    Judge("glm", glm),
+    Judge("glm4", glm4),
+    Judge("exaone4", exaone4),
+    Judge("ernie4_5", ernie4_5),
+    Judge("seed_oss", seed_oss),
+    Judge("granitemoe", granitemoe, skip_parts=("mlp",)),
+    Judge("gptj", gptj, layers="h"),
 ]

@@ -79,17 +79,17 @@ def test_logits_gradients_and_parts_are_those_of_transformers(name: str, seed: i
     def keep(key: str) -> Any:
         return lambda module, given, out: seen.__setitem__(key, out[0] if isinstance(out, tuple) else out)
 
-    body = theirs.get_submodule(theirs.base_model_prefix)
+    body: Any = theirs.get_submodule(theirs.base_model_prefix).get_submodule(JUDGES[name].layers)
     record = []
     for i, layer in enumerate(ours.layers):
         assert isinstance(layer, Layer)
-        body.layers[i].register_forward_hook(keep(f"layers.{i}.resid_post"))
+        body[i].register_forward_hook(keep(f"layers.{i}.resid_post"))
         record.append(f"layers.{i}.resid_post")
         for branch in (branch for step in layer.steps for branch in step):
             for attribute in branch.parts:
                 if branch.scale == 1.0 and not branch.behind and attribute not in JUDGES[name].skip_parts:
                     site = f"layers.{i}.{layer.parts[attribute].out}"
-                    body.layers[i].get_submodule(attribute).register_forward_hook(keep(site))
+                    body[i].get_submodule(attribute).register_forward_hook(keep(site))
                     record.append(site)
     expected = logits_of(theirs, tokens)
     run = mechint.run(ours, tokens, record=record)

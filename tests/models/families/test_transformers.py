@@ -101,9 +101,9 @@ def test_the_text_part_of_a_gemma_that_sees_is_that_of_transformers(tmp_path: Pa
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"])
-@pytest.mark.parametrize("family", ["gemma2", "olmo3"])
+@pytest.mark.parametrize("family", ["gemma2", "olmo3", "olmo"])
 def test_half_precision_is_near(family: str, dtype: str, tmp_path: Path) -> None:
-    """Norms behind parts, parts without a norm in front, and a rounded scale of the embeddings."""
+    """Norms behind parts, parts without a norm in front, norms without a weight, a rounded scale of the embeddings."""
     theirs = judged(MAKERS[family], 0)
     theirs.save_pretrained(tmp_path)
     with torch.no_grad():

@@ -46,6 +46,13 @@ DIFFERS = [
      "behind a cache does not: its logits are not those of the whole prompt. Here both are refused"),
     ("`phi3`", "reads `su` and `yarn` as `longrope`, and `original_max_position_embeddings` beside the rotation alone; "
      "another one within it is refused here"),
+    ("`olmo`", "adds 1e-5 in its norms whatever a configuration says; keys that say anything are refused here"),
+    ("`stablelm`", "ignores `use_norm_bias` and `rotary_scaling_factor`: here a file that says false has no such "
+     "biases, and factors other than 1 are refused"),
+    ("`starcoder2`, `cohere2`", "ignore keys of their published files (`norm_type`, `layer_switch` and others); values "
+     "other than what is computed are refused here"),
+    ("`exaone4`", "divides by zero where `sliding_window` is null and `layer_types` are not said; here no layer has a "
+     "window"),
     ("`olmo3`", "an earlier file's `rope_theta` reaches layers without a window alone; other bases are refused here"),
 ]  # fmt: skip
 """Places where transformers 5.23 differs from itself or from its configuration."""

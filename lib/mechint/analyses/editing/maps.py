@@ -215,7 +215,10 @@ def chosen_maps(
     every = {layer: maps_of(model, layer) for layer in range(model.num_layers)}
     there = [name for name in NAMES if any(name in maps for maps in every.values())]
     if not there:
-        raise MechintError(f"{where}: no layer of a {model.config.family} model has a map that can be edited here")
+        raise MechintError(
+            f"{where}: no layer of a {model.config.family} model has a map that reads every token (an expert reads "
+            "those that its router gives it), and no other is edited here"
+        )
     usual = said.strip() == "usual"
     names = [name for name in ordinary if name in there] if usual else list(dict.fromkeys(listed(said, where)))
     if not names:

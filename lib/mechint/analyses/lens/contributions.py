@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...interventions.model import Model
 from ...interventions.run import run
 from ...interventions.taps import wanted
-from ...models.parts.norms import LayerNorm, NoNorm, RMSNorm, WeightlessRMSNorm
+from ...models.parts.norms import LayerNorm, NoNorm, RMSNorm, WeightlessLayerNorm, WeightlessRMSNorm
 from ...tasks import Prompts
 from ...utils.errors import MechintError
 from .reading import ROOM, stream_sites
@@ -80,6 +80,11 @@ def _(norm: WeightlessRMSNorm, r: Tensor) -> HeldNorm:
 def _(norm: LayerNorm, r: Tensor) -> HeldNorm:
     scale = reciprocal(r - r.mean(-1, keepdim=True), norm.eps)
     return HeldNorm(scale, norm.weight.to(r), True, None if norm.bias is None else norm.bias.to(r))
+
+
+@held.register
+def _(norm: WeightlessLayerNorm, r: Tensor) -> HeldNorm:
+    return HeldNorm(reciprocal(r - r.mean(-1, keepdim=True), norm.eps), 1.0, True)
 
 
 @held.register

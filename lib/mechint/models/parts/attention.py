@@ -186,6 +186,20 @@ def edit_sources(name: str, tensor: Tensor, future: Tensor, at: Scope) -> Tensor
     return tensor.transpose(1, 2).contiguous()
 
 
+class Clip(nn.Module):
+    """Bounds the size of every entry (OLMo)."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def bounded(self, x: Tensor) -> Tensor:
+        return x.clamp(-self.limit, self.limit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bounded(x)
+
+
 class Attention(Part):
     """Grouped causal attention (Vaswani et al. 2017; Ainslie et al. 2023). ``q`` and ``k`` are before the rotation.
 
@@ -203,6 +217,7 @@ class Attention(Part):
         key_scale: Multiplies the keys (Falcon-H1).
         in_scale, out_scale: Multiply what the part reads and gives (Falcon-H1).
         n_in: Width of what it reads, where that is not ``d_model``.
+        clip: The largest size of entries of queries, keys and values, behind norms of them; 0 for any.
     """
 
     out = "attn_out"
@@ -233,6 +248,7 @@ class Attention(Part):
         in_scale: float = 1.0,
         out_scale: float = 1.0,
         n_in: int = 0,
+        clip: float = 0.0,
     ) -> None:
         super().__init__()
         n_in = n_in or d_model
@@ -244,6 +260,7 @@ class Attention(Part):
         self.normed, self.whole_norms = norms is not None, whole_norms
         if norms is not None:
             self.q_norm, self.k_norm = norms
+        self.clip = Clip(clip) if clip else None
         self.rotation, self.how, self.gated = rotation, how, gated
         self.key_scale, self.in_scale, self.out_scale = key_scale, in_scale, out_scale
         self.local = (
@@ -281,6 +298,8 @@ class Attention(Part):
         k = k if self.key_scale == 1.0 else k * self.key_scale
         if self.normed and self.whole_norms:
             q, k = self.q_norm(accumulate(q)), self.k_norm(accumulate(k))
+        if self.clip is not None:
+            q, k, v = self.clip(q), self.clip(k), self.clip(v)
         q, k = q.unflatten(-1, size), k.unflatten(-1, size)  # [B, L, H, d], [B, L, G, d]
         if self.normed and not self.whole_norms:
             q, k = self.q_norm(accumulate(q)), self.k_norm(accumulate(k))

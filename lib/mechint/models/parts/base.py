@@ -18,6 +18,7 @@ from ...interventions.sites import RESIDUAL
 from ...interventions.taps import Scope
 from ...interventions.unit_kinds import UnitKind
 from ...scan.checks import accumulate
+from .norms import tell_readers
 
 
 class PartSite(NamedTuple):
@@ -142,6 +143,8 @@ class Layer(nn.Module):
         """The parts by attribute, in the order of the forward."""
         self.mixing = [any(self.parts[name].mixes for branch in step for name in branch.parts) for step in self.steps]
         """For each step whether positions read earlier ones in it."""
+        for branch in (branch for step in self.steps for branch in step if branch.norm):
+            tell_readers(self[branch.norm], self.parts[branch.parts[0]])
 
     def __getitem__(self, name: str) -> Any:
         """The norm or part with this attribute."""

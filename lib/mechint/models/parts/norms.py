@@ -6,7 +6,7 @@ Weights of 1 are no absent norm: they divide by the size of the stream. Without 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,42 @@ class LayerNorm(nn.Module):
         return F.layer_norm(r, self.weight.shape, self.weight.to(r.dtype), bias, self.eps).to(self.weight.dtype)
 
 
+class HeadsLayerNorm(nn.Module):
+    """Layer norm of each head, with a weight of its own for every head and no bias (StableLM, Command R).
+
+    Args:
+        heads, size: Heads, and entries of each.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, heads: int, size: int, eps: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(LayerNorm(size, eps, bias=False) for _ in range(heads))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., H, d]
+        weight = torch.stack([cast(LayerNorm, norm).weight for norm in self.norms])
+        return (F.layer_norm(x, x.shape[-1:], eps=self.eps) * weight.to(x.dtype)).to(weight.dtype)
+
+
+class WeightlessLayerNorm(nn.Module):
+    """Layer norm without weight and bias (OLMo), computed in the precision of what it gets.
+
+    It gives the precision of the weights that read it.
+    """
+
+    weight = None
+    bias = None
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.readers: list[nn.Module] = []  # in a list, so that torch does not register them as submodules
+
+    def forward(self, r: Tensor) -> Tensor:  # [..., D]
+        return F.layer_norm(r, r.shape[-1:], eps=self.eps).to(next(self.readers[0].parameters()).dtype)
+
+
 class GatedRMSNorm(nn.Module):
     """RMS norm of each group of a gated tensor (Dao & Gu 2024, section 7; Yang et al. 2024).
 
@@ -124,8 +160,8 @@ class NoNorm(nn.Module):
 
 
 def tell_readers(norm: nn.Module, reader: nn.Module) -> None:
-    """Tells a norm that is none which module reads behind it."""
-    if isinstance(norm, NoNorm):
+    """Tells a norm without a weight, or in the place of one, which module reads behind it."""
+    if isinstance(norm, NoNorm | WeightlessLayerNorm):
         norm.readers.append(reader)
 
 

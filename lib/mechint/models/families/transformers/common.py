@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -61,7 +61,7 @@ def read_sizes(
     Args:
         eps, tied, vocabulary: The family's values where the configuration has none.
         activation: The family's own key of the activation, a tanh GELU where the configuration has none.
-        eps_name: The family's key of what is added to the norms' mean squares or variances.
+        eps_name: The family's key of what is added to the norms' mean squares or variances; "" where it is ``eps``.
     """
     raw.ignore("max_position_embeddings")
     act = raw.activation(activation, "gelu_pytorch_tanh") if activation else raw.activation("hidden_act")
@@ -72,7 +72,7 @@ def read_sizes(
         "tied": raw.switch("tie_word_embeddings", tied),
         "d_mlp": raw.size("intermediate_size"),
         "activation": act,
-        "norm_eps": raw.number(eps_name, eps),
+        "norm_eps": raw.number(eps_name, eps) if eps_name else eps,
     }
 
 
@@ -96,12 +96,38 @@ def read_window(raw: ConfigReader, default: int) -> int:
     return 0 if raw.null("sliding_window") else int(raw.size("sliding_window", default))
 
 
-def read_rotation(raw: ConfigReader, size: int, theta: float = 10000.0, kind: str = "") -> Rotation:
-    """The rotation of whole heads; the arguments are those of :meth:`ConfigReader.rotation`."""
+def read_cap(raw: ConfigReader, name: str, default: float) -> float:
+    """A cap: 0 where it is null, and ``default`` where the key is absent."""
+    return 0.0 if raw.null(name) or (not default and name not in raw.raw) else raw.number(name, default)
+
+
+def read_rotation(
+    raw: ConfigReader, size: int, theta: float = 10000.0, kind: str = "", interleaved: bool = False
+) -> Rotation:
+    """The rotation of whole heads; the arguments are those of :meth:`ConfigReader.rotation` and of the rotation."""
     rotation = raw.rotation(size, theta, kind=kind)
     if rotation.size:
         raise MechintError(f"{raw.where}: partial_rotary_factor is set, and a {raw.title} turns whole heads; remove it")
-    return rotation
+    return replace(rotation, interleaved=interleaved)
+
+
+def check_shares(raw: ConfigReader, d_model: int, n_head: int) -> None:
+    """Raises :class:`MechintError` unless each head has an equal share of the stream, as some families have it."""
+    if d_model % n_head:
+        raise MechintError(
+            f"{raw.where}: hidden_size is {d_model} and num_attention_heads {n_head}; the first must be a multiple of "
+            "the second"
+        )
+    raw.only("head_dim", d_model // n_head)
+
+
+def read_experts(raw: ConfigReader, least: int = 1) -> int:
+    """The number of experts: ``num_experts`` or ``num_local_experts``, which transformers reads as one key."""
+    names = ("num_experts", "num_local_experts")
+    name, other = names if names[0] in raw.raw or names[1] not in raw.raw else names[::-1]
+    experts: int = raw.size(name, least=least)
+    raw.only(other, experts)
+    return experts
 
 
 def attention(
@@ -113,12 +139,13 @@ def attention(
     whole_norms: bool = False,
     scale: float | None = None,
     cap: float = 0.0,
+    clip: float = 0.0,
 ) -> Attention:
     """The attention of a layer, with the window and the rotation that the configuration gives it."""
     return Attention(
         c.d_model, c.n_head, c.n_kv_head, c.d_head, bias=c.attention_bias, out_bias=c.out_bias,
         rotation=None if i in c.unturned else rotation or c.rotation, norms=norms, whole_norms=whole_norms,
-        how=Reading(scale, cap, c.windows[i]),
+        how=Reading(scale, cap, c.windows[i]), clip=clip,
     )  # fmt: skip
 
 
@@ -127,24 +154,28 @@ def pre_norm(
     i: int,
     norms: tuple[nn.Module, nn.Module] | None = None,
     *,
-    plus: float = 0.0,
+    norm: Callable[[int], nn.Module] | None = None,
     scale: float | None = None,
+    clip: float = 0.0,
+    whole_norms: bool = False,
     added: float = 1.0,
     feed: Part | None = None,
 ) -> Layer:
     """Attention and a gated feed-forward part, a norm in front of each.
 
     Args:
-        norms: Norms of queries and keys.
-        plus: Added to the weights of the norms in front.
+        norms: Norms of queries and keys, of each head or of all at once (whole).
+        norm: The width -> a norm in front; None for an RMS norm.
         scale: Multiplies the products of queries and keys; None for the usual.
+        clip: The largest size of entries of queries, keys and values; 0 for any.
         added: Multiplies what each part adds to the stream.
         feed: Another part in the place of the feed-forward one.
     """
+    in_front = norm or (lambda size: RMSNorm(size, c.norm_eps))
     modules = {
-        "input_layernorm": RMSNorm(c.d_model, c.norm_eps, plus),
-        "self_attn": attention(c, i, norms, scale=scale),
-        "post_attention_layernorm": RMSNorm(c.d_model, c.norm_eps, plus),
+        "input_layernorm": in_front(c.d_model),
+        "self_attn": attention(c, i, norms, scale=scale, clip=clip, whole_norms=whole_norms),
+        "post_attention_layernorm": in_front(c.d_model),
         "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation, c.mlp_bias) if feed is None else feed,
     }
     return Layer(
@@ -154,14 +185,26 @@ def pre_norm(
     )
 
 
-def written(c: TransformerConfig, architecture: str) -> dict[str, Any]:
+def parallel(
+    c: TransformerConfig,
+    i: int,
+    norm: nn.Module,
+    feed: Part,
+    norms: tuple[nn.Module, nn.Module] | None = None,
+) -> Layer:
+    """Attention and a feed-forward part behind one norm; ``norms`` are of queries and keys."""
+    modules = {"input_layernorm": norm, "self_attn": attention(c, i, norms), "mlp": feed}
+    return Layer(modules, [Branch("input_layernorm", "ln_1", ("self_attn", "mlp"))])
+
+
+def written(c: TransformerConfig, architecture: str, eps_name: str = "rms_norm_eps") -> dict[str, Any]:
     """The entries that the ``config.json`` of every transformer has."""
     return {
         "architectures": [architecture], "model_type": c.family, "vocab_size": c.vocab_size,
         "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "tie_word_embeddings": c.tied,
         "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head, "head_dim": c.d_head,
         "intermediate_size": c.d_mlp, "hidden_act": WRITTEN_ACTIVATIONS.get(c.activation, c.activation),
-        "rms_norm_eps": c.norm_eps, "rope_parameters": c.rotation.written(c.d_head),
+        eps_name: c.norm_eps, "rope_parameters": c.rotation.written(c.d_head),
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from .common import (
     TransformerConfig,
     attention,
     pre_norm,
+    read_cap,
     read_rotation,
     read_sizes,
     read_window,
@@ -79,7 +80,7 @@ def read_gemma1(raw: ConfigReader) -> GemmaConfig:
 
 def gemma1_layer(c: GemmaConfig, i: int) -> Layer:
     """Attention and a gated feed-forward part, a norm in front of each."""
-    return pre_norm(c, i, plus=1.0)
+    return pre_norm(c, i, norm=lambda size: RMSNorm(size, c.norm_eps, plus=1.0))
 
 
 def write_gemma1(model: Stack) -> dict[str, Any]:
@@ -105,11 +106,6 @@ def read_gemma(raw: ConfigReader, every: int, **defaults: Any) -> dict[str, Any]
         "windows": read_windows(raw, found["n_layer"], kinds, window),
         "query_size": raw.number("query_pre_attn_scalar", 256.0),
     }  # fmt: skip
-
-
-def read_cap(raw: ConfigReader, name: str, default: float) -> float:
-    """A cap: 0 where it is null, and ``default`` where the key is absent."""
-    return 0.0 if raw.null(name) or (not default and name not in raw.raw) else raw.number(name, default)
 
 
 def read_gemma2(raw: ConfigReader) -> Gemma2Config:

@@ -1,4 +1,8 @@
-"""GPT-NeoX (Black et al. 2022), which the Pythia models are: attention and feed-forward on one stream, or in turn."""
+"""GPT-NeoX (Black et al. 2022), which the Pythia models are, and GPT-J (Wang & Komatsuzaki 2021).
+
+Attention and feed-forward of a GPT-NeoX are on one stream or in turn. Those of a GPT-J read one norm; neighbouring
+dimensions of a head are turned as pairs, and the head has a bias.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from ...parts.norms import LayerNorm
 from ...parts.rotation import Rotation
 from ...sizes import Asked, Trained
 from ...stack import Stack, StackConfig
+from .common import TransformerConfig, attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,13 @@ class GPTNeoXConfig(StackConfig):
     """True if both parts of a layer read the stream before it; False if the feed-forward part reads what attention
     has added."""
     family = "gpt_neox"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTJConfig(TransformerConfig):
+    """Sizes and switches of a GPT-J."""
+
+    family = "gptj"
 
 
 def read(raw: ConfigReader) -> GPTNeoXConfig:
@@ -123,6 +135,63 @@ def join(ours: Sequence[Tensor], c: GPTNeoXConfig) -> Tensor:
     return torch.stack([one.unflatten(0, (c.n_head, -1)) for one in ours], 1).flatten(0, 2)
 
 
+def read_gptj(raw: ConfigReader) -> GPTJConfig:
+    """The configuration of a ``config.json``."""
+    raw.ignore(
+        "n_positions summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"
+    )
+    raw.only("rotary", True)  # of published files, as the next one
+    raw.only("scale_attn_weights", True)
+    d_model, n_head, n_layer = raw.size("n_embd"), raw.size("n_head"), raw.size("n_layer")
+    if d_model % n_head:
+        raise MechintError(f"{raw.where}: n_embd is {d_model} and n_head {n_head}; the first must be a multiple")
+    d_head, turned = d_model // n_head, 0 if raw.null("rotary_dim") else raw.size("rotary_dim", 64, 2)
+    if not 0 < turned <= d_head or turned % 2:
+        raise MechintError(
+            f"{raw.where}: rotary_dim is {turned or None}; it must be even, and at most a head's {d_head} dimensions"
+        )
+    return GPTJConfig(
+        vocab_size=raw.size("vocab_size"), d_model=d_model, n_layer=n_layer, n_head=n_head, n_kv_head=n_head,
+        d_head=d_head, tied=raw.switch("tie_word_embeddings", False), head_bias=True, mlp_bias=True,
+        rotation=Rotation(size=turned % d_head, interleaved=True), windows=(0,) * n_layer,
+        d_mlp=raw.size("n_inner", 4 * d_model), activation=raw.activation("activation_function", "gelu_new"),
+        norm_eps=raw.number("layer_norm_epsilon", 1e-5),
+    )  # fmt: skip
+
+
+def gptj_layer(c: GPTJConfig, i: int) -> Layer:
+    """Attention and a plain feed-forward part behind one norm."""
+    modules = {
+        "ln_1": LayerNorm(c.d_model, c.norm_eps, bias=True),
+        "attn": attention(c, i),
+        "mlp": MLP(c.d_model, c.d_mlp, c.activation, bias=True),
+    }
+    return Layer(modules, [Branch("ln_1", "ln_1", ("attn", "mlp"))])
+
+
+def write_gptj(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json``."""
+    c = model.config
+    return {
+        "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "vocab_size": c.vocab_size, "n_embd": c.d_model,
+        "n_layer": c.n_layer, "n_head": c.n_head, "rotary_dim": c.rotation.size or c.d_head, "n_inner": c.d_mlp,
+        "activation_function": WRITTEN_ACTIVATIONS.get(c.activation, c.activation), "layer_norm_epsilon": c.norm_eps,
+        "tie_word_embeddings": c.tied,
+    }  # fmt: skip
+
+
+GPTJ_NAMES = Names(
+    ("transformer.", ""),
+    {
+        r"^embed_tokens\.": "wte.",
+        r"^norm\.": "ln_f.",
+        r"^layers\.": "h.",
+        r"\.o_proj\.": ".out_proj.",
+        r"\.up_proj\.": ".fc_in.",
+        r"\.down_proj\.": ".fc_out.",
+    },
+    constants=r"h\.\d+\.attn\.(bias|masked_bias)",
+)
 NAMES = Names(
     ("gpt_neox.", ""),
     {
@@ -140,5 +209,9 @@ FAMILIES = [
     StackFamily(
         "gpt_neox", "GPT-NeoX", read, layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write, NAMES,
         trained=Trained({"attention": "attention"}, "attention attention", asked),
-    )
+    ),
+    StackFamily(
+        "gptj", "GPT-J", read_gptj, gptj_layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write_gptj,
+        GPTJ_NAMES,
+    ),
 ]  # fmt: skip

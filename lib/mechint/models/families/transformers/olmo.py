@@ -1,6 +1,7 @@
-"""OLMo 2 and OLMo 3 (Ai2, 2025): parts read the stream itself and are normed behind; whole queries and keys are normed.
+"""OLMo 2 and 3 (Ai2, 2025) and EXAONE 4 (LG 2025): parts read the stream itself and are normed behind.
 
-OLMo 3 has windows, and may turn queries and keys otherwise where there is one.
+An OLMo norms whole queries and keys, an EXAONE those of each head. OLMo 3 has windows, and may turn queries and keys
+otherwise where there is one; an EXAONE with windows turns them there alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ class Olmo3Config(TransformerConfig):
     family = "olmo3"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exaone4Config(TransformerConfig):
+    """Sizes and switches of an EXAONE 4."""
+
+    window: int
+    """Sliding window of the layers that have one; layers without one have a rotation where this is 0."""
+    family = "exaone4"
+
+
 def read_olmo(raw: ConfigReader) -> dict[str, Any]:
     """The fields of both."""
     bias = raw.switch("attention_bias", False)
@@ -61,12 +71,27 @@ def read_olmo3(raw: ConfigReader) -> Olmo3Config:
     )  # fmt: skip
 
 
-def layer(c: Olmo2Config | Olmo3Config, i: int) -> Layer:
+def read_exaone4(raw: ConfigReader) -> Exaone4Config:
+    """The configuration of a ``config.json``: every so manieth layer has no window where the layers are not said."""
+    sizes, heads, window = read_sizes(raw, eps=1e-5), raw.heads(with_keys=32), read_window(raw, 4096)
+    every = raw.size("sliding_window_pattern", 4) if window and raw.raw.get("layer_types") is None else 1
+    raw.ignore("sliding_window_pattern")  # what layer_types was made of
+    kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(sizes["n_layer"])]
+    windows = read_windows(raw, sizes["n_layer"], kinds, window)
+    return Exaone4Config(
+        **sizes, **heads, rotation=read_rotation(raw, heads["d_head"]), windows=windows, window=window,
+        unturned=tuple(i for i, size in enumerate(windows) if window and not size),
+    )  # fmt: skip
+
+
+def layer(c: Olmo2Config | Olmo3Config | Exaone4Config, i: int) -> Layer:
     """Attention and a gated feed-forward part, a norm behind each."""
     rotation = c.window_rotation if isinstance(c, Olmo3Config) and c.windows[i] else c.rotation
-    norms = RMSNorm(c.n_head * c.d_head, c.norm_eps), RMSNorm(c.n_kv_head * c.d_head, c.norm_eps)
+    whole = not isinstance(c, Exaone4Config)
+    queries, keys = (c.n_head * c.d_head, c.n_kv_head * c.d_head) if whole else (c.d_head, c.d_head)
+    norms = RMSNorm(queries, c.norm_eps), RMSNorm(keys, c.norm_eps)
     modules = {
-        "self_attn": attention(c, i, norms, rotation=rotation, whole_norms=True),
+        "self_attn": attention(c, i, norms, rotation=rotation, whole_norms=whole),
         "post_attention_layernorm": RMSNorm(c.d_model, c.norm_eps),
         "mlp": GatedMLP(c.d_model, c.d_mlp, c.activation),
         "post_feedforward_layernorm": RMSNorm(c.d_model, c.norm_eps),
@@ -94,7 +119,15 @@ def write_olmo3(model: Stack) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_exaone4(model: Stack) -> dict[str, Any]:
+    """The contents of a ``config.json``."""
+    c = model.config
+    said = {**written_sizes(c, "Exaone4ForCausalLM"), "layer_types": c.kinds}
+    return {**said, "sliding_window": c.window or None}
+
+
 FAMILIES = [
     StackFamily("olmo2", "OLMo 2", read_olmo2, layer, last_norm, write_olmo2),
     StackFamily("olmo3", "OLMo 3", read_olmo3, layer, last_norm, write_olmo3),
+    StackFamily("exaone4", "EXAONE 4", read_exaone4, layer, last_norm, write_exaone4),
 ]

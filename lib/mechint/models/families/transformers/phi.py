@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....utils.errors import MechintError
 from ...family import Fused, Names, StackFamily
 from ...loading.config_reader import ConfigReader
-from ...parts.base import Branch, Layer
+from ...parts.base import Layer
 from ...parts.feed_forward import MLP
 from ...parts.norms import LayerNorm
 from ...stack import Stack
-from .common import TransformerConfig, attention, last_norm, pre_norm, read_sizes, written
+from .common import TransformerConfig, check_shares, last_norm, parallel, pre_norm, read_sizes, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,7 @@ def read_phi(raw: ConfigReader) -> PhiConfig:
     """The configuration of a ``config.json``."""
     raw.ignore("resid_pdrop embd_pdrop")
     sizes, heads = read_sizes(raw, eps=1e-5, activation="hidden_act", eps_name="layer_norm_eps"), raw.heads()
-    if sizes["d_model"] % heads["n_head"]:
-        raise MechintError(
-            f"{raw.where}: hidden_size is {sizes['d_model']} and num_attention_heads {heads['n_head']}; the first must "
-            "be a multiple of the second"
-        )
-    raw.only("head_dim", sizes["d_model"] // heads["n_head"])
+    check_shares(raw, sizes["d_model"], heads["n_head"])
     return PhiConfig(
         **sizes, **heads, head_bias=True, attention_bias=True, out_bias=True, mlp_bias=True,
         rotation=raw.rotation(heads["d_head"], fraction=0.5), windows=(0,) * sizes["n_layer"],
@@ -59,22 +53,17 @@ def read_phi(raw: ConfigReader) -> PhiConfig:
 def phi_layer(c: PhiConfig, i: int) -> Layer:
     """Attention and a plain feed-forward part behind one norm."""
     norm = lambda size: LayerNorm(size, c.norm_eps, bias=True)
-    modules = {
-        "input_layernorm": norm(c.d_model),
-        "self_attn": attention(c, i, (norm(c.d_head), norm(c.d_head)) if c.qk_norm else None),
-        "mlp": MLP(c.d_model, c.d_mlp, c.activation, bias=True),
-    }
-    return Layer(modules, [Branch("input_layernorm", "ln_1", ("self_attn", "mlp"))])
+    feed = MLP(c.d_model, c.d_mlp, c.activation, bias=True)
+    return parallel(c, i, norm(c.d_model), feed, (norm(c.d_head), norm(c.d_head)) if c.qk_norm else None)
 
 
 def write_phi(model: Stack) -> dict[str, Any]:
     """The contents of a ``config.json``."""
     c = model.config
-    others = ("rms_norm_eps", "head_dim")
-    said = {key: value for key, value in written(c, "PhiForCausalLM").items() if key not in others}
+    said = {key: value for key, value in written(c, "PhiForCausalLM", "layer_norm_eps").items() if key != "head_dim"}
     # transformers turns half of each head where no part is said, and not the whole
     turned = {"partial_rotary_factor": 1.0, **c.rotation.written(c.d_head)}
-    return {**said, "layer_norm_eps": c.norm_eps, "qk_layernorm": c.qk_norm, "rope_parameters": turned}
+    return {**said, "qk_layernorm": c.qk_norm, "rope_parameters": turned}
 
 
 def read_phi3(raw: ConfigReader) -> Phi3Config:
@@ -111,12 +100,11 @@ PHI_NAMES = Names(
         r"\.([qk])_norm\.": r".\1_layernorm.",
     }
 )
-FUSED = (
-    Fused(("q_proj", "k_proj", "v_proj"), "qkv_proj", split, lambda ours, c: torch.cat(list(ours))),
-    Fused(
-        ("gate_proj", "up_proj"), "gate_up_proj", lambda fused, c: fused.chunk(2), lambda ours, c: torch.cat(list(ours))
-    ),
+GATED = Fused(
+    ("gate_proj", "up_proj"), "gate_up_proj", lambda fused, c: fused.chunk(2), lambda ours, c: torch.cat(list(ours))
 )
+"""Gates and values of neurons, one behind the other."""
+FUSED = (Fused(("q_proj", "k_proj", "v_proj"), "qkv_proj", split, lambda ours, c: torch.cat(list(ours))), GATED)
 FAMILIES = [
     StackFamily(
         "phi", "Phi", read_phi, phi_layer, lambda c: LayerNorm(c.d_model, c.norm_eps, bias=True), write_phi, PHI_NAMES
