@@ -22,6 +22,7 @@ from mechint.utils.statistics import (
     exact,
     jaccard,
     over_seeds,
+    p_of_draws,
     pearson,
     permutation_test,
     rank_correlation,
@@ -502,3 +503,20 @@ def test_adjusted_p_values_hold_their_level_where_effects_are_skewed() -> None:
 def test_adjusted_p_values_hold_their_level(name: str, clusters: int, cells: int) -> None:
     trials = 1000 if cells == 64 else 300
     assert errors(name, clusters, cells, trials) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize(
+    ("value", "draws", "rounding", "p"),
+    [
+        (2.0, [1.0, 2.0, 3.0], 0.0, 3 / 4),
+        (2.0, [1.0, 2.0 - 1e-12, 1.9], 0.0, 2 / 4),
+        (2.0, [1.0, 2.0 - 1e-6, 1.9], 0.0, 1 / 4),
+        (2.0, [1.0, 2.0 - 1e-6, 1.9], 1e-5, 2 / 4),
+        (0.0, [0.0, 0.0], 0.0, 1.0),
+        (1.0, [], 0.0, 1.0),
+    ],
+)
+def test_draws_that_are_the_value_but_for_rounding_reach_it(
+    value: float, draws: list[float], rounding: float, p: float
+) -> None:
+    assert p_of_draws(value, draws, rounding) == p

@@ -28,6 +28,8 @@ FEWEST_TESTED = 6
 """Clusters without which there is no p-value."""
 ROUNDING = 1e-12
 """Differences below this share of the largest value are none."""
+TIES = 1e-9
+"""Draws within this share of the largest value reach it, see :func:`p_of_draws`."""
 ROOM = 2**22
 """Numbers of one block of draws in memory."""
 SMALLEST_ERROR = 0.3
@@ -546,6 +548,22 @@ def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000,
     apart = np.abs(sums / size - (both.sum() - sums) / (len(both) - size))
     mirrored = 2 if size == len(b) else 1  # of equal sizes, who is who exchanged is as far apart
     return float(np.mean(apart >= observed * (1 - 1e-9) - 1e-12)), mirrored / len(chosen)
+
+
+def p_of_draws(value: float, draws: Sequence[float] | Array, rounding: float = 0.0) -> float:
+    """The share of draws that reach a value, the value among them: (1 + #{draw ≥ value}) / (1 + draws).
+
+    Phipson & Smyth 2010. A draw that is the value but for rounding reaches it: else rounding alone would decide where
+    draws and value are one, such as random subspaces of a candidate that is the whole site.
+
+    Args:
+        value: Observed.
+        draws: The same of random objects, [draw].
+        rounding: The distance within which numbers are equal, if that is more than :data:`TIES` of the largest.
+    """
+    drawn = np.asarray(draws, dtype=np.float64)
+    largest = max(abs(value), float(np.abs(drawn).max(initial=0.0)))
+    return float((1 + (drawn >= value - max(rounding, TIES * largest)).sum()) / (1 + len(drawn)))
 
 
 def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float | None:
