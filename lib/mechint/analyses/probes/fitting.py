@@ -265,8 +265,8 @@ class Fit:
     def cross_validated(self, data: Labelled, strengths: list[float], seed: int) -> list[dict[str, float]]:
         """The regularisation path: score across folds that no template crosses, and units used, of each strength.
 
-        The score of classes is the mean of the folds' accuracies. That of a quantity is R² of all prompts, each predicted
-        by the probe that has not seen its fold: within a fold the quantity may hardly vary, or not at all.
+        The score of classes is the mean of the folds' accuracies. That of a quantity is R² of all prompts, each
+        predicted by the probe that has not seen its fold: within a fold the quantity may hardly vary, or not at all.
         """
         folds = group_folds(data.groups, FOLDS, seed)
         path = []
