@@ -136,9 +136,7 @@ MUTANTS = [
         "return (twin if mean is None else mean) - clean",
         "return clean - (twin if mean is None else mean)",
     ),
-    Mutant(
-        "analyses/study/steps_discovery.py", "deviation > 6 * float(", "deviation > 3 * float("
-    ),
+    Mutant("analyses/study/steps_discovery.py", "deviation > 6 * float(", "deviation > 3 * float("),
     Mutant(
         "analyses/spectra.py",
         "squares = float(eigenvalues.square().sum())",
