@@ -136,9 +136,7 @@ MUTANTS = [
         "return (twin if mean is None else mean) - clean",
         "return clean - (twin if mean is None else mean)",
     ),
-    Mutant(
-        "analyses/study/steps_discovery.py", "deviation > 6 * deviation.median()", "deviation > 3 * deviation.median()"
-    ),
+    Mutant("analyses/study/steps_discovery.py", "deviation > 6 * float(", "deviation > 3 * float("),
     Mutant(
         "analyses/spectra.py",
         "squares = float(eigenvalues.square().sum())",
@@ -218,7 +216,7 @@ MUTANTS = [
     ),
     Mutant("analyses/random_weights.py", "within = count / max(count - 1, 1) * float", "within = float"),
     Mutant(
-        "analyses/probes/fitting.py", "return (1 + sum(", "return (0 + sum(", "tests/analyses/probes/test_fitting.py"
+        "utils/statistics.py", "return float((1 + (drawn", "return float((0 + (drawn", "tests/utils/test_statistics.py"
     ),
     # traces
     Mutant("analyses/tracing/results.py", "size[-1] = -np.inf  # the last residual", "pass  # the last residual"),

@@ -23,7 +23,11 @@ from mechint.utils.statistics import (
     exact,
     jaccard,
     over_seeds,
+    p_of_draws,
     pearson,
+    pearson_along,
+    pearson_moments,
+    pearson_of_means,
     permutation_test,
     rank_correlation,
     said_p,
@@ -511,3 +515,44 @@ def test_adjusted_p_values_hold_their_level_where_effects_are_skewed() -> None:
 def test_adjusted_p_values_hold_their_level(name: str, clusters: int, cells: int) -> None:
     trials = 1000 if cells == 64 else 300
     assert errors(name, clusters, cells, trials) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize(
+    ("value", "draws", "rounding", "p"),
+    [
+        (2.0, [1.0, 2.0, 3.0], 0.0, 3 / 4),
+        (2.0, [1.0, 2.0 - 1e-12, 1.9], 0.0, 2 / 4),
+        (2.0, [1.0, 2.0 - 1e-6, 1.9], 0.0, 1 / 4),
+        (2.0, [1.0, 2.0 - 1e-6, 1.9], 1e-5, 2 / 4),
+        (0.0, [0.0, 0.0], 0.0, 1.0),
+        (1.0, [], 0.0, 1.0),
+    ],
+)
+def test_draws_that_are_the_value_but_for_rounding_reach_it(
+    value: float, draws: list[float], rounding: float, p: float
+) -> None:
+    assert p_of_draws(value, draws, rounding) == p
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1.0, 1e6])
+def test_a_correlation_hangs_on_no_scale(scale: float) -> None:
+    """Effects on the probability of a rare answer are as correlated as their logarithms' would be."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 7)) + np.array([[3.0], [0.0]])
+    true = float(np.corrcoef(a, b)[0, 1])
+    moments = [part.mean() for part in pearson_moments(a * scale, b * scale)]
+    assert pearson(a * scale, b * scale) == pytest.approx(true)
+    assert float(pearson_along(a * scale, b * scale)) == pytest.approx(true)
+    assert float(pearson_of_means(*map(np.asarray, moments))) == pytest.approx(true)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-9, 1234.5678, 0.0])
+def test_what_varies_by_rounding_alone_has_no_correlation(value: float) -> None:
+    """The mean of ten times 0.1 is not 0.1, so that not even its deviation is 0."""
+    rng = np.random.default_rng(0)
+    a, b = np.full(10, value), rng.normal(size=10)
+    moments = [np.asarray(part.mean()) for part in pearson_moments(a, b)]
+    assert pearson(a, b) is None and np.isnan(pearson_along(a, b)) and np.isnan(pearson_of_means(*moments))
+    # nor have draws that happen to hold one value alone
+    moments = [np.asarray(part[[3, 3, 3]].mean()) for part in pearson_moments(b, b + rng.normal(size=10))]
+    assert np.isnan(pearson_of_means(*moments))

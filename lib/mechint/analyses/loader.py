@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..tasks import Prompts, Task
-from ..utils.statistics import Array
+from ..utils.errors import MechintError
+from ..utils.statistics import FEWEST, Array
 
 
 class PromptLoader:
@@ -50,3 +51,21 @@ class PromptLoader:
     def templates(self) -> NDArray[np.int64]:
         """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
         return torch.cat([group.template for group in self.groups]).numpy()
+
+
+def need_groups(loader: PromptLoader, what: str) -> None:
+    """Refuses prompts that are of too few groups for the intervals that an analysis rests on.
+
+    Args:
+        loader: The prompts that are measured on.
+        what: The name of the analysis.
+
+    Raises:
+        MechintError: they are of fewer than :data:`mechint.utils.statistics.FEWEST`.
+    """
+    if (count := len(np.unique(loader.templates()))) < FEWEST:
+        groups = "one group" if count == 1 else f"{count} groups"
+        raise MechintError(
+            f"{what}: the {loader.split} prompts are of {groups}, and intervals over groups take {FEWEST}; give more "
+            f"prompts, of more groups (templates, subjects)"
+        )

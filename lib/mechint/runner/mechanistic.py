@@ -37,7 +37,7 @@ from ..utils import files, wandb_run
 from ..utils.errors import MechintError
 from ..utils.options import named
 from ..utils.rundir import check_writable, fingerprint, manifest
-from ..utils.statistics import ClusterBootstrap
+from ..utils.statistics import ClusterBootstrap, p_of_draws
 
 SCHEMA = 1
 
@@ -374,6 +374,6 @@ def correlated(latents: Any, y: Any, draws: int, seed: int, most: int = 20) -> l
     names = [None] if numeric else np.unique(y).tolist()
     return [
         {"latent": int(i), "correlation": float(value[i]), "label": names[int(at[i])],
-         "p": float((1 + (null >= abs(value[i])).sum()) / (1 + draws)), "n": len(y)}
+         "p": p_of_draws(abs(float(value[i])), null), "n": len(y)}
         for i in order
     ]  # fmt: skip

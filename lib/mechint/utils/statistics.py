@@ -28,6 +28,8 @@ FEWEST_TESTED = 6
 """Clusters without which there is no p-value."""
 ROUNDING = 1e-12
 """Differences below this share of the largest value are none."""
+TIES = 1e-9
+"""Draws within this share of the largest value reach it, see :func:`p_of_draws`."""
 ROOM = 2**22
 """Numbers of one block of draws in memory."""
 SMALLEST_ERROR = 0.3
@@ -548,6 +550,22 @@ def permutation_test(a: Sequence[float], b: Sequence[float], most: int = 20_000,
     return float(np.mean(apart >= observed * (1 - 1e-9) - 1e-12)), mirrored / len(chosen)
 
 
+def p_of_draws(value: float, draws: Sequence[float] | Array, rounding: float = 0.0) -> float:
+    """The share of draws that reach a value, the value among them: (1 + #{draw ≥ value}) / (1 + draws).
+
+    Phipson & Smyth 2010. A draw that is the value but for rounding reaches it: else rounding alone would decide where
+    draws and value are one, such as random subspaces of a candidate that is the whole site.
+
+    Args:
+        value: Observed.
+        draws: The same of random objects, [draw].
+        rounding: The distance within which numbers are equal, if that is more than :data:`TIES` of the largest.
+    """
+    drawn = np.asarray(draws, dtype=np.float64)
+    largest = max(abs(value), float(np.abs(drawn).max(initial=0.0)))
+    return float((1 + (drawn >= value - max(rounding, TIES * largest)).sum()) / (1 + len(drawn)))
+
+
 def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float | None:
     """Spearman's: the correlation of the ranks, ties at their mean rank; None where one of them does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -561,30 +579,41 @@ def ranks(values: Array, axis: int | None = None) -> Array:
 
 
 def pearson_along(a: Array, b: Array) -> Array:
-    """Pearson's correlation along the last axis; NaN where one of the two does not vary."""
-    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
-    below = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.divide((a * b).sum(-1), below, out=np.full_like(below, np.nan), where=below > ROUNDING)
+    """Pearson's correlation along the last axis, at any scale; NaN where one of the two does not vary."""
+    a, b = (centred(x, -1) for x in (a, b))
+    below = np.sqrt((a**2).sum(-1)) * np.sqrt((b**2).sum(-1))
+    return np.divide((a * b).sum(-1), below, out=np.full_like(below, np.nan), where=below > 0)
+
+
+def centred(x: Array, axis: int | None = None) -> Array:
+    """Values less their mean along an axis, or less that of all; 0 where they vary by no more than rounding."""
+    apart = x - x.mean(axis, keepdims=True)
+    least = ROUNDING * np.abs(x).max(axis, keepdims=True, initial=0.0)
+    return np.where(np.abs(apart).max(axis, keepdims=True, initial=0.0) <= least, 0.0, apart)
 
 
 def pearson_moments(a: Array, b: Array) -> tuple[Array, ...]:
     """The products whose means :func:`pearson_of_means` takes, each of the shape of a and b; both are centred first, so
     that rounding is small."""
-    a, b = a - a.mean(), b - b.mean()
+    a, b = centred(a), centred(b)
     return a, b, a * a, b * b, a * b
 
 
 def pearson_of_means(a: Array, b: Array, aa: Array, bb: Array, ab: Array) -> Array:
     """Pearson's correlation from the means of :func:`pearson_moments`; NaN where one of the two does not vary."""
-    below = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
-    return np.divide(ab - a * b, below, out=np.full_like(below, np.nan), where=below > 1e-9)
+    varies = [
+        np.where((rest := square - mean * mean) > ROUNDING * square, rest, 0.0) for mean, square in ((a, aa), (b, bb))
+    ]
+    below = np.sqrt(varies[0]) * np.sqrt(varies[1])
+    return np.divide(ab - a * b, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
 def pearson(a: Array, b: Array) -> float | None:
     """Pearson's correlation; None where one of the two does not vary, is a single number, or is not finite."""
-    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or a.std() == 0 or b.std() == 0:
+    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    found = float(pearson_along(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)))
+    return None if math.isnan(found) else found
 
 
 def draws_needed(tests: int, alpha: float = 1 - LEVEL) -> int:

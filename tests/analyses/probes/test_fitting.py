@@ -179,3 +179,36 @@ def test_units_that_never_change_have_no_weight_and_classes_their_shares(method:
     fit = Fit(Labelled(np.full((8, 5), 3.0), np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.arange(8)), method)
     W, b = fit.solve(Labelled(np.full((8, 5), 3.0), np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.arange(8)), 1.0)
     assert W.shape == (3, 5) and not W.any() and b.tolist() == [0.5, 0.25, 0.25]
+
+
+def few_values(seed: int, first: int, prompts: int = 48) -> Labelled:
+    """A quantity of two values that hangs on the template, read by the first of four units; most have the smaller."""
+    rng = np.random.default_rng(seed)
+    y = ((rng.random(12) < 0.25) * 2.5)[np.arange(prompts) // 4]
+    X = np.column_stack([y + 0.3 * rng.normal(size=prompts), rng.normal(size=(prompts, 3))])
+    return Labelled(X, y, np.arange(prompts) // 4 + first)
+
+
+@pytest.mark.parametrize("seed", [4, 6, 7])
+def test_a_quantity_that_is_the_same_throughout_a_fold_is_read_all_the_same(seed: int) -> None:
+    """R² of such a fold alone is -∞ at every penalty, by which the probe that uses no unit would be chosen."""
+    train, test = few_values(seed, 0), few_values(seed + 50, 100)
+    folds = group_folds(train.groups, 3, 0)
+    assert any(np.ptp(train.y[folds == k]) == 0 for k in range(3))
+    found = probe(train, test, "lasso", shuffles=2, draws=99)
+    assert found.units[0] == 0 and found.across_folds > 0.8 and float(found.score["value"]) > 0.8
+    fit, said = Fit(train, "lasso"), np.zeros(len(train))
+    for k in range(3):
+        weights, offset = fit.solve(train.rows(folds != k), found.strength)
+        said[folds == k] = train.X[folds == k] @ weights[0] + offset[0]
+    rest, all_ = ((train.y - said) ** 2).sum(), ((train.y - train.y.mean()) ** 2).sum()
+    assert found.across_folds == pytest.approx(1 - rest / all_)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_probe_that_says_the_same_of_every_prompt_beats_no_permutation(seed: int) -> None:
+    """All permutations score what the labels do, but for the order in which numbers are added."""
+    rng = np.random.default_rng(seed)
+    data = Labelled(rng.normal(size=(40, 4)), rng.normal(size=40), np.arange(40))
+    fit = Fit(data, "lasso")
+    assert fit.permutation_p(data, np.zeros((1, 4)), np.array([0.3]), 99, seed) == 1.0

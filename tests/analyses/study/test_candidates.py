@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from mechint.analyses.study.candidates import (
     of_mask,
     strongest,
 )
+from mechint.analyses.study.steps_controls import unfiltered
 from mechint.analyses.study.subspaces import (
     linear_cka,
     orthonormal,
@@ -93,6 +95,20 @@ def test_the_known_circuit_is_needed_and_suffices_and_idle_units_are_not(known: 
             )
         else:
             assert shaken["granularity"]["least_rank"] is None
+
+
+@pytest.mark.parametrize("test", ["necessity", "sufficiency"])
+@pytest.mark.parametrize("made", [tiny_mamba, tiny_gpt2])
+def test_the_whole_site_beats_no_random_subspace_of_its_rank(made: Any, test: str) -> None:
+    """Each of them is the whole site, too: rounding alone tells their effects apart, and decides nothing."""
+    task = make_task(TaskConfig(name="recall", pairs=2, keys=12, values=12))
+    model = made(0, vocab_size=task.vocab_size, **({"n_ctx": 64} if made is tiny_gpt2 else {})).requires_grad_(False)
+    site = study_site(model, 1)
+    context: Any = SimpleNamespace(model=model, sites={1: site}, config=SimpleNamespace(metric="logit_diff"))
+    held = unfiltered(context, model, PromptLoader(task, "evaluation", 32, 32, 0).batches[0])
+    width = held.clean[site].shape[-1]
+    found = necessity(held, from_units("all", "mask", 1, site, range(width), width), test, draws=39, bootstrap=100)
+    assert found.random["high"] - found.random["low"] < 1e-4 and found.p == 1.0
 
 
 def test_an_ablation_is_an_edit_of_the_models_own_run(known: Any) -> None:

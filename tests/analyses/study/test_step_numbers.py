@@ -33,6 +33,17 @@ def test_statistics_of_activations_by_numpy() -> None:
     assert found["spectrum"] == pytest.approx((eigen / eigen.sum()).tolist(), abs=1e-12)
 
 
+def test_the_median_of_an_even_number_of_units_is_between_the_two_in_the_middle() -> None:
+    """torch's own is the lower of the two, by which a unit of 6.5 times it would be an outlier of 6 times."""
+    draw = np.random.default_rng(0)
+    z = draw.normal(size=(400, 4))
+    z = (z - z.mean(0)) / z.std(0, ddof=1)
+    values = z * np.array([1.0, 1.0, 1.2, 6.5])
+    found = baseline(torch.from_numpy(values.reshape(40, 10, 4)))
+    assert found["kurtosis_median"] == pytest.approx(np.median((z**4).mean(0)))
+    assert found["outlier_units"] == []  # 6.5 is less than 6 times 1.1
+
+
 class Halves:
     """A dictionary whose latents are the positive units, and which gives back half of each."""
 

@@ -35,7 +35,7 @@ from ...utils.progress import Progress, point
 from ...utils.statistics import ClusterBootstrap, Number, exact, number
 from ..ablation import Ablation
 from ..base import StagedAnalyzer, group_of
-from ..loader import PromptLoader
+from ..loader import PromptLoader, need_groups
 from ..metrics import remedy
 from .bench import Bench, attribute, check_bfloat16, check_effect
 from .controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, ControlsBeside
@@ -145,7 +145,8 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
     # ---- before the work ----------------------------------------------------------------------------------------
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses a metric that the prompts do not have."""
+        """Refuses prompts of too few groups, and a metric that they do not have."""
+        need_groups(val_loader, "circuit")
         loader = train_loader
         if self.config.metric == "logit_diff" and any(batch.bad() is None for batch in loader):
             raise MechintError(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.errors import MechintError, did_you_mean
-from ...utils.statistics import ClusterBootstrap, Number, number
+from ...utils.statistics import ClusterBootstrap, Number, number, p_of_draws
 
 Array = NDArray[np.float64]
 METHODS = ("lasso", "elasticnet", "logistic")
@@ -124,7 +124,7 @@ def probe(
     null = []
     for _ in range(shuffles):
         a, b = (Labelled(d.X, shuffled(d, rng), d.groups) for d in (train, test))
-        null.append(float(fit.statistic(*(np.mean(p) for p in fit.parts(b, *fit.solve(a, best["strength"]))))))
+        null.append(fit.score(fit.parts(b, *fit.solve(a, best["strength"]))))
     low, high = np.quantile(null, [0.025, 0.975])
     mean = float(np.mean(null))
     size = np.abs(weights).max(0)
@@ -253,26 +253,37 @@ class Fit:
     def statistic(self, *means: Any) -> Any:
         return 1 - means[0] / means[1] if self.numeric else means[0]
 
+    def score(self, parts: list[Array]) -> float:
+        """Accuracy, or R² of a quantity, from :meth:`parts`."""
+        return float(self.statistic(*(np.mean(part) for part in parts)))
+
     def permutation_p(self, data: Labelled, weights: Array, offset: Array, draws: int, seed: int) -> float:
         rng, said = np.random.default_rng(seed + 1), data.X @ weights.T + offset
-        score = lambda y: float(self.statistic(*(np.mean(p) for p in self.judged(said, y))))
-        real = score(data.y)
-        return (1 + sum(score(shuffled(data, rng)) >= real for _ in range(draws))) / (1 + draws)
+        score = lambda y: self.score(self.judged(said, y))
+        return p_of_draws(score(data.y), [score(shuffled(data, rng)) for _ in range(draws)])
 
     def cross_validated(self, data: Labelled, strengths: list[float], seed: int) -> list[dict[str, float]]:
-        """The regularisation path: score across folds that no template crosses, and units used, of each strength."""
+        """The regularisation path: score across folds that no template crosses, and units used, of each strength.
+
+        The score of classes is the mean of the folds' accuracies. That of a quantity is R² of all prompts, each
+        predicted by the probe that has not seen its fold: within a fold the quantity may hardly vary, or not at all.
+        """
         folds = group_folds(data.groups, FOLDS, seed)
         path = []
         for strength in strengths:
-            scores, used = [], []
+            scores, used, said = [], [], np.zeros((len(data), 1))
             for k in range(FOLDS):
                 inside, outside = data.rows(folds != k), data.rows(folds == k)
                 if not self.numeric and len(np.unique(inside.y)) < 2:
                     continue
                 weights, offset = self.solve(inside, strength)
-                scores.append(float(self.statistic(*(np.mean(p) for p in self.parts(outside, weights, offset)))))
                 used.append(int((np.abs(weights).max(0) > 0).sum()))
-            path.append({"strength": strength, "score": float(np.mean(scores)), "units": float(np.mean(used))})
+                if self.numeric:
+                    said[folds == k] = outside.X @ weights.T + offset
+                else:
+                    scores.append(self.score(self.parts(outside, weights, offset)))
+            score = self.score(self.judged(said, data.y)) if self.numeric else float(np.mean(scores))
+            path.append({"strength": strength, "score": score, "units": float(np.mean(used))})
         return path
 
 

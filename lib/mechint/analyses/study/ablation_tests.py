@@ -7,7 +7,7 @@ At the candidate's site, at all positions, with V its basis and x_twin the same 
 
 An effect is the share of m(prompt) - m(twin) that is lost, or that comes back. Random subspaces have the same rank, and
 what they move is scaled, prompt by prompt, to the norm that the candidate moves: a candidate has to beat perturbations
-of its own size. p = (1 + #{random ≥ candidate}) / (1 + draws) (Phipson & Smyth 2010).
+of its own size. p = (1 + #{random ≥ candidate}) / (1 + draws) (Phipson & Smyth 2010); equal but for rounding counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...interventions.edits import Edit
 from ...interventions.model import Model
 from ...tasks import Prompts, mix
 from ...utils.errors import MechintError
-from ...utils.statistics import ClusterBootstrap, Number, rank_correlation, spread
+from ...utils.statistics import ClusterBootstrap, Number, p_of_draws, rank_correlation, spread
 from ..interchange import Corruption, Interchange
 from .candidates import Candidate
 from .subspaces import orthonormal, random_basis
@@ -35,6 +35,8 @@ DOSES = (0.25, 0.5, 0.75, 1.0)
 CELLS_MIB = 256
 """Memory that the edits of one sweep may take."""
 ALPHA = 0.05
+ROUNDING = 64
+"""Effects within so many roundings of the metric are equal: other batches add numbers in another order."""
 NONE = 0.01
 """Effects below this share count as rounding and noise."""
 
@@ -80,6 +82,13 @@ class Held:
             for of in (pair.receiver, pair.donor)
         )
         return cls(model, prompts, clean, twin, pairs, pair.clean - pair.corrupted_value)
+
+    @property
+    def rounding(self) -> float:
+        """By how much shares of the mean effect may differ through rounding alone."""
+        eps = torch.finfo(next(self.model.parameters()).dtype).eps
+        size = max(1.0, *(float(end.abs().max()) for end in (self.pairs["necessity"].clean, self.effect)))
+        return ROUNDING * eps * size / abs(float(self.effect.mean()))
 
     def measure(self, test: str, site: str, moves: Iterator[Tensor], title: str) -> Tensor:
         """Share of the mean effect that each move loses (necessity) or brings back, [move, prompt].
@@ -194,7 +203,7 @@ def necessity(
         test,
         numbers[-1],
         spread(null.tolist(), f"{draws} random subspaces of the same rank and norm"),
-        float((1 + (null >= value).sum()) / (1 + draws)),
+        p_of_draws(value, null, held.rounding),
         numbers,
         rank_correlation([0.0, *DOSES], [0.0, *doses.mean(1).tolist()]),
     )

@@ -29,10 +29,10 @@ from ...utils import files
 from ...utils.errors import MechintError, NotAnswered
 from ...utils.options import named
 from ...utils.rundir import fingerprint, weights_digest
-from ...utils.statistics import draws_needed
+from ...utils.statistics import draws_needed, said
 from ..base import Analysis, Later, StagedAnalyzer
 from ..circuits import time_estimate
-from ..loader import PromptLoader
+from ..loader import PromptLoader, need_groups
 from ..metrics import remedy
 from ..options import layer_list
 from . import steps_circuit as study_circuit
@@ -88,8 +88,9 @@ class Study(StagedAnalyzer[StudyConfig]):
         """Checks the request against the prompts, before any work.
 
         Raises:
-            MechintError: no twins; a lag longer than the prompts.
+            MechintError: too few groups of prompts; no twins; a lag longer than the prompts.
         """
+        need_groups(val_loader, "study")
         for loader in (train_loader, val_loader):
             if loader.task.name == "text" or any(batch.twins is None for batch in loader):
                 raise MechintError(
@@ -279,9 +280,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     """The claims."""
     lines, found = [], Claims.read(results["claims"])
     for claim in found.claims:
-        effect = claim.effect
-        interval = f"{effect['value']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
-        lines.append(f"  {claim.verdict:<13} {interval} {claim.claim}")
+        lines.append(f"  {claim.verdict:<13} {said(claim.effect, '.2f')} {claim.claim}")
     return lines or [f"  {found.said}"]
 
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from ...utils.statistics import (
     Number,
     chance_jaccard,
     jaccard,
+    p_of_draws,
     said,
     said_share,
     spread,
@@ -44,6 +44,7 @@ from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..circuits.options import BudgetOptions
 from ..loader import PromptLoader
 from ..metrics import faithfulness
+from .ablation_tests import ROUNDING
 from .candidates import site_kinds
 from .claims import task_not_done
 from .context import Context, Found
@@ -193,6 +194,13 @@ class Kept:
                 f"give more EVAL_PROMPTS, another METRIC, site or layers"
             )
 
+    @property
+    def rounding(self) -> float:
+        """By how much shares of the effect may differ through rounding alone."""
+        eps = torch.finfo(next(self.bench.model.parameters()).dtype).eps
+        size = max(1.0, *(float(abs(end).max()) for end in (self.full, self.empty)))
+        return ROUNDING * eps * size / abs(float(self.total["value"]))
+
     def column(self, values: dict[str, Tensor]) -> Array:
         """The study's metric of every prompt."""
         if self.metric == "answer_prob":
@@ -262,7 +270,7 @@ def kept_alone(context: Context, units: SiteUnits, mask: Tensor, kept: Kept | No
             lambda w, f, e: 1 - faithfulness(w, f, e), kept.column(kept.bench.measure(1 - mask)), kept.full, kept.empty
         ),
         "random_units": spread(draws, f"{context.draws} sets of as many units of each layer"),
-        "p": float((1 + (np.asarray(draws) >= float(alone["effect"]["value"])).sum()) / (1 + context.draws)),
+        "p": p_of_draws(float(alone["effect"]["value"]), draws, kept.rounding),
         "agreement": None,
         "agreement_chance": chance_jaccard(counts, units.sizes),
         "candidates": None,

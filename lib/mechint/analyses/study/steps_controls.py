@@ -19,7 +19,16 @@ from ...utils.checkpoint_step import training_step
 from ...utils.errors import MechintError, shown
 from ...utils.multiple_tests import holm
 from ...utils.options import listed, named, value_of
-from ...utils.statistics import ClusterBootstrap, Number, chance_jaccard, jaccard, number, rank_correlation, spread
+from ...utils.statistics import (
+    ClusterBootstrap,
+    Number,
+    chance_jaccard,
+    jaccard,
+    number,
+    p_of_draws,
+    rank_correlation,
+    spread,
+)
 from ..interchange import Corruption, Interchange
 from ..loader import PromptLoader
 from ..probes.fitting import reading
@@ -291,7 +300,8 @@ def control_candidate(context: Context, candidate: Candidate, mixed: Held | None
         moves = (moved(delta, unit_basis(units, len(delta[0, 0]))) for units in unit_sets(context, candidate, others))
         effects = held.measure("necessity", site, moves, "random units").mean(1)
         row["random_units"] = spread(effects.tolist(), f"{context.draws} sets of as many other units of the layer")
-        row["random_units_p"] = (1 + int((effects >= lost.mean() / held.effect.mean()).sum())) / (1 + context.draws)
+        own = float(lost.mean() / held.effect.mean())
+        row["random_units_p"] = p_of_draws(own, effects.tolist(), held.rounding)
     else:
         row["not_asked"].append(f"random units: {candidate.name} leaves {len(others)} units of its layer, fewer than "
                                 f"its own {candidate.rank}")  # fmt: skip

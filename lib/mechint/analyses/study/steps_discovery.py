@@ -94,9 +94,9 @@ def baseline(values: Tensor) -> Found:
         "variance": float(deviation.square().mean()),
         "rank": participation_ratio(eigen),
         "rank_99": int((share < 0.99).sum()) + 1 if total > 0 else 0,
-        "kurtosis_median": float(z.pow(4).mean(0).median()) if bool(alive.any()) else None,
+        "kurtosis_median": float(np.median(z.pow(4).mean(0).numpy())) if bool(alive.any()) else None,
         "dead_units": int((~alive).sum()),
-        "outlier_units": torch.nonzero(deviation > 6 * deviation.median()).flatten().tolist(),
+        "outlier_units": torch.nonzero(deviation > 6 * float(np.median(deviation.numpy()))).flatten().tolist(),
         "norm_by_position": values.norm(dim=-1).mean(0).tolist(),
         "spectrum": (eigen[:64] / max(total, 1e-300)).tolist(),
     }
