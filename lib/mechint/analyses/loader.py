@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..tasks import Prompts, Task
-from ..utils.statistics import Array
+from ..utils.errors import MechintError
+from ..utils.statistics import FEWEST, Array
 
 
 class PromptLoader:
@@ -50,3 +51,16 @@ class PromptLoader:
     def templates(self) -> NDArray[np.int64]:
         """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
         return torch.cat([group.template for group in self.groups]).numpy()
+
+    def check_intervals(self) -> None:
+        """Refuses, for an analysis whose every number has an interval, prompts that give none.
+
+        Raises:
+            MechintError: the prompts are of fewer than :data:`~mechint.utils.statistics.FEWEST` templates.
+        """
+        if (clusters := len(set(self.templates().tolist()))) < FEWEST:
+            have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
+            raise MechintError(
+                f"the prompts of the task {self.task.name!r} to evaluate on have {have}: no number would have an "
+                f"interval; give prompts of several, at least {FEWEST}"
+            )

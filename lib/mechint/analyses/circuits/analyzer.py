@@ -89,6 +89,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Searches on the prompts of ``train_loader`` and measures on those of ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         config, loaders = self.config, (train_loader, val_loader)
         self.check(train_loader, val_loader)
         accuracy = self.check_accuracy(val_loader)

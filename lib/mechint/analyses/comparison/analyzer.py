@@ -56,6 +56,7 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """The profile on the prompts of ``val_loader``; thresholds and means are from ``train_loader``."""
+        val_loader.check_intervals()
         model, config, task = self.model, self.config, val_loader.task
         bootstrap = ClusterBootstrap(val_loader.templates(), config.bootstrap, self.seed)
         mean = lambda values: bootstrap.interval(lambda m: m, values)

@@ -99,6 +99,7 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks on ``train_loader``, measures on ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         config, task = self.config, val_loader.task
         self.check(train_loader, val_loader)
         self.effects = Effects(

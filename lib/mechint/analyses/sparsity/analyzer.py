@@ -51,6 +51,7 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Thresholds from ``train_loader``, measures on ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         layers = layer_list(self.config.layers, self.model.num_layers, self.name)
         roles = site_roles(self.model)
         kinds = unit_sites(self.model, self.config.sites, roles, self.name)

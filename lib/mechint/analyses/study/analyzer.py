@@ -106,6 +106,7 @@ class Study(StagedAnalyzer[StudyConfig]):
 
     def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
         """Prepares the context that the steps share."""
+        val_loader.check_intervals()
         self.check(train_loader, val_loader)
         task_config = getattr(train_loader.task, "config", None)
         self.context = Context(
