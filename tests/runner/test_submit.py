@@ -106,7 +106,20 @@ def test_a_job_that_fails_is_told_with_its_reason_and_the_others_run(
     assert jobs.run_here([bad, good], tmp_path / "submitted", 2) == [bad]
     said = capsys.readouterr().out
     assert "bad.pt: lens: failed with status 3: error: no room" in said and "good.pt: lens: made" in said
-    assert (tmp_path / "made").exists() and (tmp_path / "submitted/bad-lens.log").read_text().startswith("before")
+    assert (tmp_path / "made").exists() and (tmp_path / "submitted" / bad.log).read_text().startswith("before")
+
+
+NAMES = ("a b", "a_b", "a?b", "a-b", "A-b", "é", "e", "x" * 200 + "1", "x" * 200 + "2")
+"""Names of checkpoints that differ in characters that a log's name does not show."""
+
+
+def test_every_job_has_a_log_of_its_own(tmp_path: Path) -> None:
+    several = [job(tmp_path, "sh", "-c", f"echo job {k}; exit 1", name=name) for k, name in enumerate(NAMES)]
+    several.append(Job("a", ("b-lens",), (tmp_path / "a" / "b-lens",), ("sh", "-c", f"echo job {len(NAMES)}; exit 1")))
+    assert jobs.run_here(several, tmp_path / "submitted", 1) == several
+    logs = [(tmp_path / "submitted" / one.log).read_text() for one in several]
+    assert logs == [f"job {k}\n" for k in range(len(several))]
+    assert len({one.log.lower() for one in several}) == len(several)
 
 
 # ---- Slurm ----------------------------------------------------------------------------------------------------------

@@ -52,20 +52,15 @@ class PromptLoader:
         """Cluster of each prompt, for bootstraps, [prompts], in the order of the batches."""
         return torch.cat([group.template for group in self.groups]).numpy()
 
+    def check_intervals(self) -> None:
+        """Refuses, for an analysis whose every number has an interval, prompts that give none.
 
-def need_groups(loader: PromptLoader, what: str) -> None:
-    """Refuses prompts that are of too few groups for the intervals that an analysis rests on.
-
-    Args:
-        loader: The prompts that are measured on.
-        what: The name of the analysis.
-
-    Raises:
-        MechintError: they are of fewer than :data:`mechint.utils.statistics.FEWEST`.
-    """
-    if (count := len(np.unique(loader.templates()))) < FEWEST:
-        groups = "one group" if count == 1 else f"{count} groups"
-        raise MechintError(
-            f"{what}: the {loader.split} prompts are of {groups}, and intervals over groups take {FEWEST}; give more "
-            f"prompts, of more groups (templates, subjects)"
-        )
+        Raises:
+            MechintError: the prompts are of fewer than :data:`~mechint.utils.statistics.FEWEST` templates.
+        """
+        if (clusters := len(set(self.templates().tolist()))) < FEWEST:
+            have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
+            raise MechintError(
+                f"the prompts of the task {self.task.name!r} to evaluate on have {have}: no number would have an "
+                f"interval; give prompts of several, at least {FEWEST}"
+            )

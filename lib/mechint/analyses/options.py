@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 from ..interventions.model import Model, layer_kinds, layer_sites
 from ..tasks.config import TaskConfig
 from ..utils import options
-from ..utils.errors import MechintError, did_you_mean, shown
+from ..utils.errors import MechintError, check_type, did_you_mean, shown
 from ..utils.options import Dataclass, listed, named, option
 
 
@@ -177,7 +177,8 @@ def layer_list(said: str | int | Iterable[int], layers: int, where: str) -> list
         MechintError: something that is not a number, a missing number, or no such layer.
     """
     if not isinstance(said, str):
-        said = str(said) if isinstance(said, int) else ",".join(map(str, said))
+        check_type(said, (SupportsIndex, Iterable), f"{where}: layers", "all, a number, or several")
+        said = str(said) if isinstance(said, int) or not isinstance(said, Iterable) else ",".join(map(str, said))
     if said.strip() == "all":
         return list(range(layers))
     found = []

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..interventions.model import Model
+from ..interventions.run import check_tokens
 from ..utils.errors import MechintError
 from ..utils.statistics import ClusterBootstrap, Number
 from .jacobians import PATHS, lags, linearise
@@ -200,6 +201,7 @@ def run_temporal_causality_analysis(
     Raises:
         MechintError: the layer or a channel does not exist; more lags than tokens.
     """
+    check_tokens(model, inputs)
     groups: dict[str, Sequence[int]] = {"circuit": list(circuit_indices)} if len(circuit_indices) else {}
     found = influence(model, inputs, layer_idx, max_lag, list(groups.values()))
     groups["all channels"] = range(found.curves["total"].shape[-1])

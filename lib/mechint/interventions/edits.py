@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError, did_you_mean
-from .sites import Site
+from ..utils.errors import MechintError, check_type, did_you_mean, shown
+from .sites import Site, whole_numbers
 
 MODES = ("replace", "add", "scale", "mask", "readout", "cut")
 CUTS = ("state", "conv", "out", "scores", "pattern")
@@ -313,6 +313,9 @@ def check_edits(sites: Mapping[str, Site], edits: Sequence[Edit], rows: int, len
             that does not fit (the axis is named), a cut without sources or into the past, two replacements of the
             same place.
     """
+    if isinstance(edits, Edit):
+        raise MechintError(f"the edits are one edit of {edits.site!r}, not a list; say [edit]")
+    check_type(edits, Iterable, "what is edited", "a list of mechint.Edit")
     checked = [_checked(sites, edit, rows, length) for edit in edits]
     _check_contradictions(checked)
     return checked
@@ -343,15 +346,25 @@ def _meet(some: Sequence[Any] | None, others: Sequence[Any] | None) -> bool:
     return not {key(unit) for unit in a}.isdisjoint(key(unit) for unit in b)
 
 
+SELECTIONS = ("units", "positions", "rows", "sources")
+"""Fields of an edit that are indices of an axis."""
+
+
 def _checked(sites: Mapping[str, Site], edit: Edit, rows: int, length: int) -> Edit:
+    check_type(edit, Edit, "an edit", "a mechint.Edit")
     where = f"edit of {edit.site!r}"
+    check_type(edit.site, str, "the site of an edit", "a name of model.sites")
     if edit.site not in sites:
         raise MechintError(f"no site {edit.site!r} in this model{did_you_mean(edit.site, sites)}; see model.sites")
+    check_type(edit.mode, str, f"{where}: mode", f"one of {', '.join(MODES)}")
     if edit.mode not in MODES:
         raise MechintError(f"{where}: mode {edit.mode!r} is not one of {', '.join(MODES)}")
-    for name in ("units", "positions", "rows", "sources"):
+    for name in SELECTIONS:
         if isinstance(number := getattr(edit, name), int):
             raise MechintError(f"{where}: {name} is the number {number}, not a list of them; say [{number}]")
+    chosen = {name: whole_numbers(f"{where}: {name}", getattr(edit, name), name == "units") for name in SELECTIONS}
+    if any(chosen[name] is not getattr(edit, name) for name in SELECTIONS):
+        edit = dataclasses.replace(edit, **chosen)
     kind = edit.site.rpartition(".")[2]
     if edit.mode == "readout" and kind != "state":
         raise MechintError(f"{where}: mode 'readout' is for the site 'state' alone")
@@ -457,7 +470,10 @@ def _selection(site: Site, edit: Edit, rows: int, length: int) -> tuple[tuple[st
 def _check_shape(where: str, what: str, value: Any, selection: tuple[tuple[str, int], ...]) -> None:
     if callable(value):
         return
-    shape = tuple(torch.as_tensor(value).shape)
+    try:
+        shape = tuple(torch.as_tensor(value).shape)
+    except (TypeError, ValueError, RuntimeError):
+        raise MechintError(f"{where}: the {what} is {shown(value)}; give a tensor, a number or a function") from None
     expected = ", ".join(f"{axis}={size}" for axis, size in selection)
     if len(shape) > len(selection):
         raise MechintError(f"{where}: the {what} has shape {list(shape)}, more axes than the selection [{expected}]")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, check_type, did_you_mean
 from .edits import Edit, check_edits
 from .model import Model
 from .sites import Site, Wanted, recorded_sites
@@ -192,13 +194,18 @@ def _generate(
     seed: int,
 ) -> Generation:
     check_tokens(model, tokens)
+    check_type(count, (int, np.integer), "generate: count", "a whole number")
+    check_type(seed, (int, np.integer), "generate: seed", "a whole number")
+    check_type(temperature, (int, float, np.number), "generate: temperature", "a number")
     if count < 1:
         raise MechintError(f"generate: count is {count}; it must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise MechintError(f"generate: temperature is {temperature}; it must be 0 or more")
     model.check_length(tokens.shape[1] + count - 1)
     model.check_behind(tokens.shape[1], tokens.shape[1] + count - 1)
     names = recorded_sites(model.sites, record, tokens.shape[1] + count - 1)
     edits = check_edits(model.sites, edits, tokens.shape[0], tokens.shape[1] + count)
-    generator = torch.Generator(tokens.device).manual_seed(seed)
+    generator = torch.Generator(tokens.device).manual_seed(int(seed))
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     step, logits, cache = tokens, [], None
     for _ in range(count):
@@ -227,6 +234,7 @@ def join(site: Site, pieces: list[Tensor]) -> Tensor:
 
 def check_tokens(model: Model, tokens: Tensor) -> None:
     """Raises :class:`MechintError` unless ``tokens`` is a non-empty [batch, position] of ids that the model has."""
+    check_type(tokens, Tensor, "tokens", "a tensor of token ids [batch, position]: torch.tensor([[…]])")
     if tokens.dim() != 2 or tokens.dtype not in (torch.long, torch.int) or tokens.numel() == 0:
         raise MechintError(
             f"tokens must be whole numbers of shape [batch, position]; got {tokens.dtype} of shape {list(tokens.shape)}"

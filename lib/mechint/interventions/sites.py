@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ..utils.errors import MechintError, did_you_mean, shown
+from ..utils.errors import MechintError, check_type, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
     Raises:
         MechintError: a name or pattern matches no site; the nearest right names are suggested.
     """
+    if isinstance(patterns, str):
+        raise MechintError(f"the sites are the text {patterns!r}, not a list of names; say [{patterns!r}]")
+    check_type(patterns, Iterable, "what names sites", "a list of names")
     wanted = set()
     for pattern in patterns:
+        check_type(pattern, str, "the name of a site", "a name of model.sites")
         found = [pattern] if pattern in sites else fnmatch.filter(sites, pattern)
         if not found:
             raise MechintError(f"no site {pattern!r} in this model{did_you_mean(pattern, sites)}; see model.sites")
@@ -101,3 +107,27 @@ def layer_windows(names: Sequence[str], width: int) -> tuple[tuple[str, ...], ..
     An even width reaches one layer further after the site's own than before it.
     """
     return tuple(tuple(names[max(0, k - (width - 1) // 2) : k + width // 2 + 1]) for k in range(len(names)))
+
+
+def whole_numbers(where: str, said: Any, pairs: bool) -> Any:
+    """Indices, or ``pairs`` of them, as Python's whole numbers; lists of these and None come back as they are.
+
+    Raises:
+        MechintError: something else, such as a mask of truth values or fractions, which would be cut to whole numbers.
+    """
+    if said is None or (isinstance(said, (list, tuple, range)) and all(type(one) is int for one in said)):
+        return said
+    try:
+        if isinstance(said, (str, Mapping)):
+            raise TypeError
+        plain = said.tolist() if hasattr(said, "tolist") else said
+        return [tuple(map(_whole, one)) if pairs and isinstance(one, (list, tuple)) else _whole(one) for one in plain]
+    except (TypeError, AttributeError):
+        raise MechintError(f"{where} is {shown(said)}, not a list of whole numbers; give their indices") from None
+
+
+def _whole(said: Any) -> int:
+    plain: Any = said.item() if hasattr(said, "item") else said
+    if isinstance(plain, bool):
+        raise TypeError
+    return operator.index(plain)

@@ -170,7 +170,9 @@ def say_index(top: Path, own: Path, asked: Mapping[Path, tuple[str, str]] | None
 
 def finished_below(top: str | Path, option: str) -> list[Path]:
     """The finished analyses in a directory and below it: by label, checkpoint and analysis."""
-    found = sorted(path.parent for depth in range(4) for path in Path(top).glob("*/" * depth + "results.json"))
+    found = sorted(
+        files.each_once(p.parent for depth in range(4) for p in Path(top).glob("*/" * depth + "results.json"))
+    )
     if not found:
         raise MechintError(
             f"{top} holds no finished analysis (no results.json in it or below it); run one first, or name another "

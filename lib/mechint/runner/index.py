@@ -97,7 +97,7 @@ def write_index(top: Path, own: Path, asked: Mapping[Path, tuple[str, str]] | No
 
 def entries_of(top: Path, asked: Mapping[Path, tuple[str, str]]) -> list[Entry]:
     """Every run below a directory in the order of their checkpoints and analyses, numbers in names as numbers."""
-    directories = {path.parent for depth in range(DEPTH) for path in top.glob("*/" * depth + "results.json")}
+    directories = files.each_once(p.parent for depth in range(DEPTH) for p in top.glob("*/" * depth + "results.json"))
     found = [entry_of(directory, top) for directory in directories]
     for directory, (checkpoint, name) in asked.items():
         if directory not in directories:

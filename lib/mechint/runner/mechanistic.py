@@ -34,7 +34,7 @@ from ..tasks import TaskConfig, make_task
 from ..tasks.text import read_text
 from ..tasks.windows import Windows
 from ..utils import files, wandb_run
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, check_type
 from ..utils.options import named
 from ..utils.rundir import check_writable, fingerprint, manifest
 from ..utils.statistics import ClusterBootstrap, p_of_draws
@@ -316,6 +316,7 @@ def run_sae_analysis(
     if unknown := set(config or {}) - set(known):
         raise MechintError(f"run_sae_analysis: no option {sorted(unknown)[0]!r}; take {', '.join(known)}")
     c: dict[str, Any] = {**known, **(config or {})}
+    check_type(activations, Tensor, "run_sae_analysis: activations", "a tensor [row, unit]: torch.as_tensor(…)")
     X, y = activations.detach().double().cpu().flatten(1), np.asarray(task_labels)
     rows = np.arange(len(X)) if groups is None else np.asarray(groups)
     if not len(X) == len(y) == len(rows):

@@ -14,7 +14,10 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+from torch.nn import Module
 
 from ..analyses.base import analyses, check_model
 from ..analyses.options import RunConfig, asked
@@ -23,7 +26,7 @@ from ..models.loading.load import load
 from ..report.results import RunResults
 from ..tasks import TaskConfig, task_of
 from ..utils import files
-from ..utils.errors import MechintError, did_you_mean, shown
+from ..utils.errors import MechintError, check_type, did_you_mean, shown
 from ..utils.options import check, options
 from ..utils.rundir import check_writable, weights_digest
 from .one_analysis import analyse_one
@@ -79,6 +82,8 @@ def analyse(
             )
     config = analysis.config(**options)
     check(config, name)
+    check_type(model, (str, Path, Module), "the model", "one of mechint.load, a checkpoint, or a hub id")
+    check_type(output_dir, (str, Path, NoneType), "output_dir", "a directory")
     found = load(model) if isinstance(model, (str, Path)) else model
     folder = Path(tempfile.mkdtemp(prefix=f"mechint_{name}_")) if output_dir is None else Path(output_dir).expanduser()
     check_writable(folder, "output_dir", dry=True)

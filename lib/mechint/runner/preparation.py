@@ -25,7 +25,6 @@ from ..tasks.stored import check_loss
 from ..utils.errors import MechintError, NotAnswered
 from ..utils.options import named
 from ..utils.rundir import code_digest, weights_digest
-from ..utils.statistics import FEWEST
 from .request import Experiment
 
 Directories = dict[tuple[str, str], Path]
@@ -118,12 +117,11 @@ def loaders(
         PromptLoader(task, split, count, run.batch_size, run.seed, device)
         for split, count in (("discovery", config.prompts), (held_out, config.eval_prompts))
     )
-    if not analysis.lone and (clusters := len(set(evaluation.templates().tolist()))) < FEWEST:
-        have = "one template (or subject)" if clusters == 1 else f"{clusters} templates (or subjects)"
-        raise MechintError(
-            f"{analysis.title}: the prompts of the task {task.name!r} to evaluate on have {have}: no number would have "
-            f"an interval; give prompts of several, at least {FEWEST}"
-        )
+    if not analysis.lone:
+        try:
+            evaluation.check_intervals()
+        except MechintError as error:
+            raise MechintError(f"{analysis.title}: {error}") from None
     return discovery, evaluation
 
 

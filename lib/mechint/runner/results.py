@@ -9,8 +9,8 @@ from pathlib import Path
 from ..analyses.base import analysis_of
 from ..report.finished import drawing, read_finished
 from ..report.results import ManyResults, RunResults
-from ..utils.errors import MechintError
-from ..utils.files import natural_key
+from ..utils.errors import MechintError, check_type
+from ..utils.files import each_once
 from .index import DEPTH
 
 RESULTS = "results.json"
@@ -30,6 +30,7 @@ def results(path: str | Path) -> RunResults | ManyResults:
     Raises:
         MechintError: a file is missing, is not valid, or is not that of a finished run.
     """
+    check_type(path, (str, os.PathLike), "what results are read of", "a directory, a results.json, or a glob of them")
     place = Path(path).expanduser()
     if place.name == RESULTS and place.is_file():
         return one(place.parent)
@@ -58,4 +59,4 @@ def directories(place: Path) -> list[Path]:
     found = {path.parent for top in tops for depth in range(DEPTH) for path in top.glob("*/" * depth + RESULTS)}
     if magic and not found:
         raise MechintError(f"{place} matches no finished analysis; name one, or a directory with some below it")
-    return sorted(found, key=lambda path: natural_key(str(path)))
+    return each_once(found)

@@ -38,6 +38,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
+def check_type(value: object, kinds: type | tuple[type, ...], where: str, wanted: str) -> None:
+    """Refuses an argument of another type than a function works with; a truth value is not taken for a number.
+
+    Args:
+        where: The function and the argument, for the message.
+        wanted: The right argument in words, for the message.
+
+    Raises:
+        MechintError: it is of another type.
+    """
+    of_numbers = isinstance(value, bool) and isinstance(0, kinds)
+    if not isinstance(value, kinds) or of_numbers:
+        raise MechintError(f"{where} is {shown(value)}, of the type {type(value).__name__}; give {wanted}")
+
+
 def short(value: object, most: int = 200) -> str:
     """A value in a message: text as it stands, anything else as Python writes it; of an overlong one its two ends."""
     text = printable(str(value)) if isinstance(value, (str, Path, Exception)) else written(value)

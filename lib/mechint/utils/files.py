@@ -506,6 +506,17 @@ def _age(path: Path) -> float:
         return os.stat(now.name).st_mtime - path.stat().st_mtime
 
 
+def each_once(paths: Iterable[Path]) -> list[Path]:
+    """The paths of different files or directories, in order of their names; of several that lead to one, the one that
+    is no link, or else the first."""
+    kept: dict[tuple[int, int], Path] = {}
+    links = lambda path: sum(part.is_symlink() for part in (path, *path.parents))
+    for path in sorted(paths, key=lambda path: (links(path), natural_key(str(path)))):
+        status = path.stat()
+        kept.setdefault((status.st_dev, status.st_ino), path)
+    return sorted(kept.values(), key=lambda path: natural_key(str(path)))
+
+
 def natural_key(text: str) -> tuple[list[str | int], str]:
     """Sorts numbers in names as numbers: step2 before step10, V2 before V10."""
     parts = re.split(r"(\d+)", text)  # text and digits alternate, so equal places have equal types

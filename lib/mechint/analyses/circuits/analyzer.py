@@ -35,7 +35,7 @@ from ...utils.progress import Progress, point
 from ...utils.statistics import ClusterBootstrap, Number, exact, number
 from ..ablation import Ablation
 from ..base import StagedAnalyzer, group_of
-from ..loader import PromptLoader, need_groups
+from ..loader import PromptLoader
 from ..metrics import remedy
 from .bench import Bench, attribute, check_bfloat16, check_effect
 from .controls import EXCHANGED, METRIC_OF, RANDOM_WEIGHTS, ControlsBeside
@@ -89,6 +89,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Searches on the prompts of ``train_loader`` and measures on those of ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         config, loaders = self.config, (train_loader, val_loader)
         self.check(train_loader, val_loader)
         accuracy = self.check_accuracy(val_loader)
@@ -145,8 +146,7 @@ class CircuitAnalyzer(StagedAnalyzer[C]):
     # ---- before the work ----------------------------------------------------------------------------------------
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses prompts of too few groups, and a metric that they do not have."""
-        need_groups(val_loader, "circuit")
+        """Refuses a metric that the prompts do not have."""
         loader = train_loader
         if self.config.metric == "logit_diff" and any(batch.bad() is None for batch in loader):
             raise MechintError(

@@ -27,7 +27,7 @@ from ...tasks import Task
 from ...utils import files
 from ...utils.statistics import ClusterBootstrap, Number, exact
 from ..base import Analysis, ControlledAnalyzer, Later
-from ..loader import PromptLoader, need_groups
+from ..loader import PromptLoader
 from ..random_weights import Quantities, control, quantity, told_apart
 from ..sparsity.analyzer import SparsityAnalyzer
 from ..sparsity.measures import SCALE_FREE
@@ -54,13 +54,9 @@ class Profiler(ControlledAnalyzer[CompareConfig]):
         self.lengths = lengths(config.lengths)
         self.times: list[dict[str, Any]] = []
 
-    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses prompts of too few groups."""
-        need_groups(val_loader, "compare")
-
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """The profile on the prompts of ``val_loader``; thresholds and means are from ``train_loader``."""
-        self.check(train_loader, val_loader)
+        val_loader.check_intervals()
         model, config, task = self.model, self.config, val_loader.task
         bootstrap = ClusterBootstrap(val_loader.templates(), config.bootstrap, self.seed)
         mean = lambda values: bootstrap.interval(lambda m: m, values)

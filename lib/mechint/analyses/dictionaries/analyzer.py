@@ -168,6 +168,7 @@ class SAEAnalyzer(StagedAnalyzer[SAEAnalysisConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Trains on the task of ``train_loader`` and evaluates on the prompts of ``val_loader``."""
+        val_loader.check_intervals()
         self.notes += self.misfits(next(iter(val_loader)).tokens)
         for note in self.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ...interventions.model import Model
 from ...interventions.run import run
 from ...models.loading.tokenizer import Encoder, lacking
 from ...tasks.files.word_boundaries import places
-from ...utils.errors import MechintError, shown
+from ...utils.errors import MechintError, check_type, shown
 from . import edits
 from .judge import said_of
 from .maps import WRITING, WeightMap, changed, chosen_maps, maps_of
@@ -105,6 +106,7 @@ def edit(
     """
     if method not in METHODS:
         raise MechintError(f"edit: no method {shown(method)}; take {' or '.join(METHODS)}")
+    check_type(layer, (int, np.integer), "edit: layer", "its number")
     if not 0 <= layer < model.num_layers:
         raise MechintError(f"edit: no layer {layer}; this model has {model.num_layers} (0 to {model.num_layers - 1})")
     config = EditConfig(method=method, **options)
@@ -148,9 +150,14 @@ def requests_of(
     targets: str | int | Sequence[str | int],
 ) -> tuple[list[Request], list[tuple[str, str, str]]]:
     """The requests that prompts, subjects and targets make, and each in words."""
+    check_type(prompts, (Tensor, Sequence), "edit: prompts", "a text, several texts, or a tensor of token ids")
+    check_type(subjects, (Sequence,), "edit: subjects", "one for each prompt")
+    check_type(targets, (str, int, np.integer, Sequence), "edit: targets", "one for each prompt: text, or a token id")
     texts = [prompts] if isinstance(prompts, str) else prompts
+    for text in texts:
+        check_type(text, (str, Tensor), "edit: a prompt", "text, or a tensor of token ids [position]")
     abouts: list[str | Sequence[int]] = [subjects] if isinstance(subjects, str) else list(subjects)
-    news = [targets] if isinstance(targets, (str, int)) else list(targets)
+    news = [targets] if isinstance(targets, (str, int, np.integer)) else list(targets)
     for name, values in (("subjects", abouts), ("targets", news)):
         if len(values) != len(texts):
             raise MechintError(f"edit: there are {len(texts)} prompts and {len(values)} {name}; give one for each")
@@ -159,7 +166,7 @@ def requests_of(
     found, facts = [], []
     for number, (text, about, new) in enumerate(zip(texts, abouts, news, strict=True)):
         tokens, end = located(model, text, about)
-        token = new if isinstance(new, int) else token_of(model, text, new)
+        token = int(new) if isinstance(new, (int, np.integer)) else token_of(model, text, new)
         if not 0 <= token < model.config.vocab_size:
             raise MechintError(f"edit: no token {token}; this model has 0 to {model.config.vocab_size - 1}")
         with torch.no_grad():
@@ -179,7 +186,13 @@ def located(model: Model, text: str | Tensor, about: str | Sequence[int]) -> tup
     """The tokens of a prompt, and the position of its subject's last token."""
     if isinstance(text, Tensor):
         tokens = text.tolist()
-        if isinstance(about, str) or len(about) != 2 or not 0 <= about[0] < about[1] <= len(tokens):
+        check_type(about, Sequence, "edit: a subject", "the first position and the one after the last")
+        if (
+            isinstance(about, str)
+            or len(about) != 2
+            or not all(isinstance(at, int) for at in about)
+            or not 0 <= about[0] < about[1] <= len(tokens)
+        ):
             raise MechintError(
                 f"edit: the subject {shown(about)} is not in a prompt of {len(tokens)} token ids; give the first "
                 "position and the one after the last"

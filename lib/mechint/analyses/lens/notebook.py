@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ...interventions.run import check_tokens
 from ...models.loading.tokenizer import Encoder, lacking
 from ...report.results import frame_of
 from ...tasks import Prompts
-from ...utils.errors import MechintError, shown
+from ...utils.errors import MechintError, check_type, shown
 from ..options import layer_list
 from . import tuned_files
 from .contributions import Contributions, contributions
@@ -140,6 +141,8 @@ def lens(
         MechintError: a text without a tokenizer, answers that do not fit the prompts, a tuned lens of another model, or
             no such layer.
     """
+    check_type(prompts, (Tensor, Sequence), "lens: prompts", "a text, several texts, or a tensor of token ids")
+    check_type(top, (int, np.integer), "lens: top", "a whole number")
     texts = [prompts] if isinstance(prompts, str) else None if isinstance(prompts, Tensor) else list(prompts)
     if texts == []:
         raise MechintError("lens: there is no prompt; give at least one text or row of token ids")
@@ -173,6 +176,8 @@ def token_rows(model: Model, ids: Tensor | None, texts: Sequence[str] | None, wh
         check_tokens(model, ids)
         found = list(ids)
     else:
+        for text in texts or ():
+            check_type(text, str, f"{where}: a prompt", "text, or a tensor of token ids")
         encoder = encoder_of(model)
         found = [torch.tensor(encoder.prompt(text).ids, dtype=torch.long, device=model.device) for text in texts or ()]
     if any(len(row) == 0 for row in found):
@@ -197,11 +202,14 @@ def given(
     """The token of each prompt that ``answers`` or ``wrong`` names; None where it names none."""
     if said is None:
         return None
-    each = [said] if isinstance(said, (str, int)) else list(said)
+    check_type(said, (str, int, np.integer, Sequence, Tensor, np.ndarray), f"{where}: {what}", "one for each prompt")
+    several: list[Any] = [said] if isinstance(said, (str, int, np.integer)) else list(said)
+    each: list[Any] = [one.tolist() if isinstance(one, Tensor) else one for one in several]
     if len(each) != count:
         raise MechintError(f"{where}: {what} has {len(each)} entries, and there are {count} prompts; give one for each")
     found = []
     for n, one in enumerate(each):
+        check_type(one, (str, int, np.integer), f"{where}: one of {what}", "text, or a token id")
         if isinstance(one, str):
             if texts is None:
                 raise MechintError(

@@ -36,7 +36,7 @@ from ..base import Analysis, ControlledAnalyzer, Later, values_of
 from ..circuits.bench import Bench
 from ..circuits.methods.attention import attention_units
 from ..circuits.methods.delta import delta_units, mean_step
-from ..loader import PromptLoader, need_groups
+from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
 from ..unit_effects import Effects, Group, unit_kind
@@ -92,14 +92,14 @@ class NeuronAnalyzer(ControlledAnalyzer[NeuronConfig]):
         return [kind for kind in kinds if self.having(kind)]
 
     def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses prompts of too few groups, and a metric that they do not have."""
-        need_groups(val_loader, "neuron")
+        """Refuses a metric that the prompts do not have."""
         task = val_loader.task
         if self.config.metric == "logit_diff" and not task.has_twins:
             raise MechintError(f"neuron: {task.name!r} has no twins, so no logit_diff; choose answer_logprob")
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Ranks on ``train_loader``, measures on ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         config, task = self.config, val_loader.task
         self.check(train_loader, val_loader)
         self.effects = Effects(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ...interventions.run import check_tokens
 from ...interventions.transplant import placed, taken
 from ...models.loading.tokenizer import Encoder
 from ...report.results import frame_of
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, check_type
 from ..lens.figures import clipped
 from ..lens.notebook import encoder_of, given, token_rows, word
 from ..lens.reading import ROOM, logits_of
@@ -128,6 +129,11 @@ def patchscope(
     Raises:
         MechintError: a text without a tokenizer, or a site, layer, position or token that does not exist.
     """
+    check_type(prompt, (str, Tensor), "patchscope: prompt", "a text, or a tensor of token ids [position]")
+    check_type(target, (str, Tensor), "patchscope: target", "a text, or a tensor of token ids [position]")
+    check_type(placeholder, (str, int, np.integer), "patchscope: placeholder", "text, or a position")
+    for name, value in (("position", position), ("top", top), ("generate", generate)):
+        check_type(value, (int, np.integer), f"patchscope: {name}", "a whole number")
     for name, value, least in (("top", top, 1), ("generate", generate, 0)):
         if value < least:
             raise MechintError(f"patchscope: {name} is {value}; it must be at least {least}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...interventions.model import Model
 from ...interventions.path_patching import Node, PathPatching
 from ...tasks import Prompts
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, check_type
 from ..interchange import Corruption, Interchange
 from . import nodes
 
@@ -92,6 +92,7 @@ def paths(
     Raises:
         MechintError: prompts without twins; a site, unit, path, direction or metric that there is not.
     """
+    check_type(prompts, Prompts, "paths: prompts", 'those of a task: make_task(…).sample(64, "evaluation", 0)')
     froms, tos = nodes.senders(model, senders, heads), nodes.receivers(model, receivers, heads)
     further = nodes.paths(model, along)
     if prompts.twins is None:

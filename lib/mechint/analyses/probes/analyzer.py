@@ -87,6 +87,7 @@ class Prober(ControlledAnalyzer[ProbeConfig]):
 
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Fits probes on ``train_loader``, tests them on ``val_loader``; returns the results."""
+        val_loader.check_intervals()
         labels = self.labels(train_loader, val_loader)
         back = distance(train_loader.batches)
         control_types = types(train_loader.batches, back), types(val_loader.batches, back)

@@ -27,7 +27,7 @@ from ...utils.errors import MechintError, shown
 from ...utils.progress import Progress
 from ...utils.statistics import ClusterBootstrap, exact
 from ..base import Analysis, ControlledAnalyzer, Later, values_of
-from ..loader import PromptLoader, need_groups
+from ..loader import PromptLoader
 from ..options import layer_list, unit_sites
 from ..random_weights import control, told_apart
 from .measures import MEASURES, SCALE_FREE, Scale
@@ -49,13 +49,9 @@ class SparsityAnalyzer(ControlledAnalyzer[SparsityConfig]):
 
     name = "sparsity"
 
-    def check(self, train_loader: PromptLoader, val_loader: PromptLoader) -> None:
-        """Refuses prompts of too few groups."""
-        need_groups(val_loader, "sparsity")
-
     def run_analysis(self, train_loader: PromptLoader, val_loader: PromptLoader) -> dict[str, Any]:
         """Thresholds from ``train_loader``, measures on ``val_loader``; returns the results."""
-        self.check(train_loader, val_loader)
+        val_loader.check_intervals()
         layers = layer_list(self.config.layers, self.model.num_layers, self.name)
         roles = site_roles(self.model)
         kinds = unit_sites(self.model, self.config.sites, roles, self.name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from ...interventions.model import Model
 from ...interventions.run import Generation, Run, generate, run
 from ...interventions.steering import Direction, check_direction
 from ...models.loading.tokenizer import Encoder, lacking
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, check_type
 
 Prompts = Sequence[str] | Sequence[Tensor] | Tensor
 
@@ -33,6 +35,8 @@ def contrast(model: Model, positive: Prompts, negative: Prompts, site: str, meth
         MechintError: text without a tokenizer, no such site or method, unequal numbers where pairs are needed, or a
             direction of length zero.
     """
+    for side in (positive, negative):
+        check_type(side, (list, tuple, Tensor), "contrast: one side's prompts", "a list of texts, or of token ids")
     high, low = ([ids(model, one) for one in side] for side in (positive, negative))
     return steering.contrast(model, high, low, site, method=method)
 
@@ -81,6 +85,8 @@ def steer(
     Raises:
         MechintError: the direction is zero, or of another model, site or width.
     """
+    check_type(direction, Direction, "steer: direction", "one of mechint.contrast, or a Direction(site, vector)")
+    check_type(strength, (int, float, np.number, NoneType), "steer: strength", "a number, or None")
     check_direction(model, direction)
     if strength is None:
         return Steered(model, steering.project_out(direction, positions))
@@ -89,6 +95,7 @@ def steer(
 
 def ids(model: Model, prompt: str | Tensor) -> Tensor:
     """The token ids of a prompt, [position]."""
+    check_type(prompt, (str, Tensor), "steering: a prompt", "text, or a tensor of token ids")
     if isinstance(prompt, Tensor):
         return prompt
     if model.tokenizer is None:

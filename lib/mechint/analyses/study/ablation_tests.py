@@ -41,6 +41,17 @@ NONE = 0.01
 """Effects below this share count as rounding and noise."""
 
 
+def rounding_of(model: Model, effect: float, *sizes: float) -> float:
+    """By how much shares of an effect may differ through rounding alone; never more than :data:`NONE`.
+
+    Args:
+        effect: The metric's difference that shares are of.
+        sizes: The largest values of the metric.
+    """
+    eps = torch.finfo(next(model.parameters()).dtype).eps
+    return min(NONE, ROUNDING * eps * max(1.0, *sizes) / abs(effect))
+
+
 @dataclass(frozen=True)
 class Held:
     """Answered held-out prompts of one length, all in one batch, with activations, gradients and effects of the sites.
@@ -86,9 +97,8 @@ class Held:
     @property
     def rounding(self) -> float:
         """By how much shares of the mean effect may differ through rounding alone."""
-        eps = torch.finfo(next(self.model.parameters()).dtype).eps
-        size = max(1.0, *(float(end.abs().max()) for end in (self.pairs["necessity"].clean, self.effect)))
-        return ROUNDING * eps * size / abs(float(self.effect.mean()))
+        sizes = (float(end.abs().max()) for end in (self.pairs["necessity"].clean, self.effect))
+        return rounding_of(self.model, float(self.effect.mean()), *sizes)
 
     def measure(self, test: str, site: str, moves: Iterator[Tensor], title: str) -> Tensor:
         """Share of the mean effect that each move loses (necessity) or brings back, [move, prompt].

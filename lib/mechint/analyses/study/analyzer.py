@@ -32,7 +32,7 @@ from ...utils.rundir import fingerprint, weights_digest
 from ...utils.statistics import draws_needed, said
 from ..base import Analysis, Later, StagedAnalyzer
 from ..circuits import time_estimate
-from ..loader import PromptLoader, need_groups
+from ..loader import PromptLoader
 from ..metrics import remedy
 from ..options import layer_list
 from . import steps_circuit as study_circuit
@@ -88,9 +88,8 @@ class Study(StagedAnalyzer[StudyConfig]):
         """Checks the request against the prompts, before any work.
 
         Raises:
-            MechintError: too few groups of prompts; no twins; a lag longer than the prompts.
+            MechintError: no twins; a lag longer than the prompts.
         """
-        need_groups(val_loader, "study")
         for loader in (train_loader, val_loader):
             if loader.task.name == "text" or any(batch.twins is None for batch in loader):
                 raise MechintError(
@@ -107,6 +106,7 @@ class Study(StagedAnalyzer[StudyConfig]):
 
     def begin(self, train_loader: PromptLoader, val_loader: PromptLoader) -> Context:
         """Prepares the context that the steps share."""
+        val_loader.check_intervals()
         self.check(train_loader, val_loader)
         task_config = getattr(train_loader.task, "config", None)
         self.context = Context(

@@ -44,7 +44,7 @@ from ..circuits.methods.starting_orders import further_orders, starting_scores
 from ..circuits.options import BudgetOptions
 from ..loader import PromptLoader
 from ..metrics import faithfulness
-from .ablation_tests import ROUNDING
+from .ablation_tests import rounding_of
 from .candidates import site_kinds
 from .claims import task_not_done
 from .context import Context, Found
@@ -197,9 +197,8 @@ class Kept:
     @property
     def rounding(self) -> float:
         """By how much shares of the effect may differ through rounding alone."""
-        eps = torch.finfo(next(self.bench.model.parameters()).dtype).eps
-        size = max(1.0, *(float(abs(end).max()) for end in (self.full, self.empty)))
-        return ROUNDING * eps * size / abs(float(self.total["value"]))
+        sizes = (float(abs(end).max()) for end in (self.full, self.empty))
+        return rounding_of(self.bench.model, float(self.total["value"]), *sizes)
 
     def column(self, values: dict[str, Tensor]) -> Array:
         """The study's metric of every prompt."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...utils.errors import MechintError
-from ...utils.files import natural_key
+from ...utils.files import each_once
 from ...utils.options import named
-from .checkpoints import has_name_of_checkpoint, is_checkpoint_file, is_model_directory, refuse_masks
+from .checkpoints import WEIGHTS, has_name_of_checkpoint, is_checkpoint_file, is_model_directory, refuse_masks
 from .hub import at_home, is_hub_id, refuse_dangling, refuse_missing_path, todays_name
 
 
@@ -79,4 +81,16 @@ def _checkpoints(paths: Iterable[Path]) -> list[Path]:
 
 
 def _sorted(paths: list[Path]) -> list[str]:
-    return sorted(map(str, paths), key=natural_key)
+    """The paths of different checkpoints; of links to one another, one is taken, and it is said which are left out."""
+    inside = {path / name for path in paths if path.is_dir() for name in WEIGHTS}
+    found = [path for path in dict.fromkeys(paths) if path not in inside]  # a glob finds a model's directory and files
+    once = each_once(found)
+    for path in sorted(set(found) - set(once)):
+        same = next(other for other in once if other.samefile(path))
+        say_once(f"note: {path} is the same checkpoint as {same}, and is analysed once")
+    return list(map(str, once))
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...interventions.model import Model
-from ...utils.errors import MechintError, did_you_mean, short, shown
+from ...utils.errors import MechintError, check_type, did_you_mean, short, shown
 from ...utils.files import reading
 from ...utils.progress import Progress
 from ..base import LanguageModel
@@ -83,6 +84,7 @@ def load(
     Raises:
         MechintError: there is no such checkpoint, it can't be read safely, or it is not exactly a model of ours.
     """
+    check_type(path_or_name, (str, os.PathLike), "what is loaded", "the path of a checkpoint, or a hub id")
     numbers, devices = find_dtype(dtype), find_devices(device)
     path = locate(path_or_name)
     checkpoint = read_checkpoint(path)

@@ -20,11 +20,14 @@ from typing import Any
 from ...utils import files
 from ...utils.errors import MechintError, one_line, short
 from ...utils.options import option
+from ...utils.rundir import fingerprint
 
 EXECUTORS = ("local", "slurm", "none")
 FOLDER = "submitted"
 """The directory of logs and of the list of jobs, in that of the results."""
 LIST = "jobs.json"
+LONGEST = 50
+"""Characters of a job's own name in that of its log: a file's has 255 bytes at the most."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Job:
 
     @property
     def log(self) -> str:
-        """The name of its log file on this machine."""
-        stem = "-".join(self.directories[0].parts[-2:])
-        return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) + ".log"
+        """The name of its log file on this machine, which no other job has: it ends in a digest of the job's."""
+        stem = "-".join(self.directories[0].parts[-2:])[:LONGEST]
+        plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
+        return f"{plain}-{fingerprint([self.key, *map(str, self.directories)])[:8]}.log"
 
 
 def run_here(jobs: Sequence[Job], folder: Path, at_once: int) -> list[Job]:
