@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mechint.utils.errors import INTERRUPTED, LONG_LINE, MechintError, exit_status, one_line, say_failure
+from mechint.utils.errors import INTERRUPTED, LONG_LINE, MechintError, an, exit_status, one_line, say_failure
 from tests.helpers.paths import ROOT
 
 
@@ -109,3 +109,11 @@ def test_an_error_is_one_line_wherever_it_is_read() -> None:
         text = str(MechintError(message))
         assert text.isprintable() and len(text) <= LONG_LINE + 60
     assert str(MechintError("a  b")) == "a  b"
+
+
+@pytest.mark.parametrize(
+    "said", ["an OLMo", "an ERNIE 4.5", "an LFM2", "an olmoe", "an lfm2_moe", "a GPT-2", "a gptj", "a Qwen2", "a phi",
+             "a Command R", "a Mamba-2", "a 9b", "a llama"],
+)  # fmt: skip
+def test_names_have_the_article_that_they_are_said_with(said: str) -> None:
+    assert an(said.split(" ", 1)[1]) == said

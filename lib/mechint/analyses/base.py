@@ -25,7 +25,7 @@ from ..report.values import read_object
 from ..tasks import Prompts
 from ..tasks.config import TaskConfig
 from ..utils import files, options, workers
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, an
 from ..utils.plugins import plugins
 from ..utils.rundir import Stages
 from .loader import PromptLoader
@@ -259,8 +259,8 @@ def check_model(chosen: Iterable[Analysis[Any]], model: Model, where: str) -> No
     for analysis in chosen:
         if not analysis.fits(model):
             raise MechintError(
-                f"{where} is a {model.config.family} model; the analysis {analysis.name!r} ({analysis.title}) needs a "
-                f"layer with the sites {', '.join(analysis.needs)}; choose another checkpoint, or switch it off"
+                f"{where} is {an(model.config.family)} model; the analysis {analysis.name!r} ({analysis.title}) needs "
+                f"a layer with the sites {', '.join(analysis.needs)}; choose another checkpoint, or switch it off"
             )
 
 

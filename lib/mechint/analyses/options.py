@@ -10,7 +10,7 @@ from typing import Any, Protocol, SupportsIndex, TypeVar
 from ..interventions.model import Model, layer_kinds, layer_sites
 from ..tasks.config import TaskConfig
 from ..utils import options
-from ..utils.errors import MechintError, check_type, did_you_mean, shown
+from ..utils.errors import MechintError, an, check_type, did_you_mean, shown
 from ..utils.options import Dataclass, listed, named, option
 
 
@@ -205,7 +205,7 @@ def unit_sites(model: Model, said: str, usual: Iterable[str], where: str) -> lis
     for kind in kinds:
         if kind not in known:
             raise MechintError(
-                f"{where}: a {model.config.family} model has no site {shown(kind)} with one number for each unit"
+                f"{where}: {an(model.config.family)} model has no site {shown(kind)} with one number for each unit"
                 f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
             )
     if not kinds:
@@ -235,7 +235,7 @@ def fixed_sites(model: Model, said: str, layers: Iterable[int], where: str) -> l
     for kind in kinds:
         if kind not in known:
             raise MechintError(
-                f"{where}: a {model.config.family} model has no site {shown(kind)} of fixed width in its layers"
+                f"{where}: {an(model.config.family)} model has no site {shown(kind)} of fixed width in its layers"
                 f"{did_you_mean(kind, known)}; it has {', '.join(known)}"
             )
     wanted = {site for kind in kinds for site in layer_sites(model, kind) if int(site.split(".")[1]) in chosen}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, an, did_you_mean
 from .edits import Edit
 from .model import Model
 from .run import run
@@ -79,7 +79,7 @@ def transplant_state(
     for kind in kinds:
         if kind not in model.memory:
             raise MechintError(
-                f"transplant: a {model.config.family} model keeps no memory {kind!r}"
+                f"transplant: {an(model.config.family)} model keeps no memory {kind!r}"
                 f"{did_you_mean(kind, model.memory)}; it keeps {', '.join(model.memory)}"
             )
     sites = [site for layer in wanted for kind in kinds if (site := f"layers.{layer}.{kind}") in model.sites]

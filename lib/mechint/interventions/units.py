@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, an
 from .edits import Edit
 from .model import Model
 from .unit_kinds import Block, UnitKind, side_by_side
@@ -230,7 +230,7 @@ def kind_named(model: Model, *names: str) -> UnitKind:
     found = next((known[name] for name in names if name in known), None)
     if found is None:
         raise MechintError(
-            f"a {model.config.family} model has no units of the kind {names[-1]!r}; it has {', '.join(known)}"
+            f"{an(model.config.family)} model has no units of the kind {names[-1]!r}; it has {', '.join(known)}"
         )
     return found
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from ..utils.errors import MechintError, did_you_mean
+from ..utils.errors import MechintError, an, did_you_mean
 from .model import Model
 from .run import run
 
@@ -58,7 +58,7 @@ def watch(model: Model, parts: Iterable[tuple[int, str]]) -> Iterator[dict[tuple
             raise MechintError(f"no layer {layer}; this model has {model.num_layers} (0 to {model.num_layers - 1})")
         if name not in model.parts:
             raise MechintError(
-                f"a layer of a {model.config.family} has no part {name!r}{did_you_mean(name, model.parts)}; take "
+                f"a layer of {an(model.config.family)} has no part {name!r}{did_you_mean(name, model.parts)}; take "
                 f"{', '.join(model.parts)}, or record a site with mechint.run"
             )
         found[layer, name] = Part(f"layers.{layer} {name}")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..interventions.model import Model
-from ..utils.errors import MechintError
+from ..utils.errors import MechintError, an
 from .base import LanguageModel
 
 M = TypeVar("M", bound=nn.Module)
@@ -63,8 +63,8 @@ def place(model: LanguageModel, devices: Sequence[torch.device]) -> None:
         )
     if not model.placeable:
         raise MechintError(
-            f"the layers of a {model.config.family} model use each other's weights or are not told where they lie, so "
-            f"they cannot be placed on {names}; name one device"
+            f"the layers of {an(model.config.family)} model use each other's weights or are not told where they lie, "
+            f"so they cannot be placed on {names}; name one device"
         )
     each = [size_of(layer) for layer in model.layers]
     counts = shares(each, size_of(model) - sum(each), len(devices))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks import TaskConfig
-from ..utils.errors import MechintError, did_you_mean, short
+from ..utils.errors import MechintError, an, did_you_mean, short
 from ..utils.files import natural_key, read_json
 from ..utils.options import listed, named, options, value_of
 from .files import Paths
@@ -95,7 +95,7 @@ def change(text: str, architecture: Architecture, name: str) -> tuple[str, Any]:
         )
     if field not in fields:
         raise MechintError(
-            f"{name}: a {architecture.family} has no {field!r}{did_you_mean(field, fields)}; it has {known}"
+            f"{name}: {an(architecture.family)} has no {field!r}{did_you_mean(field, fields)}; it has {known}"
         )
     try:
         return field, value_of(fields[field], value)

@@ -38,6 +38,14 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
+def an(name: str) -> str:
+    """A name behind 'a' or 'an', as it is said: an OLMo, an LFM2, a GPT-2."""
+    letters = re.match(r"[A-Za-z]*", name)
+    word = letters[0].upper() if letters else ""
+    spelt = not set(word) & set("AEIOUY")  # such as LFM: its first letter is said by its name
+    return f"{'an' if word[:1] and word[0] in ('FHLMNRSX' if spelt else 'AEIO') else 'a'} {name}"
+
+
 def check_type(value: object, kinds: type | tuple[type, ...], where: str, wanted: str) -> None:
     """Refuses an argument of another type than a function works with; a truth value is not taken for a number.
 

@@ -29,7 +29,7 @@ from ...models.parts.mamba1 import Mamba1Mixer
 from ...models.parts.mamba2 import Mamba2Mixer
 from ...models.parts.shared import BlockThenMamba
 from ...models.placement import need_one_device
-from ...utils.errors import MechintError, did_you_mean
+from ...utils.errors import MechintError, an, did_you_mean
 from ...utils.options import listed
 
 NAMES = ("down_proj", "out_proj", "in_x", "in_z", "value", "x_proj", "dt_proj")
@@ -216,7 +216,7 @@ def chosen_maps(
     there = [name for name in NAMES if any(name in maps for maps in every.values())]
     if not there:
         raise MechintError(
-            f"{where}: no layer of a {model.config.family} model has a map that reads every token (an expert reads "
+            f"{where}: no layer of {an(model.config.family)} model has a map that reads every token (an expert reads "
             "those that its router gives it), and no other is edited here"
         )
     usual = said.strip() == "usual"
@@ -227,7 +227,7 @@ def chosen_maps(
     for name in names:
         if name not in there:
             raise MechintError(
-                f"{where}: a {model.config.family} model has no map {name!r}{did_you_mean(name, there)}; its layers "
+                f"{where}: {an(model.config.family)} model has no map {name!r}{did_you_mean(name, there)}; its layers "
                 f"have {', '.join(there)}"
             )
         found[name] = [every[layer][name] for layer in layers if name in every[layer]]

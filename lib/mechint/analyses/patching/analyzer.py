@@ -28,7 +28,7 @@ from torch import Tensor
 from ...interventions.model import Model, left_out
 from ...tasks import Prompts
 from ...utils import files, options
-from ...utils.errors import MechintError, NotAnswered, did_you_mean
+from ...utils.errors import MechintError, NotAnswered, an, did_you_mean
 from ...utils.options import listed
 from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED, said, said_p
@@ -82,8 +82,8 @@ class Patcher(StagedAnalyzer[PatchConfig]):
         for kind in kinds:
             if kind not in known:
                 raise MechintError(
-                    f"patching: a {self.model.config.family} model has no {what} {kind!r}{did_you_mean(kind, known)}; "
-                    f"it has {', '.join(known)}"
+                    f"patching: {an(self.model.config.family)} model has no {what} {kind!r}{did_you_mean(kind, known)}"
+                    f"; it has {', '.join(known)}"
                 )
         return kinds
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...interventions.model import Model, layer_kinds
 from ...interventions.path_patching import END, Node, Place, check_node, check_path, places
-from ...utils.errors import MechintError, did_you_mean
+from ...utils.errors import MechintError, an, did_you_mean
 from ...utils.options import listed
 
 READS = (
@@ -76,8 +76,8 @@ def chosen(model: Model, said: Said, usual: Sequence[str], heads: bool, what: st
         node = Node.parse(name)
         if "." not in node.site and node.site not in known:
             raise MechintError(
-                f"paths: a {model.config.family} model has no kind of site {name!r}{did_you_mean(name, kinds)}; it has "
-                f"{', '.join(kinds)}"
+                f"paths: {an(model.config.family)} model has no kind of site {name!r}{did_you_mean(name, kinds)}; it "
+                f"has {', '.join(kinds)}"
             )
         check_node(model, known, node, ANY_LENGTH, what)
         found.append(node)

@@ -26,7 +26,7 @@ from ...models.loading.discover import find_checkpoints
 from ...models.loading.load import load
 from ...tasks.config import TaskConfig
 from ...utils import files
-from ...utils.errors import MechintError, NotAnswered
+from ...utils.errors import MechintError, NotAnswered, an
 from ...utils.options import named
 from ...utils.rundir import fingerprint, weights_digest
 from ...utils.statistics import draws_needed, said
@@ -132,7 +132,7 @@ class Study(StagedAnalyzer[StudyConfig]):
         """Runs a step; where it cannot be done, the reason is its result, and the study goes on."""
         assert self.context is not None
         if number in (8, 9) and not self.recurrent:
-            return nothing(f"a {self.model.config.family} model has no recurrence to differentiate")
+            return nothing(f"{an(self.model.config.family)} model has no recurrence to differentiate")
         try:
             entry = WORK[number](self.context)
         except MechintError as reason:

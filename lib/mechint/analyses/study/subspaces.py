@@ -15,7 +15,7 @@ from ...interventions.edits import Edit
 from ...interventions.gradients import gradients
 from ...interventions.model import Model, having, layer_kinds
 from ...tasks import Prompts
-from ...utils.errors import MechintError, did_you_mean
+from ...utils.errors import MechintError, an, did_you_mean
 from ..interchange import Corruption, Interchange
 from ..spectra import alignment
 
@@ -45,7 +45,7 @@ def study_site(model: Model, layer: int, kind: str = "usual") -> str:
                 f"{', '.join(map(str, there))}, which have it"
             )
         raise MechintError(
-            f"a {model.config.family} model has no site {kind!r} with units of its own"
+            f"{an(model.config.family)} model has no site {kind!r} with units of its own"
             f"{did_you_mean(kind, layer_kinds(model))}"
         )
     return name

@@ -28,7 +28,7 @@ from ...interventions.model import Model, layer_kinds, layer_sites, left_out
 from ...interventions.run import run
 from ...tasks import Prompts
 from ...utils import files
-from ...utils.errors import MechintError, NotAnswered, did_you_mean
+from ...utils.errors import MechintError, NotAnswered, an, did_you_mean
 from ...utils.options import listed, named
 from ...utils.progress import counted
 from ...utils.statistics import UNADJUSTED, ClusterBootstrap, Number, exact, said, said_p
@@ -52,7 +52,7 @@ class CausalTracer(StagedAnalyzer[TraceConfig]):
         for kind in [*self.kinds, *self.severed]:
             if not layer_sites(model, kind):
                 raise MechintError(
-                    f"causal tracing: a {model.config.family} model has no site {kind!r}"
+                    f"causal tracing: {an(model.config.family)} model has no site {kind!r}"
                     f"{did_you_mean(kind, layer_kinds(model))}; it has {', '.join(layer_kinds(model))}"
                 )
         self.directions = ("denoise", "noise") if config.direction == "both" else (config.direction,)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...utils.errors import MechintError, shown
+from ...utils.errors import MechintError, an, shown
 from ..parts.feed_forward import ACTIVATION_NAMES
 from ..parts.rotation import Long, Rotation, Yarn
 from .config_keys import HARMLESS, normal, off, short_name
@@ -35,7 +35,7 @@ class ConfigReader:
         if value is not None:
             return value
         if default is NEEDED:
-            raise MechintError(f"{self.where}: the configuration lacks {name}, which a {self.title} needs; add it")
+            raise MechintError(f"{self.where}: the configuration lacks {name}, which {an(self.title)} needs; add it")
         return default
 
     def _wrong(self, name: str, value: Any, wanted: str) -> MechintError:
@@ -138,7 +138,7 @@ class ConfigReader:
             raise self._wrong(name, value, "list of kinds of layer")
         if odd := [kind for kind in value if kind not in known]:
             raise MechintError(
-                f"{self.where}: {name} has {shown(odd[0])}; a {self.title} has layers of the kinds {', '.join(known)}"
+                f"{self.where}: {name} has {shown(odd[0])}; {an(self.title)} has layers of the kinds {', '.join(known)}"
             )
         if len(value) != count:
             raise MechintError(f"{self.where}: {name} names {len(value)} layers, and the model has {count}; correct it")
@@ -172,8 +172,8 @@ class ConfigReader:
             if kind and name == "rope_parameters":
                 if odd := [key for key in value if key not in ("full_attention", "sliding_attention")]:
                     raise MechintError(
-                        f"{self.where}: {name} has {shown(odd[0])}, and a {self.title} needs a section full_attention "
-                        "and a section sliding_attention there"
+                        f"{self.where}: {name} has {shown(odd[0])}, and {an(self.title)} needs a section "
+                        "full_attention and a section sliding_attention there"
                     )
                 value = value.get(kind) or {}
                 if not isinstance(value, Mapping):
@@ -243,7 +243,7 @@ class ConfigReader:
             return Rotation(theta, turned)
         if kind not in ("longrope", "su", "yarn"):
             raise MechintError(
-                f"{self.where}: the rotation is of the type {shown(kind)}; known here for a {self.title} are default "
+                f"{self.where}: the rotation is of the type {shown(kind)}; known here for {an(self.title)} are default "
                 "and longrope"
             )
         factors = []

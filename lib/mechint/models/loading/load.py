@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...interventions.model import Model
-from ...utils.errors import MechintError, check_type, did_you_mean, short, shown
+from ...utils.errors import MechintError, an, check_type, did_you_mean, short, shown
 from ...utils.files import reading
 from ...utils.progress import Progress
 from ..base import LanguageModel
@@ -155,7 +155,7 @@ def build(
         raise wrong_family(where, family.title, expect_family)
     if family.build is None:
         raise MechintError(
-            f"{where} holds a {family.title} model, or a hybrid with its mixers; which, and with how many groups and "
+            f"{where} holds {an(family.title)} model, or a hybrid with its mixers; which, and with how many groups and "
             "states, its tensors do not tell: put its config.json beside it"
         )
     if config is not None:
@@ -171,7 +171,7 @@ def build(
 
 def wrong_family(where: str, title: str, wanted: str) -> MechintError:
     return MechintError(
-        f"{where} holds a {title} model, and this configuration is for {wanted}; choose that family's configuration, "
+        f"{where} holds {an(title)} model, and this configuration is for {wanted}; choose that family's configuration, "
         "or another checkpoint"
     )
 

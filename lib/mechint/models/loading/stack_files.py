@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, an
 from ...utils.progress import Progress
 from ..family import Names, StackFamily
 from ..stack import Stack
@@ -57,7 +57,10 @@ def build_stack(
         if name.endswith("rotary_emb.inv_freq") or (constants and re.fullmatch(constants, name.removeprefix(body)))
     ]
     check_names(
-        state.keys(), plan.keys(), ignored, f"{where} is not exactly a {family.title} of {sizes.n_layer} layers"
+        state.keys(),
+        plan.keys(),
+        ignored,
+        f"{where} is not exactly {an(family.title)} of {sizes.n_layer} layers",
     )
     wanted = {}
     for theirs, (ours, fused) in plan.items():
@@ -100,7 +103,7 @@ def join_pieces(
         pieces, names = held
         if lacking := [name for name in names if name not in state]:
             raise MechintError(
-                f"{where} is not exactly a {family.title} of {config.n_layer} layers: it lacks {listing(lacking)}"
+                f"{where} is not exactly {an(family.title)} of {config.n_layer} layers: it lacks {listing(lacking)}"
             )
         rows = list(pieces.rows(config))
         found = [state[name].shape[0] if state[name].dim() else 0 for name in names]

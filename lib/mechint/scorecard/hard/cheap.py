@@ -24,7 +24,7 @@ from ...models.parts.delta import GatedDelta
 from ...models.parts.feed_forward import GatedMLP
 from ...models.parts.mamba2 import Mamba2Mixer
 from ...models.stack import Stack
-from ...utils.errors import MechintError
+from ...utils.errors import MechintError, an
 
 
 def gradient_size(evaluator: Evaluator) -> Tensor:
@@ -41,7 +41,7 @@ def reach(model: Model) -> Tensor:
     Raises:
         MechintError: the model is of another family.
     """
-    raise MechintError(f"no product of weights is known of a {model.config.family} model; leave out the method reach")
+    raise MechintError(f"no product of weights is known of {an(model.config.family)} model; leave out the method reach")
 
 
 @reach.register

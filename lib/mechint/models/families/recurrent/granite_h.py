@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ....utils.errors import MechintError
+from ....utils.errors import MechintError, an
 from ...family import Names, StackFamily, chunked, stacked
 from ...loading.config_reader import ConfigReader
 from ...parts.attention import Reading
@@ -58,7 +58,7 @@ def read(raw: ConfigReader) -> GraniteHConfig:
     if raw.word("position_embedding_type", ("rope", "nope"), "nope") == "rope":
         rotation = raw.rotation(common["d_head"])
         if rotation.size:
-            raise MechintError(f"{raw.where}: partial_rotary_factor is not 1, and a {raw.title} turns whole heads")
+            raise MechintError(f"{raw.where}: partial_rotary_factor is not 1, and {an(raw.title)} turns whole heads")
     else:
         raw.ignore("rope_parameters rope_scaling rope_theta partial_rotary_factor")
     divisor = raw.number("logits_scaling", 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....utils.errors import MechintError, shown
+from ....utils.errors import MechintError, an, shown
 from ...family import Names, StackFamily, stacked
 from ...loading.config_reader import ConfigReader
 from ...parts.attention import Attention
@@ -146,14 +146,14 @@ def kinds(raw: ConfigReader) -> tuple[str, ...]:
     if pattern is not None:
         if not isinstance(pattern, str) or (odd := [letter for letter in pattern if letter not in LETTERS]):
             raise MechintError(
-                f"{raw.where}: hybrid_override_pattern is {shown(pattern)}; a {raw.title} has layers of the letters "
+                f"{raw.where}: hybrid_override_pattern is {shown(pattern)}; {an(raw.title)} has layers of the letters "
                 f"{', '.join(LETTERS)}" + (f", and no {odd[0]}" if isinstance(pattern, str) else "")
             )
         lists.append([LETTERS[letter] for letter in pattern])
     if not lists or not lists[0]:
         raise MechintError(
-            f"{raw.where}: the configuration lacks layers_block_type (or hybrid_override_pattern), which a {raw.title} "
-            "needs; add it"
+            f"{raw.where}: the configuration lacks layers_block_type (or hybrid_override_pattern), which "
+            f"{an(raw.title)} needs; add it"
         )
     raw.raw["layers_block_type"] = lists[0]
     found = raw.kinds("layers_block_type", KINDS, len(lists[0]))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....interventions.taps import Tap
-from ....utils.errors import MechintError
+from ....utils.errors import MechintError, an
 from ...family import Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.base import Branch, Layer
@@ -110,7 +110,7 @@ def read(raw: ConfigReader) -> Zamba2Config:
     if raw.switch("use_mem_rope", False):
         rotation = raw.rotation(d_head)
         if rotation.size:
-            raise MechintError(f"{raw.where}: partial_rotary_factor is not 1, and a {raw.title} turns whole heads")
+            raise MechintError(f"{raw.where}: partial_rotary_factor is not 1, and {an(raw.title)} turns whole heads")
     else:
         raw.ignore("rope_parameters rope_scaling rope_theta partial_rotary_factor")
     return Zamba2Config(

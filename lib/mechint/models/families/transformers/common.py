@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ....utils.errors import MechintError
+from ....utils.errors import MechintError, an
 from ...loading.config_reader import NEEDED, ConfigReader
 from ...parts.attention import Attention, Reading
 from ...parts.base import Branch, Layer, Part
@@ -107,7 +107,9 @@ def read_rotation(
     """The rotation of whole heads; the arguments are those of :meth:`ConfigReader.rotation` and of the rotation."""
     rotation = raw.rotation(size, theta, kind=kind)
     if rotation.size:
-        raise MechintError(f"{raw.where}: partial_rotary_factor is set, and a {raw.title} turns whole heads; remove it")
+        raise MechintError(
+            f"{raw.where}: partial_rotary_factor is set, and {an(raw.title)} turns whole heads; remove it"
+        )
     return replace(rotation, interleaved=interleaved)
 
 
