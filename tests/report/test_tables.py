@@ -128,6 +128,22 @@ def test_latex_is_a_table_that_latex_can_read() -> None:
     assert rest == ["\\end{tabular}\n"]
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("[best].pt", "{}[best].pt"),
+        ("*.pt", "{}*.pt"),
+        ("a<b>|c", r"a\textless{}b\textgreater{}\textbar{}c"),
+        ("a--b---c-d", "a-{}-b-{}-{}-c-d"),
+        ("a`b", r"a\textasciigrave{}b"),
+    ],
+)
+def test_latex_prints_odd_names_of_checkpoints(name: str, printed: str) -> None:
+    r"""A bracket behind ``\\`` is a length, which ends LaTeX's run; < > and | are others in its usual fonts."""
+    line = tables.as_latex([dataclasses.replace(ROW, checkpoint=name)]).decode().splitlines()[4]
+    assert line.startswith(f"{printed} & ")
+
+
 def test_parquet_has_typed_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a stand-in of pyarrow: what it is given, by its documented calls."""
     arrow, parquet = types.ModuleType("pyarrow"), types.ModuleType("pyarrow.parquet")

@@ -16,6 +16,7 @@ import pytest
 from mechint.analyses.base import analyses
 from mechint.runner import command_line, subcommands
 from mechint.runner.scaffold import command as scaffold
+from mechint.utils import files
 from mechint.utils.errors import MechintError
 from mechint.utils.options import from_flags, options
 from mechint.utils.plugins import loaded
@@ -161,3 +162,27 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, here: Here) -> None:
 def test_the_words_of_the_template_are_all_replaced(tmp_path: Path) -> None:
     written = scaffold.write("edge", tmp_path / "d")
     assert len(written) == 8 and not any(re.search("@name@", path.read_text(), re.IGNORECASE) for path in written)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_package_is_written_whole_or_not_at_all(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the first files stayed, and the next try was refused because of them."""
+    written: list[Path] = []
+    write_text = files.write_text
+
+    def full(path: Path, text: str) -> Path:
+        written.append(path)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device", str(path))
+        return write_text(path, text)
+
+    place = tmp_path / "above" / "new"
+    if there:
+        place.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space") as raised:
+        patched.setattr(files, "write_text", full)
+        scaffold.write("edge", place)
+    assert len(written) == 4 and Path(raised.value.filename).is_relative_to(place)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all(path.is_file() and path.is_relative_to(place) for path in scaffold.write("edge", place))

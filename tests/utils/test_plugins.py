@@ -22,7 +22,7 @@ class Entry:
         self.name, self.value, self.loaded = name, f"package.{name}:X", loaded
 
     def load(self) -> Any:
-        if isinstance(self.loaded, Exception):
+        if isinstance(self.loaded, BaseException):
             raise self.loaded
         return self.loaded
 
@@ -79,3 +79,39 @@ def test_two_of_one_name_and_things_of_another_kind_are_refused(installed: dict[
     installed["mechint.analyses"][:] = [Entry("number", 7)]
     with pytest.raises(MechintError, match=r"'number' of the group mechint.analyses names no Analysis"):
         analyses()
+
+
+def test_a_module_that_ends_the_program_ends_nothing(
+    installed: dict[str, list[Entry]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for group in GROUPS:
+        installed[group].append(Entry("script", SystemExit("usage: script FILE")))
+    assert "trace" in analyses() and "mamba2" in families.declared()
+    assert capsys.readouterr().err.count("SystemExit: usage: script FILE") == 2
+
+
+@pytest.mark.parametrize("name", ["", "two words", "--help", "Große", "9lives", "a/b", "a-b"])
+def test_an_analysis_with_a_name_that_no_option_can_have_is_refused(
+    name: str, installed: dict[str, list[Entry]]
+) -> None:
+    trace = analyses()["trace"]
+    forget()
+    installed["mechint.analyses"].append(Entry("odd", dataclasses.replace(trace, name=name)))
+    with pytest.raises(MechintError, match=r"the plug-in 'odd' .* is no name of a command and an option"):
+        analyses()
+
+
+def test_an_analysis_behind_one_that_there_is_not_is_one_line(installed: dict[str, list[Entry]]) -> None:
+    """It was a ValueError, with a traceback, of every command."""
+    trace = analyses()["trace"]
+    forget()
+    installed["mechint.analyses"].append(Entry("late", dataclasses.replace(trace, name="late", after=("nothing",))))
+    with pytest.raises(MechintError, match="late after nothing; correct the plug-in of these, or uninstall it"):
+        analyses()
+
+
+@pytest.mark.parametrize("wrong", [7, None, ["mamba2"], "mamba2"])
+def test_a_plug_in_that_is_no_list_of_families_is_one_line(wrong: Any, installed: dict[str, list[Entry]]) -> None:
+    installed["mechint.families"].append(Entry("odd", wrong))
+    with pytest.raises(MechintError, match="the plug-in 'odd' names no list of families"):
+        families.declared()

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ..report.values import read_object
 from ..tasks import Prompts
 from ..tasks.config import TaskConfig
 from ..utils import files, options, workers
-from ..utils.errors import MechintError, an
+from ..utils.errors import MechintError, an, shown
 from ..utils.plugins import plugins
 from ..utils.rundir import Stages
 from .loader import PromptLoader
@@ -214,8 +215,16 @@ def analyses() -> dict[str, Analysis[Any]]:
         if not isinstance(entry, Analysis) or entry.name in found:
             why = f"declares a second {entry.name!r}" if isinstance(entry, Analysis) else "names no Analysis"
             raise MechintError(f"the plug-in {name!r} of the group mechint.analyses {why}; correct it or uninstall it")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", entry.name):
+            raise MechintError(
+                f"the plug-in {name!r} of the group mechint.analyses has an analysis called {shown(entry.name)}, which "
+                "is no name of a command and an option; take lower-case letters and digits, or uninstall it"
+            )
         found[entry.name] = entry
-    return in_order(found)
+    try:
+        return in_order(found)
+    except ValueError as error:
+        raise MechintError(f"{error}; correct the plug-in of these, or uninstall it") from None
 
 
 def in_order(found: dict[str, Analysis[Any]]) -> dict[str, Analysis[Any]]:

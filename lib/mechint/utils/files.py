@@ -307,12 +307,14 @@ def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
     """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.
 
     Raises:
-        MechintError: ``directory`` holds files but not the file ``marker``: it is not a ``what``.
+        MechintError: ``directory`` holds files but not the file ``marker``, or others than are written now: it is not a
+            ``what``, and nothing in it is touched.
     """
+    elsewhere = MechintError(f"{directory} holds files that are not a {what}; choose another directory")
     if directory.exists() and any(directory.iterdir()) and not (directory / marker).is_file():
-        raise MechintError(f"{directory} holds files that are not a {what}; choose another directory")
+        raise elsewhere
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    temporary, aside = (Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.")) for _ in range(2))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -320,10 +322,37 @@ def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
             path.chmod(0o644)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            if not {path.name for path in directory.iterdir()} <= {path.name for path in temporary.iterdir()}:
+                raise elsewhere
+            os.replace(directory, aside)  # not removed before the new one is there
         os.replace(temporary, directory)
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = str(error.filename).replace(str(temporary), str(directory))
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not directory.exists() and any(aside.iterdir()):
+            os.replace(aside, directory)
+        for path in (temporary, aside):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file inside :func:`whole_directory`.
+
+    Raises:
+        OSError: it could not be written; the library's own error is another one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def sha256(path: str | Path) -> str:

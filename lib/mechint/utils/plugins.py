@@ -34,11 +34,11 @@ def loaded(group: str) -> tuple[dict[str, Any], list[str]]:
     for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda entry: entry.name):
         try:
             found[entry.name] = entry.load()
-        except Exception as error:  # no error of another package's module may stop this program
+        except (Exception, SystemExit) as error:  # nothing in another package's module may stop this program
             lost.append(entry.name)
             print(
                 f"note: the plug-in {entry.name!r} ({entry.value}) of the group {group} cannot be imported and is left "
-                f"out: {type(error).__name__}: {short(error, 200)}",
+                f"out: {type(error).__name__}: {short(str(error), 200)}",
                 file=sys.stderr,
             )
     return found, lost

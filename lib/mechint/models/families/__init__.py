@@ -20,13 +20,15 @@ def declared() -> dict[str, StackFamily]:
     """Every declared family by each of its values of ``model_type``.
 
     Raises:
-        MechintError: two families have one name.
+        MechintError: two families have one name, or a plug-in is no list of families.
     """
     own = (importlib.import_module(module.name) for module in pkgutil.walk_packages(__path__, f"{__name__}."))
     lists = [(module.__name__, getattr(module, "FAMILIES", ())) for module in own]
     lists += [(f"the plug-in {name!r}", families) for name, families in plugins("mechint.families").items()]
     found: dict[str, StackFamily] = {}
     for where, families in lists:
+        if not isinstance(families, (list, tuple)) or not all(isinstance(one, StackFamily) for one in families):
+            raise MechintError(f"{where} names no list of families (StackFamily); correct it or uninstall it")
         for family in families:
             for name in (family.name, *family.also):
                 if name in found:

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from .figure_data import cell
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
     "←": r"$\leftarrow$", "→": r"$\rightarrow$", "≤": r"$\leq$", "×": r"$\times$", "Δ": r"$\Delta$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
-"""Characters that LaTeX would not print as they are."""
+"""Characters that LaTeX, with its usual fonts, would not print as they are."""
 NAMES = ("checkpoint", "analysis", "metric", "site", "layer", "unit", "name")
 """Columns of a LaTeX table in front of the value."""
 
@@ -49,7 +51,7 @@ def as_latex(rows: Sequence[Row]) -> bytes:
         r"\hline",
         " & ".join(map(escaped, shown)) + r" \\",
         r"\hline",
-        *(" & ".join(map(escaped, line)) + r" \\" for line in zip(*shown.values(), strict=True)),
+        *(first(" & ".join(map(escaped, line))) + r" \\" for line in zip(*shown.values(), strict=True)),
         r"\hline",
         r"\end{tabular}",
     ]
@@ -58,7 +60,13 @@ def as_latex(rows: Sequence[Row]) -> bytes:
 
 def escaped(text: str) -> str:
     """A text that LaTeX prints as it stands here."""
-    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+    said = "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", said)  # two in a row are a dash
+
+
+def first(line: str) -> str:
+    r"""A line of a table behind another one, whose ``\\`` would take a bracket or a star for an option of its own."""
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def as_parquet(rows: Sequence[Row]) -> bytes:

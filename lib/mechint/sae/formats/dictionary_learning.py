@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.loading.checkpoints import read_torch
 from ...utils.errors import MechintError, did_you_mean, shown
-from ...utils.files import whole_directory
+from ...utils.files import whole_directory, write_torch
 from ..base import SAEConfig, SparseAutoencoder
 from . import config_keys as keys
 from .convert import biases, configuration, plain, rebuild, take
@@ -73,7 +73,7 @@ def save_dictionary_learning(sae: SparseAutoencoder, directory: str | Path) -> P
     with whole_directory(Path(directory), CONFIG, "dictionary") as temporary:
         config = {"trainer": trainer, "buffer": {"ctx_len": c.context_size, "d_submodule": c.d_in}}
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        torch.save(tensors, temporary / WEIGHTS)
+        write_torch(temporary / WEIGHTS, tensors)
     return Path(directory)
 
 

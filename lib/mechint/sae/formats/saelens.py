@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ...models.loading.checkpoints import CONFIG_LIMIT, read_safetensors
 from ...models.loading.hf_modules import module_of
 from ...utils.errors import MechintError, short, shown
-from ...utils.files import read_json, reading, whole_directory
+from ...utils.files import read_json, reading, whole_directory, write_tensors
 from ..architectures import ARCHITECTURES, make
 from ..base import SAEConfig, SparseAutoencoder
 from . import config_keys as keys
@@ -52,7 +51,7 @@ def save(sae: SparseAutoencoder, directory: str | Path) -> Path:
     }
     with whole_directory(directory, CONFIG, "dictionary") as temporary:
         (temporary / CONFIG).write_text(json.dumps(cfg(sae), indent=2, sort_keys=True, allow_nan=False) + "\n")
-        save_file(tensors, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, tensors)
     return directory
 
 

@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ...models.loading.checkpoints import read_safetensors
 from ...utils.errors import MechintError, shown
-from ...utils.files import whole_directory
+from ...utils.files import whole_directory, write_tensors
 from ..base import SAEConfig, SparseAutoencoder
 from . import config_keys as keys
 from .convert import biases, configuration, plain, rebuild, take
@@ -57,7 +55,7 @@ def save_sparsify(sae: SparseAutoencoder, directory: str | Path) -> Path:
     }  # fmt: skip
     with whole_directory(where, CONFIG, "dictionary") as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        save_file(tensors, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, tensors)
     return where
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ...models.loading.checkpoints import CONFIG_LIMIT, read_safetensors
 from ...utils import files
 from ...utils.errors import MechintError, shown
@@ -101,7 +99,7 @@ def save_transcoder(transcoder: Transcoder, directory: str | Path) -> Path:
     place = Path(directory)
     with files.whole_directory(place, saelens.CONFIG, "transcoder") as temporary:
         files.write_json(temporary / saelens.CONFIG, raw)
-        save_file({name: plain(tensor) for name, tensor in names.items()}, temporary / saelens.WEIGHTS)
+        files.write_tensors(temporary / saelens.WEIGHTS, {name: plain(tensor) for name, tensor in names.items()})
     return place
 
 
