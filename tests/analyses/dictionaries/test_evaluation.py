@@ -176,6 +176,22 @@ def test_batches_may_be_cut_anywhere() -> None:
         assert split["metrics"][name]["low"] == pytest.approx(number["low"], rel=1e-9, abs=1e-12), name
 
 
+@pytest.mark.parametrize("cut", [[8], [6, 2], [2, 4, 2]])
+def test_rows_of_padding_alone_change_nothing(cut: list[int]) -> None:
+    """The last two rows have no kept token: they are no documents, be they a batch of their own or not."""
+    model, site, text = tiny_gpt2(dtype=torch.float64), "layers.0.mlp_out", tokens(8, 7)
+    keep = torch.rand(8, 7, generator=torch.Generator().manual_seed(0)) < 0.8
+    keep[6:] = False
+    dictionary = Linear(torch.diag(torch.linspace(0, 1, 12)))
+    alone = evaluate(dictionary, model, [Windows(text[:6], keep[:6])], site, draws=DRAWS, baselines=False)
+    pairs = zip(text.split(cut), keep.split(cut), strict=True)
+    padded = evaluate(dictionary, model, [Windows(*pair) for pair in pairs], site, draws=DRAWS, baselines=False)
+    assert padded["documents"] == alone["documents"] == 6
+    for name, number in alone["metrics"].items():
+        for edge in ("value", "low", "high"):
+            assert padded["metrics"][name][edge] == pytest.approx(number[edge], rel=1e-9, abs=1e-12), (name, edge)
+
+
 # ---- baselines --------------------------------------------------------------------------------------------------
 
 

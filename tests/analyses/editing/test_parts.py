@@ -164,11 +164,16 @@ def test_scores_are_counterfacts() -> None:
         "efficacy": 1, "magnitude": 0.5, "accuracy": 1, "rewrite": 0.5, "paraphrase": 0.5,
         "paraphrase_magnitude": (0.3 - 0.5) / 2, "paraphrase_rewrite": (0.4 / 0.9 + 0.0) / 2, "neighbourhood": 1,
         "neighbourhood_magnitude": 0.1, "kept": 1, "subject_kept": 0.5, "fluency": 0.5, "fluency_change": -0.5,
+        "gain": 0.4, "paraphrase_gain": (0.4 + 0.0) / 2,
     }, abs=1e-6)  # fmt: skip
     bare = Request((1, 2), 1, 0, 3, 4, 0)
     cut = lambda said: Said(*(part[:1] for part in said))
     alone = dict(zip(MEASURES, scores(bare, cut(before), cut(after)), strict=True))
     assert math.isnan(alone["paraphrase"]) and math.isnan(alone["kept"]) and alone["efficacy"] == 1
+    # behind a prompt that says the new answer already, the rewrite score has no lower bound
+    sure, gone = (Said(*(np.array([v]) for v in (new, 0.0, 1.0, 0.0))) for new in (0.999, 0.499))
+    lost = dict(zip(MEASURES, scores(bare, sure, gone), strict=True))
+    assert lost["rewrite"] == pytest.approx(-500) and lost["gain"] == pytest.approx(-0.5)
     assert harmonic(np.array([0.5]), np.array([1.0]), np.array([1.0]))[0] == pytest.approx(0.75)
     assert harmonic(np.array([0.0]), np.array([1.0]), np.array([1.0]))[0] == 0
 

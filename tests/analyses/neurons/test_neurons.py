@@ -221,6 +221,25 @@ def test_effects_between_layers_by_hand(build: Any) -> None:
     assert not layers.tril().any()
 
 
+@pytest.mark.parametrize("build", [tiny_mamba, tiny_gpt2])
+def test_derivatives_between_layers_are_right_in_single_precision(build: Any) -> None:
+    """A difference over a 1/1000 of the change is mostly rounding where activations are much larger than the change."""
+    sizes = {"n_layer": 3}
+    double, single = (build(0, dtype, **sizes).requires_grad_(False) for dtype in (torch.float64, torch.float32))
+    single.load_state_dict(double.state_dict())
+    batch, kind = prompts(double), "gated" if double.config.family == "mamba" else "mlp_post"
+    names = [f"layers.{i}.{kind}" for i in range(3)]
+    clean = mechint.run(double, batch.tokens, names)
+    scale = {name: clean[name].flatten(0, 1).std(0) for name in names}
+    units = {layer: [0, 1, 2] for layer in range(3)}
+    wide, narrow = (
+        unit_effects(model, batch, kind, units, {name: torch.zeros(()).to(weight) for name in names}, scale)
+        for model, weight in ((double, torch.zeros((), dtype=torch.float64)), (single, torch.zeros(())))
+    )
+    for name in (name for name in wide if name.endswith("linear")):
+        torch.testing.assert_close(narrow[name], wide[name], rtol=0.015, atol=1e-6)
+
+
 def test_effects_of_heads_on_heads_are_of_all_their_dimensions() -> None:
     model = tiny_gpt2(2, torch.float64).requires_grad_(False)
     batch, name = prompts(model), "layers.{}.head_out".format

@@ -51,7 +51,7 @@ def test_how_far_a_mask_is_from_the_model(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("skipped", "refused"), [("", True), ("9", True), ("8", False), ("8,9", False)])
 def test_a_lag_is_checked_unless_its_step_is_left_out(skipped: str, refused: bool) -> None:
-    loader: Any = PromptLoader(make_task(TASK), "discovery", 4, 4, 0)
+    loader: Any = PromptLoader(make_task(TASK), "discovery", 8, 8, 0)
     config = dataclasses.replace(StudyConfig(), max_lag=500, skip_steps=skipped)
     study = Study(tiny_mamba(), config)
     if refused:

@@ -87,6 +87,13 @@ class Windows:
         follows = self.tokens[:, 1:].where(keep[:, :-1] & keep[:, 1:], none)  # what follows a kept token, and is one
         return torch.cat([follows, none], 1)
 
+    def with_tokens(self) -> Windows:
+        """The rows with a kept token: one of padding alone says nothing, and is no document."""
+        if self.keep is None or bool((rows := self.keep.any(1)).all()):
+            return self
+        some = lambda values: None if values is None else values[rows.to(values.device)]
+        return Windows(self.tokens[rows], self.keep[rows], some(self.document), some(self.answers))
+
     def kept(self) -> Tensor:
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.keep is None else self.keep
 
@@ -172,7 +179,8 @@ def evaluate_all(
     if len(rules) > 1:
         raise MechintError(f"{site}: dictionaries flattened by {', '.join(rules)} are evaluated apart, not together")
     [rule] = rules
-    windows = [as_windows(batch) for batch in batches]
+    every = [as_windows(batch) for batch in batches]
+    windows = [some for window in every if len((some := window.with_tokens()).tokens)] or every
     documents = documents_of(windows)
     moments, mean = _moments(model, windows, site, rule, baselines, title)
     first = _Pass(dictionaries, model, windows, site, rule, mean, title, read).run()

@@ -3,7 +3,8 @@
 With new the answer that is written and old the one before:
 
 * efficacy: P(new) > P(old) behind the edited prompt; the magnitude is P(new) − P(old); accuracy: new is the likeliest;
-* rewrite: (P(new) after − before) / (1 − P(new) before), the score of Hase et al. 2023;
+* rewrite: (P(new) after − before) / (1 − P(new) before), the score of Hase et al. 2023. It has no lower bound: behind a
+  prompt that says the new answer already it may be thousands below zero. Gain is the difference alone, from −1 to 1;
 * paraphrase: the same behind other prompts of the fact;
 * neighbourhood (specificity): P(their own answer) > P(new) behind prompts about other subjects; kept: the share of them
   whose own answer is still the likeliest; subject kept: the same of other facts of the same subject;
@@ -30,7 +31,7 @@ from .values import padded
 MEASURES = (
     "efficacy", "magnitude", "accuracy", "rewrite", "paraphrase", "paraphrase_magnitude", "paraphrase_rewrite",
     "neighbourhood", "neighbourhood_magnitude", "kept", "subject_kept", "fluency",
-    "fluency_change",
+    "fluency_change", "gain", "paraphrase_gain",
 )  # fmt: skip
 DIGITS = 6
 """Digits behind the point of a score: the probabilities of float32 logits have no more."""
@@ -94,13 +95,14 @@ def scores(request: Request, before: Said, after: Said, fluency: tuple[float, fl
     """
     p, n = 1 + len(request.paraphrases), 1 + len(request.paraphrases) + len(request.neighbours)
     room = 1 - before.new
-    gain = np.divide(after.new - before.new, room, out=np.zeros_like(room), where=room > 0)
+    gain = after.new - before.new
+    rewrite = np.divide(gain, room, out=np.zeros_like(room), where=room > 0)
     apart = after.new - after.own
     found = [
-        float(apart[0] > 0), apart[0], after.first[0], gain[0],
-        mean((apart[1:p] > 0).astype(np.float64)), mean(apart[1:p]), mean(gain[1:p]),
+        float(apart[0] > 0), apart[0], after.first[0], rewrite[0],
+        mean((apart[1:p] > 0).astype(np.float64)), mean(apart[1:p]), mean(rewrite[1:p]),
         mean((apart[p:n] < 0).astype(np.float64)), mean(-apart[p:n]), mean(after.right[p:n]), mean(after.right[n:]),
-        fluency[1], fluency[1] - fluency[0],
+        fluency[1], fluency[1] - fluency[0], gain[0], mean(gain[1:p]),
     ]  # fmt: skip
     return np.round(np.array(found), DIGITS)
 

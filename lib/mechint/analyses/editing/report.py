@@ -15,6 +15,11 @@ from .judge import MEASURES
 from .results import best_cell
 
 ALPHA = 0.05
+DIVIDED = (
+    "A rewrite score is P(new) after − before, divided by 1 − P(new) before: behind prompts that say the new answer "
+    "already before the edit it can be far below −1, and a few of them decide its mean. P(new) after − before is the "
+    "difference alone."
+)
 SCORES = ("efficacy", "accuracy", "rewrite", "paraphrase", "neighbourhood", "kept", "subject_kept", "score")
 """Measures of the table of every map and layer."""
 TITLES = {
@@ -23,6 +28,7 @@ TITLES = {
     "paraphrase_rewrite": "paraphrase, rewrite score", "neighbourhood": "neighbourhood",
     "neighbourhood_magnitude": "neighbourhood, P(own) − P(new)", "kept": "neighbours kept",
     "subject_kept": "subject's other facts kept", "fluency": "fluency (bits)", "fluency_change": "change of fluency",
+    "gain": "P(new) after − before", "paraphrase_gain": "paraphrase, P(new) after − before",
 }  # fmt: skip
 
 
@@ -168,7 +174,7 @@ def sections(raw: Mapping[str, Any]) -> list[Section]:
             range(1, len(shown) + 4),
         ),
         table_section(
-            "Further measures", "", ("map", "layer", *(TITLES[name] for name in more)), magnitudes,
+            "Further measures", DIVIDED, ("map", "layer", *(TITLES[name] for name in more)), magnitudes,
             range(1, len(more) + 2), True,
         ),
         table_section(

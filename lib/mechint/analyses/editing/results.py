@@ -18,9 +18,11 @@ from .maps import WeightMap
 
 SHARES = ("efficacy", "accuracy", "paraphrase", "neighbourhood", "kept", "subject_kept")
 """Measures from 0 to 1 that are shares of prompts."""
+DIFFERENCES = ("magnitude", "paraphrase_magnitude", "neighbourhood_magnitude", "gain", "paraphrase_gain")
+"""Differences of two probabilities."""
 RANGES = {
     "rewrite": (-math.inf, 1.0), "paraphrase_rewrite": (-math.inf, 1.0), "fluency": (0.0, math.inf),
-    **dict.fromkeys(("magnitude", "paraphrase_magnitude", "neighbourhood_magnitude"), (-1.0, 1.0)),
+    **dict.fromkeys(DIFFERENCES, (-1.0, 1.0)),
 }  # fmt: skip
 """Ranges of the other measures."""
 SCORE = ("efficacy", "paraphrase", "neighbourhood")
