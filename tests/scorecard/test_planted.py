@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mechint.ground_truth.planted import SITES, Planted, PlantedSizes, planted
 from mechint.interventions.run import run
 from mechint.sae import SAEConfig
 from mechint.sae.architectures import make
-from mechint.scorecard.cost import cost, reset
+from mechint.scorecard.cost import cost, reset, standing
 from mechint.scorecard.curves import Curves
 from mechint.scorecard.dictionaries import KINDS, recovery, score_dictionaries
 from mechint.scorecard.probes import score_planted_probes, score_probes
@@ -129,6 +130,26 @@ def test_areas_by_hand() -> None:
     assert found["cpr"] == pytest.approx(sum(steps) / (shares[-1] - shares[0]))
     assert found["cmd"] == pytest.approx(1 - found["cpr"], abs=1e-3)  # it nowhere exceeds 1
     assert curves.of(-mask)["cmd"] > found["cmd"] + 0.1
+
+
+def test_only_what_stands_at_the_start_is_left_out_of_collections() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+    before = gc.get_freeze_count()
+    old = Cycle()
+    with pytest.raises(KeyError), standing():
+        assert gc.get_freeze_count() > before + 10_000  # all that was imported
+        gone, kept = weakref.ref(Cycle()), weakref.ref(old)
+        del old
+        with cost():
+            pass
+        assert gone() is None and kept() is not None
+        raise KeyError
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("left", ["garbage in a cycle", "blocks that the C library keeps"])

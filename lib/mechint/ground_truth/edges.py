@@ -2,8 +2,8 @@
 
 *Flows* say that, for a prompt's last answer, a position's scan (``state``), convolution (``conv``) or head must read
 another position, or the same one. *Links* say that a channel of a later layer reads what one of an earlier layer
-writes. The compiled Mambas are here, the compiled GPT-2s in :mod:`.gpt2.flows`, and the newer memories, of which flows
-alone are declared, in :mod:`.memories.flows`.
+writes. The compiled Mambas are here, the compiled GPT-2s in :mod:`.gpt2.flows` and :mod:`.gpt2.links`, newer memories
+in :mod:`.memories.flows` and :mod:`.memories.links`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .edge_masks import Flows, before, itself, last_two, query, reads
 from .gpt2 import flows as gpt2
 from .gpt2 import links as gpt2_links
 from .memories import flows as memories
+from .memories import links as memory_links
 from .truth import Where
 
 
@@ -53,7 +54,7 @@ def is_gpt2(compiled: Compiled) -> bool:
 
 
 def is_memory(compiled: Compiled) -> bool:
-    """True of a model of matrix memories, which has flows and no links."""
+    """True of a model of matrix memories."""
     return not is_gpt2(compiled) and compiled.model.config.family != "mamba"
 
 
@@ -181,12 +182,15 @@ def clear(compiled: Compiled, prompts: Prompts) -> Prompts:
 def links(compiled: Compiled) -> Tensor:
     """True where a declared channel reads a declared channel of an earlier layer, [layer, e, layer, f] bool.
 
-    For a GPT-2, its units, see :mod:`.gpt2_links`. Drawn channels read and write named directions alone, so a link is a
+    For a GPT-2 its units, see :mod:`.gpt2.links`; for a newer memory [1, writer, 1, reader], see
+    :mod:`.memories.links`. Drawn channels read and write named directions alone, so a link is a
     product of weights that is not zero.
     """
     model = compiled.model
     if is_gpt2(compiled):
         return gpt2_links.links(compiled)
+    if is_memory(compiled):
+        return memory_links.links(compiled)
     size, width = model.config.n_layer, model.config.d_inner
     found = torch.zeros(size, width, size, width, dtype=torch.bool)
     declared = compiled.truth.units("channel")
@@ -202,6 +206,8 @@ def link_ends(compiled: Compiled, writer: str, reader: str) -> tuple[Tensor, Ten
     """The declared writers and readers that two ablations can see, [layer, e] and [layer, f] bool."""
     if is_gpt2(compiled):
         return gpt2_links.ends(compiled, writer, reader)
+    if is_memory(compiled):
+        return memory_links.seen(compiled, writer, reader)
     shape = (compiled.model.config.n_layer, -1)
     found = [compiled.truth.mask(compiled.model, "channel", name).view(shape).bool() for name in (writer, reader)]
     return found[0], found[1]
@@ -211,6 +217,8 @@ def link_pairs(compiled: Compiled) -> Tensor:
     """All pairs of a writer and a reader after it, [layer, e, layer, f] bool."""
     if is_gpt2(compiled):
         return gpt2_links.later(compiled.model)
+    if is_memory(compiled):
+        return memory_links.later(compiled.model)
     size, width = compiled.model.config.n_layer, compiled.model.config.d_inner
     behind = torch.ones(size, size, dtype=torch.bool).triu(1)
     return behind[:, None, :, None].expand(size, width, size, width)
@@ -220,5 +228,7 @@ def link_blocks(compiled: Compiled) -> list[tuple[int, slice, int, slice]]:
     """The pairs whose ends are of one kind and layer each: (layer, writers, layer, readers)."""
     if is_gpt2(compiled):
         return gpt2_links.blocks(compiled.model)
+    if is_memory(compiled):
+        return memory_links.blocks(compiled.model)
     layers, every = range(compiled.model.config.n_layer), slice(None)
     return [(i, every, j, every) for i in layers for j in layers if i < j]

@@ -21,7 +21,7 @@ from ..utils import files, workers
 from ..utils.errors import MechintError
 from ..utils.progress import Progress
 from ..utils.rundir import Stages, fingerprint, manifest
-from .cost import cost
+from .cost import cost, standing
 from .curves import Curves
 from .dictionaries import score_dictionaries
 from .edges import EDGE_METHODS, links_by_chance, score_edges
@@ -152,6 +152,7 @@ def collect(
     return [every[name] for name in models], [every[name] for name in planted], [every[name] for name in again]
 
 
+@standing()
 def plant(seed: int, config: ScorecardConfig) -> dict[str, Any]:
     """Dictionaries and probes on the planted features of a seed."""
     start = time.perf_counter()
@@ -160,6 +161,7 @@ def plant(seed: int, config: ScorecardConfig) -> dict[str, Any]:
     return {"seed": seed, "rows": rows, "probes": probes, "seconds": time.perf_counter() - start}
 
 
+@standing()
 def measure(name: str, seed: int, config: ScorecardConfig, methods: dict[str, Method]) -> dict[str, Any]:
     """All numbers of one model, and in turn of random weights of its sizes."""
     start = time.perf_counter()

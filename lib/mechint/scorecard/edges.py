@@ -24,6 +24,7 @@ from ..attribution.jacobians import lags, linearise
 from ..ground_truth import Compiled, score_units
 from ..ground_truth.edge_masks import Cell, Edge, Flows
 from ..ground_truth.edges import clear, flows, is_gpt2, is_memory, link_blocks, link_ends, link_pairs, links, shares
+from ..ground_truth.memories.links import products as memory_products
 from ..interventions.edits import Edit
 from ..interventions.gradients import gradients
 from ..interventions.model import Model, having
@@ -34,6 +35,7 @@ from ..tasks import Prompts
 from ..utils.errors import MechintError
 from . import gpt2_edges as gpt2
 from .cost import cost
+from .hard import memory_links as memories
 from .methods import Budget, patched
 
 ATTENTION = ("pattern",)
@@ -57,6 +59,7 @@ class EdgeMethod:
             takes attention from others.
         needs: Sites of a layer, without which it can't be asked.
         barred: A site with which it can't.
+        memories: True if it can be asked for links of the newer memories.
         writer, reader: Ablations by which it tries the two ends of a link; a link whose end is the same under them, so
             that nothing changes, is not asked for. ``zero`` is blind to none.
     """
@@ -68,6 +71,7 @@ class EdgeMethod:
     gives: bool = False
     needs: tuple[str, ...] = ()
     barred: str = ""
+    memories: bool = False
     writer: str = "zero"
     reader: str = "zero"
 
@@ -75,8 +79,8 @@ class EdgeMethod:
         return not self.paths or ("head" if path.startswith("h") else path) in self.paths
 
     def fits(self, compiled: Compiled) -> bool:
-        if is_memory(compiled) and self.kind == "link":
-            return False  # none are declared
+        if is_memory(compiled) and self.kind == "link" and not self.memories:
+            return False
         barred = bool(self.barred) and bool(having(compiled.model, self.barred))
         return bool(having(compiled.model, *self.needs)) and not barred
 
@@ -156,12 +160,16 @@ def cross_layer(model: Model, prompts: Prompts) -> dict[str, Tensor]:
 
 
 def traffic(compiled: Compiled, prompts: Prompts, asked: list[Edge], *, way: str) -> Tensor:
+    if is_memory(compiled):
+        return memories.patched(compiled.model, prompts)
     return cross_layer(compiled.model, prompts)[way]
 
 
 def traffic_to_the_answer(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
     """The change of a channel times what that channel does to the answer: its exact effect with the twin's values."""
     model = compiled.model
+    if is_memory(compiled):
+        return memories.to_the_answer(model, prompts)
     budget = Budget(1, len(prompts), len(prompts), 1, compiled.unit)
     effect = patched(model, compiled.task, budget, name="patching_noise").view(model.config.n_layer, -1)
     return cross_layer(model, prompts)["patched"] * effect
@@ -170,6 +178,8 @@ def traffic_to_the_answer(compiled: Compiled, prompts: Prompts, asked: list[Edge
 def weight_products(compiled: Compiled, prompts: Prompts, asked: list[Edge]) -> Tensor:
     """|W_in of the reader · norm weights · W_out of the writer|, from the weights alone."""
     model = compiled.model
+    if is_memory(compiled):
+        return memory_products(model)
     layers, width = range(model.config.n_layer), model.config.d_inner
     found = torch.zeros(len(layers), width, len(layers), width)
     for j in layers:
@@ -263,6 +273,7 @@ EDGE_METHODS: dict[str, EdgeMethod] = {
         "link, cross-layer, patched",
         "link",
         either(functools.partial(traffic, way="patched"), gpt2.traffic),
+        memories=True,
         writer="mean",
     ),
     "cross_layer_linear": EdgeMethod(
@@ -272,10 +283,13 @@ EDGE_METHODS: dict[str, EdgeMethod] = {
         "link, cross-layer × effect",
         "link",
         either(traffic_to_the_answer, gpt2.traffic_to_the_answer),
+        memories=True,
         writer="mean",
         reader="counterfactual",
     ),
-    "weight_products": EdgeMethod("link, product of weights", "link", either(weight_products, gpt2.products)),
+    "weight_products": EdgeMethod(
+        "link, product of weights", "link", either(weight_products, gpt2.products), memories=True
+    ),
 }
 
 
@@ -292,7 +306,7 @@ def score_edges(
     """
     prompts = clear(compiled, compiled.task.sample(8 * count, "evaluation", seed))[slice(count)]
     needed, taken = flows(compiled, prompts), shares(compiled, prompts)
-    linked = torch.zeros(0) if is_memory(compiled) else links(compiled)
+    linked = links(compiled)
     asked = asked_for(compiled, prompts, needed, others, seed)
     shown = compiled.task.sample(LINK_PROMPTS, "discovery", seed)
     found = []
@@ -325,6 +339,7 @@ def forget() -> None:
     """Lets go of what several methods share."""
     cross_layer.cache_clear()
     gpt2.patched.cache_clear()
+    memories.patched.cache_clear()
 
 
 def links_by_chance(compiled: Compiled, random: Any, seed: int) -> list[dict[str, Any]]:
@@ -334,8 +349,6 @@ def links_by_chance(compiled: Compiled, random: Any, seed: int) -> list[dict[str
     matter of the seed alone, so 0.5 is expected whatever the method. Flows have no such number: on any weights near
     positions are read more than far ones.
     """
-    if is_memory(compiled):
-        return []
     linked = links(compiled)
     shown, other = compiled.task.sample(LINK_PROMPTS, "discovery", seed), dataclasses.replace(compiled, model=random)
     found = []

@@ -144,6 +144,8 @@ def patched(model: Model, prompts: Prompts) -> Tensor:
         found = torch.zeros(there.shape)
         for i in layers:
             for w in range(writers["mlp"].stop):
+                if not there[i, w].any():  # a neuron of the last layer
+                    continue
                 site, unit = unit_of(model, i, w)
                 fill = clean[site].mean(0)[(slice(None), *unit)]  # [L]
                 edit = Edit(site, "replace", fill[:, None], units=[unit])

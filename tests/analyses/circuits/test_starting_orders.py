@@ -48,6 +48,19 @@ def test_an_order_misleads_only_if_none_of_its_circuits_comes_near_the_model() -
     assert how == "attribution" and torch.equal(scores, attribute(test, "kl"))
 
 
+def test_no_circuit_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both orders have the same circuit, or another size asks for the empty one again."""
+    test, measured = bench(known_circuit()), []
+    monkeypatch.setattr(starts, "cost", lambda bench, metric, mask: (measured.append(mask), 1.0)[1])
+    scores = torch.arange(1.0, test.units.total + 1)  # sizes are in the same order
+    assert misleads(test, "kl", scores)
+    rows = [tuple(mask.tolist()) for mask in measured]
+    assert len(rows) == len(set(rows)) == 1 + test.units.total.bit_length() - 1
+    measured[:] = []
+    assert misleads(test, "kl", scores * (-1) ** torch.arange(len(scores)))
+    assert len({tuple(mask.tolist()) for mask in measured}) == len(measured) > len(rows)
+
+
 def test_where_attribution_misleads_units_are_removed_unless_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

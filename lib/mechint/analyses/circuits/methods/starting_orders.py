@@ -59,21 +59,22 @@ def misleads(bench: Bench, metric: str, scores: Tensor) -> bool:
 
     On the compiled models the best such circuit costs either nothing or 98 % and more.
     """
-    size = bench.units.total // 2
+    size, nothing = bench.units.total // 2, cost(bench, metric, torch.zeros_like(scores))
     while size:
-        if half_way(bench, metric, scores, size) is not None:
+        if half_way(bench, metric, scores, size, nothing) is not None:
             return False
         size //= 2
     return True
 
 
-def half_way(bench: Bench, metric: str, scores: Tensor, size: int) -> Tensor | None:
-    """These scores, or their sizes, if the circuit of ``size`` units in that order costs less than half of what the
-    empty circuit costs: the first that does; None if neither does."""
-    nothing = cost(bench, metric, torch.zeros_like(scores))
-    for order in (scores, scores.abs()):
-        if cost(bench, metric, bench.units.top(start_logits(order), size)) < 0.5 * nothing:
-            return order
+def half_way(bench: Bench, metric: str, scores: Tensor, size: int, nothing: float) -> Tensor | None:
+    """These scores, or their sizes, if the circuit of ``size`` units in that order costs less than half of ``nothing``,
+    what the empty circuit costs: the first that does; None if neither does."""
+    signed, by_size = (bench.units.top(start_logits(order), size) for order in (scores, scores.abs()))
+    if cost(bench, metric, signed) < 0.5 * nothing:
+        return scores
+    if not torch.equal(signed, by_size) and cost(bench, metric, by_size) < 0.5 * nothing:
+        return scores.abs()
     return None
 
 
@@ -90,12 +91,13 @@ def further_orders(bench: Bench, metric: str, scores: Tensor, size: int) -> list
             scores: it must be the requested size, or known to suffice.
     """
     size = min(size, bench.units.total)
-    order, larger = half_way(bench, metric, scores, size), size
+    nothing = cost(bench, metric, torch.zeros_like(scores))
+    order, larger = half_way(bench, metric, scores, size, nothing), size
     if order is not None:
         return []
     while order is None and larger < bench.units.total:
         larger = min(2 * larger, bench.units.total)
-        order = half_way(bench, metric, scores, larger)
+        order = half_way(bench, metric, scores, larger, nothing)
     if order is None or larger > EXACT_UNITS:
         return []
     ascending = torch.sort(start_logits(order), stable=True).indices
