@@ -210,7 +210,12 @@ def held(shares: dict[str, list[float]]) -> Any:
 
     prompts = SimpleNamespace(template=torch.arange(4))
     return SimpleNamespace(
-        clean={"s": clean}, twin={"s": twin}, measure=measure, prompts=prompts, effect=torch.full((4,), 2.0).double()
+        clean={"s": clean},
+        twin={"s": twin},
+        measure=measure,
+        prompts=prompts,
+        effect=torch.full((4,), 2.0).double(),
+        rounding=0.0,
     )
 
 

@@ -106,3 +106,10 @@ def test_a_temperature_below_zero_is_refused() -> None:
     for temperature in (-1.0, float("nan")):
         with pytest.raises(MechintError, match=r"temperature is .*; it must be 0 or more"):
             mechint.generate(MODEL, TOKENS, 2, temperature=temperature)
+
+
+@pytest.mark.parametrize("name", [SITE, "layers.*.out", "*"])
+def test_one_name_or_pattern_stands_for_a_list_of_it(name: str) -> None:
+    alone, listed = (mechint.run(MODEL, TOKENS, record=said) for said in (name, [name]))
+    assert list(alone.keys()) == list(listed.keys()) and SITE in alone
+    assert torch.equal(alone[SITE], listed[SITE])

@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(files, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         sae.save(learned("topk", 3).fold(1.0), tmp_path / "d")
     assert [path.name for path in tmp_path.iterdir()] == ["d"]

@@ -37,17 +37,15 @@ class Site:
         return f"{self.name} [{', '.join(a + s for a, s in zip(self.axes, sizes, strict=True))}]"
 
 
-def find_sites(sites: Mapping[str, Site], patterns: Iterable[str]) -> list[str]:
-    """The site names that the names or shell patterns (``layers.*.dt``) say, each once, in the forward's order.
+def find_sites(sites: Mapping[str, Site], patterns: str | Iterable[str]) -> list[str]:
+    """The site names that a name or shell pattern (``layers.*.dt``) says, or several: each once, in the forward's order.
 
     Raises:
         MechintError: a name or pattern matches no site; the nearest right names are suggested.
     """
-    if isinstance(patterns, str):
-        raise MechintError(f"the sites are the text {patterns!r}, not a list of names; say [{patterns!r}]")
     check_type(patterns, Iterable, "what names sites", "a list of names")
     wanted = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         check_type(pattern, str, "the name of a site", "a name of model.sites")
         found = [pattern] if pattern in sites else fnmatch.filter(sites, pattern)
         if not found:
