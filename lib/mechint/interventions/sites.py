@@ -38,7 +38,7 @@ class Site:
 
 
 def find_sites(sites: Mapping[str, Site], patterns: str | Iterable[str]) -> list[str]:
-    """The site names that a name or shell pattern (``layers.*.dt``) says, or several: each once, in the forward's order.
+    """The site names that a name or shell pattern (``layers.*.dt``), or several, say: each once, in a run's order.
 
     Raises:
         MechintError: a name or pattern matches no site; the nearest right names are suggested.
