@@ -173,6 +173,6 @@ def test_bad_checkpoints() -> None:
     assert "the rotation: the configuration has factor = 2.0, which may change" in refused(
         state, rope_parameters={"rope_type": "default", "factor": 2.0}
     )
-    assert "model_type is 'stablelm'" in refused(state, model_type="stablelm")
+    assert "model_type is 'opt'" in refused(state, model_type="opt")
     state["model.layers.1.mlp.up_proj.weight"] = torch.ones(3, 3)
     assert "model.layers.1.mlp.up_proj.weight is [3, 3] and should be [14, 10]" in refused(state)
