@@ -148,6 +148,7 @@ def test_a_home_directory_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("task", "words"),
     [(["The Tower"], "prompt 1 of the task is 'The Tower'; give the name of a task, a file"),
+     ([], "the task is an empty list of prompts; give at least one"),
      (None, "prompt 1 of the task is None"), (3, "prompt 1 of the task is 3"),
      ({"prompt": "The Tower is", "answer": "in"}, "prompt is given, and the task is 'recall', which does not read it"),
      ({"file": "facts.jsonl"}, "file is given, and the task is 'recall'"),

@@ -159,6 +159,8 @@ def task_config(task: Asked, folder: Path) -> TaskConfig:
                 )
         return TaskConfig(**task)
     lines = list(task) if isinstance(task, Iterable) else [task]
+    if not lines:
+        raise MechintError("the task is an empty list of prompts; give at least one: [{'prompt': …, 'answer': …}, …]")
     for number, line in enumerate(lines, 1):
         if not isinstance(line, Mapping):
             raise MechintError(
