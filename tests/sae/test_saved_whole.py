@@ -15,6 +15,7 @@ import pytest
 from mechint import sae
 from mechint.utils import files
 from mechint.utils.errors import MechintError
+from tests.helpers.paths import ROOT
 from tests.helpers.sae import small
 
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {
@@ -61,7 +62,8 @@ bigger = small("topk", d_in=64, d_sae=300)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 sys.exit(exit_status(lambda: WRITERS[{name!r}](bigger, Path({str(tmp_path / "here")!r})) and None))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "lib"), str(ROOT)))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 2 and done.stderr.startswith("error: File too large"), done.stderr
     assert len(done.stderr.splitlines()) == 1 and "free space, or choose another output directory" in done.stderr
     assert contents(tmp_path) == before and not list(tmp_path.rglob(".*"))
