@@ -247,6 +247,7 @@ def test_edits_of_nothing_change_no_bit_in_single_precision(name: str, tmp_path:
                 assert torch.equal(mechint.run(model, tokens, edits=[edit]).logits, plain), site
 
 
+@pytest.mark.slow_except(FEW.removesuffix("-0"))
 @pytest.mark.parametrize("name", JUDGES)
 def test_single_precision_is_near(name: str, tmp_path: Path) -> None:
     theirs, _ = saved(JUDGES[name], 0, tmp_path)
@@ -262,6 +263,7 @@ def test_the_pages_name_every_family() -> None:
     assert [name for name in JUDGES if f"| `{name}` |" not in numbers] == []
 
 
+@pytest.mark.slow_except(FEW.removesuffix("-0"))
 @pytest.mark.parametrize("name", JUDGES)
 def test_a_copy_computes_the_same(name: str, tmp_path: Path) -> None:
     """A control on random weights copies the model."""
