@@ -303,22 +303,26 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path, marker: str, what: str) -> Iterator[Path]:
+def whole_directory(directory: Path, marker: str | None, what: str) -> Iterator[Path]:
     """A temporary directory that takes the place of ``directory`` when all is written: whole or absent.
+
+    Args:
+        marker: A file that every ``what`` has; None if none may be replaced.
 
     Raises:
         MechintError: ``directory`` holds files but not the file ``marker``, or others than are written now: it is not a
             ``what``, and nothing in it is touched.
     """
     elsewhere = MechintError(f"{directory} holds files that are not a {what}; choose another directory")
-    if directory.exists() and any(directory.iterdir()) and not (directory / marker).is_file():
+    ours = marker is not None and (directory / marker).is_file()
+    if directory.exists() and any(directory.iterdir()) and not ours:
         raise elsewhere
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary, aside = (Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.")) for _ in range(2))
     try:
         yield temporary
         temporary.chmod(0o755)
-        for path in temporary.iterdir():
+        for path in (path for path in temporary.rglob("*") if path.is_file()):
             path.chmod(0o644)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

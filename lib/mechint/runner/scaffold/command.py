@@ -8,10 +8,7 @@
 from __future__ import annotations
 
 import keyword
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,22 +93,12 @@ def write(name: str, directory: Path) -> list[Path]:
     wanted = {**places(name), f"mechint_{name}/__init__.py": ""}
     with files.nothing_left(directory):
         check_writable(directory, "--directory")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        try:
+        with files.whole_directory(directory, None, "new package") as temporary:
             for place, template in wanted.items():
                 text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8") if template else DOCSTRING
                 for word, said in words.items():
                     text = text.replace(word, said)
                 files.write_text(temporary / place, text)
-            temporary.chmod(0o755)
-            os.replace(temporary, directory)
-        except OSError as error:
-            if error.filename is not None:
-                error.filename = str(error.filename).replace(str(temporary), str(directory))
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return sorted(directory / place for place in wanted)
 
 
