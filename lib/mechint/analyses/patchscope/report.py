@@ -155,10 +155,10 @@ def shuffled_better(raw: dict[str, Any]) -> list[str]:
         return []
     known = sum(row["differs"] is not None for row in control["quantities"])
     there = [row for row in worse if best is not None and (row["site"], row["layer"]) == (best["site"], best["layer"])]
-    at_best = ", the best reading's among them," if there else ""
+    at_best = ", the best reading's among them" if there else ""
     return [
-        f"Shuffled weights read better than the trained ones in {len(worse)} of {known} compared numbers{at_best} so "
-        f"what is read there is no evidence of what training made."
+        f"Shuffled weights read better than the trained ones in {len(worse)} of {known} compared numbers{at_best}; "
+        "a reading there does not show what training made."
     ]
 
 
