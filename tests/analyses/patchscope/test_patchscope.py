@@ -487,9 +487,9 @@ def test_the_page_says_where_shuffled_weights_read_better() -> None:
     assert control_findings(control)[0] == (True, counted.split(":")[0] + ".")
     best = {"site": "resid_post", "layer": 0}
     [said] = shuffled_better({"control": control, "best": best})
-    assert "in 2 of 5 compared numbers, the best reading's among them, so" in said
+    assert "in 2 of 5 compared numbers, the best reading's among them; a reading there" in said
     [said] = shuffled_better({"control": control, "best": {**best, "layer": 1}})
-    assert "in 2 of 5 compared numbers so" in said
+    assert "in 2 of 5 compared numbers; a reading there does not show what training made" in said
     assert not shuffled_better({"control": {**control, "quantities": rows[2:]}, "best": best})
     assert not shuffled_better({"control": None, "best": best})
     nothing = {**control, "quantities": rows[:1]}
