@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 
 from tests.models.families.test_parity import JUDGES, error, prompt, saved  # noqa: E402
 
-FEW = "(mamba2|jamba|zamba2|qwen3_5|kimi_linear|lfm2|gemma3)"
+FEW = "(mamba2|jamba|nemotron_h|zamba2|qwen3_5|kimi_linear|lfm2|gemma3)"
 """One family of each kind of part, for the quick set."""
 
 LONG_TAPS = 2
