@@ -37,7 +37,11 @@ STATISTICS = (
 TESTS = {
     "utils/statistics.py": STATISTICS,
     "utils/multiple_tests.py": (*STATISTICS, "tests/analyses/circuits/test_minimality.py"),
-    "attribution/attention.py": ("tests/attribution", "tests/models/families/test_costs_and_maps.py"),
+    "attribution/attention.py": (
+        "tests/attribution",
+        "tests/models/families/test_costs_and_maps.py",
+        "tests/analyses/study/test_recurrences.py",
+    ),
     "attribution/decomposition.py": ("tests/attribution", "tests/models/families/test_token_terms.py"),
     "attribution/relevance.py": ("tests/attribution", "tests/models/families/test_head_bias.py"),
     "analyses/circuits/results.py": ("tests/analyses", "tests/report"),

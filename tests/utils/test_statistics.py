@@ -165,6 +165,16 @@ def test_a_permutation_test_is_exact_and_says_its_smallest_p() -> None:
     assert np.mean(false) < 0.09
 
 
+def test_a_correlation_from_means_is_that_of_any_part_of_the_sample() -> None:
+    """A draw's means are not zero, though the sample's are."""
+    rng = np.random.default_rng(3)
+    a = rng.normal(2.0, 1.0, 40)
+    b = 0.5 * a + rng.normal(-7.0, 3.0, 40)
+    for part in (np.arange(40), np.arange(5, 17), rng.integers(0, 40, 40)):
+        moments = [moment[part].mean() for moment in pearson_moments(a, b)]
+        assert pearson_of_means(*moments) == pytest.approx(np.corrcoef(a[part], b[part])[0, 1], rel=1e-9)
+
+
 def test_the_share_of_two_draws_beyond_a_value_by_hand() -> None:
     """2.9 lies at 0.95 of the way from 1 to 3, so twice 0.05 of the draws are beyond it; no p is below 2 in 3."""
     ordered = np.array([1.0, 3.0])[:, None]
