@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,19 @@ def test_dynamics_describe_heads_and_groups(name: str, tmp_path: Path) -> None:
     assert found["hankel_rank"] == len(found["hankel"]) <= min(part.key_size, 3 + 1)
     low, value, high = (every["memory"][which] for which in ("low", "value", "high"))
     assert low <= value <= high
+
+
+@NAMES
+def test_the_variation_of_time_constants_by_hand(name: str, tmp_path: Path) -> None:
+    """The range from the 10 % to the 90 % quantile of 1 / rate, over the median; the mean over a head's keys."""
+    (model, layer, _), ids = with_memory(name, tmp_path), prompt(rows=3, length=5)
+    local = linearise(model, ids, layer)
+    assert isinstance(local, LinearisedMemory)
+    rate = -local.log_decay.double().numpy()
+    rate = rate.reshape(15, rate.shape[2], -1)  # [prompt · position, head, key or 1]
+    low, middle, high = (1 / np.quantile(rate, share, axis=0) for share in (0.9, 0.5, 0.1))
+    wanted = ((high - low) / middle).mean(-1).repeat(local.u.shape[-1])
+    assert memory_modes.time_scales(local)["variation"].tolist() == pytest.approx(wanted.tolist(), rel=1e-9)
 
 
 @NAMES
