@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from mechint.analyses.probes import fitting
 from mechint.analyses.probes.fitting import (
     METHODS,
     Fit,
@@ -212,3 +214,13 @@ def test_a_probe_that_says_the_same_of_every_prompt_beats_no_permutation(seed: i
     data = Labelled(rng.normal(size=(40, 4)), rng.normal(size=40), np.arange(40))
     fit = Fit(data, "lasso")
     assert fit.permutation_p(data, np.zeros((1, 4)), np.array([0.3]), 99, seed) == 1.0
+
+
+def test_fits_have_one_thread_for_products_and_give_the_others_back() -> None:
+    threads = lambda: [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert before and set(fitting.on_one_thread(threads)()) == {1}
+        assert threads() == before
+    for work in (fitting.probe, fitting.reading, fitting.penalty, fitting.hits_of):
+        assert hasattr(work, "__wrapped__")

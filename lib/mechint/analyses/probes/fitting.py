@@ -8,11 +8,12 @@ labels (Hewitt & Liang 2019). A probe proposes: only an intervention says that t
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from ...utils.errors import MechintError, did_you_mean
 from ...utils.statistics import ClusterBootstrap, Number, number, p_of_draws
 
 Array = NDArray[np.float64]
+Taken = ParamSpec("Taken")
+Given = TypeVar("Given")
 METHODS = ("lasso", "elasticnet", "logistic")
 L1_RATIO = {"lasso": 1.0, "elasticnet": 0.5}
 STRENGTHS = 12
@@ -97,6 +100,24 @@ class Probe:
         return report | {"units": self.units[:64], "units_used": len(self.units)}
 
 
+def on_one_thread(work: Callable[Taken, Given]) -> Callable[Taken, Given]:
+    """Gives a function one thread for NumPy's matrix products.
+
+    Fits are thousands of small products: a second thread gains little, and takes several times as long where another
+    program wants its core.
+    """
+
+    @functools.wraps(work)
+    def alone(*args: Taken.args, **kwargs: Taken.kwargs) -> Given:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, user_api="blas"):
+            return work(*args, **kwargs)
+
+    return alone
+
+
+@on_one_thread
 def probe(
     train: Labelled,
     test: Labelled,
@@ -150,6 +171,7 @@ def probe(
     )
 
 
+@on_one_thread
 def reading(train: Labelled, test: Labelled, method: str, *, seed: int = 0) -> tuple[float, Array]:
     """A probe's score across the folds of ``train``, and what each prompt of ``test`` adds to its held-out score.
 
@@ -160,11 +182,13 @@ def reading(train: Labelled, test: Labelled, method: str, *, seed: int = 0) -> t
     return best["score"], fit.hits(fit.parts(test, *fit.solve(train, best["strength"])))
 
 
+@on_one_thread
 def penalty(train: Labelled, method: str, seed: int) -> float:
     """The penalty that the folds of ``train`` choose."""
     return Fit(train, method).chosen(train, seed)[1]["strength"]
 
 
+@on_one_thread
 def hits_of(train: Labelled, test: Labelled, method: str, strength: float) -> Array:
     """The contribution of each prompt of ``test`` to the score of a probe with this penalty, [prompt]."""
     fit = Fit(train, method)
