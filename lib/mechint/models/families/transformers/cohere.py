@@ -16,11 +16,12 @@ from ...family import Fused, Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.base import Layer
 from ...parts.feed_forward import GatedMLP
-from ...parts.norms import HeadsLayerNorm, LayerNorm
+from ...parts.norms import LayerNorm
 from ...stack import Stack
 from .common import (
     TransformerConfig,
     check_shares,
+    head_norms,
     parallel,
     read_rotation,
     read_sizes,
@@ -85,9 +86,7 @@ def last_norm(c: CohereConfig) -> LayerNorm:
 
 def layer(c: CohereConfig, i: int) -> Layer:
     """Attention and a gated feed-forward part behind one norm."""
-    norms = None
-    if c.qk_norm:
-        norms = HeadsLayerNorm(c.n_head, c.d_head, c.norm_eps), HeadsLayerNorm(c.n_kv_head, c.d_head, c.norm_eps)
+    norms = head_norms(c) if c.qk_norm else None
     return parallel(c, i, last_norm(c), GatedMLP(c.d_model, c.d_mlp, c.activation), norms)
 
 

@@ -13,7 +13,7 @@ from ...loading.config_reader import NEEDED, ConfigReader
 from ...parts.attention import Attention, Reading
 from ...parts.base import Branch, Layer, Part
 from ...parts.feed_forward import WRITTEN_ACTIVATIONS, GatedMLP
-from ...parts.norms import RMSNorm
+from ...parts.norms import HeadsLayerNorm, RMSNorm
 from ...parts.rotation import Rotation
 from ...stack import StackConfig
 
@@ -185,6 +185,11 @@ def pre_norm(
         [Branch("input_layernorm", "ln_1", ("self_attn",), scale=added)],
         [Branch("post_attention_layernorm", "ln_2", ("mlp",), scale=added)],
     )
+
+
+def head_norms(c: TransformerConfig) -> tuple[nn.Module, nn.Module]:
+    """Layer norms of each head's queries and keys, with weights of their own."""
+    return HeadsLayerNorm(c.n_head, c.d_head, c.norm_eps), HeadsLayerNorm(c.n_kv_head, c.d_head, c.norm_eps)
 
 
 def parallel(

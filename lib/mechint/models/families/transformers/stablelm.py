@@ -12,9 +12,9 @@ from ...family import Names, StackFamily
 from ...loading.config_reader import ConfigReader
 from ...parts.base import Layer
 from ...parts.feed_forward import GatedMLP
-from ...parts.norms import HeadsLayerNorm, LayerNorm
+from ...parts.norms import LayerNorm
 from ...stack import Stack
-from .common import TransformerConfig, check_shares, parallel, pre_norm, read_sizes, written
+from .common import TransformerConfig, check_shares, head_norms, parallel, pre_norm, read_sizes, written
 
 EPS = "layer_norm_eps"
 
@@ -52,9 +52,7 @@ def last_norm(c: StableLmConfig) -> LayerNorm:
 
 def layer(c: StableLmConfig, i: int) -> Layer:
     """Attention and a gated feed-forward part, behind one norm or a norm in front of each."""
-    norms = None
-    if c.qk_norm:
-        norms = HeadsLayerNorm(c.n_head, c.d_head, c.norm_eps), HeadsLayerNorm(c.n_kv_head, c.d_head, c.norm_eps)
+    norms = head_norms(c) if c.qk_norm else None
     if c.parallel:
         return parallel(c, i, last_norm(c), GatedMLP(c.d_model, c.d_mlp, c.activation), norms)
     return pre_norm(c, i, norms, norm=lambda size: last_norm(c))
